@@ -1,0 +1,5 @@
+"""`python -m psychocounsel` -> the command line."""
+
+from psychocounsel.cli.app import main
+
+main()

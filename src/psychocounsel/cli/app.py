@@ -1,0 +1,34 @@
+"""Command line -> one stage, its result and the next command."""
+
+import sys
+
+import typer
+
+from psychocounsel import console
+from psychocounsel.cli import artifacts, stages
+from psychocounsel.errors import ExitCode, PsychoCounselError
+
+app = typer.Typer(
+    name="psychocounsel",
+    help="Teach a language model to answer counselling clients, and measure how well it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+stages.add_to(app)
+artifacts.add_to(app)
+
+
+def main() -> None:
+    """Run the command line; the user's errors end without a traceback, ours always show one."""
+    try:
+        app(standalone_mode=False)
+    except PsychoCounselError as fault:
+        console.error(fault)
+        sys.exit(fault.exit_code)
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("stopped; the same command goes on where it was")
+        sys.exit(ExitCode.PREEMPTED)

@@ -1,0 +1,43 @@
+"""dict -> Settings: the one shape of every config block."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SpeedKnob:
+    """Marks a field that changes how fast a result comes, never which result: it stays out of ids."""
+
+
+class Settings(BaseModel):
+    """A frozen config block: unknown keys and wrong types are refused, nothing is coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that affect the result, ready for JSON; speed knobs are left out."""
+        return {name: _plain(getattr(self, name)) for name in self._identity_fields()}
+
+    def _identity_fields(self) -> list[str]:
+        fields = type(self).model_fields
+        return [
+            name
+            for name, info in fields.items()
+            if not any(isinstance(mark, SpeedKnob) for mark in info.metadata)
+        ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.identity()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]

@@ -1,0 +1,158 @@
+"""File + `--set` -> a validated config, or every error at once with file and line."""
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from psychocounsel.config.base import Settings
+from psychocounsel.config.yaml_lines import Document, Place, read_yaml
+from psychocounsel.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def load_config(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Read the config of a stage.
+
+    Args:
+        model: the stage's config class.
+        path: a YAML file; a block may name another YAML file, relative to this one, in its place.
+        overrides: `key.sub=value` texts of `--set`; values are read as YAML.
+
+    Raises:
+        ConfigError: listing every fault with file, line and remedy.
+    """
+    document = _included(read_config_file(path), model, path.parent)
+    if not document.is_mapping:
+        raise ConfigError("the file holds no keys", where=str(path), remedy="write key: value lines")
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as invalid:
+        faults = [_explain(error, model, document) for error in invalid.errors()]
+        raise ConfigError("\n".join(faults)) from None
+
+
+def read_config_file(path: Path) -> Document:
+    """Read one YAML file of at most 1 MB as UTF-8."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError("larger than 1 MB", where=str(path), remedy="give a config file, not data")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such file", where=str(path), remedy=_similar_file(path)) from None
+    except IsADirectoryError:
+        raise ConfigError("is a folder", where=str(path), remedy="name a YAML file in it") from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text", where=str(path), remedy="save it as UTF-8") from None
+    return read_yaml(text.removeprefix("\ufeff"), str(path))
+
+
+def _similar_file(path: Path) -> str:
+    names = [sibling.name for sibling in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / close[0]}?" if close else "check the path"
+
+
+def _included(document: Document, model: type[Settings], folder: Path) -> Document:
+    """Replace `block: file.yaml` by that file's content wherever the model expects a block."""
+    if not document.is_mapping:
+        return document
+    data: dict[str, Any] = dict(document.data)
+    lines = dict(document.lines)
+    for key, value in data.items():
+        if isinstance(value, str) and value.endswith(".yaml") and _block_of(model, key) is not None:
+            part = read_config_file(folder / value)
+            data[key] = part.data
+            lines |= {(key, *place): line for place, line in part.lines.items()}
+    return Document(data, lines)
+
+
+def _block_of(model: type[Settings], key: str) -> type[Settings] | None:
+    info = model.model_fields.get(key)
+    return None if info is None else next(iter(_blocks(info.annotation)), None)
+
+
+def _blocks(annotation: Any) -> list[type[Settings]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, Settings) else []
+    return [block for argument in typing.get_args(annotation) for block in _blocks(argument)]
+
+
+def _apply(document: Document, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r} is not key=value", where="--set", remedy="write --set key.sub=value")
+    place: Place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    target: Any = document.data
+    for part in place[:-1]:
+        target = _step(target, part, key)
+    try:
+        target[place[-1]] = read_yaml(text, f"--set {key}").data
+    except (IndexError, TypeError):
+        raise ConfigError("there is no such place", where=f"--set {key}", remedy="check the key") from None
+    document.lines[place] = f"--set {key}"
+
+
+def _step(target: Any, part: str | int, key: str) -> Any:
+    if isinstance(target, dict):
+        block: dict[str | int, Any] = target  # pyright: ignore[reportUnknownVariableType]
+        if block.get(part) is None:
+            block[part] = {}
+        return block[part]
+    try:
+        return target[part]
+    except (IndexError, TypeError):
+        raise ConfigError("there is no such place", where=f"--set {key}", remedy="check the key") from None
+
+
+def _explain(error: ErrorDetails, model: type[Settings], document: Document) -> str:
+    place: Place = tuple(error["loc"])
+    key = ".".join(str(part) for part in place) or "the file"
+    return f"{_where(place, document)}: {key}: {_message(error, model, place)}"
+
+
+def _where(place: Place, document: Document) -> str:
+    for length in range(len(place), -1, -1):
+        if place[:length] in document.lines:
+            return document.lines[place[:length]]
+    return "config"
+
+
+def _message(error: ErrorDetails, model: type[Settings], place: Place) -> str:
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, place[:-1])
+        close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key; {hint}"
+    if error["type"] == "missing":
+        return "is missing; add it"
+    given = error.get("input")
+    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
+    return error["msg"].removeprefix("Value error, ") + shown + _number_as_text(error["type"], given)
+
+
+def _number_as_text(kind: str, given: Any) -> str:
+    quoted = isinstance(given, str) and kind in ("int_type", "float_type", "bool_type")
+    return "; write it without quotes, a boolean as true or false" if quoted else ""
+
+
+def _known_keys(model: type[Settings], place: Place) -> list[str]:
+    at = model
+    for part in place:
+        if isinstance(part, int):
+            continue
+        inner = _block_of(at, part)
+        if inner is None:
+            return []
+        at = inner
+    return list(at.model_fields)

@@ -1,0 +1,191 @@
+"""YAML -> one frozen config per stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from psychocounsel.config.base import (
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    Share,
+    SpeedKnob,
+)
+from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.models import ChatFormat, JudgeConfig, PoolConfig, ResponderConfig, SamplingConfig
+
+
+class TinyLlamaShape(Settings):
+    """Dimensions of a small Llama 3: grouped-query attention when kv heads are fewer than heads."""
+
+    vocab_size: PositiveInt = 4096
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 384
+    layers: PositiveInt = 2
+    attention_heads: PositiveInt = 4
+    key_value_heads: PositiveInt = 2
+    max_positions: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TinyLlamaShape":
+        if self.hidden_size % self.attention_heads or self.attention_heads % self.key_value_heads:
+            raise ValueError("hidden_size must divide by attention_heads, those by key_value_heads")
+        return self
+
+
+class WarmUpConfig(Settings):
+    """Next-token training on the corpus's training responses, good and bad alike."""
+
+    epochs: PositiveInt = 8
+    batch_size: PositiveInt = 4
+    learning_rate: PositiveFloat = 6e-3
+    max_length_tokens: PositiveInt = 512
+
+
+class MakeBaseModelConfig(Settings):
+    """A tiny Llama 3 made on this machine, so that the pipeline runs without a download."""
+
+    name: Name
+    seed: int = 0
+    corpus: CorpusConfig
+    shape: TinyLlamaShape = TinyLlamaShape()
+    warm_up: WarmUpConfig = WarmUpConfig()
+    chat: ChatFormat = ChatFormat()
+
+
+class PairingConfig(Settings):
+    """From scores to pairs. `min_gap` is on the rating scale: the difference of two means."""
+
+    min_gap: PositiveFloat = 1.0
+    max_pairs_per_speech: PositiveInt | None = None
+    drop_safety_inverted: bool = True
+
+
+class BuildPreferencesConfig(Settings):
+    """Speeches -> candidates -> judgements -> the preference dataset."""
+
+    name: Name
+    seed: int = 0
+    corpus: CorpusConfig
+    pool: PoolConfig | None = None
+    judge: JudgeConfig = JudgeConfig()
+    pairing: PairingConfig = PairingConfig()
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters; absent, every weight is trained."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveInt = 128
+    dropout: Share = 0.0
+
+
+class OptimisationConfig(Settings):
+    """How weights move. `per_device_batch_size` only splits the global batch."""
+
+    learning_rate: PositiveFloat
+    global_batch_size: PositiveInt
+    per_device_batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
+    scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_share: Share = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: Annotated[bool, SpeedKnob()] = False
+    save_every_steps: Annotated[PositiveInt, SpeedKnob()] = 50
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "OptimisationConfig":
+        if self.global_batch_size % self.per_device_batch_size:
+            raise ValueError("global_batch_size must be a multiple of per_device_batch_size")
+        return self
+
+
+class LengthConfig(Settings):
+    """The only length policy: what does not fit is dropped and counted, never cut."""
+
+    max_length_tokens: PositiveInt = 2048
+    max_dropped_share: Share = 0.05
+
+
+class TrainRewardConfig(Settings):
+    """Preferences -> a Bradley-Terry reward model."""
+
+    name: Name
+    seed: int = 0
+    base_model: str
+    preferences: str
+    epochs: PositiveInt = 2
+    centre_rewards_coefficient: NonNegativeFloat = 0.0
+    optimisation: OptimisationConfig
+    length: LengthConfig = LengthConfig()
+    chat: ChatFormat = ChatFormat()
+
+
+class OnlineConfig(Settings):
+    """Rounds of sampling, scoring, pairing and DPO with the reference fixed."""
+
+    speeches: str
+    reward_model: str
+    rounds: PositiveInt = 16
+    steps_per_round: PositiveInt = 100
+    speeches_per_round: PositiveInt = 6400
+    candidates_per_speech: Annotated[int, Field(ge=2)] = 8
+    sampling: SamplingConfig = SamplingConfig()
+    unfinished: Literal["leave_out", "penalise"] = "leave_out"
+    unfinished_penalty: NonNegativeFloat = 2.0
+    length_penalty_per_100_tokens: NonNegativeFloat = 0.0
+
+
+class AlignConfig(Settings):
+    """A policy aligned by DPO on a preference dataset, or online with a reward model."""
+
+    name: Name
+    seed: int = 0
+    mode: Literal["dpo", "online"]
+    policy: str
+    preferences: str | None = None
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    online: OnlineConfig | None = None
+    beta: PositiveFloat = 0.1
+    nll_weight: NonNegativeFloat = 0.0
+    optimisation: OptimisationConfig
+    length: LengthConfig = LengthConfig()
+    chat: ChatFormat = ChatFormat()
+
+    @model_validator(mode="after")
+    def _mode_has_its_block(self) -> "AlignConfig":
+        if self.mode == "dpo" and (self.preferences is None or self.online is not None):
+            raise ValueError("mode: dpo needs preferences and takes no online block")
+        if self.mode == "online" and (self.online is None or self.preferences is not None):
+            raise ValueError("mode: online needs an online block and takes no preferences")
+        return self
+
+
+class EvalWinrateConfig(Settings):
+    """A policy's answers against a reference's, judged pairwise in both orders."""
+
+    name: Name
+    seed: int = 0
+    speeches: str
+    split: Literal["train", "dev", "test"] = "test"
+    max_speeches: PositiveInt | None = None
+    policy: ResponderConfig
+    reference: ResponderConfig
+    judge: JudgeConfig = JudgeConfig()
+    labelled_by: str | None = None
+    bootstrap_samples: PositiveInt = 10000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class ReportConfig(Settings):
+    """Which artifacts a report shows."""
+
+    name: Name
+    artifacts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    examples: NonNegativeInt = 6

@@ -1,0 +1,70 @@
+"""What went wrong, where, and how to mend it: every error that a user may meet."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Process exit codes, one per kind of ending."""
+
+    DONE = 0
+    USER_ERROR = 2
+    INCOMPLETE = 3
+    DATA_QUALITY = 4
+    PREEMPTED = 75
+
+
+class PsychoCounselError(Exception):
+    """An error that the user can act on; it is shown without a traceback.
+
+    Args:
+        what: the fault in one sentence.
+        where: file and line, config key, artifact or address; empty when there is no place.
+        remedy: what to do about it.
+    """
+
+    exit_code = ExitCode.USER_ERROR
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        mend = f"; {self.remedy}" if self.remedy else ""
+        return f"{place}{self.what}{mend}"
+
+
+class ConfigError(PsychoCounselError):
+    """A config file, a `--set` or a reference that cannot be used."""
+
+
+class InputError(PsychoCounselError):
+    """Data handed in by the user that cannot be read or must not be used."""
+
+
+class StoreError(PsychoCounselError):
+    """An artifact that is missing, damaged or held by another run."""
+
+
+class EndpointError(PsychoCounselError):
+    """A model endpoint that refuses us for a reason that a retry does not mend."""
+
+
+class IncompleteError(PsychoCounselError):
+    """Work that stopped early and goes on when the same command runs again."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class DataQualityError(PsychoCounselError):
+    """Data that would make the result meaningless: nothing left, or too much missing."""
+
+    exit_code = ExitCode.DATA_QUALITY
+
+
+class Preempted(PsychoCounselError):
+    """A run that was asked to stop, saved its work and can be resumed."""
+
+    exit_code = ExitCode.PREEMPTED

@@ -1,0 +1,36 @@
+"""SIGINT, SIGTERM -> a polite request to stop; a second one ends the process at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+
+from psychocounsel.console import note
+from psychocounsel.errors import ExitCode
+
+
+@contextmanager
+def stop_requests() -> Generator[Callable[[], bool]]:
+    """Yield `stop()`, which turns true at the first signal; earlier handlers come back at the end.
+
+    Outside the main thread, where Python takes no signals, `stop()` stays false.
+    """
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set
+        return
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        if requested.is_set():
+            os._exit(ExitCode.PREEMPTED)
+        requested.set()
+        note(f"{signal.Signals(signum).name}: saving after the present step; once more ends at once")
+
+    earlier = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested.is_set
+    finally:
+        for each, handler in earlier.items():
+            signal.signal(each, handler)

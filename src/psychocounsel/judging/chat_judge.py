@@ -1,0 +1,147 @@
+"""Candidate -> Judgement, two Candidates -> Verdict, by a chat model that is asked with a rubric.
+
+A judge is rubric, prompt and parser. A reply that cannot be read is a failed judgement with its reason,
+never a number; on the next run it is asked again, while a valid one never is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
+from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
+from psychocounsel.judging.lexicon import addresses_judge
+from psychocounsel.judging.parsing import (
+    PARSER_VERSION,
+    ParsedRatings,
+    ParsedWinners,
+    ParseFailure,
+    parse_ratings,
+    parse_winners,
+)
+from psychocounsel.judging.prompting import (
+    Asking,
+    JudgeRequest,
+    comparison_request,
+    prompt_digests,
+    rating_request,
+)
+from psychocounsel.judging.rubric import Rubric
+from psychocounsel.llm.chat import JSON, ChatModel, ChatReply
+from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
+from psychocounsel.llm.journal import Journal
+
+
+@dataclass(frozen=True)
+class ChatJudgeSettings:
+    """How the model is asked; only `asking` shapes what it answers.
+
+    Args:
+        asking: temperature and token limit of a reply.
+        max_attempts: requests per item in one run.
+        concurrency: requests in flight.
+        stop: asked before each request; once true, nothing new is asked.
+    """
+
+    asking: Asking = field(default_factory=Asking)
+    max_attempts: int = 3
+    concurrency: int = 8
+    stop: Callable[[], bool] = never_stop
+
+
+class ChatJudge:
+    """Judges with a chat model; every reply that was paid for is in the journal before it is used."""
+
+    notice = ""
+
+    def __init__(
+        self, model: ChatModel, rubric: Rubric, journal: Journal, settings: ChatJudgeSettings | None = None
+    ) -> None:
+        self._model = model
+        self._rubric = rubric
+        self._journal = journal
+        self._settings = settings or ChatJudgeSettings()
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self._model.identity["model"]
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """Ids of the rated principles, in the order of the rubric."""
+        return self._rubric.principle_ids
+
+    @property
+    def identity(self) -> Mapping[str, JSON]:
+        """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
+        asking = self._settings.asking
+        return {
+            "backend": "endpoint",
+            **self._model.identity,
+            "rubric": self._rubric.digest,
+            "prompts": {**prompt_digests()},
+            "temperature": asking.temperature,
+            "max_tokens": asking.max_tokens,
+            "parser": PARSER_VERSION,
+        }
+
+    def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
+        """Rate each response in a call of its own; a failed one carries its status and reason.
+
+        Raises:
+            EndpointError: the endpoint refuses for a reason that a retry does not mend.
+            Preempted: `settings.stop` turned true; what was answered is kept.
+        """
+        asking = self._settings.asking
+        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
+        replies = self._ask(asked, self._read_ratings, progress)
+        return [
+            self._judgement(candidate, item, reply)
+            for (_, candidate), item, reply in zip(items, asked, replies, strict=True)
+        ]
+
+    def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
+        """Compare in exactly the order given; errors as for `rate`."""
+        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
+        replies = self._ask(asked, self._read_winners, progress)
+        return [
+            self._verdict(item, request, reply)
+            for item, request, reply in zip(items, asked, replies, strict=True)
+        ]
+
+    def _ask(
+        self,
+        asked: Sequence[JudgeRequest],
+        read: Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure],
+        progress: Progress,
+    ) -> list[ChatReply]:
+        def accept(index: int, reply: ChatReply) -> bool:
+            return reply.status is ReplyStatus.VALID and not isinstance(
+                read(asked[index], reply), ParseFailure
+            )
+
+        settings = self._settings
+        policy = AskPolicy(accept, settings.max_attempts, settings.concurrency, settings.stop, progress)
+        return ask_all(self._model, [item.request for item in asked], self._journal, policy)
+
+    def _read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
+        return parse_ratings(reply.text, self._rubric, asked.item_id)
+
+    def _read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
+        return parse_winners(reply.text, self._rubric, asked.item_id)
+
+    def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
+        if reply.status is not ReplyStatus.VALID:
+            return Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
+        parsed = self._read_ratings(asked, reply)
+        if isinstance(parsed, ParseFailure):
+            return Judgement(candidate.id, self.name, ReplyStatus.INVALID, reason=parsed.reason)
+        flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
+        return Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+
+    def _verdict(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
+        parsed = self._read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+        ids = (item.speech.id, item.first.id, item.second.id)
+        if isinstance(parsed, ParsedWinners):
+            return Verdict(*ids, ReplyStatus.VALID, parsed.winners)
+        return Verdict(*ids, reply.status if parsed is None else ReplyStatus.INVALID)

@@ -1,0 +1,82 @@
+"""Candidate -> Judgement, two Candidates -> Verdict: what every judge can do, whoever it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
+from psychocounsel.llm.chat import JSON
+
+ADDRESSES_JUDGE = "the response seems to address the judge"
+"""Reason that a valid judgement carries when its text looks like an attempt on the judge."""
+
+Progress = Callable[[int], None]
+"""Called with the number of items newly done."""
+
+
+class Comparison(NamedTuple):
+    """Two responses to one speech, in the order in which the judge meets them."""
+
+    speech: Speech
+    first: Candidate
+    second: Candidate
+
+
+class Judge(Protocol):
+    """Rates responses on the principles of a rubric and compares two of them.
+
+    Attributes:
+        name: names the judge in judgements and reports.
+        notice: a sentence that heads every artifact and report made with this judge; often empty.
+        identity: everything that shapes its ratings, for ids and caches.
+        principles: ids of the rated principles, in the order of the rubric.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def notice(self) -> str: ...  # noqa: D102
+    @property
+    def identity(self) -> Mapping[str, JSON]: ...  # noqa: D102
+    @property
+    def principles(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
+        """Rate each response on its own; results stand in the order of `items`."""
+        ...
+
+    def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
+        """Compare in exactly the order given; to undo position bias the caller asks both orders."""
+        ...
+
+
+class MissingShare(NamedTuple):
+    """How many judgements failed, of how many."""
+
+    missing: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Missing over total, 0 when there was nothing to judge."""
+        return self.missing / self.total if self.total else 0.0
+
+
+def missing_share(judgements: Sequence[Judgement | Verdict]) -> MissingShare:
+    """Count the judgements (or verdicts) that carry no result."""
+    missing = sum(judgement.status is not ReplyStatus.VALID for judgement in judgements)
+    return MissingShare(missing, len(judgements))
+
+
+def missing_by_topic(
+    speeches: Sequence[Speech], judgements: Sequence[Judgement | Verdict]
+) -> dict[str, MissingShare]:
+    """Count by the topic of the speech, for refusals are not missing at random.
+
+    Args:
+        speeches: the speech of each judgement, in the same order.
+        judgements: valid and failed ones.
+    """
+    grouped: dict[str, list[Judgement | Verdict]] = {}
+    for speech, judgement in zip(speeches, judgements, strict=True):
+        grouped.setdefault(speech.topic, []).append(judgement)
+    return {topic: missing_share(grouped[topic]) for topic in sorted(grouped)}

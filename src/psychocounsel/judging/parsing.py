@@ -1,0 +1,152 @@
+"""Reply text -> ratings or winners, or the reason why it holds none.
+
+A reading is strict or it is none: one corpus was ruined by a "10" read as "1". Nothing is guessed,
+and no digit is ever picked out of prose.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn, cast
+
+from psychocounsel.domain import OVERALL, Winner
+from psychocounsel.judging.rubric import Rubric
+
+PARSER_VERSION = 1
+"""Raised by hand whenever a reply may be read differently than before."""
+
+_WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
+
+
+class ParsedRatings(NamedTuple):
+    """A whole number of the scale for every principle of the rubric, and no other."""
+
+    ratings: dict[str, int]
+    reasons: str
+
+
+class ParsedWinners(NamedTuple):
+    """A winner overall and for every principle of the rubric, and no other."""
+
+    winners: dict[str, Winner]
+    reasons: str
+
+
+class ParseFailure(NamedTuple):
+    """Why a reply is not read."""
+
+    reason: str
+
+
+class _UnreadableError(ValueError):
+    """A reply that is not what was asked for."""
+
+
+class _Answer(NamedTuple):
+    values: Mapping[str, object]
+    reasons: str
+
+
+def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRatings | ParseFailure:
+    """Read a rating reply.
+
+    Args:
+        reply_text: a JSON object, bare, in a Markdown fence, or alone among other text.
+        rubric: declares the principles and the scale.
+        item_id: what the reply must echo.
+    """
+    try:
+        answer = _answer(reply_text, "ratings", rubric.principle_ids, item_id)
+        ratings = {name: _point(name, answer.values[name], rubric) for name in rubric.principle_ids}
+    except _UnreadableError as fault:
+        return ParseFailure(str(fault))
+    return ParsedRatings(ratings, answer.reasons)
+
+
+def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinners | ParseFailure:
+    """Read a comparison reply; "A" is the first response shown. Arguments as for `parse_ratings`."""
+    criteria = (OVERALL, *rubric.principle_ids)
+    try:
+        answer = _answer(reply_text, "winners", criteria, item_id)
+        winners = {name: _winner(name, answer.values[name]) for name in criteria}
+    except _UnreadableError as fault:
+        return ParseFailure(str(fault))
+    return ParsedWinners(winners, answer.reasons)
+
+
+def _answer(text: str, part: str, names: Sequence[str], item_id: str) -> _Answer:
+    reply = _exactly(_load(_only_object(text)), ("item_id", "reasons", part), "the reply")
+    if reply["item_id"] != item_id:
+        raise _UnreadableError("the reply is about another item")
+    reasons = reply["reasons"]
+    if not isinstance(reasons, str):
+        raise _UnreadableError("'reasons' is not text")
+    return _Answer(_exactly(reply[part], names, f"'{part}'"), reasons)
+
+
+def _only_object(text: str) -> str:
+    """Return the one stretch of `text` from an outermost `{` to its `}`; braces in strings do not count."""
+    spans: list[str] = []
+    start, depth, in_string, escaped = 0, 0, False, False
+    for place, sign in enumerate(text):
+        if in_string:
+            in_string = escaped or sign != '"'
+            escaped = sign == "\\" and not escaped
+        elif sign == "{":
+            start, depth = (start, depth + 1) if depth else (place, 1)
+        elif depth and sign == '"':
+            in_string = True
+        elif depth and sign == "}":
+            depth -= 1
+            if not depth:
+                spans.append(text[start : place + 1])
+    if depth or len(spans) != 1:
+        raise _UnreadableError(
+            f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}"
+        )
+    return spans[0]
+
+
+def _load(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    except _UnreadableError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _UnreadableError("the JSON is malformed") from error
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    block = dict(pairs)
+    if len(block) < len(pairs):
+        raise _UnreadableError("a key stands twice")
+    return block
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise _UnreadableError(f"{constant} is not JSON")
+
+
+def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise _UnreadableError(f"{place} is not an object")
+    block = cast("dict[str, object]", value)
+    missing = [name for name in names if name not in block]
+    if missing:
+        raise _UnreadableError(f"{place} lacks {', '.join(missing)}")
+    if len(block) > len(names):
+        raise _UnreadableError(f"{place} has keys that were not asked for")
+    return block
+
+
+def _point(name: str, value: object, rubric: Rubric) -> int:
+    # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
+    if type(value) is not int or value not in rubric.scale:
+        raise _UnreadableError(f"'{name}' is not a whole number of the scale")
+    return value
+
+
+def _winner(name: str, value: object) -> Winner:
+    winner = _WINNERS.get(value) if isinstance(value, str) else None
+    if winner is None:
+        raise _UnreadableError(f"'{name}' is neither A nor B nor tie")
+    return winner

@@ -1,0 +1,128 @@
+"""Speech, Candidates, Rubric -> ChatRequest: what a judging model is asked, word for word.
+
+The part that never changes comes first and alone (system message), so that servers can cache it; the item
+comes last. Texts to be judged may address the judge: they stand as JSON between markers made from
+a hash of the item, which no text can contain, and the reply has to echo the item's id.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from string import Template
+from typing import NamedTuple
+
+from psychocounsel.domain import OVERALL, Candidate, Speech, content_id
+from psychocounsel.judging.judge import Comparison
+from psychocounsel.judging.rubric import Principle, Rubric
+from psychocounsel.llm.chat import JSON, ChatRequest, Message
+
+SIDES = ("A", "B", "tie")
+"""What a reply may answer to a comparison: the first response, the second, neither."""
+
+_PROMPTS = files("psychocounsel.judging") / "prompts"
+_ITEM_LINE = "=== ITEM ===\n"
+# Valid in a JSON string, yet lines or directions of their own to a reader (or no valid UTF-8 at all).
+_UNRULY = re.compile("[\u0080-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a judging model is sampled."""
+
+    temperature: float = 0.0
+    max_tokens: int = 600
+
+
+class JudgeRequest(NamedTuple):
+    """A request and the id that its reply has to echo."""
+
+    item_id: str
+    request: ChatRequest
+
+
+def rating_request(speech: Speech, candidate: Candidate, rubric: Rubric, asking: Asking) -> JudgeRequest:
+    """Ask for a whole number on every principle, for one response alone."""
+    item_id = content_id("rate", speech.text, candidate.text)
+    item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
+    point: JSON = {"type": "integer", "enum": list(rubric.scale)}
+    answers: dict[str, JSON] = dict.fromkeys(rubric.principle_ids, point)
+    return JudgeRequest(item_id, _request("rate", item, _schema("ratings", answers), rubric, asking))
+
+
+def comparison_request(item: Comparison, rubric: Rubric, asking: Asking) -> JudgeRequest:
+    """Ask which of two responses is better, in exactly the order given; A is the first."""
+    texts = (item.speech.text, item.first.text, item.second.text)
+    item_id = content_id("compare", *texts)
+    shown = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
+    side: JSON = {"type": "string", "enum": list(SIDES)}
+    answers: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
+    schema = _schema("winners", answers)
+    return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, schema, rubric, asking))
+
+
+def prompt_digests() -> dict[str, str]:
+    """SHA-256 of each prompt's text, by name."""
+    return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in ("rate", "compare")}
+
+
+def _request(
+    name: str, item: Mapping[str, str], schema: Mapping[str, JSON], rubric: Rubric, asking: Asking
+) -> ChatRequest:
+    fixed, variable = _prompt(name).split(_ITEM_LINE)
+    data = _one_line(item)
+    marker = f"<<{content_id('marker', data)}>>"
+    return ChatRequest(
+        messages=(
+            Message("system", _filled(fixed, rubric)),
+            Message("user", Template(variable).substitute(marker=marker, data=data)),
+        ),
+        temperature=asking.temperature,
+        top_p=1.0,
+        max_tokens=asking.max_tokens,
+        response_schema=schema,
+        schema_name=name,
+    )
+
+
+@cache
+def _prompt(name: str) -> str:
+    return (_PROMPTS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _filled(template: str, rubric: Rubric) -> str:
+    return Template(template).substitute(
+        version=rubric.version,
+        minimum=rubric.minimum,
+        maximum=rubric.maximum,
+        rubric="".join(_rendered(principle, rubric) for principle in rubric.principles),
+        principles=", ".join(f'"{name}"' for name in rubric.principle_ids),
+    )
+
+
+def _rendered(principle: Principle, rubric: Rubric) -> str:
+    anchors = "".join(f"  {point}: {principle.anchors[point]}\n" for point in rubric.scale)
+    return f'"{principle.id}" - {principle.name}. {principle.description}\n{anchors}\n'
+
+
+def _one_line(item: Mapping[str, str]) -> str:
+    text = json.dumps(item, ensure_ascii=False)
+    return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def _schema(answer_name: str, answers: Mapping[str, JSON]) -> dict[str, JSON]:
+    text: JSON = {"type": "string"}
+    # The reasons come before the figures, so that a model thinks before it settles on them.
+    return _strict_object({"item_id": text, "reasons": text, answer_name: _strict_object(answers)})
+
+
+def _strict_object(properties: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,113 @@
+"""Messages -> ChatReply: the one shape in which every model is asked, whoever stands behind it.
+
+Crafts receive a `ChatModel`; only stages connect one, so a fake in a test needs no patching.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from psychocounsel.domain import ReplyStatus
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+_DIGEST_FORMAT = "chat-request-1"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """Everything that shapes a reply, except the model that gives it.
+
+    `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
+    which a model writes). `sample_index` tells repeated draws of one prompt apart.
+    """
+
+    messages: tuple[Message, ...]
+    temperature: float
+    top_p: float
+    max_tokens: int
+    response_schema: Mapping[str, JSON] | None = None
+    schema_name: str = "reply"
+    sample_index: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("a request has at least one message")
+        if self.max_tokens < 1 or self.sample_index < 0:
+            raise ValueError("max_tokens is positive, sample_index not negative")
+
+    def digest(self, identity: Mapping[str, str]) -> str:
+        """Return the SHA-256 (64 hexadecimal digits) under which replies to this request are journalled.
+
+        Args:
+            identity: the model's own part, `ChatModel.identity`.
+        """
+        parts = [
+            _DIGEST_FORMAT,
+            sorted(identity.items()),
+            [(message.role, message.content) for message in self.messages],
+            [float(self.temperature), float(self.top_p), self.max_tokens],
+            [self.schema_name, self.response_schema],
+            self.sample_index,
+        ]
+        payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(payload.encode("ascii")).hexdigest()
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What came back, or why nothing did.
+
+    `VALID` says that the text is there and finished, not that it says what was asked for: that is the
+    parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
+    nothing was answered after bounded retries. `model` is the name that the reply itself gives.
+    """
+
+    status: ReplyStatus
+    text: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    reason: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """True when the server answered, and the reply may therefore have been paid for."""
+        return self.status is not ReplyStatus.ERROR
+
+
+class ChatModel(Protocol):
+    """Something that answers chat requests, several at once when awaited together."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The resolved `model` and `base_url` (or their like): part of every request's digest."""
+        ...
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Return the reply; transport faults end, after bounded retries, as an `ERROR` reply.
+
+        Raises:
+            EndpointError: the endpoint refuses for a reason that a retry does not mend (a wrong key, an
+                unknown model, an exhausted quota). The message never holds the key.
+        """
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A chat model that holds connections; `ask_all` closes it before its event loop ends."""
+
+    async def aclose(self) -> None:
+        """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
+        ...

@@ -1,0 +1,86 @@
+"""Body of a chat completion -> ChatReply: what an OpenAI-compatible server really answered.
+
+Read by hand, for compatible servers leave fields out, send null, or send more than one knows. Nothing is
+guessed: a body without a choice to read is a fault of transport, everything else gets its status.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.llm.chat import ChatReply
+
+_UNFINISHED = {
+    "length": (ReplyStatus.CUT, "the reply was cut at its token limit"),
+    "max_tokens": (ReplyStatus.CUT, "the reply was cut at its token limit"),
+    "content_filter": (ReplyStatus.CONTENT_FILTER, "the provider's content filter stopped the reply"),
+}
+
+
+class UnreadableBodyError(ValueError):
+    """A body with status 200 that is no chat completion."""
+
+
+def read_completion(body: bytes) -> ChatReply:
+    """Return the reply that a body of `POST /chat/completions` holds.
+
+    Raises:
+        UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of choices.
+    """
+    try:
+        payload = _mapping(json.loads(body))
+    except (ValueError, RecursionError):
+        raise UnreadableBodyError("the body is no JSON") from None
+    choices = payload.get("choices")
+    if not isinstance(choices, list):
+        raise UnreadableBodyError("the body holds an error" if "error" in payload else "no choices")
+    choice = _mapping(cast("list[Any]", choices)[0] if choices else None)
+    finish = _text(choice.get("finish_reason"))
+    if finish == "error":
+        raise UnreadableBodyError("the server broke the reply off")
+    message = _mapping(choice.get("message"))
+    status, text, reason = _judge(message, finish)
+    usage = _mapping(payload.get("usage"))
+    return ChatReply(
+        status=status,
+        text=text,
+        model=_text(payload.get("model")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        reason=reason,
+    )
+
+
+def _judge(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, str]:
+    refusal = _text(message.get("refusal"))
+    if refusal:
+        return ReplyStatus.REFUSAL, refusal, "the model refused"
+    text = _content(message.get("content"))
+    if finish in _UNFINISHED:
+        status, reason = _UNFINISHED[finish]
+        return status, text, reason
+    if not text.strip():
+        return ReplyStatus.EMPTY, text, "the reply has no text"
+    return ReplyStatus.VALID, text, ""
+
+
+def _content(content: object) -> str:
+    if isinstance(content, list):  # some servers send a list of parts
+        return "".join(_text(_mapping(part).get("text")) for part in cast("Sequence[Any]", content))
+    return _text(content)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        return ""
+    # A lone surrogate can be written to no file and sent to no server; it becomes U+FFFD here.
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

@@ -1,0 +1,206 @@
+"""ChatRequests -> ChatReplies: ask only what is owed, many at once, and journal before use.
+
+A request is owed until a reply to it is accepted. Replies of earlier runs are read from the journal; what
+failed there is tried again. The first owed request goes alone, so that a wrong key costs one request.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import Preempted
+from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Closable
+from psychocounsel.llm.journal import Entry, Journal
+
+
+def accept_valid(index: int, reply: ChatReply) -> bool:
+    """Accept every reply that came and was finished."""
+    del index
+    return reply.status is ReplyStatus.VALID
+
+
+def never_stop() -> bool:
+    """Never ask the engine to stop."""
+    return False
+
+
+def ignore_progress(items: int) -> None:
+    """Tell nobody."""
+    del items
+
+
+@dataclass(frozen=True)
+class AskPolicy:
+    """How requests are asked.
+
+    Args:
+        accept: says of the request at an index and a reply to it whether that ends the item.
+        max_attempts: requests per item in this run, on top of what earlier runs tried.
+        concurrency: requests in flight at most.
+        stop: asked before each request; once true, nothing new is asked.
+        progress: called with the number of items just finished, journalled ones included.
+    """
+
+    accept: Callable[[int, ChatReply], bool] = accept_valid
+    max_attempts: int = 3
+    concurrency: int = 8
+    stop: Callable[[], bool] = never_stop
+    progress: Callable[[int], None] = ignore_progress
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or self.concurrency < 1:
+            raise ValueError("max_attempts and concurrency are at least 1")
+
+
+def ask_all(
+    model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: AskPolicy
+) -> list[ChatReply]:
+    """Return one reply per request, in their order: the first accepted one, else the last that came.
+
+    Equal requests are asked once. Every reply that the server answered is in the journal before `accept`
+    sees it; `ERROR` replies are not journalled, for nothing was answered. When nothing is owed, no request
+    is sent and the result comes even if `stop` is true.
+
+    Raises:
+        EndpointError: the endpoint refuses; nothing new is asked, what is in flight is still journalled.
+        Preempted: `stop` turned true with items left to ask; what was in flight is journalled.
+        StoreError: the journal cannot be read or written.
+    """
+    return asyncio.run(_Run(model, requests, journal, policy).results())
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One distinct request and the places that wait for its reply."""
+
+    request: ChatRequest
+    digest: str
+    places: tuple[int, ...]
+
+
+class _Run:
+    def __init__(
+        self, model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: AskPolicy
+    ) -> None:
+        self._model = model
+        self._journal = journal
+        self._policy = policy
+        self._scribe = _Scribe(journal)
+        self._questions = _distinct(requests, model.identity)
+        self._replies: list[ChatReply | None] = [None] * len(requests)
+        self._accepted = bytearray(len(requests))
+        self._finished = 0
+        self._failure: Exception | None = None
+        self._left_some = False
+
+    async def results(self) -> list[ChatReply]:
+        """Ask what is owed, then return the replies in order."""
+        owed = self._owed()
+        try:
+            first = next(owed, None)
+            if first is not None:
+                await self._ask(first)
+                await self._share_out(owed)
+        finally:
+            await self._end()
+        if self._left_some:
+            raise Preempted(
+                f"stopped with {self._finished} of {len(self._replies)} items done",
+                remedy="run the same command again; what was answered is not asked again",
+            )
+        return [reply for reply in self._replies if reply is not None]
+
+    async def _end(self) -> None:
+        try:
+            await self._scribe.drain()
+        finally:
+            if isinstance(self._model, Closable):
+                await self._model.aclose()
+
+    def _owed(self) -> Iterator[_Question]:
+        for question in self._questions:
+            kept = self._journal.replies(question.digest)
+            if any(self._offer(question, reply) for reply in kept):
+                self._finish(question)
+            else:
+                yield question
+
+    async def _share_out(self, owed: Iterator[_Question]) -> None:
+        # Workers draw from one iterator: as many tasks as requests in flight, however many items there are.
+        workers = [asyncio.create_task(self._work(owed)) for _ in range(self._policy.concurrency)]
+        await asyncio.gather(*workers, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _work(self, owed: Iterator[_Question]) -> None:
+        try:
+            for question in owed:
+                await self._ask(question)
+                if self._left_some:
+                    return
+        except Exception as failure:
+            # The others see it before their next request; what they have in flight is paid and is kept.
+            self._failure = self._failure or failure
+            raise
+
+    async def _ask(self, question: _Question) -> None:
+        for _ in range(self._policy.max_attempts):
+            if self._failure is not None or self._policy.stop():
+                self._left_some = True
+                return
+            reply = await self._model.ask(question.request)
+            if reply.answered:
+                await self._scribe.record(Entry(question.digest, reply))
+            if self._offer(question, reply):
+                break
+        self._finish(question)
+
+    def _offer(self, question: _Question, reply: ChatReply) -> bool:
+        """Give the reply to every place that still waits; return whether none waits any more."""
+        for place in question.places:
+            if not self._accepted[place]:
+                self._replies[place] = reply
+                self._accepted[place] = self._policy.accept(place, reply)
+        return all(self._accepted[place] for place in question.places)
+
+    def _finish(self, question: _Question) -> None:
+        self._finished += len(question.places)
+        self._policy.progress(len(question.places))
+
+
+class _Scribe:
+    """Commits in one go all replies that arrived while the previous commit ran."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._waiting: list[Entry] = []
+        self._next_commit: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    async def record(self, entry: Entry) -> None:
+        """Return when the entry is on disk."""
+        self._waiting.append(entry)
+        if self._next_commit is None:
+            self._next_commit = asyncio.create_task(self._commit())
+        # Shielded: a worker that is cancelled leaves its paid reply to the commit.
+        await asyncio.shield(self._next_commit)
+
+    async def drain(self) -> None:
+        """Return when nothing waits for a commit and none runs."""
+        if self._next_commit is not None:
+            await self._next_commit
+        async with self._turn:
+            pass
+
+    async def _commit(self) -> None:
+        async with self._turn:
+            entries, self._waiting, self._next_commit = self._waiting, [], None
+            await asyncio.to_thread(self._journal.record_many, entries)
+
+
+def _distinct(requests: Sequence[ChatRequest], identity: Mapping[str, str]) -> list[_Question]:
+    places: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        places.setdefault(request.digest(identity), []).append(index)
+    return [_Question(requests[spots[0]], digest, tuple(spots)) for digest, spots in places.items()]

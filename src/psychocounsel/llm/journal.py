@@ -1,0 +1,247 @@
+"""ChatReply -> SQLite: every reply that was paid for, durable before anybody uses it.
+
+One row per reply, keyed by the request's digest and the number of the attempt. Write-ahead log with
+`synchronous=FULL`: `record` returns when the reply has reached the disk, so a crash costs at most what was
+still in flight. Each row carries a checksum; a damaged row is skipped and counted, never believed, and its
+request is simply owed again.
+"""
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeAlias
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import StoreError
+from psychocounsel.llm.chat import ChatReply
+
+_SCHEMA_VERSION = 1
+_BUSY_TIMEOUT_SECONDS = 30.0
+_CREATE = """
+CREATE TABLE IF NOT EXISTS replies (
+    digest TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    text BLOB NOT NULL,
+    model BLOB NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    reason BLOB NOT NULL,
+    created_at TEXT NOT NULL,
+    checksum BLOB NOT NULL,
+    PRIMARY KEY (digest, attempt)
+)
+"""
+_COLUMNS = "digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at"
+_NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
+_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
+_COUNTS = """
+SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
+"""
+
+_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str]
+
+
+class Entry(NamedTuple):
+    """A reply and the digest of the request that it answers."""
+
+    digest: str
+    reply: ChatReply
+
+
+@dataclass(frozen=True)
+class JournalSummary:
+    """How many replies are kept, for how many distinct requests, and what they cost in tokens."""
+
+    replies: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    by_status: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+class Journal:
+    """The journal file at `path` (made with mode 0600); use it as a context manager.
+
+    Calls may come from several threads: they take turns at one connection. Several processes may share the
+    file: SQLite makes their commits take turns.
+
+    Raises:
+        StoreError: the file is no journal, is damaged, is held by another run, or the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged_rows = 0
+        self._turn = threading.Lock()
+        with self._explained():
+            _make_private(path)
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        # A flipped byte must not end in a decoding error: the row's checksum tells.
+        self._connection.text_factory = _lenient_text
+        try:
+            self._prepare()
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; whatever was recorded is already on disk."""
+        with self._turn, self._explained():
+            self._connection.close()
+
+    def replies(self, digest: str) -> list[ChatReply]:
+        """Return the intact replies to the request with this digest, oldest attempt first."""
+        with self._turn, self._explained():
+            rows = self._connection.execute(_SELECT, (digest,)).fetchall()
+        intact = [row[:-1] for row in rows if _checksum(row[:-1]) == row[-1]]
+        self.damaged_rows += len(rows) - len(intact)
+        return [_reply(row) for row in intact]
+
+    def record(self, digest: str, reply: ChatReply) -> None:
+        """Keep one reply; it is on disk when this returns."""
+        self.record_many([Entry(digest, reply)])
+
+    def record_many(self, entries: Iterable[Entry]) -> None:
+        """Keep several replies in one commit: all are on disk when this returns, or none is.
+
+        Raises:
+            ValueError: an `ERROR` reply is among them; nothing was answered, so there is nothing to keep.
+        """
+        kept = list(entries)
+        if not all(entry.reply.answered for entry in kept):
+            raise ValueError("a reply that was never answered is not journalled")
+        created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._turn, self._explained(), self._transaction():
+            for digest, reply in kept:
+                (attempt,) = self._connection.execute(_NEXT_ATTEMPT, (digest,)).fetchone()
+                row = _row(digest, attempt, reply, created_at)
+                self._connection.execute(_INSERT, (*row, _checksum(row)))
+
+    def summary(self) -> JournalSummary:
+        """Return the counts of everything kept, damaged rows included."""
+        with self._turn, self._explained():
+            counts = self._connection.execute(_COUNTS).fetchall()
+            (requests,) = self._connection.execute("SELECT COUNT(DISTINCT digest) FROM replies").fetchone()
+        return JournalSummary(
+            replies=sum(row[1] for row in counts),
+            requests=requests,
+            prompt_tokens=sum(row[2] for row in counts),
+            completion_tokens=sum(row[3] for row in counts),
+            by_status={row[0]: row[1] for row in counts},
+        )
+
+    def _prepare(self) -> None:
+        with self._explained():
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            with self._transaction():
+                (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+                if version > _SCHEMA_VERSION:
+                    raise StoreError(
+                        f"this journal has format {version}, known here is {_SCHEMA_VERSION}",
+                        where=str(self.path),
+                        remedy="use the newer version of psychocounsel that wrote it",
+                    )
+                self._connection.execute(_CREATE)
+                self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise
+        except (sqlite3.DatabaseError, OSError) as fault:
+            raise self._store_error(fault) from fault
+
+    def _store_error(self, fault: Exception) -> StoreError:
+        name = getattr(fault, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            what, remedy = "another run holds this journal", "let it end, then run the same command again"
+        elif name.startswith("SQLITE_FULL"):
+            what = "the disk is full; every reply that was acknowledged is safe"
+            remedy = "free some space, then run the same command again"
+        elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":
+            what = f"this is no journal of replies, or a damaged one ({fault})"
+            remedy = (
+                f"set it and its -wal file aside (say, as {self.path.name}.damaged), or put a copy back; "
+                "replies that are only in there will be asked and paid for again"
+            )
+        else:
+            what = f"the journal of replies cannot be used ({fault})"
+            remedy = "check that its folder exists and that you may write there"
+        return StoreError(what, where=str(self.path), remedy=remedy)
+
+
+def _lenient_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _make_private(path: Path) -> None:
+    # SQLite gives the -wal and -shm files the mode of the database itself.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def _row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> _Row:
+    # Bytes, for SQLite refuses text with lone surrogates, and a paid reply is kept whatever it holds.
+    return (
+        digest,
+        attempt,
+        str(reply.status),
+        reply.text.encode("utf-8", "surrogatepass"),
+        reply.model.encode("utf-8", "surrogatepass"),
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.reason.encode("utf-8", "surrogatepass"),
+        created_at,
+    )
+
+
+def _reply(row: _Row) -> ChatReply:
+    return ChatReply(
+        status=ReplyStatus(row[2]),
+        text=row[3].decode("utf-8", "surrogatepass"),
+        model=row[4].decode("utf-8", "surrogatepass"),
+        prompt_tokens=row[5],
+        completion_tokens=row[6],
+        reason=row[7].decode("utf-8", "surrogatepass"),
+    )
+
+
+def _checksum(row: _Row) -> bytes:
+    return hashlib.sha256(repr(row).encode("utf-8", "backslashreplace")).digest()

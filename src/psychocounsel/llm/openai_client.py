@@ -1,0 +1,280 @@
+"""ChatRequest -> ChatReply: the official `openai` client against any compatible endpoint.
+
+The client's own retries are off. Ours know one total deadline per request, one pause that all requests
+share when the server asks for less, and which refusals no retry mends.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from psychocounsel.config.models import EndpointConfig
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest
+from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
+
+_DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_DUMMY_KEY = "no-key-needed"
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_FILTERED = frozenset({"content_filter", "content_policy_violation"})
+_LONGEST_QUOTE_CHARS = 200
+_DEFAULT_RETRY = RetryPolicy()
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A fault that may pass; `asked_wait_seconds` is what the server asked for."""
+
+    reason: str
+    asked_wait_seconds: float | None = None
+    everybody_waits: bool = False
+
+
+@dataclass
+class _Connection:
+    """What lives as long as one event loop."""
+
+    client: openai.AsyncOpenAI
+    refused: asyncio.Event
+    refusal: EndpointError | None = None
+    resume_at_seconds: float = 0.0
+
+
+class OpenAIChatModel:
+    """A model behind `endpoint`; the key is read from the environment and kept in no attribute of ours.
+
+    Raises:
+        ConfigError: the key is missing or unusable, `base_url` is no plain http(s) address, or `offline` is
+            set and the endpoint is not on this machine. Raised before any socket is opened.
+    """
+
+    def __init__(
+        self, endpoint: EndpointConfig, offline: bool = False, retry: RetryPolicy = _DEFAULT_RETRY
+    ) -> None:
+        self._endpoint = endpoint
+        self._retry = retry
+        self._base_url = _resolved_base_url(endpoint)
+        self._loopback = _is_loopback(self._base_url)
+        if not endpoint.api_key_env.isidentifier():
+            raise ConfigError(
+                "api_key_env is no name of an environment variable (and not the place for the key itself)",
+                where="endpoint.api_key_env",
+                remedy="write the variable's name, as in OPENAI_API_KEY, and export the key under it",
+            )
+        if offline and not self._loopback:
+            raise ConfigError(
+                f"offline, but the endpoint {self._base_url} is not on this machine",
+                where="endpoint.base_url",
+                remedy="drop --offline, or set base_url to a server on 127.0.0.1",
+            )
+        self._key()
+        self._connection: _Connection | None = None
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The model's name and the resolved base URL."""
+        return {"model": self._endpoint.model, "base_url": self._base_url}
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Send the request until it is answered, refused, or its tries or its deadline are used up."""
+        connection = self._open()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._endpoint.timeout_seconds * self._retry.deadline_factor
+        body = self._body(request)
+        key = request.digest(self.identity)
+        fault = _Fault("the deadline passed while the server asked everybody to wait")
+        own_resume_at = 0.0
+        for tries in range(1, self._retry.max_tries + 1):
+            resume_at = max(own_resume_at, self._shared_resume_at(connection, key))
+            if resume_at >= deadline:
+                break
+            await _wait_until(resume_at, connection)
+            outcome = await self._send(connection, body, deadline - clock())
+            if isinstance(outcome, ChatReply):
+                return outcome
+            fault = outcome
+            wait_seconds = max(fault.asked_wait_seconds or 0.0, self._retry.wait_seconds(tries, key))
+            own_resume_at = clock() + wait_seconds
+            if fault.everybody_waits:
+                connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
+        return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
+
+    async def aclose(self) -> None:
+        """Close the connections of the present event loop."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.client.close()
+
+    def _shared_resume_at(self, connection: _Connection, key: str) -> float:
+        # Spread out, or all who waited for the same moment would rush the server again.
+        if connection.resume_at_seconds <= asyncio.get_running_loop().time():
+            return 0.0
+        return connection.resume_at_seconds + self._retry.spread_seconds(key)
+
+    def _open(self) -> _Connection:
+        if self._connection is None:
+            http = httpx2.AsyncClient(
+                timeout=self._endpoint.timeout_seconds,
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                # Neither a proxy from the environment nor a redirect may lead off this machine.
+                trust_env=not self._loopback,
+                follow_redirects=False,
+            )
+            client = openai.AsyncOpenAI(
+                api_key=self._key(), base_url=self._base_url, max_retries=0, http_client=http
+            )
+            self._connection = _Connection(client, asyncio.Event())
+        return self._connection
+
+    async def _send(
+        self, connection: _Connection, body: dict[str, Any], seconds_left: float
+    ) -> ChatReply | _Fault:
+        limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
+        try:
+            # The client's time limits are per read: a server that drips would never meet them.
+            async with asyncio.timeout(limit_seconds):
+                response = await connection.client.post(
+                    "/chat/completions", body=body, cast_to=httpx2.Response
+                )
+            return read_completion(response.content)
+        except (TimeoutError, openai.APITimeoutError):
+            return _Fault(f"no answer within {limit_seconds:.3g} s")
+        except UnreadableBodyError as fault:
+            return _Fault(f"unreadable answer: {fault}")
+        except openai.APIStatusError as error:
+            status_error = error
+        except openai.OpenAIError as error:
+            return _Fault(f"no connection, or it broke ({type(error).__name__})")
+        # Outside the handler, so that no traceback drags the request and its headers along.
+        return self._read_status(connection, status_error)
+
+    def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
+        codes = {str(error.code), str(error.type)}
+        if error.status_code == 400 and codes & _FILTERED:
+            return ChatReply(
+                ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, "the provider filtered the prompt"
+            )
+        no_quota = error.status_code == 402 or bool(codes & _NO_QUOTA)
+        if error.status_code in _PASSING and not no_quota:
+            busy = error.status_code in (429, 503, 529)
+            asked_seconds = retry_after_seconds(error.response.headers)
+            return _Fault(f"the server answered HTTP {error.status_code}", asked_seconds, busy)
+        connection.refusal = connection.refusal or self._refusal(error, no_quota)
+        connection.refused.set()
+        raise connection.refusal
+
+    def _refusal(self, error: openai.APIStatusError, no_quota: bool) -> EndpointError:
+        endpoint, status = self._endpoint, error.status_code
+        said = " ".join(_said(error).split()).replace(self._key(), "[key]")[:_LONGEST_QUOTE_CHARS]
+        if no_quota:
+            what, remedy = "the quota of this key is used up", "add credit or raise the limit, then run again"
+        elif status == 401:
+            what = "the key is not accepted"
+            remedy = f"put a valid key into the environment variable {endpoint.api_key_env}"
+        elif status == 403:
+            what = f"the key may not use the model {endpoint.model!r}"
+            remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
+        elif status == 404:
+            what = f"there is no model {endpoint.model!r} here"
+            remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
+        else:
+            what = "the request is refused"
+            remedy = "check that endpoint.model takes these parameters and a JSON schema for its reply"
+        return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
+        official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
+        body: dict[str, Any] = {
+            "model": self._endpoint.model,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "max_completion_tokens" if official else "max_tokens": request.max_tokens,
+        }
+        if request.response_schema is not None:
+            body["response_format"] = _response_format(request.schema_name, request.response_schema)
+        return body
+
+    def _key(self) -> str:
+        variable = self._endpoint.api_key_env
+        key = os.environ.get(variable, "").strip()
+        if not key and self._loopback:
+            return _DUMMY_KEY
+        if not key:
+            raise ConfigError(
+                f"the environment variable {variable} holds no API key",
+                where="endpoint.api_key_env",
+                remedy=f"export {variable}=..., or name the variable that holds the key for {self._base_url}",
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError(
+                f"the API key in {variable} has characters that no key has (a space, a line break)",
+                where="endpoint.api_key_env",
+                remedy="copy the key again",
+            )
+        return key
+
+
+def _said(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict) and isinstance(message := cast("dict[str, Any]", body).get("message"), str):
+        return message
+    return error.message
+
+
+def _response_format(name: str, schema: Mapping[str, JSON]) -> dict[str, Any]:
+    # Through JSON, for a schema may hold mappings and tuples that are no dicts and lists.
+    plain = json.loads(json.dumps(schema, default=dict[str, Any]))
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": plain}}
+
+
+async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:
+    """Wait, but for no longer than until the endpoint refuses another request for good."""
+    if connection.refusal is None:
+        wait_seconds = resume_at_seconds - asyncio.get_running_loop().time()
+        if wait_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(connection.refused.wait(), wait_seconds)
+    if connection.refusal is not None:
+        raise connection.refusal
+
+
+def _resolved_base_url(endpoint: EndpointConfig) -> str:
+    url = endpoint.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            "base_url is no web address",
+            where="endpoint.base_url",
+            remedy=f"write it out, as in {_DEFAULT_BASE_URL}",
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            "base_url holds more than an address, perhaps a secret",
+            where="endpoint.base_url",
+            remedy=f"leave only scheme, host and path; the key belongs into {endpoint.api_key_env}",
+        )
+    return url.rstrip("/")
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,184 @@
+"""Folder of configs -> a run: the stages of a recipe in order, each reading what the ones before it made.
+
+Within a run a name means what this run made or will make, so that an older config run again does not pick up
+newer artifacts of the same name.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from psychocounsel.config.base import Settings
+from psychocounsel.config.bundled import recipes_folder
+from psychocounsel.config.loading import load_config
+from psychocounsel.config.stages import (
+    AlignConfig,
+    BuildPreferencesConfig,
+    EvalWinrateConfig,
+    MakeBaseModelConfig,
+    ReportConfig,
+    TrainRewardConfig,
+)
+from psychocounsel.errors import ConfigError
+from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.store.store import Store
+
+StageName = Literal[
+    "make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report"
+]
+RECIPE_FILE = "recipe.yaml"
+
+
+class StepConfig(Settings):
+    """One stage of a recipe and the file that configures it."""
+
+    stage: StageName
+    config: str
+
+
+class RecipeConfig(Settings):
+    """The steps of a recipe, in order; `seed`, if given, goes to every step that sets none by `--set`."""
+
+    description: str
+    steps: Annotated[tuple[StepConfig, ...], Field(strict=False, min_length=1)]
+    seed: int | None = None
+
+
+class Step(NamedTuple):
+    """A step with its validated config."""
+
+    name: str
+    stage: StageName
+    config: Any
+
+
+class StageTools(NamedTuple):
+    """What a recipe needs of a stage: its config class, what it would make, and how it is run."""
+
+    config: type[Settings]
+    plan: Callable[[Any, Store], Sequence[Plan]]
+    run: Callable[[Any, Store], Artifact]
+
+
+def stage_tools(stage: StageName) -> StageTools:
+    """Return the tools of a stage; its module is imported only now, for stages import heavy crafts."""
+    if stage == "make-base-model":
+        from psychocounsel.stages import make_base_model as base
+
+        return StageTools(MakeBaseModelConfig, lambda c, s: _flat(base.plan(c, s)), base.make_base_model)
+    if stage == "build-preferences":
+        from psychocounsel.stages import build_preferences as build
+
+        return StageTools(BuildPreferencesConfig, lambda c, s: _flat(build.plan(c, s)), build.build_preferences)
+    if stage == "train-reward":
+        from psychocounsel.stages import train_reward as reward
+
+        return StageTools(TrainRewardConfig, lambda c, s: [reward.plan(c, s)], reward.train_reward)
+    if stage == "align":
+        from psychocounsel.stages import align
+
+        return StageTools(AlignConfig, lambda c, s: _flat(align.plan(c, s)), align.align)
+    if stage == "eval-winrate":
+        from psychocounsel.stages import eval_winrate as winrate
+
+        return StageTools(EvalWinrateConfig, lambda c, s: _flat(winrate.plan(c, s)), winrate.eval_winrate)
+    from psychocounsel.stages import make_report as report
+
+    return StageTools(ReportConfig, lambda c, s: [report.plan(c, s)], report.make_report)
+
+
+def _flat(plans: Any) -> list[Plan]:
+    if plans is None:
+        return []
+    return [plans] if isinstance(plans, Plan) else [each for group in plans for each in _flat(group)]
+
+
+def recipe_folder(name: str) -> Path:
+    """Return the folder of a recipe: a path, or the name of one that ships with the package.
+
+    Raises:
+        ConfigError: there is none; near names are told.
+    """
+    for folder in (Path(name), recipes_folder() / name):
+        if (folder / RECIPE_FILE).is_file():
+            return folder
+    known = sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known recipes: {', '.join(known)}"
+    raise ConfigError("is no recipe: there is no recipe.yaml in it", where=name, remedy=hint)
+
+
+def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
+    """Read every config of a recipe before anything runs, so that all errors come first.
+
+    Args:
+        folder: holds `recipe.yaml` and the files it names.
+        overrides: `seed=N`, or `STEP.key=value`, where STEP is a config's file name without `.yaml`.
+
+    Raises:
+        ConfigError: every fault of every file.
+    """
+    own = [text for text in overrides if "." not in text.partition("=")[0]]
+    recipe = load_config(RecipeConfig, folder / RECIPE_FILE, own)
+    names = [Path(step.config).stem for step in recipe.steps]
+    _require_known_steps(overrides, own, names)
+    steps: list[Step] = []
+    faults: list[str] = []
+    for name, step in zip(names, recipe.steps, strict=True):
+        prefix = f"{name}."
+        mine = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
+        seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
+        try:
+            config = load_config(stage_tools(step.stage).config, folder / step.config, [*seed, *mine])
+        except ConfigError as fault:
+            faults.append(str(fault))
+        else:
+            steps.append(Step(name, step.stage, config))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return steps
+
+
+def _require_known_steps(overrides: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
+    for text in overrides:
+        step = text.partition(".")[0]
+        if text not in own and step not in names:
+            close = difflib.get_close_matches(step, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known steps: {', '.join(names)}"
+            raise ConfigError(f"there is no step {step!r}", where=f"--set {text}", remedy=hint)
+
+
+class StepResult(NamedTuple):
+    """What a step made or found."""
+
+    step: Step
+    artifact: Artifact
+
+
+def run_recipe(
+    steps: Sequence[Step], store: Store, announce: Callable[[int, Step], None]
+) -> list[StepResult]:
+    """Run the steps in order; what exists is found again and costs nothing."""
+    results: list[StepResult] = []
+    for number, step in enumerate(steps, start=1):
+        announce(number, step)
+        tools = stage_tools(step.stage)
+        planned = tools.plan(step.config, store)
+        artifact = tools.run(step.config, store)
+        results.append(StepResult(step, artifact))
+        made = [found for found in map(store.find, planned) if found is not None]
+        store = store.pinned(*reversed(made))
+    return results
+
+
+def plan_recipe(steps: Sequence[Step], store: Store) -> list[tuple[Step, list[Plan]]]:
+    """Return what each step would make; plans of earlier steps stand in for artifacts not made yet."""
+    planned: list[tuple[Step, list[Plan]]] = []
+    for step in steps:
+        plans = list(stage_tools(step.stage).plan(step.config, store))
+        planned.append((step, plans))
+        store = store.pinned(*reversed(plans))
+    return planned

@@ -1,0 +1,191 @@
+"""Policy + reference -> verdicts: who answers clients better, judged in both orders."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from psychocounsel.config.models import ResponderConfig
+from psychocounsel.config.stages import EvalWinrateConfig
+from psychocounsel.connect import Respondents, open_judge, plan_judge, plan_responder, respond
+from psychocounsel.console import progress
+from psychocounsel.domain import OVERALL, Candidate, Speech
+from psychocounsel.errors import DataQualityError
+from psychocounsel.evaluation.decay import text_health
+from psychocounsel.evaluation.intervals import BootstrapSettings
+from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
+from psychocounsel.evaluation.win_rate import BothOrders, win_rates
+from psychocounsel.evaluation.words import words
+from psychocounsel.interrupts import stop_requests
+from psychocounsel.judging.families import same_family
+from psychocounsel.judging.judge import Comparison, missing_share
+from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
+from psychocounsel.store.lineage import labelling_judges
+from psychocounsel.store.references import resolve_parent
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import (
+    OrderedVerdict,
+    read_candidates,
+    read_speeches,
+    write_candidates,
+    write_verdicts,
+)
+
+VERSION = 1
+STAGE = "eval-winrate"
+
+
+class WinratePlans(NamedTuple):
+    """What the stage makes, in order."""
+
+    policy: Plan
+    reference: Plan
+    verdicts: Plan
+
+
+def plan(config: EvalWinrateConfig, store: Store) -> WinratePlans:
+    """Return what a config means, without making it."""
+    speeches = resolve_parent(store, config.speeches, "speeches", "speeches")
+    policy = _plan_answers(config, config.policy, "policy", speeches, store)
+    reference = _plan_answers(config, config.reference, "reference", speeches, store)
+    judge = plan_judge(config.judge)
+    settings = {
+        "judge": judge.settings,
+        "bootstrap_samples": config.bootstrap_samples,
+        "confidence": config.confidence,
+        "seed": config.seed,
+    }
+    parents = (policy.as_parent("policy answers"), reference.as_parent("reference answers"), speeches)
+    return WinratePlans(
+        policy,
+        reference,
+        Plan("verdicts", config.name, STAGE, VERSION, settings, parents, judge.notices),
+    )
+
+
+def _plan_answers(
+    config: EvalWinrateConfig, responder: ResponderConfig, role: str, speeches: Parent, store: Store
+) -> Plan:
+    planned = plan_responder(responder, store, "model")
+    settings = {
+        "responder": planned.settings,
+        "split": config.split,
+        "max_speeches": config.max_speeches,
+        "seed": config.seed,
+    }
+    name = f"{config.name}-{role}"
+    return Plan("candidates", name, STAGE, VERSION, settings, (speeches, *planned.parents))
+
+
+def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
+    """Measure the win rate of a config, or return it if it exists.
+
+    Raises:
+        DataQualityError: the split is empty, or too many verdicts failed.
+        Preempted: a signal asked to stop; what was answered is kept.
+    """
+    plans = plan(config, store)
+    with stop_requests() as stop:
+        store.make(plans.policy, lambda draft: _answer(config, config.policy, store, draft, stop))
+        store.make(plans.reference, lambda draft: _answer(config, config.reference, store, draft, stop))
+        return store.make(plans.verdicts, lambda draft: _compare(config, store, draft, stop))
+
+
+def _answer(
+    config: EvalWinrateConfig, responder: ResponderConfig, store: Store, draft: Draft, stop: Callable[[], bool]
+) -> None:
+    rows = read_speeches(store.open(_parent(draft, "speeches")))
+    speeches = [each.speech for each in rows if each.split == config.split][: config.max_speeches]
+    if not speeches:
+        raise DataQualityError(
+            f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"
+        )
+    responded = respond(responder, Respondents(speeches, config.seed), store, stop)
+    write_candidates(draft, responded.candidates)
+    draft.write_metrics({"speeches": len(speeches), "failed": responded.failed})
+
+
+def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
+    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(_parent(draft, "speeches")))}
+    policy = _by_speech(store, draft, "policy answers")
+    reference = _by_speech(store, draft, "reference answers")
+    both = [speech_id for speech_id in policy if speech_id in reference]
+    forward = [Comparison(speeches[each], policy[each], reference[each]) for each in both]
+    backward = [Comparison(speeches[each], reference[each], policy[each]) for each in both]
+    with open_judge(config.judge, store, stop) as judge:
+        with progress("comparing answers, both orders", 2 * len(both)) as advance:
+            verdicts = judge.compare([*forward, *backward], advance)
+        criteria = (OVERALL, *judge.principles)
+        draft.notes["judge"] = judge.name
+    missing = missing_share(verdicts)
+    if missing.share > config.judge.max_missing_share:
+        raise DataQualityError(
+            f"{missing.missing} of {missing.total} verdicts failed",
+            where="judge.max_missing_share",
+            remedy="run the same command to ask those again",
+        )
+    rounds = [BothOrders(*pair) for pair in zip(verdicts[: len(both)], verdicts[len(both) :], strict=True)]
+    ordered = [OrderedVerdict(each.forward, "forward") for each in rounds]
+    ordered += [OrderedVerdict(each.backward, "backward") for each in rounds]
+    write_verdicts(draft, ordered, criteria)
+    answers = Answers(speeches, policy, reference)
+    draft.write_metrics(
+        {**_measure(rounds, answers, _bootstrap(config)), "judges": _judges(store, draft), "answered_by_both": len(both)}
+    )
+
+
+class Answers(NamedTuple):
+    """Speeches by id, and each side's answer by speech id."""
+
+    speeches: Mapping[str, Speech]
+    policy: Mapping[str, Candidate]
+    reference: Mapping[str, Candidate]
+
+
+def _by_speech(store: Store, draft: Draft, role: str) -> dict[str, Candidate]:
+    return {each.speech_id: each for each in read_candidates(store.open(_parent(draft, role)))}
+
+
+def _bootstrap(config: EvalWinrateConfig) -> BootstrapSettings:
+    return BootstrapSettings(config.bootstrap_samples, config.confidence, config.seed)
+
+
+def _measure(rounds: Sequence[BothOrders], answers: Answers, settings: BootstrapSettings) -> dict[str, Any]:
+    crisis = [each for each in rounds if answers.speeches[each.speech_id].crisis]
+    compared = [_lengths(each, answers) for each in rounds]
+    by_topic: dict[str, list[BothOrders]] = {}
+    for each in rounds:
+        by_topic.setdefault(answers.speeches[each.speech_id].topic, []).append(each)
+    return {
+        **win_rates(rounds, settings).as_dict(),
+        "length_controlled": length_controlled_rate(compared, settings).as_dict(),
+        "crisis": win_rates(crisis, settings).overall.as_dict() if crisis else None,
+        "by_topic": {
+            topic: win_rates(group, settings).overall.as_dict() for topic, group in sorted(by_topic.items())
+        },
+        "policy_health": text_health(list(answers.policy.values()), settings).as_dict(),
+        "reference_health": text_health(list(answers.reference.values()), settings).as_dict(),
+    }
+
+
+def _lengths(both: BothOrders, answers: Answers) -> LengthComparison:
+    return LengthComparison(
+        both.speech_id,
+        both.outcome().points,
+        len(words(answers.policy[both.speech_id].text)),
+        len(words(answers.reference[both.speech_id].text)),
+    )
+
+
+def _judges(store: Store, draft: Draft) -> dict[str, Any]:
+    """Name the judges of labels and of this result, and whether they are of one family."""
+    policy = store.open(_parent(draft, "policy answers"))
+    labelled = labelling_judges(store, policy)
+    evaluating = str(draft.notes["judge"])
+    return {
+        "labels": list(labelled),
+        "evaluation": evaluating,
+        "same_family": any(same_family(evaluating, each) for each in labelled),
+    }
+
+
+def _parent(draft: Draft, role: str) -> Parent:
+    return next(parent for parent in draft.plan.parents if parent.role == role)

@@ -1,0 +1,131 @@
+"""Preferences -> reward model: trained on train, scaled on dev, measured on test beside its baselines."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psychocounsel.config.stages import TrainRewardConfig
+from psychocounsel.connect import POLICY_KINDS
+from psychocounsel.console import step_progress
+from psychocounsel.domain import PreferencePair, RewardModel
+from psychocounsel.errors import DataQualityError
+from psychocounsel.evaluation.baselines import measure_baselines
+from psychocounsel.evaluation.intervals import BootstrapSettings
+from psychocounsel.evaluation.reward_metrics import reward_metrics
+from psychocounsel.interrupts import stop_requests
+from psychocounsel.reporting.cards import ModelFacts, model_card
+from psychocounsel.store.artifacts import Artifact, Draft, Plan
+from psychocounsel.store.references import resolve_model, resolve_parent
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import RewardScore, read_pairs, write_scores
+
+if TYPE_CHECKING:
+    from psychocounsel.training.reward import RewardScorer
+
+VERSION = 1
+STAGE = "train-reward"
+
+
+class Margins(NamedTuple):
+    """Raw rewards of the distinct candidates of some pairs, and each pair's margin."""
+
+    rewards: dict[str, float]
+    margins: list[float]
+
+
+def plan(config: TrainRewardConfig, store: Store) -> Plan:
+    """Return what a config means, without making it."""
+    base = resolve_model(store, config.base_model, POLICY_KINDS)
+    preferences = resolve_parent(store, config.preferences, "preferences", "preferences")
+    settings = config.identity() | {"base_model": base.identity, "preferences": None, "name": None}
+    parents = (preferences, *base.parents("base model"))
+    return Plan("reward-models", config.name, STAGE, VERSION, settings, parents)
+
+
+def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
+    """Train and measure the reward model of a config, or return it if it exists.
+
+    Raises:
+        DataQualityError: there is nothing to train or to test on.
+        Preempted: a signal asked to stop; the checkpoint is kept.
+    """
+    planned = plan(config, store)
+    with stop_requests() as stop:
+        return store.make(planned, lambda draft: _build(config, store, draft, stop))
+
+
+def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
+    from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation
+    from psychocounsel.training.run import TrainingOutput  # torch: only when a model is trained
+
+    preferences = store.open(draft.plan.parents[0])
+    pairs = {split: read_pairs(preferences, split) for split in ("train", "dev", "test")}
+    _require_splits(pairs, preferences)
+    base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
+    with step_progress("training the reward model") as report:
+        output = TrainingOutput(draft.folder, draft.work, stop, report)
+        summary = train_reward_model(base, pairs["train"], config, output)
+    scorer = RewardScorer.load(draft.folder, config.chat)
+    batch_size = config.optimisation.per_device_batch_size
+    scaling = _margins(scorer, pairs["dev"] or pairs["train"], batch_size)
+    mean, std = statistics.fmean(scaling.rewards.values()), statistics.pstdev(scaling.rewards.values())
+    write_normalisation(draft.folder, mean, std)
+    test = _margins(scorer, pairs["test"], batch_size)
+    scale = RewardModel(str(draft.folder), mean, std)
+    write_scores(draft, [RewardScore(key, raw, scale.normalise(raw), 0) for key, raw in test.rewards.items()])
+    draft.write_metrics(
+        {
+            **_measure(pairs["train"], pairs["test"], test.margins, config.seed),
+            "dev": _accuracy(pairs["dev"], scaling.margins, config.seed),
+            "normalisation": {"mean": mean, "std": std, "split": "dev" if pairs["dev"] else "train"},
+            "lengths": summary.lengths.as_dict(),
+            "training": {"steps": summary.steps, "seconds": summary.seconds, "history": list(map(dict, summary.history))},
+            "test_margins": test.margins,
+        }
+    )
+    card = model_card(ModelFacts(config.name, "reward model", store.open(draft.plan.parents[0]).notices))
+    draft.file("README.md").write_text(card, encoding="utf-8")
+
+
+def _require_splits(pairs: dict[str, list[PreferencePair]], preferences: Artifact) -> None:
+    for split in ("train", "test"):
+        if not pairs[split]:
+            raise DataQualityError(
+                f"the split {split} has no pairs",
+                where=f"preferences {preferences.ref}",
+                remedy="build preferences with a larger share for it",
+            )
+
+
+def _margins(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size: int) -> Margins:
+    from psychocounsel.training.reward import Exchange
+
+    sides = {
+        side.candidate.id: (pair.speech, side.candidate) for pair in pairs for side in (pair.chosen, pair.rejected)
+    }
+    exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in sides.values()]
+    rewards = dict(zip(sides, scorer.raw(exchanges, batch_size), strict=True))
+    return Margins(
+        rewards, [rewards[pair.chosen.candidate.id] - rewards[pair.rejected.candidate.id] for pair in pairs]
+    )
+
+
+def _measure(
+    train: Sequence[PreferencePair], test: Sequence[PreferencePair], margins: Sequence[float], seed: int
+) -> dict[str, Any]:
+    settings = BootstrapSettings(seed=seed)
+    speeches = [pair.speech.id for pair in test]
+    return {
+        "test": reward_metrics(margins, speeches, settings).as_dict(),
+        "baselines": measure_baselines(train, test, margins, settings).as_dict(),
+        "pairs": {"train": len(train), "test": len(test)},
+    }
+
+
+def _accuracy(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: int) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    settings = BootstrapSettings(samples=1000, seed=seed)
+    return reward_metrics(margins, [pair.speech.id for pair in pairs], settings).as_dict()
+
+

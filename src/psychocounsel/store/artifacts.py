@@ -1,0 +1,171 @@
+"""Plan -> Artifact: what is to be made, and what was made with its manifest."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from psychocounsel.errors import StoreError
+from psychocounsel.store.atomic import write_bytes
+from psychocounsel.store.digests import digest_of
+
+Kind = Literal[
+    "base-models",
+    "speeches",
+    "candidates",
+    "judgements",
+    "preferences",
+    "reward-models",
+    "reference-logps",
+    "scores",
+    "policies",
+    "verdicts",
+    "annotations",
+    "reports",
+]
+KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+SHORT_ID = 8
+
+
+class Parent(NamedTuple):
+    """An artifact that another one is made from; only role and id enter the child's id."""
+
+    role: str
+    kind: str
+    name: str
+    id: str
+
+    @property
+    def ref(self) -> str:
+        """`name@id8`."""
+        return f"{self.name}@{self.id[:SHORT_ID]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An artifact before it exists: everything that decides its content, and so its id."""
+
+    kind: Kind
+    name: str
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    parents: tuple[Parent, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 over kind, stage, version, settings and the ids of the parents."""
+        parents = {parent.role: parent.id for parent in self.parents}
+        return digest_of([self.kind, self.stage, self.version, dict(self.settings), parents])
+
+    @property
+    def folder_name(self) -> str:
+        """`name-id8`."""
+        return f"{self.name}-{self.id[:SHORT_ID]}"
+
+    @property
+    def ref(self) -> str:
+        """`name@id8`."""
+        return f"{self.name}@{self.id[:SHORT_ID]}"
+
+    def as_parent(self, role: str) -> Parent:
+        """Return this plan in the role it plays for a child."""
+        return Parent(role, self.kind, self.name, self.id)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sealed folder: its manifest exists, so it is complete."""
+
+    folder: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+    is_new: bool = False
+
+    @property
+    def id(self) -> str:
+        """The full content id."""
+        return self.manifest["id"]
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return self.manifest["kind"]
+
+    @property
+    def name(self) -> str:
+        """The name that its config gave it."""
+        return self.manifest["name"]
+
+    @property
+    def ref(self) -> str:
+        """`name@id8`, which resolves to exactly this artifact."""
+        return f"{self.name}@{self.id[:SHORT_ID]}"
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The artifacts it was made from."""
+        return tuple(Parent(**parent) for parent in self.manifest["parents"])
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences that must head everything made from it."""
+        return tuple(self.manifest["notices"])
+
+    def as_parent(self, role: str) -> Parent:
+        """Return this artifact in the role it plays for a child."""
+        return Parent(role, self.kind, self.name, self.id)
+
+    def parent(self, role: str) -> Parent:
+        """Return the parent in a role.
+
+        Raises:
+            StoreError: there is none.
+        """
+        for parent in self.parents:
+            if parent.role == role:
+                return parent
+        raise StoreError(f"has no {role}", where=self.ref, remedy="make it again with this version")
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.folder / name
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Every number that a report shows."""
+        path = self.folder / METRICS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact in the making: its folder, a scratch folder that survives a crash, its notes."""
+
+    plan: Plan
+    folder: Path
+    rows: dict[str, int] = field(default_factory=dict[str, int])
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def work(self) -> Path:
+        """Scratch kept until the artifact is sealed: checkpoints and the like."""
+        path = self.folder / "work"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def file(self, name: str) -> Path:
+        """Return the path at which to write one of its files; folders on the way are made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write `metrics.json`: every number of this artifact that a report may show."""
+        text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))

@@ -1,0 +1,143 @@
+"""`name@id8`, `name`, a path or `hub:owner/name@revision` -> the artifact or model it means."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from psychocounsel.domain import Policy
+from psychocounsel.errors import ConfigError, StoreError
+from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, Kind, Parent, Plan
+from psychocounsel.store.digests import digest_of_files
+from psychocounsel.store.store import Store, open_artifact
+
+HUB = "hub:"
+BEST = "@best"
+
+
+class ModelReference(NamedTuple):
+    """A model that a stage reads: the artifact it is, or what identifies weights from elsewhere."""
+
+    parent: Parent | None
+    identity: dict[str, Any]
+    outside: Policy | None
+
+    def parents(self, role: str) -> tuple[Parent, ...]:
+        """Return the artifact as a parent in `role`; weights from elsewhere have none."""
+        return () if self.parent is None else (self.parent._replace(role=role),)
+
+    def policy(self, store: Store) -> Policy:
+        """Return where the weights lie.
+
+        Raises:
+            StoreError: the artifact does not exist yet.
+        """
+        if self.outside is not None:
+            return self.outside
+        if self.parent is None:
+            raise StoreError("a model reference names neither an artifact nor outside weights")
+        return Policy(str(store.open(self.parent).folder))
+
+
+def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan:
+    """Return what a reference means: an artifact, or a plan of the present recipe run.
+
+    Args:
+        store: where to look.
+        ref: `name@id8`, `name` (its newest), `name@best` (where its stage names one), `kind/name`, or the
+            path of an artifact's folder.
+        kind: the kind that is wanted; None accepts every kind.
+
+    Raises:
+        ConfigError: nothing, or more than one kind, answers to it; the message names near ones.
+    """
+    if (Path(ref) / MANIFEST).is_file():
+        return open_artifact(Path(ref))
+    if ref.endswith(BEST):
+        return _best(store, resolve(store, ref.removesuffix(BEST), kind))
+    wanted_kind, name, short_id = _parts(ref, kind)
+    for pin in store.pins:
+        if _fits(pin, wanted_kind, name, short_id):
+            return pin
+    found = [each for each in store.artifacts(wanted_kind) if _fits(each, wanted_kind, name, short_id)]
+    kinds = {artifact.kind for artifact in found}
+    if len(kinds) > 1:
+        raise ConfigError(f"{ref!r} names {_joined(kinds)}", remedy=f"write {sorted(kinds)[0]}/{ref}")
+    if not found:
+        raise ConfigError(
+            f"no {wanted_kind or 'artifact'} answers to {ref!r}",
+            where=str(store.root),
+            remedy=_suggest(store, wanted_kind, name),
+        )
+    return found[-1]
+
+
+def _best(store: Store, named: Artifact | Plan) -> Artifact | Plan:
+    best = named.manifest["notes"].get("best") if isinstance(named, Artifact) else None
+    if best is None:
+        raise ConfigError(
+            f"{named.kind} {named.ref} names no best", remedy=f"write {named.ref} for the artifact itself"
+        )
+    return store.open(Parent(**best))
+
+
+def resolve_parent(store: Store, ref: str, kind: Kind, role: str) -> Parent:
+    """Return the artifact, made or planned, that a reference means, in the role of a parent."""
+    return resolve(store, ref, kind).as_parent(role)
+
+
+def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
+    """Return the model that a reference means.
+
+    Args:
+        store: where to look.
+        ref: an artifact reference, a folder that `from_pretrained` opens, or `hub:owner/name@revision`.
+        kinds: the kinds of artifact to try, in this order.
+    """
+    if ref.startswith(HUB):
+        location, _, revision = ref.removeprefix(HUB).partition("@")
+        outside = Policy(location, revision or None)
+        return ModelReference(None, {"hub": location, "revision": revision or None}, outside)
+    if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
+        return ModelReference(None, {"weights": _weights_digest(Path(ref))}, Policy(ref))
+    return _model_artifact(store, ref, kinds)
+
+
+def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
+    faults: list[ConfigError] = []
+    for kind in kinds:
+        try:
+            return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
+        except ConfigError as fault:
+            faults.append(fault)
+    raise faults[-1]
+
+
+def _weights_digest(folder: Path) -> str:
+    names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja")]
+    return digest_of_files(folder, names)
+
+
+def _parts(ref: str, kind: Kind | None) -> tuple[Kind | None, str, str]:
+    prefix, slash, rest = ref.partition("/")
+    named_kind: Kind | None = next((each for each in KINDS if slash and each == prefix), None)
+    name, _, short_id = (rest if named_kind else ref).partition("@")
+    return named_kind or kind, name, short_id
+
+
+def _fits(candidate: Artifact | Plan, kind: Kind | None, name: str, short_id: str) -> bool:
+    right_kind = kind is None or candidate.kind == kind
+    right_id = not short_id or candidate.id.startswith(short_id)
+    return right_kind and candidate.name == name and right_id
+
+
+def _suggest(store: Store, kind: Kind | None, name: str) -> str:
+    known = {artifact.name for artifact in store.artifacts(kind)}
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known names: {_joined(known)}" if known else "run the stage that makes it first"
+
+
+def _joined(names: set[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,97 @@
+"""Loops, cut answers, empty answers and lengths, by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.domain import Candidate
+from psychocounsel.errors import DataQualityError
+from psychocounsel.evaluation.decay import (
+    LengthWords,
+    distinct_4gram_ratio,
+    length_words,
+    repeats_itself,
+    text_health,
+)
+from psychocounsel.evaluation.intervals import BootstrapSettings
+
+FAST = BootstrapSettings(samples=200)
+LOOP = "You are not alone. You are not alone! You are not alone, "
+
+
+def said(speech: str, text: str, finished: bool = True) -> Candidate:
+    return Candidate(speech, "policy", text, finished)
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        (LOOP, True),
+        ("You are not alone. You are not alone.", False),  # twice is emphasis
+        ("you hear me, you hear me, you hear me", False),  # "you hear me you" and the like occur twice
+        ("no no no no no no", True),
+        ("no no no no no", False),
+        (". . . . . .", True),
+        ("", False),
+        ("a b c", False),
+    ],
+)
+def test_a_run_of_four_words_three_times_is_a_loop(text: str, loops: bool) -> None:
+    assert repeats_itself(text) is loops
+
+
+def test_the_ratio_of_distinct_runs_by_hand() -> None:
+    # Nine runs in twelve words; of the four different ones the first occurs three times, the others twice.
+    assert distinct_4gram_ratio(LOOP) == pytest.approx(4 / 9)
+    assert distinct_4gram_ratio("one two three four five") == 1.0
+    assert distinct_4gram_ratio("one two three") is None
+
+
+def test_lengths_by_hand() -> None:
+    texts = [" ".join(["word"] * count) for count in range(1, 22)]  # 1 to 21 words
+    assert length_words(texts) == LengthWords(mean=11.0, median=11.0, p95=20.0)
+    assert length_words(["It's a start.", ""]) == (1.5, 1.5, pytest.approx(2.85))
+
+
+def test_the_health_of_four_texts() -> None:
+    health = text_health(
+        [
+            said("a", LOOP, finished=False),
+            said("a", "What would help you most right now?"),
+            said("b", " \n"),
+            said("c", "I hear you."),
+        ],
+        FAST,
+    )
+    assert (health.repetition_rate.estimate, health.repetition_rate.n) == (0.25, 4)
+    assert health.unfinished_rate.estimate == 0.25
+    assert health.empty_rate.estimate == 0.25
+    assert health.distinct_4gram_ratio is not None
+    assert health.distinct_4gram_ratio.estimate == pytest.approx((4 / 9 + 1) / 2)
+    assert (health.distinct_4gram_ratio.n, health.distinct_4gram_ratio.missing) == (2, 2)
+    assert health.length_words.mean == pytest.approx((12 + 7 + 0 + 3) / 4)
+
+
+def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
+    health = text_health([said("a", ""), said("b", "")], FAST)
+    assert health.distinct_4gram_ratio is None
+    assert health.empty_rate.estimate == 1.0
+    assert health.as_dict() == {
+        "repetition_rate": health.repetition_rate.as_dict(),
+        "distinct_4gram_ratio": None,
+        "unfinished_rate": health.unfinished_rate.as_dict(),
+        "empty_rate": health.empty_rate.as_dict(),
+        "length_words": {"mean": 0.0, "median": 0.0, "p95": 0.0},
+    }
+    with pytest.raises(DataQualityError):
+        text_health([], FAST)
+
+
+@given(st.text(alphabet="ab ", max_size=40))
+def test_a_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> None:
+    ratio = distinct_4gram_ratio(text)
+    assert ratio is None or 0 < ratio <= 1
+    if repeats_itself(text):
+        assert ratio is not None
+        assert ratio < 1
+    assert repeats_itself(text.upper()) == repeats_itself(text)

@@ -1,0 +1,172 @@
+"""Laws and hand-worked figures of the bootstrap over speeches."""
+
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.errors import DataQualityError
+from psychocounsel.evaluation import intervals
+from psychocounsel.evaluation.intervals import (
+    BootstrapSettings,
+    FloatArray,
+    bootstrap_rate,
+    bootstrap_statistic,
+    wilson_interval,
+)
+
+FAST = BootstrapSettings(samples=300)
+points = st.sampled_from([0.0, 0.5, 1.0])
+rows_by_speech = st.lists(st.tuples(st.none() | points, st.sampled_from("abcdefgh")), min_size=1).filter(
+    lambda rows: any(value is not None for value, _ in rows)
+)
+
+
+def weighted_mean(rows: FloatArray, weights: FloatArray) -> FloatArray:
+    return (weights @ rows) / weights.sum(axis=1)
+
+
+def test_two_speeches_have_the_interval_worked_by_hand() -> None:
+    # Four equally likely draws of {0, 1}: 0 with 1/4, 1/2 with 1/2, 1 with 1/4.
+    rate = bootstrap_rate([0.0, 1.0], ["a", "b"], BootstrapSettings(samples=4000))
+    assert (rate.estimate, rate.low, rate.high, rate.n, rate.missing) == (0.5, 0.0, 1.0, 2, 0)
+    half = bootstrap_rate([0.0, 1.0], ["a", "b"], BootstrapSettings(samples=4000, confidence=0.4))
+    assert (half.low, half.high) == (0.5, 0.5)
+
+
+def test_the_ratio_of_sums_weighs_a_speech_by_its_rows() -> None:
+    # Three wins on one speech, one loss on another: 3/4, where a mean of speeches would say 1/2.
+    # Drawing both speeches gives 3/4 again, so the middle of the distribution is there.
+    values, speeches = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
+    rate = bootstrap_rate(values, speeches, BootstrapSettings(samples=4000, confidence=0.4))
+    assert (rate.estimate, rate.low, rate.high, rate.n) == (0.75, 0.75, 0.75, 4)
+
+
+def test_a_missing_value_is_counted_and_never_a_number() -> None:
+    with_missing = bootstrap_rate([1.0, None, 0.0, 1.0, None], ["a", "a", "b", "c", "d"], FAST)
+    without = bootstrap_rate([1.0, 0.0, 1.0], ["a", "b", "c"], FAST)
+    assert with_missing.missing == 2
+    assert (with_missing.estimate, with_missing.low, with_missing.high, with_missing.n) == (
+        without.estimate,
+        without.low,
+        without.high,
+        3,
+    )
+
+
+def test_rows_of_one_speech_are_no_further_evidence() -> None:
+    # Trap 32: ten copies of every row would shrink an interval over rows by a factor of three.
+    values = [float(index % 3 == 0) for index in range(60)]
+    speeches = [f"s{index}" for index in range(60)]
+    once = bootstrap_rate(values, speeches, FAST)
+    copied = bootstrap_rate(values * 10, speeches * 10, FAST)
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+    assert copied.n == 600
+
+
+def test_the_interval_agrees_with_the_normal_one_on_many_speeches() -> None:
+    values = [float(index < 600) for index in range(1000)]
+    rate = bootstrap_rate(values, [str(index) for index in range(1000)], BootstrapSettings(samples=4000))
+    reach = 1.96 * (0.6 * 0.4 / 1000) ** 0.5
+    assert rate.low == pytest.approx(0.6 - reach, abs=0.003)
+    assert rate.high == pytest.approx(0.6 + reach, abs=0.003)
+
+
+def test_equal_outcomes_get_wilsons_interval_on_speeches() -> None:
+    # z²/(n + z²) with n = 10 speeches and z = 1.96 is 0.2775: ten wins in ten do not prove a sure thing.
+    rate = bootstrap_rate([1.0] * 30, [f"s{index % 10}" for index in range(30)], FAST)
+    assert (rate.estimate, rate.high) == (1.0, 1.0)
+    assert rate.low == pytest.approx(1 - 0.2775, abs=1e-4)
+    alone = bootstrap_rate([1.0, 0.0], ["a", "a"], FAST)
+    assert (alone.low, alone.high) == wilson_interval(0.5, 1, 0.95)
+
+
+def test_wilson_by_hand() -> None:
+    # p = 1/2, n = 4, z² = 3.8415: 1/2 ± (1.96·sqrt(1/16 + 3.8415/64)) / (1 + 3.8415/4) = 1/2 ± 0.35.
+    interval = wilson_interval(0.5, 4, 0.95)
+    assert interval == pytest.approx((0.15, 0.85), abs=5e-4)
+    with pytest.raises(ValueError, match="Wilson"):
+        wilson_interval(0.5, 0, 0.95)
+
+
+@given(rows_by_speech)
+def test_the_complement_has_the_mirrored_interval(rows: list[tuple[float | None, str]]) -> None:
+    values, speeches = [value for value, _ in rows], [speech for _, speech in rows]
+    rate = bootstrap_rate(values, speeches, FAST)
+    other = bootstrap_rate([None if v is None else 1 - v for v in values], speeches, FAST)
+    assert other.estimate == pytest.approx(1 - rate.estimate)
+    assert (other.low, other.high) == pytest.approx((1 - rate.high, 1 - rate.low))
+
+
+@given(rows_by_speech, st.randoms(use_true_random=False))
+def test_an_interval_holds_its_estimate_and_ignores_the_order_of_rows(
+    rows: list[tuple[float | None, str]], random: Random
+) -> None:
+    rate = bootstrap_rate([value for value, _ in rows], [speech for _, speech in rows], FAST)
+    assert 0 <= rate.low <= rate.estimate <= rate.high <= 1
+    assert rate.n + rate.missing == len(rows)
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    again = bootstrap_rate([value for value, _ in shuffled], [speech for _, speech in shuffled], FAST)
+    assert (again.low, again.high) == pytest.approx((rate.low, rate.high))
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, speeches = [0.0, 1.0, 0.5, 1.0, 0.0, 1.0, 1.0], list("aabcdef")
+    whole = bootstrap_rate(values, speeches, FAST)
+    monkeypatch.setattr(intervals, "_BLOCK_CELLS", 50)
+    assert bootstrap_rate(values, speeches, FAST) == whole
+
+
+def test_the_seed_decides_the_draw() -> None:
+    values, speeches = [index / 99 for index in range(100)], [str(index) for index in range(100)]
+    first = bootstrap_rate(values, speeches, FAST)
+    assert bootstrap_rate(values, speeches, FAST) == first
+    assert bootstrap_rate(values, speeches, BootstrapSettings(samples=300, seed=1)).low != first.low
+
+
+def test_a_statistic_sees_the_weight_of_its_speech_on_every_row() -> None:
+    values, speeches = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], list("aabccde")
+    statistic = bootstrap_statistic(np.array(values), speeches, weighted_mean, FAST, missing=3)
+    rate = bootstrap_rate(values, speeches, FAST)
+    assert (statistic.estimate, statistic.low, statistic.high) == pytest.approx(
+        (rate.estimate, rate.low, rate.high)
+    )
+    assert (statistic.n, statistic.missing) == (7, 3)
+
+
+def test_an_interval_is_widened_to_hold_a_biased_estimate() -> None:
+    def grows_when_resampled(rows: FloatArray, weights: FloatArray) -> FloatArray:
+        return (weights**2).mean(axis=1) / len(rows)
+
+    rate = bootstrap_statistic(np.zeros(50), [str(i) for i in range(50)], grows_when_resampled, FAST)
+    assert rate.low == rate.estimate == pytest.approx(1 / 50)
+    assert rate.high > rate.low
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, float("nan"), float("inf")])
+def test_a_value_outside_0_to_1_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1|finite"):
+        bootstrap_rate([0.5, bad], ["a", "b"], FAST)
+
+
+def test_nothing_left_is_an_error_and_not_a_rate() -> None:
+    with pytest.raises(DataQualityError, match="all 2 values are missing"):
+        bootstrap_rate([None, None], ["a", "b"], FAST)
+    with pytest.raises(DataQualityError, match="no rows"):
+        bootstrap_statistic(np.zeros(0), [], weighted_mean, FAST)
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(ValueError, match="argument 2"):
+        bootstrap_rate([1.0], ["a", "b"], FAST)
+    with pytest.raises(ValueError, match="one cluster per row"):
+        bootstrap_statistic(np.zeros(2), ["a"], weighted_mean, FAST)
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        bootstrap_statistic(np.full(2, 7.0), ["a", "b"], weighted_mean, FAST)
+    with pytest.raises(ValueError, match="at least one sample"):
+        BootstrapSettings(samples=0)
+    with pytest.raises(ValueError, match="confidence"):
+        BootstrapSettings(confidence=1.0)

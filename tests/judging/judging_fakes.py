@@ -1,0 +1,36 @@
+"""A chat model that answers from a function, and counts."""
+
+import json
+from collections.abc import Callable, Mapping
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.llm.chat import ChatReply, ChatRequest
+
+
+def item_of(request: ChatRequest) -> dict[str, str]:
+    """The item that a judge's request shows: the JSON line between the markers."""
+    return json.loads(request.messages[-1].content.splitlines()[1])
+
+
+def valid(text: str) -> ChatReply:
+    return ChatReply(ReplyStatus.VALID, text, "fake-2026-01-01", 10, 10)
+
+
+def failed(status: ReplyStatus, reason: str = "") -> ChatReply:
+    return ChatReply(status, "", "fake-2026-01-01", 10, 0, reason)
+
+
+class FakeModel:
+    """Answers each request with `script(request)` and remembers what it was asked."""
+
+    def __init__(self, script: Callable[[ChatRequest], ChatReply]) -> None:
+        self._script = script
+        self.asked: list[ChatRequest] = []
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {"model": "fake-2026-01-01", "base_url": "http://127.0.0.1/v1"}
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        self.asked.append(request)
+        return self._script(request)

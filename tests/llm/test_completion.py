@@ -1,0 +1,100 @@
+"""Every body that a server may send gets its one status, and no text is lost on the way."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+
+
+def body(message=None, finish="stop", **more):
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+    return json.dumps({"model": "m-1", "choices": [choice], "usage": usage, **more}).encode()
+
+
+CASES = [
+    (body({"content": "hello"}), ReplyStatus.VALID, "hello"),
+    (body({"content": "hello"}, None), ReplyStatus.VALID, "hello"),
+    (body({"content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}), "valid", "hello"),
+    (body({"content": None, "refusal": "I cannot."}), ReplyStatus.REFUSAL, "I cannot."),
+    (body({"content": "", "refusal": "I cannot."}, "content_filter"), ReplyStatus.REFUSAL, "I cannot."),
+    (body({"content": "hel"}, "content_filter"), ReplyStatus.CONTENT_FILTER, "hel"),
+    (body({"content": None}, "content_filter"), ReplyStatus.CONTENT_FILTER, ""),
+    (body({"content": "hel"}, "length"), ReplyStatus.CUT, "hel"),
+    (body({"content": ""}, "length"), ReplyStatus.CUT, ""),
+    (body({"content": " \n"}), ReplyStatus.EMPTY, " \n"),
+    (body({"content": None}), ReplyStatus.EMPTY, ""),
+    (body(None), ReplyStatus.EMPTY, ""),
+    (b'{"choices": []}', ReplyStatus.EMPTY, ""),
+]
+
+
+@pytest.mark.parametrize(("raw", "status", "text"), CASES)
+def test_bodies_and_their_status(raw, status, text):
+    reply = read_completion(raw)
+    assert (reply.status, reply.text) == (status, text)
+    assert bool(reply.reason) == (status != ReplyStatus.VALID)
+
+
+def test_model_and_tokens_are_those_that_the_reply_names():
+    assert read_completion(body({"content": "hi"})) == ChatReply(ReplyStatus.VALID, "hi", "m-1", 5, 2)
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": "5"}, {"prompt_tokens": True}, {"prompt_tokens": -1}]
+)
+def test_tokens_that_are_no_count_are_zero(usage):
+    assert read_completion(body({"content": "hi"}, usage=usage)).prompt_tokens == 0
+
+
+UNREADABLE = [
+    b"",
+    b"<html>",
+    b'{"choices": [{"mess',
+    b"\xff\xfe",
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"choices": null}',
+    b'{"error": {"message": "overloaded"}}',
+    b"[" * 100_000,
+    body({"content": "hal"}, "error"),
+]
+
+
+@pytest.mark.parametrize("raw", UNREADABLE)
+def test_bodies_that_answer_nothing(raw):
+    with pytest.raises(UnreadableBodyError):
+        read_completion(raw)
+
+
+def test_a_lone_surrogate_becomes_a_replacement_and_a_pair_stays():
+    text = read_completion(rb'{"choices": [{"message": {"content": "a\ud83d b\ud83d\ude00"}}]}').text
+    assert text == "a\ufffd b\U0001f600"
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_text_comes_through_unchanged(text):
+    assert read_completion(body({"content": text})).text == text
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "x"]), inner)
+    ),
+)
+
+
+@given(json_values)
+def test_no_json_crashes_the_reader(value):
+    try:
+        read_completion(json.dumps(value).encode())
+    except UnreadableBodyError as fault:
+        assert str(fault)

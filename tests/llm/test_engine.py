@@ -1,0 +1,297 @@
+"""Nothing answered is asked twice; what failed is asked again; a refusal or a stop ends all at once."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import EndpointError, Preempted, StoreError
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.journal import Journal
+
+
+def ask_for(text, sample_index=0):
+    return ChatRequest((Message("user", text),), 0.0, 1.0, 20, sample_index=sample_index)
+
+
+def valid(text):
+    return ChatReply(ReplyStatus.VALID, text, "fake-1", 1, 1)
+
+
+def failed(status):
+    return ChatReply(status, "", "fake-1", 1, 1, "scripted")
+
+
+class FakeModel:
+    """Answers by `script(text, how often this text was asked before)`; counts, and knows who is in flight."""
+
+    identity = {"model": "fake-1", "base_url": "memory"}  # noqa: RUF012
+
+    def __init__(self, script=lambda text, times: valid(f"re: {text}"), seconds=0.0):
+        self.script = script
+        self.seconds = seconds
+        self.asked = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.closed = 0
+
+    async def ask(self, request):
+        text = request.messages[0].content
+        times = self.asked.count(text)
+        self.asked.append(text)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.in_flight -= 1
+        outcome = self.script(text, times)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def aclose(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as opened:
+        yield opened
+
+
+def test_replies_stand_in_the_order_of_the_requests(journal):
+    def slow_first(text, times):
+        return valid(f"re: {text}")
+
+    model = FakeModel(slow_first, seconds=0.002)
+    texts = [f"t{number}" for number in range(25)]
+    replies = ask_all(model, [ask_for(text) for text in texts], journal, AskPolicy(concurrency=7))
+    assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
+    assert sorted(model.asked) == sorted(texts)
+    assert model.most_in_flight == 7
+    assert model.closed == 1
+
+
+def test_no_requests_no_calls(journal):
+    model = FakeModel()
+    assert ask_all(model, [], journal, AskPolicy()) == []
+    assert model.asked == []
+
+
+def test_a_second_run_asks_nothing(journal):
+    requests = [ask_for(f"t{number}") for number in range(10)]
+    first = ask_all(FakeModel(), requests, journal, AskPolicy())
+    model = FakeModel()
+    done = []
+    again = ask_all(model, requests, journal, AskPolicy(progress=done.append, stop=lambda: True))
+    assert again == first
+    assert model.asked == []
+    assert sum(done) == 10
+
+
+def test_equal_requests_are_asked_once(journal):
+    model = FakeModel(seconds=0.001)
+    done = []
+    texts = ["a", "b", "a", "a", "b"] * 4
+    replies = ask_all(model, [ask_for(text) for text in texts], journal, AskPolicy(progress=done.append))
+    assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
+    assert sorted(model.asked) == ["a", "b"]
+    assert sum(done) == 20
+
+
+def test_another_sample_is_another_request(journal):
+    model = FakeModel()
+    ask_all(model, [ask_for("a", sample) for sample in range(3)], journal, AskPolicy())
+    assert model.asked == ["a", "a", "a"]
+
+
+@pytest.mark.parametrize("status", sorted(set(ReplyStatus) - {ReplyStatus.VALID}))
+def test_a_failure_is_tried_again_in_this_run_and_in_the_next(journal, status):
+    requests = [ask_for("good"), ask_for("bad")]
+    model = FakeModel(lambda text, times: valid(text) if text == "good" else failed(status))
+    first = ask_all(model, requests, journal, AskPolicy(max_attempts=3))
+    assert [reply.status for reply in first] == [ReplyStatus.VALID, status]
+    assert model.asked.count("bad") == 3
+    kept = 0 if status is ReplyStatus.ERROR else 3
+    assert len(journal.replies(ask_for("bad").digest(model.identity))) == kept
+    better = FakeModel()
+    second = ask_all(better, requests, journal, AskPolicy(max_attempts=3))
+    assert [reply.text for reply in second] == ["good", "re: bad"]
+    assert better.asked == ["bad"]
+
+
+def test_accept_decides_what_ends_an_item_also_for_journalled_replies(journal):
+    requests = [ask_for("a")]
+    model = FakeModel(lambda text, times: valid(str(times)))
+
+    def two(index, reply):
+        assert index == 0
+        return reply.text == "2"
+
+    assert ask_all(model, requests, journal, AskPolicy(accept=two, max_attempts=5))[0].text == "2"
+    assert len(model.asked) == 3
+    fresh = FakeModel()
+    assert ask_all(fresh, requests, journal, AskPolicy(accept=lambda _, r: r.text == "1"))[0].text == "1"
+    assert fresh.asked == []
+
+
+def test_equal_requests_with_different_demands_each_get_their_own(journal):
+    model = FakeModel(lambda text, times: valid(str(times)))
+    policy = AskPolicy(accept=lambda index, reply: reply.text == str(index), max_attempts=9)
+    replies = ask_all(model, [ask_for("a")] * 3, journal, policy)
+    assert [reply.text for reply in replies] == ["0", "1", "2"]
+    assert len(model.asked) == 3
+
+
+def test_a_reply_is_in_the_journal_before_anybody_sees_it(journal):
+    requests = [ask_for(f"t{number}") for number in range(30)]
+
+    def accept(index, reply):
+        kept = journal.replies(requests[index].digest(FakeModel.identity))
+        assert kept[-1] == reply
+        return True
+
+    ask_all(FakeModel(seconds=0.001), requests, journal, AskPolicy(accept=accept))
+
+
+def test_one_items_failure_touches_no_other(journal):
+    model = FakeModel(lambda text, times: failed(ReplyStatus.ERROR) if text == "t3" else valid(text))
+    replies = ask_all(model, [ask_for(f"t{n}") for n in range(8)], journal, AskPolicy())
+    assert [reply.status.value for reply in replies].count("error") == 1
+    assert replies[3].status is ReplyStatus.ERROR
+
+
+def test_a_refusing_endpoint_is_asked_once(journal):
+    model = FakeModel(lambda text, times: EndpointError("wrong key"))
+    with pytest.raises(EndpointError, match="wrong key"):
+        ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy(concurrency=8))
+    assert len(model.asked) == 1
+    assert model.closed == 1
+
+
+def test_a_late_refusal_keeps_what_is_in_flight(journal):
+    def script(text, times):
+        return EndpointError("quota") if text == "t5" else valid(text)
+
+    model = FakeModel(script, seconds=0.005)
+    with pytest.raises(EndpointError, match="quota"):
+        ask_all(model, [ask_for(f"t{n}") for n in range(100)], journal, AskPolicy(concurrency=4))
+    assert len(model.asked) <= 6 + 2 * 4
+    assert journal.summary().replies == len(model.asked) - model.asked.count("t5")
+
+
+def test_stop_finishes_what_is_in_flight_and_no_more(journal):
+    model = FakeModel(seconds=0.002)
+    requests = [ask_for(f"t{n}") for n in range(100)]
+    policy = AskPolicy(concurrency=4, stop=lambda: len(model.asked) >= 20)
+    with pytest.raises(Preempted, match="20 of 100"):
+        ask_all(model, requests, journal, policy)
+    assert len(model.asked) == 20
+    assert journal.summary().replies == 20
+    rest = FakeModel()
+    assert len(ask_all(rest, requests, journal, AskPolicy())) == 100
+    assert len(rest.asked) == 80
+
+
+def test_a_journal_that_fails_ends_the_run(journal):
+    journal.record_many = lambda entries: (_ for _ in ()).throw(StoreError("the disk is full"))
+    model = FakeModel()
+    with pytest.raises(StoreError, match="disk is full"):
+        ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy())
+    assert len(model.asked) == 1
+
+
+def test_workers_are_as_many_as_the_concurrency_however_many_the_items(journal):
+    most_tasks = 0
+
+    def script(text, times):
+        nonlocal most_tasks
+        most_tasks = max(most_tasks, len(asyncio.all_tasks()))
+        return valid(text)
+
+    ask_all(FakeModel(script), [ask_for(f"t{n}") for n in range(200)], journal, AskPolicy(concurrency=3))
+    assert most_tasks <= 3 + 2  # the run itself and one commit
+
+
+def test_keyboard_interrupt_keeps_every_reply_that_came(journal):
+    model = FakeModel(seconds=0.002)
+    came = []
+
+    def script(text, times):
+        came.append(text)
+        if len(came) == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+        return valid(text)
+
+    model.script = script
+    with pytest.raises(KeyboardInterrupt):
+        ask_all(model, [ask_for(f"t{n}") for n in range(1000)], journal, AskPolicy())
+    assert 50 <= len(came) < 1000
+    assert journal.summary().replies == len(came)
+    assert model.closed == 1
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), max_size=12),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 4)),
+    st.integers(1, 3),
+    st.integers(1, 5),
+)
+@settings(max_examples=25, deadline=None)
+def test_runs_until_nothing_is_owed_pay_each_request_exactly_as_often_as_needed(
+    tmp_path_factory, texts, needed, max_attempts, concurrency
+):
+    total = {}
+
+    def script(text, times):
+        total[text] = total.get(text, 0) + 1
+        return valid(text) if total[text] >= needed.get(text, 1) else failed(ReplyStatus.REFUSAL)
+
+    policy = AskPolicy(max_attempts=max_attempts, concurrency=concurrency)
+    with Journal(tmp_path_factory.mktemp("run") / "j.sqlite") as opened:
+        for _ in range(4):
+            replies = ask_all(FakeModel(script), [ask_for(text) for text in texts], opened, policy)
+    assert [reply.text for reply in replies] == texts
+    assert total == {text: needed.get(text, 1) for text in set(texts)}
+
+
+@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"concurrency": 0}])
+def test_impossible_policies_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least 1"):
+        AskPolicy(**wrong)
+
+
+ITEMS, CONCURRENCY, KILLS = 120, 4, 10
+
+
+def test_a_kill_repeats_at_most_what_was_in_flight(server, tmp_path, forks):
+    """SIGKILL at seeded instants; the server's own count is the bill."""
+    from chat_server import Reply, answer_by_schema
+
+    server.script = lambda body, number: Reply(answer_by_schema(body, number).text, delay_seconds=0.004)
+    draw = random.Random(7)  # noqa: S311 (seeded instants, no secret)
+    for _ in range(KILLS):
+        target = server.count + draw.randrange(1, 12)
+        child = forks.start(server.base_url, tmp_path / "j.sqlite", ITEMS, CONCURRENCY)
+        limit = time.monotonic() + 30
+        while server.count < target and time.monotonic() < limit:
+            time.sleep(0.0005)
+        time.sleep(draw.random() * 0.01)
+        forks.kill(child)
+    killed_at = server.count
+    assert killed_at < ITEMS + KILLS * CONCURRENCY
+    with Journal(tmp_path / "j.sqlite") as kept:
+        acknowledged = kept.summary().replies
+    assert killed_at - acknowledged <= KILLS * CONCURRENCY
+    replies = forks.finish(server.base_url, tmp_path / "j.sqlite", ITEMS, CONCURRENCY)
+    assert server.count == killed_at + ITEMS - acknowledged
+    assert server.count <= ITEMS + KILLS * CONCURRENCY
+    assert replies == [answer_by_schema({"messages": body}, 0).text for body in forks.messages(ITEMS)]

@@ -1,0 +1,213 @@
+"""What the journal acknowledged survives kills, torn logs and flipped bytes."""
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import psychocounsel
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import StoreError
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import Entry, Journal
+
+SOURCE = str(Path(psychocounsel.__file__).parents[1])
+ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
+
+
+def reply(text="yes", status=ReplyStatus.VALID, tokens=3):
+    return ChatReply(status, text, "judge-1", 10, tokens, "" if status is ReplyStatus.VALID else "why")
+
+
+def test_replies_come_back_in_the_order_of_their_attempts(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", reply("no", ReplyStatus.REFUSAL))
+        journal.record("b", reply("other"))
+        journal.record_many([Entry("a", reply("half", ReplyStatus.CUT)), Entry("a", reply("done"))])
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert [r.text for r in journal.replies("a")] == ["no", "half", "done"]
+        assert journal.replies("a")[0] == reply("no", ReplyStatus.REFUSAL)
+        assert journal.replies("unknown") == []
+
+
+any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
+
+
+@given(any_text, any_text, any_text, st.sampled_from(ANSWERED), st.integers(0, 10**9))
+@settings(max_examples=20, deadline=None)
+def test_a_reply_round_trips_whatever_it_holds(text, model, reason, status, tokens):
+    kept = ChatReply(status, text, model, tokens, tokens + 1, reason)
+    with TemporaryDirectory() as folder, Journal(Path(folder) / "j.sqlite") as journal:
+        journal.record("d", kept)
+        assert journal.replies("d") == [kept]
+
+
+def test_unanswered_replies_are_not_kept(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        with pytest.raises(ValueError, match="never answered"):
+            journal.record_many([Entry("a", reply()), Entry("b", reply("", ReplyStatus.ERROR))])
+        assert journal.summary().replies == 0
+
+
+def test_summary_counts_replies_requests_and_tokens(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", reply("no", ReplyStatus.REFUSAL, tokens=1))
+        journal.record("a", reply(tokens=2))
+        journal.record("b", reply(tokens=4))
+        summary = journal.summary()
+    assert (summary.replies, summary.requests) == (3, 2)
+    assert (summary.prompt_tokens, summary.completion_tokens) == (30, 7)
+    assert summary.by_status == {ReplyStatus.VALID: 2, ReplyStatus.REFUSAL: 1}
+
+
+def test_files_are_private_even_where_they_were_not(tmp_path):
+    path = tmp_path / "deep" / "j.sqlite"
+    path.parent.mkdir()
+    path.touch(mode=0o644)
+    with Journal(path) as journal:
+        journal.record("a", reply())
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == {"j.sqlite": 0o600, "j.sqlite-wal": 0o600, "j.sqlite-shm": 0o600}
+
+
+def test_commits_are_forced_to_disk(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_threads_take_turns(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+
+        def write(name):
+            for number in range(10):
+                journal.record("shared", reply(f"{name}{number}"))
+
+        threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(journal.replies("shared")) == 30
+
+
+RECORDER = """
+import sys
+from pathlib import Path
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+for number in range(100000):
+    journal.record(f"d{number}", ChatReply(ReplyStatus.VALID, f"text {number}", "m", 1, 1))
+    sys.stdout.write(f"{number}\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_everything_acknowledged_survives_kill_9(tmp_path):
+    path = tmp_path / "j.sqlite"
+    child = subprocess.Popen(
+        [sys.executable, "-c", RECORDER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": SOURCE},
+    )
+    with child:
+        assert child.stdout is not None
+        heard = [child.stdout.readline() for _ in range(40)]
+        child.send_signal(signal.SIGKILL)
+        heard += child.stdout.readlines()
+    acknowledged = [int(line) for line in heard if line.endswith("\n")]
+    with Journal(path) as journal:
+        for number in acknowledged:
+            assert [r.text for r in journal.replies(f"d{number}")] == [f"text {number}"]
+        assert journal.summary().replies in (len(acknowledged), len(acknowledged) + 1)
+
+
+def _live_copy(tmp_path, count):
+    with Journal(tmp_path / "live.sqlite") as journal:
+        for number in range(count):
+            journal.record(f"d{number}", reply(f"text {number}"))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{journal.path}{suffix}", tmp_path / f"torn.sqlite{suffix}")
+    return tmp_path / "torn.sqlite", tmp_path / "torn.sqlite-wal"
+
+
+def test_a_torn_log_loses_only_its_end(tmp_path):
+    path, log = _live_copy(tmp_path, 12)
+    whole = log.read_bytes()
+    kept = []
+    for cut in [*range(0, len(whole), len(whole) // 25), len(whole)]:
+        log.write_bytes(whole[:cut] + b"\xff" * 100)
+        copy = tmp_path / f"cut{cut}.sqlite"
+        shutil.copy(path, copy)
+        shutil.copy(log, f"{copy}-wal")
+        with Journal(copy) as journal:
+            there = [bool(journal.replies(f"d{number}")) for number in range(12)]
+            journal.record("after", reply())
+        assert there == sorted(there, reverse=True)
+        kept.append(sum(there))
+    assert kept == sorted(kept)
+    assert (kept[0], kept[-1]) == (0, 12)
+
+
+def test_a_flipped_byte_is_found_skipped_and_owed_again(tmp_path):
+    path = tmp_path / "j.sqlite"
+    with Journal(path) as journal:
+        journal.record("a", reply("a rating of five"))
+        journal.record("b", reply("another"))
+    whole = path.read_bytes()
+    assert whole.count(b"a rating of five") == 1
+    path.write_bytes(whole.replace(b"a rating of five", b"a rating of nine"))
+    with Journal(path) as journal:
+        assert journal.replies("a") == []
+        assert journal.damaged_rows == 1
+        assert journal.replies("b") == [reply("another")]
+        journal.record("a", reply("asked again"))
+        assert [r.text for r in journal.replies("a")] == ["asked again"]
+
+
+def test_bytes_that_are_no_text_are_skipped_too(tmp_path):
+    path = tmp_path / "j.sqlite"
+    with Journal(path) as journal:
+        journal.record("a", reply())
+        journal._connection.execute("UPDATE replies SET status = CAST(x'ff' AS TEXT)")
+        assert journal.replies("a") == []
+        assert journal.summary().replies == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database, but long enough to look at" * 30, b"SQLite format 3\0junk" * 99]
+)
+def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
+    path = tmp_path / "j.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StoreError) as caught:
+        Journal(path)
+    assert str(path) in str(caught.value)
+    assert "aside" in caught.value.remedy
+    assert path.read_bytes() == content
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = tmp_path / "j.sqlite"
+    Journal(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(StoreError, match="format 99"):
+        Journal(path)
+
+
+def test_a_folder_in_the_place_of_the_file_is_explained(tmp_path):
+    with pytest.raises(StoreError, match="cannot be used"):
+        Journal(tmp_path)

@@ -1,0 +1,322 @@
+"""Over real sockets: each fault of the wire gets its promise, and the key appears nowhere."""
+
+import asyncio
+import socket
+import time
+import traceback
+
+import pytest
+from chat_server import MODEL, Fault, Reply, answer_by_schema, error_fault
+
+from psychocounsel.config.models import EndpointConfig
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.chat import ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.retry import RetryPolicy
+
+QUICK = RetryPolicy(max_tries=4, first_wait_seconds=0.02, longest_wait_seconds=0.05)
+SCHEMA = {
+    "type": "object",
+    "properties": {"item_id": {"type": "string", "enum": ["x1"]}, "empathy": {"enum": [1, 2, 3, 4, 5]}},
+}
+
+
+def ask_for(text, **more):
+    return ChatRequest((Message("system", "Rate."), Message("user", text)), 0.0, 1.0, 20, **more)
+
+
+def model_at(server, timeout_seconds=5.0, retry=QUICK, **more):
+    endpoint = EndpointConfig(
+        model="judge", base_url=server.base_url, timeout_seconds=timeout_seconds, **more
+    )
+    return OpenAIChatModel(endpoint, offline=True, retry=retry)
+
+
+def ask(model, *requests):
+    async def together():
+        try:
+            return await asyncio.gather(*(model.ask(request) for request in requests))
+        finally:
+            await model.aclose()
+
+    return asyncio.run(together())
+
+
+def test_a_request_and_its_reply(server, planted_key):
+    (reply,) = ask(model_at(server), ask_for("hello", response_schema=SCHEMA, schema_name="rating"))
+    assert reply.status is ReplyStatus.VALID
+    assert '"item_id": "x1"' in reply.text
+    assert (reply.model, reply.prompt_tokens, reply.completion_tokens) == (MODEL, 11, 7)
+    (received,) = server.received
+    assert received.authorization == f"Bearer {planted_key}"
+    assert received.body == {
+        "model": "judge",
+        "messages": [{"role": "system", "content": "Rate."}, {"role": "user", "content": "hello"}],
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 20,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "rating", "strict": True, "schema": SCHEMA},
+        },
+    }
+
+
+def test_no_schema_no_response_format(server):
+    ask(model_at(server), ask_for("hello"))
+    assert "response_format" not in server.received[0].body
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Reply(None, refusal="I cannot."), ReplyStatus.REFUSAL),
+        (Reply("half", finish_reason="content_filter"), ReplyStatus.CONTENT_FILTER),
+        (Reply("half", finish_reason="length"), ReplyStatus.CUT),
+        (Reply(""), ReplyStatus.EMPTY),
+        (error_fault(400, "flagged", "content_filter"), ReplyStatus.CONTENT_FILTER),
+    ],
+)
+def test_failed_answers_have_their_own_status_and_cost_one_request(server, answer, status):
+    server.script = lambda body, number: answer
+    (reply,) = ask(model_at(server), ask_for("hello"))
+    assert (reply.status, server.count) == (status, 1)
+    assert reply.reason
+
+
+PASSING = [
+    *(error_fault(status, "busy") for status in (408, 409, 429, 500, 502, 503, 504, 529)),
+    Fault(body=b"<html>proxy</html>"),
+    Fault(body=b'{"choices": [{"mess'),
+    Fault(body=b'{"error": {"message": "overloaded"}}'),
+    Fault(cut=True),
+    Fault(reset=True),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda f: f"{f.status}-{f.cut}-{f.reset}")
+def test_a_passing_fault_is_tried_again_until_it_passes(server, fault):
+    server.script = lambda body, number: fault if number < 2 else Reply("at last")
+    (reply,) = ask(model_at(server), ask_for("hello"))
+    assert (reply.status, reply.text, server.count) == (ReplyStatus.VALID, "at last", 3)
+
+
+@pytest.mark.parametrize("fault", [error_fault(500, "busy"), Fault(reset=True), Fault(body=b"?")])
+def test_a_fault_that_stays_ends_as_an_error_after_bounded_tries(server, fault):
+    server.script = lambda body, number: fault
+    (reply,) = ask(model_at(server), ask_for("hello"))
+    assert (reply.status, reply.text, server.count) == (ReplyStatus.ERROR, "", 4)
+    assert reply.reason
+
+
+@pytest.mark.parametrize("fault", [Fault(hang=True), Fault(drip_seconds=0.1)], ids=["hang", "drip"])
+def test_one_deadline_holds_for_all_tries_together(server, fault):
+    server.script = lambda body, number: fault
+    start = time.monotonic()
+    (reply,) = ask(model_at(server, timeout_seconds=0.2), ask_for("hello"))
+    assert reply.status is ReplyStatus.ERROR
+    assert "no answer within" in reply.reason
+    assert 0.55 < time.monotonic() - start < 3
+    assert server.count <= 3
+
+
+def test_nobody_listening_is_an_error_reply(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        model = OpenAIChatModel(EndpointConfig(model="judge", base_url=url), retry=QUICK)
+        (reply,) = ask(model, ask_for("hello"))
+    assert reply.status is ReplyStatus.ERROR
+    assert "connection" in reply.reason
+
+
+def test_retry_after_is_respected_by_every_request(server):
+    busy = error_fault(429, "slow down", "rate_limit_exceeded", {"Retry-After": "0.3"})
+    server.script = lambda body, number: busy if number == 0 else Reply("fine")
+
+    async def one_then_another():
+        model = model_at(server)
+        first = asyncio.create_task(model.ask(ask_for("first")))
+        while not server.received or server.received[0].sent_at is None:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        replies = [await model.ask(ask_for("second")), await first]
+        await model.aclose()
+        return replies
+
+    replies = asyncio.run(one_then_another())
+    assert [reply.text for reply in replies] == ["fine", "fine"]
+    assert server.count == 3
+    told = server.received[0].sent_at
+    assert min(request.received_at for request in server.received[1:]) - told >= 0.29
+
+
+def test_a_wait_beyond_the_deadline_is_not_begun(server):
+    server.script = lambda body, number: error_fault(429, "tomorrow", headers={"Retry-After": "3600"})
+    start = time.monotonic()
+    first, second = ask(model_at(server), ask_for("a")) + ask(model_at(server), ask_for("b"))
+    assert {first.status, second.status} == {ReplyStatus.ERROR}
+    assert "429" in first.reason
+    assert time.monotonic() - start < 2
+
+
+FINAL = [
+    (error_fault(400, "unknown parameter"), "refused", "endpoint.model"),
+    (error_fault(401, "no such key"), "key is not accepted", "OPENAI_API_KEY"),
+    (error_fault(402, "pay first"), "quota", "credit"),
+    (error_fault(403, "not yours"), "may not use the model 'judge'", "OPENAI_API_KEY"),
+    (error_fault(404, "no such model"), "no model 'judge'", "base_url"),
+    (error_fault(422, "what?"), "refused", "endpoint.model"),
+    (error_fault(429, "you ran out", "insufficient_quota"), "quota", "credit"),
+    (Fault(status=307, headers={"Location": "http://example.invalid/"}), "refused", "endpoint.model"),
+]
+
+
+@pytest.mark.parametrize(("fault", "what", "remedy"), FINAL)
+def test_a_final_refusal_stops_before_the_second_item(server, tmp_path, fault, what, remedy):
+    server.script = lambda body, number: fault
+    with Journal(tmp_path / "j.sqlite") as journal:
+        with pytest.raises(EndpointError, match=what) as caught:
+            ask_all(model_at(server), [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy())
+        assert journal.summary().replies == 0
+    assert server.count == 1
+    assert remedy in caught.value.remedy
+    assert caught.value.where == server.base_url
+
+
+def test_a_refusal_wakes_those_who_wait_for_a_retry(server):
+    def script(body, number):
+        if body["messages"][1]["content"] == "busy":
+            return error_fault(500, "busy", headers={"Retry-After": "20"})
+        return Fault(status=401, delay_seconds=0.1)
+
+    server.script = script
+
+    async def both():
+        model = model_at(server, timeout_seconds=30.0)
+        asked = [model.ask(ask_for("busy")), model.ask(ask_for("other"))]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        await model.aclose()
+        return outcomes
+
+    start = time.monotonic()
+    assert [type(outcome) for outcome in asyncio.run(both())] == [EndpointError, EndpointError]
+    assert time.monotonic() - start < 5
+    assert server.count == 2
+
+
+def test_the_model_works_in_one_event_loop_after_another(server, tmp_path):
+    model = model_at(server)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for name in ("a", "b"):
+            assert ask_all(model, [ask_for(name)], journal, AskPolicy())[0].status is ReplyStatus.VALID
+    assert server.count == 2
+
+
+def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
+    faults = {
+        0: error_fault(429, "busy"),
+        1: error_fault(500, "oh"),
+        2: Fault(reset=True),
+        3: Fault(cut=True),
+    }
+    server.script = lambda body, number: faults.get(number % 17) or answer_by_schema(body, number)
+    requests = [ask_for(f"t{n}") for n in range(80)]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        replies = ask_all(model_at(server), requests, journal, AskPolicy(concurrency=8))
+    assert {reply.status for reply in replies} == {ReplyStatus.VALID}
+    assert len({reply.text for reply in replies}) == 80
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
+def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_path, planted_key, status):
+    parrot = error_fault(status, f"Incorrect API key provided: {planted_key}.", "insufficient_quota")
+    server.script = lambda body, number: Reply("ok") if number == 0 else parrot
+    model = model_at(server)
+    with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError) as caught:
+        ask_all(model, [ask_for(f"t{n}") for n in range(3)], journal, AskPolicy(concurrency=1))
+    assert server.received[0].authorization.endswith(planted_key)
+    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "[key]" in told
+    assert planted_key not in told + repr(model) + repr(vars(model)) + repr(model.identity)
+    files = list(tmp_path.iterdir())
+    assert files
+    assert not any(planted_key.encode() in file.read_bytes() for file in files)
+
+
+def test_a_key_with_odd_characters_is_refused_without_showing_it(monkeypatch, server):
+    for key in ("sk-secret one", "sk-secr\u00e9t", "sk-sec\nret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ConfigError, match="characters") as caught:
+            model_at(server)
+        assert "sk-" not in str(caught.value)
+
+
+def test_a_key_in_the_place_of_the_variables_name_is_not_shown(server):
+    with pytest.raises(ConfigError) as caught:
+        model_at(server, api_key_env="sk-secret-123")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_key_is_named_for_a_remote_host_and_not_needed_here(monkeypatch, server):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
+    with pytest.raises(ConfigError, match="MY_KEY") as caught:
+        OpenAIChatModel(
+            EndpointConfig(model="m", base_url="https://api.example.org/v1", api_key_env="MY_KEY")
+        )
+    assert caught.value.remedy
+
+
+REMOTE = [
+    None,
+    "https://api.openai.com/v1",
+    "http://10.0.0.7:8000/v1",
+    "http://0.0.0.0/v1",
+    "http://127.0.0.1.example.org/v1",
+]
+
+
+@pytest.mark.parametrize("url", REMOTE)
+def test_offline_refuses_what_is_not_on_this_machine_before_any_socket(monkeypatch, url):
+    monkeypatch.setattr(socket, "socket", None)
+    with pytest.raises(ConfigError, match="offline") as caught:
+        OpenAIChatModel(EndpointConfig(model="m", base_url=url), offline=True)
+    assert "base_url" in caught.value.remedy
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
+def test_offline_allows_this_machine(host):
+    OpenAIChatModel(EndpointConfig(model="m", base_url=f"http://{host}:1/v1"), offline=True)
+
+
+def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
+    monkeypatch.setenv("HTTP_PROXY", "http://10.255.255.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://10.255.255.1:9")
+    assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
+
+
+def test_identity_holds_the_resolved_address(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert OpenAIChatModel(EndpointConfig(model="m")).identity["base_url"] == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://elsewhere.example/v1/")
+    identity = OpenAIChatModel(EndpointConfig(model="m")).identity
+    assert identity == {"model": "m", "base_url": "https://elsewhere.example/v1"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.openai.com/v1",
+        "ftp://127.0.0.1/v1",
+        "http://me:pw@127.0.0.1/v1",
+        "http://127.0.0.1/v1?api-key=pw",
+    ],
+)
+def test_addresses_that_are_none_or_hold_a_secret_are_refused(url):
+    with pytest.raises(ConfigError, match="base_url") as caught:
+        OpenAIChatModel(EndpointConfig(model="m", base_url=url))
+    assert "pw" not in str(caught.value)

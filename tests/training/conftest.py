@@ -1,0 +1,87 @@
+"""A tiny Llama 3 that every test of this room may open, and the texts it was made from."""
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
+from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape, WarmUpConfig
+from psychocounsel.domain import Candidate, Policy, Speech
+from psychocounsel.llm.local_model import Generator, load_tokenizer
+from psychocounsel.training.tiny_llama import make_tiny_llama
+
+SPEECHES = (
+    Speech(
+        "(Looks away) My sister stopped calling after the funeral, and I keep rereading her last message."
+    ),
+    Speech("I got the promotion. Since then I lie awake at four, sure that they will find me out by Friday."),
+    Speech("My son says I never listen. Perhaps he is right; at dinner I only hear my own day going round."),
+    Speech("I stopped drinking nine weeks ago and nobody noticed. I am proud, and also rather flat."),
+)
+REPLIES = (
+    "Nine weeks, and nobody said a word. What has it been like to carry that on your own?",
+    "You should simply make a list and get on with it.",
+    "That sounds lonely. What do you wish she would write to you?",
+)
+
+
+@pytest.fixture(scope="session")
+def speeches() -> tuple[Speech, ...]:
+    return SPEECHES
+
+
+@pytest.fixture(scope="session")
+def candidates() -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(speech.id, f"author-{number}", text)
+        for speech in SPEECHES
+        for number, text in enumerate(REPLIES)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> MakeBaseModelConfig:
+    source = SpeechSource(
+        path="speeches.jsonl", columns=SpeechColumns(text="text"), licence="CC BY 4.0", data_class="public"
+    )
+    return MakeBaseModelConfig(
+        name="tiny",
+        seed=7,
+        corpus=CorpusConfig(name="tiny", speeches=(source,)),
+        shape=TinyLlamaShape(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=64,
+            layers=2,
+            attention_heads=4,
+            key_value_heads=2,
+            max_positions=512,
+        ),
+        warm_up=WarmUpConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length_tokens=512),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    speeches: tuple[Speech, ...],
+    candidates: tuple[Candidate, ...],
+    tiny_config: MakeBaseModelConfig,
+) -> Path:
+    """A `from_pretrained` folder: two layers, 32 wide, about 400 tokens, one epoch; do not write into it."""
+    transformers_logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_tiny_llama(speeches, candidates, tiny_config, folder, lambda done, total: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_model_folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(Policy(str(tiny_model_folder)))
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tiny_model_folder: Path) -> Generator:
+    return Generator.load(Policy(str(tiny_model_folder)), device="cpu")

@@ -1,0 +1,125 @@
+"""Small preference data, settings and outputs that the tests of reward and DPO training share."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from psychocounsel.config.models import ChatFormat
+from psychocounsel.config.stages import AlignConfig, LengthConfig, OptimisationConfig, TrainRewardConfig
+from psychocounsel.domain import Candidate, Policy, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.training.dpo import DpoRun, train_dpo
+from psychocounsel.training.reward import train_reward_model
+from psychocounsel.training.run import TrainingOutput, TrainingSummary
+
+CHAT = ChatFormat()
+FEELINGS = ("sad", "tired", "angry", "lost", "afraid", "numb", "ashamed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: models this small lose more by waiting for each other than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_pairs(count: int = 14) -> list[PreferencePair]:
+    """Return pairs whose two sides differ in content and, from pair to pair, in length."""
+    return [_pair(number) for number in range(count)]
+
+
+def _pair(number: int) -> PreferencePair:
+    feeling = FEELINGS[number % len(FEELINGS)]
+    speech = Speech(f"I feel {feeling} since week {number}.")
+    good = "What is " + "really " * (number % 4) + f"hard about feeling {feeling}?"
+    bad = "Move on." + " Stop it." * (number % 5)
+    return PreferencePair(
+        speech,
+        ScoredCandidate(Candidate(speech.id, "good", good), 5.0),
+        ScoredCandidate(Candidate(speech.id, "bad", bad), 1.0),
+    )
+
+
+def optimisation(**changes: object) -> OptimisationConfig:
+    settings: dict[str, object] = {
+        "learning_rate": 1e-3,
+        "global_batch_size": 8,
+        "per_device_batch_size": 8,
+        "save_every_steps": 100,
+        **changes,
+    }
+    return OptimisationConfig.model_validate(settings)
+
+
+def reward_config(optimised: OptimisationConfig | None = None, **changes: object) -> TrainRewardConfig:
+    settings: dict[str, object] = {
+        "name": "tiny",
+        "base_model": "tiny",
+        "preferences": "tiny",
+        "optimisation": optimised or optimisation(),
+        "length": LengthConfig(max_length_tokens=256),
+        **changes,
+    }
+    return TrainRewardConfig.model_validate(settings)
+
+
+def align_config(optimised: OptimisationConfig | None = None, **changes: object) -> AlignConfig:
+    settings: dict[str, object] = {
+        "name": "tiny",
+        "mode": "dpo",
+        "policy": "tiny",
+        "preferences": "tiny",
+        "epochs": 2,
+        "optimisation": optimised or optimisation(),
+        "length": LengthConfig(max_length_tokens=256),
+        **changes,
+    }
+    return AlignConfig.model_validate(settings)
+
+
+def output_in(folder: Path) -> TrainingOutput:
+    """Return an output below `folder` that is never stopped."""
+    return TrainingOutput(folder / "model", folder / "work", lambda: False, lambda _step, _total: None)
+
+
+def stopping_after(step: int, output: TrainingOutput) -> TrainingOutput:
+    """Return `output`, asking to stop once `step` steps are done."""
+    done: list[int] = []
+    return replace(output, stop=lambda: done[-1] >= step, progress=lambda now, _total: done.append(now))
+
+
+def run_reward(
+    base: Path, output: TrainingOutput, config: TrainRewardConfig | None = None
+) -> TrainingSummary:
+    return train_reward_model(Policy(str(base)), make_pairs(), config or reward_config(), output)
+
+
+def run_dpo(
+    base: Path, output: TrainingOutput, config: AlignConfig | None = None, *, seed: int = 0
+) -> TrainingSummary:
+    run = DpoRun(Policy(str(base)), Policy(str(base)), config or align_config(), seed)
+    return train_dpo(run, make_pairs(), output)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Return whether two models agree in every bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def relative_difference(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+) -> float:
+    """Return how far two trainings end apart, as a share of how far the first moved."""
+    names = [name for name in one if name in start]
+    apart = sum(float((one[name] - other[name]).abs().sum()) for name in names)
+    moved = sum(float((one[name] - start[name]).abs().sum()) for name in names)
+    return apart / moved

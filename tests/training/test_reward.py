@@ -1,0 +1,333 @@
+"""Reward training and scoring: the right loss, the right token, a head that survives, finite numbers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from preference_runs import (
+    CHAT,
+    make_pairs,
+    one_thread,  # noqa: F401 (a fixture)
+    optimisation,
+    output_in,
+    relative_difference,
+    reward_config,
+    run_reward,
+    same_weights,
+    weights_of,
+)
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from psychocounsel.domain import Policy
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
+from psychocounsel.llm.local_model import load_tokenizer, pad_token_id, terminator_id
+from psychocounsel.training import run as run_module
+from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
+from psychocounsel.training.reward import (
+    BradleyTerryTrainer,
+    Exchange,
+    PooledTokenCollator,
+    RewardScorer,
+    load_with_new_head,
+    require_last_token_pooled,
+    train_reward_model,
+    write_normalisation,
+)
+from psychocounsel.training.run import HISTORY_ROWS, Plan, WeightWatch, quiet_libraries, shared_arguments
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained reward model; do not write into it."""
+    output = output_in(tmp_path_factory.mktemp("trained"))
+    run_reward(tiny_model_folder, output, reward_config(epochs=10))
+    return output.folder
+
+
+@pytest.fixture
+def base_tokenizer(tiny_model_folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(Policy(str(tiny_model_folder)))
+
+
+def exchanges() -> tuple[list[Exchange], list[Exchange]]:
+    """Return the chosen and the rejected exchanges of the test pairs."""
+    pairs = make_pairs()
+    chosen = [Exchange(pair.speech.text, pair.chosen.candidate.text) for pair in pairs]
+    return chosen, [Exchange(pair.speech.text, pair.rejected.candidate.text) for pair in pairs]
+
+
+def test_it_learns_to_prefer_the_chosen_side(trained: Path) -> None:
+    scorer = RewardScorer.load(trained, CHAT)
+    chosen, rejected = (scorer.raw(side, 8) for side in exchanges())
+    assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
+
+
+def test_the_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    model = AutoModelForSequenceClassification.from_pretrained(trained)
+    chosen, _ = exchanges()
+    messages = [
+        [{"role": "user", "content": one.speech_text}, {"role": "assistant", "content": one.response_text}]
+        for one in chosen
+    ]
+    batch = tokenizer.apply_chat_template(
+        messages, date_string=CHAT.date_string, padding=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**batch).logits
+    assert logits.shape == (len(chosen), 1)
+    assert RewardScorer.load(trained, CHAT).raw(chosen, len(chosen)) == pytest.approx(
+        logits[:, 0].tolist(), abs=1e-5
+    )
+
+
+def test_the_folder_pads_with_a_token_that_ends_nothing(trained: Path, tiny_model_folder: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    base = json.loads((tiny_model_folder / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    assert config["pad_token_id"] == tokenizer.pad_token_id
+    assert config["pad_token_id"] not in config["eos_token_id"]
+    assert config["eos_token_id"] == base["eos_token_id"]
+    assert config["use_cache"] == base["use_cache"]
+    assert sorted(path.suffix for path in trained.iterdir() if path.suffix in {".bin", ".safetensors"}) == [
+        ".safetensors"
+    ]
+
+
+def test_the_first_loss_is_bradley_terry_of_the_new_head(
+    tmp_path: Path, tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    base = Policy(str(tiny_model_folder))
+    model = load_with_new_head(base, base_tokenizer, seed=3)
+    model.save_pretrained(tmp_path / "start")
+    base_tokenizer.save_pretrained(tmp_path / "start")
+    scorer = RewardScorer.load(tmp_path / "start", CHAT)
+    chosen, rejected = (torch.tensor(scorer.raw(side, 4)) for side in exchanges())
+    whole = optimisation(global_batch_size=len(chosen), per_device_batch_size=len(chosen))
+    expected = -logsigmoid(chosen - rejected).mean()
+    plain = run_reward(tiny_model_folder, output_in(tmp_path / "a"), reward_config(whole, seed=3, epochs=1))
+    assert plain.first_loss == pytest.approx(float(expected), abs=1e-5)
+    centred = reward_config(whole, seed=3, epochs=1, centre_rewards_coefficient=0.5)
+    expected += 0.5 * ((chosen + rejected) ** 2).mean()
+    summary = run_reward(tiny_model_folder, output_in(tmp_path / "b"), centred)
+    assert summary.first_loss == pytest.approx(float(expected), abs=1e-5)
+    assert summary.first_loss > plain.first_loss + 1e-3
+
+
+def test_a_head_comes_from_its_seed_alone_and_has_the_right_spread(
+    tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    base = Policy(str(tiny_model_folder))
+    heads: list[torch.Tensor] = []
+    for seed, global_seed in ((1, 10), (1, 11), (2, 10)):
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            heads.append(load_with_new_head(base, base_tokenizer, seed).score.weight.detach())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    hidden = heads[0].shape[1]
+    together = torch.cat([load_with_new_head(base, base_tokenizer, seed).score.weight for seed in range(20)])
+    assert float(together.detach().std()) == pytest.approx(1 / math.sqrt(hidden + 1), rel=0.1)
+
+
+def test_the_pooled_token_must_be_the_last_real_one() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    require_last_token_pooled(torch.tensor([[5, 6, 7, 0], [5, 0, 6, 7]]), mask, pad_id=0)
+    require_last_token_pooled(torch.tensor([[0, 0, 6, 7]]), torch.tensor([[0, 0, 1, 1]]), pad_id=0)
+    with pytest.raises(InputError, match="another token"):
+        require_last_token_pooled(torch.tensor([[5, 6, 0, 0], [5, 0, 6, 7]]), mask, pad_id=0)
+
+
+def test_padding_with_the_terminator_is_noticed_in_training(base_tokenizer: PreTrainedTokenizerBase) -> None:
+    end = terminator_id(base_tokenizer)
+    rows = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, end]}]
+    assert PooledTokenCollator(pad_token_id(base_tokenizer))(rows)["input_ids"].shape == (2, 3)
+    with pytest.raises(InputError, match="another token"):
+        PooledTokenCollator(end)(rows)
+
+
+def test_a_score_does_not_depend_on_its_batch(trained: Path) -> None:
+    scorer = RewardScorer.load(trained, CHAT)
+    together = [*exchanges()[0], *exchanges()[1]]
+    alone = [scorer.raw([exchange], 1)[0] for exchange in together]
+    for batch_size in (3, len(together)):
+        assert scorer.raw(together, batch_size) == pytest.approx(alone, abs=1e-5)
+    assert scorer.raw([], 4) == []
+
+
+def test_an_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output = output_in(tmp_path)
+    run_reward(tiny_model_folder, output, reward_config(optimisation(lora=LORA), epochs=3))
+    assert not list(output.folder.glob("adapter*"))
+    base, tokenizer = Policy(str(tiny_model_folder)), load_tokenizer(Policy(str(tiny_model_folder)))
+    start = load_with_new_head(base, tokenizer, seed=0)
+    assert not torch.equal(weights_of(output.folder)["score.weight"], start.score.weight)
+    with quiet_libraries():
+        adapted = PeftModel.from_pretrained(start, str(output.work / "checkpoint-6"))
+    scorer = RewardScorer.load(output.folder, CHAT)
+    expected = RewardScorer(adapted, scorer.tokenizer, CHAT, scorer.scale).raw(exchanges()[0], 8)
+    assert scorer.raw(exchanges()[0], 8) == pytest.approx(expected, abs=1e-5)
+
+
+def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output = output_in(tmp_path)
+    run_reward(tiny_model_folder, output, reward_config(epochs=1))
+    chosen, _ = exchanges()
+    plain = RewardScorer.load(output.folder, CHAT)
+    raw = plain.raw(chosen, 8)
+    assert plain.normalised(chosen, 8) == raw
+    before = json.loads((output.folder / "config.json").read_text())
+    write_normalisation(output.folder, 0.5, 2.0)
+    after = json.loads((output.folder / "config.json").read_text())
+    assert after == {**before, "reward_mean": 0.5, "reward_std": 2.0}
+    scaled = RewardScorer.load(output.folder, CHAT)
+    assert scaled.raw(chosen, 8) == raw
+    assert scaled.normalised(chosen, 8) == pytest.approx([(score - 0.5) / 2.0 for score in raw])
+    config = AutoModelForSequenceClassification.from_pretrained(output.folder).config
+    assert (config.reward_mean, config.reward_std) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
+def test_a_scale_that_scales_nothing_is_refused(tmp_path: Path, mean: float, std: float) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataQualityError, match="cannot be normalised"):
+        write_normalisation(tmp_path, mean, std)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no reward model"):
+        RewardScorer.load(tmp_path / "missing", CHAT)
+    with pytest.raises(ConfigError):
+        run_reward(tmp_path / "missing", output_in(tmp_path))
+
+
+@pytest.mark.parametrize("per_device", [1, 4])
+def test_accumulated_micro_batches_equal_one_large_batch(
+    tmp_path: Path, tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase, per_device: int
+) -> None:
+    # 14 pairs in batches of 8: with 4 a device, the last step holds micro-batches of 4 and of 2.
+    large, small = output_in(tmp_path / "8x1"), output_in(tmp_path / "small")
+    run_reward(tiny_model_folder, large)
+    run_reward(tiny_model_folder, small, reward_config(optimisation(per_device_batch_size=per_device)))
+    start = load_with_new_head(Policy(str(tiny_model_folder)), base_tokenizer, seed=0).state_dict()
+    assert relative_difference(weights_of(large.folder), weights_of(small.folder), start) < 1e-3
+
+
+def test_gradient_checkpointing_changes_speed_only(tmp_path: Path, tiny_model_folder: Path) -> None:
+    plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
+    run_reward(tiny_model_folder, plain)
+    run_reward(tiny_model_folder, frugal, reward_config(optimisation(gradient_checkpointing=True)))
+    assert same_weights(weights_of(plain.folder), weights_of(frugal.folder))
+
+
+def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output = output_in(tmp_path)
+    with pytest.raises(IncompleteError, match="moved no weight"):
+        run_reward(tiny_model_folder, output, reward_config(optimisation(learning_rate=1e-30)))
+    assert not output.folder.exists()
+
+
+def test_one_step_is_enough_to_move(tmp_path: Path, tiny_model_folder: Path) -> None:
+    whole = optimisation(global_batch_size=16, per_device_batch_size=16, warmup_share=0.5)
+    assert run_reward(tiny_model_folder, output_in(tmp_path), reward_config(whole, epochs=1)).steps == 1
+
+
+def test_a_model_without_trainable_weights_is_an_error() -> None:
+    model = torch.nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="no trainable"):
+        WeightWatch(model)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, kind: str) -> None:
+    """Make loss or gradient of one step not a number; the loss itself stays finite for a gradient."""
+    real = BradleyTerryTrainer.compute_loss
+
+    def poisoned(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = real(self, model, inputs, *args, **kwargs)
+        if self.state.global_step + 1 != at_step:
+            return loss
+        return loss * math.nan if kind == "loss" else loss + torch.sqrt(model.score.weight.sum() * 0)
+
+    monkeypatch.setattr(BradleyTerryTrainer, "compute_loss", poisoned)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient norm"])
+def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    output, whole = output_in(tmp_path / "poisoned"), output_in(tmp_path / "whole")
+    config = reward_config(optimisation(save_every_steps=1))
+    with monkeypatch.context() as patched:
+        poison(patched, at_step=3, kind=kind)
+        with pytest.raises(IncompleteError, match=f"the {kind} became nan at step 3"):
+            run_reward(tiny_model_folder, output, config)
+    assert not output.folder.exists()
+    fingerprint = run_fingerprint(make_pairs(), [config.identity(), str(tiny_model_folder), None])
+    point = newest_verified(output.work, fingerprint)
+    assert point.path is not None
+    assert point.step == 2
+    assert all(torch.isfinite(values).all() for values in weights_of(point.path).values())
+    run_reward(tiny_model_folder, output, config)
+    run_reward(tiny_model_folder, whole, config)
+    assert same_weights(weights_of(output.folder), weights_of(whole.folder))
+
+
+def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    output = output_in(tmp_path)
+    watched = run_module.TrainingOutput(
+        output.folder, output.work, output.stop, lambda *step: seen.append(step)
+    )
+    summary = run_reward(tiny_model_folder, watched)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
+    assert all(
+        {"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history
+    )
+    assert all(math.isfinite(value) for row in summary.history for value in row.values())
+    assert (summary.steps, summary.lengths.kept, summary.lengths.dropped) == (4, 14, 0)
+    assert summary.seconds > 0
+
+
+def test_pairs_that_do_not_fit_end_training_before_it_starts(tmp_path: Path, tiny_model_folder: Path) -> None:
+    config = reward_config(length={"max_length_tokens": 8})
+    with pytest.raises(DataQualityError):
+        run_reward(tiny_model_folder, output_in(tmp_path), config)
+    with pytest.raises(DataQualityError):
+        train_reward_model(Policy(str(tiny_model_folder)), [], config, output_in(tmp_path))
+
+
+@given(rows=st.integers(1, 100_000), epochs=st.integers(1, 5), batch=st.sampled_from([1, 8, 128]))
+def test_a_history_stays_small_enough_to_plot(rows: int, epochs: int, batch: int) -> None:
+    plan = Plan(rows, epochs, seed=0)
+    settings = optimisation(global_batch_size=batch, per_device_batch_size=1)
+    every = shared_arguments(settings, plan, Path("work"))["logging_steps"]
+    logged = {1, *range(every, plan.steps(settings) + 1, every)}
+    assert len(logged) <= HISTORY_ROWS
+
+
+def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    plan, work = Plan(100, 1, 0), Path("work")
+    settings = optimisation(global_batch_size=64, per_device_batch_size=8)
+    assert shared_arguments(settings, plan, work)["gradient_accumulation_steps"] == 2
+    with pytest.raises(ConfigError, match="do not divide"):
+        shared_arguments(optimisation(global_batch_size=8, per_device_batch_size=8), plan, work)
+
+
+def test_bf16_is_used_only_where_there_is_an_accelerator_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, work = Plan(100, 1, 0), Path("work")
+    for available in (False, True):
+        monkeypatch.setattr(run_module, "autocast_available", lambda here=available: here)
+        assert shared_arguments(optimisation(precision="bf16"), plan, work)["bf16"] is available
+        assert shared_arguments(optimisation(precision="fp32"), plan, work)["bf16"] is False

@@ -1,0 +1,198 @@
+"""Laws of drawing answers: what decides them, and what does not."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.config.models import ChatFormat, SamplingConfig
+from psychocounsel.domain import Candidate, Policy, Speech
+from psychocounsel.errors import ConfigError
+from psychocounsel.llm.local_model import Generator, draw_tokens, encode_prompt
+from psychocounsel.training.sampling import SampleRequest, sample_candidates
+
+CHAT = ChatFormat()
+GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=12, batch_size=8)
+WARM = SamplingConfig(temperature=1.0, max_new_tokens=12, batch_size=8)
+
+
+def ignore(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def prompts_of(generator: Generator, texts: list[str]) -> list[list[int]]:
+    return [encode_prompt(generator.tokenizer, text, CHAT) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_generator: Generator, speeches: tuple[Speech, ...]) -> list[list[int]]:
+    return prompts_of(tiny_generator, [*(speech.text for speech in speeches), "Low.", "I am so tired."])
+
+
+class ScriptedModel:
+    """Puts the model's next tokens into its mouth: the logits of `script[step]` are the highest."""
+
+    def __init__(self, generator: Generator, script: list[int]) -> None:
+        self.generator = generator
+        self.script = script
+
+    def __enter__(self) -> None:
+        step = iter(self.script)
+        head = self.generator.model.lm_head
+
+        def force(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+            forced = torch.zeros_like(logits)
+            forced[..., next(step)] = 100.0
+            return forced
+
+        self.hook = head.register_forward_hook(force)
+
+    def __exit__(self, *exception: object) -> None:
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_batch_of_one_equals_batch_of_many(
+    tiny_generator: Generator, prompts: list[list[int]], sampling: SamplingConfig
+) -> None:
+    many = tiny_generator.generate(prompts, sampling, seed=3)
+    alone = [tiny_generator.generate([prompt], sampling, seed=3)[0] for prompt in prompts]
+    small = tiny_generator.generate(prompts, sampling.model_copy(update={"batch_size": 2}), seed=3)
+    assert many == alone == small
+
+
+def test_answers_come_in_the_order_of_the_questions(
+    tiny_generator: Generator, prompts: list[list[int]]
+) -> None:
+    forward = tiny_generator.generate(prompts, WARM, seed=3)
+    assert len(set(forward)) == len(prompts)
+    assert tiny_generator.generate(prompts[::-1], WARM, seed=3) == forward[::-1]
+
+
+def test_seed_decides_and_nothing_else(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+    first = tiny_generator.generate(prompts, WARM, seed=3)
+    torch.manual_seed(99)
+    assert tiny_generator.generate(prompts, WARM, seed=3) == first
+    assert tiny_generator.generate(prompts, WARM, seed=4) != first
+
+
+def test_global_random_state_is_untouched(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+    before = torch.get_rng_state()
+    tiny_generator.generate(prompts, WARM, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_repeated_questions_get_their_own_answers(
+    tiny_generator: Generator, prompts: list[list[int]]
+) -> None:
+    answers = tiny_generator.generate([prompts[0]] * 6, WARM, seed=3)
+    assert len({answer.token_ids for answer in answers}) == 6
+
+
+@pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
+def test_each_of_three_ends_ends_an_answer(
+    tiny_generator: Generator, prompts: list[list[int]], end: str
+) -> None:
+    word = tiny_generator.tokenizer.encode(" hi", add_special_tokens=False)
+    end_id = tiny_generator.tokenizer.convert_tokens_to_ids(end)
+    with ScriptedModel(tiny_generator, [*word, end_id]):
+        answer = tiny_generator.generate([prompts[0]], GREEDY, seed=0)[0]
+    assert answer.finished
+    assert answer.token_ids == (*word, end_id)
+    assert answer.text == "hi"
+
+
+def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+    pad = tiny_generator.tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
+    word = tiny_generator.tokenizer.encode("h", add_special_tokens=False)
+    with ScriptedModel(tiny_generator, [*word * 11, pad]):
+        answer = tiny_generator.generate([prompts[0]], GREEDY, seed=0)[0]
+    assert not answer.finished
+    assert len(answer.token_ids) == GREEDY.max_new_tokens
+    assert answer.text == "h" * 11
+
+
+def test_nothing_is_warned_of_and_no_foreign_decoding_leaks_in(
+    tiny_generator: Generator, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny_generator.model.generation_config.temperature is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_generator.generate(prompts, WARM, seed=3)
+    assert capfd.readouterr().err == ""
+
+
+PROBABILITIES = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+
+
+def draw(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int:
+    numbers = torch.tensor([uniform], dtype=torch.float64)
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p)
+    return int(draw_tokens(PROBABILITIES.log(), numbers, sampling)[0])
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.89, 3), (0.91, 0)]
+)
+def test_draw_by_hand(uniform: float, token: int) -> None:
+    assert draw(uniform) == token
+
+
+def test_nucleus_keeps_the_smallest_set_with_its_mass() -> None:
+    # 0.4 + 0.3 reach 0.6, so the nucleus is tokens 1 and 2, drawn as 4 to 3.
+    assert [draw((number + 0.5) / 14, top_p=0.6) for number in range(14)] == [1] * 8 + [2] * 6
+
+
+def test_low_temperature_sharpens() -> None:
+    # At temperature 1/2 the squares count: 0.16, 0.09, 0.04, 0.01 of 0.30.
+    assert draw(0.53, temperature=0.5) == 1
+    assert draw(0.54, temperature=0.5) == 2
+    assert draw(0.96, temperature=0.5) == 3
+    assert draw(0.97, temperature=0.5) == 0
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0.05, 5), st.floats(0.01, 1))
+def test_draw_never_leaves_the_nucleus(uniform: float, temperature: float, top_p: float) -> None:
+    ranked = torch.softmax(PROBABILITIES[0].double().log() / temperature, -1).tolist()
+    better_mass = sum(p for p in ranked if p > ranked[draw(uniform, temperature=temperature, top_p=top_p)])
+    assert better_mass < top_p + 1e-9
+
+
+def test_candidates_carry_author_speech_and_ending(
+    tiny_generator: Generator, speeches: tuple[Speech, ...]
+) -> None:
+    request = SampleRequest("tiny", 3, WARM, CHAT, seed=5)
+    told: list[tuple[int, int]] = []
+    candidates = sample_candidates(
+        tiny_generator,
+        tiny_generator.tokenizer,
+        speeches,
+        request,
+        lambda done, total: told.append((done, total)),
+    )
+    assert [one.speech_id for one in candidates] == [one.id for one in speeches for _ in range(3)]
+    assert {one.author for one in candidates} == {"tiny"}
+    assert told == [(8, 12), (12, 12)]
+    prompts = prompts_of(tiny_generator, [speech.text for speech in speeches for _ in range(3)])
+    answers = tiny_generator.generate(prompts, WARM, seed=5)
+    assert [(one.text, one.finished) for one in candidates] == [(one.text, one.finished) for one in answers]
+
+
+def test_empty_answers_are_kept(tiny_generator: Generator, speeches: tuple[Speech, ...]) -> None:
+    end = tiny_generator.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    with ScriptedModel(tiny_generator, [end]):
+        candidates = sample_candidates(
+            tiny_generator,
+            tiny_generator.tokenizer,
+            speeches[:1],
+            SampleRequest("tiny", 2, GREEDY, CHAT, 0),
+            ignore,
+        )
+    assert candidates == [Candidate(speeches[0].id, "tiny", "", True)] * 2
+
+
+def test_missing_folder_is_the_users_error(tmp_path: object) -> None:
+    with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
+        Generator.load(Policy(f"{tmp_path}/nowhere"), device="cpu")

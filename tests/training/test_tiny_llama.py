@@ -1,0 +1,202 @@
+"""The tiny Llama 3 has the real one's shape and its awkward habits, and learns."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape
+from psychocounsel.domain import Candidate, Speech
+from psychocounsel.errors import DataQualityError
+from psychocounsel.llm.local_model import EncodedExchange, Generator, pad_token_id
+from psychocounsel.training.tiny_llama import build_model, make_tiny_llama
+from psychocounsel.training.warm_up import (
+    PROMPT_WEIGHT,
+    Pack,
+    batch_loss,
+    collate,
+    learning_rate_share,
+    pack,
+    warm_up,
+)
+
+PAD = 386
+
+
+def ignore(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def test_opens_by_the_plain_road(tiny_model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.dtype == torch.float32
+    assert tokenizer.is_fast
+    assert len(tokenizer) == model.config.vocab_size
+    assert list(tiny_model_folder.glob("*.safetensors"))
+    assert not list(tiny_model_folder.glob("*.bin"))
+
+
+def test_grouped_query_attention_and_the_rest_of_llama(tiny_model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.weight.shape == (32, 32)
+    assert attention.k_proj.weight.shape == (16, 32)  # two heads of eight serve four
+    assert len(model.model.layers) == 2
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    rope = json.loads((tiny_model_folder / "config.json").read_text())["rope_parameters"]
+    assert (rope["rope_type"], rope["rope_theta"]) == ("llama3", 500_000.0)
+    assert model.config.pad_token_id is None
+
+
+def test_three_ends_of_text_and_a_temperature(tiny_model_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    decoding = GenerationConfig.from_pretrained(tiny_model_folder)
+    ends = tokenizer.convert_ids_to_tokens(decoding.eos_token_id)
+    assert ends == ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+    assert (decoding.do_sample, decoding.temperature, decoding.top_p) == (True, 0.6, 0.9)
+    assert tokenizer.eos_token == "<|eot_id|>"
+    assert tokenizer.pad_token is None
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=("Cs",))))
+@example(text="\U0001f469\u200d\U0001f469\u200d\U0001f467 \u05e9\u05dc\u05d5\u05dd \u2028 end\x00\r\n\n  x")
+def test_every_text_survives(tiny_tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    ids = tiny_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert tiny_tokenizer.decode(ids) == text
+
+
+def test_equal_configs_give_equal_weights_and_leave_the_random_state_alone(
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    speeches: tuple[Speech, ...],
+    candidates: tuple[Candidate, ...],
+    tiny_config: MakeBaseModelConfig,
+) -> None:
+    before = torch.get_rng_state()
+    make_tiny_llama(speeches, candidates, tiny_config, tmp_path / "again", ignore)
+    assert torch.equal(before, torch.get_rng_state())
+    other = tiny_config.model_copy(update={"seed": 8})
+    make_tiny_llama(speeches, candidates, other, tmp_path / "other", ignore)
+    first, again, other_seed = (
+        (folder / "model.safetensors").read_bytes()
+        for folder in (tiny_model_folder, tmp_path / "again", tmp_path / "other")
+    )
+    assert first == again
+    assert first != other_seed
+
+
+def test_nothing_to_learn_from(
+    tmp_path: Path, speeches: tuple[Speech, ...], tiny_config: MakeBaseModelConfig
+) -> None:
+    stranger = Candidate(Speech("Somebody else entirely.").id, "a", "Hello.")
+    with pytest.raises(DataQualityError, match="no response answers"):
+        make_tiny_llama(speeches, [stranger], tiny_config, tmp_path, ignore)
+    own = Candidate(speeches[0].id, "a", "Hello.")
+    short = tiny_config.warm_up.model_copy(update={"max_length_tokens": 3})
+    with pytest.raises(DataQualityError, match="no response fits"):
+        make_tiny_llama(speeches, [own], tiny_config.model_copy(update={"warm_up": short}), tmp_path, ignore)
+
+
+def exchange(prompt: list[int], response: list[int]) -> EncodedExchange:
+    return EncodedExchange(prompt, response)
+
+
+def test_answers_to_one_prompt_share_a_pack() -> None:
+    rows = [exchange([1, 2], [number]) for number in range(3, 8)]
+    assert pack([*rows, exchange([1], [9])]) == [
+        Pack([1, 2], [[3], [4], [5], [6]]),
+        Pack([1, 2], [[7]]),
+        Pack([1], [[9]]),
+    ]
+
+
+def test_collated_by_hand() -> None:
+    batch = collate([Pack([5, 6], [[7, 8], [9]]), Pack([5], [[6]])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
+    assert batch.sources.tolist() == [0, 1, 2, 1, 5]
+    assert batch.targets.tolist() == [6, 7, 8, 9, 6]
+    assert batch.weights.tolist() == [PROMPT_WEIGHT, 1, 1, 1, 1]
+    assert batch.visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def test_terminator_is_learned_even_when_it_is_the_padding() -> None:
+    batch = collate([Pack([5], [[6, 0]]), Pack([5], [[6, 7, 8, 0]])], pad_id=0)
+    assert batch.targets.tolist() == [6, 0, 6, 7, 8, 0]
+
+
+def test_packing_changes_no_loss(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    model = build_model(SHAPE, tiny_tokenizer).eval()
+    prompt, responses = [7, 8, 9, 10], [[11, 12], [13, 14, 15], [16]]
+    packed = batch_loss(model, collate([Pack(prompt, responses), Pack([3, 4], [[5]])], PAD)).item()
+    total = weight = 0.0
+    for ids, count, learned in (
+        (prompt, 4, PROMPT_WEIGHT),
+        *((prompt + response, 4, 1.0) for response in responses),
+        ([3, 4], 2, PROMPT_WEIGHT),
+        ([3, 4, 5], 2, 1.0),
+    ):
+        logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        first = 1 if learned == PROMPT_WEIGHT else count
+        for place in range(first, len(ids)):
+            total -= learned * logits[place - 1, ids[place]].item()
+            weight += learned
+    assert packed == pytest.approx(total / weight, abs=1e-5)
+
+
+SHAPE = TinyLlamaShape(
+    vocab_size=400,
+    hidden_size=16,
+    intermediate_size=32,
+    layers=1,
+    attention_heads=2,
+    key_value_heads=1,
+    max_positions=64,
+)
+
+
+def test_warm_up_learns_and_counts_its_steps(
+    tiny_tokenizer: PreTrainedTokenizerBase, tiny_config: MakeBaseModelConfig
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(SHAPE, tiny_tokenizer)
+    config = tiny_config.warm_up.model_copy(
+        update={"epochs": 20, "batch_size": 2, "learning_rate": 1e-2, "max_length_tokens": 6}
+    )
+    rows = [exchange([1, 2, number], [4, 5, 6]) for number in (3, 7, 8)] + [exchange([1] * 9, [2])]
+    told: list[tuple[int, int]] = []
+    summary = warm_up(model, rows, config, PAD, lambda done, total: told.append((done, total)))
+    assert summary.steps == 40  # two batches of at most two answers; the seven-token row is left out
+    assert told == [(step, 40) for step in range(1, 41)]
+    assert summary.first_loss == pytest.approx(math.log(400), rel=0.1)
+    assert summary.last_loss < 0.5 * summary.first_loss
+    assert summary.parameters == sum(weight.numel() for weight in model.parameters())
+    assert not model.training
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    shares = [learning_rate_share(step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.2)
+    assert shares[4] == shares[5] == 1.0
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert 0 < shares[-1] < 0.001
+    assert learning_rate_share(0, 1) == 1.0
+
+
+def test_generator_uses_the_padding_token(tiny_generator: Generator) -> None:
+    assert tiny_generator.pad_id == pad_token_id(tiny_generator.tokenizer) == PAD

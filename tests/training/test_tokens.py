@@ -1,0 +1,255 @@
+"""Laws of the one road from text to ids, and of the only length policy."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from psychocounsel.config.models import ChatFormat
+from psychocounsel.config.stages import LengthConfig
+from psychocounsel.domain import Candidate, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.errors import ConfigError, DataQualityError
+from psychocounsel.llm.local_model import (
+    TemplateError,
+    encode_exchange,
+    encode_prompt,
+    pad_token_id,
+    special_ids,
+    terminator_id,
+)
+from psychocounsel.training.tiny_tokenizer import train_tokenizer
+from psychocounsel.training.tokens import LengthTable, TokenizedPair, tokenize_pairs
+
+CHAT = ChatFormat()
+ANY_SHARE = LengthConfig(max_length_tokens=512, max_dropped_share=1.0)
+texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60).filter(str.strip)
+many_examples = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def make_pair(chosen: str, rejected: str, speech_text: str = "I feel low today.") -> PreferencePair:
+    speech = Speech(speech_text)
+    return PreferencePair(
+        speech,
+        ScoredCandidate(Candidate(speech.id, "a", chosen), 30),
+        ScoredCandidate(Candidate(speech.id, "b", rejected), 20),
+    )
+
+
+def fresh_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
+    tokenizer = train_tokenizer(["I feel low today. What happened?"], 300, 512)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+@many_examples
+@given(speech=texts, response=texts)
+@example(speech="I typed <|eot_id|> and <|begin_of_text|>.", response="You typed <|eot_id|>, I see.")
+@example(speech="\U0001f469‍\U0001f469‍\U0001f467 fine", response="שלום  line")
+def test_one_begin_and_one_terminator(
+    tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str
+) -> None:
+    exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
+    begin, end = tiny_tokenizer.bos_token_id, terminator_id(tiny_tokenizer)
+    assert exchange.prompt_ids[0] == begin
+    assert (exchange.prompt_ids + exchange.response_ids).count(begin) == 1
+    assert exchange.response_ids[-1] == end
+    assert [index for index in exchange.response_ids if index in special_ids(tiny_tokenizer)] == [end]
+
+
+def test_begin_is_written_twice_by_whoever_tokenizes_a_rendered_chat(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    rendered = tiny_tokenizer.apply_chat_template(messages, tokenize=False)
+    twice = tiny_tokenizer(rendered)["input_ids"]
+    assert twice.count(tiny_tokenizer.bos_token_id) == 2
+
+
+@many_examples
+@given(speech=texts, response=texts)
+def test_prompt_is_what_the_exchange_begins_with(
+    tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str
+) -> None:
+    exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
+    assert exchange.prompt_ids == encode_prompt(tiny_tokenizer, speech, CHAT)
+    assert tiny_tokenizer.decode(exchange.response_ids[:-1]).strip() == response.strip()
+
+
+def test_rendered_chat_is_llama_3(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = ChatFormat(system_prompt=" Be kind. ", date_string="01 Jan 2026")
+    ids = encode_exchange(tiny_tokenizer, " I am low. ", " Tell me more. ", chat)
+    assert tiny_tokenizer.decode(ids.prompt_ids) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 01 Jan 2026\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nI am low.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert tiny_tokenizer.decode(ids.response_ids) == "Tell me more.<|eot_id|>"
+
+
+def test_date_comes_from_the_config_and_not_from_the_clock(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = encode_prompt(tiny_tokenizer, "Hello", CHAT)
+    assert "Today Date: 26 Jul 2024" in tiny_tokenizer.decode(ids)
+    assert ids != encode_prompt(tiny_tokenizer, "Hello", ChatFormat(date_string="27 Jul 2024"))
+    today = datetime.now().astimezone().strftime("%d %b %Y")
+    unpinned = tiny_tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    assert today in unpinned
+
+
+def test_date_is_pinned_in_a_template_that_only_knows_the_clock() -> None:
+    tokenizer = fresh_tokenizer('{{ bos_token }}{{ strftime_now("%d %b %Y") }}{{ messages[0].content }}')
+    assert tokenizer.decode(encode_prompt(tokenizer, " Hello", CHAT)) == "<|begin_of_text|>26 Jul 2024 Hello"
+
+
+def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    pad = pad_token_id(tiny_tokenizer)
+    assert tiny_tokenizer.pad_token_id is None
+    assert tiny_tokenizer.convert_ids_to_tokens(pad) == "<|finetune_right_pad_id|>"
+    assert pad not in {tiny_tokenizer.eos_token_id, terminator_id(tiny_tokenizer)}
+
+
+class _Vocabulary:
+    """As much of a tokenizer as the choice of a padding token looks at."""
+
+    name_or_path = "somewhere"
+    eos_token_id = 1
+
+    def __init__(self, pad_id: int | None, **vocabulary: int) -> None:
+        self.pad_token_id = pad_id
+        self._vocabulary = vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+
+def test_padding_of_other_tokenizers() -> None:
+    reserved = {"<|reserved_special_token_1|>": 9, "<|reserved_special_token_0|>": 8}
+    assert pad_token_id(_Vocabulary(5)) == 5
+    assert pad_token_id(_Vocabulary(1, **reserved)) == 8
+    assert pad_token_id(_Vocabulary(None, **reserved)) == 8
+    with pytest.raises(ConfigError, match="no padding token distinct"):
+        pad_token_id(_Vocabulary(1, word=4))
+
+
+def test_text_after_the_terminator_is_left_out() -> None:
+    tokenizer = fresh_tokenizer(
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot_id|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    exchange = encode_exchange(tokenizer, "low", "What happened?", CHAT)
+    assert tokenizer.decode(exchange.response_ids) == " What happened?<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{{ bos_token }}{{ messages[-1].content }}{% if add_generation_prompt %}think{% endif %}", "prefix"),
+        ("{{ bos_token }}{% for m in messages %}\n{{ m.content }}{% endfor %}", "0 special tokens"),
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "2 beginning-of-text"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(template: str, complaint: str) -> None:
+    with pytest.raises(TemplateError, match=complaint):
+        encode_exchange(fresh_tokenizer(template), "low", "What happened?", CHAT)
+
+
+def test_pairs_keep_every_token(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    pair = make_pair("What happened today?", "Cheer up.")
+    rows, table = tokenize_pairs([pair], tiny_tokenizer, ANY_SHARE, CHAT)
+    chosen = encode_exchange(tiny_tokenizer, pair.speech.text, "What happened today?", CHAT)
+    rejected = encode_exchange(tiny_tokenizer, pair.speech.text, "Cheer up.", CHAT)
+    assert rows == [TokenizedPair(pair.id, chosen.prompt_ids, chosen.response_ids, rejected.response_ids)]
+    assert table == LengthTable(kept=1)
+
+
+def test_both_sides_are_measured_and_the_limit_itself_fits(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    long_text, short_text = "What happened today, and then? " * 4, "Oh."
+    exchange = encode_exchange(tiny_tokenizer, "I feel low today.", long_text, CHAT)
+    fits = len(exchange.prompt_ids) + len(exchange.response_ids)
+    pairs = [make_pair(long_text, short_text), make_pair(short_text, long_text), make_pair("Hm.", short_text)]
+
+    def count(max_length_tokens: int) -> LengthTable:
+        length = replace_length(max_length_tokens)
+        return tokenize_pairs(pairs, tiny_tokenizer, length, CHAT).table
+
+    assert count(fits) == LengthTable(kept=3)
+    assert count(fits - 1) == LengthTable(kept=1, too_long_chosen=1, too_long_rejected=1)
+
+
+def replace_length(max_length_tokens: int, max_dropped_share: float = 1.0) -> LengthConfig:
+    return LengthConfig(max_length_tokens=max_length_tokens, max_dropped_share=max_dropped_share)
+
+
+@many_examples
+@given(
+    sides=st.lists(st.tuples(texts, texts).filter(lambda pair: pair[0] != pair[1]), min_size=1, max_size=5),
+    room_tokens=st.integers(22, 60),
+)
+def test_kept_and_dropped_add_up_and_nothing_is_cut(
+    tiny_tokenizer: PreTrainedTokenizerBase, sides: list[tuple[str, str]], room_tokens: int
+) -> None:
+    max_length_tokens = len(encode_prompt(tiny_tokenizer, "I feel low today.", CHAT)) + room_tokens
+    pairs = [make_pair("Please tell me more.", "Oh."), *(make_pair(*side) for side in sides)]
+    rows, table = tokenize_pairs(pairs, tiny_tokenizer, replace_length(max_length_tokens), CHAT)
+    assert table.kept + table.dropped == len(pairs)
+    assert table.kept == len(rows)
+    by_id = {pair.id: pair for pair in pairs}
+    for row in rows:
+        for text, ids in (
+            (by_id[row.pair_id].chosen.candidate.text, row.chosen_ids),
+            (by_id[row.pair_id].rejected.candidate.text, row.rejected_ids),
+        ):
+            assert ids == encode_exchange(tiny_tokenizer, "I feel low today.", text, CHAT).response_ids
+            assert len(row.prompt_ids) + len(ids) <= max_length_tokens
+
+
+def test_sides_of_equal_tokens_are_dropped(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    pairs = [make_pair("Tell me more.", " Tell me more.\n"), make_pair("Tell me.", "Oh.")]
+    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT).table == LengthTable(
+        kept=1, identical_tokens=1
+    )
+
+
+def test_prompt_that_is_no_prefix_is_counted() -> None:
+    tokenizer = fresh_tokenizer(
+        "{{ bos_token }}{{ '!' if messages[-1].content == 'Bad.' else '' }}{{ messages[0].content }}:"
+        "{% if messages | length > 1 %} {{ messages[1].content }}<|eot_id|>{% endif %}"
+    )
+    pairs = [make_pair("Good.", "Bad."), make_pair("Bad.", "Good."), make_pair("Good.", "Fair.")]
+    table = tokenize_pairs(pairs, tokenizer, ANY_SHARE, CHAT).table
+    assert table == LengthTable(kept=1, not_a_prefix=2)
+    assert table.dropped == 2
+
+
+def test_too_many_dropped_pairs_end_the_stage(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    long_pair = make_pair("What happened? " * 60, "Oh.")
+    pairs = [long_pair, *(make_pair(f"Tell me {number}.", "Oh.") for number in range(3))]
+    kept = tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.25), CHAT)
+    assert kept.table.dropped == 1
+    with pytest.raises(DataQualityError, match=r"1 of 4 pairs .*too_long_chosen 1") as failure:
+        tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.24), CHAT)
+    assert failure.value.exit_code == 4
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_left_ends_the_stage(tiny_tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    with pytest.raises(DataQualityError, match=f"{count} of {count} pairs"):
+        tokenize_pairs([make_pair("Hm.", "Oh.")] * count, tiny_tokenizer, replace_length(5), CHAT)
+
+
+def test_a_tables_counts_are_its_own() -> None:
+    table = LengthTable(kept=5, too_long_chosen=1)
+    assert replace(table, too_long_rejected=2).dropped == 3
+    assert table.as_dict() == {
+        "kept": 5,
+        "too_long_chosen": 1,
+        "too_long_rejected": 0,
+        "not_a_prefix": 0,
+        "identical_tokens": 0,
+    }
