@@ -25,9 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from psychocounsel.domain import Policy
 from psychocounsel.errors import IncompleteError
 from psychocounsel.llm.local_model import load_causal_model, load_tokenizer
+from psychocounsel.training import arguments
 from psychocounsel.training import dpo as dpo_module
-from psychocounsel.training import run as run_module
 from psychocounsel.training.dpo import DpoRun, chosen_nll, train_dpo
+from psychocounsel.training.run import TrainingOutput
 from psychocounsel.training.tokens import TokenizedPair, tokenize_pairs
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.2}
@@ -139,8 +140,8 @@ def test_the_trainer_sees_our_ids_whole(
 def test_a_sequence_longer_than_the_libraries_default_is_not_cut() -> None:
     base = Policy("nowhere")
     run = DpoRun(base, base, align_config(), 0)
-    arguments = dpo_module._arguments(run, run_module.Plan(1, 1, 0), Path("work"))
-    assert arguments.max_length is None
+    made = dpo_module._arguments(run, arguments.Plan(1, 1, 0), Path("work"))
+    assert made.max_length is None
 
 
 def test_the_likelihood_term_is_a_mean_over_pairs_of_means_over_tokens() -> None:
@@ -181,9 +182,7 @@ def test_max_steps_overrules_the_epochs(tmp_path: Path, tiny_model_folder: Path)
     base = Policy(str(tiny_model_folder))
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = run_module.TrainingOutput(
-        output.folder, output.work, output.stop, lambda *step: seen.append(step)
-    )
+    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step))
     summary = train_dpo(DpoRun(base, base, align_config(epochs=7), 0, max_steps=3), make_pairs(), watched)
     assert summary.steps == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -206,7 +205,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(
 def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
 ) -> None:
-    monkeypatch.setattr(run_module, "autocast_available", lambda: autocast)
+    monkeypatch.setattr(arguments, "autocast_available", lambda: autocast)
     base = tmp_path / "bf16"
     load_causal_model(Policy(str(tiny_model_folder)), torch.bfloat16).save_pretrained(base)
     load_tokenizer(Policy(str(tiny_model_folder))).save_pretrained(base)

@@ -28,7 +28,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
 from psychocounsel.llm.local_model import load_tokenizer, pad_token_id, terminator_id
-from psychocounsel.training import run as run_module
+from psychocounsel.training import arguments
+from psychocounsel.training.arguments import HISTORY_ROWS, Plan, quiet_libraries, shared_arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
@@ -40,7 +41,7 @@ from psychocounsel.training.reward import (
     train_reward_model,
     write_normalisation,
 )
-from psychocounsel.training.run import HISTORY_ROWS, Plan, WeightWatch, quiet_libraries, shared_arguments
+from psychocounsel.training.run import TrainingOutput, WeightWatch
 
 LORA = {"rank": 4, "alpha": 8}
 
@@ -285,9 +286,7 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
 def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = run_module.TrainingOutput(
-        output.folder, output.work, output.stop, lambda *step: seen.append(step)
-    )
+    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step))
     summary = run_reward(tiny_model_folder, watched)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
@@ -328,6 +327,6 @@ def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bf16_is_used_only_where_there_is_an_accelerator_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, work = Plan(100, 1, 0), Path("work")
     for available in (False, True):
-        monkeypatch.setattr(run_module, "autocast_available", lambda here=available: here)
+        monkeypatch.setattr(arguments, "autocast_available", lambda here=available: here)
         assert shared_arguments(optimisation(precision="bf16"), plan, work)["bf16"] is available
         assert shared_arguments(optimisation(precision="fp32"), plan, work)["bf16"] is False

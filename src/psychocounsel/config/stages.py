@@ -41,7 +41,7 @@ class WarmUpConfig(Settings):
 
     epochs: PositiveInt = 8
     batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 6e-3
+    learning_rate: PositiveFloat = 2e-3
     max_length_tokens: PositiveInt = 512
 
 

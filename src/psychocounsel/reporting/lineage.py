@@ -1,4 +1,4 @@
-"""Artifacts -> SVG: where everything came from, one lane per kind in the order of the flow.
+"""Artifacts -> boxes and edges: where everything came from, one lane per kind in the order of the flow.
 
 The rounds of an online run share a box, and an edge that a longer way implies is left out: the picture is for
 seeing, the table at the end of the report for looking up.
@@ -9,12 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from psychocounsel.reporting.report_data import ArtifactFacts
 
 _ROUND = re.compile(r"-round-(\d+)$")
-_LANES = ("speeches", "candidates", "judgements", "preferences", "reward-models", "rounds", "policies", "answers")
+_LANES = (
+    "speeches",
+    "candidates",
+    "judgements",
+    "preferences",
+    "reward-models",
+    "rounds",
+    "policies",
+    "answers",
+)
 _LANE_OF_KIND = {
     "base-models": "judgements",
     "reference-logps": "rounds",
@@ -22,10 +29,6 @@ _LANE_OF_KIND = {
     "annotations": "verdicts",
 }
 _LABELS = {"judgements": "judgements", "base-models": "base model", "reward-models": "reward model"}
-_BOX_WIDTH, _BOX_HEIGHT = 158, 58
-_GAP_ALONG, _GAP_ACROSS = 46, 18
-_TITLE_CHARACTERS = 23
-_MARGIN = 8
 
 
 @dataclass
@@ -57,13 +60,6 @@ class Node:
         return f"@{self.artifacts[0].id[:8]}" + (f" · {rows}" if rows else "")
 
 
-class Place(NamedTuple):
-    """Upper left corner of a box."""
-
-    x: float
-    y: float
-
-
 class Edge(NamedTuple):
     """Two boxes by their number; `backward` leads to an earlier lane."""
 
@@ -72,31 +68,10 @@ class Edge(NamedTuple):
     backward: bool
 
 
-def draw_lineage(artifacts: Sequence[ArtifactFacts], *, tall: bool) -> Markup:
-    """Draw the artifacts; `tall` stacks the lanes from top to bottom for a narrow page."""
-    nodes = group_nodes(artifacts)
-    edges = find_edges(nodes)
-    places = _lay_out(nodes, tall)
-    width = max((place.x for place in places), default=0) + _BOX_WIDTH + _MARGIN
-    dip = 40 if any(edge.backward for edge in edges) else 0
-    height = max((place.y for place in places), default=0) + _BOX_HEIGHT + _MARGIN
-    width, height = (width + dip, height) if tall else (width, height + dip)
-    drawn = [_draw_edge(edge, places, tall) for edge in edges]
-    drawn += [_draw_node(node, place) for node, place in zip(nodes, places, strict=True)]
-    frame = Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}</svg>')
-    return frame.format("tall" if tall else "wide", width, height, width, Markup("").join(drawn))
-
-
 def row_words(artifacts: Iterable[ArtifactFacts]) -> str:
-    """Return row counts by table: `train 480, test 40` for splits, `160 rows` for one table."""
-    totals: dict[str, int] = {}
-    for artifact in artifacts:
-        for name, count in artifact.rows.items():
-            stem = name.rsplit("/", maxsplit=1)[-1].split("-")[0].split(".")[0]
-            totals[stem] = totals.get(stem, 0) + count
-    if len(totals) == 1:
-        return f"{sum(totals.values())} rows"
-    return " + ".join(f"{count}" for count in totals.values()) + (" rows" if totals else "")
+    """Return the number of rows in all tables together, empty for a model without one."""
+    total = sum(count for artifact in artifacts for count in artifact.rows.values())
+    return f"{total} rows" if total else ""
 
 
 def group_nodes(artifacts: Sequence[ArtifactFacts]) -> list[Node]:
@@ -153,67 +128,3 @@ def _is_implied(pair: tuple[int, int], edges: set[tuple[int, int]]) -> bool:
             reached.add(at)
             waiting += [end for start, end in edges if start == at]
     return pair[1] in reached
-
-
-def _lay_out(nodes: Sequence[Node], tall: bool) -> list[Place]:
-    """Return where each box stands: lanes along the flow, their boxes centred across it."""
-    per_line = 2 if tall else 99
-    lanes = list(dict.fromkeys(node.lane for node in nodes))
-    groups = [[number for number, node in enumerate(nodes) if node.lane == lane] for lane in lanes]
-    rows = [group[at : at + per_line] for group in groups for at in range(0, len(group), per_line)]
-    along_step = (_BOX_HEIGHT if tall else _BOX_WIDTH) + _GAP_ALONG * (0.7 if tall else 1)
-    across_step = (_BOX_WIDTH if tall else _BOX_HEIGHT) + _GAP_ACROSS
-    widest = max((len(row) for row in rows), default=0)
-    places: dict[int, Place] = {}
-    for line, row in enumerate(rows):
-        for at, number in enumerate(row):
-            across = (at + (widest - len(row)) / 2) * across_step
-            along = line * along_step
-            x, y = (across, along) if tall else (along, across)
-            places[number] = Place(_MARGIN + x, _MARGIN + y)
-    return [places[number] for number in range(len(nodes))]
-
-
-def _draw_edge(edge: Edge, places: Sequence[Place], tall: bool) -> Markup:
-    start, end = places[edge.start], places[edge.end]
-    across, down = _BOX_WIDTH, _BOX_HEIGHT
-    if edge.backward:
-        far = max(start.x, end.x) + across + 40 if tall else max(start.y, end.y) + down + 40
-        if tall:
-            points = (start.x + across, start.y + down / 2, far, start.y, far, end.y + down)
-            last = (end.x + across, end.y + down / 2)
-        else:
-            points = (start.x + across / 2, start.y + down, start.x, far, end.x + across, far)
-            last = (end.x + across / 2, end.y + down)
-    elif tall or start.x == end.x:
-        middle = (start.y + down + end.y) / 2
-        points = (start.x + across / 2, start.y + down, start.x + across / 2, middle, end.x + across / 2, middle)
-        last = (end.x + across / 2, end.y)
-    else:
-        middle = (start.x + across + end.x) / 2
-        points = (start.x + across, start.y + down / 2, middle, start.y + down / 2, middle, end.y + down / 2)
-        last = (end.x, end.y + down / 2)
-    path = "M{:g} {:g}C{:g} {:g} {:g} {:g} {:g} {:g}".format(*points, *last)
-    return Markup('<path class="{}" d="{}"/><circle class="end" cx="{:g}" cy="{:g}" r="2.5"/>').format(
-        "edge back" if edge.backward else "edge", path, *last
-    )
-
-
-def _draw_node(node: Node, place: Place) -> Markup:
-    whole = ", ".join(f"{each.kind} {each.ref}" for each in node.artifacts)
-    box = Markup(
-        '<a href="#{}"><title>{}</title><rect class="box" x="{:g}" y="{:g}" width="{}" height="{}" rx="6"/>'
-    ).format(node.artifacts[-1].anchor, whole, place.x, place.y, _BOX_WIDTH, _BOX_HEIGHT)
-    texts = [("kind", 16, node.kind), ("name", 33, _shortened(node.name)), ("detail", 49, node.detail)]
-    lines = [
-        Markup('<text class="{}" x="{:g}" y="{:g}">{}</text>').format(style, place.x + 9, place.y + down, text)
-        for style, down, text in texts
-    ]
-    return box + Markup("").join(lines) + Markup("</a>")
-
-
-def _shortened(name: str) -> str:
-    if len(name) <= _TITLE_CHARACTERS:
-        return name
-    kept = _TITLE_CHARACTERS - 1
-    return f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"

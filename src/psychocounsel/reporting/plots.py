@@ -1,8 +1,11 @@
 """Numbers -> SVG: the plots of a report.
 
-Colours are written as CSS variables, so that one drawing serves a light page, a dark one and paper. Text stays
-text, laid out with a wide font, so it fits whatever font the reader has. Equal numbers, equal bytes.
+Colours are written as CSS variables, so that one drawing serves a light page, a dark one and paper. Text
+stays text, laid out with a wide font, so it fits whatever font the reader has. Equal numbers, equal bytes.
 """
+
+# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
+# pyright: reportUnknownMemberType=false
 
 import io
 import math
@@ -13,9 +16,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from psychocounsel.domain import Rate
 
@@ -29,7 +33,9 @@ _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.6
 _MAX_LABEL = 30
-_STYLE: dict[str, Any] = {
+_SHIFT = 0.05
+"""How far apart, in steps or rounds, the intervals of two lines stand, so that none hides the other."""
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "psychocounsel",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -40,9 +46,7 @@ _STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
     "axes.unicode_minus": True,
     "legend.frameon": False,
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    ),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -64,11 +68,11 @@ class Series(NamedTuple):
     high: Sequence[float] = ()
 
 
-def rating_histograms(counts: Mapping[str, Mapping[str, int]]) -> Markup:
-    """Draw how often each rating was given, one small panel per principle."""
+def rating_histograms(counts: Mapping[str, Mapping[str, int]], key: str = "ratings") -> Markup:
+    """Draw how often each rating was given, one small panel per principle; `key` names the drawing."""
     columns = min(4, len(counts))
     rows = math.ceil(len(counts) / columns)
-    with _drawing("ratings", 1.25 * rows + 0.3) as drawing:
+    with _drawing(key, 1.25 * rows + 0.3) as drawing:
         axes = drawing.figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         ratings = sorted({rating for by in counts.values() for rating in by}, key=_as_number)
         for panel in axes.flat[len(counts) :]:
@@ -81,13 +85,13 @@ def rating_histograms(counts: Mapping[str, Mapping[str, int]]) -> Markup:
     return drawing.svg
 
 
-def margin_histogram(margins: Sequence[float]) -> Markup:
+def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
     """Draw the distribution of r(chosen) - r(rejected); what lies left of zero is ranked wrongly."""
-    with _drawing("margins", 2.6) as drawing:
+    with _drawing(key, 2.6) as drawing:
         axes = drawing.figure.subplots()
-        bins = max(8, min(30, round(math.sqrt(len(margins)) * 2)))
+        bins = max(4, min(20, round(math.sqrt(len(margins)))))
         widest = max((abs(margin) for margin in margins), default=0.0) or 1.0
-        edges = [widest * (2 * place / (2 * bins) - 0) for place in range(-bins, bins + 1)]
+        edges = [widest * place / bins for place in range(-bins, bins + 1)]
         for side, colour in ((True, SERIES[1]), (False, SERIES[0])):
             label = "ranked wrongly" if side else "ranked rightly"
             values = [margin for margin in margins if (margin < 0) == side]
@@ -139,21 +143,25 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
     """
     with _drawing(key, 2.4) as drawing:
         axes = drawing.figure.subplots()
-        for at in breaks:
-            axes.axvline(at, color=FAINT, linewidth=1, zorder=0)
+        for end in breaks:
+            axes.axvline(end, color=FAINT, linewidth=1, zorder=0)
         for number, each in enumerate(series):
             colour, dash = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
             marker = _MARKERS[number % len(_MARKERS)] if each.low or len(each.x) < 2 else ""
-            axes.plot(each.x, each.y, color=colour, linestyle=dash, marker=marker, label=each.label, linewidth=1.5)
+            shift = _SHIFT * (number - (len(series) - 1) / 2) if each.low else 0.0
+            at = [value + shift for value in each.x]
+            axes.plot(
+                at, each.y, color=colour, linestyle=dash, marker=marker, label=each.label, linewidth=1.5
+            )
             if each.low:
-                axes.vlines(each.x, each.low, each.high, color=colour, linewidth=1.5)
+                axes.vlines(at, each.low, each.high, color=colour, linewidth=1.5)
         if all(float(value).is_integer() for each in series for value in each.x):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         _grid(axes, "y")
         if len(series) > 1:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderpad=0)
     return drawing.svg
 
 
@@ -187,7 +195,9 @@ def _for_page(svg: str, key: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
-    body = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body, count=1)
+    body = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body, count=1
+    )
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     body = re.sub(r"'DejaVu Sans',[^;\"]*", "system-ui, sans-serif", body)

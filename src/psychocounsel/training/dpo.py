@@ -14,19 +14,16 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from psychocounsel.config.stages import AlignConfig
 from psychocounsel.domain import Policy, PreferencePair
 from psychocounsel.llm.local_model import load_causal_model, load_tokenizer, pad_token_id
+from psychocounsel.training.arguments import Plan, peft_config, quiet_libraries, shared_arguments
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.run import (
     CarefulTrainer,
     ModelConfigs,
-    Plan,
     TrainingOutput,
     TrainingSummary,
     history,
-    peft_config,
-    quiet_libraries,
     run_trainer,
     save_plain,
-    shared_arguments,
 )
 from psychocounsel.training.tokens import TokenizedPair, tokenize_pairs
 

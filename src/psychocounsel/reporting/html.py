@@ -1,0 +1,173 @@
+"""ReportData -> one HTML page: no script, no remote asset; light, dark and on paper."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from psychocounsel.domain import Rate
+from psychocounsel.reporting.blocks import (
+    Card,
+    Cards,
+    Ledger,
+    Lineage,
+    Section,
+    count_words,
+    interval_words,
+    percent,
+)
+from psychocounsel.reporting.data_sections import data_section, ratings_section
+from psychocounsel.reporting.lineage_picture import draw_lineage
+from psychocounsel.reporting.report_data import ArtifactFacts, ReportData
+from psychocounsel.reporting.training_sections import policy_section, reward_section
+from psychocounsel.reporting.winrate_sections import (
+    confidence_words,
+    examples_section,
+    health_section,
+    sides_of,
+    winrate_section,
+)
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page; equal data give an equal page."""
+    environment = Environment(
+        loader=PackageLoader("psychocounsel.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["settings_text"] = _settings_text
+    sections = [section for section in _sections(data) if section.blocks]
+    return environment.get_template("report.html.j2").render(
+        data=data, policy=CONTENT_SECURITY_POLICY, notices=notices(data), sections=sections
+    )
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    return json.dumps(dict(settings), indent=1, ensure_ascii=False, sort_keys=True)
+
+
+def notices(data: ReportData) -> list[str]:
+    """Return what must head the page: notices of every artifact, then warnings about who judged."""
+    inherited = [notice for artifact in data.artifacts for notice in artifact.notices]
+    warned = [
+        _family_warning(each) for each in data.of_kind("verdicts") if each.value("judges", "same_family")
+    ]
+    return list(dict.fromkeys([*inherited, *warned]))
+
+
+def _family_warning(verdicts: ArtifactFacts) -> str:
+    labels = ", ".join(str(each) for each in verdicts.sequence("judges", "labels"))
+    return (
+        f"The judge of the labels ({labels}) and the judge of the win rate "
+        f"({verdicts.value('judges', 'evaluation')}) are of one family: the win rate says how well the "
+        "policy learned that judge's taste, and is no independent evidence of quality."
+    )
+
+
+def headline_numbers(data: ReportData) -> dict[str, object]:
+    """Return the headline figures by artifact, the shape of the report's own `metrics.json`."""
+    return {
+        "win_rates": {
+            each.ref: {
+                "win_rate": each.value("win_rate"),
+                "length_controlled": each.value("length_controlled", "rate"),
+                "flip_rate": each.value("flip_rate"),
+            }
+            for each in data.of_kind("verdicts")
+        },
+        "reward_models": {
+            each.ref: {"accuracy": each.value("test", "accuracy"), "baselines": each.value("baselines")}
+            for each in data.of_kind("reward-models")
+        },
+        "pairs": {
+            each.ref: {split: counts["kept"] for split, counts in each.table("pairing").items()}
+            for each in data.datasets
+        },
+    }
+
+
+def _sections(data: ReportData) -> list[Section]:
+    return [
+        _headline_section(data),
+        _lineage_section(data),
+        data_section(data),
+        ratings_section(data),
+        reward_section(data),
+        policy_section(data),
+        winrate_section(data),
+        health_section(data),
+        examples_section(data),
+        Section("All artifacts", "artifacts", (Ledger(data.artifacts),)),
+    ]
+
+
+def _headline_section(data: ReportData) -> Section:
+    cards = [card for each in data.of_kind("verdicts") for card in _winrate_cards(data, each)]
+    cards += [card for each in data.of_kind("reward-models") for card in _reward_cards(each)]
+    cards += [_pairs_card(each) for each in data.datasets if each.table("pairing")]
+    return Section("Headline figures", "headline", (Cards(tuple(cards)),) if cards else ())
+
+
+def _winrate_cards(data: ReportData, verdicts: ArtifactFacts) -> list[Card]:
+    sides = sides_of(data, verdicts)
+    against = f"{sides.policy} against {sides.reference}"
+    confidence = confidence_words(verdicts)
+    raw, controlled = verdicts.rate("win_rate"), verdicts.rate("length_controlled", "rate")
+    flips = verdicts.rate("flip_rate")
+    flip_words = f"; the two orders disagree on {percent(flips.estimate)}" if flips else ""
+    cards: list[Card] = []
+    if raw is not None:
+        remark = f"{count_words(raw)}{flip_words}"
+        cards.append(_rate_card(f"Win rate, {against}", raw, confidence, remark, [verdicts]))
+    if controlled is not None:
+        remark = "length-controlled win rate"
+        cards.append(_rate_card(f"At equal length, {against}", controlled, confidence, remark, [verdicts]))
+    return cards
+
+
+def _reward_cards(model: ArtifactFacts) -> list[Card]:
+    accuracy = model.rate("test", "accuracy")
+    if accuracy is None:
+        return []
+    names = {"author_identity": "who wrote it", "longer_wins": "longer wins", "same_tier": "same-tier pairs"}
+    rates = {words: model.rate("baselines", name) for name, words in names.items()}
+    beside = ", ".join(
+        f"{words} {percent(rate.estimate)}" if rate else f"{words}: no such pair"
+        for words, rate in rates.items()
+    )
+    remark = f"{count_words(accuracy)}. Beside it: {beside}"
+    return [_rate_card("Reward accuracy on test", accuracy, "95 %", remark, [model])]
+
+
+def _rate_card(
+    label: str, rate: Rate, confidence: str, remark: str, sources: Sequence[ArtifactFacts]
+) -> Card:
+    interval = f"{confidence} CI {interval_words(rate)}"
+    return Card(label, percent(rate.estimate), interval, remark, tuple(sources))
+
+
+def _pairs_card(dataset: ArtifactFacts) -> Card:
+    kept = {split: int(counts["kept"]) for split, counts in dataset.table("pairing").items()}
+    by_split = ", ".join(f"{count} {split}" for split, count in kept.items())
+    looked_at = sum(int(counts["combinations"]) for counts in dataset.table("pairing").values())
+    return Card(
+        "Preference pairs", str(sum(kept.values())), by_split, f"of {looked_at} combinations", (dataset,)
+    )
+
+
+def _lineage_section(data: ReportData) -> Section:
+    caption = (
+        "Each box is an artifact: kind, name, short id and rows; rounds of an online run share a box, and a "
+        "dashed line leads to the next round. Connections that a longer way implies are left out; the table "
+        "at the end lists every parent."
+    )
+    wide, tall = (draw_lineage(data.artifacts, tall=tall) for tall in (False, True))
+    return Section("Where it came from", "lineage", (Lineage(wide, tall, caption),) if data.artifacts else ())

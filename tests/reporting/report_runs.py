@@ -1,0 +1,251 @@
+"""A made-up run, as `ReportData`: every kind of artifact with metrics in the shapes that the stages write."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from psychocounsel.domain import Rate, Speech
+from psychocounsel.reporting.report_data import (
+    ArtifactFacts,
+    Example,
+    ExampleSet,
+    FileFacts,
+    ParentFacts,
+    ReportData,
+)
+
+OFFLINE = "Rated by the offline judge: no evidence about the quality of counselling."
+PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+
+
+def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> dict[str, float]:
+    low, high = max(0.0, estimate - width), min(1.0, estimate + width)
+    return Rate(estimate, low, high, n, missing).as_dict()
+
+
+def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> ArtifactFacts:
+    digest = hashlib.sha256(f"{kind}/{name}".encode()).hexdigest()
+    parents = tuple(ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items())
+    ref = f"{name}@{digest[:8]}"
+    return ArtifactFacts(kind, name, ref, digest, metrics, parents=parents, **more)
+
+
+def reward_metrics() -> dict[str, Any]:
+    return {
+        "test": {
+            "accuracy": rate(0.814),
+            "auc": rate(0.876),
+            "ece": rate(0.071, 0.03),
+            "brier": rate(0.132, 0.03),
+            "ties": 0,
+        },
+        "dev": {"accuracy": rate(0.79), "auc": rate(0.85), "ece": rate(0.1, 0.05), "brier": rate(0.15, 0.05), "ties": 0},
+        "baselines": {"author_identity": rate(0.664), "longer_wins": rate(0.541), "same_tier": None},
+        "normalisation": {"mean": 0.31, "std": 1.42, "split": "dev"},
+        "lengths": {"kept": 498, "too_long_chosen": 2},
+        "training": {"steps": 45, "seconds": 31.0, "history": loss_history(45)},
+        "test_margins": [math.sin(place) + 0.9 for place in range(40)],
+        "pairs": {"train": 500, "test": 40},
+    }
+
+
+def loss_history(steps: int) -> list[dict[str, float]]:
+    return [
+        {
+            "step": step,
+            "loss": math.log(2) * math.exp(-step / 20),
+            "margin": step / 15,
+            "logps_chosen": -120 + step / 5,
+            "logps_rejected": -122 - step,
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def health(unfinished: float = 0.05) -> dict[str, Any]:
+    return {
+        "repetition_rate": rate(0.03, 0.03),
+        "distinct_4gram_ratio": rate(0.98, 0.02),
+        "unfinished_rate": rate(unfinished, 0.04),
+        "empty_rate": rate(0.0, 0.0),
+        "length_words": {"mean": 54.2, "median": 53.0, "p95": 81.0},
+    }
+
+
+def training(steps: int) -> dict[str, Any]:
+    return {"steps": steps, "seconds": 12.5, "lengths": {"kept": 90}, "history": loss_history(steps)}
+
+
+def verdict_metrics(**changes: Any) -> dict[str, Any]:
+    topics = ("anxiety-and-stress", "grief", "relationships")
+    return {
+        "win_rate": rate(0.72),
+        "win_rate_by_criterion": {name: rate(0.6 + 0.02 * place) for place, name in enumerate(PRINCIPLES)},
+        "wins": 27,
+        "ties": 4,
+        "losses": 9,
+        "missing": 1,
+        "flip_rate": rate(0.05, 0.04),
+        "first_position_rate": rate(0.5, 0.02),
+        "length_controlled": {"rate": rate(0.68), "length_effect": 0.4, "sigma": 12.0, "controlled": True},
+        "crisis": rate(0.66, 0.3, n=5),
+        "by_topic": {topic: rate(0.7, 0.2, n=9) for topic in topics},
+        "policy_health": health(),
+        "reference_health": health(0.2),
+        "judges": {"labels": ["offline"], "evaluation": "offline", "same_family": True},
+        "answered_by_both": 41,
+        **changes,
+    }
+
+
+def corpus() -> dict[str, ArtifactFacts]:
+    funnel = {"rows_in": 170, "kept": 160, "dropped": {"too_short": 7, "repeated_speech": 3}}
+    splits = {"train": 104, "dev": 16, "test": 40}
+    speeches = artifact(
+        "speeches",
+        "sample",
+        {"funnel": funnel, "splits": splits, "clusters": 158, "crisis": 18},
+        rows={"speeches.parquet": 160},
+        settings={"speeches": [{"path": "bundled:speeches.jsonl", "licence": "cc-by-4.0"}]},
+        files=(FileFacts("speeches.parquet", 31_402, "a" * 64),),
+        made_with={"python": "3.11"},
+    )
+    candidates = artifact(
+        "candidates",
+        "sample",
+        {"funnel": {"rows_in": 640, "kept": 636, "dropped": {"repeated_text": 4}}},
+        parents={"speeches": speeches},
+        rows={"candidates.parquet": 636},
+    )
+    return {"speeches": speeches, "candidates": candidates}
+
+
+def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
+    counts = {"1": 40, "2": 160, "3": 200, "4": 180, "5": 55}
+    judgements = artifact(
+        "judgements",
+        "sample",
+        {"judged": 636, "status": {"valid": 635, "refusal": 1}, "histograms": dict.fromkeys(PRINCIPLES, counts)},
+        parents=made,
+        notices=(OFFLINE,),
+        rows={"judgements.parquet": 636},
+    )
+    pairing = {
+        "train": {"combinations": 624, "kept": 500, "dropped": {"gap_too_small": 120, "safety_inverted": 4}},
+        "dev": {"combinations": 96, "kept": 80, "dropped": {"gap_too_small": 16}},
+        "test": {"combinations": 40, "kept": 40, "dropped": {}},
+    }
+    preferences = artifact(
+        "preferences",
+        "sample",
+        {"pairing": pairing, "words": {"train": {"chosen": 48.1, "rejected": 51.7}}},
+        parents={"judgements": judgements, **made},
+        notices=(OFFLINE,),
+        rows={f"data/{split}-00000-of-00001.parquet": by["kept"] for split, by in pairing.items()},
+    )
+    return {"judgements": judgements, "preferences": preferences}
+
+
+def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int) -> list[ArtifactFacts]:
+    name = f"tiny-online-round-{number:02d}"
+    sampled = artifact(
+        "candidates",
+        name,
+        {"speeches": 60, "health": health()},
+        parents={"speeches": made["speeches"], "previous policy": before},
+        rows={"candidates.parquet": 240},
+    )
+    scores = artifact(
+        "scores",
+        name,
+        {"scored": 240, "reward": {"mean": 0.1, "std": 1.0}},
+        parents={"candidates": sampled, "speeches": made["speeches"], "reward model": made["reward"]},
+        rows={"scores.parquet": 240},
+    )
+    pairs = artifact(
+        "preferences",
+        name,
+        {
+            "pairing": {"combinations": 60, "kept": 58, "dropped": {"equal_scores": 2}},
+            "left_out": {"unfinished": 6, "empty": 0},
+        },
+        parents={"scores": scores, "candidates": sampled, "speeches": made["speeches"]},
+        rows={"data/train-00000-of-00001.parquet": 58},
+    )
+    dev = {"reward": Rate(0.2 * number, 0.2 * number - 0.3, 0.2 * number + 0.3, 16).as_dict(), "health": health()}
+    earlier = list(before.metrics.get("rounds", []))
+    policy = artifact(
+        "policies",
+        "tiny-online" if number == last else name,
+        {"training": training(12), "pairs": 58, "dev": dev, "rounds": [*earlier, {"dev": dev, "pairs": 58}]},
+        parents={
+            "pairs": pairs,
+            "speeches": made["speeches"],
+            "previous policy": before,
+            "initial policy": made["base"],
+            "reward model": made["reward"],
+        },
+        notices=(OFFLINE,),
+    )
+    return [sampled, scores, pairs, policy]
+
+
+def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
+    base = artifact("base-models", "tiny", {}, parents={key: made[key] for key in ("speeches", "candidates")})
+    parents = {"preferences": made["preferences"], "base model": base}
+    reward = artifact(
+        "reward-models", "sample", reward_metrics(), parents=parents, notices=(OFFLINE,), rows={"scores.parquet": 80}
+    )
+    parents = {"preferences": made["preferences"], "initial policy": base}
+    dpo = artifact("policies", "tiny-dpo", {"training": training(30), "pairs": 500}, parents=parents, notices=(OFFLINE,))
+    named = {"base": base, "reward": reward, "dpo": dpo}
+    in_rounds: list[ArtifactFacts] = []
+    for number in range(1, rounds + 1):
+        before = in_rounds[-1] if in_rounds else base
+        in_rounds += online_round(number, {**made, **named}, before, rounds)
+    return named, in_rounds
+
+
+def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any) -> list[ArtifactFacts]:
+    sides = {
+        role: artifact(
+            "candidates",
+            f"{name}-{role}",
+            {"speeches": 41, "failed": {}},
+            parents={"speeches": made["speeches"], "model": model},
+            settings={"responder": {"author": author}},
+            rows={"candidates.parquet": 41},
+        )
+        for role, model, author in (("policy", policy, name), ("reference", made["base"], "base"))
+    }
+    verdicts = artifact(
+        "verdicts",
+        name,
+        verdict_metrics(**changes),
+        parents={**{f"{role} answers": each for role, each in sides.items()}, "speeches": made["speeches"]},
+        notices=(OFFLINE,),
+        settings={"confidence": 0.95},
+        rows={"verdicts.parquet": 82},
+    )
+    return [*sides.values(), verdicts]
+
+
+def example(text: str, *, crisis: bool = False) -> Example:
+    speech = Speech(text, "grief", crisis)
+    return Example(speech, "That sounds heavy. What do you miss most?", "Cheer up.", {"overall": "win", "empathy": "flip"})
+
+
+def whole_run(rounds: int = 3) -> ReportData:
+    """Return a run of everything: DPO and online, each compared with the base."""
+    made = corpus()
+    made |= labels(made)
+    named, in_rounds = models(made, rounds)
+    made |= named
+    compared = comparison("dpo", named["dpo"], made)
+    if in_rounds:
+        compared += comparison("online", in_rounds[-1], made, crisis=None)
+    artifacts = (*made.values(), *in_rounds, *compared)
+    examples = (example("(Crying) I keep her voicemail."), example("I do not want to be here any more.", crisis=True))
+    verdicts = next(each for each in compared if each.kind == "verdicts")
+    return ReportData("sample-run", artifacts, (ExampleSet(verdicts.ref, "dpo", "base", examples),))
