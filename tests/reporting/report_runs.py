@@ -26,7 +26,9 @@ def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> 
 
 def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> ArtifactFacts:
     digest = hashlib.sha256(f"{kind}/{name}".encode()).hexdigest()
-    parents = tuple(ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items())
+    parents = tuple(
+        ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items()
+    )
     ref = f"{name}@{digest[:8]}"
     return ArtifactFacts(kind, name, ref, digest, metrics, parents=parents, **more)
 
@@ -40,7 +42,13 @@ def reward_metrics() -> dict[str, Any]:
             "brier": rate(0.132, 0.03),
             "ties": 0,
         },
-        "dev": {"accuracy": rate(0.79), "auc": rate(0.85), "ece": rate(0.1, 0.05), "brier": rate(0.15, 0.05), "ties": 0},
+        "dev": {
+            "accuracy": rate(0.79),
+            "auc": rate(0.85),
+            "ece": rate(0.1, 0.05),
+            "brier": rate(0.15, 0.05),
+            "ties": 0,
+        },
         "baselines": {"author_identity": rate(0.664), "longer_wins": rate(0.541), "same_tier": None},
         "normalisation": {"mean": 0.31, "std": 1.42, "split": "dev"},
         "lengths": {"kept": 498, "too_long_chosen": 2},
@@ -126,7 +134,11 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
     judgements = artifact(
         "judgements",
         "sample",
-        {"judged": 636, "status": {"valid": 635, "refusal": 1}, "histograms": dict.fromkeys(PRINCIPLES, counts)},
+        {
+            "judged": 636,
+            "status": {"valid": 635, "refusal": 1},
+            "histograms": dict.fromkeys(PRINCIPLES, counts),
+        },
         parents=made,
         notices=(OFFLINE,),
         rows={"judgements.parquet": 636},
@@ -147,7 +159,9 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
     return {"judgements": judgements, "preferences": preferences}
 
 
-def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int) -> list[ArtifactFacts]:
+def online_round(
+    number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int
+) -> list[ArtifactFacts]:
     name = f"tiny-online-round-{number:02d}"
     sampled = artifact(
         "candidates",
@@ -173,7 +187,10 @@ def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFa
         parents={"scores": scores, "candidates": sampled, "speeches": made["speeches"]},
         rows={"data/train-00000-of-00001.parquet": 58},
     )
-    dev = {"reward": Rate(0.2 * number, 0.2 * number - 0.3, 0.2 * number + 0.3, 16).as_dict(), "health": health()}
+    dev = {
+        "reward": {"mean": 0.2 * number, "std": 0.9, "n": 16},
+        "health": health(),
+    }
     earlier = list(before.metrics.get("rounds", []))
     policy = artifact(
         "policies",
@@ -191,14 +208,23 @@ def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFa
     return [sampled, scores, pairs, policy]
 
 
-def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
+def models(
+    made: dict[str, ArtifactFacts], rounds: int
+) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
     base = artifact("base-models", "tiny", {}, parents={key: made[key] for key in ("speeches", "candidates")})
     parents = {"preferences": made["preferences"], "base model": base}
     reward = artifact(
-        "reward-models", "sample", reward_metrics(), parents=parents, notices=(OFFLINE,), rows={"scores.parquet": 80}
+        "reward-models",
+        "sample",
+        reward_metrics(),
+        parents=parents,
+        notices=(OFFLINE,),
+        rows={"scores.parquet": 80},
     )
     parents = {"preferences": made["preferences"], "initial policy": base}
-    dpo = artifact("policies", "tiny-dpo", {"training": training(30), "pairs": 500}, parents=parents, notices=(OFFLINE,))
+    dpo = artifact(
+        "policies", "tiny-dpo", {"training": training(30), "pairs": 500}, parents=parents, notices=(OFFLINE,)
+    )
     named = {"base": base, "reward": reward, "dpo": dpo}
     in_rounds: list[ArtifactFacts] = []
     for number in range(1, rounds + 1):
@@ -207,7 +233,9 @@ def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, Artif
     return named, in_rounds
 
 
-def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any) -> list[ArtifactFacts]:
+def comparison(
+    name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any
+) -> list[ArtifactFacts]:
     sides = {
         role: artifact(
             "candidates",
@@ -233,7 +261,12 @@ def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts],
 
 def example(text: str, *, crisis: bool = False) -> Example:
     speech = Speech(text, "grief", crisis)
-    return Example(speech, "That sounds heavy. What do you miss most?", "Cheer up.", {"overall": "win", "empathy": "flip"})
+    return Example(
+        speech,
+        "That sounds heavy. What do you miss most?",
+        "Cheer up.",
+        {"overall": "win", "empathy": "flip"},
+    )
 
 
 def whole_run(rounds: int = 3) -> ReportData:
@@ -246,6 +279,9 @@ def whole_run(rounds: int = 3) -> ReportData:
     if in_rounds:
         compared += comparison("online", in_rounds[-1], made, crisis=None)
     artifacts = (*made.values(), *in_rounds, *compared)
-    examples = (example("(Crying) I keep her voicemail."), example("I do not want to be here any more.", crisis=True))
+    examples = (
+        example("(Crying) I keep her voicemail."),
+        example("I do not want to be here any more.", crisis=True),
+    )
     verdicts = next(each for each in compared if each.kind == "verdicts")
     return ReportData("sample-run", artifacts, (ExampleSet(verdicts.ref, "dpo", "base", examples),))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from psychocounsel.config.base import Name, PositiveInt, Settings, Share
+from psychocounsel.config.base import Name, PositiveInt, Seed, Settings, Share
 
 DataClass = Literal["public", "deidentified", "restricted"]
 
@@ -65,8 +65,8 @@ class SplitConfig(Settings):
 
     test_share: Share = 0.1
     dev_share: Share = 0.1
-    near_duplicate_similarity: Share = 0.7
-    seed: int = 0
+    near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.7
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "SplitConfig":

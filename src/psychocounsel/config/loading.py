@@ -54,6 +54,10 @@ def read_config_file(path: Path) -> Document:
         raise ConfigError("is a folder", where=str(path), remedy="name a YAML file in it") from None
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text", where=str(path), remedy="save it as UTF-8") from None
+    except OSError as fault:
+        raise ConfigError(
+            f"cannot be read: {fault.strerror}", where=str(path), remedy="check the path and its permissions"
+        ) from None
     return read_yaml(text.removeprefix("\ufeff"), str(path))
 
 
@@ -92,7 +96,7 @@ def _apply(document: Document, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r} is not key=value", where="--set", remedy="write --set key.sub=value")
-    place: Place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    place: Place = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
     target: Any = document.data
     for part in place[:-1]:
         target = _step(target, part, key)
@@ -100,6 +104,8 @@ def _apply(document: Document, override: str) -> None:
         target[place[-1]] = read_yaml(text, f"--set {key}").data
     except (IndexError, TypeError):
         raise ConfigError("there is no such place", where=f"--set {key}", remedy="check the key") from None
+    for replaced in [inner for inner in document.lines if inner[: len(place)] == place]:
+        del document.lines[replaced]
     document.lines[place] = f"--set {key}"
 
 
@@ -136,6 +142,8 @@ def _message(error: ErrorDetails, model: type[Settings], place: Place) -> str:
         return f"unknown key; {hint}"
     if error["type"] == "missing":
         return "is missing; add it"
+    if error["type"] == "model_type":
+        return f"must be a block of keys (got {error.get('input')!r})"
     given = error.get("input")
     shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
     return error["msg"].removeprefix("Value error, ") + shown + _number_as_text(error["type"], given)

@@ -9,6 +9,7 @@ from psychocounsel.config.base import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Settings,
     Share,
     SpeedKnob,
@@ -64,7 +65,7 @@ class PoolConfig(Settings):
 
     responders: Annotated[tuple[ResponderConfig, ...], Field(strict=False, min_length=1)]
     per_speech: PositiveInt = 4
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _enough(self) -> "PoolConfig":

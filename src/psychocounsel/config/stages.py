@@ -10,6 +10,7 @@ from psychocounsel.config.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
     Settings,
     Share,
     SpeedKnob,
@@ -49,7 +50,7 @@ class MakeBaseModelConfig(Settings):
     """A tiny Llama 3 made on this machine, so that the pipeline runs without a download."""
 
     name: Name
-    seed: int = 0
+    seed: Seed = 0
     corpus: CorpusConfig
     shape: TinyLlamaShape = TinyLlamaShape()
     warm_up: WarmUpConfig = WarmUpConfig()
@@ -68,7 +69,7 @@ class BuildPreferencesConfig(Settings):
     """Speeches -> candidates -> judgements -> the preference dataset."""
 
     name: Name
-    seed: int = 0
+    seed: Seed = 0
     corpus: CorpusConfig
     pool: PoolConfig | None = None
     judge: JudgeConfig = JudgeConfig()
@@ -116,7 +117,7 @@ class TrainRewardConfig(Settings):
     """Preferences -> a Bradley-Terry reward model."""
 
     name: Name
-    seed: int = 0
+    seed: Seed = 0
     base_model: str
     preferences: str
     epochs: PositiveInt = 2
@@ -145,7 +146,7 @@ class AlignConfig(Settings):
     """A policy aligned by DPO on a preference dataset, or online with a reward model."""
 
     name: Name
-    seed: int = 0
+    seed: Seed = 0
     mode: Literal["dpo", "online"]
     policy: str
     preferences: str | None = None
@@ -171,7 +172,7 @@ class EvalWinrateConfig(Settings):
     """A policy's answers against a reference's, judged pairwise in both orders."""
 
     name: Name
-    seed: int = 0
+    seed: Seed = 0
     speeches: str
     split: Literal["train", "dev", "test"] = "test"
     max_speeches: PositiveInt | None = None

@@ -14,10 +14,15 @@ from psychocounsel.errors import ConfigError
 
 Place = tuple[str | int, ...]
 
+MAX_DEPTH = 30
+MAX_VALUES = 50_000
+
+_MAX_NUMBER_CHARS = 40
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value")
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "map", "seq")
 }
 
 
@@ -38,7 +43,8 @@ def read_yaml(text: str, origin: str) -> Document:
     """Parse one YAML document.
 
     Raises:
-        ConfigError: broken syntax, a duplicate key or a tag that asks for code, with file and line.
+        ConfigError: broken syntax, a duplicate key, a tag that asks for code, or nesting without end (an
+            alias may name its own block), with file and line.
     """
     try:
         composed: Any = yaml.compose(text, Loader=yaml.SafeLoader)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -49,10 +55,17 @@ def read_yaml(text: str, origin: str) -> Document:
             remedy="check indentation, colons and quotes around that line",
         ) from None
     except yaml.YAMLError as fault:
-        raise ConfigError(f"not valid YAML: {fault}", where=origin, remedy="save it as plain UTF-8") from None
+        problem = str(fault).splitlines()[0]
+        raise ConfigError(f"not valid YAML: {problem}", where=origin, remedy="save it as plain UTF-8") from None
+    except RecursionError:
+        raise _nested_too_deep(origin) from None
     lines: dict[Place, str] = {}
     data = None if composed is None else _value(composed, origin, (), lines)
     return Document(data, lines)
+
+
+def _nested_too_deep(where: str) -> ConfigError:
+    return ConfigError("nested too deeply, or far too many values", where=where, remedy="a config holds blocks of settings, not data")
 
 
 def _line(origin: str, mark: Any) -> str:
@@ -61,22 +74,30 @@ def _line(origin: str, mark: Any) -> str:
 
 def _value(node: Any, origin: str, place: Place, lines: dict[Place, str]) -> Any:
     lines.setdefault(place, _line(origin, node.start_mark))
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(node, origin, place, lines)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, origin, (*place, at), lines) for at, item in enumerate(node.value)]
+    if len(place) > MAX_DEPTH or len(lines) > MAX_VALUES:
+        raise _nested_too_deep(lines[place])
     if node.tag not in _PLAIN_TAGS:
         raise ConfigError(
             f"the tag {node.tag!r} is not allowed",
             where=_line(origin, node.start_mark),
             remedy="write plain text, numbers, true or false",
         )
-    return _scalar(node)
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, origin, place, lines)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, origin, (*place, at), lines) for at, item in enumerate(node.value)]
+    return _scalar(node, lines[place])
 
 
 def _mapping(node: yaml.MappingNode, origin: str, place: Place, lines: dict[Place, str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(
+                "a key is a list or a block",
+                where=_line(origin, key_node.start_mark),
+                remedy="write a name before the colon",
+            )
         key = str(key_node.value)
         if key in result:
             raise ConfigError(
@@ -89,7 +110,7 @@ def _mapping(node: yaml.MappingNode, origin: str, place: Place, lines: dict[Plac
     return result
 
 
-def _scalar(node: Any) -> Any:
+def _scalar(node: Any, where: str) -> Any:
     text: str = node.value
     if node.style in ("'", '"', "|", ">"):
         return text
@@ -97,6 +118,8 @@ def _scalar(node: Any) -> Any:
         return None
     if text in ("true", "false"):
         return text == "true"
+    if len(text) > _MAX_NUMBER_CHARS and _FLOAT.fullmatch(text):
+        raise ConfigError("a number of that length", where=where, remedy="write it with an exponent, as 1e9")
     if _INT.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text

@@ -132,9 +132,12 @@ class Section:
     blocks: tuple[Block, ...]
 
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+
+
 def percent(value: float) -> str:
     """Return a share as `63.2 %`."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}{PERCENT}"
 
 
 def decimal(value: float) -> str:
@@ -145,7 +148,7 @@ def decimal(value: float) -> str:
 def interval_words(rate: Rate, *, as_percent: bool = True) -> str:
     """Return `55.1 to 70.9 %` or `0.551 to 0.709`."""
     if as_percent:
-        return f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %"
+        return f"{100 * rate.low:.1f} to {100 * rate.high:.1f}{PERCENT}"
     return f"{decimal(rate.low)} to {decimal(rate.high)}"
 
 

@@ -14,7 +14,7 @@ from psychocounsel.reporting.blocks import (
     reason_words,
 )
 from psychocounsel.reporting.plots import rating_histograms
-from psychocounsel.reporting.report_data import ArtifactFacts, ReportData
+from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
 
 _HEADER = ("step", "in", "kept", "share kept", "dropped, by reason")
 _ALIGN = "lrrll"
@@ -73,7 +73,7 @@ def _speeches(speeches: ArtifactFacts) -> Table:
     funnel = speeches.table("funnel")
     rows = [_line("speeches read", funnel.get("kept", 0), funnel.get("dropped", {}))]
     total = max(1, funnel.get("kept", 0))
-    for split, count in speeches.table("splits").items():
+    for split, count in in_order(speeches.table("splits")).items():
         share = Share(count / total, percent(count / total))
         rows.append((f"split {split}", "", str(count), share, ""))
     remarks = [f"{speeches.value('clusters')} clusters of near-duplicates, none across splits"]
@@ -108,13 +108,13 @@ def _judgements(judgements: ArtifactFacts) -> Table:
 def _pairs(dataset: ArtifactFacts) -> Table:
     rows = [
         _line(f"combinations, {split}", counts.get("kept", 0), counts.get("dropped", {}))
-        for split, counts in cast(Mapping[str, Mapping[str, Any]], dataset.table("pairing")).items()
+        for split, counts in in_order(dataset.table("pairing")).items()
     ]
     return Table("Preference pairs.", _HEADER, _ALIGN, tuple(rows), (dataset,))
 
 
 def _words(dataset: ArtifactFacts) -> Table:
-    means = cast(Mapping[str, Mapping[str, float]], dataset.table("words"))
+    means = in_order(dataset.table("words"))
     rows = tuple(
         (split, f"{by['chosen']:.1f}", f"{by['rejected']:.1f}", f"{by['chosen'] - by['rejected']:+.1f}")
         for split, by in means.items()

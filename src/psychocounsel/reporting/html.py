@@ -1,8 +1,6 @@
 """ReportData -> one HTML page: no script, no remote asset; light, dark and on paper."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,7 +17,7 @@ from psychocounsel.reporting.blocks import (
 )
 from psychocounsel.reporting.data_sections import data_section, ratings_section
 from psychocounsel.reporting.lineage_picture import draw_lineage
-from psychocounsel.reporting.report_data import ArtifactFacts, ReportData
+from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
 from psychocounsel.reporting.training_sections import policy_section, reward_section
 from psychocounsel.reporting.winrate_sections import (
     confidence_words,
@@ -43,15 +41,10 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["settings_text"] = _settings_text
     sections = [section for section in _sections(data) if section.blocks]
     return environment.get_template("report.html.j2").render(
         data=data, policy=CONTENT_SECURITY_POLICY, notices=notices(data), sections=sections
     )
-
-
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    return json.dumps(dict(settings), indent=1, ensure_ascii=False, sort_keys=True)
 
 
 def notices(data: ReportData) -> list[str]:
@@ -88,7 +81,7 @@ def headline_numbers(data: ReportData) -> dict[str, object]:
             for each in data.of_kind("reward-models")
         },
         "pairs": {
-            each.ref: {split: counts["kept"] for split, counts in each.table("pairing").items()}
+            each.ref: {split: counts["kept"] for split, counts in in_order(each.table("pairing")).items()}
             for each in data.datasets
         },
     }
@@ -155,7 +148,7 @@ def _rate_card(
 
 
 def _pairs_card(dataset: ArtifactFacts) -> Card:
-    kept = {split: int(counts["kept"]) for split, counts in dataset.table("pairing").items()}
+    kept = {split: int(counts["kept"]) for split, counts in in_order(dataset.table("pairing")).items()}
     by_split = ", ".join(f"{count} {split}" for split, count in kept.items())
     looked_at = sum(int(counts["combinations"]) for counts in dataset.table("pairing").values())
     return Card(

@@ -47,9 +47,9 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The name, in all its rounds."""
+        """The name, without the number where it stands for all rounds."""
         first = self.artifacts[0].name
-        return _ROUND.sub("-round-…", first) if len(self.artifacts) > 1 else first
+        return _ROUND.sub("", first) if len(self.artifacts) > 1 else first
 
     @property
     def detail(self) -> str:
@@ -84,10 +84,20 @@ def group_nodes(artifacts: Sequence[ArtifactFacts]) -> list[Node]:
             continue
         is_round = _ROUND.search(each.name) is not None
         lane = _lane(each, ids, compared)
-        key = (lane, each.kind, _ROUND.sub("", each.name) + " rounds" if is_round else each.id)
+        key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
         nodes.setdefault(key, Node(lane)).artifacts.append(each)
     order = [*_LANES, "verdicts"]
-    return sorted(nodes.values(), key=lambda node: order.index(node.lane))
+    runs = {_run_of(each) for each in artifacts if _ROUND.search(each.name)}
+    return sorted(nodes.values(), key=lambda node: (order.index(node.lane), _is_apart(node, runs)))
+
+
+def _is_apart(node: Node, runs: set[str]) -> bool:
+    """Whether a policy is of no online run: those of a run stand together, before it."""
+    return node.lane == "policies" and _run_of(node.artifacts[0]) not in runs
+
+
+def _run_of(artifact: ArtifactFacts) -> str:
+    return _ROUND.sub("", artifact.name)
 
 
 def _lane(artifact: ArtifactFacts, ids: Mapping[str, ArtifactFacts], compared: set[str]) -> str:

@@ -41,6 +41,8 @@ class Picture(NamedTuple):
     tall: bool
     line_of: list[int]
     across: dict[Stop, float]
+    room: float = 0.0
+    """Kept free above a wide picture, and to the left of a tall one, for what leads back."""
 
     def middle(self, stop: Stop) -> Point:
         """Return the middle of a box or of a track."""
@@ -48,7 +50,8 @@ class Picture(NamedTuple):
         step = _BOX_HEIGHT + _GAP_TALL if self.tall else _BOX_WIDTH + _GAP_WIDE
         half = (_BOX_HEIGHT if self.tall else _BOX_WIDTH) / 2
         along = _MARGIN + half + line * step
-        return Point(self.across[stop], along) if self.tall else Point(along, self.across[stop])
+        across = self.room + self.across[stop]
+        return Point(across, along) if self.tall else Point(along, across)
 
 
 def draw_lineage(artifacts: Sequence[ArtifactFacts], *, tall: bool) -> Markup:
@@ -57,11 +60,9 @@ def draw_lineage(artifacts: Sequence[ArtifactFacts], *, tall: bool) -> Markup:
     edges = find_edges(nodes)
     picture = lay_out(nodes, edges, tall=tall)
     middles = [picture.middle(Stop(number)) for number in range(len(nodes))]
-    room = _ROOM_FOR_BACKWARD if any(edge.backward for edge in edges) else 0
     tracks = [picture.middle(stop) for stop in picture.across]
-    width = max((each.x for each in [*middles, *tracks]), default=0) + _BOX_WIDTH / 2 + _MARGIN + room * tall
+    width = max((each.x for each in [*middles, *tracks]), default=0) + _BOX_WIDTH / 2 + _MARGIN
     height = max((each.y for each in [*middles, *tracks]), default=0) + _BOX_HEIGHT / 2 + _MARGIN
-    height += 0 if tall else room
     drawn = [_draw_edge(edge, picture) for edge in edges]
     drawn += [_draw_node(node, middle) for node, middle in zip(nodes, middles, strict=True)]
     shape = "tall" if tall else "wide"
@@ -88,7 +89,9 @@ def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Pict
             across[stop] -= (at - _GAP_ACROSS) / 2
     half = (_BOX_WIDTH if tall else _BOX_HEIGHT) / 2
     first = min((place - (half if stop.line is None else 0) for stop, place in across.items()), default=0.0)
-    return Picture(tall, line_of, {stop: place - first + _MARGIN for stop, place in across.items()})
+    placed = {stop: place - first + _MARGIN for stop, place in across.items()}
+    room = _ROOM_FOR_BACKWARD if any(edge.backward for edge in edges) else 0
+    return Picture(tall, line_of, placed, room)
 
 
 def _lines(nodes: Sequence[Node], tall: bool) -> list[int]:
@@ -196,8 +199,8 @@ def _backward_path(edge: Edge, picture: Picture) -> Path:
     """Return a curve around the outside, from the later box back to the earlier one."""
     start, end = picture.middle(Stop(edge.start)), picture.middle(Stop(edge.end))
     if picture.tall:
-        start, end = Point(start.x + _BOX_WIDTH / 2, start.y), Point(end.x + _BOX_WIDTH / 2, end.y)
-        far = max(start.x, end.x) + 1.3 * _ROOM_FOR_BACKWARD
+        start, end = Point(start.x - _BOX_WIDTH / 2, start.y), Point(end.x - _BOX_WIDTH / 2, end.y)
+        far = min(start.x, end.x) - 1.3 * _ROOM_FOR_BACKWARD
         return Path(
             f"M{start.x:g} {start.y:g}C{far:g} {start.y:g} {far:g} {end.y:g} {end.x:g} {end.y:g}", end
         )

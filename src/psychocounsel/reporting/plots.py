@@ -33,6 +33,7 @@ _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.6
 _MAX_LABEL = 30
+_MARKED_POINTS = 20
 _SHIFT = 0.05
 """How far apart, in steps or rounds, the intervals of two lines stand, so that none hides the other."""
 _STYLE: dict[Any, Any] = {
@@ -99,7 +100,9 @@ def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_xlabel("reward of chosen minus reward of rejected (raw)")
         axes.set_ylabel("pairs")
-        axes.legend(loc="upper left", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _legend_above(axes, 2)
     return drawing.svg
 
 
@@ -147,7 +150,7 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
             axes.axvline(end, color=FAINT, linewidth=1, zorder=0)
         for number, each in enumerate(series):
             colour, dash = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
-            marker = _MARKERS[number % len(_MARKERS)] if each.low or len(each.x) < 2 else ""
+            marker = _MARKERS[number % len(_MARKERS)] if each.low or len(each.x) <= _MARKED_POINTS else ""
             shift = _SHIFT * (number - (len(series) - 1) / 2) if each.low else 0.0
             at = [value + shift for value in each.x]
             axes.plot(
@@ -161,8 +164,12 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
         axes.set_ylabel(y)
         _grid(axes, "y")
         if len(series) > 1:
-            axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderpad=0)
+            _legend_above(axes, len(series))
     return drawing.svg
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0)
 
 
 def _grid(axes: Axes, direction: str) -> None:

@@ -1,5 +1,6 @@
 """Artifacts, example answers -> ReportData: everything a report shows, without a store behind it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,11 @@ class ArtifactFacts:
         """Where the closing table tells about it."""
         return f"artifact-{self.id[:8]}"
 
+    @property
+    def settings_text(self) -> str:
+        """The settings as indented JSON."""
+        return json.dumps(dict(self.settings), indent=1, ensure_ascii=False, sort_keys=True)
+
     def value(self, *path: str) -> Any:
         """Return what stands at a path of `metrics.json`, None where it ends early."""
         value: Any = self.metrics
@@ -92,6 +98,11 @@ def as_rate(value: Any) -> Rate | None:
         return None
     shape = cast(Mapping[str, Any], value)
     return Rate(**{key: shape[key] for key in _RATE_KEYS}) if shape.keys() >= _RATE_KEYS else None
+
+
+def in_order(by_split: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told by split as train, dev, test; `metrics.json` sorts by letter."""
+    return {split: by_split[split] for split in ("train", "dev", "test") if split in by_split}
 
 
 @dataclass(frozen=True)

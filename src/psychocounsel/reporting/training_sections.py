@@ -108,7 +108,11 @@ def _remarks(model: ArtifactFacts) -> list[Block]:
             f"Rewards are normalised by mean {scale['mean']:.3f} and deviation {scale['std']:.3f} of the "
             f"{scale['split']} split."
         )
-    return [Paragraph(" ".join([*remarks, *_length_words(model, "lengths"), *_time_words(model)]))]
+    return _told([*remarks, *_length_words(model, "lengths"), *_time_words(model)])
+
+
+def _told(sentences: Sequence[str]) -> list[Block]:
+    return [Paragraph(" ".join(sentences))] if sentences else []
 
 
 def _length_words(artifact: ArtifactFacts, *path: str) -> list[str]:
@@ -198,9 +202,7 @@ def policy_section(data: ReportData) -> Section:
         plots = [*_curves(rounds, _POLICY_CURVES), *_round_plots(policy)]
         blocks += [Plots(tuple(plots))] if plots else []
         blocks += _round_table(data, policy, rounds)
-        blocks.append(
-            Paragraph(" ".join([*_length_words(policy, "training", "lengths"), *_time_words(policy)]))
-        )
+        blocks += _told([*_length_words(policy, "training", "lengths"), *_time_words(policy)])
     return Section("Policy", "policy", tuple(blocks))
 
 
@@ -215,7 +217,7 @@ class RoundPlot(NamedTuple):
 
 _ROUND_PLOTS = (
     RoundPlot(
-        "Normalised reward of answers to dev speeches, by round.", "reward", {"reward": ("reward",)}, 1
+        "Mean normalised reward of answers to dev speeches, by round.", "reward", {"reward": ("reward",)}, 1
     ),
     RoundPlot(
         "Signs of decay in answers to dev speeches, by round.",
@@ -261,7 +263,7 @@ def _by_round(rounds: Sequence[Mapping[str, Any]], words: str, path: tuple[str, 
 
 
 def _dev_figure(made_round: Mapping[str, Any], path: tuple[str, ...]) -> Rate | None:
-    """Return a figure of a round's dev answers; a length is a bare mean, given no interval."""
+    """Return a figure of a round's dev answers; a bare mean is given no interval."""
     value: Any = made_round.get("dev")
     for key in path:
         value = cast(Mapping[str, Any], value).get(key) if isinstance(value, Mapping) else None
@@ -276,9 +278,11 @@ def _round_table(data: ReportData, policy: ArtifactFacts, rounds: Sequence[Artif
     if not policy.sequence("rounds"):
         return []
     rows = [_round_row(data, number, each) for number, each in enumerate(rounds, start=1)]
-    header = ("round", "speeches", "pairs", "no pair or left out", "dev reward", "interval")
-    caption = "Rounds: speeches drawn, pairs kept of them, and the reward of fresh answers to dev speeches."
-    return [Table(caption, header, "lrrlrl", tuple(rows), tuple(rounds))]
+    header = ("round", "speeches", "pairs", "no pair or left out", "dev reward", "deviation", "answers")
+    caption = (
+        "Rounds: speeches drawn, pairs kept of them, normalised reward of fresh answers to dev speeches."
+    )
+    return [Table(caption, header, "lrrlrrr", tuple(rows), tuple(rounds))]
 
 
 def _round_row(data: ReportData, number: int, policy: ArtifactFacts) -> tuple[str, ...]:
@@ -289,12 +293,13 @@ def _round_row(data: ReportData, number: int, policy: ArtifactFacts) -> tuple[st
         counts = {**pairs.table("pairing", "dropped")}
         counts |= {f"{reason} answers": count for reason, count in pairs.table("left_out").items()}
     speeches = sampled.number("speeches") if sampled else None
-    reward = policy.rate("dev", "reward")
+    mean, deviation, answers = (policy.number("dev", "reward", name) for name in ("mean", "std", "n"))
     return (
         str(number),
         "" if speeches is None else f"{speeches:.0f}",
         f"{policy.number('pairs') or 0:.0f}",
         reason_words(counts),
-        "" if reward is None else f"{reward.estimate:+.3f}",
-        "" if reward is None else f"{reward.low:+.3f} to {reward.high:+.3f}",
+        "" if mean is None else f"{mean:+.3f}",
+        "" if deviation is None else f"{deviation:.3f}",
+        "" if answers is None else f"{answers:.0f}",
     )

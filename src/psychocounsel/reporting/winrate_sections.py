@@ -25,7 +25,7 @@ _HEALTH = {
     "repetition_rate": "repeats itself",
     "unfinished_rate": "unfinished",
     "empty_rate": "empty",
-    "distinct_4gram_ratio": "distinct runs of four words",
+    "distinct_4gram_ratio": "distinct runs of four words, mean ratio",
 }
 _WORDS = {
     "win": "The policy's answer is preferred in both orders.",

@@ -27,6 +27,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 
+FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 SHORT_ID = 8
@@ -57,6 +58,10 @@ class Plan:
     settings: Mapping[str, Any]
     parents: tuple[Parent, ...] = ()
     notices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({parent.role for parent in self.parents}) < len(self.parents):
+            raise ValueError("two parents share a role, so one of them would not be part of the id")
 
     @cached_property
     def id(self) -> str:

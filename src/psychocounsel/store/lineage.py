@@ -40,5 +40,3 @@ def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:
         if each.artifact.kind == "judgements"
     ]
     return tuple(dict.fromkeys(name for name in named if name))
-
-

@@ -5,8 +5,21 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from psychocounsel.errors import StoreError
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="ascii")
+    except OSError as fault:
+        raise StoreError(
+            f"the store cannot be written to: {fault.strerror}",
+            where=str(path.parent),
+            remedy="name a folder of yours with --store, or mend the permissions",
+        ) from fault
 
 
 @contextmanager
@@ -16,8 +29,7 @@ def held(path: Path, what: str) -> Generator[None]:
     Raises:
         StoreError: another live process holds it; the message names that process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="ascii") as stream:
+    with _opened(path) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -52,13 +52,13 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
         ConfigError: nothing, or more than one kind, answers to it; the message names near ones.
     """
     if (Path(ref) / MANIFEST).is_file():
-        return open_artifact(Path(ref))
+        return _of_kind(open_artifact(Path(ref)), kind, ref)
     if ref.endswith(BEST):
         return _best(store, resolve(store, ref.removesuffix(BEST), kind))
     wanted_kind, name, short_id = _parts(ref, kind)
     for pin in store.pins:
         if _fits(pin, wanted_kind, name, short_id):
-            return pin
+            return _of_kind(pin, kind, ref)
     found = [each for each in store.artifacts(wanted_kind) if _fits(each, wanted_kind, name, short_id)]
     kinds = {artifact.kind for artifact in found}
     if len(kinds) > 1:
@@ -67,9 +67,15 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
         raise ConfigError(
             f"no {wanted_kind or 'artifact'} answers to {ref!r}",
             where=str(store.root),
-            remedy=_suggest(store, wanted_kind, name),
+            remedy=_suggest(store, (wanted_kind,), name),
         )
-    return found[-1]
+    return _of_kind(found[-1], kind, ref)
+
+
+def _of_kind(found: Artifact | Plan, kind: Kind | None, ref: str) -> Artifact | Plan:
+    if kind is not None and found.kind != kind:
+        raise ConfigError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {kind}")
+    return found
 
 
 def _best(store: Store, named: Artifact | Plan) -> Artifact | Plan:
@@ -104,13 +110,16 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
 
 
 def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
-    faults: list[ConfigError] = []
     for kind in kinds:
         try:
             return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
-        except ConfigError as fault:
-            faults.append(fault)
-    raise faults[-1]
+        except ConfigError:
+            continue
+    raise ConfigError(
+        f"no {' or '.join(kinds)} answers to {ref!r}",
+        where=str(store.root),
+        remedy=_suggest(store, kinds, ref.removesuffix(BEST).partition("@")[0]),
+    )
 
 
 def _weights_digest(folder: Path) -> str:
@@ -131,8 +140,8 @@ def _fits(candidate: Artifact | Plan, kind: Kind | None, name: str, short_id: st
     return right_kind and candidate.name == name and right_id
 
 
-def _suggest(store: Store, kind: Kind | None, name: str) -> str:
-    known = {artifact.name for artifact in store.artifacts(kind)}
+def _suggest(store: Store, kinds: Sequence[Kind | None], name: str) -> str:
+    known = {artifact.name for kind in kinds for artifact in store.artifacts(kind)}
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"

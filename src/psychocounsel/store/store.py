@@ -1,25 +1,34 @@
 """Plan -> sealed artifact: versioned folders, made once, found again by content."""
 
 import json
-import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from psychocounsel.errors import StoreError
-from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, Draft, Kind, Parent, Plan
-from psychocounsel.store.atomic import TEMPORARY_SUFFIX, sync_folder, write_bytes
+from psychocounsel.store.artifacts import FORMAT, KINDS, MANIFEST, SHORT_ID, Artifact, Draft, Kind, Parent, Plan
+from psychocounsel.store.atomic import full_disk_faults
 from psychocounsel.store.digests import digest_of_file
 from psychocounsel.store.lock import held
+from psychocounsel.store.sealing import adopt, seal
 
-FORMAT = 1
-_REPORTED_PACKAGES = ("psychocounsel", "torch", "transformers", "trl", "datasets", "peft", "openai")
+_MANIFEST_TYPES: dict[str, type] = {
+    "id": str,
+    "kind": str,
+    "name": str,
+    "version": int,
+    "settings": dict,
+    "parents": list,
+    "notices": list,
+    "rows": dict,
+    "notes": dict,
+    "files": dict,
+    "created_at": str,
+}
 
 
 class Nearest(NamedTuple):
@@ -41,6 +50,7 @@ class Store:
     notify: Callable[[str], None] = _silent
     offline: bool = False
     pins: tuple[Plan | Artifact, ...] = field(default=(), repr=False)
+    _told: set[str] = field(default_factory=set[str], repr=False, compare=False)
 
     def pinned(self, *pins: Plan | Artifact) -> "Store":
         """Return a store in which these win over newer artifacts of the same kind and name."""
@@ -50,22 +60,24 @@ class Store:
         """Return the artifact of a plan, building it only if it does not exist.
 
         An unfinished folder of the same id is handed to `build` as it was left, so that only what is owed
-        is done again. The manifest is written last.
+        is done again. A damaged one is set aside and built anew. The manifest is written last.
 
         Raises:
             StoreError: another run is making it.
+            IncompleteError: the disk is full.
         """
-        with self._lock(plan):
+        folder = self.folder_of(plan)
+        with self._lock(plan), full_disk_faults(folder):
             found = self.find(plan)
             if found is not None:
-                return found
+                return found if found.name == plan.name else adopt(found, plan.name, folder)
+            self._set_damaged_aside(plan)
             self._announce(plan)
-            folder = self.folder_of(plan)
             folder.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             draft = Draft(plan, folder)
             build(draft)
-            return _seal(draft, self._notices(plan), time.monotonic() - started)
+            return seal(draft, self._notices(plan), time.monotonic() - started)
 
     def _notices(self, plan: Plan) -> list[str]:
         inherited = [notice for parent in plan.parents for notice in self.open(parent).notices]
@@ -88,35 +100,41 @@ class Store:
         return self.root / plan.kind / plan.folder_name
 
     def find(self, plan: Plan) -> Artifact | None:
-        """Return the sealed artifact with the plan's id, whatever its name, or None.
+        """Return the sealed artifact with the plan's id, or None; one of the plan's name comes first.
 
-        One whose files are gone or of another size is set aside, so that it is made again.
+        One whose files are gone or of another size is not found.
         """
-        for artifact in self.artifacts(plan.kind):
-            if artifact.id == plan.id:
-                if not _sizes_fit(artifact):
-                    self.set_aside(artifact)
-                    return None
-                return artifact
-        return None
+        same_id = [artifact for artifact in self.artifacts(plan.kind) if artifact.id == plan.id]
+        sound = [artifact for artifact in same_id if _sizes_fit(artifact)]
+        return min(sound, key=lambda artifact: artifact.name != plan.name, default=None)
 
-    def set_aside(self, artifact: Artifact) -> Path:
-        """Rename a damaged artifact's folder so that it is kept but no longer found."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = artifact.folder.with_name(f".damaged-{artifact.folder.name}-{stamp}")
-        artifact.folder.rename(aside)
-        self.notify(f"{artifact.kind} {artifact.ref}: damaged, set aside as {aside.name}, made again")
-        return aside
+    def _set_damaged_aside(self, plan: Plan) -> None:
+        """Rename the folders in which a plan's artifact is damaged, so that they are kept but not found."""
+        folders = {artifact.folder for artifact in self.artifacts(plan.kind) if artifact.id == plan.id}
+        if (self.folder_of(plan) / MANIFEST).exists():
+            folders.add(self.folder_of(plan))
+        for folder in sorted(folders):
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            aside = folder.rename(folder.with_name(f".damaged-{folder.name}-{stamp}"))
+            self.notify(f"{plan.kind} {plan.ref}: damaged, set aside as {aside.name}, made again")
 
     def artifacts(self, kind: Kind | None = None) -> list[Artifact]:
-        """Return the sealed artifacts, oldest first."""
+        """Return the sealed artifacts, oldest first; an unreadable one is left out and told once."""
         kinds = KINDS if kind is None else (kind,)
         found = [artifact for each in kinds for artifact in self._of_kind(each)]
         return sorted(found, key=lambda artifact: (artifact.manifest["created_at"], artifact.id))
 
     def _of_kind(self, kind: Kind) -> Iterator[Artifact]:
         for manifest in sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}")):
-            yield open_artifact(manifest.parent)
+            try:
+                yield open_artifact(manifest.parent)
+            except StoreError as fault:
+                self._tell_once(f"left out: {fault}")
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.notify(text)
 
     def open(self, parent: Parent) -> Artifact:
         """Return the artifact that a parent entry names.
@@ -153,15 +171,30 @@ def open_artifact(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST
     try:
-        return Artifact(folder, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             "is not a sealed artifact", where=str(folder), remedy="run its stage again"
         ) from None
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not _is_manifest(manifest):
         raise StoreError(
-            "cannot be read", where=str(path), remedy="move the folder away and run its stage again"
-        ) from None
+            "is no manifest that this version can read",
+            where=str(path),
+            remedy="move the folder away and run its stage again",
+        )
+    return Artifact(folder, manifest)
+
+
+def _is_manifest(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
+        return False
+    manifest: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
+    if not all(isinstance(manifest.get(key), wanted) for key, wanted in _MANIFEST_TYPES.items()):
+        return False
+    parents_fit = all(set(parent) == set(Parent._fields) for parent in manifest["parents"])
+    return parents_fit and all({"sha256", "bytes"} <= set(entry) for entry in manifest["files"].values())
 
 
 def damaged_files(artifact: Artifact) -> dict[str, str]:
@@ -192,9 +225,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings and lists as one mapping with dotted keys."""
     if isinstance(value, dict):
         items: list[tuple[Any, Any]] = list(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    elif isinstance(value, list):
-        items = list(enumerate(value))  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     else:
+        return {prefix: value}
+    if not items:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in items:
@@ -212,54 +247,3 @@ def _sizes_fit(artifact: Artifact) -> bool:
         artifact.file(name).is_file() and artifact.file(name).stat().st_size == entry["bytes"]
         for name, entry in artifact.manifest["files"].items()
     )
-
-
-def _seal(draft: Draft, notices: list[str], seconds: float) -> Artifact:
-    """Write the manifest: from here on the artifact is complete."""
-    shutil.rmtree(draft.folder / "work", ignore_errors=True)
-    for partial in draft.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-        partial.unlink()
-    files = [path for path in sorted(draft.folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    manifest = {"notices": notices, **_manifest(draft, files, seconds)}
-    sync_folder(draft.folder)
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(draft.folder / MANIFEST, (text + "\n").encode("utf-8"))
-    return Artifact(draft.folder, manifest, is_new=True)
-
-
-def _manifest(draft: Draft, files: list[Path], seconds: float) -> dict[str, Any]:
-    plan = draft.plan
-    return {
-        "format": FORMAT,
-        "id": plan.id,
-        "kind": plan.kind,
-        "name": plan.name,
-        "stage": plan.stage,
-        "version": plan.version,
-        "settings": json.loads(json.dumps(plan.settings)),
-        "parents": [parent._asdict() for parent in plan.parents],
-        "rows": draft.rows,
-        "notes": draft.notes,
-        "files": {
-            str(path.relative_to(draft.folder)): {
-                "sha256": digest_of_file(path),
-                "bytes": path.stat().st_size,
-            }
-            for path in files
-        },
-        "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "seconds": round(seconds, 3),
-        "made_with": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _REPORTED_PACKAGES if _is_installed(name)}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -1,4 +1,3 @@
-# pyright: standard
 """A Hub data set -> rows, streamed."""
 
 from collections.abc import Iterator

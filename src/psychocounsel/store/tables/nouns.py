@@ -1,4 +1,3 @@
-# pyright: standard
 """Nouns <-> Parquet: every table of an artifact, and the only home of column names.
 
 Schemas are explicit, so that equal rows give equal bytes and a column of nulls keeps its type.
@@ -23,7 +22,8 @@ from psychocounsel.domain import (
 )
 from psychocounsel.errors import StoreError
 from psychocounsel.store.artifacts import Artifact, Draft
-from psychocounsel.store.atomic import TEMPORARY_SUFFIX
+from psychocounsel.store.atomic import partial_path, put_in_place, write_faults
+from psychocounsel.store.digests import digest_of_file
 
 SPEECHES_FILE = "speeches.parquet"
 CANDIDATES_FILE = "candidates.parquet"
@@ -109,7 +109,7 @@ def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
         SplitSpeech(
             Speech(row["text"], row["topic"], row["crisis"], row["source"]), row["split"], row["cluster"]
         )
-        for row in _read(artifact.file(SPEECHES_FILE))
+        for row in _read(artifact, SPEECHES_FILE)
     ]
 
 
@@ -132,7 +132,7 @@ def read_candidates(artifact: Artifact) -> list[Candidate]:
     """Read candidate responses, in their order."""
     return [
         Candidate(row["speech_id"], row["author"], row["text"], row["finished"])
-        for row in _read(artifact.file(CANDIDATES_FILE))
+        for row in _read(artifact, CANDIDATES_FILE)
     ]
 
 
@@ -160,7 +160,7 @@ def read_judgements(artifact: Artifact) -> list[Judgement]:
         Judgement(
             row["candidate_id"], row["judge"], ReplyStatus(row["status"]), _ratings(row, ""), row["reason"]
         )
-        for row in _read(artifact.file(JUDGEMENTS_FILE))
+        for row in _read(artifact, JUDGEMENTS_FILE)
     ]
 
 
@@ -171,7 +171,7 @@ def write_scores(draft: Draft, scores: Iterable[RewardScore]) -> None:
 
 def read_scores(artifact: Artifact) -> list[RewardScore]:
     """Read rewards of candidates, in their order."""
-    return [RewardScore(**row) for row in _read(artifact.file(SCORES_FILE))]
+    return [RewardScore(**row) for row in _read(artifact, SCORES_FILE)]
 
 
 def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: Sequence[str]) -> None:
@@ -200,7 +200,7 @@ def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: S
 
 def read_verdicts(artifact: Artifact) -> list[OrderedVerdict]:
     """Read verdicts of both orders."""
-    return [OrderedVerdict(_verdict(row), row["order"]) for row in _read(artifact.file(VERDICTS_FILE))]
+    return [OrderedVerdict(_verdict(row), row["order"]) for row in _read(artifact, VERDICTS_FILE)]
 
 
 def _winner(verdict: Verdict, criterion: str) -> str | None:
@@ -233,6 +233,8 @@ def pairs_schema(principles: Sequence[str]) -> pa.Schema:
         ("source", pa.string()),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
+        ("chosen_finished", pa.bool_()),
+        ("rejected_finished", pa.bool_()),
     ]
     return pa.schema(
         [
@@ -278,13 +280,15 @@ def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
         "source": pair.speech.source,
         "chosen_score": float(pair.chosen.score),
         "rejected_score": float(pair.rejected.score),
+        "chosen_finished": pair.chosen.candidate.finished,
+        "rejected_finished": pair.rejected.candidate.finished,
     }
 
 
 def read_pairs(artifact: Artifact, split: str) -> list[PreferencePair]:
     """Read one split of a preference dataset; a split without a file has no pairs."""
-    path = artifact.file(pairs_file(split))
-    return [_pair(row) for row in _read(path)] if path.exists() else []
+    name = pairs_file(split)
+    return [_pair(row) for row in _read(artifact, name)] if artifact.file(name).exists() else []
 
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
@@ -293,7 +297,7 @@ def _pair(row: Mapping[str, Any]) -> PreferencePair:
 
 
 def _side(row: Mapping[str, Any], speech: Speech, side: str) -> ScoredCandidate:
-    candidate = Candidate(speech.id, row[f"{side}_model"], row[side])
+    candidate = Candidate(speech.id, row[f"{side}_model"], row[side], row[f"{side}_finished"])
     return ScoredCandidate(candidate, row[f"{side}_score"], _ratings(row, f"{side}_"))
 
 
@@ -307,18 +311,24 @@ def _ratings(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
 
 def _write(draft: Draft, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     path = draft.file(name)
-    partial = path.with_name(path.name + TEMPORARY_SUFFIX)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    partial.replace(path)
+    partial = partial_path(path)
+    table = pa.Table.from_pylist(rows, schema=schema)
+    with write_faults(path):
+        pq.write_table(table, partial)
+        put_in_place(partial, path)
     draft.rows[name] = len(rows)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(artifact: Artifact, name: str) -> list[dict[str, Any]]:
+    """Read a table whose bytes are those of the manifest: Parquet itself would read many a flipped one."""
+    path = artifact.file(name)
     try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowInvalid) as fault:
-        raise StoreError(
-            "the table cannot be read",
-            where=str(path),
-            remedy="check it with `psychocounsel verify`; move the folder away to make it again",
-        ) from fault
+        if digest_of_file(path) == artifact.manifest["files"][name]["sha256"]:
+            return pq.read_table(path).to_pylist()
+    except (OSError, KeyError):
+        pass
+    raise StoreError(
+        "the table is missing or damaged",
+        where=str(path),
+        remedy="check it with `psychocounsel verify`; move the folder away to make it again",
+    )

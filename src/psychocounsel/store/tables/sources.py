@@ -1,4 +1,3 @@
-# pyright: standard
 """CSV, JSONL, Parquet or a Hub data set -> rows with their place: the user's raw files."""
 
 import csv

@@ -1,0 +1,136 @@
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from report_runs import artifact, whole_run
+
+from psychocounsel.reporting.lineage import find_edges, group_nodes
+from psychocounsel.reporting.lineage_picture import draw_lineage
+
+
+def boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    found = re.findall(r'<rect class="box" x="([^"]+)" y="([^"]+)" width="(\d+)" height="(\d+)"', svg)
+    return [(float(x), float(y), float(width), float(height)) for x, y, width, height in found]
+
+
+def ends(svg: str) -> list[tuple[float, float]]:
+    return [
+        (float(x), float(y)) for x, y in re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)
+    ]
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("rounds", [0, 1, 3, 16])
+def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) -> None:
+    svg = draw_lineage(whole_run(rounds).artifacts, tall=tall)
+    ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
+    _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', svg)[0].split())
+    placed = boxes(svg)
+    for number, (x, y, w, h) in enumerate(placed):
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= width
+        assert y + h <= height
+        for other_x, other_y, other_w, other_h in placed[number + 1 :]:
+            assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_every_edge_ends_at_the_rim_of_a_box(tall: bool) -> None:
+    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
+    placed = boxes(svg)
+    for at_x, at_y in ends(svg):
+        assert any(
+            (at_x in (x, x + w) and y <= at_y <= y + h) or (at_y in (y, y + h) and x <= at_x <= x + w)
+            for x, y, w, h in placed
+        )
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_the_way_back_stays_in_the_picture_and_meets_no_other_box(tall: bool) -> None:
+    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
+    _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', svg)[0].split())
+    (path,) = re.findall(r'class="edge back" d="([^"]+)"', svg)
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path)]
+    corners = list(zip(numbers[::2], numbers[1::2], strict=True))
+    for part in (step / 50 for step in range(1, 50)):
+        weights = ((1 - part) ** 3, 3 * part * (1 - part) ** 2, 3 * part**2 * (1 - part), part**3)
+        at_x, at_y = (
+            sum(w * corner[axis] for w, corner in zip(weights, corners, strict=True)) for axis in (0, 1)
+        )
+        assert 0 <= at_x <= width
+        assert 0 <= at_y <= height
+        assert not any(x < at_x < x + w and y < at_y < y + h for x, y, w, h in boxes(svg))
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_no_edge_runs_behind_a_box_on_its_way(tall: bool) -> None:
+    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
+    tracks = [
+        tuple(map(float, found))
+        for found in re.findall(
+            r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg))
+        )
+    ]
+    assert tracks
+    for start_x, start_y, end_x, end_y in tracks:
+        for x, y, w, h in boxes(svg):
+            assert (
+                max(start_x, end_x) <= x
+                or min(start_x, end_x) >= x + w
+                or not y < start_y < y + h
+                or start_x == end_x
+            )
+            assert (
+                max(start_y, end_y) <= y
+                or min(start_y, end_y) >= y + h
+                or not x < start_x < x + w
+                or start_y == end_y
+            )
+
+
+def test_rounds_share_a_box_and_each_artifact_stands_in_one() -> None:
+    run = whole_run(3)
+    nodes = group_nodes(run.artifacts)
+    drawn = [each.id for node in nodes for each in node.artifacts]
+    assert sorted(drawn) == sorted(each.id for each in run.artifacts)
+    assert [len(node.artifacts) for node in nodes if node.lane == "rounds"] == [3, 3, 3]
+    assert [node.kind for node in nodes if len(node.artifacts) == 2] == ["policies x 2 rounds"]
+
+
+def test_compared_answers_stand_after_the_policies() -> None:
+    lanes = [node.lane for node in group_nodes(whole_run(3).artifacts)]
+    assert (
+        lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("verdicts")
+    )
+    assert lanes.count("candidates") == 1
+    assert lanes.count("answers") == 4
+
+
+def test_an_edge_that_a_longer_way_implies_is_left_out() -> None:
+    speeches = artifact("speeches", "s", {})
+    candidates = artifact("candidates", "c", {}, parents={"speeches": speeches})
+    judgements = artifact("judgements", "j", {}, parents={"speeches": speeches, "candidates": candidates})
+    edges = find_edges(group_nodes([speeches, candidates, judgements]))
+    assert [(edge.start, edge.end) for edge in edges] == [(0, 1), (1, 2)]
+
+
+def test_only_the_way_into_the_next_round_leads_back() -> None:
+    nodes = group_nodes(whole_run(3).artifacts)
+    back = [edge for edge in find_edges(nodes) if edge.backward]
+    assert [(nodes[edge.start].kind, nodes[edge.end].kind) for edge in back] == [
+        ("policies x 2 rounds", "candidates x 3 rounds")
+    ]
+
+
+def test_a_long_name_is_cut_in_the_box_and_whole_in_its_title() -> None:
+    name = "a-very-long-name-indeed-for-an-artifact-of-ours"
+    svg = draw_lineage([artifact("speeches", name, {}, rows={"speeches.parquet": 3})], tall=False)
+    assert f"speeches {name}@" in svg
+    assert "(3 speeches.parquet)" in svg
+    assert f">{name}<" not in svg
+    assert "…" in svg
+
+
+def test_nothing_draws_as_nothing() -> None:
+    assert boxes(draw_lineage([], tall=True)) == []

@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import OFFLINE, reward_metrics, verdict_metrics
+
+from psychocounsel.config.stages import ReportConfig
+from psychocounsel.domain import Candidate, ReplyStatus, Speech, Verdict, Winner
+from psychocounsel.errors import ConfigError
+from psychocounsel.stages.make_report import make_report, plan
+from psychocounsel.store.artifacts import Artifact, Draft, Kind, Parent, Plan
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import (
+    OrderedVerdict,
+    SplitSpeech,
+    write_candidates,
+    write_speeches,
+    write_verdicts,
+)
+
+SPEECHES = [Speech(f"(Sighs) Every night I wake at {hour} and count.", "sleep") for hour in range(5)]
+EVIL = "<script>alert(1)</script>"
+
+
+def made(store: Store, kind: Kind, name: str, parents: tuple[Parent, ...] = (), **more: Any) -> Artifact:
+    def build(draft: Draft) -> None:
+        for write in more.get("writes", ()):
+            write(draft)
+        draft.write_metrics(more.get("metrics", {}))
+
+    planned = Plan(kind, name, "made-up", 1, more.get("settings", {}), parents, more.get("notices", ()))
+    return store.make(planned, build)
+
+
+def answers(author: str, texts: list[str]) -> list[Candidate]:
+    return [Candidate(speech.id, author, text) for speech, text in zip(SPEECHES, texts, strict=False)]
+
+
+def verdict_rows(policy: list[Candidate], reference: list[Candidate]) -> list[OrderedVerdict]:
+    """The policy wins the first comparison in both orders; the second one flips; the third one failed."""
+    rows: list[OrderedVerdict] = []
+    outcomes = [(Winner.FIRST, Winner.SECOND), (Winner.FIRST, Winner.FIRST), None]
+    for ours, theirs, outcome in zip(policy, reference, outcomes, strict=False):
+        for place, (order, first, second) in enumerate(
+            (("forward", ours, theirs), ("backward", theirs, ours))
+        ):
+            winners = {} if outcome is None else {"overall": outcome[place], "empathy": outcome[place]}
+            status = ReplyStatus.VALID if winners else ReplyStatus.REFUSAL
+            rows.append(OrderedVerdict(Verdict(ours.speech_id, first.id, second.id, status, winners), order))
+    return rows
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with one comparison of three speeches, and a reward model that has no part in it."""
+    store = Store(tmp_path / "store")
+    rows = [SplitSpeech(speech, "test", speech.id) for speech in SPEECHES]
+    speeches = made(store, "speeches", "run", writes=[lambda draft: write_speeches(draft, rows)])
+    policy = answers("tuned", ["What is that like?", EVIL, "Mm."])
+    reference = answers("base", ["Sleep more.", "Sleep.", "Hm."])
+    sides = {
+        name: made(
+            store,
+            "candidates",
+            f"run-{name}",
+            (speeches.as_parent("speeches"),),
+            writes=[lambda draft, rows=rows: write_candidates(draft, rows)],
+            settings={"responder": {"author": rows[0].author}},
+        )
+        for name, rows in (("policy", policy), ("reference", reference))
+    }
+    parents = (
+        *(side.as_parent(f"{name} answers") for name, side in sides.items()),
+        speeches.as_parent("speeches"),
+    )
+    verdicts = verdict_rows(policy, reference)
+    made(
+        store,
+        "verdicts",
+        "run",
+        parents,
+        writes=[lambda draft: write_verdicts(draft, verdicts, ("overall", "empathy"))],
+        metrics=verdict_metrics(),
+        notices=(OFFLINE,),
+    )
+    made(store, "reward-models", "run", metrics=reward_metrics())
+    return store
+
+
+def page(report: Artifact) -> str:
+    return report.file("report.html").read_text(encoding="utf-8")
+
+
+def config(*artifacts: str, **more: Any) -> ReportConfig:
+    return ReportConfig(name="report", artifacts=artifacts, **more)
+
+
+def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None:
+    report = make_report(config("verdicts/run"), store)
+    html = page(report)
+    assert report.kind == "reports"
+    assert report.notices == (OFFLINE,)
+    assert all(
+        each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "verdicts")
+    )
+    assert "reward-models" not in html
+    assert html.index(OFFLINE) < html.index('class="cards"')
+
+
+def test_examples_tell_texts_and_outcomes_of_both_orders(store: Store) -> None:
+    html = page(make_report(config("verdicts/run"), store))
+    assert html.count('<details class="example"') == 3
+    assert "tuned (policy)" in html
+    assert "base (reference)" in html
+    assert "preferred in both orders. By principle, for the policy: empathy: win." in html
+    assert "The two orders disagree" in html
+    assert "No verdict: at least one order failed." in html
+    assert EVIL not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_as_many_examples_as_asked_for(store: Store) -> None:
+    assert page(make_report(config("verdicts/run", examples=1), store)).count('<details class="example"') == 1
+    assert 'id="examples"' not in page(make_report(config("verdicts/run", examples=0), store))
+
+
+def test_the_same_artifacts_give_the_same_bytes_and_owe_nothing(store: Store, tmp_path: Path) -> None:
+    first = make_report(config("verdicts/run", "reward-models/run"), store)
+    again = make_report(config("verdicts/run", "reward-models/run"), store)
+    assert first.is_new
+    assert not again.is_new
+    written = first.file("report.html").read_bytes()
+    first.folder.rename(tmp_path / "elsewhere")
+    assert (
+        make_report(config("verdicts/run", "reward-models/run"), store).file("report.html").read_bytes()
+        == written
+    )
+
+
+def test_headline_numbers_are_kept(store: Store) -> None:
+    report = make_report(config("verdicts/run", "reward-models/run"), store)
+    numbers = json.loads(report.file("metrics.json").read_text(encoding="utf-8"))
+    (rates,) = numbers["win_rates"].values()
+    (reward,) = numbers["reward_models"].values()
+    assert rates["win_rate"] == verdict_metrics()["win_rate"]
+    assert reward["accuracy"] == reward_metrics()["test"]["accuracy"]
+
+
+def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -> None:
+    other = made(store, "reward-models", "run", settings={"seed": 2}, metrics={})
+    first = next(each for each in store.artifacts("reward-models") if each.id != other.id)
+    one = plan(config("reward-models/run"), store)
+    assert [parent.role for parent in one.parents] == ["reward-models run"]
+    both = plan(
+        config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"),
+        store,
+    )
+    assert [parent.role for parent in both.parents] == [
+        f"reward-models {each.ref}" for each in (first, other)
+    ]
+    make_report(config(f"reward-models/{first.ref}", f"reward-models/{other.ref}"), store)
+
+
+def test_an_unknown_name_is_the_users_error(store: Store) -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        make_report(config("verdicts/runs"), store)

@@ -1,0 +1,83 @@
+import re
+import xml.etree.ElementTree as ElementTree
+
+from psychocounsel.domain import Rate
+from psychocounsel.reporting.plots import (
+    SERIES,
+    Dot,
+    Series,
+    dots_and_intervals,
+    lines,
+    margin_histogram,
+    rating_histograms,
+)
+
+
+def texts(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
+    return ["".join(each.itertext()).strip() for each in root.iter("text")]
+
+
+def dot(label: str, estimate: float = 0.6) -> Dot:
+    return Dot(label, Rate(estimate, estimate - 0.1, estimate + 0.1, 40))
+
+
+def test_drawings_are_plain_svg_with_colours_from_the_page() -> None:
+    for svg in (
+        rating_histograms({"empathy": {"1": 3, "5": 2}}),
+        margin_histogram([0.5, -0.2, 1.0]),
+        dots_and_intervals("rates", [dot("raw")]),
+        lines("loss", [Series("loss", [1, 2], [0.7, 0.6])], x="step", y="loss"),
+    ):
+        ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
+        assert svg.startswith("<svg viewBox=")
+        assert "http" not in svg
+        assert "<metadata" not in svg
+        assert "var(--series-1)" in svg
+        assert not [colour for colour in SERIES if colour in svg]
+
+
+def test_equal_numbers_equal_bytes_and_ids_of_their_own() -> None:
+    first, again = (dots_and_intervals("one", [dot("raw")]) for _ in range(2))
+    other = dots_and_intervals("two", [dot("raw")])
+    assert first == again
+    own, others = (set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, other))
+    assert own
+    assert own.isdisjoint(others)
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', first)) <= own
+
+
+def test_labels_are_text_not_mathematics_nor_markup() -> None:
+    labels = ["$\\frac$ <b>&", "恋愛 😀", "a\nb"]
+    told = texts(dots_and_intervals("labels", [dot(label) for label in labels]))
+    assert "$\\frac$ <b>&" in told
+    assert "恋愛 😀" in told
+    assert "a b" in told
+
+
+def test_a_long_label_is_cut_visibly() -> None:
+    told = texts(dots_and_intervals("labels", [dot("x" * 80)]))
+    assert "x" * 29 + "…" in told
+
+
+def test_ratings_share_one_scale_in_numeric_order() -> None:
+    told = texts(rating_histograms({"empathy": {"10": 1, "2": 4}, "safety": {"2": 1, "3": 1}}))
+    ticks = [each for each in told if each in {"2", "3", "10"}]
+    assert told.index("2") < told.index("3") < told.index("10")
+    assert {"2", "3", "10"} == set(ticks)
+    assert {"empathy", "safety"} <= set(told)
+
+
+def test_margins_are_counted_on_both_sides_of_zero() -> None:
+    told = texts(margin_histogram([-1.0, -0.1, 0.0, 0.4, 2.0]))
+    assert "ranked wrongly: 2" in told
+    assert "ranked rightly: 3" in told
+
+
+def test_equal_margins_draw() -> None:
+    assert "ranked rightly: 2" in texts(margin_histogram([0.0, 0.0]))
+
+
+def test_one_round_draws_without_lines_between() -> None:
+    told = texts(lines("rounds", [Series("reward", [1], [0.3], [0.1], [0.5])], x="round", y="reward"))
+    assert {"round", "reward"} <= set(told)
