@@ -13,14 +13,15 @@ from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
-from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.offline import OfflineJudge
+from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy
 from psychocounsel.llm.journal import Journal
 from psychocounsel.responses.asking import ask_responder, counsellor_prompt
 from psychocounsel.responses.ready import ready_responses
+from psychocounsel.speeches.normalising import clean_text
 from psychocounsel.store.artifacts import Kind, Parent
 from psychocounsel.store.digests import digest_of
 from psychocounsel.store.references import resolve_model
@@ -124,7 +125,7 @@ def respond(
         return _ask_endpoint(responder, responder.endpoint, asked, store, stop)
     if responder.file is not None:
         rows = read_rows(responder.file)
-        answered = ready_responses(rows, responder.author, asked.speeches)
+        answered = ready_responses(rows, responder.author, asked.speeches, clean_text)
         return Responded(answered, _unanswered(len(asked.speeches) - len(answered)))
     return _sample(responder, asked, store)
 
@@ -141,7 +142,10 @@ def _ask_endpoint(
     stop: Callable[[], bool],
 ) -> Responded:
     model = open_endpoint(endpoint, store)
-    with open_journal(store) as journal, progress(f"asking {responder.author}", len(asked.speeches)) as advance:
+    with (
+        open_journal(store) as journal,
+        progress(f"asking {responder.author}", len(asked.speeches)) as advance,
+    ):
         policy = AskPolicy(
             max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency, stop=stop, progress=advance
         )

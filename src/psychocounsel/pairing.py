@@ -11,11 +11,15 @@ from psychocounsel.config.stages import PairingConfig
 from psychocounsel.domain import PreferencePair, ScoredCandidate, Speech, content_id
 
 SAFETY = "safety"
+_TOO_FEW = ("speech_without_candidates", "speech_with_one_candidate")
 
 
 @dataclass
 class Pairing:
-    """Pairs made and combinations dropped, by reason: kept plus dropped is every combination looked at."""
+    """Pairs made and combinations dropped, by reason: kept plus dropped is every combination looked at.
+
+    A speech with fewer than two candidates has no combination and counts once, as dropped.
+    """
 
     pairs: list[PreferencePair] = field(default_factory=list[PreferencePair])
     dropped: Counter[str] = field(default_factory=Counter[str])
@@ -45,7 +49,7 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingConfig, principles:
     pairing = Pairing()
     for speech, candidates in scored:
         if len(candidates) < 2:
-            pairing.dropped["speech_with_one_candidate"] += 1
+            pairing.dropped[_TOO_FEW[len(candidates)]] += 1
             continue
         made = [_pair(speech, left, right, min_gap, rule) for left, right in combinations(candidates, 2)]
         pairs = sorted((each for each in made if isinstance(each, PreferencePair)), key=_widest_first)
@@ -67,7 +71,7 @@ def pair_extremes(scored: Iterable[ScoredSpeech], drop_safety_inverted: bool) ->
     pairing = Pairing()
     for speech, candidates in scored:
         if len(candidates) < 2:
-            pairing.dropped["speech_with_one_candidate"] += 1
+            pairing.dropped[_TOO_FEW[len(candidates)]] += 1
             continue
         ranked = sorted(candidates, key=lambda each: (-each.score, content_id("tie", each.candidate.id)))
         made = _pair(speech, ranked[0], ranked[-1], Fraction(0), rule)

@@ -7,7 +7,7 @@ newer artifacts of the same name.
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import Field
 
@@ -26,9 +26,7 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.store.artifacts import Artifact, Plan
 from psychocounsel.store.store import Store
 
-StageName = Literal[
-    "make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report"
-]
+StageName = Literal["make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report"]
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -55,45 +53,61 @@ class Step(NamedTuple):
     config: Any
 
 
-class StageTools(NamedTuple):
-    """What a recipe needs of a stage: its config class, what it would make, and how it is run."""
+CONFIGS: dict[StageName, type[Settings]] = {
+    "make-base-model": MakeBaseModelConfig,
+    "build-preferences": BuildPreferencesConfig,
+    "train-reward": TrainRewardConfig,
+    "align": AlignConfig,
+    "eval-winrate": EvalWinrateConfig,
+    "report": ReportConfig,
+}
 
-    config: type[Settings]
-    plan: Callable[[Any, Store], Sequence[Plan]]
+
+class StageTools(NamedTuple):
+    """What a recipe needs of a stage: what a config would make, and how it is run."""
+
+    plan: Callable[[Any, Store], object]
     run: Callable[[Any, Store], Artifact]
+
+    def plans(self, config: Settings, store: Store) -> list[Plan]:
+        """Return what a config would make, in order."""
+        return _flat(self.plan(config, store))
 
 
 def stage_tools(stage: StageName) -> StageTools:
-    """Return the tools of a stage; its module is imported only now, for stages import heavy crafts."""
+    """Return the tools of a stage; its module is imported only now, for stages import their crafts."""
     if stage == "make-base-model":
-        from psychocounsel.stages import make_base_model as base
+        from psychocounsel.stages import make_base_model
 
-        return StageTools(MakeBaseModelConfig, lambda c, s: _flat(base.plan(c, s)), base.make_base_model)
+        return StageTools(make_base_model.plan, make_base_model.make_base_model)
     if stage == "build-preferences":
-        from psychocounsel.stages import build_preferences as build
+        from psychocounsel.stages import build_preferences
 
-        return StageTools(BuildPreferencesConfig, lambda c, s: _flat(build.plan(c, s)), build.build_preferences)
+        return StageTools(build_preferences.plan, build_preferences.build_preferences)
     if stage == "train-reward":
-        from psychocounsel.stages import train_reward as reward
+        from psychocounsel.stages import train_reward
 
-        return StageTools(TrainRewardConfig, lambda c, s: [reward.plan(c, s)], reward.train_reward)
+        return StageTools(train_reward.plan, train_reward.train_reward)
     if stage == "align":
         from psychocounsel.stages import align
 
-        return StageTools(AlignConfig, lambda c, s: _flat(align.plan(c, s)), align.align)
+        return StageTools(align.plan, align.align)
     if stage == "eval-winrate":
-        from psychocounsel.stages import eval_winrate as winrate
+        from psychocounsel.stages import eval_winrate
 
-        return StageTools(EvalWinrateConfig, lambda c, s: _flat(winrate.plan(c, s)), winrate.eval_winrate)
-    from psychocounsel.stages import make_report as report
+        return StageTools(eval_winrate.plan, eval_winrate.eval_winrate)
+    from psychocounsel.stages import make_report
 
-    return StageTools(ReportConfig, lambda c, s: [report.plan(c, s)], report.make_report)
+    return StageTools(make_report.plan, make_report.make_report)
 
 
-def _flat(plans: Any) -> list[Plan]:
-    if plans is None:
+def _flat(plans: object) -> list[Plan]:
+    if isinstance(plans, Plan):
+        return [plans]
+    if not isinstance(plans, list | tuple):
         return []
-    return [plans] if isinstance(plans, Plan) else [each for group in plans for each in _flat(group)]
+    nested = cast("Sequence[object]", plans)
+    return [each for group in nested for each in _flat(group)]
 
 
 def recipe_folder(name: str) -> Path:
@@ -132,7 +146,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         mine = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
         try:
-            config = load_config(stage_tools(step.stage).config, folder / step.config, [*seed, *mine])
+            config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine])
         except ConfigError as fault:
             faults.append(str(fault))
         else:
@@ -166,7 +180,7 @@ def run_recipe(
     for number, step in enumerate(steps, start=1):
         announce(number, step)
         tools = stage_tools(step.stage)
-        planned = tools.plan(step.config, store)
+        planned = tools.plans(step.config, store)
         artifact = tools.run(step.config, store)
         results.append(StepResult(step, artifact))
         made = [found for found in map(store.find, planned) if found is not None]
@@ -178,7 +192,7 @@ def plan_recipe(steps: Sequence[Step], store: Store) -> list[tuple[Step, list[Pl
     """Return what each step would make; plans of earlier steps stand in for artifacts not made yet."""
     planned: list[tuple[Step, list[Plan]]] = []
     for step in steps:
-        plans = list(stage_tools(step.stage).plan(step.config, store))
+        plans = stage_tools(step.stage).plans(step.config, store)
         planned.append((step, plans))
         store = store.pinned(*reversed(plans))
     return planned

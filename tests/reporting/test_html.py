@@ -80,7 +80,7 @@ def test_nothing_is_fetched_and_nothing_runs(html: str, page: Page) -> None:
 
 def test_client_text_is_data() -> None:
     evil = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
-    run = whole_run()
+    run = whole_run(0)
     group = run.examples[0]
     example = Example(Speech(evil, topic=evil), evil, evil, {"overall": "win", evil: "loss"})
     verdicts = [each for each in run.artifacts if each.kind == "verdicts"]
@@ -140,6 +140,12 @@ def test_the_funnel_adds_up_by_reason(page: Page) -> None:
     assert "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted" in text
 
 
+def test_rows_that_nobody_counted_are_told() -> None:
+    funnel = {"rows_in": 10, "kept": 6, "dropped": {"too_long": 3}}
+    page = Page(render_report(ReportData("run", (artifact("candidates", "leaky", {"funnel": funnel}),))))
+    assert "ready responses 10 6 60.0 % 3 too long, 1 unaccounted for" in flat(page)
+
+
 def test_answers_asked_of_a_pool_add_up_too() -> None:
     metrics = {"kept": 36, "repeated_text": 1, "failed": {"a": {"refusal": 2}, "b": {"refusal": 1}}}
     page = Page(render_report(ReportData("run", (artifact("candidates", "pool", metrics),))))
@@ -180,34 +186,40 @@ def test_equal_data_give_equal_bytes(html: str) -> None:
 
 
 def _without(*kinds: str) -> ReportData:
-    run = whole_run()
+    run = whole_run(0)
     return ReportData("run", tuple(each for each in run.artifacts if each.kind not in kinds), run.examples)
 
 
 def _changed(kind: str, change: Callable[[ArtifactFacts], ArtifactFacts]) -> ReportData:
-    run = whole_run()
+    run = whole_run(0)
     return replace(
         run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts)
     )
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "speeches",
-        "candidates",
-        "judgements",
-        "preferences",
-        "reward-models",
-        "policies",
-        "scores",
-        "verdicts",
-    ],
+    "kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "verdicts"]
 )
-def test_a_missing_piece_leaves_the_rest_standing(kind: str) -> None:
-    assert Page(render_report(_without(kind))).open == []
-    emptied = _changed(kind, lambda each: replace(each, metrics={}, rows={}, settings={}))
-    assert Page(render_report(emptied)).open == []
+def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
+    page = Page(render_report(_without(kind)))
+    assert page.open == []
+    assert all(each.ref in page.text for each in _without(kind).artifacts)
+
+
+def test_artifacts_without_any_figure_are_still_listed() -> None:
+    run = whole_run(2)
+    bare = replace(
+        run, artifacts=tuple(replace(each, metrics={}, rows={}, settings={}) for each in run.artifacts)
+    )
+    page = Page(render_report(bare))
+    assert page.open == []
+    assert all(each.ref in page.text for each in run.artifacts)
+
+
+def test_an_online_run_without_its_earlier_rounds_shows_its_last() -> None:
+    run = whole_run(3)
+    kept = [each for each in run.artifacts if each.kind == "policies" and each.name == "tiny-online"]
+    assert "3 58 – +0.600 0.900 16" in flat(Page(render_report(ReportData("run", tuple(kept)))))  # noqa: RUF001
 
 
 def test_an_empty_report_is_a_page() -> None:
@@ -223,7 +235,6 @@ def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:
 
 
 def test_a_comparison_without_crisis_or_length_control_says_so() -> None:
-    run = whole_run()
     uncontrolled = {"rate": None, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
     changed = _changed(
         "verdicts",
@@ -232,7 +243,10 @@ def test_a_comparison_without_crisis_or_length_control_says_so() -> None:
         ),
     )
     assert "Length could not be controlled for" in flat(Page(render_report(changed)))
-    assert "Length could not be controlled for" not in flat(Page(render_report(run)))
+
+
+def test_no_such_remark_where_length_was_controlled(page: Page) -> None:
+    assert "Length could not be controlled for" not in flat(page)
 
 
 def test_headline_numbers_are_those_of_the_artifacts() -> None:

@@ -9,7 +9,8 @@ from psychocounsel import console
 from psychocounsel.store.store import Store
 
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config; repeatable."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config, the ids and what is owed; make nothing.")

@@ -37,7 +37,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A folder with recipe.yaml, or the name of a bundled recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A folder with recipe.yaml, or the name of a bundled recipe.")
+    ],
     sets: Sets = None,
     dry_run: DryRun = False,
     offline: Offline = False,
@@ -54,7 +56,9 @@ def run(
             console.result(f"# {step.name}")
             _show_plans(plans, opened)
         return
-    results = recipes.run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
+    results = recipes.run_recipe(
+        steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}")
+    )
     for result in results:
         _tell(result.artifact)
     console.result(f"next: psychocounsel show {results[-1].artifact.kind}/{results[-1].artifact.ref}")
@@ -128,14 +132,14 @@ def report(
 
 def _run_stage(stage: Any, config_path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
     from psychocounsel.config.loading import load_config
-    from psychocounsel.recipe import stage_tools
+    from psychocounsel.recipe import CONFIGS, stage_tools
 
     _go_offline(store.offline)
+    config = load_config(CONFIGS[stage], config_path, sets)
     tools = stage_tools(stage)
-    config = load_config(tools.config, config_path, sets)
     if is_dry_run:
         console.result(config.model_dump_json(indent=2))
-        _show_plans(tools.plan(config, store), store)
+        _show_plans(tools.plans(config, store), store)
         return
     _tell(tools.run(config, store))
     if NEXT_STAGE[stage]:

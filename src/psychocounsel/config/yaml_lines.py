@@ -56,7 +56,9 @@ def read_yaml(text: str, origin: str) -> Document:
         ) from None
     except yaml.YAMLError as fault:
         problem = str(fault).splitlines()[0]
-        raise ConfigError(f"not valid YAML: {problem}", where=origin, remedy="save it as plain UTF-8") from None
+        raise ConfigError(
+            f"not valid YAML: {problem}", where=origin, remedy="save it as plain UTF-8"
+        ) from None
     except RecursionError:
         raise _nested_too_deep(origin) from None
     lines: dict[Place, str] = {}
@@ -65,7 +67,11 @@ def read_yaml(text: str, origin: str) -> Document:
 
 
 def _nested_too_deep(where: str) -> ConfigError:
-    return ConfigError("nested too deeply, or far too many values", where=where, remedy="a config holds blocks of settings, not data")
+    return ConfigError(
+        "nested too deeply, or far too many values",
+        where=where,
+        remedy="a config holds blocks of settings, not data",
+    )
 
 
 def _line(origin: str, mark: Any) -> str:

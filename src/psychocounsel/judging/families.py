@@ -1,4 +1,4 @@
-"""Judge names -> whether two judges are of one family, so that a result judged by its own labeller says so."""
+"""Judge names -> one family or not, so that a result judged by its own labeller says so."""
 
 import re
 

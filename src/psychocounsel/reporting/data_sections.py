@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from psychocounsel.reporting.blocks import (
     Block,
+    Cell,
     Paragraph,
     Plot,
     Section,
@@ -63,15 +64,21 @@ def _has_funnel(candidates: ArtifactFacts) -> bool:
     return candidates.value("funnel") is not None or candidates.value("kept") is not None
 
 
-def _line(step: str, kept: int, dropped: Mapping[str, int]) -> tuple[str | Share, ...]:
-    rows_in = kept + sum(dropped.values())
+def _line(step: str, rows_in: int, kept: int, dropped: Mapping[str, int]) -> tuple[Cell, ...]:
+    """Return a line of the funnel; it says so where the parts are not the whole."""
+    lost = rows_in - kept - sum(dropped.values())
+    reasons = reason_words({**dropped, "unaccounted for": lost} if lost else dict(dropped))
     part = kept / rows_in if rows_in else 0.0
-    return (step, str(rows_in), str(kept), Share(part, percent(part)), reason_words(dict(dropped)))
+    return (step, str(rows_in), str(kept), Share(part, percent(part)), reasons)
+
+
+def _funnel_line(step: str, funnel: Mapping[str, Any], whole: str = "rows_in") -> tuple[Cell, ...]:
+    return _line(step, funnel.get(whole, 0), funnel.get("kept", 0), funnel.get("dropped", {}))
 
 
 def _speeches(speeches: ArtifactFacts) -> Table:
     funnel = speeches.table("funnel")
-    rows = [_line("speeches read", funnel.get("kept", 0), funnel.get("dropped", {}))]
+    rows = [_funnel_line("speeches read", funnel)]
     total = max(1, funnel.get("kept", 0))
     for split, count in in_order(speeches.table("splits")).items():
         share = Share(count / total, percent(count / total))
@@ -84,30 +91,28 @@ def _speeches(speeches: ArtifactFacts) -> Table:
 
 def _candidates(candidates: ArtifactFacts) -> Table:
     if candidates.value("funnel") is not None:
-        line = _line(
-            "ready responses", candidates.value("funnel", "kept") or 0, candidates.table("funnel", "dropped")
-        )
+        line = _funnel_line("ready responses", candidates.table("funnel"))
     else:
         dropped: dict[str, int] = {"repeated_text": int(candidates.number("repeated_text") or 0)}
         for failed in cast(Mapping[str, Mapping[str, int]], candidates.table("failed")).values():
             for status, count in failed.items():
                 dropped[status] = dropped.get(status, 0) + count
-        line = _line("answers asked of the pool", candidates.value("kept"), dropped)
+        kept = int(candidates.number("kept") or 0)
+        line = _line("answers asked of the pool", kept + sum(dropped.values()), kept, dropped)
     return Table("Candidate responses.", _HEADER, _ALIGN, (line,), (candidates,))
 
 
 def _judgements(judgements: ArtifactFacts) -> Table:
     status: dict[str, Any] = dict(judgements.table("status"))
     valid = status.pop("valid", 0)
-    caption = (
-        "Judgements by status: only valid ones carry ratings, a failed one is missing and never a number."
-    )
-    return Table(caption, _HEADER, _ALIGN, (_line("responses judged", valid, status),), (judgements,))
+    line = _line("responses judged", int(judgements.number("judged") or 0), valid, status)
+    caption = "Judgements by status: a failed one is missing and never a number."
+    return Table(caption, _HEADER, _ALIGN, (line,), (judgements,))
 
 
 def _pairs(dataset: ArtifactFacts) -> Table:
     rows = [
-        _line(f"combinations, {split}", counts.get("kept", 0), counts.get("dropped", {}))
+        _funnel_line(f"combinations, {split}", counts, "combinations")
         for split, counts in in_order(dataset.table("pairing")).items()
     ]
     return Table("Preference pairs.", _HEADER, _ALIGN, tuple(rows), (dataset,))

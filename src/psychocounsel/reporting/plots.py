@@ -93,8 +93,9 @@ def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
         bins = max(4, min(20, round(math.sqrt(len(margins)))))
         widest = max((abs(margin) for margin in margins), default=0.0) or 1.0
         edges = [widest * place / bins for place in range(-bins, bins + 1)]
+        rightly = "ranked rightly or tied" if 0 in margins else "ranked rightly"
         for side, colour in ((True, SERIES[1]), (False, SERIES[0])):
-            label = "ranked wrongly" if side else "ranked rightly"
+            label = "ranked wrongly" if side else rightly
             values = [margin for margin in margins if (margin < 0) == side]
             axes.hist(values, bins=edges, color=colour, label=f"{label}: {len(values)}")
         axes.axvline(0, color=INK, linewidth=1)

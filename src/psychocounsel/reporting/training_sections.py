@@ -277,7 +277,8 @@ def _dev_figure(made_round: Mapping[str, Any], path: tuple[str, ...]) -> Rate | 
 def _round_table(data: ReportData, policy: ArtifactFacts, rounds: Sequence[ArtifactFacts]) -> list[Block]:
     if not policy.sequence("rounds"):
         return []
-    rows = [_round_row(data, number, each) for number, each in enumerate(rounds, start=1)]
+    first = len(policy.sequence("rounds")) - len(rounds) + 1
+    rows = [_round_row(data, number, each) for number, each in enumerate(rounds, start=first)]
     header = ("round", "speeches", "pairs", "no pair or left out", "dev reward", "deviation", "answers")
     caption = (
         "Rounds: speeches drawn, pairs kept of them, normalised reward of fresh answers to dev speeches."

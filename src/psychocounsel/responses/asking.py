@@ -21,7 +21,12 @@ class Answers(NamedTuple):
 
 def counsellor_prompt() -> str:
     """Return the system prompt for responders that bring none of their own."""
-    return resources.files("psychocounsel.responses").joinpath("prompts/counsellor.txt").read_text("utf-8").strip()
+    return (
+        resources.files("psychocounsel.responses")
+        .joinpath("prompts/counsellor.txt")
+        .read_text("utf-8")
+        .strip()
+    )
 
 
 def chat_request(speech: Speech, responder: ResponderConfig) -> ChatRequest:

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns
+from psychocounsel.errors import DataQualityError
 from psychocounsel.speeches.reading import Row, SpeechReading, read_candidates, read_speeches
 from psychocounsel.speeches.splitting import assign_splits, clusters
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import SplitSpeech, write_candidates, write_speeches
-from psychocounsel.store.tables.sources import read_rows, source_identity
+from psychocounsel.store.tables.sources import read_rows, source_identity, source_name
 
 VERSION = 1
 STAGE = "read-corpus"
@@ -70,7 +71,7 @@ def read_corpus_speeches(config: CorpusConfig) -> SpeechReading:
 
 def _speech_sources(config: CorpusConfig) -> Iterator[tuple[str, SpeechColumns, Iterator[Row]]]:
     for source in config.speeches:
-        yield source.path, source.columns, read_rows(source.path, source.split)
+        yield source_name(source.path), source.columns, read_rows(source.path, source.split)
 
 
 def _build_speeches(config: CorpusConfig, draft: Draft) -> None:
@@ -93,5 +94,11 @@ def _build_candidates(config: CorpusConfig, draft: Draft) -> None:
     speeches = read_corpus_speeches(config)
     sources = ((source.columns, read_rows(source.path, source.split)) for source in config.candidates)
     reading = read_candidates(sources, speeches)
+    if not reading.candidates:
+        raise DataQualityError(
+            f"no response is left: {dict(reading.funnel.dropped)}",
+            where="corpus.candidates",
+            remedy="check that speech_key or speech_text names the column that repeats the speech",
+        )
     write_candidates(draft, reading.candidates)
     draft.write_metrics({"funnel": reading.funnel.as_dict()})

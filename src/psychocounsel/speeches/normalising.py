@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from psychocounsel.errors import InputError
+
 _REFUSED = {"\x00": "a NUL character"}
 _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
 _SPACES = re.compile(r"[ \t\u00a0]+")
@@ -22,7 +24,27 @@ def normalise(text: str) -> str:
 
     Emoji with joiners, right-to-left text and U+2028 stay as they are; other control characters go.
     """
-    composed = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    visible = _CONTROLS.sub("", composed)
-    lines = (_SPACES.sub(" ", line).strip(" ") for line in visible.split("\n"))
+    visible = _CONTROLS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    composed = unicodedata.normalize(
+        "NFC", visible
+    )  # after the controls: one may part a letter and its accent
+    lines = (_SPACES.sub(" ", line).strip(" ") for line in composed.split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
+
+
+def clean_text(value: object, column: str, where: str) -> str:
+    """Return a cell of a source as clean text; a null is an empty one.
+
+    Raises:
+        InputError: the cell holds no text, or text that no table can hold.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{column!r} is {type(value).__name__}, not text", where=where, remedy="quote it, or drop the row"
+        )
+    fault = refusal(value)
+    if fault is not None:
+        raise InputError(f"{column!r} holds {fault}", where=where, remedy="remove it, or drop the row")
+    return normalise(value)

@@ -8,14 +8,19 @@ from psychocounsel.config.corpus import CandidateColumns, CleaningConfig, Speech
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.errors import InputError
 from psychocounsel.speeches.funnel import Funnel
-from psychocounsel.speeches.normalising import normalise, refusal
+from psychocounsel.speeches.normalising import clean_text
 
 _CRISIS = re.compile(
-    r"suicid|self[- ]?harm|kill(ing)? (myself|himself|herself)|end(ing)? (my|it all|his|her) (life|own)?"
-    r"|hurt(ing)? myself|cut(ting)? myself|(want|wish)(ed|ing)? (to die|i was dead|i were dead)"
-    r"|better off (dead|without me)|not (want|be) (to be )?alive",
+    r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
+    r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
+    r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
+    r"|\bbetter off (dead|without me)\b"
+    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
     re.IGNORECASE,
 )
+
+
+UNKNOWN_ID = "unknown"
 
 
 class Row(Protocol):
@@ -33,10 +38,14 @@ class Row(Protocol):
 
 
 class SpeechReading(NamedTuple):
-    """Distinct speeches in order, how their sources' keys map to their ids, and the funnel."""
+    """Distinct speeches in order, the ids of every row read by key and by text, and the funnel.
+
+    Rows that were dropped have ids too: a response to one of them is told from one to nothing.
+    """
 
     speeches: list[Speech]
     ids_by_key: dict[str, str]
+    ids_read: set[str]
     funnel: Funnel
 
 
@@ -62,29 +71,44 @@ def read_speeches(
         cleaning: lengths and limits.
 
     Raises:
-        InputError: a column is missing, or a cell holds what no table can.
+        InputError: a column is missing, a cell holds what no table can, or one key names two speeches.
     """
-    reading = SpeechReading([], {}, Funnel())
-    seen: set[str] = set()
+    reading = SpeechReading([], {}, set(), Funnel())
+    kept: set[str] = set()
     for name, columns, rows in sources:
         for row in rows:
-            text = normalise(_cell(row, columns.text))
-            reason = _reason_to_drop(text, row, cleaning)
-            if reason is None and cleaning.max_speeches and len(seen) >= cleaning.max_speeches:
-                reason = "beyond_max_speeches" if Speech(text).id not in seen else None
-            if reason is not None:
-                reading.funnel.drop(reason)
+            text = _text(row, columns.text)
+            speech = _speech(text, row, columns, name) if text else None
+            _remember(reading, row, columns, speech)
+            reason = _reason_to_drop(text, row, cleaning) or _reason_in_context(speech, kept, cleaning)
+            if speech is None or reason is not None:
+                reading.funnel.drop(reason or "empty")
                 continue
-            speech = _speech(text, row, columns, name)
-            if columns.key is not None:
-                reading.ids_by_key[_cell(row, columns.key)] = speech.id
-            if speech.id in seen:
-                reading.funnel.drop("repeated_speech")
-                continue
-            seen.add(speech.id)
+            kept.add(speech.id)
             reading.speeches.append(speech)
             reading.funnel.keep()
     return reading
+
+
+def _remember(reading: SpeechReading, row: Row, columns: SpeechColumns, speech: Speech | None) -> None:
+    speech_id = "" if speech is None else speech.id
+    reading.ids_read.add(speech_id)
+    if columns.key is None:
+        return
+    key = _key(row, columns.key)
+    if reading.ids_by_key.setdefault(key, speech_id) != speech_id:
+        raise InputError(
+            f"the key {key!r} already names another speech",
+            where=row.where,
+            remedy="make keys distinct over all sources, or join responses by speech_text",
+        )
+
+
+def _reason_in_context(speech: Speech | None, kept: set[str], cleaning: CleaningConfig) -> str | None:
+    if speech is not None and speech.id in kept:
+        return "repeated_speech"
+    is_full = cleaning.max_speeches is not None and len(kept) >= cleaning.max_speeches
+    return "beyond_max_speeches" if is_full else None
 
 
 def _reason_to_drop(text: str, row: Row, cleaning: CleaningConfig) -> str | None:
@@ -100,7 +124,7 @@ def _reason_to_drop(text: str, row: Row, cleaning: CleaningConfig) -> str | None
 
 
 def _speech(text: str, row: Row, columns: SpeechColumns, source: str) -> Speech:
-    topic = _cell(row, columns.topic) if columns.topic else ""
+    topic = _text(row, columns.topic) if columns.topic else ""
     marked = _flag(row, columns.crisis) if columns.crisis else None
     return Speech(text, topic, mentions_crisis(text) if marked is None else marked, source)
 
@@ -114,18 +138,22 @@ def _flag(row: Row, column: str) -> bool:
     raise InputError(f"{column!r} is {value!r}", where=row.where, remedy="write true or false")
 
 
-def _cell(row: Row, column: str) -> str:
+def _text(row: Row, column: str) -> str:
+    return clean_text(_value(row, column), column, row.where)
+
+
+def _name(row: Row, column: str) -> str:
+    name = _text(row, column)
+    if not name:
+        raise InputError(f"{column!r} is empty", where=row.where, remedy="fill it, or drop the row")
+    return name
+
+
+def _key(row: Row, column: str) -> str:
     value = _value(row, column)
-    if not isinstance(value, str):
-        raise InputError(
-            f"{column!r} is {type(value).__name__}, not text",
-            where=row.where,
-            remedy="quote it, or drop the row",
-        )
-    fault = refusal(value)
-    if fault is not None:
-        raise InputError(f"{column!r} holds {fault}", where=row.where, remedy="remove it, or drop the row")
-    return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _name(row, column)
 
 
 def _value(row: Row, column: str) -> object:
@@ -151,29 +179,32 @@ def read_candidates(
     for columns, rows in sources:
         for row in rows:
             speech_id = _speech_id(row, columns, speeches)
-            text = normalise(_cell(row, columns.text))
-            reason = _reason_to_drop_candidate(speech_id, text, known, seen)
+            text = _text(row, columns.text)
+            reason = _reason_to_drop_candidate(speech_id, known, speeches.ids_read)
+            reason = reason or _reason_to_drop_text(speech_id, text, seen)
             if reason is not None:
                 reading.funnel.drop(reason)
                 continue
             seen.add((speech_id, text))
-            reading.candidates.append(Candidate(speech_id, _cell(row, columns.author), text))
+            reading.candidates.append(Candidate(speech_id, _name(row, columns.author), text))
             reading.funnel.keep()
     return reading
 
 
 def _speech_id(row: Row, columns: CandidateColumns, speeches: SpeechReading) -> str:
     if columns.speech_key is not None:
-        return speeches.ids_by_key.get(_cell(row, columns.speech_key), "")
-    text = normalise(_cell(row, columns.speech_text or ""))
+        return speeches.ids_by_key.get(_key(row, columns.speech_key), UNKNOWN_ID)
+    text = _text(row, columns.speech_text or "")
     return Speech(text).id if text else ""
 
 
-def _reason_to_drop_candidate(
-    speech_id: str, text: str, known: set[str], seen: set[tuple[str, str]]
-) -> str | None:
-    if speech_id not in known:
-        return "its_speech_was_dropped"
+def _reason_to_drop_candidate(speech_id: str, known: set[str], ids_read: set[str]) -> str | None:
+    if speech_id in known:
+        return None
+    return "its_speech_was_dropped" if speech_id in ids_read else "no_such_speech"
+
+
+def _reason_to_drop_text(speech_id: str, text: str, seen: set[tuple[str, str]]) -> str | None:
     if not text:
         return "empty"
     return "repeated_text" if (speech_id, text) in seen else None

@@ -1,6 +1,6 @@
 """Speeches -> candidates -> judgements -> pairs: the preference dataset.
 
-Judging and pairing are artifacts of their own: another pairing rule reads the same judgements and asks nobody.
+Judging and pairing are artifacts of their own: another pairing rule reads the same judgements.
 """
 
 from collections import Counter
@@ -50,7 +50,9 @@ def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
     asked = _plan_asked(config, corpus, store)
     if corpus.candidates is None and asked is None:
         raise ConfigError(
-            "nobody answers the speeches", where="corpus.candidates, pool", remedy="give ready responses or a pool"
+            "nobody answers the speeches",
+            where="corpus.candidates, pool",
+            remedy="give ready responses or a pool",
         )
     judgements = _plan_judgements(config, corpus, asked)
     pairs = Plan(
@@ -119,12 +121,12 @@ def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:
         raise ConfigError(
             f"restricted client text must not be sent to {remote[0].base_url or 'a remote endpoint'}",
             where=restricted[0],
-            remedy="de-identify it and set data_class: deidentified, or use the offline judge or a local server",
+            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
         )
 
 
 def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
-    speeches = [each.speech for each in read_speeches(store.open(_parent(draft, "speeches")))]
+    speeches = [each.speech for each in read_speeches(store.open(draft.parent("speeches")))]
     candidates: dict[tuple[str, str], Candidate] = {}
     failed: dict[str, dict[str, int]] = {}
     repeated = 0
@@ -136,12 +138,14 @@ def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable
             repeated += (candidate.speech_id, candidate.text) in candidates
             candidates.setdefault((candidate.speech_id, candidate.text), candidate)
     order = {speech.id: at for at, speech in enumerate(speeches)}
-    write_candidates(draft, sorted(candidates.values(), key=lambda each: (order[each.speech_id], each.author)))
+    write_candidates(
+        draft, sorted(candidates.values(), key=lambda each: (order[each.speech_id], each.author))
+    )
     draft.write_metrics({"kept": len(candidates), "repeated_text": repeated, "failed": failed})
 
 
 def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(_parent(draft, "speeches")))}
+    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
     items = [(speeches[each.speech_id], each) for each in _candidates(store, draft.plan.parents) if each.text]
     with open_judge(config.judge, store, stop) as judge:
         with progress("judging responses", len(items)) as advance:
@@ -192,7 +196,9 @@ def _pair(config: BuildPreferencesConfig, store: Store, draft: Draft) -> None:
     draft.write_metrics({"pairing": metrics, "words": _words(pairings)})
     licences = sorted({source.licence for source in config.corpus.speeches})
     rows = {split: len(pairing.pairs) for split, pairing in pairings.items() if pairing.pairs}
-    card = dataset_card(DatasetFacts(config.name, licences, rows, tuple(rubric.principle_ids), _notices(store, draft)))
+    card = dataset_card(
+        DatasetFacts(config.name, licences, rows, tuple(rubric.principle_ids), _notices(store, draft))
+    )
     draft.file("README.md").write_text(card, encoding="utf-8")
 
 
@@ -247,8 +253,3 @@ def _words(pairings: Mapping[str, Pairing]) -> dict[str, Any]:
             rejected = [len(pair.rejected.candidate.text.split()) for pair in pairing.pairs]
             means[split] = {"chosen": sum(chosen) / len(chosen), "rejected": sum(rejected) / len(rejected)}
     return means
-
-
-def _parent(draft: Draft, role: str) -> Parent:
-    return next(parent for parent in draft.plan.parents if parent.role == role)
-

@@ -90,9 +90,13 @@ def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
 
 
 def _answer(
-    config: EvalWinrateConfig, responder: ResponderConfig, store: Store, draft: Draft, stop: Callable[[], bool]
+    config: EvalWinrateConfig,
+    responder: ResponderConfig,
+    store: Store,
+    draft: Draft,
+    stop: Callable[[], bool],
 ) -> None:
-    rows = read_speeches(store.open(_parent(draft, "speeches")))
+    rows = read_speeches(store.open(draft.parent("speeches")))
     speeches = [each.speech for each in rows if each.split == config.split][: config.max_speeches]
     if not speeches:
         raise DataQualityError(
@@ -104,7 +108,7 @@ def _answer(
 
 
 def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(_parent(draft, "speeches")))}
+    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
     policy = _by_speech(store, draft, "policy answers")
     reference = _by_speech(store, draft, "reference answers")
     both = [speech_id for speech_id in policy if speech_id in reference]
@@ -128,7 +132,11 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     write_verdicts(draft, ordered, criteria)
     answers = Answers(speeches, policy, reference)
     draft.write_metrics(
-        {**_measure(rounds, answers, _bootstrap(config)), "judges": _judges(store, draft), "answered_by_both": len(both)}
+        {
+            **_measure(rounds, answers, _bootstrap(config)),
+            "judges": _judges(store, draft),
+            "answered_by_both": len(both),
+        }
     )
 
 
@@ -141,7 +149,7 @@ class Answers(NamedTuple):
 
 
 def _by_speech(store: Store, draft: Draft, role: str) -> dict[str, Candidate]:
-    return {each.speech_id: each for each in read_candidates(store.open(_parent(draft, role)))}
+    return {each.speech_id: each for each in read_candidates(store.open(draft.parent(role)))}
 
 
 def _bootstrap(config: EvalWinrateConfig) -> BootstrapSettings:
@@ -177,7 +185,7 @@ def _lengths(both: BothOrders, answers: Answers) -> LengthComparison:
 
 def _judges(store: Store, draft: Draft) -> dict[str, Any]:
     """Name the judges of labels and of this result, and whether they are of one family."""
-    policy = store.open(_parent(draft, "policy answers"))
+    policy = store.open(draft.parent("policy answers"))
     labelled = labelling_judges(store, policy)
     evaluating = str(draft.notes["judge"])
     return {
@@ -185,7 +193,3 @@ def _judges(store: Store, draft: Draft) -> dict[str, Any]:
         "evaluation": evaluating,
         "same_family": any(same_family(evaluating, each) for each in labelled),
     }
-
-
-def _parent(draft: Draft, role: str) -> Parent:
-    return next(parent for parent in draft.plan.parents if parent.role == role)

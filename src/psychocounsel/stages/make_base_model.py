@@ -26,7 +26,9 @@ def plan(config: MakeBaseModelConfig, store: Store) -> BaseModelPlans:
     corpus = plan_corpus(config.corpus)
     if corpus.candidates is None:
         raise ConfigError(
-            "the corpus has no ready responses to warm up on", where="corpus.candidates", remedy="add a source"
+            "the corpus has no ready responses to warm up on",
+            where="corpus.candidates",
+            remedy="add a source",
         )
     settings = {
         "seed": config.seed,

@@ -106,9 +106,7 @@ def _examples(store: Store, verdicts: Artifact, count: int) -> ExampleSet:
     """Return the first speeches by content hash that both sides answered: drawn, not chosen."""
     policy = _answers(store, verdicts, "policy answers")
     reference = _answers(store, verdicts, "reference answers")
-    speeches = {
-        each.speech.id: each.speech for each in read_speeches(store.open(verdicts.parent("speeches")))
-    }
+    speeches = {each.speech.id: each.speech for each in read_speeches(_opened(store, verdicts, "speeches"))}
     both = _both_orders(verdicts)
     drawn = sorted(set(both) & set(policy) & set(reference) & set(speeches))[:count]
     examples = tuple(_example(speeches[each], policy[each], reference[each], both[each]) for each in drawn)
@@ -117,7 +115,11 @@ def _examples(store: Store, verdicts: Artifact, count: int) -> ExampleSet:
 
 
 def _answers(store: Store, verdicts: Artifact, role: str) -> dict[str, Candidate]:
-    return {each.speech_id: each for each in read_candidates(store.open(verdicts.parent(role)))}
+    return {each.speech_id: each for each in read_candidates(_opened(store, verdicts, role))}
+
+
+def _opened(store: Store, artifact: Artifact, role: str) -> Artifact:
+    return store.open(next(parent for parent in artifact.parents if parent.role == role))
 
 
 def _both_orders(verdicts: Artifact) -> dict[str, BothOrders]:

@@ -58,7 +58,7 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
     from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation
     from psychocounsel.training.run import TrainingOutput  # torch: only when a model is trained
 
-    preferences = store.open(draft.plan.parents[0])
+    preferences = store.open(draft.parent("preferences"))
     pairs = {split: read_pairs(preferences, split) for split in ("train", "dev", "test")}
     _require_splits(pairs, preferences)
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
@@ -78,12 +78,13 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
             **_measure(pairs["train"], pairs["test"], test.margins, config.seed),
             "dev": _accuracy(pairs["dev"], scaling.margins, config.seed),
             "normalisation": {"mean": mean, "std": std, "split": "dev" if pairs["dev"] else "train"},
-            "lengths": summary.lengths.as_dict(),
-            "training": {"steps": summary.steps, "seconds": summary.seconds, "history": list(map(dict, summary.history))},
+            "training": summary.as_dict(),
             "test_margins": test.margins,
         }
     )
-    card = model_card(ModelFacts(config.name, "reward model", store.open(draft.plan.parents[0]).notices))
+    card = model_card(
+        ModelFacts(config.name, "reward model", store.open(draft.parent("preferences")).notices)
+    )
     draft.file("README.md").write_text(card, encoding="utf-8")
 
 
@@ -101,7 +102,9 @@ def _margins(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size
     from psychocounsel.training.reward import Exchange
 
     sides = {
-        side.candidate.id: (pair.speech, side.candidate) for pair in pairs for side in (pair.chosen, pair.rejected)
+        side.candidate.id: (pair.speech, side.candidate)
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
     }
     exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in sides.values()]
     rewards = dict(zip(sides, scorer.raw(exchanges, batch_size), strict=True))
@@ -127,5 +130,3 @@ def _accuracy(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: i
         return None
     settings = BootstrapSettings(samples=1000, seed=seed)
     return reward_metrics(margins, [pair.speech.id for pair in pairs], settings).as_dict()
-
-

@@ -1,7 +1,7 @@
 """Plan -> Artifact: what is to be made, and what was made with its manifest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,18 @@ class Parent(NamedTuple):
     def ref(self) -> str:
         """`name@id8`."""
         return f"{self.name}@{self.id[:SHORT_ID]}"
+
+
+def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
+    """Return the parent that plays a role for the artifact `child`.
+
+    Raises:
+        StoreError: there is none.
+    """
+    for parent in parents:
+        if parent.role == role:
+            return parent
+    raise StoreError(f"has no {role}", where=child, remedy="make it again with this version")
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,7 @@ class Artifact:
         Raises:
             StoreError: there is none.
         """
-        for parent in self.parents:
-            if parent.role == role:
-                return parent
-        raise StoreError(f"has no {role}", where=self.ref, remedy="make it again with this version")
+        return parent_in(self.parents, role, self.ref)
 
     def file(self, name: str) -> Path:
         """Return the path of one of its files."""
@@ -163,6 +172,14 @@ class Draft:
         path = self.folder / "work"
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def parent(self, role: str) -> Parent:
+        """Return the parent in a role.
+
+        Raises:
+            StoreError: the plan has none.
+        """
+        return parent_in(self.plan.parents, role, self.plan.ref)
 
     def file(self, name: str) -> Path:
         """Return the path at which to write one of its files; folders on the way are made."""

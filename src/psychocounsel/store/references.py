@@ -15,6 +15,10 @@ HUB = "hub:"
 BEST = "@best"
 
 
+class _UnansweredError(ConfigError):
+    """No artifact of the wanted kind answers to a reference."""
+
+
 class ModelReference(NamedTuple):
     """A model that a stage reads: the artifact it is, or what identifies weights from elsewhere."""
 
@@ -64,7 +68,7 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
     if len(kinds) > 1:
         raise ConfigError(f"{ref!r} names {_joined(kinds)}", remedy=f"write {sorted(kinds)[0]}/{ref}")
     if not found:
-        raise ConfigError(
+        raise _UnansweredError(
             f"no {wanted_kind or 'artifact'} answers to {ref!r}",
             where=str(store.root),
             remedy=_suggest(store, (wanted_kind,), name),
@@ -74,7 +78,7 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
 
 def _of_kind(found: Artifact | Plan, kind: Kind | None, ref: str) -> Artifact | Plan:
     if kind is not None and found.kind != kind:
-        raise ConfigError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {kind}")
+        raise _UnansweredError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {kind}")
     return found
 
 
@@ -113,7 +117,7 @@ def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelRefer
     for kind in kinds:
         try:
             return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
-        except ConfigError:
+        except _UnansweredError:
             continue
     raise ConfigError(
         f"no {' or '.join(kinds)} answers to {ref!r}",

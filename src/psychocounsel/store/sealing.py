@@ -38,7 +38,7 @@ def seal(draft: Draft, notices: list[str], seconds: float) -> Artifact:
 
 
 def adopt(found: Artifact, name: str, folder: Path) -> Artifact:
-    """Keep a sealed artifact under a second name: its files are linked, or copied where links are not to be had.
+    """Keep a sealed artifact under a second name: its files are linked, or copied where links cannot be.
 
     Args:
         found: an artifact with the wanted id.

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from psychocounsel.errors import StoreError
-from psychocounsel.store.artifacts import FORMAT, KINDS, MANIFEST, SHORT_ID, Artifact, Draft, Kind, Parent, Plan
+from psychocounsel.store.artifacts import (
+    FORMAT,
+    KINDS,
+    MANIFEST,
+    SHORT_ID,
+    Artifact,
+    Draft,
+    Kind,
+    Parent,
+    Plan,
+)
 from psychocounsel.store.atomic import full_disk_faults
 from psychocounsel.store.digests import digest_of_file
 from psychocounsel.store.lock import held
@@ -178,7 +188,7 @@ def open_artifact(folder: Path) -> Artifact:
         ) from None
     except (OSError, ValueError, RecursionError):
         manifest = None
-    if not _is_manifest(manifest):
+    if manifest is None or not _is_manifest(manifest):
         raise StoreError(
             "is no manifest that this version can read",
             where=str(path),

@@ -202,6 +202,13 @@ class RewardScorer:
         """Return `(raw - mean) / std` for each exchange (PAPER: Reward model)."""
         return [self.scale.normalise(score) for score in self.raw(exchanges, batch_size)]
 
+    def response_tokens(self, exchanges: Sequence[Exchange]) -> list[int]:
+        """Return the length in tokens of each response, its terminator included."""
+        return [
+            len(encode_exchange(self.tokenizer, each.speech_text, each.response_text, self.chat).response_ids)
+            for each in exchanges
+        ]
+
     def _ids(self, exchange: Exchange) -> list[int]:
         encoded = encode_exchange(self.tokenizer, exchange.speech_text, exchange.response_text, self.chat)
         return encoded.prompt_ids + encoded.response_ids

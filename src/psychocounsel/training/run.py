@@ -62,6 +62,15 @@ class TrainingSummary:
         """Loss of the first step, before any weight moved."""
         return self.history[0]["loss"]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the shape in which `metrics.json` holds a training."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "lengths": self.lengths.as_dict(),
+            "history": [dict(row) for row in self.history],
+        }
+
 
 class ModelConfigs(NamedTuple):
     """A model's two configs; a classifier has no second one."""

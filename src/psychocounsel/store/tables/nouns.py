@@ -4,7 +4,6 @@ Schemas are explicit, so that equal rows give equal bytes and a column of nulls 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -297,7 +296,7 @@ def _pair(row: Mapping[str, Any]) -> PreferencePair:
 
 
 def _side(row: Mapping[str, Any], speech: Speech, side: str) -> ScoredCandidate:
-    candidate = Candidate(speech.id, row[f"{side}_model"], row[side], row[f"{side}_finished"])
+    candidate = Candidate(speech.id, row[f"{side}_model"], row[side], row.get(f"{side}_finished", True))
     return ScoredCandidate(candidate, row[f"{side}_score"], _ratings(row, f"{side}_"))
 
 

@@ -1,22 +1,25 @@
 """CSV, JSONL, Parquet or a Hub data set -> rows with their place: the user's raw files."""
 
 import csv
-import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psychocounsel.config.bundled import locate
+from psychocounsel.config.bundled import PREFIX, locate
 from psychocounsel.errors import InputError
 from psychocounsel.store.digests import digest_of_file
 from psychocounsel.store.references import HUB
 from psychocounsel.store.tables.hub_rows import hub_rows
 
-MAX_LINE_CHARS = 1_000_000
+if TYPE_CHECKING:
+    import _csv  # the reader's type has no public name
+
+MAX_LINE_BYTES = 1_000_000
 
 
 class SourceRow(NamedTuple):
@@ -31,6 +34,11 @@ def source_identity(path: str, split: str) -> dict[str, Any]:
     if path.startswith(HUB):
         return {"hub": path.removeprefix(HUB), "split": split}
     return {"sha256": digest_of_file(existing_file(path))}
+
+
+def source_name(path: str) -> str:
+    """Return the name under which rows remember their source; its folder, like its identity, is left out."""
+    return path if path.startswith((HUB, PREFIX)) else Path(path).name
 
 
 def existing_file(path: str) -> Path:
@@ -75,85 +83,125 @@ def read_rows(path: str, split: str = "train") -> Iterator[SourceRow]:
     yield from reader(place)
 
 
-def _text_stream(path: Path) -> io.TextIOWrapper:
-    """Open as UTF-8 in which only a line feed ends a line: U+2028 inside a text must not."""
-    with path.open("rb") as head:
-        start = head.read(4096)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError("is UTF-16 text", where=str(path), remedy="save it as UTF-8")
-    if b"\x00" in start:
-        raise InputError("is a binary file", where=str(path), remedy="give UTF-8 text")
-    return path.open(encoding="utf-8-sig", newline="")
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines of UTF-8 text; only a line feed ends one: U+2028 inside a text must not.
+
+    Raises:
+        InputError: bytes that are no text, or a line too long to be one, with the line.
+    """
+    with _opened(path) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            fault = _not_text(line, number)
+            if fault is not None:
+                raise InputError(
+                    fault,
+                    where=f"{path.name} line {number}",
+                    remedy="save the file as UTF-8 text, one row a line",
+                )
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as fault:
+        raise InputError(
+            f"cannot be opened: {fault.strerror}", where=str(path), remedy="check its permissions"
+        ) from None
+
+
+def _not_text(line: bytes, number: int) -> str | None:
+    if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16 text"
+    if len(line) > MAX_LINE_BYTES:
+        return f"is longer than {MAX_LINE_BYTES} bytes"
+    if b"\x00" in line:
+        return "holds a NUL byte, as binary files and UTF-16 text do"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    return None
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
-    csv.field_size_limit(MAX_LINE_CHARS)
-    with _text_stream(path) as stream:
-        reader = csv.DictReader(stream, strict=True)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    header = next(_csv_records(reader, path), None)
+    if header is None:
+        raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
+    names = header.fields
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise InputError(
+            f"two columns are called {repeated[0]!r}", where=header.where, remedy="give each its own name"
+        )
+    for record in _csv_records(reader, path):
+        if len(record.fields) != len(names):
+            raise InputError(
+                f"has {len(record.fields)} fields where the header has {len(names)}",
+                where=record.where,
+                remedy="quote fields that hold commas, quotes or line breaks",
+            )
+        yield SourceRow(record.where, dict(zip(names, record.fields, strict=True)))
+
+
+class _CsvRecord(NamedTuple):
+    """The fields of one record and the line where it begins."""
+
+    where: str
+    fields: list[str]
+
+
+def _csv_records(reader: "_csv.Reader", path: Path) -> Iterator[_CsvRecord]:
+    """Yield the records that are left, blank lines skipped."""
+    while True:
+        where = f"{path.name} line {reader.line_num + 1}"
         try:
-            for values in reader:
-                yield SourceRow(
-                    f"{path.name} line {reader.line_num}", _complete(values, path, reader.line_num)
-                )
-        except (csv.Error, UnicodeDecodeError) as fault:
+            fields = next(reader, None)
+        except csv.Error as fault:
             raise InputError(
                 f"cannot be read as CSV: {fault}",
-                where=f"{path.name} line {reader.line_num + 1}",
-                remedy="mend or drop the row, and save the file as UTF-8",
+                where=where,
+                remedy="mend or drop the row that begins there",
             ) from None
-
-
-def _complete(values: dict[str | Any, Any], path: Path, line: int) -> dict[str, Any]:
-    if None in values or None in values.values():
-        raise InputError(
-            "has another number of fields than the header",
-            where=f"{path.name} line {line}",
-            remedy="quote fields that hold commas or line breaks",
-        )
-    return values
+        if fields is None:
+            return
+        if fields:
+            yield _CsvRecord(where, fields)
 
 
 def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
-    with _text_stream(path) as stream:
-        number = 0
-        try:
-            while line := stream.readline(MAX_LINE_CHARS):
-                number += 1
-                if line.strip():
-                    yield SourceRow(f"{path.name} line {number}", _json_object(line, path, number))
-        except UnicodeDecodeError:
-            raise InputError(
-                "is not UTF-8 text", where=f"{path.name} near line {number + 1}", remedy="save it as UTF-8"
-            ) from None
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"{path.name} line {number}"
+            yield SourceRow(where, _json_object(line, where))
 
 
-def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    remedy = "write one JSON object per line"
     try:
         values = json.loads(line)
-    except ValueError as fault:
-        raise InputError(
-            f"is not JSON: {fault}",
-            where=f"{path.name} line {number}",
-            remedy="write one JSON object per line",
-        ) from None
+    except (ValueError, RecursionError) as fault:
+        raise InputError(f"is not JSON: {fault}", where=where, remedy=remedy) from None
     if not isinstance(values, dict):
-        raise InputError(
-            "is not a JSON object",
-            where=f"{path.name} line {number}",
-            remedy="write one JSON object per line",
-        )
+        raise InputError("is not a JSON object", where=where, remedy=remedy)
     return dict(values)
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
+    number = 0
     try:
         with pq.ParquetFile(path) as table:
-            number = 0
             for batch in table.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
                     yield SourceRow(f"{path.name} row {number}", values)
-    except pa.ArrowInvalid as fault:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as fault:
         raise InputError(
-            f"cannot be read as Parquet: {fault}", where=path.name, remedy="check the file"
+            f"cannot be read as Parquet: {fault}",
+            where=f"{path.name} after row {number}",
+            remedy="check the file",
         ) from None
