@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
-from psychocounsel.domain import Candidate, Speech
+from psychocounsel.domain import Candidate, Speech, content_id
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
@@ -159,7 +159,9 @@ def _sample(responder: ResponderConfig, asked: Respondents, store: Store) -> Res
 
     policy = resolve_model(store, responder.model or "", POLICY_KINDS).policy(store)
     generator = LocalGenerator.load(policy)
-    request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, asked.seed)
+    # Two responders with one model and one seed would otherwise give the same answer.
+    seed = int(content_id("responder", responder.author, str(asked.seed)), 16) >> 1
+    request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, seed)
     with step_progress(f"answers of {responder.author}") as report:
         candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, report)
     return Responded(candidates, {})

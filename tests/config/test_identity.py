@@ -1,0 +1,169 @@
+"""Settings -> identity: what is in an id, and what never is."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from psychocounsel.config.base import Settings, SpeedKnob
+from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig, SamplingConfig
+from psychocounsel.config.stages import (
+    AlignConfig,
+    BuildPreferencesConfig,
+    EvalWinrateConfig,
+    MakeBaseModelConfig,
+    OnlineConfig,
+    OptimisationConfig,
+    ReportConfig,
+    TrainRewardConfig,
+)
+from psychocounsel.store.digests import digest_of
+
+OPTIMISATION = OptimisationConfig(learning_rate=9e-6, global_batch_size=128)
+ENDPOINT = EndpointConfig(model="gpt-4o-2024-11-20")
+ASKED = ResponderConfig(author="asked", endpoint=ENDPOINT)
+LOCAL = ResponderConfig(author="local", model="tiny")
+SOURCE = SpeechSource(
+    path="speeches.csv", columns=SpeechColumns(text="text"), licence="cc0-1.0", data_class="public"
+)
+CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,))
+JUDGE = JudgeConfig(backend="endpoint", endpoint=ENDPOINT)
+CONFIGS: tuple[Settings, ...] = (
+    MakeBaseModelConfig(name="tiny", corpus=CORPUS),
+    BuildPreferencesConfig(
+        name="pairs", corpus=CORPUS, pool=PoolConfig(responders=(ASKED, LOCAL), per_speech=2), judge=JUDGE
+    ),
+    TrainRewardConfig(name="reward", base_model="tiny", preferences="pairs", optimisation=OPTIMISATION),
+    AlignConfig(
+        name="policy",
+        mode="online",
+        policy="tiny",
+        online=OnlineConfig(speeches="talk", reward_model="reward"),
+        optimisation=OPTIMISATION,
+    ),
+    EvalWinrateConfig(name="rate", speeches="talk", policy=LOCAL, reference=ASKED, judge=JUDGE),
+    ReportConfig(name="report", artifacts=("rate",)),
+)
+KNOBS = {
+    "EndpointConfig.api_key_env": "OTHER_KEY",
+    "EndpointConfig.timeout_seconds": 7.5,
+    "EndpointConfig.concurrency": 1,
+    "SamplingConfig.batch_size": 3,
+    "OptimisationConfig.per_device_batch_size": 1,
+    "OptimisationConfig.gradient_checkpointing": True,
+    "OptimisationConfig.save_every_steps": 3,
+}
+
+
+def fields_of(config: Settings) -> list[tuple[str, bool]]:
+    """Return each field of a block and whether it is a speed knob."""
+    return [
+        (name, any(isinstance(mark, SpeedKnob) for mark in info.metadata))
+        for name, info in type(config).model_fields.items()
+    ]
+
+
+def turned(value: Any, knobs: dict[str, Any]) -> Any:
+    """Return a value with the given speed knobs turned, wherever in it their blocks stand."""
+    if isinstance(value, tuple):
+        return tuple(turned(item, knobs) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(value, Settings):
+        return value
+    changes = {
+        name: knobs.get(f"{type(value).__name__}.{name}", getattr(value, name))
+        if is_knob
+        else turned(getattr(value, name), knobs)
+        for name, is_knob in fields_of(value)
+    }
+    return type(value)(**changes)
+
+
+def blocks_in(value: Any) -> list[Settings]:
+    if isinstance(value, tuple):
+        return [block for item in value for block in blocks_in(item)]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(value, Settings):
+        return []
+    return [value, *(block for name, _ in fields_of(value) for block in blocks_in(getattr(value, name)))]
+
+
+def test_every_speed_knob_is_one_that_these_tests_turn() -> None:
+    blocks = [block for config in CONFIGS for block in blocks_in(config)]
+    marked = {f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob}
+    assert marked == set(KNOBS)
+
+
+@given(st.sampled_from(CONFIGS), st.sets(st.sampled_from(sorted(KNOBS))))
+def test_speed_knobs_never_change_the_identity(config: Settings, chosen: set[str]) -> None:
+    changed = turned(config, {name: KNOBS[name] for name in chosen})
+    assert digest_of(changed.identity()) == digest_of(config.identity())
+
+
+def test_turning_all_knobs_changes_the_configs_that_hold_them() -> None:
+    assert [turned(config, KNOBS) != config for config in CONFIGS] == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (OPTIMISATION, {"global_batch_size": 64}),
+        (OPTIMISATION, {"precision": "fp32"}),
+        (OPTIMISATION, {"warmup_share": 0.2}),
+        (ENDPOINT, {"base_url": "http://127.0.0.1:1/v1"}),
+        (ENDPOINT, {"model": "other"}),
+        (SamplingConfig(), {"temperature": 0.5}),
+        (CORPUS, {"name": "other"}),
+        (SOURCE, {"licence": "mit"}),
+        (CONFIGS[2], {"seed": 1}),
+    ],
+)
+def test_a_setting_that_affects_the_result_changes_the_identity(config: Settings, change: dict[str, Any]) -> None:
+    assert digest_of(config.model_copy(update=change).identity()) != digest_of(config.identity())
+
+
+def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
+    whole = TrainRewardConfig.model_validate(
+        {**CONFIGS[2].model_dump(), "centre_rewards_coefficient": 1, "optimisation": OPTIMISATION}
+    )
+    point = whole.model_copy(update={"centre_rewards_coefficient": 1.0})
+    assert digest_of(whole.identity()) == digest_of(point.identity())
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        (ResponderConfig, {"author": "a"}, "exactly one of endpoint, model and file"),
+        (ResponderConfig, {"author": "a", "model": "m", "file": "f"}, "exactly one of endpoint, model and file"),
+        (PoolConfig, {"responders": (LOCAL,), "per_speech": 2}, "per_speech exceeds the number"),
+        (PoolConfig, {"responders": (LOCAL, LOCAL), "per_speech": 1}, "share an author name"),
+        (JudgeConfig, {"backend": "endpoint"}, "needs an endpoint block"),
+        (JudgeConfig, {"endpoint": ENDPOINT}, "backend: offline takes none"),
+        (CorpusConfig, {"name": "a", "speeches": ()}, "at least 1 item"),
+        (ReportConfig, {"name": "../up", "artifacts": ("a",)}, "should match pattern"),
+    ],
+)
+def test_blocks_that_contradict_themselves_are_refused(
+    model: type[Settings], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        model(**values)
+
+
+@pytest.mark.parametrize(
+    ("mode", "blocks", "message"),
+    [
+        ("dpo", {}, "mode: dpo needs preferences"),
+        ("online", {}, "mode: online needs an online block"),
+        ("online", {"preferences": "pairs"}, "takes no preferences"),
+    ],
+)
+def test_a_mode_has_its_block(mode: str, blocks: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AlignConfig(name="a", mode=mode, policy="tiny", optimisation=OPTIMISATION, **blocks)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        OPTIMISATION.global_batch_size = 1  # type: ignore[misc]

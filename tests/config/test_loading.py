@@ -1,0 +1,211 @@
+"""File + `--set` -> a config, or every error at once with file and line."""
+
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.config.loading import MAX_CONFIG_BYTES, load_config
+from psychocounsel.config.stages import BuildPreferencesConfig, TrainRewardConfig
+from psychocounsel.errors import ConfigError, ExitCode
+
+REWARD = """\
+# psychocounsel train-reward reward.yaml
+name: small
+base_model: tiny
+preferences: pairs
+optimisation:
+  learning_rate: 9e-6
+  global_batch_size: 32
+"""
+CORPUS = """\
+name: talk
+speeches:
+  - path: speeches.csv
+    columns: {text: text}
+    licence: cc0-1.0
+    data_class: public
+"""
+
+
+def write(folder: Path, text: str | bytes, name: str = "reward.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def load(folder: Path, text: str | bytes, *overrides: str) -> TrainRewardConfig:
+    return load_config(TrainRewardConfig, write(folder, text), overrides)
+
+
+def fault_of(folder: Path, text: str | bytes, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as fault:
+        load(folder, text, *overrides)
+    assert fault.value.exit_code == ExitCode.USER_ERROR
+    return str(fault.value)
+
+
+def test_a_config_is_read(tmp_path: Path) -> None:
+    config = load(tmp_path, REWARD)
+    assert config.optimisation.learning_rate == 9e-6
+    assert (config.name, config.epochs) == ("small", 2)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    assert load(tmp_path, b"\xef\xbb\xbf" + REWARD.split("\n", 1)[1].encode()).name == "small"
+
+
+def test_windows_line_ends_are_read(tmp_path: Path) -> None:
+    assert load(tmp_path, REWARD.replace("\n", "\r\n")) == load(tmp_path, REWARD)
+
+
+@pytest.mark.parametrize(
+    ("line", "fragment"),
+    [
+        ("epoch: 3", "line 8: epoch: unknown key; did you mean 'epochs'?"),
+        ("zzz: 3", "line 8: zzz: unknown key; known keys: name, seed"),
+        ("epochs: '3'", "line 8: epochs: Input should be a valid integer (got '3'); write it without quotes"),
+        ("epochs: 2.5", "line 8: epochs: Input should be a valid integer"),
+        ("epochs: true", "line 8: epochs: Input should be a valid integer"),
+        ("epochs:", "line 8: epochs: Input should be a valid integer (got None)"),
+        ("epochs: 0", "line 8: epochs: Input should be greater than 0"),
+        ("seed: -1", "line 8: seed: Input should be greater than or equal to 0"),
+        ("seed: 4294967296", "line 8: seed: Input should be less than 4294967296"),
+        ("length: long", "line 8: length: must be a block of keys (got 'long')"),
+        ("length: {max_length_tokens: 1e3}", "length.max_length_tokens: Input should be a valid integer"),
+        ("centre_rewards_coefficient: .inf", "centre_rewards_coefficient: Input should be a valid number"),
+        ("centre_rewards_coefficient: 1e999", "should be a finite number"),
+        ("name: Two Words", "line 8: the key 'name' stands twice"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_remedy(tmp_path: Path, line: str, fragment: str) -> None:
+    assert fragment in fault_of(tmp_path, REWARD + line + "\n")
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "off", "True", "'false'"])
+def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
+    message = fault_of(tmp_path, REWARD + f"  gradient_checkpointing: {word}\n")
+    assert "line 8: optimisation.gradient_checkpointing" in message
+    assert "a boolean as true or false" in message
+
+
+def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+    lines = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n").split("\n")
+    places = [line.split(": ")[0].rsplit("reward.yaml ", 1)[-1] for line in lines]
+    keys = [line.split(": ")[1] for line in lines]
+    assert sorted(zip(keys, places, strict=True)) == [
+        ("base_model", "line 2"),
+        ("epoch", "line 3"),
+        ("name", "line 1"),
+        ("optimisation.global_batch_size", "line 4"),
+        ("optimisation.learning_rate", "line 4"),
+        ("preferences", "line 1"),
+    ]
+
+
+def test_a_fault_between_keys_names_their_block(tmp_path: Path) -> None:
+    message = fault_of(tmp_path, REWARD + "  per_device_batch_size: 5\n")
+    assert "line 5: optimisation: global_batch_size must be a multiple of per_device_batch_size" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "the file holds no keys"),
+        (b"# only a comment\n", "the file holds no keys"),
+        (b"- a\n- b\n", "the file holds no keys"),
+        (b"just words\n", "the file holds no keys"),
+        (REWARD.encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
+        (REWARD.encode("utf-16-le"), "not valid YAML"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00", "is not UTF-8 text"),
+        (b"a: b\x00c\n", "not valid YAML: unacceptable character #x0000"),
+        (b"a: " + b"x" * MAX_CONFIG_BYTES, "larger than 1 MB"),
+        (b"name: !!python/object/apply:os.system [ls]\n", "is not allowed"),
+    ],
+)
+def test_a_file_that_is_no_config_is_told_apart(tmp_path: Path, content: bytes, fragment: str) -> None:
+    message = fault_of(tmp_path, content)
+    assert fragment in message
+    assert "reward.yaml" in message
+
+
+def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, REWARD, "train-reward.yaml")
+    with pytest.raises(ConfigError, match=r"no such file; did you mean .*train-reward\.yaml\?"):
+        load_config(TrainRewardConfig, tmp_path / "train-rewards.yaml")
+    with pytest.raises(ConfigError, match="no such file; check the path"):
+        load_config(TrainRewardConfig, tmp_path / "nowhere" / "c.yaml")
+
+
+def test_a_folder_and_a_path_through_a_file_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_config(TrainRewardConfig, tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
+        load_config(TrainRewardConfig, write(tmp_path, REWARD) / "c.yaml")
+
+
+def test_a_block_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, CORPUS, "corpus.yaml")
+    path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
+    assert load_config(BuildPreferencesConfig, path).corpus.speeches[0].path == "speeches.csv"
+    changed = load_config(BuildPreferencesConfig, path, ["corpus.cleaning.min_chars=7"])
+    assert changed.corpus.cleaning.min_chars == 7
+
+
+def test_a_fault_in_an_included_file_points_into_it(tmp_path: Path) -> None:
+    write(tmp_path, CORPUS + "cleaning:\n  min_char: 3\n", "corpus.yaml")
+    path = write(tmp_path, "name: UPPER\ncorpus: corpus.yaml\n", "build.yaml")
+    with pytest.raises(ConfigError) as fault:
+        load_config(BuildPreferencesConfig, path)
+    assert f"{tmp_path}/corpus.yaml line 8: corpus.cleaning.min_char: unknown key" in str(fault.value)
+    assert "did you mean 'min_chars'?" in str(fault.value)
+    assert f"{tmp_path}/build.yaml line 1: name" in str(fault.value)
+
+
+def test_an_included_file_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
+    with pytest.raises(ConfigError, match=r"corpus\.yaml: no such file"):
+        load_config(BuildPreferencesConfig, path)
+    write(tmp_path, "", "corpus.yaml")
+    with pytest.raises(ConfigError, match=r"build\.yaml line 2: corpus: must be a block of keys"):
+        load_config(BuildPreferencesConfig, path)
+
+
+def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
+    config = load(tmp_path, REWARD, "optimisation.learning_rate=1e-4", "optimisation.lora.rank=4", "name=other")
+    assert config.optimisation.learning_rate == 1e-4
+    assert config.optimisation.lora is not None
+    assert config.optimisation.lora.rank == 4
+    assert config.name == "other"
+    path = write(tmp_path, f"name: pairs\ncorpus:\n  {CORPUS.replace(chr(10), chr(10) + '  ').strip()}\n", "b.yaml")
+    built = load_config(BuildPreferencesConfig, path, ["corpus.speeches.0.path=other.csv"])
+    assert built.corpus.speeches[0].path == "other.csv"
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("epochs", "--set: 'epochs' is not key=value; write --set key.sub=value"),
+        ("=3", "--set: '=3' is not key=value"),
+        ("epoch=3", "--set epoch: epoch: unknown key; did you mean 'epochs'?"),
+        ("optimisation.lr=1", "--set optimisation.lr: optimisation.lr: unknown key"),
+        ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
+        ("epochs='3'", "write it without quotes"),
+        ("name.first=x", "--set name.first: there is no such place"),
+        ("name.0=x", "--set name.0: there is no such place"),
+        ("optimisation.0=x", "--set optimisation.0"),
+        ("\u00b2=x", "--set \u00b2: \u00b2: unknown key"),
+        ("a..b=x", "a: unknown key"),
+        ("length=[1", "--set length line 1: not valid YAML"),
+        ("length={max_length_tokens: 0}", "--set length: length.max_length_tokens: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_set_is_named(tmp_path: Path, override: str, fragment: str) -> None:
+    assert fragment in fault_of(tmp_path, REWARD + "length:\n  max_length_tokens: 9\n", override)
+
+
+def test_set_refuses_a_list_item_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, CORPUS, "corpus.yaml")
+    path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
+    for override in ("corpus.speeches.3=x", "corpus.speeches.3.path=x", "corpus.speeches.first.path=x"):
+        with pytest.raises(ConfigError, match=f"--set {override.split('=')[0]}: there is no such place"):
+            load_config(BuildPreferencesConfig, path, [override])
