@@ -9,7 +9,13 @@ from pydantic import ValidationError
 
 from psychocounsel.config.base import Settings, SpeedKnob
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
-from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig, SamplingConfig
+from psychocounsel.config.models import (
+    EndpointConfig,
+    JudgeConfig,
+    PoolConfig,
+    ResponderConfig,
+    SamplingConfig,
+)
 from psychocounsel.config.stages import (
     AlignConfig,
     BuildPreferencesConfig,
@@ -91,7 +97,9 @@ def blocks_in(value: Any) -> list[Settings]:
 
 def test_every_speed_knob_is_one_that_these_tests_turn() -> None:
     blocks = [block for config in CONFIGS for block in blocks_in(config)]
-    marked = {f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob}
+    marked = {
+        f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob
+    }
     assert marked == set(KNOBS)
 
 
@@ -119,7 +127,9 @@ def test_turning_all_knobs_changes_the_configs_that_hold_them() -> None:
         (CONFIGS[2], {"seed": 1}),
     ],
 )
-def test_a_setting_that_affects_the_result_changes_the_identity(config: Settings, change: dict[str, Any]) -> None:
+def test_a_setting_that_affects_the_result_changes_the_identity(
+    config: Settings, change: dict[str, Any]
+) -> None:
     assert digest_of(config.model_copy(update=change).identity()) != digest_of(config.identity())
 
 
@@ -135,7 +145,11 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
     ("model", "values", "message"),
     [
         (ResponderConfig, {"author": "a"}, "exactly one of endpoint, model and file"),
-        (ResponderConfig, {"author": "a", "model": "m", "file": "f"}, "exactly one of endpoint, model and file"),
+        (
+            ResponderConfig,
+            {"author": "a", "model": "m", "file": "f"},
+            "exactly one of endpoint, model and file",
+        ),
         (PoolConfig, {"responders": (LOCAL,), "per_speech": 2}, "per_speech exceeds the number"),
         (PoolConfig, {"responders": (LOCAL, LOCAL), "per_speech": 1}, "share an author name"),
         (JudgeConfig, {"backend": "endpoint"}, "needs an endpoint block"),

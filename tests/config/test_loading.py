@@ -89,7 +89,9 @@ def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
 
 
 def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
-    lines = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n").split("\n")
+    lines = fault_of(
+        tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n"
+    ).split("\n")
     places = [line.split(": ")[0].rsplit("reward.yaml ", 1)[-1] for line in lines]
     keys = [line.split(": ")[1] for line in lines]
     assert sorted(zip(keys, places, strict=True)) == [
@@ -171,12 +173,16 @@ def test_an_included_file_that_is_missing_or_empty_is_told(tmp_path: Path) -> No
 
 
 def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
-    config = load(tmp_path, REWARD, "optimisation.learning_rate=1e-4", "optimisation.lora.rank=4", "name=other")
+    config = load(
+        tmp_path, REWARD, "optimisation.learning_rate=1e-4", "optimisation.lora.rank=4", "name=other"
+    )
     assert config.optimisation.learning_rate == 1e-4
     assert config.optimisation.lora is not None
     assert config.optimisation.lora.rank == 4
     assert config.name == "other"
-    path = write(tmp_path, f"name: pairs\ncorpus:\n  {CORPUS.replace(chr(10), chr(10) + '  ').strip()}\n", "b.yaml")
+    path = write(
+        tmp_path, f"name: pairs\ncorpus:\n  {CORPUS.replace(chr(10), chr(10) + '  ').strip()}\n", "b.yaml"
+    )
     built = load_config(BuildPreferencesConfig, path, ["corpus.speeches.0.path=other.csv"])
     assert built.corpus.speeches[0].path == "other.csv"
 
@@ -196,7 +202,10 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("\u00b2=x", "--set \u00b2: \u00b2: unknown key"),
         ("a..b=x", "a: unknown key"),
         ("length=[1", "--set length line 1: not valid YAML"),
-        ("length={max_length_tokens: 0}", "--set length: length.max_length_tokens: Input should be greater than 0"),
+        (
+            "length={max_length_tokens: 0}",
+            "--set length: length.max_length_tokens: Input should be greater than 0",
+        ),
     ],
 )
 def test_a_wrong_set_is_named(tmp_path: Path, override: str, fragment: str) -> None:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import NamedTuple
 
 from psychocounsel.config.models import ResponderConfig
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
-from psychocounsel.llm.chat import ChatModel, ChatRequest, Message
+from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
 
@@ -51,17 +52,26 @@ def ask_responder(
     """Ask one responder to answer each speech once.
 
     A reply cut by its token limit is kept as an unfinished candidate; refusals, filtered, empty and lost
-    replies are counted and give no candidate.
+    replies are counted and give no candidate. What `policy` accepts is set here.
     """
     requests = [chat_request(speech, responder) for speech in speeches]
-    replies = ask_all(model, requests, journal, policy)
+    replies = ask_all(model, requests, journal, replace(policy, accept=_accept_answer))
     failed: Counter[str] = Counter()
     candidates: list[Candidate] = []
     for speech, reply in zip(speeches, replies, strict=True):
-        text = reply.text.strip()
-        if reply.status in (ReplyStatus.VALID, ReplyStatus.CUT) and text:
+        if _is_answer(reply):
             is_finished = reply.status is ReplyStatus.VALID
-            candidates.append(Candidate(speech.id, responder.author, text, is_finished))
+            candidates.append(Candidate(speech.id, responder.author, reply.text.strip(), is_finished))
         else:
             failed[reply.status.value] += 1
     return Answers(candidates, dict(sorted(failed.items())))
+
+
+def _accept_answer(index: int, reply: ChatReply) -> bool:
+    del index
+    return _is_answer(reply)
+
+
+def _is_answer(reply: ChatReply) -> bool:
+    """Whether a reply makes a candidate: asking again for one that was cut would only pay for it twice."""
+    return reply.status in (ReplyStatus.VALID, ReplyStatus.CUT) and bool(reply.text.strip())

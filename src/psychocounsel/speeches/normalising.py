@@ -25,9 +25,8 @@ def normalise(text: str) -> str:
     Emoji with joiners, right-to-left text and U+2028 stay as they are; other control characters go.
     """
     visible = _CONTROLS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    composed = unicodedata.normalize(
-        "NFC", visible
-    )  # after the controls: one may part a letter and its accent
+    # Only now, for a control that is gone may have parted a letter from its accent.
+    composed = unicodedata.normalize("NFC", visible)
     lines = (_SPACES.sub(" ", line).strip(" ") for line in composed.split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
 

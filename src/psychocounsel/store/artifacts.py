@@ -102,7 +102,7 @@ class Artifact:
 
     folder: Path
     manifest: Mapping[str, Any] = field(repr=False)
-    is_new: bool = False
+    is_new: bool = field(default=False, compare=False)
 
     @property
     def id(self) -> str:

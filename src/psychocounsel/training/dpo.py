@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
@@ -14,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from psychocounsel.config.stages import AlignConfig
 from psychocounsel.domain import Policy, PreferencePair
 from psychocounsel.llm.local_model import load_causal_model, load_tokenizer, pad_token_id
+from psychocounsel.training.answer_head import project_answers_only
 from psychocounsel.training.arguments import Plan, peft_config, quiet_libraries, shared_arguments
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.run import (

@@ -75,7 +75,7 @@ def read_rows(path: str, split: str = "train") -> Iterator[SourceRow]:
         return
     place = existing_file(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    reader = readers.get(place.suffix)
+    reader = readers.get(place.suffix.lower())
     if reader is None:
         raise InputError(
             f"the ending {place.suffix!r} is not known", where=path, remedy="give .csv, .jsonl or .parquet"

@@ -1,0 +1,106 @@
+"""Raw text -> clean text: what goes, what stays, and what is refused."""
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from psychocounsel.errors import InputError
+from psychocounsel.speeches.normalising import clean_text, normalise, refusal
+
+spaces_and_marks = st.sampled_from(
+    [
+        " ",
+        "\t",
+        "\n",
+        "\r",
+        "\u00a0",
+        "\u2028",
+        "\u3000",
+        "\x01",
+        "\x1c",
+        "\x85",
+        "\u0301",
+        "e",
+        "a",
+        "\u0327",
+    ]
+)
+awkward = st.lists(spaces_and_marks | st.characters(exclude_categories=["Cs"]), max_size=20).map("".join)
+
+
+@given(awkward)
+@example("e\x01\u0301")
+@example("\r\x01\n\r\x01\n\r\x01\na")
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@given(awkward)
+def test_clean_text_is_composed_and_has_no_outer_space_or_control(text: str) -> None:
+    clean = normalise(text)
+    assert clean == clean.strip()
+    assert unicodedata.is_normalized("NFC", clean)
+    assert {char for char in clean if unicodedata.category(char) == "Cc"} <= {"\n", "\x00", "\x85"}
+    assert "\n\n\n" not in clean
+    assert "  " not in clean
+
+
+@given(awkward)
+def test_no_visible_character_is_lost(text: str) -> None:
+    def visible(given: str) -> list[str]:
+        decomposed = unicodedata.normalize("NFD", given)
+        return sorted(
+            char for char in decomposed if not char.isspace() and unicodedata.category(char) != "Cc"
+        )
+
+    assert visible(normalise(text)) == visible(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\U0001f469\u200d\U0001f467\u200d\U0001f466 \u2764\ufe0f \U0001f44d\U0001f3fd",
+        "\u200f\u05e9\u05dc\u05d5\u05dd\u200e \u0645\u0631\u062d\u0628\u0627",
+        "one\u2028two",
+        "(Nods, wiping away tears) I\u2019ve been \u2026 so\u2014tired",
+        "line one\nline two\n\nline four",
+    ],
+)
+def test_what_a_client_wrote_stays(text: str) -> None:
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("  I\tlie  awake\u00a0 ", "I lie awake"),
+        ("one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("one \n  two", "one\ntwo"),
+        ("one\n\n\n\n\ntwo", "one\n\ntwo"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("be\x07ll\x1b", "bell"),
+        (" \n\t ", ""),
+    ],
+)
+def test_spaces_line_ends_and_controls_are_made_plain(raw: str, clean: str) -> None:
+    assert normalise(raw) == clean
+
+
+def test_what_no_table_holds_is_named() -> None:
+    assert refusal("a\x00b") == "a NUL character"
+    assert refusal("a\ud83db") == "a lone surrogate"
+    assert refusal("\U0001f600 fine") is None
+
+
+def test_a_cell_becomes_clean_text_or_an_error_with_its_place() -> None:
+    assert clean_text("  one ", "text", "a.csv line 2") == "one"
+    assert clean_text(None, "text", "a.csv line 2") == ""
+    for value, what in [
+        (3, "is int, not text"),
+        ("a\x00", "holds a NUL character"),
+        ("\ud800", "holds a lone surrog"),
+    ]:
+        with pytest.raises(InputError, match=f"a.csv line 2: 'text' {what}"):
+            clean_text(value, "text", "a.csv line 2")

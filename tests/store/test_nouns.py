@@ -1,0 +1,270 @@
+"""Nouns <-> Parquet: what is written is read, in the released columns."""
+
+import errno
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psychocounsel.domain import (
+    Candidate,
+    Judgement,
+    PreferencePair,
+    ReplyStatus,
+    ScoredCandidate,
+    Speech,
+    Verdict,
+    Winner,
+)
+from psychocounsel.errors import IncompleteError, StoreError
+from psychocounsel.store.artifacts import Artifact, Draft, Plan
+from psychocounsel.store.store import Store, damaged_files
+from psychocounsel.store.tables.nouns import (
+    SPEECHES_FILE,
+    OrderedVerdict,
+    RewardScore,
+    SplitSpeech,
+    pairs_file,
+    read_candidates,
+    read_judgements,
+    read_pairs,
+    read_scores,
+    read_speeches,
+    read_verdicts,
+    write_candidates,
+    write_judgements,
+    write_pairs,
+    write_scores,
+    write_speeches,
+    write_verdicts,
+)
+
+PRINCIPLES: tuple[str, ...] = (
+    "empathy",
+    "relevance",
+    "clarity",
+    "safety",
+    "exploration",
+    "autonomy",
+    "staging",
+)
+AWKWARD = (
+    "\U0001f469\u200d\U0001f467 and \U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "\u200f\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627\u200e",
+    "one\u2028two\u2029three\x85four",
+    "she said \"no\", 'never', `ever`; a,b\tc\r\nd\\n",
+    "=HYPERLINK(\u201cx\u201d)",
+    "null",
+    "\ufeffmark",
+)
+texts = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+speech_texts = texts.filter(lambda text: bool(text.strip()))
+statuses = st.sampled_from([status for status in ReplyStatus if status is not ReplyStatus.VALID])
+ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
+speeches = st.builds(Speech, speech_texts, st.just("") | texts, st.booleans(), texts)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> PreferencePair:
+    speech = draw(speeches)
+    sides = draw(st.lists(texts, min_size=2, max_size=2, unique=True))
+    scores = sorted(draw(st.lists(st.integers(7, 35), min_size=2, max_size=2, unique=True)), reverse=True)
+    chosen, rejected = (
+        ScoredCandidate(
+            Candidate(speech.id, draw(texts), text, draw(st.booleans())), score, draw(ratings | st.just({}))
+        )
+        for text, score in zip(sides, scores, strict=True)
+    )
+    return PreferencePair(speech, chosen, rejected)
+
+
+judgements = st.builds(Judgement, texts, texts, st.just(ReplyStatus.VALID), ratings, st.just("")) | st.builds(
+    Judgement, texts, texts, statuses, st.just({}), texts
+)
+CRITERIA = ("overall", *PRINCIPLES)
+winners = st.fixed_dictionaries({name: st.sampled_from(Winner) for name in CRITERIA})
+verdicts = st.builds(Verdict, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
+    Verdict, texts, texts, texts, statuses, st.just({})
+)
+
+
+def built(folder: Path, write: Callable[[Draft], None], name: str = "talk") -> Artifact:
+    return Store(folder).make(Plan("preferences", name, "stage", 1, {"name": name}), write)
+
+
+def round_trip(
+    write: Callable[[Draft], None], read: Callable[[Artifact], Any]
+) -> tuple[Any, Mapping[str, int]]:
+    with TemporaryDirectory() as folder:
+        artifact = built(Path(folder), write)
+        return read(artifact), artifact.manifest["rows"]
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.builds(SplitSpeech, speeches, st.sampled_from(["train", "dev", "test"]), texts), max_size=4)
+)
+def test_speeches_come_back(rows: list[SplitSpeech]) -> None:
+    read, counts = round_trip(lambda draft: write_speeches(draft, rows), read_speeches)
+    assert read == rows
+    assert counts == {SPEECHES_FILE: len(rows)}
+
+
+@settings(max_examples=25)
+@given(st.lists(st.builds(Candidate, texts, texts, texts, st.booleans()), max_size=4))
+def test_candidates_come_back(rows: list[Candidate]) -> None:
+    assert round_trip(lambda draft: write_candidates(draft, rows), read_candidates)[0] == rows
+
+
+@settings(max_examples=25)
+@given(st.lists(judgements, max_size=4))
+def test_judgements_come_back(rows: list[Judgement]) -> None:
+    assert round_trip(lambda draft: write_judgements(draft, rows, PRINCIPLES), read_judgements)[0] == rows
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.builds(
+            RewardScore, texts, st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 4096)
+        ),
+        max_size=4,
+    )
+)
+def test_scores_come_back(rows: list[RewardScore]) -> None:
+    assert round_trip(lambda draft: write_scores(draft, rows), read_scores)[0] == rows
+
+
+@settings(max_examples=25)
+@given(st.lists(st.builds(OrderedVerdict, verdicts, st.sampled_from(["forward", "backward"])), max_size=4))
+def test_verdicts_come_back(rows: list[OrderedVerdict]) -> None:
+    assert round_trip(lambda draft: write_verdicts(draft, rows, CRITERIA), read_verdicts)[0] == rows
+
+
+@settings(max_examples=25)
+@given(st.lists(pairs(), max_size=4))
+def test_pairs_come_back(rows: list[PreferencePair]) -> None:
+    read, counts = round_trip(
+        lambda draft: write_pairs(draft, "train", rows, PRINCIPLES),
+        lambda artifact: read_pairs(artifact, "train"),
+    )
+    assert read == rows
+    assert [pair.id for pair in read] == [pair.id for pair in rows]
+    assert counts == {pairs_file("train"): len(rows)}
+
+
+def example_pair(question: str = "I lie awake at four.") -> PreferencePair:
+    speech = Speech(question, "sleep", crisis=False, source="speeches.csv")
+    good = dict.fromkeys(PRINCIPLES, 5)
+    poor = dict.fromkeys(PRINCIPLES, 2)
+    chosen = ScoredCandidate(Candidate(speech.id, "alder", "What goes through you then?"), 35, good)
+    return PreferencePair(
+        speech, chosen, ScoredCandidate(Candidate(speech.id, "elm", "Sleep more."), 14, poor)
+    )
+
+
+def test_the_released_columns_come_first_in_their_order_and_types(tmp_path: Path) -> None:
+    artifact = built(tmp_path, lambda draft: write_pairs(draft, "train", [example_pair()], PRINCIPLES))
+    schema = pq.read_schema(artifact.file("data/train-00000-of-00001.parquet"))
+    released = [
+        ("ID", "string"),
+        ("prefID", "int64"),
+        ("question", "string"),
+        ("chosen", "string"),
+        ("rejected", "string"),
+        ("chosen_model", "string"),
+        ("rejected_model", "string"),
+        ("chosen_empathy_rating", "int64"),
+        ("chosen_relevance_rating", "int64"),
+        ("chosen_clarity_rating", "int64"),
+        ("chosen_safety_rating", "int64"),
+        ("chosen_exploration_rating", "int64"),
+        ("chosen_autonomy_rating", "int64"),
+        ("chosen_staging_rating", "int64"),
+        ("rejected_empathy_rating", "int64"),
+        ("rejected_relevance_rating", "int64"),
+        ("rejected_clarity_rating", "int64"),
+        ("rejected_safety_rating", "int64"),
+        ("rejected_exploration_rating", "int64"),
+        ("rejected_autonomy_rating", "int64"),
+        ("rejected_staging_rating", "int64"),
+    ]
+    assert [(column.name, str(column.type)) for column in schema][: len(released)] == released
+    assert len(schema) > len(released)
+
+
+def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+
+    def write(draft: Draft) -> None:
+        write_pairs(draft, "train", [example_pair(), example_pair("I lie awake at five.")], PRINCIPLES)
+        write_pairs(draft, "test", [example_pair("I sleep all day.")], PRINCIPLES)
+        draft.write_metrics({"kept": 3})
+        draft.file("README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A card\n", encoding="utf-8")
+
+    artifact = built(tmp_path / "store", write)
+    loaded: Any = load_dataset(str(artifact.folder), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 2, "test": 1}
+    row = loaded["test"][0]
+    assert (row["question"], row["chosen"], row["rejected"]) == (
+        "I sleep all day.",
+        "What goes through you then?",
+        "Sleep more.",
+    )
+    assert (row["chosen_safety_rating"], row["rejected_safety_rating"]) == (5, 2)
+    assert [row["prefID"] for row in loaded["train"]] == [0, 1]
+
+
+def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    rows = [example_pair(), example_pair("I lie awake at five.")]
+    first, second = (
+        built(tmp_path, lambda draft: write_pairs(draft, "train", rows, PRINCIPLES), name)
+        for name in ("a", "b")
+    )
+    assert first.manifest["files"] == second.manifest["files"]
+    other = built(tmp_path, lambda draft: write_pairs(draft, "train", rows[::-1], PRINCIPLES), "c")
+    assert other.manifest["files"] != first.manifest["files"]
+
+
+def test_a_split_without_a_file_has_no_pairs(tmp_path: Path) -> None:
+    artifact = built(tmp_path, lambda draft: write_pairs(draft, "train", [example_pair()], PRINCIPLES))
+    assert read_pairs(artifact, "dev") == []
+
+
+def test_any_flipped_byte_of_a_table_is_found_when_it_is_read(tmp_path: Path) -> None:
+    rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
+    artifact = built(tmp_path, lambda draft: write_speeches(draft, rows))
+    path = artifact.file(SPEECHES_FILE)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(StoreError, match=r"speeches\.parquet: the table is missing or damaged"):
+            read_speeches(artifact)
+    path.write_bytes(whole)
+    assert read_speeches(artifact) == rows
+    path.unlink()
+    with pytest.raises(StoreError, match="psychocounsel verify"):
+        read_speeches(artifact)
+
+
+def test_a_full_disk_under_a_table_is_an_unfinished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
+    earlier = built(tmp_path, lambda draft: write_speeches(draft, rows), "earlier")
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", no_space)
+        with pytest.raises(IncompleteError, match=r"speeches\.parquet: could not write: No space left"):
+            built(tmp_path, lambda draft: write_speeches(draft, rows))
+    assert damaged_files(earlier) == {}
+    assert read_speeches(built(tmp_path, lambda draft: write_speeches(draft, rows))) == rows

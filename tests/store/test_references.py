@@ -1,0 +1,130 @@
+"""A reference -> the artifact or model it means, or the nearest name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.domain import Policy
+from psychocounsel.errors import ConfigError, StoreError
+from psychocounsel.store.artifacts import Artifact, Draft, Kind, Plan
+from psychocounsel.store.references import resolve, resolve_model, resolve_parent
+from psychocounsel.store.store import Store
+
+
+def made(store: Store, kind: Kind, name: str, seed: int = 0) -> Artifact:
+    return store.make(Plan(kind, name, "stage", 1, {"seed": seed}), lambda draft: None)
+
+
+def test_a_name_is_its_newest_and_an_id_is_exactly_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old, new = made(store, "policies", "talk", 1), made(store, "policies", "talk", 2)
+    assert resolve(store, "talk") == new
+    assert resolve(store, f"talk@{old.id[:8]}") == resolve(store, old.ref) == old
+    assert resolve(store, f"policies/{old.ref}") == old
+    assert resolve(store, str(old.folder)) == old
+    with pytest.raises(ConfigError, match="no artifact answers to 'talk@00000000'"):
+        resolve(store, "talk@00000000")
+
+
+def test_one_name_of_two_kinds_asks_which(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    policy, scores = made(store, "policies", "talk"), made(store, "scores", "talk")
+    with pytest.raises(ConfigError, match="'talk' names policies, scores; write policies/talk"):
+        resolve(store, "talk")
+    assert resolve(store, "talk", "scores") == resolve(store, "scores/talk") == scores
+    assert resolve_parent(store, "talk", "policies", "start").role == "start"
+    assert resolve(store, "policies/talk") == policy
+
+
+def test_a_reference_to_another_kind_than_is_wanted_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    policy = made(store, "policies", "talk")
+    for ref in ("policies/talk", str(policy.folder)):
+        with pytest.raises(ConfigError, match="is one of policies; name one of preferences"):
+            resolve(store, ref, "preferences")
+
+
+def test_an_unknown_name_offers_a_near_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ConfigError, match="run the stage that makes it first"):
+        resolve(store, "quickstart", "policies")
+    made(store, "policies", "quickstart")
+    with pytest.raises(ConfigError, match=r"did you mean 'quickstart'\?") as fault:
+        resolve(store, "quikstart", "policies")
+    assert fault.value.where == str(tmp_path)
+    with pytest.raises(ConfigError, match="known names: quickstart"):
+        resolve(store, "zzz")
+
+
+def test_best_is_what_its_stage_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    best = made(store, "policies", "round-3")
+
+    def name_best(draft: Draft) -> None:
+        draft.notes["best"] = best.as_parent("best")._asdict()
+
+    last = store.make(Plan("policies", "online", "align", 1, {}), name_best)
+    assert resolve(store, "online@best") == resolve(store, f"{last.ref}@best") == best
+    assert resolve_model(store, "online@best", ("policies", "base-models")).parent == best.as_parent("model")
+    for ref in ("round-3@best", f"policies/{best.ref}@best"):
+        with pytest.raises(ConfigError, match=r"policies round-3@\w{8} names no best"):
+            resolve(store, ref)
+
+
+def test_a_pin_wins_over_a_newer_artifact_of_its_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old = made(store, "policies", "talk", 1)
+    made(store, "policies", "talk", 2)
+    plan = Plan("scores", "talk", "stage", 1, {})
+    pinned = store.pinned(old, plan)
+    assert resolve(pinned, "talk", "policies") == old
+    assert resolve(pinned, "talk", "scores") == plan
+    with pytest.raises(ConfigError, match="names no best"):
+        resolve(pinned, "scores/talk@best")
+
+
+def test_a_hub_model_is_named_with_its_revision(tmp_path: Path) -> None:
+    found = resolve_model(Store(tmp_path), "hub:owner/name@abc", ("policies",))
+    assert found.parent is None
+    assert found.parents("policy") == ()
+    assert found.identity == {"hub": "owner/name", "revision": "abc"}
+    assert found.policy(Store(tmp_path)) == Policy("owner/name", "abc")
+    assert resolve_model(Store(tmp_path), "hub:owner/name", ()).identity["revision"] is None
+
+
+def test_a_folder_of_weights_is_named_by_their_digest(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"a": 1}), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "notes.md").write_text("no part of the model", encoding="utf-8")
+    first = resolve_model(store, str(folder), ("policies",))
+    assert first.policy(store) == Policy(str(folder))
+    (folder / "notes.md").write_text("other notes", encoding="utf-8")
+    assert resolve_model(store, str(folder), ("policies",)).identity == first.identity
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    assert resolve_model(store, str(folder), ("policies",)).identity != first.identity
+
+
+def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    base = made(store, "base-models", "tiny")
+    kinds: tuple[Kind, ...] = ("policies", "base-models")
+    found = resolve_model(store, "tiny", kinds)
+    assert found.parents("start") == (base.as_parent("start"),)
+    assert found.policy(store) == Policy(str(base.folder))
+    policy = made(store, "policies", "tiny")
+    assert resolve_model(store, "tiny", kinds).parent == policy.as_parent("model")
+    assert resolve_model(store, "base-models/tiny", kinds).parent == base.as_parent("model")
+    with pytest.raises(
+        ConfigError, match=r"no policies or base-models answers to 'tinny'; did you mean 'tiny'\?"
+    ):
+        resolve_model(store, "tinny", kinds)
+
+
+def test_a_planned_model_has_no_weights_yet(tmp_path: Path) -> None:
+    store = Store(tmp_path).pinned(Plan("policies", "talk", "stage", 1, {}))
+    with pytest.raises(StoreError, match="is not in the store"):
+        resolve_model(store, "talk", ("policies",)).policy(store)

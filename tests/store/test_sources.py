@@ -1,0 +1,235 @@
+"""CSV, JSONL, Parquet -> rows with their place, or an error that names it; never a crash."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.errors import InputError
+from psychocounsel.store.tables import sources
+from psychocounsel.store.tables.sources import MAX_LINE_BYTES, read_rows, source_identity, source_name
+
+JOINED = "\U0001f469\u200d\U0001f467"
+
+
+def write(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def rows_of(path: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(row.where, row.values) for row in read_rows(path)]
+
+
+def fault_of(path: str) -> str:
+    with pytest.raises(InputError) as fault:
+        rows_of(path)
+    assert fault.value.remedy
+    assert fault.value.where
+    return str(fault.value)
+
+
+def test_csv_rows_know_the_line_where_they_begin(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'text,topic\none,x\n\n"two\nthree, ""four""",y\nfive,\n')
+    assert rows_of(path) == [
+        ("a.csv line 2", {"text": "one", "topic": "x"}),
+        ("a.csv line 4", {"text": 'two\nthree, "four"', "topic": "y"}),
+        ("a.csv line 6", {"text": "five", "topic": ""}),
+    ]
+
+
+def test_csv_from_windows_with_a_mark_and_no_last_line_end(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", b"\xef\xbb\xbftext,topic\r\none\xe2\x80\xa8more,x")
+    assert rows_of(path) == [("a.csv line 2", {"text": "one\u2028more", "topic": "x"})]
+
+
+def test_an_unnamed_index_column_is_no_hindrance(tmp_path: Path) -> None:
+    assert rows_of(write(tmp_path, "a.csv", ",text\n0,one\n")) == [("a.csv line 2", {"": "0", "text": "one"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("text,topic\none,x\ntwo\n", "a.csv line 3: has 1 fields where the header has 2; quote fields"),
+        ("text,topic\none,x,y\n", "a.csv line 2: has 3 fields where the header has 2"),
+        ("text,text\none,x\n", "a.csv line 1: two columns are called 'text'"),
+        ('text\none\n"two\nthree\n', "a.csv line 3: cannot be read as CSV: unexpected end of data"),
+        ('text\n"one" more\n', "a.csv line 2: cannot be read as CSV"),
+        ("text\none\rtwo\n", "a.csv line 2: cannot be read as CSV"),
+        (b"text\none\n\xff\xfe\n", "a.csv line 3: is not UTF-8 text"),
+        (b"text\none\ntw\x00o\n", "a.csv line 3: holds a NUL byte"),
+        ("text\none\n".encode("utf-16"), "a.csv line 1: is UTF-16 text"),
+        (
+            "text\none\n".encode("utf-16-be"),
+            "a.csv line 1: holds a NUL byte, as binary files and UTF-16 text do",
+        ),
+        (b"\x89PNG\r\n\x1a\n\x00", "a.csv line 1: is not UTF-8 text"),
+        (b"\xef\xbb\xbf", "a.csv: is empty"),
+        (b"\n\n", "a.csv: is empty"),
+        (
+            "text\n" + "x" * (2 * MAX_LINE_BYTES) + "\n",
+            f"a.csv line 2: is longer than {MAX_LINE_BYTES} bytes",
+        ),
+        (
+            'text\n"' + "x\n" * MAX_LINE_BYTES,
+            "a.csv line 2: cannot be read as CSV: field larger than field limit",
+        ),
+    ],
+    ids=range(15),
+)
+def test_a_csv_that_cannot_be_read_names_the_line(
+    tmp_path: Path, content: str | bytes, fragment: str
+) -> None:
+    assert fragment in fault_of(write(tmp_path, "a.csv", content))
+
+
+def test_a_bad_byte_far_down_is_found_on_its_own_line(tmp_path: Path) -> None:
+    lines = [f"row {number}".encode() for number in range(2, 3000)]
+    lines[1500 - 2] = b"caf\xe9"
+    content = b"text\n" + b"\n".join(lines) + b"\n"
+    assert "a.csv line 1500: is not UTF-8 text" in fault_of(write(tmp_path, "a.csv", content))
+    content = b"\n".join(b'{"text": "' + line + b'"}' for line in lines)
+    assert "a.jsonl line 1499: is not UTF-8 text" in fault_of(write(tmp_path, "a.jsonl", content))
+
+
+def test_jsonl_rows(tmp_path: Path) -> None:
+    first = json.dumps({"text": f"one\u2028two\x85 {JOINED} \u200f\u05e9"}, ensure_ascii=False)
+    path = write(tmp_path, "a.jsonl", f'\ufeff{first}\r\n\n  \n{{"text": null, "crisis": true, "n": 3}}')
+    assert rows_of(path) == [
+        ("a.jsonl line 1", {"text": f"one\u2028two\x85 {JOINED} \u200f\u05e9"}),
+        ("a.jsonl line 4", {"text": None, "crisis": True, "n": 3}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ('{"text": "one"}\n{"text": "tw', "a.jsonl line 2: is not JSON: Unterminated string"),
+        ('{"text": "one"}\n\n[1]\n', "a.jsonl line 3: is not a JSON object"),
+        ("3\n", "a.jsonl line 1: is not a JSON object"),
+        ("{'text': 'one'}\n", "a.jsonl line 1: is not JSON"),
+        ("[" * 100_000, "a.jsonl line 1: is not JSON"),
+        ('{"n": ' + "9" * 5000 + "}", "a.jsonl line 1: is not JSON"),
+        (
+            '{"text": "' + "x" * (2 * MAX_LINE_BYTES) + '"}',
+            f"a.jsonl line 1: is longer than {MAX_LINE_BYTES} bytes",
+        ),
+        (b'{"text": "a\x00b"}', "a.jsonl line 1: holds a NUL byte"),
+        (b'{"text": "\xed\xa0\x80"}', "a.jsonl line 1: is not UTF-8 text"),
+        ('{"text": "one"}'.encode("utf-16"), "a.jsonl line 1: is UTF-16 text"),
+        (b"\x1f\x8b\x08\x00\x00", "a.jsonl line 1: holds a NUL byte"),
+    ],
+    ids=range(11),
+)
+def test_jsonl_that_cannot_be_read_names_the_line(
+    tmp_path: Path, content: str | bytes, fragment: str
+) -> None:
+    assert fragment in fault_of(write(tmp_path, "a.jsonl", content))
+
+
+def test_a_lone_surrogate_reaches_the_reader_that_knows_the_column(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "\\ud800"}\n')
+    assert rows_of(path) == [("a.jsonl line 1", {"text": "\ud800"})]
+
+
+@given(st.data())
+def test_a_torn_jsonl_gives_whole_rows_then_at_most_one_error(
+    tmp_path_factory: Any, data: st.DataObject
+) -> None:
+    rows = [{"text": f"row {at} {JOINED}", "n": at} for at in range(3)]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    cut = data.draw(st.integers(1, len(whole)))
+    path = write(tmp_path_factory.getbasetemp(), "torn.jsonl", whole[:cut])
+    read: list[dict[str, Any]] = []
+    try:
+        read.extend(row.values for row in read_rows(path))
+    except InputError as fault:
+        assert f"torn.jsonl line {len(read) + 1}: " in str(fault)
+    else:
+        assert whole[:cut].endswith((b"}", b"\n"))
+    assert read == rows[: len(read)]
+    assert len(read) >= whole[:cut].count(b"\n")
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    table = pa.table({"text": [JOINED, None, "a\x00b"], "key": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(str(tmp_path / "a.parquet")) == [
+        ("a.parquet row 1", {"text": JOINED, "key": 1}),
+        ("a.parquet row 2", {"text": None, "key": 2}),
+        ("a.parquet row 3", {"text": "a\x00b", "key": 3}),
+    ]
+
+
+def test_a_damaged_parquet_file_is_told_and_never_a_crash(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"row {at}" for at in range(50)]}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    told = 0
+    for at in range(0, len(whole), 3):
+        path = write(tmp_path, "b.parquet", whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            rows_of(path)
+        except InputError as fault:
+            assert str(fault).startswith("b.parquet after row ")
+            told += 1
+    assert told > 0
+    assert "cannot be read as Parquet" in fault_of(write(tmp_path, "c.parquet", b"no parquet at all"))
+    assert "cannot be read as Parquet" in fault_of(write(tmp_path, "c.parquet", whole[:-5]))
+
+
+def test_what_is_no_readable_file_is_told_before_any_row(tmp_path: Path) -> None:
+    assert "no such file; check the path" in fault_of(str(tmp_path / "a.csv"))
+    assert "is not a file; name a .csv" in fault_of(str(tmp_path))
+    assert "is empty; give a file with rows" in fault_of(write(tmp_path, "a.csv", b""))
+    assert "the ending '.xlsx' is not known; give .csv" in fault_of(write(tmp_path, "a.xlsx", b"x"))
+    assert "the ending '' is not known" in fault_of(write(tmp_path, "a", b"x"))
+
+
+def test_an_ending_is_known_in_capitals_too(tmp_path: Path) -> None:
+    assert rows_of(write(tmp_path, "A.CSV", "text\none\n")) == [("A.CSV line 2", {"text": "one"})]
+
+
+def test_a_raw_file_is_its_content_not_its_place(tmp_path: Path) -> None:
+    first, moved = write(tmp_path, "a.csv", "text\none\n"), write(tmp_path, "b.csv", "text\none\n")
+    assert source_identity(first, "train") == source_identity(moved, "test")
+    assert source_identity(first, "train") != source_identity(
+        write(tmp_path, "c.csv", "text\ntwo\n"), "train"
+    )
+    assert source_identity("hub:owner/name@abc", "test") == {"hub": "owner/name@abc", "split": "test"}
+    with pytest.raises(InputError, match="no such file"):
+        source_identity(str(tmp_path / "none.csv"), "train")
+
+
+def test_rows_remember_the_name_of_their_source_and_not_its_folder() -> None:
+    names = [source_name(path) for path in ("/home/me/a.csv", "a.csv", "bundled:a.csv", "hub:owner/name@abc")]
+    assert names == ["a.csv", "a.csv", "bundled:a.csv", "hub:owner/name@abc"]
+
+
+def test_a_hub_dataset_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def rows(name: str, split: str) -> list[dict[str, Any]]:
+        asked.append((name, split))
+        return [{"text": "one"}]
+
+    monkeypatch.setattr(sources, "hub_rows", rows)
+    assert list(read_rows("hub:owner/name@abc", "test")) == [("hub:owner/name@abc row 1", {"text": "one"})]
+    assert asked == [("owner/name@abc", "test")]
+
+
+def test_memory_stays_bounded_on_a_line_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as stream:
+        stream.truncate(200_000_000)  # a hole: no bytes on the disk
+    tracemalloc.start()
+    assert "a.jsonl line 1" in fault_of(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
