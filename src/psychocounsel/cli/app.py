@@ -1,5 +1,6 @@
 """Command line -> one stage, its result and the next command."""
 
+import os
 import sys
 
 import typer
@@ -22,6 +23,8 @@ artifacts.add_to(app)
 
 def main() -> None:
     """Run the command line; the user's errors end without a traceback, ours always show one."""
+    # Threads that wait by spinning slow everything down on a machine that others use as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=False)
     except PsychoCounselError as fault:

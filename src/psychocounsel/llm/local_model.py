@@ -27,6 +27,7 @@ from transformers import (
 from psychocounsel.config.models import ChatFormat, SamplingConfig
 from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.llm.quiet import quiet_libraries
 
 PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
 RESERVED_PREFIX = "<|reserved_special_token_"
@@ -83,9 +84,10 @@ def load_causal_model(policy: Policy, dtype: torch.dtype) -> PreTrainedModel:
         ConfigError: the folder or Hub id holds no such model.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            policy.location, revision=policy.revision or "main", dtype=dtype, use_safetensors=True
-        )
+        with quiet_libraries():
+            return AutoModelForCausalLM.from_pretrained(
+                policy.location, revision=policy.revision or "main", dtype=dtype, use_safetensors=True
+            )
     except (OSError, ValueError) as error:
         raise ConfigError(
             "no model can be loaded", where=policy.location, remedy=f"check the folder or Hub id ({error})"

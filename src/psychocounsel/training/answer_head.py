@@ -55,7 +55,7 @@ def answer_log_probs(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.
     with torch.no_grad():
         entropy = -(logps.exp() * logps).sum(dim=-1)
         mean_logits = logits.mean(dim=-1)
-        is_top1 = (logits.argmax(dim=-1) == wanted).float()
+        is_top1 = logits.argmax(dim=-1) == wanted
     return AnswerLogProbs(
         _spread(logps.gather(1, wanted[:, None])[:, 0], counts),
         _spread(entropy, counts),

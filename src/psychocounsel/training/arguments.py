@@ -1,18 +1,13 @@
 """OptimisationConfig -> TrainingArguments, the same for reward and DPO training."""
 
-import logging
 import math
 import os
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from psychocounsel.config.stages import LoraConfig, OptimisationConfig
@@ -87,31 +82,6 @@ def peft_config(lora: LoraConfig | None, task: str, saved_modules: list[str] | N
         task_type=task,
         modules_to_save=saved_modules,
     )
-
-
-@contextmanager
-def quiet_libraries() -> Generator[None]:
-    """Keep the model libraries' progress bars and expected warnings from the user's terminal."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    trl_log = logging.getLogger("trl")
-    trl_level = trl_log.level
-    trl_log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # trl 1.16 asks transformers 5.23 by an old name, at every step.
-            warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)
-            warnings.filterwarnings(
-                "ignore", r"`gradient_checkpointing_(en|dis)able` is deprecated", FutureWarning
-            )
-            yield
-    finally:
-        trl_log.setLevel(trl_level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _warms_up_flat(optimisation: OptimisationConfig) -> bool:

@@ -15,8 +15,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from psychocounsel.config.stages import AlignConfig
 from psychocounsel.domain import Policy, PreferencePair
 from psychocounsel.llm.local_model import load_causal_model, load_tokenizer, pad_token_id
+from psychocounsel.llm.quiet import quiet_libraries
 from psychocounsel.training.answer_head import project_answers_only
-from psychocounsel.training.arguments import Plan, peft_config, quiet_libraries, shared_arguments
+from psychocounsel.training.arguments import Plan, peft_config, shared_arguments
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.run import (
     CarefulTrainer,
@@ -140,6 +141,9 @@ def _trainer(
         peft_config=peft_config(run.config.optimisation.lora, "CAUSAL_LM"),
     )
     trainer.nll_weight = run.config.nll_weight
+    if not torch.cuda.is_available():
+        for each in (trainer.model, trainer.ref_model):
+            project_answers_only(each.get_base_model() if isinstance(each, PeftModel) else each)
     return trainer
 
 

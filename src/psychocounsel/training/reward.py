@@ -17,7 +17,8 @@ from psychocounsel.config.stages import TrainRewardConfig
 from psychocounsel.domain import Policy, PreferencePair, RewardModel
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.llm.local_model import encode_exchange, load_tokenizer, pad_token_id
-from psychocounsel.training.arguments import Plan, peft_config, quiet_libraries, shared_arguments
+from psychocounsel.llm.quiet import quiet_libraries
+from psychocounsel.training.arguments import Plan, peft_config, shared_arguments
 from psychocounsel.training.checkpoints import run_fingerprint, write_durably
 from psychocounsel.training.run import (
     CarefulTrainer,
