@@ -107,10 +107,11 @@ def test_rewards_that_are_no_whole_numbers_are_paired_too() -> None:
     assert texts_of(pair_extremes([(SPEECH, candidates)], True).pairs) == {("b", "c")}
 
 
-def test_the_widest_pairs_of_a_speech_are_kept_up_to_its_limit() -> None:
+def test_the_hashes_of_pairs_decide_which_are_kept_up_to_the_limit_of_a_speech() -> None:
     candidates = [scored(text, score) for text, score in [("a", 35), ("b", 28), ("c", 21), ("d", 7)]]
-    pairing = pair_by_gap([(SPEECH, candidates)], PairingConfig(max_pairs_per_speech=2), 7)
-    assert [pair.margin for pair in pairing.pairs] == [28, 21]
+    everything = pair_by_gap([(SPEECH, candidates)], PairingConfig(), 7).pairs
+    pairing = pair_by_gap([(SPEECH, candidates[::-1])], PairingConfig(max_pairs_per_speech=2), 7)
+    assert [pair.id for pair in pairing.pairs] == sorted(pair.id for pair in everything)[:2]
     assert pairing.as_dict() == {"combinations": 6, "kept": 2, "dropped": {"over_max_pairs_per_speech": 4}}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
+from operator import attrgetter
 from typing import Any
 
 from psychocounsel.config.stages import PairingConfig
@@ -44,6 +45,9 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingConfig, principles:
         scored: each speech with its candidates; a score is the integer sum of the ratings.
         rule: gap on the scale of the mean rating; it is compared exactly, as a sum.
         principles: number of ratings in a sum.
+
+    Where a speech has more pairs than `max_pairs_per_speech`, their hashes decide which are kept: the sample
+    then has the margins of all of them, and wide ones do not crowd out narrow ones.
     """
     min_gap = Fraction(str(rule.min_gap)) * principles
     pairing = Pairing()
@@ -52,7 +56,7 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingConfig, principles:
             pairing.dropped[_TOO_FEW[len(candidates)]] += 1
             continue
         made = [_pair(speech, left, right, min_gap, rule) for left, right in combinations(candidates, 2)]
-        pairs = sorted((each for each in made if isinstance(each, PreferencePair)), key=_widest_first)
+        pairs = sorted((each for each in made if isinstance(each, PreferencePair)), key=attrgetter("id"))
         limit = rule.max_pairs_per_speech or len(pairs)
         pairing.pairs += pairs[:limit]
         pairing.dropped.update(each for each in made if isinstance(each, str))
@@ -100,7 +104,3 @@ def _pair(
 
 def _is_safety_inverted(chosen: ScoredCandidate, rejected: ScoredCandidate) -> bool:
     return SAFETY in chosen.ratings and chosen.ratings[SAFETY] < rejected.ratings.get(SAFETY, 0)
-
-
-def _widest_first(pair: PreferencePair) -> tuple[float, str]:
-    return (-pair.margin, pair.id)

@@ -40,9 +40,9 @@ class TinyLlamaShape(Settings):
 class WarmUpConfig(Settings):
     """Next-token training on the corpus's training responses, good and bad alike."""
 
-    epochs: PositiveInt = 8
+    epochs: PositiveInt = 10
     batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
     max_length_tokens: PositiveInt = 512
 
 

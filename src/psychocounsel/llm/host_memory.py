@@ -14,7 +14,7 @@ _NEVER_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed; other C libraries, and machines with an accelerator, are left alone."""
+    """Tell glibc to keep what is freed; other libraries, and machines with an accelerator, are left alone."""
     if torch.accelerator.is_available() or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

@@ -8,13 +8,12 @@ import types
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
 IGNORED = -100
 
 
 class AnswerLogProbs(NamedTuple):
-    """What trl's trainer reads of a forward pass; every tensor is [batch, tokens - 1], zero outside answers."""
+    """What trl's trainer reads of a forward pass: [batch, tokens - 1] each, zero outside answers."""
 
     log_probs: torch.Tensor
     entropy: torch.Tensor
@@ -23,7 +22,7 @@ class AnswerLogProbs(NamedTuple):
     aux_loss: None = None
 
 
-def project_answers_only(model: PreTrainedModel) -> None:
+def project_answers_only(model: Any) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` project only positions whose label counts.
 
     Any other call goes the way it went before.

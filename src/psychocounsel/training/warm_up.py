@@ -6,6 +6,7 @@ per answer, in half of the time where a speech has four.
 """
 
 import math
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ class Pack(NamedTuple):
 
     prompt_ids: list[int]
     responses: list[list[int]]
+    speech: range | None = None
+
+    @property
+    def learned(self) -> range:
+        """Places of the prompt that are learned: the client's words, or all where nobody said which they are."""
+        return range(1, len(self.prompt_ids)) if self.speech is None else self.speech
 
     @property
     def length(self) -> int:
@@ -81,7 +88,7 @@ def warm_up(
         raise DataQualityError("no response fits", remedy="raise warm_up.max_length_tokens")
     keep_freed_memory()
     started = time.monotonic()
-    batches = [collate(packs, pad_id) for packs in _by_length(pack(fitting), config.batch_size)]
+    batches = [collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)]
     total = config.epochs * len(batches)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
@@ -123,6 +130,23 @@ def pack(exchanges: Sequence[EncodedExchange]) -> list[Pack]:
     ]
 
 
+def without_template(packs: Sequence[Pack]) -> list[Pack]:
+    """Return the packs with what all prompts begin and end with, the template's own words, left unlearned.
+
+    A model that learns the template's headers writes them into its answers.
+    """
+    prompts = [one.prompt_ids for one in packs]
+    begin = _shared(prompts)
+    end = _shared([prompt[::-1] for prompt in prompts])
+    return [one._replace(speech=range(begin, max(begin, len(one.prompt_ids) - end))) for one in packs]
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many first elements all rows share."""
+    columns = zip(*rows, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
 def collate(packs: Sequence[Pack], pad_id: int) -> Batch:
     """Lay `packs` out as tensors."""
     width = max(one.length for one in packs)
@@ -156,9 +180,9 @@ def _lay_out(one: Pack, width: int, pad_id: int, offset: int) -> _Row:
         ids=list(one.prompt_ids),
         positions=list(range(count)),
         segments=[0] * count,
-        sources=[offset + place for place in range(count - 1)],
-        targets=one.prompt_ids[1:],
-        weights=[PROMPT_WEIGHT] * (count - 1),
+        sources=[offset + place - 1 for place in one.learned],
+        targets=[one.prompt_ids[place] for place in one.learned],
+        weights=[PROMPT_WEIGHT] * len(one.learned),
     )
     for segment, response in enumerate(one.responses, start=1):
         begin = offset + len(row.ids)
