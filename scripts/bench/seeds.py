@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 CHANCE = 0.5
 HEADER = (
     "| seed | reward accuracy | longer wins | author identity | DPO win rate | online win rate "
-    "| online, length-controlled | test speeches | run | peak memory |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| online, length-controlled | test speeches | run | peak memory |\n" + "|---" * 10 + "|"
 )
 
 
@@ -37,7 +37,8 @@ class Run(NamedTuple):
 
 def run_seed(recipe: str, seed: int, store: Path) -> Run:
     """Run the recipe with a seed and read its metrics."""
-    command = [sys.executable, "-m", "psychocounsel", "run", recipe, "--set", f"seed={seed}", "--store", str(store)]
+    options = ["--set", f"seed={seed}", "--store", str(store)]
+    command = [sys.executable, "-m", "psychocounsel", "run", recipe, *options]
     started = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -79,9 +80,10 @@ def row(run: Run) -> str:
 def broken_promises(run: Run) -> list[str]:
     """Return what should hold of a run and does not."""
     accuracy = run.reward["test"]["accuracy"]
+    longer = run.reward["baselines"]["longer_wins"]
     promises = {
         "reward accuracy above chance": accuracy["low"] > CHANCE,
-        "reward accuracy above 'longer wins'": accuracy["low"] > run.reward["baselines"]["longer_wins"]["high"],
+        "reward accuracy above 'longer wins'": accuracy["low"] > longer["high"],
         "online policy beats its base": run.online["win_rate"]["low"] > CHANCE,
         "at least 40 test speeches": run.online["win_rate"]["n"] >= 40,
     }

@@ -3,21 +3,30 @@
 Crafts receive what is opened here, so that a test hands them a fake and patches nothing.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, Speech, content_id
+from psychocounsel.errors import ConfigError
+from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.addresses import (
+    UnconnectedModel,
+    is_on_this_machine,
+    require_reachable,
+    resolved_base_url,
+)
 from psychocounsel.llm.chat import ChatModel
-from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
 from psychocounsel.responses.asking import ask_responder, counsellor_prompt
 from psychocounsel.responses.ready import ready_responses
@@ -39,14 +48,49 @@ class JudgePlan(NamedTuple):
     notices: tuple[str, ...]
 
 
-def plan_judge(config: JudgeConfig) -> JudgePlan:
-    """Return what identifies the judge of a config, without connecting to it."""
+def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
+    """Return what identifies the judge of a config, without connecting to it.
+
+    Raises:
+        ConfigError: offline, and its endpoint is not on this machine.
+    """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
-    return JudgePlan({**settings, "prompts": prompt_digests()}, ())
+    endpoint = _endpoint_identity(config.endpoint, store)
+    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompt_digests()}, ())
+
+
+def _endpoint_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
+    """Return what shapes an endpoint's replies: the address is the one that is really asked."""
+    base_url = resolved_base_url(endpoint)
+    require_reachable(base_url, store.offline)
+    return {**endpoint.identity(), "base_url": base_url}
+
+
+def keep_restricted_text_here(
+    endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]
+) -> None:
+    """Refuse to show restricted client text to a model that is not on this machine.
+
+    Args:
+        endpoints: whoever would read the text; None for one that needs no endpoint.
+        data_classes: by source of speeches, what it is declared to be.
+
+    Raises:
+        ConfigError: naming the source, the address and the remedy.
+    """
+    addresses = [resolved_base_url(each) for each in endpoints if each is not None]
+    remote = [address for address in addresses if not is_on_this_machine(address)]
+    restricted = [source for source, data_class in data_classes.items() if data_class == "restricted"]
+    if remote and restricted:
+        raise ConfigError(
+            f"restricted client text must not be sent to {remote[0]}",
+            where=restricted[0],
+            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
+        )
 
 
 @contextmanager
@@ -58,19 +102,46 @@ def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> G
         return
     with open_journal(store) as journal:
         model = open_endpoint(config.endpoint, store)
-        settings = ChatJudgeSettings(
-            Asking(config.temperature, config.max_tokens),
-            config.endpoint.max_attempts,
-            config.endpoint.concurrency,
-            stop,
-        )
-        yield ChatJudge(model, rubric, journal, settings)
+        yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
 
 
-def is_loopback(base_url: str | None) -> bool:
-    """Whether an address stays on this machine."""
-    host = urlsplit(base_url or "").hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+@contextmanager
+def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> Generator[ChatJudge]:
+    """Yield the judge behind an endpoint, unconnected: it tells what it would ask, and asks nothing."""
+    settings = _judge_settings(config, endpoint, never_stop)
+    with planned_journal(store) as journal:
+        yield ChatJudge(planned_model(endpoint), load_rubric(config.rubric), journal, settings)
+
+
+def _judge_settings(
+    config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
+) -> ChatJudgeSettings:
+    asking = Asking(config.temperature, config.max_tokens)
+    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop)
+
+
+def require_usable(endpoint: EndpointConfig | None, store: Store) -> None:
+    """Check key and address of an endpoint before anything long or paid begins; None is always usable.
+
+    Raises:
+        ConfigError: the key is missing, or the address cannot be used.
+    """
+    if endpoint is not None:
+        open_endpoint(endpoint, store)
+
+
+def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
+    """Return the model behind an endpoint, known by name only."""
+    return UnconnectedModel({"model": endpoint.model, "base_url": resolved_base_url(endpoint)})
+
+
+@contextmanager
+def planned_journal(store: Store) -> Generator[Journal]:
+    """Yield the store's journal to read in; where there is none yet, an empty one that leaves no trace."""
+    with TemporaryDirectory() as nowhere:
+        path = store.root / JOURNAL_FILE
+        with Journal(path if path.exists() else Path(nowhere) / path.name) as journal:
+            yield journal
 
 
 def open_journal(store: Store) -> Journal:
@@ -93,10 +164,16 @@ class ResponderPlan(NamedTuple):
 
 
 def plan_responder(responder: ResponderConfig, store: Store, role: str) -> ResponderPlan:
-    """Return what decides a responder's answers."""
+    """Return what decides a responder's answers.
+
+    Raises:
+        ConfigError: offline, and its endpoint is not on this machine; or nothing answers to its reference.
+    """
     settings = responder.identity()
     if responder.endpoint is not None:
-        return ResponderPlan({**settings, "prompt": digest_of(counsellor_prompt())}, ())
+        endpoint = _endpoint_identity(responder.endpoint, store)
+        prompt = digest_of(counsellor_prompt())
+        return ResponderPlan({**settings, "endpoint": endpoint, "prompt": prompt}, ())
     if responder.file is not None:
         return ResponderPlan({**settings, "file": source_identity(responder.file, "train")}, ())
     model = resolve_model(store, responder.model or "", POLICY_KINDS)
@@ -127,7 +204,7 @@ def respond(
         rows = read_rows(responder.file)
         answered = ready_responses(rows, responder.author, asked.speeches, clean_text)
         return Responded(answered, _unanswered(len(asked.speeches) - len(answered)))
-    return _sample(responder, asked, store)
+    return _sample(responder, asked, store, stop)
 
 
 def _unanswered(count: int) -> dict[str, int]:
@@ -153,7 +230,9 @@ def _ask_endpoint(
     return Responded(answers.candidates, answers.failed)
 
 
-def _sample(responder: ResponderConfig, asked: Respondents, store: Store) -> Responded:
+def _sample(
+    responder: ResponderConfig, asked: Respondents, store: Store, stop: Callable[[], bool]
+) -> Responded:
     from psychocounsel.llm.local_model import Generator as LocalGenerator  # torch: only when a model answers
     from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
@@ -162,6 +241,8 @@ def _sample(responder: ResponderConfig, asked: Respondents, store: Store) -> Res
     # Two responders with one model and one seed would otherwise give the same answer.
     seed = int(content_id("responder", responder.author, str(asked.seed)), 16) >> 1
     request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, seed)
-    with step_progress(f"answers of {responder.author}") as report:
-        candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, report)
+    label = f"answers of {responder.author}"
+    with step_progress(label) as report:
+        watch = stoppable(report, stop, label)
+        candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
     return Responded(candidates, {})

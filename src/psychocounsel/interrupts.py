@@ -8,7 +8,32 @@ from contextlib import contextmanager
 from types import FrameType
 
 from psychocounsel.console import note
-from psychocounsel.errors import ExitCode
+from psychocounsel.errors import ExitCode, Preempted
+
+
+def go_on(stop: Callable[[], bool], where: str) -> None:
+    """Return unless a stop was requested; asked between two pieces of work that are kept whole.
+
+    Raises:
+        Preempted: it was.
+    """
+    if stop():
+        raise Preempted(
+            "stopped as asked", where=where, remedy="run the same command again to go on from there"
+        )
+
+
+def stoppable(
+    report: Callable[[int, int], None], stop: Callable[[], bool], where: str
+) -> Callable[[int, int], None]:
+    """Return `report` for work that nothing saves half-way: it raises Preempted once a stop is requested."""
+
+    def report_or_stop(done: int, total: int) -> None:
+        report(done, total)
+        if done < total:
+            go_on(stop, where)
+
+    return report_or_stop
 
 
 @contextmanager

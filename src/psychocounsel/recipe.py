@@ -22,12 +22,14 @@ from psychocounsel.config.stages import (
     ReportConfig,
     TrainRewardConfig,
 )
+from psychocounsel.costs import PaidCalls
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.artifacts import Artifact, Plan
 from psychocounsel.store.store import Store
 
 StageName = Literal["make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report"]
 RECIPE_FILE = "recipe.yaml"
+CORPUS = "corpus"
 
 
 class StepConfig(Settings):
@@ -63,11 +65,17 @@ CONFIGS: dict[StageName, type[Settings]] = {
 }
 
 
+def _nothing_is_paid(config: Any, store: Store) -> list[PaidCalls]:
+    del config, store
+    return []
+
+
 class StageTools(NamedTuple):
-    """What a recipe needs of a stage: what a config would make, and how it is run."""
+    """What a recipe needs of a stage: what a config would make and cost, and how it is run."""
 
     plan: Callable[[Any, Store], object]
     run: Callable[[Any, Store], Artifact]
+    costs: Callable[[Any, Store], list[PaidCalls]] = _nothing_is_paid
 
     def plans(self, config: Settings, store: Store) -> list[Plan]:
         """Return what a config would make, in order."""
@@ -83,7 +91,9 @@ def stage_tools(stage: StageName) -> StageTools:
     if stage == "build-preferences":
         from psychocounsel.stages import build_preferences
 
-        return StageTools(build_preferences.plan, build_preferences.build_preferences)
+        return StageTools(
+            build_preferences.plan, build_preferences.build_preferences, build_preferences.costs
+        )
     if stage == "train-reward":
         from psychocounsel.stages import train_reward
 
@@ -95,7 +105,7 @@ def stage_tools(stage: StageName) -> StageTools:
     if stage == "eval-winrate":
         from psychocounsel.stages import eval_winrate
 
-        return StageTools(eval_winrate.plan, eval_winrate.eval_winrate)
+        return StageTools(eval_winrate.plan, eval_winrate.eval_winrate, eval_winrate.costs)
     from psychocounsel.stages import make_report
 
     return StageTools(make_report.plan, make_report.make_report)
@@ -130,7 +140,8 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
 
     Args:
         folder: holds `recipe.yaml` and the files it names.
-        overrides: `seed=N`, or `STEP.key=value`, where STEP is a config's file name without `.yaml`.
+        overrides: `seed=N`; `STEP.key=value`, where STEP is a config's file name without `.yaml`; or
+            `corpus.key=value`, which reaches every step that reads the corpus.
 
     Raises:
         ConfigError: every fault of every file.
@@ -144,6 +155,8 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     for name, step in zip(names, recipe.steps, strict=True):
         prefix = f"{name}."
         mine = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
+        if CORPUS in CONFIGS[step.stage].model_fields:
+            mine += [text for text in overrides if text.startswith(f"{CORPUS}.")]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
         try:
             config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine])
@@ -159,9 +172,10 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
 def _require_known_steps(overrides: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
     for text in overrides:
         step = text.partition(".")[0]
-        if text not in own and step not in names:
-            close = difflib.get_close_matches(step, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known steps: {', '.join(names)}"
+        known = [*names, CORPUS]
+        if text not in own and step not in known:
+            close = difflib.get_close_matches(step, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known steps: {', '.join(known)}"
             raise ConfigError(f"there is no step {step!r}", where=f"--set {text}", remedy=hint)
 
 
@@ -188,11 +202,20 @@ def run_recipe(
     return results
 
 
-def plan_recipe(steps: Sequence[Step], store: Store) -> list[tuple[Step, list[Plan]]]:
+class StepPlan(NamedTuple):
+    """What a step would make, in order, and the calls it would pay for."""
+
+    step: Step
+    plans: list[Plan]
+    costs: list[PaidCalls]
+
+
+def plan_recipe(steps: Sequence[Step], store: Store) -> list[StepPlan]:
     """Return what each step would make; plans of earlier steps stand in for artifacts not made yet."""
-    planned: list[tuple[Step, list[Plan]]] = []
+    planned: list[StepPlan] = []
     for step in steps:
-        plans = stage_tools(step.stage).plans(step.config, store)
-        planned.append((step, plans))
-        store = store.pinned(*reversed(plans))
+        tools = stage_tools(step.stage)
+        plans = tools.plans(step.config, store)
+        planned.append(StepPlan(step, plans, tools.costs(step.config, store)))
+        store = store.pinned(*(store.find(plan) or plan for plan in reversed(plans)))
     return planned

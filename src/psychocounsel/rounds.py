@@ -6,7 +6,7 @@ lowest becomes a pair (PAPER: Policy, online).
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from psychocounsel.domain import Candidate, Policy, ScoredCandidate, Speech, con
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.decay import text_health
 from psychocounsel.evaluation.intervals import BootstrapSettings
+from psychocounsel.interrupts import stoppable
+from psychocounsel.llm.engine import never_stop
 from psychocounsel.pairing import pair_extremes
 from psychocounsel.store.artifacts import Draft, Parent, Plan
 from psychocounsel.store.references import resolve_model, resolve_parent
@@ -34,6 +36,8 @@ from psychocounsel.store.tables.nouns import (
 VERSION = 1
 STAGE = "align"
 MAX_DEV_SPEECHES = 64
+
+Stop = Callable[[], bool]
 
 
 class RoundPlans(NamedTuple):
@@ -97,11 +101,16 @@ def drawn(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
     return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
 
 
-def sample_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft) -> None:
-    """Let the policy answer the round's speeches."""
+def sample_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Stop) -> None:
+    """Let the policy answer the round's speeches.
+
+    Raises:
+        Preempted: a signal asked to stop.
+    """
     seed = int(draft.plan.settings["seed"])
     speeches = drawn(_split(store, draft.parent("speeches"), "train"), online.speeches_per_round, seed)
-    candidates = _answers(config, online, current_policy(config, store, draft), speeches, seed)
+    policy = current_policy(config, store, draft)
+    candidates = _answers(config, online, Asked(policy, speeches, seed), stop)
     write_candidates(draft, candidates)
     health = text_health(candidates, _bootstrap(config))
     draft.write_metrics({"speeches": len(speeches), "health": health.as_dict()})
@@ -115,16 +124,24 @@ def current_policy(config: AlignConfig, store: Store, draft: Draft) -> Policy:
     return resolve_model(store, config.policy, POLICY_KINDS).policy(store)
 
 
-def _answers(
-    config: AlignConfig, online: OnlineConfig, policy: Policy, speeches: Sequence[Speech], seed: int
-) -> list[Candidate]:
+class Asked(NamedTuple):
+    """A policy, the speeches it answers, and the seed of its draws."""
+
+    policy: Policy
+    speeches: Sequence[Speech]
+    seed: int
+
+
+def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Stop) -> list[Candidate]:
     from psychocounsel.llm.local_model import Generator  # torch: only when answers are sampled
     from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
-    generator = Generator.load(policy)
-    request = SampleRequest(config.name, online.candidates_per_speech, online.sampling, config.chat, seed)
+    generator = Generator.load(asked.policy)
+    per_speech = online.candidates_per_speech
+    request = SampleRequest(config.name, per_speech, online.sampling, config.chat, asked.seed)
     with step_progress("sampling answers") as report:
-        return sample_candidates(generator, generator.tokenizer, speeches, request, report)
+        watch = stoppable(report, stop, config.name)
+        return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
 
 
 def score_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft) -> None:
@@ -207,10 +224,13 @@ def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConf
 def measure_dev(
     config: AlignConfig, online: OnlineConfig, store: Store, speeches: Parent, policy: Policy
 ) -> dict[str, Any]:
-    """Let a policy answer at most 64 dev speeches: mean reward, length, repetition, unfinished answers."""
+    """Let a policy answer at most 64 dev speeches: mean reward, length, repetition, unfinished answers.
+
+    It is not stopped: what it measures is trained already, and would be trained again.
+    """
     held_out = _split(store, speeches, "dev") or _split(store, speeches, "train")
     asked = drawn(held_out, MAX_DEV_SPEECHES, config.seed)
-    candidates = _answers(config, online, policy, asked, config.seed)
+    candidates = _answers(config, online, Asked(policy, asked, config.seed), never_stop)
     by_id = {speech.id: speech for speech in asked}
     scores = _rewards(
         config, online, store, [(by_id[each.speech_id], each) for each in candidates if each.text]

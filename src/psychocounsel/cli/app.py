@@ -1,6 +1,7 @@
 """Command line -> one stage, its result and the next command."""
 
 import os
+import signal
 import sys
 
 import typer
@@ -21,17 +22,23 @@ stages.add_to(app)
 artifacts.add_to(app)
 
 
+INTERRUPTED = 130
+"""With which typer ends the process after a KeyboardInterrupt."""
+
+
 def main() -> None:
     """Run the command line; the user's errors end without a traceback, ours always show one."""
     # Threads that wait by spinning slow everything down on a machine that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Stages that save their work listen for both signals themselves; elsewhere one ends like the other.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(standalone_mode=False)
+        app(prog_name="psychocounsel")
     except PsychoCounselError as fault:
         console.error(fault)
         sys.exit(fault.exit_code)
-    except typer.Exit as ending:
-        sys.exit(ending.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except SystemExit as ending:
+        if ending.code != INTERRUPTED:
+            raise
         console.note("stopped; the same command goes on where it was")
         sys.exit(ExitCode.PREEMPTED)

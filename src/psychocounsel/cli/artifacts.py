@@ -1,5 +1,6 @@
 """`list`, `show`, `verify`, `diff` -> what is in the store and where it came from."""
 
+import difflib
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from psychocounsel import console
 from psychocounsel.cli.options import DEFAULT_STORE, StoreFolder, open_store
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.artifacts import KINDS, Artifact
 from psychocounsel.store.store import Store
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, kind/name or a path.")]
@@ -34,7 +35,11 @@ def list_artifacts(
     kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind.")] = None,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """List the artifacts in the store, oldest first."""
+    """List the artifacts, oldest first."""
+    if kind not in (None, *KINDS):
+        close = difflib.get_close_matches(kind or "", KINDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known kinds: {', '.join(KINDS)}"
+        raise ConfigError(f"there is no kind {kind!r}", remedy=hint)
     found = [each for each in open_store(store).artifacts() if kind in (None, each.kind)]
     if not found:
         console.result(f"no artifacts in {store}")
@@ -44,10 +49,13 @@ def list_artifacts(
 
 
 def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Show an artifact: its lineage back to the raw files, settings, rows and digests."""
+    """Show an artifact and its lineage.
+
+    Settings, rows and digests, and the way back to the raw files.
+    """
     import json
 
-    from psychocounsel.store.lineage import ancestors
+    from psychocounsel.store.lineage import ancestors, raw_sources
 
     opened = open_store(store)
     artifact = _resolve(opened, ref)
@@ -65,10 +73,15 @@ def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
         rows = ", ".join(f"{count} {name}" for name, count in each.artifact.manifest["rows"].items())
         role = f" as {each.role}" if each.role else ""
         console.result(f"  {'  ' * each.depth}{each.artifact.kind} {each.artifact.ref}{role}  {rows}")
+        for source in raw_sources(each.artifact):
+            console.result(f"  {'  ' * each.depth}  from {source}")
 
 
 def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Compare every file of an artifact and of its ancestors with the digests in their manifests."""
+    """Check every file against its digest.
+
+    The files of its ancestors are checked too.
+    """
     from psychocounsel.store.lineage import ancestors
     from psychocounsel.store.store import damaged_files
 
@@ -83,7 +96,10 @@ def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
 
 
 def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Show in which settings and parents two artifacts differ."""
+    """Show how two artifacts differ.
+
+    By dotted keys: settings, parents and the version of the stage.
+    """
     from psychocounsel.store.store import artifact_keys, differing_keys
 
     opened = open_store(store)

@@ -1,28 +1,24 @@
 """`psychocounsel STAGE CONFIG`, `psychocounsel run RECIPE` -> artifacts."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from psychocounsel import console
 from psychocounsel.cli.options import DEFAULT_STORE, DryRun, Offline, Sets, StoreFolder, open_store
-from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.cli.telling import next_config, show_costs, show_plans, tell, tell_end, tell_next
 from psychocounsel.store.store import Store
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the stage.")]
+if TYPE_CHECKING:
+    from psychocounsel.recipe import StageName
 
-NEXT_STAGE = {
-    "make-base-model": "build-preferences",
-    "build-preferences": "train-reward",
-    "train-reward": "align",
-    "align": "eval-winrate",
-    "eval-winrate": "report",
-    "report": "",
-}
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Folder with a recipe.yaml, or the name of a bundled recipe.")
+]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the stage.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,31 +33,33 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="A folder with recipe.yaml, or the name of a bundled recipe.")
-    ],
+    recipe: Recipe,
     sets: Sets = None,
     dry_run: DryRun = False,
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Run every stage of a recipe in order; what exists is reused."""
+    """Run the stages of a recipe in order.
+
+    What exists is reused; run again, a recipe owes nothing.
+    """
     from psychocounsel import recipe as recipes
 
     _go_offline(offline)
     steps = recipes.load_recipe(recipes.recipe_folder(recipe), sets or [])
     opened = open_store(store, offline)
     if dry_run:
-        for step, plans in recipes.plan_recipe(steps, opened):
-            console.result(f"# {step.name}")
-            _show_plans(plans, opened)
+        for planned in recipes.plan_recipe(steps, opened):
+            console.result(f"# {planned.step.name}")
+            show_plans(planned.plans, opened)
+            show_costs(planned.costs)
         return
     results = recipes.run_recipe(
         steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}")
     )
-    for result in results:
-        _tell(result.artifact)
-    console.result(f"next: psychocounsel show {results[-1].artifact.kind}/{results[-1].artifact.ref}")
+    made = [result.artifact for result in results]
+    tell(made, opened)
+    tell_end(made, opened)
 
 
 def make_base_model(
@@ -71,7 +69,10 @@ def make_base_model(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Make a tiny Llama 3 on this machine, to try the pipeline without a download."""
+    """Make a tiny Llama 3 on this machine.
+
+    It lets the pipeline be tried without a download.
+    """
     _run_stage("make-base-model", config, sets or [], dry_run, open_store(store, offline))
 
 
@@ -82,7 +83,10 @@ def build_preferences(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Turn client speeches and candidate responses into a judged preference dataset."""
+    """Judge responses to clients and pair them.
+
+    Client speeches and candidate responses become a preference dataset.
+    """
     _run_stage("build-preferences", config, sets or [], dry_run, open_store(store, offline))
 
 
@@ -93,7 +97,10 @@ def train_reward(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Train a Bradley-Terry reward model on preferences and measure it on the test split."""
+    """Train a reward model and test it.
+
+    It is a Bradley-Terry model of a preference dataset, measured on its test split.
+    """
     _run_stage("train-reward", config, sets or [], dry_run, open_store(store, offline))
 
 
@@ -104,7 +111,10 @@ def align(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Align a policy by DPO, or in online rounds with a reward model."""
+    """Align a policy, by DPO or in online rounds.
+
+    DPO learns from a preference dataset, online rounds from a reward model.
+    """
     _run_stage("align", config, sets or [], dry_run, open_store(store, offline))
 
 
@@ -115,7 +125,10 @@ def eval_winrate(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Judge a policy's answers against a reference's, pairwise and in both orders."""
+    """Judge a policy against a reference.
+
+    Their answers to held-out speeches are compared pairwise and in both orders.
+    """
     _run_stage("eval-winrate", config, sets or [], dry_run, open_store(store, offline))
 
 
@@ -126,38 +139,32 @@ def report(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Write one self-contained HTML page about the artifacts of a run."""
+    """Write one HTML page about a run.
+
+    The page is self-contained: it loads nothing from elsewhere.
+    """
     _run_stage("report", config, sets or [], dry_run, open_store(store, offline))
 
 
-def _run_stage(stage: Any, config_path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
+def _run_stage(stage: "StageName", path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
     from psychocounsel.config.loading import load_config
     from psychocounsel.recipe import CONFIGS, stage_tools
 
     _go_offline(store.offline)
-    config = load_config(CONFIGS[stage], config_path, sets)
+    config = load_config(CONFIGS[stage], path, sets)
     tools = stage_tools(stage)
     if is_dry_run:
+        plans, costs = tools.plans(config, store), tools.costs(config, store)
         console.result(config.model_dump_json(indent=2))
-        _show_plans(tools.plans(config, store), store)
+        show_plans(plans, store)
+        show_costs(costs)
         return
-    _tell(tools.run(config, store))
-    if NEXT_STAGE[stage]:
-        near = config_path.parent / f"{NEXT_STAGE[stage]}.yaml"
-        console.result(f"next: psychocounsel {NEXT_STAGE[stage]} {shlex.quote(str(near))}")
+    tell([tools.run(config, store)], store)
+    following = next_config(stage, path)
+    if following is not None:
+        tell_next([following.stage, str(following.config)], store)
 
 
 def _go_offline(is_offline: bool) -> None:
     if is_offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-
-
-def _show_plans(plans: Sequence[Plan], store: Store) -> None:
-    for plan in plans:
-        state = "exists, would be reused" if store.find(plan) else "owed"
-        console.result(f"{plan.kind:15} {plan.ref:40} {state}")
-
-
-def _tell(artifact: Artifact) -> None:
-    state = "made" if artifact.is_new else "nothing owed"
-    console.result(f"{state}: {artifact.kind} {artifact.ref}  ({artifact.folder})")

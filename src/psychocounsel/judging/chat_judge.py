@@ -26,9 +26,20 @@ from psychocounsel.judging.prompting import (
     rating_request,
 )
 from psychocounsel.judging.rubric import Rubric
-from psychocounsel.llm.chat import JSON, ChatModel, ChatReply
-from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
+from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
+from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop, owed_places
 from psychocounsel.llm.journal import Journal
+
+_Read = Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure]
+
+
+def _acceptance(asked: Sequence[JudgeRequest], read: _Read) -> Callable[[int, ChatReply], bool]:
+    """Return what ends an item: a finished reply that can be read."""
+
+    def accept(index: int, reply: ChatReply) -> bool:
+        return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
+
+    return accept
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,17 @@ class ChatJudge:
             for (_, candidate), item, reply in zip(items, asked, replies, strict=True)
         ]
 
+    def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
+        """Return what `rate` would have to ask at least once; nothing is asked."""
+        asking = self._settings.asking
+        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
+        return self._owed(asked, self._read_ratings)
+
+    def owed_comparisons(self, items: Sequence[Comparison]) -> list[ChatRequest]:
+        """Return what `compare` would have to ask at least once; nothing is asked."""
+        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
+        return self._owed(asked, self._read_winners)
+
     def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
         """Compare in exactly the order given; errors as for `rate`."""
         asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
@@ -109,19 +131,16 @@ class ChatJudge:
             for item, request, reply in zip(items, asked, replies, strict=True)
         ]
 
-    def _ask(
-        self,
-        asked: Sequence[JudgeRequest],
-        read: Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure],
-        progress: Progress,
-    ) -> list[ChatReply]:
-        def accept(index: int, reply: ChatReply) -> bool:
-            return reply.status is ReplyStatus.VALID and not isinstance(
-                read(asked[index], reply), ParseFailure
-            )
+    def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
+        requests = [item.request for item in asked]
+        places = owed_places(requests, self._model.identity, self._journal, _acceptance(asked, read))
+        return [requests[place] for place in places]
 
+    def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress) -> list[ChatReply]:
         settings = self._settings
-        policy = AskPolicy(accept, settings.max_attempts, settings.concurrency, settings.stop, progress)
+        policy = AskPolicy(
+            _acceptance(asked, read), settings.max_attempts, settings.concurrency, settings.stop, progress
+        )
         return ask_all(self._model, [item.request for item in asked], self._journal, policy)
 
     def _read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:

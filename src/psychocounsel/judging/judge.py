@@ -21,6 +21,25 @@ class Comparison(NamedTuple):
     second: Candidate
 
 
+class Compared(NamedTuple):
+    """The comparisons of all speeches that both sides answered, the policy first and the reference first."""
+
+    forward: list[Comparison]
+    backward: list[Comparison]
+
+    @classmethod
+    def of(
+        cls,
+        speeches: Mapping[str, Speech],
+        policy: Mapping[str, Candidate],
+        reference: Mapping[str, Candidate],
+    ) -> "Compared":
+        """Pair the answers of the two sides by speech."""
+        both = [each for each in policy if each in reference]
+        forward = [Comparison(speeches[each], policy[each], reference[each]) for each in both]
+        return cls(forward, [Comparison(each.speech, each.second, each.first) for each in forward])
+
+
 class Judge(Protocol):
     """Rates responses on the principles of a rubric and compares two of them.
 

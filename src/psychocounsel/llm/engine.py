@@ -70,6 +70,21 @@ def ask_all(
     return asyncio.run(_Run(model, requests, journal, policy).results())
 
 
+def owed_places(
+    requests: Sequence[ChatRequest],
+    identity: Mapping[str, str],
+    journal: Journal,
+    accept: Callable[[int, ChatReply], bool] = accept_valid,
+) -> list[int]:
+    """Return the index of each distinct request that `ask_all` would send at least once; nothing is asked."""
+    owed: list[int] = []
+    for question in _distinct(requests, identity):
+        kept = journal.replies(question.digest)
+        if not all(any(accept(place, reply) for reply in kept) for place in question.places):
+            owed.append(question.places[0])
+    return owed
+
+
 @dataclass(frozen=True)
 class _Question:
     """One distinct request and the places that wait for its reply."""

@@ -6,7 +6,6 @@ share when the server asks for less, and which refusals no retry mends.
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ import openai
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
-_DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _DUMMY_KEY = "no-key-needed"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -65,20 +64,15 @@ class OpenAIChatModel:
     ) -> None:
         self._endpoint = endpoint
         self._retry = retry
-        self._base_url = _resolved_base_url(endpoint)
-        self._loopback = _is_loopback(self._base_url)
+        self._base_url = resolved_base_url(endpoint)
+        self._loopback = is_on_this_machine(self._base_url)
         if not endpoint.api_key_env.isidentifier():
             raise ConfigError(
                 "api_key_env is no name of an environment variable (and not the place for the key itself)",
                 where="endpoint.api_key_env",
                 remedy="write the variable's name, as in OPENAI_API_KEY, and export the key under it",
             )
-        if offline and not self._loopback:
-            raise ConfigError(
-                f"offline, but the endpoint {self._base_url} is not on this machine",
-                where="endpoint.base_url",
-                remedy="drop --offline, or set base_url to a server on 127.0.0.1",
-            )
+        require_reachable(self._base_url, offline)
         self._key()
         self._connection: _Connection | None = None
 
@@ -250,31 +244,3 @@ async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None
                 await asyncio.wait_for(connection.refused.wait(), wait_seconds)
     if connection.refusal is not None:
         raise connection.refusal
-
-
-def _resolved_base_url(endpoint: EndpointConfig) -> str:
-    url = endpoint.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            "base_url is no web address",
-            where="endpoint.base_url",
-            remedy=f"write it out, as in {_DEFAULT_BASE_URL}",
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError(
-            "base_url holds more than an address, perhaps a secret",
-            where="endpoint.base_url",
-            remedy=f"leave only scheme, host and path; the key belongs into {endpoint.api_key_env}",
-        )
-    return url.rstrip("/")
-
-
-def _is_loopback(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from psychocounsel.config.models import ResponderConfig
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.engine import AskPolicy, ask_all, owed_places
 from psychocounsel.llm.journal import Journal
 
 
@@ -65,6 +65,15 @@ def ask_responder(
         else:
             failed[reply.status.value] += 1
     return Answers(candidates, dict(sorted(failed.items())))
+
+
+def owed_answers(
+    model: ChatModel, responder: ResponderConfig, speeches: Sequence[Speech], journal: Journal
+) -> list[ChatRequest]:
+    """Return what `ask_responder` would have to ask at least once; nothing is asked."""
+    requests = [chat_request(speech, responder) for speech in speeches]
+    places = owed_places(requests, model.identity, journal, _accept_answer)
+    return [requests[place] for place in places]
 
 
 def _accept_answer(index: int, reply: ChatReply) -> bool:

@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns
 from psychocounsel.errors import DataQualityError
-from psychocounsel.speeches.reading import Row, SpeechReading, read_candidates, read_speeches
+from psychocounsel.speeches.reading import (
+    CandidateReading,
+    Row,
+    SpeechReading,
+    read_candidates,
+    read_speeches,
+)
 from psychocounsel.speeches.splitting import assign_splits, clusters
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.store import Store
@@ -64,6 +70,20 @@ def open_corpus(config: CorpusConfig, store: Store) -> Corpus:
     return Corpus(speeches, candidates)
 
 
+class CorpusReading(NamedTuple):
+    """A corpus as its sources give it, before anything is kept."""
+
+    speeches: SpeechReading
+    candidates: CandidateReading
+
+
+def read_corpus(config: CorpusConfig) -> CorpusReading:
+    """Read and clean the speeches of all sources, and the responses to them; nothing is written."""
+    speeches = read_corpus_speeches(config)
+    sources = ((source.columns, read_rows(source.path, source.split)) for source in config.candidates)
+    return CorpusReading(speeches, read_candidates(sources, speeches))
+
+
 def read_corpus_speeches(config: CorpusConfig) -> SpeechReading:
     """Read and clean the speeches of all sources, without splitting them."""
     return read_speeches(_speech_sources(config), config.cleaning)
@@ -91,9 +111,7 @@ def _build_speeches(config: CorpusConfig, draft: Draft) -> None:
 
 
 def _build_candidates(config: CorpusConfig, draft: Draft) -> None:
-    speeches = read_corpus_speeches(config)
-    sources = ((source.columns, read_rows(source.path, source.split)) for source in config.candidates)
-    reading = read_candidates(sources, speeches)
+    reading = read_corpus(config).candidates
     if not reading.candidates:
         raise DataQualityError(
             f"no response is left: {dict(reading.funnel.dropped)}",

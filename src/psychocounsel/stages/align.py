@@ -12,7 +12,7 @@ from psychocounsel.config.stages import AlignConfig, OnlineConfig
 from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import note, step_progress
 from psychocounsel.domain import Policy, PreferencePair
-from psychocounsel.interrupts import stop_requests
+from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.rounds import (
     RoundPlans,
@@ -133,9 +133,11 @@ def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, stop:
     made: list[Artifact] = []
     rounds = _plan_rounds(config, online, store)
     for number, planned in enumerate(rounds, start=1):
-        store.make(planned.own.candidates, lambda draft: sample_round(config, online, store, draft))
+        store.make(planned.own.candidates, lambda draft: sample_round(config, online, store, draft, stop))
+        go_on(stop, planned.own.candidates.ref)
         store.make(planned.own.scores, lambda draft: score_round(config, online, store, draft))
         store.make(planned.own.pairs, lambda draft: pair_round(online, store, draft))
+        go_on(stop, planned.own.pairs.ref)
         earlier = tuple(made)
         made.append(
             store.make(

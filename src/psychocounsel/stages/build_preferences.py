@@ -9,11 +9,20 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.models import PoolConfig
 from psychocounsel.config.stages import BuildPreferencesConfig
-from psychocounsel.connect import Respondents, is_loopback, open_judge, plan_judge, plan_responder, respond
+from psychocounsel.connect import (
+    Respondents,
+    keep_restricted_text_here,
+    open_judge,
+    plan_judge,
+    plan_responder,
+    require_usable,
+    respond,
+)
 from psychocounsel.console import progress
+from psychocounsel.costs import PaidCalls, preference_costs
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, ScoredCandidate
 from psychocounsel.errors import ConfigError, DataQualityError
-from psychocounsel.interrupts import stop_requests
+from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.judge import missing_by_topic, missing_share
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.pairing import Pairing, ScoredSpeech, pair_by_gap, pair_extremes
@@ -45,7 +54,13 @@ class PreferencePlans(NamedTuple):
 
 
 def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
-    """Return what a config means, without making it."""
+    """Return what a config means, without making it.
+
+    Raises:
+        ConfigError: nobody answers the speeches, restricted text would reach a remote judge or responder, or
+            one is remote and the run offline.
+    """
+    _keep_restricted_text_here(config)
     corpus = plan_corpus(config.corpus)
     asked = _plan_asked(config, corpus, store)
     if corpus.candidates is None and asked is None:
@@ -54,7 +69,7 @@ def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
             where="corpus.candidates, pool",
             remedy="give ready responses or a pool",
         )
-    judgements = _plan_judgements(config, corpus, asked)
+    judgements = _plan_judgements(config, corpus, asked, store)
     pairs = Plan(
         "preferences",
         config.name,
@@ -81,13 +96,15 @@ def _plan_asked(config: BuildPreferencesConfig, corpus: CorpusPlans, store: Stor
     return Plan("candidates", f"{config.name}-pool", STAGE, VERSION, settings, parents)
 
 
-def _plan_judgements(config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None) -> Plan:
+def _plan_judgements(
+    config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None, store: Store
+) -> Plan:
     parents = [corpus.speeches.as_parent("speeches")]
     if corpus.candidates is not None:
         parents.append(corpus.candidates.as_parent("ready candidates"))
     if asked is not None:
         parents.append(asked.as_parent("asked candidates"))
-    judge = plan_judge(config.judge)
+    judge = plan_judge(config.judge, store)
     return Plan(
         "judgements", config.name, STAGE, VERSION, {"judge": judge.settings}, tuple(parents), judge.notices
     )
@@ -102,12 +119,15 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
         Preempted: a signal asked to stop; what was answered is kept.
     """
     plans = plan(config, store)
-    _keep_restricted_text_here(config)
+    if store.find(plans.judgements) is None:
+        require_usable(config.judge.endpoint, store)
     with stop_requests() as stop:
         open_corpus(config.corpus, store)
+        go_on(stop, plans.judgements.ref)
         if plans.asked is not None and config.pool is not None:
             pool = config.pool
             store.make(plans.asked, lambda draft: _ask(pool, config.seed, store, draft, stop))
+            go_on(stop, plans.asked.ref)
         store.make(plans.judgements, lambda draft: _judge(config, store, draft, stop))
     return store.make(plans.preferences, lambda draft: _pair(config, store, draft))
 
@@ -115,14 +135,15 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
 def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:
     responders = config.pool.responders if config.pool else ()
     endpoints = [config.judge.endpoint, *(each.endpoint for each in responders)]
-    remote = [each for each in endpoints if each is not None and not is_loopback(each.base_url)]
-    restricted = [source.path for source in config.corpus.speeches if source.data_class == "restricted"]
-    if remote and restricted:
-        raise ConfigError(
-            f"restricted client text must not be sent to {remote[0].base_url or 'a remote endpoint'}",
-            where=restricted[0],
-            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
-        )
+    keep_restricted_text_here(
+        endpoints, {source.path: source.data_class for source in config.corpus.speeches}
+    )
+
+
+def costs(config: BuildPreferencesConfig, store: Store) -> list[PaidCalls]:
+    """Return the paid calls that are still owed; nothing is asked and nothing written."""
+    plans = plan(config, store)
+    return [] if store.find(plans.judgements) else preference_costs(config, plans.corpus, plans.asked, store)
 
 
 def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:

@@ -5,8 +5,17 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.models import ResponderConfig
 from psychocounsel.config.stages import EvalWinrateConfig
-from psychocounsel.connect import Respondents, open_judge, plan_judge, plan_responder, respond
+from psychocounsel.connect import (
+    Respondents,
+    keep_restricted_text_here,
+    open_judge,
+    plan_judge,
+    plan_responder,
+    require_usable,
+    respond,
+)
 from psychocounsel.console import progress
+from psychocounsel.costs import PaidCalls, evaluated_speeches, winrate_costs
 from psychocounsel.domain import OVERALL, Candidate, Speech
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.decay import text_health
@@ -14,12 +23,12 @@ from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
 from psychocounsel.evaluation.win_rate import BothOrders, win_rates
 from psychocounsel.evaluation.words import words
-from psychocounsel.interrupts import stop_requests
+from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.families import same_family
-from psychocounsel.judging.judge import Comparison, missing_share
+from psychocounsel.judging.judge import Compared, missing_share
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
 from psychocounsel.store.lineage import labelling_judges
-from psychocounsel.store.references import resolve_parent
+from psychocounsel.store.references import resolve, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import (
     OrderedVerdict,
@@ -42,23 +51,39 @@ class WinratePlans(NamedTuple):
 
 
 def plan(config: EvalWinrateConfig, store: Store) -> WinratePlans:
-    """Return what a config means, without making it."""
+    """Return what a config means, without making it.
+
+    Raises:
+        ConfigError: restricted text would reach a remote judge or responder, or one is remote and the run
+            offline.
+    """
+    _keep_restricted_text_here(config, resolve(store, config.speeches, "speeches"))
     speeches = resolve_parent(store, config.speeches, "speeches", "speeches")
     policy = _plan_answers(config, config.policy, "policy", speeches, store)
     reference = _plan_answers(config, config.reference, "reference", speeches, store)
-    judge = plan_judge(config.judge)
-    settings = {
+    judge = plan_judge(config.judge, store)
+    settings: dict[str, Any] = {
         "judge": judge.settings,
         "bootstrap_samples": config.bootstrap_samples,
         "confidence": config.confidence,
         "seed": config.seed,
     }
+    if config.labelled_by is not None:
+        settings["labelled_by"] = config.labelled_by
     parents = (policy.as_parent("policy answers"), reference.as_parent("reference answers"), speeches)
     return WinratePlans(
         policy,
         reference,
         Plan("verdicts", config.name, STAGE, VERSION, settings, parents, judge.notices),
     )
+
+
+def _keep_restricted_text_here(config: EvalWinrateConfig, speeches: Artifact | Plan) -> None:
+    endpoints = (config.judge.endpoint, config.policy.endpoint, config.reference.endpoint)
+    settings = speeches.manifest["settings"] if isinstance(speeches, Artifact) else speeches.settings
+    sources = enumerate(settings["speeches"], start=1)
+    data_classes = {f"speeches {speeches.ref} source {at}": each["data_class"] for at, each in sources}
+    keep_restricted_text_here(endpoints, data_classes)
 
 
 def _plan_answers(
@@ -83,10 +108,20 @@ def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
         Preempted: a signal asked to stop; what was answered is kept.
     """
     plans = plan(config, store)
+    if store.find(plans.verdicts) is None:
+        require_usable(config.judge.endpoint, store)
     with stop_requests() as stop:
         store.make(plans.policy, lambda draft: _answer(config, config.policy, store, draft, stop))
+        go_on(stop, plans.policy.ref)
         store.make(plans.reference, lambda draft: _answer(config, config.reference, store, draft, stop))
+        go_on(stop, plans.reference.ref)
         return store.make(plans.verdicts, lambda draft: _compare(config, store, draft, stop))
+
+
+def costs(config: EvalWinrateConfig, store: Store) -> list[PaidCalls]:
+    """Return the paid calls that are still owed; nothing is asked and nothing written."""
+    plans = plan(config, store)
+    return [] if store.find(plans.verdicts) else winrate_costs(config, plans.policy, plans.reference, store)
 
 
 def _answer(
@@ -96,8 +131,7 @@ def _answer(
     draft: Draft,
     stop: Callable[[], bool],
 ) -> None:
-    rows = read_speeches(store.open(draft.parent("speeches")))
-    speeches = [each.speech for each in rows if each.split == config.split][: config.max_speeches]
+    speeches = evaluated_speeches(config, store.open(draft.parent("speeches")))
     if not speeches:
         raise DataQualityError(
             f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"
@@ -111,12 +145,11 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
     policy = _by_speech(store, draft, "policy answers")
     reference = _by_speech(store, draft, "reference answers")
-    both = [speech_id for speech_id in policy if speech_id in reference]
-    forward = [Comparison(speeches[each], policy[each], reference[each]) for each in both]
-    backward = [Comparison(speeches[each], reference[each], policy[each]) for each in both]
+    compared = Compared.of(speeches, policy, reference)
+    both = len(compared.forward)
     with open_judge(config.judge, store, stop) as judge:
-        with progress("comparing answers, both orders", 2 * len(both)) as advance:
-            verdicts = judge.compare([*forward, *backward], advance)
+        with progress("comparing answers, both orders", 2 * both) as advance:
+            verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria = (OVERALL, *judge.principles)
         draft.notes["judge"] = judge.name
     missing = missing_share(verdicts)
@@ -126,7 +159,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
             where="judge.max_missing_share",
             remedy="run the same command to ask those again",
         )
-    rounds = [BothOrders(*pair) for pair in zip(verdicts[: len(both)], verdicts[len(both) :], strict=True)]
+    rounds = [BothOrders(*pair) for pair in zip(verdicts[:both], verdicts[both:], strict=True)]
     ordered = [OrderedVerdict(each.forward, "forward") for each in rounds]
     ordered += [OrderedVerdict(each.backward, "backward") for each in rounds]
     write_verdicts(draft, ordered, criteria)
@@ -134,8 +167,8 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     draft.write_metrics(
         {
             **_measure(rounds, answers, _bootstrap(config)),
-            "judges": _judges(store, draft),
-            "answered_by_both": len(both),
+            "judges": _judges(config, store, draft),
+            "answered_by_both": both,
         }
     )
 
@@ -183,10 +216,11 @@ def _lengths(both: BothOrders, answers: Answers) -> LengthComparison:
     )
 
 
-def _judges(store: Store, draft: Draft) -> dict[str, Any]:
+def _judges(config: EvalWinrateConfig, store: Store, draft: Draft) -> dict[str, Any]:
     """Name the judges of labels and of this result, and whether they are of one family."""
     policy = store.open(draft.parent("policy answers"))
-    labelled = labelling_judges(store, policy)
+    told = () if config.labelled_by is None else (config.labelled_by,)
+    labelled = tuple(dict.fromkeys((*labelling_judges(store, policy), *told)))
     evaluating = str(draft.notes["judge"])
     return {
         "labels": list(labelled),

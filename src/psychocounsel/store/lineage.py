@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.store import Store
+from psychocounsel.store.store import Store, flatten
+
+_OUTSIDE = ("sha256", "hub", "weights")
+"""Keys under which settings name what lies outside the store."""
 
 
 class Ancestor(NamedTuple):
@@ -30,6 +33,16 @@ def _walk(store: Store, artifact: Artifact, depth: int, role: str, seen: set[str
     for parent in artifact.parents:
         if parent.id not in seen:
             yield from _walk(store, store.open(parent), depth + 1, parent.role, seen)
+
+
+def raw_sources(artifact: Artifact) -> tuple[str, ...]:
+    """Return what an artifact was made from that is no artifact: files by digest, names on the Hub."""
+    outside = flatten(artifact.manifest["settings"])
+    return tuple(
+        f"{key.rpartition('.')[0]}: {key.rpartition('.')[2]} {value}"
+        for key, value in outside.items()
+        if key.rpartition(".")[2] in _OUTSIDE and isinstance(value, str)
+    )
 
 
 def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:

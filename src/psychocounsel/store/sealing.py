@@ -63,7 +63,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _with_manifest(folder: Path, manifest: dict[str, Any], is_new: bool) -> Artifact:
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(folder / MANIFEST, (text + "\n").encode("utf-8"))
     return Artifact(folder, manifest, is_new)
 

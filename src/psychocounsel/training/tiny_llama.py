@@ -60,7 +60,8 @@ def make_tiny_llama(
     # Every prompt spends these words: merged, they cost a dozen tokens and not one per letter.
     texts += [CHAT_WORDS] * len(answers)
     tokenizer = train_tokenizer(texts, config.shape.vocab_size, config.shape.max_positions)
-    exchanges = [_encode(tokenizer, by_id[answer.speech_id], answer, config.chat) for answer in answers]
+    with quiet_libraries():  # what is longer than the model's positions is left out below
+        exchanges = [_encode(tokenizer, by_id[answer.speech_id], answer, config.chat) for answer in answers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.shape, tokenizer)

@@ -15,6 +15,7 @@ from psychocounsel.config.stages import LengthConfig
 from psychocounsel.domain import PreferencePair
 from psychocounsel.errors import DataQualityError
 from psychocounsel.llm.local_model import TemplateError, encode_exchange
+from psychocounsel.llm.quiet import quiet_libraries
 
 
 class TokenizedPair(NamedTuple):
@@ -72,7 +73,8 @@ def tokenize_pairs(
     rows: list[TokenizedPair] = []
     reasons: list[str] = []
     for pair in pairs:
-        row = _encode(pair, tokenizer, chat)
+        with quiet_libraries():  # a text beyond the model's positions is our business: it is dropped
+            row = _encode(pair, tokenizer, chat)
         reason = "not_a_prefix" if row is None else _reason_to_drop(row, length.max_length_tokens)
         if row is not None and reason is None:
             rows.append(row)

@@ -5,8 +5,8 @@ prompt and itself only and counts its positions from the prompt's end. That is t
 per answer, in half of the time where a speech has four.
 """
 
-import math
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Pack(NamedTuple):
 
     @property
     def learned(self) -> range:
-        """Places of the prompt that are learned: the client's words, or all where nobody said which they are."""
+        """Places of the prompt that are learned: the client's words, or all if they are not known."""
         return range(1, len(self.prompt_ids)) if self.speech is None else self.speech
 
     @property
@@ -88,7 +88,9 @@ def warm_up(
         raise DataQualityError("no response fits", remedy="raise warm_up.max_length_tokens")
     keep_freed_memory()
     started = time.monotonic()
-    batches = [collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)]
+    batches = [
+        collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)
+    ]
     total = config.epochs * len(batches)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY

@@ -1,0 +1,80 @@
+# Clone -> .venv with the pins: what both commands need before they can do their job. Sourced, not run.
+
+root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null && pwd -P)"
+venv="$root/.venv"
+
+say() { printf '== %s\n' "$*" >&2; }
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# Print the first Python on the PATH that is 3.11 or newer and can make virtual environments.
+find_python() {
+    local name
+    for name in python3.11 python3.12 python3.13 python3 python; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+            printf '%s\n' "$name"
+            return
+        fi
+    done
+    fail "no Python 3.11 with its venv module was found on the PATH; install Python 3.11" \
+        "(on Debian and Ubuntu: python3.11 and python3.11-venv) and run this again"
+}
+
+# Print what an installation stands for: the clone's place, and what the pins and the package's metadata say.
+fingerprint() {
+    "$venv/bin/python" - "$root" "$root/pyproject.toml" "$@" << 'PYTHON'
+import hashlib, pathlib, sys
+
+place, *files = sys.argv[1:]
+digest = hashlib.sha256(place.encode())
+for name in files:
+    digest.update(pathlib.Path(name).read_bytes())
+print(digest.hexdigest())
+PYTHON
+}
+
+# A moved clone, or an installation that was cut off, leaves an environment that cannot be mended in place.
+require_venv() {
+    if "$venv/bin/python" -m pip --version > /dev/null 2>&1 \
+        && grep -qsF -- "$venv" "$venv/bin/activate"; then
+        return
+    fi
+    local python
+    python="$(find_python)"
+    say "making .venv with $("$python" --version 2>&1)"
+    "$python" -m venv --clear "$venv"
+}
+
+# is_installed STAMP FILE...: the environment holds what these files pin.
+is_installed() {
+    local stamp="$venv/.installed-$1"
+    shift
+    [[ -f "$stamp" ]] && [[ "$(cat -- "$stamp")" == "$(fingerprint "$@")" ]]
+}
+
+# prepare WHAT: make .venv hold the pins of WHAT, `run` or `dev`, and the package itself from this clone.
+prepare() {
+    local what="$1" started="$SECONDS" pins="$root/requirements.txt"
+    local -a run_files=("$root/requirements.txt")
+    local -a files=("${run_files[@]}")
+    if [[ "$what" == dev ]]; then
+        pins="$root/requirements-dev.txt"
+        files+=("$pins")
+    fi
+    require_venv
+    if is_installed "$what" "${files[@]}"; then
+        return
+    fi
+    say "installing $(grep -c '==' "$pins") pinned packages of ${pins##*/} into .venv: one to three minutes, most of it torch"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$pins"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
+    # The stamps come last: an installation that was cut off is done again.
+    fingerprint "${run_files[@]}" > "$venv/.installed-run"
+    if [[ "$what" == dev ]]; then
+        fingerprint "${files[@]}" > "$venv/.installed-dev"
+    fi
+    say "installed in $((SECONDS - started)) s"
+}

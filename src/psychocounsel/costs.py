@@ -1,0 +1,180 @@
+"""Config -> PaidCalls: how many calls a run would make to endpoints, told before it makes one.
+
+What the journal holds costs nothing. Where the texts to be sent do not exist yet, the figures are upper
+bounds, and say so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
+from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
+from psychocounsel.connect import plan_to_ask, planned_journal, planned_model
+from psychocounsel.domain import Candidate, Speech
+from psychocounsel.judging.judge import Compared, Comparison
+from psychocounsel.llm.addresses import resolved_base_url
+from psychocounsel.llm.chat import ChatRequest
+from psychocounsel.responses.asking import owed_answers
+from psychocounsel.responses.pool import speeches_of
+from psychocounsel.speeches.corpus import CorpusPlans, read_corpus
+from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.store.references import resolve
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import read_candidates, read_speeches
+
+CHARS_PER_TOKEN = 4
+"""Of English text, roughly, under the tokenizers of present models."""
+
+_COMPARING = "comparing answers"
+
+
+@dataclass(frozen=True)
+class PaidCalls:
+    """Calls to one endpoint that are still owed; `calls` is None where they cannot be counted yet."""
+
+    model: str
+    base_url: str
+    purpose: str
+    calls: int | None
+    prompt_tokens: int = 0
+    is_upper_bound: bool = False
+    hint: str = ""
+
+
+class Expected(NamedTuple):
+    """A speech that awaits an answer, and how many tokens that may have."""
+
+    speech: Speech
+    max_new_tokens: int
+
+    @property
+    def blank(self) -> Candidate:
+        """The answer, before anybody gave it."""
+        return Candidate(self.speech.id, "nobody", "")
+
+
+def preference_costs(
+    config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None, store: Store
+) -> list[PaidCalls]:
+    """Return what asking the pool and rating its answers and the ready ones would take."""
+    speeches, ready = _corpus_as_it_is(config, corpus, store)
+    by_id = {speech.id: speech for speech in speeches}
+    made = None if asked is None else store.find(asked)
+    answered = ready if made is None else [*ready, *read_candidates(made)]
+    items = [(by_id[each.speech_id], each) for each in answered if each.text]
+    if made is not None or config.pool is None:
+        return _rating(config.judge, store, items, [])
+    drawn = _drawn(config.pool, speeches)
+    asking = [_answering(each, store, [one.speech for one in expected]) for each, expected in drawn]
+    rating = _rating(config.judge, store, items, [one for _, expected in drawn for one in expected])
+    return [*(call for calls in asking for call in calls), *rating]
+
+
+def _drawn(pool: PoolConfig, speeches: Sequence[Speech]) -> list[tuple[ResponderConfig, list[Expected]]]:
+    return [
+        (each, [Expected(one, each.sampling.max_new_tokens) for one in speeches_of(each, speeches, pool)])
+        for each in pool.responders
+    ]
+
+
+def _corpus_as_it_is(
+    config: BuildPreferencesConfig, corpus: CorpusPlans, store: Store
+) -> tuple[list[Speech], list[Candidate]]:
+    """Return speeches and ready candidates, from the store if they are in it, else from their sources."""
+    speeches = store.find(corpus.speeches)
+    ready = None if corpus.candidates is None else store.find(corpus.candidates)
+    if speeches is None or (ready is None and corpus.candidates is not None):
+        reading = read_corpus(config.corpus)
+        return reading.speeches.speeches, reading.candidates.candidates
+    return [each.speech for each in read_speeches(speeches)], [] if ready is None else read_candidates(ready)
+
+
+def winrate_costs(config: EvalWinrateConfig, policy: Plan, reference: Plan, store: Store) -> list[PaidCalls]:
+    """Return what answering for both sides and comparing their answers would take."""
+    corpus = resolve(store, config.speeches, "speeches")
+    if isinstance(corpus, Plan):
+        return _unknown_yet(config)
+    speeches = evaluated_speeches(config, corpus)
+    found = [store.find(planned) for planned in (policy, reference)]
+    sides = [{each.speech_id: each for each in read_candidates(one)} for one in found if one is not None]
+    if len(sides) == 2:
+        compared = Compared.of({each.id: each for each in speeches}, sides[0], sides[1])
+        return _comparing(config.judge, store, [*compared.forward, *compared.backward], 0)
+    calls: list[PaidCalls] = []
+    for responder, answers in zip((config.policy, config.reference), found, strict=True):
+        calls += _answering(responder, store, speeches) if answers is None else []
+    longest = max(each.sampling.max_new_tokens for each in (config.policy, config.reference))
+    blank = [Expected(each, longest).blank for each in speeches]
+    both = [Comparison(*pair) for pair in zip(speeches, blank, blank, strict=True)]
+    return [*calls, *_comparing(config.judge, store, both, longest)]
+
+
+def evaluated_speeches(config: EvalWinrateConfig, corpus: Artifact) -> list[Speech]:
+    """Return the speeches of the split that a win rate is measured on."""
+    held_out = [each.speech for each in read_speeches(corpus) if each.split == config.split]
+    return held_out[: config.max_speeches]
+
+
+def _unknown_yet(config: EvalWinrateConfig) -> list[PaidCalls]:
+    each_speech = f"for each speech of the split {config.split}; counted once the speeches are read"
+    purposes = {f"answers of {each.author}": each.endpoint for each in (config.policy, config.reference)}
+    wanted = [(purpose, endpoint, f"1 {each_speech}") for purpose, endpoint in purposes.items()]
+    wanted.append((_COMPARING, config.judge.endpoint, f"2 {each_speech}"))
+    return [
+        PaidCalls(endpoint.model, resolved_base_url(endpoint), purpose, None, hint=hint)
+        for purpose, endpoint, hint in wanted
+        if endpoint is not None
+    ]
+
+
+def _rating(
+    config: JudgeConfig,
+    store: Store,
+    answered: Sequence[tuple[Speech, Candidate]],
+    expected: Sequence[Expected],
+) -> list[PaidCalls]:
+    if config.endpoint is None:
+        return []
+    with plan_to_ask(config, config.endpoint, store) as judge:
+        owed = judge.owed_ratings(answered)
+        # One by one: two answers that nobody gave yet are two, though they look the same.
+        blank = [judge.owed_ratings([(each.speech, each.blank)])[0] for each in expected]
+    longest = sum(each.max_new_tokens for each in expected)
+    return [_calls(config.endpoint, "rating answers", [*owed, *blank], longest, bool(expected))]
+
+
+def _comparing(
+    config: JudgeConfig, store: Store, comparisons: Sequence[Comparison], max_new_tokens: int
+) -> list[PaidCalls]:
+    """Return the calls of comparisons in both orders; `max_new_tokens` is 0 when all answers exist."""
+    if config.endpoint is None:
+        return []
+    with plan_to_ask(config, config.endpoint, store) as judge:
+        owed = judge.owed_comparisons(comparisons)
+    if not max_new_tokens:
+        return [_calls(config.endpoint, _COMPARING, owed, 0)]
+    both_orders = [*owed, *owed]
+    return [_calls(config.endpoint, _COMPARING, both_orders, 2 * max_new_tokens * len(both_orders), True)]
+
+
+def _answering(responder: ResponderConfig, store: Store, speeches: Sequence[Speech]) -> list[PaidCalls]:
+    if responder.endpoint is None:
+        return []
+    with planned_journal(store) as journal:
+        owed = owed_answers(planned_model(responder.endpoint), responder, speeches, journal)
+    return [_calls(responder.endpoint, f"answers of {responder.author}", owed, 0)]
+
+
+def _calls(
+    endpoint: EndpointConfig,
+    purpose: str,
+    requests: Sequence[ChatRequest],
+    more_tokens: int,
+    is_upper_bound: bool = False,
+) -> PaidCalls:
+    chars = sum(len(message.content) for request in requests for message in request.messages)
+    tokens = chars // CHARS_PER_TOKEN + more_tokens
+    return PaidCalls(
+        endpoint.model, resolved_base_url(endpoint), purpose, len(requests), tokens, is_upper_bound
+    )

@@ -1,0 +1,139 @@
+"""`list`, `show`, `verify`, `diff`: what is in the store, and where it came from."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from miniature import write_yaml
+from psychocounsel.store.store import Store
+from running import Cli, Miniature
+
+
+@pytest.fixture
+def copied_store(miniature: Miniature, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniature.store, tmp_path / "store"))
+
+
+def test_list_names_every_artifact(miniature: Miniature, cli: Cli) -> None:
+    rows = cli("list", "--store", miniature.store).out.splitlines()
+    found = Store(miniature.store).artifacts()
+    assert [row.split()[:2] for row in rows] == [[each.kind, each.ref] for each in found]
+
+
+def test_list_of_one_kind(miniature: Miniature, cli: Cli) -> None:
+    rows = cli("list", "reward-models", "--store", miniature.store).out.splitlines()
+    assert [row.split()[0] for row in rows] == ["reward-models"]
+
+
+def test_list_of_a_misspelt_kind(miniature: Miniature, cli: Cli) -> None:
+    ended = cli("list", "reward-model", "--store", miniature.store)
+    assert ended.code == 2
+    assert "did you mean 'reward-models'?" in ended.err
+
+
+def test_list_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("list", "--store", tmp_path / "none")
+    assert ended.code == 0
+    assert "no artifacts" in ended.out
+
+
+def test_show_goes_back_to_the_raw_files(miniature: Miniature, cli: Cli) -> None:
+    shown = cli("show", "verdicts/mini", "--store", miniature.store)
+    assert shown.code == 0
+    lineage = shown.out.partition("\nlineage\n")[2]
+    kinds = {"verdicts", "candidates", "policies", "reward-models", "preferences", "scores", "speeches"}
+    assert kinds | {"judgements", "base-models"} <= {line.split()[0] for line in lineage.splitlines()}
+    for raw in ("speeches.jsonl", "candidates.jsonl"):
+        digest = hashlib.sha256((miniature.recipe / raw).read_bytes()).hexdigest()
+        assert digest in lineage, raw
+
+
+def test_show_tells_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
+    shown = cli("show", "preferences/mini", "--store", miniature.store).out
+    table = next(miniature.store.glob("preferences/mini-????????/data/train-*.parquet"))
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    row = next(line for line in shown.splitlines() if digest in line)
+    assert "train-00000" in row
+    assert " 94 " in row
+
+
+def test_show_begins_with_the_notice(miniature: Miniature, cli: Cli) -> None:
+    assert cli("show", "policies/mini-dpo", "--store", miniature.store).out.startswith(
+        "! Rated by the offline"
+    )
+
+
+def test_verify_finds_every_file_sound(miniature: Miniature, cli: Cli) -> None:
+    ended = cli("verify", "reports/mini", "--store", miniature.store)
+    assert ended.code == 0
+    assert {line.split()[0] for line in ended.out.splitlines()} == {"sound"}
+
+
+def test_verify_finds_a_flipped_byte_of_an_ancestor(copied_store: Path, cli: Cli) -> None:
+    weights = next(copied_store.glob("base-models/*/model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    ended = cli("verify", "reports/mini", "--store", copied_store)
+    assert ended.code == 2
+    assert str(weights) in ended.err
+    assert "move" in ended.err
+    assert sum(line.startswith("damaged") for line in ended.out.splitlines()) == 1
+
+
+def test_diff_names_settings_and_parents(miniature: Miniature, copied_store: Path, cli: Cli) -> None:
+    changed = ["--set", "eval-winrate.bootstrap_samples=50"]
+    cli("run", miniature.recipe, "--store", copied_store, *changed)
+    old, new = [each.ref for each in Store(copied_store).artifacts("verdicts")]
+    differing = cli("diff", f"verdicts/{old}", f"verdicts/{new}", "--store", copied_store)
+    assert differing.out.splitlines() == ["bootstrap_samples: 200 -> 50"]
+    report_old, report_new = [each.ref for each in Store(copied_store).artifacts("reports")]
+    parents = cli("diff", report_old, report_new, "--store", copied_store).out
+    short = [ref.partition("@")[2] for ref in (old, new)]
+    assert parents == f"parent verdicts mini: {short[0]!r} -> {short[1]!r}\n"
+
+
+def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None:
+    ended = cli("diff", "verdicts/mini", "verdicts/mini", "--store", miniature.store)
+    assert ended.out == "no difference\n"
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("verdicts/mimi", "did you mean 'mini'?"),
+        ("mini", "write "),  # several kinds have it
+        ("mini@00000000", "no artifact answers"),
+        ("policies/mini-dpo@best", "names no best"),
+    ],
+)
+def test_references_that_answer_to_nothing(
+    miniature: Miniature, cli: Cli, command: str, ref: str, told: str
+) -> None:
+    ended = cli(command, ref, "--store", miniature.store)
+    assert ended.code == 2
+    assert told in ended.err
+
+
+def test_best_and_path_are_references(miniature: Miniature, cli: Cli) -> None:
+    best = cli("show", "policies/mini-online@best", "--store", miniature.store)
+    assert best.code == 0
+    assert best.out.partition("policies ")[2].startswith("mini-online")
+    folder = next(miniature.store.glob("policies/mini-dpo-*"))
+    assert "mini-dpo" in cli("show", folder, "--store", miniature.store).out
+
+
+def test_stage_names_the_config_that_reads_its_result(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(miniature.recipe, tmp_path / "a recipe"))
+    args = ("align", folder / "align-dpo.yaml", "--store", miniature.store)
+    assert cli(*args).out.splitlines()[-1] == (
+        f"next: psychocounsel eval-winrate '{folder}/eval-winrate.yaml' --store {miniature.store}"
+    )
+    write_yaml(folder / "eval-winrate-dpo.yaml", {})
+    assert f"'{folder}/eval-winrate-dpo.yaml'" in cli(*args).out.splitlines()[-1]
+    for path in folder.glob("eval-winrate*.yaml"):
+        path.unlink()
+    assert "next:" not in cli(*args).out

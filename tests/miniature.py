@@ -1,0 +1,151 @@
+"""A recipe so small that a test can run all of it: few sample speeches, a model of one layer.
+
+Its folder is written anew for every session, so that no shipped config can change what these tests see.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SAMPLES = Path(__file__).parents[1] / "data" / "samples"
+SPEECHES_PER_TOPIC = 4
+
+SHAPE = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "layers": 1,
+    "attention_heads": 4,
+    "key_value_heads": 2,
+    "max_positions": 1024,
+}
+OPTIMISATION = {
+    "learning_rate": 1.0e-3,
+    "global_batch_size": 8,
+    "per_device_batch_size": 4,
+    "precision": "fp32",
+    "save_every_steps": 1000,
+}
+LENGTH = {"max_length_tokens": 1024}
+SAMPLING = {"temperature": 1.0, "max_new_tokens": 24, "batch_size": 64}
+
+
+def corpus(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "mini",
+        "speeches": [
+            {
+                "path": str(folder / "speeches.jsonl"),
+                "columns": {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"},
+                "licence": "cc-by-4.0",
+                "data_class": "public",
+            }
+        ],
+        "candidates": [
+            {
+                "path": str(folder / "candidates.jsonl"),
+                "columns": {"text": "text", "author": "author", "speech_key": "speech"},
+            }
+        ],
+        "split": {"test_share": 0.25, "dev_share": 0.15},
+    }
+
+
+def responder(author: str, model: str) -> dict[str, Any]:
+    return {"author": author, "model": model, "sampling": SAMPLING}
+
+
+def configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the content of every config, by file name without its ending."""
+    online = {
+        "speeches": "mini",
+        "reward_model": "mini",
+        "rounds": 2,
+        "steps_per_round": 2,
+        "speeches_per_round": 8,
+        "candidates_per_speech": 3,
+        "unfinished": "penalise",
+        "sampling": SAMPLING,
+    }
+    shared = {"optimisation": OPTIMISATION, "length": LENGTH}
+    return {
+        "corpus": corpus(folder),
+        "make-base-model": {
+            "name": "mini-base",
+            "corpus": "corpus.yaml",
+            "shape": SHAPE,
+            "warm_up": {"epochs": 1, "batch_size": 16, "max_length_tokens": 1024},
+        },
+        "build-preferences": {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}},
+        "train-reward": {
+            "name": "mini",
+            "base_model": "mini-base",
+            "preferences": "mini",
+            "epochs": 1,
+            **shared,
+        },
+        "align-dpo": {
+            "name": "mini-dpo",
+            "mode": "dpo",
+            "policy": "mini-base",
+            "preferences": "mini",
+            "max_steps": 3,
+            **shared,
+        },
+        "align": {"name": "mini-online", "mode": "online", "policy": "mini-base", "online": online, **shared},
+        "eval-winrate": {
+            "name": "mini",
+            "speeches": "mini",
+            "split": "test",
+            "policy": responder("online", "mini-online"),
+            "reference": responder("base", "mini-base"),
+            "bootstrap_samples": 200,
+        },
+        "report": {"name": "mini", "artifacts": ["reward-models/mini", "verdicts/mini"], "examples": 2},
+    }
+
+
+STEPS = (
+    ("make-base-model", "make-base-model"),
+    ("build-preferences", "build-preferences"),
+    ("train-reward", "train-reward"),
+    ("align", "align-dpo"),
+    ("align", "align"),
+    ("eval-winrate", "eval-winrate"),
+    ("report", "report"),
+)
+
+
+def write_recipe(folder: Path) -> Path:
+    """Write the raw files, the configs and `recipe.yaml`; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples(folder)
+    for name, content in configs(folder).items():
+        write_yaml(folder / f"{name}.yaml", content)
+    steps = [{"stage": stage, "config": f"{name}.yaml"} for stage, name in STEPS]
+    write_yaml(folder / "recipe.yaml", {"description": "all of it, tiny", "steps": steps})
+    return folder
+
+
+def write_samples(folder: Path) -> None:
+    """Write the first sample speeches of every topic and the responses to them."""
+    speeches = rows(SAMPLES / "speeches.jsonl")
+    kept = [row for row in speeches if int(row["key"].rpartition("-")[2]) <= SPEECHES_PER_TOPIC]
+    keys = {row["key"] for row in kept}
+    answers = [row for row in rows(SAMPLES / "candidates.jsonl") if row["speech"] in keys]
+    write_rows(folder / "speeches.jsonl", kept)
+    write_rows(folder / "candidates.jsonl", answers)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_rows(path: Path, content: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

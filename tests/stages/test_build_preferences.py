@@ -1,0 +1,348 @@
+"""Speeches -> pairs through the command line: wrong inputs, failing judges, kills."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from chat_server import ChatServer, Reply, answer_by_schema, error_fault
+
+from miniature import rows, write_recipe, write_rows, write_yaml
+from psychocounsel.store.store import Store
+from running import Cli, Ended, Miniature, Warm
+
+KEY = "sk-planted-4711-secret"
+ENDPOINT = {"model": "scripted-judge-2025-01-01", "base_url": "http://127.0.0.1:9/v1", "concurrency": 4}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe")
+
+
+def config_with(recipe: Path, **changes: Any) -> Path:
+    path = recipe / "changed.yaml"
+    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, **changes}
+    write_yaml(path, content)
+    return path
+
+
+def endpoint_judge(base_url: str, **changes: Any) -> dict[str, Any]:
+    endpoint = {**ENDPOINT, "base_url": base_url, "max_attempts": 1}
+    return {"backend": "endpoint", "endpoint": endpoint, **changes}
+
+
+def build(cli: Cli, config: Path, *more: str) -> Ended:
+    return cli("build-preferences", config, "--store", config.parent.parent / "store", *more)
+
+
+def pairs_files(store: Path) -> dict[str, bytes]:
+    folder = next((store / "preferences").glob("mini-*"))
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("data/*.parquet"))}
+
+
+def is_the_users_error(ended: Ended, *told: str) -> None:
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+    for each in told:
+        assert each in ended.err, ended.err
+
+
+class TestConfigs:
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            (
+                "name: mini\ncorpus: corpus.yaml\npairng: {}\n",
+                ["line 3", "unknown key", "did you mean 'pairing'"],
+            ),
+            ("name: mini\ncorpus: corpus.yaml\nseed: '3'\n", ["line 3", "seed", "without quotes"]),
+            ("name: mini\ncorpus: corpus.yaml\njudge: [\n", ["not valid YAML", "changed.yaml line"]),
+            ("name: mini\ncorpus: corpus.yaml\nname: mini\n", ["line 3", "stands twice"]),
+            ("name: mini\ncorpus: corpsu.yaml\n", ["corpsu.yaml", "did you mean", "corpus.yaml"]),
+            ("name: mini\n", ["corpus", "is missing"]),
+            ("", ["holds no keys"]),
+        ],
+    )
+    def test_faults_say_what_where_and_how_to_mend(
+        self, recipe: Path, cli: Cli, text: str, told: list[str]
+    ) -> None:
+        path = recipe / "changed.yaml"
+        path.write_text(text, encoding="utf-8")
+        is_the_users_error(build(cli, path), *told)
+
+    def test_missing_config(self, recipe: Path, cli: Cli) -> None:
+        is_the_users_error(
+            build(cli, recipe / "build-preference.yaml"),
+            "no such file",
+            "did you mean",
+            "build-preferences.yaml",
+        )
+
+
+class TestSources:
+    def test_missing_file(self, recipe: Path, cli: Cli) -> None:
+        (recipe / "speeches.jsonl").unlink()
+        is_the_users_error(
+            build(cli, config_with(recipe)), "speeches.jsonl", "no such file", "check the path"
+        )
+
+    def test_empty_file(self, recipe: Path, cli: Cli) -> None:
+        (recipe / "candidates.jsonl").write_bytes(b"")
+        is_the_users_error(build(cli, config_with(recipe)), "candidates.jsonl", "is empty")
+
+    def test_wrong_column(self, recipe: Path, cli: Cli) -> None:
+        ended = build(cli, config_with(recipe), "--set", "corpus.speeches.0.columns.text=txt")
+        is_the_users_error(
+            ended, "speeches.jsonl line 1", "no column 'txt'", "set columns to one of: key, topic"
+        )
+
+    @pytest.mark.parametrize("text", ["nul \\u0000 inside", "lone \\ud800 surrogate"])
+    def test_text_that_no_table_holds(self, recipe: Path, cli: Cli, text: str) -> None:
+        path = recipe / "candidates.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")
+        row = json.loads(lines[6])
+        lines[6] = json.dumps({**row, "text": "TEXT"}).replace("TEXT", text)
+        path.write_text("\n".join(lines), encoding="utf-8")
+        is_the_users_error(build(cli, config_with(recipe)), "candidates.jsonl line 7")
+
+    def test_nobody_answers(self, recipe: Path, cli: Cli) -> None:
+        ended = build(cli, config_with(recipe), "--set", "corpus.candidates=[]")
+        is_the_users_error(ended, "nobody answers the speeches", "a pool")
+
+
+class TestWhatIsLeft:
+    def test_speech_with_one_candidate_is_counted(self, recipe: Path, cli: Cli) -> None:
+        path = recipe / "candidates.jsonl"
+        content = rows(path)
+        alone = content[0]["speech"]
+        write_rows(path, [content[0], *(row for row in content if row["speech"] != alone)])
+        ended = build(cli, config_with(recipe))
+        assert ended.code == 0
+        assert "1 speech_with_one_candidate" in ended.out
+
+    def test_all_scores_equal(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(same_ratings) as server:
+            ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
+        assert ended.code == 4
+        assert "no pair is left in train" in ended.err
+        assert "'equal_scores': 114" in ended.err
+        assert "lower pairing.min_gap" in ended.err
+
+    def test_empty_split(self, recipe: Path, cli: Cli) -> None:
+        ended = build(cli, config_with(recipe, pairing={"min_gap": 4.0}))
+        assert ended.code == 4
+        assert "no pair is left in train" in ended.err
+        assert "Traceback" not in ended.err
+
+
+class TestPrivacy:
+    REMOTE = "https://judge.invalid/v1"
+
+    def test_restricted_text_stays_here(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        config = config_with(recipe, judge=endpoint_judge(self.REMOTE))
+        restricted = ["--set", "corpus.speeches.0.data_class=restricted"]
+        for more in (restricted, [*restricted, "--dry-run"]):
+            is_the_users_error(build(cli, config, *more), "speeches.jsonl", self.REMOTE, "de-identify it")
+
+    def test_name_that_begins_like_this_machine_is_remote(self, recipe: Path, cli: Cli) -> None:
+        config = config_with(recipe, judge=endpoint_judge("https://127.0.0.1.judge.invalid/v1"))
+        ended = build(cli, config, "--set", "corpus.speeches.0.data_class=restricted")
+        is_the_users_error(ended, "must not be sent")
+
+    def test_restricted_text_may_go_to_this_machine(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer() as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url))
+            assert build(cli, config, "--set", "corpus.speeches.0.data_class=restricted").code == 0
+
+    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    def test_offline_opens_no_connection(
+        self,
+        recipe: Path,
+        cli: Cli,
+        no_way_out: list[object],
+        monkeypatch: pytest.MonkeyPatch,
+        more: list[str],
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        config = config_with(recipe, judge=endpoint_judge(self.REMOTE))
+        ended = build(cli, config, "--offline", *more)
+        is_the_users_error(ended, "offline", self.REMOTE, "drop --offline")
+        assert no_way_out == []
+        assert not (recipe.parent / "store").exists()
+
+    def test_offline_with_the_offline_judge(self, recipe: Path, cli: Cli, no_way_out: list[object]) -> None:
+        assert build(cli, config_with(recipe), "--offline").code == 0
+        assert no_way_out == []
+
+    def test_offline_may_ask_this_machine(self, recipe: Path, cli: Cli, no_way_out: list[object]) -> None:
+        with ChatServer() as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url))
+            assert build(cli, config, "--offline").code == 0
+        assert no_way_out == []
+
+    def test_missing_key_is_told_before_anything_is_read(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MY_KEY", raising=False)
+        judge = endpoint_judge(self.REMOTE)
+        judge["endpoint"]["api_key_env"] = "MY_KEY"
+        ended = build(cli, config_with(recipe, judge=judge))
+        is_the_users_error(ended, "MY_KEY", "holds no API key", "export MY_KEY=")
+        assert not (recipe.parent / "store" / "speeches").exists()
+
+    def test_planted_key_is_written_nowhere(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        with ChatServer() as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url))
+            done = build(cli, config)
+            server.script = lambda request, number: error_fault(401, f"Incorrect API key provided: {KEY}")
+            refused = build(cli, config, "--set", "judge.temperature=0.5")
+            assert server.received[0].authorization == f"Bearer {KEY}"
+        assert (done.code, refused.code) == (0, 2)
+        assert KEY not in "".join((*done[1:], *refused[1:]))
+        written = [path for path in (recipe.parent / "store").rglob("*") if path.is_file()]
+        assert len(written) > 10
+        assert not [path for path in written if KEY.encode() in path.read_bytes()]
+
+
+class TestFailingJudge:
+    def test_failed_replies_are_asked_again_and_valid_ones_never(self, recipe: Path, cli: Cli) -> None:
+        def refuse_every_eighth(request: Mapping[str, Any], number: int) -> Reply:
+            if number % 8 == 0:
+                return Reply(None, refusal="I would rather not.")
+            return answer_by_schema(request, number)
+
+        with ChatServer(refuse_every_eighth) as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url, max_missing_share=0.05))
+            first = build(cli, config)
+            assert first.code == 4
+            assert "16 of 128 judgements failed ({'refusal': 16})" in first.err
+            assert "run the same command" in first.err
+            refused = {each.prompt for each in server.received[::8]}
+            asked = server.count
+            server.script = answer_by_schema
+            second = build(cli, config)
+            assert second.code == 0
+            assert {each.prompt for each in server.received[asked:]} == refused
+            assert server.count == asked + len(refused) == 128 + 16
+            assert build(cli, config).code == 0
+            assert server.count == 128 + 16
+
+    def test_few_failures_are_left_out_and_told(self, recipe: Path, cli: Cli) -> None:
+        def garble_once(request: Mapping[str, Any], number: int) -> Reply:
+            return Reply("Five stars!") if number == 3 else answer_by_schema(request, number)
+
+        with ChatServer(garble_once) as server:
+            ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
+        assert ended.code == 0
+        assert "judgements: 128; 127 valid, 1 invalid" in ended.out
+
+
+class TestCosts:
+    def test_calls_are_counted_down_as_the_journal_fills(self, recipe: Path, cli: Cli) -> None:
+        def refuse_some(request: Mapping[str, Any], number: int) -> Reply:
+            return Reply(None, refusal="No.") if number < 20 else answer_by_schema(request, number)
+
+        with ChatServer(refuse_some) as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url))
+            before = build(cli, config, "--dry-run")
+            assert not (recipe.parent / "store").exists()
+            assert ": 128 calls, about " in before.out
+            assert server.count == 0
+            build(cli, config)
+            between = build(cli, config, "--dry-run")
+            assert ": 20 calls, about " in between.out
+            server.script = answer_by_schema
+            build(cli, config)
+            assert "calls" not in build(cli, config, "--dry-run").out
+        assert server.count == 128 + 20
+
+    def test_answers_still_to_be_given_make_an_upper_bound(self, recipe: Path, cli: Cli) -> None:
+        judge = endpoint_judge("http://127.0.0.1:9/v1")
+        asked = {"author": "asked", "endpoint": ENDPOINT, "sampling": {"max_new_tokens": 50}}
+        config = config_with(recipe, judge=judge, pool={"responders": [asked], "per_speech": 1})
+        paid = [line for line in build(cli, config, "--dry-run").out.splitlines() if line.startswith("paid:")]
+        assert "answers of asked" in paid[0]
+        assert ": 32 calls, about " in paid[0]
+        assert "rating answers" in paid[1]
+        assert "at most 160 calls" in paid[1]  # 128 ready answers and one to each of 32 speeches
+
+    def test_offline_judge_costs_nothing(self, recipe: Path, cli: Cli) -> None:
+        assert "paid:" not in build(cli, config_with(recipe), "--dry-run").out
+
+
+class Counting(NamedTuple):
+    """A server in a process of its own that counts what it was asked."""
+
+    base_url: str
+    count: Callable[[], int]
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[Counting]:
+    port, count = tmp_path / "port", tmp_path / "count"
+    count.write_text("0", encoding="utf-8")
+    script = Path(__file__).parents[1] / "servers" / "chat_server.py"
+    command = [sys.executable, str(script), "--port-file", str(port), "--count-file", str(count)]
+    with subprocess.Popen([*command, "--delay-seconds", "0.01"]) as server:
+        await_until(port.exists)
+        yield Counting(f"http://127.0.0.1:{port.read_text()}/v1", lambda: int(count.read_text() or "0"))
+        server.kill()
+
+
+def await_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.002)
+
+
+KILLS_WHILE_JUDGING = 6
+
+
+def test_killed_anywhere_the_pairs_are_the_same_and_little_is_asked_twice(
+    miniature: Miniature, warm: Warm, counting: Counting, tmp_path: Path
+) -> None:
+    config = config_with(write_recipe(tmp_path / "recipe"), judge=endpoint_judge(counting.base_url))
+    items, concurrency = 128, int(ENDPOINT["concurrency"])
+    whole, store = tmp_path / "whole", tmp_path / "killed"
+    assert warm.run("build-preferences", config, "--store", whole).code == 0
+    assert counting.count() == items
+    drawn = random.Random(7)  # noqa: S311, a test's instants are no secret
+    targets = sorted(drawn.sample(range(items + 1, 2 * items - concurrency), KILLS_WHILE_JUDGING))
+    instants: list[Callable[[], bool]] = [
+        lambda: any(store.glob("speeches/*")),
+        *(lambda target=target: counting.count() >= target for target in targets),
+        lambda: any(store.glob("judgements/*/manifest.json")),
+    ]
+    for instant in instants:
+        run = warm.start("build-preferences", config, "--store", store)
+        await_until(instant)
+        run.send(signal.SIGKILL)
+        assert run.wait().code in (-9, 0)
+    assert warm.run("build-preferences", config, "--store", store).code == 0
+    assert counting.count() <= 2 * items + KILLS_WHILE_JUDGING * concurrency
+    assert pairs_files(store) == pairs_files(whole)
+    assert len(pairs_files(store)) == 3
+    assert [each.id for each in Store(store).artifacts("preferences")] == [
+        each.id for each in Store(whole).artifacts("preferences")
+    ]
+
+
+def same_ratings(request: Mapping[str, Any], number: int) -> Reply:
+    reply = json.loads(answer_by_schema(request, number).text or "")
+    reply["ratings"] = dict.fromkeys(reply["ratings"], 3)
+    return Reply(json.dumps(reply))

@@ -1,0 +1,62 @@
+"""A process that forks runs of the command line, to be signalled or waited for: imports are paid once.
+
+Reads one JSON line per run, writes the pid of the fork, then (when it ends, however) its wait status.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+
+import openai  # noqa: F401
+
+import psychocounsel.stages.align
+import psychocounsel.stages.build_preferences
+import psychocounsel.stages.eval_winrate
+import psychocounsel.stages.make_base_model
+import psychocounsel.stages.make_report
+import psychocounsel.stages.train_reward
+import psychocounsel.training.dpo
+import psychocounsel.training.reward
+import psychocounsel.training.sampling
+import psychocounsel.training.tiny_llama  # noqa: F401
+from psychocounsel.cli.app import main
+
+
+def run(order):
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+    os.environ.update(order["env"])
+    sys.argv = ["psychocounsel", *order["argv"]]
+    try:
+        main()
+    except SystemExit as ending:
+        return ending.code or 0
+    except Exception:  # noqa: BLE001, for a fault of ours must reach the test as a traceback
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve():
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = run(order)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        tell(pid)
+        tell(os.waitpid(pid, 0)[1])
+
+
+def tell(number):
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
