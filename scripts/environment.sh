@@ -68,7 +68,7 @@ prepare() {
     if is_installed "$what" "${files[@]}"; then
         return
     fi
-    say "installing $(grep -c '==' "$pins") pinned packages of ${pins##*/} into .venv: one to three minutes, most of it torch"
+    say "installing $(cat -- "${files[@]}" | grep -c '==') pinned packages of ${pins##*/} into .venv: one to three minutes, most of it torch"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$pins"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
     # The stamps come last: an installation that was cut off is done again.

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from psychocounsel.errors import ExitCode
-from psychocounsel.interrupts import stop_requests
+from psychocounsel.errors import ExitCode, Preempted
+from psychocounsel.interrupts import go_on, stop_requests, stoppable
 
 LOOP = """
 import time
@@ -71,3 +71,19 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     thread.join(timeout=5)
     assert seen == [False]
     assert signal.getsignal(signal.SIGTERM) is earlier
+
+
+def test_go_on_until_asked_to_stop() -> None:
+    go_on(lambda: False, "here")
+    with pytest.raises(Preempted, match="here: stopped as asked") as caught:
+        go_on(lambda: True, "here")
+    assert caught.value.exit_code == ExitCode.PREEMPTED
+
+
+def test_stoppable_reports_first_and_lets_the_last_step_finish() -> None:
+    told: list[tuple[int, int]] = []
+    report = stoppable(lambda done, total: told.append((done, total)), lambda: True, "here")
+    with pytest.raises(Preempted):
+        report(1, 2)
+    report(2, 2)
+    assert told == [(1, 2), (2, 2)]

@@ -134,7 +134,7 @@ class RewardModel:
     std: float
 
     def normalise(self, raw: float) -> float:
-        """Return `(raw - mean) / std`, as the released reward model does (PAPER: Reward model)."""
+        """Return `(raw - mean) / std`, as the released reward model does (arXiv 2502.19731)."""
         return (raw - self.mean) / self.std
 
 

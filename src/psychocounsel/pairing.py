@@ -39,7 +39,7 @@ ScoredSpeech = tuple[Speech, Sequence[ScoredCandidate]]
 
 
 def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingConfig, principles: int) -> Pairing:
-    """Pair all responses of a speech whose scores lie at least `min_gap` apart (PAPER: Pairs, train).
+    """Pair all responses of a speech whose scores lie at least `min_gap` apart (arXiv 2502.19731).
 
     Args:
         scored: each speech with its candidates; a score is the integer sum of the ratings.
@@ -66,7 +66,7 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingConfig, principles:
 
 
 def pair_extremes(scored: Iterable[ScoredSpeech], drop_safety_inverted: bool) -> Pairing:
-    """Pair the highest-scored response of each speech with the lowest (PAPER: Pairs, test; Policy, online).
+    """Pair the highest-scored response of each speech with the lowest (arXiv 2502.19731).
 
     Among equal scores the hash of the candidate decides, so that position never does. When all scores are
     equal there is no pair.

@@ -1,7 +1,7 @@
 """Policy + speeches + reward model -> pairs: one round of online DPO, each step an artifact of its own.
 
 The policy answers drawn speeches several times, the reward model ranks the answers, the highest against the
-lowest becomes a pair (PAPER: Policy, online).
+lowest becomes a pair (arXiv 2502.19731).
 """
 
 import statistics

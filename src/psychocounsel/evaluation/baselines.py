@@ -15,7 +15,7 @@ from psychocounsel.evaluation.reward_metrics import correctness
 from psychocounsel.evaluation.words import words
 
 SAME_TIER_GAP = Fraction(1, 4)
-"""Authors whose means in train differ by less, in points of the rating scale, are of one tier (PAPER)."""
+"""Authors whose means in train differ by less, in points of the rating scale, are of one tier."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A pair has no natural order, so it is looked at in both: "is the first preferred?" is asked once with the
 chosen response first (margin m, truth 1) and once with the rejected first (margin -m, truth 0). The model's
-answer is p = sigmoid(m), its Bradley-Terry probability (PAPER: Reward model), where m is r(chosen) -
+answer is p = sigmoid(m), its Bradley-Terry probability (arXiv 2502.19731), where m is r(chosen) -
 r(rejected) on the raw scale.
 """
 

@@ -2,7 +2,7 @@
 
 Every round's candidates, scores, pairs and policy are artifacts of their own, so a killed run goes on at the
 round, and within it at the checkpoint, where it was. The reference stays the initial policy throughout
-(PAPER: Policy).
+(arXiv 2502.19731).
 """
 
 from collections.abc import Callable, Sequence

@@ -179,7 +179,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
     draft.write_metrics(
         {
             "judged": len(judgements),
-            "status": dict(Counter(each.status.value for each in judgements)),
+            "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
             "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
             "histograms": _histograms(judgements, principles),
         }

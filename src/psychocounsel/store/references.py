@@ -83,7 +83,12 @@ def _of_kind(found: Artifact | Plan, kind: Kind | None, ref: str) -> Artifact | 
 
 
 def _best(store: Store, named: Artifact | Plan) -> Artifact | Plan:
-    best = named.manifest["notes"].get("best") if isinstance(named, Artifact) else None
+    if isinstance(named, Plan):
+        raise ConfigError(
+            f"which one is the best of {named.kind} {named.name} is known once it is made",
+            remedy="run the stage that makes it first; a dry run cannot tell",
+        )
+    best = named.manifest["notes"].get("best")
     if best is None:
         raise ConfigError(
             f"{named.kind} {named.ref} names no best", remedy=f"write {named.ref} for the artifact itself"

@@ -54,7 +54,7 @@ class Exchange(NamedTuple):
 
 
 class BradleyTerryTrainer(CarefulTrainer, RewardTrainer):
-    """trl's trainer; the loss is `-log sigmoid(r(x, chosen) - r(x, rejected))` (PAPER: Reward model)."""
+    """trl's trainer; the loss is `-log sigmoid(r(x, chosen) - r(x, rejected))` (arXiv 2502.19731)."""
 
 
 class PooledTokenCollator(DataCollatorForPreference):
@@ -200,7 +200,7 @@ class RewardScorer:
         return [scores[place] for place in range(len(ids))]
 
     def normalised(self, exchanges: Sequence[Exchange], batch_size: int) -> list[float]:
-        """Return `(raw - mean) / std` for each exchange (PAPER: Reward model)."""
+        """Return `(raw - mean) / std` for each exchange (arXiv 2502.19731)."""
         return [self.scale.normalise(score) for score in self.raw(exchanges, batch_size)]
 
     def response_tokens(self, exchanges: Sequence[Exchange]) -> list[int]:

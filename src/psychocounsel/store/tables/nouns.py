@@ -219,7 +219,7 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
 def pairs_schema(principles: Sequence[str]) -> pa.Schema:
     """Return the released columns of a preference dataset followed by ours.
 
-    The first columns are those of the released data set (PAPER: Released schema).
+    The first columns are those of the released data set (arXiv 2502.19731).
     """
     released = [("ID", pa.string()), ("prefID", pa.int64())]
     texts = ["question", "chosen", "rejected", "chosen_model", "rejected_model"]

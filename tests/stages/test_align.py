@@ -1,0 +1,178 @@
+"""Policies in the store: stopped training goes on to the same weights; online rounds keep their order."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.store import Store
+from running import Ended, Miniature, Warm, WarmRun
+
+SAVING = ["--set", "optimisation.save_every_steps=2", "--set", "seed=1"]
+
+
+@pytest.fixture
+def store(miniature: Miniature, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniature.store, tmp_path / "store"))
+
+
+def await_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.002)
+
+
+def named(store: Path, kind: str, name: str) -> Artifact:
+    return [each for each in Store(store).artifacts() if (each.kind, each.name) == (kind, name)][-1]
+
+
+def weights(artifact: Artifact) -> bytes:
+    return artifact.file("model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    miniature: Miniature, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Artifact, Artifact]:
+    """A policy and a reward model of some more steps, trained in one go."""
+    store = Path(shutil.copytree(miniature.store, tmp_path_factory.mktemp("whole") / "store"))
+    for command, config in COMMANDS.values():
+        ended = warm.run(command, miniature.recipe / f"{config}.yaml", "--store", store, *more_steps(command))
+        assert ended.code == 0, ended.err
+    return named(store, "policies", "mini-dpo"), named(store, "reward-models", "mini")
+
+
+COMMANDS = {"policies": ("align", "align-dpo"), "reward-models": ("train-reward", "train-reward")}
+
+
+def more_steps(command: str) -> list[str]:
+    return [*SAVING, *(["--set", "max_steps=12"] if command == "align" else [])]
+
+
+def start(warm: Warm, miniature: Miniature, store: Path, kind: str) -> WarmRun:
+    command, config = COMMANDS[kind]
+    return warm.start(command, miniature.recipe / f"{config}.yaml", "--store", store, *more_steps(command))
+
+
+def stop_in_training(run: WarmRun, store: Path, kind: str, *signals: signal.Signals) -> Ended:
+    await_until(lambda: any(store.glob(f"{kind}/*/work/checkpoint-2")))
+    for each in signals:
+        run.send(each)
+    return run.wait()
+
+
+@pytest.mark.parametrize(("kind", "signum"), [("policies", signal.SIGTERM), ("reward-models", signal.SIGINT)])
+def test_stopped_training_goes_on_to_the_same_weights(
+    miniature: Miniature,
+    warm: Warm,
+    store: Path,
+    uninterrupted: tuple[Artifact, Artifact],
+    kind: str,
+    signum: signal.Signals,
+) -> None:
+    whole = uninterrupted[kind == "reward-models"]
+    stopped = stop_in_training(start(warm, miniature, store, kind), store, kind, signum)
+    assert stopped.code == 75, stopped.err
+    assert f"{signum.name}: saving after the present step" in stopped.err
+    assert "stopped after step" in stopped.err
+    assert "run the same command again" in stopped.err
+    assert whole.id not in {each.id for each in Store(store).artifacts()}
+    finished = start(warm, miniature, store, kind).wait()
+    assert finished.code == 0, finished.err
+    assert "going on where it was left" in finished.err
+    again = named(store, kind, whole.name)
+    assert again.id == whole.id
+    assert weights(again) == weights(whole)
+    assert not again.file("work").exists()
+
+
+def test_second_signal_ends_at_once(miniature: Miniature, warm: Warm, store: Path) -> None:
+    run = start(warm, miniature, store, "policies")
+    ended = stop_in_training(run, store, "policies", signal.SIGINT, signal.SIGTERM)
+    assert ended.code == 75
+    assert "stopped after step" not in ended.err
+
+
+def test_every_round_has_its_artifacts(miniature: Miniature) -> None:
+    found = [(each.kind, each.name) for each in Store(miniature.store).artifacts()]
+    for name in ("mini-online-round-01", "mini-online-round-02"):
+        assert {kind for kind, each in found if each == name} >= {"candidates", "scores", "preferences"}
+    assert ("policies", "mini-online-round-01") in found
+    assert ("policies", "mini-online") in found
+
+
+def test_reference_stays_the_initial_policy_and_seeds_differ(miniature: Miniature) -> None:
+    first, last = (named(miniature.store, "policies", f"mini-online{end}") for end in ("-round-01", ""))
+    base = named(miniature.store, "base-models", "mini-base")
+    for policy in (first, last):
+        assert policy.parent("initial policy").id == base.id
+    assert first.parent("previous policy").id == base.id
+    assert last.parent("previous policy").id == first.id
+    assert first.manifest["settings"]["seed"] != last.manifest["settings"]["seed"]
+    assert weights(first) != weights(last)
+    drawn = [named(miniature.store, "candidates", f"mini-online-round-0{number}") for number in (1, 2)]
+    assert drawn[0].manifest["settings"]["seed"] != drawn[1].manifest["settings"]["seed"]
+
+
+def test_training_begins_at_ln_2_in_every_round_that_starts_from_the_reference(miniature: Miniature) -> None:
+    first = named(miniature.store, "policies", "mini-online-round-01").metrics["training"]["history"]
+    second = named(miniature.store, "policies", "mini-online").metrics["training"]["history"]
+    assert first[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert second[0]["loss"] != pytest.approx(0.693147, abs=1e-5)  # the policy has left the reference
+
+
+def test_best_names_the_round_with_the_highest_dev_reward(miniature: Miniature) -> None:
+    last = named(miniature.store, "policies", "mini-online")
+    rewards = [each["dev"]["reward"]["mean"] for each in last.metrics["rounds"]]
+    expected = "mini-online-round-01" if rewards[0] > rewards[1] else "mini-online"
+    assert last.manifest["notes"]["best"]["name"] == expected
+
+
+def test_killed_between_rounds_goes_on_without_redoing(miniature: Miniature, warm: Warm, store: Path) -> None:
+    for kind in ("policies", "candidates", "scores", "preferences", "verdicts", "reports"):
+        for folder in store.glob(f"{kind}/mini-online*"):
+            shutil.rmtree(folder)
+    config = miniature.recipe / "align.yaml"
+    run = warm.start("align", config, "--store", store)
+    await_until(lambda: any(store.glob("policies/mini-online-round-01-*/manifest.json")))
+    run.send(signal.SIGKILL)
+    assert run.wait().code == -signal.SIGKILL
+    kept = {path: path.read_bytes() for path in store.glob("*/mini-online-round-01-*/manifest.json")}
+    assert len(kept) == 4
+    finished = warm.run("align", config, "--store", store)
+    assert finished.code == 0, finished.err
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert finished.err.count("aligning ") == 1
+    again, whole = (named(each, "policies", "mini-online") for each in (store, miniature.store))
+    assert again.id == whole.id
+    assert weights(again) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("policy=mini-bas", "did you mean 'mini-base'?"),
+        ("preferences=mimi", "did you mean 'mini'?"),
+        ("mode=online", "mode: online needs an online block"),
+    ],
+)
+def test_references_to_nothing(miniature: Miniature, warm: Warm, override: str, told: str) -> None:
+    config = miniature.recipe / "align-dpo.yaml"
+    ended = warm.run("align", config, "--store", miniature.store, "--set", override)
+    assert ended.code == 2
+    assert told in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_missing_reward_model(miniature: Miniature, warm: Warm, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(miniature.store, tmp_path / "store"))
+    shutil.rmtree(store / "reward-models")
+    ended = warm.run("align", miniature.recipe / "align.yaml", "--store", store)
+    assert ended.code == 2
+    assert "no reward-models answers to 'mini'" in ended.err
+    assert "run the stage that makes it first" in ended.err

@@ -1,0 +1,212 @@
+"""Win rates through the command line, by judges whose verdicts are known beforehand."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Reply, Script, answer_by_schema
+
+from miniature import write_rows
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import read_candidates, read_speeches
+from running import Cli, Ended, Miniature
+
+
+@pytest.fixture
+def store(miniature: Miniature, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniature.store, tmp_path / "store"))
+
+
+def evaluate(cli: Cli, miniature: Miniature, store: Path, *overrides: str) -> Ended:
+    sets = [word for override in overrides for word in ("--set", override)]
+    return cli("eval-winrate", miniature.recipe / "eval-winrate.yaml", "--store", store, *sets)
+
+
+def judged_by(server: ChatServer) -> list[str]:
+    return [
+        "judge.backend=endpoint",
+        "judge.endpoint.model=scripted-judge-2025-01-01",
+        f"judge.endpoint.base_url={server.base_url}",
+        "judge.endpoint.max_attempts=1",
+    ]
+
+
+def newest(store: Path) -> Artifact:
+    return Store(store).artifacts("verdicts")[-1]
+
+
+def says(reply: Reply, side: str) -> Reply:
+    told = json.loads(reply.text or "")
+    return Reply(json.dumps({**told, "winners": dict.fromkeys(told["winners"], side)}))
+
+
+def always_first(request: Mapping[str, Any], number: int) -> Reply:
+    return says(answer_by_schema(request, number), "A")
+
+
+def oracle_for(texts: set[str]) -> Script:
+    """Return a judge that prefers whichever of the two answers is in `texts`."""
+
+    def judge(request: Mapping[str, Any], number: int) -> Reply:
+        found = re.search(r'^\{"item_id".*$', request["messages"][-1]["content"], re.MULTILINE)
+        assert found is not None
+        side = "A" if json.loads(found.group())["response_A"] in texts else "B"
+        return says(answer_by_schema(request, number), side)
+
+    return judge
+
+
+def answers(store: Path, role: str) -> dict[str, str]:
+    """Return a side's answers by speech."""
+    artifact = next(each for each in Store(store).artifacts("candidates") if each.name == f"mini-{role}")
+    return {each.speech_id: each.text for each in read_candidates(artifact)}
+
+
+def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli, store: Path) -> None:
+    with ChatServer(always_first) as server:
+        ended = evaluate(cli, miniature, store, *judged_by(server))
+        assert ended.code == 0, ended.err
+        assert server.count == 16
+    metrics = newest(store).metrics
+    assert metrics["win_rate"]["estimate"] == 0.5
+    assert metrics["flip_rate"]["estimate"] == 1.0
+    assert (metrics["wins"], metrics["ties"], metrics["losses"]) == (0, 8, 0)
+    assert "win rate 50.0%" in ended.out
+
+
+@pytest.mark.parametrize(("preferred", "rate"), [("policy", 1.0), ("reference", 0.0)])
+def test_oracle_is_heard_in_both_orders(
+    miniature: Miniature, cli: Cli, store: Path, preferred: str, rate: float
+) -> None:
+    with ChatServer(oracle_for(set(answers(store, preferred).values()))) as server:
+        assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
+    metrics = newest(store).metrics
+    assert metrics["win_rate"]["estimate"] == rate
+    assert metrics["flip_rate"]["estimate"] == 0.0
+    assert len(metrics["win_rate_by_criterion"]) >= 7
+    assert {each["estimate"] for each in metrics["win_rate_by_criterion"].values()} == {rate}
+
+
+def test_swapping_the_sides_gives_one_minus(miniature: Miniature, cli: Cli, store: Path) -> None:
+    policy, reference = (answers(store, role) for role in ("policy", "reference"))
+    better = {*list(policy.values())[:3], *list(reference.values())[3:]}
+    swapped = ["policy.author=base", "policy.model=mini-base"]
+    swapped += ["reference.author=online", "reference.model=mini-online"]
+    with ChatServer(oracle_for(better)) as server:
+        for overrides, expected in (([], 3 / 8), (swapped, 5 / 8)):
+            assert evaluate(cli, miniature, store, *judged_by(server), *overrides).code == 0
+            assert newest(store).metrics["win_rate"]["estimate"] == expected
+        assert server.count == 16  # the same questions, asked once
+
+
+def test_judge_of_the_labels_family_is_named(miniature: Miniature, cli: Cli, store: Path) -> None:
+    judges = newest(store).metrics["judges"]
+    assert judges == {"labels": ["offline"], "evaluation": "offline", "same_family": True}
+    with ChatServer(always_first) as server:
+        ended = evaluate(cli, miniature, store, *judged_by(server))
+        assert newest(store).metrics["judges"]["same_family"] is False
+        assert "of the family" not in ended.out
+        told = evaluate(cli, miniature, store, *judged_by(server), "labelled_by=scripted-judge-2024-01-01")
+    assert newest(store).metrics["judges"] == {
+        "labels": ["offline", "scripted-judge-2024-01-01"],
+        "evaluation": "scripted-judge-2025-01-01",
+        "same_family": True,
+    }
+    assert "of the family that rated" in told.out
+
+
+def test_file_of_responses_is_a_reference(
+    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
+) -> None:
+    speeches = read_speeches(Store(store).artifacts("speeches")[0])
+    held_out = [each.speech.text for each in speeches if each.split == "test"]
+    collected = tmp_path / "collected.jsonl"
+    said = [{"speech": text, "response": f"Answer {at}"} for at, text in enumerate(held_out[:-1])]
+    write_rows(collected, said)
+    reference = ["reference.model=null", f"reference.file={collected}", "reference.author=collected"]
+    with ChatServer(oracle_for({row["response"] for row in said})) as server:
+        ended = evaluate(cli, miniature, store, *judged_by(server), *reference)
+    assert ended.code == 0, ended.err
+    metrics = newest(store).metrics
+    assert metrics["win_rate"]["estimate"] == 0.0
+    assert metrics["answered_by_both"] == len(held_out) - 1
+
+
+def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:
+    def half_refused(request: Mapping[str, Any], number: int) -> Reply:
+        return Reply(None, refusal="No.") if number % 2 else always_first(request, number)
+
+    with ChatServer(half_refused) as server:
+        ended = evaluate(cli, miniature, store, *judged_by(server))
+        assert ended.code == 4
+        assert "8 of 16 verdicts failed" in ended.err
+        server.script = always_first
+        assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
+        assert server.count == 16 + 8
+
+
+def test_empty_split(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    none = ["--set", "corpus.split.dev_share=0.0"]
+    config = miniature.recipe / "build-preferences.yaml"
+    assert cli("build-preferences", config, "--store", store, *none).code == 0
+    shutil.copytree(miniature.store / "base-models", store / "base-models")
+    same = ["split=dev", "policy.model=mini-base"]
+    ended = evaluate(cli, miniature, store, *same)
+    assert ended.code == 4
+    assert "the split dev has no speeches; choose another split" in ended.err
+
+
+class TestPlanning:
+    REMOTE = "judge.endpoint.base_url=https://judge.invalid/v1"
+    JUDGE = ("judge.backend=endpoint", "judge.endpoint.model=judge", REMOTE)
+
+    def test_restricted_speeches_stay_here(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+        config = miniature.recipe / "build-preferences.yaml"
+        restricted = ["--set", "corpus.speeches.0.data_class=restricted"]
+        assert cli("build-preferences", config, "--store", store, *restricted).code == 0
+        ended = evaluate(cli, miniature, store, *self.JUDGE)
+        assert ended.code == 2
+        assert "restricted client text must not be sent to https://judge.invalid/v1" in ended.err
+
+    def test_offline_is_refused_while_planning(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+        sets = [word for override in self.JUDGE for word in ("--set", override)]
+        config = miniature.recipe / "eval-winrate.yaml"
+        ended = cli("eval-winrate", config, "--store", store, *sets, "--offline", "--dry-run")
+        assert ended.code == 2
+        assert "drop --offline" in ended.err
+        assert ended.out == ""
+
+    def test_dry_run_counts_what_is_owed(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+        config = miniature.recipe / "eval-winrate.yaml"
+        sets = [word for override in self.JUDGE for word in ("--set", override)]
+        counted = cli("eval-winrate", config, "--store", store, *sets, "--dry-run")
+        assert ": 16 calls, about" in counted.out.splitlines()[-1]
+        bound = cli("eval-winrate", config, "--store", store, *sets, "--dry-run", "--set", "seed=5")
+        assert "at most 16 calls" in bound.out.splitlines()[-1]
+        assert "upper bound" in bound.out.splitlines()[-1]
+
+    def test_recipe_that_read_nothing_yet_says_so(
+        self, miniature: Miniature, cli: Cli, tmp_path: Path
+    ) -> None:
+        sets = [word for override in self.JUDGE for word in ("--set", f"eval-winrate.{override}")]
+        planned = cli("run", miniature.recipe, "--store", tmp_path / "none", *sets, "--dry-run")
+        assert planned.code == 0, planned.err
+        assert "2 for each speech of the split test; counted once the speeches are read" in planned.out
+
+    def test_another_address_is_another_judge(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+        here = [evaluate_id(cli, miniature, store, f"http://127.0.0.1:{port}/v1") for port in (1, 2)]
+        assert here[0] != here[1]
+
+
+def evaluate_id(cli: Cli, miniature: Miniature, store: Path, base_url: str) -> str:
+    sets = ["judge.backend=endpoint", "judge.endpoint.model=judge", f"judge.endpoint.base_url={base_url}"]
+    words = [word for override in sets for word in ("--set", override)]
+    config = miniature.recipe / "eval-winrate.yaml"
+    told = cli("eval-winrate", config, "--store", store, *words, "--dry-run").out
+    return next(line.split()[1] for line in told.splitlines() if line.startswith("verdicts"))

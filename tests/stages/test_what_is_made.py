@@ -1,0 +1,156 @@
+"""What a run leaves behind opens with the usual libraries, keeps its splits apart and says who judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.config.models import ChatFormat
+from psychocounsel.judging.offline import NOTICE
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.lineage import ancestors
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import read_candidates, read_pairs, read_speeches
+from running import Miniature
+
+PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+RELEASED = {
+    "ID": "string",
+    "prefID": "int64",
+    **dict.fromkeys(("question", "chosen", "rejected", "chosen_model", "rejected_model"), "string"),
+    **{f"{side}_{each}_rating": "int64" for side in ("chosen", "rejected") for each in PRINCIPLES},
+}
+
+
+@pytest.fixture(scope="module")
+def store(miniature: Miniature) -> Store:
+    return Store(miniature.store)
+
+
+def artifact(store: Store, kind: str, name: str) -> Artifact:
+    return next(each for each in store.artifacts() if (each.kind, each.name) == (kind, name))
+
+
+class TestOpens:
+    def test_preferences_as_a_data_set(self, store: Store, tmp_path: Path) -> None:
+        from datasets import load_dataset
+
+        made = artifact(store, "preferences", "mini")
+        opened = load_dataset(str(made.folder), cache_dir=str(tmp_path))
+        assert {split: len(table) for split, table in opened.items()} == {
+            split: counts["kept"] for split, counts in made.metrics["pairing"].items()
+        }
+        features = opened["train"].features
+        assert {name: features[name].dtype for name in RELEASED} == RELEASED
+        assert list(features)[:2] == ["ID", "prefID"]
+        row = opened["train"][0]
+        pair = read_pairs(made, "train")[0]
+        assert (row["question"], row["chosen"]) == (pair.speech.text, pair.chosen.candidate.text)
+
+    def test_policy_as_a_language_model(self, store: Store) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        for name in ("mini-dpo", "mini-online"):
+            folder = artifact(store, "policies", name).folder
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": "I cannot sleep."}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+            )
+            answer = model.generate(**ids, max_new_tokens=4, do_sample=False)
+            assert answer.shape[-1] > ids["input_ids"].shape[-1]
+            assert len(model.generation_config.eos_token_id) == 3
+            assert all(torch.isfinite(weight).all() for weight in model.parameters())
+
+    def test_reward_model_gives_the_same_logits(self, store: Store) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from psychocounsel.training.reward import Exchange, RewardScorer
+
+        made = artifact(store, "reward-models", "mini")
+        pairs = read_pairs(artifact(store, "preferences", "mini"), "test")
+        exchanges = [Exchange(pair.speech.text, pair.chosen.candidate.text) for pair in pairs]
+        scorer = RewardScorer.load(made.folder, ChatFormat())
+        ours = scorer.raw(exchanges, 3)
+        model = AutoModelForSequenceClassification.from_pretrained(made.folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(made.folder)
+        for (speech, response), raw in zip(exchanges, ours, strict=True):
+            chat = [{"role": "user", "content": speech}, {"role": "assistant", "content": response}]
+            ids = tokenizer.apply_chat_template(
+                chat, date_string=ChatFormat().date_string, return_tensors="pt"
+            )
+            with torch.no_grad():
+                assert model(**ids).logits.item() == pytest.approx(raw, abs=1e-5)
+        assert len({round(raw, 4) for raw in ours}) > 1
+        config = json.loads(made.file("config.json").read_text(encoding="utf-8"))
+        for raw in ours:
+            expected = (raw - config["reward_mean"]) / config["reward_std"]
+            assert scorer.scale.normalise(raw) == pytest.approx(expected)
+
+
+class TestSplits:
+    def test_clusters_and_speeches_lie_in_one_split(self, store: Store) -> None:
+        rows = read_speeches(artifact(store, "speeches", "mini"))
+        assert {row.split for row in rows} == {"train", "dev", "test"}
+        for key in (lambda row: row.cluster, lambda row: row.speech.id):
+            assert len({(key(row), row.split) for row in rows}) == len({key(row) for row in rows})
+
+    def test_pairs_stay_in_the_split_of_their_speech(self, store: Store) -> None:
+        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+        preferences = artifact(store, "preferences", "mini")
+        for split in ("train", "dev", "test"):
+            pairs = read_pairs(preferences, split)
+            assert {split_of[pair.speech.id] for pair in pairs} == {split}
+
+    def test_rounds_answer_training_speeches_only(self, store: Store) -> None:
+        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+        for number in (1, 2):
+            candidates = read_candidates(artifact(store, "candidates", f"mini-online-round-{number:02d}"))
+            assert {split_of[each.speech_id] for each in candidates} == {"train"}
+
+    def test_win_rate_is_measured_on_test_speeches_only(self, store: Store) -> None:
+        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+        held_out = {speech_id for speech_id, split in split_of.items() if split == "test"}
+        for side in ("policy", "reference"):
+            candidates = read_candidates(artifact(store, "candidates", f"mini-{side}"))
+            assert {each.speech_id for each in candidates} == held_out
+
+
+class TestNotices:
+    def test_notice_heads_everything_downstream_and_nothing_else(self, store: Store) -> None:
+        judged = artifact(store, "judgements", "mini").id
+        for each in store.artifacts():
+            came_from = {one.artifact.id for one in ancestors(store, each)}
+            expected = (NOTICE,) if judged in came_from or each.kind == "verdicts" else ()
+            assert each.notices == expected, each.ref
+
+    def test_notice_stands_in_the_first_lines(self, store: Store) -> None:
+        for each in store.artifacts():
+            if each.notices:
+                manifest = each.file("manifest.json").read_text(encoding="utf-8").splitlines()
+                assert NOTICE in "".join(manifest[:4]), each.ref
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            ("preferences", "mini"),
+            ("reward-models", "mini"),
+            ("policies", "mini-dpo"),
+            ("policies", "mini-online"),
+        ],
+    )
+    def test_cards_begin_with_it(self, store: Store, kind: str, name: str) -> None:
+        card = artifact(store, kind, name).file("README.md").read_text(encoding="utf-8")
+        body = card.split("---\n", 2)[2].split("\n\n")
+        assert NOTICE in body[1] or NOTICE in body[0]
+
+    def test_report_begins_with_it(self, store: Store) -> None:
+        page = artifact(store, "reports", "mini").file("report.html").read_text(encoding="utf-8")
+        assert page.index(NOTICE) < page.index('<p class="lead">')
+
+    def test_command_line_begins_with_it(self, miniature: Miniature) -> None:
+        assert miniature.ended.out.startswith(f"! {NOTICE}\n")

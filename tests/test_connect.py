@@ -1,0 +1,122 @@
+"""What is connected, and what must not be: addresses, restricted text, planned models."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
+from psychocounsel.connect import (
+    JOURNAL_FILE,
+    Respondents,
+    keep_restricted_text_here,
+    plan_judge,
+    plan_responder,
+    planned_journal,
+    planned_model,
+    require_usable,
+    respond,
+)
+from psychocounsel.domain import Speech
+from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.chat import ChatRequest, Message
+from psychocounsel.llm.engine import never_stop
+from psychocounsel.store.store import Store
+
+REMOTE = EndpointConfig(model="judge", base_url="https://judge.invalid/v1")
+LOCAL = EndpointConfig(model="judge", base_url="http://127.0.0.1:9/v1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_restricted_text_and_a_remote_model_never_meet() -> None:
+    keep_restricted_text_here([None, LOCAL], {"a.csv": "restricted"})
+    keep_restricted_text_here([REMOTE], {"a.csv": "public", "b.csv": "deidentified"})
+    with pytest.raises(ConfigError) as caught:
+        keep_restricted_text_here([None, LOCAL, REMOTE], {"a.csv": "public", "b.csv": "restricted"})
+    assert caught.value.where == "b.csv"
+    assert "https://judge.invalid/v1" in caught.value.what
+
+
+def test_address_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    endpoint = EndpointConfig(model="judge")
+    judge = JudgeConfig(backend="endpoint", endpoint=endpoint)
+    settings = [plan_judge(judge, store).settings["endpoint"]]
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    settings.append(plan_judge(judge, store).settings["endpoint"])
+    assert [each["base_url"] for each in settings] == ["https://api.openai.com/v1", "http://127.0.0.1:9/v1"]
+    keep_restricted_text_here([endpoint], {"a.csv": "restricted"})
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(ConfigError):
+        keep_restricted_text_here([endpoint], {"a.csv": "restricted"})
+
+
+def test_offline_refuses_remote_endpoints_while_planning(tmp_path: Path) -> None:
+    offline = Store(tmp_path, offline=True)
+    with pytest.raises(ConfigError, match="drop --offline"):
+        plan_judge(JudgeConfig(backend="endpoint", endpoint=REMOTE), offline)
+    with pytest.raises(ConfigError, match="drop --offline"):
+        plan_responder(ResponderConfig(author="a", endpoint=REMOTE), offline, "model")
+    plan_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), offline)
+    plan_judge(JudgeConfig(), offline)
+
+
+def test_speed_knobs_of_an_endpoint_change_no_plan(store: Store) -> None:
+    slow = REMOTE.model_copy(update={"concurrency": 1, "timeout_seconds": 5.0, "api_key_env": "OTHER"})
+    plans = [plan_judge(JudgeConfig(backend="endpoint", endpoint=each), store) for each in (REMOTE, slow)]
+    assert plans[0] == plans[1]
+
+
+def test_only_the_offline_judge_brings_a_notice(store: Store) -> None:
+    assert plan_judge(JudgeConfig(), store).notices
+    assert plan_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), store).notices == ()
+
+
+def test_missing_key_is_named(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    require_usable(None, store)
+    require_usable(LOCAL, store)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        require_usable(REMOTE, store)
+
+
+def test_planned_journal_leaves_no_trace(store: Store) -> None:
+    with planned_journal(store) as journal:
+        assert journal.summary().replies == 0
+    assert not store.root.exists()
+    assert not (store.root / JOURNAL_FILE).exists()
+
+
+def test_planned_model_answers_nobody() -> None:
+    model = planned_model(LOCAL)
+    assert model.identity == {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}
+    with pytest.raises(EndpointError):
+        asyncio.run(model.ask(ChatRequest((Message("user", "hello"),), 0.0, 1.0, 5)))
+
+
+def test_file_of_responses_answers_what_it_holds(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "said.csv"
+    path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
+    responder = ResponderConfig(author="said", file=str(path), sampling=SamplingConfig())
+    asked = Respondents([Speech("I cannot sleep."), Speech("Nobody calls.")], 0)
+    answered = respond(responder, asked, store, never_stop)
+    assert [each.text for each in answered.candidates] == ["What keeps you up?"]
+    assert answered.failed == {"not_in_file": 1}
+    path.write_text("speech,response\nI cannot sleep.,Other words.\n", encoding="utf-8")
+    again = plan_responder(responder, store, "model").settings["file"]
+    assert (
+        again
+        != plan_responder(responder.model_copy(update={"file": str(copy_of(path))}), store, "model").settings[
+            "file"
+        ]
+    )
+
+
+def copy_of(path: Path) -> Path:
+    """Return a file beside `path` with other words."""
+    other = path.with_name("other.csv")
+    other.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
+    return other

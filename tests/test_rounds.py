@@ -1,0 +1,117 @@
+"""Scores -> pairs of a round: whom a reward ranks, whom it must not, and what a penalty is worth."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psychocounsel.config.stages import OnlineConfig
+from psychocounsel.domain import Candidate, Speech
+from psychocounsel.errors import DataQualityError
+from psychocounsel.rounds import drawn, pair_round, selection_score
+from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import (
+    RewardScore,
+    SplitSpeech,
+    read_pairs,
+    write_candidates,
+    write_scores,
+    write_speeches,
+)
+
+SPEECHES = [Speech(f"I cannot sleep since week {number}.") for number in range(3)]
+
+
+def online(**changes: Any) -> OnlineConfig:
+    return OnlineConfig.model_validate({"speeches": "made-up", "reward_model": "made-up", **changes})
+
+
+def answer(number: int, text: str, *, finished: bool = True) -> Candidate:
+    return Candidate(SPEECHES[number].id, "policy", text, finished)
+
+
+def paired(tmp_path: Path, config: OnlineConfig, rewards: dict[Candidate, float]) -> Artifact:
+    """Return the pairs artifact of a round whose answers have these rewards."""
+    store = Store(tmp_path)
+    speeches = store.make(
+        Plan("speeches", "made-up", "test", 1, {}),
+        lambda draft: write_speeches(draft, [SplitSpeech(each, "train", each.id) for each in SPEECHES]),
+    ).as_parent("speeches")
+    candidates = store.make(
+        Plan("candidates", "made-up", "test", 1, {}), lambda draft: write_candidates(draft, rewards)
+    ).as_parent("candidates")
+    rows = [RewardScore(each.id, reward, reward, 100) for each, reward in rewards.items() if each.text]
+    scores = store.make(
+        Plan("scores", "made-up", "test", 1, {}), lambda draft: write_scores(draft, rows)
+    ).as_parent("scores")
+    planned = Plan("preferences", "made-up", "align", 1, {}, (speeches, candidates, scores))
+    return store.make(planned, lambda draft: pair_round(config, store, draft))
+
+
+def texts(artifact: Artifact) -> list[tuple[str, str]]:
+    pairs = read_pairs(artifact, "train")
+    return [(pair.chosen.candidate.text, pair.rejected.candidate.text) for pair in pairs]
+
+
+def test_highest_is_paired_with_lowest(tmp_path: Path) -> None:
+    rewards = {answer(0, "good"): 1.5, answer(0, "middling"): 0.0, answer(0, "bad"): -2.0}
+    assert texts(paired(tmp_path, online(), rewards)) == [("good", "bad")]
+
+
+def test_equal_rewards_give_no_pair(tmp_path: Path) -> None:
+    equal = {answer(0, text): 0.25 for text in ("one", "two", "three")}
+    made = paired(tmp_path, online(), {**equal, answer(1, "good"): 1.0, answer(1, "bad"): 0.0})
+    assert texts(made) == [("good", "bad")]
+    assert made.metrics["pairing"]["dropped"] == {"equal_scores": 1}
+
+
+def test_round_of_equal_rewards_ends(tmp_path: Path) -> None:
+    with pytest.raises(DataQualityError, match=r"without a pair: .'equal_scores': 1") as caught:
+        paired(tmp_path, online(), {answer(0, "one"): 1.0, answer(0, "two"): 1.0})
+    assert "higher temperature" in caught.value.remedy
+    assert caught.value.exit_code == 4
+
+
+def test_unfinished_answers_are_left_out(tmp_path: Path) -> None:
+    rewards = {
+        answer(0, "unfinished and bes", finished=False): 9.0,
+        answer(0, "good"): 1.0,
+        answer(0, "bad"): -1.0,
+        answer(0, "unfinished and wors", finished=False): -9.0,
+        answer(1, "alone"): 0.0,
+        answer(1, "cut of", finished=False): 1.0,
+    }
+    made = paired(tmp_path, online(unfinished="leave_out"), rewards)
+    assert texts(made) == [("good", "bad")]
+    assert made.metrics["left_out"] == {"unfinished": 3}
+    assert made.metrics["pairing"]["dropped"] == {"speech_with_one_candidate": 1}
+
+
+def test_unfinished_answers_are_penalised(tmp_path: Path) -> None:
+    rewards = {answer(0, "cut of", finished=False): 1.0, answer(0, "good"): 0.0, answer(0, "bad"): -0.5}
+    config = online(unfinished="penalise", unfinished_penalty=2.0)
+    assert texts(paired(tmp_path, config, rewards)) == [("good", "cut of")]
+    assert texts(
+        paired(tmp_path / "free", online(unfinished="penalise", unfinished_penalty=0.0), rewards)
+    ) == [("cut of", "bad")]
+
+
+def test_empty_answers_are_left_out(tmp_path: Path) -> None:
+    rewards = {answer(0, ""): 0.0, answer(0, "good"): 1.0, answer(0, "bad"): 0.0}
+    made = paired(tmp_path, online(), rewards)
+    assert texts(made) == [("good", "bad")]
+    assert made.metrics["left_out"] == {"empty": 1}
+
+
+def test_selection_score_by_hand() -> None:
+    config = online(unfinished="penalise", unfinished_penalty=2.0, length_penalty_per_100_tokens=0.5)
+    score = RewardScore("id", 9.0, 1.25, 300)
+    assert selection_score(answer(0, "done"), score, config) == pytest.approx(1.25 - 0.5 * 3)
+    assert selection_score(answer(0, "cu", finished=False), score, config) == pytest.approx(1.25 - 2 - 1.5)
+
+
+def test_draw_depends_on_seed_and_content_only() -> None:
+    assert drawn(SPEECHES, 2, 1) == drawn(SPEECHES[::-1], 2, 1)
+    assert len({tuple(each.id for each in drawn(SPEECHES, 2, seed)) for seed in range(20)}) > 1
+    assert len(drawn(SPEECHES, 99, 1)) == len(SPEECHES)
