@@ -8,7 +8,7 @@ import pytest
 
 from miniature import STEPS, write_recipe, write_yaml
 from psychocounsel.errors import ConfigError
-from psychocounsel.recipe import load_recipe, recipe_folder
+from psychocounsel.recipe import load_recipe, plan_recipe, recipe_folder
 from psychocounsel.store.store import Store
 from running import Cli, Miniature, Warm
 
@@ -171,3 +171,14 @@ def test_names_mean_what_this_run_made(miniature: Miniature, cli: Cli, copied_st
     cli("run", miniature.recipe, "--store", copied_store, *changed)  # a newer artifact of each name
     again = cli("run", miniature.recipe, "--store", copied_store)
     assert refs(again.out) == refs(miniature.ended.out)
+
+
+def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_ask(
+    tmp_path: Path, no_way_out: None
+) -> None:
+    planned = plan_recipe(load_recipe(recipe_folder("llama3-8b")), Store(tmp_path))
+    asked = {call.purpose: call for call in planned[0].costs}
+    assert asked["rating answers"].model == "gpt-4o-2024-08-06"
+    assert asked["rating answers"].calls is None
+    assert "fetched from the Hub" in asked["rating answers"].hint
+    assert len(asked) == 9

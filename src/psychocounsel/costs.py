@@ -19,7 +19,7 @@ from psychocounsel.responses.asking import owed_answers
 from psychocounsel.responses.pool import speeches_of
 from psychocounsel.speeches.corpus import CorpusPlans, read_corpus
 from psychocounsel.store.artifacts import Artifact, Plan
-from psychocounsel.store.references import resolve
+from psychocounsel.store.references import HUB, resolve
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 
@@ -27,6 +27,7 @@ CHARS_PER_TOKEN = 4
 """Of English text, roughly, under the tokenizers of present models."""
 
 _COMPARING = "comparing answers"
+_RATING = "rating answers"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class Expected(NamedTuple):
 def preference_costs(
     config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None, store: Store
 ) -> list[PaidCalls]:
-    """Return what asking the pool and rating its answers and the ready ones would take."""
+    """Return what asking the pool and rating its answers and the ready ones would take.
+
+    A corpus that would have to be fetched from the Hub is not read for it: its calls cannot be counted yet.
+    """
+    if store.find(corpus.speeches) is None and _is_on_the_hub(config):
+        return _unread(config)
     speeches, ready = _corpus_as_it_is(config, corpus, store)
     by_id = {speech.id: speech for speech in speeches}
     made = None if asked is None else store.find(asked)
@@ -69,6 +75,26 @@ def preference_costs(
     asking = [_answering(each, store, [one.speech for one in expected]) for each, expected in drawn]
     rating = _rating(config.judge, store, items, [one for _, expected in drawn for one in expected])
     return [*(call for calls in asking for call in calls), *rating]
+
+
+def _is_on_the_hub(config: BuildPreferencesConfig) -> bool:
+    sources = (*config.corpus.speeches, *config.corpus.candidates)
+    return any(source.path.startswith(HUB) for source in sources)
+
+
+def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
+    responders = config.pool.responders if config.pool else ()
+    hint = "counted once the speeches are fetched from the Hub"
+    wanted = [(f"answers of {each.author}", each.endpoint) for each in responders]
+    return _uncounted([*wanted, (_RATING, config.judge.endpoint)], hint)
+
+
+def _uncounted(wanted: Sequence[tuple[str, EndpointConfig | None]], hint: str) -> list[PaidCalls]:
+    return [
+        PaidCalls(endpoint.model, resolved_base_url(endpoint), purpose, None, hint=hint)
+        for purpose, endpoint in wanted
+        if endpoint is not None
+    ]
 
 
 def _drawn(pool: PoolConfig, speeches: Sequence[Speech]) -> list[tuple[ResponderConfig, list[Expected]]]:
@@ -118,14 +144,9 @@ def evaluated_speeches(config: EvalWinrateConfig, corpus: Artifact) -> list[Spee
 
 def _unknown_yet(config: EvalWinrateConfig) -> list[PaidCalls]:
     each_speech = f"for each speech of the split {config.split}; counted once the speeches are read"
-    purposes = {f"answers of {each.author}": each.endpoint for each in (config.policy, config.reference)}
-    wanted = [(purpose, endpoint, f"1 {each_speech}") for purpose, endpoint in purposes.items()]
-    wanted.append((_COMPARING, config.judge.endpoint, f"2 {each_speech}"))
-    return [
-        PaidCalls(endpoint.model, resolved_base_url(endpoint), purpose, None, hint=hint)
-        for purpose, endpoint, hint in wanted
-        if endpoint is not None
-    ]
+    answers = [(f"answers of {each.author}", each.endpoint) for each in (config.policy, config.reference)]
+    comparing = [(_COMPARING, config.judge.endpoint)]
+    return [*_uncounted(answers, f"1 {each_speech}"), *_uncounted(comparing, f"2 {each_speech}")]
 
 
 def _rating(
@@ -141,7 +162,7 @@ def _rating(
         # One by one: two answers that nobody gave yet are two, though they look the same.
         blank = [judge.owed_ratings([(each.speech, each.blank)])[0] for each in expected]
     longest = sum(each.max_new_tokens for each in expected)
-    return [_calls(config.endpoint, "rating answers", [*owed, *blank], longest, bool(expected))]
+    return [_calls(config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))]
 
 
 def _comparing(

@@ -80,7 +80,7 @@ def test_a_pin_wins_over_a_newer_artifact_of_its_name(tmp_path: Path) -> None:
     pinned = store.pinned(old, plan)
     assert resolve(pinned, "talk", "policies") == old
     assert resolve(pinned, "talk", "scores") == plan
-    with pytest.raises(ConfigError, match="names no best"):
+    with pytest.raises(ConfigError, match="known once it is made"):
         resolve(pinned, "scores/talk@best")
 
 

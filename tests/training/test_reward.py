@@ -28,8 +28,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
 from psychocounsel.llm.local_model import load_tokenizer, pad_token_id, terminator_id
+from psychocounsel.llm.quiet import quiet_libraries
 from psychocounsel.training import arguments
-from psychocounsel.training.arguments import HISTORY_ROWS, Plan, quiet_libraries, shared_arguments
+from psychocounsel.training.arguments import HISTORY_ROWS, Plan, shared_arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
