@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.llm.host_memory import keep_freed_memory
+from psychocounsel.llm.processor import prepare_processor
 from psychocounsel.training.answer_head import project_answers_only
 
 VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS = 4096, 170, 85
@@ -75,7 +75,7 @@ def main() -> None:
         ways[name] = pair
     seconds: dict[str, list[float]] = {"trl": [], "ours": []}
     losses = {name: step(*pair, batch) for name, pair in ways.items()}
-    keep_freed_memory()
+    prepare_processor()
     for _ in range(rounds):
         for name, pair in ways.items():
             started = time.perf_counter()

@@ -245,7 +245,7 @@ class TestFailingJudge:
         with ChatServer(garble_once) as server:
             ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
         assert ended.code == 0
-        assert "judgements: 128; 1 invalid, 127 valid" in ended.out
+        assert "judgements: 128 candidates, 128 kept; 1 invalid, 127 valid" in ended.out
 
 
 class TestCosts:

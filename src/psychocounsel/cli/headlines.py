@@ -56,7 +56,9 @@ def _preferences(artifact: Artifact, store: Store) -> list[str]:
 
 def _source(metrics: Metrics, parent: Parent) -> str:
     if parent.kind == "judgements":
-        return f"judgements: {metrics['judged']}; {_counts(metrics['status'])}"
+        candidates = metrics["judged"] + sum(metrics["left_out"].values())
+        judged = {"kept": metrics["judged"], "dropped": metrics["left_out"]}
+        return f"judgements: {_kept(candidates, 'candidates', judged)}; {_counts(metrics['status'])}"
     if parent.kind == "speeches":
         splits = ", ".join(f"{split} {metrics['splits'][split]}" for split in SPLITS)
         return f"speeches: {_kept(metrics['funnel']['rows_in'], 'rows', metrics['funnel'])}; {splits}"

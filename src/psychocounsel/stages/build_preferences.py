@@ -167,7 +167,8 @@ def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable
 
 def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
-    items = [(speeches[each.speech_id], each) for each in _candidates(store, draft.plan.parents) if each.text]
+    candidates = _candidates(store, draft.plan.parents)
+    items = [(speeches[each.speech_id], each) for each in candidates if each.text]
     with open_judge(config.judge, store, stop) as judge:
         with progress("judging responses", len(items)) as advance:
             judgements = judge.rate(items, advance)
@@ -178,12 +179,20 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
     write_judgements(draft, judgements, principles)
     draft.write_metrics(
         {
+            "left_out": _left_out(store, draft.plan.parents, candidates),
             "judged": len(judgements),
             "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
             "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
             "histograms": _histograms(judgements, principles),
         }
     )
+
+
+def _left_out(store: Store, parents: Sequence[Parent], distinct: Sequence[Candidate]) -> dict[str, int]:
+    """Count the candidates that are not judged; with `judged` they add up to all of the parents'."""
+    rows = sum(len(read_candidates(store.open(parent))) for parent in parents if parent.kind == "candidates")
+    empty = sum(not each.text for each in distinct)
+    return {"repeated_text": rows - len(distinct), "empty": empty}
 
 
 def _histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
-from psychocounsel.llm.host_memory import keep_freed_memory
+from psychocounsel.llm.processor import prepare_processor
 from psychocounsel.training.checkpoints import SealingCallback, newest_verified, set_aside
 from psychocounsel.training.tokens import LengthTable
 
@@ -201,7 +201,7 @@ def run_trainer(trainer: CarefulTrainer, output: TrainingOutput, fingerprint: st
         Preempted: `output.stop` said so; a sealed checkpoint of the last step lies in `output.work`.
         IncompleteError: a loss or gradient was not finite, or no weight moved.
     """
-    keep_freed_memory()
+    prepare_processor()
     started = time.monotonic()
     watch = WatchCallback(output)
     trainer.remove_callback(PrinterCallback)

@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 
 from psychocounsel.config.stages import WarmUpConfig
 from psychocounsel.errors import DataQualityError
-from psychocounsel.llm.host_memory import keep_freed_memory
 from psychocounsel.llm.local_model import EncodedExchange
+from psychocounsel.llm.processor import prepare_processor
 
 ANSWERS_PER_PACK = 4
 PROMPT_WEIGHT = 0.25
@@ -86,7 +86,7 @@ def warm_up(
     fitting = [pair for pair in exchanges if _length(pair) <= config.max_length_tokens]
     if not fitting:
         raise DataQualityError("no response fits", remedy="raise warm_up.max_length_tokens")
-    keep_freed_memory()
+    prepare_processor()
     started = time.monotonic()
     batches = [
         collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)
