@@ -290,7 +290,8 @@ def test_offline_refuses_what_is_not_on_this_machine_before_any_socket(monkeypat
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
 def test_offline_allows_this_machine(host):
-    OpenAIChatModel(EndpointConfig(model="m", base_url=f"http://{host}:1/v1"), offline=True)
+    model = OpenAIChatModel(EndpointConfig(model="m", base_url=f"http://{host}:1/v1"), offline=True)
+    assert host in model.identity["base_url"]
 
 
 def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
