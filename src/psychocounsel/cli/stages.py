@@ -1,7 +1,7 @@
 """`psychocounsel STAGE CONFIG`, `psychocounsel run RECIPE` -> artifacts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,15 +21,27 @@ Recipe = Annotated[
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the stage.")]
 
 
+STAGES: dict["StageName", str] = {
+    "make-base-model": "Make a tiny Llama 3 on this machine.\n\n"
+    "It lets the pipeline be tried without a download.",
+    "build-preferences": "Judge responses to clients and pair them.\n\n"
+    "Client speeches and candidate responses become a preference dataset.",
+    "train-reward": "Train a reward model and test it.\n\n"
+    "It is a Bradley-Terry model of a preference dataset, measured on its test split.",
+    "align": "Align a policy, by DPO or in online rounds.\n\n"
+    "DPO learns from a preference dataset, online rounds from a reward model.",
+    "eval-winrate": "Judge a policy against a reference.\n\n"
+    "Their answers to held-out speeches are compared pairwise and in both orders.",
+    "report": "Write one HTML page about a run.\n\n"
+    "The page is self-contained: it loads nothing from elsewhere.",
+}
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("run")(run)
-    app.command("make-base-model")(make_base_model)
-    app.command("build-preferences")(build_preferences)
-    app.command("train-reward")(train_reward)
-    app.command("align")(align)
-    app.command("eval-winrate")(eval_winrate)
-    app.command("report")(report)
+    for stage, text in STAGES.items():
+        app.command(stage)(stage_command(stage, text))
 
 
 def run(
@@ -62,88 +74,20 @@ def run(
     tell_end(made, opened)
 
 
-def make_base_model(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Make a tiny Llama 3 on this machine.
+def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
+    """Return the command of one stage; all stages take the same arguments."""
 
-    It lets the pipeline be tried without a download.
-    """
-    _run_stage("make-base-model", config, sets or [], dry_run, open_store(store, offline))
+    def command(
+        config: Config,
+        sets: Sets = None,
+        dry_run: DryRun = False,
+        offline: Offline = False,
+        store: StoreFolder = DEFAULT_STORE,
+    ) -> None:
+        _run_stage(stage, config, sets or [], dry_run, open_store(store, offline))
 
-
-def build_preferences(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Judge responses to clients and pair them.
-
-    Client speeches and candidate responses become a preference dataset.
-    """
-    _run_stage("build-preferences", config, sets or [], dry_run, open_store(store, offline))
-
-
-def train_reward(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Train a reward model and test it.
-
-    It is a Bradley-Terry model of a preference dataset, measured on its test split.
-    """
-    _run_stage("train-reward", config, sets or [], dry_run, open_store(store, offline))
-
-
-def align(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Align a policy, by DPO or in online rounds.
-
-    DPO learns from a preference dataset, online rounds from a reward model.
-    """
-    _run_stage("align", config, sets or [], dry_run, open_store(store, offline))
-
-
-def eval_winrate(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Judge a policy against a reference.
-
-    Their answers to held-out speeches are compared pairwise and in both orders.
-    """
-    _run_stage("eval-winrate", config, sets or [], dry_run, open_store(store, offline))
-
-
-def report(
-    config: Config,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Write one HTML page about a run.
-
-    The page is self-contained: it loads nothing from elsewhere.
-    """
-    _run_stage("report", config, sets or [], dry_run, open_store(store, offline))
+    command.__doc__ = text
+    return command
 
 
 def _run_stage(stage: "StageName", path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
