@@ -103,7 +103,7 @@ def _train(
 
 def _write_card(config: AlignConfig, draft: Draft, notices: tuple[str, ...]) -> None:
     card = model_card(ModelFacts(config.name, f"policy aligned by {config.mode}", notices))
-    draft.file("README.md").write_text(card, encoding="utf-8")
+    draft.write_card(card)
 
 
 def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> list[TrainedRound]:

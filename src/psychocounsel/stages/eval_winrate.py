@@ -1,6 +1,6 @@
 """Policy + reference -> verdicts: who answers clients better, judged in both orders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from psychocounsel.config.models import ResponderConfig
@@ -16,13 +16,11 @@ from psychocounsel.connect import (
 )
 from psychocounsel.console import progress
 from psychocounsel.costs import PaidCalls, evaluated_speeches, winrate_costs
-from psychocounsel.domain import OVERALL, Candidate, Speech
+from psychocounsel.domain import OVERALL, Candidate
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.decay import text_health
+from psychocounsel.evaluation.comparison import Answers, measure
 from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
-from psychocounsel.evaluation.win_rate import BothOrders, win_rates
-from psychocounsel.evaluation.words import words
+from psychocounsel.evaluation.win_rate import BothOrders
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.families import same_family
 from psychocounsel.judging.judge import Compared, missing_share
@@ -166,19 +164,11 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     answers = Answers(speeches, policy, reference)
     draft.write_metrics(
         {
-            **_measure(rounds, answers, _bootstrap(config)),
+            **measure(rounds, answers, _bootstrap(config)),
             "judges": _judges(config, store, draft),
             "answered_by_both": both,
         }
     )
-
-
-class Answers(NamedTuple):
-    """Speeches by id, and each side's answer by speech id."""
-
-    speeches: Mapping[str, Speech]
-    policy: Mapping[str, Candidate]
-    reference: Mapping[str, Candidate]
 
 
 def _by_speech(store: Store, draft: Draft, role: str) -> dict[str, Candidate]:
@@ -187,33 +177,6 @@ def _by_speech(store: Store, draft: Draft, role: str) -> dict[str, Candidate]:
 
 def _bootstrap(config: EvalWinrateConfig) -> BootstrapSettings:
     return BootstrapSettings(config.bootstrap_samples, config.confidence, config.seed)
-
-
-def _measure(rounds: Sequence[BothOrders], answers: Answers, settings: BootstrapSettings) -> dict[str, Any]:
-    crisis = [each for each in rounds if answers.speeches[each.speech_id].crisis]
-    compared = [_lengths(each, answers) for each in rounds]
-    by_topic: dict[str, list[BothOrders]] = {}
-    for each in rounds:
-        by_topic.setdefault(answers.speeches[each.speech_id].topic, []).append(each)
-    return {
-        **win_rates(rounds, settings).as_dict(),
-        "length_controlled": length_controlled_rate(compared, settings).as_dict(),
-        "crisis": win_rates(crisis, settings).overall.as_dict() if crisis else None,
-        "by_topic": {
-            topic: win_rates(group, settings).overall.as_dict() for topic, group in sorted(by_topic.items())
-        },
-        "policy_health": text_health(list(answers.policy.values()), settings).as_dict(),
-        "reference_health": text_health(list(answers.reference.values()), settings).as_dict(),
-    }
-
-
-def _lengths(both: BothOrders, answers: Answers) -> LengthComparison:
-    return LengthComparison(
-        both.speech_id,
-        both.outcome().points,
-        len(words(answers.policy[both.speech_id].text)),
-        len(words(answers.reference[both.speech_id].text)),
-    )
 
 
 def _judges(config: EvalWinrateConfig, store: Store, draft: Draft) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
     card = model_card(
         ModelFacts(config.name, "reward model", store.open(draft.parent("preferences")).notices)
     )
-    draft.file("README.md").write_text(card, encoding="utf-8")
+    draft.write_card(card)
 
 
 def _require_splits(pairs: dict[str, list[PreferencePair]], preferences: Artifact) -> None:

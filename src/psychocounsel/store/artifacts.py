@@ -30,6 +30,7 @@ KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
+CARD = "README.md"
 SHORT_ID = 8
 
 
@@ -186,6 +187,10 @@ class Draft:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def write_card(self, text: str) -> None:
+        """Write `README.md`: the card that whoever opens the folder, or the Hub, reads first."""
+        write_bytes(self.folder / CARD, text.encode("utf-8"))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`: every number of this artifact that a report may show."""
