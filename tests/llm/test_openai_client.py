@@ -187,6 +187,25 @@ def test_a_final_refusal_stops_before_the_second_item(server, tmp_path, fault, w
     assert caught.value.where == server.base_url
 
 
+SAID = [
+    (b'{"error": {"message": "wrong  name"}}', "HTTP 404: wrong name"),
+    (b'{"error": "wrong name"}', "HTTP 404: wrong name"),
+    (b'{"message": "wrong name"}', "HTTP 404: wrong name"),
+    (b'{"detail": "wrong name"}', "HTTP 404: wrong name"),
+    (b"wrong\nname", "HTTP 404: wrong name"),
+    (b'{"detail": [{"input": "a client\'s words"}]}', "HTTP 404: Error code: 404"),
+    (b"", "HTTP 404: Error code: 404"),
+]
+
+
+@pytest.mark.parametrize(("body", "told"), SAID)
+def test_a_refusal_is_told_in_the_servers_words_wherever_it_puts_them(server, body, told):
+    server.script = lambda request, number: Fault(status=404, body=body)
+    with pytest.raises(EndpointError) as caught:
+        ask(model_at(server), ask_for("hello"))
+    assert f"({told})" in caught.value.what
+
+
 def test_a_refusal_wakes_those_who_wait_for_a_retry(server):
     def script(body, number):
         if body["messages"][1]["content"] == "busy":

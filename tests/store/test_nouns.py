@@ -263,7 +263,7 @@ def test_a_full_disk_under_a_table_is_an_unfinished_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pq, "write_table", no_space)
+        patched.setattr(pq.ParquetWriter, "write_table", no_space)
         with pytest.raises(IncompleteError, match=r"speeches\.parquet: could not write: No space left"):
             built(tmp_path, lambda draft: write_speeches(draft, rows))
     assert damaged_files(earlier) == {}

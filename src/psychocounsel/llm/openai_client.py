@@ -223,10 +223,12 @@ class OpenAIChatModel:
 
 
 def _said(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict) and isinstance(message := cast("dict[str, Any]", body).get("message"), str):
-        return message
-    return error.message
+    """Return the server's own words: OpenAI has an error's message, others a bare error or a detail."""
+    said = error.body
+    if isinstance(said, dict):
+        named = cast("dict[str, Any]", said)
+        said = named.get("message") or named.get("detail")
+    return said if isinstance(said, str) and said.strip() else error.message
 
 
 def _response_format(name: str, schema: Mapping[str, JSON]) -> dict[str, Any]:

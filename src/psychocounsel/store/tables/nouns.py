@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from psychocounsel.domain import (
     Candidate,
@@ -19,10 +18,8 @@ from psychocounsel.domain import (
     Verdict,
     Winner,
 )
-from psychocounsel.errors import StoreError
 from psychocounsel.store.artifacts import Artifact, Draft
-from psychocounsel.store.atomic import partial_path, put_in_place, write_faults
-from psychocounsel.store.digests import digest_of_file
+from psychocounsel.store.tables.parquet import read_table, write_table
 
 SPEECHES_FILE = "speeches.parquet"
 CANDIDATES_FILE = "candidates.parquet"
@@ -87,7 +84,7 @@ class OrderedVerdict(NamedTuple):
 
 def write_speeches(draft: Draft, speeches: Iterable[SplitSpeech]) -> None:
     """Write the speeches of a corpus with their splits."""
-    rows = [
+    rows = (
         {
             "speech_id": each.speech.id,
             "text": each.speech.text,
@@ -98,8 +95,8 @@ def write_speeches(draft: Draft, speeches: Iterable[SplitSpeech]) -> None:
             "cluster": each.cluster,
         }
         for each in speeches
-    ]
-    _write(draft, SPEECHES_FILE, rows, _SPEECH_SCHEMA)
+    )
+    write_table(draft, SPEECHES_FILE, rows, _SPEECH_SCHEMA)
 
 
 def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
@@ -108,13 +105,13 @@ def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
         SplitSpeech(
             Speech(row["text"], row["topic"], row["crisis"], row["source"]), row["split"], row["cluster"]
         )
-        for row in _read(artifact, SPEECHES_FILE)
+        for row in read_table(artifact, SPEECHES_FILE)
     ]
 
 
 def write_candidates(draft: Draft, candidates: Iterable[Candidate]) -> None:
     """Write candidate responses."""
-    rows = [
+    rows = (
         {
             "candidate_id": each.id,
             "speech_id": each.speech_id,
@@ -123,15 +120,15 @@ def write_candidates(draft: Draft, candidates: Iterable[Candidate]) -> None:
             "finished": each.finished,
         }
         for each in candidates
-    ]
-    _write(draft, CANDIDATES_FILE, rows, _CANDIDATE_SCHEMA)
+    )
+    write_table(draft, CANDIDATES_FILE, rows, _CANDIDATE_SCHEMA)
 
 
 def read_candidates(artifact: Artifact) -> list[Candidate]:
     """Read candidate responses, in their order."""
     return [
         Candidate(row["speech_id"], row["author"], row["text"], row["finished"])
-        for row in _read(artifact, CANDIDATES_FILE)
+        for row in read_table(artifact, CANDIDATES_FILE)
     ]
 
 
@@ -140,7 +137,7 @@ def write_judgements(draft: Draft, judgements: Iterable[Judgement], principles: 
     columns = [("candidate_id", pa.string()), ("judge", pa.string()), ("status", pa.string())]
     ratings = [(principle + _RATING, pa.int64()) for principle in principles]
     schema = pa.schema([*columns, *ratings, ("reason", pa.string())])
-    rows = [
+    rows = (
         {
             "candidate_id": each.candidate_id,
             "judge": each.judge,
@@ -149,8 +146,8 @@ def write_judgements(draft: Draft, judgements: Iterable[Judgement], principles: 
             **{principle + _RATING: each.ratings.get(principle) for principle in principles},
         }
         for each in judgements
-    ]
-    _write(draft, JUDGEMENTS_FILE, rows, schema)
+    )
+    write_table(draft, JUDGEMENTS_FILE, rows, schema)
 
 
 def read_judgements(artifact: Artifact) -> list[Judgement]:
@@ -159,18 +156,18 @@ def read_judgements(artifact: Artifact) -> list[Judgement]:
         Judgement(
             row["candidate_id"], row["judge"], ReplyStatus(row["status"]), _ratings(row, ""), row["reason"]
         )
-        for row in _read(artifact, JUDGEMENTS_FILE)
+        for row in read_table(artifact, JUDGEMENTS_FILE)
     ]
 
 
 def write_scores(draft: Draft, scores: Iterable[RewardScore]) -> None:
     """Write rewards of candidates."""
-    _write(draft, SCORES_FILE, [each._asdict() for each in scores], _SCORE_SCHEMA)
+    write_table(draft, SCORES_FILE, [each._asdict() for each in scores], _SCORE_SCHEMA)
 
 
 def read_scores(artifact: Artifact) -> list[RewardScore]:
     """Read rewards of candidates, in their order."""
-    return [RewardScore(**row) for row in _read(artifact, SCORES_FILE)]
+    return [RewardScore(**row) for row in read_table(artifact, SCORES_FILE)]
 
 
 def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: Sequence[str]) -> None:
@@ -183,7 +180,7 @@ def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: S
         "status",
         *(f"{name}_winner" for name in criteria),
     ]
-    rows = [
+    rows = (
         {
             "speech_id": verdict.speech_id,
             "order": order,
@@ -193,13 +190,13 @@ def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: S
             **{f"{name}_winner": _winner(verdict, name) for name in criteria},
         }
         for verdict, order in verdicts
-    ]
-    _write(draft, VERDICTS_FILE, rows, pa.schema([(name, pa.string()) for name in names]))
+    )
+    write_table(draft, VERDICTS_FILE, rows, pa.schema([(name, pa.string()) for name in names]))
 
 
 def read_verdicts(artifact: Artifact) -> list[OrderedVerdict]:
     """Read verdicts of both orders."""
-    return [OrderedVerdict(_verdict(row), row["order"]) for row in _read(artifact, VERDICTS_FILE)]
+    return [OrderedVerdict(_verdict(row), row["order"]) for row in read_table(artifact, VERDICTS_FILE)]
 
 
 def _winner(verdict: Verdict, criterion: str) -> str | None:
@@ -252,8 +249,8 @@ def pairs_file(split: str) -> str:
 
 def write_pairs(draft: Draft, split: str, pairs: Sequence[PreferencePair], principles: Sequence[str]) -> None:
     """Write one split of a preference dataset."""
-    rows = [_pair_row(number, pair) for number, pair in enumerate(pairs)]
-    _write(draft, pairs_file(split), rows, pairs_schema(principles))
+    rows = (_pair_row(number, pair) for number, pair in enumerate(pairs))
+    write_table(draft, pairs_file(split), rows, pairs_schema(principles))
 
 
 def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
@@ -287,7 +284,7 @@ def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
 def read_pairs(artifact: Artifact, split: str) -> list[PreferencePair]:
     """Read one split of a preference dataset; a split without a file has no pairs."""
     name = pairs_file(split)
-    return [_pair(row) for row in _read(artifact, name)] if artifact.file(name).exists() else []
+    return [_pair(row) for row in read_table(artifact, name)] if artifact.file(name).exists() else []
 
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
@@ -306,28 +303,3 @@ def _ratings(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
         for column, value in row.items()
         if column.endswith(_RATING) and column.startswith(prefix) and value is not None
     }
-
-
-def _write(draft: Draft, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    path = draft.file(name)
-    partial = partial_path(path)
-    table = pa.Table.from_pylist(rows, schema=schema)
-    with write_faults(path):
-        pq.write_table(table, partial)
-        put_in_place(partial, path)
-    draft.rows[name] = len(rows)
-
-
-def _read(artifact: Artifact, name: str) -> list[dict[str, Any]]:
-    """Read a table whose bytes are those of the manifest: Parquet itself would read many a flipped one."""
-    path = artifact.file(name)
-    try:
-        if digest_of_file(path) == artifact.manifest["files"][name]["sha256"]:
-            return pq.read_table(path).to_pylist()
-    except (OSError, KeyError):
-        pass
-    raise StoreError(
-        "the table is missing or damaged",
-        where=str(path),
-        remedy="check it with `psychocounsel verify`; move the folder away to make it again",
-    )

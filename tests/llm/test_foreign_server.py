@@ -1,0 +1,134 @@
+"""Against a server that others wrote, `transformers serve`: its answers become candidates or failures."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers_server import TransformersServer, make_untrained_llama, serving
+
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
+from psychocounsel.connect import Responded, Respondents, open_endpoint, open_journal, open_judge, respond
+from psychocounsel.domain import Candidate, ReplyStatus, Speech
+from psychocounsel.errors import EndpointError
+from psychocounsel.judging.judge import Comparison, missing_share
+from psychocounsel.llm.chat import ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
+from psychocounsel.llm.journal import JournalSummary
+from psychocounsel.store.store import Store
+from running import ENVIRONMENT
+
+SPEECHES = (
+    Speech("Since the move I lie awake, and nobody here knows my name."),
+    Speech("My brother rang after two years. I let it ring."),
+    Speech("I was praised at work today and felt like a thief."),
+)
+ITEMS = [
+    (speech, Candidate(speech.id, "alder", text))
+    for speech in SPEECHES
+    for text in ("What was that like for you?", "Make a list and get on with it.")
+]
+ONCE = AskPolicy(max_attempts=1)
+UNREADABLE = {ReplyStatus.INVALID, ReplyStatus.CUT, ReplyStatus.EMPTY}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersServer]:
+    folder = tmp_path_factory.mktemp("foreign")
+    make_untrained_llama([speech.text for speech in SPEECHES], folder / "model")
+    with serving(folder / "model", folder / "log", {**os.environ, **ENVIRONMENT}) as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", offline=True)
+
+
+def endpoint_of(server: TransformersServer, max_attempts: int = 1) -> EndpointConfig:
+    return EndpointConfig(model=server.model, base_url=server.base_url, max_attempts=max_attempts)
+
+
+def judge_of(server: TransformersServer, temperature: float, max_tokens: int) -> JudgeConfig:
+    return JudgeConfig(
+        backend="endpoint", endpoint=endpoint_of(server), temperature=temperature, max_tokens=max_tokens
+    )
+
+
+def answers_of(server: TransformersServer, store: Store) -> Responded:
+    sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=24)
+    # Chance may end a reply before its first word; eight times in a row it does not.
+    endpoint = endpoint_of(server, max_attempts=8)
+    responder = ResponderConfig(author="elm", endpoint=endpoint, sampling=sampling)
+    return respond(responder, Respondents(SPEECHES, 0), store, never_stop)
+
+
+def journalled(store: Store) -> JournalSummary:
+    with open_journal(store) as journal:
+        return journal.summary()
+
+
+def test_one_reply_says_who_gave_it_and_what_it_cost(foreign: TransformersServer, store: Store) -> None:
+    request = ChatRequest((Message("user", SPEECHES[0].text),), 1.0, 1.0, max_tokens=1)
+    with open_journal(store) as journal:
+        (reply,) = ask_all(open_endpoint(endpoint_of(foreign), store), [request], journal, ONCE)
+    assert reply.status is ReplyStatus.CUT
+    assert reply.model.startswith(foreign.model)
+    assert reply.completion_tokens == 1
+    assert reply.prompt_tokens > len(SPEECHES[0].text.split())
+
+
+def test_every_speech_is_answered_once_and_never_paid_for_twice(
+    foreign: TransformersServer, store: Store
+) -> None:
+    before = foreign.requests()
+    answered = answers_of(foreign, store)
+    asked = foreign.requests() - before
+    assert answered.failed == {}
+    assert [each.speech_id for each in answered.candidates] == [speech.id for speech in SPEECHES]
+    assert all(each.text for each in answered.candidates)
+    kept = journalled(store)
+    assert kept.replies == asked >= len(SPEECHES)
+    assert kept.requests == len(SPEECHES)
+    assert kept.by_status.get("valid", 0) == sum(each.finished for each in answered.candidates)
+    assert kept.completion_tokens >= len(SPEECHES)
+    assert answers_of(foreign, store) == answered
+    assert foreign.requests() - before == asked
+    assert journalled(store) == kept
+
+
+def test_babble_instead_of_ratings_is_counted_and_never_a_number(
+    foreign: TransformersServer, store: Store
+) -> None:
+    with open_judge(judge_of(foreign, temperature=1.0, max_tokens=300), store, never_stop) as judge:
+        judgements = judge.rate(ITEMS, ignore_progress)
+    assert ReplyStatus.INVALID in {each.status for each in judgements} <= UNREADABLE
+    assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
+    assert all(each.reason for each in judgements)
+    assert missing_share(judgements).share == 1
+    assert journalled(store).replies == len(ITEMS)
+    assert "response_format" in foreign.told(), "the server no longer says that it leaves the schema aside"
+
+
+def test_cut_ratings_are_failures_and_owed_again(foreign: TransformersServer, store: Store) -> None:
+    before = foreign.requests()
+    comparison = Comparison(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
+    for runs in (1, 2):
+        with open_judge(judge_of(foreign, temperature=0.0, max_tokens=1), store, never_stop) as judge:
+            (judgement,) = judge.rate(ITEMS[:1], ignore_progress)
+            (verdict,) = judge.compare([comparison], ignore_progress)
+        assert (judgement.status, judgement.ratings) == (ReplyStatus.CUT, {})
+        assert (verdict.status, verdict.winners) == (ReplyStatus.CUT, {})
+        assert foreign.requests() - before == journalled(store).replies == runs * 2
+
+
+def test_another_models_name_stops_before_the_second_item(foreign: TransformersServer, store: Store) -> None:
+    before = foreign.requests()
+    endpoint = endpoint_of(foreign).model_copy(update={"model": "somebody/else"})
+    judge = judge_of(foreign, temperature=0.0, max_tokens=1).model_copy(update={"endpoint": endpoint})
+    with open_judge(judge, store, never_stop) as opened, pytest.raises(EndpointError) as refused:
+        opened.rate(ITEMS, ignore_progress)
+    assert "pinned" in refused.value.what, "the server's own words are not told"
+    assert "endpoint.model" in refused.value.remedy
+    assert foreign.requests() - before == 1
+    assert journalled(store).replies == 0
