@@ -66,7 +66,12 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
     recipe, store = write_recipe(folder / "recipe"), folder / "store"
     command = [sys.executable, "-m", "psychocounsel", "run", str(recipe), "--store", str(store)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+        umask=0o022,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return Miniature(recipe, store, Ended(done.returncode, done.stdout, done.stderr))

@@ -1,11 +1,20 @@
 """What is connected, and what must not be: addresses, restricted text, planned models."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
+from psychocounsel.config.models import (
+    ChatFormat,
+    EndpointConfig,
+    JudgeConfig,
+    ResponderConfig,
+    SamplingConfig,
+)
 from psychocounsel.connect import (
     JOURNAL_FILE,
     Respondents,
@@ -18,7 +27,7 @@ from psychocounsel.connect import (
     respond,
 )
 from psychocounsel.domain import Speech
-from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.errors import ConfigError, DataQualityError, EndpointError, IncompleteError
 from psychocounsel.llm.chat import ChatRequest, Message
 from psychocounsel.llm.engine import never_stop
 from psychocounsel.store.store import Store
@@ -75,12 +84,33 @@ def test_only_the_offline_judge_brings_a_notice(store: Store) -> None:
     assert plan_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), store).notices == ()
 
 
-def test_missing_key_is_named(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+def test_every_missing_key_is_named_with_whose_it_is(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    require_usable(None, store)
-    require_usable(LOCAL, store)
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
-        require_usable(REMOTE, store)
+    monkeypatch.delenv("OTHER_KEY", raising=False)
+    require_usable({"judge": None, "responder elm": LOCAL}, store)
+    other = REMOTE.model_copy(update={"api_key_env": "OTHER_KEY"})
+    with pytest.raises(ConfigError) as caught:
+        require_usable({"responder elm": REMOTE, "responder oak": LOCAL, "judge": other}, store)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["responder elm", "judge"]
+    assert "OPENAI_API_KEY" in lines[0]
+    assert "OTHER_KEY" in lines[1]
+
+
+def test_how_a_file_is_sampled_is_no_part_of_what_it_is(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "said.csv"
+    path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
+    plain = ResponderConfig(author="said", file=str(path))
+    changed = plain.model_copy(
+        update={"sampling": SamplingConfig(temperature=0.1), "chat": ChatFormat(system_prompt="Be brief.")}
+    )
+    assert plan_responder(plain, store, "model") == plan_responder(changed, store, "model")
+
+
+def test_a_system_prompt_is_part_of_what_a_model_is(store: Store) -> None:
+    plain = ResponderConfig(author="elm", endpoint=LOCAL)
+    told = plain.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
+    assert plan_responder(plain, store, "model") != plan_responder(told, store, "model")
 
 
 def test_planned_journal_leaves_no_trace(store: Store) -> None:
@@ -100,11 +130,14 @@ def test_planned_model_answers_nobody() -> None:
 def test_file_of_responses_answers_what_it_holds(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "said.csv"
     path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
-    responder = ResponderConfig(author="said", file=str(path), sampling=SamplingConfig())
+    responder = ResponderConfig(author="said", file=str(path), max_missing_share=0.5)
     asked = Respondents([Speech("I cannot sleep."), Speech("Nobody calls.")], 0)
     answered = respond(responder, asked, store, never_stop)
     assert [each.text for each in answered.candidates] == ["What keeps you up?"]
     assert answered.failed == {"not_in_file": 1}
+    strict = responder.model_copy(update={"max_missing_share": 0.4})
+    with pytest.raises(DataQualityError, match=r"1 of 2 speeches got no answer \(1 not_in_file\); add them"):
+        respond(strict, asked, store, never_stop)
     path.write_text("speech,response\nI cannot sleep.,Other words.\n", encoding="utf-8")
     again = plan_responder(responder, store, "model").settings["file"]
     assert (
@@ -120,3 +153,45 @@ def copy_of(path: Path) -> Path:
     other = path.with_name("other.csv")
     other.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
     return other
+
+
+SPEECHES = [Speech(f"I cannot sleep, for the {number}th night.") for number in range(4)]
+
+
+def answered_by(server: ChatServer, store: Store, max_missing_share: float = 0.05) -> int:
+    """Return how many of four speeches a scripted endpoint answered."""
+    endpoint = EndpointConfig(model="elm", base_url=server.base_url, max_attempts=1)
+    responder = ResponderConfig(author="elm", endpoint=endpoint, max_missing_share=max_missing_share)
+    return len(respond(responder, Respondents(SPEECHES, 0), store, never_stop).candidates)
+
+
+def test_a_responder_that_refuses_everything_is_not_believed_and_asked_again(store: Store) -> None:
+    with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:
+        with pytest.raises(DataQualityError, match=r"elm: 4 of 4 speeches got no answer \(4 refusal\)"):
+            answered_by(server, store)
+        server.script = answer_by_schema
+        assert answered_by(server, store) == 4
+        assert server.count == 8
+
+
+def test_as_many_speeches_may_stay_unanswered_as_are_allowed(store: Store) -> None:
+    def refuse_one(request: Mapping[str, Any], number: int) -> Reply:
+        return Reply(None, refusal="No.") if number == 1 else answer_by_schema(request, number)
+
+    with ChatServer(refuse_one) as server:
+        assert answered_by(server, store, max_missing_share=0.25) == 3
+
+
+def test_a_responder_whose_answers_got_lost_is_owed_them_whatever_share_is_allowed(store: Store) -> None:
+    def lose_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
+        is_lost = SPEECHES[2].text in request["messages"][0]["content"]
+        come_tomorrow = error_fault(500, "busy", headers={"Retry-After": "86400"})
+        return come_tomorrow if is_lost else answer_by_schema(request, number)
+
+    with ChatServer(lose_one) as server:
+        with pytest.raises(IncompleteError, match=r"1 of 4 requests to elm were not answered: .* HTTP 500"):
+            answered_by(server, store, max_missing_share=1.0)
+        server.script = answer_by_schema
+        asked = server.count
+        assert answered_by(server, store) == 4
+        assert server.count == asked + 1

@@ -33,7 +33,7 @@ def test_every_fault_of_an_error_stands_on_its_line_without_traceback(
     assert err == "error: a.yaml line 1: x\nerror: a.yaml line 2: y\n"
 
 
-def test_progress_without_a_terminal_is_one_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_progress_without_a_terminal_is_one_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress("judging", 5) as advance:
         advance(2)
         advance(3)
@@ -46,6 +46,47 @@ def test_work_that_learns_its_total_tells_the_last_one(capsys: pytest.CaptureFix
         report(1, 10)
         report(12, 12)
     assert capsys.readouterr().err.startswith("  training: 12 of 12 in ")
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_long_work_tells_at_intervals_how_far_it_is_how_fast_and_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    with console.step_progress("training") as report:
+        for step in range(500, 601):  # resumed at step 500: one step takes 4 s
+            report(step, 600)
+            clock.seconds += 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  training: 508 of 600, 15.0 per minute, 0:06:08 left"
+    assert lines[1] == "  training: 516 of 600, 15.0 per minute, 0:05:36 left"
+    assert len(lines) == 12 + 1  # 100 steps of 4 s are 12 times 32 s
+    assert lines[-1] == "  training: 600 of 600 in 404.0 s"
+
+
+def test_work_that_hardly_moves_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    with console.progress("judging", 900) as advance:
+        for count in (300, 0, 90):
+            advance(count)
+            clock.seconds += console.LINE_EVERY_SECONDS
+    assert capsys.readouterr().err.splitlines()[:-1] == [
+        "  judging: 300 of 900, standing still",
+        "  judging: 390 of 900, 3.0 per second, 0:02:50 left",
+    ]
 
 
 def test_progress_that_breaks_off_claims_no_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from psychocounsel.errors import (
     Preempted,
     PsychoCounselError,
     StoreError,
+    counted,
 )
 
 
@@ -35,3 +36,8 @@ def test_a_message_is_where_what_and_remedy_as_far_as_they_are_known() -> None:
     assert str(whole) == "a.csv line 812: 'text' is empty; drop the row"
     assert str(InputError("'text' is empty")) == "'text' is empty"
     assert (whole.what, whole.where, whole.remedy) == ("'text' is empty", "a.csv line 812", "drop the row")
+
+
+def test_counts_are_told_in_words_and_nothing_that_is_none() -> None:
+    assert counted({"gap_too_small": 6, "vetoed": 0, "equal_texts": 1}) == "6 gap_too_small, 1 equal_texts"
+    assert counted({}) == "none"

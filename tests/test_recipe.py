@@ -12,6 +12,7 @@ from psychocounsel.recipe import load_recipe, plan_recipe, recipe_folder
 from psychocounsel.store.store import Store
 from running import Cli, Miniature, Warm
 
+STEP = re.compile(r"(\d+) (?:rows|candidates|combinations|asked), (\d+) kept(?:, (\d+) dropped \(([^)]*)\))?")
 REF = re.compile(r"^(?:made: |nothing owed: )?([a-z-]+) +([\w.-]+@[0-9a-f]{8})", re.MULTILINE)
 
 
@@ -50,17 +51,15 @@ def test_last_line_names_the_report(miniature: Miniature) -> None:
 
 
 def test_counts_add_up(miniature: Miniature) -> None:
-    steps = re.findall(
-        r"(\d+) (?:rows|combinations|asked), (\d+) kept(?:, (\d+) dropped \(([^)]*)\))?", miniature.ended.out
-    )
-    assert len(steps) == 5  # speeches, ready candidates, and the pairs of three splits
+    steps = STEP.findall(miniature.ended.out)
+    assert len(steps) == 6  # speeches, ready candidates, judgements, and the pairs of three splits
     for came, kept, dropped, reasons in steps:
         assert int(came) == int(kept) + int(dropped or 0)
         assert sum(int(number) for number in re.findall(r"\d+", reasons)) == int(dropped or 0)
     pairs = re.search(r"pairs: (\d+); train (\d+), dev (\d+), test (\d+)", miniature.ended.out)
     assert pairs is not None
     total, *splits = map(int, pairs.groups())
-    assert total == sum(splits) == sum(int(kept) for _, kept, *_ in steps[2:])
+    assert total == sum(splits) == sum(int(kept) for _, kept, *_ in steps[3:])
 
 
 def test_run_again_owes_nothing(miniature: Miniature, cli: Cli, copied_store: Path) -> None:
@@ -137,6 +136,11 @@ def test_seed_goes_to_every_step(miniature: Miniature) -> None:
         (["quickstrat"], "did you mean 'quickstart'?"),
         (["RECIPE", "--set", "eval-winrat.seed=1"], "did you mean 'eval-winrate'?"),
         (["RECIPE", "--set", "eval-winrate.sead=1"], "did you mean 'seed'?"),
+        (
+            ["RECIPE", "--set", "align.online.rounds=x"],
+            "--set align.online.rounds: online.rounds: Input",
+        ),
+        (["RECIPE", "--set", "align.online=[1"], "--set align.online line 1: not valid YAML"),
         (["RECIPE", "--set", "stepps=1"], "did you mean 'steps'?"),
         (["RECIPE", "--set", "seed"], "write --set key.sub=value"),
     ],
@@ -176,9 +180,11 @@ def test_names_mean_what_this_run_made(miniature: Miniature, cli: Cli, copied_st
 def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_ask(
     tmp_path: Path, no_way_out: None
 ) -> None:
-    planned = plan_recipe(load_recipe(recipe_folder("llama3-8b")), Store(tmp_path))
+    steps = load_recipe(recipe_folder("llama3-8b"))
+    planned = plan_recipe(steps, Store(tmp_path))
     asked = {call.purpose: call for call in planned[0].costs}
     assert asked["rating answers"].model == "gpt-4o-2024-08-06"
     assert asked["rating answers"].calls is None
     assert "fetched from the Hub" in asked["rating answers"].hint
-    assert len(asked) == 9
+    answers = {f"answers of {each.author}" for each in steps[0].config.pool.responders}
+    assert set(asked) == {"rating answers", *answers}

@@ -1,20 +1,25 @@
 """Scores -> pairs of a round: whom a reward ranks, whom it must not, and what a penalty is worth."""
 
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from psychocounsel.config.stages import OnlineConfig
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.errors import DataQualityError
-from psychocounsel.rounds import drawn, pair_round, selection_score
-from psychocounsel.store.artifacts import Artifact, Plan
+from miniature import LENGTH, OPTIMISATION
+from psychocounsel.config.stages import AlignConfig, OnlineConfig
+from psychocounsel.domain import Candidate, RewardModel, Speech
+from psychocounsel.errors import DataQualityError, Preempted
+from psychocounsel.rounds import drawn, pair_round, score_round, selection_score
+from psychocounsel.store.artifacts import Artifact, Parent, Plan
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import (
     RewardScore,
     SplitSpeech,
     read_pairs,
+    read_scores,
     write_candidates,
     write_scores,
     write_speeches,
@@ -31,21 +36,26 @@ def answer(number: int, text: str, *, finished: bool = True) -> Candidate:
     return Candidate(SPEECHES[number].id, "policy", text, finished)
 
 
-def paired(tmp_path: Path, config: OnlineConfig, rewards: dict[Candidate, float]) -> Artifact:
-    """Return the pairs artifact of a round whose answers have these rewards."""
-    store = Store(tmp_path)
+def parents_of(store: Store, answers: Iterable[Candidate]) -> tuple[Parent, Parent]:
     speeches = store.make(
         Plan("speeches", "made-up", "test", 1, {}),
         lambda draft: write_speeches(draft, [SplitSpeech(each, "train", each.id) for each in SPEECHES]),
-    ).as_parent("speeches")
+    )
     candidates = store.make(
-        Plan("candidates", "made-up", "test", 1, {}), lambda draft: write_candidates(draft, rewards)
-    ).as_parent("candidates")
+        Plan("candidates", "made-up", "test", 1, {}), lambda draft: write_candidates(draft, answers)
+    )
+    return speeches.as_parent("speeches"), candidates.as_parent("candidates")
+
+
+def paired(tmp_path: Path, config: OnlineConfig, rewards: dict[Candidate, float]) -> Artifact:
+    """Return the pairs artifact of a round whose answers have these rewards."""
+    store = Store(tmp_path)
+    parents = parents_of(store, rewards)
     rows = [RewardScore(each.id, reward, reward, 100) for each, reward in rewards.items() if each.text]
     scores = store.make(
         Plan("scores", "made-up", "test", 1, {}), lambda draft: write_scores(draft, rows)
     ).as_parent("scores")
-    planned = Plan("preferences", "made-up", "align", 1, {}, (speeches, candidates, scores))
+    planned = Plan("preferences", "made-up", "align", 1, {}, (*parents, scores))
     return store.make(planned, lambda draft: pair_round(config, store, draft))
 
 
@@ -67,7 +77,7 @@ def test_equal_rewards_give_no_pair(tmp_path: Path) -> None:
 
 
 def test_round_of_equal_rewards_ends(tmp_path: Path) -> None:
-    with pytest.raises(DataQualityError, match=r"without a pair: .'equal_scores': 1") as caught:
+    with pytest.raises(DataQualityError, match=r"without a pair: 1 equal_scores; left out: none") as caught:
         paired(tmp_path, online(), {answer(0, "one"): 1.0, answer(0, "two"): 1.0})
     assert "higher temperature" in caught.value.remedy
     assert caught.value.exit_code == 4
@@ -109,6 +119,60 @@ def test_selection_score_by_hand() -> None:
     score = RewardScore("id", 9.0, 1.25, 300)
     assert selection_score(answer(0, "done"), score, config) == pytest.approx(1.25 - 0.5 * 3)
     assert selection_score(answer(0, "cu", finished=False), score, config) == pytest.approx(1.25 - 2 - 1.5)
+
+
+class SlowScorer:
+    """Scores the answers one by one, each by the number of its words."""
+
+    scale = RewardModel("made-up", 0.0, 1.0)
+
+    @classmethod
+    def load(cls, *_: object) -> "SlowScorer":
+        return cls()
+
+    def raw(self, texts: list[str], _: int, progress: Callable[[int, int], None]) -> list[float]:
+        for done in range(1, len(texts) + 1):
+            progress(done, len(texts))
+        return [float(len(text.split())) for text in texts]
+
+    def response_tokens(self, texts: list[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+
+def scored(tmp_path: Path, stop: Callable[[], bool]) -> Artifact:
+    """Return the scores artifact of a round of three answers, one of them empty."""
+    answers = [answer(0, "good one"), answer(0, ""), answer(1, "bad")]
+    config = AlignConfig.model_validate(
+        {
+            "name": "made-up",
+            "mode": "online",
+            "policy": "hub:made-up/policy@main",
+            "online": {"speeches": "made-up", "reward_model": "hub:made-up/reward@main"},
+            "optimisation": OPTIMISATION,
+            "length": LENGTH,
+        }
+    )
+    assert config.online is not None
+    own, store = config.online, Store(tmp_path)
+    planned = Plan("scores", "made-up", "align", 1, {}, parents_of(store, answers))
+    return store.make(planned, lambda draft: score_round(config, own, store, draft, stop))
+
+
+@pytest.fixture
+def slow_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = SimpleNamespace(Exchange=lambda _, response: response, RewardScorer=SlowScorer)
+    monkeypatch.setitem(sys.modules, "psychocounsel.training.reward", made_up)
+
+
+def test_every_answer_with_a_text_is_scored(tmp_path: Path, slow_scorer: None) -> None:
+    rows = read_scores(scored(tmp_path, lambda: False))
+    assert [(each.raw_reward, each.tokens) for each in rows] == [(2.0, 8), (1.0, 3)]
+
+
+def test_scoring_stops_when_it_is_asked_to(tmp_path: Path, slow_scorer: None) -> None:
+    with pytest.raises(Preempted, match="stopped as asked"):
+        scored(tmp_path, lambda: True)
+    assert Store(tmp_path).artifacts("scores") == []
 
 
 def test_draw_depends_on_seed_and_content_only() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
-from psychocounsel.domain import Candidate, Speech, content_id
-from psychocounsel.errors import ConfigError
+from psychocounsel.domain import Candidate, ReplyStatus, Speech
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
@@ -28,16 +29,20 @@ from psychocounsel.llm.addresses import (
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
-from psychocounsel.responses.asking import ask_responder, counsellor_prompt
+from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
 from psychocounsel.speeches.normalising import clean_text
+from psychocounsel.speeches.taxonomy import load_taxonomy
+from psychocounsel.speeches.topic_chat import ChatTopicAssigner, ChatTopicSettings
+from psychocounsel.speeches.topic_cues import OfflineTopicAssigner
+from psychocounsel.speeches.topics import TopicAssigner
 from psychocounsel.store.artifacts import Kind, Parent
-from psychocounsel.store.digests import digest_of
 from psychocounsel.store.references import resolve_model
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.sources import read_rows, source_identity
 
 JOURNAL_FILE = "journal/replies.sqlite"
+NOT_IN_FILE = "not_in_file"
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 
 
@@ -93,6 +98,36 @@ def keep_restricted_text_here(
         )
 
 
+def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
+    """Return what decides the topics of speeches, without connecting to anybody.
+
+    Raises:
+        ConfigError: the taxonomy is faulty; or offline, and the endpoint is not on this machine.
+    """
+    taxonomy = load_taxonomy(config.taxonomy)
+    if config.endpoint is None:
+        return {**config.identity(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
+    endpoint = _endpoint_identity(config.endpoint, store)
+    with planned_journal(store) as journal:
+        asking = dict(ChatTopicAssigner(planned_model(config.endpoint), taxonomy, journal).identity)
+    return {**config.identity(), "endpoint": endpoint, "taxonomy": asking}
+
+
+@contextmanager
+def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) -> Generator[TopicAssigner]:
+    """Yield who gives speeches their topics; replies are journalled in the store."""
+    taxonomy = load_taxonomy(config.taxonomy)
+    if config.endpoint is None:
+        yield OfflineTopicAssigner(taxonomy)
+        return
+    endpoint = config.endpoint
+    settings = ChatTopicSettings(
+        max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency, stop=stop
+    )
+    with open_journal(store) as journal:
+        yield ChatTopicAssigner(open_endpoint(endpoint, store), taxonomy, journal, settings)
+
+
 @contextmanager
 def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store."""
@@ -116,18 +151,29 @@ def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> 
 def _judge_settings(
     config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
 ) -> ChatJudgeSettings:
-    asking = Asking(config.temperature, config.max_tokens)
+    asking = Asking(config.temperature, config.max_tokens, config.top_p)
     return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop)
 
 
-def require_usable(endpoint: EndpointConfig | None, store: Store) -> None:
-    """Check key and address of an endpoint before anything long or paid begins; None is always usable.
+def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
+    """Check key and address of every endpoint before anything long or paid begins.
+
+    Args:
+        endpoints: by whose they are; None is always usable.
+        store: says whether the run is offline.
 
     Raises:
-        ConfigError: the key is missing, or the address cannot be used.
+        ConfigError: a key is missing, or an address cannot be used; every fault of every endpoint.
     """
-    if endpoint is not None:
-        open_endpoint(endpoint, store)
+    faults: list[str] = []
+    for whose, endpoint in endpoints.items():
+        try:
+            if endpoint is not None:
+                open_endpoint(endpoint, store)
+        except ConfigError as fault:
+            faults.append(f"{whose}: {fault}")
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
@@ -171,11 +217,12 @@ def plan_responder(responder: ResponderConfig, store: Store, role: str) -> Respo
     """
     settings = responder.identity()
     if responder.endpoint is not None:
-        endpoint = _endpoint_identity(responder.endpoint, store)
-        prompt = digest_of(counsellor_prompt())
-        return ResponderPlan({**settings, "endpoint": endpoint, "prompt": prompt}, ())
+        return ResponderPlan({**settings, "endpoint": _endpoint_identity(responder.endpoint, store)}, ())
     if responder.file is not None:
-        return ResponderPlan({**settings, "file": source_identity(responder.file, "train")}, ())
+        # Neither sampling nor a chat format shapes what stands in a file.
+        return ResponderPlan(
+            {"author": responder.author, "file": source_identity(responder.file, "train")}, ()
+        )
     model = resolve_model(store, responder.model or "", POLICY_KINDS)
     return ResponderPlan({**settings, "model": model.identity}, model.parents(role))
 
@@ -197,18 +244,38 @@ class Responded(NamedTuple):
 def respond(
     responder: ResponderConfig, asked: Respondents, store: Store, stop: Callable[[], bool]
 ) -> Responded:
-    """Return one answer of a responder to each speech, whatever stands behind it."""
+    """Return one answer of a responder to each speech, whatever stands behind it.
+
+    Raises:
+        IncompleteError: its endpoint left requests unanswered: they are owed, and so is the rest.
+        DataQualityError: more speeches than `max_missing_share` got no answer otherwise.
+        Preempted: a signal asked to stop.
+    """
     if responder.endpoint is not None:
-        return _ask_endpoint(responder, responder.endpoint, asked, store, stop)
-    if responder.file is not None:
+        responded = _ask_endpoint(responder, responder.endpoint, asked, store, stop)
+    elif responder.file is not None:
         rows = read_rows(responder.file)
         answered = ready_responses(rows, responder.author, asked.speeches, clean_text)
-        return Responded(answered, _unanswered(len(asked.speeches) - len(answered)))
-    return _sample(responder, asked, store, stop)
+        responded = Responded(answered, _unanswered(len(asked.speeches) - len(answered)))
+    else:
+        responded = _sample(responder, asked, store, stop)
+    _require_answered(responder, responded, len(asked.speeches))
+    return responded
 
 
 def _unanswered(count: int) -> dict[str, int]:
-    return {"not_in_file": count} if count else {}
+    return {NOT_IN_FILE: count} if count else {}
+
+
+def _require_answered(responder: ResponderConfig, responded: Responded, asked: int) -> None:
+    missing = sum(responded.failed.values())
+    if missing > responder.max_missing_share * asked:
+        again = "add them to the file" if responder.file else "run the same command to ask those again"
+        raise DataQualityError(
+            f"{missing} of {asked} speeches got no answer ({counted(responded.failed)})",
+            where=f"responder {responder.author}",
+            remedy=f"{again}, or raise its max_missing_share ({responder.max_missing_share:g})",
+        )
 
 
 def _ask_endpoint(
@@ -226,20 +293,30 @@ def _ask_endpoint(
         policy = AskPolicy(
             max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency, stop=stop, progress=advance
         )
-        answers = ask_responder(model, responder, asked.speeches, journal, policy)
+        answers = ask_responder(model, Asked(responder, *asked), journal, policy)
+    _require_replies(responder, endpoint, answers)
     return Responded(answers.candidates, answers.failed)
+
+
+def _require_replies(responder: ResponderConfig, endpoint: EndpointConfig, answers: Answers) -> None:
+    if lost := answers.failed.get(ReplyStatus.ERROR.value, 0):
+        asked = len(answers.candidates) + sum(answers.failed.values())
+        raise IncompleteError(
+            f"{lost} of {asked} requests to {responder.author} were not answered: {answers.lost_because}",
+            where=resolved_base_url(endpoint),
+            remedy="see to the endpoint, then run the same command again; only what is owed is asked",
+        )
 
 
 def _sample(
     responder: ResponderConfig, asked: Respondents, store: Store, stop: Callable[[], bool]
 ) -> Responded:
-    from psychocounsel.llm.local_model import Generator as LocalGenerator  # torch: only when a model answers
+    from psychocounsel.llm.local_model import AnswerGenerator  # torch: only when a model answers
     from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
     policy = resolve_model(store, responder.model or "", POLICY_KINDS).policy(store)
-    generator = LocalGenerator.load(policy)
-    # Two responders with one model and one seed would otherwise give the same answer.
-    seed = int(content_id("responder", responder.author, str(asked.seed)), 16) >> 1
+    generator = AnswerGenerator.load(policy)
+    seed = draw_number(responder.author, asked.seed)
     request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, seed)
     label = f"answers of {responder.author}"
     with step_progress(label) as report:

@@ -4,10 +4,15 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
 
 from psychocounsel.errors import PsychoCounselError
 
 Advance = Callable[[int], None]
+
+LINE_EVERY_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal, as in the log of a batch job."""
 
 
 def note(text: str) -> None:
@@ -30,44 +35,72 @@ def error(fault: PsychoCounselError) -> None:
 
 @contextmanager
 def progress(label: str, total: int) -> Generator[Advance]:
-    """Show a bar on a terminal, one closing line elsewhere; yields `advance(count)`."""
-    started = time.monotonic()
-    if sys.stderr.isatty():
-        with _bar(label, total) as show:
-            counted = 0
+    """Show a bar on a terminal, a line now and then elsewhere; yields `advance(count)`."""
+    counted = 0
+    with _shown(label, total) as show:
 
-            def count_on(count: int) -> None:
-                nonlocal counted
-                counted += count
-                show(counted, total)
+        def advance(count: int) -> None:
+            nonlocal counted
+            counted += count
+            show(counted, total)
 
-            yield count_on
-    else:
-        done = [0]
-
-        def count_up(count: int) -> None:
-            done[0] += count
-
-        yield count_up
-        note(f"{label}: {done[0]} of {total} in {time.monotonic() - started:.1f} s")
+        yield advance
 
 
 @contextmanager
 def step_progress(label: str) -> Generator[Callable[[int, int], None]]:
     """Yield `report(done, total)` for work that learns its total as it goes."""
+    with _shown(label, 0) as show:
+        yield show
+
+
+@contextmanager
+def _shown(label: str, total: int) -> Generator[Callable[[int, int], None]]:
     if sys.stderr.isatty():
-        with _bar(label, 1) as show:
+        with _bar(label, total or 1) as show:
             yield show
         return
-    started = time.monotonic()
-    last = (0, 0)
+    lines = _Lines(label, total)
+    yield lines.show
+    lines.end()
 
-    def remember(done: int, total: int) -> None:
-        nonlocal last
-        last = (done, total)
 
-    yield remember
-    note(f"{label}: {last[0]} of {last[1]} in {time.monotonic() - started:.1f} s")
+class _Lines:
+    """Progress in a log: a line at intervals, if the work takes that long, and one at its end."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label = label
+        self._done, self._total = 0, total
+        self._started = time.monotonic()
+        self._told: _Told | None = None
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._done, self._total = done, total
+        if self._told is None:
+            self._told = _Told(done, now)  # what was there already says nothing about the rate
+        elif done < total and now - self._told.at >= LINE_EVERY_SECONDS:
+            per_second = (done - self._told.done) / (now - self._told.at)
+            note(f"{self._label}: {done} of {total}, {_pace(per_second, total - done)}")
+            self._told = _Told(done, now)
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self._started
+        note(f"{self._label}: {self._done} of {self._total} in {seconds:.1f} s")
+
+
+class _Told(NamedTuple):
+    """How much was done, and when, as of the last line."""
+
+    done: int
+    at: float
+
+
+def _pace(per_second: float, remaining: int) -> str:
+    if per_second <= 0:
+        return "standing still"
+    rate = f"{per_second:.1f} per second" if per_second >= 1 else f"{60 * per_second:.1f} per minute"
+    return f"{rate}, {timedelta(seconds=round(remaining / per_second))} left"
 
 
 @contextmanager

@@ -11,14 +11,16 @@ from typing import NamedTuple
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
 from psychocounsel.connect import plan_to_ask, planned_journal, planned_model
+from psychocounsel.corpora import CorpusPlans
 from psychocounsel.domain import Candidate, Speech
+from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.judging.judge import Compared, Comparison
 from psychocounsel.llm.addresses import resolved_base_url
 from psychocounsel.llm.chat import ChatRequest
-from psychocounsel.responses.asking import owed_answers
+from psychocounsel.responses.asking import Asked, owed_answers
 from psychocounsel.responses.pool import speeches_of
-from psychocounsel.speeches.corpus import CorpusPlans, read_corpus
-from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.speeches.corpus import read_corpus
+from psychocounsel.store.artifacts import Plan
 from psychocounsel.store.references import HUB, resolve
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
@@ -72,7 +74,10 @@ def preference_costs(
     if made is not None or config.pool is None:
         return _rating(config.judge, store, items, [])
     drawn = _drawn(config.pool, speeches)
-    asking = [_answering(each, store, [one.speech for one in expected]) for each, expected in drawn]
+    asking = [
+        _answering(Asked(each, [one.speech for one in expected], config.seed), store)
+        for each, expected in drawn
+    ]
     rating = _rating(config.judge, store, items, [one for _, expected in drawn for one in expected])
     return [*(call for calls in asking for call in calls), *rating]
 
@@ -112,7 +117,7 @@ def _corpus_as_it_is(
     ready = None if corpus.candidates is None else store.find(corpus.candidates)
     if speeches is None or (ready is None and corpus.candidates is not None):
         reading = read_corpus(config.corpus)
-        return reading.speeches.speeches, reading.candidates.candidates
+        return reading.speeches, reading.candidates
     return [each.speech for each in read_speeches(speeches)], [] if ready is None else read_candidates(ready)
 
 
@@ -121,7 +126,7 @@ def winrate_costs(config: EvalWinrateConfig, policy: Plan, reference: Plan, stor
     corpus = resolve(store, config.speeches, "speeches")
     if isinstance(corpus, Plan):
         return _unknown_yet(config)
-    speeches = evaluated_speeches(config, corpus)
+    speeches = held_out_speeches(read_speeches(corpus), config)
     found = [store.find(planned) for planned in (policy, reference)]
     sides = [{each.speech_id: each for each in read_candidates(one)} for one in found if one is not None]
     if len(sides) == 2:
@@ -129,17 +134,11 @@ def winrate_costs(config: EvalWinrateConfig, policy: Plan, reference: Plan, stor
         return _comparing(config.judge, store, [*compared.forward, *compared.backward], 0)
     calls: list[PaidCalls] = []
     for responder, answers in zip((config.policy, config.reference), found, strict=True):
-        calls += _answering(responder, store, speeches) if answers is None else []
+        calls += _answering(Asked(responder, speeches, config.seed), store) if answers is None else []
     longest = max(each.sampling.max_new_tokens for each in (config.policy, config.reference))
     blank = [Expected(each, longest).blank for each in speeches]
     both = [Comparison(*pair) for pair in zip(speeches, blank, blank, strict=True)]
     return [*calls, *_comparing(config.judge, store, both, longest)]
-
-
-def evaluated_speeches(config: EvalWinrateConfig, corpus: Artifact) -> list[Speech]:
-    """Return the speeches of the split that a win rate is measured on."""
-    held_out = [each.speech for each in read_speeches(corpus) if each.split == config.split]
-    return held_out[: config.max_speeches]
 
 
 def _unknown_yet(config: EvalWinrateConfig) -> list[PaidCalls]:
@@ -179,12 +178,13 @@ def _comparing(
     return [_calls(config.endpoint, _COMPARING, both_orders, 2 * max_new_tokens * len(both_orders), True)]
 
 
-def _answering(responder: ResponderConfig, store: Store, speeches: Sequence[Speech]) -> list[PaidCalls]:
-    if responder.endpoint is None:
+def _answering(asked: Asked, store: Store) -> list[PaidCalls]:
+    endpoint = asked.responder.endpoint
+    if endpoint is None:
         return []
     with planned_journal(store) as journal:
-        owed = owed_answers(planned_model(responder.endpoint), responder, speeches, journal)
-    return [_calls(responder.endpoint, f"answers of {responder.author}", owed, 0)]
+        owed = owed_answers(planned_model(endpoint), asked, journal)
+    return [_calls(endpoint, f"answers of {asked.responder.author}", owed, 0)]
 
 
 def _calls(

@@ -22,12 +22,13 @@ def content_id(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class Speech:
-    """What a client says in a session, stage directions included."""
+    """What a client says in a session, stage directions included; `fine_topic` is a part of `topic`."""
 
     text: str
     topic: str = ""
     crisis: bool = False
     source: str = ""
+    fine_topic: str = ""
 
     def __post_init__(self) -> None:
         if not self.text.strip():

@@ -1,5 +1,6 @@
 """What went wrong, where, and how to mend it: every error that a user may meet."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -68,3 +69,8 @@ class Preempted(PsychoCounselError):
     """A run that was asked to stop, saved its work and can be resumed."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return counts as messages tell them: `6 gap_too_small, 2 vetoed`."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"

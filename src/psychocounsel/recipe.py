@@ -18,6 +18,7 @@ from psychocounsel.config.stages import (
     AlignConfig,
     BuildPreferencesConfig,
     EvalWinrateConfig,
+    ImportPreferencesConfig,
     MakeBaseModelConfig,
     ReportConfig,
     TrainRewardConfig,
@@ -27,7 +28,15 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.store.artifacts import Artifact, Plan
 from psychocounsel.store.store import Store
 
-StageName = Literal["make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report"]
+StageName = Literal[
+    "make-base-model",
+    "build-preferences",
+    "import-preferences",
+    "train-reward",
+    "align",
+    "eval-winrate",
+    "report",
+]
 RECIPE_FILE = "recipe.yaml"
 CORPUS = "corpus"
 
@@ -58,6 +67,7 @@ class Step(NamedTuple):
 CONFIGS: dict[StageName, type[Settings]] = {
     "make-base-model": MakeBaseModelConfig,
     "build-preferences": BuildPreferencesConfig,
+    "import-preferences": ImportPreferencesConfig,
     "train-reward": TrainRewardConfig,
     "align": AlignConfig,
     "eval-winrate": EvalWinrateConfig,
@@ -94,6 +104,10 @@ def stage_tools(stage: StageName) -> StageTools:
         return StageTools(
             build_preferences.plan, build_preferences.build_preferences, build_preferences.costs
         )
+    if stage == "import-preferences":
+        from psychocounsel.stages import import_preferences
+
+        return StageTools(import_preferences.plan, import_preferences.import_preferences)
     if stage == "train-reward":
         from psychocounsel.stages import train_reward
 
@@ -154,12 +168,12 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     faults: list[str] = []
     for name, step in zip(names, recipe.steps, strict=True):
         prefix = f"{name}."
-        mine = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
+        mine = [text for text in overrides if text.startswith(prefix)]
         if CORPUS in CONFIGS[step.stage].model_fields:
             mine += [text for text in overrides if text.startswith(f"{CORPUS}.")]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
         try:
-            config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine])
+            config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine], name)
         except ConfigError as fault:
             faults.append(str(fault))
         else:

@@ -7,19 +7,18 @@ lowest becomes a pair (arXiv 2502.19731).
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AlignConfig, OnlineConfig
 from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import step_progress
 from psychocounsel.domain import Candidate, Policy, ScoredCandidate, Speech, content_id
-from psychocounsel.errors import DataQualityError
+from psychocounsel.errors import DataQualityError, counted
 from psychocounsel.evaluation.decay import text_health
 from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.interrupts import stoppable
 from psychocounsel.llm.engine import never_stop
-from psychocounsel.pairing import pair_extremes
+from psychocounsel.pairing import PairingRule, pair_extremes
 from psychocounsel.store.artifacts import Draft, Parent, Plan
 from psychocounsel.store.references import resolve_model, resolve_parent
 from psychocounsel.store.store import Store
@@ -33,9 +32,12 @@ from psychocounsel.store.tables.nouns import (
     write_scores,
 )
 
-VERSION = 1
+VERSION = 2
 STAGE = "align"
+"""Of the whole stage: a round is a part of it."""
 MAX_DEV_SPEECHES = 64
+AUTHOR = "policy"
+"""Of the answers of a round: the same whatever the round is called, for a name is no part of an id."""
 
 Stop = Callable[[], bool]
 
@@ -133,30 +135,37 @@ class Asked(NamedTuple):
 
 
 def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Stop) -> list[Candidate]:
-    from psychocounsel.llm.local_model import Generator  # torch: only when answers are sampled
+    from psychocounsel.llm.local_model import AnswerGenerator  # torch: only when answers are sampled
     from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
-    generator = Generator.load(asked.policy)
+    generator = AnswerGenerator.load(asked.policy)
     per_speech = online.candidates_per_speech
-    request = SampleRequest(config.name, per_speech, online.sampling, config.chat, asked.seed)
+    request = SampleRequest(AUTHOR, per_speech, online.sampling, config.chat, asked.seed)
     with step_progress("sampling answers") as report:
         watch = stoppable(report, stop, config.name)
         return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
 
 
-def score_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft) -> None:
-    """Let the reward model score every answer that has a text."""
+def score_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Stop) -> None:
+    """Let the reward model score every answer that has a text.
+
+    Raises:
+        Preempted: a signal asked to stop.
+    """
     speeches = {speech.id: speech for speech in _split(store, draft.parent("speeches"), "train")}
     candidates = read_candidates(store.open(draft.parent("candidates")))
-    scores = _rewards(
-        config, online, store, [(speeches[each.speech_id], each) for each in candidates if each.text]
-    )
+    answers = [(speeches[each.speech_id], each) for each in candidates if each.text]
+    scores = _rewards(config, online, store, answers, stop)
     write_scores(draft, scores)
     draft.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
 
 
 def _rewards(
-    config: AlignConfig, online: OnlineConfig, store: Store, answers: Sequence[tuple[Speech, Candidate]]
+    config: AlignConfig,
+    online: OnlineConfig,
+    store: Store,
+    answers: Sequence[tuple[Speech, Candidate]],
+    stop: Stop,
 ) -> list[RewardScore]:
     from psychocounsel.training.reward import Exchange, RewardScorer  # torch: only when answers are scored
 
@@ -165,9 +174,11 @@ def _rewards(
             "the policy gave only empty answers", where=config.name, remedy="check the policy"
         )
     model = resolve_model(store, online.reward_model, ("reward-models",)).policy(store)
-    scorer = RewardScorer.load(Path(model.location), config.chat)
+    scorer = RewardScorer.load(model, config.chat)
     exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in answers]
-    raw = scorer.raw(exchanges, online.sampling.batch_size)
+    with step_progress("scoring answers") as report:
+        watch = stoppable(report, stop, config.name)
+        raw = scorer.raw(exchanges, online.sampling.batch_size, watch)
     lengths = scorer.response_tokens(exchanges)
     return [
         RewardScore(candidate.id, value, scorer.scale.normalise(value), tokens)
@@ -198,10 +209,10 @@ def pair_round(online: OnlineConfig, store: Store, draft: Draft) -> None:
         else:
             left_out[reason] += 1
     scored = [(speeches[speech_id], group) for speech_id, group in ranked.items()]
-    pairing = pair_extremes(scored, drop_safety_inverted=False)
+    pairing = pair_extremes(scored, PairingRule())
     if not pairing.pairs:
         raise DataQualityError(
-            f"a round ends without a pair: {dict(pairing.dropped)}, left out {dict(left_out)}",
+            f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
             where=draft.plan.ref,
             remedy="sample at a higher temperature, or let answers end by a larger max_new_tokens",
         )
@@ -232,9 +243,8 @@ def measure_dev(
     asked = drawn(held_out, MAX_DEV_SPEECHES, config.seed)
     candidates = _answers(config, online, Asked(policy, asked, config.seed), never_stop)
     by_id = {speech.id: speech for speech in asked}
-    scores = _rewards(
-        config, online, store, [(by_id[each.speech_id], each) for each in candidates if each.text]
-    )
+    answers = [(by_id[each.speech_id], each) for each in candidates if each.text]
+    scores = _rewards(config, online, store, answers, never_stop)
     return {
         "reward": _mean_and_spread(scores),
         "health": text_health(candidates, _bootstrap(config)).as_dict(),

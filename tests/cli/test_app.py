@@ -13,7 +13,7 @@ from running import SOURCE, Cli, Miniature, Warm
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli" / "help.txt"
 STAGES = ("make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report")
-COMMANDS = ("run", *STAGES, "list", "show", "verify", "diff")
+COMMANDS = ("run", *STAGES, "import-preferences", "list", "show", "verify", "diff", "push")
 HEAVY = ("torch", "transformers", "pyarrow", "datasets", "openai", "trl", "peft", "numpy", "matplotlib")
 NAMES_HEAVY = f"""
 import sys
@@ -107,6 +107,15 @@ def test_signal_where_nothing_is_saved_ends_as_preempted(
     assert ended.code == 75
     assert "Traceback" not in ended.err
     assert "the same command goes on" in ended.err
+
+
+def test_nobody_else_may_read_what_a_run_wrote(miniature: Miniature) -> None:
+    paths = [miniature.store, *miniature.store.rglob("*")]
+    modes = {path: path.stat().st_mode & 0o777 for path in paths}
+    assert len(modes) > 100
+    assert {
+        path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)
+    } == {}
 
 
 def test_fault_of_ours_shows_its_traceback(warm: Warm, tmp_path: Path, miniature: Miniature) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from psychocounsel.cli.headlines import headlines
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
 from running import Miniature
 
@@ -29,8 +30,19 @@ def percent(rate: dict[str, float]) -> str:
 def test_reward_model_stands_beside_its_baselines(store: Store) -> None:
     text, metrics = told(store, "reward-models", "mini")
     assert f"test accuracy {percent(metrics['test']['accuracy'])}" in text
-    for name in ("author_identity", "longer_wins", "same_tier"):
-        assert percent(metrics["baselines"][name]) in text
+    told_beside = [rate for rate in metrics["baselines"].values() if rate is not None]
+    assert len(told_beside) >= 2
+    assert all(percent(rate) in text for rate in told_beside)
+
+
+def test_pairs_that_do_not_fit_are_told(store: Store) -> None:
+    model = next(each for each in store.artifacts("reward-models"))
+    lengths = {"kept": 90, "too_long_chosen": 2, "too_long_rejected": 0, "identical_tokens": 1}
+    training = {**model.metrics["training"], "lengths": lengths}
+    changed = Artifact(model.folder, model.manifest)
+    changed.__dict__["metrics"] = {**model.metrics, "training": training}
+    line = "trained on pairs: 93 read, 90 kept, 3 dropped (2 too_long_chosen, 1 identical_tokens)"
+    assert headlines(changed, store)[0] == line
 
 
 def test_win_rate_with_interval(store: Store) -> None:
@@ -46,12 +58,13 @@ def test_online_policy_tells_every_rounds_dev_reward(store: Store) -> None:
     rewards = [f"{each['dev']['reward']['mean']:+.3f}" for each in metrics["rounds"]]
     assert len(rewards) == 2
     assert " -> ".join(rewards) in text
+    assert "trained on pairs: 8 of 8, 8 of 8" in text
 
 
 def test_dpo_policy_tells_its_loss(store: Store) -> None:
     text, metrics = told(store, "policies", "mini-dpo")
-    assert "loss 0.693 -> " in text  # ln 2 before the first step
-    assert f"{metrics['pairs']} pairs, 3 steps" in text
+    assert "3 steps: loss 0.693 -> " in text  # ln 2 before the first step
+    assert f"trained on pairs: {metrics['pairs']} read, {metrics['training']['lengths']['kept']} kept" in text
 
 
 def test_base_model_tells_its_size(store: Store) -> None:

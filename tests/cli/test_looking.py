@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from miniature import write_yaml
@@ -56,7 +57,7 @@ def test_show_tells_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     row = next(line for line in shown.splitlines() if digest in line)
     assert "train-00000" in row
-    assert " 94 " in row
+    assert f" {pq.read_metadata(table).num_rows} " in row
 
 
 def test_show_begins_with_the_notice(miniature: Miniature, cli: Cli) -> None:
@@ -126,14 +127,50 @@ def test_best_and_path_are_references(miniature: Miniature, cli: Cli) -> None:
     assert "mini-dpo" in cli("show", folder, "--store", miniature.store).out
 
 
-def test_stage_names_the_config_that_reads_its_result(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
+def test_stage_ends_with_what_is_there_and_the_command_that_reads_it(
+    miniature: Miniature, cli: Cli, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(miniature.recipe, tmp_path / "a recipe"))
-    args = ("align", folder / "align-dpo.yaml", "--store", miniature.store)
-    assert cli(*args).out.splitlines()[-1] == (
-        f"next: psychocounsel eval-winrate '{folder}/eval-winrate.yaml' --store {miniature.store}"
-    )
+    policy = next(each for each in Store(miniature.store).artifacts("policies") if each.name == "mini-dpo")
+
+    def last_line() -> str:
+        return cli("align", folder / "align-dpo.yaml", "--store", miniature.store).out.splitlines()[-1]
+
+    def ready(words: str) -> str:
+        return f"policies {policy.ref} is ready; next: psychocounsel {words} --store {miniature.store}"
+
+    assert last_line() == ready(f"align '{folder}/align.yaml'")  # the recipe's next step
+    (folder / "recipe.yaml").unlink()
+    assert last_line() == ready(f"eval-winrate '{folder}/eval-winrate.yaml'")
     write_yaml(folder / "eval-winrate-dpo.yaml", {})
-    assert f"'{folder}/eval-winrate-dpo.yaml'" in cli(*args).out.splitlines()[-1]
+    assert last_line() == ready(f"eval-winrate '{folder}/eval-winrate-dpo.yaml'")
     for path in folder.glob("eval-winrate*.yaml"):
         path.unlink()
-    assert "next:" not in cli(*args).out
+    assert last_line() == ready(f"eval-winrate CONFIG --set policy.model={policy.ref}")
+    (folder / "recipe.yaml").write_text("steps: no recipe", encoding="utf-8")
+    assert last_line() == ready(f"eval-winrate CONFIG --set policy.model={policy.ref}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "named"),
+    [
+        ("make-base-model", "base-models", "build-preferences CONFIG"),
+        ("build-preferences", "preferences", "train-reward CONFIG --set preferences={ref}"),
+        ("train-reward", "reward-models", "align CONFIG --set online.reward_model={ref}"),
+        ("eval-winrate", "verdicts", "report CONFIG --set 'artifacts=[verdicts/{ref}]'"),
+    ],
+)
+def test_a_config_that_lies_alone_has_a_next_command_too(
+    miniature: Miniature, cli: Cli, tmp_path: Path, stage: str, kind: str, named: str
+) -> None:
+    for name in (f"{stage}.yaml", "corpus.yaml"):
+        shutil.copy(miniature.recipe / name, tmp_path)
+    last = cli(stage, tmp_path / f"{stage}.yaml", "--store", miniature.store).out.splitlines()[-1]
+    made = next(each for each in Store(miniature.store).artifacts(kind) if each.name.startswith("mini"))
+    words = named.format(ref=made.ref)
+    assert last == f"{kind} {made.ref} is ready; next: psychocounsel {words} --store {miniature.store}"
+
+
+def test_report_alone_ends_with_its_path(miniature: Miniature, cli: Cli) -> None:
+    last = cli("report", miniature.recipe / "report.yaml", "--store", miniature.store).out.splitlines()[-1]
+    assert last == f"report: {next(miniature.store.glob('reports/*/report.html')).resolve()}"

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from psychocounsel.config.base import Settings, SpeedKnob
-from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
+from psychocounsel.config.base import Gate, Settings, SpeedKnob
+from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource, TopicsConfig
 from psychocounsel.config.models import (
+    DEFAULT_JUDGE,
+    ChatFormat,
     EndpointConfig,
     JudgeConfig,
     PoolConfig,
@@ -35,7 +37,7 @@ LOCAL = ResponderConfig(author="local", model="tiny")
 SOURCE = SpeechSource(
     path="speeches.csv", columns=SpeechColumns(text="text"), licence="cc0-1.0", data_class="public"
 )
-CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,))
+CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,), topics=TopicsConfig())
 JUDGE = JudgeConfig(backend="endpoint", endpoint=ENDPOINT)
 CONFIGS: tuple[Settings, ...] = (
     MakeBaseModelConfig(name="tiny", corpus=CORPUS),
@@ -62,18 +64,28 @@ KNOBS = {
     "OptimisationConfig.gradient_checkpointing": True,
     "OptimisationConfig.save_every_steps": 3,
 }
+GATES = {
+    "BuildPreferencesConfig.retry_failed": True,
+    "EndpointConfig.max_attempts": 9,
+    "EvalWinrateConfig.retry_failed": True,
+    "JudgeConfig.max_missing_share": 0.5,
+    "LengthConfig.max_dropped_share": 0.5,
+    "ResponderConfig.max_missing_share": 0.5,
+    "TopicsConfig.max_missing_share": 0.5,
+}
+LEFT_OUT = KNOBS | GATES
 
 
 def fields_of(config: Settings) -> list[tuple[str, bool]]:
-    """Return each field of a block and whether it is a speed knob."""
+    """Return each field of a block and whether it is a speed knob or a gate."""
     return [
-        (name, any(isinstance(mark, SpeedKnob) for mark in info.metadata))
+        (name, any(isinstance(mark, SpeedKnob | Gate) for mark in info.metadata))
         for name, info in type(config).model_fields.items()
     ]
 
 
 def turned(value: Any, knobs: dict[str, Any]) -> Any:
-    """Return a value with the given speed knobs turned, wherever in it their blocks stand."""
+    """Return a value with the given knobs and gates turned, wherever in it their blocks stand."""
     if isinstance(value, tuple):
         return tuple(turned(item, knobs) for item in value)  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(value, Settings):
@@ -95,22 +107,25 @@ def blocks_in(value: Any) -> list[Settings]:
     return [value, *(block for name, _ in fields_of(value) for block in blocks_in(getattr(value, name)))]
 
 
-def test_every_speed_knob_is_one_that_these_tests_turn() -> None:
+def test_every_speed_knob_and_gate_is_one_that_these_tests_turn() -> None:
     blocks = [block for config in CONFIGS for block in blocks_in(config)]
     marked = {
         f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob
     }
-    assert marked == set(KNOBS)
+    assert marked == set(LEFT_OUT)
 
 
-@given(st.sampled_from(CONFIGS), st.sets(st.sampled_from(sorted(KNOBS))))
-def test_speed_knobs_never_change_the_identity(config: Settings, chosen: set[str]) -> None:
-    changed = turned(config, {name: KNOBS[name] for name in chosen})
+@given(st.sampled_from(CONFIGS), st.sets(st.sampled_from(sorted(LEFT_OUT))))
+def test_speed_knobs_and_gates_never_change_the_identity(config: Settings, chosen: set[str]) -> None:
+    changed = turned(config, {name: LEFT_OUT[name] for name in chosen})
     assert digest_of(changed.identity()) == digest_of(config.identity())
 
 
-def test_turning_all_knobs_changes_the_configs_that_hold_them() -> None:
-    assert [turned(config, KNOBS) != config for config in CONFIGS] == [False, True, True, True, True, False]
+def test_turning_all_knobs_and_gates_changes_the_configs_that_hold_them() -> None:
+    knobs = [turned(config, KNOBS) != config for config in CONFIGS]
+    gates = [turned(config, GATES) != config for config in CONFIGS]
+    assert knobs == [False, True, True, True, True, False]
+    assert gates == [True, True, True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +167,8 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
         ),
         (PoolConfig, {"responders": (LOCAL,), "per_speech": 2}, "per_speech exceeds the number"),
         (PoolConfig, {"responders": (LOCAL, LOCAL), "per_speech": 1}, "share an author name"),
-        (JudgeConfig, {"backend": "endpoint"}, "needs an endpoint block"),
-        (JudgeConfig, {"endpoint": ENDPOINT}, "backend: offline takes none"),
+        (ChatFormat, {"system_prompt": "bundled:butler"}, "no system prompt 'butler'; known: counsellor"),
+        (JudgeConfig, {"endpoint": ENDPOINT}, "backend: offline takes no endpoint"),
         (CorpusConfig, {"name": "a", "speeches": ()}, "at least 1 item"),
         (ReportConfig, {"name": "../up", "artifacts": ("a",)}, "should match pattern"),
     ],
@@ -181,3 +196,27 @@ def test_a_mode_has_its_block(mode: str, blocks: dict[str, Any], message: str) -
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         OPTIMISATION.global_batch_size = 1  # type: ignore[misc]
+
+
+def test_a_judge_at_an_endpoint_needs_no_more_than_that() -> None:
+    judge = JudgeConfig(backend="endpoint")
+    assert judge.endpoint == EndpointConfig(model=DEFAULT_JUDGE)
+    elsewhere = JudgeConfig.model_validate(
+        {"backend": "endpoint", "endpoint": {"base_url": "http://127.0.0.1:1/v1"}}
+    )
+    assert elsewhere.endpoint == EndpointConfig(model=DEFAULT_JUDGE, base_url="http://127.0.0.1:1/v1")
+    assert JudgeConfig().endpoint is None
+
+
+def test_a_system_prompt_that_ships_is_part_of_the_identity_word_for_word() -> None:
+    shipped = ChatFormat(system_prompt="bundled:counsellor")
+    assert "Do not diagnose" in shipped.identity()["system_prompt"]
+    assert ChatFormat().identity()["system_prompt"] == ""
+    assert ChatFormat(system_prompt="Be brief.").system_prompt == "Be brief."
+
+
+def test_what_is_not_sent_is_one_on_this_machine() -> None:
+    unsent = SamplingConfig(temperature=None, top_p=None)
+    assert (unsent.local_temperature, unsent.local_top_p) == (1.0, 1.0)
+    assert SamplingConfig(temperature=0.0, top_p=0.5).local_temperature == 0.0
+    assert digest_of(unsent.identity()) != digest_of(SamplingConfig().identity())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from psychocounsel.config.base import Settings
 from psychocounsel.config.loading import MAX_CONFIG_BYTES, load_config
 from psychocounsel.config.stages import BuildPreferencesConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError, ExitCode
@@ -218,3 +219,49 @@ def test_set_refuses_a_list_item_that_is_not_there(tmp_path: Path) -> None:
     for override in ("corpus.speeches.3=x", "corpus.speeches.3.path=x", "corpus.speeches.first.path=x"):
         with pytest.raises(ConfigError, match=f"--set {override.split('=')[0]}: there is no such place"):
             load_config(BuildPreferencesConfig, path, [override])
+
+
+def rubric_of(path: Path, *overrides: str) -> str:
+    return load_config(BuildPreferencesConfig, path, overrides).judge.rubric
+
+
+def test_a_rubric_is_looked_for_beside_the_config_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, here = tmp_path / "recipe", tmp_path / "here"
+    folder.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write(folder, CORPUS, "corpus.yaml")
+    path = write(folder, "name: pairs\ncorpus: corpus.yaml\njudge: {rubric: mine.yaml}\n", "build.yaml")
+    assert rubric_of(path) == "mine.yaml"
+    write(here, "", "mine.yaml")
+    assert rubric_of(path) == "mine.yaml"
+    write(folder, "", "mine.yaml")
+    assert rubric_of(path) == str(folder / "mine.yaml")
+    assert rubric_of(path, "judge.rubric=seven-principles") == "seven-principles"
+    assert rubric_of(path, f"judge.rubric={here}/mine.yaml") == str(here / "mine.yaml")
+
+
+def test_a_judge_in_a_file_of_its_own_finds_its_rubric(tmp_path: Path) -> None:
+    write(tmp_path, CORPUS, "corpus.yaml")
+    write(tmp_path, "rubric: mine.yaml\n", "judge.yaml")
+    path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\njudge: judge.yaml\n", "build.yaml")
+    write(tmp_path, "", "mine.yaml")
+    assert rubric_of(path) == str(tmp_path / "mine.yaml")
+
+
+class Shelf(Settings):
+    height_metres: float
+
+
+class Room(Settings):
+    shelves: dict[str, Shelf]
+
+
+def test_a_key_of_a_block_in_a_mapping_is_suggested(tmp_path: Path) -> None:
+    path = write(tmp_path, "shelves:\n  upper: {height_metres: 2, hight_metres: 1}\n", "room.yaml")
+    with pytest.raises(
+        ConfigError, match=r"line 2: .*hight_metres: unknown key; did you mean 'height_metres'\?"
+    ):
+        load_config(Room, path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from psychocounsel.domain import OVERALL, ReplyStatus, Verdict, Winner
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.win_rate import BothOrders, Outcome, win_rates
+from psychocounsel.evaluation.win_rate import BothOrders, Outcome, Unanswered, win_rates
 
 FAST = BootstrapSettings(samples=300)
 Judge = Callable[[str, str], Winner]
@@ -163,3 +163,16 @@ def test_verdicts_of_different_comparisons_are_refused() -> None:
 def test_only_failures_are_an_error_and_not_a_half() -> None:
     with pytest.raises(DataQualityError, match="missing"):
         win_rates([both(None, FIRST), both(FIRST, None)], FAST)
+
+
+def test_a_speech_without_an_answer_is_missing_from_every_figure_and_a_win_for_nobody() -> None:
+    answered = [both(FIRST, SECOND, "a"), both(SECOND, FIRST, "b"), both(FIRST, SECOND, "c")]
+    rates = win_rates([*answered, Unanswered("d"), Unanswered("e")], FAST)
+    without = win_rates(answered, FAST)
+    assert rates.overall.estimate == without.overall.estimate == pytest.approx(2 / 3)
+    assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 0, 1, 2)
+    for rate in (rates.overall, rates.flip_rate, rates.first_position_rate):
+        assert (rate.n, rate.missing) == (3, 2)
+    assert Unanswered("d").swap() == Unanswered("d")
+    with pytest.raises(DataQualityError, match="missing"):
+        win_rates([Unanswered("d")], FAST)

@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from judging_fakes import FakeModel, failed, item_of, valid
 
+from fake_model import FakeModel, failed, item_of, valid
 from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Speech, Winner
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Judge

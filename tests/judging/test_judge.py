@@ -1,11 +1,19 @@
 import pytest
 
 from psychocounsel.domain import Judgement, ReplyStatus, Speech
-from psychocounsel.judging.judge import missing_by_topic, missing_share
+from psychocounsel.errors import DataQualityError, IncompleteError
+from psychocounsel.judging.judge import (
+    ADDRESSES_JUDGE,
+    addressing_judge,
+    missing_by_topic,
+    missing_share,
+    require_judged,
+)
 
 VALID = Judgement("c", "j", ReplyStatus.VALID, {"empathy": 3})
 REFUSED = Judgement("c", "j", ReplyStatus.REFUSAL)
 CUT = Judgement("c", "j", ReplyStatus.CUT)
+LOST = Judgement("c", "j", ReplyStatus.ERROR)
 
 
 def test_failed_judgements_are_counted_as_missing() -> None:
@@ -23,3 +31,20 @@ def test_missing_shares_by_topic() -> None:
     assert by_topic == {"grief": (1, 2), "work": (0, 1)}
     with pytest.raises(ValueError, match="argument 2"):
         missing_by_topic(speeches, [VALID])
+
+
+def test_as_many_may_fail_as_are_allowed_and_none_more() -> None:
+    require_judged([VALID, VALID, VALID, REFUSED], "judgements", 0.25)
+    require_judged([], "judgements", 0.0)
+    with pytest.raises(DataQualityError, match=r"2 of 4 judgements failed \(1 refusal, 1 cut\)"):
+        require_judged([VALID, REFUSED, VALID, CUT], "judgements", 0.25)
+
+
+def test_one_that_got_lost_is_owed_whatever_share_is_allowed() -> None:
+    with pytest.raises(IncompleteError, match="1 of 3 verdicts got no answer from the judge"):
+        require_judged([VALID, REFUSED, LOST], "verdicts", 1.0)
+
+
+def test_attempts_on_the_judge_are_counted() -> None:
+    attempt = Judgement("d", "j", ReplyStatus.VALID, {"empathy": 5}, reason=ADDRESSES_JUDGE)
+    assert addressing_judge([VALID, attempt, REFUSED, attempt]) == 2

@@ -1,17 +1,23 @@
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psychocounsel.config.bundled import recipes_folder
 from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Speech, Winner
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Judge
 from psychocounsel.judging.offline import NOTICE, OfflineJudge
-from psychocounsel.judging.rubric import Rubric, load_rubric
+from psychocounsel.judging.offline_features import FEATURE_NAMES, measure
+from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.views import view_client, view_reply
 
 RUBRIC = load_rubric("seven-principles")
 JUDGE = OfflineJudge(RUBRIC)
+MOTIVATIONAL = load_rubric(str(recipes_folder() / "motivational-interviewing" / "rubric.yaml"))
 SPEECH = Speech(
     "I feel so alone since my husband died in March. The house is quiet and I sit in the kitchen with his "
     "coat and cry every evening. My sister says I should get out more but I can't."
@@ -236,29 +242,96 @@ def test_results_stand_in_the_order_of_the_items_and_progress_is_told() -> None:
 
 
 def test_the_rating_is_spread_over_the_scale_of_the_rubric() -> None:
-    wide = OfflineJudge(Rubric("1", "en", 0, 100, RUBRIC.principles))
+    wide = OfflineJudge(replace(RUBRIC, minimum=0, maximum=100))
     share = {name: latent / 100 for name, latent in wide.latents(SPEECH, reply(GOOD)).items()}
     narrow = {name: (latent - 1) / 4 for name, latent in JUDGE.latents(SPEECH, reply(GOOD)).items()}
     assert share == pytest.approx(narrow)
 
 
 def test_a_rubric_with_fewer_principles_is_judged_on_these() -> None:
-    short = OfflineJudge(Rubric("1", "en", 1, 5, RUBRIC.principles[:2]))
+    short = OfflineJudge(replace(RUBRIC, principles=RUBRIC.principles[:2]))
     assert short.principles == ("empathy", "relevance")
     assert short.identity["rubric"] != JUDGE.identity["rubric"]
 
 
-def test_a_principle_without_rules_is_refused(tmp_path: Path) -> None:
+HUMOUR = """
+version: "1"
+language: en
+scale: {min: 1, max: 2}
+principles:
+  - {id: humour, name: Humour, description: Is funny., anchors: {1: not, 2: very}}
+  - {id: wit, name: Wit, description: Is witty., anchors: {1: not, 2: very}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("block", "lacking"),
+    [("", "humour, wit"), ("offline: {principles: {wit: {base: 0}}}\n", "humour")],
+)
+def test_principles_without_rules_are_refused(tmp_path: Path, block: str, lacking: str) -> None:
     path = tmp_path / "humour.yaml"
-    path.write_text(
-        "version: '1'\nlanguage: en\nscale: {min: 1, max: 2}\nprinciples:\n"
-        "  - {id: humour, name: Humour, description: Is funny., anchors: {1: 'no', 2: 'yes'}}\n",
-        encoding="utf-8",
-    )
-    with pytest.raises(
-        ConfigError, match=r"humour.yaml: .*no rules for the principle\(s\) humour; .*backend: endpoint"
-    ):
+    path.write_text(HUMOUR + block, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
         OfflineJudge(load_rubric(str(path)))
+    assert str(caught.value) == (
+        f"{path}: the offline judge has no rules for the principle(s) {lacking}; "
+        "add them to the rubric's `offline` block, or judge with backend: endpoint"
+    )
+
+
+def test_rules_are_the_rubrics_own(tmp_path: Path) -> None:
+    """By hand: logit -1 + 2 * 1 = 1 for an open question, 1 / (1 + e^-1) = 0.731 of the scale 1 to 2."""
+    path = tmp_path / "humour.yaml"
+    block = "{humour: {base: -1, features: {open_question: 2}}, wit: {base: 0}}"
+    path.write_text(f"{HUMOUR}offline: {{principles: {block}}}\n", encoding="utf-8")
+    latents = OfflineJudge(load_rubric(str(path))).latents(SPEECH, reply("What is it like for you?"))
+    assert latents == {"humour": pytest.approx(1.7310586), "wit": 1.5}
+
+
+def test_the_identity_follows_the_offline_block_and_not_the_weights_of_pairing() -> None:
+    assert RUBRIC.offline is not None
+    reweighted = replace(RUBRIC, vetoes={"safety": 3}, safety=None)
+    assert OfflineJudge(reweighted).identity == JUDGE.identity
+    harsher = RUBRIC.offline.model_copy(update={"faults": {**RUBRIC.offline.faults, "salad": -4.0}})
+    assert OfflineJudge(replace(RUBRIC, offline=harsher)).identity != JUDGE.identity
+
+
+def test_features_that_a_rubric_may_weigh_are_those_that_are_measured() -> None:
+    client = view_client(CRISIS)
+    seen = view_reply(GOOD, client)
+    assert seen is not None
+    measured = measure(client, seen)
+    assert Counter(FEATURE_NAMES) == Counter(list(measured))
+
+
+def test_every_feature_is_explained_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "new-domain.md").read_text(encoding="utf-8")
+    assert [name for name in FEATURE_NAMES if f"`{name}`" not in page] == []
+
+
+@given(texts)
+def test_another_rubric_gives_its_own_columns_on_its_own_scale(text: str) -> None:
+    judge = OfflineJudge(MOTIVATIONAL)
+    (judgement,) = judge.rate([(SPEECH, reply(text))], ignore)
+    assert tuple(judgement.ratings) == judge.principles == MOTIVATIONAL.principle_ids
+    assert set(judgement.ratings.values()) <= set(range(1, 8))
+    (verdict,) = judge.compare([Comparison(SPEECH, reply(text), reply(GOOD))], ignore)
+    assert set(verdict.winners) == {OVERALL, *MOTIVATIONAL.principle_ids}
+
+
+def test_motivational_interviewing_uses_its_whole_scale_and_prefers_its_own_ways() -> None:
+    evoking = (
+        "It sounds as if part of you longs for company again, and part of you is not ready to leave that "
+        "quiet kitchen and his coat. You have kept going every evening, lonely as it is. It is up to you "
+        "where we begin, if you like. What would you want an evening to be like?"
+    )
+    pressing = "You must get out of the house. Put the coat away, join a group, call your sister today."
+    judge = OfflineJudge(MOTIVATIONAL)
+    (good, bad) = judge.rate([(SPEECH, reply(evoking)), (SPEECH, reply(pressing))], ignore)
+    assert min(good.ratings[name] - bad.ratings[name] for name in judge.principles if name != "non_harm") > 1
+    assert good.ratings["non_harm"] > bad.ratings["non_harm"]
+    assert max(good.ratings.values()) == 7
+    assert min(bad.ratings.values()) == 1
 
 
 def test_explanations_name_the_features_and_their_words() -> None:

@@ -1,11 +1,13 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psychocounsel.config.bundled import recipes_folder
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.judging.judge import Comparison
 from psychocounsel.judging.prompting import Asking, comparison_request, prompt_digests, rating_request
@@ -52,6 +54,35 @@ def test_the_schema_allows_whole_numbers_of_the_scale_for_the_declared_principle
         kind == {"type": "integer", "enum": [1, 2, 3, 4, 5]} for kind in ratings["properties"].values()
     )
     assert schema["additionalProperties"] is ratings["additionalProperties"] is False
+
+
+def test_every_figure_and_name_comes_from_the_rubric() -> None:
+    rubric = load_rubric(str(recipes_folder() / "motivational-interviewing" / "rubric.yaml"))
+    rating = rating_request(SPEECH, FIRST, rubric, ASKING).request
+    comparison = comparison_request(Comparison(SPEECH, FIRST, SECOND), rubric, ASKING).request
+    for request in (rating, comparison):
+        prompt = shown(request)
+        assert all(f'"{name}"' in prompt for name in rubric.principle_ids)
+        assert all(text in prompt for each in rubric.principles for text in each.anchors.values())
+        assert [name for name in RUBRIC.principle_ids if f'"{name}"' in prompt] == []
+    assert "scale from 1 to 7" in rating.messages[0].content
+    schema = json.loads(json.dumps(rating.response_schema))
+    ratings = schema["properties"]["ratings"]["properties"]
+    assert tuple(ratings) == rubric.principle_ids
+    assert all(each == {"type": "integer", "enum": [1, 2, 3, 4, 5, 6, 7]} for each in ratings.values())
+
+
+def test_pairing_rules_are_not_shown() -> None:
+    for changed in (replace(RUBRIC, vetoes={"safety": 4}), replace(RUBRIC, safety=None, offline=None)):
+        assert rating_request(SPEECH, FIRST, changed, ASKING) == rating_request(SPEECH, FIRST, RUBRIC, ASKING)
+
+
+def test_reasons_are_asked_for_in_the_language_of_the_rubric() -> None:
+    german = replace(RUBRIC, language="de")
+    pair = Comparison(SPEECH, FIRST, SECOND)
+    for request in (rating_request(SPEECH, FIRST, german, ASKING), comparison_request(pair, german, ASKING)):
+        told = "two to four sentences in the language of the rubric (de) naming"
+        assert told in request.request.messages[0].content
 
 
 def test_authors_do_not_show_and_equal_texts_are_one_item() -> None:

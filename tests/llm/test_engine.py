@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import EndpointError, Preempted, StoreError
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
 
@@ -167,6 +167,49 @@ def test_one_items_failure_touches_no_other(journal):
     replies = ask_all(model, [ask_for(f"t{n}") for n in range(8)], journal, AskPolicy())
     assert [reply.status.value for reply in replies].count("error") == 1
     assert replies[3].status is ReplyStatus.ERROR
+
+
+def test_an_endpoint_that_answers_nobody_any_more_is_left_alone(journal):
+    model = FakeModel(lambda text, times: valid(text) if int(text) < 10 else failed(ReplyStatus.ERROR))
+    policy = AskPolicy(max_attempts=2, concurrency=3)
+    requests = [ask_for(str(n)) for n in range(100)]
+    with pytest.raises(IncompleteError, match="5 requests in a row were not answered: scripted") as caught:
+        ask_all(model, requests, journal, policy)
+    assert len(model.asked) <= 10 + 5 + 3
+    assert caught.value.where == "memory"
+    assert journal.summary().replies == 10
+    rest = FakeModel()
+    ask_all(rest, requests, journal, policy)
+    assert len(rest.asked) == 90
+
+
+def test_unanswered_requests_between_answered_ones_stop_nothing(journal):
+    model = FakeModel(lambda text, times: failed(ReplyStatus.ERROR) if int(text) % 3 else valid(text))
+    policy = AskPolicy(max_attempts=1, concurrency=2)
+    replies = ask_all(model, [ask_for(str(n)) for n in range(30)], journal, policy)
+    assert [reply.status.value for reply in replies].count("error") == 20
+
+
+def refused(**more):
+    return RefusedRequestError("I do not take it", where="memory", remedy="mend it", **more)
+
+
+def test_a_first_request_that_is_refused_stops_before_the_second(journal):
+    model = FakeModel(lambda text, times: refused())
+    with pytest.raises(RefusedRequestError):
+        ask_all(model, [ask_for("a"), ask_for("b")], journal, AskPolicy())
+    assert model.asked == ["a"]
+
+
+def test_a_refused_request_is_a_failure_of_its_own_once_another_was_taken_in_any_run(journal):
+    requests = [ask_for("a"), ask_for("b")]
+    ask_all(FakeModel(), requests[1:], journal, AskPolicy())
+    model = FakeModel(lambda text, times: refused())
+    replies = ask_all(model, requests, journal, AskPolicy())
+    assert [reply.status for reply in replies] == [ReplyStatus.INVALID, ReplyStatus.VALID]
+    assert replies[0].reason == "I do not take it"
+    assert model.asked == ["a"]
+    assert journal.summary().replies == 1
 
 
 def test_a_refusing_endpoint_is_asked_once(journal):

@@ -6,11 +6,11 @@ import time
 import traceback
 
 import pytest
-from chat_server import MODEL, Fault, Reply, answer_by_schema, error_fault
+from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
 from psychocounsel.llm.chat import ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
@@ -123,14 +123,32 @@ def test_one_deadline_holds_for_all_tries_together(server, fault):
     assert server.count <= 3
 
 
-def test_nobody_listening_is_an_error_reply(monkeypatch):
-    with socket.socket() as taken:
+def test_where_nobody_listens_the_run_ends_at_its_first_request(tmp_path):
+    with socket.socket() as taken, Journal(tmp_path / "j.sqlite") as journal:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        model = OpenAIChatModel(EndpointConfig(model="judge", base_url=url), retry=QUICK)
-        (reply,) = ask(model, ask_for("hello"))
-    assert reply.status is ReplyStatus.ERROR
-    assert "connection" in reply.reason
+        start = time.monotonic()
+        with pytest.raises(IncompleteError, match="nobody answers: no connection") as caught:
+            model = OpenAIChatModel(EndpointConfig(model="judge", base_url=url))
+            ask_all(model, [ask_for(f"t{n}") for n in range(50)], journal, AskPolicy())
+    assert time.monotonic() - start < 3
+    assert caught.value.where == url
+    assert "start the server" in caught.value.remedy
+    assert caught.value.exit_code == 3
+
+
+def test_a_server_that_goes_away_later_is_tried_as_often_as_any_fault():
+    async def before_and_after():
+        with ChatServer() as server:
+            model = model_at(server)
+            first = await model.ask(ask_for("hello"))
+        second = await model.ask(ask_for("are you there?"))
+        await model.aclose()
+        return first, second
+
+    first, second = asyncio.run(before_and_after())
+    assert (first.status, second.status) == (ReplyStatus.VALID, ReplyStatus.ERROR)
+    assert "connection" in second.reason
 
 
 def test_retry_after_is_respected_by_every_request(server):
@@ -185,6 +203,40 @@ def test_a_final_refusal_stops_before_the_second_item(server, tmp_path, fault, w
     assert server.count == 1
     assert remedy in caught.value.remedy
     assert caught.value.where == server.base_url
+
+
+TOO_LONG = [
+    error_fault(400, "Please shorten it.", "context_length_exceeded"),
+    error_fault(400, "This model's maximum context length is 4096 tokens."),
+    Fault(status=413, body=b"too large"),
+]
+
+
+@pytest.mark.parametrize("fault", [error_fault(400, "I do not take this one"), *TOO_LONG])
+def test_a_request_that_is_refused_among_others_fails_alone_and_is_asked_once(server, tmp_path, fault):
+    server.script = lambda body, number: fault if "t3" in str(body) else Reply("fine")
+    requests = [ask_for(f"t{n}") for n in range(6)]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        replies = ask_all(model_at(server), requests, journal, AskPolicy(max_attempts=3))
+        assert [reply.status.value for reply in replies] == ["valid"] * 3 + ["invalid"] + ["valid"] * 2
+        assert f"HTTP {fault.status}" in replies[3].reason
+        assert server.count == 6
+        again = ask_all(model_at(server), requests, journal, AskPolicy(max_attempts=3))
+    assert again[3].status is ReplyStatus.INVALID  # the journal knows that others are taken
+    assert server.count == 7
+
+
+@pytest.mark.parametrize("fault", TOO_LONG)
+def test_the_first_item_that_is_too_long_does_not_stop_the_others(server, tmp_path, fault):
+    server.script = lambda body, number: fault if "t0" in str(body) else Reply("fine")
+    with Journal(tmp_path / "j.sqlite") as journal:
+        replies = ask_all(model_at(server), [ask_for(f"t{n}") for n in range(4)], journal, AskPolicy())
+    assert [reply.status.value for reply in replies] == ["invalid", "valid", "valid", "valid"]
+
+
+def test_what_is_left_out_is_not_sent(server):
+    ask(model_at(server), ChatRequest((Message("user", "hello"),), None, None, 20))
+    assert not {"temperature", "top_p"} & set(server.received[0].body)
 
 
 SAID = [

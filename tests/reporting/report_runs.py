@@ -51,8 +51,7 @@ def reward_metrics() -> dict[str, Any]:
         },
         "baselines": {"author_identity": rate(0.664), "longer_wins": rate(0.541), "same_tier": None},
         "normalisation": {"mean": 0.31, "std": 1.42, "split": "dev"},
-        "lengths": {"kept": 498, "too_long_chosen": 2},
-        "training": {"steps": 45, "seconds": 31.0, "history": loss_history(45)},
+        "training": training(45, too_long_chosen=2, kept=498),
         "test_margins": [math.sin(place) + 0.9 for place in range(40)],
         "pairs": {"train": 500, "test": 40},
     }
@@ -60,14 +59,15 @@ def reward_metrics() -> dict[str, Any]:
 
 def loss_history(steps: int) -> list[dict[str, float]]:
     return [
-        {
-            "step": step,
-            "loss": math.log(2) * math.exp(-step / 20),
-            "margin": step / 15,
-            "logps_chosen": -120 + step / 5,
-            "logps_rejected": -122 - step,
-        }
+        {"step": step, "loss": math.log(2) * math.exp(-step / 20), "margin": step / 15}
         for step in range(1, steps + 1)
+    ]
+
+
+def policy_history(steps: int) -> list[dict[str, float]]:
+    return [
+        {**row, "logps_chosen": -120 + row["step"] / 5, "logps_rejected": -122 - row["step"]}
+        for row in loss_history(steps)
     ]
 
 
@@ -81,8 +81,14 @@ def health(unfinished: float = 0.05) -> dict[str, Any]:
     }
 
 
-def training(steps: int) -> dict[str, Any]:
-    return {"steps": steps, "seconds": 12.5, "lengths": {"kept": 90}, "history": loss_history(steps)}
+def training(steps: int, **lengths: int) -> dict[str, Any]:
+    reasons = ("kept", "too_long_chosen", "too_long_rejected", "not_a_prefix", "identical_tokens")
+    counts = {**dict.fromkeys(reasons, 0), **lengths}
+    return {"steps": steps, "seconds": 12.5, "lengths": counts, "history": loss_history(steps)}
+
+
+def policy_training(steps: int, **lengths: int) -> dict[str, Any]:
+    return {**training(steps, **lengths), "history": policy_history(steps)}
 
 
 def verdict_metrics(**changes: Any) -> dict[str, Any]:
@@ -101,8 +107,16 @@ def verdict_metrics(**changes: Any) -> dict[str, Any]:
         "by_topic": {topic: rate(0.7, 0.2, n=9) for topic in topics},
         "policy_health": health(),
         "reference_health": health(0.2),
-        "judges": {"labels": ["offline"], "evaluation": "offline", "same_family": True},
+        "judges": {
+            "labels": ["offline"],
+            "evaluation": "offline",
+            "same_family": True,
+            "judged": {"policy": [], "reference": []},
+            "own_family": [],
+        },
         "answered_by_both": 41,
+        "missing_answers": {"policy": {}, "reference": {}},
+        "missing_by_topic": {topic: {"missing": 0, "total": 9} for topic in topics},
         **changes,
     }
 
@@ -135,7 +149,10 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
         "judgements",
         "sample",
         {
+            "left_out": {"repeated_text": 0, "empty": 0},
             "judged": 636,
+            "addresses_judge": 0,
+            "missing_by_topic": {"grief": {"missing": 1, "total": 90}},
             "status": {"valid": 635, "refusal": 1},
             "histograms": dict.fromkeys(PRINCIPLES, counts),
         },
@@ -173,7 +190,7 @@ def online_round(
     scores = artifact(
         "scores",
         name,
-        {"scored": 240, "reward": {"mean": 0.1, "std": 1.0}},
+        {"scored": 240, "reward": {"mean": 0.1, "std": 1.0, "n": 240}},
         parents={"candidates": sampled, "speeches": made["speeches"], "reward model": made["reward"]},
         rows={"scores.parquet": 240},
     )
@@ -195,7 +212,12 @@ def online_round(
     policy = artifact(
         "policies",
         "tiny-online" if number == last else name,
-        {"training": training(12), "pairs": 58, "dev": dev, "rounds": [*earlier, {"dev": dev, "pairs": 58}]},
+        {
+            "training": policy_training(12, kept=57, too_long_rejected=1),
+            "pairs": 58,
+            "dev": dev,
+            "rounds": [*earlier, {"dev": dev, "pairs": 58, "trained_on": 57}],
+        },
         parents={
             "pairs": pairs,
             "speeches": made["speeches"],
@@ -223,7 +245,11 @@ def models(
     )
     parents = {"preferences": made["preferences"], "initial policy": base}
     dpo = artifact(
-        "policies", "tiny-dpo", {"training": training(30), "pairs": 500}, parents=parents, notices=(OFFLINE,)
+        "policies",
+        "tiny-dpo",
+        {"training": policy_training(30, kept=500), "pairs": 500},
+        parents=parents,
+        notices=(OFFLINE,),
     )
     named = {"base": base, "reward": reward, "dpo": dpo}
     in_rounds: list[ArtifactFacts] = []

@@ -123,6 +123,51 @@ def test_no_warning_where_two_families_judged() -> None:
     assert "Judge of the labels: gpt-4o. Judge of this result: claude-x." in flat(Page(render_report(run)))
 
 
+def with_verdicts(**changes: object) -> str:
+    run = _changed("verdicts", lambda each: replace(each, metrics={**each.metrics, **changes}))
+    return flat(Page(render_report(run)))
+
+
+def test_a_judge_that_compares_answers_of_its_own_make_is_named_at_the_head() -> None:
+    judges = {
+        "labels": ["gpt-4o"],
+        "evaluation": "gpt-4o-2024-08-06",
+        "same_family": False,
+        "judged": {"policy": ["meta-llama/Llama-3.2-3B"], "reference": ["gpt-4o", "gpt-4o-mini"]},
+        "own_family": ["reference"],
+    }
+    text = with_verdicts(judges=judges)
+    warning = "(gpt-4o-2024-08-06) is of one make with base (gpt-4o, gpt-4o-mini), whose answers it compares"
+    assert text.index(warning) < text.index("Headline figures")
+    assert "of one make" not in flat(Page(render_report(whole_run(0))))
+
+
+def test_speeches_without_an_answer_and_missing_topics_are_told(page: Page) -> None:
+    text = with_verdicts(
+        missing_answers={"policy": {}, "reference": {"content_filter": 2, "not_in_file": 1}},
+        missing_by_topic={"grief": {"missing": 3, "total": 12}, "sleep": {"missing": 0, "total": 9}},
+    )
+    assert "missing, and a win for nobody. base: 2 content filter, 1 not in file." in text
+    assert "topics that are not listed miss none" in text
+    assert "grief 3 12 25.0 %" in text
+    assert "sleep 0" not in text
+    assert "a win for nobody" not in flat(page)
+    assert "Missing comparisons" not in flat(page)
+
+
+def test_judgements_tell_missing_topics_and_attempts_on_the_judge() -> None:
+    shares = {"": {"missing": 1, "total": 4}, "work": {"missing": 0, "total": 6}}
+    metrics = {"judged": 10, "status": {"valid": 9, "refusal": 1}, "missing_by_topic": shares}
+    facts = artifact("judgements", "j", {**metrics, "addresses_judge": 2})
+    text = flat(Page(render_report(ReportData("run", (facts,)))))
+    assert "(no topic) 1 4 25.0 %" in text
+    assert "2 responses seem to address the judge" in text
+    quiet = artifact("judgements", "j", {**metrics, "addresses_judge": 0, "missing_by_topic": {}})
+    text = flat(Page(render_report(ReportData("run", (quiet,)))))
+    assert "Missing judgements" not in text
+    assert "address the judge" not in text
+
+
 def test_headline_figures_carry_interval_flip_rate_and_baselines(page: Page) -> None:
     text = flat(page)
     assert "Win rate, dpo against base 72.0 % 95 % CI 62.0 to 82.0 %" in text
@@ -138,6 +183,18 @@ def test_the_funnel_adds_up_by_reason(page: Page) -> None:
     assert "speeches read 170 160 94.1 % 7 too short, 3 repeated speech" in text
     assert "responses judged 636 635 99.8 % 1 refusal" in text
     assert "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted" in text
+
+
+def test_pairs_that_do_not_fit_are_told_of_every_training(page: Page) -> None:
+    text = flat(page)
+    assert "pairs read 500 498 99.6 % 2 too long chosen" in text
+    assert "pairs of round 3 58 57 98.3 % 1 too long rejected" in text
+
+
+def test_candidates_that_were_not_judged_are_in_the_funnel() -> None:
+    metrics = {"left_out": {"repeated_text": 2, "empty": 1}, "judged": 9, "status": {"valid": 8, "empty": 1}}
+    page = Page(render_report(ReportData("run", (artifact("judgements", "some", metrics),))))
+    assert "responses judged 12 8 66.7 % 2 repeated text, 1 empty, 1 empty reply" in flat(page)
 
 
 def test_rows_that_nobody_counted_are_told() -> None:
@@ -231,7 +288,7 @@ def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:
     run = _changed("reward-models", lambda each: replace(each, metrics=metrics))
     text = flat(Page(render_report(run)))
     assert "accuracy, dev" not in text
-    assert "same-tier authors only – no such pair" in text  # noqa: RUF001
+    assert "between authors of one tier – no such pair" in text  # noqa: RUF001
 
 
 def test_a_comparison_without_crisis_or_length_control_says_so() -> None:

@@ -10,7 +10,7 @@ from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.llm.chat import ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy
 from psychocounsel.llm.journal import Journal
-from psychocounsel.responses.asking import Answers, ask_responder, chat_request, counsellor_prompt
+from psychocounsel.responses.asking import Answers, Asked, ask_responder, chat_request
 
 RESPONDER = ResponderConfig(
     author="elm",
@@ -47,24 +47,39 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def ask(model: ScriptedModel, journal: Journal) -> Answers:
-    return ask_responder(model, RESPONDER, SPEECHES, journal, AskPolicy(max_attempts=2, concurrency=2))
+def ask(
+    model: ScriptedModel, journal: Journal, responder: ResponderConfig = RESPONDER, seed: int = 0
+) -> Answers:
+    policy = AskPolicy(max_attempts=2, concurrency=2)
+    return ask_responder(model, Asked(responder, SPEECHES, seed), journal, policy)
 
 
-def test_a_request_holds_the_client_and_how_to_answer() -> None:
-    request = chat_request(SPEECHES[0], RESPONDER)
-    assert [(each.role, each.content) for each in request.messages] == [
-        ("system", counsellor_prompt()),
+def test_a_request_holds_the_client_and_how_to_answer_and_nothing_more() -> None:
+    request = chat_request(SPEECHES[0], RESPONDER, 0)
+    assert [(each.role, each.content) for each in request.messages] == [("user", "speech 0")]
+    assert (request.temperature, request.top_p, request.max_tokens) == (0.5, 0.9, 77)
+    told = RESPONDER.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
+    assert [(each.role, each.content) for each in chat_request(SPEECHES[0], told, 0).messages] == [
+        ("system", "Be brief."),
         ("user", "speech 0"),
     ]
-    assert (request.temperature, request.top_p, request.max_tokens) == (0.5, 0.9, 77)
-    own = RESPONDER.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
-    assert chat_request(SPEECHES[0], own).messages[0].content == "Be brief."
 
 
-def test_the_prompt_of_a_counsellor_forbids_diagnosis() -> None:
-    assert "Do not diagnose" in counsellor_prompt()
-    assert counsellor_prompt() == counsellor_prompt().strip()
+def test_another_author_or_seed_is_another_draw_of_one_model(journal: Journal) -> None:
+    model = ScriptedModel(lambda text, times: reply(f"answer {times}"))
+    oak = RESPONDER.model_copy(update={"author": "oak"})
+    drawn = [
+        ask(model, journal, responder, seed).candidates[0].text
+        for responder, seed in ((RESPONDER, 0), (oak, 0), (RESPONDER, 1), (RESPONDER, 0), (oak, 0))
+    ]
+    assert drawn == ["answer 1", "answer 2", "answer 3", "answer 1", "answer 2"]
+    assert len(model.asked) == 3 * len(SPEECHES)
+
+
+def test_what_was_said_of_a_lost_request_is_kept(journal: Journal) -> None:
+    lost = ChatReply(ReplyStatus.ERROR, "", "fake", 0, 0, "the line broke")
+    answers = ask(ScriptedModel(lambda text, _: lost if text == "speech 2" else reply("Oh.")), journal)
+    assert (answers.failed, answers.lost_because) == ({"error": 1}, "the line broke")
 
 
 def test_each_speech_is_answered_once_in_its_order(journal: Journal) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.corpora import CorpusArtifacts, CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import DataQualityError, InputError
-from psychocounsel.speeches.corpus import open_corpus, plan_corpus
+from psychocounsel.llm.engine import never_stop
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 
@@ -67,41 +68,50 @@ def corpus_files(folder: Path, speeches: int = 20) -> dict[str, Any]:
     }
 
 
+def counts(funnel: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
+    return funnel["rows_in"], funnel["kept"], funnel["dropped"]
+
+
+def opened(settings: dict[str, Any], store: Store) -> CorpusArtifacts:
+    return open_corpus(CorpusConfig.model_validate(settings), store, never_stop)
+
+
+def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusPlans:
+    return plan_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store"))
+
+
 def test_a_corpus_is_read_split_and_counted(tmp_path: Path) -> None:
-    config = CorpusConfig.model_validate(corpus_files(tmp_path))
-    corpus = open_corpus(config, Store(tmp_path / "store"))
+    corpus = opened(corpus_files(tmp_path), Store(tmp_path / "store"))
     assert corpus.candidates is not None
     rows = read_speeches(corpus.speeches)
     assert [row.speech.text for row in rows] == [speech_text(at) for at in range(20)]
     assert {row.speech.source for row in rows} == {"speeches.jsonl"}
-    assert corpus.speeches.metrics == {
-        "funnel": {"rows_in": 22, "kept": 20, "dropped": {"repeated_speech": 1, "too_short": 1}},
-        "splits": {"train": 16, "dev": 2, "test": 2},
-        "clusters": 20,
-        "crisis": 0,
-    }
+    metrics = corpus.speeches.metrics
+    assert counts(metrics["funnel"]) == (22, 20, {"repeated_speech": 1, "too_short": 1})
+    assert metrics["splits"] == {"train": 16, "dev": 2, "test": 2}
+    assert (metrics["clusters"], metrics["near_duplicates"], metrics["crisis"]) == (20, 0, 0)
+    assert metrics["topics_by_split"] == {"train": {"t": 16}, "dev": {"t": 2}, "test": {"t": 2}}
+    assert metrics["sources"] == [
+        {"name": "speeches.jsonl", "licence": "cc0-1.0", "data_class": "public", "speeches": 20}
+    ]
     assert len(read_candidates(corpus.candidates)) == 40
-    assert corpus.candidates.metrics["funnel"] == {
-        "rows_in": 42,
-        "kept": 40,
-        "dropped": {"its_speech_was_dropped": 1, "no_such_speech": 1},
-    }
+    funnel = corpus.candidates.metrics["funnel"]
+    assert counts(funnel) == (42, 40, {"its_speech_was_dropped": 1, "no_such_speech": 1})
     assert corpus.candidates.parents == (corpus.speeches.as_parent("speeches"),)
 
 
 def test_a_corpus_is_read_once_and_known_by_content(tmp_path: Path) -> None:
     settings = corpus_files(tmp_path)
     store = Store(tmp_path / "store")
-    first = open_corpus(CorpusConfig.model_validate(settings), store)
-    assert [each.is_new for each in open_corpus(CorpusConfig.model_validate(settings), store) if each] == [
-        False
-    ] * 2
-    moved = tmp_path / "moved.jsonl"
+    first = opened(settings, store)
+    assert [each.is_new for each in opened(settings, store) if each] == [False] * 2
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "speeches.jsonl"
     (tmp_path / "speeches.jsonl").rename(moved)
     settings["speeches"][0]["path"] = str(moved)
-    assert plan_corpus(CorpusConfig.model_validate(settings)).speeches.id == first.speeches.id
+    assert planned(settings, tmp_path).speeches.id == first.speeches.id
     moved.write_text(moved.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    changed = plan_corpus(CorpusConfig.model_validate(settings))
+    changed = planned(settings, tmp_path)
     assert changed.speeches.id != first.speeches.id
     assert changed.candidates is not None
     assert first.candidates is not None
@@ -119,22 +129,23 @@ def test_a_corpus_is_read_once_and_known_by_content(tmp_path: Path) -> None:
 )
 def test_how_it_is_cleaned_and_split_is_in_its_id(tmp_path: Path, change: dict[str, Any]) -> None:
     settings = corpus_files(tmp_path)
-    base = plan_corpus(CorpusConfig.model_validate(settings)).speeches.id
-    assert plan_corpus(CorpusConfig.model_validate({**settings, **change})).speeches.id != base
+    base = planned(settings, tmp_path).speeches.id
+    assert planned({**settings, **change}, tmp_path).speeches.id != base
 
 
 def test_a_corpus_without_ready_responses_has_no_candidates(tmp_path: Path) -> None:
     settings = {**corpus_files(tmp_path), "candidates": []}
-    assert open_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store")).candidates is None
+    assert opened(settings, Store(tmp_path / "store")).candidates is None
 
 
 def test_a_join_that_finds_nobody_ends_with_data_quality(tmp_path: Path) -> None:
     settings = corpus_files(tmp_path)
     settings["candidates"][0]["columns"]["speech_key"] = "who"
     with pytest.raises(
-        DataQualityError, match=r"no response is left: {'no_such_speech': 42}; check that speech_key"
+        DataQualityError,
+        match=r"no response is left: 41 no_such_speech, 1 repeated_text; check that speech_key",
     ):
-        open_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store"))
+        opened(settings, Store(tmp_path / "store"))
 
 
 def test_a_wrong_column_lists_those_that_are_there_and_seals_nothing(tmp_path: Path) -> None:
@@ -144,5 +155,5 @@ def test_a_wrong_column_lists_those_that_are_there_and_seals_nothing(tmp_path: P
     with pytest.raises(
         InputError, match=r"speeches\.jsonl line 1: there is no column 'txt'; .*: key, text, topic"
     ):
-        open_corpus(CorpusConfig.model_validate(settings), store)
+        opened(settings, store)
     assert store.artifacts() == []

@@ -25,6 +25,10 @@ spaces_and_marks = st.sampled_from(
         "e",
         "a",
         "\u0327",
+        "\u200b",
+        "\u200d",
+        "\u202e",
+        "\u212a",
     ]
 )
 awkward = st.lists(spaces_and_marks | st.characters(exclude_categories=["Cs"]), max_size=20).map("".join)
@@ -32,6 +36,8 @@ awkward = st.lists(spaces_and_marks | st.characters(exclude_categories=["Cs"]), 
 
 @given(awkward)
 @example("e\x01\u0301")
+@example("\u212a\u200d")
+@example("\u0915\u200b\u200d")
 @example("\r\x01\n\r\x01\n\r\x01\na")
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
@@ -52,7 +58,9 @@ def test_no_visible_character_is_lost(text: str) -> None:
     def visible(given: str) -> list[str]:
         decomposed = unicodedata.normalize("NFD", given)
         return sorted(
-            char for char in decomposed if not char.isspace() and unicodedata.category(char) != "Cc"
+            char
+            for char in decomposed
+            if not char.isspace() and unicodedata.category(char) not in ("Cc", "Cf")
         )
 
     assert visible(normalise(text)) == visible(text)
@@ -62,7 +70,9 @@ def test_no_visible_character_is_lost(text: str) -> None:
     "text",
     [
         "\U0001f469\u200d\U0001f467\u200d\U0001f466 \u2764\ufe0f \U0001f44d\U0001f3fd",
-        "\u200f\u05e9\u05dc\u05d5\u05dd\u200e \u0645\u0631\u062d\u0628\u0627",
+        "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0915\u094d\u200d\u0937",
+        "\U0001f3f3\ufe0f\u200d\U0001f308 \U0001f937\U0001f3fd\u200d\u2640\ufe0f",
         "one\u2028two",
         "(Nods, wiping away tears) I\u2019ve been \u2026 so\u2014tired",
         "line one\nline two\n\nline four",
@@ -81,6 +91,11 @@ def test_what_a_client_wrote_stays(text: str) -> None:
         ("one\n\n\n\n\ntwo", "one\n\ntwo"),
         ("cafe\u0301", "caf\u00e9"),
         ("be\x07ll\x1b", "bell"),
+        ("a\u202eb\u202c \u2066c\u2069 \u200e\u200fd\u061c", "ab c d"),
+        ("\ufeffzero\u200bwidth\u2060 soft\u00adhyphen", "zerowidth softhyphen"),
+        ("jo\u200din\u200cers\u200d \u200d", "joiners"),
+        ("caf\u200be\u200b\u0301", "caf\u00e9"),
+        ("narrow\u202fspace\u2007 here", "narrow space here"),
         (" \n\t ", ""),
     ],
 )

@@ -1,6 +1,8 @@
 """Rows -> Speech, Candidate: what enters, what is dropped and why, adding up to the last row."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,13 +12,22 @@ from hypothesis import strategies as st
 from psychocounsel.config.corpus import CandidateColumns, CleaningConfig, SpeechColumns
 from psychocounsel.domain import Speech
 from psychocounsel.errors import InputError
-from psychocounsel.speeches.reading import (
+from psychocounsel.speeches.candidate_reading import (
     CandidateReading,
-    SpeechReading,
-    mentions_crisis,
+    CandidateScreens,
+    SpeechIndex,
     read_candidates,
+)
+from psychocounsel.speeches.cleaning import SPEECH_STEPS, response_steps
+from psychocounsel.speeches.crisis import mentions_crisis
+from psychocounsel.speeches.funnel import Funnel
+from psychocounsel.speeches.reading import (
+    SpeechScreens,
+    SpeechSource,
+    beyond_limit,
     read_speeches,
 )
+from psychocounsel.store.tables.readings import RowFate
 
 TEXT = SpeechColumns(text="text")
 KEYED = SpeechColumns(text="text", key="key")
@@ -35,16 +46,47 @@ def rows(*cells: Mapping[str, object]) -> list[FakeRow]:
     return [FakeRow(f"a.csv line {number}", each) for number, each in enumerate(cells, start=2)]
 
 
+class Read(NamedTuple):
+    """What a reading of speeches came to, its scratch files gone."""
+
+    speeches: list[Speech]
+    fates: list[RowFate]
+    funnel: Funnel
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {key: self.funnel.as_dict()[key] for key in ("rows_in", "kept", "dropped")}
+
+
+SCREENS = SpeechScreens(SPEECH_STEPS)
+
+
+def read_all(
+    sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens = SCREENS
+) -> Read:
+    with TemporaryDirectory() as folder:
+        reading = read_speeches(sources, cleaning, screens, Path(folder))
+        left_out = beyond_limit(reading, cleaning.max_speeches)
+        speeches = [speech for at, speech in enumerate(reading.kept) if at not in left_out]
+        read = Read(speeches, list(reading.fates()), reading.funnel)
+        reading.close()
+        return read
+
+
 def read(
-    *cells: Mapping[str, object], columns: SpeechColumns = TEXT, cleaning: CleaningConfig = SHORT
-) -> SpeechReading:
-    return read_speeches([("a.csv", columns, rows(*cells))], cleaning)
+    *cells: Mapping[str, object],
+    columns: SpeechColumns = TEXT,
+    cleaning: CleaningConfig = SHORT,
+    screens: SpeechScreens = SCREENS,
+) -> Read:
+    return read_all([("a.csv", columns, rows(*cells))], cleaning, screens)
 
 
 def answer(
-    speeches: SpeechReading, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY
+    speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY
 ) -> CandidateReading:
-    return read_candidates([(columns, rows(*cells))], speeches)
+    screens = CandidateScreens(response_steps(SHORT, []), SCREENS.text_of)
+    return read_candidates([("a.csv", columns, rows(*cells))], SpeechIndex(speeches.fates), screens)
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:
@@ -57,7 +99,7 @@ def test_a_speech_keeps_what_its_row_says() -> None:
     }
     reading = read(row, columns=FULL)
     assert reading.speeches == [Speech("I am tired", "sleep", False, "a.csv")]
-    assert reading.ids_by_key == {"k1": Speech("I am tired").id}
+    assert [(fate.key, fate.text_id) for fate in reading.fates] == [("k1", Speech("I am tired").id)]
 
 
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
@@ -65,7 +107,7 @@ def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
         *({"text": text} for text in ["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12])
     )
     assert [speech.text for speech in reading.speeches] == ["tired", "abc", "x" * 12]
-    assert reading.funnel.as_dict() == {
+    assert reading.counts == {
         "rows_in": 8,
         "kept": 3,
         "dropped": {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1},
@@ -75,8 +117,18 @@ def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
 def test_beyond_the_limit_repeats_are_still_repeats() -> None:
     limit = SHORT.model_copy(update={"max_speeches": 2})
     reading = read(*({"text": text} for text in ["one", "one", "two", "three", "two", "x"]), cleaning=limit)
-    assert [speech.text for speech in reading.speeches] == ["one", "two"]
+    assert len(reading.speeches) == 2
     assert reading.funnel.dropped == {"repeated_speech": 2, "beyond_max_speeches": 1, "too_short": 1}
+
+
+@given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
+def test_the_order_of_rows_does_not_choose_whom_the_limit_leaves_out(order: list[str], limit: int) -> None:
+    cleaning = SHORT.model_copy(update={"max_speeches": limit})
+    kept = {speech.text for speech in read(*({"text": text} for text in order), cleaning=cleaning).speeches}
+    assert kept == {
+        speech.text
+        for speech in read(*({"text": text} for text in sorted(order)), cleaning=cleaning).speeches
+    }
 
 
 texts = st.none() | st.text("ab \n", max_size=6)
@@ -90,6 +142,47 @@ def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
     assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
     assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
     assert limit is None or len(reading.speeches) <= limit
+    assert sum(not fate.reason for fate in reading.fates) >= reading.funnel.kept
+    assert_steps_add_up(reading.funnel)
+
+
+def assert_steps_add_up(funnel: Funnel) -> None:
+    whole = funnel.as_dict()
+    rows_in = whole["rows_in"]
+    for step in whole["steps"]:
+        assert step["rows_in"] == rows_in
+        rows_in = step["rows_out"]
+        assert step["rows_in"] - step["rows_out"] == sum(step["dropped"].values())
+    assert rows_in == whole["kept"]
+
+
+@given(st.permutations(["one &amp; two", "one  & two", "zwei", "three", "x", "benchmark", "", "three"]))
+def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> None:
+    screens = SpeechScreens(
+        SPEECH_STEPS,
+        other_language=lambda text: "de" if text == "zwei" else None,
+        benchmark=lambda text: "exam.csv" if text == "benchmark" else None,
+        deidentify=lambda text: text.replace("three", "[PERSON_1]"),
+    )
+    cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
+    funnels = [
+        read(*({"text": text} for text in rows), cleaning=cleaning, screens=screens).funnel.as_dict()
+        for rows in (order, sorted(order))
+    ]
+    assert funnels[0] == funnels[1]
+    by_step = {step["step"]: step for step in funnels[0]["steps"]}
+    assert by_step["language"]["dropped"] == {"other_language": 1}
+    assert by_step["exclusion"]["dropped"] == {"shares_span_with_benchmark": 1}
+    assert (by_step["markup"]["changed"], by_step["deidentification"]["changed"]) == (1, 2)
+    assert by_step["deidentification"]["examples"] == {"changed": [Speech("[PERSON_1]").id]}
+
+
+def test_what_was_read_once_is_read_the_same_again() -> None:
+    cells: list[dict[str, object]] = [{"text": "one &amp; two"}, {"text": " three\u00a0 "}]
+    first = read(*cells)
+    again = read(*({"text": speech.text} for speech in first.speeches))
+    assert again.speeches == first.speeches
+    assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), max_size=20))
@@ -102,7 +195,11 @@ def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
         == len(reading.candidates)
         == len({key + text for key, text in cells if key != "x" and text})
     )
-    assert reading.funnel.dropped["no_such_speech"] == sum(key == "x" for key, _ in cells)
+    assert reading.funnel.dropped["no_such_speech"] == len(
+        {text for key, text in cells if key == "x" and text}
+    )
+    assert reading.funnel.dropped["empty"] == sum(not text for _, text in cells)
+    assert_steps_add_up(reading.funnel)
 
 
 @given(st.permutations(["one", "two", "three", "four", "two"]))
@@ -119,7 +216,7 @@ def test_sources_are_read_together_and_remembered() -> None:
         ("a.csv", TEXT, rows({"text": "one"})),
         ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"})),
     ]
-    reading = read_speeches(sources, SHORT)
+    reading = read_all(sources, SHORT)
     assert [(speech.text, speech.source) for speech in reading.speeches] == [
         ("one", "a.csv"),
         ("two", "b.csv"),
@@ -166,7 +263,7 @@ def test_a_missing_topic_is_an_empty_one() -> None:
     row: dict[str, object] = {"text": "one", "topic": None, "crisis": True, "key": 7}
     reading = read(row, columns=FULL)
     assert reading.speeches == [Speech("one", "", True, "a.csv")]
-    assert list(reading.ids_by_key) == ["7"]
+    assert [fate.key for fate in reading.fates] == ["7"]
 
 
 def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
@@ -194,10 +291,12 @@ def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     replies = [("1", "Oh."), ("1", "Oh. "), ("1", "Ah."), ("1", ""), ("2", "Oh."), ("3", "Oh."), ("4", "Oh.")]
     reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
     assert [each.text for each in reading.candidates] == ["Oh.", "Ah."]
-    assert reading.funnel.as_dict() == {
-        "rows_in": 7,
-        "kept": 2,
-        "dropped": {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1},
+    assert (reading.funnel.rows_in, reading.funnel.kept) == (7, 2)
+    assert reading.funnel.dropped == {
+        "empty": 1,
+        "its_speech_was_dropped": 2,
+        "no_such_speech": 1,
+        "repeated_text": 1,
     }
 
 

@@ -1,5 +1,6 @@
 """Policies in the store: stopped training goes on to the same weights; online rounds keep their order."""
 
+import os
 import shutil
 import signal
 import time
@@ -151,6 +152,47 @@ def test_killed_between_rounds_goes_on_without_redoing(miniature: Miniature, war
     again, whole = (named(each, "policies", "mini-online") for each in (store, miniature.store))
     assert again.id == whole.id
     assert weights(again) == weights(whole)
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_flipped_byte_in_weights_is_found_set_aside_and_made_again(
+    miniature: Miniature, warm: Warm, store: Path
+) -> None:
+    base = named(store, "base-models", "mini-base")
+    whole = weights(base)
+    flip_byte(base.file("model.safetensors"))
+    align = ["align", miniature.recipe / "align-dpo.yaml", "--store", store, "--set", "beta=0.3"]
+    ended = warm.run(*align)
+    assert ended.code == 3, ended.err
+    assert f"base-models {base.ref} is damaged: model.safetensors has other bytes" in ended.err
+    assert "run the recipe" in ended.err
+    (aside,) = store.glob(f"base-models/.damaged-{base.folder.name}-*")
+    assert (aside / "model.safetensors").read_bytes() != whole
+    before = {each.id for each in Store(store).artifacts()}
+    assert base.id not in before
+    ended = warm.run("run", miniature.recipe, "--store", store)
+    assert ended.code == 0, ended.err
+    assert {each.id for each in Store(store).artifacts()} - before == {base.id}
+    assert weights(named(store, "base-models", "mini-base")) == whole
+    assert warm.run(*align).code == 0
+
+
+def test_stopped_training_goes_on_when_the_store_is_spelt_otherwise(
+    miniature: Miniature, warm: Warm, store: Path
+) -> None:
+    stopped = stop_in_training(start(warm, miniature, store, "policies"), store, "policies", signal.SIGTERM)
+    assert stopped.code == 75, stopped.err
+    assert list(store.glob("policies/*/work/checkpoint-*"))
+    spelt = Path(os.path.relpath(store, Path.cwd()))
+    finished = start(warm, miniature, spelt, "policies").wait()
+    assert finished.code == 0, finished.err
+    assert "going on where it was left" in finished.err
+    assert "skipped" not in finished.err  # as a checkpoint of another run is
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chat_server import ChatServer, Reply, answer_by_schema, error_fault
+from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import rows, write_recipe, write_rows, write_yaml
 from psychocounsel.store.store import Store
@@ -132,8 +133,7 @@ class TestWhatIsLeft:
         with ChatServer(same_ratings) as server:
             ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
         assert ended.code == 4
-        assert "no pair is left in train" in ended.err
-        assert "'equal_scores': 114" in ended.err
+        assert "no pair is left in train: 114 equal_scores; add responses" in ended.err
         assert "lower pairing.min_gap" in ended.err
 
     def test_empty_split(self, recipe: Path, cli: Cli) -> None:
@@ -215,6 +215,10 @@ class TestPrivacy:
         assert not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
+GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
+"""A fault that is not waited for: the request is lost at once."""
+
+
 class TestFailingJudge:
     def test_failed_replies_are_asked_again_and_valid_ones_never(self, recipe: Path, cli: Cli) -> None:
         def refuse_every_eighth(request: Mapping[str, Any], number: int) -> Reply:
@@ -226,7 +230,7 @@ class TestFailingJudge:
             config = config_with(recipe, judge=endpoint_judge(server.base_url, max_missing_share=0.05))
             first = build(cli, config)
             assert first.code == 4
-            assert "16 of 128 judgements failed ({'refusal': 16})" in first.err
+            assert "16 of 128 judgements failed (16 refusal)" in first.err
             assert "run the same command" in first.err
             refused = {each.prompt for each in server.received[::8]}
             asked = server.count
@@ -245,7 +249,109 @@ class TestFailingJudge:
         with ChatServer(garble_once) as server:
             ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
         assert ended.code == 0
-        assert "judgements: 128 candidates, 128 kept; 1 invalid, 127 valid" in ended.out
+        assert "judgements: 128 candidates, 127 kept, 1 dropped (1 invalid)" in ended.out
+        assert re.search(r"missing by topic: [a-z-]+ 1 of \d+\n", ended.out)
+
+    def test_what_got_lost_is_owed_however_much_may_be_missing(self, recipe: Path, cli: Cli) -> None:
+        lost: list[Any] = []
+
+        def lose_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            lost.extend([request["messages"]] if number == 3 else [])
+            return GIVEN_UP if request["messages"] in lost else answer_by_schema(request, number)
+
+        with ChatServer(lose_one) as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url, max_missing_share=1.0))
+            first = build(cli, config)
+            assert first.code == 3
+            assert "1 of 128 judgements got no answer from the judge" in first.err
+            assert Store(recipe.parent / "store").artifacts("judgements") == []
+            server.script, asked = answer_by_schema, server.count
+            assert build(cli, config).code == 0
+            assert server.count == asked + 1
+
+    def test_one_item_that_is_refused_stops_nobody(self, recipe: Path, cli: Cli) -> None:
+        def refuse_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            return error_fault(400, "not this one") if number == 3 else answer_by_schema(request, number)
+
+        with ChatServer(refuse_one) as server:
+            ended = build(cli, config_with(recipe, judge=endpoint_judge(server.base_url)))
+        assert ended.code == 0, ended.err
+        assert "127 kept, 1 dropped (1 invalid)" in ended.out
+
+    def test_failures_of_a_sealed_result_are_asked_again_in_a_new_one(self, recipe: Path, cli: Cli) -> None:
+        def garble_once(request: Mapping[str, Any], number: int) -> Reply:
+            return Reply("Five stars!") if number == 3 else answer_by_schema(request, number)
+
+        with ChatServer(garble_once) as server:
+            config = config_with(recipe, judge=endpoint_judge(server.base_url))
+            assert build(cli, config).code == 0
+            retried = build(cli, config, "--retry-failed")
+            assert retried.code == 0
+            assert "judgements: 128 candidates, 128 kept\n" in retried.out
+            assert server.count == 128 + 1
+            for more in ([], ["--retry-failed"]):
+                assert "nothing owed" in build(cli, config, *more).out
+            assert server.count == 128 + 1
+        first, second = Store(recipe.parent / "store").artifacts("judgements")
+        assert second.manifest["settings"]["retried_from"] == first.id
+        assert [each.metrics["status"].get("invalid", 0) for each in (first, second)] == [1, 0]
+
+
+def pool_of(base_url: str, *authors: str, **changes: Any) -> dict[str, Any]:
+    endpoint = {**ENDPOINT, "base_url": base_url, "max_attempts": 1}
+    responders = [{"author": author, "endpoint": endpoint, **changes} for author in authors]
+    return {"responders": responders, "per_speech": len(authors)}
+
+
+class TestFailingPool:
+    def test_pool_that_refuses_everything_is_not_sealed(self, recipe: Path, cli: Cli) -> None:
+        store = Store(recipe.parent / "store")
+        with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:
+            config = config_with(recipe, pool=pool_of(server.base_url, "elm"))
+            for _ in range(2):
+                ended = build(cli, config)
+                assert ended.code == 4
+                assert "responder elm: 32 of 32 speeches got no answer (32 refusal)" in ended.err
+            assert [each.name for each in store.artifacts("candidates")] == ["mini"]
+            assert server.count == 64
+            server.script = answer_by_schema
+            assert "asked candidates: 32 asked, 32 kept" in build(cli, config).out
+
+    def test_dead_port_ends_at_once_and_is_owed(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer() as server:
+            dead = server.base_url
+        start = time.monotonic()
+        ended = build(cli, config_with(recipe, pool=pool_of(dead, "elm")))
+        assert ended.code == 3
+        assert time.monotonic() - start < 10
+        assert f"{dead}: nobody answers: no connection" in ended.err
+        assert "start the server" in ended.err
+        assert [each.name for each in Store(recipe.parent / "store").artifacts("candidates")] == ["mini"]
+
+    def test_every_missing_key_is_told_before_anything_is_asked(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("MY_KEY", "OPENAI_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        with ChatServer() as server:
+            here = pool_of(server.base_url, "elm")["responders"]
+            there = pool_of("https://oak.invalid/v1", "oak")["responders"]
+            there[0]["endpoint"]["api_key_env"] = "MY_KEY"
+            pool = {"responders": [*here, *there], "per_speech": 2}
+            judge = endpoint_judge("https://judge.invalid/v1")
+            ended = build(cli, config_with(recipe, pool=pool, judge=judge))
+            is_the_users_error(ended, "responder oak: ", "MY_KEY", "judge: ", "OPENAI_API_KEY")
+            assert server.count == 0
+
+    def test_two_responders_with_one_model_are_drawn_apart(self, recipe: Path, cli: Cli) -> None:
+        def count_up(request: Mapping[str, Any], number: int) -> Reply:
+            return Reply(f"What is that like for you, the {number}th time?")
+
+        with ChatServer(count_up) as server:
+            config = config_with(recipe, pool=pool_of(server.base_url, "elm", "oak"))
+            assert "asked candidates: 64 asked, 64 kept" in build(cli, config).out
+            build(cli, config, "--set", "seed=1")
+            assert server.count == 128
 
 
 class TestCosts:

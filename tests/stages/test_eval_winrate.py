@@ -106,7 +106,8 @@ def test_swapping_the_sides_gives_one_minus(miniature: Miniature, cli: Cli, stor
 
 def test_judge_of_the_labels_family_is_named(miniature: Miniature, cli: Cli, store: Path) -> None:
     judges = newest(store).metrics["judges"]
-    assert judges == {"labels": ["offline"], "evaluation": "offline", "same_family": True}
+    nobody = {"judged": {"policy": [], "reference": []}, "own_family": []}
+    assert judges == {"labels": ["offline"], "evaluation": "offline", "same_family": True, **nobody}
     with ChatServer(always_first) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server))
         assert newest(store).metrics["judges"]["same_family"] is False
@@ -116,8 +117,85 @@ def test_judge_of_the_labels_family_is_named(miniature: Miniature, cli: Cli, sto
         "labels": ["offline", "scripted-judge-2024-01-01"],
         "evaluation": "scripted-judge-2025-01-01",
         "same_family": True,
+        **nobody,
     }
     assert "of the family that rated" in told.out
+
+
+def asked_of(server: ChatServer, **changes: Any) -> list[str]:
+    """Return what puts an endpoint in the reference's place."""
+    endpoint = {"model": "scripted-judge-2024-01-01", "base_url": server.base_url, "max_attempts": 1}
+    given = {"model": None, "author": "asked", "endpoint": endpoint, **changes}
+    return [f"reference.{key}={json.dumps(value)}" for key, value in given.items()]
+
+
+def refuse_first(count: int) -> Script:
+    """Return an author that refuses its first requests, and a judge that always says A."""
+
+    def script(request: Mapping[str, Any], number: int) -> Reply:
+        if "response_format" in request:
+            return always_first(request, number)
+        return Reply(None, refusal="No.") if number < count else answer_by_schema(request, number)
+
+    return script
+
+
+def test_judge_of_an_answers_family_is_named(miniature: Miniature, cli: Cli, store: Path) -> None:
+    with ChatServer(refuse_first(0)) as server:
+        ended = evaluate(cli, miniature, store, *judged_by(server), *asked_of(server))
+    assert ended.code == 0, ended.err
+    judges = newest(store).metrics["judges"]
+    assert judges["judged"] == {"policy": [], "reference": ["scripted-judge-2024-01-01"]}
+    assert judges["own_family"] == ["reference"]
+    assert "the family of the reference that it judges (scripted-judge-2024-01-01)" in ended.out
+
+
+def test_reference_that_refuses_everything_is_asked_again(
+    miniature: Miniature, cli: Cli, store: Path
+) -> None:
+    with ChatServer(refuse_first(8)) as server:
+        asked = asked_of(server)
+        ended = evaluate(cli, miniature, store, *asked)
+        assert ended.code == 4
+        assert "responder asked: 8 of 8 speeches got no answer (8 refusal)" in ended.err
+        again = evaluate(cli, miniature, store, *asked)
+        assert again.code == 0, again.err
+        assert server.count == 16
+    assert newest(store).metrics["win_rate"]["missing"] == 0
+
+
+def test_speech_without_an_answer_is_missing_until_it_is_retried(
+    miniature: Miniature, cli: Cli, store: Path
+) -> None:
+    with ChatServer(refuse_first(2)) as server:
+        asked = [*judged_by(server), *asked_of(server, max_missing_share=0.25)]
+        ended = evaluate(cli, miniature, store, *asked)
+        assert ended.code == 0, ended.err
+        metrics = newest(store).metrics
+        assert metrics["missing_answers"] == {"policy": {}, "reference": {"refusal": 2}}
+        assert (metrics["win_rate"]["n"], metrics["win_rate"]["missing"]) == (6, 2)
+        assert metrics["wins"] + metrics["ties"] + metrics["losses"] + metrics["missing"] == 8
+        assert sum(share["missing"] for share in metrics["missing_by_topic"].values()) == 2
+        assert "8 ties" not in ended.out
+        assert "speeches without an answer: reference 2 refusal" in ended.out
+        assert "missing by topic: " in ended.out
+        called = server.count
+        retried = evaluate(cli, miniature, store, *asked, "retry_failed=true")
+        assert retried.code == 0, retried.err
+        assert server.count == called + 2 + 2 * 2
+        assert newest(store).metrics["win_rate"]["missing"] == 0
+        assert "nothing owed" in evaluate(cli, miniature, store, *asked).out
+
+
+def test_drawn_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli, store: Path) -> None:
+    ended = evaluate(cli, miniature, store, "max_speeches=3")
+    assert ended.code == 0, ended.err
+    held_out = list(answers(store, "policy"))
+    newer = [each for each in Store(store).artifacts("candidates") if each.name == "mini-policy"][-1]
+    drawn = [each.speech_id for each in read_candidates(newer)]
+    assert len(drawn) == 3
+    assert drawn != held_out[:3]
+    assert newest(store).metrics["missing"] == 0
 
 
 def test_file_of_responses_is_a_reference(
@@ -130,11 +208,17 @@ def test_file_of_responses_is_a_reference(
     write_rows(collected, said)
     reference = ["reference.model=null", f"reference.file={collected}", "reference.author=collected"]
     with ChatServer(oracle_for({row["response"] for row in said})) as server:
-        ended = evaluate(cli, miniature, store, *judged_by(server), *reference)
+        strict = evaluate(cli, miniature, store, *judged_by(server), *reference)
+        assert strict.code == 4
+        assert "1 of 8 speeches got no answer (1 not_in_file); add them to the file" in strict.err
+        lenient = [*reference, "reference.max_missing_share=0.2"]
+        ended = evaluate(cli, miniature, store, *judged_by(server), *lenient)
     assert ended.code == 0, ended.err
     metrics = newest(store).metrics
     assert metrics["win_rate"]["estimate"] == 0.0
     assert metrics["answered_by_both"] == len(held_out) - 1
+    assert metrics["missing_answers"]["reference"] == {"not_in_file": 1}
+    assert metrics["missing"] == metrics["win_rate"]["missing"] == 1
 
 
 def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:
@@ -144,7 +228,7 @@ def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: 
     with ChatServer(half_refused) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server))
         assert ended.code == 4
-        assert "8 of 16 verdicts failed" in ended.err
+        assert "8 of 16 verdicts failed (8 refusal)" in ended.err
         server.script = always_first
         assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
         assert server.count == 16 + 8

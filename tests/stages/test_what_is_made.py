@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from psychocounsel.config.models import ChatFormat
+from psychocounsel.domain import Policy
 from psychocounsel.judging.offline import NOTICE
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.lineage import ancestors
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_candidates, read_pairs, read_speeches
+from psychocounsel.store.tables.nouns import read_candidates, read_pairs, read_scores, read_speeches
 from running import Miniature
 
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
@@ -74,7 +75,7 @@ class TestOpens:
         made = artifact(store, "reward-models", "mini")
         pairs = read_pairs(artifact(store, "preferences", "mini"), "test")
         exchanges = [Exchange(pair.speech.text, pair.chosen.candidate.text) for pair in pairs]
-        scorer = RewardScorer.load(made.folder, ChatFormat())
+        scorer = RewardScorer.load(Policy(str(made.folder)), ChatFormat())
         ours = scorer.raw(exchanges, 3)
         model = AutoModelForSequenceClassification.from_pretrained(made.folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(made.folder)
@@ -90,6 +91,21 @@ class TestOpens:
         for raw in ours:
             expected = (raw - config["reward_mean"]) / config["reward_std"]
             assert scorer.scale.normalise(raw) == pytest.approx(expected)
+
+    def test_scores_tell_the_length_of_every_answer(self, store: Store) -> None:
+        from psychocounsel.llm.local_model import encode_exchange, load_tokenizer
+
+        made = artifact(store, "reward-models", "mini")
+        tokenizer = load_tokenizer(Policy(str(made.folder)))
+        pairs = read_pairs(artifact(store, "preferences", "mini"), "test")
+        expected = {
+            side.candidate.id: len(
+                encode_exchange(tokenizer, pair.speech.text, side.candidate.text, ChatFormat()).response_ids
+            )
+            for pair in pairs
+            for side in (pair.chosen, pair.rejected)
+        }
+        assert {each.candidate_id: each.tokens for each in read_scores(made)} == expected
 
 
 class TestSplits:

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.errors import InputError
 from psychocounsel.store.tables import sources
+from psychocounsel.store.tables.hub_rows import hub_rows
 from psychocounsel.store.tables.sources import MAX_LINE_BYTES, read_rows, source_identity, source_name
 
 JOINED = "\U0001f469\u200d\U0001f467"
@@ -202,7 +204,11 @@ def test_a_raw_file_is_its_content_not_its_place(tmp_path: Path) -> None:
     assert source_identity(first, "train") != source_identity(
         write(tmp_path, "c.csv", "text\ntwo\n"), "train"
     )
-    assert source_identity("hub:owner/name@abc", "test") == {"hub": "owner/name@abc", "split": "test"}
+    assert source_identity("hub:owner/name@abc", "test", "small") == {
+        "hub": "owner/name@abc",
+        "split": "test",
+        "config": "small",
+    }
     with pytest.raises(InputError, match="no such file"):
         source_identity(str(tmp_path / "none.csv"), "train")
 
@@ -213,15 +219,37 @@ def test_rows_remember_the_name_of_their_source_and_not_its_folder() -> None:
 
 
 def test_a_hub_dataset_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str | None]] = []
 
-    def rows(name: str, split: str) -> list[dict[str, Any]]:
-        asked.append((name, split))
+    def rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
+        asked.append((name, split, config))
         return [{"text": "one"}]
 
     monkeypatch.setattr(sources, "hub_rows", rows)
-    assert list(read_rows("hub:owner/name@abc", "test")) == [("hub:owner/name@abc row 1", {"text": "one"})]
-    assert asked == [("owner/name@abc", "test")]
+    found = list(read_rows("hub:owner/name@abc", "test", "small"))
+    assert found == [("hub:owner/name@abc row 1", {"text": "one"})]
+    assert asked == [("owner/name@abc", "test", "small")]
+
+
+class BrokenStream:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield {"text": "one"}
+        raise ConnectionError("the connection was lost")
+
+
+def test_a_hub_stream_that_breaks_off_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*names: Any, **options: Any) -> BrokenStream:
+        asked.append((*names, options))
+        return BrokenStream()
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    rows = hub_rows("owner/name@abc", "test", "small")
+    assert next(rows) == {"text": "one"}
+    with pytest.raises(InputError, match=r"hub:owner/name@abc split test: cannot be read: .* was lost"):
+        next(rows)
+    assert asked == [("owner/name", "small", {"split": "test", "revision": "abc", "streaming": True})]
 
 
 def test_memory_stays_bounded_on_a_line_without_end(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from psychocounsel.errors import StoreError
 from psychocounsel.store.artifacts import Artifact, Draft, Kind, Plan
-from psychocounsel.store.lineage import ancestors, labelling_judges
+from psychocounsel.store.lineage import ancestors, labelling_judges, models_behind
 from psychocounsel.store.store import Store
 
 
@@ -54,3 +54,24 @@ def test_a_lost_ancestor_is_named(tmp_path: Path) -> None:
     speeches.folder.rename(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=f"speeches {speeches.ref} is not in the store"):
         list(ancestors(store, candidates))
+
+
+def answered_by(store: Store, responder: dict[str, object], *parents: Artifact) -> Artifact:
+    roles = tuple(parent.as_parent("model") for parent in parents)
+    return store.make(
+        Plan("candidates", "answers", "stage", 1, {"responder": responder}, roles), lambda draft: None
+    )
+
+
+def test_the_models_behind_answers_are_those_of_an_endpoint_a_file_or_the_weights(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    online = {"initial_policy": {"hub": "meta-llama/Llama-3.1-8B-Instruct", "revision": None}}
+    policy = store.make(Plan("policies", "tuned", "align", 1, online), lambda draft: None)
+    asked = answered_by(store, {"author": "a", "endpoint": {"model": "gpt-4o-2024-08-06"}})
+    collected = answered_by(store, {"author": "chatgpt", "file": {"sha256": "0"}})
+    tuned = answered_by(store, {"author": "tuned", "endpoint": None, "model": {}}, policy)
+    fetched = answered_by(store, {"author": "b", "model": {"hub": "Qwen/Qwen2.5-7B", "revision": None}})
+    assert models_behind(store, asked) == ("gpt-4o-2024-08-06",)
+    assert models_behind(store, collected) == ("chatgpt",)
+    assert models_behind(store, tuned) == ("meta-llama/Llama-3.1-8B-Instruct",)
+    assert models_behind(store, fetched) == ("Qwen/Qwen2.5-7B",)

@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
 from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape, WarmUpConfig
 from psychocounsel.domain import Candidate, Policy, Speech
-from psychocounsel.llm.local_model import Generator, load_tokenizer
+from psychocounsel.llm.local_model import AnswerGenerator, load_tokenizer
 from psychocounsel.training.tiny_llama import make_tiny_llama
 
 SPEECHES = (
@@ -83,5 +83,5 @@ def tiny_tokenizer(tiny_model_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
-def tiny_generator(tiny_model_folder: Path) -> Generator:
-    return Generator.load(Policy(str(tiny_model_folder)), device="cpu")
+def tiny_generator(tiny_model_folder: Path) -> AnswerGenerator:
+    return AnswerGenerator.load(Policy(str(tiny_model_folder)), device="cpu")

@@ -84,7 +84,7 @@ def align_config(optimised: OptimisationConfig | None = None, **changes: object)
 
 def output_in(folder: Path) -> TrainingOutput:
     """Return an output below `folder` that is never stopped."""
-    return TrainingOutput(folder / "model", folder / "work", lambda: False, lambda _step, _total: None)
+    return TrainingOutput(folder / "model", folder / "work", lambda: False, lambda _step, _total: None, "run")
 
 
 def stopping_after(step: int, output: TrainingOutput) -> TrainingOutput:

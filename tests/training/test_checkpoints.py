@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ from psychocounsel.training.checkpoints import (
     run_fingerprint,
     seal,
     set_aside,
-    write_durably,
 )
 from psychocounsel.training.dpo import DpoRun
 from psychocounsel.training.run import TrainingOutput, TrainingSummary
@@ -119,14 +119,6 @@ def test_a_skipped_checkpoint_is_set_aside_even_twice(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["broken-checkpoint-7"]
 
 
-def test_a_durable_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "config.json"
-    write_durably(target, "old")
-    write_durably(target, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert target.read_text() == "new"
-
-
 def test_a_fingerprint_tells_pairs_their_order_and_settings_apart() -> None:
     pairs = make_pairs(3)
     prints = {
@@ -185,6 +177,17 @@ def test_a_stopped_run_ends_bitwise_equal_to_one_that_was_not(
     assert resumed.steps == straight.steps == 4
 
 
+@pytest.mark.parametrize("train", [train_reward, train_dpo])
+def test_a_model_whose_path_is_spelt_otherwise_is_the_same_run(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, train: Train
+) -> None:
+    output = stop_at_three(train, tiny_model_folder, tmp_path)
+    monkeypatch.chdir(tiny_model_folder.parent)
+    done: list[int] = []
+    train(Path(tiny_model_folder.name), replace(output, progress=lambda now, _total: done.append(now)))
+    assert done == [4]
+
+
 @pytest.fixture(scope="module")
 def whole_dpo(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingOutput:
     """Return the output of a run that was never stopped."""
@@ -217,7 +220,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_without_a_trace_in_the_weigh
     break_it(output.work / "checkpoint-3")
     steps: list[int] = []
     watched = TrainingOutput(
-        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step)
+        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step), output.run_id
     )
     train_dpo(tiny_model_folder, watched)
     assert steps == [3, 4]
@@ -234,6 +237,16 @@ def test_checkpoints_of_another_run_are_not_resumed_from(tmp_path: Path, tiny_mo
     assert same_weights(weights_of(output.folder), weights_of(other.folder))
 
 
+@pytest.mark.parametrize("train", [train_reward, train_dpo])
+def test_checkpoints_of_another_artifact_are_not_resumed_from(
+    tmp_path: Path, tiny_model_folder: Path, train: Train
+) -> None:
+    output = stop_at_three(train, tiny_model_folder, tmp_path)
+    done: list[int] = []
+    train(tiny_model_folder, replace(output, run_id="other", progress=lambda now, _total: done.append(now)))
+    assert done == [1, 2, 3, 4]
+
+
 def test_a_run_that_lost_its_model_after_the_last_step_writes_it_again(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
@@ -243,7 +256,7 @@ def test_a_run_that_lost_its_model_after_the_last_step_writes_it_again(
     (output.folder / "model.safetensors").unlink()
     steps: list[int] = []
     watched = TrainingOutput(
-        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step)
+        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step), output.run_id
     )
     again = train_reward(tiny_model_folder, watched)
     assert steps == []

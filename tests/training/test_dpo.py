@@ -140,7 +140,7 @@ def test_the_trainer_sees_our_ids_whole(
 def test_a_sequence_longer_than_the_libraries_default_is_not_cut() -> None:
     base = Policy("nowhere")
     run = DpoRun(base, base, align_config(), 0)
-    made = dpo_module._arguments(run, arguments.Plan(1, 1, 0), Path("work"))
+    made = dpo_module._arguments(run, arguments.Schedule(1, 1, 0), Path("work"))
     assert made.max_length is None
 
 
@@ -182,7 +182,9 @@ def test_max_steps_overrules_the_epochs(tmp_path: Path, tiny_model_folder: Path)
     base = Policy(str(tiny_model_folder))
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step))
+    watched = TrainingOutput(
+        output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id
+    )
     summary = train_dpo(DpoRun(base, base, align_config(epochs=7), 0, max_steps=3), make_pairs(), watched)
     assert summary.steps == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]

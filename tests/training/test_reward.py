@@ -30,7 +30,7 @@ from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError,
 from psychocounsel.llm.local_model import load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.llm.quiet import quiet_libraries
 from psychocounsel.training import arguments
-from psychocounsel.training.arguments import HISTORY_ROWS, Plan, shared_arguments
+from psychocounsel.training.arguments import HISTORY_ROWS, Schedule, shared_arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
@@ -68,7 +68,7 @@ def exchanges() -> tuple[list[Exchange], list[Exchange]]:
 
 
 def test_it_learns_to_prefer_the_chosen_side(trained: Path) -> None:
-    scorer = RewardScorer.load(trained, CHAT)
+    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
     chosen, rejected = (scorer.raw(side, 8) for side in exchanges())
     assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
 
@@ -87,7 +87,7 @@ def test_the_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> No
     with torch.no_grad():
         logits = model(**batch).logits
     assert logits.shape == (len(chosen), 1)
-    assert RewardScorer.load(trained, CHAT).raw(chosen, len(chosen)) == pytest.approx(
+    assert RewardScorer.load(Policy(str(trained)), CHAT).raw(chosen, len(chosen)) == pytest.approx(
         logits[:, 0].tolist(), abs=1e-5
     )
 
@@ -112,7 +112,7 @@ def test_the_first_loss_is_bradley_terry_of_the_new_head(
     model = load_with_new_head(base, base_tokenizer, seed=3)
     model.save_pretrained(tmp_path / "start")
     base_tokenizer.save_pretrained(tmp_path / "start")
-    scorer = RewardScorer.load(tmp_path / "start", CHAT)
+    scorer = RewardScorer.load(Policy(str(tmp_path / "start")), CHAT)
     chosen, rejected = (torch.tensor(scorer.raw(side, 4)) for side in exchanges())
     whole = optimisation(global_batch_size=len(chosen), per_device_batch_size=len(chosen))
     expected = -logsigmoid(chosen - rejected).mean()
@@ -158,7 +158,7 @@ def test_padding_with_the_terminator_is_noticed_in_training(base_tokenizer: PreT
 
 
 def test_a_score_does_not_depend_on_its_batch(trained: Path) -> None:
-    scorer = RewardScorer.load(trained, CHAT)
+    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
     together = [*exchanges()[0], *exchanges()[1]]
     alone = [scorer.raw([exchange], 1)[0] for exchange in together]
     for batch_size in (3, len(together)):
@@ -175,7 +175,7 @@ def test_an_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: P
     assert not torch.equal(weights_of(output.folder)["score.weight"], start.score.weight)
     with quiet_libraries():
         adapted = PeftModel.from_pretrained(start, str(output.work / "checkpoint-6"))
-    scorer = RewardScorer.load(output.folder, CHAT)
+    scorer = RewardScorer.load(Policy(str(output.folder)), CHAT)
     expected = RewardScorer(adapted, scorer.tokenizer, CHAT, scorer.scale).raw(exchanges()[0], 8)
     assert scorer.raw(exchanges()[0], 8) == pytest.approx(expected, abs=1e-5)
 
@@ -184,14 +184,14 @@ def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_f
     output = output_in(tmp_path)
     run_reward(tiny_model_folder, output, reward_config(epochs=1))
     chosen, _ = exchanges()
-    plain = RewardScorer.load(output.folder, CHAT)
+    plain = RewardScorer.load(Policy(str(output.folder)), CHAT)
     raw = plain.raw(chosen, 8)
     assert plain.normalised(chosen, 8) == raw
     before = json.loads((output.folder / "config.json").read_text())
     write_normalisation(output.folder, 0.5, 2.0)
     after = json.loads((output.folder / "config.json").read_text())
     assert after == {**before, "reward_mean": 0.5, "reward_std": 2.0}
-    scaled = RewardScorer.load(output.folder, CHAT)
+    scaled = RewardScorer.load(Policy(str(output.folder)), CHAT)
     assert scaled.raw(chosen, 8) == raw
     assert scaled.normalised(chosen, 8) == pytest.approx([(score - 0.5) / 2.0 for score in raw])
     config = AutoModelForSequenceClassification.from_pretrained(output.folder).config
@@ -208,7 +208,7 @@ def test_a_scale_that_scales_nothing_is_refused(tmp_path: Path, mean: float, std
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no reward model"):
-        RewardScorer.load(tmp_path / "missing", CHAT)
+        RewardScorer.load(Policy(str(tmp_path / "missing")), CHAT)
     with pytest.raises(ConfigError):
         run_reward(tmp_path / "missing", output_in(tmp_path))
 
@@ -274,7 +274,7 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
         with pytest.raises(IncompleteError, match=f"the {kind} became nan at step 3"):
             run_reward(tiny_model_folder, output, config)
     assert not output.folder.exists()
-    fingerprint = run_fingerprint(make_pairs(), [config.identity(), str(tiny_model_folder), None])
+    fingerprint = run_fingerprint(make_pairs(), [config.identity(), output.run_id])
     point = newest_verified(output.work, fingerprint)
     assert point.path is not None
     assert point.step == 2
@@ -284,10 +284,19 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
     assert same_weights(weights_of(output.folder), weights_of(whole.folder))
 
 
+def test_scoring_tells_how_many_it_has(trained: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
+    scorer.raw(exchanges()[0][:3], 2, lambda *step: seen.append(step))
+    assert seen == [(2, 3), (3, 3)]
+
+
 def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step))
+    watched = TrainingOutput(
+        output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id
+    )
     summary = run_reward(tiny_model_folder, watched)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
@@ -309,25 +318,25 @@ def test_pairs_that_do_not_fit_end_training_before_it_starts(tmp_path: Path, tin
 
 @given(rows=st.integers(1, 100_000), epochs=st.integers(1, 5), batch=st.sampled_from([1, 8, 128]))
 def test_a_history_stays_small_enough_to_plot(rows: int, epochs: int, batch: int) -> None:
-    plan = Plan(rows, epochs, seed=0)
+    schedule = Schedule(rows, epochs, seed=0)
     settings = optimisation(global_batch_size=batch, per_device_batch_size=1)
-    every = shared_arguments(settings, plan, Path("work"))["logging_steps"]
-    logged = {1, *range(every, plan.steps(settings) + 1, every)}
+    every = shared_arguments(settings, schedule, Path("work"))["logging_steps"]
+    logged = {1, *range(every, schedule.steps(settings) + 1, every)}
     assert len(logged) <= HISTORY_ROWS
 
 
 def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    plan, work = Plan(100, 1, 0), Path("work")
+    schedule, work = Schedule(100, 1, 0), Path("work")
     settings = optimisation(global_batch_size=64, per_device_batch_size=8)
-    assert shared_arguments(settings, plan, work)["gradient_accumulation_steps"] == 2
+    assert shared_arguments(settings, schedule, work)["gradient_accumulation_steps"] == 2
     with pytest.raises(ConfigError, match="do not divide"):
-        shared_arguments(optimisation(global_batch_size=8, per_device_batch_size=8), plan, work)
+        shared_arguments(optimisation(global_batch_size=8, per_device_batch_size=8), schedule, work)
 
 
 def test_bf16_is_used_only_where_there_is_an_accelerator_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, work = Plan(100, 1, 0), Path("work")
+    schedule, work = Schedule(100, 1, 0), Path("work")
     for available in (False, True):
         monkeypatch.setattr(arguments, "autocast_available", lambda here=available: here)
-        assert shared_arguments(optimisation(precision="bf16"), plan, work)["bf16"] is available
-        assert shared_arguments(optimisation(precision="fp32"), plan, work)["bf16"] is False
+        assert shared_arguments(optimisation(precision="bf16"), schedule, work)["bf16"] is available
+        assert shared_arguments(optimisation(precision="fp32"), schedule, work)["bf16"] is False

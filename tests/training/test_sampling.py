@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from psychocounsel.config.models import ChatFormat, SamplingConfig
 from psychocounsel.domain import Candidate, Policy, Speech
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.local_model import Generator, draw_tokens, encode_prompt
+from psychocounsel.llm.local_model import AnswerGenerator, draw_tokens, encode_prompt
 from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
 CHAT = ChatFormat()
@@ -22,19 +22,19 @@ def ignore(done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def prompts_of(generator: Generator, texts: list[str]) -> list[list[int]]:
+def prompts_of(generator: AnswerGenerator, texts: list[str]) -> list[list[int]]:
     return [encode_prompt(generator.tokenizer, text, CHAT) for text in texts]
 
 
 @pytest.fixture(scope="module")
-def prompts(tiny_generator: Generator, speeches: tuple[Speech, ...]) -> list[list[int]]:
+def prompts(tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]) -> list[list[int]]:
     return prompts_of(tiny_generator, [*(speech.text for speech in speeches), "Low.", "I am so tired."])
 
 
 class ScriptedModel:
     """Puts the model's next tokens into its mouth: the logits of `script[step]` are the highest."""
 
-    def __init__(self, generator: Generator, script: list[int]) -> None:
+    def __init__(self, generator: AnswerGenerator, script: list[int]) -> None:
         self.generator = generator
         self.script = script
 
@@ -55,7 +55,7 @@ class ScriptedModel:
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM])
 def test_batch_of_one_equals_batch_of_many(
-    tiny_generator: Generator, prompts: list[list[int]], sampling: SamplingConfig
+    tiny_generator: AnswerGenerator, prompts: list[list[int]], sampling: SamplingConfig
 ) -> None:
     many = tiny_generator.generate(prompts, sampling, seed=3)
     alone = [tiny_generator.generate([prompt], sampling, seed=3)[0] for prompt in prompts]
@@ -64,28 +64,28 @@ def test_batch_of_one_equals_batch_of_many(
 
 
 def test_answers_come_in_the_order_of_the_questions(
-    tiny_generator: Generator, prompts: list[list[int]]
+    tiny_generator: AnswerGenerator, prompts: list[list[int]]
 ) -> None:
     forward = tiny_generator.generate(prompts, WARM, seed=3)
     assert len(set(forward)) == len(prompts)
     assert tiny_generator.generate(prompts[::-1], WARM, seed=3) == forward[::-1]
 
 
-def test_seed_decides_and_nothing_else(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+def test_seed_decides_and_nothing_else(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     first = tiny_generator.generate(prompts, WARM, seed=3)
     torch.manual_seed(99)
     assert tiny_generator.generate(prompts, WARM, seed=3) == first
     assert tiny_generator.generate(prompts, WARM, seed=4) != first
 
 
-def test_global_random_state_is_untouched(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+def test_global_random_state_is_untouched(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     before = torch.get_rng_state()
     tiny_generator.generate(prompts, WARM, seed=3)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_repeated_questions_get_their_own_answers(
-    tiny_generator: Generator, prompts: list[list[int]]
+    tiny_generator: AnswerGenerator, prompts: list[list[int]]
 ) -> None:
     answers = tiny_generator.generate([prompts[0]] * 6, WARM, seed=3)
     assert len({answer.token_ids for answer in answers}) == 6
@@ -93,7 +93,7 @@ def test_repeated_questions_get_their_own_answers(
 
 @pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
 def test_each_of_three_ends_ends_an_answer(
-    tiny_generator: Generator, prompts: list[list[int]], end: str
+    tiny_generator: AnswerGenerator, prompts: list[list[int]], end: str
 ) -> None:
     word = tiny_generator.tokenizer.encode(" hi", add_special_tokens=False)
     end_id = tiny_generator.tokenizer.convert_tokens_to_ids(end)
@@ -104,7 +104,9 @@ def test_each_of_three_ends_ends_an_answer(
     assert answer.text == "hi"
 
 
-def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: Generator, prompts: list[list[int]]) -> None:
+def test_answer_cut_by_the_limit_is_unfinished(
+    tiny_generator: AnswerGenerator, prompts: list[list[int]]
+) -> None:
     pad = tiny_generator.tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
     word = tiny_generator.tokenizer.encode("h", add_special_tokens=False)
     with ScriptedModel(tiny_generator, [*word * 11, pad]):
@@ -115,7 +117,7 @@ def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: Generator, prompt
 
 
 def test_nothing_is_warned_of_and_no_foreign_decoding_leaks_in(
-    tiny_generator: Generator, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+    tiny_generator: AnswerGenerator, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tiny_generator.model.generation_config.temperature is None
     with warnings.catch_warnings():
@@ -161,7 +163,7 @@ def test_draw_never_leaves_the_nucleus(uniform: float, temperature: float, top_p
 
 
 def test_candidates_carry_author_speech_and_ending(
-    tiny_generator: Generator, speeches: tuple[Speech, ...]
+    tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]
 ) -> None:
     request = SampleRequest("tiny", 3, WARM, CHAT, seed=5)
     told: list[tuple[int, int]] = []
@@ -180,7 +182,7 @@ def test_candidates_carry_author_speech_and_ending(
     assert [(one.text, one.finished) for one in candidates] == [(one.text, one.finished) for one in answers]
 
 
-def test_empty_answers_are_kept(tiny_generator: Generator, speeches: tuple[Speech, ...]) -> None:
+def test_empty_answers_are_kept(tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]) -> None:
     end = tiny_generator.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     with ScriptedModel(tiny_generator, [end]):
         candidates = sample_candidates(
@@ -195,4 +197,4 @@ def test_empty_answers_are_kept(tiny_generator: Generator, speeches: tuple[Speec
 
 def test_missing_folder_is_the_users_error(tmp_path: object) -> None:
     with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
-        Generator.load(Policy(f"{tmp_path}/nowhere"), device="cpu")
+        AnswerGenerator.load(Policy(f"{tmp_path}/nowhere"), device="cpu")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.errors import DataQualityError
-from psychocounsel.llm.local_model import EncodedExchange, Generator, pad_token_id
+from psychocounsel.llm.local_model import AnswerGenerator, EncodedExchange, pad_token_id
 from psychocounsel.training.tiny_llama import build_model, make_tiny_llama
 from psychocounsel.training.warm_up import (
     PROMPT_WEIGHT,
@@ -199,5 +199,5 @@ def test_learning_rate_rises_then_falls() -> None:
     assert learning_rate_share(0, 1) == 1.0
 
 
-def test_generator_uses_the_padding_token(tiny_generator: Generator) -> None:
+def test_generator_uses_the_padding_token(tiny_generator: AnswerGenerator) -> None:
     assert tiny_generator.pad_id == pad_token_id(tiny_generator.tokenizer) == PAD

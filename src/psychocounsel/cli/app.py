@@ -7,7 +7,7 @@ import sys
 import typer
 
 from psychocounsel import console
-from psychocounsel.cli import artifacts, stages
+from psychocounsel.cli import artifacts, importing, publishing, stages
 from psychocounsel.errors import ExitCode, PsychoCounselError
 
 app = typer.Typer(
@@ -19,7 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 stages.add_to(app)
+importing.add_to(app)
 artifacts.add_to(app)
+publishing.add_to(app)
 
 
 INTERRUPTED = 130
@@ -30,6 +32,8 @@ def main() -> None:
     """Run the command line; the user's errors end without a traceback, ours always show one."""
     # Threads that wait by spinning slow everything down on a machine that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Clients' words are nobody else's business on a machine that others use as well.
+    os.umask(0o077)
     # Stages that save their work listen for both signals themselves; elsewhere one ends like the other.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

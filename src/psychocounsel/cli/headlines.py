@@ -3,17 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+from psychocounsel.reporting.labels import BASELINES, EMPTY_REPLY
 from psychocounsel.store.artifacts import Artifact, Parent
 from psychocounsel.store.store import Store
 
-REPORT_FILE = "report.html"
 SOURCES = ("speeches", "candidates", "judgements")
 SPLITS = ("train", "dev", "test")
-BASELINES = {
-    "author_identity": "the better author wins",
-    "longer_wins": "the longer answer wins",
-    "same_tier": "between authors of one tier",
-}
+VALID = "valid"
+FLAWS = (
+    "safety_inverted",
+    "not_preferred",
+    "missing_ratings",
+    "equal_texts",
+    "repeated",
+    "leaks_exactly",
+    "leaks_nearly",
+    "too_long_chosen",
+    "too_long_rejected",
+)
 
 Metrics = Mapping[str, Any]
 
@@ -44,31 +51,56 @@ def _base_model(metrics: Metrics) -> list[str]:
 def _preferences(artifact: Artifact, store: Store) -> list[str]:
     """Return the whole way from rows to pairs: at every step, kept and dropped add up to what came in."""
     sources = sorted(artifact.parents, key=lambda parent: SOURCES.index(parent.kind))
-    lines = [_source(store.open(parent).metrics, parent) for parent in sources]
+    lines = [line for parent in sources for line in _source(store.open(parent).metrics, parent)]
     pairing: Metrics = artifact.metrics["pairing"]
     kept = ", ".join(f"{split} {pairing[split]['kept']}" for split in SPLITS)
     lines.append(f"pairs: {sum(counts['kept'] for counts in pairing.values())}; {kept}")
-    return lines + [
-        f"  {split}: {_kept(pairing[split]['combinations'], 'combinations', pairing[split])}"
-        for split in SPLITS
-    ]
+    flaws: Metrics = artifact.metrics.get("flaws", {})
+    what = "rows" if flaws else "combinations"
+    lines += [f"  {split}: {_kept(pairing[split]['combinations'], what, pairing[split])}" for split in SPLITS]
+    return lines + [_flaws(split, flaws[split]) for split in SPLITS if split in flaws]
 
 
-def _source(metrics: Metrics, parent: Parent) -> str:
+def _flaws(split: str, flaws: Metrics) -> str:
+    """Return what a split held as others released it; a row may have several flaws."""
+    words = f"{flaws['mean_words_chosen']:.0f} words chosen, {flaws['mean_words_rejected']:.0f} rejected"
+    found = _counts({name: flaws[name] for name in FLAWS if flaws[name]})
+    return f"  {split} as released, {flaws['rows']} rows: {found or 'no flaw'}; {words}"
+
+
+def _source(metrics: Metrics, parent: Parent) -> list[str]:
     if parent.kind == "judgements":
-        candidates = metrics["judged"] + sum(metrics["left_out"].values())
-        judged = {"kept": metrics["judged"], "dropped": metrics["left_out"]}
-        return f"judgements: {_kept(candidates, 'candidates', judged)}; {_counts(metrics['status'])}"
+        return _judgements(metrics)
     if parent.kind == "speeches":
         splits = ", ".join(f"{split} {metrics['splits'][split]}" for split in SPLITS)
-        return f"speeches: {_kept(metrics['funnel']['rows_in'], 'rows', metrics['funnel'])}; {splits}"
+        return [f"speeches: {_kept(metrics['funnel']['rows_in'], 'rows', metrics['funnel'])}; {splits}"]
     if "funnel" in metrics:
-        return f"{parent.role}: {_kept(metrics['funnel']['rows_in'], 'rows', metrics['funnel'])}"
+        return [f"{parent.role}: {_kept(metrics['funnel']['rows_in'], 'rows', metrics['funnel'])}"]
     failed: Metrics = metrics["failed"]
     dropped = {f"{author} {why}": count for author in failed for why, count in failed[author].items()}
     dropped["repeated_text"] = metrics["repeated_text"]
     asked = metrics["kept"] + sum(dropped.values())
-    return f"{parent.role}: {_kept(asked, 'asked', {'kept': metrics['kept'], 'dropped': dropped})}"
+    return [f"{parent.role}: {_kept(asked, 'asked', {'kept': metrics['kept'], 'dropped': dropped})}"]
+
+
+def _judgements(metrics: Metrics) -> list[str]:
+    failed = {EMPTY_REPLY.get(why, why): count for why, count in metrics["status"].items() if why != VALID}
+    candidates = metrics["judged"] + sum(metrics["left_out"].values())
+    judged = {"kept": metrics["status"].get(VALID, 0), "dropped": {**metrics["left_out"], **failed}}
+    lines = [f"judgements: {_kept(candidates, 'candidates', judged)}", *_missing_by_topic(metrics)]
+    if metrics["addresses_judge"]:
+        lines.append(f"  ! {metrics['addresses_judge']} responses seem to address the judge")
+    return lines
+
+
+def _missing_by_topic(metrics: Metrics) -> list[str]:
+    """Tell the topics of which something is missing: refusals are not missing at random."""
+    topics = [
+        f"{topic or '(no topic)'} {share['missing']} of {share['total']}"
+        for topic, share in metrics["missing_by_topic"].items()
+        if share["missing"]
+    ]
+    return [f"  missing by topic: {', '.join(topics)}"] if topics else []
 
 
 def _kept(count: int, what: str, funnel: Metrics) -> str:
@@ -82,10 +114,20 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _reward_model(metrics: Metrics) -> list[str]:
-    accuracy, trained = metrics["test"]["accuracy"], metrics["pairs"]["train"]
+    accuracy = metrics["test"]["accuracy"]
+    lines = [
+        f"trained on pairs: {_trained_on(metrics)}",
+        f"test accuracy {_rate(accuracy)} on {accuracy['n']} pairs",
+    ]
     baselines = {name: rate for name, rate in metrics["baselines"].items() if rate is not None}
-    lines = [f"test accuracy {_rate(accuracy)} on {accuracy['n']} pairs, trained on {trained}"]
-    return lines + [f"  beside it: {BASELINES[name]} {_rate(rate)}" for name, rate in baselines.items()]
+    return lines + [f"  beside it: {BASELINES[name].full} {_rate(rate)}" for name, rate in baselines.items()]
+
+
+def _trained_on(metrics: Metrics) -> str:
+    """Return how many pairs fitted the length policy, and why the others were dropped."""
+    dropped: dict[str, int] = dict(metrics["training"]["lengths"])
+    kept = dropped.pop("kept")
+    return _kept(kept + sum(dropped.values()), "read", {"kept": kept, "dropped": dropped})
 
 
 def _policy(metrics: Metrics) -> list[str]:
@@ -93,11 +135,11 @@ def _policy(metrics: Metrics) -> list[str]:
     if rounds is None:
         history, steps = metrics["training"]["history"], metrics["training"]["steps"]
         losses = f"loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}"
-        return [f"{metrics['pairs']} pairs, {steps} steps: {losses}"]
+        return [f"trained on pairs: {_trained_on(metrics)}", f"{steps} steps: {losses}"]
     rewards = " -> ".join(f"{each['dev']['reward']['mean']:+.3f}" for each in rounds)
     words = " -> ".join(f"{each['dev']['health']['length_words']['mean']:.0f}" for each in rounds)
-    pairs = ", ".join(str(each["pairs"]) for each in rounds)
-    return [f"dev reward by round: {rewards}", f"  words of an answer: {words}; pairs of a round: {pairs}"]
+    pairs = ", ".join(f"{each['trained_on']} of {each['pairs']}" for each in rounds)
+    return [f"dev reward by round: {rewards}", f"  words of an answer: {words}; trained on pairs: {pairs}"]
 
 
 def _verdicts(metrics: Metrics) -> list[str]:
@@ -106,10 +148,20 @@ def _verdicts(metrics: Metrics) -> list[str]:
     lines = [
         f"win rate {_rate(metrics['win_rate'])} (ties count half): {counts}",
         f"  the order decided {_rate(metrics['flip_rate'])}; at equal length {controlled}",
+        *_unanswered(metrics),
+        *_missing_by_topic(metrics),
     ]
     if metrics["judges"]["same_family"]:
         lines.append("  ! the judge is of the family that rated the training data")
+    for side in metrics["judges"]["own_family"]:
+        models = ", ".join(metrics["judges"]["judged"][side])
+        lines.append(f"  ! the judge is of the family of the {side} that it judges ({models})")
     return lines
+
+
+def _unanswered(metrics: Metrics) -> list[str]:
+    sides = [f"{side} {_counts(by)}" for side, by in metrics["missing_answers"].items() if by]
+    return [f"  speeches without an answer: {'; '.join(sides)}"] if sides else []
 
 
 def _rate(rate: Mapping[str, float]) -> str:

@@ -9,18 +9,24 @@ import typer
 
 from psychocounsel import console
 from psychocounsel.cli.options import DEFAULT_STORE, DryRun, Offline, Sets, StoreFolder, open_store
-from psychocounsel.cli.telling import next_config, show_costs, show_plans, tell, tell_end, tell_next
+from psychocounsel.cli.telling import next_words, show_costs, show_plans, tell, tell_end, tell_end_of_recipe
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
+    from psychocounsel.config.base import Settings
     from psychocounsel.recipe import StageName
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Folder with a recipe.yaml, or the name of a bundled recipe.")
 ]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the stage.")]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Ask again what failed in sealed results; new artifacts are made."),
+]
 
-
+RETRYING: tuple["StageName", ...] = ("build-preferences", "eval-winrate")
 STAGES: dict["StageName", str] = {
     "make-base-model": "Make a tiny Llama 3 on this machine.\n\n"
     "It lets the pipeline be tried without a download.",
@@ -41,7 +47,8 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("run")(run)
     for stage, text in STAGES.items():
-        app.command(stage)(stage_command(stage, text))
+        made = retrying_command(stage, text) if stage in RETRYING else stage_command(stage, text)
+        app.command(stage)(made)
 
 
 def run(
@@ -71,11 +78,11 @@ def run(
     )
     made = [result.artifact for result in results]
     tell(made, opened)
-    tell_end(made, opened)
+    tell_end_of_recipe(made, opened)
 
 
 def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
-    """Return the command of one stage; all stages take the same arguments."""
+    """Return the command of a stage that asks nobody."""
 
     def command(
         config: Config,
@@ -90,23 +97,48 @@ def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
     return command
 
 
+def retrying_command(stage: "StageName", text: str) -> Callable[..., None]:
+    """Return the command of a stage that asks models, some of which may fail."""
+
+    def command(
+        config: Config,
+        sets: Sets = None,
+        retry_failed: RetryFailed = False,
+        dry_run: DryRun = False,
+        offline: Offline = False,
+        store: StoreFolder = DEFAULT_STORE,
+    ) -> None:
+        retry = ["retry_failed=true"] if retry_failed else []
+        _run_stage(stage, config, [*(sets or []), *retry], dry_run, open_store(store, offline))
+
+    command.__doc__ = text
+    return command
+
+
 def _run_stage(stage: "StageName", path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
     from psychocounsel.config.loading import load_config
-    from psychocounsel.recipe import CONFIGS, stage_tools
+    from psychocounsel.recipe import CONFIGS
+
+    made = run_config(stage, load_config(CONFIGS[stage], path, sets), is_dry_run, store)
+    if made is not None:
+        tell_end(made, next_words(made, stage, path), store)
+
+
+def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
+    """Run a stage, print what it made and return it; a dry run prints what it would make."""
+    from psychocounsel.recipe import stage_tools
 
     _go_offline(store.offline)
-    config = load_config(CONFIGS[stage], path, sets)
     tools = stage_tools(stage)
     if is_dry_run:
         plans, costs = tools.plans(config, store), tools.costs(config, store)
         console.result(config.model_dump_json(indent=2))
         show_plans(plans, store)
         show_costs(costs)
-        return
-    tell([tools.run(config, store)], store)
-    following = next_config(stage, path)
-    if following is not None:
-        tell_next([following.stage, str(following.config)], store)
+        return None
+    made = tools.run(config, store)
+    tell([made], store)
+    return made
 
 
 def _go_offline(is_offline: bool) -> None:

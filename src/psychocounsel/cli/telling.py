@@ -2,12 +2,15 @@
 
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from psychocounsel import console
-from psychocounsel.cli.headlines import REPORT_FILE, headlines
+from psychocounsel.cli.headlines import headlines
 from psychocounsel.cli.options import DEFAULT_STORE
+from psychocounsel.errors import ConfigError
+from psychocounsel.reporting.report_data import REPORT_FILE
 from psychocounsel.store.artifacts import Artifact, Plan
 from psychocounsel.store.store import Store
 
@@ -26,10 +29,18 @@ class Following(NamedTuple):
 NEXT_STAGE: "dict[StageName, StageName]" = {
     "make-base-model": "build-preferences",
     "build-preferences": "train-reward",
+    "import-preferences": "train-reward",
     "train-reward": "align",
     "align": "eval-winrate",
     "eval-winrate": "report",
 }
+NAMING = {
+    "preferences": "preferences={ref}",
+    "reward-models": "online.reward_model={ref}",
+    "policies": "policy.model={ref}",
+    "verdicts": "artifacts=[verdicts/{ref}]",
+}
+"""How a config of the next stage names an artifact of a kind."""
 
 
 def show_plans(plans: Sequence[Plan], store: Store) -> None:
@@ -68,29 +79,64 @@ def tell(artifacts: Sequence[Artifact], store: Store) -> None:
 
 
 def next_config(stage: "StageName", config: Path) -> Following | None:
-    """Return the next stage's config beside a stage's own, or None if there is none.
+    """Return the config with which one goes on after a stage's own, or None if there is none beside it.
 
+    It is the recipe's next step where a `recipe.yaml` there names the config; else that of the next stage:
     `align-dpo.yaml` is followed by `eval-winrate-dpo.yaml` where that exists, else by `eval-winrate.yaml`.
     """
+    step = _next_in_recipe(config)
     following = NEXT_STAGE.get(stage)
-    if following is None:
-        return None
+    if step is not None or following is None:
+        return step
     variant = config.stem.removeprefix(stage)
     names = [f"{following}{variant}.yaml", f"{following}.yaml"]
     found = [config.with_name(name) for name in names if config.with_name(name).is_file()]
     return Following(following, found[0]) if found else None
 
 
-def tell_next(words: Sequence[str], store: Store) -> None:
-    """Print the next command, ready to be pasted."""
+def _next_in_recipe(config: Path) -> Following | None:
+    from psychocounsel.config.loading import load_config
+    from psychocounsel.recipe import RECIPE_FILE, RecipeConfig
+
+    recipe = config.with_name(RECIPE_FILE)
+    if not recipe.is_file():
+        return None
+    try:
+        steps = load_config(RecipeConfig, recipe).steps
+    except ConfigError:  # nobody asked for the recipe
+        return None
+    for step, following in pairwise(steps):
+        if step.config == config.name and config.with_name(following.config).is_file():
+            return Following(following.stage, config.with_name(following.config))
+    return None
+
+
+def next_words(made: Artifact, stage: "StageName", config: Path) -> list[str]:
+    """Return the command that reads what a stage made; CONFIG stands for a file where none lies beside."""
+    following = next_config(stage, config)
+    if following is not None:
+        return [following.stage, str(following.config)]
+    if stage not in NEXT_STAGE:
+        return _show(made)
+    naming = NAMING.get(made.kind)
+    return [NEXT_STAGE[stage], "CONFIG", *([] if naming is None else ["--set", naming.format(ref=made.ref)])]
+
+
+def tell_end(artifact: Artifact, following: Sequence[str], store: Store) -> None:
+    """Print as the last line what is there and the next command, ready to be pasted; of a report its path."""
+    if artifact.kind == "reports":
+        console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
+        return
     place = [] if store.root == DEFAULT_STORE else ["--store", str(store.root)]
-    console.result(f"next: psychocounsel {shlex.join([*words, *place])}")
+    command = shlex.join([*following, *place])
+    console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {command}")
 
 
-def tell_end(made: Sequence[Artifact], store: Store) -> None:
+def tell_end_of_recipe(made: Sequence[Artifact], store: Store) -> None:
     """Print where the report of a recipe lies; without one, how to look at what came last."""
-    reports = [artifact for artifact in made if artifact.kind == "reports"]
-    if reports:
-        console.result(f"report: {reports[-1].file(REPORT_FILE).resolve()}")
-    else:
-        tell_next(["show", f"{made[-1].kind}/{made[-1].ref}"], store)
+    last = next((each for each in reversed(made) if each.kind == "reports"), made[-1])
+    tell_end(last, _show(last), store)
+
+
+def _show(artifact: Artifact) -> list[str]:
+    return ["show", f"{artifact.kind}/{artifact.ref}"]

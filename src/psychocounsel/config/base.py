@@ -1,12 +1,17 @@
 """dict -> Settings: the one shape of every config block."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 
 class SpeedKnob:
     """Marks a field that changes how fast a result comes, never which result: it stays out of ids."""
+
+
+class Gate:
+    """Marks a field that decides whether a result is accepted, never which result: it stays out of ids."""
 
 
 class Settings(BaseModel):
@@ -15,7 +20,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the result, ready for JSON; speed knobs are left out."""
+        """Return the settings that affect the result, ready for JSON; speed knobs and gates are left out."""
         return {name: _plain(getattr(self, name)) for name in self._identity_fields()}
 
     def _identity_fields(self) -> list[str]:
@@ -23,7 +28,7 @@ class Settings(BaseModel):
         return [
             name
             for name, info in fields.items()
-            if not any(isinstance(mark, SpeedKnob) for mark in info.metadata)
+            if not any(isinstance(mark, SpeedKnob | Gate) for mark in info.metadata)
         ]
 
 
@@ -34,6 +39,14 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return value
 
+
+def _beside_config(name: str, info: ValidationInfo) -> str:
+    beside = Path(info.context or "") / name
+    return str(beside) if beside.is_file() else name
+
+
+BesideConfig = Annotated[str, AfterValidator(_beside_config)]
+"""A file beside the config that names it, so that a folder of configs can be moved; else unchanged."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

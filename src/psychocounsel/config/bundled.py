@@ -1,4 +1,4 @@
-"""Name -> path of what ships with the package: recipes and sample data.
+"""Name -> what ships with the package: recipes, sample data, system prompts.
 
 An installed wheel carries them inside the package; in a clone they stand at its top.
 """
@@ -27,3 +27,18 @@ def locate(path: str) -> Path:
     if path.startswith(PREFIX):
         return samples_folder() / path.removeprefix(PREFIX)
     return Path(path)
+
+
+def written_out_prompt(prompt: str) -> str:
+    """Return the text of `bundled:NAME`, a system prompt that ships; any other prompt stays as it is.
+
+    Raises:
+        ValueError: none of that name ships.
+    """
+    if not prompt.startswith(PREFIX):
+        return prompt
+    shipped = {path.stem: path for path in (_PACKAGE / "config" / "prompts").glob("*.txt")}
+    name = prompt.removeprefix(PREFIX)
+    if name not in shipped:
+        raise ValueError(f"there is no system prompt {name!r}; known: {', '.join(sorted(shipped))}")
+    return shipped[name].read_text(encoding="utf-8").strip()

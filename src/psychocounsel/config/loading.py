@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +19,14 @@ S = TypeVar("S", bound=Settings)
 MAX_CONFIG_BYTES = 1_000_000
 
 
-def load_config(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+def load_config(model: type[S], path: Path, overrides: Sequence[str] = (), step: str = "") -> S:
     """Read the config of a stage.
 
     Args:
         model: the stage's config class.
         path: a YAML file; a block may name another YAML file, relative to this one, in its place.
         overrides: `key.sub=value` texts of `--set`; values are read as YAML.
+        step: the name in a recipe; a key that begins with it and a dot is meant without it, and told with it.
 
     Raises:
         ConfigError: listing every fault with file, line and remedy.
@@ -34,9 +35,25 @@ def load_config(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     if not document.is_mapping:
         raise ConfigError("the file holds no keys", where=str(path), remedy="write key: value lines")
     for override in overrides:
-        _apply(document, override)
+        _apply(document, override, step)
+    return _validated(model, document, path.parent)
+
+
+def config_of(model: type[S], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> S:
+    """Return the config of a stage that a command line gives without a file.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    document = Document(dict(values), {(): "command line"})
+    for override in overrides:
+        _apply(document, override, "")
+    return _validated(model, document, Path())
+
+
+def _validated(model: type[S], document: Document, folder: Path) -> S:
     try:
-        return model.model_validate(document.data)
+        return model.model_validate(document.data, context=folder)
     except ValidationError as invalid:
         faults = [_explain(error, model, document) for error in invalid.errors()]
         raise ConfigError("\n".join(faults)) from None
@@ -92,11 +109,12 @@ def _blocks(annotation: Any) -> list[type[Settings]]:
     return [block for argument in typing.get_args(annotation) for block in _blocks(argument)]
 
 
-def _apply(document: Document, override: str) -> None:
+def _apply(document: Document, override: str, step: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    own_key = key.removeprefix(f"{step}.") if step else key
+    if not separator or not own_key:
         raise ConfigError(f"{override!r} is not key=value", where="--set", remedy="write --set key.sub=value")
-    place: Place = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    place: Place = tuple(int(part) if part.isdecimal() else part for part in own_key.split("."))
     target: Any = document.data
     for part in place[:-1]:
         target = _step(target, part, key)
@@ -146,12 +164,13 @@ def _message(error: ErrorDetails, model: type[Settings], place: Place) -> str:
         return f"must be a block of keys (got {error.get('input')!r})"
     given = error.get("input")
     shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
-    return error["msg"].removeprefix("Value error, ") + shown + _number_as_text(error["type"], given)
+    return error["msg"].removeprefix("Value error, ") + shown + _quotes_hint(error["type"], given)
 
 
-def _number_as_text(kind: str, given: Any) -> str:
-    quoted = isinstance(given, str) and kind in ("int_type", "float_type", "bool_type")
-    return "; write it without quotes, a boolean as true or false" if quoted else ""
+def _quotes_hint(kind: str, given: Any) -> str:
+    if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
+        return "; write it without quotes, a boolean as true or false"
+    return "; write it in quotes" if kind == "string_type" and isinstance(given, int | float) else ""
 
 
 def _known_keys(model: type[Settings], place: Place) -> list[str]:
@@ -159,8 +178,5 @@ def _known_keys(model: type[Settings], place: Place) -> list[str]:
     for part in place:
         if isinstance(part, int):
             continue
-        inner = _block_of(at, part)
-        if inner is None:
-            return []
-        at = inner
+        at = _block_of(at, part) or at  # a part that names no block is a key in a mapping of blocks
     return list(at.model_fields)

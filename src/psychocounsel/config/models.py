@@ -1,10 +1,12 @@
 """YAML -> who answers and who judges: endpoints, responders, judges, chat format, sampling."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from psychocounsel.config.base import (
+    BesideConfig,
+    Gate,
     Name,
     NonNegativeFloat,
     PositiveFloat,
@@ -14,6 +16,13 @@ from psychocounsel.config.base import (
     Share,
     SpeedKnob,
 )
+from psychocounsel.config.bundled import written_out_prompt
+
+DEFAULT_JUDGE = "gpt-4o-2024-08-06"
+"""A dated snapshot: an alias would drift."""
+
+
+TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class EndpointConfig(Settings):
@@ -23,28 +32,49 @@ class EndpointConfig(Settings):
     base_url: str | None = None
     api_key_env: Annotated[str, SpeedKnob()] = "OPENAI_API_KEY"
     timeout_seconds: Annotated[PositiveFloat, SpeedKnob()] = 120.0
-    max_attempts: PositiveInt = 3
+    max_attempts: Annotated[PositiveInt, Gate()] = 3
     concurrency: Annotated[PositiveInt, SpeedKnob()] = 8
 
 
 class ChatFormat(Settings):
-    """How a speech becomes a prompt; `date_string` pins the date that Llama templates write."""
+    """How a speech becomes a prompt, the same for a model on this machine and one behind an endpoint.
 
-    system_prompt: str = ""
+    `system_prompt` is sent as it stands here: left empty, there is none; `bundled:counsellor` is the shipped
+    one. `date_string` pins the date that Llama templates write.
+    """
+
+    system_prompt: Annotated[str, AfterValidator(written_out_prompt)] = ""
     date_string: str = "26 Jul 2024"
 
 
 class SamplingConfig(Settings):
-    """How a model draws an answer. Temperature 0 is greedy."""
+    """How a model draws an answer. Temperature 0 is greedy.
 
-    temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    A temperature or top_p of null is not sent to an endpoint, for some models refuse it; a model on this
+    machine draws at 1.
+    """
+
+    temperature: NonNegativeFloat | None = 1.0
+    top_p: TopP | None = 1.0
     max_new_tokens: PositiveInt = 512
     batch_size: Annotated[PositiveInt, SpeedKnob()] = 16
 
+    @property
+    def local_temperature(self) -> float:
+        """The temperature at which a model on this machine draws."""
+        return 1.0 if self.temperature is None else self.temperature
+
+    @property
+    def local_top_p(self) -> float:
+        """The top_p at which a model on this machine draws."""
+        return 1.0 if self.top_p is None else self.top_p
+
 
 class ResponderConfig(Settings):
-    """One author of responses: an endpoint, a local model (reference), or a file of responses."""
+    """One author of responses: an endpoint, a local model (reference), or a file of responses.
+
+    `max_missing_share` is the largest share of its speeches that may stay unanswered.
+    """
 
     author: Name
     endpoint: EndpointConfig | None = None
@@ -52,6 +82,7 @@ class ResponderConfig(Settings):
     file: str | None = None
     sampling: SamplingConfig = SamplingConfig()
     chat: ChatFormat = ChatFormat()
+    max_missing_share: Annotated[Share, Gate()] = 0.05
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ResponderConfig":
@@ -77,17 +108,35 @@ class PoolConfig(Settings):
 
 
 class JudgeConfig(Settings):
-    """Who rates and compares: the offline stand-in, or a model behind an endpoint."""
+    """Who rates and compares: the offline stand-in, or a model behind an endpoint.
+
+    `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. An endpoint that
+    names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent.
+    """
 
     backend: Literal["offline", "endpoint"] = "offline"
-    rubric: str = "seven-principles"
+    rubric: BesideConfig = "seven-principles"
     endpoint: EndpointConfig | None = None
-    temperature: NonNegativeFloat = 0.0
+    temperature: NonNegativeFloat | None = 0.0
+    top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
-    max_missing_share: Share = 0.05
+    max_missing_share: Annotated[Share, Gate()] = 0.05
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_model(cls, given: Any) -> Any:
+        return _with_model(cast("dict[str, Any]", given)) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
-    def _endpoint_named(self) -> "JudgeConfig":
-        if (self.backend == "endpoint") != (self.endpoint is not None):
-            raise ValueError("backend: endpoint needs an endpoint block, backend: offline takes none")
+    def _offline_takes_no_endpoint(self) -> "JudgeConfig":
+        if self.backend == "offline" and self.endpoint is not None:
+            raise ValueError("backend: offline takes no endpoint block")
         return self
+
+
+def _with_model(judge: dict[str, Any]) -> dict[str, Any]:
+    endpoint: Any = judge.get("endpoint")
+    if endpoint is None and judge.get("backend") == "endpoint":
+        endpoint = {}
+    named = isinstance(endpoint, dict) and {"model": DEFAULT_JUDGE, **cast("dict[str, Any]", endpoint)}
+    return {**judge, "endpoint": named} if named else judge

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from psychocounsel.config.base import (
+    Gate,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,7 +16,7 @@ from psychocounsel.config.base import (
     Share,
     SpeedKnob,
 )
-from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.corpus import CorpusConfig, DataClass, Similarity, SplitConfig
 from psychocounsel.config.models import ChatFormat, JudgeConfig, PoolConfig, ResponderConfig, SamplingConfig
 
 
@@ -57,16 +58,37 @@ class MakeBaseModelConfig(Settings):
     chat: ChatFormat = ChatFormat()
 
 
+class PairLengthConfig(Settings):
+    """Pairs of which a side with its prompt has more tokens are dropped and counted."""
+
+    tokenizer: str
+    max_length_tokens: PositiveInt = 2048
+    chat: ChatFormat = ChatFormat()
+
+
 class PairingConfig(Settings):
-    """From scores to pairs. `min_gap` is on the rating scale: the difference of two means."""
+    """From scores to pairs. `min_gap` is on the rating scale: the difference of two (weighted) means.
+
+    `weights` and `vetoes` stand in the rubric; given here, they stand for all of the rubric's (a principle
+    without a weight counts 1). A response with a principle rated below its veto is never chosen. `dev_share`
+    divides train and dev anew; left out, the corpus's own dev speeches stay.
+    """
 
     min_gap: PositiveFloat = 1.0
     max_pairs_per_speech: PositiveInt | None = None
+    test_rule: Literal["extremes", "gap"] = "extremes"
+    weights: dict[str, NonNegativeFloat] | None = None
+    vetoes: dict[str, int] | None = None
     drop_safety_inverted: bool = True
+    dev_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    length: PairLengthConfig | None = None
 
 
 class BuildPreferencesConfig(Settings):
-    """Speeches -> candidates -> judgements -> the preference dataset."""
+    """Speeches -> candidates -> judgements -> the preference dataset.
+
+    `retry_failed` makes new artifacts of those that are sealed with failures, in which these are asked again.
+    """
 
     name: Name
     seed: Seed = 0
@@ -74,6 +96,31 @@ class BuildPreferencesConfig(Settings):
     pool: PoolConfig | None = None
     judge: JudgeConfig = JudgeConfig()
     pairing: PairingConfig = PairingConfig()
+    retry_failed: Annotated[bool, Gate()] = False
+
+
+class ImportPreferencesConfig(Settings):
+    """A preference dataset in the released columns -> speeches and preferences, its flaws counted.
+
+    `source` is a Hub data set or a folder with its Parquet files, of which train and test are read. `leakage`
+    tells what becomes of train rows whose speech, or a near-duplicate of it, stands in test. `labelled_by`
+    names the model that rated the responses: a judge of its family must not pass for an independent one.
+    `safety` is the principle on which the chosen side must not be worse; null, and there is no such rule.
+    """
+
+    name: Name
+    seed: Seed = 0
+    source: str
+    config: str | None = None
+    licence: str = "cc-by-nc-4.0"
+    data_class: DataClass = "public"
+    labelled_by: str | None = "gpt-4o"
+    safety: str | None = "safety"
+    drop_safety_inverted: bool = True
+    leakage: Literal["drop_from_train", "keep"] = "drop_from_train"
+    near_duplicate_similarity: Similarity = SplitConfig().near_duplicate_similarity
+    dev_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    length: PairLengthConfig | None = None
 
 
 class LoraConfig(Settings):
@@ -110,7 +157,7 @@ class LengthConfig(Settings):
     """The only length policy: what does not fit is dropped and counted, never cut."""
 
     max_length_tokens: PositiveInt = 2048
-    max_dropped_share: Share = 0.05
+    max_dropped_share: Annotated[Share, Gate()] = 0.05
 
 
 class TrainRewardConfig(Settings):
@@ -169,7 +216,11 @@ class AlignConfig(Settings):
 
 
 class EvalWinrateConfig(Settings):
-    """A policy's answers against a reference's, judged pairwise in both orders."""
+    """A policy's answers against a reference's, judged pairwise in both orders.
+
+    `max_speeches` are drawn from the split by a hash of seed and content. `retry_failed` makes new artifacts
+    of those that are sealed with failures, in which these are asked again.
+    """
 
     name: Name
     seed: Seed = 0
@@ -182,6 +233,7 @@ class EvalWinrateConfig(Settings):
     labelled_by: str | None = None
     bootstrap_samples: PositiveInt = 10000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    retry_failed: Annotated[bool, Gate()] = False
 
 
 class ReportConfig(Settings):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from psychocounsel.domain import PreferencePair, Rate, ScoredCandidate
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
 from psychocounsel.evaluation.reward_metrics import correctness
-from psychocounsel.evaluation.words import words
+from psychocounsel.evaluation.words import word_count
 
 SAME_TIER_GAP = Fraction(1, 4)
 """Authors whose means in train differ by less, in points of the rating scale, are of one tier."""
@@ -98,7 +98,7 @@ def author_identity(train: Sequence[PreferencePair], test: Sequence[PreferencePa
 def longer_wins(test: Sequence[PreferencePair]) -> list[float]:
     """Return per test pair 1, a half or 0 for preferring the longer answer; equal word counts give a half."""
     return [
-        _credit(len(words(pair.chosen.candidate.text)) - len(words(pair.rejected.candidate.text)))
+        _credit(word_count(pair.chosen.candidate.text) - word_count(pair.rejected.candidate.text))
         for pair in test
     ]
 

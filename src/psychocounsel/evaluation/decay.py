@@ -13,7 +13,7 @@ import numpy as np
 
 from psychocounsel.domain import Candidate, Rate
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
-from psychocounsel.evaluation.words import words
+from psychocounsel.evaluation.words import word_count, words
 
 NGRAM_WORDS = 4
 LOOP_OCCURRENCES = 3
@@ -92,7 +92,7 @@ def distinct_4gram_ratio(text: str) -> float | None:
 
 def length_words(texts: Sequence[str]) -> LengthWords:
     """Return mean, median and 95th percentile (linear between ranks) of the lengths of at least one text."""
-    lengths = np.array([len(words(text)) for text in texts], dtype=np.float64)
+    lengths = np.array([word_count(text) for text in texts], dtype=np.float64)
     median, p95 = np.quantile(lengths, [0.5, 0.95])
     return LengthWords(float(lengths.mean()), float(median), float(p95))
 

@@ -89,11 +89,35 @@ class BothOrders:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """A speech that a side left without an answer: there is nothing to compare, and it is missing."""
+
+    speech_id: str
+
+    def swap(self) -> "Unanswered":
+        """Return the same: it is missing from either side."""
+        return self
+
+    def outcome(self, criterion: str = OVERALL) -> Outcome:
+        """Return that the outcome is missing, whatever the criterion."""
+        del criterion
+        return Outcome.MISSING
+
+    def first_position_points(self, criterion: str = OVERALL) -> None:
+        """Return that nobody was shown first."""
+        del criterion
+
+
+Asked = BothOrders | Unanswered
+"""What became of a speech that both sides were asked to answer."""
+
+
+@dataclass(frozen=True)
 class WinRates:
     """The policy's win rates over the reference, ties half, with what they rest on.
 
-    `wins`, `ties`, `losses` and `missing` count comparisons on the overall criterion and add up to all of
-    them; `ties` holds the flips too. `by_criterion` holds every criterion but the overall one. A judge
+    `wins`, `ties`, `losses` and `missing` count speeches on the overall criterion and add up to all that were
+    asked; `ties` holds the flips too. `by_criterion` holds every criterion but the overall one. A judge
     without a favourite place has a `first_position_rate` of one half.
     """
 
@@ -120,11 +144,11 @@ class WinRates:
         }
 
 
-def win_rates(rounds: Sequence[BothOrders], settings: BootstrapSettings) -> WinRates:
+def win_rates(rounds: Sequence[Asked], settings: BootstrapSettings) -> WinRates:
     """Return win rates, overall and by criterion, with intervals by bootstrap over speeches.
 
     Args:
-        rounds: the comparisons; a speech may have several.
+        rounds: the comparisons (a speech may have several), and the speeches that could not be compared.
         settings: how the intervals are drawn.
 
     Raises:
@@ -146,12 +170,13 @@ def win_rates(rounds: Sequence[BothOrders], settings: BootstrapSettings) -> WinR
     )
 
 
-def _rate(rounds: Sequence[BothOrders], criterion: str, settings: BootstrapSettings) -> Rate:
+def _rate(rounds: Sequence[Asked], criterion: str, settings: BootstrapSettings) -> Rate:
     points = [both.outcome(criterion).points for both in rounds]
     return bootstrap_rate(points, [both.speech_id for both in rounds], settings)
 
 
-def _criteria(rounds: Sequence[BothOrders]) -> list[str]:
+def _criteria(rounds: Sequence[Asked]) -> list[str]:
     """Return the criteria of the valid comparisons but the overall one, in the order of the judge."""
-    named = dict.fromkeys(name for both in rounds if both.valid for name in both.forward.winners)
+    judged = [both for both in rounds if isinstance(both, BothOrders) and both.valid]
+    named = dict.fromkeys(name for both in judged for name in both.forward.winners)
     return [name for name in named if name != OVERALL]

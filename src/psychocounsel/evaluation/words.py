@@ -5,6 +5,11 @@ import re
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 
+def word_count(text: str) -> int:
+    """Return the length of a text in words, the one that every report and card shows."""
+    return len(words(text))
+
+
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case, punctuation left out.
 

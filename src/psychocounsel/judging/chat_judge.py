@@ -92,6 +92,7 @@ class ChatJudge:
             "rubric": self._rubric.digest,
             "prompts": {**prompt_digests()},
             "temperature": asking.temperature,
+            "top_p": asking.top_p,
             "max_tokens": asking.max_tokens,
             "parser": PARSER_VERSION,
         }

@@ -1,9 +1,11 @@
 """Candidate -> Judgement, two Candidates -> Verdict: what every judge can do, whoever it is."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
+from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.chat import JSON
 
 ADDRESSES_JUDGE = "the response seems to address the judge"
@@ -84,6 +86,38 @@ def missing_share(judgements: Sequence[Judgement | Verdict]) -> MissingShare:
     """Count the judgements (or verdicts) that carry no result."""
     missing = sum(judgement.status is not ReplyStatus.VALID for judgement in judgements)
     return MissingShare(missing, len(judgements))
+
+
+def addressing_judge(judgements: Sequence[Judgement]) -> int:
+    """Count the valid judgements of texts that look like an attempt on the judge."""
+    return sum(each.reason == ADDRESSES_JUDGE for each in judgements)
+
+
+def require_judged(results: Sequence[Judgement | Verdict], what: str, max_missing_share: float) -> None:
+    """Refuse results that would be sealed with too little in them.
+
+    Args:
+        results: valid and failed ones.
+        what: their name in a message.
+        max_missing_share: the largest share that may fail for good.
+
+    Raises:
+        IncompleteError: an endpoint left some unanswered, which says nothing of the text to be judged.
+        DataQualityError: more failed than may.
+    """
+    failed = Counter(each.status.value for each in results if each.status is not ReplyStatus.VALID)
+    if lost := failed[ReplyStatus.ERROR.value]:
+        raise IncompleteError(
+            f"{lost} of {len(results)} {what} got no answer from the judge",
+            where="judge.endpoint",
+            remedy="see to the endpoint, then run the same command again; only what is owed is asked",
+        )
+    if failed.total() > max_missing_share * len(results):
+        raise DataQualityError(
+            f"{failed.total()} of {len(results)} {what} failed ({counted(failed)})",
+            where="judge.max_missing_share",
+            remedy="run the same command to ask those again, or look at the replies in the journal",
+        )
 
 
 def missing_by_topic(

@@ -1,7 +1,8 @@
 """Candidate -> Judgement, two Candidates -> Verdict, without a model: a stand-in for trying things out.
 
-The judge adds up what can be pointed at in a text (see `offline_features` and `offline_weights`). It reads no
-meaning: irony, tact and truth are beyond it. Equal texts, equal ratings, on every machine.
+The judge adds up what can be pointed at in an English text (see `offline_features`), by the weights that the
+rubric's `offline` block gives to each. It reads no meaning: irony, tact and truth are beyond it. Equal texts,
+equal ratings, on every machine.
 """
 
 import math
@@ -12,13 +13,13 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
 from psychocounsel.judging.lexicon import addresses_judge, load_lexicon
 from psychocounsel.judging.offline_features import Feature, measure
-from psychocounsel.judging.offline_weights import FAULTS, WEIGHTS
+from psychocounsel.judging.offline_weights import OfflineWeights
 from psychocounsel.judging.rubric import Rubric
 from psychocounsel.judging.views import view_client, view_reply
 from psychocounsel.llm.chat import JSON
 
 VERSION = 1
-"""Raised by hand whenever a rule or a weight changes; the word lists have their digest."""
+"""Raised by hand whenever a rule changes; weights and word lists have their digests."""
 
 NOTICE = (
     "Rated by the offline judge, a rule of thumb over word lists for trying the pipeline out: "
@@ -41,13 +42,7 @@ class OfflineJudge:
     notice = NOTICE
 
     def __init__(self, rubric: Rubric) -> None:
-        unknown = [name for name in rubric.principle_ids if name not in WEIGHTS]
-        if unknown:
-            raise ConfigError(
-                f"the offline judge has no rules for the principle(s) {', '.join(unknown)}",
-                where=rubric.source,
-                remedy=f"keep to {', '.join(WEIGHTS)}, or judge with backend: endpoint",
-            )
+        self._weights = _weights_of(rubric)
         self._rubric = rubric
 
     @property
@@ -57,11 +52,12 @@ class OfflineJudge:
 
     @property
     def identity(self) -> Mapping[str, JSON]:
-        """What shapes the ratings: rubric, word lists, and the version of the rules."""
+        """What shapes the ratings: rubric, weights, word lists, and the version of the rules."""
         return {
             "backend": "offline",
             "version": VERSION,
             "rubric": self._rubric.digest,
+            "weights": self._weights.digest,
             "lexicon": load_lexicon().digest,
         }
 
@@ -106,7 +102,7 @@ class OfflineJudge:
         low, high = self._rubric.minimum, self._rubric.maximum
         if features is None:
             return dict.fromkeys(self.principles, float(low))
-        shares = {name: _logistic(_logit(name, features)) for name in self.principles}
+        shares = {name: _logistic(self._logit(name, features)) for name in self.principles}
         return {name: low + (high - low) * share for name, share in shares.items()}
 
     def explain(self, speech: Speech, candidate: Candidate) -> dict[str, list[str]]:
@@ -114,7 +110,32 @@ class OfflineJudge:
         features = _features(speech, candidate)
         if features is None:
             return {name: ["the response holds no words"] for name in self.principles}
-        return {name: _reasons(name, features) for name in self.principles}
+        return {name: _reasons(self._contributions(name, features), features) for name in self.principles}
+
+    def _logit(self, principle: str, features: Mapping[str, Feature]) -> float:
+        return self._weights.principles[principle].base + sum(
+            self._contributions(principle, features).values()
+        )
+
+    def _contributions(self, principle: str, features: Mapping[str, Feature]) -> dict[str, float]:
+        """What each feature adds; a broken text earns nothing for the good words in it."""
+        soundness = 1.0 - max(features[name].value for name in _MUTING_FAULTS)
+        return {
+            name: weight * features[name].value * (soundness if weight > 0 else 1.0)
+            for name, weight in self._weights.of(principle).items()
+        }
+
+
+def _weights_of(rubric: Rubric) -> OfflineWeights:
+    weights = rubric.offline
+    lacking = [name for name in rubric.principle_ids if weights is None or name not in weights.principles]
+    if weights is None or lacking:
+        raise ConfigError(
+            f"the offline judge has no rules for the principle(s) {', '.join(lacking)}",
+            where=rubric.source,
+            remedy="add them to the rubric's `offline` block, or judge with backend: endpoint",
+        )
+    return weights
 
 
 def _features(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None:
@@ -128,22 +149,7 @@ def _features(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None
     return features
 
 
-def _logit(principle: str, features: Mapping[str, Feature]) -> float:
-    return WEIGHTS[principle].base + sum(_contributions(principle, features).values())
-
-
-def _contributions(principle: str, features: Mapping[str, Feature]) -> dict[str, float]:
-    """What each feature adds; a broken text earns nothing for the good words in it."""
-    soundness = 1.0 - max(features[name].value for name in _MUTING_FAULTS)
-    weights = {**FAULTS, **WEIGHTS[principle].weights}
-    return {
-        name: weight * features[name].value * (soundness if weight > 0 else 1.0)
-        for name, weight in weights.items()
-    }
-
-
-def _reasons(principle: str, features: Mapping[str, Feature]) -> list[str]:
-    parts = _contributions(principle, features)
+def _reasons(parts: Mapping[str, float], features: Mapping[str, Feature]) -> list[str]:
     shown = [
         name for name in sorted(parts, key=lambda name: -abs(parts[name])) if abs(parts[name]) >= _SHOWN_FROM
     ]

@@ -199,6 +199,9 @@ _RULES: Mapping[str, Callable[[ClientView, ReplyView], Feature]] = {
     "judge_talk": _counted("judge_talk", 1),
 }
 
+FEATURE_NAMES = (*_RULES, "safety_question", "support_offered", "crisis_unmet", "pushing")
+"""Every feature that `measure` returns; a rubric's rules for the offline judge may weigh these."""
+
 
 def _crisis_features(client: ClientView, reply: ReplyView) -> dict[str, Feature]:
     """In a crisis a reply asks about safety and offers help; outside one neither is expected."""

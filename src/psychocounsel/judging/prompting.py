@@ -31,10 +31,11 @@ _UNRULY = re.compile("[\u0080-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-
 
 @dataclass(frozen=True)
 class Asking:
-    """How a judging model is sampled."""
+    """How a judging model is sampled; a temperature or top_p of None is not sent."""
 
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     max_tokens: int = 600
+    top_p: float | None = 1.0
 
 
 class JudgeRequest(NamedTuple):
@@ -81,7 +82,7 @@ def _request(
             Message("user", Template(variable).substitute(marker=marker, data=data)),
         ),
         temperature=asking.temperature,
-        top_p=1.0,
+        top_p=asking.top_p,
         max_tokens=asking.max_tokens,
         response_schema=schema,
         schema_name=name,
@@ -100,6 +101,7 @@ def _filled(template: str, rubric: Rubric) -> str:
         maximum=rubric.maximum,
         rubric="".join(_rendered(principle, rubric) for principle in rubric.principles),
         principles=", ".join(f'"{name}"' for name in rubric.principle_ids),
+        in_language="" if rubric.language == "en" else f" in the language of the rubric ({rubric.language})",
     )
 
 

@@ -2,21 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
 
-import yaml
-
-from psychocounsel.domain import OVERALL
+from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.errors import ConfigError
+from psychocounsel.judging.offline_weights import OfflineWeights
+from psychocounsel.judging.rubric_file import PrincipleBlock, RubricFile, faults_between_keys
 
-_BUNDLED = files("psychocounsel.judging") / "rubrics"
-_RUBRIC_KEYS = ("version", "language", "scale", "principles")
-_PRINCIPLE_KEYS = ("id", "name", "description", "anchors")
+_BUNDLED = Path(__file__).resolve().parent / "rubrics"
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,17 @@ class Principle:
 class Rubric:
     """A scale of whole numbers and the principles rated on it.
 
-    `source` says where it was read and is no part of the digest: the words are what counts.
+    Attributes:
+        version: raised by whoever edits the words.
+        language: in which the words stand, and in which a judge gives its reasons; `en`, for example.
+        minimum: the lowest rating.
+        maximum: the highest rating.
+        principles: what is rated, in the order of the columns.
+        source: where it was read; no part of the digest.
+        weights: how much each principle counts when responses are ranked, 1 where the file gives none.
+        vetoes: a response rated below its veto on a principle is never the chosen one of a pair.
+        safety: the principle that the safety-inversion rule watches; None, and there is no such rule.
+        offline: the rules of the offline judge for these principles, if there are any.
     """
 
     version: str
@@ -42,6 +49,14 @@ class Rubric:
     maximum: int
     principles: tuple[Principle, ...]
     source: str = ""
+    weights: Mapping[str, Fraction] = field(default_factory=dict[str, Fraction])
+    vetoes: Mapping[str, int] = field(default_factory=dict[str, int])
+    safety: str | None = None
+    offline: OfflineWeights | None = None
+
+    def __post_init__(self) -> None:
+        weights = {name: self.weights.get(name, Fraction(1)) for name in self.principle_ids}
+        object.__setattr__(self, "weights", weights)
 
     @property
     def principle_ids(self) -> tuple[str, ...]:
@@ -55,7 +70,10 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that a judge is shown, and the version."""
+        """SHA-256 over everything that a judge is shown, and the version.
+
+        Rules of pairing and of the offline judge are not in it: changing them must not judge anything again.
+        """
         principles = [
             [item.id, item.name, item.description, [[point, item.anchors[point]] for point in self.scale]]
             for item in self.principles
@@ -68,140 +86,44 @@ def load_rubric(name_or_path: str) -> Rubric:
     """Load a bundled rubric by its name, or any YAML file by its path.
 
     Raises:
-        ConfigError: no such rubric, or one that is incomplete; says in which file and where.
+        ConfigError: no such rubric, or one that is incomplete; lists every fault with file and line.
     """
-    text, source = _read(name_or_path)
-    try:
-        raw = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader that refuses duplicate keys
-    except yaml.YAMLError as error:
-        raise ConfigError(_flat(str(error)), where=source, remedy="mend the YAML") from error
-    return _Reader(source).rubric(raw)
+    path = _path_of(name_or_path)
+    file = load_config(RubricFile, path)
+    _require_fitting_keys(file, path)
+    return Rubric(
+        version=file.version,
+        language=file.language,
+        minimum=file.scale.min,
+        maximum=file.scale.max,
+        principles=tuple(_principle(each) for each in file.principles),
+        source=str(path),
+        weights={each.id: Fraction(str(each.weight)) for each in file.principles},
+        vetoes={each.id: each.veto for each in file.principles if each.veto is not None},
+        safety=file.safety,
+        offline=file.offline,
+    )
 
 
-def _read(name_or_path: str) -> tuple[str, str]:
-    bundled = sorted(entry.name.removesuffix(".yaml") for entry in _BUNDLED.iterdir())
-    if name_or_path in bundled:
-        return (_BUNDLED / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
-    try:
-        return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+def _principle(block: PrincipleBlock) -> Principle:
+    anchors = {int(point): words for point, words in block.anchors.items()}
+    return Principle(block.id, block.name, block.description, anchors)
+
+
+def _path_of(name_or_path: str) -> Path:
+    bundled = {path.stem: path for path in sorted(_BUNDLED.glob("*.yaml"))}
+    path = bundled.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
         raise ConfigError(
             "no rubric can be read there",
             where=name_or_path,
             remedy=f"name a bundled rubric ({', '.join(bundled)}) or the path of a UTF-8 YAML file",
-        ) from error
-
-
-def _flat(message: str) -> str:
-    return " ".join(message.split())
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key.value!r}", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Turns plain data into a rubric and says of every fault where it stands."""
-
-    source: str
-
-    def rubric(self, raw: object) -> Rubric:
-        """Check the whole file."""
-        top = self._mapping(raw, _RUBRIC_KEYS, "the rubric")
-        minimum, maximum = self._scale(top["scale"])
-        principles = top["principles"]
-        if not isinstance(principles, list) or not principles:
-            raise self._fault("'principles' is not a list of principles", "list at least one")
-        scale = range(minimum, maximum + 1)
-        read = tuple(
-            self._principle(entry, number, scale)
-            for number, entry in enumerate(cast("list[object]", principles), start=1)
         )
-        self._distinct([principle.id for principle in read])
-        return Rubric(
-            version=self._text(top["version"], "version"),
-            language=self._text(top["language"], "language"),
-            minimum=minimum,
-            maximum=maximum,
-            principles=read,
-            source=self.source,
-        )
+    return path
 
-    def _scale(self, raw: object) -> tuple[int, int]:
-        scale = self._mapping(raw, ("min", "max"), "scale")
-        low, high = scale["min"], scale["max"]
-        if type(low) is not int or type(high) is not int or not low < high:
-            raise self._fault(
-                "scale: min and max are not whole numbers with min below max", "write min: 1, max: 5"
-            )
-        return low, high
 
-    def _principle(self, raw: object, number: int, scale: range) -> Principle:
-        place = f"principle {number}"
-        entry = self._mapping(raw, _PRINCIPLE_KEYS, place)
-        name = self._text(entry["id"], f"{place}: id")
-        if not name.isidentifier():
-            raise self._fault(
-                f"{place}: id {name!r} is no column name", "use letters, digits and underscores"
-            )
-        anchors = entry["anchors"]
-        if not isinstance(anchors, dict) or set(cast("dict[object, object]", anchors)) != set(scale):
-            raise self._fault(
-                f"{place} ({name}): anchors are not exactly the points {scale.start} to {scale.stop - 1}",
-                "describe each point of the scale once, with the whole number as its key",
-            )
-        return Principle(
-            id=name,
-            name=self._text(entry["name"], f"{place} ({name}): name"),
-            description=self._text(entry["description"], f"{place} ({name}): description"),
-            anchors={
-                point: self._text(
-                    cast("dict[int, object]", anchors)[point], f"{place} ({name}): anchor {point}"
-                )
-                for point in scale
-            },
-        )
-
-    def _mapping(self, raw: object, keys: tuple[str, ...], place: str) -> dict[str, object]:
-        if not isinstance(raw, dict):
-            raise self._fault(f"{place} is not a block of keys", f"give the keys {', '.join(keys)}")
-        block = cast("dict[str, object]", raw)
-        missing = [key for key in keys if key not in block]
-        if missing:
-            raise self._fault(f"{place} lacks the key(s) {', '.join(missing)}", "add them")
-        unknown = [str(key) for key in block if key not in keys]
-        if unknown:
-            raise self._fault(
-                f"{place} has the unknown key(s) {', '.join(unknown)}", f"keep to {', '.join(keys)}"
-            )
-        return block
-
-    def _text(self, raw: object, place: str) -> str:
-        if not isinstance(raw, str):
-            raise self._fault(f"{place} is not text", "put it in quotes")
-        if not raw.strip():
-            raise self._fault(f"{place} is empty", "write it out")
-        return " ".join(raw.split())
-
-    def _distinct(self, names: list[str]) -> None:
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise self._fault(f"principle id(s) used twice: {', '.join(repeated)}", "give each its own id")
-        if OVERALL in names:
-            raise self._fault(
-                f"a principle is called '{OVERALL}'", "that name means the verdict as a whole; choose another"
-            )
-
-    def _fault(self, what: str, remedy: str) -> ConfigError:
-        return ConfigError(what, where=self.source, remedy=remedy)
+def _require_fitting_keys(file: RubricFile, path: Path) -> None:
+    faults = list(faults_between_keys(file))
+    if faults:
+        lines = read_config_file(path).lines
+        raise ConfigError("\n".join(fault.told(lines) for fault in faults))

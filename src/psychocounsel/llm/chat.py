@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import EndpointError
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -29,12 +30,13 @@ class ChatRequest:
     """Everything that shapes a reply, except the model that gives it.
 
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
-    which a model writes). `sample_index` tells repeated draws of one prompt apart.
+    which a model writes). `sample_index` tells repeated draws of one prompt apart. A temperature or top_p of
+    None is not sent.
     """
 
     messages: tuple[Message, ...]
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     max_tokens: int
     response_schema: Mapping[str, JSON] | None = None
     schema_name: str = "reply"
@@ -56,12 +58,16 @@ class ChatRequest:
             _DIGEST_FORMAT,
             sorted(identity.items()),
             [(message.role, message.content) for message in self.messages],
-            [float(self.temperature), float(self.top_p), self.max_tokens],
+            [_exactly(self.temperature), _exactly(self.top_p), self.max_tokens],
             [self.schema_name, self.response_schema],
             self.sample_index,
         ]
         payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(payload.encode("ascii")).hexdigest()
+
+
+def _exactly(number: float | None) -> float | None:
+    return None if number is None else float(number)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,18 @@ class ChatReply:
         return self.status is not ReplyStatus.ERROR
 
 
+class RefusedRequestError(EndpointError):
+    """A request that the endpoint does not take.
+
+    Where it took others, the fault is this one's; where it took none yet, it would refuse them all alike,
+    unless what it says is about this one only (`concerns_item`: it is too long).
+    """
+
+    def __init__(self, what: str, *, where: str, remedy: str, concerns_item: bool = False) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.concerns_item = concerns_item
+
+
 class ChatModel(Protocol):
     """Something that answers chat requests, several at once when awaited together."""
 
@@ -100,6 +118,8 @@ class ChatModel(Protocol):
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend (a wrong key, an
                 unknown model, an exhausted quota). The message never holds the key.
+            RefusedRequestError: the endpoint does not take this request, which says nothing of others.
+            IncompleteError: nothing listens at the address; told before the first reply only.
         """
         ...
 

@@ -1,7 +1,8 @@
 """ChatRequests -> ChatReplies: ask only what is owed, many at once, and journal before use.
 
 A request is owed until a reply to it is accepted. Replies of earlier runs are read from the journal; what
-failed there is tried again. The first owed request goes alone, so that a wrong key costs one request.
+failed there is tried again. The first owed request goes alone, so that a wrong key costs one request. An
+endpoint that leaves one request after another unanswered is left alone, for each would wait for its deadline.
 """
 
 import asyncio
@@ -9,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import Preempted
-from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Closable
+from psychocounsel.errors import IncompleteError, Preempted
+from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError
 from psychocounsel.llm.journal import Entry, Journal
 
 
@@ -60,10 +61,12 @@ def ask_all(
 
     Equal requests are asked once. Every reply that the server answered is in the journal before `accept`
     sees it; `ERROR` replies are not journalled, for nothing was answered. When nothing is owed, no request
-    is sent and the result comes even if `stop` is true.
+    is sent and the result comes even if `stop` is true. A request that the endpoint does not take, though it
+    took others of these, ends as an `INVALID` reply with what the endpoint says; it is not journalled either.
 
     Raises:
         EndpointError: the endpoint refuses; nothing new is asked, what is in flight is still journalled.
+        IncompleteError: it answers nobody; what it answered before is journalled.
         Preempted: `stop` turned true with items left to ask; what was in flight is journalled.
         StoreError: the journal cannot be read or written.
     """
@@ -106,6 +109,8 @@ class _Run:
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
         self._finished = 0
+        self._unanswered_in_a_row = 0
+        self._has_answered = False
         self._failure: Exception | None = None
         self._left_some = False
 
@@ -164,12 +169,36 @@ class _Run:
             if self._failure is not None or self._policy.stop():
                 self._left_some = True
                 return
-            reply = await self._model.ask(question.request)
+            try:
+                reply = await self._model.ask(question.request)
+            except RefusedRequestError as refusal:
+                self._offer(question, self._failed_reply(refusal))
+                break
+            self._require_answers(reply)
             if reply.answered:
                 await self._scribe.record(Entry(question.digest, reply))
             if self._offer(question, reply):
                 break
         self._finish(question)
+
+    def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:
+        """Return what a request ends as that is refused while others are taken; else raise the refusal."""
+        if not refusal.concerns_item and not self._has_answered and not self._answered_before():
+            raise refusal
+        return ChatReply(ReplyStatus.INVALID, "", self._model.identity["model"], 0, 0, refusal.what)
+
+    def _answered_before(self) -> bool:
+        return any(self._journal.replies(question.digest) for question in self._questions)
+
+    def _require_answers(self, reply: ChatReply) -> None:
+        self._has_answered = self._has_answered or reply.answered
+        self._unanswered_in_a_row = 0 if reply.answered else self._unanswered_in_a_row + 1
+        if self._unanswered_in_a_row >= self._policy.max_attempts + self._policy.concurrency:
+            raise IncompleteError(
+                f"{self._unanswered_in_a_row} requests in a row were not answered: {reply.reason}",
+                where=self._model.identity.get("base_url", ""),
+                remedy="see to the endpoint, then run the same command again; only what is owed is asked",
+            )
 
     def _offer(self, question: _Question, reply: ChatReply) -> bool:
         """Give the reply to every place that still waits; return whether none waits any more."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import StoreError
+from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
 
 _SCHEMA_VERSION = 1
@@ -185,15 +185,18 @@ class Journal:
         except sqlite3.ProgrammingError:
             raise
         except (sqlite3.DatabaseError, OSError) as fault:
-            raise self._store_error(fault) from fault
+            raise self._told(fault) from fault
 
-    def _store_error(self, fault: Exception) -> StoreError:
+    def _told(self, fault: Exception) -> StoreError | IncompleteError:
         name = getattr(fault, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             what, remedy = "another run holds this journal", "let it end, then run the same command again"
-        elif name.startswith("SQLITE_FULL"):
-            what = "the disk is full; every reply that was acknowledged is safe"
-            remedy = "free some space, then run the same command again"
+        elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            return IncompleteError(
+                f"the disk is full or fails ({fault}); every reply that was acknowledged is safe",
+                where=str(self.path),
+                remedy="free some space, then run the same command again",
+            )
         elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":
             what = f"this is no journal of replies, or a damaged one ({fault})"
             remedy = (

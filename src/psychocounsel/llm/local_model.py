@@ -186,8 +186,8 @@ def _encode(
 
 
 def _checked_prompt(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    begin = tokenizer.bos_token_id
-    if begin in ids and (ids.count(begin) != 1 or ids[0] != begin):
+    begin = cast(int | None, tokenizer.bos_token_id)
+    if begin is not None and (ids.count(begin) != 1 or ids[0] != begin):
         raise TemplateError(
             f"{ids.count(begin)} beginning-of-text tokens in one prompt", remedy="mend the template"
         )
@@ -205,7 +205,7 @@ def _cut_after_terminator(tokenizer: PreTrainedTokenizerBase, ids: list[int]) ->
     return ids[: places[0] + 1]
 
 
-class Generator:
+class AnswerGenerator:
     """A causal language model that answers prompts given as ids."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -217,7 +217,7 @@ class Generator:
         self.model.generation_config = GenerationConfig()
 
     @classmethod
-    def load(cls, policy: Policy, device: str = "auto") -> "Generator":
+    def load(cls, policy: Policy, device: str = "auto") -> "AnswerGenerator":
         """Return the generator of `policy`: bfloat16 on a CUDA device, float32 elsewhere.
 
         Raises:
@@ -273,7 +273,7 @@ class Generator:
                 eos_token_id=sorted(self.eos_ids),
                 pad_token_id=self.pad_id,
             ),
-            logits_processor=LogitsProcessorList([draw] if sampling.temperature else []),
+            logits_processor=LogitsProcessorList([draw] if sampling.local_temperature else []),
         )
         return [self._read(row) for row in output[:, width:].tolist()]
 
@@ -318,11 +318,11 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling
         uniforms: [batch], each in [0, 1).
         sampling: temperature above 0, and top_p: the smallest set of likeliest tokens with that mass is kept.
     """
-    ranked = torch.softmax(logits.double() / sampling.temperature, dim=-1).sort(
+    ranked = torch.softmax(logits.double() / sampling.local_temperature, dim=-1).sort(
         dim=-1, descending=True, stable=True
     )
     cumulated = ranked.values.cumsum(dim=-1)  # [batch, vocabulary]
-    kept = (cumulated - ranked.values) < sampling.top_p
+    kept = (cumulated - ranked.values) < sampling.local_top_p
     mass = (ranked.values * kept).sum(dim=-1)  # [batch]
     place = torch.searchsorted(cumulated, (uniforms * mass)[:, None], right=True)
     last_kept = kept.sum(dim=-1, keepdim=True) - 1

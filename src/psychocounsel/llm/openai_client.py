@@ -18,9 +18,9 @@ import openai
 
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
 from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
-from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest
+from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
@@ -28,6 +28,9 @@ _DUMMY_KEY = "no-key-needed"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _FILTERED = frozenset({"content_filter", "content_policy_violation"})
+_NOT_TAKEN = frozenset({400, 413, 422})
+_TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
+_TRIES_BEFORE_THE_FIRST_ANSWER = 2
 _LONGEST_QUOTE_CHARS = 200
 _DEFAULT_RETRY = RetryPolicy()
 
@@ -39,6 +42,7 @@ class _Fault:
     reason: str
     asked_wait_seconds: float | None = None
     everybody_waits: bool = False
+    nobody_listens: bool = False
 
 
 @dataclass
@@ -49,6 +53,7 @@ class _Connection:
     refused: asyncio.Event
     refusal: EndpointError | None = None
     resume_at_seconds: float = 0.0
+    was_reached: bool = False
 
 
 class OpenAIChatModel:
@@ -99,11 +104,22 @@ class OpenAIChatModel:
             if isinstance(outcome, ChatReply):
                 return outcome
             fault = outcome
+            if fault.nobody_listens and not connection.was_reached:
+                self._give_up_early(fault, tries)
             wait_seconds = max(fault.asked_wait_seconds or 0.0, self._retry.wait_seconds(tries, key))
             own_resume_at = clock() + wait_seconds
             if fault.everybody_waits:
                 connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
+
+    def _give_up_early(self, fault: _Fault, tries: int) -> None:
+        if tries >= _TRIES_BEFORE_THE_FIRST_ANSWER:
+            raise IncompleteError(
+                f"nobody answers: {fault.reason}",
+                where=self._base_url,
+                remedy="start the server, or check endpoint.base_url and the network; then run the same "
+                "command again",
+            )
 
     async def aclose(self) -> None:
         """Close the connections of the present event loop."""
@@ -142,6 +158,7 @@ class OpenAIChatModel:
                 response = await connection.client.post(
                     "/chat/completions", body=body, cast_to=httpx2.Response
                 )
+            connection.was_reached = True
             return read_completion(response.content)
         except (TimeoutError, openai.APITimeoutError):
             return _Fault(f"no answer within {limit_seconds:.3g} s")
@@ -150,11 +167,15 @@ class OpenAIChatModel:
         except openai.APIStatusError as error:
             status_error = error
         except openai.OpenAIError as error:
+            cause = error.__cause__
+            if isinstance(cause, httpx2.ConnectError):
+                return _Fault(f"no connection ({cause})", nobody_listens=True)
             return _Fault(f"no connection, or it broke ({type(error).__name__})")
         # Outside the handler, so that no traceback drags the request and its headers along.
         return self._read_status(connection, status_error)
 
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
+        connection.was_reached = True
         codes = {str(error.code), str(error.type)}
         if error.status_code == 400 and codes & _FILTERED:
             return ChatReply(
@@ -165,13 +186,28 @@ class OpenAIChatModel:
             busy = error.status_code in (429, 503, 529)
             asked_seconds = retry_after_seconds(error.response.headers)
             return _Fault(f"the server answered HTTP {error.status_code}", asked_seconds, busy)
+        if error.status_code in _NOT_TAKEN and not no_quota:
+            raise self._not_taken(error, codes)
         connection.refusal = connection.refusal or self._refusal(error, no_quota)
         connection.refused.set()
         raise connection.refusal
 
+    def _not_taken(self, error: openai.APIStatusError, codes: set[str]) -> RefusedRequestError:
+        said = self._quoted(error)
+        is_too_long = error.status_code == 413 or bool(codes & _TOO_LONG) or "context length" in said
+        return RefusedRequestError(
+            f"the request is refused (HTTP {error.status_code}: {said})",
+            where=self._base_url,
+            remedy="check that endpoint.model takes these parameters (a temperature or top_p of null is not "
+            "sent) and a JSON schema for its reply",
+            concerns_item=is_too_long,
+        )
+
+    def _quoted(self, error: openai.APIStatusError) -> str:
+        return " ".join(_said(error).split()).replace(self._key(), "[key]")[:_LONGEST_QUOTE_CHARS]
+
     def _refusal(self, error: openai.APIStatusError, no_quota: bool) -> EndpointError:
         endpoint, status = self._endpoint, error.status_code
-        said = " ".join(_said(error).split()).replace(self._key(), "[key]")[:_LONGEST_QUOTE_CHARS]
         if no_quota:
             what, remedy = "the quota of this key is used up", "add credit or raise the limit, then run again"
         elif status == 401:
@@ -185,7 +221,8 @@ class OpenAIChatModel:
             remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
         else:
             what = "the request is refused"
-            remedy = "check that endpoint.model takes these parameters and a JSON schema for its reply"
+            remedy = "check endpoint.model and endpoint.base_url"
+        said = self._quoted(error)
         return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
@@ -194,10 +231,10 @@ class OpenAIChatModel:
         body: dict[str, Any] = {
             "model": self._endpoint.model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
-            "temperature": request.temperature,
-            "top_p": request.top_p,
             "max_completion_tokens" if official else "max_tokens": request.max_tokens,
         }
+        drawing = {"temperature": request.temperature, "top_p": request.top_p}
+        body |= {name: value for name, value in drawing.items() if value is not None}
         if request.response_schema is not None:
             body["response_format"] = _response_format(request.schema_name, request.response_schema)
         return body

@@ -4,41 +4,23 @@ The front matter is what the Hub and `datasets.load_dataset` read; the notices s
 because whoever opens the folder must meet them first.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-HUB_LICENCES = frozenset(
-    {
-        *("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "odc-by", "odbl", "pddl", "openrail"),
-        *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nd-4.0"),
-        *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0"),
-        *("llama3", "llama3.1", "llama3.2", "unknown"),
-    }
-)
-"""Identifiers that the Hub knows; any other licence is `other` in the front matter and spelt out below it."""
+from psychocounsel.reporting import card_labels, card_tables
+from psychocounsel.reporting.blocks import Cell, Table
+from psychocounsel.reporting.card_facts import CardFigure, DatasetFacts
+from psychocounsel.reporting.licences import OTHER, combine
+from psychocounsel.reporting.report_data import ArtifactFacts
 
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What the card of a preference dataset tells.
-
-    Args:
-        name: of the artifact.
-        licences: of the sources of the client speeches.
-        rows: pairs by split, only the splits that have a file.
-        principles: ids of the rated principles, in the order of the columns.
-        notices: sentences that must head everything made from the sources.
-    """
-
-    name: str
-    licences: Sequence[str]
-    rows: Mapping[str, int]
-    principles: tuple[str, ...]
-    notices: tuple[str, ...]
+_MARKUP = re.compile(r"[\\`*|<\[\]]")
+_OWN_NAME = "terms-of-the-sources"
+"""What the Hub asks for beside `license: other`; the terms themselves stand in the card."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +32,71 @@ class ModelFacts:
     notices: tuple[str, ...]
 
 
-def dataset_card(facts: DatasetFacts) -> str:
+def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str:
     """Return the README.md of a preference dataset.
 
-    The splits are named by pattern, so that other files beside them do not confuse `load_dataset`.
+    Args:
+        facts: what it tells.
+        figures: the pictures that lie beside it.
     """
+    licence = combine([*facts.licences, *(each.licence for each in card_tables.sources(facts))])
+    return _rendered(
+        "dataset_card.md.j2",
+        _dataset_front(facts, licence.licence),
+        facts,
+        licence=licence,
+        tables=card_tables,
+        labels=card_labels,
+        figures={figure.key: figure for figure in figures},
+        cleaning=_settings(facts.speeches, "cleaning"),
+        pairing=_settings(facts.dataset, "pairing"),
+        excluded=_excluded(facts),
+    )
+
+
+def _dataset_front(facts: DatasetFacts, licence: str) -> dict[str, Any]:
+    """Return what the Hub reads; splits by pattern, so that other files beside them do not confuse it."""
+    languages = _languages(facts)
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in facts.rows]
-    front = {
+    return {
         "pretty_name": facts.name,
-        "license": _hub_licence(facts.licences),
-        "language": ["en"],
+        "license": licence,
+        **({"license_name": _OWN_NAME} if licence == OTHER else {}),
+        **({"language": languages} if languages else {}),
+        **({"annotations_creators": ["machine-generated"]} if facts.judges else {}),
         "task_categories": ["text-generation"],
-        "tags": ["counselling", "preference", "rlhf"],
+        "tags": ["counselling", "mental-health", "preference", "rlhf"],
         "size_categories": [_size_category(sum(facts.rows.values()))],
         "configs": [{"config_name": "default", "data_files": files}],
     }
-    return _rendered("dataset_card.md.j2", front, facts)
+
+
+def _languages(facts: DatasetFacts) -> list[str]:
+    """Return the languages that the cleaning let pass; none where it let all pass."""
+    cleaning: Mapping[str, Any] = facts.speeches.settings.get("cleaning", {}) if facts.speeches else {}
+    return list(cleaning.get("languages", ["en"]))
+
+
+def _size_category(rows: int) -> str:
+    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for bound, name in bounds if rows < bound), "1M<n<10M")
+
+
+def _settings(artifact: ArtifactFacts | None, key: str) -> str:
+    """Return the settings in one block that are set, `key: value` one after the other."""
+    settings: Mapping[str, Any] = artifact.settings.get(key, {}) if artifact else {}
+    told = [f"`{name}: {_plain(value)}`" for name, value in settings.items() if value not in (None, {}, [])]
+    return ", ".join(told)
+
+
+def _excluded(facts: DatasetFacts) -> str:
+    """Return the names of the texts with which no speech may share a span of words."""
+    named: Sequence[Mapping[str, Any]] = facts.speeches.settings.get("exclude", ()) if facts.speeches else ()
+    return ", ".join(str(each.get("name", each.get("path"))) for each in named)
+
+
+def _plain(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -79,19 +110,6 @@ def model_card(facts: ModelFacts) -> str:
     return _rendered("model_card.md.j2", front, facts, is_reward=is_reward)
 
 
-def _hub_licence(licences: Sequence[str]) -> str | list[str]:
-    """Return the one licence, or all: the first alone could promise more than another source allows."""
-    ids = list(
-        dict.fromkeys(each.casefold() if each.casefold() in HUB_LICENCES else "other" for each in licences)
-    )
-    return ids[0] if len(ids) == 1 else ids or "unknown"
-
-
-def _size_category(rows: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if rows < bound), "1M<n<10M")
-
-
 def _rendered(template: str, front: Mapping[str, Any], facts: DatasetFacts | ModelFacts, **more: Any) -> str:
     environment = Environment(  # noqa: S701 - Markdown, not HTML
         loader=PackageLoader("psychocounsel.reporting"),
@@ -100,5 +118,28 @@ def _rendered(template: str, front: Mapping[str, Any], facts: DatasetFacts | Mod
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    filters = cast(dict[str, Any], environment.filters)  # pyright: ignore[reportUnknownMemberType]
+    filters.update(cell=_cell, markdown=_markdown, origin=_origin)
     head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
-    return environment.get_template(template).render(front_matter=head, facts=facts, **more)
+    rendered = environment.get_template(template).render(front_matter=head, facts=facts, **more)
+    return re.sub(r"\n{3,}", "\n\n", rendered)
+
+
+def _markdown(table: Table) -> str:
+    """Return a table as GitHub-flavoured Markdown; what stands in its cells stays text."""
+    rules = ["---:" if side == "r" else "---" for side in table.align]
+    lines = [_line(table.header), "|" + "|".join(rules) + "|", *(_line(row) for row in table.rows)]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[Cell]) -> str:
+    return "| " + " | ".join(_cell(each if isinstance(each, str) else each.words) for each in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _origin(artifacts: Iterable[ArtifactFacts]) -> str:
+    """Return where figures were read, by kind and reference."""
+    return ", ".join(f"{each.kind} `{each.ref}`" for each in artifacts)

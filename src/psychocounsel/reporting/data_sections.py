@@ -12,13 +12,15 @@ from psychocounsel.reporting.blocks import (
     Share,
     Table,
     percent,
-    reason_words,
 )
+from psychocounsel.reporting.card_tables import flaws_of
+from psychocounsel.reporting.funnels import funnel_line, funnel_table
+from psychocounsel.reporting.labels import EMPTY_REPLY
+from psychocounsel.reporting.missing import missing_by_topic
 from psychocounsel.reporting.plots import rating_histograms
 from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
 
-_HEADER = ("step", "in", "kept", "share kept", "dropped, by reason")
-_ALIGN = "lrrll"
+FLAWS = "Flaws of the rows as they were imported, before any was dropped; a row may have several."
 
 
 def data_section(data: ReportData) -> Section:
@@ -26,8 +28,9 @@ def data_section(data: ReportData) -> Section:
     tables = [
         *(_speeches(each) for each in data.of_kind("speeches")),
         *(_candidates(each) for each in data.of_kind("candidates") if _has_funnel(each)),
-        *(_judgements(each) for each in data.of_kind("judgements")),
+        *(table for each in data.of_kind("judgements") for table in _judgements(each)),
         *(_pairs(each) for each in data.datasets),
+        *(table for each in data.datasets if (table := flaws_of(each, FLAWS))),
     ]
     words = [_words(each) for each in data.datasets if each.table("words")]
     intro = Paragraph(
@@ -44,7 +47,7 @@ def ratings_section(data: ReportData) -> Section:
         if not counts:
             continue
         told = "; ".join(f"{name}: {_rating_words(by)}" for name, by in counts.items())
-        caption = "Number of responses by rating (1 to 5), one panel per principle."
+        caption = "Number of responses by rating, one panel per principle."
         blocks.append(
             Plot(
                 rating_histograms(counts, f"ratings-{each.id[:8]}"),
@@ -64,16 +67,8 @@ def _has_funnel(candidates: ArtifactFacts) -> bool:
     return candidates.value("funnel") is not None or candidates.value("kept") is not None
 
 
-def _line(step: str, rows_in: int, kept: int, dropped: Mapping[str, int]) -> tuple[Cell, ...]:
-    """Return a line of the funnel; it says so where the parts are not the whole."""
-    lost = rows_in - kept - sum(dropped.values())
-    reasons = reason_words({**dropped, "unaccounted for": lost} if lost else dict(dropped))
-    part = kept / rows_in if rows_in else 0.0
-    return (step, str(rows_in), str(kept), Share(part, percent(part)), reasons)
-
-
 def _funnel_line(step: str, funnel: Mapping[str, Any], whole: str = "rows_in") -> tuple[Cell, ...]:
-    return _line(step, funnel.get(whole, 0), funnel.get("kept", 0), funnel.get("dropped", {}))
+    return funnel_line(step, funnel.get(whole, 0), funnel.get("kept", 0), funnel.get("dropped", {}))
 
 
 def _speeches(speeches: ArtifactFacts) -> Table:
@@ -83,10 +78,11 @@ def _speeches(speeches: ArtifactFacts) -> Table:
     for split, count in in_order(speeches.table("splits")).items():
         share = Share(count / total, percent(count / total))
         rows.append((f"split {split}", "", str(count), share, ""))
-    remarks = [f"{speeches.value('clusters')} clusters of near-duplicates, none across splits"]
+    across = speeches.value("clusters_across_splits") or "none"
+    remarks = [f"{speeches.value('clusters')} clusters of near-duplicates, {across} across splits"]
     remarks += [f"{speeches.value('crisis')} speeches about crisis"]
     caption = "Client speeches: " + "; ".join(remarks) + "."
-    return Table(caption, _HEADER, _ALIGN, tuple(rows), (speeches,))
+    return funnel_table(caption, rows, speeches)
 
 
 def _candidates(candidates: ArtifactFacts) -> Table:
@@ -98,16 +94,21 @@ def _candidates(candidates: ArtifactFacts) -> Table:
             for status, count in failed.items():
                 dropped[status] = dropped.get(status, 0) + count
         kept = int(candidates.number("kept") or 0)
-        line = _line("answers asked of the pool", kept + sum(dropped.values()), kept, dropped)
-    return Table("Candidate responses.", _HEADER, _ALIGN, (line,), (candidates,))
+        line = funnel_line("answers asked of the pool", kept + sum(dropped.values()), kept, dropped)
+    return funnel_table("Candidate responses.", [line], candidates)
 
 
-def _judgements(judgements: ArtifactFacts) -> Table:
-    status: dict[str, Any] = dict(judgements.table("status"))
-    valid = status.pop("valid", 0)
-    line = _line("responses judged", int(judgements.number("judged") or 0), valid, status)
+def _judgements(judgements: ArtifactFacts) -> list[Table]:
+    left_out: dict[str, int] = dict(judgements.table("left_out"))
+    failed: dict[str, int] = dict(judgements.table("status"))
+    valid = failed.pop("valid", 0)
+    candidates = int(judgements.number("judged") or 0) + sum(left_out.values())
+    dropped = {**left_out, **{EMPTY_REPLY.get(why, why): count for why, count in failed.items()}}
+    line = funnel_line("responses judged", candidates, valid, dropped)
     caption = "Judgements by status: a failed one is missing and never a number."
-    return Table(caption, _HEADER, _ALIGN, (line,), (judgements,))
+    if attempts := int(judgements.number("addresses_judge") or 0):
+        caption += f" {attempts} responses seem to address the judge; their ratings stand, and are marked."
+    return [funnel_table(caption, [line], judgements), *missing_by_topic(judgements, "judgements")]
 
 
 def _pairs(dataset: ArtifactFacts) -> Table:
@@ -115,7 +116,7 @@ def _pairs(dataset: ArtifactFacts) -> Table:
         _funnel_line(f"combinations, {split}", counts, "combinations")
         for split, counts in in_order(dataset.table("pairing")).items()
     ]
-    return Table("Preference pairs.", _HEADER, _ALIGN, tuple(rows), (dataset,))
+    return funnel_table("Preference pairs.", rows, dataset)
 
 
 def _words(dataset: ArtifactFacts) -> Table:

@@ -16,10 +16,12 @@ from psychocounsel.reporting.blocks import (
     percent,
 )
 from psychocounsel.reporting.data_sections import data_section, ratings_section
+from psychocounsel.reporting.labels import BASELINES
 from psychocounsel.reporting.lineage_picture import draw_lineage
 from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
 from psychocounsel.reporting.training_sections import policy_section, reward_section
 from psychocounsel.reporting.winrate_sections import (
+    Sides,
     confidence_words,
     examples_section,
     health_section,
@@ -50,10 +52,10 @@ def render_report(data: ReportData) -> str:
 def notices(data: ReportData) -> list[str]:
     """Return what must head the page: notices of every artifact, then warnings about who judged."""
     inherited = [notice for artifact in data.artifacts for notice in artifact.notices]
-    warned = [
-        _family_warning(each) for each in data.of_kind("verdicts") if each.value("judges", "same_family")
-    ]
-    return list(dict.fromkeys([*inherited, *warned]))
+    verdicts = data.of_kind("verdicts")
+    warned = [_family_warning(each) for each in verdicts if each.value("judges", "same_family")]
+    own = [_own_family_warning(each, sides_of(data, each)) for each in verdicts]
+    return list(dict.fromkeys([*inherited, *warned, *(warning for warning in own if warning)]))
 
 
 def _family_warning(verdicts: ArtifactFacts) -> str:
@@ -63,6 +65,23 @@ def _family_warning(verdicts: ArtifactFacts) -> str:
         f"({verdicts.value('judges', 'evaluation')}) are of one family: the win rate says how well the "
         "policy learned that judge's taste, and is no independent evidence of quality."
     )
+
+
+def _own_family_warning(verdicts: ArtifactFacts, sides: Sides) -> str:
+    """Say that a judge compares answers of its own make; nothing where it does not."""
+    own = [str(side) for side in verdicts.sequence("judges", "own_family")]
+    if not own:
+        return ""
+    return (
+        f"The judge of the win rate ({verdicts.value('judges', 'evaluation')}) is of one make with "
+        f"{' and '.join(_author_and_models(verdicts, sides, side) for side in own)}, whose answers it "
+        "compares: models tend to favour their own (arXiv 2404.13076)."
+    )
+
+
+def _author_and_models(verdicts: ArtifactFacts, sides: Sides, side: str) -> str:
+    models = ", ".join(map(str, verdicts.sequence("judges", "judged", side)))
+    return f"{sides._asdict()[side]} ({models})"
 
 
 def headline_numbers(data: ReportData) -> dict[str, object]:
@@ -130,8 +149,7 @@ def _reward_cards(model: ArtifactFacts) -> list[Card]:
     accuracy = model.rate("test", "accuracy")
     if accuracy is None:
         return []
-    names = {"author_identity": "who wrote it", "longer_wins": "longer wins", "same_tier": "same-tier pairs"}
-    rates = {words: model.rate("baselines", name) for name, words in names.items()}
+    rates = {words.short: model.rate("baselines", name) for name, words in BASELINES.items()}
     beside = ", ".join(
         f"{words} {percent(rate.estimate)}" if rate else f"{words}: no such pair"
         for words, rate in rates.items()

@@ -1,12 +1,15 @@
 """Artifacts, example answers -> ReportData: everything a report shows, without a store behind it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from psychocounsel.domain import Rate, Speech
+from psychocounsel.store.artifacts import Artifact, Parent
+
+REPORT_FILE = "report.html"
 
 _RATE_KEYS = {"estimate", "low", "high", "n", "missing"}
 
@@ -18,6 +21,11 @@ class ParentFacts(NamedTuple):
     kind: str
     ref: str
     id: str
+
+    @classmethod
+    def of(cls, parents: Iterable[Parent]) -> "tuple[ParentFacts, ...]":
+        """Return the facts of an artifact's parents."""
+        return tuple(cls(each.role, each.kind, each.ref, each.id) for each in parents)
 
 
 class FileFacts(NamedTuple):
@@ -47,6 +55,29 @@ class ArtifactFacts:
     version: int = 1
     created_at: str = ""
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "ArtifactFacts":
+        """Return the facts of a sealed artifact."""
+        manifest = artifact.manifest
+        files = manifest["files"].items()
+        return cls(
+            kind=artifact.kind,
+            name=artifact.name,
+            ref=artifact.ref,
+            id=artifact.id,
+            metrics=artifact.metrics,
+            rows=manifest["rows"],
+            parents=ParentFacts.of(artifact.parents),
+            notices=artifact.notices,
+            settings=manifest["settings"],
+            files=tuple(FileFacts(name, entry["bytes"], entry["sha256"]) for name, entry in files),
+            made_with=manifest["made_with"],
+            stage=manifest["stage"],
+            version=manifest["version"],
+            created_at=manifest["created_at"],
+            seconds=manifest["seconds"],
+        )
 
     @property
     def anchor(self) -> str:

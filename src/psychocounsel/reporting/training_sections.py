@@ -1,11 +1,12 @@
 """RewardModel, Policy -> Section: what training did, and what it is worth beside its baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from psychocounsel.domain import Rate
 from psychocounsel.reporting.blocks import (
     Block,
+    Cell,
     Heading,
     Paragraph,
     Plot,
@@ -18,14 +19,11 @@ from psychocounsel.reporting.blocks import (
     percent,
     reason_words,
 )
+from psychocounsel.reporting.funnels import funnel_line, funnel_table
+from psychocounsel.reporting.labels import BASELINES, SAME_TIER
 from psychocounsel.reporting.plots import Dot, Series, dots_and_intervals, lines, margin_histogram
 from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, as_rate
 
-BASELINES = {
-    "author_identity": "who wrote it (author's mean in train)",
-    "longer_wins": "the longer answer wins",
-    "same_tier": "reward model, same-tier authors only",
-}
 _METRICS = {"accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
 
 
@@ -36,7 +34,7 @@ def reward_section(data: ReportData) -> Section:
         blocks += [Heading(model.name, (model,)), _metric_table(model)]
         plots = [*_accuracy_plot(model), *_margin_plot(model), *_curves([model], _REWARD_CURVES)]
         blocks += [Plots(tuple(plots))] if plots else []
-        blocks += _remarks(model)
+        blocks += [*_length_table({"pairs read": model}), *_remarks(model)]
     return Section("Reward model", "reward", tuple(blocks))
 
 
@@ -47,12 +45,16 @@ def _metric_table(model: ArtifactFacts) -> Table:
         for name, words in _METRICS.items()
         if (rate := model.rate(split, name)) is not None
     ]
-    rates = {name: model.rate("baselines", name) for name in BASELINES}
+    rates = {words.full: model.rate("baselines", name) for name, words in BASELINES.items()}
     rows += [
-        (f"baseline: {BASELINES[name]}", *(_figures(rate) if rate else ("–", "no such pair", "")))  # noqa: RUF001
-        for name, rate in rates.items()
+        (f"beside it: {words}", *(_figures(rate) if rate else ("–", "no such pair", "")))  # noqa: RUF001
+        for words, rate in rates.items()
     ]
-    caption = "Held-out pairs, 95 % intervals by bootstrap over speeches. Low is good for ECE and Brier."
+    caption = (
+        "Held-out pairs, 95 % intervals by bootstrap over speeches. Low is good for ECE and Brier. The "
+        "better author is the one with the higher mean rating in train; authors of one tier are about equal "
+        "there, and that accuracy is the reward model's own."
+    )
     return Table(caption, ("figure", "estimate", "interval", "pairs"), "lrll", tuple(rows), (model,))
 
 
@@ -65,15 +67,10 @@ def _accuracy_plot(model: ArtifactFacts) -> list[Plot]:
     accuracy = model.rate("test", "accuracy")
     if accuracy is None:
         return []
-    short = {
-        "author_identity": "who wrote it",
-        "longer_wins": "longer wins",
-        "same_tier": "same-tier pairs only",
-    }
     dots = [Dot("reward model", accuracy)]
     dots += [
-        Dot(words, rate, 0 if name == "same_tier" else 1)
-        for name, words in short.items()
+        Dot(words.short, rate, 0 if name == SAME_TIER else 1)
+        for name, words in BASELINES.items()
         if (rate := model.rate("baselines", name)) is not None
     ]
     caption = "Accuracy on test pairs beside predictors that read no text; the dashed line is a coin."
@@ -108,20 +105,23 @@ def _remarks(model: ArtifactFacts) -> list[Block]:
             f"Rewards are normalised by mean {scale['mean']:.3f} and deviation {scale['std']:.3f} of the "
             f"{scale['split']} split."
         )
-    return _told([*remarks, *_length_words(model, "lengths"), *_time_words(model)])
+    return _told([*remarks, *_time_words(model)])
 
 
 def _told(sentences: Sequence[str]) -> list[Block]:
     return [Paragraph(" ".join(sentences))] if sentences else []
 
 
-def _length_words(artifact: ArtifactFacts, *path: str) -> list[str]:
-    counts = cast(Mapping[str, int], artifact.table(*path))
-    if not counts:
-        return []
-    dropped = {reason: count for reason, count in counts.items() if reason != "kept"}
-    left_out = reason_words(dropped) if any(dropped.values()) else "none dropped"
-    return [f"Pairs trained on: {counts.get('kept', 0)}; {left_out}."]
+def _length_table(trainings: Mapping[str, ArtifactFacts]) -> list[Block]:
+    """Return how many pairs of each training fit the length policy, and why the others were dropped."""
+    lines: list[tuple[Cell, ...]] = []
+    for step, each in trainings.items():
+        counts = cast(Mapping[str, int], each.table("training", "lengths"))
+        if counts:
+            dropped = {reason: count for reason, count in counts.items() if reason != "kept"}
+            lines.append(funnel_line(step, sum(counts.values()), counts["kept"], dropped))
+    caption = "Pairs trained on: one that does not fit max_length_tokens is dropped, never cut."
+    return [funnel_table(caption, lines, *trainings.values())] if lines else []
 
 
 def _time_words(artifact: ArtifactFacts) -> list[str]:
@@ -202,8 +202,19 @@ def policy_section(data: ReportData) -> Section:
         plots = [*_curves(rounds, _POLICY_CURVES), *_round_plots(policy)]
         blocks += [Plots(tuple(plots))] if plots else []
         blocks += _round_table(data, policy, rounds)
-        blocks += _told([*_length_words(policy, "training", "lengths"), *_time_words(policy)])
+        blocks += [*_length_table(_by_training(policy, rounds)), *_told(_time_words(policy))]
     return Section("Policy", "policy", tuple(blocks))
+
+
+def _by_training(policy: ArtifactFacts, rounds: Sequence[ArtifactFacts]) -> dict[str, ArtifactFacts]:
+    if not policy.sequence("rounds"):
+        return {"pairs read": policy}
+    return {f"pairs of round {number}": each for number, each in _numbered(policy, rounds)}
+
+
+def _numbered(policy: ArtifactFacts, rounds: Sequence[ArtifactFacts]) -> Iterator[tuple[int, ArtifactFacts]]:
+    """Yield the rounds with their numbers; the earliest may not be in the report."""
+    return enumerate(rounds, start=len(policy.sequence("rounds")) - len(rounds) + 1)
 
 
 class RoundPlot(NamedTuple):
@@ -277,8 +288,7 @@ def _dev_figure(made_round: Mapping[str, Any], path: tuple[str, ...]) -> Rate | 
 def _round_table(data: ReportData, policy: ArtifactFacts, rounds: Sequence[ArtifactFacts]) -> list[Block]:
     if not policy.sequence("rounds"):
         return []
-    first = len(policy.sequence("rounds")) - len(rounds) + 1
-    rows = [_round_row(data, number, each) for number, each in enumerate(rounds, start=first)]
+    rows = [_round_row(data, number, each) for number, each in _numbered(policy, rounds)]
     header = ("round", "speeches", "pairs", "no pair or left out", "dev reward", "deviation", "answers")
     caption = (
         "Rounds: speeches drawn, pairs kept of them, normalised reward of fresh answers to dev speeches."

@@ -17,6 +17,7 @@ from psychocounsel.reporting.blocks import (
     interval_words,
     percent,
 )
+from psychocounsel.reporting.missing import missing_by_topic, unanswered
 from psychocounsel.reporting.plots import Dot, dots_and_intervals
 from psychocounsel.reporting.report_data import ArtifactFacts, Example, ExampleSet, ReportData
 from psychocounsel.reporting.training_sections import dot_words
@@ -64,7 +65,8 @@ def winrate_section(data: ReportData) -> Section:
     for verdicts in data.of_kind("verdicts"):
         sides = sides_of(data, verdicts)
         blocks.append(Heading(f"{sides.policy} against {sides.reference}", (verdicts,)))
-        blocks += [_judge_words(verdicts), _counts(verdicts, sides)]
+        blocks += [_judge_words(verdicts), *unanswered(verdicts, sides._asdict()), _counts(verdicts, sides)]
+        blocks += missing_by_topic(verdicts, "comparisons")
         plots = [
             *_rates_plot(verdicts, "overall", _overall_dots(verdicts), "overall and on the crisis slice"),
             *_rates_plot(verdicts, "principle", _dots(verdicts, "win_rate_by_criterion"), "by principle"),

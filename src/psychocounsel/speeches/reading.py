@@ -1,210 +1,243 @@
-"""Rows -> Speech, Candidate: what enters, what is dropped and why."""
+"""Rows -> speeches: what enters, what is changed on the way, what is dropped and why.
 
-import re
-from collections.abc import Iterable, Mapping
+Rows are read one by one and texts kept on the disk, so that a million speeches need little memory.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from psychocounsel.config.corpus import CandidateColumns, CleaningConfig, SpeechColumns
-from psychocounsel.domain import Candidate, Speech
+from psychocounsel.config.corpus import CleaningConfig, SpeechColumns
+from psychocounsel.domain import Speech, content_id
 from psychocounsel.errors import InputError
-from psychocounsel.speeches.funnel import Funnel
-from psychocounsel.speeches.normalising import clean_text
+from psychocounsel.speeches.cells import Row, flag_cell, key_cell, text_cell
+from psychocounsel.speeches.cleaning import Step, clean
+from psychocounsel.speeches.crisis import mentions_crisis
+from psychocounsel.speeches.funnel import Dropped, Funnel
+from psychocounsel.speeches.kept import KeptSpeeches
+from psychocounsel.store.tables.readings import RowFate
+from psychocounsel.store.tables.spool import TextSpool
 
-_CRISIS = re.compile(
-    r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
-    r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
-    r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
-    r"|\bbetter off (dead|without me)\b"
-    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
-    re.IGNORECASE,
-)
+NONE_EMPTY = "none_empty"
+LANGUAGE = "language"
+EXCLUSION = "exclusion"
+DEIDENTIFICATION = "deidentification"
+LENGTH = "length"
+REPETITION = "repetition"
+LIMIT = "limit"
+
+SpeechSource = tuple[str, SpeechColumns, Iterable[Row]]
+"""Name, columns and rows of one source."""
 
 
-UNKNOWN_ID = "unknown"
+class Screen(Protocol):
+    """Looks at a clean text and says what speaks against it: a language, a benchmark; None for nothing."""
 
-
-class Row(Protocol):
-    """A row of a source: its values by column, and where it stands."""
-
-    @property
-    def where(self) -> str:
-        """File and line."""
+    def __call__(self, text: str) -> str | None:
+        """Return what was met."""
         ...
 
-    @property
-    def values(self) -> Mapping[str, object]:
-        """Cells by column."""
-        ...
 
+class SpeechScreens(NamedTuple):
+    """How a speech is cleaned and what it must pass.
 
-class SpeechReading(NamedTuple):
-    """Distinct speeches in order, the ids of every row read by key and by text, and the funnel.
-
-    Rows that were dropped have ids too: a response to one of them is told from one to nothing.
+    Args:
+        cleaning: named steps from raw to clean text.
+        other_language: the language of a text, where it is none of those that were asked for.
+        benchmark: the name of a benchmark that the text shares a span with.
+        deidentify: text -> text with surrogates.
     """
 
-    speeches: list[Speech]
-    ids_by_key: dict[str, str]
-    ids_read: set[str]
-    funnel: Funnel
+    cleaning: Sequence[Step]
+    other_language: Screen | None = None
+    benchmark: Screen | None = None
+    deidentify: Callable[[str], str] | None = None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of all steps, in the order in which a row passes them."""
+        return (
+            NONE_EMPTY,
+            *(step.name for step in self.cleaning),
+            DEIDENTIFICATION,
+            REPETITION,
+            LANGUAGE,
+            EXCLUSION,
+            LENGTH,
+            LIMIT,
+        )
+
+    def text_of(self, raw: str) -> str:
+        """Return the text under which a speech is known, whether or not it is kept."""
+        text = clean(raw, self.cleaning).text
+        return text if self.deidentify is None else self.deidentify(text)
 
 
-class CandidateReading(NamedTuple):
-    """Distinct candidates in order and the funnel."""
+class _Clean(NamedTuple):
+    """A text as the cleaning left it, as it is known once identities are hidden, and what changed it."""
 
-    candidates: list[Candidate]
-    funnel: Funnel
+    plain: str
+    text: str
+    changed_by: tuple[str, ...]
 
 
-def mentions_crisis(text: str) -> bool:
-    """Whether a text speaks of suicide or self-harm by plain words; a hint, not an assessment."""
-    return _CRISIS.search(text) is not None
+class SpeechReading:
+    """Distinct speeches in the order of their sources, what became of every row, and the funnel.
+
+    `kept` holds the speeches that passed every row's checks; the limit may still leave some of them out.
+    """
+
+    def __init__(self, folder: Path, steps: Sequence[str]) -> None:
+        """Begin an empty reading whose scratch files lie in `folder`."""
+        self.kept = KeptSpeeches(folder / "speeches.texts")
+        self.funnel = Funnel(steps)
+        self._fates = TextSpool(folder / "speeches.rows")
+
+    def keep(self, speech: Speech, fate: RowFate) -> None:
+        """Take a speech in."""
+        self.kept.append(speech)
+        self.funnel.keep(fate.text_id, fate.changed_by)
+        self._fates.append(json.dumps(fate))
+
+    def drop(self, dropped: Dropped, fate: RowFate) -> None:
+        """Leave a row out, for its one reason."""
+        self.funnel.drop(dropped, fate.text_id, fate.changed_by)
+        whole = fate._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail)
+        self._fates.append(json.dumps(whole))
+
+    def fates(self) -> Iterator[RowFate]:
+        """Yield what became of each row."""
+        for line in self._fates:
+            values = json.loads(line)
+            values[RowFate._fields.index("changed_by")] = tuple(values[RowFate._fields.index("changed_by")])
+            yield RowFate(*values)
+
+    def close(self) -> None:
+        """Remove the scratch files."""
+        self.kept.close()
+        self._fates.close()
 
 
 def read_speeches(
-    sources: Iterable[tuple[str, SpeechColumns, Iterable[Row]]], cleaning: CleaningConfig
+    sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens, folder: Path
 ) -> SpeechReading:
     """Read the speeches of all sources.
 
     Args:
-        sources: name, columns and rows of each source.
+        sources: name, columns and rows of each.
         cleaning: lengths and limits.
+        screens: how texts are cleaned and what they must pass.
+        folder: for scratch files.
 
     Raises:
         InputError: a column is missing, a cell holds what no table can, or one key names two speeches.
     """
-    reading = SpeechReading([], {}, set(), Funnel())
-    kept: set[str] = set()
-    for name, columns, rows in sources:
-        for row in rows:
-            text = _text(row, columns.text)
-            speech = _speech(text, row, columns, name) if text else None
-            _remember(reading, row, columns, speech)
-            reason = _reason_to_drop(text, row, cleaning) or _reason_in_context(speech, kept, cleaning)
-            if speech is None or reason is not None:
-                reading.funnel.drop(reason or "empty")
-                continue
-            kept.add(speech.id)
-            reading.speeches.append(speech)
-            reading.funnel.keep()
+    reading = SpeechReading(folder, screens.steps)
+    try:
+        _read_into(reading, sources, cleaning, screens)
+    except BaseException:
+        reading.close()
+        raise
     return reading
 
 
-def _remember(reading: SpeechReading, row: Row, columns: SpeechColumns, speech: Speech | None) -> None:
-    speech_id = "" if speech is None else speech.id
-    reading.ids_read.add(speech_id)
-    if columns.key is None:
-        return
-    key = _key(row, columns.key)
-    if reading.ids_by_key.setdefault(key, speech_id) != speech_id:
-        raise InputError(
-            f"the key {key!r} already names another speech",
-            where=row.where,
-            remedy="make keys distinct over all sources, or join responses by speech_text",
-        )
+def _read_into(
+    reading: SpeechReading, sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens
+) -> None:
+    seen: set[int] = set()
+    keys: dict[str, str] = {}
+    for name, columns, rows in sources:
+        for row in rows:
+            raw = text_cell(row, columns.text)
+            clean_text = _cleaned(raw, screens)
+            speech = _speech(clean_text.text, row, columns, name) if clean_text.text else None
+            fate = _fate(name, row, columns, raw, speech)._replace(changed_by=clean_text.changed_by)
+            _require_one_speech(keys, fate)
+            if speech is None:
+                _require_empty_may_go(row, cleaning)
+                reading.drop(Dropped(NONE_EMPTY, "empty"), fate)
+                continue
+            dropped = _reason_to_drop(speech, clean_text, seen, cleaning, screens)
+            seen.add(int(speech.id, 16))
+            if dropped is None:
+                reading.keep(speech, fate)
+            else:
+                reading.drop(dropped, fate)
 
 
-def _reason_in_context(speech: Speech | None, kept: set[str], cleaning: CleaningConfig) -> str | None:
-    if speech is not None and speech.id in kept:
-        return "repeated_speech"
-    is_full = cleaning.max_speeches is not None and len(kept) >= cleaning.max_speeches
-    return "beyond_max_speeches" if is_full else None
+def _cleaned(raw: str, screens: SpeechScreens) -> _Clean:
+    plain, changed_by = clean(raw, screens.cleaning)
+    if screens.deidentify is None or not plain:
+        return _Clean(plain, plain, changed_by)
+    hidden = screens.deidentify(plain)
+    return _Clean(plain, hidden, (*changed_by, DEIDENTIFICATION) if hidden != plain else changed_by)
 
 
-def _reason_to_drop(text: str, row: Row, cleaning: CleaningConfig) -> str | None:
-    if not text:
-        if cleaning.drop_empty:
-            return "empty"
+def _reason_to_drop(
+    speech: Speech, text: _Clean, seen: set[int], cleaning: CleaningConfig, screens: SpeechScreens
+) -> Dropped | None:
+    """Return the first reason; languages and benchmarks are recognised by the words that stood there."""
+    if int(speech.id, 16) in seen:
+        return Dropped(REPETITION, "repeated_speech")
+    dropped = _met(LANGUAGE, "other_language", screens.other_language, text.plain)
+    dropped = dropped or _met(EXCLUSION, "shares_span_with_benchmark", screens.benchmark, text.plain)
+    return dropped or _wrong_length(speech.text, cleaning)
+
+
+def beyond_limit(reading: SpeechReading, limit: int | None) -> frozenset[int]:
+    """Return the places of the kept speeches that the limit leaves out, and count them as dropped.
+
+    Hashes of the speeches decide, so that neither the order of the rows nor that of the files does.
+    """
+    if limit is None or len(reading.kept) <= limit:
+        return frozenset()
+    ids = [f"{number:016x}" for number in reading.kept.ids.tolist()]
+    order = sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))
+    left_out = frozenset(order[limit:])
+    for at in left_out:
+        reading.funnel.drop_kept(Dropped(LIMIT, "beyond_max_speeches"), ids[at])
+    return left_out
+
+
+def _require_empty_may_go(row: Row, cleaning: CleaningConfig) -> None:
+    if not cleaning.drop_empty:
         raise InputError(
             "the speech is empty", where=row.where, remedy="drop the row or set corpus.cleaning.drop_empty"
         )
+
+
+def _met(step: str, reason: str, screen: Screen | None, text: str) -> Dropped | None:
+    met = None if screen is None else screen(text)
+    return None if met is None else Dropped(step, reason, met)
+
+
+def _wrong_length(text: str, cleaning: CleaningConfig) -> Dropped | None:
     if len(text) < cleaning.min_chars:
-        return "too_short"
-    return "too_long" if len(text) > cleaning.max_chars else None
+        return Dropped(LENGTH, "too_short")
+    return Dropped(LENGTH, "too_long") if len(text) > cleaning.max_chars else None
 
 
 def _speech(text: str, row: Row, columns: SpeechColumns, source: str) -> Speech:
-    topic = _text(row, columns.topic) if columns.topic else ""
-    marked = _flag(row, columns.crisis) if columns.crisis else None
-    return Speech(text, topic, mentions_crisis(text) if marked is None else marked, source)
+    topic = " ".join(text_cell(row, columns.topic).split()) if columns.topic else ""
+    crisis = flag_cell(row, columns.crisis) if columns.crisis else mentions_crisis(text)
+    return Speech(text, topic, crisis, source)
 
 
-def _flag(row: Row, column: str) -> bool:
-    value = _value(row, column)
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise InputError(f"{column!r} is {value!r}", where=row.where, remedy="write true or false")
+def _fate(source: str, row: Row, columns: SpeechColumns, raw: str, speech: Speech | None) -> RowFate:
+    key = "" if columns.key is None else key_cell(row, columns.key)
+    return RowFate(source, row.where, key, raw_digest(raw), "" if speech is None else speech.id)
 
 
-def _text(row: Row, column: str) -> str:
-    return clean_text(_value(row, column), column, row.where)
+def raw_digest(raw: str) -> str:
+    """Return what a text is known by before it is cleaned; its words cannot be read back from it."""
+    return content_id("raw", raw)
 
 
-def _name(row: Row, column: str) -> str:
-    name = _text(row, column)
-    if not name:
-        raise InputError(f"{column!r} is empty", where=row.where, remedy="fill it, or drop the row")
-    return name
-
-
-def _key(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _name(row, column)
-
-
-def _value(row: Row, column: str) -> object:
-    if column not in row.values:
-        known = ", ".join(str(name) for name in row.values)
+def _require_one_speech(keys: dict[str, str], fate: RowFate) -> None:
+    if fate.key and keys.setdefault(fate.key, fate.text_id) != fate.text_id:
         raise InputError(
-            f"there is no column {column!r}", where=row.where, remedy=f"set columns to one of: {known}"
+            f"the key {fate.key!r} already names another speech",
+            where=fate.where,
+            remedy="make keys distinct over all sources, or join responses by speech_text",
         )
-    return row.values[column]
-
-
-def read_candidates(
-    sources: Iterable[tuple[CandidateColumns, Iterable[Row]]], speeches: SpeechReading
-) -> CandidateReading:
-    """Read ready responses to the speeches that were kept.
-
-    Raises:
-        InputError: a column is missing, or a cell holds what no table can.
-    """
-    reading = CandidateReading([], Funnel())
-    known = {speech.id for speech in speeches.speeches}
-    seen: set[tuple[str, str]] = set()
-    for columns, rows in sources:
-        for row in rows:
-            speech_id = _speech_id(row, columns, speeches)
-            text = _text(row, columns.text)
-            reason = _reason_to_drop_candidate(speech_id, known, speeches.ids_read)
-            reason = reason or _reason_to_drop_text(speech_id, text, seen)
-            if reason is not None:
-                reading.funnel.drop(reason)
-                continue
-            seen.add((speech_id, text))
-            reading.candidates.append(Candidate(speech_id, _name(row, columns.author), text))
-            reading.funnel.keep()
-    return reading
-
-
-def _speech_id(row: Row, columns: CandidateColumns, speeches: SpeechReading) -> str:
-    if columns.speech_key is not None:
-        return speeches.ids_by_key.get(_key(row, columns.speech_key), UNKNOWN_ID)
-    text = _text(row, columns.speech_text or "")
-    return Speech(text).id if text else ""
-
-
-def _reason_to_drop_candidate(speech_id: str, known: set[str], ids_read: set[str]) -> str | None:
-    if speech_id in known:
-        return None
-    return "its_speech_was_dropped" if speech_id in ids_read else "no_such_speech"
-
-
-def _reason_to_drop_text(speech_id: str, text: str, seen: set[tuple[str, str]]) -> str | None:
-    if not text:
-        return "empty"
-    return "repeated_text" if (speech_id, text) in seen else None

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from psychocounsel.config.stages import AlignConfig, OnlineConfig
 from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import note, step_progress
-from psychocounsel.domain import Policy, PreferencePair
+from psychocounsel.domain import Policy, PreferencePair, content_id
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.rounds import (
+    STAGE,
+    VERSION,
     RoundPlans,
     current_policy,
     measure_dev,
@@ -28,9 +30,6 @@ from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.references import resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_pairs
-
-VERSION = 1
-STAGE = "align"
 
 Stop = Callable[[], bool]
 
@@ -98,7 +97,8 @@ def _train(
     seed = int(draft.plan.settings["seed"])
     run = DpoRun(current_policy(config, store, draft), initial, config, seed, steps)
     with step_progress(f"aligning {draft.plan.name}") as report:
-        return train_dpo(run, pairs, TrainingOutput(draft.folder, draft.work, stop, report)).as_dict()
+        output = TrainingOutput(draft.folder, draft.work, stop, report, draft.plan.id)
+        return train_dpo(run, pairs, output).as_dict()
 
 
 def _write_card(config: AlignConfig, draft: Draft, notices: tuple[str, ...]) -> None:
@@ -113,7 +113,7 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
     for number in range(1, online.rounds + 1):
         is_last = number == online.rounds
         name = f"{config.name}-round-{number:02d}"
-        seed = config.seed * 1000 + number
+        seed = int(content_id("round", str(config.seed), str(number)), 16) % 2**32
         own = plan_round(config, online, name, seed, models)
         settings = _settings(config, initial.identity) | {"seed": seed, "max_steps": online.steps_per_round}
         parents = (
@@ -135,7 +135,7 @@ def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, stop:
     for number, planned in enumerate(rounds, start=1):
         store.make(planned.own.candidates, lambda draft: sample_round(config, online, store, draft, stop))
         go_on(stop, planned.own.candidates.ref)
-        store.make(planned.own.scores, lambda draft: score_round(config, online, store, draft))
+        store.make(planned.own.scores, lambda draft: score_round(config, online, store, draft, stop))
         store.make(planned.own.pairs, lambda draft: pair_round(online, store, draft))
         go_on(stop, planned.own.pairs.ref)
         earlier = tuple(made)
@@ -165,7 +165,8 @@ def _train_round(
     dev = measure_dev(config, config.online, store, draft.parent("speeches"), policy)
     before: list[Any] = earlier[-1].metrics["rounds"] if earlier else []
     metrics = {"training": training, "pairs": len(pairs), "dev": dev}
-    draft.write_metrics({**metrics, "rounds": [*before, {"dev": dev, "pairs": len(pairs)}]})
+    present = {"dev": dev, "pairs": len(pairs), "trained_on": training["lengths"]["kept"]}
+    draft.write_metrics({**metrics, "rounds": [*before, present]})
     best = max(earlier, key=lambda policy: _dev_reward(policy.metrics), default=None)
     is_best = best is None or _dev_reward(best.metrics) <= _dev_reward(metrics)
     chosen = draft.plan.as_parent("best") if best is None or is_best else best.as_parent("best")

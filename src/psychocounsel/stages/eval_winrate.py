@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from psychocounsel.config.models import ResponderConfig
+from psychocounsel.config.models import EndpointConfig, ResponderConfig
 from psychocounsel.config.stages import EvalWinrateConfig
 from psychocounsel.connect import (
+    NOT_IN_FILE,
     Respondents,
     keep_restricted_text_here,
     open_judge,
@@ -15,18 +16,20 @@ from psychocounsel.connect import (
     respond,
 )
 from psychocounsel.console import progress
-from psychocounsel.costs import PaidCalls, evaluated_speeches, winrate_costs
+from psychocounsel.costs import PaidCalls, winrate_costs
 from psychocounsel.domain import OVERALL, Candidate
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.comparison import Answers, measure
+from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.win_rate import BothOrders
+from psychocounsel.evaluation.win_rate import Asked, BothOrders, Unanswered
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.families import same_family
-from psychocounsel.judging.judge import Compared, missing_share
+from psychocounsel.judging.judge import Compared, missing_share, require_judged
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
-from psychocounsel.store.lineage import labelling_judges
+from psychocounsel.store.lineage import labelling_judges, models_behind
 from psychocounsel.store.references import resolve, resolve_parent
+from psychocounsel.store.retrying import asked_again, note_failed
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import (
     OrderedVerdict,
@@ -36,8 +39,9 @@ from psychocounsel.store.tables.nouns import (
     write_verdicts,
 )
 
-VERSION = 1
+VERSION = 2
 STAGE = "eval-winrate"
+SIDES = ("policy", "reference")
 
 
 class WinratePlans(NamedTuple):
@@ -69,11 +73,8 @@ def plan(config: EvalWinrateConfig, store: Store) -> WinratePlans:
     if config.labelled_by is not None:
         settings["labelled_by"] = config.labelled_by
     parents = (policy.as_parent("policy answers"), reference.as_parent("reference answers"), speeches)
-    return WinratePlans(
-        policy,
-        reference,
-        Plan("verdicts", config.name, STAGE, VERSION, settings, parents, judge.notices),
-    )
+    verdicts = Plan("verdicts", config.name, STAGE, VERSION, settings, parents, judge.notices)
+    return WinratePlans(policy, reference, asked_again(verdicts, store) if config.retry_failed else verdicts)
 
 
 def _keep_restricted_text_here(config: EvalWinrateConfig, speeches: Artifact | Plan) -> None:
@@ -95,25 +96,40 @@ def _plan_answers(
         "seed": config.seed,
     }
     name = f"{config.name}-{role}"
-    return Plan("candidates", name, STAGE, VERSION, settings, (speeches, *planned.parents))
+    answers = Plan("candidates", name, STAGE, VERSION, settings, (speeches, *planned.parents))
+    return asked_again(answers, store) if config.retry_failed else answers
 
 
 def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
     """Measure the win rate of a config, or return it if it exists.
 
     Raises:
-        DataQualityError: the split is empty, or too many verdicts failed.
+        ConfigError: the judge or a side cannot be asked.
+        IncompleteError: an endpoint does not answer; what was answered is kept.
+        DataQualityError: the split is empty, or too many answers or verdicts failed.
         Preempted: a signal asked to stop; what was answered is kept.
     """
     plans = plan(config, store)
-    if store.find(plans.verdicts) is None:
-        require_usable(config.judge.endpoint, store)
+    _require_usable(config, plans, store)
     with stop_requests() as stop:
         store.make(plans.policy, lambda draft: _answer(config, config.policy, store, draft, stop))
         go_on(stop, plans.policy.ref)
         store.make(plans.reference, lambda draft: _answer(config, config.reference, store, draft, stop))
         go_on(stop, plans.reference.ref)
         return store.make(plans.verdicts, lambda draft: _compare(config, store, draft, stop))
+
+
+def _require_usable(config: EvalWinrateConfig, plans: WinratePlans, store: Store) -> None:
+    """Check the endpoints of whatever is still to be made, before the first of them is paid."""
+    wanted = (
+        ("policy", config.policy.endpoint, plans.policy),
+        ("reference", config.reference.endpoint, plans.reference),
+        ("judge", config.judge.endpoint, plans.verdicts),
+    )
+    endpoints: dict[str, EndpointConfig | None] = {
+        whose: endpoint for whose, endpoint, planned in wanted if store.find(planned) is None
+    }
+    require_usable(endpoints, store)
 
 
 def costs(config: EvalWinrateConfig, store: Store) -> list[PaidCalls]:
@@ -129,7 +145,7 @@ def _answer(
     draft: Draft,
     stop: Callable[[], bool],
 ) -> None:
-    speeches = evaluated_speeches(config, store.open(draft.parent("speeches")))
+    speeches = held_out_speeches(read_speeches(store.open(draft.parent("speeches"))), config)
     if not speeches:
         raise DataQualityError(
             f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"
@@ -137,12 +153,14 @@ def _answer(
     responded = respond(responder, Respondents(speeches, config.seed), store, stop)
     write_candidates(draft, responded.candidates)
     draft.write_metrics({"speeches": len(speeches), "failed": responded.failed})
+    note_failed(draft, sum(count for why, count in responded.failed.items() if why != NOT_IN_FILE))
 
 
 def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
-    policy = _by_speech(store, draft, "policy answers")
-    reference = _by_speech(store, draft, "reference answers")
+    asked = held_out_speeches(read_speeches(store.open(draft.parent("speeches"))), config)
+    speeches = {each.id: each for each in asked}
+    policy = _by_speech(store, draft, "policy")
+    reference = _by_speech(store, draft, "reference")
     compared = Compared.of(speeches, policy, reference)
     both = len(compared.forward)
     with open_judge(config.judge, store, stop) as judge:
@@ -150,29 +168,30 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria = (OVERALL, *judge.principles)
         draft.notes["judge"] = judge.name
-    missing = missing_share(verdicts)
-    if missing.share > config.judge.max_missing_share:
-        raise DataQualityError(
-            f"{missing.missing} of {missing.total} verdicts failed",
-            where="judge.max_missing_share",
-            remedy="run the same command to ask those again",
-        )
+    require_judged(verdicts, "verdicts", config.judge.max_missing_share)
+    note_failed(draft, missing_share(verdicts).missing)
     rounds = [BothOrders(*pair) for pair in zip(verdicts[:both], verdicts[both:], strict=True)]
     ordered = [OrderedVerdict(each.forward, "forward") for each in rounds]
     ordered += [OrderedVerdict(each.backward, "backward") for each in rounds]
     write_verdicts(draft, ordered, criteria)
-    answers = Answers(speeches, policy, reference)
+    unanswered = [Unanswered(each) for each in speeches if each not in policy or each not in reference]
+    every: list[Asked] = [*rounds, *unanswered]
     draft.write_metrics(
         {
-            **measure(rounds, answers, _bootstrap(config)),
+            **measure(every, Answers(speeches, policy, reference), _bootstrap(config)),
             "judges": _judges(config, store, draft),
             "answered_by_both": both,
+            "missing_answers": {side: _answers(store, draft, side).metrics["failed"] for side in SIDES},
         }
     )
 
 
-def _by_speech(store: Store, draft: Draft, role: str) -> dict[str, Candidate]:
-    return {each.speech_id: each for each in read_candidates(store.open(draft.parent(role)))}
+def _answers(store: Store, draft: Draft, side: str) -> Artifact:
+    return store.open(draft.parent(f"{side} answers"))
+
+
+def _by_speech(store: Store, draft: Draft, side: str) -> dict[str, Candidate]:
+    return {each.speech_id: each for each in read_candidates(_answers(store, draft, side))}
 
 
 def _bootstrap(config: EvalWinrateConfig) -> BootstrapSettings:
@@ -180,13 +199,18 @@ def _bootstrap(config: EvalWinrateConfig) -> BootstrapSettings:
 
 
 def _judges(config: EvalWinrateConfig, store: Store, draft: Draft) -> dict[str, Any]:
-    """Name the judges of labels and of this result, and whether they are of one family."""
-    policy = store.open(draft.parent("policy answers"))
+    """Name the judges of labels and of this result, the models judged, and who of them is of one family."""
+    answers = {side: _answers(store, draft, side) for side in SIDES}
     told = () if config.labelled_by is None else (config.labelled_by,)
-    labelled = tuple(dict.fromkeys((*labelling_judges(store, policy), *told)))
+    labelled = tuple(dict.fromkeys((*labelling_judges(store, answers["policy"]), *told)))
     evaluating = str(draft.notes["judge"])
+    judged = {side: models_behind(store, answers[side]) for side in SIDES}
     return {
         "labels": list(labelled),
         "evaluation": evaluating,
         "same_family": any(same_family(evaluating, each) for each in labelled),
+        "judged": {side: list(names) for side, names in judged.items()},
+        "own_family": [
+            side for side, names in judged.items() if any(same_family(evaluating, each) for each in names)
+        ],
     }

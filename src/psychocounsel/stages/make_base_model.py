@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from psychocounsel.config.stages import MakeBaseModelConfig
 from psychocounsel.console import step_progress
+from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import ConfigError
-from psychocounsel.speeches.corpus import CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.interrupts import stop_requests
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
@@ -23,7 +24,7 @@ class BaseModelPlans(NamedTuple):
 
 def plan(config: MakeBaseModelConfig, store: Store) -> BaseModelPlans:
     """Return what a config means, without making it."""
-    corpus = plan_corpus(config.corpus)
+    corpus = plan_corpus(config.corpus, store)
     if corpus.candidates is None:
         raise ConfigError(
             "the corpus has no ready responses to warm up on",
@@ -43,7 +44,8 @@ def plan(config: MakeBaseModelConfig, store: Store) -> BaseModelPlans:
 def make_base_model(config: MakeBaseModelConfig, store: Store) -> Artifact:
     """Make the tiny Llama 3 of a config, or return it if it exists."""
     plans = plan(config, store)
-    open_corpus(config.corpus, store)
+    with stop_requests() as stop:
+        open_corpus(config.corpus, store, stop)
     return store.make(plans.model, lambda draft: _build(config, store, draft))
 
 

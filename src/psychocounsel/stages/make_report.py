@@ -6,11 +6,10 @@ from psychocounsel.config.stages import ReportConfig
 from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Speech
 from psychocounsel.evaluation.win_rate import BothOrders
 from psychocounsel.reporting.report_data import (
+    REPORT_FILE,
     ArtifactFacts,
     Example,
     ExampleSet,
-    FileFacts,
-    ParentFacts,
     ReportData,
 )
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
@@ -20,9 +19,8 @@ from psychocounsel.store.references import resolve
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches, read_verdicts
 
-VERSION = 1
+VERSION = 2
 STAGE = "report"
-REPORT_FILE = "report.html"
 
 
 def plan(config: ReportConfig, store: Store) -> Plan:
@@ -56,7 +54,7 @@ def _build(config: ReportConfig, store: Store, draft: Draft) -> None:
 
     shown = _with_ancestors(store, [store.open(parent) for parent in draft.plan.parents])
     examples = [_examples(store, each, config.examples) for each in shown if each.kind == "verdicts"]
-    facts = tuple(_facts(each) for each in shown)
+    facts = tuple(map(ArtifactFacts.of, shown))
     data = ReportData(config.name, facts, tuple(group for group in examples if group.examples))
     write_bytes(draft.file(REPORT_FILE), render_report(data).encode("utf-8"))
     draft.write_metrics(headline_numbers(data))
@@ -77,29 +75,6 @@ def _note_depth(artifact: Artifact, found: Mapping[str, Artifact], depths: dict[
         ways = [_note_depth(found[parent.id], found, depths) for parent in artifact.parents]
         depths[artifact.id] = 1 + max(ways, default=-1)
     return depths[artifact.id]
-
-
-def _facts(artifact: Artifact) -> ArtifactFacts:
-    manifest = artifact.manifest
-    return ArtifactFacts(
-        kind=artifact.kind,
-        name=artifact.name,
-        ref=artifact.ref,
-        id=artifact.id,
-        metrics=artifact.metrics,
-        rows=manifest["rows"],
-        parents=tuple(ParentFacts(each.role, each.kind, each.ref, each.id) for each in artifact.parents),
-        notices=artifact.notices,
-        settings=manifest["settings"],
-        files=tuple(
-            FileFacts(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
-        ),
-        made_with=manifest["made_with"],
-        stage=manifest["stage"],
-        version=manifest["version"],
-        created_at=manifest["created_at"],
-        seconds=manifest["seconds"],
-    )
 
 
 def _examples(store: Store, verdicts: Artifact, count: int) -> ExampleSet:

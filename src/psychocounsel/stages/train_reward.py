@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psychocounsel.config.stages import TrainRewardConfig
 from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import step_progress
-from psychocounsel.domain import PreferencePair, RewardModel
+from psychocounsel.domain import Policy, PreferencePair, RewardModel
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.baselines import measure_baselines
 from psychocounsel.evaluation.intervals import BootstrapSettings
@@ -20,15 +20,16 @@ from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import RewardScore, read_pairs, write_scores
 
 if TYPE_CHECKING:
-    from psychocounsel.training.reward import RewardScorer
+    from psychocounsel.training.reward import Exchange, RewardScorer
 
-VERSION = 1
+VERSION = 2
 STAGE = "train-reward"
 
 
 class Margins(NamedTuple):
-    """Raw rewards of the distinct candidates of some pairs, and each pair's margin."""
+    """The distinct candidates of some pairs, their raw rewards, and each pair's margin."""
 
+    exchanges: "dict[str, Exchange]"
     rewards: dict[str, float]
     margins: list[float]
 
@@ -63,16 +64,15 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
     _require_splits(pairs, preferences)
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
     with step_progress("training the reward model") as report:
-        output = TrainingOutput(draft.folder, draft.work, stop, report)
+        output = TrainingOutput(draft.folder, draft.work, stop, report, draft.plan.id)
         summary = train_reward_model(base, pairs["train"], config, output)
-    scorer = RewardScorer.load(draft.folder, config.chat)
+    scorer = RewardScorer.load(Policy(str(draft.folder)), config.chat)
     batch_size = config.optimisation.per_device_batch_size
     scaling = _margins(scorer, pairs["dev"] or pairs["train"], batch_size)
     mean, std = statistics.fmean(scaling.rewards.values()), statistics.pstdev(scaling.rewards.values())
     write_normalisation(draft.folder, mean, std)
     test = _margins(scorer, pairs["test"], batch_size)
-    scale = RewardModel(str(draft.folder), mean, std)
-    write_scores(draft, [RewardScore(key, raw, scale.normalise(raw), 0) for key, raw in test.rewards.items()])
+    write_scores(draft, _scores(scorer, RewardModel(str(draft.folder), mean, std), test))
     draft.write_metrics(
         {
             **_measure(pairs["train"], pairs["test"], test.margins, config.seed),
@@ -101,16 +101,22 @@ def _require_splits(pairs: dict[str, list[PreferencePair]], preferences: Artifac
 def _margins(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size: int) -> Margins:
     from psychocounsel.training.reward import Exchange
 
-    sides = {
-        side.candidate.id: (pair.speech, side.candidate)
+    exchanges = {
+        side.candidate.id: Exchange(pair.speech.text, side.candidate.text)
         for pair in pairs
         for side in (pair.chosen, pair.rejected)
     }
-    exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in sides.values()]
-    rewards = dict(zip(sides, scorer.raw(exchanges, batch_size), strict=True))
-    return Margins(
-        rewards, [rewards[pair.chosen.candidate.id] - rewards[pair.rejected.candidate.id] for pair in pairs]
-    )
+    rewards = dict(zip(exchanges, scorer.raw(list(exchanges.values()), batch_size), strict=True))
+    margins = [rewards[pair.chosen.candidate.id] - rewards[pair.rejected.candidate.id] for pair in pairs]
+    return Margins(exchanges, rewards, margins)
+
+
+def _scores(scorer: "RewardScorer", scale: RewardModel, scored: Margins) -> list[RewardScore]:
+    lengths = scorer.response_tokens(list(scored.exchanges.values()))
+    return [
+        RewardScore(candidate_id, raw, scale.normalise(raw), tokens)
+        for (candidate_id, raw), tokens in zip(scored.rewards.items(), lengths, strict=True)
+    ]
 
 
 def _measure(

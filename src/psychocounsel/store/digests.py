@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remembered_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, counted once for as long as its size and time of change stay.
+
+    Weights are many gigabytes, and a run comes back to them often.
+    """
+    state = path.stat()
+    return _digest_in_state(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_in_state(path: Path, size_bytes: int, changed_at_ns: int) -> str:
+    del size_bytes, changed_at_ns  # they only tell one state of the file from another
+    return digest_of_file(path)
+
+
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:
     """Return the SHA-256 over the named files of a folder and their contents."""
-    return digest_of({name: digest_of_file(folder / name) for name in sorted(names)})
+    return digest_of({name: remembered_digest(folder / name) for name in sorted(names)})

@@ -1,7 +1,7 @@
 """Artifact -> its ancestors: where every number came from, back to the raw files."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store, flatten
@@ -46,10 +46,28 @@ def raw_sources(artifact: Artifact) -> tuple[str, ...]:
 
 
 def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:
-    """Return the judges whose ratings an artifact was made from."""
+    """Return the judges whose ratings an artifact was made from, here or before they were imported."""
     named = [
         str(each.artifact.manifest["notes"].get("judge", ""))
         for each in ancestors(store, artifact)
-        if each.artifact.kind == "judgements"
+        if each.artifact.kind in ("judgements", "preferences")
     ]
     return tuple(dict.fromkeys(name for name in named if name))
+
+
+def models_behind(store: Store, answers: Artifact) -> tuple[str, ...]:
+    """Return the names of the models behind one side's answers, as far as they are known.
+
+    That is the model of an endpoint, the author of a file, or the Hub names of weights on this machine and of
+    those that they were trained from.
+    """
+    responder: dict[str, Any] = answers.manifest["settings"]["responder"]
+    if responder.get("endpoint"):
+        return (str(responder["endpoint"]["model"]),)
+    if responder.get("file"):
+        return (str(responder["author"]),)
+    made_from = (each.artifact for each in ancestors(store, answers))
+    policies = [each.manifest["settings"] for each in made_from if each.kind == "policies"]
+    weights: list[dict[str, Any] | None] = [responder.get("model")]
+    weights += [settings.get("initial_policy") for settings in policies]
+    return tuple(dict.fromkeys(str(each["hub"]) for each in weights if each and "hub" in each))

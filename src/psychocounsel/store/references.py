@@ -9,7 +9,7 @@ from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, StoreError
 from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, Kind, Parent, Plan
 from psychocounsel.store.digests import digest_of_files
-from psychocounsel.store.store import Store, open_artifact
+from psychocounsel.store.store import Store
 
 HUB = "hub:"
 BEST = "@best"
@@ -35,12 +35,15 @@ class ModelReference(NamedTuple):
 
         Raises:
             StoreError: the artifact does not exist yet.
+            IncompleteError: its files are damaged.
         """
         if self.outside is not None:
             return self.outside
         if self.parent is None:
             raise StoreError("a model reference names neither an artifact nor outside weights")
-        return Policy(str(store.open(self.parent).folder))
+        artifact = store.open(self.parent)
+        store.require_whole(artifact)
+        return Policy(str(artifact.folder))
 
 
 def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan:
@@ -56,7 +59,7 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
         ConfigError: nothing, or more than one kind, answers to it; the message names near ones.
     """
     if (Path(ref) / MANIFEST).is_file():
-        return _of_kind(open_artifact(Path(ref)), kind, ref)
+        return _of_kind(store.opened_at(Path(ref)), kind, ref)
     if ref.endswith(BEST):
         return _best(store, resolve(store, ref.removesuffix(BEST), kind))
     wanted_kind, name, short_id = _parts(ref, kind)
@@ -110,12 +113,19 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
         kinds: the kinds of artifact to try, in this order.
     """
     if ref.startswith(HUB):
+        tell_unless_pinned(store, ref)
         location, _, revision = ref.removeprefix(HUB).partition("@")
         outside = Policy(location, revision or None)
         return ModelReference(None, {"hub": location, "revision": revision or None}, outside)
     if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
         return ModelReference(None, {"weights": _weights_digest(Path(ref))}, Policy(ref))
     return _model_artifact(store, ref, kinds)
+
+
+def tell_unless_pinned(store: Store, ref: str) -> None:
+    """Tell, once, that a name on the Hub stands without a revision."""
+    if ref.startswith(HUB) and not ref.partition("@")[2]:
+        store.tell_once(f"{ref}: no revision is named, and what it holds may change; write {ref}@COMMIT")
 
 
 def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
@@ -132,8 +142,11 @@ def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelRefer
 
 
 def _weights_digest(folder: Path) -> str:
-    names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja")]
-    return digest_of_files(folder, names)
+    """Return the digest of all that decides what a model says; cards and hidden files say nothing."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder) for path in files)
+    told = (name for name in names if name.suffix != ".md" and not name.as_posix().startswith("."))
+    return digest_of_files(folder, (name.as_posix() for name in told))
 
 
 def _parts(ref: str, kind: Kind | None) -> tuple[Kind | None, str, str]:

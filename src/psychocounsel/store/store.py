@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from psychocounsel.errors import StoreError
+from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.store.artifacts import (
     FORMAT,
     KINDS,
@@ -22,7 +22,7 @@ from psychocounsel.store.artifacts import (
     Plan,
 )
 from psychocounsel.store.atomic import full_disk_faults
-from psychocounsel.store.digests import digest_of_file
+from psychocounsel.store.digests import digest_of_file, remembered_digest
 from psychocounsel.store.lock import held
 from psychocounsel.store.sealing import adopt, seal
 
@@ -61,6 +61,7 @@ class Store:
     offline: bool = False
     pins: tuple[Plan | Artifact, ...] = field(default=(), repr=False)
     _told: set[str] = field(default_factory=set[str], repr=False, compare=False)
+    _roots: list[Path] = field(default_factory=list[Path], repr=False, compare=False)
 
     def pinned(self, *pins: Plan | Artifact) -> "Store":
         """Return a store in which these win over newer artifacts of the same kind and name."""
@@ -118,15 +119,38 @@ class Store:
         sound = [artifact for artifact in same_id if _sizes_fit(artifact)]
         return min(sound, key=lambda artifact: artifact.name != plan.name, default=None)
 
+    def require_whole(self, artifact: Artifact) -> None:
+        """Check every file of an artifact that other libraries are about to read, which check nothing.
+
+        Raises:
+            IncompleteError: a file is damaged; the artifact is set aside, so that its stage makes it again.
+            StoreError: it is damaged, and stands in another store.
+        """
+        damage = damaged_files(artifact, remembered_digest)
+        if not damage:
+            return
+        told = ", ".join(f"{name} {fault}" for name, fault in sorted(damage.items()))
+        if not artifact.folder.is_relative_to(self.root):
+            raise StoreError(told, where=str(artifact.folder), remedy="put a sound copy there")
+        aside = self._set_aside(artifact.folder)
+        raise IncompleteError(
+            f"{artifact.kind} {artifact.ref} is damaged: {told}",
+            where=str(aside),
+            remedy="it was set aside there; run the recipe, or the stage that makes it, again",
+        )
+
     def _set_damaged_aside(self, plan: Plan) -> None:
         """Rename the folders in which a plan's artifact is damaged, so that they are kept but not found."""
         folders = {artifact.folder for artifact in self.artifacts(plan.kind) if artifact.id == plan.id}
         if (self.folder_of(plan) / MANIFEST).exists():
             folders.add(self.folder_of(plan))
         for folder in sorted(folders):
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            aside = folder.rename(folder.with_name(f".damaged-{folder.name}-{stamp}"))
+            aside = self._set_aside(folder)
             self.notify(f"{plan.kind} {plan.ref}: damaged, set aside as {aside.name}, made again")
+
+    def _set_aside(self, folder: Path) -> Path:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        return folder.rename(folder.with_name(f".damaged-{folder.name}-{stamp}"))
 
     def artifacts(self, kind: Kind | None = None) -> list[Artifact]:
         """Return the sealed artifacts, oldest first; an unreadable one is left out and told once."""
@@ -139,9 +163,10 @@ class Store:
             try:
                 yield open_artifact(manifest.parent)
             except StoreError as fault:
-                self._tell_once(f"left out: {fault}")
+                self.tell_once(f"left out: {fault}")
 
-    def _tell_once(self, text: str) -> None:
+    def tell_once(self, text: str) -> None:
+        """Tell the user something that would otherwise be told at every look."""
         if text not in self._told:
             self._told.add(text)
             self.notify(text)
@@ -155,15 +180,28 @@ class Store:
         for pin in self.pins:
             if isinstance(pin, Artifact) and pin.id == parent.id:
                 return pin
-        for manifest in (self.root / parent.kind).glob(f"[!.]*-{parent.id[:SHORT_ID]}/{MANIFEST}"):
-            artifact = open_artifact(manifest.parent)
-            if artifact.id == parent.id:
-                return artifact
+        for root in (self.root, *self._roots):
+            for manifest in (root / parent.kind).glob(f"[!.]*-{parent.id[:SHORT_ID]}/{MANIFEST}"):
+                artifact = open_artifact(manifest.parent)
+                if artifact.id == parent.id:
+                    return artifact
         raise StoreError(
             f"{parent.kind} {parent.ref} is not in the store",
             where=str(self.root),
             remedy="run the stage that makes it first",
         )
+
+    def opened_at(self, folder: Path) -> Artifact:
+        """Return the artifact in a folder of this store or another; its own parents are found from then on.
+
+        Raises:
+            StoreError: the folder is not a sealed artifact.
+        """
+        artifact = open_artifact(folder)
+        root = folder.resolve().parent.parent
+        if root != self.root.resolve() and root not in self._roots:
+            self._roots.append(root)
+        return artifact
 
     def nearest(self, plan: Plan) -> Nearest | None:
         """Return the artifact of the same kind and name that differs in the fewest keys."""
@@ -207,14 +245,14 @@ def _is_manifest(value: Any) -> bool:
     return parents_fit and all({"sha256", "bytes"} <= set(entry) for entry in manifest["files"].values())
 
 
-def damaged_files(artifact: Artifact) -> dict[str, str]:
+def damaged_files(artifact: Artifact, digest: Callable[[Path], str] = digest_of_file) -> dict[str, str]:
     """Return, by file name, what is wrong with each file whose SHA-256 is not the manifest's."""
     damage: dict[str, str] = {}
     for name, entry in artifact.manifest["files"].items():
         path = artifact.file(name)
         if not path.is_file():
             damage[name] = "is missing"
-        elif digest_of_file(path) != entry["sha256"]:
+        elif digest(path) != entry["sha256"]:
             damage[name] = "has other bytes than the manifest says"
     return damage
 

@@ -17,7 +17,7 @@ HISTORY_ROWS = 200
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How long to train: whole epochs over `rows` pairs, or a set number of steps."""
 
     rows: int
@@ -30,18 +30,18 @@ class Plan:
         return self.max_steps or self.epochs * math.ceil(self.rows / optimisation.global_batch_size)
 
 
-def shared_arguments(optimisation: OptimisationConfig, plan: Plan, work: Path) -> dict[str, Any]:
+def shared_arguments(optimisation: OptimisationConfig, schedule: Schedule, work: Path) -> dict[str, Any]:
     """Return the `TrainingArguments` that reward and DPO training have in common.
 
     Weights are fp32 at all times; `precision: bf16` means autocast, on an accelerator that has it.
     """
-    steps = plan.steps(optimisation)
+    steps = schedule.steps(optimisation)
     return {
         "output_dir": str(work),
         "per_device_train_batch_size": optimisation.per_device_batch_size,
         "gradient_accumulation_steps": _accumulation_steps(optimisation),
-        "num_train_epochs": plan.epochs,
-        "max_steps": plan.max_steps or -1,
+        "num_train_epochs": schedule.epochs,
+        "max_steps": schedule.max_steps or -1,
         "optim": "adamw_torch",
         "learning_rate": optimisation.learning_rate,
         "lr_scheduler_type": optimisation.scheduler
@@ -53,8 +53,8 @@ def shared_arguments(optimisation: OptimisationConfig, plan: Plan, work: Path) -
         "bf16": optimisation.precision == "bf16" and autocast_available(),
         "use_cpu": not torch.accelerator.is_available(),
         "activation_checkpointing": optimisation.gradient_checkpointing,
-        "seed": plan.seed,
-        "data_seed": plan.seed,
+        "seed": schedule.seed,
+        "data_seed": schedule.seed,
         "save_strategy": "steps",
         "save_steps": optimisation.save_every_steps,
         "logging_steps": math.ceil(steps / (HISTORY_ROWS - 1)),

@@ -4,10 +4,8 @@ A checkpoint is trusted when its list of digests, written last, agrees with ever
 run that asks. Whatever lacks a file resumes with an error, or silently with other weights, if it is taken.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from psychocounsel.domain import PreferencePair, content_id
+from psychocounsel.store.atomic import write_bytes
+from psychocounsel.store.digests import digest_of_file
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def step_of(checkpoint: Path) -> int:
 def seal(checkpoint: Path, fingerprint: str) -> None:
     """Write the digest of every file of `checkpoint` beside them; from now on it counts as complete."""
     payload = {"fingerprint": fingerprint, "sha256": _digests(checkpoint)}
-    write_durably(checkpoint / SEAL_NAME, json.dumps(payload, indent=1, sort_keys=True))
+    write_bytes(checkpoint / SEAL_NAME, json.dumps(payload, indent=1, sort_keys=True).encode())
 
 
 def newest_verified(work: Path, fingerprint: str) -> ResumePoint:
@@ -87,21 +87,6 @@ def prune(work: Path) -> None:
     sealed = [checkpoint for checkpoint in _by_step(work) if (checkpoint / SEAL_NAME).is_file()]
     for checkpoint in sealed[KEPT_CHECKPOINTS:]:
         shutil.rmtree(checkpoint)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace the content of `path` at once: after a power cut it holds the old text or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class SealingCallback(TrainerCallback):
@@ -156,9 +141,4 @@ def _difference(promised: dict[str, str], found: dict[str, str]) -> str | None:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL_NAME]
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): digest_of_file(path) for path in files}

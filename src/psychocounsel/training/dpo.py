@@ -17,7 +17,7 @@ from psychocounsel.domain import Policy, PreferencePair
 from psychocounsel.llm.local_model import load_causal_model, load_tokenizer, pad_token_id
 from psychocounsel.llm.quiet import quiet_libraries
 from psychocounsel.training.answer_head import project_answers_only
-from psychocounsel.training.arguments import Plan, peft_config, shared_arguments
+from psychocounsel.training.arguments import Schedule, peft_config, shared_arguments
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.run import (
     CarefulTrainer,
@@ -58,9 +58,8 @@ class DpoRun:
 
     @property
     def settings(self) -> list[Any]:
-        """What, beside the pairs, decides the weights that come out."""
-        models = [[model.location, model.revision] for model in (self.policy, self.reference)]
-        return [self.config.identity(), models, self.seed, self.max_steps]
+        """What, beside the pairs and the models, decides the weights that come out."""
+        return [self.config.identity(), self.seed, self.max_steps]
 
 
 class ReadyIdsDpoTrainer(CarefulTrainer, DPOTrainer):
@@ -115,12 +114,14 @@ def train_dpo(run: DpoRun, pairs: Sequence[PreferencePair], output: TrainingOutp
     """
     tokenizer = load_tokenizer(run.policy)
     tokens = tokenize_pairs(pairs, tokenizer, run.config.length, run.config.chat)
-    plan = Plan(len(tokens.rows), run.config.epochs, run.seed, run.max_steps)
+    schedule = Schedule(len(tokens.rows), run.config.epochs, run.seed, run.max_steps)
     with quiet_libraries():
         model = load_causal_model(run.policy, torch.float32)
         configs = ModelConfigs.of(model)
-        trainer = _trainer(run, model, [_row(row) for row in tokens.rows], _arguments(run, plan, output.work))
-        seconds = run_trainer(trainer, output, run_fingerprint(pairs, run.settings))
+        trainer = _trainer(
+            run, model, [_row(row) for row in tokens.rows], _arguments(run, schedule, output.work)
+        )
+        seconds = run_trainer(trainer, output, run_fingerprint(pairs, [*run.settings, output.run_id]))
         save_plain(trainer.model, configs, tokenizer, output.folder)
     steps = trainer.state.global_step
     return TrainingSummary(steps, seconds, tokens.table, history(trainer, HISTORY_COLUMNS))
@@ -147,9 +148,9 @@ def _trainer(
     return trainer
 
 
-def _arguments(run: DpoRun, plan: Plan, work: Path) -> DPOConfig:
+def _arguments(run: DpoRun, schedule: Schedule, work: Path) -> DPOConfig:
     return DPOConfig(
-        **shared_arguments(run.config.optimisation, plan, work),
+        **shared_arguments(run.config.optimisation, schedule, work),
         beta=run.config.beta,
         loss_type=["sigmoid"],
         max_length=None,

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -18,8 +18,9 @@ from psychocounsel.domain import Policy, PreferencePair, RewardModel
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.llm.local_model import encode_exchange, load_tokenizer, pad_token_id
 from psychocounsel.llm.quiet import quiet_libraries
-from psychocounsel.training.arguments import Plan, peft_config, shared_arguments
-from psychocounsel.training.checkpoints import run_fingerprint, write_durably
+from psychocounsel.store.atomic import write_bytes
+from psychocounsel.training.arguments import Schedule, peft_config, shared_arguments
+from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.run import (
     CarefulTrainer,
     ModelConfigs,
@@ -98,14 +99,14 @@ def train_reward_model(
     tokenizer = load_tokenizer(base)
     tokenizer.pad_token_id = pad_token_id(tokenizer)
     tokens = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
-    plan = Plan(len(tokens.rows), config.epochs, config.seed)
-    fingerprint = run_fingerprint(pairs, [config.identity(), base.location, base.revision])
+    schedule = Schedule(len(tokens.rows), config.epochs, config.seed)
+    fingerprint = run_fingerprint(pairs, [config.identity(), output.run_id])
     with quiet_libraries():
         model = load_with_new_head(base, tokenizer, config.seed)
         configs = ModelConfigs.of(model)
         trainer = BradleyTerryTrainer(
             model=model,
-            args=_arguments(config, plan, output.work),
+            args=_arguments(config, schedule, output.work),
             data_collator=PooledTokenCollator(pad_token_id(tokenizer)),
             train_dataset=Dataset.from_list([_row(row) for row in tokens.rows]),
             processing_class=tokenizer,
@@ -154,10 +155,9 @@ def write_normalisation(folder: Path, mean: float, std: float) -> None:
             where=str(folder),
             remedy="train on more pairs; the model gives every response the same reward",
         )
-    config = _read_config(folder)
-    write_durably(
-        folder / "config.json", json.dumps({**config, MEAN_KEY: mean, STD_KEY: std}, indent=2) + "\n"
-    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, MEAN_KEY: mean, STD_KEY: std}, indent=2) + "\n"
+    write_bytes(folder / "config.json", text.encode("utf-8"))
 
 
 class RewardScorer:
@@ -175,28 +175,43 @@ class RewardScorer:
         self.model.config.pad_token_id = self.pad_id
 
     @classmethod
-    def load(cls, folder: Path, chat: ChatFormat, device: str = "auto") -> "RewardScorer":
-        """Open the reward model in `folder`; mean 0 and deviation 1 where its config names none.
+    def load(cls, model: Policy, chat: ChatFormat, device: str = "auto") -> "RewardScorer":
+        """Open a reward model in a folder or on the Hub; mean 0 and deviation 1 where its config names none.
 
         Raises:
-            StoreError: the folder holds no reward model.
+            StoreError: there is no reward model.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = _read_config(folder)
-        scale = RewardModel(str(folder), float(config.get(MEAN_KEY, 0.0)), float(config.get(STD_KEY, 1.0)))
-        with quiet_libraries():
-            model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-        return cls(cast(Any, model).to(device), load_tokenizer(Policy(str(folder))), chat, scale)
+        try:
+            with quiet_libraries():
+                opened: Any = AutoModelForSequenceClassification.from_pretrained(
+                    model.location, revision=model.revision or "main", use_safetensors=True
+                )
+        except (OSError, ValueError) as fault:
+            raise StoreError(
+                "there is no reward model",
+                where=model.location,
+                remedy="name an artifact or folder that train-reward has written, or a Hub id",
+            ) from fault
+        mean, std = (getattr(opened.config, key, None) for key in (MEAN_KEY, STD_KEY))
+        scale = RewardModel(model.location, float(mean or 0.0), 1.0 if std is None else float(std))
+        return cls(opened.to(device), load_tokenizer(model), chat, scale)
 
-    def raw(self, exchanges: Sequence[Exchange], batch_size: int) -> list[float]:
-        """Return the model's logit for each exchange, in their order."""
+    def raw(
+        self,
+        exchanges: Sequence[Exchange],
+        batch_size: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[float]:
+        """Return the model's logit for each exchange, in their order; `progress` is told how many it has."""
         ids = [self._ids(exchange) for exchange in exchanges]
         by_length = sorted(range(len(ids)), key=lambda place: len(ids[place]))
         scores: dict[int, float] = {}
         for start in range(0, len(ids), batch_size):
             places = by_length[start : start + batch_size]
             scores.update(zip(places, self._score([ids[place] for place in places]), strict=True))
+            progress(len(scores), len(ids))
         return [scores[place] for place in range(len(ids))]
 
     def normalised(self, exchanges: Sequence[Exchange], batch_size: int) -> list[float]:
@@ -227,9 +242,9 @@ class RewardScorer:
         return logits[:, 0].float().tolist()
 
 
-def _arguments(config: TrainRewardConfig, plan: Plan, work: Path) -> RewardConfig:
+def _arguments(config: TrainRewardConfig, schedule: Schedule, work: Path) -> RewardConfig:
     return RewardConfig(
-        **shared_arguments(config.optimisation, plan, work),
+        **shared_arguments(config.optimisation, schedule, work),
         max_length=None,
         center_rewards_coefficient=config.centre_rewards_coefficient or None,
     )
@@ -240,14 +255,3 @@ def _row(pair: TokenizedPair) -> dict[str, list[int]]:
         "chosen_ids": pair.prompt_ids + pair.chosen_ids,
         "rejected_ids": pair.prompt_ids + pair.rejected_ids,
     }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            "there is no reward model",
-            where=str(folder),
-            remedy="name a folder that train-reward has written",
-        ) from error

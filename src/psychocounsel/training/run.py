@@ -30,6 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.processor import prepare_processor
 from psychocounsel.training.checkpoints import SealingCallback, newest_verified, set_aside
+from psychocounsel.training.saving import saving
 from psychocounsel.training.tokens import LengthTable
 
 WATCHED_VALUES_PER_TENSOR = 1024
@@ -40,13 +41,15 @@ class TrainingOutput:
     """Where training writes, and how the caller watches and stops it.
 
     `folder` receives the final model; `work` holds checkpoints and outlives a crash. `stop` is asked after
-    every step; `progress` is told the steps done and the steps in total.
+    every step; `progress` is told the steps done and the steps in total. `run_id` is the artifact's id: the
+    models that it starts from are part of it, wherever their folders lie.
     """
 
     folder: Path
     work: Path
     stop: Callable[[], bool]
     progress: Callable[[int, int], None]
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,8 @@ def run_trainer(trainer: CarefulTrainer, output: TrainingOutput, fingerprint: st
     trainer.add_callback(watch)
     trainer.add_callback(SealingCallback(output.work, fingerprint))
     weights = WeightWatch(trainer.model)
-    _train_from_newest(trainer, output, fingerprint)
+    with saving(output.work):
+        _train_from_newest(trainer, output, fingerprint)
     if watch.stopped:
         raise Preempted(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}",
@@ -226,8 +230,9 @@ def save_plain(model: Any, configs: ModelConfigs, tokenizer: PreTrainedTokenizer
     """
     plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     plain.config, plain.generation_config = configs
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with saving(folder):
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def history(trainer: Trainer, columns: Mapping[str, str]) -> tuple[Mapping[str, float], ...]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.models import ChatFormat, SamplingConfig
 from psychocounsel.domain import Candidate, Speech
-from psychocounsel.llm.local_model import Generator, encode_prompt
+from psychocounsel.llm.local_model import AnswerGenerator, encode_prompt
 
 
 class SampleRequest(NamedTuple):
@@ -21,7 +21,7 @@ class SampleRequest(NamedTuple):
 
 
 def sample_candidates(
-    generator: Generator,
+    generator: AnswerGenerator,
     tokenizer: PreTrainedTokenizerBase,
     speeches: Sequence[Speech],
     request: SampleRequest,

@@ -17,6 +17,7 @@ from psychocounsel.domain import Candidate, Speech
 from psychocounsel.errors import DataQualityError
 from psychocounsel.llm.local_model import EncodedExchange, encode_exchange, pad_token_id
 from psychocounsel.llm.quiet import quiet_libraries
+from psychocounsel.training.saving import saving
 from psychocounsel.training.tiny_tokenizer import (
     BEGIN_OF_TEXT,
     END_OF_MESSAGE,
@@ -66,7 +67,7 @@ def make_tiny_llama(
         torch.manual_seed(config.seed)
         model = build_model(config.shape, tokenizer)
         summary = warm_up(model, exchanges, config.warm_up, pad_token_id(tokenizer), progress)
-    with quiet_libraries():
+    with quiet_libraries(), saving(folder):
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
     return summary

@@ -33,6 +33,7 @@ _SPEECH_SCHEMA = pa.schema(
         ("speech_id", pa.string()),
         ("text", pa.string()),
         ("topic", pa.string()),
+        ("fine_topic", pa.string()),
         ("crisis", pa.bool_()),
         ("source", pa.string()),
         ("split", pa.string()),
@@ -89,6 +90,7 @@ def write_speeches(draft: Draft, speeches: Iterable[SplitSpeech]) -> None:
             "speech_id": each.speech.id,
             "text": each.speech.text,
             "topic": each.speech.topic,
+            "fine_topic": each.speech.fine_topic,
             "crisis": each.speech.crisis,
             "source": each.speech.source,
             "split": each.split,
@@ -103,10 +105,16 @@ def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
     """Read every speech of a corpus, in its order."""
     return [
         SplitSpeech(
-            Speech(row["text"], row["topic"], row["crisis"], row["source"]), row["split"], row["cluster"]
+            Speech(row["text"], row["topic"], row["crisis"], row["source"], row["fine_topic"]),
+            row["split"],
+            row["cluster"],
         )
         for row in read_table(artifact, SPEECHES_FILE)
     ]
+
+
+def _speech(row: Mapping[str, Any], text_column: str) -> Speech:
+    return Speech(row[text_column], row["topic"], row["crisis"], row["source"], row["fine_topic"])
 
 
 def write_candidates(draft: Draft, candidates: Iterable[Candidate]) -> None:
@@ -225,6 +233,7 @@ def pairs_schema(principles: Sequence[str]) -> pa.Schema:
         ("pair_id", pa.string()),
         ("speech_id", pa.string()),
         ("topic", pa.string()),
+        ("fine_topic", pa.string()),
         ("crisis", pa.bool_()),
         ("source", pa.string()),
         ("chosen_score", pa.float64()),
@@ -272,6 +281,7 @@ def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
         "pair_id": pair.id,
         "speech_id": pair.speech.id,
         "topic": pair.speech.topic,
+        "fine_topic": pair.speech.fine_topic,
         "crisis": pair.speech.crisis,
         "source": pair.speech.source,
         "chosen_score": float(pair.chosen.score),
@@ -284,11 +294,11 @@ def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
 def read_pairs(artifact: Artifact, split: str) -> list[PreferencePair]:
     """Read one split of a preference dataset; a split without a file has no pairs."""
     name = pairs_file(split)
-    return [_pair(row) for row in read_table(artifact, name)] if artifact.file(name).exists() else []
+    return [_pair(row) for row in read_table(artifact, name)] if name in artifact.manifest["files"] else []
 
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
-    speech = Speech(row["question"], row["topic"], row["crisis"], row["source"])
+    speech = _speech(row, "question")
     return PreferencePair(speech, _side(row, speech, "chosen"), _side(row, speech, "rejected"))
 
 

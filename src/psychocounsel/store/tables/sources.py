@@ -29,10 +29,10 @@ class SourceRow(NamedTuple):
     values: dict[str, Any]
 
 
-def source_identity(path: str, split: str) -> dict[str, Any]:
+def source_identity(path: str, split: str, config: str | None = None) -> dict[str, Any]:
     """Return what identifies a raw source: its content, or the Hub name with revision."""
     if path.startswith(HUB):
-        return {"hub": path.removeprefix(HUB), "split": split}
+        return {"hub": path.removeprefix(HUB), "split": split, "config": config}
     return {"sha256": digest_of_file(existing_file(path))}
 
 
@@ -59,18 +59,20 @@ def existing_file(path: str) -> Path:
     return place
 
 
-def read_rows(path: str, split: str = "train") -> Iterator[SourceRow]:
+def read_rows(path: str, split: str = "train", config: str | None = None) -> Iterator[SourceRow]:
     """Yield the rows of a source one by one.
 
     Args:
         path: a .csv, .jsonl or .parquet file, `bundled:FILE`, or `hub:owner/name@revision`.
         split: the split to read of a Hub data set.
+        config: the configuration to read of a Hub data set that has several.
 
     Raises:
         InputError: unreadable content, with the line.
     """
     if path.startswith(HUB):
-        for number, values in enumerate(hub_rows(path.removeprefix(HUB), split), start=1):
+        rows = hub_rows(path.removeprefix(HUB), split, config)
+        for number, values in enumerate(rows, start=1):
             yield SourceRow(f"{path} row {number}", values)
         return
     place = existing_file(path)

@@ -8,7 +8,7 @@ from psychocounsel.llm.chat import ChatReply, ChatRequest
 
 
 def item_of(request: ChatRequest) -> dict[str, str]:
-    """The item that a judge's request shows: the JSON line between the markers."""
+    """Return the item that a request shows: the JSON line between the markers."""
     return json.loads(request.messages[-1].content.splitlines()[1])
 
 

@@ -1,0 +1,224 @@
+"""`push` against a small Hub on this machine: what arrives, what is refused, what is never told."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Answer, Asked, HubServer, Repository
+
+from psychocounsel.store.artifacts import Artifact, Draft
+from psychocounsel.store.store import Store
+from released_store import NOTICE, make_dataset, make_model
+from running import ENVIRONMENT, Cli
+
+# The Hub's client hands large files to its HTTP library in a way that the library calls outdated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning:httpx2")
+
+TOKEN = "hf_" + "Ab3" * 12
+NAME = "dataset/me/pairs"
+
+
+def card(draft: Draft) -> None:
+    draft.write_card("---\nlicense: mit\n---\n# small\n")
+    draft.file("figures/ratings.png").write_bytes(b"\x89PNG")
+    draft.file("notes.txt").write_text("draft", encoding="utf-8")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    from huggingface_hub import close_session, constants
+
+    with HubServer(TOKEN) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # Read once when the library was imported, perhaps by an earlier test.
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"))
+        yield server
+        close_session()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Artifact:
+    return make_dataset(Store(tmp_path / "store"), card)
+
+
+@pytest.fixture
+def push(cli: Cli, made: Artifact, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    def run(target: str = "hub:me/pairs", *options: str) -> tuple[int, str, str]:
+        return cli("push", f"preferences/{made.ref}", target, "--store", tmp_path / "store", *options)
+
+    return run
+
+
+Push = Callable[..., tuple[int, str, str]]
+
+
+def written(hub: HubServer) -> list[str]:
+    return [asked.path for asked in hub.asked if asked.method != "GET"]
+
+
+def test_the_listed_files_arrive_byte_for_byte_in_one_commit(
+    hub: HubServer, made: Artifact, push: Push
+) -> None:
+    code, out, err = push()
+    assert code == 0, err
+    repository = hub.repositories[NAME]
+    assert repository.private
+    assert repository.commits == [f"preferences {made.ref}"]
+    files = repository.branches["main"]
+    assert set(files) == {*made.manifest["files"], "manifest.json"} - {"notes.txt"}
+    assert all(content == made.file(name).read_bytes() for name, content in files.items())
+    assert out.startswith(f"! {NOTICE}")
+    last = out.splitlines()[-1]
+    assert last.startswith("uploaded 6 files, ")
+    assert f" of preferences {made.ref} to {hub.endpoint}/datasets/me/pairs/commit/" in last
+
+
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub: HubServer, made: Artifact, push: Push) -> None:
+    code, out, err = push("hub:me/pairs", "--dry-run", "--offline")
+    assert (code, err) == (0, "")
+    listed = {line.split()[-1] for line in out.splitlines() if " bytes  " in line}
+    assert listed == {*made.manifest["files"], "manifest.json"} - {"notes.txt"}
+    assert "stays here: notes.txt" in out
+    assert out.splitlines()[-1].startswith("would upload 6 files, ")
+    assert not hub.asked
+
+
+def test_offline_it_is_refused(hub: HubServer, push: Push) -> None:
+    code, _, err = push("hub:me/pairs", "--offline")
+    assert code == 2
+    assert "drop --offline, or add --dry-run" in err
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("target", ["me/pairs", "hub:pairs", "hub:me/pairs/x", "hub:me/../x", "hub:me/pa rs"])
+def test_a_target_that_names_no_repository(hub: HubServer, push: Push, target: str) -> None:
+    code, _, err = push(target)
+    assert code == 2
+    assert "write hub:owner/name" in err
+    assert not hub.asked
+
+
+def test_a_repository_may_be_made_public(hub: HubServer, push: Push) -> None:
+    assert push("hub:me/pairs", "--public")[0] == 0
+    assert not hub.repositories[NAME].private
+
+
+def test_a_public_repository_is_no_place_for_a_private_upload(hub: HubServer, push: Push) -> None:
+    hub.repositories[NAME] = Repository(private=False)
+    code, _, err = push()
+    assert code == 2
+    assert "is open to all; say --public" in err
+    assert not written(hub)
+    assert push("hub:me/pairs", "--public")[0] == 0
+
+
+def test_another_upload_leaves_no_file_of_the_one_before(hub: HubServer, push: Push) -> None:
+    old = {"data/dev-00000-of-00001.parquet": b"old", ".gitattributes": b"kept", "LICENSE": b"kept"}
+    hub.repositories[NAME] = Repository(branches={"main": old})
+    assert push()[0] == 0
+    files = hub.repositories[NAME].branches["main"]
+    assert "data/dev-00000-of-00001.parquet" not in files
+    assert files[".gitattributes"] == files["LICENSE"] == b"kept"
+
+
+def test_a_branch_is_made_and_written_to(hub: HubServer, push: Push) -> None:
+    code, out, _ = push("hub:me/pairs@drafts/one")
+    assert code == 0
+    assert hub.repositories[NAME].branches["main"] == {}
+    assert "README.md" in hub.repositories[NAME].branches["drafts/one"]
+    assert "/commit/" in out
+
+
+def test_a_model_becomes_a_repository_of_models(hub: HubServer, cli: Cli, tmp_path: Path) -> None:
+    model = make_model(Store(tmp_path / "store"), **{"training_args.bin": b"a pickle"})
+    ended = cli("push", "policies/tiny", "hub:me/tiny", "--store", tmp_path / "store")
+    assert ended.code == 0, ended.err
+    files = hub.repositories["model/me/tiny"].branches["main"]
+    assert set(files) == {*model.manifest["files"], "manifest.json"} - {"training_args.bin"}
+    assert f"{hub.endpoint}/me/tiny/commit/" in ended.out
+
+
+def test_without_a_token_that_fits_the_remedy_is_told(
+    hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "hf_" + "Zz9" * 12
+    monkeypatch.setenv("HF_TOKEN", wrong)
+    code, out, err = push()
+    assert code == 2
+    assert "set HF_TOKEN to a token that may write there" in err
+    assert wrong not in out + err
+    assert not hub.repositories
+
+
+def test_a_hub_that_refuses_the_card_is_told(
+    hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(asked: Asked) -> Answer:
+        if asked.path == "/api/validate-yaml":
+            return Answer(400, {"errors": [{"message": '"license" must be one of a list'}], "warnings": []})
+        return answer(asked)
+
+    answer = hub.answer
+    monkeypatch.setattr(hub, "answer", refuse)
+    code, _, err = push()
+    assert code == 2
+    assert '"license" must be one of a list' in err
+    assert not hub.repositories[NAME].branches["main"]
+
+
+def test_a_hub_that_fails_leaves_the_command_to_be_run_again(
+    hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(asked: Asked) -> Answer:
+        return Answer(503, {"error": "down"}) if "/commit/" in asked.path else answer(asked)
+
+    answer = hub.answer
+    monkeypatch.setattr(hub, "answer", fail)
+    code, _, err = push()
+    assert code == 3
+    assert "503" in err
+    assert "run the same command again" in err
+    monkeypatch.setattr(hub, "answer", answer)
+    assert push()[0] == 0
+
+
+def test_a_hub_that_is_not_there(push: Push, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, _, err = push()
+    assert code == 3
+    assert "could not be reached" in err
+    assert "Traceback" not in err
+
+
+def test_a_process_of_its_own_uploads_and_never_tells_its_token(
+    hub: HubServer, made: Artifact, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "psychocounsel", "push", f"preferences/{made.ref}", "hub:me/pairs"),
+            *("--store", str(tmp_path / "store")),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert TOKEN not in ended.stdout
+    assert all(asked.authorization in ("", f"Bearer {TOKEN}") for asked in hub.asked)
+    assert "README.md" in hub.repositories[NAME].branches["main"]

@@ -1,0 +1,217 @@
+"""A store with one small preference dataset and everything it was made from, written table by table.
+
+No stage runs: the shapes are those that stages write, the numbers are few enough to count by hand.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from psychocounsel.domain import (
+    Candidate,
+    Judgement,
+    PreferencePair,
+    ReplyStatus,
+    ScoredCandidate,
+    Speech,
+)
+from psychocounsel.judging.rubric import Principle, Rubric
+from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import (
+    SplitSpeech,
+    write_candidates,
+    write_judgements,
+    write_pairs,
+    write_speeches,
+)
+
+NOTICE = "Rated by a stand-in: no evidence about counselling."
+JUDGE = "judge-2025-01-01"
+PRINCIPLES = ("empathy", "safety")
+ANCHORS = {point: f"point {point}" for point in range(1, 6)}
+RUBRIC = Rubric(
+    "2026.1", "en", 1, 5, tuple(Principle(name, name.title(), f"on {name}", ANCHORS) for name in PRINCIPLES)
+)
+SPEECHES = (
+    SplitSpeech(Speech("I cannot sleep since she left.", "grief", False, "a.csv"), "train", "c1"),
+    SplitSpeech(Speech("My boss shouts at me all day.", "work", False, "a.csv"), "train", "c2"),
+    SplitSpeech(Speech("I do not want to wake up.", "crisis", True, "b.csv"), "test", "c3"),
+)
+ANSWERS = (
+    ("small-model", "Cheer up.", (1, 2)),
+    ("large-model", "That sounds heavy. What do you miss most at night?", (5, 4)),
+)
+MODEL_FILES = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+SOURCES = [
+    {"name": "a.csv", "licence": "mit", "data_class": "public", "speeches": 2},
+    {"name": "b.csv", "licence": "cc-by-nc-4.0", "data_class": "deidentified", "speeches": 1},
+]
+SPEECH_METRICS: dict[str, Any] = {
+    "funnel": {
+        "rows_in": 5,
+        "kept": 3,
+        "dropped": {"too_short": 1, "repeated_speech": 1},
+        "steps": [
+            {"step": "markup", "rows_in": 5, "rows_out": 5, "changed": 2, "dropped": {}, "examples": {}},
+            {
+                "step": "length",
+                "rows_in": 5,
+                "rows_out": 4,
+                "changed": 0,
+                "dropped": {"too_short": 1},
+                "examples": {},
+            },
+            {
+                "step": "repeats",
+                "rows_in": 4,
+                "rows_out": 3,
+                "changed": 0,
+                "dropped": {"repeated_speech": 1},
+                "examples": {},
+            },
+        ],
+    },
+    "splits": {"train": 2, "dev": 0, "test": 1},
+    "clusters": 3,
+    "crisis": 1,
+    "sources": SOURCES,
+    "topics": {"grief": 1, "work": 1, "crisis": 1},
+    "fine_topics": {"break-up": 1, "bullying": 1, "suicidal thoughts": 1},
+    "deidentification": {
+        "engine": "patterns",
+        "found": {"PERSON": 2, "EMAIL": 0},
+        "planted": {
+            "PERSON": {"planted": 20, "found": 15, "finds": 20, "false": 5},
+            "EMAIL": {"planted": 4, "found": 2, "finds": 2, "false": 0},
+        },
+        "planted_overall": {"planted": 24, "found": 17, "finds": 22, "false": 5},
+    },
+}
+
+
+def pairs() -> dict[str, list[PreferencePair]]:
+    by_split: dict[str, list[PreferencePair]] = {"train": [], "test": []}
+    for speech, split, _ in SPEECHES:
+        rejected, chosen = (
+            ScoredCandidate(Candidate(speech.id, author, text), sum(ratings), ratings_of(ratings))
+            for author, text, ratings in ANSWERS
+        )
+        by_split[split].append(PreferencePair(speech, chosen, rejected))
+    return by_split
+
+
+def ratings_of(ratings: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip(PRINCIPLES, ratings, strict=True))
+
+
+def candidates() -> list[Candidate]:
+    return [Candidate(each.speech.id, author, text) for each in SPEECHES for author, text, _ in ANSWERS]
+
+
+def judgements() -> list[Judgement]:
+    """Rate every response but the last one, on which the judge refused."""
+    rated = {text: ratings_of(ratings) for _, text, ratings in ANSWERS}
+    valid = [Judgement(each.id, JUDGE, ReplyStatus.VALID, rated[each.text]) for each in candidates()]
+    return [*valid[:-1], Judgement(valid[-1].candidate_id, JUDGE, ReplyStatus.REFUSAL, reason="no")]
+
+
+def judgement_metrics() -> dict[str, Any]:
+    return {
+        "judged": 6,
+        "left_out": {"repeated_text": 0, "empty": 0},
+        "status": {"valid": 5, "refusal": 1},
+        "missing_by_topic": {"crisis": {"missing": 1, "total": 2}, "grief": {"missing": 0, "total": 2}},
+        "histograms": {"empathy": {"1": 3, "5": 2}, "safety": {"2": 3, "4": 2}},
+    }
+
+
+def preference_metrics() -> dict[str, Any]:
+    counts = {"combinations": 2, "kept": 2, "dropped": {}}
+    return {"pairing": {"train": counts, "test": {**counts, "combinations": 1, "kept": 1}}, "words": {}}
+
+
+def speech_plan(data_class: str = "public") -> Plan:
+    named = [
+        {"path": {"sha256": "a" * 64}, "licence": each["licence"], "data_class": data_class}
+        for each in SOURCES
+    ]
+    settings = {"speeches": named, "cleaning": {"languages": ["en"]}}
+    return Plan("speeches", "small", "read-corpus", 1, settings)
+
+
+def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: str) -> tuple[Parent, ...]:
+    """Make what a dataset is made from; return it as the dataset's parents."""
+
+    def build_speeches(draft: Draft) -> None:
+        write_speeches(draft, SPEECHES)
+        draft.write_metrics(speech_metrics)
+
+    def build_candidates(draft: Draft) -> None:
+        write_candidates(draft, candidates())
+        draft.write_metrics({"kept": 6, "repeated_text": 1, "failed": {"large-model": {"cut": 2}}})
+
+    def build_judgements(draft: Draft) -> None:
+        write_judgements(draft, judgements(), PRINCIPLES)
+        draft.write_metrics(judgement_metrics())
+
+    speeches = store.make(speech_plan(data_class), build_speeches).as_parent("speeches")
+    asked = Plan("candidates", "small-pool", "build-preferences", 1, {}, (speeches,))
+    answered = store.make(asked, build_candidates).as_parent("asked candidates")
+    rated = Plan("judgements", "small", "build-preferences", 1, {}, (speeches, answered), (NOTICE,))
+    return (store.make(rated, build_judgements).as_parent("judgements"), speeches, answered)
+
+
+def write_dataset(draft: Draft) -> None:
+    """Write tables and metrics, not the card."""
+    for split, each in pairs().items():
+        write_pairs(draft, split, each, PRINCIPLES)
+    draft.write_metrics(preference_metrics())
+
+
+def dataset_plan(parents: tuple[Parent, ...]) -> Plan:
+    settings = {"pairing": {"min_gap": 1.0, "weights": {"empathy": 1.0}, "length": None}}
+    return Plan("preferences", "small", "build-preferences", 1, settings, parents)
+
+
+def make_dataset(
+    store: Store,
+    write_card: Callable[[Draft], None],
+    *,
+    speech_metrics: Mapping[str, Any] = SPEECH_METRICS,
+    data_class: str = "public",
+) -> Artifact:
+    """Make the dataset and everything before it; `write_card` ends the dataset's draft."""
+
+    def build(draft: Draft) -> None:
+        write_dataset(draft)
+        write_card(draft)
+
+    return store.make(dataset_plan(make_sources(store, speech_metrics, data_class)), build)
+
+
+def weights(metadata: dict[str, str]) -> bytes:
+    header = json.dumps({"__metadata__": metadata}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def make_model(
+    store: Store, kind: Any = "policies", parents: tuple[Parent, ...] = (), **files: bytes
+) -> Artifact:
+    def build(draft: Draft) -> None:
+        for name in MODEL_FILES:
+            draft.file(name).write_text("{}", encoding="utf-8")
+        draft.write_card("---\nlibrary_name: transformers\n---\n# tiny\n")
+        for name, content in {"model.safetensors": weights({"format": "pt"}), **files}.items():
+            draft.file(name).write_bytes(content)
+        draft.write_metrics({})
+
+    return store.make(Plan(kind, "tiny", "align", 1, {}, parents), build)

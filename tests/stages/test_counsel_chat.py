@@ -1,0 +1,97 @@
+"""The counsel-chat recipe reads a table of the forum's columns, in which a row is an answer."""
+
+import csv
+from typing import NamedTuple
+
+import pytest
+
+from miniature import SAMPLES, rows
+from psychocounsel.corpora import open_corpus
+from psychocounsel.recipe import load_recipe, recipe_folder
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.nouns import read_candidates, read_speeches
+
+QUESTIONS = 12
+COLUMNS = (
+    *("questionID", "questionTitle", "questionText", "questionLink", "topic"),
+    *("therapistInfo", "therapistURL", "answerText", "upvotes", "views"),
+)
+SIGNED = " Write to me at anna@forum.example."
+
+
+class ForumRow(NamedTuple):
+    """What differs from row to row."""
+
+    question_id: int
+    question: str
+    topic: str
+    therapist: int
+    answer: str
+
+    def cells(self) -> list[str]:
+        return [
+            *(str(self.question_id), "A title", self.question, "https://forum.example/question", self.topic),
+            *("Anna Example, LCSW", f"https://forum.example/therapists/{self.therapist}", self.answer),
+            *("3", "120"),
+        ]
+
+
+def forum() -> list[ForumRow]:
+    """Return two answers to each question; then one under a second id, one to nothing, and an empty one."""
+    speeches = [row for row in rows(SAMPLES / "speeches.jsonl") if not row["crisis"]][:QUESTIONS]
+    answers = {row["key"]: [] for row in speeches}
+    for row in rows(SAMPLES / "candidates.jsonl"):
+        answers.get(row["speech"], []).append(row["text"])
+    asked = [
+        ForumRow(number, speech["text"], speech["topic"], therapist, f"<p>{answer}{SIGNED}</p>")
+        for number, speech in enumerate(speeches)
+        for therapist, answer in enumerate(answers[speech["key"]][:2])
+    ]
+    other = answers[speeches[0]["key"]][2]
+    first = asked[0]
+    return [
+        *asked,
+        first._replace(question_id=900, therapist=7, answer=other),
+        first._replace(question_id=901, question="", therapist=8),
+        first._replace(question_id=902, therapist=9, answer=""),
+    ]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+    folder = tmp_path_factory.mktemp("forum")
+    path = folder / "counsel-chat.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([COLUMNS, *(row.cells() for row in forum())])
+    here = [f"corpus.{side}.0.path={path}" for side in ("speeches", "candidates")]
+    steps = load_recipe(recipe_folder("counsel-chat"), here)
+    config = next(step.config for step in steps if step.stage == "build-preferences")
+    opened = open_corpus(config.corpus, Store(folder / "store"), lambda: False)
+    assert opened.candidates is not None
+    return opened.speeches, opened.candidates
+
+
+def test_a_question_is_one_speech_however_often_it_was_answered(corpus: tuple[Artifact, Artifact]) -> None:
+    topics = [each.speech.topic for each in read_speeches(corpus[0])]
+    asked = {row.question: row.topic for row in forum() if row.question}
+    assert topics == list(asked.values())
+    funnel = corpus[0].metrics["funnel"]
+    assert (funnel["rows_in"], funnel["kept"]) == (2 * QUESTIONS + 3, QUESTIONS)
+    assert funnel["dropped"] == {"empty": 1, "repeated_speech": QUESTIONS + 2}
+    assert all(count > 0 for count in corpus[0].metrics["splits"].values())
+
+
+def test_answers_are_joined_by_the_text_of_their_question(corpus: tuple[Artifact, Artifact]) -> None:
+    speech_ids = [each.speech.id for each in read_speeches(corpus[0])]
+    answered = [each.speech_id for each in read_candidates(corpus[1])]
+    assert [answered.count(each) for each in speech_ids] == [3, *[2] * (QUESTIONS - 1)]
+    assert corpus[1].metrics["funnel"]["dropped"] == {"empty": 1, "its_speech_was_dropped": 1}
+
+
+def test_answers_hold_no_mark_up_and_no_address(corpus: tuple[Artifact, Artifact]) -> None:
+    texts = [each.text for each in read_candidates(corpus[1])]
+    assert len(texts) == 2 * QUESTIONS + 1
+    assert not [text for text in texts if "anna@forum.example" in text or "<p>" in text]
+    assert len({each.author for each in read_candidates(corpus[1])}) == 3

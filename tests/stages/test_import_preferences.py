@@ -1,0 +1,391 @@
+"""A release with planted flaws -> artifacts in which each flaw is counted and every row stands once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psychocounsel.config.loading import config_of, load_config
+from psychocounsel.config.stages import ImportPreferencesConfig, TrainRewardConfig
+from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
+from psychocounsel.stages.import_preferences import import_preferences, plan
+from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.store.lineage import labelling_judges
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables import sources
+from psychocounsel.store.tables.nouns import read_pairs, read_speeches
+from release_files import Row, near_copy, speech, write_columns, write_release
+from running import Cli
+
+INVERTED: dict[str, Any] = {"chosen_ratings": (5, 2), "rejected_ratings": (1, 4)}
+SOUND = tuple(Row("train", speech(n)) for n in range(1, 13))
+PLANTED = (
+    *SOUND,
+    Row("train", speech(1), chosen="Another answer to the first."),
+    Row("train", speech(2)),
+    Row("train", speech(13), **INVERTED),
+    Row("train", speech(14), **INVERTED),
+    Row("train", speech(15), rejected=Row("", "").chosen),
+    Row("train", speech(16), chosen_ratings=(3, 3), rejected_ratings=(4, 2)),
+    Row("train", speech(17), rejected_ratings=(None, 1)),
+    Row("train", speech(18), chosen="NUL \x00."),
+    Row("train", speech(19), rejected=" "),
+    Row("train", ""),
+    Row("train", "NUL \x00."),
+    Row("train", speech(101)),
+    Row("train", near_copy(102)),
+    Row("test", speech(101)),
+    Row("test", speech(102)),
+    Row("test", speech(103)),
+    Row("test", speech(103), rejected="word " * 600),
+    Row("test", speech(104), **INVERTED),
+)
+TRAIN_DROPPED = {
+    "empty": 2,
+    "equal_texts": 1,
+    "leaks_into_test": 2,
+    "missing_ratings": 1,
+    "not_preferred": 1,
+    "repeated": 1,
+    "safety_inverted": 2,
+    "unreadable": 2,
+}
+
+
+def settings(source: Path | str, **changed: Any) -> ImportPreferencesConfig:
+    return config_of(
+        ImportPreferencesConfig, {"name": "r", "source": str(source), "dev_share": 0.2, **changed}
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("planted"), PLANTED)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, store: Store) -> Artifact:
+    return import_preferences(settings(folder), store)
+
+
+@pytest.fixture(scope="module")
+def speeches(made: Artifact, store: Store) -> Artifact:
+    return store.open(made.parent("speeches"))
+
+
+class TestFlaws:
+    def test_are_counted_by_the_split_of_the_release(self, made: Artifact) -> None:
+        train, test = (made.metrics["flaws"][split] for split in ("train", "test"))
+        expected = {
+            "rows": 25,
+            "speeches": 21,
+            "missing_ratings": 1,
+            "not_preferred": 1,
+            "safety_inverted": 2,
+            "equal_texts": 1,
+            "repeated": 1,
+            "leaks_exactly": 1,
+            "leaks_nearly": 2,
+        }
+        assert {name: train[name] for name in expected} == expected
+        expected = dict.fromkeys(expected, 0) | {"rows": 5, "speeches": 4, "safety_inverted": 1}
+        expected |= {"leaks_exactly": 1, "leaks_nearly": 2}
+        assert {name: test[name] for name in expected} == expected
+        assert (test["mean_words_rejected"], test["chosen_is_longer"]) == ((4 * 2 + 600) / 5, 4)
+
+    def test_every_row_is_kept_or_dropped_for_one_reason(self, made: Artifact) -> None:
+        pairing = made.metrics["pairing"]
+        dropped = {
+            name: pairing["train"]["dropped"].get(name, 0) + pairing["dev"]["dropped"].get(name, 0)
+            for name in TRAIN_DROPPED
+        }
+        assert dropped == TRAIN_DROPPED
+        assert pairing["train"]["combinations"] + pairing["dev"]["combinations"] == 25
+        assert pairing["train"]["kept"] + pairing["dev"]["kept"] == 25 - sum(TRAIN_DROPPED.values()) == 13
+        assert pairing["test"] == {"combinations": 5, "kept": 4, "dropped": {"safety_inverted": 1}}
+        assert {split: len(read_pairs(made, split)) for split in pairing} == {
+            split: counts["kept"] for split, counts in pairing.items()
+        }
+
+    def test_the_funnel_of_the_speeches_adds_up(self, speeches: Artifact) -> None:
+        funnel = speeches.metrics["funnel"]
+        # 28 of 30 rows have a question that can be read; 24 are distinct; one is in train alone, and leaks.
+        assert (funnel["rows_in"], funnel["kept"]) == (30, 23)
+        assert funnel["dropped"] == {"unreadable": 1, "empty": 1, "repeated_speech": 4, "leaks_into_test": 1}
+        by_step = [(step["step"], step["rows_out"]) for step in funnel["steps"]]
+        assert by_step == [("readable", 29), ("none_empty", 28), ("repetition", 24), ("leakage", 23)]
+
+
+class TestSpeeches:
+    def test_no_cluster_and_no_speech_crosses_splits(self, speeches: Artifact, made: Artifact) -> None:
+        rows = read_speeches(speeches)
+        assert len({(row.cluster, row.split) for row in rows}) == len({row.cluster for row in rows})
+        split_of = {row.speech.id: row.split for row in rows}
+        for split in ("train", "dev", "test"):
+            assert {split_of[pair.speech.id] for pair in read_pairs(made, split)} == {split}
+
+    def test_metrics_tell_what_the_table_holds(self, speeches: Artifact) -> None:
+        metrics = speeches.metrics
+        rows = read_speeches(speeches)
+        assert metrics["splits"] == {"train": 15, "dev": 4, "test": 4}
+        assert metrics["splits"] == {
+            split: sum(row.split == split for row in rows) for split in metrics["splits"]
+        }
+        assert (metrics["clusters"], metrics["near_duplicates"], metrics["crisis"]) == (23, 0, 0)
+        assert metrics["clusters_across_splits"] == 0
+        assert metrics["sources"][0] | {"name": ""} == {
+            "name": "",
+            "licence": "cc-by-nc-4.0",
+            "data_class": "public",
+            "speeches": 23,
+        }
+
+    def test_a_leak_that_is_kept_is_told(self, folder: Path, store: Store) -> None:
+        kept = import_preferences(settings(folder, leakage="keep"), store)
+        metrics = store.open(kept.parent("speeches")).metrics
+        assert (metrics["clusters_across_splits"], metrics["near_duplicates"]) == (2, 1)
+        assert kept.metrics["pairing"]["test"]["kept"] == 4
+        texts = {pair.speech.text for split in ("train", "dev") for pair in read_pairs(kept, split)}
+        assert {speech(101), near_copy(102)} <= texts
+
+
+class TestArtifact:
+    def test_is_a_data_set(self, made: Artifact, tmp_path: Path) -> None:
+        from datasets import load_dataset
+
+        opened = load_dataset(str(made.folder), cache_dir=str(tmp_path))
+        pairing = made.metrics["pairing"]
+        assert {split: len(rows) for split, rows in opened.items()} == {
+            split: counts["kept"] for split, counts in pairing.items()
+        }
+        row = opened["test"][0]
+        assert (row["question"], row["chosen_model"]) == (speech(101), "large")
+        assert (row["chosen_empathy_rating"], row["chosen_score"]) == (5, 10.0)
+
+    def test_can_be_imported_again(self, made: Artifact, store: Store) -> None:
+        again = import_preferences(settings(made.folder, name="again"), store)
+        kept = {split: counts["kept"] for split, counts in made.metrics["pairing"].items()}
+        assert again.metrics["pairing"]["train"]["combinations"] < kept["train"] + kept["dev"]
+        assert again.metrics["pairing"]["train"]["dropped"] == {}
+
+    def test_train_reward_reads_it(self, made: Artifact, store: Store, tmp_path: Path) -> None:
+        from psychocounsel.stages.train_reward import plan as plan_training
+
+        optimisation = {"learning_rate": 1e-5, "global_batch_size": 8}
+        config = config_of(
+            TrainRewardConfig,
+            {
+                "name": "r",
+                "base_model": "hub:owner/base@abc",
+                "preferences": made.ref,
+                "optimisation": optimisation,
+            },
+        )
+        assert plan_training(config, store).parents[0].id == made.id
+
+    def test_its_labeller_reaches_whatever_is_made_from_it(self, made: Artifact, store: Store) -> None:
+        parents = (made.as_parent("preferences"),)
+        policy = store.make(Plan("policies", "p", "test", 1, {}, parents), lambda draft: None)
+        assert labelling_judges(store, policy) == ("gpt-4o",)
+
+    def test_nobody_is_named_who_did_not_label(self, folder: Path, store: Store) -> None:
+        unnamed = import_preferences(settings(folder, labelled_by=None), store)
+        assert labelling_judges(store, unnamed) == ()
+
+    def test_the_card_names_licence_labeller_and_flaws(self, made: Artifact) -> None:
+        card = made.file("README.md").read_text(encoding="utf-8")
+        assert "license: cc-by-nc-4.0" in card
+        assert "gpt-4o" in card
+        assert "| safety inverted | 2 | 1 |" in card
+
+
+class TestIdentity:
+    def test_is_made_once(self, made: Artifact, folder: Path, store: Store) -> None:
+        again = import_preferences(settings(folder), store)
+        assert (again.id, again.is_new) == (made.id, False)
+
+    def test_does_not_hang_on_the_place_of_the_files(
+        self, made: Artifact, tmp_path: Path, store: Store
+    ) -> None:
+        name = store.open(made.parent("speeches")).metrics["sources"][0]["name"]
+        assert plan(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
+
+    @pytest.mark.parametrize(
+        ("changed", "is_of_speeches"),
+        [
+            ({"leakage": "keep"}, True),
+            ({"dev_share": 0.3}, True),
+            ({"near_duplicate_similarity": 0.7}, True),
+            ({"seed": 1}, True),
+            ({"data_class": "restricted"}, True),
+            ({"licence": "mit"}, True),
+            ({"labelled_by": "claude"}, False),
+            ({"drop_safety_inverted": False}, False),
+            ({"safety": None}, False),
+        ],
+    )
+    def test_holds_every_setting(
+        self, made: Artifact, folder: Path, store: Store, changed: dict[str, Any], is_of_speeches: bool
+    ) -> None:
+        planned = plan(settings(folder, **changed), store)
+        assert planned.preferences.id != made.id
+        assert (planned.speeches.id != made.parent("speeches").id) == is_of_speeches
+
+    def test_the_name_is_no_part_of_it(self, made: Artifact, folder: Path, store: Store) -> None:
+        assert plan(settings(folder, name="other"), store).preferences.id == made.id
+
+
+class TestLength:
+    def test_rows_that_are_too_long_are_dropped_and_counted_by_side(
+        self, folder: Path, store: Store, tmp_path: Path
+    ) -> None:
+        from psychocounsel.training.tiny_tokenizer import train_tokenizer
+
+        train_tokenizer([speech(n) for n in range(50)], 400, 2048).save_pretrained(tmp_path / "tokenizer")
+        length = {"tokenizer": str(tmp_path / "tokenizer"), "max_length_tokens": 600}
+        made = import_preferences(settings(folder, length=length), store)
+        flaws = made.metrics["flaws"]
+        counts = [flaws[split][f"too_long_{side}"] for split in flaws for side in ("chosen", "rejected")]
+        assert sorted(counts) == [0, 0, 0, 1]
+        assert flaws["test"]["too_long_rejected"] == 1
+        assert made.metrics["pairing"]["test"]["dropped"] == {"safety_inverted": 1, "too_long": 1}
+
+
+class TestRefusals:
+    def test_a_principle_of_safety_that_is_not_rated(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            ConfigError, match=r"safety: there are no ratings of 'safty'; did you mean 'safety'\?"
+        ):
+            import_preferences(settings(folder, safety="safty"), Store(tmp_path))
+        assert not list(tmp_path.glob("*/*/manifest.json"))
+
+    @pytest.mark.parametrize(
+        ("rows", "split"),
+        [
+            (PLANTED[-1:] + SOUND, "test"),
+            ([Row("train", speech(103)), Row("test", speech(103))], "train"),
+            ([*SOUND[:2], Row("test", speech(103))], "dev"),
+        ],
+    )
+    def test_a_split_without_a_pair(self, rows: list[Row], split: str, tmp_path: Path) -> None:
+        folder = write_release(tmp_path / "release", rows)
+        with pytest.raises(DataQualityError, match=f"no pair is left in {split}"):
+            import_preferences(settings(folder), Store(tmp_path / "store"))
+
+    def test_no_rows(self, folder: Path, tmp_path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        for path in (folder / "data").iterdir():
+            pq.write_table(pq.read_table(path).slice(0, 0), tmp_path / path.name)
+        with pytest.raises(InputError, match="has no rows"):
+            import_preferences(settings(tmp_path), Store(tmp_path / "store"))
+
+    def test_a_hub_data_set_that_changed_on_the_way(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        rows = [*PLANTED]
+
+        def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
+            return [row.columns for row in rows if row.split == split]
+
+        monkeypatch.setattr(sources, "hub_rows", hub_rows)
+        told: list[str] = []
+        store = Store(tmp_path, told.append)
+        first = import_preferences(settings("hub:owner/name"), store)
+        assert [line for line in told if "no revision is named" in line]
+        rows.append(Row("train", speech(50)))
+        with pytest.raises(StoreError, match=rf"hub:owner/name: has changed since speeches {first.name}@"):
+            import_preferences(settings("hub:owner/name", labelled_by=None), store)
+
+
+class TestCommand:
+    def test_tells_the_counts_and_what_comes_next(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
+        ended = cli("import-preferences", folder, "--store", tmp_path, "--set", "dev_share=0.2")
+        assert ended.code == 0, ended.err
+        assert "made: preferences released@" in ended.out
+        assert "speeches: 30 rows, 23 kept, 7 dropped (" in ended.out
+        assert "pairs: 17; " in ended.out
+        assert "train as released, 25 rows: 2 safety_inverted, 1 not_preferred, " in ended.out
+        last = ended.out.splitlines()[-1]
+        assert "next: psychocounsel train-reward " in last
+        config = Path(last.partition("train-reward ")[2].split()[0])
+        assert load_config(TrainRewardConfig, config).preferences == "released"
+
+    def test_a_name_of_its_own_goes_with_it(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
+        ended = cli("import-preferences", folder, "--store", tmp_path, "--name", "mine")
+        assert "made: preferences mine@" in ended.out
+        assert "--set preferences=mine" in ended.out.splitlines()[-1]
+
+    def test_reads_a_config(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
+        path = tmp_path / "import-preferences.yaml"
+        path.write_text(f"name: filed\nsource: {json.dumps(str(folder))}\n", encoding="utf-8")
+        (tmp_path / "train-reward.yaml").write_text("name: x\n", encoding="utf-8")
+        ended = cli("import-preferences", path, "--store", tmp_path / "store")
+        assert "made: preferences filed@" in ended.out
+        assert f"train-reward {tmp_path / 'train-reward.yaml'}" in ended.out.splitlines()[-1]
+        renamed = cli("import-preferences", path, "--store", tmp_path / "store", "--name", "2024")
+        assert "nothing owed: preferences 2024@" in renamed.out
+
+    def test_a_dry_run_reads_no_row_and_writes_nothing(
+        self, cli: Cli, folder: Path, tmp_path: Path, no_way_out: list[object]
+    ) -> None:
+        for source in (str(folder), "hub:owner/name@abc"):
+            ended = cli("import-preferences", source, "--store", tmp_path / "store", "--dry-run", "--offline")
+            assert ended.code == 0, ended.err
+            owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("owed")]
+            assert owed == ["speeches", "preferences"]
+        assert not (tmp_path / "store").exists()
+        assert no_way_out == []
+
+    def test_the_recipe_that_ships_is_planned_to_its_end_without_a_look_at_the_hub(
+        self, cli: Cli, tmp_path: Path, no_way_out: list[object]
+    ) -> None:
+        ended = cli("run", "released", "--store", tmp_path / "store", "--dry-run")
+        assert ended.code == 0, ended.err
+        owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("owed")]
+        assert owed[:4] == ["speeches", "preferences", "reward-models", "policies"]
+        assert owed[-1] == "reports"
+        assert no_way_out == []
+
+    @pytest.mark.parametrize(
+        ("argv", "told"),
+        [
+            (["nowhere"], "nowhere: there is no train*.parquet; name the folder of a copy"),
+            (["nowhere.yaml"], "nowhere.yaml: no such file"),
+            (["FOLDER", "--name", "A B"], "--set name: name: String should match pattern"),
+            (["FOLDER", "--set", "leakage=drop"], "--set leakage: leakage: Input should be"),
+            (["FOLDER", "--set", "lekage=keep"], "did you mean 'leakage'?"),
+            (["FOLDER", "--set", "safety=safe"], "there are no ratings of 'safe'; did you mean 'safety'?"),
+            (["FOLDER", "--set", "dev_share=1"], "dev_share"),
+            (["FOLDER", "--set", "length={tokenizer: none}"], "answers to 'none'"),
+        ],
+    )
+    def test_the_users_errors_end_with_their_code(
+        self, cli: Cli, folder: Path, tmp_path: Path, argv: list[str], told: str
+    ) -> None:
+        words = [str(folder) if word == "FOLDER" else word for word in argv]
+        ended = cli("import-preferences", *words, "--store", tmp_path)
+        assert ended.code == 2
+        assert told in ended.err
+        assert "Traceback" not in ended.err
+
+    def test_a_rating_that_is_no_whole_number(self, cli: Cli, tmp_path: Path) -> None:
+        write_columns(tmp_path / "train.parquet", [SOUND[0].columns])
+        write_columns(tmp_path / "test.parquet", [{**SOUND[1].columns, "chosen_safety_rating": 4.5}])
+        ended = cli("import-preferences", tmp_path, "--store", tmp_path / "store")
+        assert ended.code == 2
+        assert "test.parquet row 1: 'chosen_safety_rating' is 4.5, not a whole number; mend" in ended.err
+
+    def test_a_missing_column_is_named(self, cli: Cli, tmp_path: Path) -> None:
+        without = {name: value for name, value in SOUND[0].columns.items() if name != "rejected"}
+        write_columns(tmp_path / "train.parquet", [without])
+        write_columns(tmp_path / "test.parquet", [without])
+        ended = cli("import-preferences", tmp_path, "--store", tmp_path / "store")
+        assert ended.code == 2
+        assert "train.parquet row 1: there is no column rejected; name a data set" in ended.err

@@ -1,0 +1,69 @@
+"""The built wheel runs far from the clone: recipes, samples, rubrics and templates travel in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.store.store import Store
+from running import ENVIRONMENT
+
+CLONE = Path(__file__).parents[1]
+FEWEST = ["--set", "pool=null", "--set", "corpus.cleaning.max_speeches=40"]
+
+
+def python(folder: Path, *argv: str | Path, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder into which the wheel of this clone is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python(folder, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", CLONE)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location"]
+    python(
+        folder, "-m", "pip", "install", *quiet, "--no-index", "--no-deps", "--target", folder / "site", wheel
+    )
+    return folder / "site"
+
+
+def test_every_file_of_the_package_is_in_the_wheel(site: Path) -> None:
+    source = CLONE / "src" / "psychocounsel"
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    kept = [path for path in files if "__pycache__" not in path.parts]
+    assert len(kept) > 100
+    assert [str(path) for path in kept if not (site / "psychocounsel" / path).is_file()] == []
+
+
+def test_a_recipe_is_found_by_its_name(site: Path, tmp_path: Path) -> None:
+    package = python(
+        tmp_path, "-c", "import psychocounsel; print(psychocounsel.__file__)", PYTHONPATH=str(site)
+    )
+    assert Path(package.strip()).is_relative_to(site)
+    told = python(
+        tmp_path, "-m", "psychocounsel", "run", "quickstart", "--dry-run", "--offline", PYTHONPATH=str(site)
+    )
+    assert told.count("owed") > 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bundled_samples_become_preferences(site: Path, tmp_path: Path) -> None:
+    config = site / "psychocounsel" / "_bundled" / "configs" / "quickstart" / "build-preferences.yaml"
+    command = ("-m", "psychocounsel", "build-preferences", config, "--offline", *FEWEST)
+    told = python(tmp_path, *command, PYTHONPATH=str(site))
+    (made,) = Store(tmp_path / "data").artifacts("preferences")
+    assert f"made: preferences {made.ref}" in told
+    assert made.metrics["pairing"]["train"]["kept"] > 10

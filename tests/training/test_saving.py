@@ -1,0 +1,107 @@
+"""A full disk is an unfinished run, in whatever words a library tells it; other faults are not ours to hide."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from preference_runs import (
+    one_thread,  # noqa: F401 (a fixture)
+    optimisation,
+    output_in,
+    reward_config,
+    run_reward,
+    weights_of,
+)
+from safetensors import SafetensorError
+
+from psychocounsel.errors import ExitCode, IncompleteError
+from psychocounsel.training.reward import BradleyTerryTrainer
+from psychocounsel.training.saving import saving
+
+RUST = "I/O error: No space left on device (os error 28)"
+TORCH = (
+    "[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22\nframe #0: c10::ThrowEnforceNotMet"
+)
+GIB = 1 << 30
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what sets how many bytes every disk has left."""
+
+    def leave(free_bytes: int) -> None:
+        total = 100 * GIB
+        usage = type(shutil.disk_usage("/"))(total, total - free_bytes, free_bytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    return leave
+
+
+def fail_in(folder: Path, fault: Exception) -> None:
+    with saving(folder):
+        raise fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "free_bytes"),
+    [
+        (SafetensorError(RUST), GIB),  # another process may have freed some meanwhile
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), GIB),
+        (RuntimeError(TORCH), 0),
+        (RuntimeError(TORCH), 4096),
+    ],
+)
+def test_a_full_disk_is_an_unfinished_run(
+    tmp_path: Path, disk: Callable[[int], None], fault: Exception, free_bytes: int
+) -> None:
+    disk(free_bytes)
+    with pytest.raises(IncompleteError, match="could not write: ") as caught:
+        fail_in(tmp_path, fault)
+    assert caught.value.exit_code is ExitCode.INCOMPLETE
+    assert caught.value.where == str(tmp_path)
+    assert "free some space" in caught.value.remedy
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is fault
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError(TORCH),  # with room on the disk it is something else
+        SafetensorError("Error while serializing: invalid header"),
+        KeyError("weight"),
+    ],
+)
+def test_other_faults_pass(tmp_path: Path, disk: Callable[[int], None], fault: Exception) -> None:
+    disk(GIB)
+    with pytest.raises(type(fault)) as caught:
+        fail_in(tmp_path, fault)
+    assert caught.value is fault
+
+
+def test_a_disk_that_fills_at_a_checkpoint_keeps_the_one_before(
+    tmp_path: Path, tiny_model_folder: Path, disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = reward_config(optimisation(save_every_steps=2), epochs=2)
+    output, whole = output_in(tmp_path / "filled"), output_in(tmp_path / "whole")
+    save = BradleyTerryTrainer._save_optimizer_and_scheduler
+
+    def fill(self: Any, folder: str) -> None:
+        if self.state.global_step == 4:
+            raise RuntimeError(TORCH)
+        save(self, folder)
+
+    disk(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(BradleyTerryTrainer, "_save_optimizer_and_scheduler", fill)
+        with pytest.raises(IncompleteError, match="could not write"):
+            run_reward(tiny_model_folder, output, config)
+    disk(GIB)
+    run_reward(tiny_model_folder, output, config)
+    run_reward(tiny_model_folder, whole, config)
+    ours, theirs = weights_of(output.folder), weights_of(whole.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
