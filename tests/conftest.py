@@ -38,8 +38,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             code = int(ending.code or 0)
         return Ended(code, *capsys.readouterr())
 
-    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    environment, handler, mask = dict(os.environ), signal.getsignal(signal.SIGTERM), os.umask(0o022)
     yield run
+    os.umask(mask)
     signal.signal(signal.SIGTERM, handler)
     os.environ.clear()
     os.environ.update(environment)

@@ -10,7 +10,7 @@ import pytest
 
 from miniature import LENGTH, OPTIMISATION
 from psychocounsel.config.stages import AlignConfig, OnlineConfig
-from psychocounsel.domain import Candidate, RewardModel, Speech
+from psychocounsel.domain import Candidate, Policy, RewardModel, Speech
 from psychocounsel.errors import DataQualityError, Preempted
 from psychocounsel.rounds import drawn, pair_round, score_round, selection_score
 from psychocounsel.store.artifacts import Artifact, Parent, Plan
@@ -127,7 +127,8 @@ class SlowScorer:
     scale = RewardModel("made-up", 0.0, 1.0)
 
     @classmethod
-    def load(cls, *_: object) -> "SlowScorer":
+    def load(cls, model: Policy, _: object) -> "SlowScorer":
+        assert model == Policy("made-up/reward", "main")
         return cls()
 
     def raw(self, texts: list[str], _: int, progress: Callable[[int, int], None]) -> list[float]:

@@ -108,9 +108,17 @@ def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
     if config.endpoint is None:
         return {**config.identity(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
     endpoint = _endpoint_identity(config.endpoint, store)
+    with plan_to_name_topics(config, config.endpoint, store) as assigner:
+        return {**config.identity(), "endpoint": endpoint, "taxonomy": dict(assigner.identity)}
+
+
+@contextmanager
+def plan_to_name_topics(
+    config: TopicsConfig, endpoint: EndpointConfig, store: Store
+) -> Generator[ChatTopicAssigner]:
+    """Yield who would name topics, unconnected: it tells what it would ask, and asks nothing."""
     with planned_journal(store) as journal:
-        asking = dict(ChatTopicAssigner(planned_model(config.endpoint), taxonomy, journal).identity)
-    return {**config.identity(), "endpoint": endpoint, "taxonomy": asking}
+        yield ChatTopicAssigner(planned_model(endpoint), load_taxonomy(config.taxonomy), journal)
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
-from psychocounsel.connect import plan_to_ask, planned_journal, planned_model
+from psychocounsel.connect import plan_to_ask, plan_to_name_topics, planned_journal, planned_model
 from psychocounsel.corpora import CorpusPlans
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.evaluation.held_out import held_out_speeches
@@ -30,6 +31,7 @@ CHARS_PER_TOKEN = 4
 
 _COMPARING = "comparing answers"
 _RATING = "rating answers"
+_TOPICS = "naming topics"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,17 @@ def preference_costs(
     if store.find(corpus.speeches) is None and _is_on_the_hub(config):
         return _unread(config)
     speeches, ready = _corpus_as_it_is(config, corpus, store)
+    topics = [] if store.find(corpus.speeches) else _naming_topics(config.corpus.topics, store, speeches)
+    return [*topics, *_asking_and_rating(config, asked, store, speeches, ready)]
+
+
+def _asking_and_rating(
+    config: BuildPreferencesConfig,
+    asked: Plan | None,
+    store: Store,
+    speeches: Sequence[Speech],
+    ready: Sequence[Candidate],
+) -> list[PaidCalls]:
     by_id = {speech.id: speech for speech in speeches}
     made = None if asked is None else store.find(asked)
     answered = ready if made is None else [*ready, *read_candidates(made)]
@@ -91,6 +104,8 @@ def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
     responders = config.pool.responders if config.pool else ()
     hint = "counted once the speeches are fetched from the Hub"
     wanted = [(f"answers of {each.author}", each.endpoint) for each in responders]
+    if config.corpus.topics is not None:
+        wanted.insert(0, (_TOPICS, config.corpus.topics.endpoint))
     return _uncounted([*wanted, (_RATING, config.judge.endpoint)], hint)
 
 
@@ -146,6 +161,13 @@ def _unknown_yet(config: EvalWinrateConfig) -> list[PaidCalls]:
     answers = [(f"answers of {each.author}", each.endpoint) for each in (config.policy, config.reference)]
     comparing = [(_COMPARING, config.judge.endpoint)]
     return [*_uncounted(answers, f"1 {each_speech}"), *_uncounted(comparing, f"2 {each_speech}")]
+
+
+def _naming_topics(config: TopicsConfig | None, store: Store, speeches: Sequence[Speech]) -> list[PaidCalls]:
+    if config is None or config.endpoint is None:
+        return []
+    with plan_to_name_topics(config, config.endpoint, store) as assigner:
+        return [_calls(config.endpoint, _TOPICS, assigner.owed(speeches), 0)]
 
 
 def _rating(

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -129,11 +129,7 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     then has the margins of all of them, and wide ones do not crowd out narrow ones.
     """
     pairing = Pairing()
-    for speech, candidates in scored:
-        if len(candidates) < 2:
-            pairing.dropped[_TOO_FEW[len(candidates)]] += 1
-            continue
-        ranked = [rule.rank(each) for each in candidates]
+    for speech, ranked in _comparable(scored, rule, pairing):
         made = [rule.pair(speech, left, right, rule.least_gap) for left, right in combinations(ranked, 2)]
         pairs = sorted((each for each in made if isinstance(each, PreferencePair)), key=attrgetter("id"))
         limit = rule.max_pairs_per_speech or len(pairs)
@@ -152,11 +148,7 @@ def pair_extremes(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     highest.
     """
     pairing = Pairing()
-    for speech, candidates in scored:
-        if len(candidates) < 2:
-            pairing.dropped[_TOO_FEW[len(candidates)]] += 1
-            continue
-        ranked = [rule.rank(each) for each in candidates]
+    for speech, ranked in _comparable(scored, rule, pairing):
         ranked.sort(key=lambda each: (-each.exact, content_id("tie", each.side.candidate.id)))
         made = rule.pair(speech, ranked[0], ranked[-1], Fraction(0))
         if isinstance(made, PreferencePair):
@@ -164,6 +156,17 @@ def pair_extremes(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
         else:
             pairing.dropped[made] += 1
     return pairing
+
+
+def _comparable(
+    scored: Iterable[ScoredSpeech], rule: PairingRule, pairing: Pairing
+) -> Iterator[tuple[Speech, list[Ranked]]]:
+    """Yield each speech that has responses to compare, ranked; count the others as dropped by `pairing`."""
+    for speech, candidates in scored:
+        if len(candidates) < 2:
+            pairing.dropped[_TOO_FEW[len(candidates)]] += 1
+        else:
+            yield speech, [rule.rank(each) for each in candidates]
 
 
 class RubricTerms(NamedTuple):

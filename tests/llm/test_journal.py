@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import psychocounsel
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import StoreError
+from psychocounsel.errors import ExitCode, IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Entry, Journal
 
@@ -196,6 +196,47 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
     assert str(path) in str(caught.value)
     assert "aside" in caught.value.remedy
     assert path.read_bytes() == content
+
+
+def test_a_full_disk_is_an_unfinished_run_and_what_was_kept_is_safe(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", reply())
+        connection = journal._connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(IncompleteError, match="the disk is full or fails") as caught:
+            journal.record("b", reply("long " * 10_000))
+        assert caught.value.__cause__.sqlite_errorname == "SQLITE_FULL"
+        assert caught.value.exit_code is ExitCode.INCOMPLETE
+        assert caught.value.where == str(journal.path)
+        assert journal.replies("a") == [reply()]
+        assert journal.replies("b") == []
+        connection.execute(f"PRAGMA max_page_count={100 * pages}")
+        journal.record("b", reply("long " * 10_000))
+        assert journal.summary().replies == 2
+
+
+class FailingDisk:
+    """A connection to a file on a disk that fails."""
+
+    in_transaction = False
+
+    def __init__(self, errorname):
+        self.fault = sqlite3.OperationalError("disk I/O error")
+        self.fault.sqlite_errorname = errorname
+
+    def execute(self, *_):
+        raise self.fault
+
+
+@pytest.mark.parametrize("errorname", ["SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"])
+def test_a_failing_disk_is_an_unfinished_run(tmp_path, monkeypatch, errorname):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for ask in (lambda: journal.record("a", reply()), lambda: journal.replies("a"), journal.summary):
+            with monkeypatch.context() as patched:
+                patched.setattr(journal, "_connection", FailingDisk(errorname))
+                with pytest.raises(IncompleteError, match="free some space"):
+                    ask()
 
 
 def test_a_newer_format_is_refused(tmp_path):

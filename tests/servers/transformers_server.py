@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from miniature import SHAPE
 from psychocounsel.config.stages import TinyLlamaShape
 from psychocounsel.llm.quiet import quiet_libraries
 from psychocounsel.training.tiny_llama import build_model
@@ -23,15 +24,7 @@ from psychocounsel.training.tiny_tokenizer import train_tokenizer
 
 START_LIMIT_SECONDS = 120.0
 # A judge's prompt must fit, letter by letter where no merge was learned.
-SHAPE = TinyLlamaShape(
-    vocab_size=400,
-    hidden_size=32,
-    intermediate_size=64,
-    layers=1,
-    attention_heads=4,
-    key_value_heads=2,
-    max_positions=16384,
-)
+LONG_SHAPE = TinyLlamaShape.model_validate({**SHAPE, "max_positions": 16384})
 _LISTENING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 _ANSWERED = '"POST /v1/chat/completions '
 
@@ -56,9 +49,9 @@ def make_untrained_llama(texts: Iterable[str], folder: Path) -> None:
     """Save a tiny Llama 3 that has learned nothing: it babbles, and ends where chance has it."""
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)
-        tokenizer = train_tokenizer(texts, SHAPE.vocab_size, SHAPE.max_positions)
+        tokenizer = train_tokenizer(texts, LONG_SHAPE.vocab_size, LONG_SHAPE.max_positions)
         tokenizer.save_pretrained(folder)
-        build_model(SHAPE, tokenizer).save_pretrained(folder)
+        build_model(LONG_SHAPE, tokenizer).save_pretrained(folder)
 
 
 @contextmanager

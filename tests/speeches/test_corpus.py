@@ -143,7 +143,7 @@ def test_a_join_that_finds_nobody_ends_with_data_quality(tmp_path: Path) -> None
     settings["candidates"][0]["columns"]["speech_key"] = "who"
     with pytest.raises(
         DataQualityError,
-        match=r"no response is left: 41 no_such_speech, 1 repeated_text; check that speech_key",
+        match=r"no response is left: 1 repeated_text, 41 no_such_speech; check that speech_key",
     ):
         opened(settings, Store(tmp_path / "store"))
 

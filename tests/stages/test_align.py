@@ -3,15 +3,13 @@
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
-from running import Ended, Miniature, Warm, WarmRun
+from running import Ended, Miniature, Warm, WarmRun, await_until
 
 SAVING = ["--set", "optimisation.save_every_steps=2", "--set", "seed=1"]
 
@@ -19,13 +17,6 @@ SAVING = ["--set", "optimisation.save_every_steps=2", "--set", "seed=1"]
 @pytest.fixture
 def store(miniature: Miniature, tmp_path: Path) -> Path:
     return Path(shutil.copytree(miniature.store, tmp_path / "store"))
-
-
-def await_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.002)
 
 
 def named(store: Path, kind: str, name: str) -> Artifact:

@@ -15,8 +15,10 @@ import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import rows, write_recipe, write_rows, write_yaml
+from psychocounsel.speeches.taxonomy import load_taxonomy
 from psychocounsel.store.store import Store
-from running import Cli, Ended, Warm
+from psychocounsel.store.tables.nouns import read_speeches
+from running import Cli, Ended, Warm, await_until
 
 KEY = "sk-planted-4711-secret"
 ENDPOINT = {"model": "scripted-judge-2025-01-01", "base_url": "http://127.0.0.1:9/v1", "concurrency": 4}
@@ -387,6 +389,40 @@ class TestCosts:
         assert "paid:" not in build(cli, config_with(recipe), "--dry-run").out
 
 
+class TestTopics:
+    def asked_at(self, base_url: str) -> str:
+        topics = {"backend": "endpoint", "endpoint": {**ENDPOINT, "base_url": base_url}}
+        return f"corpus.topics={json.dumps(topics)}"
+
+    def test_they_are_counted_asked_once_and_written_beside_the_speeches(
+        self, recipe: Path, cli: Cli
+    ) -> None:
+        with ChatServer(answer_by_schema) as server:
+            topics = self.asked_at(server.base_url)
+            config = config_with(recipe)
+            paid = build(cli, config, "--set", topics, "--dry-run").out
+            assert re.search(r"naming topics, .*: 32 calls", paid), paid
+            build(cli, config, "--set", topics)
+            assert server.count == 32
+            build(cli, config, "--set", topics, "--set", "corpus.split.seed=3")
+            assert server.count == 32
+        store = Store(recipe.parent / "store")
+        speeches = [row.speech for row in read_speeches(store.artifacts("speeches")[0])]
+        fine = load_taxonomy("counselling").coarse_of
+        assert all(fine[speech.fine_topic] == speech.topic for speech in speeches)
+
+    def test_a_dead_endpoint_seals_nothing(self, recipe: Path, cli: Cli) -> None:
+        ended = build(cli, config_with(recipe), "--set", self.asked_at("http://127.0.0.1:9/v1"))
+        assert ended.code == 3, ended
+        assert Store(recipe.parent / "store").artifacts("speeches") == []
+
+    def test_restricted_text_does_not_leave_for_a_topic(self, recipe: Path, cli: Cli) -> None:
+        restricted = ["--set", "corpus.speeches.0.data_class=restricted"]
+        topics = self.asked_at("https://topics.invalid/v1")
+        ended = build(cli, config_with(recipe), "--set", topics, *restricted, "--dry-run")
+        is_the_users_error(ended, "must not be sent to https://topics.invalid")
+
+
 class Counting(NamedTuple):
     """A server in a process of its own that counts what it was asked."""
 
@@ -406,30 +442,45 @@ def counting(tmp_path: Path) -> Iterator[Counting]:
         server.kill()
 
 
-def await_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.002)
+KILLS_WHILE_ASKING = 6
 
 
-KILLS_WHILE_JUDGING = 6
+def asking_judge(base_url: str) -> dict[str, Any]:
+    return {"judge": endpoint_judge(base_url)}
 
 
+def asking_pool(base_url: str) -> dict[str, Any]:
+    endpoint = endpoint_judge(base_url)["endpoint"]
+    responders = [{"author": name, "endpoint": endpoint} for name in ("alder", "birch")]
+    return {"pool": {"responders": responders, "per_speech": 2}}
+
+
+@pytest.mark.parametrize(
+    ("asking", "items", "made"),
+    [
+        (asking_judge, 128, "judgements/*/manifest.json"),
+        (asking_pool, 64, "candidates/mini-pool-*/manifest.json"),
+    ],
+)
 def test_killed_anywhere_the_pairs_are_the_same_and_little_is_asked_twice(
-    warm: Warm, counting: Counting, tmp_path: Path
+    warm: Warm,
+    counting: Counting,
+    tmp_path: Path,
+    asking: Callable[[str], dict[str, Any]],
+    items: int,
+    made: str,
 ) -> None:
-    config = config_with(write_recipe(tmp_path / "recipe"), judge=endpoint_judge(counting.base_url))
-    items, concurrency = 128, int(ENDPOINT["concurrency"])
+    config = config_with(write_recipe(tmp_path / "recipe"), **asking(counting.base_url))
+    concurrency = int(ENDPOINT["concurrency"])
     whole, store = tmp_path / "whole", tmp_path / "killed"
     assert warm.run("build-preferences", config, "--store", whole).code == 0
     assert counting.count() == items
     drawn = random.Random(7)  # noqa: S311, a test's instants are no secret
-    targets = sorted(drawn.sample(range(items + 1, 2 * items - concurrency), KILLS_WHILE_JUDGING))
+    targets = sorted(drawn.sample(range(items + 1, 2 * items - concurrency), KILLS_WHILE_ASKING))
     instants: list[Callable[[], bool]] = [
         lambda: any(store.glob("speeches/*")),
         *(lambda target=target: counting.count() >= target for target in targets),
-        lambda: any(store.glob("judgements/*/manifest.json")),
+        lambda: any(store.glob(made)),
     ]
     for instant in instants:
         run = warm.start("build-preferences", config, "--store", store)
@@ -437,7 +488,7 @@ def test_killed_anywhere_the_pairs_are_the_same_and_little_is_asked_twice(
         run.send(signal.SIGKILL)
         assert run.wait().code in (-9, 0)
     assert warm.run("build-preferences", config, "--store", store).code == 0
-    assert counting.count() <= 2 * items + KILLS_WHILE_JUDGING * concurrency
+    assert counting.count() <= 2 * items + KILLS_WHILE_ASKING * concurrency
     assert pairs_files(store) == pairs_files(whole)
     assert len(pairs_files(store)) == 3
     assert [each.id for each in Store(store).artifacts("preferences")] == [

@@ -8,6 +8,7 @@ import pytest
 from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, StoreError
 from psychocounsel.store.artifacts import Artifact, Draft, Kind, Plan
+from psychocounsel.store.lineage import ancestors
 from psychocounsel.store.references import resolve, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 
@@ -122,6 +123,37 @@ def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) ->
         ConfigError, match=r"no policies or base-models answers to 'tinny'; did you mean 'tiny'\?"
     ):
         resolve_model(store, "tinny", kinds)
+
+
+def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> None:
+    theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
+    origin = theirs.make(Plan("speeches", "talk", "stage", 1, {}, (), ("heed this",)), lambda draft: None)
+    planned = Plan("policies", "talk", "stage", 1, {}, (origin.as_parent("speeches"),))
+    policy = theirs.make(planned, lambda draft: None)
+    found = resolve(ours, str(policy.folder), "policies")
+    assert found == policy
+    child = ours.make(
+        Plan("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda draft: None
+    )
+    assert child.notices == ("heed this",)
+    assert [each.artifact for each in ancestors(ours, child)] == [child, policy, origin]
+    model = resolve_model(ours, str(policy.folder), ("base-models", "policies"))
+    assert model.parent == policy.as_parent("model")
+    assert model.policy(ours) == Policy(str(policy.folder))
+
+
+def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path) -> None:
+    def write(draft: Draft) -> None:
+        draft.file("model.safetensors").write_bytes(b"weights")
+
+    theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
+    policy = theirs.make(Plan("policies", "talk", "stage", 1, {}), write)
+    policy.file("model.safetensors").write_bytes(b"weightS")
+    model = resolve_model(ours, str(policy.folder), ("policies",))
+    with pytest.raises(StoreError, match=r"model\.safetensors has other bytes") as fault:
+        model.policy(ours)
+    assert fault.value.remedy == "put a sound copy there"
+    assert policy.folder.is_dir()
 
 
 def test_a_planned_model_has_no_weights_yet(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from miniature import SHAPE
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
 from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape, WarmUpConfig
 from psychocounsel.domain import Candidate, Policy, Speech
@@ -50,15 +51,7 @@ def tiny_config() -> MakeBaseModelConfig:
         name="tiny",
         seed=7,
         corpus=CorpusConfig(name="tiny", speeches=(source,)),
-        shape=TinyLlamaShape(
-            vocab_size=400,
-            hidden_size=32,
-            intermediate_size=64,
-            layers=2,
-            attention_heads=4,
-            key_value_heads=2,
-            max_positions=512,
-        ),
+        shape=TinyLlamaShape.model_validate({**SHAPE, "layers": 2, "max_positions": 512}),
         warm_up=WarmUpConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length_tokens=512),
     )
 

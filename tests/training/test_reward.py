@@ -284,6 +284,29 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
     assert same_weights(weights_of(output.folder), weights_of(whole.folder))
 
 
+def test_a_reward_model_of_the_hub_is_asked_for_by_name_and_revision(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def serve(kind: Any) -> None:
+        real = kind.from_pretrained
+
+        def load(location: str, revision: str, **more: Any) -> Any:
+            asked.append((location, revision))
+            return real(trained, **more)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+
+    here = RewardScorer.load(Policy(str(trained)), CHAT)
+    for kind in (AutoModelForSequenceClassification, AutoTokenizer):
+        serve(kind)
+    fetched = RewardScorer.load(Policy("owner/name", "abc"), CHAT)
+    assert asked == [("owner/name", "abc")] * 2
+    assert fetched.raw(exchanges()[0], 8) == here.raw(exchanges()[0], 8)
+    assert (fetched.scale.mean, fetched.scale.std) == (here.scale.mean, here.scale.std)
+
+
 def test_scoring_tells_how_many_it_has(trained: Path) -> None:
     seen: list[tuple[int, int]] = []
     scorer = RewardScorer.load(Policy(str(trained)), CHAT)

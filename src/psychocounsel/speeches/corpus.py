@@ -1,7 +1,7 @@
 """CorpusConfig -> the tables of its speeches and ready responses, with funnels that add up."""
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.console import progress
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.errors import DataQualityError
+from psychocounsel.domain import Candidate, ReplyStatus, Speech
+from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.speeches.candidate_reading import CandidateReading, SpeechIndex, read_candidates
 from psychocounsel.speeches.cells import text_cell
 from psychocounsel.speeches.kept import KeptSpeeches
@@ -76,17 +76,13 @@ def _read(config: CorpusConfig, screens: Screens, folder: Path) -> Generator[Spe
     try:
         if not reading.kept:
             raise DataQualityError(
-                f"no speech is left of {reading.funnel.rows_in} rows: {_told(reading.funnel.dropped)}",
+                f"no speech is left of {reading.funnel.rows_in} rows: {counted(reading.funnel.dropped)}",
                 where="corpus.speeches",
                 remedy="check the columns, or loosen corpus.cleaning",
             )
         yield reading
     finally:
         reading.close()
-
-
-def _told(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "there is none"
 
 
 def _within_limit(reading: SpeechReading, left_out: frozenset[int], folder: Path) -> KeptSpeeches:
@@ -121,19 +117,21 @@ def _assign(assigner: TopicAssigner, config: CorpusConfig, kept: KeptSpeeches) -
     return assigned
 
 
-def _require_few_failed(assigned: list[Assigned], config: CorpusConfig) -> None:
-    failed = [each for each in assigned if isinstance(each, Unassigned) and each.is_failure]
+def _require_few_failed(assigned: Sequence[Assigned], config: CorpusConfig) -> None:
+    failed = Counter(each.reason for each in assigned if isinstance(each, Unassigned) and each.is_failure)
+    if lost := failed[ReplyStatus.ERROR.value]:
+        raise IncompleteError(
+            f"{lost} of {len(assigned)} speeches got no answer from whom names topics",
+            where="corpus.topics.endpoint",
+            remedy="see to the endpoint, then run the same command again; only what is owed is asked",
+        )
     allowed = 0.0 if config.topics is None else config.topics.max_missing_share
-    if len(failed) > allowed * len(assigned):
+    if failed.total() > allowed * len(assigned):
         raise DataQualityError(
-            f"{len(failed)} of {len(assigned)} speeches got no topic: {_told(Counter(_reasons(failed)))}",
+            f"{failed.total()} of {len(assigned)} speeches got no topic: {counted(failed)}",
             where="corpus.topics.max_missing_share",
             remedy="run the same command to ask those again",
         )
-
-
-def _reasons(failed: Iterable[Unassigned]) -> Iterator[str]:
-    return (each.reason for each in failed)
 
 
 def _rows(kept: KeptSpeeches, splits: Iterable[str], clusters: NDArray[np.uint64]) -> Iterator[SplitSpeech]:
@@ -172,7 +170,7 @@ def build_candidates(config: CorpusConfig, speeches: Artifact, draft: Draft) -> 
     reading = _read_candidates(config, SpeechIndex(read_row_fates(speeches)), screens)
     if not reading.candidates:
         raise DataQualityError(
-            f"no response is left: {_told(reading.funnel.dropped)}",
+            f"no response is left: {counted(reading.funnel.dropped)}",
             where="corpus.candidates",
             remedy="check that speech_key or speech_text names the column that repeats the speech",
         )

@@ -111,5 +111,6 @@ def _benchmark(config: CorpusConfig) -> Screen | None:
 
 
 def _pseudonym(author: str) -> str:
-    """Return a name that can be published: a person's gives way to a number that stands for nobody else."""
-    return author if author_name(author) is None else f"person-{content_id('author', author)[:8]}"
+    """Return a name that can be published: a person's, or a page's, gives way to a number of its own."""
+    is_public = author_name(author) is None and "://" not in author
+    return author if is_public else f"person-{content_id('author', author)[:8]}"
