@@ -26,7 +26,10 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class EndpointConfig(Settings):
-    """An OpenAI-compatible chat endpoint; the key itself never stands in a config."""
+    """An OpenAI-compatible chat endpoint; the key itself never stands in a config.
+
+    The budgets per minute are kept beside those that the server's own headers tell; null sets none.
+    """
 
     model: str
     base_url: str | None = None
@@ -34,6 +37,8 @@ class EndpointConfig(Settings):
     timeout_seconds: Annotated[PositiveFloat, SpeedKnob()] = 120.0
     max_attempts: Annotated[PositiveInt, Gate()] = 3
     concurrency: Annotated[PositiveInt, SpeedKnob()] = 8
+    requests_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
+    tokens_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
 
 
 class ChatFormat(Settings):

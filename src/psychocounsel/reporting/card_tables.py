@@ -150,10 +150,18 @@ def fine_topic_table(facts: DatasetFacts) -> Table | None:
     return _counted(facts.speeches, "fine_topics", "fine topic")
 
 
+def topics_are_by_cues(facts: DatasetFacts) -> bool:
+    """Whether words of the taxonomy gave the speeches their topics, and no model did."""
+    topics = None if facts.speeches is None else facts.speeches.settings.get("topics")
+    return topics is not None and topics.get("backend") == "offline"
+
+
 def _counted(speeches: ArtifactFacts | None, key: str, title: str) -> Table | None:
     if speeches is None or not speeches.table(key):
         return None
     counts = cast(Mapping[str, int], speeches.table(key))
+    if not any(counts):
+        return None  # no speech has a name there
     whole = sum(counts.values())
     rows = [(name or "none", str(count), share(count, whole)) for name, count in most_first(counts).items()]
     return card_table("", (title, "speeches", "share"), "lrr", rows, speeches)
