@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,20 @@ def test_the_card_has_the_sections_of_a_datasheet_in_order() -> None:
         *("Motivation", "Composition", "Collection", "Cleaning", "De-identification", "Splits and leakage"),
         *("Labels", "Uses", "Known limits", "Licence", "Maintenance", "Lineage"),
     ]
+
+
+@pytest.mark.parametrize("backend", ["offline", "endpoint"])
+def test_topics_by_cue_words_are_said_to_be_a_stand_in(backend: str) -> None:
+    speeches = replace(SPEECHES, settings={**SPEECHES.settings, "topics": {"backend": backend}})
+    card = dataset_card(whole_facts(artifacts=(PREFERENCES, JUDGEMENTS, speeches, CANDIDATES)))
+    assert ("a rough stand-in for a reader" in card) == (backend == "offline")
+
+
+def test_a_column_without_a_name_is_not_shown() -> None:
+    nameless = replace(SPEECHES, metrics={**SPEECHES.metrics, "fine_topics": {"": 3}})
+    card = dataset_card(whole_facts(artifacts=(PREFERENCES, JUDGEMENTS, nameless, CANDIDATES)))
+    assert "Fine topics" in dataset_card(whole_facts())
+    assert "Fine topics" not in card
 
 
 def test_every_step_of_the_funnel_is_told_with_where_it_stands() -> None:
