@@ -59,6 +59,8 @@ KNOBS = {
     "EndpointConfig.api_key_env": "OTHER_KEY",
     "EndpointConfig.timeout_seconds": 7.5,
     "EndpointConfig.concurrency": 1,
+    "EndpointConfig.requests_per_minute": 600,
+    "EndpointConfig.tokens_per_minute": 90_000,
     "SamplingConfig.batch_size": 3,
     "OptimisationConfig.per_device_batch_size": 1,
     "OptimisationConfig.gradient_checkpointing": True,

@@ -264,7 +264,15 @@ def test_workers_are_as_many_as_the_concurrency_however_many_the_items(journal):
     assert most_tasks <= 3 + 2  # the run itself and one commit
 
 
-def test_keyboard_interrupt_keeps_every_reply_that_came(journal):
+@pytest.fixture
+def heard_interrupts():
+    """A process started in the background by a shell begins deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_keyboard_interrupt_keeps_every_reply_that_came(journal, heard_interrupts):
     model = FakeModel(seconds=0.002)
     came = []
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
 from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError
+from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Entry, Journal
 
 
@@ -70,7 +71,7 @@ def ask_all(
         Preempted: `stop` turned true with items left to ask; what was in flight is journalled.
         StoreError: the journal cannot be read or written.
     """
-    return asyncio.run(_Run(model, requests, journal, policy).results())
+    return run_to_end(_Run(model, requests, journal, policy).results())
 
 
 def owed_places(

@@ -1,7 +1,9 @@
 """ChatRequest -> ChatReply: the official `openai` client against any compatible endpoint.
 
-The client's own retries are off. Ours know one total deadline per request, one pause that all requests
-share when the server asks for less, and which refusals no retry mends.
+The client's own retries are off. Ours know one total deadline per request, one pause and one pace that all
+requests share when the server asks for less, and which refusals no retry mends. A request that the server
+turned away costs nothing, so it may come again until the deadline. Where a line breaks or nothing comes in
+time, the server may have done the work: that is counted as maybe paid.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx2
 import openai
 
@@ -20,8 +23,9 @@ from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
 from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
-from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, RefusedRequestError
+from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
 _DUMMY_KEY = "no-key-needed"
@@ -32,6 +36,7 @@ _NOT_TAKEN = frozenset({400, 413, 422})
 _TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_BEFORE_THE_FIRST_ANSWER = 2
 _LONGEST_QUOTE_CHARS = 200
+_UNLIMITED = 0
 _DEFAULT_RETRY = RetryPolicy()
 
 
@@ -43,6 +48,8 @@ class _Fault:
     asked_wait_seconds: float | None = None
     everybody_waits: bool = False
     nobody_listens: bool = False
+    is_free: bool = False
+    maybe_paid: bool = False
 
 
 @dataclass
@@ -50,6 +57,7 @@ class _Connection:
     """What lives as long as one event loop."""
 
     client: openai.AsyncOpenAI
+    pace: Pace
     refused: asyncio.Event
     refusal: EndpointError | None = None
     resume_at_seconds: float = 0.0
@@ -80,6 +88,8 @@ class OpenAIChatModel:
         require_reachable(self._base_url, offline)
         self._key()
         self._connection: _Connection | None = None
+        self.maybe_paid = 0
+        """Requests whose line broke, or whose reply did not come in time: the server may charge for them."""
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -89,14 +99,26 @@ class OpenAIChatModel:
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
         connection = self._open()
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._endpoint.timeout_seconds * self._retry.deadline_factor
         body = self._body(request)
-        key = request.digest(self.identity)
+        await connection.pace.enter()
+        try:
+            await _wait_until(connection.pace.turn_at_seconds(len(body)), connection)
+            return await self._ask_until(self._deadline(), connection, request, body)
+        finally:
+            connection.pace.leave()
+
+    def _deadline(self) -> float:
+        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
+        return asyncio.get_running_loop().time() + allowed_seconds
+
+    async def _ask_until(
+        self, deadline: float, connection: _Connection, request: ChatRequest, body: bytes
+    ) -> ChatReply:
+        clock = asyncio.get_running_loop().time
         fault = _Fault("the deadline passed while the server asked everybody to wait")
-        own_resume_at = 0.0
-        for tries in range(1, self._retry.max_tries + 1):
-            resume_at = max(own_resume_at, self._shared_resume_at(connection, key))
+        own_resume_at, tries, turned_away = 0.0, 0, 0
+        while tries < self._retry.max_tries:
+            resume_at = max(own_resume_at, self._shared_resume_at(connection, request))
             if resume_at >= deadline:
                 break
             await _wait_until(resume_at, connection)
@@ -104,11 +126,15 @@ class OpenAIChatModel:
             if isinstance(outcome, ChatReply):
                 return outcome
             fault = outcome
+            turned_away += fault.is_free
+            tries += not fault.is_free
             if fault.nobody_listens and not connection.was_reached:
                 self._give_up_early(fault, tries)
-            wait_seconds = max(fault.asked_wait_seconds or 0.0, self._retry.wait_seconds(tries, key))
-            own_resume_at = clock() + wait_seconds
+            key = request.digest(self.identity)
+            backed_off_seconds = self._retry.wait_seconds(tries + turned_away, key)
+            own_resume_at = clock() + max(fault.asked_wait_seconds or 0.0, backed_off_seconds)
             if fault.everybody_waits:
+                connection.pace.pushed_back()
                 connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
 
@@ -125,54 +151,67 @@ class OpenAIChatModel:
         """Close the connections of the present event loop."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.pace.close()
             await connection.client.close()
 
-    def _shared_resume_at(self, connection: _Connection, key: str) -> float:
+    def _shared_resume_at(self, connection: _Connection, request: ChatRequest) -> float:
         # Spread out, or all who waited for the same moment would rush the server again.
         if connection.resume_at_seconds <= asyncio.get_running_loop().time():
             return 0.0
-        return connection.resume_at_seconds + self._retry.spread_seconds(key)
+        return connection.resume_at_seconds + self._retry.spread_seconds(request.digest(self.identity))
 
     def _open(self) -> _Connection:
         if self._connection is None:
-            http = httpx2.AsyncClient(
-                timeout=self._endpoint.timeout_seconds,
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+            endpoint = self._endpoint
+            http = openai.DefaultAioHttpClient(
+                # Every request has one time limit for all of it, set where it is sent.
+                timeout=None,
+                # As many connections as requests in flight, and all are kept.
+                limits=httpx2.Limits(max_connections=_UNLIMITED),
                 # Neither a proxy from the environment nor a redirect may lead off this machine.
                 trust_env=not self._loopback,
                 follow_redirects=False,
             )
             client = openai.AsyncOpenAI(
-                api_key=self._key(), base_url=self._base_url, max_retries=0, http_client=http
+                api_key=self._key(), base_url=self._base_url, max_retries=0, timeout=None, http_client=http
             )
-            self._connection = _Connection(client, asyncio.Event())
+            pace = Pace(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+            self._connection = _Connection(client, pace, asyncio.Event())
         return self._connection
 
-    async def _send(
-        self, connection: _Connection, body: dict[str, Any], seconds_left: float
-    ) -> ChatReply | _Fault:
+    async def _send(self, connection: _Connection, body: bytes, seconds_left: float) -> ChatReply | _Fault:
         limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
         try:
-            # The client's time limits are per read: a server that drips would never meet them.
+            # A limit for the whole: a server that drips would never meet one for each read.
             async with asyncio.timeout(limit_seconds):
                 response = await connection.client.post(
-                    "/chat/completions", body=body, cast_to=httpx2.Response
+                    "/chat/completions", content=body, cast_to=httpx2.Response
                 )
             connection.was_reached = True
-            return read_completion(response.content)
-        except (TimeoutError, openai.APITimeoutError):
-            return _Fault(f"no answer within {limit_seconds:.3g} s")
+            reply = read_completion(response.content)
+            connection.pace.answered(response.headers, reply.prompt_tokens + reply.completion_tokens)
+        except TimeoutError:
+            self.maybe_paid += 1
+            return _Fault(f"no answer within {limit_seconds:.3g} s", maybe_paid=True)
         except UnreadableBodyError as fault:
             return _Fault(f"unreadable answer: {fault}")
         except openai.APIStatusError as error:
             status_error = error
-        except openai.OpenAIError as error:
-            cause = error.__cause__
-            if isinstance(cause, httpx2.ConnectError):
-                return _Fault(f"no connection ({cause})", nobody_listens=True)
-            return _Fault(f"no connection, or it broke ({type(error).__name__})")
+        except (openai.OpenAIError, aiohttp.ClientError) as error:
+            return self._broken(error)
+        else:
+            return reply
         # Outside the handler, so that no traceback drags the request and its headers along.
         return self._read_status(connection, status_error)
+
+    def _broken(self, error: Exception) -> _Fault:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+            if isinstance(cause, aiohttp.ClientConnectorError):
+                return _Fault(f"no connection ({cause.os_error})", nobody_listens=True)
+        self.maybe_paid += 1
+        return _Fault(f"no connection, or it broke ({type(cause).__name__})", maybe_paid=True)
 
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
         connection.was_reached = True
@@ -183,9 +222,13 @@ class OpenAIChatModel:
             )
         no_quota = error.status_code == 402 or bool(codes & _NO_QUOTA)
         if error.status_code in _PASSING and not no_quota:
-            busy = error.status_code in (429, 503, 529)
-            asked_seconds = retry_after_seconds(error.response.headers)
-            return _Fault(f"the server answered HTTP {error.status_code}", asked_seconds, busy)
+            connection.pace.learn(error.response.headers)
+            return _Fault(
+                f"the server answered HTTP {error.status_code}",
+                retry_after_seconds(error.response.headers),
+                everybody_waits=error.status_code in (429, 503, 529),
+                is_free=error.status_code == 429,
+            )
         if error.status_code in _NOT_TAKEN and not no_quota:
             raise self._not_taken(error, codes)
         connection.refusal = connection.refusal or self._refusal(error, no_quota)
@@ -225,7 +268,7 @@ class OpenAIChatModel:
         said = self._quoted(error)
         return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
 
-    def _body(self, request: ChatRequest) -> dict[str, Any]:
+    def _body(self, request: ChatRequest) -> bytes:
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
         body: dict[str, Any] = {
@@ -236,8 +279,9 @@ class OpenAIChatModel:
         drawing = {"temperature": request.temperature, "top_p": request.top_p}
         body |= {name: value for name, value in drawing.items() if value is not None}
         if request.response_schema is not None:
-            body["response_format"] = _response_format(request.schema_name, request.response_schema)
-        return body
+            told = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": told}
+        return _as_json(body)
 
     def _key(self) -> str:
         variable = self._endpoint.api_key_env
@@ -268,10 +312,12 @@ def _said(error: openai.APIStatusError) -> str:
     return said if isinstance(said, str) and said.strip() else error.message
 
 
-def _response_format(name: str, schema: Mapping[str, JSON]) -> dict[str, Any]:
-    # Through JSON, for a schema may hold mappings and tuples that are no dicts and lists.
-    plain = json.loads(json.dumps(schema, default=dict[str, Any]))
-    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": plain}}
+def _as_json(value: Mapping[str, Any]) -> bytes:
+    # A schema may hold mappings that are no dicts.
+    text = json.dumps(
+        value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict[str, Any]
+    )
+    return text.encode()
 
 
 async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:

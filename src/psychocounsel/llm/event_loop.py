@@ -1,0 +1,21 @@
+"""Coroutine -> its result, in the fastest event loop that this machine has."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+def run_to_end(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run `work` in an event loop of its own; errors and Ctrl-C as for `asyncio.run`."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,142 @@
+"""Replies and their headers -> when the next request may go, and how many may be in flight.
+
+All requests to one endpoint share a pace. Budgets per minute, ours and those that the server's headers tell,
+are spent evenly, so that none is exceeded in a burst. The number in flight starts small, grows with every
+reply and halves when the server asks for less. It also shrinks when this process falls behind: a reply that
+waits unread is paid but not yet safe.
+"""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Mapping
+
+_MINUTE_SECONDS = 60.0
+_FIRST_WINDOW = 8.0
+_SHRINK_EVERY_SECONDS = 1.0
+_LOOK_EVERY_SECONDS = 0.02
+_LONGEST_LAG_SECONDS = 0.03
+_LAG_SHRINK = 0.9
+_CHARS_PER_TOKEN = 4
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Pace:
+    """The common pace of one endpoint in one event loop.
+
+    Args:
+        concurrency: requests in flight at most.
+        requests_per_minute: our own budget; None leaves it to the server's headers.
+        tokens_per_minute: likewise, prompt and reply together.
+    """
+
+    def __init__(
+        self, concurrency: int, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._most = float(concurrency)
+        self._window = min(_FIRST_WINDOW, self._most)
+        self._in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._own_requests, self._own_tokens = requests_per_minute, tokens_per_minute
+        self._request_limit = float(requests_per_minute or 0)
+        self._token_limit = float(tokens_per_minute or 0)
+        self._tokens_per_request = 0.0
+        self._next_at_seconds = 0.0
+        self._shrunk_at_seconds = 0.0
+        self._lag_watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, self._loop.time())
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight at present."""
+        return int(self._window)
+
+    async def enter(self) -> None:
+        """Wait for a place among those in flight; `leave` gives it back."""
+        if self._in_flight < self.window:
+            self._in_flight += 1
+            return
+        place = self._loop.create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give a place back; those who wait longest come first."""
+        self._in_flight -= 1
+        self._admit()
+
+    def turn_at_seconds(self, body_chars: int) -> float:
+        """Take the next turn within the budgets, and return when it is by the event loop's clock."""
+        interval = 0.0
+        if self._request_limit:
+            interval = _MINUTE_SECONDS / self._request_limit
+        if self._token_limit:
+            tokens = self._tokens_per_request or body_chars / _CHARS_PER_TOKEN
+            interval = max(interval, tokens * _MINUTE_SECONDS / self._token_limit)
+        turn = max(self._loop.time(), self._next_at_seconds)
+        self._next_at_seconds = turn + interval
+        return turn
+
+    def answered(self, headers: Mapping[str, str], tokens: int) -> None:
+        """Learn from a reply what it cost and which limits its headers tell; there is room for one more."""
+        self._tokens_per_request = 0.9 * self._tokens_per_request + 0.1 * tokens or float(tokens)
+        self.learn(headers)
+        if self._window < self._most:
+            self._window = min(self._most, self._window + 1)
+            self._admit()
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Read the rate-limit headers of any answer (lower-case names); ones that cannot be read are none."""
+        if told := _whole(headers.get("x-ratelimit-limit-requests")):
+            self._request_limit = float(min(told, self._own_requests or told))
+        if told := _whole(headers.get("x-ratelimit-limit-tokens")):
+            self._token_limit = float(min(told, self._own_tokens or told))
+        for name, limit in (("requests", self._request_limit), ("tokens", self._token_limit)):
+            if _whole(headers.get(f"x-ratelimit-remaining-{name}")) == 0:
+                reset_seconds = duration_seconds(headers.get(f"x-ratelimit-reset-{name}", "")) or 0.0
+                # With a known limit the reset is that of the whole budget; one request's share comes sooner.
+                wait_seconds = min(reset_seconds, _MINUTE_SECONDS / limit) if limit else reset_seconds
+                later = self._loop.time() + min(wait_seconds, _MINUTE_SECONDS)
+                self._next_at_seconds = max(self._next_at_seconds, later)
+
+    def pushed_back(self) -> None:
+        """Halve what may be in flight: the server asks for less. A burst of refusals counts as one."""
+        now = self._loop.time()
+        if now - self._shrunk_at_seconds >= _SHRINK_EVERY_SECONDS:
+            self._shrunk_at_seconds = now
+            self._window = max(1.0, self._window / 2)
+
+    def close(self) -> None:
+        """Stop watching; the event loop is about to end."""
+        self._lag_watch.cancel()
+
+    def _admit(self) -> None:
+        while self._waiting and self._in_flight < self.window:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._in_flight += 1
+                place.set_result(None)
+
+    def _look(self, last_at_seconds: float) -> None:
+        now = self._loop.time()
+        if now - last_at_seconds - _LOOK_EVERY_SECONDS > _LONGEST_LAG_SECONDS:
+            self._window = max(min(_FIRST_WINDOW, self._most), self._window * _LAG_SHRINK)
+        self._lag_watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, now)
+
+
+def duration_seconds(told: str) -> float | None:
+    """Return the seconds of a duration such as `1m30.5s`, `120ms` or `7`; None for anything else."""
+    parts = _DURATION.findall(told)
+    if parts and "".join(number + unit for number, unit in parts) == told:
+        return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return float(told) if re.fullmatch(r"\d+(\.\d+)?", told) else None
+
+
+def _whole(told: str | None) -> int | None:
+    return int(told) if told is not None and told.isascii() and told.isdigit() else None
