@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from psychocounsel.config.models import ChatFormat, SamplingConfig
 from psychocounsel.domain import Candidate, Policy, Speech
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.local_model import AnswerGenerator, draw_tokens, encode_prompt
+from psychocounsel.llm.decoding import draw_tokens
+from psychocounsel.llm.local_model import AnswerGenerator, encode_prompt
 from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
 CHAT = ChatFormat()
@@ -136,7 +137,8 @@ def draw(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.89, 3), (0.91, 0)]
+    ("uniform", "token"),
+    [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.99, 3)],
 )
 def test_draw_by_hand(uniform: float, token: int) -> None:
     assert draw(uniform) == token
@@ -148,11 +150,19 @@ def test_nucleus_keeps_the_smallest_set_with_its_mass() -> None:
 
 
 def test_low_temperature_sharpens() -> None:
-    # At temperature 1/2 the squares count: 0.16, 0.09, 0.04, 0.01 of 0.30.
-    assert draw(0.53, temperature=0.5) == 1
-    assert draw(0.54, temperature=0.5) == 2
-    assert draw(0.96, temperature=0.5) == 3
-    assert draw(0.97, temperature=0.5) == 0
+    # At temperature 1/2 the squares count: 0.01, 0.16, 0.09, 0.04 of 0.30.
+    assert [draw(number, temperature=0.5) for number in (0.03, 0.04, 0.56)] == [0, 1, 1]
+    assert [draw(number, temperature=0.5) for number in (0.57, 0.86, 0.87)] == [2, 2, 3]
+
+
+def test_equally_likely_tokens_are_kept_together() -> None:
+    logits = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    sampling = SamplingConfig(top_p=0.3)
+    drawn = {
+        int(draw_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling))
+        for place in range(8)
+    }
+    assert drawn == {1, 3}
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0.05, 5), st.floats(0.01, 1))

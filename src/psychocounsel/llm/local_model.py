@@ -18,8 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,6 +25,7 @@ from transformers import (
 from psychocounsel.config.models import ChatFormat, SamplingConfig
 from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.llm.decoding import decode
 from psychocounsel.llm.quiet import quiet_libraries
 
 PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
@@ -250,38 +249,15 @@ class AnswerGenerator:
         for start in range(0, len(by_length), sampling.batch_size):
             places = by_length[start : start + sampling.batch_size]
             streams = [_uniforms(prompts[i], repeats[i], seed, sampling.max_new_tokens) for i in places]
-            batch = self._generate_batch([prompts[i] for i in places], torch.stack(streams), sampling)
-            answers.update(zip(places, batch, strict=True))
+            batch = [prompts[i] for i in places]
+            ids = decode(self.model, batch, self.pad_id, sorted(self.eos_ids), torch.stack(streams), sampling)
+            answers.update(zip(places, map(self._read, ids), strict=True))
             progress(len(answers), len(prompts))
         return [answers[place] for place in range(len(prompts))]
 
-    @torch.inference_mode()
-    def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], uniforms: torch.Tensor, sampling: SamplingConfig
-    ) -> list[Generation]:
-        width = max(map(len, prompts))
-        padded = [[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        device = self.model.device
-        draw = _DrawToken(width, uniforms.to(device), sampling)
-        output = cast(Any, self.model).generate(
-            input_ids=torch.tensor(padded, device=device),  # [batch, width]
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(self.eos_ids),
-                pad_token_id=self.pad_id,
-            ),
-            logits_processor=LogitsProcessorList([draw] if sampling.local_temperature else []),
-        )
-        return [self._read(row) for row in output[:, width:].tolist()]
-
-    def _read(self, row: list[int]) -> Generation:
-        end = next((place for place, index in enumerate(row) if index in self.eos_ids), None)
-        ids = row if end is None else row[: end + 1]
+    def _read(self, ids: list[int]) -> Generation:
         text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
-        return Generation(text.strip(), tuple(ids), end is not None)
+        return Generation(text.strip(), tuple(ids), ids[-1] in self.eos_ids)
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -306,39 +282,3 @@ def _uniforms(prompt: Sequence[int], repeat: int, seed: int, count: int) -> torc
     digest = hashlib.sha256(repr((seed, repeat, tuple(prompt))).encode("ascii")).digest()
     stream = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=stream, dtype=torch.float64)
-
-
-def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """Return one id per row, drawn from softmax(logits / temperature) cut to its top_p nucleus.
-
-    Tokens are ranked by probability and cumulated; the drawn one is where that sum first passes the number.
-
-    Args:
-        logits: [batch, vocabulary].
-        uniforms: [batch], each in [0, 1).
-        sampling: temperature above 0, and top_p: the smallest set of likeliest tokens with that mass is kept.
-    """
-    ranked = torch.softmax(logits.double() / sampling.local_temperature, dim=-1).sort(
-        dim=-1, descending=True, stable=True
-    )
-    cumulated = ranked.values.cumsum(dim=-1)  # [batch, vocabulary]
-    kept = (cumulated - ranked.values) < sampling.local_top_p
-    mass = (ranked.values * kept).sum(dim=-1)  # [batch]
-    place = torch.searchsorted(cumulated, (uniforms * mass)[:, None], right=True)
-    last_kept = kept.sum(dim=-1, keepdim=True) - 1
-    return ranked.indices.gather(-1, torch.minimum(place, last_kept))[:, 0]
-
-
-class _DrawToken(LogitsProcessor):
-    """Makes the greedy decoder of transformers take the drawn token: every other logit becomes -inf."""
-
-    def __init__(self, prompt_width: int, uniforms: torch.Tensor, sampling: SamplingConfig) -> None:
-        self.prompt_width = prompt_width
-        self.uniforms = uniforms  # [batch, max_new_tokens]
-        self.sampling = sampling
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores` ([batch, vocabulary]) with one finite entry per row."""
-        step = input_ids.shape[1] - self.prompt_width
-        drawn = draw_tokens(scores, self.uniforms[:, step], self.sampling)
-        return torch.full_like(scores, -torch.inf).scatter(-1, drawn[:, None], 0.0)

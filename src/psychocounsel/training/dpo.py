@@ -121,6 +121,7 @@ def train_dpo(run: DpoRun, pairs: Sequence[PreferencePair], output: TrainingOutp
         trainer = _trainer(
             run, model, [_row(row) for row in tokens.rows], _arguments(run, schedule, output.work)
         )
+        trainer.row_lengths = [row.length for row in tokens.rows]
         seconds = run_trainer(trainer, output, run_fingerprint(pairs, [*run.settings, output.run_id]))
         save_plain(trainer.model, configs, tokenizer, output.folder)
     steps = trainer.state.global_step

@@ -112,6 +112,7 @@ def train_reward_model(
             processing_class=tokenizer,
             peft_config=peft_config(config.optimisation.lora, "SEQ_CLS", ["score"]),
         )
+        trainer.row_lengths = [row.length for row in tokens.rows]
         seconds = run_trainer(trainer, output, fingerprint)
         save_plain(trainer.model, configs, tokenizer, output.folder)
     steps = trainer.state.global_step

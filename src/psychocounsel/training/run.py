@@ -8,7 +8,7 @@ the run is asked to stop.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.processor import prepare_processor
 from psychocounsel.training.checkpoints import SealingCallback, newest_verified, set_aside
+from psychocounsel.training.row_order import StepsByLength
 from psychocounsel.training.saving import saving
 from psychocounsel.training.tokens import LengthTable
 
@@ -89,10 +90,21 @@ class ModelConfigs(NamedTuple):
 
 
 class CarefulTrainer(Trainer):
-    """Mixed in before a trl trainer: stops at numbers that are not finite, weights micro-batches by rows."""
+    """Mixed in before a trl trainer: stops at numbers that are not finite, weights micro-batches by rows.
 
+    `row_lengths` are the tokens of each row of the training set, by which a step's rows are gathered.
+    """
+
+    row_lengths: Sequence[int] = ()
     rows_in_step = 0
     batches_in_step = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
+        del train_dataset
+        arguments = self.args
+        together = arguments.train_batch_size * max(1, arguments.world_size)
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        return StepsByLength(self.row_lengths, together * arguments.gradient_accumulation_steps, seed)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of one step and remember how many rows they hold together."""

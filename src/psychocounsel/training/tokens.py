@@ -26,6 +26,11 @@ class TokenizedPair(NamedTuple):
     chosen_ids: list[int]
     rejected_ids: list[int]
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and its longer answer."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
 
 @dataclass(frozen=True)
 class LengthTable:
