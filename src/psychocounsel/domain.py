@@ -4,11 +4,11 @@ Read from top to bottom this file tells what the program does. Nothing here read
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
+from json.encoder import encode_basestring_ascii
 
 OVERALL = "overall"
 """The criterion of a verdict that weighs a response as a whole."""
@@ -16,7 +16,8 @@ OVERALL = "overall"
 
 def content_id(*parts: str) -> str:
     """Return 16 hexadecimal digits of the SHA-256 over `parts`; equal content, equal id."""
-    payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
+    # The bytes of `json.dumps(parts, separators=(",", ":"))`, in half the time.
+    payload = f"[{','.join(map(encode_basestring_ascii, parts))}]"
     return hashlib.sha256(payload.encode("ascii")).hexdigest()[:16]
 
 

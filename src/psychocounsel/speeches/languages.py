@@ -39,6 +39,12 @@ _ENGLISH_WORDS = """
     the and that with have this they what would because about my you she when been from just feel feeling know
     not but are were your could should there their myself him how why who will get want always never people
     think things for
+    had its being doing having said says told asked where which while then than though really every
+    everything something anything nothing someone anyone everyone nobody even again only after before since
+    until between through without against away right days night weeks month months year years times house
+    work friend friends mother father mom brother daughter son husband wife boyfriend girlfriend child
+    children need needs tell told talk talking keep keeps make makes going went came goes liked much other
+    another own too very maybe enough
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 

@@ -5,7 +5,7 @@ The order of the file counts: of two topics that fit equally well, the offline a
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -119,13 +119,21 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
         ConfigError: no such taxonomy, or a faulty one; names every fault with its file and line.
     """
     bundled = {path.stem: path for path in sorted(_BUNDLED.glob("*.yaml"))}
-    path = bundled.get(name_or_path, Path(name_or_path))
+    if name_or_path in bundled:
+        return _load_bundled(bundled[name_or_path])
+    path = Path(name_or_path)
     if not path.is_file():
         raise ConfigError(
             "no taxonomy can be read there",
             where=name_or_path,
             remedy=f"name a bundled taxonomy ({', '.join(bundled)}) or the path of a UTF-8 YAML file",
         )
+    return load_config(Taxonomy, path)
+
+
+@cache
+def _load_bundled(path: Path) -> Taxonomy:
+    # No user edits the package's own files, and a run asks for the taxonomy at every plan.
     return load_config(Taxonomy, path)
 
 
