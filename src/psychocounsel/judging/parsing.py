@@ -5,14 +5,18 @@ and no digit is ever picked out of prose.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
 from psychocounsel.domain import OVERALL, Winner
 from psychocounsel.judging.rubric import Rubric
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raised by hand whenever a reply may be read differently than before."""
+
+# A whole string is taken along, so that a comma in it stays; any other comma right before a bracket goes.
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 _WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
@@ -41,11 +45,6 @@ class _UnreadableError(ValueError):
     """A reply that is not what was asked for."""
 
 
-class _Answer(NamedTuple):
-    values: Mapping[str, object]
-    reasons: str
-
-
 def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRatings | ParseFailure:
     """Read a rating reply.
 
@@ -54,33 +53,44 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
         rubric: declares the principles and the scale.
         item_id: what the reply must echo.
     """
+    layout, names = rubric.reply, rubric.principle_ids
+    heads = [key for key, is_there in (("item_id", layout.echo_id), ("reasons", layout.reasons)) if is_there]
+    shown = names if layout.flat else ("ratings",)
     try:
-        answer = _answer(reply_text, "ratings", rubric.principle_ids, item_id)
-        ratings = {name: _point(name, answer.values[name], rubric) for name in rubric.principle_ids}
+        reply = _exactly(_object(reply_text), (*heads, *shown, *layout.extra_keys), "the reply")
+        reasons = _heads(reply, item_id)
+        values = reply if layout.flat else _exactly(reply["ratings"], names, "'ratings'")
+        ratings = {name: _point(name, values[name], rubric) for name in names}
     except _UnreadableError as fault:
         return ParseFailure(str(fault))
-    return ParsedRatings(ratings, answer.reasons)
+    return ParsedRatings(ratings, reasons)
 
 
 def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinners | ParseFailure:
     """Read a comparison reply; "A" is the first response shown. Arguments as for `parse_ratings`."""
     criteria = (OVERALL, *rubric.principle_ids)
     try:
-        answer = _answer(reply_text, "winners", criteria, item_id)
-        winners = {name: _winner(name, answer.values[name]) for name in criteria}
+        reply = _exactly(_object(reply_text), ("item_id", "reasons", "winners"), "the reply")
+        reasons = _heads(reply, item_id)
+        values = _exactly(reply["winners"], criteria, "'winners'")
+        winners = {name: _winner(name, values[name]) for name in criteria}
     except _UnreadableError as fault:
         return ParseFailure(str(fault))
-    return ParsedWinners(winners, answer.reasons)
+    return ParsedWinners(winners, reasons)
 
 
-def _answer(text: str, part: str, names: Sequence[str], item_id: str) -> _Answer:
-    reply = _exactly(_load(_only_object(text)), ("item_id", "reasons", part), "the reply")
-    if reply["item_id"] != item_id:
+def _object(text: str) -> object:
+    return _load(_only_object(text))
+
+
+def _heads(reply: Mapping[str, object], item_id: str) -> str:
+    """Check the item's id, where there has to be one, and return the reasons, where there are any."""
+    if reply.get("item_id", item_id) != item_id:
         raise _UnreadableError("the reply is about another item")
-    reasons = reply["reasons"]
+    reasons = reply.get("reasons", "")
     if not isinstance(reasons, str):
         raise _UnreadableError("'reasons' is not text")
-    return _Answer(_exactly(reply[part], names, f"'{part}'"), reasons)
+    return reasons
 
 
 def _only_object(text: str) -> str:
@@ -107,6 +117,13 @@ def _only_object(text: str) -> str:
 
 
 def _load(text: str) -> object:
+    try:
+        return _strictly(text)
+    except (ValueError, RecursionError):
+        return _strictly(_TRAILING_COMMA.sub(lambda match: match[1] or "", text))
+
+
+def _strictly(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except _UnreadableError:

@@ -8,7 +8,7 @@ a hash of the item, which no text can contain, and the reply has to echo the ite
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -24,6 +24,7 @@ SIDES = ("A", "B", "tie")
 """What a reply may answer to a comparison: the first response, the second, neither."""
 
 _PROMPTS = files("psychocounsel.judging") / "prompts"
+_TEXT: JSON = {"type": "string"}
 _ITEM_LINE = "=== ITEM ===\n"
 # Valid in a JSON string, yet lines or directions of their own to a reader (or no valid UTF-8 at all).
 _UNRULY = re.compile("[\u0080-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -51,7 +52,7 @@ def rating_request(speech: Speech, candidate: Candidate, rubric: Rubric, asking:
     item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
     point: JSON = {"type": "integer", "enum": list(rubric.scale)}
     answers: dict[str, JSON] = dict.fromkeys(rubric.principle_ids, point)
-    return JudgeRequest(item_id, _request("rate", item, _schema("ratings", answers), rubric, asking))
+    return JudgeRequest(item_id, _request("rate", item, _rating_schema(rubric, answers), rubric, asking))
 
 
 def comparison_request(item: Comparison, rubric: Rubric, asking: Asking) -> JudgeRequest:
@@ -61,7 +62,7 @@ def comparison_request(item: Comparison, rubric: Rubric, asking: Asking) -> Judg
     shown = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
     side: JSON = {"type": "string", "enum": list(SIDES)}
     answers: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
-    schema = _schema("winners", answers)
+    schema = _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": _strict_object(answers)})
     return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, schema, rubric, asking))
 
 
@@ -100,7 +101,8 @@ def _filled(template: str, rubric: Rubric) -> str:
         minimum=rubric.minimum,
         maximum=rubric.maximum,
         rubric="".join(_rendered(principle, rubric) for principle in rubric.principles),
-        principles=", ".join(f'"{name}"' for name in rubric.principle_ids),
+        principles=_quoted(rubric.principle_ids),
+        fields=_fields(rubric),
         in_language="" if rubric.language == "en" else f" in the language of the rubric ({rubric.language})",
     )
 
@@ -115,10 +117,31 @@ def _one_line(item: Mapping[str, str]) -> str:
     return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def _schema(answer_name: str, answers: Mapping[str, JSON]) -> dict[str, JSON]:
-    text: JSON = {"type": "string"}
+def _rating_schema(rubric: Rubric, ratings: Mapping[str, JSON]) -> dict[str, JSON]:
+    layout = rubric.reply
     # The reasons come before the figures, so that a model thinks before it settles on them.
-    return _strict_object({"item_id": text, "reasons": text, answer_name: _strict_object(answers)})
+    before: dict[str, JSON] = {"item_id": _TEXT} if layout.echo_id else {}
+    before |= {"reasons": _TEXT} if layout.reasons else {}
+    shown = dict(ratings) if layout.flat else {"ratings": _strict_object(ratings)}
+    after: dict[str, JSON] = {key: {"type": kind} for key, kind in layout.extra_keys.items()}
+    return _strict_object({**before, **shown, **after})
+
+
+def _fields(rubric: Rubric) -> str:
+    """Return what a rating reply holds, in words, in the order of `_rating_schema`."""
+    layout, names = rubric.reply, _quoted(rubric.principle_ids)
+    language = "" if rubric.language == "en" else f" in the language of the rubric ({rubric.language})"
+    told = ['"item_id", the item\'s identifier exactly as given with the item'] if layout.echo_id else []
+    if layout.reasons:
+        told.append(f'"reasons", two to four sentences{language} naming what decided the ratings')
+    where = "" if layout.flat else '"ratings", '
+    told.append(f"{where}one whole number for each of these principles: {names}")
+    told += [f'"{key}" (a {kind})' for key, kind in layout.extra_keys.items()]
+    return "; ".join(told)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _strict_object(properties: Mapping[str, JSON]) -> dict[str, JSON]:

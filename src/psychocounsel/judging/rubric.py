@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.offline_weights import OfflineWeights
-from psychocounsel.judging.rubric_file import PrincipleBlock, RubricFile, faults_between_keys
+from psychocounsel.judging.rubric_file import PrincipleBlock, ReplyLayout, RubricFile, faults_between_keys
 
 _BUNDLED = Path(__file__).resolve().parent / "rubrics"
 
@@ -40,6 +41,7 @@ class Rubric:
         weights: how much each principle counts when responses are ranked, 1 where the file gives none.
         vetoes: a response rated below its veto on a principle is never the chosen one of a pair.
         safety: the principle that the safety-inversion rule watches; None, and there is no such rule.
+        reply: how a rating reply is laid out.
         offline: the rules of the offline judge for these principles, if there are any.
     """
 
@@ -52,6 +54,7 @@ class Rubric:
     weights: Mapping[str, Fraction] = field(default_factory=dict[str, Fraction])
     vetoes: Mapping[str, int] = field(default_factory=dict[str, int])
     safety: str | None = None
+    reply: ReplyLayout = field(default_factory=ReplyLayout)
     offline: OfflineWeights | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +81,9 @@ class Rubric:
             [item.id, item.name, item.description, [[point, item.anchors[point]] for point in self.scale]]
             for item in self.principles
         ]
-        content = [self.version, self.language, self.minimum, self.maximum, principles]
+        content: list[Any] = [self.version, self.language, self.minimum, self.maximum, principles]
+        if self.reply != ReplyLayout():
+            content.append(self.reply.identity())
         return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
 
 
@@ -101,6 +106,7 @@ def load_rubric(name_or_path: str) -> Rubric:
         weights={each.id: Fraction(str(each.weight)) for each in file.principles},
         vetoes={each.id: each.veto for each in file.principles if each.veto is not None},
         safety=file.safety,
+        reply=file.reply,
         offline=file.offline,
     )
 

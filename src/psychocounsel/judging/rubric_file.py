@@ -3,7 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -12,6 +12,9 @@ from psychocounsel.config.yaml_lines import Place
 from psychocounsel.domain import OVERALL
 from psychocounsel.judging.offline_features import FEATURE_NAMES
 from psychocounsel.judging.offline_weights import OfflineWeights
+
+REPLY_KEYS = ("item_id", "reasons", "ratings")
+"""Keys of a rating reply as this package asks for it."""
 
 
 def _written(text: str) -> str:
@@ -57,6 +60,22 @@ def _at_least_one(principles: tuple[PrincipleBlock, ...]) -> tuple[PrincipleBloc
     return principles
 
 
+class ReplyLayout(Settings):
+    """How a rating reply is laid out: one JSON object, its keys in this order.
+
+    Attributes:
+        echo_id: it begins with the id of the item that it is about.
+        reasons: the judge's reasons come next, before the ratings.
+        flat: the ratings stand beside the other keys, and not in an object of their own.
+        extra_keys: what else the judge writes, after the ratings, and its type; the values are not read.
+    """
+
+    echo_id: bool = True
+    reasons: bool = True
+    flat: bool = False
+    extra_keys: dict[str, Literal["string", "number"]] = Field(default_factory=dict[str, Any])
+
+
 class RubricFile(Settings):
     """A whole rubric, as it is written."""
 
@@ -65,6 +84,7 @@ class RubricFile(Settings):
     scale: ScaleBlock
     principles: Annotated[tuple[PrincipleBlock, ...], Field(strict=False), AfterValidator(_at_least_one)]
     safety: str | None = None
+    reply: ReplyLayout = ReplyLayout()
     offline: OfflineWeights | None = None
 
 
@@ -97,6 +117,7 @@ def faults_between_keys(file: RubricFile) -> Iterator[Fault]:
         yield Fault(("principles",), "every weight is 0; let at least one principle count")
     if file.safety is not None and file.safety not in ids:
         yield Fault(("safety",), f"{file.safety!r} is no principle; {_known(file.safety, ids)}")
+    yield from _reply_faults(file.reply, ids)
     if file.offline is not None:
         yield from _offline_faults(file.offline, ids)
 
@@ -114,6 +135,11 @@ def _describes_every_point(anchors: dict[str, str], scale: ScaleBlock) -> bool:
     if len(anchors) != scale.max - scale.min + 1:
         return False
     return set(anchors) == {str(point) for point in range(scale.min, scale.max + 1)}
+
+
+def _reply_faults(reply: ReplyLayout, ids: Iterable[str]) -> Iterator[Fault]:
+    for key in sorted({*ids, *REPLY_KEYS} & reply.extra_keys.keys()):
+        yield Fault(("reply", "extra_keys", key), "is a key of every reply; leave it out here")
 
 
 def _offline_faults(offline: OfflineWeights, ids: Iterable[str]) -> Iterator[Fault]:
