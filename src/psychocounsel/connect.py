@@ -13,7 +13,7 @@ from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
-from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
@@ -201,6 +201,22 @@ def planned_journal(store: Store) -> Generator[Journal]:
 def open_journal(store: Store) -> Journal:
     """Return the journal of paid replies, one per store."""
     return Journal(store.root / JOURNAL_FILE)
+
+
+def existing_journal(store: Store) -> Journal:
+    """Return the journal of a store in which something was asked.
+
+    Raises:
+        InputError: nothing was.
+    """
+    path = store.root / JOURNAL_FILE
+    if not path.is_file():
+        raise InputError(
+            "no reply was ever kept here",
+            where=str(path),
+            remedy="name the store of a run that asked an endpoint",
+        )
+    return Journal(path)
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from psychocounsel import console
-from psychocounsel.cli import artifacts, importing, publishing, stages
+from psychocounsel.cli import artifacts, importing, journal, publishing, stages
 from psychocounsel.errors import ExitCode, PsychoCounselError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ stages.add_to(app)
 importing.add_to(app)
 artifacts.add_to(app)
 publishing.add_to(app)
+journal.add_to(app)
 
 
 INTERRUPTED = 130

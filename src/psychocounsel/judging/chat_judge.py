@@ -132,15 +132,27 @@ class ChatJudge:
             for item, request, reply in zip(items, asked, replies, strict=True)
         ]
 
+    @property
+    def _reader(self) -> str:
+        """What decides whether a reply can be read, beside the request itself."""
+        return f"judge {PARSER_VERSION} {self._rubric.digest}"
+
     def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
         requests = [item.request for item in asked]
-        places = owed_places(requests, self._model.identity, self._journal, _acceptance(asked, read))
+        places = owed_places(
+            requests, self._model.identity, self._journal, _acceptance(asked, read), self._reader
+        )
         return [requests[place] for place in places]
 
     def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress) -> list[ChatReply]:
         settings = self._settings
         policy = AskPolicy(
-            _acceptance(asked, read), settings.max_attempts, settings.concurrency, settings.stop, progress
+            _acceptance(asked, read),
+            settings.max_attempts,
+            settings.concurrency,
+            settings.stop,
+            progress,
+            self._reader,
         )
         return ask_all(self._model, [item.request for item in asked], self._journal, policy)
 

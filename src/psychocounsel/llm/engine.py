@@ -42,6 +42,8 @@ class AskPolicy:
         concurrency: requests in flight at most.
         stop: asked before each request; once true, nothing new is asked.
         progress: called with the number of items just finished, journalled ones included.
+        reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
+            empty, it does not.
     """
 
     accept: Callable[[int, ChatReply], bool] = accept_valid
@@ -49,6 +51,7 @@ class AskPolicy:
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
     progress: Callable[[int], None] = ignore_progress
+    reader: str = ""
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
@@ -79,10 +82,17 @@ def owed_places(
     identity: Mapping[str, str],
     journal: Journal,
     accept: Callable[[int, ChatReply], bool] = accept_valid,
+    reader: str = "",
 ) -> list[int]:
-    """Return the index of each distinct request that `ask_all` would send at least once; nothing is asked."""
+    """Return the index of each distinct request that `ask_all` would send at least once; nothing is asked.
+
+    Replies that `reader` is known to have accepted are not read again.
+    """
     owed: list[int] = []
+    settled = journal.settled(reader) if reader else frozenset[str]()
     for question in _distinct(requests, identity):
+        if question.digest in settled:
+            continue
         kept = journal.replies(question.digest)
         if not all(any(accept(place, reply) for reply in kept) for place in question.places):
             owed.append(question.places[0])
@@ -135,9 +145,16 @@ class _Run:
     async def _end(self) -> None:
         try:
             await self._scribe.drain()
+            if self._policy.reader:
+                self._journal.settle(self._policy.reader, self._settled())
         finally:
             if isinstance(self._model, Closable):
                 await self._model.aclose()
+
+    def _settled(self) -> list[str]:
+        return [
+            each.digest for each in self._questions if all(self._accepted[place] for place in each.places)
+        ]
 
     def _owed(self) -> Iterator[_Question]:
         for question in self._questions:

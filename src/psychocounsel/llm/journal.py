@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,10 +39,23 @@ CREATE TABLE IF NOT EXISTS replies (
     PRIMARY KEY (digest, attempt)
 )
 """
+_CREATE_READINGS = """
+CREATE TABLE IF NOT EXISTS readings (
+    reader TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (reader, digest)
+) WITHOUT ROWID
+"""
+_SETTLED = """
+SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
+    (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
+"""
 _COLUMNS = "digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at"
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
+_IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
 _INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
+_SELECT_ALL = f"SELECT {_COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
 _COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
@@ -55,6 +68,15 @@ class Entry(NamedTuple):
 
     digest: str
     reply: ChatReply
+
+
+class JournalRow(NamedTuple):
+    """A kept reply: to which request, the how-manieth, and when (ISO 8601, UTC)."""
+
+    digest: str
+    attempt: int
+    reply: ChatReply
+    created_at: str
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,47 @@ class Journal:
                 row = _row(digest, attempt, reply, created_at)
                 self._connection.execute(_INSERT, (*row, _checksum(row)))
 
+    def settled(self, reader: str) -> set[str]:
+        """Return the digests of all requests that have a reply which this reader once accepted.
+
+        Args:
+            reader: names the rule by which replies are accepted; another rule, another name.
+        """
+        with self._turn, self._explained():
+            return {digest for (digest,) in self._connection.execute(_SETTLED, (reader,))}
+
+    def settle(self, reader: str, digests: Iterable[str]) -> None:
+        """Remember that a reader accepted a reply to each of these requests."""
+        with self._turn, self._explained(), self._transaction():
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO readings VALUES (?, ?)", ((reader, digest) for digest in digests)
+            )
+
+    def rows(self) -> Iterator[JournalRow | None]:
+        """Yield every reply, by request and attempt; None in the place of a damaged one."""
+        with self._turn, self._explained():
+            for values in self._connection.execute(_SELECT_ALL):
+                row = values[:-1]
+                intact = _checksum(row) == values[-1]
+                yield JournalRow(row[0], row[1], _reply(row), row[8]) if intact else None
+
+    def adopt(self, rows: Iterable[JournalRow]) -> int:
+        """Take over replies that another journal kept, each once; return how many were new.
+
+        A reply is known by its request, its text and the time at which it was kept.
+        """
+        taken = 0
+        with self._turn, self._explained(), self._transaction():
+            for each in rows:
+                row = _row(each.digest, each.attempt, each.reply, each.created_at)
+                same = (each.digest, row[3], each.created_at)
+                if self._connection.execute(_IS_KNOWN, same).fetchone() is None:
+                    (attempt,) = self._connection.execute(_NEXT_ATTEMPT, (each.digest,)).fetchone()
+                    row = (row[0], attempt, *row[2:])
+                    self._connection.execute(_INSERT, (*row, _checksum(row)))
+                    taken += 1
+        return taken
+
     def summary(self) -> JournalSummary:
         """Return the counts of everything kept, damaged rows included."""
         with self._turn, self._explained():
@@ -165,6 +228,7 @@ class Journal:
                         remedy="use the newer version of psychocounsel that wrote it",
                     )
                 self._connection.execute(_CREATE)
+                self._connection.execute(_CREATE_READINGS)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
     @contextmanager

@@ -1,0 +1,67 @@
+"""`journal export`, `import` and `verify`: the replies that were paid for, as files and as a check."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from psychocounsel import console
+from psychocounsel.cli.options import DEFAULT_STORE, StoreFolder, open_store
+from psychocounsel.errors import InputError, StoreError
+
+Target = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")]
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `journal export` wrote.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    journal = typer.Typer(
+        help="The replies of endpoints, kept so that none is paid twice.", no_args_is_help=True
+    )
+    journal.command("export")(export)
+    journal.command("import")(import_)
+    journal.command("verify")(verify)
+    app.add_typer(journal, name="journal")
+
+
+def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
+    """Write every intact reply to a file."""
+    from psychocounsel.connect import existing_journal
+    from psychocounsel.llm.journal_files import write_rows
+
+    if not file.parent.is_dir():
+        raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
+    with existing_journal(open_store(store)) as journal:
+        count = write_rows((row for row in journal.rows() if row is not None), file)
+    console.result(f"exported {count} replies to {file}")
+
+
+def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
+    """Take over the replies of a file; those that are known stay as they are."""
+    from psychocounsel.connect import open_journal
+    from psychocounsel.llm.journal_files import read_rows
+
+    if not file.is_file():
+        raise InputError("there is no such file", where=str(file), remedy="name one that an export wrote")
+    with open_journal(open_store(store)) as journal:
+        rows = list(read_rows(file))
+        taken = journal.adopt(rows)
+    console.result(f"imported {taken} of {len(rows)} replies; the others were known")
+
+
+def verify(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Compare every reply with its checksum; exit 2 if one is damaged."""
+    from psychocounsel.connect import existing_journal
+
+    with existing_journal(open_store(store)) as journal:
+        intact = damaged = 0
+        for row in journal.rows():
+            intact, damaged = intact + (row is not None), damaged + (row is None)
+        where = str(journal.path)
+    console.result(f"{intact} replies intact, {damaged} damaged")
+    if damaged:
+        raise StoreError(
+            f"{damaged} replies are damaged; their requests are owed again",
+            where=where,
+            remedy="import them from an export, or run the stage again to ask them anew",
+        )

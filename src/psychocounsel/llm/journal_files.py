@@ -1,0 +1,82 @@
+"""Journal <-> JSON Lines: replies carried from one store to another, or kept where a person can read them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import InputError
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import JournalRow
+
+_TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
+_COUNTS = ("attempt", "prompt_tokens", "completion_tokens")
+
+
+def write_rows(rows: Iterable[JournalRow], path: Path) -> int:
+    """Write one reply per line, replacing the file as a whole; return how many."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    count = 0
+    with unfinished.open("w", encoding="utf-8") as file:
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            # ASCII alone: a paid reply may hold a lone surrogate, which no file can.
+            file.write(json.dumps(_as_line(row)) + "\n")
+    unfinished.replace(path)
+    return count
+
+
+def read_rows(path: Path) -> Iterator[JournalRow]:
+    """Yield the replies of a file that `write_rows` wrote.
+
+    Raises:
+        InputError: a line that is no reply; names it.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _from_line(line, f"{path} line {number}")
+
+
+def _as_line(row: JournalRow) -> dict[str, Any]:
+    reply = row.reply
+    return {
+        "digest": row.digest,
+        "attempt": row.attempt,
+        "created_at": row.created_at,
+        "status": reply.status.value,
+        "model": reply.model,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "text": reply.text,
+        "reason": reply.reason,
+    }
+
+
+def _from_line(line: str, where: str) -> JournalRow:
+    try:
+        row = _row(json.loads(line))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        row = None
+    if row is None or not row.reply.answered:
+        raise InputError(
+            "this is no reply of a journal",
+            where=where,
+            remedy="give a file that `psychocounsel journal export` wrote",
+        )
+    return row
+
+
+def _row(values: Mapping[str, Any]) -> JournalRow | None:
+    digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
+    attempt, prompt_tokens, completion_tokens = (values[name] for name in _COUNTS)
+    texts = (digest, status, text, model, reason, created_at)
+    counts = (attempt, prompt_tokens, completion_tokens)
+    if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
+        return None
+    reply = ChatReply(ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason)
+    return JournalRow(digest, attempt, reply, created_at)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0

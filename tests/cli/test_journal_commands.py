@@ -1,0 +1,54 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psychocounsel.cli.app import app
+from psychocounsel.connect import JOURNAL_FILE
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import InputError, StoreError
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import Journal
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    with Journal(tmp_path / "store" / JOURNAL_FILE) as journal:
+        journal.record("a", ChatReply(ReplyStatus.VALID, "one", "judge-1", 10, 3))
+        journal.record("b", ChatReply(ReplyStatus.REFUSAL, "no", "judge-1", 10, 1, "the model refused"))
+    return tmp_path / "store"
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["journal", *map(str, words)])
+
+
+def test_replies_travel_from_store_to_store(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "replies.jsonl"
+    assert call("export", file, "--store", store).output == f"exported 2 replies to {file}\n"
+    said = call("import", file, "--store", tmp_path / "other").output
+    assert said == "imported 2 of 2 replies; the others were known\n"
+    assert "imported 0 of 2" in call("import", file, "--store", tmp_path / "other").output
+    assert call("verify", "--store", tmp_path / "other").output == "2 replies intact, 0 damaged\n"
+
+
+def test_verify_fails_on_a_damaged_reply(store: Path) -> None:
+    with sqlite3.connect(store / JOURNAL_FILE) as database:
+        database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")
+    result = call("verify", "--store", store)
+    assert isinstance(result.exception, StoreError)
+    assert "1 replies intact, 1 damaged" in result.output
+
+
+@pytest.mark.parametrize("words", [("export", "x.jsonl"), ("verify",)])
+def test_a_store_that_asked_nobody_is_told(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = call(*words, "--store", tmp_path)
+    assert isinstance(result.exception, InputError)
+    assert "no reply was ever kept here" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_or_folder_is_told(store: Path, tmp_path: Path) -> None:
+    assert isinstance(call("import", tmp_path / "none.jsonl", "--store", store).exception, InputError)
+    assert isinstance(call("export", tmp_path / "none" / "x.jsonl", "--store", store).exception, InputError)

@@ -1,0 +1,110 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import InputError
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import Entry, Journal, JournalRow
+from psychocounsel.llm.journal_files import read_rows, write_rows
+
+ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
+ROWS = st.builds(
+    JournalRow,
+    st.text("0123456789abcdef", min_size=1, max_size=8),
+    st.integers(0, 3),
+    st.builds(
+        ChatReply, st.sampled_from(ANSWERED), TEXTS, TEXTS, st.integers(0, 9), st.integers(0, 9), TEXTS
+    ),
+    st.just("2026-01-02T03:04:05.678+00:00"),
+)
+
+
+def reply(text: str) -> ChatReply:
+    return ChatReply(ReplyStatus.VALID, text, "judge-1", 10, 3)
+
+
+@given(st.lists(ROWS, max_size=5))
+def test_rows_round_trip_whatever_they_hold(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    assert write_rows(rows, path) == len(rows)
+    assert list(read_rows(path)) == rows
+    assert [each.name for each in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path) -> None:
+    with Journal(tmp_path / "old.sqlite") as old:
+        old.record_many([Entry("a", reply("one")), Entry("a", reply("two")), Entry("b", reply("three"))])
+        write_rows([row for row in old.rows() if row is not None], tmp_path / "rows.jsonl")
+    with Journal(tmp_path / "new.sqlite") as new:
+        new.record("a", reply("mine"))
+        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
+        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 0
+        assert [each.text for each in new.replies("a")] == ["mine", "one", "two"]
+        assert [each.text for each in new.replies("b")] == ["three"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda line: line[:-5],
+        lambda line: "[]",
+        lambda line: json.dumps({**json.loads(line), "status": "splendid"}),
+        lambda line: json.dumps({**json.loads(line), "status": "error"}),
+        lambda line: json.dumps({**json.loads(line), "attempt": True}),
+        lambda line: json.dumps({**json.loads(line), "text": 7}),
+        lambda line: json.dumps(
+            {name: value for name, value in json.loads(line).items() if name != "digest"}
+        ),
+    ],
+)
+def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(
+    tmp_path: Path, broken: Callable[[str], str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows([JournalRow("a", 0, reply("one"), "now"), JournalRow("b", 0, reply("two"), "now")], path)
+    first, second = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(f"{first}\n{broken(second)}\n", encoding="utf-8")
+    with Journal(tmp_path / "j.sqlite") as journal:
+        with pytest.raises(InputError, match="line 2: this is no reply of a journal"):
+            journal.adopt(read_rows(path))
+        assert journal.summary().replies == 0
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("precious", encoding="utf-8")
+
+    def rows():
+        yield JournalRow("a", 0, reply("one"), "now")
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        write_rows(rows(), path)
+    assert path.read_text(encoding="utf-8") == "precious"
+
+
+def test_what_a_reader_accepted_is_known_to_it_alone(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
+        journal.settle("parser 1", ["a", "a", "lost"])
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert journal.settled("parser 1") == {"a"}  # a request without a reply is owed, whatever was said
+        assert journal.settled("parser 2") == set()
+
+
+def test_a_damaged_row_is_told_and_the_others_stand(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
+        journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'a'")
+        rows = list(journal.rows())
+    assert rows[0] is None
+    assert rows[1] is not None
+    assert rows[1].reply == reply("two")
