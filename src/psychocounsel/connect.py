@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from psychocounsel import console
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
@@ -29,6 +30,7 @@ from psychocounsel.llm.addresses import (
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.spending import Spending, budget_of
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
 from psychocounsel.speeches.normalising import clean_text
@@ -130,7 +132,10 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
         return
     endpoint = config.endpoint
     settings = ChatTopicSettings(
-        max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency, stop=stop
+        max_attempts=endpoint.max_attempts,
+        concurrency=endpoint.concurrency,
+        stop=stop,
+        budget=budget_of(endpoint),
     )
     with open_journal(store) as journal:
         yield ChatTopicAssigner(open_endpoint(endpoint, store), taxonomy, journal, settings)
@@ -160,7 +165,20 @@ def _judge_settings(
     config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
 ) -> ChatJudgeSettings:
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
-    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop)
+    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint))
+
+
+def judge_spending(judge: Judge) -> dict[str, Any]:
+    """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
+    spending = judge.spending if isinstance(judge, ChatJudge) else None
+    return _told(spending, judge.name)
+
+
+def _told(spending: Spending | None, whose: str) -> dict[str, Any]:
+    if spending is None or not spending.told:
+        return {}
+    console.note(f"spent on {whose}: {spending.told}")
+    return {"spend": spending.as_dict()}
 
 
 def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
@@ -259,10 +277,11 @@ class Respondents(NamedTuple):
 
 
 class Responded(NamedTuple):
-    """Candidates, and requests that ended without one, by status."""
+    """Candidates, requests that ended without one, by status, and what they cost, for `metrics.json`."""
 
     candidates: list[Candidate]
     failed: dict[str, int]
+    spend: dict[str, Any]
 
 
 def respond(
@@ -280,7 +299,7 @@ def respond(
     elif responder.file is not None:
         rows = read_rows(responder.file)
         answered = ready_responses(rows, responder.author, asked.speeches, clean_text)
-        responded = Responded(answered, _unanswered(len(asked.speeches) - len(answered)))
+        responded = Responded(answered, _unanswered(len(asked.speeches) - len(answered)), {})
     else:
         responded = _sample(responder, asked, store, stop)
     _require_answered(responder, responded, len(asked.speeches))
@@ -309,17 +328,21 @@ def _ask_endpoint(
     store: Store,
     stop: Callable[[], bool],
 ) -> Responded:
-    model = open_endpoint(endpoint, store)
+    model, budget = open_endpoint(endpoint, store), budget_of(endpoint)
     with (
         open_journal(store) as journal,
         progress(f"asking {responder.author}", len(asked.speeches)) as advance,
     ):
         policy = AskPolicy(
-            max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency, stop=stop, progress=advance
+            max_attempts=endpoint.max_attempts,
+            concurrency=endpoint.concurrency,
+            stop=stop,
+            progress=advance,
+            budget=budget,
         )
         answers = ask_responder(model, Asked(responder, *asked), journal, policy)
     _require_replies(responder, endpoint, answers)
-    return Responded(answers.candidates, answers.failed)
+    return Responded(answers.candidates, answers.failed, _told(budget.spending, responder.author))
 
 
 def _require_replies(responder: ResponderConfig, endpoint: EndpointConfig, answers: Answers) -> None:
@@ -346,4 +369,4 @@ def _sample(
     with step_progress(label) as report:
         watch = stoppable(report, stop, label)
         candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
-    return Responded(candidates, {})
+    return Responded(candidates, {}, {})

@@ -4,8 +4,9 @@ What the journal holds costs nothing. Where the texts to be sent do not exist ye
 bounds, and say so.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import TopicsConfig
@@ -18,6 +19,8 @@ from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.judging.judge import Compared, Comparison
 from psychocounsel.llm.addresses import resolved_base_url
 from psychocounsel.llm.chat import ChatRequest
+from psychocounsel.llm.prices import Price, Tokens, price_of
+from psychocounsel.llm.token_counts import TokenCounter
 from psychocounsel.responses.asking import Asked, owed_answers
 from psychocounsel.responses.pool import speeches_of
 from psychocounsel.speeches.corpus import read_corpus
@@ -26,8 +29,8 @@ from psychocounsel.store.references import HUB, resolve
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 
-CHARS_PER_TOKEN = 4
-"""Of English text, roughly, under the tokenizers of present models."""
+SHORTEST_CACHED_PREFIX_TOKENS = 1024
+"""Of a prompt's beginning that providers keep for later calls."""
 
 _COMPARING = "comparing answers"
 _RATING = "rating answers"
@@ -36,13 +39,28 @@ _TOPICS = "naming topics"
 
 @dataclass(frozen=True)
 class PaidCalls:
-    """Calls to one endpoint that are still owed; `calls` is None where they cannot be counted yet."""
+    """Calls to one endpoint that are still owed.
+
+    Attributes:
+        model: as the config names it.
+        base_url: where it is asked.
+        purpose: what for.
+        calls: None where they cannot be counted yet; `hint` says why.
+        tokens: of all prompts, of the prefix that they share and a provider may cache, and of the answers,
+            each at its longest.
+        tokens_are_exact: whether the prompts were counted with the model's own vocabulary.
+        price: of the model; None if nobody told it.
+        is_upper_bound: answers are still to be given, and were reckoned at their longest.
+        hint: what there is to say instead of a number.
+    """
 
     model: str
     base_url: str
     purpose: str
     calls: int | None
-    prompt_tokens: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
+    tokens_are_exact: bool = False
+    price: Price | None = None
     is_upper_bound: bool = False
     hint: str = ""
 
@@ -216,8 +234,19 @@ def _calls(
     more_tokens: int,
     is_upper_bound: bool = False,
 ) -> PaidCalls:
-    chars = sum(len(message.content) for request in requests for message in request.messages)
-    tokens = chars // CHARS_PER_TOKEN + more_tokens
-    return PaidCalls(
-        endpoint.model, resolved_base_url(endpoint), purpose, len(requests), tokens, is_upper_bound
+    counter = TokenCounter(endpoint.model)
+    tokens = Tokens(
+        prompt=sum(map(counter.prompt, requests)) + more_tokens,
+        cached=_shared_prefix_tokens(requests, counter),
+        completion=sum(request.max_tokens for request in requests),
     )
+    base_url, price = resolved_base_url(endpoint), price_of(endpoint)
+    exact = counter.is_exact
+    return PaidCalls(endpoint.model, base_url, purpose, len(requests), tokens, exact, price, is_upper_bound)
+
+
+def _shared_prefix_tokens(requests: Sequence[ChatRequest], counter: TokenCounter) -> int:
+    """Return how many prompt tokens repeat a beginning sent before, long enough for providers to keep."""
+    heads = Counter(request.messages[0].content for request in requests if len(request.messages) > 1)
+    repeated = ((counter.text(head), count - 1) for head, count in heads.items())
+    return sum(tokens * count for tokens, count in repeated if tokens >= SHORTEST_CACHED_PREFIX_TOKENS)

@@ -1,5 +1,6 @@
 """What the journal acknowledged survives kills, torn logs and flipped bytes."""
 
+import hashlib
 import shutil
 import signal
 import sqlite3
@@ -252,3 +253,30 @@ def test_a_newer_format_is_refused(tmp_path):
 def test_a_folder_in_the_place_of_the_file_is_explained(tmp_path):
     with pytest.raises(StoreError, match="cannot be used"):
         Journal(tmp_path)
+
+
+OLD_FORMAT = """
+CREATE TABLE replies (
+    digest TEXT NOT NULL, attempt INTEGER NOT NULL, status TEXT NOT NULL, text BLOB NOT NULL,
+    model BLOB NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, reason BLOB NOT NULL,
+    created_at TEXT NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (digest, attempt)
+)
+"""
+
+
+def test_a_journal_of_the_first_format_keeps_its_replies(tmp_path):
+    row = ("a", 0, "valid", b"yes", b"judge-1", 10, 3, b"", "2026-01-02T03:04:05.678+00:00")
+    with sqlite3.connect(tmp_path / "j.sqlite") as old:
+        old.execute(OLD_FORMAT)
+        checksum = hashlib.sha256(repr(row).encode()).digest()
+        old.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum))
+        old.execute("PRAGMA user_version=1")
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3, cached_tokens=8))
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert [(each.text, each.cached_tokens) for each in journal.replies("a")] == [
+            ("yes", 0),
+            ("again", 8),
+        ]
+        assert journal.damaged_rows == 0

@@ -19,7 +19,14 @@ ROWS = st.builds(
     st.text("0123456789abcdef", min_size=1, max_size=8),
     st.integers(0, 3),
     st.builds(
-        ChatReply, st.sampled_from(ANSWERED), TEXTS, TEXTS, st.integers(0, 9), st.integers(0, 9), TEXTS
+        ChatReply,
+        st.sampled_from(ANSWERED),
+        TEXTS,
+        TEXTS,
+        st.integers(0, 9),
+        st.integers(0, 9),
+        TEXTS,
+        st.integers(0, 9),
     ),
     st.just("2026-01-02T03:04:05.678+00:00"),
 )

@@ -1,4 +1,4 @@
-"""`journal export`, `import` and `verify`: the replies that were paid for, as files and as a check."""
+"""`journal export`, `import`, `verify` -> paid replies as a file, and whether all are sound."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +15,7 @@ Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `j
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    journal = typer.Typer(
-        help="The replies of endpoints, kept so that none is paid twice.", no_args_is_help=True
-    )
+    journal = typer.Typer(help="Carry paid replies elsewhere, or check them.", no_args_is_help=True)
     journal.command("export")(export)
     journal.command("import")(import_)
     journal.command("verify")(verify)

@@ -59,11 +59,30 @@ def show_costs(costs: "Sequence[PaidCalls]") -> None:
 def _amount(cost: "PaidCalls") -> str:
     if cost.calls is None:
         return cost.hint
-    if cost.is_upper_bound:
-        basis = "upper bound: answers are still to be given"
-        return f"at most {cost.calls:,} calls, {cost.prompt_tokens:,} prompt tokens ({basis})"
-    basis = "counted, less what the journal holds"
-    return f"{cost.calls:,} calls, about {cost.prompt_tokens:,} prompt tokens ({basis})"
+    tokens = cost.tokens
+    counted = (
+        "upper bound: answers are still to be given" if cost.is_upper_bound else "less what the journal holds"
+    )
+    about = "" if cost.tokens_are_exact else "about "
+    most = "at most " if cost.is_upper_bound else ""
+    shared = f" ({tokens.cached:,} of a prefix that they share)" if tokens.cached else ""
+    return (
+        f"{most}{cost.calls:,} calls, {about}{tokens.prompt:,} prompt tokens{shared}, "
+        f"at most {tokens.completion:,} of answers; {counted}; {_price(cost)}"
+    )
+
+
+def _price(cost: "PaidCalls") -> str:
+    from psychocounsel.llm.prices import BATCH_SHARE
+
+    if cost.price is None:
+        return "price unknown: write it under endpoint.price"
+    whole = cost.price.cost(cost.tokens._replace(cached=0))
+    cached = cost.price.cost(cost.tokens)
+    from_cache = f", ${cached:,.2f} with the prefix from the cache" if cached != whole else ""
+    live = f"at most ${whole:,.2f}{from_cache}"
+    batch = f", as a batch ${whole * BATCH_SHARE:,.2f}" if whole else ""
+    return f"{live}{batch} (by {cost.price.source})"
 
 
 def tell(artifacts: Sequence[Artifact], store: Store) -> None:

@@ -25,10 +25,23 @@ DEFAULT_JUDGE = "gpt-4o-2024-08-06"
 TopP = Annotated[float, Field(gt=0, le=1)]
 
 
+class PriceConfig(Settings):
+    """US dollars per million tokens, where the bundled table lacks a model or is out of date.
+
+    `cached_prompt` is for tokens read from the provider's prefix cache; null means the price of the prompt.
+    """
+
+    prompt: NonNegativeFloat
+    completion: NonNegativeFloat
+    cached_prompt: NonNegativeFloat | None = None
+
+
 class EndpointConfig(Settings):
     """An OpenAI-compatible chat endpoint; the key itself never stands in a config.
 
     The budgets per minute are kept beside those that the server's own headers tell; null sets none.
+    `max_cost` (US dollars) is what the replies to the requests of one step may cost together, those of
+    earlier runs included; before the next request could pass it, the run stops and can be resumed.
     """
 
     model: str
@@ -39,6 +52,8 @@ class EndpointConfig(Settings):
     concurrency: Annotated[PositiveInt, SpeedKnob()] = 8
     requests_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
     tokens_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
+    price: Annotated[PriceConfig | None, Gate()] = None
+    max_cost: Annotated[PositiveFloat | None, Gate()] = None
 
 
 class ChatFormat(Settings):

@@ -29,6 +29,7 @@ from psychocounsel.judging.rubric import Rubric
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop, owed_places
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.spending import Budget, Spending
 
 _Read = Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure]
 
@@ -51,12 +52,14 @@ class ChatJudgeSettings:
         max_attempts: requests per item in one run.
         concurrency: requests in flight.
         stop: asked before each request; once true, nothing new is asked.
+        budget: counts what the replies cost, and sets their limit.
     """
 
     asking: Asking = field(default_factory=Asking)
     max_attempts: int = 3
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
+    budget: Budget | None = None
 
 
 class ChatJudge:
@@ -76,6 +79,11 @@ class ChatJudge:
     def name(self) -> str:
         """The name of the model."""
         return self._model.identity["model"]
+
+    @property
+    def spending(self) -> Spending | None:
+        """What the replies cost so far; None where nobody counts."""
+        return None if self._settings.budget is None else self._settings.budget.spending
 
     @property
     def principles(self) -> tuple[str, ...]:
@@ -153,6 +161,7 @@ class ChatJudge:
             settings.stop,
             progress,
             self._reader,
+            settings.budget,
         )
         return ask_all(self._model, [item.request for item in asked], self._journal, policy)
 

@@ -76,7 +76,8 @@ class ChatReply:
 
     `VALID` says that the text is there and finished, not that it says what was asked for: that is the
     parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
-    nothing was answered after bounded retries. `model` is the name that the reply itself gives.
+    nothing was answered after bounded retries. `model` is the name that the reply itself gives;
+    `cached_tokens` are those of the prompt that the provider read from its prefix cache.
     """
 
     status: ReplyStatus
@@ -85,6 +86,7 @@ class ChatReply:
     prompt_tokens: int
     completion_tokens: int
     reason: str = ""
+    cached_tokens: int = 0
 
     @property
     def answered(self) -> bool:
@@ -131,3 +133,10 @@ class Closable(Protocol):
     async def aclose(self) -> None:
         """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
         ...
+
+
+@runtime_checkable
+class CountsBrokenLines(Protocol):
+    """A chat model that knows how often a request was sent and no answer came, though it may be charged."""
+
+    maybe_paid: int

@@ -11,9 +11,17 @@ from dataclasses import dataclass
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
-from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError
+from psychocounsel.llm.chat import (
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    Closable,
+    CountsBrokenLines,
+    RefusedRequestError,
+)
 from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.spending import Budget
 
 
 def accept_valid(index: int, reply: ChatReply) -> bool:
@@ -42,6 +50,7 @@ class AskPolicy:
         concurrency: requests in flight at most.
         stop: asked before each request; once true, nothing new is asked.
         progress: called with the number of items just finished, journalled ones included.
+        budget: counts what replies cost, and holds a request back that could pass the limit.
         reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
             empty, it does not.
     """
@@ -52,6 +61,7 @@ class AskPolicy:
     stop: Callable[[], bool] = never_stop
     progress: Callable[[int], None] = ignore_progress
     reader: str = ""
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
@@ -159,6 +169,9 @@ class _Run:
     def _owed(self) -> Iterator[_Question]:
         for question in self._questions:
             kept = self._journal.replies(question.digest)
+            if self._policy.budget is not None:
+                for reply in kept:
+                    self._policy.budget.spending.add(reply, is_new=False)
             if any(self._offer(question, reply) for reply in kept):
                 self._finish(question)
             else:
@@ -188,7 +201,7 @@ class _Run:
                 self._left_some = True
                 return
             try:
-                reply = await self._model.ask(question.request)
+                reply = await self._reply_within_budget(question)
             except RefusedRequestError as refusal:
                 self._offer(question, self._failed_reply(refusal))
                 break
@@ -198,6 +211,19 @@ class _Run:
             if self._offer(question, reply):
                 break
         self._finish(question)
+
+    async def _reply_within_budget(self, question: _Question) -> ChatReply:
+        budget = self._policy.budget
+        if budget is None:
+            return await self._model.ask(question.request)
+        await budget.reserve(question.digest, question.request)
+        reply: ChatReply | None = None
+        try:
+            reply = await self._model.ask(question.request)
+            return reply
+        finally:
+            broken = self._model.maybe_paid if isinstance(self._model, CountsBrokenLines) else 0
+            budget.settle(question.digest, question.request, reply, broken)
 
     def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:
         """Return what a request ends as that is refused while others are taken; else raise the refusal."""

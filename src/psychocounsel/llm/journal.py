@@ -22,7 +22,7 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_SECONDS = 30.0
 _CREATE = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -36,9 +36,11 @@ CREATE TABLE IF NOT EXISTS replies (
     reason BLOB NOT NULL,
     created_at TEXT NOT NULL,
     checksum BLOB NOT NULL,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (digest, attempt)
 )
 """
+_FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
 _CREATE_READINGS = """
 CREATE TABLE IF NOT EXISTS readings (
     reader TEXT NOT NULL,
@@ -50,17 +52,19 @@ _SETTLED = """
 SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
     (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
 """
-_COLUMNS = "digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at"
+_COLUMNS = """
+digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens
+"""
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
-_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 _SELECT_ALL = f"SELECT {_COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
 _COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
 
-_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str]
+_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int]
 
 
 class Entry(NamedTuple):
@@ -227,6 +231,8 @@ class Journal:
                         where=str(self.path),
                         remedy="use the newer version of psychocounsel that wrote it",
                     )
+                if version == 1:
+                    self._connection.execute(_FROM_VERSION_1)
                 self._connection.execute(_CREATE)
                 self._connection.execute(_CREATE_READINGS)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
@@ -296,6 +302,7 @@ def _row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> _Row:
         reply.completion_tokens,
         reply.reason.encode("utf-8", "surrogatepass"),
         created_at,
+        reply.cached_tokens,
     )
 
 
@@ -307,8 +314,11 @@ def _reply(row: _Row) -> ChatReply:
         prompt_tokens=row[5],
         completion_tokens=row[6],
         reason=row[7].decode("utf-8", "surrogatepass"),
+        cached_tokens=row[9],
     )
 
 
 def _checksum(row: _Row) -> bytes:
-    return hashlib.sha256(repr(row).encode("utf-8", "backslashreplace")).digest()
+    # Rows of format 1 had no cached tokens, and their checksums stay as they are.
+    told = row if row[9] else row[:9]
+    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()

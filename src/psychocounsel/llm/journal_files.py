@@ -11,7 +11,7 @@ from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import JournalRow
 
 _TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
-_COUNTS = ("attempt", "prompt_tokens", "completion_tokens")
+_COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
 
 
 def write_rows(rows: Iterable[JournalRow], path: Path) -> int:
@@ -48,6 +48,7 @@ def _as_line(row: JournalRow) -> dict[str, Any]:
         "model": reply.model,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
+        "cached_tokens": reply.cached_tokens,
         "text": reply.text,
         "reason": reply.reason,
     }
@@ -69,12 +70,14 @@ def _from_line(line: str, where: str) -> JournalRow:
 
 def _row(values: Mapping[str, Any]) -> JournalRow | None:
     digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
-    attempt, prompt_tokens, completion_tokens = (values[name] for name in _COUNTS)
+    attempt, prompt_tokens, completion_tokens, cached_tokens = (values[name] for name in _COUNTS)
     texts = (digest, status, text, model, reason, created_at)
-    counts = (attempt, prompt_tokens, completion_tokens)
+    counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
     if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
         return None
-    reply = ChatReply(ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason)
+    reply = ChatReply(
+        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens
+    )
     return JournalRow(digest, attempt, reply, created_at)
 
 

@@ -12,6 +12,7 @@ from psychocounsel.domain import ReplyStatus, Speech
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop, owed_places
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.spending import Budget
 from psychocounsel.speeches.taxonomy import Taxonomy
 from psychocounsel.speeches.topic_prompting import (
     PARSER_VERSION,
@@ -34,12 +35,14 @@ class ChatTopicSettings:
         max_attempts: requests per speech in one run.
         concurrency: requests in flight.
         stop: asked before each request; once true, nothing new is asked.
+        budget: counts what the replies cost, and sets their limit.
     """
 
     asking: TopicAsking = field(default_factory=TopicAsking)
     max_attempts: int = 3
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
+    budget: Budget | None = None
 
 
 class ChatTopicAssigner:
@@ -83,7 +86,12 @@ class ChatTopicAssigner:
         asked = self._asked(speeches)
         settings = self._settings
         policy = AskPolicy(
-            self._acceptance(asked), settings.max_attempts, settings.concurrency, settings.stop, progress
+            self._acceptance(asked),
+            settings.max_attempts,
+            settings.concurrency,
+            settings.stop,
+            progress,
+            budget=settings.budget,
         )
         replies = ask_all(self._model, [item.request for item in asked], self._journal, policy)
         return [self._assigned(item, reply) for item, reply in zip(asked, replies, strict=True)]

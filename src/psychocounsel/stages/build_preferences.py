@@ -5,13 +5,14 @@ Judging and pairing are artifacts of their own: another pairing rule reads the s
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psychocounsel.config.models import EndpointConfig, PoolConfig
 from psychocounsel.config.stages import BuildPreferencesConfig
 from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
+    judge_spending,
     keep_restricted_text_here,
     open_judge,
     plan_judge,
@@ -178,11 +179,14 @@ def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable
     speeches = [each.speech for each in read_speeches(store.open(draft.parent("speeches")))]
     candidates: dict[tuple[str, str], Candidate] = {}
     failed: dict[str, dict[str, int]] = {}
+    spend: dict[str, Any] = {}
     repeated = 0
     for responder in pool.responders:
         asked = Respondents(speeches_of(responder, speeches, pool), seed)
         responded = respond(responder, asked, store, stop)
         failed[responder.author] = responded.failed
+        if responded.spend:
+            spend[responder.author] = responded.spend["spend"]
         for candidate in responded.candidates:
             repeated += (candidate.speech_id, candidate.text) in candidates
             candidates.setdefault((candidate.speech_id, candidate.text), candidate)
@@ -190,7 +194,8 @@ def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable
     write_candidates(
         draft, sorted(candidates.values(), key=lambda each: (order[each.speech_id], each.author))
     )
-    draft.write_metrics({"kept": len(candidates), "repeated_text": repeated, "failed": failed})
+    counts = {"kept": len(candidates), "repeated_text": repeated, "failed": failed}
+    draft.write_metrics({**counts, "spend": spend} if spend else counts)
     statuses = [(why, count) for by_status in failed.values() for why, count in by_status.items()]
     note_failed(draft, sum(count for why, count in statuses if why != NOT_IN_FILE))
 
@@ -203,7 +208,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
         with progress("judging responses", len(items)) as advance:
             judgements = judge.rate(items, advance)
         draft.notes["judge"] = judge.name
-        principles = judge.principles
+        principles, spend = judge.principles, judge_spending(judge)
     by_topic = missing_by_topic([speech for speech, _ in items], judgements)
     require_judged(judgements, "judgements", config.judge.max_missing_share)
     note_failed(draft, missing_share(judgements).missing)
@@ -216,6 +221,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
             "addresses_judge": addressing_judge(judgements),
             "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
             "histograms": _histograms(judgements, principles),
+            **spend,
         }
     )
 

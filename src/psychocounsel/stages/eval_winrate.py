@@ -8,6 +8,7 @@ from psychocounsel.config.stages import EvalWinrateConfig
 from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
+    judge_spending,
     keep_restricted_text_here,
     open_judge,
     plan_judge,
@@ -152,7 +153,7 @@ def _answer(
         )
     responded = respond(responder, Respondents(speeches, config.seed), store, stop)
     write_candidates(draft, responded.candidates)
-    draft.write_metrics({"speeches": len(speeches), "failed": responded.failed})
+    draft.write_metrics({"speeches": len(speeches), "failed": responded.failed, **responded.spend})
     note_failed(draft, sum(count for why, count in responded.failed.items() if why != NOT_IN_FILE))
 
 
@@ -166,7 +167,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     with open_judge(config.judge, store, stop) as judge:
         with progress("comparing answers, both orders", 2 * both) as advance:
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
-        criteria = (OVERALL, *judge.principles)
+        criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)
         draft.notes["judge"] = judge.name
     require_judged(verdicts, "verdicts", config.judge.max_missing_share)
     note_failed(draft, missing_share(verdicts).missing)
@@ -181,6 +182,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
             **measure(every, Answers(speeches, policy, reference), _bootstrap(config)),
             "judges": _judges(config, store, draft),
             "answered_by_both": both,
+            **spend,
             "missing_answers": {side: _answers(store, draft, side).metrics["failed"] for side in SIDES},
         }
     )
