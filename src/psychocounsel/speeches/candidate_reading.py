@@ -1,14 +1,15 @@
 """Rows -> Candidate: ready responses, joined to the speeches that were kept, cleaned and counted."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import tee
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import CandidateColumns
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.speeches.cells import Row, key_cell, name_cell, text_cell
-from psychocounsel.speeches.cleaning import Step, clean
+from psychocounsel.speeches.cleaning import DEIDENTIFICATION, Prepared, Step, prepare
 from psychocounsel.speeches.funnel import Dropped, Funnel
-from psychocounsel.speeches.reading import DEIDENTIFICATION, NONE_EMPTY, REPETITION, raw_digest
+from psychocounsel.speeches.reading import NONE_EMPTY, REPETITION, raw_digest
 from psychocounsel.store.tables.readings import RowFate
 
 JOIN = "join"
@@ -55,12 +56,20 @@ class CandidateScreens(NamedTuple):
         speech_text: raw text of a speech -> the text under which it is known.
         author: name in the source -> name that may be published.
         deidentify: text -> text with surrogates.
+        prepare_all: does the first and the last of these for many texts, in order; None: one by one, here.
     """
 
     cleaning: Sequence[Step]
     speech_text: Callable[[str], str]
     author: Callable[[str], str] = str
     deidentify: Callable[[str], str] | None = None
+    prepare_all: Callable[[Iterable[str]], Iterator[Prepared]] | None = None
+
+    def prepared(self, raws: Iterable[str]) -> Iterator[Prepared]:
+        """Yield each text cleaned and looked at."""
+        if self.prepare_all is not None:
+            return self.prepare_all(raws)
+        return (prepare(raw, self.cleaning, self.deidentify) for raw in raws)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -107,8 +116,10 @@ def read_candidates(
     reading = CandidateReading([], [], Funnel(screens.steps))
     seen: set[tuple[str, str]] = set()
     for name, columns, rows in sources:
-        for row in rows:
-            fate, read = _read(row, name, columns, index, screens)
+        ahead, rows_in_order = tee(rows)
+        texts = screens.prepared(text_cell(row, columns.text) for row in ahead)
+        for row, text in zip(rows_in_order, texts, strict=True):
+            fate, read = _read((name, columns, row), text, index, screens)
             dropped = read if isinstance(read, Dropped) else _reason_to_drop(read, seen, index)
             if isinstance(read, Candidate):
                 seen.add((read.speech_id, read.text))
@@ -126,22 +137,19 @@ def _reason_to_drop(candidate: Candidate, seen: set[tuple[str, str]], index: Spe
 
 
 def _read(
-    row: Row, source: str, columns: CandidateColumns, index: SpeechIndex, screens: CandidateScreens
+    found: tuple[str, CandidateColumns, Row], text: Prepared, index: SpeechIndex, screens: CandidateScreens
 ) -> tuple[RowFate, Candidate | Dropped]:
+    source, columns, row = found
     key, speech_id = _speech_id(row, columns, index, screens)
     raw = text_cell(row, columns.text)
     fate = RowFate(source, row.where, key, raw_digest(raw), "")
     if not raw:
         return fate, Dropped(NONE_EMPTY, "empty")
-    text, changed = clean(raw, screens.cleaning)
-    if screens.deidentify is not None and text:
-        hidden = screens.deidentify(text)
-        changed = (*changed, DEIDENTIFICATION) if hidden != text else changed
-        text = hidden
-    if not text:
-        return fate._replace(changed_by=changed), Dropped(REMAINDER, "nothing_left_after_cleaning")
-    candidate = Candidate(speech_id, screens.author(name_cell(row, columns.author)), text)
-    return fate._replace(text_id=candidate.id, changed_by=changed), candidate
+    fate = fate._replace(changed_by=text.changed_by)
+    if not text.text:
+        return fate, Dropped(REMAINDER, "nothing_left_after_cleaning")
+    candidate = Candidate(speech_id, screens.author(name_cell(row, columns.author)), text.text)
+    return fate._replace(text_id=candidate.id), candidate
 
 
 def _speech_id(

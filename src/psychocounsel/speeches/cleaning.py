@@ -12,6 +12,8 @@ from psychocounsel.speeches.normalising import normalise
 from psychocounsel.speeches.signatures import without_signatures
 from psychocounsel.speeches.spacing import with_sentence_spacing
 
+DEIDENTIFICATION = "deidentification"
+
 _MAX_ROUNDS = 20
 
 
@@ -27,6 +29,18 @@ class Cleaned(NamedTuple):
 
     text: str
     changed_by: tuple[str, ...]
+
+
+class Prepared(NamedTuple):
+    """A text as the cleaning left it, as it is known once identities are hidden, and what changed it.
+
+    `foreign` says that it is in none of the wanted languages; None where nobody looked.
+    """
+
+    plain: str
+    text: str
+    changed_by: tuple[str, ...]
+    foreign: str | None = None
 
 
 SPEECH_STEPS = (
@@ -53,6 +67,22 @@ def response_steps(config: CleaningConfig, authors: Iterable[str]) -> tuple[Step
         change = without_contacts if config.contacts == "drop_sentence" else with_surrogates
         steps.append(Step("contacts", change))
     return tuple(steps)
+
+
+def prepare(
+    raw: str,
+    steps: Sequence[Step],
+    deidentify: Callable[[str], str] | None = None,
+    other_language: Callable[[str], str | None] | None = None,
+) -> Prepared:
+    """Clean a text, look at its language, and hide identities; an empty text stays as it is."""
+    plain, changed_by = clean(raw, steps)
+    if not plain:
+        return Prepared(plain, plain, changed_by)
+    foreign = None if other_language is None else other_language(plain)
+    hidden = plain if deidentify is None else deidentify(plain)
+    changed_by = (*changed_by, DEIDENTIFICATION) if hidden != plain else changed_by
+    return Prepared(plain, hidden, changed_by, foreign)
 
 
 def clean(text: str, steps: Sequence[Step]) -> Cleaned:

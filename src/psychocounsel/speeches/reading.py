@@ -5,6 +5,7 @@ Rows are read one by one and texts kept on the disk, so that a million speeches 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ from psychocounsel.config.corpus import CleaningConfig, SpeechColumns
 from psychocounsel.domain import Speech, content_id
 from psychocounsel.errors import InputError
 from psychocounsel.speeches.cells import Row, flag_cell, key_cell, text_cell
-from psychocounsel.speeches.cleaning import Step, clean
+from psychocounsel.speeches.cleaning import DEIDENTIFICATION, Prepared, Step, clean, prepare
 from psychocounsel.speeches.crisis import mentions_crisis
 from psychocounsel.speeches.funnel import Dropped, Funnel
 from psychocounsel.speeches.kept import KeptSpeeches
@@ -22,7 +23,6 @@ from psychocounsel.store.tables.spool import TextSpool
 NONE_EMPTY = "none_empty"
 LANGUAGE = "language"
 EXCLUSION = "exclusion"
-DEIDENTIFICATION = "deidentification"
 LENGTH = "length"
 REPETITION = "repetition"
 LIMIT = "limit"
@@ -47,12 +47,14 @@ class SpeechScreens(NamedTuple):
         other_language: the language of a text, where it is none of those that were asked for.
         benchmark: the name of a benchmark that the text shares a span with.
         deidentify: text -> text with surrogates.
+        prepare_all: does the first two and the last of these for many texts, in order; None: one by one.
     """
 
     cleaning: Sequence[Step]
     other_language: Screen | None = None
     benchmark: Screen | None = None
     deidentify: Callable[[str], str] | None = None
+    prepare_all: Callable[[Iterable[str]], Iterator[Prepared]] | None = None
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -68,18 +70,16 @@ class SpeechScreens(NamedTuple):
             LIMIT,
         )
 
+    def prepared(self, raws: Iterable[str]) -> Iterator[Prepared]:
+        """Yield each text cleaned and looked at."""
+        if self.prepare_all is not None:
+            return self.prepare_all(raws)
+        return (prepare(raw, self.cleaning, self.deidentify, self.other_language) for raw in raws)
+
     def text_of(self, raw: str) -> str:
         """Return the text under which a speech is known, whether or not it is kept."""
         text = clean(raw, self.cleaning).text
         return text if self.deidentify is None else self.deidentify(text)
-
-
-class _Clean(NamedTuple):
-    """A text as the cleaning left it, as it is known once identities are hidden, and what changed it."""
-
-    plain: str
-    text: str
-    changed_by: tuple[str, ...]
 
 
 class SpeechReading:
@@ -148,9 +148,10 @@ def _read_into(
     seen: set[int] = set()
     keys: dict[str, str] = {}
     for name, columns, rows in sources:
-        for row in rows:
+        ahead, rows_in_order = tee(rows)
+        texts = screens.prepared(text_cell(row, columns.text) for row in ahead)
+        for row, clean_text in zip(rows_in_order, texts, strict=True):
             raw = text_cell(row, columns.text)
-            clean_text = _cleaned(raw, screens)
             speech = _speech(clean_text.text, row, columns, name) if clean_text.text else None
             fate = _fate(name, row, columns, raw, speech)._replace(changed_by=clean_text.changed_by)
             _require_one_speech(keys, fate)
@@ -166,23 +167,18 @@ def _read_into(
                 reading.drop(dropped, fate)
 
 
-def _cleaned(raw: str, screens: SpeechScreens) -> _Clean:
-    plain, changed_by = clean(raw, screens.cleaning)
-    if screens.deidentify is None or not plain:
-        return _Clean(plain, plain, changed_by)
-    hidden = screens.deidentify(plain)
-    return _Clean(plain, hidden, (*changed_by, DEIDENTIFICATION) if hidden != plain else changed_by)
-
-
 def _reason_to_drop(
-    speech: Speech, text: _Clean, seen: set[int], cleaning: CleaningConfig, screens: SpeechScreens
+    speech: Speech, text: Prepared, seen: set[int], cleaning: CleaningConfig, screens: SpeechScreens
 ) -> Dropped | None:
     """Return the first reason; languages and benchmarks are recognised by the words that stood there."""
     if int(speech.id, 16) in seen:
         return Dropped(REPETITION, "repeated_speech")
-    dropped = _met(LANGUAGE, "other_language", screens.other_language, text.plain)
-    dropped = dropped or _met(EXCLUSION, "shares_span_with_benchmark", screens.benchmark, text.plain)
-    return dropped or _wrong_length(speech.text, cleaning)
+    if text.foreign is not None:
+        return Dropped(LANGUAGE, "other_language", text.foreign)
+    shared = None if screens.benchmark is None else screens.benchmark(text.plain)
+    if shared is not None:
+        return Dropped(EXCLUSION, "shares_span_with_benchmark", shared)
+    return _wrong_length(speech.text, cleaning)
 
 
 def beyond_limit(reading: SpeechReading, limit: int | None) -> frozenset[int]:
@@ -205,11 +201,6 @@ def _require_empty_may_go(row: Row, cleaning: CleaningConfig) -> None:
         raise InputError(
             "the speech is empty", where=row.where, remedy="drop the row or set corpus.cleaning.drop_empty"
         )
-
-
-def _met(step: str, reason: str, screen: Screen | None, text: str) -> Dropped | None:
-    met = None if screen is None else screen(text)
-    return None if met is None else Dropped(step, reason, met)
 
 
 def _wrong_length(text: str, cleaning: CleaningConfig) -> Dropped | None:

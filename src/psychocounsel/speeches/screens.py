@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from psychocounsel.config.corpus import ENTITIES, CorpusConfig
 from psychocounsel.domain import content_id
 from psychocounsel.speeches.candidate_reading import CandidateScreens
-from psychocounsel.speeches.cleaning import SPEECH_STEPS, response_steps
+from psychocounsel.speeches.cleaning import SPEECH_STEPS, Prepared, prepare, response_steps
 from psychocounsel.speeches.deidentification.engines import open_deidentifier
 from psychocounsel.speeches.deidentification.planted import Counts, evaluate, read_planted
 from psychocounsel.speeches.deidentification.spans import deidentify
@@ -17,8 +18,10 @@ from psychocounsel.speeches.exclusion import ExcludedTexts, ExclusionIndex, text
 from psychocounsel.speeches.languages import OfflineIdentifier, is_foreign
 from psychocounsel.speeches.people import author_name
 from psychocounsel.speeches.reading import Screen, SpeechScreens
+from psychocounsel.speeches.side_by_side import SideBySide, processors
 from psychocounsel.store.tables.sources import read_rows, source_name
 
+_Opened = Callable[[], Callable[[str], Prepared]]
 _SURROGATE = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 
 
@@ -51,7 +54,11 @@ class Screens:
         self._found: Counter[str] = Counter()
         deidentify = None if self._deidentifier is None else self._hide
         self.for_speeches = SpeechScreens(
-            SPEECH_STEPS, _other_language(config), _benchmark(config), deidentify
+            SPEECH_STEPS,
+            _other_language(config),
+            _benchmark(config),
+            deidentify,
+            self._together(partial(open_for_speeches, config)),
         )
 
     def for_candidates(self, authors: Iterable[str]) -> CandidateScreens:
@@ -62,15 +69,31 @@ class Screens:
             self.for_speeches.text_of,
             _pseudonym if cleaning.signatures == "remove" else str,
             self.for_speeches.deidentify,
+            self._together(partial(open_for_candidates, self._config, frozenset(authors))),
         )
+
+    def _together(self, opened: _Opened) -> Callable[[Iterable[str]], Iterator[Prepared]]:
+        # An engine with a language model of its own would be loaded by every worker.
+        workers = 0 if self._config.deidentification.engine == "presidio" else processors()
+        side_by_side = SideBySide(opened(), opened, workers)
+
+        def prepare_all(raws: Iterable[str]) -> Iterator[Prepared]:
+            for prepared in side_by_side.each(raws):
+                self._count(prepared.plain, prepared.text)
+                yield prepared
+
+        return prepare_all
 
     def _hide(self, text: str) -> str:
         assert self._deidentifier is not None  # noqa: S101
         hidden = deidentify(text, self._deidentifier)
+        self._count(text, hidden)
+        return hidden
+
+    def _count(self, text: str, hidden: str) -> None:
         if hidden != text:
             new = set(_SURROGATE.findall(hidden)) - set(_SURROGATE.findall(text))
             self._found.update(entity for entity, _ in new)
-        return hidden
 
     def found(self) -> dict[str, Any] | None:
         """Return what the engine for identities found, and how it does on texts with planted identities."""
@@ -83,6 +106,24 @@ class Screens:
             "planted": {name: _counts(each) for name, each in sorted(planted.by_entity.items())},
             "planted_overall": _counts(planted.overall),
         }
+
+
+def open_for_speeches(config: CorpusConfig) -> Callable[[str], Prepared]:
+    """Return what prepares one speech, here or in a worker."""
+    return partial(
+        prepare, steps=SPEECH_STEPS, deidentify=_hiding(config), other_language=_other_language(config)
+    )
+
+
+def open_for_candidates(config: CorpusConfig, authors: Iterable[str]) -> Callable[[str], Prepared]:
+    """Return what prepares one response, here or in a worker."""
+    steps = response_steps(config.cleaning, sorted(authors))
+    return partial(prepare, steps=steps, deidentify=_hiding(config))
+
+
+def _hiding(config: CorpusConfig) -> Callable[[str], str] | None:
+    engine = open_deidentifier(config.deidentification)
+    return None if engine is None else partial(deidentify, finder=engine)
 
 
 def _counts(counts: Counts) -> dict[str, int]:
