@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
+from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import rows, write_recipe, write_rows, write_yaml
 from psychocounsel.speeches.taxonomy import load_taxonomy
@@ -384,6 +384,58 @@ class TestCosts:
         assert ": 32 calls, about " in paid[0]
         assert "rating answers" in paid[1]
         assert "at most 160 calls" in paid[1]  # 128 ready answers and one to each of 32 speeches
+
+    def test_calls_tokens_and_dollars_are_told(self, recipe: Path, cli: Cli) -> None:
+        endpoint = {**ENDPOINT, "model": "gpt-4o-2024-08-06", "base_url": "http://127.0.0.1:9/v1"}
+        priced = {**endpoint, "price": {"prompt": 2.5, "cached_prompt": 1.25, "completion": 10.0}}
+        for each in (endpoint, priced):
+            judge = {"backend": "endpoint", "endpoint": each}
+            said = build(cli, config_with(recipe, judge=judge), "--dry-run").out
+            (paid,) = (line for line in said.splitlines() if line.startswith("paid:"))
+            found = re.search(
+                r": 128 calls, ([\d,]+) prompt tokens \(([\d,]+) of a prefix .*at most ([\d,]+) of", paid
+            )
+            assert found is not None
+            prompt, cached, answers = (int(number.replace(",", "")) for number in found.groups())
+            assert 127 * 1024 < cached < prompt
+            assert answers == 128 * 600
+            dollars = (prompt * 2.5 + answers * 10) / 1e6 if each is priced else 0.0
+            assert f"at most ${dollars:,.2f}" in paid
+            if each is priced:
+                assert f"${dollars - cached * 1.25 / 1e6:,.2f} with the prefix from the cache" in paid
+                assert f"as a batch ${dollars / 2:,.2f}" in paid
+
+    def test_a_limit_stops_the_run_before_it_is_passed_and_nothing_is_paid_twice(
+        self, recipe: Path, cli: Cli
+    ) -> None:
+        with ChatServer(answer_by_schema) as server:
+            judge = endpoint_judge(server.base_url)
+            # A dollar per token of an answer: a reply has 7, and at its worst 600 in each of five tries.
+            judge["endpoint"] |= {"price": {"prompt": 0.0, "completion": 1.0e6}, "max_cost": 3000.0 + 140.0}
+            config = config_with(recipe, judge=judge)
+            stopped = build(cli, config)
+            assert stopped.code == 3
+            assert "endpoint.max_cost: the next request could cost $3000.0000" in stopped.err
+            assert "with $147.0000 spent" in stopped.err
+            assert server.count == 21
+            finished = build(cli, config, "--set", "judge.endpoint.max_cost=9000.0")
+            assert finished.code == 0
+            assert server.count == 128
+            assert "107 calls in this run ($749.00), 21 in earlier ones ($147.00)" in finished.err
+        (metrics,) = (recipe.parent / "store" / "judgements").glob("mini-*/metrics.json")
+        spend = json.loads(metrics.read_text(encoding="utf-8"))["spend"]
+        tokens = {"calls": 128, "prompt": 128 * 11, "cached": 0, "completion": 128 * 7}
+        assert spend == {"models": {MODEL: tokens}, "cost_usd": 896.0, "price_from": "the config"}
+
+    def test_a_limit_without_a_price_is_refused(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        judge = endpoint_judge("https://models.example.org/v1")
+        judge["endpoint"] |= {"max_cost": 5.0}
+        is_the_users_error(
+            build(cli, config_with(recipe, judge=judge)), "endpoint.max_cost", "endpoint.price"
+        )
 
     def test_offline_judge_costs_nothing(self, recipe: Path, cli: Cli) -> None:
         assert "paid:" not in build(cli, config_with(recipe), "--dry-run").out

@@ -5,6 +5,7 @@ TOKENS_PER_MESSAGE each; the response's schema is a part of the prompt.
 """
 
 import json
+import warnings
 from functools import cache, lru_cache
 from typing import Protocol, cast
 
@@ -73,9 +74,11 @@ def _count(vocabulary: str | None, text: str) -> int:
 
 @cache
 def _encoding(vocabulary: str) -> _Encoding:
-    import bpe_openai  # 70 MB: only where something is counted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the package opens its files in an old way
+        import bpe_openai  # 70 MB: only where something is counted
 
-    return cast("_Encoding", bpe_openai.get_encoding(vocabulary))
+        return cast("_Encoding", bpe_openai.get_encoding(vocabulary))
 
 
 def _schema_text(request: ChatRequest) -> str:

@@ -1,0 +1,162 @@
+import asyncio
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.config.models import EndpointConfig, PriceConfig
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.prices import Price, Tokens, price_of
+from psychocounsel.llm.spending import Budget, Spending, Spent, budget_of
+from psychocounsel.llm.token_counts import TOKENS_PER_MESSAGE, TokenCounter, vocabulary_of
+
+DOLLAR_PER_TOKEN = Price(Decimal(10**6), Decimal(10**6), Decimal(10**6), "a test")
+
+
+def asks(text: str, max_tokens: int = 10) -> ChatRequest:
+    return ChatRequest((Message("user", text),), 0.0, 1.0, max_tokens)
+
+
+def reply(prompt: int, completion: int, cached: int = 0) -> ChatReply:
+    return ChatReply(ReplyStatus.VALID, "yes", "judge-1", prompt, completion, cached_tokens=cached)
+
+
+@pytest.mark.parametrize(
+    ("model", "vocabulary"),
+    [
+        ("gpt-4o-2024-08-06", "o200k_base"),
+        ("openai/gpt-4.1-mini", "o200k_base"),
+        ("ft:gpt-4o-mini:mine", "o200k_base"),
+        ("o3-mini", "o200k_base"),
+        ("gpt-4-turbo", "cl100k_base"),
+        ("meta-llama/Llama-3.1-8B-Instruct", None),
+    ],
+)
+def test_vocabularies_of_models(model: str, vocabulary: str | None) -> None:
+    assert vocabulary_of(model) == vocabulary
+
+
+def test_tokens_of_a_known_and_of_an_unknown_model() -> None:
+    assert TokenCounter("gpt-4o").text("hello world") == 2
+    assert TokenCounter("gpt-4o").prompt(asks("hello world")) == 2 + TOKENS_PER_MESSAGE
+    assert TokenCounter("llama").text("hello world") == 3  # 11 characters
+    assert TokenCounter("llama").at_most(asks("h\u00e9")) == 3 + TOKENS_PER_MESSAGE  # 3 bytes
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=60))
+def test_no_count_passes_its_bound(text: str) -> None:
+    exact, unknown = TokenCounter("gpt-4o"), TokenCounter("llama")
+    assert exact.prompt(asks(text)) <= unknown.at_most(asks(text))
+
+
+def test_cost_by_hand() -> None:
+    price = Price(Decimal("2.5"), Decimal("1.25"), Decimal(10), "a test")
+    # 600 fresh, 400 cached, 100 of the answer: 1500 + 500 + 1000 millionths.
+    assert price.cost(Tokens(1000, 400, 100)) == Decimal("0.003")
+
+
+def test_where_prices_come_from() -> None:
+    own = EndpointConfig(
+        model="m", base_url="https://x.org/v1", price=PriceConfig(prompt=1.0, completion=2.0)
+    )
+    assert price_of(own) == Price(Decimal("1.0"), Decimal("1.0"), Decimal("2.0"), "the config")
+    table = price_of(EndpointConfig(model="gpt-4o-2024-08-06"))
+    assert table is not None
+    assert table[:3] == (Decimal("2.5"), Decimal("1.25"), Decimal(10))
+    here = price_of(EndpointConfig(model="gpt-4o", base_url="http://127.0.0.1:9/v1"))
+    assert here is not None
+    assert here.cost(Tokens(10**6, 0, 10**6)) == 0
+    assert price_of(EndpointConfig(model="gpt-4o", base_url="https://models.example.org/v1")) is None
+
+
+def test_a_limit_needs_a_price() -> None:
+    endpoint = EndpointConfig(model="m", base_url="https://x.org/v1", max_cost=1.0)
+    with pytest.raises(ConfigError, match=r"endpoint\.price"):
+        budget_of(endpoint)
+
+
+def test_spending_adds_up_by_the_name_in_the_reply() -> None:
+    spending = Spending(DOLLAR_PER_TOKEN)
+    spending.add(reply(3, 2, cached=1), is_new=False)
+    spending.add(reply(5, 4), is_new=True)
+    assert spending.kept == {"judge-1": Spent(1, Tokens(3, 1, 2))}
+    assert spending.as_dict() == {
+        "models": {"judge-1": {"calls": 2, "prompt": 8, "cached": 1, "completion": 6}},
+        "cost_usd": 14.0,
+        "price_from": "a test",
+    }
+    assert spending.told == "1 calls in this run ($9.00), 1 in earlier ones ($5.00)"
+
+
+def test_what_it_costs_without_a_price_is_not_invented() -> None:
+    spending = Spending(None)
+    spending.add(reply(3, 2), is_new=True)
+    assert spending.as_dict()["cost_usd"] is None
+    assert spending.told == "1 calls in this run, 0 in earlier ones"
+
+
+class Priced:
+    """Answers with the tokens that its texts ask for, and breaks lines where they say so."""
+
+    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+
+    def __init__(self, costs: Mapping[str, int], order: list[float]) -> None:
+        self.costs, self.order = costs, order
+        self.maybe_paid = 0
+        self.billed = 0
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        text = request.messages[0].content
+        await asyncio.sleep(self.order[int(text)] / 1000)
+        self.billed += self.costs[text]
+        if self.costs[text] == 10:  # the full length: the line breaks, and the server charges for all of it
+            self.maybe_paid += 1
+            return ChatReply(ReplyStatus.ERROR, "", "fake-1", 0, 0, "the line broke")
+        return reply(0, self.costs[text])
+
+
+ANSWERS_ONLY = Price(Decimal(0), Decimal(0), Decimal(10**6), "a test")
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10), st.integers(0, 3)), min_size=1, max_size=12),
+    st.integers(0, 130),
+    st.integers(1, 5),
+)
+def test_the_limit_is_never_passed_whatever_the_order(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int]], limit: int, concurrency: int
+) -> None:
+    costs = {str(number): cost for number, (cost, _) in enumerate(asked)}
+    model = Priced(costs, [float(delay) for _, delay in asked])
+    spending = Spending(ANSWERS_ONLY)
+    budget = Budget(spending, TokenCounter("fake-1"), max_cost=float(limit))
+    policy = AskPolicy(max_attempts=1, concurrency=concurrency, budget=budget)
+    with Journal(tmp_path_factory.mktemp("journal") / "j.sqlite") as journal:
+        try:
+            ask_all(model, [asks(text) for text in costs], journal, policy)
+        except IncompleteError as stop:
+            # Refused for its price, or because a whole row of lines broke.
+            assert "limit" in str(stop) or "in a row" in str(stop)
+            assert spending.total + 10 > limit or "in a row" in str(stop)
+    assert model.billed == spending.total <= limit
+
+
+def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
+    costs = dict.fromkeys("012345", 4)
+    for limit, answered in ((20, 3), (20, 3), (34, 6)):  # 8 + 10 fit into 20, 12 + 10 do not
+        budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=float(limit))
+        model = Priced(costs, [0.0] * 6)
+        with Journal(tmp_path / "j.sqlite") as journal:
+            policy = AskPolicy(concurrency=1, budget=budget)
+            try:
+                ask_all(model, [asks(text) for text in costs], journal, policy)
+            except IncompleteError:
+                assert limit == 20
+            assert journal.summary().replies == answered
