@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from psychocounsel.audits import audit_requests
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
@@ -32,6 +33,7 @@ from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 SHORTEST_CACHED_PREFIX_TOKENS = 1024
 """Of a prompt's beginning that providers keep for later calls."""
 
+_AUDITING = "auditing the judge"
 _COMPARING = "comparing answers"
 _RATING = "rating answers"
 _TOPICS = "naming topics"
@@ -102,15 +104,39 @@ def _asking_and_rating(
     made = None if asked is None else store.find(asked)
     answered = ready if made is None else [*ready, *read_candidates(made)]
     items = [(by_id[each.speech_id], each) for each in answered if each.text]
+    audit = _auditing(config, store, items)
     if made is not None or config.pool is None:
-        return _rating(config.judge, store, items, [])
+        return [*_rating(config.judge, store, items, []), *audit]
     drawn = _drawn(config.pool, speeches)
     asking = [
         _answering(Asked(each, [one.speech for one in expected], config.seed), store)
         for each, expected in drawn
     ]
     rating = _rating(config.judge, store, items, [one for _, expected in drawn for one in expected])
-    return [*(call for calls in asking for call in calls), *rating]
+    return [*(call for calls in asking for call in calls), *rating, *audit]
+
+
+def audit_costs(
+    config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None, store: Store
+) -> list[PaidCalls]:
+    """Return what auditing the judge would take, once everything is judged."""
+    speeches, ready = _corpus_as_it_is(config, corpus, store)
+    made = None if asked is None else store.find(asked)
+    by_id = {speech.id: speech for speech in speeches}
+    answered = ready if made is None else [*ready, *read_candidates(made)]
+    return _auditing(config, store, [(by_id[each.speech_id], each) for each in answered if each.text])
+
+
+def _auditing(
+    config: BuildPreferencesConfig, store: Store, items: Sequence[tuple[Speech, Candidate]]
+) -> list[PaidCalls]:
+    """Return the calls of the judge's audit; answers that nobody gave yet are not in its sample."""
+    endpoint = config.judge.endpoint
+    if endpoint is None:
+        return []
+    with plan_to_ask(config.judge, endpoint, store) as judge:
+        owed = audit_requests(judge, items, config.audit)
+    return [_calls(endpoint, _AUDITING, owed, 0)] if owed else []
 
 
 def _is_on_the_hub(config: BuildPreferencesConfig) -> bool:

@@ -15,6 +15,7 @@ from psychocounsel.config.models import (
     EndpointConfig,
     JudgeConfig,
     PoolConfig,
+    PriceConfig,
     ResponderConfig,
     SamplingConfig,
 )
@@ -69,6 +70,8 @@ KNOBS = {
 GATES = {
     "BuildPreferencesConfig.retry_failed": True,
     "EndpointConfig.max_attempts": 9,
+    "EndpointConfig.max_cost": 12.5,
+    "EndpointConfig.price": PriceConfig(prompt=1.0, completion=2.0),
     "EvalWinrateConfig.retry_failed": True,
     "JudgeConfig.max_missing_share": 0.5,
     "LengthConfig.max_dropped_share": 0.5,

@@ -31,7 +31,13 @@ def recipe(tmp_path: Path) -> Path:
 
 def config_with(recipe: Path, **changes: Any) -> Path:
     path = recipe / "changed.yaml"
-    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, **changes}
+    content = {
+        "name": "mini",
+        "corpus": "corpus.yaml",
+        "pairing": {"min_gap": 0.5},
+        "audit": {"retest": 0, "one_principle": 0, "canaries": 0},
+        **changes,
+    }
     write_yaml(path, content)
     return path
 

@@ -84,6 +84,18 @@ class PairingConfig(Settings):
     length: PairLengthConfig | None = None
 
 
+class AuditConfig(Settings):
+    """How many responses are rated again to learn what the judge is worth; 0 leaves a part out.
+
+    `retest` are asked a second time, `one_principle` once for every principle alone, `canaries` with words to
+    the judge at their end. The offline judge repeats itself by construction: the first two are left out.
+    """
+
+    retest: NonNegativeInt = 50
+    one_principle: NonNegativeInt = 20
+    canaries: NonNegativeInt = 20
+
+
 class BuildPreferencesConfig(Settings):
     """Speeches -> candidates -> judgements -> the preference dataset.
 
@@ -96,6 +108,7 @@ class BuildPreferencesConfig(Settings):
     pool: PoolConfig | None = None
     judge: JudgeConfig = JudgeConfig()
     pairing: PairingConfig = PairingConfig()
+    audit: AuditConfig = AuditConfig()
     retry_failed: Annotated[bool, Gate()] = False
 
 

@@ -5,7 +5,7 @@ never a number; on the next run it is asked again, while a valid one never is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
@@ -104,6 +104,17 @@ class ChatJudge:
             "max_tokens": asking.max_tokens,
             "parser": PARSER_VERSION,
         }
+
+    def redrawn(self) -> "ChatJudge":
+        """Return this judge at its second draw: the same questions, asked anew."""
+        return self._changed(self._rubric, replace(self._settings.asking, sample_index=1))
+
+    def of_one(self, principle: str) -> "ChatJudge":
+        """Return this judge with one principle of its rubric."""
+        return self._changed(self._rubric.only(principle), self._settings.asking)
+
+    def _changed(self, rubric: Rubric, asking: Asking) -> "ChatJudge":
+        return ChatJudge(self._model, rubric, self._journal, replace(self._settings, asking=asking))
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
         """Rate each response in a call of its own; a failed one carries its status and reason.

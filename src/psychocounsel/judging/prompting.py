@@ -32,11 +32,15 @@ _UNRULY = re.compile("[\u0080-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-
 
 @dataclass(frozen=True)
 class Asking:
-    """How a judging model is sampled; a temperature or top_p of None is not sent."""
+    """How a judging model is sampled; a temperature or top_p of None is not sent.
+
+    `sample_index` tells repeated draws apart: each is asked, and paid, on its own.
+    """
 
     temperature: float | None = 0.0
     max_tokens: int = 600
     top_p: float | None = 1.0
+    sample_index: int = 0
 
 
 class JudgeRequest(NamedTuple):
@@ -87,6 +91,7 @@ def _request(
         max_tokens=asking.max_tokens,
         response_schema=schema,
         schema_name=name,
+        sample_index=asking.sample_index,
     )
 
 

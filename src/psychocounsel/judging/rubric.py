@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,11 @@ class Rubric:
     def scale(self) -> tuple[int, ...]:
         """Every rating there is, the lowest first."""
         return tuple(range(self.minimum, self.maximum + 1))
+
+    def only(self, principle: str) -> "Rubric":
+        """Return a rubric that asks for one of the principles alone."""
+        kept = tuple(each for each in self.principles if each.id == principle)
+        return replace(self, principles=kept, weights={}, vetoes={}, safety=None, offline=None)
 
     @cached_property
     def digest(self) -> str:

@@ -27,6 +27,7 @@ _LANE_OF_KIND = {
     "reference-logps": "rounds",
     "scores": "rounds",
     "annotations": "verdicts",
+    "audits": "preferences",
 }
 _LABELS = {"judgements": "judgements", "base-models": "base model", "reward-models": "reward model"}
 

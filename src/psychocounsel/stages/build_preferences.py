@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from psychocounsel import console
+from psychocounsel.audits import audit_judge, audit_lines, plan_audit
 from psychocounsel.config.models import EndpointConfig, PoolConfig
 from psychocounsel.config.stages import BuildPreferencesConfig
 from psychocounsel.connect import (
@@ -22,10 +24,10 @@ from psychocounsel.connect import (
 )
 from psychocounsel.console import progress
 from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
-from psychocounsel.costs import PaidCalls, preference_costs
+from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
 from psychocounsel.dataset_facts import gather_dataset_facts, write_dataset_card
 from psychocounsel.domain import Candidate, Judgement
-from psychocounsel.errors import ConfigError
+from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.judge import (
     addressing_judge,
@@ -64,6 +66,7 @@ class PreferencePlans(NamedTuple):
     asked: Plan | None
     judgements: Plan
     preferences: Plan
+    audit: Plan
 
 
 def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
@@ -91,7 +94,7 @@ def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
         {"pairing": pairing_settings(config, store)},
         (judgements.as_parent("judgements"), *judgements.parents),
     )
-    return PreferencePlans(corpus, asked, judgements, pairs)
+    return PreferencePlans(corpus, asked, judgements, pairs, plan_audit(config, judgements))
 
 
 def _plan_asked(config: BuildPreferencesConfig, corpus: CorpusPlans, store: Store) -> Plan | None:
@@ -146,7 +149,22 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
             store.make(plans.asked, lambda draft: _ask(pool, config.seed, store, draft, stop))
             go_on(stop, plans.asked.ref)
         store.make(plans.judgements, lambda draft: _judge(config, store, draft, stop))
-    return store.make(plans.preferences, lambda draft: _pair(config, store, draft))
+        pairs = store.make(plans.preferences, lambda draft: _pair(config, store, draft))
+        _audit(config, plans.audit, store, stop)
+    return pairs
+
+
+def _audit(config: BuildPreferencesConfig, planned: Plan, store: Store, stop: Callable[[], bool]) -> None:
+    """Tell what the judge is worth; the dataset stands already, and a failing endpoint takes nothing away."""
+    try:
+        audit = store.make(planned, lambda draft: audit_judge(config, store, draft, stop))
+    except (IncompleteError, EndpointError) as fault:
+        console.note(f"the judge was not audited to the end: {fault}")
+        return
+    if audit.is_new:
+        console.note(f"what the judge is worth ({audit.ref}):")
+        for line in audit_lines(audit.metrics):
+            console.note(f"  {line}")
 
 
 def _require_usable(config: BuildPreferencesConfig, plans: PreferencePlans, store: Store) -> None:
@@ -172,7 +190,9 @@ def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:
 def costs(config: BuildPreferencesConfig, store: Store) -> list[PaidCalls]:
     """Return the paid calls that are still owed; nothing is asked and nothing written."""
     plans = plan(config, store)
-    return [] if store.find(plans.judgements) else preference_costs(config, plans.corpus, plans.asked, store)
+    if store.find(plans.judgements) is None:
+        return preference_costs(config, plans.corpus, plans.asked, store)
+    return [] if store.find(plans.audit) else audit_costs(config, plans.corpus, plans.asked, store)
 
 
 def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:

@@ -16,6 +16,7 @@ Kind = Literal[
     "speeches",
     "candidates",
     "judgements",
+    "audits",
     "preferences",
     "reward-models",
     "reference-logps",
