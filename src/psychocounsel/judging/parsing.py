@@ -1,19 +1,24 @@
 """Reply text -> ratings or winners, or the reason why it holds none.
 
 A reading is strict or it is none: one corpus was ruined by a "10" read as "1". Nothing is guessed,
-and no digit is ever picked out of prose.
+and no digit is ever picked out of prose. What models put around the one JSON object is put aside: a Markdown
+fence, words before and after it, thoughts in `<think>` before it, a comma before a closing bracket.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
 from psychocounsel.domain import OVERALL, Winner
 from psychocounsel.judging.rubric import Rubric
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raised by hand whenever a reply may be read differently than before."""
 
+_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
+# Strings are matched to be left alone: a comma before a bracket may stand in one.
+_STRING_OR_LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[}\]])', re.DOTALL)
 _WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
@@ -51,11 +56,11 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
 
     Args:
         reply_text: a JSON object, bare, in a Markdown fence, or alone among other text.
-        rubric: declares the principles and the scale.
-        item_id: what the reply must echo.
+        rubric: declares the principles, the scale, and what else such a reply may look like.
+        item_id: what the reply must echo, unless the rubric leaves that out.
     """
     try:
-        answer = _answer(reply_text, "ratings", rubric.principle_ids, item_id)
+        answer = _rating_answer(_load(_only_object(reply_text)), rubric, item_id)
         ratings = {name: _point(name, answer.values[name], rubric) for name in rubric.principle_ids}
     except _UnreadableError as fault:
         return ParseFailure(str(fault))
@@ -66,15 +71,30 @@ def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinner
     """Read a comparison reply; "A" is the first response shown. Arguments as for `parse_ratings`."""
     criteria = (OVERALL, *rubric.principle_ids)
     try:
-        answer = _answer(reply_text, "winners", criteria, item_id)
+        answer = _answer(_load(_only_object(reply_text)), "winners", criteria, item_id)
         winners = {name: _winner(name, answer.values[name]) for name in criteria}
     except _UnreadableError as fault:
         return ParseFailure(str(fault))
     return ParsedWinners(winners, answer.reasons)
 
 
-def _answer(text: str, part: str, names: Sequence[str], item_id: str) -> _Answer:
-    reply = _exactly(_load(_only_object(text)), ("item_id", "reasons", part), "the reply")
+def _rating_answer(reply: object, rubric: Rubric, item_id: str) -> _Answer:
+    shape = rubric.reply
+    if shape is None or "ratings" in _keys(reply):
+        return _answer(reply, "ratings", rubric.principle_ids, item_id)
+    echo = ("item_id",) if shape.echo_id else ()
+    values = _exactly(reply, (*rubric.principle_ids, *echo), "the reply", also=("item_id", *shape.extra_keys))
+    if values.get("item_id", item_id) != item_id:
+        raise _UnreadableError("the reply is about another item")
+    return _Answer(values, "")
+
+
+def _keys(value: object) -> set[str]:
+    return set(cast("dict[str, object]", value)) if isinstance(value, dict) else set()
+
+
+def _answer(loaded: object, part: str, names: Sequence[str], item_id: str) -> _Answer:
+    reply = _exactly(loaded, ("item_id", "reasons", part), "the reply")
     if reply["item_id"] != item_id:
         raise _UnreadableError("the reply is about another item")
     reasons = reply["reasons"]
@@ -83,8 +103,9 @@ def _answer(text: str, part: str, names: Sequence[str], item_id: str) -> _Answer
     return _Answer(_exactly(reply[part], names, f"'{part}'"), reasons)
 
 
-def _only_object(text: str) -> str:
-    """Return the one stretch of `text` from an outermost `{` to its `}`; braces in strings do not count."""
+def _only_object(reply_text: str) -> str:
+    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count."""
+    text = _after_thoughts(reply_text)
     spans: list[str] = []
     start, depth, in_string, escaped = 0, 0, False, False
     for place, sign in enumerate(text):
@@ -106,7 +127,18 @@ def _only_object(text: str) -> str:
     return spans[0]
 
 
+def _after_thoughts(text: str) -> str:
+    # A draft among the thoughts is no answer, least of all where the reply was cut before the answer came.
+    if not text.lstrip().startswith(_THOUGHTS_BEGIN):
+        return text
+    _, end, answer = text.partition(_THOUGHTS_END)
+    if not end:
+        raise _UnreadableError("the reply ends among its thoughts")
+    return answer
+
+
 def _load(text: str) -> object:
+    text = _STRING_OR_LAST_COMMA.sub(lambda match: "" if match[0] == "," else match[0], text)
     try:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except _UnreadableError:
@@ -126,14 +158,15 @@ def _no_constant(constant: str) -> NoReturn:
     raise _UnreadableError(f"{constant} is not JSON")
 
 
-def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
+def _exactly(value: object, names: Sequence[str], place: str, also: Sequence[str] = ()) -> dict[str, object]:
+    """Return the object if it has all keys of `names`, and beside them none but those of `also`."""
     if not isinstance(value, dict):
         raise _UnreadableError(f"{place} is not an object")
     block = cast("dict[str, object]", value)
     missing = [name for name in names if name not in block]
     if missing:
         raise _UnreadableError(f"{place} lacks {', '.join(missing)}")
-    if len(block) > len(names):
+    if not block.keys() <= {*names, *also}:
         raise _UnreadableError(f"{place} has keys that were not asked for")
     return block
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.offline_weights import OfflineWeights
-from psychocounsel.judging.rubric_file import PrincipleBlock, RubricFile, faults_between_keys
+from psychocounsel.judging.rubric_file import PrincipleBlock, ReplyBlock, RubricFile, faults_between_keys
 
 _BUNDLED = Path(__file__).resolve().parent / "rubrics"
 
@@ -40,6 +40,7 @@ class Rubric:
         weights: how much each principle counts when responses are ranked, 1 where the file gives none.
         vetoes: a response rated below its veto on a principle is never the chosen one of a pair.
         safety: the principle that the safety-inversion rule watches; None, and there is no such rule.
+        reply: another shape in which its ratings are read, if there is any.
         offline: the rules of the offline judge for these principles, if there are any.
     """
 
@@ -52,6 +53,7 @@ class Rubric:
     weights: Mapping[str, Fraction] = field(default_factory=dict[str, Fraction])
     vetoes: Mapping[str, int] = field(default_factory=dict[str, int])
     safety: str | None = None
+    reply: ReplyBlock | None = None
     offline: OfflineWeights | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that a judge is shown, and the version.
+        """SHA-256 over everything that a judge is shown, the version, and what other replies are read.
 
         Rules of pairing and of the offline judge are not in it: changing them must not judge anything again.
         """
@@ -79,7 +81,8 @@ class Rubric:
             for item in self.principles
         ]
         content = [self.version, self.language, self.minimum, self.maximum, principles]
-        return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
+        other_shape = [] if self.reply is None else [self.reply.identity()]
+        return hashlib.sha256(json.dumps([*content, *other_shape]).encode("ascii")).hexdigest()
 
 
 def load_rubric(name_or_path: str) -> Rubric:
@@ -101,6 +104,7 @@ def load_rubric(name_or_path: str) -> Rubric:
         weights={each.id: Fraction(str(each.weight)) for each in file.principles},
         vetoes={each.id: each.veto for each in file.principles if each.veto is not None},
         safety=file.safety,
+        reply=file.reply,
         offline=file.offline,
     )
 

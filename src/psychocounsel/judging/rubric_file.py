@@ -51,6 +51,17 @@ class PrincipleBlock(Settings):
     veto: int | None = None
 
 
+class ReplyBlock(Settings):
+    """Another shape in which ratings are read: one flat object of the principles, as others asked for it.
+
+    `echo_id: false` takes replies that do not name their item, `extra_keys` are those that may stand beside
+    the principles; they are not rated.
+    """
+
+    echo_id: bool = True
+    extra_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
 def _at_least_one(principles: tuple[PrincipleBlock, ...]) -> tuple[PrincipleBlock, ...]:
     if not principles:
         raise ValueError("holds no principle; list at least one")
@@ -65,6 +76,7 @@ class RubricFile(Settings):
     scale: ScaleBlock
     principles: Annotated[tuple[PrincipleBlock, ...], Field(strict=False), AfterValidator(_at_least_one)]
     safety: str | None = None
+    reply: ReplyBlock | None = None
     offline: OfflineWeights | None = None
 
 
@@ -90,15 +102,25 @@ def faults_between_keys(file: RubricFile) -> Iterator[Fault]:
     for at, each in enumerate(file.principles):
         for key, what in _principle_faults(each, file.scale):
             yield Fault(("principles", at, key), what)
-    for name, count in Counter(ids).items():
-        if count > 1:
-            yield Fault(("principles",), f"the id {name!r} is used twice; give each principle its own")
+    for name in _repeated(ids):
+        yield Fault(("principles",), f"the id {name!r} is used twice; give each principle its own")
     if not any(each.weight for each in file.principles):
         yield Fault(("principles",), "every weight is 0; let at least one principle count")
     if file.safety is not None and file.safety not in ids:
         yield Fault(("safety",), f"{file.safety!r} is no principle; {_known(file.safety, ids)}")
+    if file.reply is not None:
+        yield from _reply_faults(file.reply, ids)
     if file.offline is not None:
         yield from _offline_faults(file.offline, ids)
+
+
+def _repeated(ids: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(ids).items() if count > 1]
+
+
+def _reply_faults(reply: ReplyBlock, ids: Iterable[str]) -> Iterator[Fault]:
+    for name in sorted({*ids, "item_id", "ratings"} & set(reply.extra_keys)):
+        yield Fault(("reply", "extra_keys"), f"{name!r} has a meaning of its own; leave it out")
 
 
 def _principle_faults(principle: PrincipleBlock, scale: ScaleBlock) -> Iterator[tuple[str, str]]:
