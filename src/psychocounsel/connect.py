@@ -22,13 +22,16 @@ from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.addresses import (
     UnconnectedModel,
+    endpoint_identity,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
 )
+from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.preflight import CheckedModel
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
 from psychocounsel.speeches.normalising import clean_text
@@ -42,6 +45,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.store.tables.sources import read_rows, source_identity
 
 JOURNAL_FILE = "journal/replies.sqlite"
+CAPABILITIES_FILE = "journal/capabilities.json"
 NOT_IN_FILE = "not_in_file"
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 
@@ -186,7 +190,7 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
     """Return the model behind an endpoint, known by name only."""
-    return UnconnectedModel({"model": endpoint.model, "base_url": resolved_base_url(endpoint)})
+    return UnconnectedModel(endpoint_identity(endpoint))
 
 
 @contextmanager
@@ -204,10 +208,14 @@ def open_journal(store: Store) -> Journal:
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:
-    """Return the chat model behind an endpoint."""
+    """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
     from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
 
-    return OpenAIChatModel(endpoint, store.offline)
+    model = CheckedModel(OpenAIChatModel(endpoint, store.offline))
+    pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
+    if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
+        pinned = Replies.JSON_SCHEMA
+    return FittedModel(model, Capabilities(store.root / CAPABILITIES_FILE), pinned)
 
 
 class ResponderPlan(NamedTuple):

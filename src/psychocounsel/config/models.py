@@ -28,7 +28,8 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 class EndpointConfig(Settings):
     """An OpenAI-compatible chat endpoint; the key itself never stands in a config.
 
-    The budgets per minute are kept beside those that the server's own headers tell; null sets none.
+    The budgets per minute are kept beside those that the server's own headers tell; null sets none. `replies`
+    says how the server is held to a JSON schema; `auto` finds out what it enforces.
     """
 
     model: str
@@ -39,6 +40,12 @@ class EndpointConfig(Settings):
     concurrency: Annotated[PositiveInt, SpeedKnob()] = 8
     requests_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
     tokens_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
+    replies: Literal["auto", "json_schema", "json_object", "text"] = "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes the replies; what a server can do is its own part, unless it is pinned."""
+        settings = super().identity()
+        return settings if self.replies != "auto" else {k: v for k, v in settings.items() if k != "replies"}
 
 
 class ChatFormat(Settings):

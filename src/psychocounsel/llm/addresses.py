@@ -36,6 +36,12 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
     return url.rstrip("/")
 
 
+def endpoint_identity(endpoint: EndpointConfig) -> dict[str, str]:
+    """Return what identifies the model behind an endpoint in every request's digest."""
+    pinned = {} if endpoint.replies == "auto" else {"replies": endpoint.replies}
+    return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
+
+
 def is_on_this_machine(base_url: str) -> bool:
     """Whether an address stays on this machine, whatever a name server would say."""
     host = urlsplit(base_url).hostname or ""
