@@ -3,6 +3,7 @@
 Crafts receive what is opened here, so that a test hands them a fake and patches nothing.
 """
 
+import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.addresses import (
+    LazyModel,
     UnconnectedModel,
     endpoint_identity,
     is_on_this_machine,
@@ -65,6 +67,9 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
+    if config.model is not None:
+        settings["model"] = _weights(config.model, store)
+        return JudgePlan({**settings, "prompts": prompt_digests()}, ())
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
@@ -144,12 +149,45 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
 def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store."""
     rubric = load_rubric(config.rubric)
+    if config.model is not None:
+        with open_journal(store) as journal:
+            model = _open_local(config, config.model, store)
+            yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
+        return
     if config.endpoint is None:
         yield OfflineJudge(rubric)
         return
     with open_journal(store) as journal:
         model = open_endpoint(config.endpoint, store)
         yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
+
+
+def _weights(ref: str, store: Store) -> dict[str, Any]:
+    """Return what tells the weights of a reference from others."""
+    model = resolve_model(store, ref, POLICY_KINDS)
+    return model.identity if model.parent is None else {"artifact": model.parent.id}
+
+
+def _open_local(config: JudgeConfig, ref: str, store: Store) -> ChatModel:
+    """Return a model of this machine as a chat model; its weights are loaded when it is first asked."""
+    policy = resolve_model(store, ref, POLICY_KINDS).policy(store)
+    weights = json.dumps(_weights(ref, store), sort_keys=True)
+    identity = {"model": Path(ref).name, "base_url": "local", "weights": weights}
+
+    def load() -> ChatModel:
+        from psychocounsel.llm.local_chat import LocalChatModel  # torch: only when a model judges
+        from psychocounsel.llm.local_model import AnswerGenerator
+
+        return LocalChatModel(AnswerGenerator.load(policy), identity, config.batch_size)
+
+    return LazyModel(identity, load)
+
+
+def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    # The likeliest tokens are the same at every try.
+    max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
+    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop)
 
 
 @contextmanager
