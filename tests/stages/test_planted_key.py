@@ -11,7 +11,7 @@ import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
-from running import ENVIRONMENT, Ended
+from running import ENVIRONMENT, Cli, Ended, await_until
 
 KEY = "sk-planted-90210-never-to-be-seen"
 QUOTED = f"Incorrect API key provided: {KEY}. Authorization: Bearer {KEY}"
@@ -28,7 +28,7 @@ FAULTS: Mapping[int, Reply | Fault] = {
     29: Reply("{", finish_reason="length"),
     32: error_fault(422, QUOTED),
 }
-Run = Callable[..., Ended]
+Run = Callable[[Path], Ended]
 
 
 class Faulty:
@@ -51,16 +51,19 @@ def _commands() -> Iterator[bytes]:
             continue
 
 
+def arguments(config: Path, folder: Path) -> list[str]:
+    return ["build-preferences", str(config), "--store", str(folder / "store")]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def command(config: Path, *more: str) -> Ended:
-        started = [sys.executable, "-X", "dev", "-m", "psychocounsel", "build-preferences", str(config)]
+    def command(config: Path) -> Ended:
         done = subprocess.run(
-            [*started, "--store", str(tmp_path / "store"), *more],
+            [sys.executable, "-m", "psychocounsel", *arguments(config, tmp_path)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, **ENVIRONMENT, "OPENAI_API_KEY": KEY, "PYTHONWARNINGS": "default"},
+            env={**os.environ, **ENVIRONMENT, "OPENAI_API_KEY": KEY},
             check=False,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
@@ -85,16 +88,20 @@ def left(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_the_key_is_nowhere_after_a_run_with_every_fault(tmp_path: Path, recipe: Path, run: Run) -> None:
+def test_the_key_is_nowhere_after_a_run_with_every_fault(
+    tmp_path: Path, recipe: Path, run: Run, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     faulty = Faulty()
     with ChatServer(faulty) as server:
         config = config_for(recipe, server.base_url)
-        ended = [run(config, "--dry-run"), run(config)]
+        again = arguments(config, tmp_path)
+        ended = [cli(*again, "--dry-run"), run(config)]
         assert server.count > max(FAULTS), "a fault was not met"
         server.script = lambda body, number: error_fault(401, QUOTED)
-        ended.append(run(config, "--set", "judge.temperature=0.5"))
+        ended.append(cli(*again, "--set", "judge.temperature=0.5"))
         server.script = lambda body, number: error_fault(429, QUOTED, "insufficient_quota")
-        ended.append(run(config, "--set", "judge.temperature=0.25"))
+        ended.append(cli(*again, "--set", "judge.temperature=0.25"))
         assert {each.authorization for each in server.received} == {f"Bearer {KEY}"}
     assert [each.code for each in ended] == [0, 0, 2, 2], ended
     assert "[key]" in ended[2].err, "the server's words are told, without the key"
@@ -115,6 +122,6 @@ def test_what_looks_for_the_key_finds_it(tmp_path: Path) -> None:
     assert [path for path in left(tmp_path) if KEY.encode() in path.read_bytes()] == [planted]
     sleeper = subprocess.Popen([sys.executable, "-c", "input()", KEY], stdin=subprocess.PIPE)
     try:
-        assert any(KEY.encode() in command for command in _commands())
+        await_until(lambda: any(KEY.encode() in command for command in _commands()), seconds=20)
     finally:
         sleeper.communicate(b"\n")
