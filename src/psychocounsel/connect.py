@@ -3,6 +3,7 @@
 Crafts receive what is opened here, so that a test hands them a fake and patches nothing.
 """
 
+import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,18 @@ from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.addresses import (
+    LazyModel,
     UnconnectedModel,
+    endpoint_identity,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
 )
+from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.preflight import CheckedModel
 from psychocounsel.llm.spending import Spending, budget_of
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
@@ -44,6 +49,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.store.tables.sources import read_rows, source_identity
 
 JOURNAL_FILE = "journal/replies.sqlite"
+CAPABILITIES_FILE = "journal/capabilities.json"
 NOT_IN_FILE = "not_in_file"
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 
@@ -63,6 +69,9 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
+    if config.model is not None:
+        settings["model"] = _weights(config.model, store)
+        return JudgePlan({**settings, "prompts": prompt_digests()}, ())
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
@@ -145,12 +154,45 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
 def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store."""
     rubric = load_rubric(config.rubric)
+    if config.model is not None:
+        with open_journal(store) as journal:
+            model = _open_local(config, config.model, store)
+            yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
+        return
     if config.endpoint is None:
         yield OfflineJudge(rubric)
         return
     with open_journal(store) as journal:
         model = open_endpoint(config.endpoint, store)
         yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
+
+
+def _weights(ref: str, store: Store) -> dict[str, Any]:
+    """Return what tells the weights of a reference from others."""
+    model = resolve_model(store, ref, POLICY_KINDS)
+    return model.identity if model.parent is None else {"artifact": model.parent.id}
+
+
+def _open_local(config: JudgeConfig, ref: str, store: Store) -> ChatModel:
+    """Return a model of this machine as a chat model; its weights are loaded when it is first asked."""
+    policy = resolve_model(store, ref, POLICY_KINDS).policy(store)
+    weights = json.dumps(_weights(ref, store), sort_keys=True)
+    identity = {"model": Path(ref).name, "base_url": "local", "weights": weights}
+
+    def load() -> ChatModel:
+        from psychocounsel.llm.local_chat import LocalChatModel  # torch: only when a model judges
+        from psychocounsel.llm.local_model import AnswerGenerator
+
+        return LocalChatModel(AnswerGenerator.load(policy), identity, config.batch_size)
+
+    return LazyModel(identity, load)
+
+
+def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    # The likeliest tokens are the same at every try.
+    max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
+    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop)
 
 
 @contextmanager
@@ -204,7 +246,7 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
     """Return the model behind an endpoint, known by name only."""
-    return UnconnectedModel({"model": endpoint.model, "base_url": resolved_base_url(endpoint)})
+    return UnconnectedModel(endpoint_identity(endpoint))
 
 
 @contextmanager
@@ -238,10 +280,14 @@ def existing_journal(store: Store) -> Journal:
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:
-    """Return the chat model behind an endpoint."""
+    """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
     from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
 
-    return OpenAIChatModel(endpoint, store.offline)
+    model = CheckedModel(OpenAIChatModel(endpoint, store.offline))
+    pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
+    if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
+        pinned = Replies.JSON_SCHEMA
+    return FittedModel(model, Capabilities(store.root / CAPABILITIES_FILE), pinned)
 
 
 class ResponderPlan(NamedTuple):

@@ -62,6 +62,7 @@ KNOBS = {
     "EndpointConfig.concurrency": 1,
     "EndpointConfig.requests_per_minute": 600,
     "EndpointConfig.tokens_per_minute": 90_000,
+    "JudgeConfig.batch_size": 2,
     "SamplingConfig.batch_size": 3,
     "OptimisationConfig.per_device_batch_size": 1,
     "OptimisationConfig.gradient_checkpointing": True,

@@ -55,6 +55,13 @@ def test_trailing_commas_go_and_commas_in_texts_stay() -> None:
     assert kept == ParsedRatings({"Only": 2}, 'so ,} [,] ", }')
 
 
+def test_thoughts_before_the_reply_are_put_aside() -> None:
+    whole = json.dumps(RATINGS | EXTRAS)
+    draft = json.dumps(dict.fromkeys(RATINGS, 5))
+    assert read(f"<think>Perhaps {draft}? No.</think>\n{whole}") == ParsedRatings(RATINGS, "")
+    assert read(f"<think>It may be {whole}") == ParseFailure("the reply ends among its thoughts")
+
+
 def test_two_commas_are_not_repaired() -> None:
     assert isinstance(read(json.dumps(RATINGS | EXTRAS)[:-1] + ",,}"), ParseFailure)
 

@@ -1,5 +1,6 @@
 """Against a server that others wrote, `transformers serve`: its answers become candidates or failures."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,15 @@ import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
-from psychocounsel.connect import Responded, Respondents, open_endpoint, open_journal, open_judge, respond
+from psychocounsel.connect import (
+    CAPABILITIES_FILE,
+    Responded,
+    Respondents,
+    open_endpoint,
+    open_journal,
+    open_judge,
+    respond,
+)
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.judge import Comparison, missing_share
@@ -110,6 +119,18 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(
     assert "response_format" in foreign.told(), "the server no longer says that it leaves the schema aside"
 
 
+def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(
+    foreign: TransformersServer, store: Store
+) -> None:
+    judge = judge_of(foreign, temperature=1.0, max_tokens=40)
+    for _ in range(2):
+        with open_judge(judge, store, never_stop) as opened:
+            judgements = opened.rate(ITEMS, ignore_progress)
+    assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
+    known = json.loads((store.root / CAPABILITIES_FILE).read_bytes())
+    assert list(known.values()) == ["text"]
+
+
 def test_cut_ratings_are_failures_and_owed_again(foreign: TransformersServer, store: Store) -> None:
     before = foreign.requests()
     comparison = Comparison(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
@@ -130,5 +151,6 @@ def test_another_models_name_stops_before_the_second_item(foreign: TransformersS
         opened.rate(ITEMS, ignore_progress)
     assert "pinned" in refused.value.what, "the server's own words are not told"
     assert "endpoint.model" in refused.value.remedy
-    assert foreign.requests() - before == 1
+    # With the schema, a question in JSON mode, and in words: all refused, and for the first item only.
+    assert foreign.requests() - before == 3
     assert journalled(store).replies == 0

@@ -1,8 +1,8 @@
 """A scripted chat endpoint on 127.0.0.1 that counts what it was asked and what it finished sending.
 
-Speaks `POST /v1/chat/completions` and `GET /v1/models`. A script decides on every request: a `Reply`, or a
-`Fault` of HTTP or of the wire. Without one, it answers whatever the schema asks for, the same words for the
-same messages. In a test:
+Speaks `POST /v1/chat/completions`, and `GET /v1/models` where `models` are given. A script decides on every
+request: a `Reply`, or a `Fault` of HTTP or of the wire. Without one, it answers whatever the schema asks for,
+the same words for the same messages. In a test:
 
     with ChatServer(script) as server: ... server.base_url ... server.count
 
@@ -119,7 +119,9 @@ class _Line(NamedTuple):
 class ChatServer:
     """Serves from a thread of its own until the `with` block ends; all its sockets are closed then."""
 
-    def __init__(self, script: Script = answer_by_schema, models: Sequence[str] = (MODEL,)) -> None:
+    def __init__(
+        self, script: Script = answer_by_schema, models: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         self.script = script
         self.models = models
         self.received: list[Received] = []
@@ -195,8 +197,8 @@ class ChatServer:
         headers = {name.lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)}
         body = await line.reader.readexactly(int(headers.get("content-length", "0")))
         method, path, _ = request_line.split(" ")
-        if (method, path) == ("GET", "/v1/models"):
-            listing = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+        if (method, path) == ("GET", "/v1/models") and self.models is not None:
+            listing = {"object": "list", "data": list(self.models)}
             await _send(line, Fault(body=json.dumps(listing).encode()))
             return True
         if (method, path) != ("POST", "/v1/chat/completions"):

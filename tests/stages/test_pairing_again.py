@@ -58,7 +58,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     with ChatServer() as server:
         config = write_config(write_recipe(folder / "recipe"), server.base_url)
         first = build_preferences(load_config(BuildPreferencesConfig, config), store)
-        assert server.count == 128
+        audit = BuildPreferencesConfig.model_fields["audit"].get_default()
+        assert server.count == 128 + audit.retest + 7 * audit.one_principle + audit.canaries
     return Judged(config, store, first)
 
 

@@ -140,8 +140,8 @@ def owed_after(cli: Cli, domain: Domain, folder: Path, old: str, new: str) -> se
         ("veto: 4 ", "veto: 5 ", {"preferences"}),
         ("safety: non_harm ", "safety: partnership ", {"preferences"}),
         ("name: Non-harm\n", "name: Non-harm\n    weight: 2\n", {"preferences"}),
-        ("base: 1.2\n", "base: 1.3\n", {"judgements", "preferences"}),
-        ("name: Non-harm\n", "name: Safety first\n", {"judgements", "preferences"}),
+        ("base: 1.2\n", "base: 1.3\n", {"judgements", "audits", "preferences"}),
+        ("name: Non-harm\n", "name: Safety first\n", {"judgements", "audits", "preferences"}),
         ("# The rules of the offline judge", "# Rules of the offline judge", set[str]()),
     ],
 )

@@ -41,7 +41,8 @@ class EndpointConfig(Settings):
 
     The budgets per minute are kept beside those that the server's own headers tell; null sets none.
     `max_cost` (US dollars) is what the replies to the requests of one step may cost together, those of
-    earlier runs included; before the next request could pass it, the run stops and can be resumed.
+    earlier runs included; before the next request could pass it, the run stops and can be resumed. `replies`
+    says how the server is held to a JSON schema; `auto` finds out what it enforces.
     """
 
     model: str
@@ -54,6 +55,12 @@ class EndpointConfig(Settings):
     tokens_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
     price: Annotated[PriceConfig | None, Gate()] = None
     max_cost: Annotated[PositiveFloat | None, Gate()] = None
+    replies: Literal["auto", "json_schema", "json_object", "text"] = "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes the replies; what a server can do is its own part, unless it is pinned."""
+        settings = super().identity()
+        return settings if self.replies != "auto" else {k: v for k, v in settings.items() if k != "replies"}
 
 
 class ChatFormat(Settings):
@@ -128,15 +135,18 @@ class PoolConfig(Settings):
 
 
 class JudgeConfig(Settings):
-    """Who rates and compares: the offline stand-in, or a model behind an endpoint.
+    """Who rates and compares: the offline stand-in, a model behind an endpoint, or one on this machine.
 
     `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. An endpoint that
-    names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent.
+    names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model` is that of
+    `backend: local`: an artifact, a folder, or `hub:owner/name@revision`.
     """
 
-    backend: Literal["offline", "endpoint"] = "offline"
+    backend: Literal["offline", "endpoint", "local"] = "offline"
     rubric: BesideConfig = "seven-principles"
     endpoint: EndpointConfig | None = None
+    model: str | None = None
+    batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
     temperature: NonNegativeFloat | None = 0.0
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
@@ -149,9 +159,16 @@ class JudgeConfig(Settings):
 
     @model_validator(mode="after")
     def _offline_takes_no_endpoint(self) -> "JudgeConfig":
-        if self.backend == "offline" and self.endpoint is not None:
-            raise ValueError("backend: offline takes no endpoint block")
+        if self.backend != "endpoint" and self.endpoint is not None:
+            raise ValueError(f"backend: {self.backend} takes no endpoint block")
+        if (self.backend == "local") != (self.model is not None):
+            raise ValueError("backend: local needs a model, and no other backend takes one")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes the ratings; a model of this machine only where there is one."""
+        settings = super().identity()
+        return settings if self.model is not None else {k: v for k, v in settings.items() if k != "model"}
 
 
 def _with_model(judge: dict[str, Any]) -> dict[str, Any]:

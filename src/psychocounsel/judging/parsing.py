@@ -1,7 +1,8 @@
 """Reply text -> ratings or winners, or the reason why it holds none.
 
 A reading is strict or it is none: one corpus was ruined by a "10" read as "1". Nothing is guessed,
-and no digit is ever picked out of prose.
+and no digit is ever picked out of prose. What models put around the one JSON object is put aside: a Markdown
+fence, words before and after it, thoughts in `<think>` before it, a comma before a closing bracket.
 """
 
 import json
@@ -18,6 +19,7 @@ PARSER_VERSION = 2
 # A whole string is taken along, so that a comma in it stays; any other comma right before a bracket goes.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
+_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 _WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
@@ -50,8 +52,8 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
 
     Args:
         reply_text: a JSON object, bare, in a Markdown fence, or alone among other text.
-        rubric: declares the principles and the scale.
-        item_id: what the reply must echo.
+        rubric: declares the principles, the scale, and what else such a reply may look like.
+        item_id: what the reply must echo, unless the rubric leaves that out.
     """
     layout, names = rubric.reply, rubric.principle_ids
     heads = [key for key, is_there in (("item_id", layout.echo_id), ("reasons", layout.reasons)) if is_there]
@@ -93,8 +95,9 @@ def _heads(reply: Mapping[str, object], item_id: str) -> str:
     return reasons
 
 
-def _only_object(text: str) -> str:
-    """Return the one stretch of `text` from an outermost `{` to its `}`; braces in strings do not count."""
+def _only_object(reply_text: str) -> str:
+    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count."""
+    text = _after_thoughts(reply_text)
     spans: list[str] = []
     start, depth, in_string, escaped = 0, 0, False, False
     for place, sign in enumerate(text):
@@ -114,6 +117,16 @@ def _only_object(text: str) -> str:
             f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}"
         )
     return spans[0]
+
+
+def _after_thoughts(text: str) -> str:
+    # A draft among the thoughts is no answer, least of all where the reply was cut before the answer came.
+    if not text.lstrip().startswith(_THOUGHTS_BEGIN):
+        return text
+    _, end, answer = text.partition(_THOUGHTS_END)
+    if not end:
+        raise _UnreadableError("the reply ends among its thoughts")
+    return answer
 
 
 def _load(text: str) -> object:

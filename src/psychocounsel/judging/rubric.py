@@ -78,7 +78,7 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that a judge is shown, and the version.
+        """SHA-256 over everything that a judge is shown, the version, and what other replies are read.
 
         Rules of pairing and of the offline judge are not in it: changing them must not judge anything again.
         """

@@ -110,9 +110,8 @@ def faults_between_keys(file: RubricFile) -> Iterator[Fault]:
     for at, each in enumerate(file.principles):
         for key, what in _principle_faults(each, file.scale):
             yield Fault(("principles", at, key), what)
-    for name, count in Counter(ids).items():
-        if count > 1:
-            yield Fault(("principles",), f"the id {name!r} is used twice; give each principle its own")
+    for name in _repeated(ids):
+        yield Fault(("principles",), f"the id {name!r} is used twice; give each principle its own")
     if not any(each.weight for each in file.principles):
         yield Fault(("principles",), "every weight is 0; let at least one principle count")
     if file.safety is not None and file.safety not in ids:
@@ -120,6 +119,10 @@ def faults_between_keys(file: RubricFile) -> Iterator[Fault]:
     yield from _reply_faults(file.reply, ids)
     if file.offline is not None:
         yield from _offline_faults(file.offline, ids)
+
+
+def _repeated(ids: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(ids).items() if count > 1]
 
 
 def _principle_faults(principle: PrincipleBlock, scale: ScaleBlock) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,13 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.llm.chat import ChatReply, ChatRequest
+from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
@@ -34,6 +34,12 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
             remedy=f"leave only scheme, host and path; the key belongs into {endpoint.api_key_env}",
         )
     return url.rstrip("/")
+
+
+def endpoint_identity(endpoint: EndpointConfig) -> dict[str, str]:
+    """Return what identifies the model behind an endpoint in every request's digest."""
+    pinned = {} if endpoint.replies == "auto" else {"replies": endpoint.replies}
+    return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
 
 
 def is_on_this_machine(base_url: str) -> bool:
@@ -70,3 +76,18 @@ class UnconnectedModel:
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Refuse: a plan asks nobody."""
         raise EndpointError(f"{self.identity['model']} is not asked while planning ({request.schema_name})")
+
+
+class LazyModel:
+    """A chat model that is loaded when it is first asked: where nothing is owed, never."""
+
+    def __init__(self, identity: Mapping[str, str], load: Callable[[], ChatModel]) -> None:
+        self.identity = identity
+        self._load = load
+        self._model: ChatModel | None = None
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Ask the model; errors are its own, and those of loading it."""
+        if self._model is None:
+            self._model = self._load()
+        return await self._model.ask(request)

@@ -30,8 +30,8 @@ class ChatRequest:
     """Everything that shapes a reply, except the model that gives it.
 
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
-    which a model writes). `sample_index` tells repeated draws of one prompt apart. A temperature or top_p of
-    None is not sent.
+    which a model writes); `json_mode` asks for any JSON object where there is no schema. `sample_index` tells
+    repeated draws of one prompt apart. A temperature or top_p of None is not sent.
     """
 
     messages: tuple[Message, ...]
@@ -41,6 +41,7 @@ class ChatRequest:
     response_schema: Mapping[str, JSON] | None = None
     schema_name: str = "reply"
     sample_index: int = 0
+    json_mode: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -62,6 +63,8 @@ class ChatRequest:
             [self.schema_name, self.response_schema],
             self.sample_index,
         ]
+        if self.json_mode:
+            parts.append("json_mode")
         payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(payload.encode("ascii")).hexdigest()
 
@@ -139,4 +142,7 @@ class Closable(Protocol):
 class CountsBrokenLines(Protocol):
     """A chat model that knows how often a request was sent and no answer came, though it may be charged."""
 
-    maybe_paid: int
+    @property
+    def maybe_paid(self) -> int:
+        """The count, over all requests so far."""
+        ...

@@ -53,6 +53,17 @@ def read_completion(body: bytes) -> ChatReply:
     )
 
 
+def read_listing(body: bytes) -> list[Mapping[str, Any]] | None:
+    """Return the entries that a body of `GET /models` lists; None where it is no such list."""
+    try:
+        listed = _mapping(json.loads(body)).get("data")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(listed, list):
+        return None
+    return [each for each in map(_mapping, cast("list[Any]", listed)) if isinstance(each.get("id"), str)]
+
+
 def _judge(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, str]:
     refusal = _text(message.get("refusal"))
     if refusal:

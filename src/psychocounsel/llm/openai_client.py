@@ -22,9 +22,14 @@ import openai
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
-from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
+from psychocounsel.llm.addresses import (
+    endpoint_identity,
+    is_on_this_machine,
+    require_reachable,
+    resolved_base_url,
+)
 from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
-from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
@@ -37,6 +42,7 @@ _TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_BEFORE_THE_FIRST_ANSWER = 2
 _LONGEST_QUOTE_CHARS = 200
 _UNLIMITED = 0
+_LISTING_SECONDS = 15.0
 _DEFAULT_RETRY = RetryPolicy()
 
 
@@ -93,8 +99,8 @@ class OpenAIChatModel:
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """The model's name and the resolved base URL."""
-        return {"model": self._endpoint.model, "base_url": self._base_url}
+        """The model's name, the resolved base URL, and how replies are held to a schema if that is pinned."""
+        return endpoint_identity(self._endpoint)
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
@@ -153,6 +159,16 @@ class OpenAIChatModel:
         if connection is not None:
             connection.pace.close()
             await connection.client.close()
+
+    async def listed_models(self) -> list[Mapping[str, Any]] | None:
+        """Return what `GET /models` lists; None where there is no such list, or none that can be read."""
+        client = self._open().client
+        try:
+            async with asyncio.timeout(min(self._endpoint.timeout_seconds, _LISTING_SECONDS)):
+                response = await client.get("/models", cast_to=httpx2.Response)
+            return read_listing(response.content)
+        except (TimeoutError, openai.OpenAIError, aiohttp.ClientError):
+            return None
 
     def _shared_resume_at(self, connection: _Connection, request: ChatRequest) -> float:
         # Spread out, or all who waited for the same moment would rush the server again.
@@ -281,6 +297,8 @@ class OpenAIChatModel:
         if request.response_schema is not None:
             told = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
             body["response_format"] = {"type": "json_schema", "json_schema": told}
+        elif request.json_mode:
+            body["response_format"] = {"type": "json_object"}
         return _as_json(body)
 
     def _key(self) -> str:

@@ -1,0 +1,99 @@
+"""What a server lists -> a refusal before the first paid call, if the model is unknown or was shut down."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from psychocounsel.console import note
+from psychocounsel.errors import EndpointError
+from psychocounsel.llm.capabilities import Endpoint
+from psychocounsel.llm.chat import ChatReply, ChatRequest
+
+_END_KEYS = ("shutdown_date", "deprecation_date", "expiration_date", "deprecation")
+_MOST_NAMES = 8
+
+
+class CheckedModel:
+    """An endpoint whose list of models is read before it is asked for the first time."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._turn = asyncio.Lock()
+        self._is_checked = False
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The identity of the endpoint."""
+        return self._endpoint.identity
+
+    @property
+    def maybe_paid(self) -> int:
+        """As the endpoint counts it."""
+        return self._endpoint.maybe_paid
+
+    async def listed_models(self) -> list[Mapping[str, Any]] | None:
+        """Return what the endpoint lists."""
+        return await self._endpoint.listed_models()
+
+    async def aclose(self) -> None:
+        """Close the connections of the present event loop."""
+        await self._endpoint.aclose()
+        self._turn = asyncio.Lock()  # the next event loop is another one
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Ask, once it is known that the model is there.
+
+        Raises:
+            EndpointError: the endpoint does not list the model, or lists it as shut down.
+        """
+        if not self._is_checked:
+            async with self._turn:
+                if not self._is_checked:
+                    await self._check()
+        return await self._endpoint.ask(request)
+
+    async def _check(self) -> None:
+        listed = await self.listed_models()
+        identity = self.identity
+        end = shutdown_of(identity["model"], listed or [], identity["base_url"])
+        if end is not None and end <= datetime.now(UTC).date():
+            raise EndpointError(
+                f"the model {identity['model']!r} was shut down on {end}",
+                where=identity["base_url"],
+                remedy=f"put a successor into endpoint.model; here are {_some_names(listed or [])}",
+            )
+        if end is not None:
+            note(f"the model {identity['model']} will be shut down on {end}; choose a successor before")
+        self._is_checked = True
+
+
+def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) -> date | None:
+    """Return the day on which a list of models ends one of them; None where it names no day.
+
+    Raises:
+        EndpointError: the list does not name the model; an empty list names none and refuses none.
+    """
+    names = {str(each.get("id")): each for each in listed}
+    entry = names.get(model, names.get(f"{model}:latest"))
+    if names and entry is None:
+        raise EndpointError(
+            f"there is no model {model!r} here: unknown, or retired",
+            where=base_url,
+            remedy=f"put one that is there into endpoint.model: {_some_names(listed)}",
+        )
+    ends = [_day((entry or {}).get(key)) for key in _END_KEYS]
+    return next((end for end in ends if end is not None), None)
+
+
+def _day(value: object) -> date | None:
+    try:
+        return date.fromisoformat(value[:10]) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
+    names = sorted(str(each.get("id")) for each in listed)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -1,0 +1,239 @@
+"""A server's abilities are told by what it answers, once, and remembered."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
+
+from psychocounsel.config.models import EndpointConfig
+from psychocounsel.connect import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import EndpointError
+from psychocounsel.llm.capabilities import Replies, enforces_schemas, fits, fitted
+from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.store.store import Store
+
+SCHEMA: dict[str, JSON] = {
+    "type": "object",
+    "properties": {"item_id": {"type": "string"}, "rating": {"type": "integer", "enum": [1, 2, 3]}},
+    "required": ["item_id", "rating"],
+    "additionalProperties": False,
+}
+GOOD = '{"item_id": "x", "rating": 2}'
+
+
+def requests(count: int) -> list[ChatRequest]:
+    return [
+        ChatRequest(
+            (Message("system", "Rate."), Message("user", f"item {number}")), 0.0, 1.0, 50, SCHEMA, "rate"
+        )
+        for number in range(count)
+    ]
+
+
+def kind(body: Mapping[str, Any]) -> str:
+    """Return how a request was held to its schema."""
+    return body.get("response_format", {}).get("type", "text")
+
+
+def is_probe(body: Mapping[str, Any]) -> bool:
+    return "good morning" in str(body["messages"])
+
+
+class Ignoring:
+    """A server that takes everything and ignores what it cannot do, or refuses it."""
+
+    def __init__(self, can: str, refuses: tuple[str, ...] = ()) -> None:
+        self.can, self.refuses = can, refuses
+
+    def __call__(self, body: Mapping[str, Any], number: int) -> Reply | Fault:
+        if kind(body) in self.refuses:
+            return error_fault(400, f"response_format {kind(body)} is not supported", "invalid_request_error")
+        if kind(body) == "json_schema" and self.can == "json_schema":
+            return answer_by_schema(body, number)
+        if kind(body) == "json_object" and self.can == "json_object":
+            return Reply('{"greeting": "good morning"}' if is_probe(body) else GOOD)
+        if is_probe(body):
+            return Reply("Good morning!")
+        told = "rating" in str(body["messages"][0]["content"])
+        return Reply(f"Sure:\n```json\n{GOOD}\n```" if told else "Four out of five.")
+
+
+def asked(server: ChatServer, store: Store, count: int = 3, **settings: Any) -> list[ChatReply]:
+    endpoint = EndpointConfig(model=MODEL, base_url=server.base_url, **settings)
+    policy = AskPolicy(lambda _, reply: "rating" in reply.text, max_attempts=2)
+    with open_journal(store) as journal:
+        return ask_all(open_endpoint(endpoint, store), requests(count), journal, policy)
+
+
+def remembered(store: Store) -> dict[str, str]:
+    path = store.root / CAPABILITIES_FILE
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", offline=True)
+
+
+def test_a_server_that_keeps_to_the_schema_is_asked_nothing_else(store: Store) -> None:
+    with ChatServer() as server:
+        asked(server, store)
+        assert [kind(each.body) for each in server.received] == ["json_schema"] * 3
+    assert list(remembered(store).values()) == ["json_schema"]
+
+
+@pytest.mark.parametrize("refuses", [(), ("json_schema",)])
+@pytest.mark.parametrize("can", ["json_object", "text"])
+def test_what_a_server_ignores_or_refuses_is_told_in_words(
+    store: Store, can: str, refuses: tuple[str, ...]
+) -> None:
+    with ChatServer(Ignoring(can, refuses)) as server:
+        replies = asked(server, store)
+        shaped = [each.body for each in server.received if not is_probe(each.body)]
+        probes = server.count - len(shaped)
+    assert all(reply.status is ReplyStatus.VALID and "rating" in reply.text for reply in replies)
+    assert [kind(body) for body in shaped] == ["json_schema"] + [can] * 3
+    assert all('"additionalProperties": false' in body["messages"][0]["content"] for body in shaped[1:])
+    assert shaped[1]["messages"][1]["content"] == "item 0", "the item itself is told unchanged"
+    assert probes == (1 if refuses else 2)
+    assert list(remembered(store).values()) == [can]
+
+
+def test_a_server_that_refuses_json_mode_too_is_asked_in_words(store: Store) -> None:
+    with ChatServer(Ignoring("text", ("json_schema", "json_object"))) as server:
+        replies = asked(server, store)
+    assert all("rating" in reply.text for reply in replies)
+    assert list(remembered(store).values()) == ["text"]
+
+
+def test_what_was_found_out_is_not_asked_again(store: Store) -> None:
+    with ChatServer(Ignoring("text")) as server:
+        asked(server, store, count=1)
+        before = server.count
+        asked(server, store, count=1)
+        assert server.count == before, "nothing is owed, so nothing is asked"
+        asked(server, store, count=2)
+        assert [kind(each.body) for each in server.received[before:]] == ["text"]
+
+
+def test_one_babbled_reply_does_not_condemn_a_server_that_keeps_to_schemas(store: Store) -> None:
+    def babbles_first(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        return Reply("Well.") if number == 0 else answer_by_schema(body, number)
+
+    with ChatServer(babbles_first) as server:
+        asked(server, store)
+        assert [kind(each.body) for each in server.received] == ["json_schema"] * 5
+    assert list(remembered(store).values()) == ["json_schema"]
+
+
+def test_a_request_refused_for_another_reason_stays_refused_and_nothing_is_remembered(store: Store) -> None:
+    def never(body: Mapping[str, Any], number: int) -> Fault:
+        del body, number
+        return error_fault(400, "temperature is not supported", "invalid_request_error")
+
+    with ChatServer(never) as server, pytest.raises(EndpointError, match="temperature"):
+        asked(server, store)
+    assert remembered(store) == {}
+
+
+@pytest.mark.parametrize("pinned", list(Replies))
+def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pinned: Replies) -> None:
+    with ChatServer(Ignoring("text")) as server:
+        asked(server, store, replies=pinned.value)
+        assert {kind(each.body) for each in server.received} == {pinned.value}
+        assert not any(is_probe(each.body) for each in server.received)
+        before = server.count
+        asked(server, store)
+        assert server.count > before
+    assert EndpointConfig(model="m", replies=pinned.value).identity()["replies"] == pinned
+    assert "replies" not in EndpointConfig(model="m").identity()
+
+
+def test_a_damaged_memory_is_found_out_anew(store: Store) -> None:
+    path = store.root / CAPABILITIES_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{half")
+    with ChatServer() as server:
+        asked(server, store)
+    assert list(remembered(store).values()) == ["json_schema"]
+
+
+def test_openai_is_known_and_nothing_that_looks_like_it() -> None:
+    assert enforces_schemas("https://api.openai.com/v1")
+    assert not enforces_schemas("https://api.openai.com.example.org/v1")
+    assert not enforces_schemas("http://127.0.0.1:8000/v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "whether"),
+    [
+        (GOOD, True),
+        (f"```json\n{GOOD}\n```", False),
+        ('{"item_id": "x", "rating": 4}', False),
+        ('{"item_id": "x", "rating": true}', False),
+        ('{"item_id": 1, "rating": 1}', False),
+        ('{"item_id": "x", "rating": 1, "more": 1}', False),
+        ('{"rating": 1}', False),
+        ("[]", False),
+        ("", False),
+    ],
+)
+def test_a_reply_fits_its_schema_wholly_or_not(text: str, whether: bool) -> None:
+    assert fits(text, SCHEMA) is whether
+
+
+def test_a_request_without_a_system_message_gets_one_for_the_schema() -> None:
+    request = ChatRequest((Message("user", "Rate it."),), 0.0, 1.0, 9, SCHEMA)
+    told = fitted(request, Replies.TEXT)
+    assert [turn.role for turn in told.messages] == ["system", "user"]
+    assert told.response_schema is None
+    assert fitted(request, Replies.JSON_SCHEMA) is request
+
+
+def listed(name: str, **more: str | None) -> dict[str, Any]:
+    return {"id": name, "object": "model", **more}
+
+
+def days_from_now(days: int) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
+
+
+@pytest.mark.parametrize(
+    ("models", "what"),
+    [
+        ([listed("successor-1"), listed("successor-2")], "unknown, or retired"),
+        ([listed(MODEL, shutdown_date=days_from_now(-1)), listed("successor-1")], "was shut down on"),
+    ],
+)
+def test_a_retired_model_is_refused_before_the_first_call(
+    store: Store, models: list[dict[str, Any]], what: str
+) -> None:
+    with ChatServer(models=models) as server:
+        with pytest.raises(EndpointError, match=what) as refused:
+            asked(server, store)
+        assert server.count == 0
+    assert "successor-1" in refused.value.remedy
+
+
+def test_an_announced_end_is_told_and_lets_through(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    end = days_from_now(30)
+    with ChatServer(models=[listed(MODEL, shutdown_date=end)]) as server:
+        asked(server, store)
+    assert f"will be shut down on {end}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "models", [None, [], [listed(MODEL, shutdown_date=None)], [listed(f"{MODEL}:latest")]]
+)
+def test_a_listed_model_and_a_server_without_a_list_are_let_through(
+    store: Store, models: list[dict[str, Any]] | None
+) -> None:
+    with ChatServer(models=models) as server:
+        asked(server, store)
+        assert server.count == 3

@@ -1,0 +1,112 @@
+"""Against a server that others wrote, llama.cpp's: it holds even a model that learned nothing to a schema."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from llama_cpp_server import serving, write_gguf
+from transformers_server import make_untrained_llama
+
+from psychocounsel.config.models import EndpointConfig, ResponderConfig, SamplingConfig
+from psychocounsel.connect import (
+    CAPABILITIES_FILE,
+    Respondents,
+    open_endpoint,
+    open_journal,
+    respond,
+)
+from psychocounsel.domain import ReplyStatus, Speech
+from psychocounsel.errors import EndpointError
+from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
+from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.capabilities import fits
+from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
+from psychocounsel.store.store import Store
+
+pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")
+pytest.importorskip("gguf", reason="gguf is not installed: no file for llama.cpp's server")
+
+NAME = "tiny-llama"
+SPEECHES = (
+    Speech("Since the move I lie awake, and nobody here knows my name."),
+    Speech("My brother rang after two years. I let it ring."),
+)
+SEVEN = load_rubric(str(Path(__file__).parents[1] / "judging" / "seven-attributes.yaml"))
+RUBRIC = replace(SEVEN, reply=SEVEN.reply.model_copy(update={"extra_keys": {}}))
+POINT: JSON = {"type": "integer", "enum": list(RUBRIC.scale)}
+FLAT: dict[str, JSON] = {
+    "type": "object",
+    "properties": dict.fromkeys(RUBRIC.principle_ids, POINT),
+    "required": list(RUBRIC.principle_ids),
+    "additionalProperties": False,
+}
+
+
+class Foreign(NamedTuple):
+    """A running server and what it says."""
+
+    base_url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
+    folder = tmp_path_factory.mktemp("llama-cpp")
+    make_untrained_llama([speech.text for speech in SPEECHES], folder / "model")
+    write_gguf(folder / "model", folder / "model.gguf")
+    with serving(folder / "model.gguf", NAME, folder / "log") as base_url:
+        yield Foreign(base_url, folder / "log")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", offline=True)
+
+
+def endpoint_of(server: Foreign, model: str = NAME) -> EndpointConfig:
+    return EndpointConfig(model=model, base_url=server.base_url, max_attempts=1, concurrency=2)
+
+
+def asked(server: Foreign, store: Store, requests: list[ChatRequest]) -> list[ChatReply]:
+    with open_journal(store) as journal:
+        return ask_all(
+            open_endpoint(endpoint_of(server), store), requests, journal, AskPolicy(max_attempts=1)
+        )
+
+
+def test_ratings_under_an_enforced_schema_are_read_with_their_numbers(foreign: Foreign, store: Store) -> None:
+    requests = [
+        ChatRequest((Message("user", speech.text),), 1.0, 1.0, 400, FLAT, "rate") for speech in SPEECHES
+    ]
+    replies = asked(foreign, store, requests)
+    for reply in replies:
+        assert reply.status is ReplyStatus.VALID
+        assert reply.model == NAME
+        assert reply.completion_tokens > len(RUBRIC.principle_ids)
+        assert fits(reply.text, FLAT)
+        parsed = parse_ratings(reply.text, RUBRIC, "")
+        assert isinstance(parsed, ParsedRatings)
+        assert parsed.ratings == json.loads(reply.text)
+    known = json.loads((store.root / CAPABILITIES_FILE).read_bytes())
+    assert known == {f"{NAME} at {foreign.base_url}": "json_schema"}
+    assert asked(foreign, store, requests) == replies, "what is journalled is paid once"
+
+
+def test_it_answers_speeches(foreign: Foreign, store: Store) -> None:
+    sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=12)
+    responder = ResponderConfig(author="elm", endpoint=endpoint_of(foreign), sampling=sampling)
+    answered = respond(responder, Respondents(SPEECHES, 0), store, never_stop)
+    assert len(answered.candidates) + sum(answered.failed.values()) == len(SPEECHES)
+    assert answered.candidates
+
+
+def test_a_model_that_it_does_not_list_is_refused_unasked(foreign: Foreign, store: Store) -> None:
+    model = open_endpoint(endpoint_of(foreign, "gpt-4o-2024-08-06"), store)
+    request = ChatRequest((Message("user", "Hello."),), None, None, 4)
+    with open_journal(store) as journal, pytest.raises(EndpointError, match="unknown, or retired") as refused:
+        ask_all(model, [request], journal, AskPolicy())
+    assert NAME in refused.value.remedy

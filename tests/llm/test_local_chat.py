@@ -1,0 +1,133 @@
+"""A model on this machine judges: batched, journalled, and never a number that it did not write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers_server import make_untrained_llama
+
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, SamplingConfig
+from psychocounsel.connect import open_journal, open_judge, plan_judge
+from psychocounsel.domain import Candidate, Policy, ReplyStatus, Speech
+from psychocounsel.judging.judge import Judge
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.local_chat import LocalChatModel
+from psychocounsel.llm.local_model import AnswerGenerator, Generation
+from psychocounsel.store.store import Store
+
+SPEECH = Speech("Since the move I lie awake, and nobody here knows my name.")
+ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", text)) for text in ("What was that like?", "Sleep more.")]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("local-judge") / "model"
+    make_untrained_llama([SPEECH.text], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(weights: Path) -> AnswerGenerator:
+    return AnswerGenerator.load(Policy(str(weights)), "cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", offline=True)
+
+
+class Batches:
+    """A generator that says nothing new and remembers the sizes of its batches."""
+
+    def __init__(self, generator: AnswerGenerator) -> None:
+        self.tokenizer = generator.tokenizer
+        self._generator = generator
+        self.sizes: list[int] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seed: int
+    ) -> list[Generation]:
+        self.sizes.append(len(prompts))
+        return self._generator.generate(prompts, sampling, seed)
+
+
+def requests(count: int, temperature: float) -> list[ChatRequest]:
+    messages = [(Message("system", "Answer."), Message("user", f"item {place}")) for place in range(count)]
+    return [ChatRequest(each, temperature, 1.0, max_tokens=6) for each in messages]
+
+
+def asked(generator: Any, batch_size: int, temperature: float, path: Path) -> list[ChatReply]:
+    model = LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, batch_size)
+    policy = AskPolicy(lambda index, reply: True, max_attempts=1, concurrency=batch_size)
+    with Journal(path) as journal:
+        return ask_all(model, requests(9, temperature), journal, policy)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_batch_size_decides_the_speed_only(
+    generator: AnswerGenerator, tmp_path: Path, temperature: float
+) -> None:
+    batches = Batches(generator)
+    together = asked(batches, 8, temperature, tmp_path / "together.sqlite")
+    assert together == asked(generator, 1, temperature, tmp_path / "alone.sqlite")
+    # The engine sends the first one alone.
+    assert batches.sizes == [1, 8]
+    assert all(reply.prompt_tokens > 2 and reply.model == "tiny" for reply in together)
+
+
+def test_a_second_try_is_another_draw_and_the_same_in_every_run(
+    generator: AnswerGenerator, tmp_path: Path
+) -> None:
+    def two_tries(name: str) -> list[ChatReply]:
+        model = LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, 1)
+        (request,) = requests(1, 1.0)
+        with Journal(tmp_path / name) as journal:
+            ask_all(model, [request], journal, AskPolicy(lambda index, reply: False, max_attempts=2))
+            return journal.replies(request.digest(model.identity))
+
+    first, second = two_tries("one.sqlite")
+    assert first.text != second.text
+    assert [each.text for each in two_tries("two.sqlite")] == [first.text, second.text]
+
+
+def judge_of(weights: Path, **changes: Any) -> JudgeConfig:
+    return JudgeConfig.model_validate({"backend": "local", "model": str(weights), "max_tokens": 8} | changes)
+
+
+def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path, store: Store) -> None:
+    def rate(judge: Judge) -> list[ReplyStatus]:
+        judgements = judge.rate(ITEMS, ignore_progress)
+        assert all(not each.ratings and each.reason and each.judge == "model" for each in judgements)
+        return [each.status for each in judgements]
+
+    with open_judge(judge_of(weights), store, never_stop) as judge:
+        statuses = rate(judge)
+    assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
+    with open_journal(store) as journal:
+        assert journal.summary().replies == len(ITEMS)
+
+
+def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(weights)
+    here, there = (plan_judge(judge_of(each), store) for each in (weights, moved))
+    assert here == there
+    assert here.settings["model"]["weights"]
+    assert here.notices == ()
+    assert "model" not in JudgeConfig().identity()
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {"backend": "local"},
+        {"backend": "offline", "model": "base"},
+        {"backend": "local", "model": "base", "endpoint": EndpointConfig(model="m")},
+    ],
+)
+def test_a_backend_takes_what_it_needs_and_nothing_else(judge: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="backend: "):
+        JudgeConfig.model_validate(judge)
