@@ -13,9 +13,10 @@ from psychocounsel.audits import audit_requests
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
-from psychocounsel.connect import plan_to_ask, plan_to_name_topics, planned_journal, planned_model
+from psychocounsel.connect import plan_to_ask, plan_to_name_topics
 from psychocounsel.corpora import CorpusPlans
 from psychocounsel.domain import Candidate, Speech
+from psychocounsel.endpoints import planned_journal, planned_model
 from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.judging.judge import Compared, Comparison
 from psychocounsel.llm.addresses import resolved_base_url

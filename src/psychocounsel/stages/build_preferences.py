@@ -15,11 +15,9 @@ from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
     judge_spending,
-    keep_restricted_text_here,
     open_judge,
     plan_judge,
     plan_responder,
-    require_usable,
     respond,
 )
 from psychocounsel.console import progress
@@ -27,6 +25,7 @@ from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
 from psychocounsel.dataset_facts import gather_dataset_facts, write_dataset_card
 from psychocounsel.domain import Candidate, Judgement
+from psychocounsel.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.judge import (
