@@ -165,7 +165,10 @@ def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
     wanted = [(f"answers of {each.author}", each.endpoint) for each in responders]
     if config.corpus.topics is not None:
         wanted.insert(0, (_TOPICS, config.corpus.topics.endpoint))
-    return _uncounted([*wanted, (_RATING, config.judge.endpoint)], hint)
+    wanted.append((_RATING, config.judge.endpoint))
+    if any(config.audit.identity().values()):
+        wanted.append((_AUDITING, config.judge.endpoint))
+    return _uncounted(wanted, hint)
 
 
 def _uncounted(wanted: Sequence[tuple[str, EndpointConfig | None]], hint: str) -> list[PaidCalls]:
