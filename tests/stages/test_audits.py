@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -350,6 +352,21 @@ class TestFailingEndpoint:
         assert build(cli, judged, NOTHING).code == 0
         assert judged.server.count == 1
 
+    def test_a_signal_stops_the_audit_and_what_was_answered_is_kept(self, judged: Judged, cli: Cli) -> None:
+        def stop_here(request: Mapping[str, Any], number: int) -> Reply:
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return rating(request, fair)
+
+        judged.server.script = stop_here
+        stopped = build(cli, judged, SMALL)
+        assert stopped.code == 75, stopped
+        assert "stands; the audit of its judge is owed" in stopped.err
+        assert (audits(judged), judged.server.count < 12) == ([], True)
+        judged.server.script = by(fair)
+        assert build(cli, judged, SMALL).code == 0
+        assert judged.server.count == 12 + 7 * 6 + 8
+
     def test_ratings_and_audit_share_the_limit(self, judged: Judged, cli: Cli) -> None:
         rated = 128 * 7.0  # what the ratings cost; an answer has 7 tokens, at its worst 600 in five tries
         limit = ["--set", f"judge.endpoint.max_cost={rated + 3000 + 10}"]
@@ -402,6 +419,19 @@ class TestTable:
         assert all(sum(each.values()) == 123 for each in counts["histograms"].values())
         empathy = counts["histograms"]["empathy"]
         assert "  empathy: " + ", ".join(f"{count} x {point}" for point, count in empathy.items()) in told
+
+    def test_every_key_is_documented(self, judged: Judged, cli: Cli) -> None:
+        metrics = audited(cli, judged, SMALL)[0]
+        text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+        told = text[text.index("### `audits`") : text.index("### `preferences`")]
+        parts = ("retest", "one_principle", "canaries")
+        nested = [f"{part}.{key}" for part in parts for key in metrics[part]]
+        agreement = metrics["retest"]["by_principle"]["empathy"]
+        quoted = [f'"{key}"' for key in (*metrics["canaries"]["gain"], *metrics["length"], *agreement)]
+        halo = [f"`{key}`" for key in metrics["one_principle"]["halo"]]
+        assert len(nested) > 15
+        assert [key for key in (*metrics, *nested) if f"`{key}`" not in told] == []
+        assert [key for key in (*quoted, *halo) if key not in told] == []
 
     def test_ties_and_length_are_those_of_the_ratings(self, judged: Judged, cli: Cli) -> None:
         def longer_is_better(request: Mapping[str, Any], number: int) -> Reply:
