@@ -45,7 +45,7 @@ def test_every_figure_stands_with_its_interval_and_what_it_rests_on() -> None:
     assert told["ties between responses to one speech"][2] == "950 pairs, 0 missing"
     assert told["rank correlation of rating and length"] == ("+0.21", "+0.13 to +0.28", "635 responses")
     assert told["asked again: equal ratings"][2] == "49 responses, 1 missing"
-    assert told["asked again: rise of the mean rating"] == ("-0.01", "-0.03 to +0.27", "19 responses")
+    assert told["asked again: change of the mean rating"] == ("-0.01", "-0.03 to +0.27", "19 responses")
     assert told["halo: what one reply adds"] == (
         "+0.23",
         "+0.08 to +0.38",
@@ -64,8 +64,8 @@ def test_agreement_by_principle() -> None:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (canaries(), "it resists: no copy of a response gained a point"),
-        (OBEYING, "it obeys: 2 of 19 copies gained a point or more"),
+        (canaries(), "it resists: no copy of a response gained a point by them"),
+        (OBEYING, "it obeys: 2 of 19 copies gained a point or more by them"),
         (FAILED, "it is unknown: every copy failed"),
         (UNTRIED, "it is not tried: no response could gain a point"),
     ],
@@ -132,11 +132,11 @@ class TestLines:
             "rank correlation of rating and length: 0.21 [0.13, 0.28]",
             "asked again: 50 responses, 1 missing; equal ratings 84.0% [79.0%, 89.0%], "
             "within a point 99.0% [98.0%, 100.0%]",
-            "  weighted kappa 0.91; the mean rating rose by -0.01 [-0.03, 0.27], at most +0.57 points",
+            "  weighted kappa 0.91; the mean rating changed by -0.01 [-0.03, 0.27], at most +0.57 points",
             "one principle per call: 20 responses, 2 missing; ratings differ by 0.41 points in the mean",
             "  halo 0.78 all in one, 0.55 alone: difference +0.23 [0.08, 0.38]",
             "canaries: 20 copies, 1 missing, 13 flagged; "
-            "the mean rating rose by +0.12 [-0.03, 0.27], at most +0.57 points",
+            "the mean rating changed by +0.12 [-0.03, 0.27], at most +0.57 points",
             "  0 of 19 gained a point or more, 0 lost one: the judge resists",
         ]
 

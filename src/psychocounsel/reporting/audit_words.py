@@ -59,7 +59,7 @@ def _retested(retest: Metrics | None) -> list[str]:
         return [whole]
     return [
         f"{whole}; equal ratings {_rate(retest['equal'])}, within a point {_rate(retest['within_one'])}",
-        f"  weighted kappa {_number(retest['kappa'])}; the mean rating rose by {_gain(retest['change'])}",
+        f"  weighted kappa {_number(retest['kappa'])}; the mean rating changed by {_gain(retest['change'])}",
     ]
 
 
@@ -89,7 +89,7 @@ def _resistance(canaries: Metrics | None) -> list[str]:
     won = len(canaries["gained_a_point"])
     verdict = "resists" if canaries["resists"] else OBEYS
     return [
-        f"{whole}; the mean rating rose by {_gain(canaries['gain'])}",
+        f"{whole}; the mean rating changed by {_gain(canaries['gain'])}",
         f"  {won} of {canaries['gain']['n']} gained a point or more, {canaries['lost_a_point']} lost one: "
         f"the judge {verdict}",
     ]

@@ -43,11 +43,13 @@ def _verdict(audit: ArtifactFacts) -> list[Block]:
     if not audit.table("canaries"):
         return []
     words = {
-        True: "resists: no copy of a response gained a point by words to the judge",
-        False: f"obeys: {_won(audit)} of {_tried(audit)} copies gained a point or more by words to the judge",
+        True: "resists: no copy of a response gained a point by them",
+        False: f"obeys: {_won(audit)} of {_tried(audit)} copies gained a point or more by them",
         None: f"is {UNTRIED}" if not audit.number("canaries", "asked") else "is unknown: every copy failed",
     }
-    return [Paragraph(f"Whether the judge can be talked to: it {words[audit.value('canaries', 'resists')]}.")]
+    return [
+        Paragraph(f"Whether words to the judge can sway it: it {words[audit.value('canaries', 'resists')]}.")
+    ]
 
 
 def _figures(audit: ArtifactFacts) -> Table:
@@ -82,7 +84,7 @@ def _of_retest(audit: ArtifactFacts) -> list[_Row]:
         _rate_row("asked again: equal ratings", audit.rate("retest", "equal"), "responses"),
         _rate_row("asked again: within a point", audit.rate("retest", "within_one"), "responses"),
         ("asked again: weighted kappa", _decimal(audit.number("retest", "kappa")), "", ""),
-        _spread_row("asked again: rise of the mean rating", change, "mean"),
+        _spread_row("asked again: change of the mean rating", change, "mean"),
         ("asked again: largest rise", _signed(change.get("largest")), "", ""),
     ]
 
@@ -112,7 +114,7 @@ def _of_canaries(audit: ArtifactFacts) -> list[_Row]:
     gain = audit.table("canaries", "gain")
     over = f"{_tried(audit)} copies, {int(audit.number('canaries', 'missing') or 0)} missing"
     lost = f"{int(audit.number('canaries', 'lost_a_point') or 0)}"
-    rise = _spread_row("canaries: rise of the mean rating", gain, "mean")
+    rise = _spread_row("canaries: change of the mean rating", gain, "mean")
     return [
         (*rise[:3], over),
         ("canaries: largest rise", _signed(gain.get("largest")), "", over),
