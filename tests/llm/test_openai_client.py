@@ -112,6 +112,38 @@ def test_a_fault_that_stays_ends_as_an_error_after_bounded_tries(server, fault):
     assert reply.reason
 
 
+LINES = [
+    (Fault(reset=True), 1),
+    (Fault(cut=True), 1),
+    (Fault(hang=True), 1),
+    (Fault(body=b'{"choices": [{"mess'), 1),
+    (error_fault(429, "busy"), 0),
+    (error_fault(500, "oh"), 0),
+    (error_fault(503, "busy"), 0),
+]
+
+
+@pytest.mark.parametrize(("fault", "broken"), LINES, ids=lambda each: str(each)[:60])
+def test_what_may_be_paid_is_on_disk_before_it_is_asked_again(server, tmp_path, fault, broken):
+    request = ask_for("hello")
+    found = []
+
+    def script(body, number):
+        if number == 0:
+            return fault
+        with Journal(tmp_path / "j.sqlite") as other:
+            found.extend(other.broken_lines())
+        return Reply("fine")
+
+    server.script = script
+    model = model_at(server, timeout_seconds=0.3 if fault.hang else 5.0)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        (reply,) = ask_all(model, [request], journal, AskPolicy())
+        assert (reply.text, server.count) == ("fine", 2)
+        assert found == journal.broken_lines()
+    assert [line.digest for line in found] == [request.digest(model.identity)] * broken
+
+
 @pytest.mark.parametrize("fault", [Fault(hang=True), Fault(drip_seconds=0.1)], ids=["hang", "drip"])
 def test_one_deadline_holds_for_all_tries_together(server, fault):
     server.script = lambda body, number: fault

@@ -174,13 +174,3 @@ class Closable(Protocol):
     async def aclose(self) -> None:
         """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
         ...
-
-
-@runtime_checkable
-class CountsBrokenLines(Protocol):
-    """A chat model that knows how often a request was sent and no answer came, though it may be charged."""
-
-    @property
-    def maybe_paid(self) -> int:
-        """The count, over all requests so far."""
-        ...
