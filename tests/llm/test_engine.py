@@ -220,6 +220,20 @@ def test_a_refusing_endpoint_is_asked_once(journal):
     assert model.closed == 1
 
 
+def test_the_first_request_goes_alone(journal):
+    in_flight = []
+
+    class Watched(FakeModel):
+        async def ask(self, request):
+            reply = await super().ask(request)
+            in_flight.append((request.messages[0].content, self.most_in_flight))
+            return reply
+
+    ask_all(Watched(seconds=0.005), [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy(concurrency=8))
+    assert in_flight[0] == ("t0", 1)
+    assert max(most for _, most in in_flight) == 8
+
+
 def test_a_late_refusal_keeps_what_is_in_flight(journal):
     def script(text, times):
         return EndpointError("quota") if text == "t5" else valid(text)
