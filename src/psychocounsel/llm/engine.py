@@ -7,7 +7,7 @@ endpoint that leaves one request after another unanswered is left alone, for eac
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -102,7 +102,7 @@ def owed_places(
     """
     owed: list[int] = []
     settled = journal.settled(reader) if reader else frozenset[str]()
-    unsettled = [each for each in _distinct(requests, identity) if each.digest not in settled]
+    unsettled = _distinct(requests, identity, settled)
     replies = journal.replies_to(question.digest for question in unsettled)
     for question, kept in zip(unsettled, replies, strict=True):
         if not all(any(accept(place, reply) for reply in kept) for place in question.places):
@@ -110,7 +110,7 @@ def owed_places(
     return owed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Question:
     """One distinct request and the places that wait for its reply."""
 
@@ -304,8 +304,12 @@ class _Scribe:
             await asyncio.to_thread(self._journal.record_many, entries)
 
 
-def _distinct(requests: Sequence[ChatRequest], identity: Mapping[str, str]) -> list[_Question]:
+def _distinct(
+    requests: Sequence[ChatRequest], identity: Mapping[str, str], left_out: Set[str] = frozenset()
+) -> list[_Question]:
     places: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
-        places.setdefault(request.digest(identity), []).append(index)
+        digest = request.digest(identity)
+        if digest not in left_out:
+            places.setdefault(digest, []).append(index)
     return [_Question(requests[spots[0]], digest, tuple(spots)) for digest, spots in places.items()]
