@@ -266,6 +266,37 @@ def test_a_journal_that_fails_ends_the_run(journal):
     assert len(model.asked) == 1
 
 
+def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
+    journal.record("before", valid("earlier"))
+    connection = journal._connection
+    model = FakeModel(lambda text, times: valid(text * 400), seconds=0.001)
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages + 20}")
+    requests = [ask_for(f"t{n}") for n in range(200)]
+    with pytest.raises(IncompleteError, match="disk is full"):
+        ask_all(model, requests, journal, AskPolicy(concurrency=4))
+    kept = journal.summary().replies - 1
+    assert 0 < kept < 200
+    assert len(model.asked) <= kept + 2 * 4
+    connection.execute(f"PRAGMA max_page_count={100 * pages + 10_000}")
+    rest = FakeModel()
+    ask_all(rest, requests, journal, AskPolicy(concurrency=4))
+    assert len(rest.asked) == 200 - kept
+    assert journal.replies("before") == [valid("earlier")]
+
+
+def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(journal):
+    requests = [ask_for(f"t{n}") for n in range(10)]
+    policy = AskPolicy(reader="any")
+    first = ask_all(FakeModel(), requests, journal, policy)
+    digest = requests[3].digest(FakeModel.identity)
+    journal._connection.execute("UPDATE replies SET text = x'39' WHERE digest = ?", (digest,))
+    model = FakeModel()
+    assert ask_all(model, requests, journal, policy) == first
+    assert model.asked == ["t3"]
+    assert journal.damaged_rows > 0
+
+
 def test_workers_are_as_many_as_the_concurrency_however_many_the_items(journal):
     most_tasks = 0
 
