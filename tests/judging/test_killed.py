@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "judge_kills.py"
-FEW = ["--kills", "6", "--requests", "120", "--in-flight", "16", "--latency-seconds", "0.03", "--seed", "3"]
+FEW = ["--kills", "6", "--requests", "90", "--in-flight", "16", "--latency-seconds", "0.03", "--seed", "3"]
 # Other work on the machine may hold up the process that is killed.
 BUSY = ["--allowance-ms", "500"]
 

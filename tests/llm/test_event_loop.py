@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import sys
 
 import pytest
@@ -48,6 +49,19 @@ def test_an_error_comes_out_as_it_is_and_what_still_ran_is_ended() -> None:
     with pytest.raises(KeyError, match="mine"):
         run_to_end(failing())
     assert ended == ["lasting"]
+
+
+def test_what_there_was_before_is_not_collected_meanwhile() -> None:
+    async def frozen() -> int:
+        return gc.get_freeze_count()
+
+    async def failing() -> None:
+        raise KeyError("mine")
+
+    assert run_to_end(frozen()) > 1000
+    with pytest.raises(KeyError):
+        run_to_end(failing())
+    assert gc.get_freeze_count() == 0
 
 
 def test_work_in_threads_is_waited_for() -> None:

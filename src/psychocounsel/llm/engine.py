@@ -23,6 +23,7 @@ from psychocounsel.llm.chat import (
 )
 from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.scribe import Scribe
 from psychocounsel.llm.spending import Budget
 
 
@@ -126,7 +127,7 @@ class _Run:
         self._model = model
         self._journal = journal
         self._policy = policy
-        self._scribe = _Scribe(journal)
+        self._scribe = Scribe(journal)
         self._questions = _distinct(requests, model.identity)
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
@@ -272,36 +273,6 @@ class _Run:
     def _finish(self, question: _Question) -> None:
         self._finished += len(question.places)
         self._policy.progress(len(question.places))
-
-
-class _Scribe:
-    """Commits in one go all replies that arrived while the previous commit ran."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._waiting: list[Entry] = []
-        self._next_commit: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
-
-    async def record(self, entry: Entry) -> None:
-        """Return when the entry is on disk."""
-        self._waiting.append(entry)
-        if self._next_commit is None:
-            self._next_commit = asyncio.create_task(self._commit())
-        # Shielded: a worker that is cancelled leaves its paid reply to the commit.
-        await asyncio.shield(self._next_commit)
-
-    async def drain(self) -> None:
-        """Return when nothing waits for a commit and none runs."""
-        if self._next_commit is not None:
-            await self._next_commit
-        async with self._turn:
-            pass
-
-    async def _commit(self) -> None:
-        async with self._turn:
-            entries, self._waiting, self._next_commit = self._waiting, [], None
-            await asyncio.to_thread(self._journal.record_many, entries)
 
 
 def _distinct(

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,6 +68,9 @@ digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, 
 """
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
+_NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
+_ROWS_AT_ONCE = 80
+_INSERT_SEVERAL = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES "  # noqa: S608
 _INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 _DIGESTS_AT_ONCE = 200
@@ -198,10 +201,24 @@ class Journal:
             raise ValueError("a reply that was never answered is not journalled")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._turn, self._explained(), self._transaction():
-            for digest, reply in kept:
-                (attempt,) = self._connection.execute(_NEXT_ATTEMPT, (digest,)).fetchone()
-                row = _row(digest, attempt, reply, created_at)
-                self._connection.execute(_INSERT, (*row, _checksum(row)))
+            for start in range(0, len(kept), _ROWS_AT_ONCE):
+                self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
+
+    def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
+        """Insert with two statements: each gives the interpreter away, and a busy event loop takes it."""
+        attempts = self._next_attempts({digest for digest, _ in entries})
+        values: list[object] = []
+        for digest, reply in entries:
+            row = _row(digest, attempts[digest], reply, created_at)
+            attempts[digest] += 1
+            values += (*row, _checksum(row))
+        marks = f"({', '.join('?' * (len(values) // len(entries)))})"
+        self._connection.execute(_INSERT_SEVERAL + ", ".join([marks] * len(entries)), values)
+
+    def _next_attempts(self, digests: Set[str]) -> dict[str, int]:
+        query = _NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
+        known = self._connection.execute(query, tuple(digests)).fetchall()
+        return dict.fromkeys(digests, 0) | dict(known)
 
     def settled(self, reader: str) -> set[str]:
         """Return the digests of all requests that have a reply which this reader once accepted.
