@@ -33,6 +33,23 @@ def test_replies_travel_from_store_to_store(store: Path, tmp_path: Path) -> None
     assert call("verify", "--store", tmp_path / "other").output == "2 replies intact, 0 damaged\n"
 
 
+def test_lines_that_broke_travel_too(store: Path, tmp_path: Path) -> None:
+    with Journal(store / JOURNAL_FILE) as journal:
+        journal.record_broken_line("c")
+    file, other = tmp_path / "replies.jsonl", tmp_path / "other"
+    assert (
+        call("export", file, "--store", store).output == f"exported 2 replies and 1 broken lines to {file}\n"
+    )
+    said = call("import", file, "--store", other).output
+    assert said == "imported 3 of 3 replies and broken lines; the others were known\n"
+    assert call("verify", "--store", other).output == "2 replies and 1 broken lines intact, 0 damaged\n"
+    with sqlite3.connect(other / JOURNAL_FILE) as database:
+        database.execute("UPDATE broken_lines SET digest = 'd'")
+    result = call("verify", "--store", other)
+    assert isinstance(result.exception, StoreError)
+    assert "2 replies intact, 1 damaged" in result.output
+
+
 def test_verify_fails_on_a_damaged_reply(store: Path) -> None:
     with sqlite3.connect(store / JOURNAL_FILE) as database:
         database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")

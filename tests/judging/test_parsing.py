@@ -144,3 +144,13 @@ def test_no_text_breaks_the_parser(text: str) -> None:
 def test_what_a_judge_writes_is_what_is_read(ratings: dict[str, int], reasons: str) -> None:
     text = json.dumps({"item_id": ITEM, "reasons": reasons, "ratings": ratings}, ensure_ascii=False)
     assert parse_ratings(f"```json\n{text}\n```", RUBRIC, ITEM) == ParsedRatings(dict(ratings), reasons)
+
+
+PIECES = st.sampled_from(['"', ",", "}", "{", "\\", " NaN", '"item_id": 1, ', "\u2028", "]", "true", "x"])
+
+
+@given(st.integers(1, 200), PIECES, st.integers(0, 9), st.booleans())
+def test_a_bare_object_is_read_as_one_among_words(place: int, piece: str, cut: int, insert: bool) -> None:
+    good = reply()
+    text = good[:place] + piece * insert + good[place + cut :]
+    assert parse_ratings(text, RUBRIC, ITEM) == parse_ratings(f"Well: {text}", RUBRIC, ITEM)

@@ -41,9 +41,31 @@ def test_prompts_are_what_was_reviewed(name: str, request_: ChatRequest) -> None
 def test_the_fixed_part_is_the_same_for_every_item() -> None:
     one = rating_request(SPEECH, FIRST, RUBRIC, ASKING).request
     other = rating_request(Speech("Something else altogether."), SECOND, RUBRIC, ASKING).request
-    assert one.messages[0] == other.messages[0]
+    # One copy in memory, however many requests.
+    assert one.messages[0] is other.messages[0]
     assert one.messages[1] != other.messages[1]
-    assert one.response_schema == other.response_schema
+    assert one.response_schema is other.response_schema
+
+
+def test_each_rubric_and_each_kind_of_question_has_its_own_fixed_part() -> None:
+    other = replace(RUBRIC, version="another")
+    asked = [
+        rating_request(SPEECH, FIRST, RUBRIC, ASKING).request,
+        rating_request(SPEECH, FIRST, other, ASKING).request,
+        rating_request(SPEECH, FIRST, RUBRIC.only(RUBRIC.principle_ids[0]), ASKING).request,
+        comparison_request(Comparison(SPEECH, FIRST, SECOND), RUBRIC, ASKING).request,
+    ]
+    assert len({request.messages[0].content for request in asked}) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["$marker $data $$ ${marker}", "\\u2028 \u2028", "a\x85b\x0bc\x1cd", '"\\\x7f']
+)
+def test_texts_that_look_like_places_to_fill_stay_as_they_are(text: str) -> None:
+    asked = rating_request(SPEECH, Candidate(SPEECH.id, "x", text), RUBRIC, ASKING)
+    first, data, last = asked.request.messages[-1].content.splitlines()
+    assert first == last
+    assert json.loads(data)["response"] == text
 
 
 def test_the_schema_allows_whole_numbers_of_the_scale_for_the_declared_principles_only() -> None:

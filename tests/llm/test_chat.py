@@ -1,8 +1,12 @@
 """The digest of a request changes with everything that shapes the reply, and with nothing else."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
@@ -65,3 +69,66 @@ def test_impossible_requests_are_refused(wrong):
 def test_only_an_error_was_never_answered():
     answered = {s for s in ReplyStatus if ChatReply(s, "", "", 0, 0).answered}
     assert answered == set(ReplyStatus) - {ReplyStatus.ERROR}
+
+
+KEPT = [
+    ({}, "d6498dd89f39173dc7783440e20206179ec3d74bd7c9b26e7a504596c700a7dd"),
+    (
+        {"messages": (Message("user", '\ud800 \u2028 \0 "\\ \x7f é 👩\u200d👧'),)},
+        "4633f6b2da7d83bfe3be59ae591db9bf4584928fc4f72c450dda1e30c2713963",
+    ),
+    (
+        {"temperature": None, "top_p": None, "response_schema": None, "json_mode": True, "sample_index": 2},
+        "30b280ee63ea8b11ff5134d7e7311bc469e3a2a4673c7c5ee9dd54b8776d01f5",
+    ),
+    (
+        {"response_schema": {"enum": [1, True, 1.5, None, "é"]}, "schema_name": 'é"'},
+        "1baefc2f067eae7d47a1bdf879d9a70dcc4d207c25f4bec5521a0ac86b77db9d",
+    ),
+    (
+        {
+            "temperature": 1,
+            "top_p": 0.1 + 0.2,
+            "messages": (Message("system", "é"), Message("assistant", "b"), Message("user", "c")),
+        },
+        "c3ea0c6daeb00727c036358825c327338ee20819150be7a68d849f6c0bd6e381",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "digest"), KEPT)
+def test_digests_of_journals_that_were_paid_for_stay_what_they_are(change, digest):
+    assert replace(REQUEST, **change).digest(IDENTITY) == digest
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
+NUMBERS = st.none() | st.floats(0, 2) | st.integers(0, 2)
+SCHEMAS = st.none() | st.recursive(
+    TEXTS | st.booleans() | st.integers(),
+    lambda inner: st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+).map(lambda inner: {"type": inner})
+
+
+@given(
+    st.dictionaries(TEXTS, TEXTS, max_size=3),
+    st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
+    st.tuples(NUMBERS, NUMBERS, st.integers(1, 9)),
+    st.tuples(TEXTS, SCHEMAS),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_a_digest_is_that_of_one_json_list(identity, turns, drawing, form, sample, json_mode):
+    messages = tuple(Message(role, content) for role, content in turns)
+    request = ChatRequest(messages, *drawing, form[1], form[0], sample, json_mode)
+    temperature, top_p, max_tokens = (None if each is None else float(each) for each in drawing)
+    drawn = [temperature, top_p, int(max_tokens)]
+    parts = ["chat-request-1", sorted(identity.items()), turns, drawn, form, sample]
+    payload = json.dumps(parts + ["json_mode"] * json_mode, separators=(",", ":"))
+    assert request.digest(identity) == hashlib.sha256(payload.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_has_no_word_for_has_no_digest(number):
+    with pytest.raises(ValueError, match="finite"):
+        replace(REQUEST, temperature=number).digest(IDENTITY)

@@ -220,6 +220,20 @@ def test_a_refusing_endpoint_is_asked_once(journal):
     assert model.closed == 1
 
 
+def test_the_first_request_goes_alone(journal):
+    in_flight = []
+
+    class Watched(FakeModel):
+        async def ask(self, request):
+            reply = await super().ask(request)
+            in_flight.append((request.messages[0].content, self.most_in_flight))
+            return reply
+
+    ask_all(Watched(seconds=0.005), [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy(concurrency=8))
+    assert in_flight[0] == ("t0", 1)
+    assert max(most for _, most in in_flight) == 8
+
+
 def test_a_late_refusal_keeps_what_is_in_flight(journal):
     def script(text, times):
         return EndpointError("quota") if text == "t5" else valid(text)
@@ -250,6 +264,37 @@ def test_a_journal_that_fails_ends_the_run(journal):
     with pytest.raises(StoreError, match="disk is full"):
         ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy())
     assert len(model.asked) == 1
+
+
+def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
+    journal.record("before", valid("earlier"))
+    connection = journal._connection
+    model = FakeModel(lambda text, times: valid(text * 400), seconds=0.001)
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages + 20}")
+    requests = [ask_for(f"t{n}") for n in range(200)]
+    with pytest.raises(IncompleteError, match="disk is full"):
+        ask_all(model, requests, journal, AskPolicy(concurrency=4))
+    kept = journal.summary().replies - 1
+    assert 0 < kept < 200
+    assert len(model.asked) <= kept + 2 * 4
+    connection.execute(f"PRAGMA max_page_count={100 * pages + 10_000}")
+    rest = FakeModel()
+    ask_all(rest, requests, journal, AskPolicy(concurrency=4))
+    assert len(rest.asked) == 200 - kept
+    assert journal.replies("before") == [valid("earlier")]
+
+
+def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(journal):
+    requests = [ask_for(f"t{n}") for n in range(10)]
+    policy = AskPolicy(reader="any")
+    first = ask_all(FakeModel(), requests, journal, policy)
+    digest = requests[3].digest(FakeModel.identity)
+    journal._connection.execute("UPDATE replies SET text = x'39' WHERE digest = ?", (digest,))
+    model = FakeModel()
+    assert ask_all(model, requests, journal, policy) == first
+    assert model.asked == ["t3"]
+    assert journal.damaged_rows > 0
 
 
 def test_workers_are_as_many_as_the_concurrency_however_many_the_items(journal):

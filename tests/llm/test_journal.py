@@ -39,6 +39,28 @@ def test_replies_come_back_in_the_order_of_their_attempts(tmp_path):
         assert journal.replies("unknown") == []
 
 
+def test_many_are_read_at_once_as_one_by_one(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        places = [(number, n) for number in range(0, 900, 2) for n in range(1 + number % 3)]
+        journal.record_many([Entry(f"d{number}", reply(f"{number}/{n}")) for number, n in places])
+        journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'd8'")
+        asked = [f"d{number}" for number in range(450)] + ["d2", "d2"]
+        assert list(journal.replies_to(asked)) == [journal.replies(digest) for digest in asked]
+        assert list(journal.replies_to([])) == []
+
+
+def test_a_broken_line_is_kept_once_each_time_and_is_no_reply(tmp_path):
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for digest in ("b", "a", "b"):
+            journal.record_broken_line(digest)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert [line.digest for line in journal.broken_lines()] == ["a", "b", "b"]
+        assert journal.replies("b") == []
+        assert journal.summary().replies == 0
+        journal._connection.execute("UPDATE broken_lines SET digest = 'c' WHERE digest = 'a'")
+        assert [line and line.digest for line in journal.broken_lines()] == ["b", "b", None]
+
+
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
 
 

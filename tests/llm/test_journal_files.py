@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import InputError
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import Entry, Journal, JournalRow
+from psychocounsel.llm.journal import BrokenLine, Entry, Journal, JournalRow
 from psychocounsel.llm.journal_files import read_rows, write_rows
 
 ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
@@ -31,14 +31,16 @@ ROWS = st.builds(
     st.just("2026-01-02T03:04:05.678+00:00"),
 )
 
+BROKEN_LINES = st.builds(BrokenLine, TEXTS, TEXTS)
+
 
 def reply(text: str) -> ChatReply:
     return ChatReply(ReplyStatus.VALID, text, "judge-1", 10, 3)
 
 
-@given(st.lists(ROWS, max_size=5))
+@given(st.lists(ROWS | BROKEN_LINES, max_size=5))
 def test_rows_round_trip_whatever_they_hold(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow | BrokenLine]
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     assert write_rows(rows, path) == len(rows)
@@ -58,6 +60,20 @@ def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path
         assert [each.text for each in new.replies("b")] == ["three"]
 
 
+def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path) -> None:
+    with Journal(tmp_path / "old.sqlite") as old:
+        old.record("a", reply("one"))
+        old.record_broken_line("a")
+        old.record_broken_line("b")
+        kept = [line for line in old.broken_lines() if line is not None]
+        assert write_rows([*(row for row in old.rows() if row), *kept], tmp_path / "rows.jsonl") == 3
+    with Journal(tmp_path / "new.sqlite") as new:
+        new.record_broken_line("b")
+        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
+        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 0
+        assert [line.digest for line in new.broken_lines() if line is not None] == ["a", "b", "b"]
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -67,6 +83,10 @@ def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path
         lambda line: json.dumps({**json.loads(line), "status": "error"}),
         lambda line: json.dumps({**json.loads(line), "attempt": True}),
         lambda line: json.dumps({**json.loads(line), "text": 7}),
+        lambda line: '{"broken_line": true, "digest": "a"}',
+        lambda line: '{"broken_line": true, "digest": "a", "created_at": 7}',
+        lambda line: '{"broken_line": 1, "digest": "a", "created_at": "now"}',
+        lambda line: "7",
         lambda line: json.dumps(
             {name: value for name, value in json.loads(line).items() if name != "digest"}
         ),

@@ -104,12 +104,48 @@ def test_a_passing_fault_is_tried_again_until_it_passes(server, fault):
     assert (reply.status, reply.text, server.count) == (ReplyStatus.VALID, "at last", 3)
 
 
-@pytest.mark.parametrize("fault", [error_fault(500, "busy"), Fault(reset=True), Fault(body=b"?")])
+STAYING = [error_fault(status, "busy") for status in (500, 502, 503, 529)]
+STAYING += [Fault(reset=True), Fault(cut=True), Fault(body=b"?")]
+
+
+@pytest.mark.parametrize("fault", STAYING, ids=lambda f: f"{f.status}-{f.cut}-{f.reset}")
 def test_a_fault_that_stays_ends_as_an_error_after_bounded_tries(server, fault):
     server.script = lambda body, number: fault
     (reply,) = ask(model_at(server), ask_for("hello"))
     assert (reply.status, reply.text, server.count) == (ReplyStatus.ERROR, "", 4)
     assert reply.reason
+
+
+LINES = [
+    (Fault(reset=True), 1),
+    (Fault(cut=True), 1),
+    (Fault(hang=True), 1),
+    (Fault(body=b'{"choices": [{"mess'), 1),
+    (error_fault(429, "busy"), 0),
+    (error_fault(500, "oh"), 0),
+    (error_fault(503, "busy"), 0),
+]
+
+
+@pytest.mark.parametrize(("fault", "broken"), LINES, ids=lambda each: str(each)[:60])
+def test_what_may_be_paid_is_on_disk_before_it_is_asked_again(server, tmp_path, fault, broken):
+    request = ask_for("hello")
+    found = []
+
+    def script(body, number):
+        if number == 0:
+            return fault
+        with Journal(tmp_path / "j.sqlite") as other:
+            found.extend(other.broken_lines())
+        return Reply("fine")
+
+    server.script = script
+    model = model_at(server, timeout_seconds=0.3 if fault.hang else 5.0)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        (reply,) = ask_all(model, [request], journal, AskPolicy())
+        assert (reply.text, server.count) == ("fine", 2)
+        assert found == journal.broken_lines()
+    assert [line.digest for line in found] == [request.digest(model.identity)] * broken
 
 
 @pytest.mark.parametrize("fault", [Fault(hang=True), Fault(drip_seconds=0.1)], ids=["hang", "drip"])
@@ -170,6 +206,53 @@ def test_retry_after_is_respected_by_every_request(server):
     assert server.count == 3
     told = server.received[0].sent_at
     assert min(request.received_at for request in server.received[1:]) - told >= 0.29
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_who_is_turned_away_without_being_told_how_long_holds_everybody_back(server, status):
+    patient = RetryPolicy(max_tries=4, first_wait_seconds=0.4, longest_wait_seconds=0.4)
+    server.script = lambda body, number: error_fault(status, "busy") if number == 0 else Reply("fine")
+
+    async def one_then_others():
+        model = model_at(server, retry=patient)
+        asked = [asyncio.create_task(model.ask(ask_for("first")))]
+        while not server.received or server.received[0].sent_at is None:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        asked += [asyncio.create_task(model.ask(ask_for(f"t{n}"))) for n in range(6)]
+        replies = await asyncio.gather(*asked)
+        await model.aclose()
+        return replies
+
+    assert {reply.text for reply in asyncio.run(one_then_others())} == {"fine"}
+    assert server.count == 8
+    starts = sorted(request.received_at - server.received[0].sent_at for request in server.received[1:])
+    assert starts[0] >= 0.19  # at least half of the back-off
+    assert starts[-1] - starts[0] > 0.05  # and then not all at once
+
+
+def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, tmp_path):
+    """A gateway that lets through only what comes no faster than it allows."""
+    refused = []
+    last = [0.0]
+
+    def script(body, number):
+        now = time.monotonic()
+        if now - last[0] < 0.01:
+            refused.append(number)
+            return error_fault(429, "slow down", headers={"Retry-After": "0.02"})
+        last[0] = now
+        return Reply("fine")
+
+    server.script = script
+    once = RetryPolicy(max_tries=1, first_wait_seconds=0.02, longest_wait_seconds=0.05)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        model = model_at(server, retry=once, concurrency=32)
+        policy = AskPolicy(concurrency=32, max_attempts=1)
+        replies = ask_all(model, [ask_for(f"t{n}") for n in range(60)], journal, policy)
+    assert {reply.status for reply in replies} == {ReplyStatus.VALID}
+    assert len(refused) > 5
+    assert server.count == 60 + len(refused)
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun(server):

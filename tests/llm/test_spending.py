@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from psychocounsel.config.models import EndpointConfig, PriceConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
@@ -109,7 +110,6 @@ class Priced:
 
     def __init__(self, costs: Mapping[str, int], order: list[float]) -> None:
         self.costs, self.order = costs, order
-        self.maybe_paid = 0
         self.billed = 0
 
     async def ask(self, request: ChatRequest) -> ChatReply:
@@ -117,7 +117,7 @@ class Priced:
         await asyncio.sleep(self.order[int(text)] / 1000)
         self.billed += self.costs[text]
         if self.costs[text] == 10:  # the full length: the line breaks, and the server charges for all of it
-            self.maybe_paid += 1
+            await line_broke()
             return ChatReply(ReplyStatus.ERROR, "", "fake-1", 0, 0, "the line broke")
         return reply(0, self.costs[text])
 
@@ -160,3 +160,50 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
             except IncompleteError:
                 assert limit == 20
             assert journal.summary().replies == answered
+
+
+def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> None:
+    costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks in every try
+    spending = Spending(None)
+    endings: list[str] = []
+    for _ in range(2):
+        spending = Spending(ANSWERS_ONLY)
+        policy = AskPolicy(
+            max_attempts=2, concurrency=1, budget=Budget(spending, TokenCounter("fake-1"), None)
+        )
+        with Journal(tmp_path / "j.sqlite") as journal:
+            ask_all(Priced(costs, [0.0] * 3), [asks(text) for text in costs], journal, policy)
+        endings.append(spending.told.partition("ones")[2])
+    # Twice 4, and two tries of 10 in each run.
+    assert endings == [
+        " ($0.00); 2 more whose line broke may be paid ($20.00)",
+        " ($8.00); 4 more whose line broke may be paid ($40.00)",
+    ]
+    assert spending.total == 48
+    assert spending.as_dict()["maybe_paid"] == {"calls": 4, "cost_usd": 40.0}
+
+
+def test_what_earlier_runs_paid_counts_before_the_first_request(tmp_path: Path) -> None:
+    """The journal's replies come after the owed request in order; the limit knows them nevertheless."""
+    costs = {"0": 4, "1": 4, "2": 4}
+    with Journal(tmp_path / "j.sqlite") as journal:
+        ask_all(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, AskPolicy())
+        budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=17.0)  # 8 paid, 10 at worst
+        model = Priced(costs, [0.0] * 3)
+        with pytest.raises(IncompleteError, match="limit"):
+            ask_all(model, [asks(text) for text in costs], journal, AskPolicy(budget=budget))
+    assert model.billed == 0
+
+
+def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None:
+    billed = 0
+    for _ in range(3):
+        budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=29.0)
+        model = Priced({"0": 10}, [0.0])
+        with Journal(tmp_path / "j.sqlite") as journal:
+            try:
+                ask_all(model, [asks("0")], journal, AskPolicy(max_attempts=1, budget=budget))
+            except IncompleteError as stop:
+                assert "limit" in str(stop)
+        billed += model.billed
+    assert billed == 20

@@ -32,8 +32,9 @@ _TOKENS = {"prompt_tokens": 900, "completion_tokens": 60, "total_tokens": 960}
 
 
 class Bill(NamedTuple):
-    """What the server answered and would charge for; `sent` has (item id, when its reply was sent) in order.
+    """What the server answered and would charge for.
 
+    `sent` has (item id, when its reply was wholly sent) in order, `asked` when each request was wholly there.
     Times are those of `time.monotonic`, which all processes of one machine share.
     """
 
@@ -42,6 +43,7 @@ class Bill(NamedTuple):
     most_in_flight: int
     by_status: Mapping[str, int]
     sent: list[tuple[str, float]]
+    asked: list[tuple[str, float]]
 
     @property
     def repeats(self) -> int:
@@ -64,13 +66,14 @@ class Books:
         self.most_in_flight = 0
         self.by_status: Counter[str] = Counter()
         self.sent: list[tuple[str, float]] = []
+        self.asked: list[tuple[str, float]] = []
         self.replies: dict[bytes, bytes] = {}
         self.left = float(self.requests_per_minute)
         self.filled_at = time.monotonic()
 
     def bill(self) -> bytes:
         """Return the bill as JSON."""
-        fields = (self.requests, len(self.sent), self.most_in_flight, self.by_status, self.sent)
+        fields = (self.requests, len(self.sent), self.most_in_flight, self.by_status, self.sent, self.asked)
         return json.dumps(dict(zip(Bill._fields, fields, strict=True))).encode()
 
     def has_room(self) -> bool:
@@ -137,13 +140,16 @@ class RatingProtocol(asyncio.Protocol):
         books.requests += 1
         books.in_flight += 1
         books.most_in_flight = max(books.most_in_flight, books.in_flight)
+        found = _ITEM_ID.search(request, end)
+        item = found[1] if found else b""
+        books.asked.append((item.decode(), time.monotonic()))
         fault = books.fault()
         soon = fault in ("429", "500")
         # A refusal comes at once, as it does from a gateway.
-        self._loop.call_later(0 if soon else books.latency_seconds, self._answer, request, end, fault)
+        self._loop.call_later(0 if soon else books.latency_seconds, self._answer, request, item, fault)
         return None
 
-    def _answer(self, request: bytes, end: int, fault: str) -> None:
+    def _answer(self, request: bytes, item: bytes, fault: str) -> None:
         books = self._books
         books.in_flight -= 1
         books.by_status[fault or "200"] += 1
@@ -152,8 +158,6 @@ class RatingProtocol(asyncio.Protocol):
         elif fault in ("429", "500"):
             self._write(fault.encode(), b'{"error": {"message": "scripted", "code": "scripted"}}')
         else:
-            found = _ITEM_ID.search(request, end)
-            item = found[1] if found else b""
             reply = self._reply(request).replace(b"@@", item)
             self._write(b"200", reply[: len(reply) // 2] if fault == "badjson" else reply)
             books.sent.append((item.decode(), time.monotonic()))
@@ -202,7 +206,8 @@ class RatingServer:
         url = self.base_url.removesuffix("/v1") + "/bill"
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
             told = json.load(answer)
-        return Bill(**{**told, "sent": [(item, at) for item, at in told["sent"]]})
+        times = {name: [(item, at) for item, at in told[name]] for name in ("sent", "asked")}
+        return Bill(**{**told, **times})
 
 
 @contextmanager

@@ -1,5 +1,9 @@
-"""`journal export`, `import`, `verify` -> paid replies as a file, and whether all are sound."""
+"""`journal export`, `import`, `verify` -> paid replies as a file, and whether all are sound.
 
+Lines that broke, and may have been paid for, travel with the replies.
+"""
+
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -30,13 +34,16 @@ def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
     if not file.parent.is_dir():
         raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
     with existing_journal(open_store(store)) as journal:
-        count = write_rows((row for row in journal.rows() if row is not None), file)
-    console.result(f"exported {count} replies to {file}")
+        broken = [line for line in journal.broken_lines() if line is not None]
+        intact = chain((row for row in journal.rows() if row is not None), broken)
+        count = write_rows(intact, file) - len(broken)
+    console.result(f"exported {count} replies{_and_broken(len(broken))} to {file}")
 
 
 def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
     """Take over the replies of a file; those that are known stay as they are."""
     from psychocounsel.endpoints import open_journal
+    from psychocounsel.llm.journal import BrokenLine
     from psychocounsel.llm.journal_files import read_rows
 
     if not file.is_file():
@@ -44,7 +51,8 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
     with open_journal(open_store(store)) as journal:
         rows = list(read_rows(file))
         taken = journal.adopt(rows)
-    console.result(f"imported {taken} of {len(rows)} replies; the others were known")
+    broken = " and broken lines" if any(isinstance(row, BrokenLine) for row in rows) else ""
+    console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")
 
 
 def verify(store: StoreFolder = DEFAULT_STORE) -> None:
@@ -55,11 +63,17 @@ def verify(store: StoreFolder = DEFAULT_STORE) -> None:
         intact = damaged = 0
         for row in journal.rows():
             intact, damaged = intact + (row is not None), damaged + (row is None)
+        lines = journal.broken_lines()
         where = str(journal.path)
-    console.result(f"{intact} replies intact, {damaged} damaged")
+    damaged += lines.count(None)
+    console.result(f"{intact} replies{_and_broken(len(lines) - lines.count(None))} intact, {damaged} damaged")
     if damaged:
         raise StoreError(
-            f"{damaged} replies are damaged; their requests are owed again",
+            f"{damaged} rows are damaged; the requests of damaged replies are owed again",
             where=where,
             remedy="import them from an export, or run the stage again to ask them anew",
         )
+
+
+def _and_broken(lines: int) -> str:
+    return f" and {lines} broken lines" if lines else ""

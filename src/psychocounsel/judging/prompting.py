@@ -6,12 +6,12 @@ a hash of the item, which no text can contain, and the reply has to echo the ite
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from importlib.resources import files
+from json.encoder import encode_basestring as _json_text
 from string import Template
 from typing import NamedTuple
 
@@ -54,9 +54,7 @@ def rating_request(speech: Speech, candidate: Candidate, rubric: Rubric, asking:
     """Ask for a whole number on every principle, for one response alone."""
     item_id = content_id("rate", speech.text, candidate.text)
     item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
-    point: JSON = {"type": "integer", "enum": list(rubric.scale)}
-    answers: dict[str, JSON] = dict.fromkeys(rubric.principle_ids, point)
-    return JudgeRequest(item_id, _request("rate", item, _rating_schema(rubric, answers), rubric, asking))
+    return JudgeRequest(item_id, _request("rate", item, rubric, asking))
 
 
 def comparison_request(item: Comparison, rubric: Rubric, asking: Asking) -> JudgeRequest:
@@ -64,10 +62,7 @@ def comparison_request(item: Comparison, rubric: Rubric, asking: Asking) -> Judg
     texts = (item.speech.text, item.first.text, item.second.text)
     item_id = content_id("compare", *texts)
     shown = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
-    side: JSON = {"type": "string", "enum": list(SIDES)}
-    answers: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
-    schema = _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": _strict_object(answers)})
-    return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, schema, rubric, asking))
+    return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, rubric, asking))
 
 
 def prompt_digests() -> dict[str, str]:
@@ -75,24 +70,43 @@ def prompt_digests() -> dict[str, str]:
     return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in ("rate", "compare")}
 
 
-def _request(
-    name: str, item: Mapping[str, str], schema: Mapping[str, JSON], rubric: Rubric, asking: Asking
-) -> ChatRequest:
-    fixed, variable = _prompt(name).split(_ITEM_LINE)
+def _request(name: str, item: Mapping[str, str], rubric: Rubric, asking: Asking) -> ChatRequest:
+    fixed = _fixed_part(name, _Shown(rubric.digest, rubric))
     data = _one_line(item)
-    marker = f"<<{content_id('marker', data)}>>"
+    # The data comes last: it may hold anything, the name of the marker too.
+    asked = fixed.rest.replace("$marker", f"<<{content_id('marker', data)}>>").replace("$data", data)
     return ChatRequest(
-        messages=(
-            Message("system", _filled(fixed, rubric)),
-            Message("user", Template(variable).substitute(marker=marker, data=data)),
-        ),
+        messages=(fixed.message, Message("user", asked)),
         temperature=asking.temperature,
         top_p=asking.top_p,
         max_tokens=asking.max_tokens,
-        response_schema=schema,
+        response_schema=fixed.schema,
         schema_name=name,
         sample_index=asking.sample_index,
     )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A rubric, known by the digest of what a judge is shown."""
+
+    digest: str
+    rubric: Rubric = field(compare=False)
+
+
+class _FixedPart(NamedTuple):
+    """What all requests of one kind share; a million of them hold one copy."""
+
+    message: Message
+    rest: str
+    schema: Mapping[str, JSON]
+
+
+@lru_cache(maxsize=32)
+def _fixed_part(name: str, shown: _Shown) -> _FixedPart:
+    fixed, variable = _prompt(name).split(_ITEM_LINE)
+    schema = _rating_schema(shown.rubric) if name == "rate" else _comparison_schema(shown.rubric)
+    return _FixedPart(Message("system", _filled(fixed, shown.rubric)), variable, schema)
 
 
 @cache
@@ -118,12 +132,20 @@ def _rendered(principle: Principle, rubric: Rubric) -> str:
 
 
 def _one_line(item: Mapping[str, str]) -> str:
-    text = json.dumps(item, ensure_ascii=False)
-    return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    text = f"{{{', '.join(f'{_json_text(key)}: {_json_text(value)}' for key, value in item.items())}}}"
+    return text if text.isascii() else _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def _rating_schema(rubric: Rubric, ratings: Mapping[str, JSON]) -> dict[str, JSON]:
+def _comparison_schema(rubric: Rubric) -> dict[str, JSON]:
+    side: JSON = {"type": "string", "enum": list(SIDES)}
+    winners: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
+    return _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": _strict_object(winners)})
+
+
+def _rating_schema(rubric: Rubric) -> dict[str, JSON]:
     layout = rubric.reply
+    point: JSON = {"type": "integer", "enum": list(rubric.scale)}
+    ratings: dict[str, JSON] = dict.fromkeys(rubric.principle_ids, point)
     # The reasons come before the figures, so that a model thinks before it settles on them.
     before: dict[str, JSON] = {"item_id": _TEXT} if layout.echo_id else {}
     before |= {"reasons": _TEXT} if layout.reasons else {}

@@ -42,11 +42,6 @@ class Replies(StrEnum):
 class Endpoint(ChatModel, Protocol):
     """A chat model behind an address: it holds connections and lists its models."""
 
-    @property
-    def maybe_paid(self) -> int:
-        """How often a request was sent and no answer came, though it may be charged."""
-        ...
-
     async def aclose(self) -> None:
         """Close the connections of the present event loop."""
         ...
@@ -114,11 +109,6 @@ class FittedModel:
     def identity(self) -> Mapping[str, str]:
         """The identity of the endpoint."""
         return self._endpoint.identity
-
-    @property
-    def maybe_paid(self) -> int:
-        """As the endpoint counts it."""
-        return self._endpoint.maybe_paid
 
     async def aclose(self) -> None:
         """Close the connections; what was learned stays."""

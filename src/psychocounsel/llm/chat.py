@@ -7,17 +7,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
+from math import isfinite
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import EndpointError
 
+if TYPE_CHECKING:
+    from hashlib import _Hash  # pyright: ignore[reportPrivateUsage]
+
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _DIGEST_FORMAT = "chat-request-1"
+_MOST_FORMS = 16
+_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
@@ -25,13 +33,14 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """Everything that shapes a reply, except the model that gives it.
 
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
-    which a model writes); `json_mode` asks for any JSON object where there is no schema. `sample_index` tells
-    repeated draws of one prompt apart. A temperature or top_p of None is not sent.
+    which a model writes), and does not change once a request holds it; `json_mode` asks for any JSON object
+    where there is no schema. `sample_index` tells repeated draws of one prompt apart. A temperature or top_p
+    of None is not sent.
     """
 
     messages: tuple[Message, ...]
@@ -55,25 +64,54 @@ class ChatRequest:
         Args:
             identity: the model's own part, `ChatModel.identity`.
         """
-        parts = [
-            _DIGEST_FORMAT,
-            sorted(identity.items()),
-            [(message.role, message.content) for message in self.messages],
-            [_exactly(self.temperature), _exactly(self.top_p), self.max_tokens],
-            [self.schema_name, self.response_schema],
-            self.sample_index,
-        ]
-        if self.json_mode:
-            parts.append("json_mode")
-        payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(payload.encode("ascii")).hexdigest()
+        # SHA-256 over one JSON list, written piece by piece: a million requests share all but their item.
+        hashed = _begun(tuple(sorted(identity.items())), self.messages[0]).copy()
+        others = "".join(f",{_turn(each)}" for each in self.messages[1:])
+        drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
+        form = f"[{_quoted(self.schema_name)},{_schema_json(_Same(self.response_schema))}]"
+        mode = ',"json_mode"' if self.json_mode else ""
+        hashed.update(f"{others}],{drawing},{form},{self.sample_index}{mode}]".encode("ascii"))
+        return hashed.hexdigest()
 
 
-def _exactly(number: float | None) -> float | None:
-    return None if number is None else float(number)
+class _Same:
+    """A schema that is known by being the same object; comparing what it holds would take longer."""
+
+    __slots__ = ("schema",)
+
+    def __init__(self, schema: Mapping[str, JSON] | None) -> None:
+        self.schema = schema
+
+    def __hash__(self) -> int:
+        return id(self.schema)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.schema is other.schema
 
 
-@dataclass(frozen=True)
+@lru_cache(maxsize=_MOST_FORMS)
+def _schema_json(known: _Same) -> str:
+    return _ENCODER.encode(known.schema)
+
+
+@lru_cache(maxsize=_MOST_FORMS)
+def _begun(identity: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
+    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(identity)},[{_turn(first)}'.encode("ascii"))
+
+
+def _turn(message: Message) -> str:
+    return f"[{_quoted(message.role)},{_quoted(message.content)}]"
+
+
+def _exactly(number: float | None) -> str:
+    if number is None:
+        return "null"
+    if not isfinite(number):
+        raise ValueError("temperature and top_p are finite numbers")
+    return repr(float(number))
+
+
+@dataclass(frozen=True, slots=True)
 class ChatReply:
     """What came back, or why nothing did.
 
@@ -135,14 +173,4 @@ class Closable(Protocol):
 
     async def aclose(self) -> None:
         """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
-        ...
-
-
-@runtime_checkable
-class CountsBrokenLines(Protocol):
-    """A chat model that knows how often a request was sent and no answer came, though it may be charged."""
-
-    @property
-    def maybe_paid(self) -> int:
-        """The count, over all requests so far."""
         ...

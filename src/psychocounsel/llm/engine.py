@@ -6,21 +6,24 @@ endpoint that leaves one request after another unanswered is left alone, for eac
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
+from psychocounsel.llm.broken_lines import hearing_of_broken_lines
 from psychocounsel.llm.chat import (
     ChatModel,
     ChatReply,
     ChatRequest,
     Closable,
-    CountsBrokenLines,
     RefusedRequestError,
 )
 from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.scribe import Scribe
 from psychocounsel.llm.spending import Budget
 
 
@@ -100,16 +103,15 @@ def owed_places(
     """
     owed: list[int] = []
     settled = journal.settled(reader) if reader else frozenset[str]()
-    for question in _distinct(requests, identity):
-        if question.digest in settled:
-            continue
-        kept = journal.replies(question.digest)
+    unsettled = _distinct(requests, identity, settled)
+    replies = journal.replies_to(question.digest for question in unsettled)
+    for question, kept in zip(unsettled, replies, strict=True):
         if not all(any(accept(place, reply) for reply in kept) for place in question.places):
             owed.append(question.places[0])
     return owed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Question:
     """One distinct request and the places that wait for its reply."""
 
@@ -125,7 +127,7 @@ class _Run:
         self._model = model
         self._journal = journal
         self._policy = policy
-        self._scribe = _Scribe(journal)
+        self._scribe = Scribe(journal)
         self._questions = _distinct(requests, model.identity)
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
@@ -137,8 +139,8 @@ class _Run:
 
     async def results(self) -> list[ChatReply]:
         """Ask what is owed, then return the replies in order."""
-        owed = self._owed()
         try:
+            owed = iter(self._owed())
             first = next(owed, None)
             if first is not None:
                 await self._ask(first)
@@ -166,16 +168,27 @@ class _Run:
             each.digest for each in self._questions if all(self._accepted[place] for place in each.places)
         ]
 
-    def _owed(self) -> Iterator[_Question]:
-        for question in self._questions:
-            kept = self._journal.replies(question.digest)
+    def _owed(self) -> list[_Question]:
+        # All of it before the first request: a limit of costs has to know what was paid before.
+        owed: list[_Question] = []
+        self._recall_broken_lines()
+        digests = (question.digest for question in self._questions)
+        for question, kept in zip(self._questions, self._journal.replies_to(digests), strict=True):
             if self._policy.budget is not None:
                 for reply in kept:
                     self._policy.budget.spending.add(reply, is_new=False)
             if any(self._offer(question, reply) for reply in kept):
                 self._finish(question)
             else:
-                yield question
+                owed.append(question)
+        return owed
+
+    def _recall_broken_lines(self) -> None:
+        if self._policy.budget is not None:
+            broken = Counter(line.digest for line in self._journal.broken_lines() if line is not None)
+            for question in self._questions if broken else ():
+                if times := broken[question.digest]:
+                    self._policy.budget.line_broke(question.digest, question.request, times)
 
     async def _share_out(self, owed: Iterator[_Question]) -> None:
         # Workers draw from one iterator: as many tasks as requests in flight, however many items there are.
@@ -214,16 +227,21 @@ class _Run:
 
     async def _reply_within_budget(self, question: _Question) -> ChatReply:
         budget = self._policy.budget
-        if budget is None:
-            return await self._model.ask(question.request)
-        await budget.reserve(question.digest, question.request)
+        if budget is not None:
+            await budget.reserve(question.digest, question.request)
         reply: ChatReply | None = None
         try:
-            reply = await self._model.ask(question.request)
+            with hearing_of_broken_lines(partial(self._keep_broken_line, question)):
+                reply = await self._model.ask(question.request)
             return reply
         finally:
-            broken = self._model.maybe_paid if isinstance(self._model, CountsBrokenLines) else 0
-            budget.settle(question.digest, question.request, reply, broken)
+            if budget is not None:
+                budget.settle(question.digest, reply)
+
+    async def _keep_broken_line(self, question: _Question) -> None:
+        if self._policy.budget is not None:
+            self._policy.budget.line_broke(question.digest, question.request)
+        await asyncio.to_thread(self._journal.record_broken_line, question.digest)
 
     def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:
         """Return what a request ends as that is refused while others are taken; else raise the refusal."""
@@ -232,7 +250,7 @@ class _Run:
         return ChatReply(ReplyStatus.INVALID, "", self._model.identity["model"], 0, 0, refusal.what)
 
     def _answered_before(self) -> bool:
-        return any(self._journal.replies(question.digest) for question in self._questions)
+        return any(self._journal.replies_to(question.digest for question in self._questions))
 
     def _require_answers(self, reply: ChatReply) -> None:
         self._has_answered = self._has_answered or reply.answered
@@ -257,38 +275,12 @@ class _Run:
         self._policy.progress(len(question.places))
 
 
-class _Scribe:
-    """Commits in one go all replies that arrived while the previous commit ran."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._waiting: list[Entry] = []
-        self._next_commit: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
-
-    async def record(self, entry: Entry) -> None:
-        """Return when the entry is on disk."""
-        self._waiting.append(entry)
-        if self._next_commit is None:
-            self._next_commit = asyncio.create_task(self._commit())
-        # Shielded: a worker that is cancelled leaves its paid reply to the commit.
-        await asyncio.shield(self._next_commit)
-
-    async def drain(self) -> None:
-        """Return when nothing waits for a commit and none runs."""
-        if self._next_commit is not None:
-            await self._next_commit
-        async with self._turn:
-            pass
-
-    async def _commit(self) -> None:
-        async with self._turn:
-            entries, self._waiting, self._next_commit = self._waiting, [], None
-            await asyncio.to_thread(self._journal.record_many, entries)
-
-
-def _distinct(requests: Sequence[ChatRequest], identity: Mapping[str, str]) -> list[_Question]:
+def _distinct(
+    requests: Sequence[ChatRequest], identity: Mapping[str, str], left_out: Set[str] = frozenset()
+) -> list[_Question]:
     places: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
-        places.setdefault(request.digest(identity), []).append(index)
+        digest = request.digest(identity)
+        if digest not in left_out:
+            places.setdefault(digest, []).append(index)
     return [_Question(requests[spots[0]], digest, tuple(spots)) for digest, spots in places.items()]

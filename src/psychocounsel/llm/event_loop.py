@@ -1,6 +1,7 @@
 """Coroutine -> its result, in the fastest event loop that this machine has."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -9,8 +10,14 @@ _Result = TypeVar("_Result")
 
 def run_to_end(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Run `work` in an event loop of its own; errors and Ctrl-C as for `asyncio.run`."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(work)
+    # Every full collection would look at all libraries and requests again, for a tenth of a second and more,
+    # while replies that were paid for wait to be read.
+    gc.freeze()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work)
+    finally:
+        gc.unfreeze()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -10,10 +10,11 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
@@ -48,6 +49,16 @@ CREATE TABLE IF NOT EXISTS readings (
     PRIMARY KEY (reader, digest)
 ) WITHOUT ROWID
 """
+_CREATE_BROKEN_LINES = """
+CREATE TABLE IF NOT EXISTS broken_lines (
+    digest TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    checksum BLOB NOT NULL,
+    PRIMARY KEY (digest, created_at)
+) WITHOUT ROWID
+"""
+_SELECT_BROKEN_LINES = "SELECT digest, created_at, checksum FROM broken_lines ORDER BY digest, created_at"
+_INSERT_BROKEN_LINE = "INSERT OR IGNORE INTO broken_lines VALUES (?, ?, ?)"
 _SETTLED = """
 SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
     (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
@@ -57,8 +68,16 @@ digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, 
 """
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
+_NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
+_ROWS_AT_ONCE = 80
+_INSERT_SEVERAL = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES "  # noqa: S608
 _INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
+_DIGESTS_AT_ONCE = 200
+_SELECT_SEVERAL = f"""
+SELECT {_COLUMNS}, checksum FROM replies WHERE digest IN ({", ".join("?" * _DIGESTS_AT_ONCE)})
+ORDER BY attempt
+"""  # noqa: S608
 _SELECT_ALL = f"SELECT {_COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
 _COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
@@ -80,6 +99,13 @@ class JournalRow(NamedTuple):
     digest: str
     attempt: int
     reply: ChatReply
+    created_at: str
+
+
+class BrokenLine(NamedTuple):
+    """A request was sent and no answer came, though it may be charged; when (ISO 8601, UTC)."""
+
+    digest: str
     created_at: str
 
 
@@ -145,6 +171,21 @@ class Journal:
         self.damaged_rows += len(rows) - len(intact)
         return [_reply(row) for row in intact]
 
+    def replies_to(self, digests: Iterable[str]) -> Iterator[list[ChatReply]]:
+        """Yield what `replies` returns for each digest, in their order; many are read at once."""
+        remaining = iter(digests)
+        while several := list(islice(remaining, _DIGESTS_AT_ONCE)):
+            kept = {digest: list[ChatReply]() for digest in several}
+            filled = (*several, *[None] * (_DIGESTS_AT_ONCE - len(several)))
+            with self._turn, self._explained():
+                rows = self._connection.execute(_SELECT_SEVERAL, filled).fetchall()
+            for values in rows:
+                if _checksum(values[:-1]) == values[-1]:
+                    kept[values[0]].append(_reply(values[:-1]))
+                else:
+                    self.damaged_rows += 1
+            yield from (kept[digest] for digest in several)
+
     def record(self, digest: str, reply: ChatReply) -> None:
         """Keep one reply; it is on disk when this returns."""
         self.record_many([Entry(digest, reply)])
@@ -160,10 +201,24 @@ class Journal:
             raise ValueError("a reply that was never answered is not journalled")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._turn, self._explained(), self._transaction():
-            for digest, reply in kept:
-                (attempt,) = self._connection.execute(_NEXT_ATTEMPT, (digest,)).fetchone()
-                row = _row(digest, attempt, reply, created_at)
-                self._connection.execute(_INSERT, (*row, _checksum(row)))
+            for start in range(0, len(kept), _ROWS_AT_ONCE):
+                self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
+
+    def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
+        """Insert with two statements: each gives the interpreter away, and a busy event loop takes it."""
+        attempts = self._next_attempts({digest for digest, _ in entries})
+        values: list[object] = []
+        for digest, reply in entries:
+            row = _row(digest, attempts[digest], reply, created_at)
+            attempts[digest] += 1
+            values += (*row, _checksum(row))
+        marks = f"({', '.join('?' * (len(values) // len(entries)))})"
+        self._connection.execute(_INSERT_SEVERAL + ", ".join([marks] * len(entries)), values)
+
+    def _next_attempts(self, digests: Set[str]) -> dict[str, int]:
+        query = _NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
+        known = self._connection.execute(query, tuple(digests)).fetchall()
+        return dict.fromkeys(digests, 0) | dict(known)
 
     def settled(self, reader: str) -> set[str]:
         """Return the digests of all requests that have a reply which this reader once accepted.
@@ -189,14 +244,31 @@ class Journal:
                 intact = _checksum(row) == values[-1]
                 yield JournalRow(row[0], row[1], _reply(row), row[8]) if intact else None
 
-    def adopt(self, rows: Iterable[JournalRow]) -> int:
-        """Take over replies that another journal kept, each once; return how many were new.
+    def record_broken_line(self, digest: str) -> None:
+        """Keep that a request was sent and no answer came; it is on disk when this returns."""
+        line = BrokenLine(digest, datetime.now(UTC).isoformat(timespec="microseconds"))
+        with self._turn, self._explained(), self._transaction():
+            self._connection.execute(_INSERT_BROKEN_LINE, (*line, _line_checksum(line)))
+
+    def broken_lines(self) -> list[BrokenLine | None]:
+        """Return every broken line, by request and time; None in the place of a damaged one."""
+        with self._turn, self._explained():
+            rows = self._connection.execute(_SELECT_BROKEN_LINES).fetchall()
+        told = [(BrokenLine(*row[:2]), row[2]) for row in rows]
+        return [line if _line_checksum(line) == checksum else None for line, checksum in told]
+
+    def adopt(self, rows: Iterable[JournalRow | BrokenLine]) -> int:
+        """Take over what another journal kept, each once; return how many were new.
 
         A reply is known by its request, its text and the time at which it was kept.
         """
         taken = 0
         with self._turn, self._explained(), self._transaction():
             for each in rows:
+                if isinstance(each, BrokenLine):
+                    line = (*each, _line_checksum(each))
+                    taken += self._connection.execute(_INSERT_BROKEN_LINE, line).rowcount
+                    continue
                 row = _row(each.digest, each.attempt, each.reply, each.created_at)
                 same = (each.digest, row[3], each.created_at)
                 if self._connection.execute(_IS_KNOWN, same).fetchone() is None:
@@ -235,6 +307,8 @@ class Journal:
                     self._connection.execute(_FROM_VERSION_1)
                 self._connection.execute(_CREATE)
                 self._connection.execute(_CREATE_READINGS)
+                # Older programs read the replies as before, so this table raises no version.
+                self._connection.execute(_CREATE_BROKEN_LINES)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
     @contextmanager
@@ -322,3 +396,7 @@ def _checksum(row: _Row) -> bytes:
     # Rows of format 1 had no cached tokens, and their checksums stay as they are.
     told = row if row[9] else row[:9]
     return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
+
+
+def _line_checksum(line: BrokenLine) -> bytes:
+    return hashlib.sha256(repr(tuple(line)).encode("utf-8", "backslashreplace")).digest()

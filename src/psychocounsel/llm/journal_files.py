@@ -8,14 +8,14 @@ from typing import Any
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import InputError
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import JournalRow
+from psychocounsel.llm.journal import BrokenLine, JournalRow
 
 _TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
 _COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
 
 
-def write_rows(rows: Iterable[JournalRow], path: Path) -> int:
-    """Write one reply per line, replacing the file as a whole; return how many."""
+def write_rows(rows: Iterable[JournalRow | BrokenLine], path: Path) -> int:
+    """Write one reply or broken line per line, replacing the file as a whole; return how many."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     count = 0
     with unfinished.open("w", encoding="utf-8") as file:
@@ -26,8 +26,8 @@ def write_rows(rows: Iterable[JournalRow], path: Path) -> int:
     return count
 
 
-def read_rows(path: Path) -> Iterator[JournalRow]:
-    """Yield the replies of a file that `write_rows` wrote.
+def read_rows(path: Path) -> Iterator[JournalRow | BrokenLine]:
+    """Yield the replies and broken lines of a file that `write_rows` wrote.
 
     Raises:
         InputError: a line that is no reply; names it.
@@ -38,7 +38,9 @@ def read_rows(path: Path) -> Iterator[JournalRow]:
                 yield _from_line(line, f"{path} line {number}")
 
 
-def _as_line(row: JournalRow) -> dict[str, Any]:
+def _as_line(row: JournalRow | BrokenLine) -> dict[str, Any]:
+    if isinstance(row, BrokenLine):
+        return {"broken_line": True, **row._asdict()}
     reply = row.reply
     return {
         "digest": row.digest,
@@ -54,18 +56,24 @@ def _as_line(row: JournalRow) -> dict[str, Any]:
     }
 
 
-def _from_line(line: str, where: str) -> JournalRow:
+def _from_line(line: str, where: str) -> JournalRow | BrokenLine:
     try:
-        row = _row(json.loads(line))
+        values = json.loads(line)
+        row = _broken_line(values) if "broken_line" in values else _row(values)
     except (ValueError, KeyError, TypeError, RecursionError):
         row = None
-    if row is None or not row.reply.answered:
+    if row is None or (isinstance(row, JournalRow) and not row.reply.answered):
         raise InputError(
             "this is no reply of a journal",
             where=where,
             remedy="give a file that `psychocounsel journal export` wrote",
         )
     return row
+
+
+def _broken_line(values: Mapping[str, Any]) -> BrokenLine | None:
+    line = BrokenLine(values["digest"], values["created_at"])
+    return line if all(isinstance(each, str) for each in line) and values["broken_line"] is True else None
 
 
 def _row(values: Mapping[str, Any]) -> JournalRow | None:

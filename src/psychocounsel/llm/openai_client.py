@@ -28,6 +28,7 @@ from psychocounsel.llm.addresses import (
     require_reachable,
     resolved_base_url,
 )
+from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.pace import Pace
@@ -94,8 +95,6 @@ class OpenAIChatModel:
         require_reachable(self._base_url, offline)
         self._key()
         self._connection: _Connection | None = None
-        self.maybe_paid = 0
-        """Requests whose line broke, or whose reply did not come in time: the server may charge for them."""
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -132,6 +131,8 @@ class OpenAIChatModel:
             if isinstance(outcome, ChatReply):
                 return outcome
             fault = outcome
+            if fault.maybe_paid:
+                await line_broke()
             turned_away += fault.is_free
             tries += not fault.is_free
             if fault.nobody_listens and not connection.was_reached:
@@ -207,10 +208,9 @@ class OpenAIChatModel:
             reply = read_completion(response.content)
             connection.pace.answered(response.headers, reply.prompt_tokens + reply.completion_tokens)
         except TimeoutError:
-            self.maybe_paid += 1
             return _Fault(f"no answer within {limit_seconds:.3g} s", maybe_paid=True)
         except UnreadableBodyError as fault:
-            return _Fault(f"unreadable answer: {fault}")
+            return _Fault(f"unreadable answer: {fault}", maybe_paid=True)
         except openai.APIStatusError as error:
             status_error = error
         except (openai.OpenAIError, aiohttp.ClientError) as error:
@@ -226,7 +226,6 @@ class OpenAIChatModel:
             cause = cause.__cause__
             if isinstance(cause, aiohttp.ClientConnectorError):
                 return _Fault(f"no connection ({cause.os_error})", nobody_listens=True)
-        self.maybe_paid += 1
         return _Fault(f"no connection, or it broke ({type(cause).__name__})", maybe_paid=True)
 
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:

@@ -89,7 +89,8 @@ class Pace:
 
     def answered(self, headers: Mapping[str, str], tokens: int) -> None:
         """Learn from a reply what it cost and which limits its headers tell; there is room for one more."""
-        self._tokens_per_request = 0.9 * self._tokens_per_request + 0.1 * tokens or float(tokens)
+        before = self._tokens_per_request
+        self._tokens_per_request = 0.9 * before + 0.1 * tokens if before else float(tokens)
         self.learn(headers)
         if self._window < self._most:
             grown = _GROWTH_PER_ROUND / self._window if self._was_pushed_back else _GROWTH_BEFORE_PUSH_BACK

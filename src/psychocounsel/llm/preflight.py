@@ -27,11 +27,6 @@ class CheckedModel:
         """The identity of the endpoint."""
         return self._endpoint.identity
 
-    @property
-    def maybe_paid(self) -> int:
-        """As the endpoint counts it."""
-        return self._endpoint.maybe_paid
-
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what the endpoint lists."""
         return await self._endpoint.listed_models()

@@ -39,7 +39,7 @@ class Spending:
         price: of the model that is asked; None if nobody told it.
         kept: by model, what the journal held before this run.
         new: by model, what this run added.
-        maybe_paid: requests of this run whose line broke; each is reckoned at its worst.
+        maybe_paid: lines that broke after a request was sent, in any run; each is reckoned at its worst.
         maybe_cost: what those may have cost, in US dollars.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
     """
@@ -82,7 +82,14 @@ class Spending:
             },
             "cost_usd": None if cost is None else float(round(cost, 6)),
             "price_from": "" if self.price is None else self.price.source,
+            **self._maybe_as_dict(),
         }
+
+    def _maybe_as_dict(self) -> dict[str, Any]:
+        if not self.maybe_paid:
+            return {}
+        cost = None if self.price is None else float(round(self.maybe_cost, 6))
+        return {"maybe_paid": {"calls": self.maybe_paid, "cost_usd": cost}}
 
     @property
     def told(self) -> str:
@@ -91,7 +98,8 @@ class Spending:
         before = sum(each.calls for each in self.kept.values())
         if not calls and not before and not self.maybe_paid:
             return ""
-        lost = f"; {self.maybe_paid} more whose line broke may be paid{_dollars(self.maybe_cost)}"
+        maybe_cost = _dollars(None if self.price is None else self.maybe_cost)
+        lost = f"; {self.maybe_paid} more whose line broke may be paid{maybe_cost}"
         return (
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
             f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}{lost if self.maybe_paid else ''}"
@@ -120,7 +128,6 @@ class Budget:
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
         self._tries = tries
         self._reserved: dict[str, Decimal] = {}
-        self._broken_before = 0
         self._freed = asyncio.Event()
 
     async def reserve(self, digest: str, request: ChatRequest) -> None:
@@ -139,21 +146,23 @@ class Budget:
             await self._freed.wait()
         self._reserved[digest] = worst
 
-    def settle(self, digest: str, request: ChatRequest, reply: ChatReply | None, broken: int) -> None:
+    def line_broke(self, digest: str, request: ChatRequest, times: int = 1) -> None:
+        """Count lines that broke on a request, each at its worst; what is held for it shrinks by as much."""
+        worst = self._worst(request) * times
+        self.spending.maybe_paid += times
+        self.spending.maybe_cost += worst
+        if digest in self._reserved:
+            self._reserved[digest] = max(Decimal(0), self._reserved[digest] - worst)
+
+    def settle(self, digest: str, reply: ChatReply | None) -> None:
         """Put what a request really cost in the place of its worst.
 
         Args:
             digest: of the request.
-            request: what was asked.
             reply: what came; None or `ERROR` where nothing was answered.
-            broken: lines of the client that broke so far, whoever's they were.
         """
         if reply is not None and reply.answered:
             self.spending.add(reply, is_new=True)
-        if newly := broken - self._broken_before:
-            self._broken_before = broken
-            self.spending.maybe_paid += newly
-            self.spending.maybe_cost += self._worst(request) * newly
         self._reserved.pop(digest, None)
         self._freed.set()
 

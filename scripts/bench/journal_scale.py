@@ -1,0 +1,176 @@
+"""A journal of a million replies -> seconds and memory until it has told what is owed of a million requests.
+
+    python scripts/bench/journal_scale.py --work /tmp/journal-scale
+    python scripts/bench/journal_scale.py --work /tmp/journal-scale --requests 100000
+
+The requests are ratings, as a judging stage builds them; the replies are about 700 bytes each. One request in
+a thousand has none. Each step runs in a process of its own, whose peak memory is given:
+
+    build       the requests, and their digests
+    fill        the journal, as a run does that asked for all of them
+    owed        the journal is opened and tells what is owed, of requests that are built and digests that are
+                known: by what it remembers of this reader (memo), by reading every reply as another reader
+                would (anew), and likewise with every reply parsed
+    stage       everything that a second run waits for: requests, digests, the journal opened, what is owed
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from psychocounsel.domain import Candidate, ReplyStatus, Speech
+from psychocounsel.judging.parsing import PARSER_VERSION, ParsedRatings, parse_ratings
+from psychocounsel.judging.prompting import Asking, JudgeRequest, rating_request
+from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.chat import ChatReply, ChatRequest
+from psychocounsel.llm.engine import owed_places
+from psychocounsel.llm.journal import Entry, Journal
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"
+IDENTITY = {"model": "gpt-4o-2024-08-06", "base_url": "https://api.openai.com/v1"}
+RUBRIC = load_rubric("seven-principles")
+READER = f"judge {PARSER_VERSION} {RUBRIC.digest}"
+OWED_EVERY = 1000
+COMMIT = 5000
+STEPS = ("build", "fill", "owed-memo", "owed-anew", "owed-parsed", "stage")
+REASONS = "The counsellor names the feeling and stays with it, asks one open question and leaves the choice. "
+
+
+class Known:
+    """A request of which the digest alone is left: what the journal does is measured, and nothing else."""
+
+    __slots__ = ("_digest",)
+
+    def __init__(self, digest: str) -> None:
+        self._digest = digest
+
+    def digest(self, identity: object) -> str:
+        """Return the digest, whoever is asked."""
+        del identity
+        return self._digest
+
+
+def asked(count: int) -> Iterator[JudgeRequest]:
+    """Yield distinct rating requests."""
+    texts = [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+    speeches = [Speech(text) for text in texts]
+    asking = Asking()
+    for number in range(count):
+        speech = speeches[number % len(speeches)]
+        answer = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
+        yield rating_request(speech, answer, RUBRIC, asking)
+
+
+def reply_to(item: JudgeRequest) -> ChatReply:
+    """Return a reply of a common size."""
+    ratings = dict.fromkeys(RUBRIC.principle_ids, 4)
+    text = json.dumps({"item_id": item.item_id, "reasons": REASONS * 5, "ratings": ratings})
+    return ChatReply(ReplyStatus.VALID, text, IDENTITY["model"], 1900, 160, cached_tokens=1792)
+
+
+def fill(path: Path, count: int) -> None:
+    """Write the journal, and beside it the digests and item ids in the order of the requests."""
+    path.unlink(missing_ok=True)
+    settled: list[str] = []
+    with Journal(path) as journal, path.with_suffix(".ids").open("w", encoding="ascii") as ids:
+        entries: list[Entry] = []
+        for number, item in enumerate(asked(count)):
+            digest = item.request.digest(IDENTITY)
+            ids.write(f"{digest} {item.item_id}\n")
+            if number % OWED_EVERY:
+                entries.append(Entry(digest, reply_to(item)))
+                settled.append(digest)
+            if len(entries) == COMMIT:
+                journal.record_many(entries)
+                entries = []
+        journal.record_many(entries)
+        journal.settle(READER, settled)
+
+
+def owed(path: Path, step: str) -> tuple[float, int]:
+    """Return the seconds from opening the journal until what is owed is known, and how many that are."""
+    lines = [line.split() for line in path.with_suffix(".ids").read_text(encoding="ascii").splitlines()]
+    requests: Sequence[ChatRequest] = [Known(digest) for digest, _ in lines]  # type: ignore[list-item]
+    item_ids = [item_id for _, item_id in lines]
+
+    def accept_parsed(index: int, reply: ChatReply) -> bool:
+        return isinstance(parse_ratings(reply.text, RUBRIC, item_ids[index]), ParsedRatings)
+
+    def accept(index: int, reply: ChatReply) -> bool:
+        del index
+        return reply.status is ReplyStatus.VALID
+
+    started_at = time.perf_counter()
+    with Journal(path) as journal:
+        reader = READER if step == "owed-memo" else ""
+        found = owed_places(
+            requests, IDENTITY, journal, accept_parsed if step == "owed-parsed" else accept, reader
+        )
+    return time.perf_counter() - started_at, len(found)
+
+
+def build(count: int) -> str:
+    """Build all requests, then take all digests."""
+    started_at = time.perf_counter()
+    requests = [item.request for item in asked(count)]
+    built_at = time.perf_counter()
+    digests = [request.digest(IDENTITY) for request in requests]
+    done_at = time.perf_counter()
+    return f"{built_at - started_at:.1f} s to build, {done_at - built_at:.1f} s for {len(digests):,} digests"
+
+
+def stage(path: Path, count: int) -> str:
+    """Do all that stands before the first call of a second run."""
+    started_at = time.perf_counter()
+    requests = [item.request for item in asked(count)]
+    with Journal(path) as journal:
+        found = owed_places(requests, IDENTITY, journal, reader=READER)
+    return f"{time.perf_counter() - started_at:.1f} s, {len(found):,} owed"
+
+
+def run_step(step: str, path: Path, count: int) -> str:
+    """Run one step in this process and return what it took."""
+    if step == "build":
+        return build(count)
+    if step == "stage":
+        return stage(path, count)
+    if step == "fill":
+        started_at = time.perf_counter()
+        fill(path, count)
+        took = time.perf_counter() - started_at
+        return f"{took:.1f} s, requests and digests among it; {path.stat().st_size / 2**20:,.0f} MiB"
+    seconds, found = owed(path, step)
+    return f"{seconds:.2f} s, {found:,} owed"
+
+
+def main() -> None:
+    """Run every step in a process of its own, and print a line for each."""
+    parser = argparse.ArgumentParser(description="a journal of a million replies")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--step", choices=STEPS)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    path = given.work / f"journal-{given.requests}.sqlite"
+    if given.step:
+        print(run_step(given.step, path, given.requests))
+        return
+    for step in STEPS:
+        if step == "fill" and path.is_file():
+            continue
+        command = [sys.executable, __file__, "--work", str(given.work), "--requests", str(given.requests)]
+        done = subprocess.Popen([*command, "--step", step], stdout=subprocess.PIPE, text=True)
+        said = done.stdout.read().strip() if done.stdout else ""
+        _, status, used = os.wait4(done.pid, 0)
+        print(f"{step:12s} {said}; peak {used.ru_maxrss / 1024:,.0f} MiB", flush=True)
+        if status:
+            raise SystemExit(f"{step} failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Budgets are spent evenly, and what is in flight grows with replies and falls where there is too much."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.llm.pace import Pace, duration_seconds
+
+NO_HEADERS: dict[str, str] = {}
+
+
+class StoppedClock(asyncio.SelectorEventLoop):
+    """An event loop whose time goes on only when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@contextmanager
+def clock() -> Generator[StoppedClock]:
+    loop = StoppedClock()
+    try:
+        yield loop
+    finally:
+        loop.close()
+
+
+def run(work: Callable[[StoppedClock], Coroutine[Any, Any, None]]) -> None:
+    with clock() as loop:
+        loop.run_until_complete(work(loop))
+
+
+def turns(pace: Pace, count: int, body_chars: int = 400) -> list[float]:
+    start = pace.turn_at_seconds(body_chars)
+    return [0.0] + [round(pace.turn_at_seconds(body_chars) - start, 6) for _ in range(count - 1)]
+
+
+def test_without_budgets_nobody_waits() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8)
+        assert [pace.turn_at_seconds(10**6) for _ in range(5)] == [loop.now] * 5
+        pace.close()
+
+    run(work)
+
+
+def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved_up() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8, requests_per_minute=600)
+        assert turns(pace, 4) == [0.0, 0.1, 0.2, 0.3]
+        loop.now += 60.0
+        assert [pace.turn_at_seconds(9) - loop.now for _ in range(2)] == pytest.approx([0.0, 0.1])
+        pace.close()
+
+    run(work)
+
+
+def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8, tokens_per_minute=6_000)
+        assert turns(pace, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
+        loop.now += 60.0
+        pace.answered(NO_HEADERS, 200)
+        # The first reply is the best guess that there is.
+        assert turns(pace, 3) == [0.0, 2.0, 4.0]
+        loop.now += 60.0
+        pace.answered(NO_HEADERS, 300)
+        assert turns(pace, 2) == [0.0, 2.1]  # 0.9 * 200 + 0.1 * 300 = 210
+        pace.close()
+
+    run(work)
+
+
+def test_the_tighter_budget_decides() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8, requests_per_minute=600, tokens_per_minute=6_000)
+        assert turns(pace, 2) == [0.0, 1.0]
+        loop.now += 60.0
+        assert turns(pace, 2, body_chars=4) == [0.0, 0.1]
+        pace.close()
+
+    run(work)
+
+
+TOLD = [
+    ({"x-ratelimit-limit-requests": "1200"}, {}, 0.05),
+    ({"x-ratelimit-limit-requests": "1200"}, {"requests_per_minute": 600}, 0.1),
+    ({"x-ratelimit-limit-requests": "300"}, {"requests_per_minute": 600}, 0.2),
+    ({"x-ratelimit-limit-tokens": "60000"}, {}, 0.1),
+    ({"x-ratelimit-limit-tokens": "60000"}, {"tokens_per_minute": 6000}, 1.0),
+    ({"x-ratelimit-limit-requests": "many"}, {}, 0.0),
+    ({"x-ratelimit-limit-requests": "-5"}, {"requests_per_minute": 600}, 0.1),
+    ({"x-ratelimit-limit-requests": "\u0661\u0662"}, {}, 0.0),
+    ({}, {}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("headers", "own", "interval"), TOLD)
+def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
+    headers: dict[str, str], own: dict[str, int], interval: float
+) -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace = Pace(8, **own)
+        pace.learn(headers)
+        assert turns(pace, 3) == pytest.approx([0.0, interval, 2 * interval])
+        pace.close()
+
+    run(work)
+
+
+EMPTY = [
+    # Without a known limit the reset is all there is; with one, a request's share of the minute.
+    ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30.5s"}, 60.0),
+    ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}, 0.12),
+    (
+        {
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": "50s",
+        },
+        0.1,
+    ),
+    ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"}, 2.0),
+    ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, 0.0),
+    ({"x-ratelimit-remaining-requests": "0"}, 0.0),
+    ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "50s"}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("headers", "wait"), EMPTY)
+def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8)
+        pace.learn(headers)
+        assert pace.turn_at_seconds(4) - loop.now == pytest.approx(wait)
+        pace.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("1m30.5s", 90.5),
+        ("120ms", 0.12),
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("6m0s", 360.0),
+        ("1h", 3600.0),
+        ("1d2h", 93600.0),
+        ("", None),
+        ("soon", None),
+        ("1m and a bit", None),
+        ("-1s", None),
+        ("1.s", None),
+        ("5 s", None),
+        ("nan", None),
+        ("inf", None),
+    ],
+)
+def test_durations(told: str, seconds: float | None) -> None:
+    assert duration_seconds(told) == pytest.approx(seconds)
+
+
+@given(st.text(max_size=12))
+def test_no_header_breaks_the_reader(told: str) -> None:
+    seconds = duration_seconds(told)
+    assert seconds is None or seconds >= 0
+
+
+def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace, narrow = Pace(400), Pace(3)
+        seen = [pace.window]
+        for replies in (1, 63, 1, 1_000):
+            for _ in range(replies):
+                pace.answered(NO_HEADERS, 5)
+                narrow.answered(NO_HEADERS, 5)
+            seen.append(pace.window)
+        assert seen == [64, 67, 256, 259, 400]
+        assert narrow.window == 3
+        pace.close()
+        narrow.close()
+
+    run(work)
+
+
+def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(400)
+        for _ in range(200):
+            pace.answered(NO_HEADERS, 5)
+        loop.now += 5.0
+        pace.pushed_back()
+        assert pace.window == 200
+        for _ in range(200):
+            pace.answered(NO_HEADERS, 5)
+        assert 205 <= pace.window <= 208
+        pace.close()
+
+    run(work)
+
+
+def test_a_burst_of_refusals_halves_the_window_once_and_never_shuts_it() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(8)
+        seen: list[int] = []
+        for seconds in (0.0, 0.5, 0.4, 0.2, 1.0, 1.0, 1.0):
+            loop.now += seconds
+            pace.pushed_back()
+            seen.append(pace.window)
+        assert seen == [4, 4, 4, 2, 1, 1, 1]
+        pace.close()
+
+    run(work)
+
+
+async def settle() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace, entered = Pace(2), list[int]()
+
+        async def one(number: int) -> None:
+            await pace.enter()
+            entered.append(number)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(5)]
+        await settle()
+        assert entered == [0, 1]
+        pace.leave()
+        await settle()
+        assert entered == [0, 1, 2]
+        pace.leave()
+        pace.leave()
+        await settle()
+        assert entered == [0, 1, 2, 3, 4]
+        await asyncio.gather(*tasks)
+        pace.close()
+
+    run(work)
+
+
+def test_who_waits_enters_as_the_window_opens() -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace = Pace(65)
+        for _ in range(64):
+            await pace.enter()
+        one_more = asyncio.create_task(pace.enter())
+        await settle()
+        assert not one_more.done()
+        pace.answered(NO_HEADERS, 5)
+        await settle()
+        assert one_more.done()
+        pace.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("is_admitted", [False, True])
+def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace = Pace(1)
+        await pace.enter()
+        impatient, patient = (asyncio.create_task(pace.enter()) for _ in range(2))
+        await settle()
+        if is_admitted:
+            pace.leave()  # its place is granted, but it did not run yet
+        impatient.cancel()
+        if not is_admitted:
+            pace.leave()
+        await settle()
+        assert impatient.cancelled()
+        assert patient.done()
+        pace.close()
+
+    run(work)
+
+
+def test_a_process_that_falls_behind_takes_less_on() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(100)
+        for _ in range(92):
+            pace.answered(NO_HEADERS, 5)
+        assert pace.window == 100
+        for seconds, window in ((0.02, 100), (0.049, 100), (0.06, 90), (0.5, 81), (0.021, 81)):
+            loop.now += seconds
+            await settle()
+            assert pace.window == window
+        for _ in range(40):
+            loop.now += 1.0
+            await settle()
+        assert pace.window == 64  # as small as it began, and no smaller
+        pace.close()
+
+    run(work)
+
+
+def test_nothing_is_watched_once_it_is_closed() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(100)
+        pace.answered(NO_HEADERS, 5)
+        pace.close()
+        loop.now += 9.0
+        await settle()
+        assert pace.window == 67
+
+    run(work)

@@ -1,0 +1,148 @@
+"""Faults that end a run of the judge, through the command line: its exit code, and what the next run asks."""
+
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
+
+from miniature import write_recipe, write_yaml
+from psychocounsel.store.store import Store
+from running import Cli, Warm, WarmRun, await_until
+
+ITEMS, IN_FLIGHT = 128, 4
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe")
+
+
+def config_for(recipe: Path, base_url: str, **endpoint: Any) -> Path:
+    config = recipe / "changed.yaml"
+    asked = {"model": MODEL, "base_url": base_url, "concurrency": IN_FLIGHT, "max_attempts": 1, **endpoint}
+    settings = {
+        "name": "mini",
+        "corpus": "corpus.yaml",
+        "pairing": {"min_gap": 0.5},
+        "audit": {"retest": 0, "one_principle": 0, "canaries": 0},
+        "judge": {"backend": "endpoint", "endpoint": asked},
+    }
+    write_yaml(config, settings)
+    return config
+
+
+FINAL = [
+    (error_fault(400, "unknown parameter"), "endpoint.model"),
+    (error_fault(401, "no such key"), "OPENAI_API_KEY"),
+    (error_fault(403, "not yours"), "may"),
+    (error_fault(404, "no such model"), "base_url"),
+    (error_fault(429, "you ran out", "insufficient_quota"), "credit"),
+]
+
+
+def test_a_final_refusal_is_the_users_error_after_one_request(recipe: Path, cli: Cli) -> None:
+    for fault, remedy in FINAL:
+        # Pinned, for where a schema is refused the same would be asked in words.
+        with ChatServer(lambda body, number, fault=fault: fault) as server:
+            config = config_for(recipe, server.base_url, replies="json_schema")
+            ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+            assert (ended.code, server.count) == (2, 1), ended
+        assert remedy in ended.err
+        assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("wait", ["", "0.05"])
+def test_a_quota_that_ends_midway_keeps_what_was_answered(recipe: Path, cli: Cli, wait: str) -> None:
+    headers = {"Retry-After": wait} if wait else {}
+    no_more = error_fault(429, "you ran out", "insufficient_quota", headers)
+    answered: list[int] = []
+    turn = threading.Lock()
+
+    def script(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        with turn:
+            if len(answered) == 40:
+                return no_more
+            answered.append(number)
+            return answer_by_schema(body, number)
+
+    with ChatServer(script) as server:
+        config = config_for(recipe, server.base_url)
+        ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+        assert ended.code == 2, ended
+        assert "the quota of this key is used up" in ended.err
+        assert "add credit" in ended.err
+        assert server.count <= 40 + IN_FLIGHT
+        server.script, asked = answer_by_schema, server.count
+        assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
+        assert server.count - asked == ITEMS - 40
+
+
+class Held:
+    """Answers the first requests and holds the others back until it is let go."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.is_let_go = False
+
+    def __call__(self, body: Mapping[str, Any], number: int) -> Reply | Fault:
+        reply = answer_by_schema(body, number)
+        delay_seconds = 0.0 if self.is_let_go or number < self.first else 0.7
+        return Reply(reply.text, delay_seconds=delay_seconds)
+
+
+def start(warm: Warm, recipe: Path, base_url: str) -> WarmRun:
+    return warm.start("build-preferences", config_for(recipe, base_url), "--store", recipe.parent / "store")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_is_in_flight_and_the_next_run_asks_the_rest(
+    recipe: Path, warm: Warm, signum: signal.Signals
+) -> None:
+    held = Held(first=20)
+    with ChatServer(held) as server:
+        run = start(warm, recipe, server.base_url)
+        await_until(lambda: server.count == 20 + IN_FLIGHT)
+        run.send(signum)
+        stopped = run.wait()
+        assert stopped.code == 75, stopped.err
+        assert f"stopped with {20 + IN_FLIGHT} of {ITEMS} items done" in stopped.err
+        assert "run the same command again" in stopped.err
+        assert server.count == 20 + IN_FLIGHT
+        held.is_let_go = True
+        finished = start(warm, recipe, server.base_url).wait()
+        assert finished.code == 0, finished.err
+        assert server.count == ITEMS
+
+
+def test_a_second_signal_ends_at_once_and_costs_what_was_in_flight(recipe: Path, warm: Warm) -> None:
+    held = Held(first=20)
+    with ChatServer(held) as server:
+        run = start(warm, recipe, server.base_url)
+        await_until(lambda: server.count == 20 + IN_FLIGHT)
+        run.send(signal.SIGINT)
+        await_until(lambda: "SIGINT" in run.err())
+        run.send(signal.SIGTERM)
+        ended = run.wait()
+        assert ended.code == 75, ended.err
+        assert "items done" not in ended.err
+        held.is_let_go = True
+        assert start(warm, recipe, server.base_url).wait().code == 0
+        assert server.count <= ITEMS + IN_FLIGHT
+
+
+def test_a_second_run_of_the_same_judgements_is_told_of_the_first(recipe: Path, warm: Warm, cli: Cli) -> None:
+    held = Held(first=20)
+    with ChatServer(held) as server:
+        first = start(warm, recipe, server.base_url)
+        await_until(lambda: server.count == 20 + IN_FLIGHT)
+        second = cli("build-preferences", recipe / "changed.yaml", "--store", recipe.parent / "store")
+        assert second.code == 2, second
+        assert str(first.pid) in second.err
+        held.is_let_go = True
+        assert first.wait().code == 0
+        assert server.count == ITEMS
+    assert len(Store(recipe.parent / "store").artifacts("judgements")) == 1
