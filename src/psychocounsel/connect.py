@@ -6,13 +6,15 @@ Crafts receive what is opened here, so that a test hands them a fake and patches
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from psychocounsel import console
 from psychocounsel.config.corpus import TopicsConfig
-from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
+from psychocounsel.config.models import BatchConfig, EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
@@ -30,6 +32,8 @@ from psychocounsel.llm.addresses import (
     require_reachable,
     resolved_base_url,
 )
+from psychocounsel.llm.batch_provider import BatchRoad
+from psychocounsel.llm.batches import ask_in_batches, ask_live
 from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
@@ -151,8 +155,17 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
 
 
 @contextmanager
-def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
-    """Yield the judge of a config; its replies are journalled in the store."""
+def open_judge(
+    config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool = False
+) -> Generator[Judge]:
+    """Yield the judge of a config; its replies are journalled in the store.
+
+    Args:
+        config: of the judge.
+        store: holds the journal.
+        stop: asked before each request.
+        may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
+    """
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
@@ -162,9 +175,27 @@ def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> G
     if config.endpoint is None:
         yield OfflineJudge(rubric)
         return
+    endpoint = config.endpoint
+    model = open_endpoint(endpoint, store)
+    settings = _judge_settings(config, endpoint, stop)
+    if may_wait and config.batch.enabled:
+        road = _batch_road(model, endpoint, config.batch, store)
+        settings = replace(settings, ask=partial(ask_in_batches, road))
     with open_journal(store) as journal:
-        model = open_endpoint(config.endpoint, store)
-        yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
+        yield ChatJudge(model, rubric, journal, settings)
+
+
+def _batch_road(model: FittedModel, endpoint: EndpointConfig, limits: BatchConfig, store: Store) -> BatchRoad:
+    """Return the way in batches to a model, which asks as the model itself would."""
+    from psychocounsel.llm.batch_client import OpenAIBatches  # the client takes a second to import
+
+    return BatchRoad(
+        connect=lambda: OpenAIBatches(endpoint, limits, store.offline),
+        body=model.body,
+        check=model.check,
+        is_known=lambda: model.is_known,
+        limits=limits,
+    )
 
 
 def _weights(ref: str, store: Store) -> dict[str, Any]:
@@ -207,7 +238,9 @@ def _judge_settings(
     config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
 ) -> ChatJudgeSettings:
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
-    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint))
+    return ChatJudgeSettings(
+        asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint), ask_live
+    )
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:
@@ -279,7 +312,7 @@ def existing_journal(store: Store) -> Journal:
     return Journal(path)
 
 
-def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:
+def open_endpoint(endpoint: EndpointConfig, store: Store) -> FittedModel:
     """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
     from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
 

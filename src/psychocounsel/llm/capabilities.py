@@ -55,6 +55,14 @@ class Endpoint(ChatModel, Protocol):
         """Return what the models endpoint lists; None where there is no such list."""
         ...
 
+    async def check(self) -> None:
+        """Raise what is wrong with the model, as far as it can be told before the first request."""
+        ...
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request."""
+        ...
+
 
 class Capabilities:
     """What is known of servers, in a JSON file: `{"MODEL at BASE_URL": "json_schema"}`."""
@@ -119,6 +127,22 @@ class FittedModel:
     def maybe_paid(self) -> int:
         """As the endpoint counts it."""
         return self._endpoint.maybe_paid
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the server can do."""
+        return self._known is not None
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request, as far as is known what the server can do."""
+        return self._endpoint.body(fitted(request, self._known or Replies.JSON_SCHEMA))
+
+    async def check(self) -> None:
+        """Raise what is wrong with the model, as `ask` would; connections are closed again."""
+        try:
+            await self._endpoint.check()
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections; what was learned stays."""

@@ -8,6 +8,7 @@ endpoint that leaves one request after another unanswered is left alone, for eac
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
@@ -66,6 +67,10 @@ class AskPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
             raise ValueError("max_attempts and concurrency are at least 1")
+
+
+AskAll: TypeAlias = Callable[[ChatModel, Sequence[ChatRequest], Journal, AskPolicy], list[ChatReply]]
+"""A road to replies; what it returns and raises is as `ask_all` says."""
 
 
 def ask_all(
