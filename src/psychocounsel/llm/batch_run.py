@@ -37,7 +37,7 @@ _STOP_EVERY_SECONDS = 0.2
 _CLOCK_SLACK_SECONDS = 86_400.0
 """By how much the provider's clock may be behind ours."""
 _MOST_LOST_POLLS = 30
-_MOST_LOST_CREATIONS = 3
+_MOST_ORDERS = 3
 _AGAIN = "run the same command again: it picks them up, and pays for none twice"
 
 
@@ -109,23 +109,26 @@ class BatchRun:
             return shard.batch
         return await self._find(shard)
 
-    async def _find(self, shard: Shard) -> str:
-        """Look through the provider's list for a batch that we do not know to exist."""
+    async def _find(self, shard: Shard, known: str = "", orders: int = 1) -> str:
+        """Look through the provider's list for a batch that may exist; empty if there is none.
+
+        After several orders there may be twins: all is waited for, one is kept and the others are cancelled.
+        """
         until = min(shard.changed_at, time.time()) + self._limits.settle_seconds
         while True:
             is_last = time.time() >= until
-            batches = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
-            made = sorted((each.created_at, each.id) for each in batches if each.metadata == shard.metadata)
-            if made:
+            listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
+            ours = sorted((each.created_at, each.id) for each in listed if each.metadata == shard.metadata)
+            if is_last or (ours and orders == 1):
                 break
-            if is_last:
-                return ""
             await self._pause(min(self._limits.first_poll_seconds, self._limits.settle_seconds))
-        for _, batch in made[1:]:
-            await self._provider.cancel(batch)
-        batch = made[0][1]
-        self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, batch)
-        return batch
+        names = [batch for _, batch in ours]
+        made = names if not known or known in names else [*names, known]
+        for twin in made[1:]:
+            await self._provider.cancel(twin)
+        if made:
+            self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, made[0])
+        return made[0] if made else ""
 
     # What is submitted.
 
@@ -160,32 +163,37 @@ class BatchRun:
     async def _make(self, shard: Shard, file_id: str) -> str:
         """Return the name of a new batch; empty where another run called the shard void meanwhile."""
         state = ShardState.INTENDED
-        for _ in range(_MOST_LOST_CREATIONS):
+        for orders in range(1, _MOST_ORDERS + 1):
             if not self._ledger.advance(shard.id, state, ShardState.SENDING):
                 return ""
             state = ShardState.SENDING
-            try:
-                made = await self._provider.create(file_id, shard.metadata)
-            except LostAnswerError:
-                found = await self._find(shard._replace(changed_at=time.time()))
-                if found:
-                    return found
-                continue
-            except (EndpointError, AwayError):
-                self._ledger.close(shard.id, ShardState.VOID)
-                raise
-            if self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, made.id):
-                return made.id
-            return await self._make_way(shard, made.id)
+            made = await self._order(shard, file_id)
+            if made and orders == 1:
+                return await self._settled(shard, made)
+            found = await self._find(shard._replace(changed_at=time.time()), made, orders)
+            if found:
+                return found
         raise AwayError(
             "the provider took an order for a batch several times, and answered none",
             where=self._provider.base_url,
             remedy="run the same command again later; it looks for them first",
         )
 
-    async def _make_way(self, shard: Shard, batch: str) -> str:
-        """Return the name of a new batch if another run has taken it over; else nobody waits for it."""
-        if self._ledger.batch_of(shard.id) == batch:
+    async def _order(self, shard: Shard, file_id: str) -> str:
+        """Return the name of the batch that the provider makes; empty if no answer came."""
+        try:
+            return (await self._provider.create(file_id, shard.metadata)).id
+        except LostAnswerError:
+            return ""
+        except (EndpointError, AwayError):
+            self._ledger.close(shard.id, ShardState.VOID)
+            raise
+
+    async def _settled(self, shard: Shard, batch: str) -> str:
+        """Return the name of a new batch once it is noted; cancel it if nobody waits for it any more."""
+        if self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, batch):
+            return batch
+        if self._ledger.batch_of(shard.id) == batch:  # another run has found it
             return batch
         await self._provider.cancel(batch)
         return ""
