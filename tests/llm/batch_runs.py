@@ -28,11 +28,15 @@ def questions(count: int) -> list[ChatRequest]:
     return [ChatRequest((Message("user", f"item {number}"),), 0.0, 1.0, 20) for number in range(count)]
 
 
+def say_nothing(text: str) -> None:
+    del text
+
+
 def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
     return EndpointConfig(model="judge", base_url=base_url, timeout_seconds=5.0, **changes)
 
 
-def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = len, **limits: Any) -> BatchRoad:
+def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing, **limits: Any) -> BatchRoad:
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
     return BatchRoad(

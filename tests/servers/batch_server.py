@@ -138,8 +138,8 @@ class BatchServer:
             parts = urlsplit(target)
             path, asked = parts.path.removeprefix("/v1"), parse_qs(parts.query)
             self.requests.append(f"{method} {path}")
-            if self.plan.key and headers.get("Authorization") != f"Bearer {self.plan.key}":
-                return _error(401, f"Incorrect API key provided: {headers.get('Authorization')}")
+            if self.plan.key and headers.get("authorization") != f"Bearer {self.plan.key}":
+                return _error(401, f"Incorrect API key provided: {headers.get('authorization')}")
             if path == "/bill":
                 return Answer(200, {"billed": self.bill(), "batches": len(self.batches)})
             if (method, path) == ("POST", "/chat/completions"):
@@ -287,7 +287,7 @@ def _expired(digest: str) -> dict[str, Any]:
 
 
 def _uploaded(headers: Mapping[str, str], body: bytes) -> bytes:
-    head = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode()
+    head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode()
     parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
     files = [part.get_payload(decode=True) for part in parts if part.get_filename()]
     assert len(files) == 1
@@ -317,8 +317,9 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
         def _serve(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
             body = self._body()
-            answered = server.answer(self.command, self.path, self.headers, body)
+            answered = server.answer(self.command, self.path, headers, body)
             if answered is None:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
