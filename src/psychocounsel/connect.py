@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from psychocounsel import console
 from psychocounsel.config.corpus import TopicsConfig
-from psychocounsel.config.models import BatchConfig, EndpointConfig, JudgeConfig, ResponderConfig
+from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
@@ -32,7 +32,6 @@ from psychocounsel.llm.addresses import (
     require_reachable,
     resolved_base_url,
 )
-from psychocounsel.llm.batch_provider import BatchRoad
 from psychocounsel.llm.batches import ask_in_batches, ask_live
 from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.chat import ChatModel
@@ -179,23 +178,12 @@ def open_judge(
     model = open_endpoint(endpoint, store)
     settings = _judge_settings(config, endpoint, stop)
     if may_wait and config.batch.enabled:
-        road = _batch_road(model, endpoint, config.batch, store)
+        from psychocounsel.llm.batch_client import batch_road  # the client takes a second to import
+
+        road = batch_road(model, endpoint, config.batch, store.offline)
         settings = replace(settings, ask=partial(ask_in_batches, road))
     with open_journal(store) as journal:
         yield ChatJudge(model, rubric, journal, settings)
-
-
-def _batch_road(model: FittedModel, endpoint: EndpointConfig, limits: BatchConfig, store: Store) -> BatchRoad:
-    """Return the way in batches to a model, which asks as the model itself would."""
-    from psychocounsel.llm.batch_client import OpenAIBatches  # the client takes a second to import
-
-    return BatchRoad(
-        connect=lambda: OpenAIBatches(endpoint, limits, store.offline),
-        body=model.body,
-        check=model.check,
-        is_known=lambda: model.is_known,
-        limits=limits,
-    )
 
 
 def _weights(ref: str, store: Store) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import BatchServer, Plan
+from batch_server import Batch, BatchServer, Plan
 
 import psychocounsel
 
@@ -28,6 +28,7 @@ from psychocounsel.errors import EndpointError, IncompleteError, Preempted, Stor
 from psychocounsel.llm.batches import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.openai_client import OpenAIChatModel
 from psychocounsel.llm.spending import budget_of
@@ -223,6 +224,41 @@ class TestFaults:
                 run(server.base_url, journal, 5)
             server.plan.work_seconds = 0
             assert len(run(server.base_url, journal, 5, forget_lost=True)) == 5
+
+    def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
+        with BatchServer(Plan(work_seconds=0.1)) as server:
+
+            def cancel(event: str) -> None:
+                if event == "state asked":
+                    server.batches["batch-0"].status = "cancelled"
+
+            server.watch = cancel
+            replies = run(server.base_url, journal, ITEMS)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 10]
+            assert server.repeats == 0
+
+    def test_a_provider_that_is_away_for_a_while_is_waited_for(self, journal: Path) -> None:
+        with BatchServer(Plan(outages=12)) as server:  # five tries make one look
+            assert {each.status for each in run(server.base_url, journal, 5)} == {ReplyStatus.VALID}
+            assert server.repeats == 0
+
+    def test_a_list_of_many_pages_is_read_to_its_end_and_no_further_than_asked(self) -> None:
+        async def listed(base_url: str, since: float) -> list[str]:
+            provider = road_to(endpoint_at(base_url)).connect()
+            try:
+                return [batch.id for batch in await provider.newest(since)]
+            finally:
+                await provider.aclose()
+
+        with BatchServer() as server:
+            server.batches = {
+                f"batch-{at}": Batch(f"batch-{at}", [], {}, made_at=float(at)) for at in range(250)
+            }
+            assert run_to_end(listed(server.base_url, 0.0)) == [f"batch-{at}" for at in reversed(range(250))]
+            server.requests.clear()
+            assert len(run_to_end(listed(server.base_url, 180.0))) == 70
+            assert len(server.requests) == 1
 
     def test_no_batch_api(self, journal: Path) -> None:
         refused = pytest.raises(EndpointError, match="there is no batch API here; leave --batch out")

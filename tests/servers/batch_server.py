@@ -59,6 +59,7 @@ class Plan:
         lose_creations: of how many batches the answer gets lost after they were made.
         script: says what the model replies.
         has_batches: whether there is such an endpoint at all.
+        outages: how many questions about batches are answered with 503.
         key: that is accepted; empty for any.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     lose_creations: int = 0
     script: Callable[[Mapping[str, Any], int], Reply] = answer_by_schema
     has_batches: bool = True
+    outages: int = 0
     key: str = ""
 
 
@@ -218,6 +220,9 @@ class BatchServer:
             batch.status = "cancelled" if batch.status == "in_progress" else batch.status
             return Answer(200, self._told(batch))
         self.watch("state asked")
+        if self.plan.outages:
+            self.plan.outages -= 1
+            return _error(503, "come back later")
         if time.time() >= batch.made_at + self.plan.work_seconds:
             self._work_off(batch)
         return Answer(200, self._told(batch))

@@ -19,7 +19,8 @@ from psychocounsel.errors import EndpointError
 from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
 from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.batch_files import ENDPOINT
-from psychocounsel.llm.batch_provider import AwayError, Batch, LostAnswerError, UnknownBatchError
+from psychocounsel.llm.batch_provider import AwayError, Batch, BatchRoad, LostAnswerError, UnknownBatchError
+from psychocounsel.llm.capabilities import FittedModel
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -222,6 +223,19 @@ class OpenAIBatches:
         said = cast("dict[str, Any]", body).get("message") if isinstance(body, dict) else None
         words = said if isinstance(said, str) else error.message
         return " ".join(words.split()).replace(api_key(self._endpoint), "[key]")[:_LONGEST_QUOTE_CHARS]
+
+
+def batch_road(
+    model: FittedModel, endpoint: EndpointConfig, limits: BatchConfig, offline: bool = False
+) -> BatchRoad:
+    """Return the way in batches to a model, which asks as the model itself would."""
+    return BatchRoad(
+        connect=lambda: OpenAIBatches(endpoint, limits, offline),
+        body=model.body,
+        check=model.check,
+        is_known=lambda: model.is_known,
+        limits=limits,
+    )
 
 
 def _broken(error: Exception, makes_something: bool) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""What a provider of batches is, what it tells of one, and the way there."""
+"""Batch -> what its provider tells of it; what a provider is, and the way there."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
