@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,15 @@ class TestStopping:
                 others = questions(ITEMS)[5:]
                 ask_live(OpenAIChatModel(endpoint_at(server.base_url)), others, opened, AskPolicy())
             assert len(server.live) == ITEMS - 5
+
+
+def test_two_runs_at_once_share_what_is_with_the_provider(journal: Path) -> None:
+    with BatchServer(Plan(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+        both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
+        first, second = (each.result() for each in both)
+        assert first == second
+        assert {each.status for each in first} == {ReplyStatus.VALID}
+        assert server.repeats == 0
 
 
 class TestCost:

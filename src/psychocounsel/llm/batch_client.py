@@ -83,8 +83,10 @@ class OpenAIBatches:
         while True:
             page = _loaded(await self._get(f"/batches?limit={_PAGE}{after}"))
             listed = [_batch(each) for each in _mappings(page.get("data"))]
-            found += [each for each in listed if each.created_at >= since]
-            if not page.get("has_more") or not listed or listed[-1].created_at < since:
+            # A server that tells no time is read to the end of its list.
+            recent = [each for each in listed if not each.created_at or each.created_at >= since]
+            found += recent
+            if not page.get("has_more") or len(recent) < len(listed) or not listed:
                 return found
             after = f"&after={quote(listed[-1].id, safe='')}"
 

@@ -32,6 +32,10 @@ class Batch:
         """Whether nothing more will come of it."""
         return self.status in _OVER
 
+    def carries(self, metadata: Mapping[str, str]) -> bool:
+        """Whether all of this stands in its metadata."""
+        return metadata.items() <= self.metadata.items()
+
 
 class AwayError(IncompleteError):
     """The provider did not answer, however often it was asked."""

@@ -118,7 +118,7 @@ class BatchRun:
         while True:
             is_last = time.time() >= until
             listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
-            ours = sorted((each.created_at, each.id) for each in listed if each.metadata == shard.metadata)
+            ours = sorted((each.created_at, each.id) for each in listed if each.carries(shard.metadata))
             if is_last or (ours and orders == 1):
                 break
             await self._pause(min(self._limits.first_poll_seconds, self._limits.settle_seconds))
