@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import StoreError
 from psychocounsel.llm.batch_files import input_line, read_output
 from psychocounsel.llm.batch_ledger import BatchLedger, Shard, ShardState
 from psychocounsel.llm.chat import ChatReply
@@ -94,12 +95,14 @@ def journal(tmp_path: Path) -> Journal:
 def test_a_request_stands_in_one_unfinished_shard_at_most(journal: Journal) -> None:
     with journal:
         ledger = BatchLedger(journal, "here")
-        assert ledger.intend(Shard("one", "run", "sha", 2), ["a", "b"])
-        assert not BatchLedger(journal, "here").intend(Shard("two", "run", "sha", 2), ["c", "b"])
+        ledger.intend(Shard("one", "run", "sha", 2), ["a", "b"])
+        with pytest.raises(StoreError, match="another run has submitted"):
+            BatchLedger(journal, "here").intend(Shard("two", "run", "sha", 2), ["c", "b"])
         assert [each.id for each in ledger.unfinished()] == ["one"]
-        assert ledger.intend(Shard("three", "run", "sha", 1), ["c"])
+        ledger.intend(Shard("three", "run", "sha", 1), ["c"])
         ledger.close("one", ShardState.VOID)
-        assert ledger.intend(Shard("four", "run", "sha", 1), ["b"])
+        ledger.intend(Shard("four", "run", "sha", 1), ["b"])
+        assert [each.id for each in ledger.unfinished()] == ["three", "four"]
         assert BatchLedger(journal, "elsewhere").unfinished() == []
 
 
@@ -108,14 +111,22 @@ def test_states_follow_each_other_and_only_what_may_be_sent_is_awaited(journal: 
         ledger = BatchLedger(journal, "here")
         ledger.intend(Shard("one", "run", "sha", 1), ["a"])
         assert ledger.awaited() == set()
-        assert not ledger.advance("one", ShardState.SENDING, ShardState.RUNNING, "batch")
-        assert ledger.advance("one", ShardState.INTENDED, ShardState.SENDING)
+        ledger.advance("one", ShardState.SENDING)
         assert ledger.awaited() == {"a"}
-        assert ledger.advance("one", ShardState.SENDING, ShardState.RUNNING, "batch")
+        ledger.advance("one", ShardState.RUNNING, "batch")
         (shard,) = ledger.unfinished()
-        assert (shard.state, shard.batch, ledger.batch_of("one")) == (ShardState.RUNNING, "batch", "batch")
+        assert (shard.state, shard.batch) == (ShardState.RUNNING, "batch")
         ledger.close("one", ShardState.ENDED)
         assert (ledger.unfinished(), ledger.awaited()) == ([], set())
+
+
+def test_one_run_at_a_time_submits(journal: Journal) -> None:
+    with journal:
+        first, second = BatchLedger(journal, "here"), BatchLedger(journal, "here")
+        with first.turn() as one, second.turn() as two:
+            assert (one, two) == (True, False)
+        with second.turn() as again:
+            assert again
 
 
 def test_a_reply_is_kept_once_however_often_its_file_is_read(journal: Journal) -> None:

@@ -75,11 +75,13 @@ class Items:
             digest: of the request.
             unanswered: why that batch brought no reply; None where it did.
         """
-        if not self._is_accepted(digest, self._journal.replies(digest)):
+        kept = self._journal.replies(digest)
+        if not self._is_accepted(digest, kept):
             if self._tries[digest] < self._policy.max_attempts:
                 return False
-            if unanswered is not None:
-                self._failed[digest] = ChatReply(ReplyStatus.ERROR, "", self.model, 0, 0, unanswered)
+            if unanswered is not None or not kept:
+                reason = unanswered or "no batch brought a reply"
+                self._failed[digest] = ChatReply(ReplyStatus.ERROR, "", self.model, 0, 0, reason)
         self._finish(digest)
         return True
 

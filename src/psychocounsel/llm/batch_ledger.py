@@ -6,12 +6,16 @@ submitted twice. A shard is `intended` until its file is uploaded, `sending` fro
 made, `running` once the batch has a name, and then `ended` or `void`.
 """
 
+import fcntl
+import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 
+from psychocounsel.errors import StoreError
 from psychocounsel.llm.journal import Entry, Journal
 
 _CREATE = """
@@ -40,7 +44,7 @@ WHERE endpoint = ? AND state IN ('intended', 'sending', 'running') ORDER BY chan
 _AWAITED = """
 SELECT digest FROM batch_lines JOIN batch_shards USING (shard) WHERE state IN ('sending', 'running')
 """
-_CHANGE = "UPDATE batch_shards SET state = ?, batch = ?, changed_at = ? WHERE shard = ? AND state = ?"
+_CHANGE = "UPDATE batch_shards SET state = ?, batch = ?, changed_at = ? WHERE shard = ?"
 
 
 class ShardState(StrEnum):
@@ -97,24 +101,38 @@ class BatchLedger:
             rows = tables.execute("SELECT digest FROM batch_lines WHERE shard = ?", (shard_id,))
             return {digest for (digest,) in rows}
 
-    def batch_of(self, shard_id: str) -> str:
-        """Return the name of a shard's batch; empty if none is known, or the shard is void."""
-        with self._journal.transaction() as tables:
-            found = tables.execute(
-                "SELECT batch FROM batch_shards WHERE shard = ? AND state != 'void'", (shard_id,)
-            ).fetchone()
-        return "" if found is None else found[0]
-
     def awaited(self) -> set[str]:
         """Return the digests of all requests that may be with a provider, of whatever endpoint."""
         with self._journal.transaction() as tables:
             return {digest for (digest,) in tables.execute(_AWAITED)}
 
-    def intend(self, shard: Shard, digests: Sequence[str]) -> bool:
-        """Write down a shard before anything of it is sent; False, and not written, where one is taken."""
+    @contextmanager
+    def turn(self) -> Generator[bool]:
+        """Yield whether it is our turn to submit; it ends with the process, however that ends."""
+        path = self._journal.path.with_name("batches.lock")
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def intend(self, shard: Shard, digests: Sequence[str]) -> None:
+        """Write down a shard before anything of it is sent.
+
+        Raises:
+            StoreError: one of the requests stands in another unfinished shard.
+        """
         with self._journal.transaction() as tables:
             if any(_is_taken(tables, digest) for digest in digests):
-                return False
+                raise StoreError(
+                    "another run has submitted some of these requests meanwhile",
+                    where=str(self._journal.path),
+                    remedy="run the same command again; it waits for those",
+                )
             tables.execute(
                 "INSERT INTO batch_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -131,13 +149,11 @@ class BatchLedger:
             tables.executemany(
                 "INSERT INTO batch_lines VALUES (?, ?)", ((digest, shard.id) for digest in digests)
             )
-        return True
 
-    def advance(self, shard_id: str, before: ShardState, after: ShardState, batch: str = "") -> bool:
-        """Change a shard's state on disk; False where another run has changed it meanwhile."""
+    def advance(self, shard_id: str, state: ShardState, batch: str = "") -> None:
+        """Note how far a shard is."""
         with self._journal.transaction() as tables:
-            changed = tables.execute(_CHANGE, (after, batch, time.time(), shard_id, before))
-            return changed.rowcount == 1
+            tables.execute(_CHANGE, (state, batch, time.time(), shard_id))
 
     def keep(self, shard_id: str, entries: Iterable[Entry]) -> list[Entry]:
         """Record replies to a shard's requests, each once however often it is read; return the new."""

@@ -74,7 +74,6 @@ class BatchRun:
         try:
             await self._provider.require_batches()
             await self._road.check()
-            await self._adopt()
             while self._drafts.pending or self._running:
                 await self._submit()
                 self._report()
@@ -92,9 +91,10 @@ class BatchRun:
 
     async def _adopt(self) -> None:
         """Take over the shards that hold what we are owed."""
-        for shard in self._ledger.unfinished():
+        unknown = [each for each in self._ledger.unfinished() if each.id not in self._running]
+        for shard in unknown:
             ours = self._ledger.members(shard.id).intersection(self._drafts.pending)
-            if not ours or shard.id in self._running:
+            if not ours:
                 continue
             batch = await self._batch_of(shard)
             if batch:
@@ -127,12 +127,22 @@ class BatchRun:
         for twin in made[1:]:
             await self._provider.cancel(twin)
         if made:
-            self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, made[0])
+            self._ledger.advance(shard.id, ShardState.RUNNING, made[0])
         return made[0] if made else ""
 
     # What is submitted.
 
     async def _submit(self) -> None:
+        """Take over what there is, and submit the rest as far as there is room."""
+        if not self._drafts.pending:
+            return
+        with self._ledger.turn() as is_ours:
+            # One run at a time: whatever another has only intended, it left there when it died.
+            if is_ours:
+                await self._adopt()
+                await self._submit_what_fits()
+
+    async def _submit_what_fits(self) -> None:
         while self._drafts.pending:
             self._go_on()
             draft = self._drafts.next(sum(each.tokens for each in self._running.values()))
@@ -144,32 +154,23 @@ class BatchRun:
     async def _send(self, draft: Draft) -> None:
         sha256 = hashlib.sha256(draft.content).hexdigest()
         shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(draft.digests))
-        if not self._ledger.intend(shard, draft.digests):
-            # Another run has submitted some of it meanwhile.
-            self._drafts.back(draft.digests)
-            await self._adopt()
-            return
+        self._ledger.intend(shard, draft.digests)
         try:
             file_id = await self._provider.upload(f"{shard.id}.jsonl", draft.content)
         except (EndpointError, AwayError):
             self._ledger.close(shard.id, ShardState.VOID)
             raise
         batch = await self._make(shard, file_id)
-        if batch:
-            self._begin(shard._replace(batch=batch), set(draft.digests))
-        else:
-            self._drafts.back(draft.digests)
+        self._begin(shard._replace(batch=batch), set(draft.digests))
 
     async def _make(self, shard: Shard, file_id: str) -> str:
-        """Return the name of a new batch; empty where another run called the shard void meanwhile."""
-        state = ShardState.INTENDED
+        """Return the name of a new batch, which is noted."""
         for orders in range(1, _MOST_ORDERS + 1):
-            if not self._ledger.advance(shard.id, state, ShardState.SENDING):
-                return ""
-            state = ShardState.SENDING
+            self._ledger.advance(shard.id, ShardState.SENDING)
             made = await self._order(shard, file_id)
             if made and orders == 1:
-                return await self._settled(shard, made)
+                self._ledger.advance(shard.id, ShardState.RUNNING, made)
+                return made
             found = await self._find(shard._replace(changed_at=time.time()), made, orders)
             if found:
                 return found
@@ -188,15 +189,6 @@ class BatchRun:
         except (EndpointError, AwayError):
             self._ledger.close(shard.id, ShardState.VOID)
             raise
-
-    async def _settled(self, shard: Shard, batch: str) -> str:
-        """Return the name of a new batch once it is noted; cancel it if nobody waits for it any more."""
-        if self._ledger.advance(shard.id, ShardState.SENDING, ShardState.RUNNING, batch):
-            return batch
-        if self._ledger.batch_of(shard.id) == batch:  # another run has found it
-            return batch
-        await self._provider.cancel(batch)
-        return ""
 
     def _begin(self, shard: Shard, digests: set[str]) -> None:
         load = self._drafts.load(digests)
