@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
 _CREATE = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -38,10 +38,12 @@ CREATE TABLE IF NOT EXISTS replies (
     created_at TEXT NOT NULL,
     checksum BLOB NOT NULL,
     cached_tokens INTEGER NOT NULL DEFAULT 0,
+    batched INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (digest, attempt)
 )
 """
 _FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
+_FROM_VERSION_2 = "ALTER TABLE replies ADD COLUMN batched INTEGER NOT NULL DEFAULT 0"
 _CREATE_READINGS = """
 CREATE TABLE IF NOT EXISTS readings (
     reader TEXT NOT NULL,
@@ -64,14 +66,15 @@ SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
     (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
 """
 _COLUMNS = """
-digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens
+digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens,
+batched
 """
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
 _NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
-_ROWS_AT_ONCE = 80
+_ROWS_AT_ONCE = 70
 _INSERT_SEVERAL = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES "  # noqa: S608
-_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 _DIGESTS_AT_ONCE = 200
 _SELECT_SEVERAL = f"""
@@ -83,7 +86,8 @@ _COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
 
-_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int]
+_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int]
+Claim: TypeAlias = Callable[[sqlite3.Connection, str], bool]
 
 
 class Entry(NamedTuple):
@@ -190,8 +194,15 @@ class Journal:
         """Keep one reply; it is on disk when this returns."""
         self.record_many([Entry(digest, reply)])
 
-    def record_many(self, entries: Iterable[Entry]) -> None:
+    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         """Keep several replies in one commit: all are on disk when this returns, or none is.
+
+        Args:
+            entries: the replies.
+            claim: asked for each digest within that commit; a reply that it declines is not kept.
+
+        Returns:
+            Those that were kept.
 
         Raises:
             ValueError: an `ERROR` reply is among them; nothing was answered, so there is nothing to keep.
@@ -201,8 +212,11 @@ class Journal:
             raise ValueError("a reply that was never answered is not journalled")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._turn, self._explained(), self._transaction():
+            if claim is not None:
+                kept = [entry for entry in kept if claim(self._connection, entry.digest)]
             for start in range(0, len(kept), _ROWS_AT_ONCE):
                 self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
+        return kept
 
     def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
         """Insert with two statements: each gives the interpreter away, and a busy event loop takes it."""
@@ -219,6 +233,12 @@ class Journal:
         query = _NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
         known = self._connection.execute(query, tuple(digests)).fetchall()
         return dict.fromkeys(digests, 0) | dict(known)
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """Yield the connection, for tables beside the replies: all that is done there is kept, or nothing."""
+        with self._turn, self._explained(), self._transaction():
+            yield self._connection
 
     def settled(self, reader: str) -> set[str]:
         """Return the digests of all requests that have a reply which this reader once accepted.
@@ -305,6 +325,8 @@ class Journal:
                     )
                 if version == 1:
                     self._connection.execute(_FROM_VERSION_1)
+                if version in (1, 2):
+                    self._connection.execute(_FROM_VERSION_2)
                 self._connection.execute(_CREATE)
                 self._connection.execute(_CREATE_READINGS)
                 # Older programs read the replies as before, so this table raises no version.
@@ -377,6 +399,7 @@ def _row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> _Row:
         reply.reason.encode("utf-8", "surrogatepass"),
         created_at,
         reply.cached_tokens,
+        int(reply.batched),
     )
 
 
@@ -389,12 +412,13 @@ def _reply(row: _Row) -> ChatReply:
         completion_tokens=row[6],
         reason=row[7].decode("utf-8", "surrogatepass"),
         cached_tokens=row[9],
+        batched=bool(row[10]),
     )
 
 
 def _checksum(row: _Row) -> bytes:
-    # Rows of format 1 had no cached tokens, and their checksums stay as they are.
-    told = row if row[9] else row[:9]
+    # Rows of formats 1 and 2 were shorter, and their checksums stay as they are.
+    told = row if row[10] else row[:10] if row[9] else row[:9]
     return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
 
 
