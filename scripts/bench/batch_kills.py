@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -104,7 +105,8 @@ def main() -> None:
             at_seconds = drawn.uniform(0, seconds)
             pid = runs.start(journal)
             time.sleep(at_seconds)
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended already
+                os.kill(pid, signal.SIGKILL)
             was_killed = runs.number() == signal.SIGKILL
             trials.append(Trial(at_seconds, was_killed, runs.finish(journal) == whole))
             paid_twice += sum(times - 1 for times in (server.bill() - before).values())
