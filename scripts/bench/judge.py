@@ -4,11 +4,11 @@
     python scripts/bench/judge.py --work /tmp/judge --ways ceiling plain ours --rounds 3 --kills 3
 
 Every way asks the same requests of the same server, which answers after a fixed latency, in a process of its
-own. The ways take turns, round by round, and the table gives medians over the rounds that succeeded. A way tells how
-long it asked; `start s` is how much longer than the latency it tells for a single request, and is part of its time.
-CPU and memory are those of its process and all that it starts, the CPU per request, less what a run of one request
-takes. No figure above that of `ceiling`, bare sockets, says anything about a client.
-`paid twice`: 1,000 requests, the process killed once a drawn share is billed, and started again.
+own. The ways take turns, round by round, and the table gives medians over the rounds that succeeded. A way
+tells how long it asked; `start s` is how much longer than the latency it tells for a single request, and is part
+of its time. CPU and memory are those of its process and all that it starts, the CPU per request, less what a run
+of one request takes. No figure above that of `ceiling`, bare sockets, says anything about a client. `paid twice`:
+1,000 requests, the process killed once a drawn share is billed, and started again.
 
 Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
 """

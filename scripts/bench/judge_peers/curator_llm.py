@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by curator: an `LLM` with a response format, and its working folder for a second start.
+"""Rating requests -> replies, by curator: an `LLM` with a response format, its folder kept for a second start.
 
 python curator_llm.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -7,12 +7,9 @@ import json
 import os
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any, Literal
-
-LITELLM = find_spec("litellm")
-assert LITELLM is not None and LITELLM.origin is not None
 
 os.environ.update(
     TELEMETRY_ENABLED="0",
@@ -20,7 +17,7 @@ os.environ.update(
     LITELLM_LOCAL_MODEL_COST_MAP="True",
     HF_HOME=str(Path(sys.argv[4]) / "huggingface"),
     # It counts tokens before it asks, and would download the tokenizer that litellm brings along.
-    TIKTOKEN_CACHE_DIR=str(Path(LITELLM.origin).parent / "litellm_core_utils" / "tokenizers"),
+    TIKTOKEN_CACHE_DIR=str(Path(get_path("purelib"), "litellm", "litellm_core_utils", "tokenizers")),
 )
 
 from bespokelabs import curator
