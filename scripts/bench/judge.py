@@ -5,10 +5,11 @@
 
 Every way asks the same requests of the same server, which answers after a fixed latency, in a process of its
 own. The ways take turns, round by round, and the table gives medians over the rounds that succeeded. A way
-tells how long it asked; `start s` is how much longer than the latency it tells for a single request, and is part
-of its time. CPU and memory are those of its process and all that it starts, the CPU per request, less what a run
-of one request takes. No figure above that of `ceiling`, bare sockets, says anything about a client. `paid twice`:
-1,000 requests, the process killed once a drawn share is billed, and started again.
+tells how long it asked. `start s` is how much longer than the latency it tells for a single request: its
+`requests/s` have that in them, `after start` has not. CPU and memory are those of its process and all that it
+starts, the CPU per request, less what a run of one request takes. No figure above that of `ceiling`, bare
+sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed once a drawn share is
+billed, and started again.
 
 Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
 """
@@ -33,6 +34,7 @@ SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 COLUMNS = (
     "way",
     "requests/s",
+    "after start",
     "share of the bound",
     "times plain",
     "CPU ms/request",
@@ -130,17 +132,20 @@ def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | N
     if not done or not single:
         return [way, *["failed"] * (len(COLUMNS) - 2), f"{len(done)} of {len(runs)}"]
     rate = statistics.median(case.requests / run.seconds for run in done)
+    start_seconds = single.seconds - SINGLE.latency_seconds
+    settled = statistics.median(case.requests / (run.seconds - start_seconds) for run in done)
     times = [p.seconds / run.seconds for p, run in zip(plain, runs, strict=False) if p and run]
     cpu_seconds = statistics.median(run.cpu_seconds for run in done) - single.cpu_seconds
     return [
         way,
         f"{rate:.0f}",
+        f"{settled:.0f}",
         f"{rate / case.bound:.2f}",
         f"{statistics.median(times):.1f}" if times else "",
         f"{cpu_seconds / case.requests * 1000:.2f}",
         f"{max(run.peak_mib for run in done):.0f}",
         f"{max(run.bill.most_in_flight for run in done)}",
-        f"{single.seconds - SINGLE.latency_seconds:.1f}",
+        f"{start_seconds:.1f}",
         f"{len(done)} of {len(runs)}",
     ]
 

@@ -1,7 +1,7 @@
 """A way of asking, requests -> its outcome: a process that is watched, or killed and started again.
 
-A way is a script in `judge_peers/`, called with REQUESTS.jsonl BASE_URL IN_FLIGHT WORK, in an environment of its
-own. It asks everything, keeps what it needs for a second start under WORK, and ends with a line of JSON:
+A way is a script in `judge_peers/`, called with REQUESTS.jsonl BASE_URL IN_FLIGHT WORK, in an environment of
+its own. It asks everything, keeps what it needs for a second start under WORK, and ends with a line of JSON:
 `{"seconds": ..., "answered": ...}`. No way's name is that of a package, which it would hide from all ways.
 """
 
@@ -24,7 +24,7 @@ from servers.rating_server import Bill, serving  # noqa: E402
 
 RUNNERS = HERE / "judge_peers"
 OWN_ENVIRONMENT = ("ceiling", "plain", "ours")
-# Beside each peer stands what it imports and does not ask for: litellm to read its cache, distilabel to start.
+# Beside each peer: what it imports and does not ask for, litellm to read its cache, distilabel to start.
 PEERS: dict[str, tuple[str, ...]] = {
     "litellm_gather": (
         "litellm[caching]==1.106.2",
@@ -94,7 +94,7 @@ class Run(NamedTuple):
     folder: Path
 
     def start(self, base_url: str, in_flight: int) -> subprocess.Popen[bytes]:
-        """Start the way's process, in a session of its own; what it prints goes to files, for a pipe can fill."""
+        """Start the way's process, in a session of its own; its output goes to files, for a pipe can fill."""
         self.folder.mkdir(parents=True, exist_ok=True)
         runner = str(RUNNERS / f"{self.way}.py")
         command = [str(self.python), runner, str(self.requests), base_url, str(in_flight), str(self.folder)]

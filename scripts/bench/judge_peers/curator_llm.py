@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by curator: an `LLM` with a response format, its folder kept for a second start.
+"""Rating requests -> replies, by curator: an `LLM` with a response format, its folder kept for a restart.
 
 python curator_llm.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """

@@ -2,8 +2,9 @@
 
 python distilabel_pipeline.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 
-The schema goes in as `extra_body`, for its own `response_format` takes flat texts only and its structured output asks
-by way of tool calls. A step asks a batch at once and waits for all of it: the batch is what is in flight.
+The schema goes in as `extra_body`, for its own `response_format` takes flat texts only and its structured
+output asks by way of tool calls. A step asks a batch at once and waits for all of it: the batch is what is in
+flight.
 """
 
 import json

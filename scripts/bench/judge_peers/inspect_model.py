@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by inspect_ai: its model's `generate` under gather, with its cache for a second start.
+"""Rating requests -> replies, by inspect_ai: its model's `generate` under gather, cached for a restart.
 
 python inspect_model.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
