@@ -8,8 +8,8 @@ own. The ways take turns, round by round, and the table gives medians over the r
 tells how long it asked. `start s` is how much longer than the latency it tells for a single request: its
 `requests/s` have that in them, `after start` has not. CPU and memory are those of its process and all that it
 starts, the CPU per request, less what a run of one request takes. No figure above that of `ceiling`, bare
-sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed once a drawn share is
-billed, and started again.
+sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed some time after a
+drawn share is billed, and started again; `settled` are replies sent 50 ms and more before the kill.
 
 Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
 """
@@ -24,7 +24,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from judge_runs import OWN_ENVIRONMENT, PEERS, Case, Outcome, Run, interpreter, measure, paid_twice
+from judge_runs import (
+    KILL_LATENCY_SECONDS,
+    OWN_ENVIRONMENT,
+    PEERS,
+    Case,
+    Kill,
+    Outcome,
+    Run,
+    interpreter,
+    measure,
+    paid_twice,
+)
 
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.judging.prompting import Asking, rating_request
@@ -94,13 +105,14 @@ class Bench:
             print(f"failed: {error}", file=sys.stderr, flush=True)
             return None
 
-    def paid_twice(self, way: str, instant_share: float) -> int | str:
+    def paid_twice(self, way: str, kill: Kill) -> str:
         """Return how many answers were paid for twice, or why that cannot be told."""
         requests = write_requests(self._work, KILL_REQUESTS)
         try:
-            return paid_twice(self._run(way, requests), KILL_REQUESTS, instant_share)
+            told = paid_twice(self._run(way, requests), KILL_REQUESTS, kill)
         except RuntimeError as error:
-            return str(error)
+            return f"failed: {error}"
+        return f"{told.all} ({told.settled} settled)"
 
 
 def compare(bench: Bench, cases: Sequence[Case], rounds: int) -> None:
@@ -133,13 +145,14 @@ def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | N
         return [way, *["failed"] * (len(COLUMNS) - 2), f"{len(done)} of {len(runs)}"]
     rate = statistics.median(case.requests / run.seconds for run in done)
     start_seconds = single.seconds - SINGLE.latency_seconds
-    settled = statistics.median(case.requests / (run.seconds - start_seconds) for run in done)
+    shortest_seconds = case.requests / case.bound
+    settled_seconds = statistics.median(max(run.seconds - start_seconds, shortest_seconds) for run in done)
     times = [p.seconds / run.seconds for p, run in zip(plain, runs, strict=False) if p and run]
     cpu_seconds = statistics.median(run.cpu_seconds for run in done) - single.cpu_seconds
     return [
         way,
         f"{rate:.0f}",
-        f"{settled:.0f}",
+        f"{case.requests / settled_seconds:.0f}",
         f"{rate / case.bound:.2f}",
         f"{statistics.median(times):.1f}" if times else "",
         f"{cpu_seconds / case.requests * 1000:.2f}",
@@ -172,12 +185,12 @@ def main() -> None:
     bench = Bench(arguments.ways, work)
     compare(bench, arguments.cases, arguments.rounds)
     draw = random.Random(0)  # noqa: S311
-    shares = [draw.uniform(0.1, 0.9) for _ in range(arguments.kills)]
-    for way in bench.ways if shares else ():
-        repeats = [bench.paid_twice(way, share) for share in shares]
-        print(
-            f"{way}: paid twice of {KILL_REQUESTS}, killed at {len(shares)} instants: {repeats}", flush=True
-        )
+    kills = [
+        Kill(draw.uniform(0.1, 0.9), draw.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)
+    ]
+    for way in bench.ways if kills else ():
+        told = ", ".join(bench.paid_twice(way, kill) for kill in kills)
+        print(f"{way}: of {KILL_REQUESTS} paid twice, killed {len(kills)} times: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ RESUME_LIMIT_SECONDS = 120.0
 SAMPLE_SECONDS = 0.25
 BILL_SECONDS = 0.01
 KILL_IN_FLIGHT = 64
+KILL_LATENCY_SECONDS = 0.1
+SETTLED_SECONDS = 0.05
 
 
 class Case(NamedTuple):
@@ -182,25 +184,50 @@ def session_mib(leader: int) -> float:
     return kib / 1024
 
 
-def paid_twice(run: Run, requests: int, instant_share: float) -> int:
-    """Kill a run once a share is billed, start it again, and count the answers that were paid for again.
+class Kill(NamedTuple):
+    """When a run is killed: a delay after the server has billed a share of the requests.
+
+    Replies come in bursts, and without the delay every kill would fall into one.
+    """
+
+    billed_share: float
+    delay_seconds: float
+
+
+class Repeats(NamedTuple):
+    """How many answers were paid for twice, and how many of them were sent well before the kill."""
+
+    all: int
+    settled: int
+
+
+def paid_twice(run: Run, requests: int, kill: Kill) -> Repeats:
+    """Kill a run, start it again, and count the answers that were paid for again.
 
     Raises:
         RuntimeError: the second start failed, did not end, or did not answer everything.
     """
-    with serving(0.1) as server:
+    with serving(KILL_LATENCY_SECONDS) as server:
         process = run.start(server.base_url, KILL_IN_FLIGHT)
-        while server.bill().billed < instant_share * requests and process.poll() is None:
+        while server.bill().billed < kill.billed_share * requests and process.poll() is None:
             time.sleep(BILL_SECONDS)
+        time.sleep(kill.delay_seconds)
+        killed_at = time.monotonic()
         end(process)
         process = run.start(server.base_url, KILL_IN_FLIGHT)
         watch(process, RESUME_LIMIT_SECONDS)
         bill = server.bill()
-    # What bears no item is a peer that tries the server out.
-    items = [item for item, _ in bill.sent if item]
-    repeats = len(items) - len(set(items))
+    told = repeats(bill, killed_at)
     answered = run.told().get("answered", 0)
     if process.returncode or answered != requests:
         why = f"status {process.returncode} and {answered} answers within {RESUME_LIMIT_SECONDS:g} s"
-        raise RuntimeError(f"{run.way}: {why} of the second start, {repeats} paid twice, see {run.folder}")
-    return repeats
+        raise RuntimeError(f"{run.way}: {why} of the second start, {told.all} paid twice, see {run.folder}")
+    return told
+
+
+def repeats(bill: Bill, killed_at: float) -> Repeats:
+    """Count the items that were answered again; what bears no item is a peer that tries the server out."""
+    first: dict[str, float] = {}
+    again = [item for item, at in bill.sent if item and first.setdefault(item, at) != at]
+    settled = sum(first[item] < killed_at - SETTLED_SECONDS for item in again)
+    return Repeats(len(again), settled)
