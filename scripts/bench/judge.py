@@ -65,7 +65,8 @@ Rounds = list[Outcome | None]
 def write_requests(work: Path, count: int) -> Path:
     """Write `count` distinct rating requests, as the bodies of HTTP requests, one per line."""
     rubric, asking = load_rubric("seven-principles"), Asking()
-    texts = [json.loads(line)["text"] for line in (SAMPLES / "speeches.jsonl").open(encoding="utf-8")]
+    samples = (SAMPLES / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in samples]
     path = work / f"requests-{count}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
