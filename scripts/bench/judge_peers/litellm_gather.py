@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+os.environ.update(LITELLM_LOCAL_MODEL_COST_MAP="True", AIOHTTP_CONNECTOR_LIMIT_PER_HOST=sys.argv[3])
 
 import litellm
 from litellm.caching.caching import Cache
