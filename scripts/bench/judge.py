@@ -11,12 +11,13 @@ starts, the CPU per request, less what a run of one request takes. No figure abo
 sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed some time after a
 drawn share is billed, and started again; `settled` are replies sent 50 ms and more before the kill.
 
-Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
+A run's folder is kept where it failed. Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
 """
 
 import argparse
 import json
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -100,19 +101,23 @@ class Bench:
 
     def outcome(self, way: str, case: Case) -> Outcome | None:
         """Return what a run gave, or nothing, the reason printed."""
+        run = self._run(way, write_requests(self._work, case.requests))
         try:
-            return measure(self._run(way, write_requests(self._work, case.requests)), case)
+            measured = measure(run, case)
         except RuntimeError as error:
             print(f"failed: {error}", file=sys.stderr, flush=True)
             return None
+        shutil.rmtree(run.folder)
+        return measured
 
     def paid_twice(self, way: str, kill: Kill) -> str:
         """Return how many answers were paid for twice, or why that cannot be told."""
-        requests = write_requests(self._work, KILL_REQUESTS)
+        run = self._run(way, write_requests(self._work, KILL_REQUESTS))
         try:
-            told = paid_twice(self._run(way, requests), KILL_REQUESTS, kill)
+            told = paid_twice(run, KILL_REQUESTS, kill)
         except RuntimeError as error:
             return f"failed: {error}"
+        shutil.rmtree(run.folder)
         return f"{told.all} ({told.settled} settled)"
 
 
