@@ -11,7 +11,8 @@ starts, the CPU per request, less what a run of one request takes. No figure abo
 sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed some time after a
 drawn share is billed, and started again; `settled` are replies sent 50 ms and more before the kill.
 
-A run's folder is kept where it failed. Peers live in environments of their own under `--work`, made on first use (see PEERS in `judge_runs`).
+A failed run keeps its folder. Peers live in environments of their own under `--work`, made on first use
+(see PEERS in `judge_runs`).
 """
 
 import argparse
