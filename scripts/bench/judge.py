@@ -56,7 +56,7 @@ COLUMNS = (
     "start s",
     "rounds",
 )
-CASES = (Case(64, 0.1, 2_000), Case(256, 0.1, 4_000), Case(512, 2.0, 4_000))
+CASES = (Case(64, 0.1, 2_000), Case(256, 0.1, 4_000), Case(512, 2.0, 16_000))
 SINGLE = Case(1, 0.1, 1)
 KILL_REQUESTS = 1_000
 

@@ -1,44 +1,73 @@
-"""Rating requests -> replies, by this package: `ask_all` with its journal, as a judging stage asks.
+"""Rating requests -> readable ratings, by this package, as a judging stage asks: checked, journalled, counted.
 
 python ours.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psychocounsel.llm.openai_client  # noqa: F401  # loaded when an endpoint is opened; here it is timed for nobody
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatRequest, Message
+from psychocounsel.endpoints import open_endpoint, open_journal
+from psychocounsel.judging.parsing import ParseFailure, parse_ratings
+from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
-from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.spending import budget_of
+from psychocounsel.store.store import Store
+
+RUBRIC = load_rubric("seven-principles")
+_ITEM_ID = re.compile(r'"item_id": "([^"]+)"')
+
+
+def item_id(request: ChatRequest) -> str:
+    """Return the id that the reply has to echo."""
+    found = _ITEM_ID.search(request.messages[-1].content)
+    return found[1] if found else ""
+
+
+def read_requests(path: Path) -> list[ChatRequest]:
+    """Return the requests; what they have in common is held once, as a judging stage holds it."""
+    shared: dict[str, Any] = {}
+    requests: list[ChatRequest] = []
+    for line in path.open(encoding="utf-8"):
+        body = json.loads(line)
+        schema = shared.setdefault("schema", body["response_format"]["json_schema"])
+        turns = [
+            Message(turn["role"], shared.setdefault(turn["content"], turn["content"]))
+            if turn["role"] == "system"
+            else Message(turn["role"], turn["content"])
+            for turn in body["messages"]
+        ]
+        limits = (body["temperature"], body["top_p"], body["max_tokens"])
+        requests.append(ChatRequest(tuple(turns), *limits, schema["schema"], schema["name"]))
+    return requests
 
 
 def main() -> None:
     """Ask everything once and print the seconds that it took."""
     path, base_url, in_flight, work = sys.argv[1:5]
     os.environ.setdefault("OPENAI_API_KEY", "sk-benchmark")
-    bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    schema = bodies[0]["response_format"]["json_schema"]
-    requests = [
-        ChatRequest(
-            tuple(Message(turn["role"], turn["content"]) for turn in body["messages"]),
-            body["temperature"],
-            body["top_p"],
-            body["max_tokens"],
-            schema["schema"],
-            schema["name"],
-        )
-        for body in bodies
-    ]
-    endpoint = EndpointConfig(model=bodies[0]["model"], base_url=base_url, concurrency=int(in_flight))
+    requests = read_requests(Path(path))
+    endpoint = EndpointConfig(model="judge", base_url=base_url, concurrency=int(in_flight))
+
+    def accept(index: int, reply: ChatReply) -> bool:
+        read = parse_ratings(reply.text, RUBRIC, item_id(requests[index]))
+        return reply.status is ReplyStatus.VALID and not isinstance(read, ParseFailure)
+
     started = time.monotonic()
-    with Journal(Path(work) / "journal.sqlite") as journal:
-        policy = AskPolicy(concurrency=endpoint.concurrency)
-        replies = ask_all(OpenAIChatModel(endpoint), requests, journal, policy)
+    store = Store(Path(work) / "store", offline=True)
+    with open_journal(store) as journal:
+        policy = AskPolicy(
+            accept, concurrency=endpoint.concurrency, reader="bench", budget=budget_of(endpoint)
+        )
+        replies = ask_all(open_endpoint(endpoint, store), requests, journal, policy)
     answered = sum(reply.status is ReplyStatus.VALID for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 
