@@ -69,7 +69,7 @@ digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, 
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
 _NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
-_ROWS_AT_ONCE = 80
+_ROWS_AT_ONCE = 60
 _INSERT_SEVERAL = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES "  # noqa: S608
 _INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
