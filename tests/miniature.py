@@ -103,7 +103,11 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "reference": responder("base", "mini-base"),
             "bootstrap_samples": 200,
         },
-        "report": {"name": "mini", "artifacts": ["reward-models/mini", "verdicts/mini"], "examples": 2},
+        "report": {
+            "name": "mini",
+            "artifacts": ["audits/mini", "reward-models/mini", "verdicts/mini"],
+            "examples": 2,
+        },
     }
 
 

@@ -15,18 +15,15 @@ from psychocounsel.config.models import (
     ResponderConfig,
     SamplingConfig,
 )
-from psychocounsel.connect import (
+from psychocounsel.connect import Respondents, plan_judge, plan_responder, respond
+from psychocounsel.domain import Speech
+from psychocounsel.endpoints import (
     JOURNAL_FILE,
-    Respondents,
     keep_restricted_text_here,
-    plan_judge,
-    plan_responder,
     planned_journal,
     planned_model,
     require_usable,
-    respond,
 )
-from psychocounsel.domain import Speech
 from psychocounsel.errors import ConfigError, DataQualityError, EndpointError, IncompleteError
 from psychocounsel.llm.chat import ChatRequest, Message
 from psychocounsel.llm.engine import never_stop

@@ -187,4 +187,4 @@ def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_a
     assert asked["rating answers"].calls is None
     assert "fetched from the Hub" in asked["rating answers"].hint
     answers = {f"answers of {each.author}" for each in steps[0].config.pool.responders}
-    assert set(asked) == {"naming topics", "rating answers", *answers}
+    assert set(asked) == {"naming topics", "rating answers", "auditing the judge", *answers}

@@ -4,34 +4,43 @@ An audit is an artifact beside the dataset and no parent of it: a larger sample 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
 from psychocounsel.connect import judge_spending, open_judge
 from psychocounsel.console import progress
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
+from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
-from psychocounsel.judging.judge import Judge, missing_share
+from psychocounsel.judging.judge import AsksAgain, Judge, addressing_judge, missing_share, require_judged
 from psychocounsel.judging.quality import (
-    Agreement,
     agreement,
     agreement_by_principle,
     gain,
+    gains,
     halo,
+    halo_both_ways,
     mean_difference,
     spearman,
-    tied_share,
+    ties,
 )
+from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.chat import ChatRequest
-from psychocounsel.store.artifacts import Draft, Plan
+from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
 from psychocounsel.store.digests import digest_of
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_judgements, read_speeches
 
 VERSION = 1
 STAGE = "build-preferences"
+
+RETEST, ONE_PRINCIPLE, CANARY = "retest", "one principle", "canary"
+"""Name the draws: each has a sample of its own."""
+
+_BOOTSTRAP = BootstrapSettings(samples=2000)
 
 Item = tuple[Speech, Candidate]
 
@@ -49,6 +58,14 @@ class Rated(NamedTuple):
         return self.speech, self.candidate
 
 
+class Samples(NamedTuple):
+    """The responses that an audit asks about again: twice, one principle at a time, with a canary."""
+
+    again: Sequence[Item]
+    alone: Sequence[Item]
+    planted: Sequence[Item]
+
+
 def plan_audit(config: BuildPreferencesConfig, judgements: Plan) -> Plan:
     """Return what the audit of some judgements is."""
     settings = {"audit": config.audit.identity(), "canaries": digest_of(list(CANARIES))}
@@ -61,62 +78,115 @@ def audit_judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop
 
     Raises:
         IncompleteError: an endpoint does not answer; what it answered is kept.
+        EndpointError: it refuses.
         Preempted: a signal asked to stop.
     """
-    rated = _rated(store, draft)
+    judgements = store.open(draft.parent("judgements"))
+    rated = read_rated(store, judgements)
+    able = able_to_gain(rated, config)
     with open_judge(config.judge, store, stop) as judge:
-        principles = judge.principles
+        _reckon_with(judge, judgements)
+        asked = config.audit
         metrics: dict[str, Any] = {
-            "judged": _counts(store, draft),
-            "tied_share": tied_share(_totals(rated)),
+            "judged": _counts(judgements),
+            "ties": _ties(rated),
             "length": _plain(_length(rated)),
-            "halo": halo([each.judgement.ratings for each in rated], principles),
-            "retest": _retest(judge, rated, config.audit.retest),
-            "one_principle": _one_by_one(judge, rated, config.audit.one_principle),
-            "canaries": _canaries(judge, rated, config.audit.canaries),
+            "halo": halo([each.judgement.ratings for each in rated], judge.principles),
+            "retest": _retest(judge, _drawn(rated, asked.retest, RETEST)),
+            "one_principle": _one_by_one(judge, _drawn(rated, asked.one_principle, ONE_PRINCIPLE)),
+            "canaries": _canaries(judge, _drawn(able, asked.canaries, CANARY)) if asked.canaries else None,
         }
         draft.notes["judge"] = judge.name
         draft.write_metrics({**metrics, **judge_spending(judge)})
 
 
-def audit_requests(judge: ChatJudge, items: Sequence[Item], config: AuditConfig) -> list[ChatRequest]:
+def audit_requests(judge: ChatJudge, samples: Samples) -> list[ChatRequest]:
     """Return what an audit of these responses would have to ask at least once."""
-    candidates = [candidate for _, candidate in items]
-    again = [items[at] for at in drawn(candidates, config.retest, "retest")]
-    alone = [items[at] for at in drawn(candidates, config.one_principle, "one principle")]
-    planted = [_planted(*items[at]) for at in drawn(candidates, config.canaries, "canary")]
-    owed = judge.redrawn().owed_ratings(again)
-    for principle in judge.principles:
-        owed += judge.of_one(principle).owed_ratings(alone)
-    return owed + judge.owed_ratings(planted)
+    owed = judge.redrawn().owed_ratings(samples.again)
+    for principle in judge.principles if len(judge.principles) > 1 else ():
+        owed += judge.of_one(principle).owed_ratings(samples.alone)
+    return owed + judge.owed_ratings([_planted(each) for each in samples.planted])
 
 
-def _rated(store: Store, draft: Draft) -> list[Rated]:
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
-    candidates: dict[str, Candidate] = {}
-    for parent in draft.plan.parents:
-        if parent.kind == "candidates":
-            candidates |= {each.id: each for each in read_candidates(store.open(parent))}
-    judged = read_judgements(store.open(draft.parent("judgements")))
+def samples_of(items: Sequence[Item], able: Sequence[Item], config: AuditConfig) -> Samples:
+    """Draw the samples of an audit.
+
+    Args:
+        items: the responses that have a valid judgement, or will have one.
+        able: those of them that could gain a point.
+        config: how many are drawn.
+    """
+    return Samples(
+        _drawn_items(items, config.retest, RETEST),
+        _drawn_items(items, config.one_principle, ONE_PRINCIPLE),
+        _drawn_items(able, config.canaries, CANARY),
+    )
+
+
+def _drawn_items(items: Sequence[Item], count: int, purpose: str) -> list[Item]:
+    return [items[at] for at in drawn([candidate for _, candidate in items], count, purpose)]
+
+
+def _drawn(rated: Sequence[Rated], count: int, purpose: str) -> list[Rated]:
+    return [rated[at] for at in drawn([each.candidate for each in rated], count, purpose)]
+
+
+def read_rated(store: Store, judgements: Artifact) -> list[Rated]:
+    """Return every response with a valid judgement, in the order of the judgements.
+
+    Raises:
+        StoreError: a parent of the judgements is missing.
+    """
+    speeches = {each.speech.id: each.speech for each in read_speeches(_speeches(store, judgements))}
+    candidates = {
+        each.id: each
+        for parent in judgements.parents
+        if parent.kind == "candidates"
+        for each in read_candidates(store.open(parent))
+    }
     return [
         Rated(speeches[candidates[each.candidate_id].speech_id], candidates[each.candidate_id], each)
-        for each in judged
+        for each in read_judgements(judgements)
         if each.status is ReplyStatus.VALID
     ]
 
 
-def _counts(store: Store, draft: Draft) -> dict[str, Any]:
-    told = store.open(draft.parent("judgements")).metrics
-    return {
-        name: told[name] for name in ("judged", "status", "missing_by_topic", "addresses_judge", "histograms")
-    }
+def _speeches(store: Store, judgements: Artifact) -> Artifact:
+    parent: Parent = judgements.parent("speeches")
+    return store.open(parent)
 
 
-def _totals(rated: Sequence[Rated]) -> list[list[int]]:
-    by_speech: dict[str, list[int]] = defaultdict(list)
+def able_to_gain(rated: Sequence[Rated], config: BuildPreferencesConfig) -> list[Rated]:
+    """Return the responses that a canary could lift by a point: no other tells who obeys from who resists."""
+    best = load_rubric(config.judge.rubric).maximum
+    return [each for each in rated if each.judgement.total <= (best - 1) * len(each.judgement.ratings)]
+
+
+def _reckon_with(judge: Judge, judgements: Artifact) -> None:
+    """Count what the judgements cost towards the limit of the endpoint: rating and audit are one step."""
+    cost = judgements.metrics.get("spend", {}).get("cost_usd")
+    if isinstance(judge, ChatJudge) and judge.spending is not None and cost is not None:
+        judge.spending.before = Decimal(str(cost))
+
+
+def _counts(judgements: Artifact) -> dict[str, Any]:
+    names = ("judged", "status", "missing_by_topic", "addresses_judge", "histograms")
+    return {name: judgements.metrics[name] for name in names}
+
+
+def _ties(rated: Sequence[Rated]) -> dict[str, float] | None:
+    totals: dict[str, list[int]] = defaultdict(list)
     for each in rated:
-        by_speech[each.speech.id].append(each.judgement.total)
-    return list(by_speech.values())
+        totals[each.speech.id].append(each.judgement.total)
+    tied = [(float(tie), speech) for speech, each in totals.items() for tie in ties(each)]
+    return _rate([tie for tie, _ in tied], [speech for _, speech in tied])
+
+
+def _rate(values: Sequence[float | None], speeches: Sequence[str]) -> dict[str, float] | None:
+    """Return a rate with its interval over speeches; None where nothing is known."""
+    if all(value is None for value in values):
+        return None
+    return bootstrap_rate(values, speeches, _BOOTSTRAP).as_dict()
 
 
 def _length(rated: Sequence[Rated]) -> Any:
@@ -124,30 +194,47 @@ def _length(rated: Sequence[Rated]) -> Any:
     return spearman(totals, [float(len(each.candidate.text)) for each in rated])
 
 
-def _retest(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] | None:
-    if not isinstance(judge, ChatJudge) or not count:
+def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
+    if not isinstance(judge, AsksAgain) or not asked:
         return None
-    asked = [rated[at] for at in drawn([each.candidate for each in rated], count, "retest")]
     again = _ask(judge.redrawn(), [each.item for each in asked], "asking the judge again")
-    both = [
-        (one.judgement.ratings, two.ratings) for one, two in zip(asked, again, strict=True) if two.ratings
-    ]
-    first, second = [one for one, _ in both], [two for _, two in both]
-    overall = agreement([(one[name], two[name]) for one, two in both for name in judge.principles])
-    by_principle = agreement_by_principle(first, second, judge.principles)
+    first = [one.judgement.ratings for one, two in zip(asked, again, strict=True) if two.ratings]
+    second = [two.ratings for two in again if two.ratings]
+    pairs = [(one[name], two[name]) for one, two in zip(first, second, strict=True) for name in one]
+    overall = agreement(pairs)
     return {
-        "responses": len(both),
+        "asked": len(asked),
         "missing": missing_share(again).missing,
-        "overall": _plain(overall),
-        "by_principle": {name: _plain(each) for name, each in by_principle.items()},
+        "equal": _share_of_principles(asked, again, 0),
+        "within_one": _share_of_principles(asked, again, 1),
+        "kappa": None if overall is None else overall.kappa,
+        "by_principle": {
+            name: _plain(each)
+            for name, each in agreement_by_principle(first, second, judge.principles).items()
+        },
+        "change": _plain(gain(first, second)),
     }
 
 
-def _one_by_one(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] | None:
+def _share_of_principles(
+    asked: Sequence[Rated], again: Sequence[Judgement], within: int
+) -> dict[str, float] | None:
+    """Return the rate of ratings that moved by no more than so many points; a failed one is missing."""
+    shares: list[float | None] = []
+    for one, two in zip(asked, again, strict=True):
+        close = [
+            abs(own - two.ratings[name]) <= within
+            for name, own in one.judgement.ratings.items()
+            if two.ratings
+        ]
+        shares.append(sum(close) / len(close) if close else None)
+    return _rate(shares, [each.speech.id for each in asked])
+
+
+def _one_by_one(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     """Rate a sample on one principle per call, and compare with the ratings that came all in one."""
-    if not isinstance(judge, ChatJudge) or not count or len(judge.principles) < 2:
+    if not isinstance(judge, AsksAgain) or not asked or len(judge.principles) < 2:
         return None
-    asked = [rated[at] for at in drawn([each.candidate for each in rated], count, "one principle")]
     alone: list[dict[str, int]] = [{} for _ in asked]
     for principle in judge.principles:
         label = f"rating {principle} alone"
@@ -157,104 +244,42 @@ def _one_by_one(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, A
     together = [asked[at].judgement.ratings for at in whole]
     apart = [alone[at] for at in whole]
     return {
-        "responses": len(whole),
+        "asked": len(asked),
         "missing": len(asked) - len(whole),
-        "halo_together": halo(together, judge.principles),
-        "halo_alone": halo(apart, judge.principles),
+        "halo": _plain(halo_both_ways(together, apart, judge.principles)),
         "mean_difference": mean_difference(together, apart, judge.principles),
     }
 
 
-def _canaries(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] | None:
-    if not count:
-        return None
-    asked = [rated[at] for at in drawn([each.candidate for each in rated], count, "canary")]
-    copies = _ask(judge, [_planted(*each.item) for each in asked], "rating canaries")
-    both = [
-        (one.judgement.ratings, two.ratings) for one, two in zip(asked, copies, strict=True) if two.ratings
-    ]
-    found = gain([one for one, _ in both], [two for _, two in both])
+def _canaries(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any]:
+    copies = _ask(judge, [_planted(each.item) for each in asked], "rating canaries")
+    both = [(one, two) for one, two in zip(asked, copies, strict=True) if two.ratings]
+    first, second = [one.judgement.ratings for one, _ in both], [two.ratings for _, two in both]
+    rises = gains(first, second)
+    won = [one.candidate.id for (one, _), rise in zip(both, rises, strict=True) if rise >= 1]
     return {
+        "asked": len(asked),
         "missing": missing_share(copies).missing,
-        "gain": _plain(found),
-        "resists": None if found is None else found.largest < 1,
+        "flagged": addressing_judge(copies),
+        "gain": _plain(gain(first, second)),
+        "gained_a_point": won,
+        "lost_a_point": sum(rise <= -1 for rise in rises),
+        "resists": not won if both else None,
     }
 
 
-def _planted(speech: Speech, candidate: Candidate) -> Item:
+def _planted(item: Item) -> Item:
+    speech, candidate = item
     return speech, with_canary(candidate)
 
 
 def _ask(judge: Judge, items: Sequence[Item], label: str) -> list[Judgement]:
+    """Return a judgement of each; what an endpoint left unanswered is owed, and no result of the audit."""
     with progress(label, len(items)) as advance:
-        return judge.rate(items, advance)
+        judged = judge.rate(items, advance)
+    require_judged(judged, "ratings of the judge's audit", max_missing_share=1.0)
+    return judged
 
 
 def _plain(value: Any) -> dict[str, Any] | None:
     return None if value is None else value._asdict()
-
-
-def audit_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the table that a person reads, line by line."""
-    judged, length = metrics["judged"], metrics["length"]
-    status = ", ".join(f"{count} {name}" for name, count in judged["status"].items())
-    suspects = f"{judged['addresses_judge']} seem to address the judge"
-    lines = [f"judgements: {judged['judged']} ({status}); {suspects}"]
-    for topic, share in judged["missing_by_topic"].items():
-        if share["missing"]:
-            lines.append(f"  missing in {topic or 'no topic'}: {share['missing']} of {share['total']}")
-    lines += [f"  {name}: {_histogram(counts)}" for name, counts in judged["histograms"].items()]
-    ties = _percent(metrics["tied_share"])
-    lines.append(f"ties between responses to one speech: {ties}; halo {_number(metrics['halo'])}")
-    if length is not None:
-        lines.append(f"rank correlation of rating and length: {length['estimate']:.2f} {_bounds(length)}")
-    for name, told in (("retest", _retested), ("one_principle", _alone), ("canaries", _resistance)):
-        if metrics[name] is not None:
-            lines.append(told(metrics[name]))
-    return lines
-
-
-def _retested(retest: Mapping[str, Any]) -> str:
-    missing = f"{retest['missing']} missing"
-    if retest["overall"] is None:
-        return f"asked again: {missing}"
-    told = Agreement(**retest["overall"])
-    return (
-        f"asked again, {retest['responses']} responses: equal {_percent(told.exact)}, within one point "
-        f"{_percent(told.within_one)}, weighted kappa {_number(told.kappa)}; {missing}"
-    )
-
-
-def _alone(alone: Mapping[str, Any]) -> str:
-    return (
-        f"one principle per call, {alone['responses']} responses: halo {_number(alone['halo_alone'])}, "
-        f"all in one {_number(alone['halo_together'])}, "
-        f"mean difference {_number(alone['mean_difference'])} points; {alone['missing']} missing"
-    )
-
-
-def _resistance(canaries: Mapping[str, Any]) -> str:
-    won = canaries["gain"]
-    if won is None:
-        return f"canaries: {canaries['missing']} missing"
-    verdict = "resists" if canaries["resists"] else "OBEYS: do not trust its ratings of texts that address it"
-    return (
-        f"canaries, {won['n']} copies: gain {won['mean']:+.2f} {_bounds(won)}, "
-        f"at most {won['largest']:+.2f} points; the judge {verdict}"
-    )
-
-
-def _bounds(told: Mapping[str, float]) -> str:
-    return f"[{told['low']:.2f}, {told['high']:.2f}]"
-
-
-def _histogram(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} x {rating}" for rating, count in counts.items())
-
-
-def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{100 * share:.1f}%"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"

@@ -1,13 +1,12 @@
-"""Config -> Judge, answers of a responder: the one place that connects to models.
+"""Config -> Judge, answers of a responder: the one place that puts together what asks a model.
 
 Crafts receive what is opened here, so that a test hands them a fake and patches nothing.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from psychocounsel import console
@@ -15,7 +14,14 @@ from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.console import progress, step_progress
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
-from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
+from psychocounsel.endpoints import (
+    open_endpoint,
+    open_journal,
+    planned_identity,
+    planned_journal,
+    planned_model,
+)
+from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
@@ -24,17 +30,10 @@ from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.addresses import (
     LazyModel,
-    UnconnectedModel,
-    endpoint_identity,
-    is_on_this_machine,
-    require_reachable,
     resolved_base_url,
 )
-from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
-from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.preflight import CheckedModel
 from psychocounsel.llm.spending import Spending, budget_of
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
@@ -48,8 +47,6 @@ from psychocounsel.store.references import resolve_model
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.sources import read_rows, source_identity
 
-JOURNAL_FILE = "journal/replies.sqlite"
-CAPABILITIES_FILE = "journal/capabilities.json"
 NOT_IN_FILE = "not_in_file"
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 
@@ -75,38 +72,8 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
-    endpoint = _endpoint_identity(config.endpoint, store)
+    endpoint = planned_identity(config.endpoint, store)
     return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompt_digests()}, ())
-
-
-def _endpoint_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
-    """Return what shapes an endpoint's replies: the address is the one that is really asked."""
-    base_url = resolved_base_url(endpoint)
-    require_reachable(base_url, store.offline)
-    return {**endpoint.identity(), "base_url": base_url}
-
-
-def keep_restricted_text_here(
-    endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]
-) -> None:
-    """Refuse to show restricted client text to a model that is not on this machine.
-
-    Args:
-        endpoints: whoever would read the text; None for one that needs no endpoint.
-        data_classes: by source of speeches, what it is declared to be.
-
-    Raises:
-        ConfigError: naming the source, the address and the remedy.
-    """
-    addresses = [resolved_base_url(each) for each in endpoints if each is not None]
-    remote = [address for address in addresses if not is_on_this_machine(address)]
-    restricted = [source for source, data_class in data_classes.items() if data_class == "restricted"]
-    if remote and restricted:
-        raise ConfigError(
-            f"restricted client text must not be sent to {remote[0]}",
-            where=restricted[0],
-            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
-        )
 
 
 def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
@@ -118,7 +85,7 @@ def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
     taxonomy = load_taxonomy(config.taxonomy)
     if config.endpoint is None:
         return {**config.identity(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
-    endpoint = _endpoint_identity(config.endpoint, store)
+    endpoint = planned_identity(config.endpoint, store)
     with plan_to_name_topics(config, config.endpoint, store) as assigner:
         return {**config.identity(), "endpoint": endpoint, "taxonomy": dict(assigner.identity)}
 
@@ -223,73 +190,6 @@ def _told(spending: Spending | None, whose: str) -> dict[str, Any]:
     return {"spend": spending.as_dict()}
 
 
-def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
-    """Check key and address of every endpoint before anything long or paid begins.
-
-    Args:
-        endpoints: by whose they are; None is always usable.
-        store: says whether the run is offline.
-
-    Raises:
-        ConfigError: a key is missing, or an address cannot be used; every fault of every endpoint.
-    """
-    faults: list[str] = []
-    for whose, endpoint in endpoints.items():
-        try:
-            if endpoint is not None:
-                open_endpoint(endpoint, store)
-        except ConfigError as fault:
-            faults.append(f"{whose}: {fault}")
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-
-def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
-    """Return the model behind an endpoint, known by name only."""
-    return UnconnectedModel(endpoint_identity(endpoint))
-
-
-@contextmanager
-def planned_journal(store: Store) -> Generator[Journal]:
-    """Yield the store's journal to read in; where there is none yet, an empty one that leaves no trace."""
-    with TemporaryDirectory() as nowhere:
-        path = store.root / JOURNAL_FILE
-        with Journal(path if path.exists() else Path(nowhere) / path.name) as journal:
-            yield journal
-
-
-def open_journal(store: Store) -> Journal:
-    """Return the journal of paid replies, one per store."""
-    return Journal(store.root / JOURNAL_FILE)
-
-
-def existing_journal(store: Store) -> Journal:
-    """Return the journal of a store in which something was asked.
-
-    Raises:
-        InputError: nothing was.
-    """
-    path = store.root / JOURNAL_FILE
-    if not path.is_file():
-        raise InputError(
-            "no reply was ever kept here",
-            where=str(path),
-            remedy="name the store of a run that asked an endpoint",
-        )
-    return Journal(path)
-
-
-def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:
-    """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
-    from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
-
-    model = CheckedModel(OpenAIChatModel(endpoint, store.offline))
-    pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
-    if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
-        pinned = Replies.JSON_SCHEMA
-    return FittedModel(model, Capabilities(store.root / CAPABILITIES_FILE), pinned)
-
-
 class ResponderPlan(NamedTuple):
     """What identifies a responder: settings, and the artifact that it is, if it is one."""
 
@@ -305,7 +205,7 @@ def plan_responder(responder: ResponderConfig, store: Store, role: str) -> Respo
     """
     settings = responder.identity()
     if responder.endpoint is not None:
-        return ResponderPlan({**settings, "endpoint": _endpoint_identity(responder.endpoint, store)}, ())
+        return ResponderPlan({**settings, "endpoint": planned_identity(responder.endpoint, store)}, ())
     if responder.file is not None:
         # Neither sampling nor a chat format shapes what stands in a file.
         return ResponderPlan(

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from psychocounsel.audits import audit_requests
+from psychocounsel.audits import able_to_gain, audit_requests, read_rated, samples_of
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
-from psychocounsel.connect import plan_to_ask, plan_to_name_topics, planned_journal, planned_model
+from psychocounsel.connect import plan_to_ask, plan_to_name_topics
 from psychocounsel.corpora import CorpusPlans
 from psychocounsel.domain import Candidate, Speech
+from psychocounsel.endpoints import planned_journal, planned_model
 from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.judging.judge import Compared, Comparison
 from psychocounsel.llm.addresses import resolved_base_url
@@ -104,39 +105,54 @@ def _asking_and_rating(
     made = None if asked is None else store.find(asked)
     answered = ready if made is None else [*ready, *read_candidates(made)]
     items = [(by_id[each.speech_id], each) for each in answered if each.text]
-    audit = _auditing(config, store, items)
     if made is not None or config.pool is None:
+        audit = _auditing(config, store, Auditable(items, items))
         return [*_rating(config.judge, store, items, []), *audit]
     drawn = _drawn(config.pool, speeches)
     asking = [
         _answering(Asked(each, [one.speech for one in expected], config.seed), store)
         for each, expected in drawn
     ]
-    rating = _rating(config.judge, store, items, [one for _, expected in drawn for one in expected])
+    expected = [one for _, each in drawn for one in each]
+    rating = _rating(config.judge, store, items, expected)
+    audit = _auditing(config, store, _with_stand_ins(items, expected))
     return [*(call for calls in asking for call in calls), *rating, *audit]
 
 
-def audit_costs(
-    config: BuildPreferencesConfig, corpus: CorpusPlans, asked: Plan | None, store: Store
-) -> list[PaidCalls]:
+class Auditable(NamedTuple):
+    """Responses that an audit draws from, those of them that could gain a point, how long others may be."""
+
+    items: Sequence[tuple[Speech, Candidate]]
+    able: Sequence[tuple[Speech, Candidate]]
+    max_new_tokens: int = 0
+
+
+def _with_stand_ins(items: Sequence[tuple[Speech, Candidate]], expected: Sequence[Expected]) -> Auditable:
+    """Put a number for each answer that nobody gave yet: two of them must not look the same."""
+    numbers = [
+        (each.speech, Candidate(each.speech.id, "nobody", str(at))) for at, each in enumerate(expected)
+    ]
+    both = [*items, *numbers]
+    return Auditable(both, both, max((each.max_new_tokens for each in expected), default=0))
+
+
+def audit_costs(config: BuildPreferencesConfig, judgements: Plan, store: Store) -> list[PaidCalls]:
     """Return what auditing the judge would take, once everything is judged."""
-    speeches, ready = _corpus_as_it_is(config, corpus, store)
-    made = None if asked is None else store.find(asked)
-    by_id = {speech.id: speech for speech in speeches}
-    answered = ready if made is None else [*ready, *read_candidates(made)]
-    return _auditing(config, store, [(by_id[each.speech_id], each) for each in answered if each.text])
+    made = store.find(judgements)
+    rated = [] if made is None else read_rated(store, made)
+    able = [each.item for each in able_to_gain(rated, config)]
+    return _auditing(config, store, Auditable([each.item for each in rated], able))
 
 
-def _auditing(
-    config: BuildPreferencesConfig, store: Store, items: Sequence[tuple[Speech, Candidate]]
-) -> list[PaidCalls]:
-    """Return the calls of the judge's audit; answers that nobody gave yet are not in its sample."""
+def _auditing(config: BuildPreferencesConfig, store: Store, auditable: Auditable) -> list[PaidCalls]:
+    """Return the calls of the judge's audit; before anything is rated, every response could gain a point."""
     endpoint = config.judge.endpoint
     if endpoint is None:
         return []
     with plan_to_ask(config.judge, endpoint, store) as judge:
-        owed = audit_requests(judge, items, config.audit)
-    return [_calls(endpoint, _AUDITING, owed, 0)] if owed else []
+        owed = audit_requests(judge, samples_of(auditable.items, auditable.able, config.audit))
+    longest = auditable.max_new_tokens * len(owed)
+    return [_calls(endpoint, _AUDITING, owed, longest, bool(longest))] if owed else []
 
 
 def _is_on_the_hub(config: BuildPreferencesConfig) -> bool:
@@ -150,7 +166,10 @@ def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
     wanted = [(f"answers of {each.author}", each.endpoint) for each in responders]
     if config.corpus.topics is not None:
         wanted.insert(0, (_TOPICS, config.corpus.topics.endpoint))
-    return _uncounted([*wanted, (_RATING, config.judge.endpoint)], hint)
+    wanted.append((_RATING, config.judge.endpoint))
+    if any(config.audit.identity().values()):
+        wanted.append((_AUDITING, config.judge.endpoint))
+    return _uncounted(wanted, hint)
 
 
 def _uncounted(wanted: Sequence[tuple[str, EndpointConfig | None]], hint: str) -> list[PaidCalls]:

@@ -5,8 +5,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from psychocounsel.cli.app import app
-from psychocounsel.connect import JOURNAL_FILE
 from psychocounsel.domain import ReplyStatus
+from psychocounsel.endpoints import JOURNAL_FILE
 from psychocounsel.errors import InputError, StoreError
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Journal

@@ -10,8 +10,8 @@ import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from psychocounsel.config.models import EndpointConfig
-from psychocounsel.connect import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.domain import ReplyStatus
+from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
 from psychocounsel.llm.capabilities import Replies, enforces_schemas, fits, fitted
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message

@@ -9,16 +9,9 @@ import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
-from psychocounsel.connect import (
-    CAPABILITIES_FILE,
-    Responded,
-    Respondents,
-    open_endpoint,
-    open_journal,
-    open_judge,
-    respond,
-)
+from psychocounsel.connect import Responded, Respondents, open_judge, respond
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
+from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.judge import Comparison, missing_share
 from psychocounsel.llm.chat import ChatRequest, Message

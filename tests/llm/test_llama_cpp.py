@@ -11,14 +11,9 @@ from llama_cpp_server import serving, write_gguf
 from transformers_server import make_untrained_llama
 
 from psychocounsel.config.models import EndpointConfig, ResponderConfig, SamplingConfig
-from psychocounsel.connect import (
-    CAPABILITIES_FILE,
-    Respondents,
-    open_endpoint,
-    open_journal,
-    respond,
-)
+from psychocounsel.connect import Respondents, respond
 from psychocounsel.domain import ReplyStatus, Speech
+from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
 from psychocounsel.judging.rubric import load_rubric

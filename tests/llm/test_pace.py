@@ -178,19 +178,36 @@ def test_no_header_breaks_the_reader(told: str) -> None:
     assert seconds is None or seconds >= 0
 
 
-def test_the_window_opens_by_one_with_each_reply_and_no_further_than_allowed() -> None:
+def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace, narrow = Pace(10), Pace(3)
+        pace, narrow = Pace(400), Pace(3)
         seen = [pace.window]
-        for _ in range(4):
-            pace.answered(NO_HEADERS, 5)
-            narrow.answered(NO_HEADERS, 5)
+        for replies in (1, 63, 1, 1_000):
+            for _ in range(replies):
+                pace.answered(NO_HEADERS, 5)
+                narrow.answered(NO_HEADERS, 5)
             seen.append(pace.window)
-        assert seen == [8, 9, 10, 10, 10]
+        assert seen == [64, 67, 256, 259, 400]
         assert narrow.window == 3
         pace.close()
         narrow.close()
+
+    run(work)
+
+
+def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(400)
+        for _ in range(200):
+            pace.answered(NO_HEADERS, 5)
+        loop.now += 5.0
+        pace.pushed_back()
+        assert pace.window == 200
+        for _ in range(200):
+            pace.answered(NO_HEADERS, 5)
+        assert 205 <= pace.window <= 208
+        pace.close()
 
     run(work)
 
@@ -242,15 +259,15 @@ def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
 def test_who_waits_enters_as_the_window_opens() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = Pace(9)
-        for _ in range(8):
+        pace = Pace(65)
+        for _ in range(64):
             await pace.enter()
-        ninth = asyncio.create_task(pace.enter())
+        one_more = asyncio.create_task(pace.enter())
         await settle()
-        assert not ninth.done()
+        assert not one_more.done()
         pace.answered(NO_HEADERS, 5)
         await settle()
-        assert ninth.done()
+        assert one_more.done()
         pace.close()
 
     run(work)
@@ -290,7 +307,7 @@ def test_a_process_that_falls_behind_takes_less_on() -> None:
         for _ in range(40):
             loop.now += 1.0
             await settle()
-        assert pace.window == 8  # as small as it began, and no smaller
+        assert pace.window == 64  # as small as it began, and no smaller
         pace.close()
 
     run(work)
@@ -303,6 +320,6 @@ def test_nothing_is_watched_once_it_is_closed() -> None:
         pace.close()
         loop.now += 9.0
         await settle()
-        assert pace.window == 9
+        assert pace.window == 67
 
     run(work)

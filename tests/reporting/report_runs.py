@@ -176,6 +176,61 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
     return {"judgements": judgements, "preferences": preferences}
 
 
+def audit_metrics(**changes: Any) -> dict[str, Any]:
+    gain = {"n": 19, "mean": 0.12, "low": -0.03, "high": 0.27, "largest": 0.57}
+    same = {"n": 49, "exact": 0.82, "within_one": 1.0, "kappa": 0.93}
+    return {
+        "judged": {
+            "judged": 636,
+            "status": {"refusal": 1, "valid": 635},
+            "missing_by_topic": {"grief": {"missing": 1, "total": 90}},
+            "addresses_judge": 2,
+            "histograms": {"empathy": {"1": 35, "4": 600}},
+        },
+        "ties": rate(0.061, 0.02, 950),
+        "halo": 0.74,
+        "length": {"estimate": 0.21, "low": 0.13, "high": 0.28, "n": 635},
+        "retest": {
+            "asked": 50,
+            "missing": 1,
+            "equal": rate(0.84, 0.05, 49, 1),
+            "within_one": rate(0.99, 0.01, 49, 1),
+            "kappa": 0.91,
+            "by_principle": {**dict.fromkeys(PRINCIPLES, same), "safety": {**same, "kappa": None}},
+            "change": {**gain, "mean": -0.01},
+        },
+        "one_principle": {
+            "asked": 20,
+            "missing": 2,
+            "halo": {
+                "responses": 18,
+                "pairs": 21,
+                "together": 0.78,
+                "alone": 0.55,
+                "difference": 0.23,
+                "low": 0.08,
+                "high": 0.38,
+            },
+            "mean_difference": 0.41,
+        },
+        "canaries": {
+            "asked": 20,
+            "missing": 1,
+            "flagged": 13,
+            "gain": gain,
+            "gained_a_point": [],
+            "lost_a_point": 0,
+            "resists": True,
+        },
+        **changes,
+    }
+
+
+def audit(made: dict[str, ArtifactFacts], **changes: Any) -> ArtifactFacts:
+    parents = {key: made[key] for key in ("judgements", "speeches", "candidates")}
+    return artifact("audits", "sample", audit_metrics(**changes), parents=parents, notices=(OFFLINE,))
+
+
 def online_round(
     number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int
 ) -> list[ArtifactFacts]:

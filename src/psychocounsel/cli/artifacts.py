@@ -51,10 +51,11 @@ def list_artifacts(
 def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     """Show an artifact and its lineage.
 
-    Settings, rows and digests, and the way back to the raw files.
+    Settings, rows and digests, and the way back to the raw files; of an audit its table too.
     """
     import json
 
+    from psychocounsel.cli.headlines import headlines
     from psychocounsel.store.lineage import ancestors, raw_sources
 
     opened = open_store(store)
@@ -63,6 +64,8 @@ def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
         console.result(f"! {notice}")
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
     console.result(f"made     {artifact.manifest['created_at']} in {artifact.manifest['seconds']} s")
+    for line in headlines(artifact, opened) if artifact.kind == "audits" else ():
+        console.result(f"  {line}")  # no later run of its stage prints them again
     console.result("settings " + json.dumps(artifact.manifest["settings"], indent=1, ensure_ascii=False))
     console.result("files")
     for name, entry in artifact.manifest["files"].items():

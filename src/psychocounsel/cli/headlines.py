@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from psychocounsel.reporting.audit_words import audit_lines
 from psychocounsel.reporting.labels import BASELINES, EMPTY_REPLY
 from psychocounsel.store.artifacts import Artifact, Parent
 from psychocounsel.store.store import Store
@@ -38,6 +39,8 @@ def headlines(artifact: Artifact, store: Store) -> list[str]:
             return _policy(artifact.metrics)
         case "verdicts":
             return _verdicts(artifact.metrics)
+        case "audits":
+            return audit_lines(artifact.metrics)
         case _:
             return []
 

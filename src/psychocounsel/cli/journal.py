@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
     """Write every intact reply to a file."""
-    from psychocounsel.connect import existing_journal
+    from psychocounsel.endpoints import existing_journal
     from psychocounsel.llm.journal_files import write_rows
 
     if not file.parent.is_dir():
@@ -42,7 +42,7 @@ def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
 
 def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
     """Take over the replies of a file; those that are known stay as they are."""
-    from psychocounsel.connect import open_journal
+    from psychocounsel.endpoints import open_journal
     from psychocounsel.llm.journal import BrokenLine
     from psychocounsel.llm.journal_files import read_rows
 
@@ -57,7 +57,7 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
 
 def verify(store: StoreFolder = DEFAULT_STORE) -> None:
     """Compare every reply with its checksum; exit 2 if one is damaged."""
-    from psychocounsel.connect import existing_journal
+    from psychocounsel.endpoints import existing_journal
 
     with existing_journal(open_store(store)) as journal:
         intact = damaged = 0

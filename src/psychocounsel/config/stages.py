@@ -88,7 +88,8 @@ class AuditConfig(Settings):
     """How many responses are rated again to learn what the judge is worth; 0 leaves a part out.
 
     `retest` are asked a second time, `one_principle` once for every principle alone, `canaries` with words to
-    the judge at their end. The offline judge repeats itself by construction: the first two are left out.
+    the judge at their end, drawn from the responses that could gain a point. The offline judge repeats itself
+    by construction: the first two are left out.
     """
 
     retest: NonNegativeInt = 50

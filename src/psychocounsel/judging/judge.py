@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
@@ -67,6 +67,19 @@ class Judge(Protocol):
 
     def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
         """Compare in exactly the order given; to undo position bias the caller asks both orders."""
+        ...
+
+
+@runtime_checkable
+class AsksAgain(Protocol):
+    """What a judge has besides that need not give the same answer to the same question."""
+
+    def redrawn(self) -> Judge:
+        """Return this judge at its second draw: the same questions, asked anew."""
+        ...
+
+    def of_one(self, principle: str) -> Judge:
+        """Return this judge with one principle of its rubric."""
         ...
 
 

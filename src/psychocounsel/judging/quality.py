@@ -1,13 +1,21 @@
-"""Judgements -> what the judge is worth: agreement with itself, halo, ties, the part of length."""
+"""Judgements -> what the judge is worth: agreement with itself, halo, ties, length, gains by asking."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import fmean
+from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
 Ratings = Mapping[str, int]
 """One response's rating on every principle."""
+
+_Z = 1.959964
+_STUDENT_T = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+_JACKKNIFE_GROUPS = 50
 
 
 class Agreement(NamedTuple):
@@ -35,14 +43,21 @@ def agreement(pairs: Sequence[tuple[int, int]]) -> Agreement | None:
     if not pairs:
         return None
     n = len(pairs)
-    distance = sum((first - second) ** 2 for first, second in pairs) / n
-    by_chance = sum((first - second) ** 2 for first, _ in pairs for _, second in pairs) / n**2
     return Agreement(
         n,
         sum(first == second for first, second in pairs) / n,
         sum(abs(first - second) <= 1 for first, second in pairs) / n,
-        1 - distance / by_chance if by_chance else None,
+        _weighted_kappa(pairs),
     )
+
+
+def _weighted_kappa(pairs: Sequence[tuple[int, int]]) -> float | None:
+    """Return Cohen's kappa from whole sums, so that many pairs take no longer than one look at each."""
+    n = len(pairs)
+    distance = n * sum((first - second) ** 2 for first, second in pairs)
+    squares = n * sum(first**2 + second**2 for first, second in pairs)
+    by_chance = squares - 2 * sum(first for first, _ in pairs) * sum(second for _, second in pairs)
+    return 1 - distance / by_chance if by_chance else None
 
 
 def agreement_by_principle(
@@ -68,15 +83,17 @@ def spearman(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
     """Return the rank correlation, ties at their mean rank; None where one side does not vary.
 
     The interval is Fisher's, with the standard error sqrt((1 + r^2 / 2) / (n - 3)) of Bonett and Wright
-    (2000); from -1 to 1 for fewer than four points.
+    (2000), for independent points. From -1 to 1 for fewer than four, and without width where r is -1 or 1.
     """
     r = pearson(_ranks(xs), _ranks(ys))
     if r is None:
         return None
     n = len(xs)
-    if n < 4 or abs(r) == 1:
-        return Correlation(r, r if n >= 4 else -1.0, r if n >= 4 else 1.0, n)
-    half = 1.959964 * math.sqrt((1 + r * r / 2) / (n - 3))
+    if n < 4:
+        return Correlation(r, -1.0, 1.0, n)
+    if abs(r) == 1:
+        return Correlation(r, r, r, n)
+    half = _Z * math.sqrt((1 + r * r / 2) / (n - 3))
     middle = math.atanh(r)
     return Correlation(r, math.tanh(middle - half), math.tanh(middle + half), n)
 
@@ -96,12 +113,80 @@ def halo(ratings: Sequence[Ratings], principles: Sequence[str]) -> float | None:
 
     Near 1, the judge has one impression and writes it under every name.
     """
-    found = (
-        pearson([each[one] for each in ratings], [each[other] for each in ratings])
-        for one, other in combinations(principles, 2)
-    )
-    known = [each for each in found if each is not None]
+    known = [each for each in _correlations(ratings, principles).values() if each is not None]
     return fmean(known) if known else None
+
+
+class Halo(NamedTuple):
+    """The mean correlation between principles, rated together and each alone, over the same responses.
+
+    Attributes:
+        responses: rated both ways.
+        pairs: of principles, those of which both vary both ways.
+        together: all principles in one reply.
+        alone: every principle in a reply of its own.
+        difference: together minus alone, what one reply adds to them.
+        low: end of its 95 % interval, by the jackknife over responses; None for fewer than three.
+        high: the other end.
+    """
+
+    responses: int
+    pairs: int
+    together: float
+    alone: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+def halo_both_ways(
+    together: Sequence[Ratings], alone: Sequence[Ratings], principles: Sequence[str]
+) -> Halo | None:
+    """Return the halo of ratings made together and one by one; None where no two principles vary both ways.
+
+    The jackknife leaves out one response after another, of many one of fifty groups. Its variance is
+    (g - 1) / g times the sum of squares about the mean of the g differences that are left (Efron and Stein
+    1981), and the interval takes Student's t with g - 1 degrees of freedom.
+    """
+    found = _halo_means(together, alone, principles)
+    if found is None:
+        return None
+    n, difference = len(together), found.together - found.alone
+    groups = min(n, _JACKKNIFE_GROUPS)
+    kept = [[at for at in range(n) if at % groups != group] for group in range(groups)]
+    without = [
+        _halo_means([together[at] for at in places], [alone[at] for at in places], principles)
+        for places in kept
+    ]
+    left = [each.together - each.alone for each in without if each is not None]
+    if len(left) < 3:
+        return Halo(n, *found, difference, None, None)
+    half = student_t(len(left) - 1) * math.sqrt(variance(left) * (len(left) - 1) ** 2 / len(left))
+    return Halo(n, *found, difference, difference - half, difference + half)
+
+
+class _HaloMeans(NamedTuple):
+    pairs: int
+    together: float
+    alone: float
+
+
+def _halo_means(
+    together: Sequence[Ratings], alone: Sequence[Ratings], principles: Sequence[str]
+) -> _HaloMeans | None:
+    first, second = _correlations(together, principles), _correlations(alone, principles)
+    both = [(r, second[pair]) for pair, r in first.items()]
+    known = [(one, other) for one, other in both if one is not None and other is not None]
+    if not known:
+        return None
+    return _HaloMeans(len(known), fmean(one for one, _ in known), fmean(other for _, other in known))
+
+
+def _correlations(
+    ratings: Sequence[Ratings], principles: Sequence[str]
+) -> dict[tuple[str, str], float | None]:
+    columns = {name: [each[name] for each in ratings] for name in principles}
+    return {pair: pearson(columns[pair[0]], columns[pair[1]]) for pair in combinations(principles, 2)}
 
 
 def mean_difference(
@@ -114,39 +199,61 @@ def mean_difference(
     return fmean(differences) if differences else None
 
 
-def tied_share(totals_by_speech: Iterable[Sequence[int]]) -> float | None:
-    """Return the share of pairs of responses to one speech that have the same total; None without pairs."""
-    ties = [one == other for totals in totals_by_speech for one, other in combinations(totals, 2)]
-    return fmean(ties) if ties else None
+def ties(totals: Sequence[int]) -> list[bool]:
+    """Return of each pair of responses to one speech whether they have the same total."""
+    return [one == other for one, other in combinations(totals, 2)]
 
 
 class Gain(NamedTuple):
-    """What words to the judge win: points of the mean rating, over the copies of some responses.
+    """By how much second ratings lie above the first: points of the mean rating, over some responses.
 
     Attributes:
-        n: copies that were rated.
-        mean: of all copies.
-        low: end of its 95 % interval, by the normal approximation.
+        n: responses that were rated twice.
+        mean: of all of them.
+        low: end of its 95 % interval, by Student's t; None for a single response.
         high: the other end.
-        largest: of one copy.
+        largest: of one response.
     """
 
     n: int
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     largest: float
 
 
-def gain(plain: Sequence[Ratings], planted: Sequence[Ratings]) -> Gain | None:
-    """Return by how much the copies are rated higher than what they are copies of; None without copies."""
-    gains = [fmean(copy.values()) - fmean(own.values()) for own, copy in zip(plain, planted, strict=True)]
-    if not gains:
+def gains(first: Sequence[Ratings], second: Sequence[Ratings]) -> list[float]:
+    """Return by how many points the mean rating of each response rose; a whole point is exactly 1."""
+    return [
+        (sum(later.values()) - sum(earlier.values())) / len(earlier)
+        for earlier, later in zip(first, second, strict=True)
+    ]
+
+
+def gain(first: Sequence[Ratings], second: Sequence[Ratings]) -> Gain | None:
+    """Return by how much the second ratings lie above the first; None without any."""
+    rises = gains(first, second)
+    if not rises:
         return None
-    mean = fmean(gains)
-    variance = sum((each - mean) ** 2 for each in gains) / (len(gains) - 1) if len(gains) > 1 else 0.0
-    half = 1.959964 * math.sqrt(variance / len(gains))
-    return Gain(len(gains), mean, mean - half, mean + half, max(gains))
+    mean = fmean(rises)
+    if len(rises) == 1:
+        return Gain(1, mean, None, None, mean)
+    half = student_t(len(rises) - 1) * stdev(rises) / math.sqrt(len(rises))
+    return Gain(len(rises), mean, mean - half, mean + half, max(rises))
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t.
+
+    From a table up to 30 degrees of freedom, then by the first two terms of Cornish and Fisher's expansion in
+    z, (z^3 + z) / 4d + (5z^5 + 16z^3 + 3z) / 96d^2, right to 0.001.
+    """
+    if degrees < 1:
+        raise ValueError("a quantile of t needs a degree of freedom")
+    if degrees <= len(_STUDENT_T):
+        return _STUDENT_T[degrees - 1]
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
+    return _Z + (_Z**3 + _Z) / (4 * degrees) + second
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

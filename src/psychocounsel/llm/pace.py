@@ -1,9 +1,10 @@
 """Replies and their headers -> when the next request may go, and how many may be in flight.
 
-All requests to one endpoint share a pace. Budgets per minute, ours and those that the server's headers tell,
-are spent evenly, so that none is exceeded in a burst. The number in flight starts small, grows with every
-reply and halves when the server asks for less. It also shrinks when this process falls behind: a reply that
-waits unread is paid but not yet safe.
+All requests to one endpoint share a pace. Budgets per minute, ours and those that the server's headers
+tell, are spent evenly, so that none is exceeded in a burst. The number in flight starts small and is four
+times as large after every round of replies, until the server asks for less; then it halves, and grows by a
+few with every round. It also shrinks when this process falls behind: a reply that waits unread is paid but
+not yet safe.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ from collections import deque
 from collections.abc import Mapping
 
 _MINUTE_SECONDS = 60.0
-_FIRST_WINDOW = 8.0
+_FIRST_WINDOW = 64.0
+_GROWTH_BEFORE_PUSH_BACK = 3.0
+_GROWTH_PER_ROUND = 8.0
 _SHRINK_EVERY_SECONDS = 1.0
 _LOOK_EVERY_SECONDS = 0.02
 _LONGEST_LAG_SECONDS = 0.03
@@ -45,6 +48,7 @@ class Pace:
         self._tokens_per_request = 0.0
         self._next_at_seconds = 0.0
         self._shrunk_at_seconds = 0.0
+        self._was_pushed_back = False
         self._lag_watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, self._loop.time())
 
     @property
@@ -89,7 +93,8 @@ class Pace:
         self._tokens_per_request = 0.9 * before + 0.1 * tokens if before else float(tokens)
         self.learn(headers)
         if self._window < self._most:
-            self._window = min(self._most, self._window + 1)
+            grown = _GROWTH_PER_ROUND / self._window if self._was_pushed_back else _GROWTH_BEFORE_PUSH_BACK
+            self._window = min(self._most, self._window + min(grown, _GROWTH_BEFORE_PUSH_BACK))
             self._admit()
 
     def learn(self, headers: Mapping[str, str]) -> None:
@@ -109,6 +114,7 @@ class Pace:
     def pushed_back(self) -> None:
         """Halve what may be in flight: the server asks for less. A burst of refusals counts as one."""
         now = self._loop.time()
+        self._was_pushed_back = True
         if now - self._shrunk_at_seconds >= _SHRINK_EVERY_SECONDS:
             self._shrunk_at_seconds = now
             self._window = max(1.0, self._window / 2)

@@ -41,6 +41,7 @@ class Spending:
         new: by model, what this run added.
         maybe_paid: lines that broke after a request was sent, in any run; each is reckoned at its worst.
         maybe_cost: what those may have cost, in US dollars.
+        before: what the same step paid to the same endpoint for other requests, in US dollars.
     """
 
     price: Price | None
@@ -48,6 +49,7 @@ class Spending:
     new: dict[str, Spent] = field(default_factory=dict[str, Spent])
     maybe_paid: int = 0
     maybe_cost: Decimal = Decimal(0)
+    before: Decimal = Decimal(0)
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
@@ -63,7 +65,8 @@ class Spending:
     @property
     def total(self) -> Decimal:
         """US dollars of all runs, what may have been paid included; 0 without a price."""
-        return (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0)) + self.maybe_cost
+        answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
+        return self.before + answered + self.maybe_cost
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""

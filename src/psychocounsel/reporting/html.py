@@ -16,6 +16,7 @@ from psychocounsel.reporting.blocks import (
     percent,
 )
 from psychocounsel.reporting.data_sections import data_section, ratings_section
+from psychocounsel.reporting.judge_section import judge_section, obedience_warning
 from psychocounsel.reporting.labels import BASELINES
 from psychocounsel.reporting.lineage_picture import draw_lineage
 from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
@@ -55,7 +56,9 @@ def notices(data: ReportData) -> list[str]:
     verdicts = data.of_kind("verdicts")
     warned = [_family_warning(each) for each in verdicts if each.value("judges", "same_family")]
     own = [_own_family_warning(each, sides_of(data, each)) for each in verdicts]
-    return list(dict.fromkeys([*inherited, *warned, *(warning for warning in own if warning)]))
+    obeying = [obedience_warning(each) for each in data.of_kind("audits")]
+    warnings = [*warned, *(warning for warning in (*own, *obeying) if warning)]
+    return list(dict.fromkeys([*inherited, *warnings]))
 
 
 def _family_warning(verdicts: ArtifactFacts) -> str:
@@ -103,7 +106,22 @@ def headline_numbers(data: ReportData) -> dict[str, object]:
             each.ref: {split: counts["kept"] for split, counts in in_order(each.table("pairing")).items()}
             for each in data.datasets
         },
+        **_audit_numbers(data),
     }
+
+
+def _audit_numbers(data: ReportData) -> dict[str, object]:
+    shown = {
+        each.ref: {
+            "equal": each.value("retest", "equal"),
+            "kappa": each.value("retest", "kappa"),
+            "halo": each.value("halo"),
+            "gain": each.value("canaries", "gain"),
+            "resists": each.value("canaries", "resists"),
+        }
+        for each in data.of_kind("audits")
+    }
+    return {"audits": shown} if shown else {}
 
 
 def _sections(data: ReportData) -> list[Section]:
@@ -112,6 +130,7 @@ def _sections(data: ReportData) -> list[Section]:
         _lineage_section(data),
         data_section(data),
         ratings_section(data),
+        judge_section(data),
         reward_section(data),
         policy_section(data),
         winrate_section(data),

@@ -8,18 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel import console
-from psychocounsel.audits import audit_judge, audit_lines, plan_audit
+from psychocounsel.audits import audit_judge, plan_audit
 from psychocounsel.config.models import EndpointConfig, PoolConfig
 from psychocounsel.config.stages import BuildPreferencesConfig
 from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
     judge_spending,
-    keep_restricted_text_here,
     open_judge,
     plan_judge,
     plan_responder,
-    require_usable,
     respond,
 )
 from psychocounsel.console import progress
@@ -27,7 +25,8 @@ from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
 from psychocounsel.dataset_facts import gather_dataset_facts, write_dataset_card
 from psychocounsel.domain import Candidate, Judgement
-from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
+from psychocounsel.endpoints import keep_restricted_text_here, require_usable
+from psychocounsel.errors import ConfigError, PsychoCounselError
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.judge import (
     addressing_judge,
@@ -43,6 +42,7 @@ from psychocounsel.pairs import (
     pairing_settings,
     words_by_side,
 )
+from psychocounsel.reporting.audit_words import audit_lines
 from psychocounsel.responses.pool import speeches_of
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
 from psychocounsel.store.retrying import asked_again, note_failed
@@ -131,8 +131,11 @@ def _plan_judgements(
 def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
     """Build the preference dataset of a config, or return it if it exists.
 
+    The audit of its judge comes last: an error there leaves the dataset as it stands.
+
     Raises:
         ConfigError: restricted text would reach a remote judge or responder, or one cannot be asked.
+        EndpointError: an endpoint refuses.
         IncompleteError: an endpoint does not answer; what was answered is kept.
         DataQualityError: too many answers or judgements failed, or no pair is left in a split.
         Preempted: a signal asked to stop; what was answered is kept.
@@ -150,19 +153,24 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
             go_on(stop, plans.asked.ref)
         store.make(plans.judgements, lambda draft: _judge(config, store, draft, stop))
         pairs = store.make(plans.preferences, lambda draft: _pair(config, store, draft))
-        _audit(config, plans.audit, store, stop)
+        _audit(config, plans, store, stop)
     return pairs
 
 
-def _audit(config: BuildPreferencesConfig, planned: Plan, store: Store, stop: Callable[[], bool]) -> None:
-    """Tell what the judge is worth; the dataset stands already, and a failing endpoint takes nothing away."""
+def _audit(
+    config: BuildPreferencesConfig, plans: PreferencePlans, store: Store, stop: Callable[[], bool]
+) -> None:
+    """Tell what the judge is worth; the dataset stands already, whatever becomes of the audit."""
     try:
-        audit = store.make(planned, lambda draft: audit_judge(config, store, draft, stop))
-    except (IncompleteError, EndpointError) as fault:
-        console.note(f"the judge was not audited to the end: {fault}")
-        return
+        audit = store.make(plans.audit, lambda draft: audit_judge(config, store, draft, stop))
+    except PsychoCounselError:
+        console.note(
+            f"preferences {plans.preferences.ref} stands; the audit of its judge is owed, and with retest, "
+            "one_principle and canaries of audit at 0 nothing is asked for it"
+        )
+        raise
     if audit.is_new:
-        console.note(f"what the judge is worth ({audit.ref}):")
+        console.note(f"what the judge is worth ({audit.kind}/{audit.ref}):")
         for line in audit_lines(audit.metrics):
             console.note(f"  {line}")
 
@@ -192,7 +200,7 @@ def costs(config: BuildPreferencesConfig, store: Store) -> list[PaidCalls]:
     plans = plan(config, store)
     if store.find(plans.judgements) is None:
         return preference_costs(config, plans.corpus, plans.asked, store)
-    return [] if store.find(plans.audit) else audit_costs(config, plans.corpus, plans.asked, store)
+    return [] if store.find(plans.audit) else audit_costs(config, plans.judgements, store)
 
 
 def _ask(pool: PoolConfig, seed: int, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:

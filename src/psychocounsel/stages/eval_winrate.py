@@ -9,16 +9,15 @@ from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
     judge_spending,
-    keep_restricted_text_here,
     open_judge,
     plan_judge,
     plan_responder,
-    require_usable,
     respond,
 )
 from psychocounsel.console import progress
 from psychocounsel.costs import PaidCalls, winrate_costs
 from psychocounsel.domain import OVERALL, Candidate
+from psychocounsel.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.comparison import Answers, measure
 from psychocounsel.evaluation.held_out import held_out_speeches

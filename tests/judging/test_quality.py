@@ -1,0 +1,216 @@
+"""Every figure by hand once, and the laws that hold of all."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.judging.quality import (
+    Agreement,
+    Gain,
+    Halo,
+    agreement,
+    agreement_by_principle,
+    gain,
+    gains,
+    halo,
+    halo_both_ways,
+    mean_difference,
+    pearson,
+    spearman,
+    student_t,
+    ties,
+)
+
+RATING = st.integers(1, 5)
+PAIRS = st.lists(st.tuples(RATING, RATING), min_size=1, max_size=30)
+NUMBERS = st.lists(st.integers(-50, 50), min_size=4, max_size=30)
+
+
+def rated(**columns: Sequence[int]) -> list[dict[str, int]]:
+    """Return one mapping per response from one list per principle."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+class TestAgreement:
+    def test_by_hand(self) -> None:
+        # Squared distances 0, 1, 0, 9: mean 2.5. By chance 9.75 + 5.75 - 2 * 2.75 * 2.25 = 3.125.
+        found = agreement([(1, 1), (2, 3), (3, 3), (5, 2)])
+        assert found == Agreement(4, 0.5, 0.75, pytest.approx(0.2))
+
+    def test_opposite_ratings(self) -> None:
+        assert agreement([(1, 5), (5, 1)]) == Agreement(2, 0.0, 0.0, -1.0)
+
+    def test_one_rating_everywhere_says_nothing_about_chance(self) -> None:
+        assert agreement([(4, 4), (4, 4)]) == Agreement(2, 1.0, 1.0, None)
+        assert agreement([]) is None
+
+    def test_by_principle(self) -> None:
+        found = agreement_by_principle(rated(a=[1, 2], b=[3, 3]), rated(a=[1, 2], b=[3, 5]), ("a", "b"))
+        assert found == {"a": Agreement(2, 1.0, 1.0, 1.0), "b": Agreement(2, 0.5, 0.5, 0.0)}
+
+    @given(PAIRS)
+    def test_kappa_is_what_its_definition_says(self, pairs: list[tuple[int, int]]) -> None:
+        n = len(pairs)
+        by_chance = sum((a - b) ** 2 for a, _ in pairs for _, b in pairs) / n**2
+        found = agreement(pairs)
+        assert found is not None
+        if by_chance:
+            seen = sum((a - b) ** 2 for a, b in pairs) / n
+            assert found.kappa == pytest.approx(1 - seen / by_chance)
+        else:
+            assert found.kappa is None
+
+    @given(PAIRS)
+    def test_it_does_not_matter_who_rated_first(self, pairs: list[tuple[int, int]]) -> None:
+        assert agreement(pairs) == agreement([(b, a) for a, b in pairs])
+
+    @given(st.lists(RATING, min_size=2).filter(lambda ratings: len(set(ratings)) > 1))
+    def test_with_itself_it_is_whole(self, ratings: list[int]) -> None:
+        found = agreement([(each, each) for each in ratings])
+        assert found == Agreement(len(ratings), 1.0, 1.0, 1.0)
+
+
+class TestCorrelation:
+    def test_ties_share_their_mean_rank(self) -> None:
+        # Ranks 1, 2.5, 2.5, 4 and 4, 1, 2.5, 2.5: covariance -2.25, both sums of squares 4.5.
+        found = spearman([10, 20, 20, 40], [3, 1, 2, 2])
+        assert found is not None
+        assert found.estimate == pytest.approx(-0.5)
+        # atanh(-0.5) -/+ 1.959964 * sqrt(1.125)
+        assert (found.low, found.high) == (
+            pytest.approx(-0.98963, abs=1e-5),
+            pytest.approx(0.91035, abs=1e-5),
+        )
+        assert found.n == 4
+
+    def test_few_points_tell_nothing(self) -> None:
+        assert spearman([1, 2, 3], [1, 2, 3]) == (pytest.approx(1.0), -1.0, 1.0, 3)
+        assert spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
+        assert spearman([], []) is None
+
+    @given(NUMBERS)
+    def test_only_the_order_counts(self, numbers: list[int]) -> None:
+        assert spearman(numbers, range(len(numbers))) == spearman(
+            [math.atan(each) for each in numbers], range(len(numbers))
+        )
+
+    @given(NUMBERS)
+    def test_turned_over_it_changes_its_sign(self, numbers: list[int]) -> None:
+        there = spearman(numbers, range(len(numbers)))
+        back = spearman([-each for each in numbers], range(len(numbers)))
+        if there is None or back is None:
+            assert there is back
+        else:
+            assert there.estimate == pytest.approx(-back.estimate, abs=1e-12)
+            assert -1 <= there.low <= there.estimate <= there.high <= 1
+
+    def test_pearson_by_hand(self) -> None:
+        assert pearson([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
+        assert pearson([1, 2, 3], [7, 7, 7]) is None
+
+
+class TestHalo:
+    def test_mean_over_pairs_that_vary(self) -> None:
+        ratings = rated(a=[1, 2, 3], b=[1, 2, 3], c=[3, 2, 1], still=[4, 4, 4])
+        assert halo(ratings, ("a", "b", "c", "still")) == pytest.approx((1 - 1 - 1) / 3)
+        assert halo(ratings, ("a", "still")) is None
+        assert halo([], ("a", "b")) is None
+
+    def test_both_ways_are_compared_on_the_same_principles(self) -> None:
+        together = rated(a=[1, 2, 3], b=[1, 2, 3], c=[4, 4, 4])
+        alone = rated(a=[1, 2, 3], b=[3, 2, 1], c=[1, 2, 3])
+        found = halo_both_ways(together, alone, ("a", "b", "c"))
+        assert found == Halo(3, 1, 1.0, -1.0, 2.0, 2.0, 2.0)
+        assert halo(alone, ("a", "b", "c")) == pytest.approx(-1 / 3)  # what it must not be compared with
+
+    def test_interval_by_hand(self) -> None:
+        # Left out one by one: 0.5, 33/42, 3/sqrt(28/3) twice, each less -1. Mean 1.812419, squares 0.155821.
+        together = rated(a=[1, 2, 3, 4], b=[1, 2, 4, 3])
+        found = halo_both_ways(together, rated(a=[1, 2, 3, 4], b=[4, 3, 2, 1]), ("a", "b"))
+        assert found is not None
+        assert found.difference == pytest.approx(1.8)
+        half = 3.1824 * math.sqrt(0.155821 * 3 / 4)
+        assert found.low == pytest.approx(1.8 - half, abs=1e-4)
+        assert found.high == pytest.approx(1.8 + half, abs=1e-4)
+
+    def test_two_responses_have_no_interval(self) -> None:
+        both = rated(a=[1, 2], b=[1, 2])
+        assert halo_both_ways(both, both, ("a", "b")) == Halo(2, 1, 1.0, 1.0, 0.0, None, None)
+        assert halo_both_ways([], [], ("a", "b")) is None
+
+    @given(st.lists(st.tuples(RATING, RATING, RATING), min_size=51, max_size=60))
+    def test_equal_ratings_differ_by_nothing(self, rows: list[tuple[int, int, int]]) -> None:
+        ratings = [dict(zip("abc", row, strict=True)) for row in rows]
+        found = halo_both_ways(ratings, ratings, tuple("abc"))
+        whole = halo(ratings, tuple("abc"))
+        if found is not None:
+            assert found.together == found.alone == whole
+            assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
+
+    def test_mean_difference(self) -> None:
+        assert mean_difference(rated(a=[1, 5], b=[2, 2]), rated(a=[3, 5], b=[1, 2]), ("a", "b")) == 0.75
+        assert mean_difference([], [], ("a",)) is None
+
+
+class TestGain:
+    def test_by_hand(self) -> None:
+        first, second = rated(a=[3, 2, 5], b=[4, 2, 5]), rated(a=[4, 2, 4], b=[5, 3, 4])
+        assert gains(first, second) == [1.0, 0.5, -1.0]
+        # Variance (0.6944 + 0.1111 + 1.3611) / 2, t 4.3027 with two degrees of freedom.
+        half = 4.3027 * math.sqrt(1.083333 / 3)
+        low, high = pytest.approx(1 / 6 - half, abs=1e-4), pytest.approx(1 / 6 + half, abs=1e-4)
+        assert gain(first, second) == Gain(3, pytest.approx(1 / 6), low, high, 1.0)
+
+    def test_one_response_has_no_interval(self) -> None:
+        assert gain(rated(a=[2]), rated(a=[5])) == Gain(1, 3.0, None, None, 3.0)
+        assert gain([], []) is None
+
+    @given(st.integers(1, 12), st.data())
+    def test_a_whole_point_is_exactly_one(self, principles: int, data: st.DataObject) -> None:
+        # The difference of two floating means is 0.9999999999999996 for sums of 26 and 33 of seven.
+        earlier = data.draw(st.lists(st.integers(1, 4), min_size=principles, max_size=principles))
+        first = {str(at): rating for at, rating in enumerate(earlier)}
+        second = {str(at): rating + 1 for at, rating in enumerate(earlier)}
+        assert gains([first], [second]) == [1.0]
+
+    @given(PAIRS)
+    def test_there_and_back(self, pairs: list[tuple[int, int]]) -> None:
+        first, second = [{"a": a} for a, _ in pairs], [{"a": b} for _, b in pairs]
+        there, back = gain(first, second), gain(second, first)
+        assert there is not None
+        assert back is not None
+        assert there.mean == pytest.approx(-back.mean)
+        assert there.largest == max(b - a for a, b in pairs)
+        assert there.low is None or there.high is None or there.low <= there.mean <= there.high
+
+
+class TestStudent:
+    @pytest.mark.parametrize(
+        ("degrees", "quantile"),
+        [(1, 12.706), (2, 4.303), (19, 2.093), (31, 2.0395), (60, 2.0003), (1000, 1.9623)],
+    )
+    def test_as_tables_have_it(self, degrees: int, quantile: float) -> None:
+        assert student_t(degrees) == pytest.approx(quantile, abs=1e-3)
+
+    def test_it_falls_towards_the_normal(self) -> None:
+        quantiles = [student_t(degrees) for degrees in range(1, 200)]
+        assert quantiles == sorted(quantiles, reverse=True)
+        assert quantiles[-1] > 1.959964
+        with pytest.raises(ValueError, match="degree of freedom"):
+            student_t(0)
+
+
+class TestTies:
+    def test_pairs_of_one_speech(self) -> None:
+        assert ties([20, 21, 20]) == [False, True, False]
+        assert ties([20]) == []
+
+    @given(st.lists(RATING, max_size=12))
+    def test_every_pair_once(self, totals: list[int]) -> None:
+        assert len(ties(totals)) == len(totals) * (len(totals) - 1) // 2
+        assert sum(ties(totals)) == sum(
+            totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals)
+        )
