@@ -1,90 +1,75 @@
 """Rating requests -> requests per second, CPU, memory and what is paid twice: ours beside what others use.
 
     python scripts/bench/judge.py --work /tmp/judge
-    python scripts/bench/judge.py --work /tmp/judge --ways ceiling plain ours --rounds 3
+    python scripts/bench/judge.py --work /tmp/judge --ways ceiling plain ours --rounds 3 --kills 3
 
 Every way asks the same requests of the same server, which answers after a fixed latency, in a process of its
-own. The ways take turns, round by round, and the table gives medians. A way tells how long it asked; CPU and
-memory are those of its process and their children, the CPU per request, less what a run of one request takes.
-`paid twice`: 1,000 requests, the process killed once a drawn share is billed, and started again.
+own. The ways take turns, round by round, and the table gives medians over the rounds that succeeded. A way
+tells how long it asked. `start s` is how much longer than the latency it tells for a single request: its
+`requests/s` have that in them, `after start` has not. CPU and memory are those of its process and all that it
+starts, the CPU per request, less what a run of one request takes. No figure above that of `ceiling`, bare
+sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed some time after a
+drawn share is billed, and started again; `settled` are replies sent 50 ms and more before the kill.
 
-Peers live in environments of their own under `--work`, made on first use (see PEERS).
+A failed run keeps its folder. Peers live in environments of their own under `--work`, made on first use
+(see PEERS in `judge_runs`).
 """
 
 import argparse
 import json
-import os
 import random
-import resource
-import signal
+import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from judge_runs import (
+    KILL_LATENCY_SECONDS,
+    OWN_ENVIRONMENT,
+    PEERS,
+    Case,
+    Kill,
+    Outcome,
+    Run,
+    interpreter,
+    measure,
+    paid_twice,
+)
 
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.judging.prompting import Asking, rating_request
 from psychocounsel.judging.rubric import load_rubric
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
-
-from servers.rating_server import Bill, serving  # noqa: E402
-
-SAMPLES = HERE.parents[1] / "data" / "samples"
-RUNNERS = HERE / "judge_peers"
-OWN_ENVIRONMENT = ("ceiling", "plain", "ours")
-PEERS: dict[str, tuple[str, ...]] = {
-    "litellm": ("litellm==1.80.0",),
-    "inspect": ("inspect-ai==0.3.150", "openai>=2"),
-    "curator": ("bespokelabs-curator==0.1.31",),
-    "distilabel": ("distilabel[openai]==1.5.3",),
-}
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 COLUMNS = (
     "way",
     "requests/s",
+    "after start",
     "share of the bound",
     "times plain",
     "CPU ms/request",
     "peak MiB",
     "most in flight",
+    "start s",
+    "rounds",
 )
-KILL_REQUESTS = 1_000
-LIMIT_SECONDS = 300.0
-
-
-class Case(NamedTuple):
-    """How many requests are in flight, how long each takes, and how many are asked."""
-
-    in_flight: int
-    latency_seconds: float
-    requests: int
-
-    @property
-    def bound(self) -> float:
-        """Requests per second that no client can pass."""
-        return self.in_flight / self.latency_seconds
-
-
 CASES = (Case(64, 0.1, 2_000), Case(256, 0.1, 4_000), Case(512, 2.0, 4_000))
+SINGLE = Case(1, 0.1, 1)
+KILL_REQUESTS = 1_000
+
+Rounds = list[Outcome | None]
+"""What each round gave; nothing where it failed."""
 
 
-class Outcome(NamedTuple):
-    """One run: seconds of asking, CPU seconds and peak memory of the processes, and the server's bill."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_mib: float
-    bill: Bill
-
-
-def write_requests(path: Path, count: int) -> None:
+def write_requests(work: Path, count: int) -> Path:
     """Write `count` distinct rating requests, as the bodies of HTTP requests, one per line."""
     rubric, asking = load_rubric("seven-principles"), Asking()
-    texts = [json.loads(line)["text"] for line in (SAMPLES / "speeches.jsonl").open(encoding="utf-8")]
+    samples = (SAMPLES / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in samples]
+    path = work / f"requests-{count}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             speech = Speech(texts[number % len(texts)])
@@ -100,143 +85,95 @@ def write_requests(path: Path, count: int) -> None:
                 "response_format": {"type": "json_schema", "json_schema": schema},
             }
             file.write(json.dumps(body) + "\n")
+    return path
 
 
-def interpreter(way: str, work: Path) -> Path:
-    """Return the Python that a way runs in, its environment made if it does not stand yet."""
-    if way in OWN_ENVIRONMENT:
-        return Path(sys.executable)
-    place = work / "environments" / way
-    python = place / "bin" / "python"
-    if not (place / "ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[way]], check=True)
-        (place / "ready").write_text(" ".join(PEERS[way]), encoding="utf-8")
-    return python
+class Bench:
+    """The ways with their environments, and the folder that their runs write to."""
 
+    def __init__(self, ways: Sequence[str], work: Path) -> None:
+        self.ways = tuple(ways)
+        self._work = work
+        self._pythons = {way: interpreter(way, work) for way in ways}
 
-class Run(NamedTuple):
-    """A way, the requests that it asks, and the folder that it may write to."""
+    def _run(self, way: str, requests: Path) -> Run:
+        folder = self._work / "runs" / f"{way}-{requests.stem}-{time.time_ns()}"
+        return Run(way, self._pythons[way], requests, folder)
 
-    way: str
-    python: Path
-    requests: Path
-    folder: Path
-
-    def start(self, base_url: str, in_flight: int) -> subprocess.Popen[str]:
-        """Start the way's process, in a group of its own."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        runner = str(RUNNERS / f"{self.way}.py")
-        command = [str(self.python), runner, str(self.requests), base_url, str(in_flight), str(self.folder)]
-        said = (self.folder / "stderr.txt").open("w")
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True, cwd=self.folder
-        )
-
-
-def measure(run: Run, case: Case) -> Outcome:
-    """Run a way to its end against a fresh server.
-
-    Raises:
-        RuntimeError: it failed, or did not answer everything.
-    """
-    with serving(case.latency_seconds) as server:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process = run.start(server.base_url, case.in_flight)
-        peak_mib, out = watch(process)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        bill = server.bill()
-    told = json.loads(out.strip().splitlines()[-1]) if out.strip() else {}
-    if process.returncode or told.get("answered") != case.requests:
-        raise RuntimeError(f"{run.way}: status {process.returncode}, {told}, see {run.folder}/stderr.txt")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Outcome(told["seconds"], cpu, peak_mib, bill)
-
-
-def watch(process: subprocess.Popen[str]) -> tuple[float, str]:
-    """Wait for a process; return the peak of its tree's resident memory in MiB, and what it printed."""
-    peak, deadline = 0.0, time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None:
-        peak = max(peak, tree_mib(process.pid))
-        if time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(0.1)
-    return peak, process.stdout.read() if process.stdout else ""
-
-
-def tree_mib(group: int) -> float:
-    """Return the resident memory of all processes of a group, in MiB."""
-    pages = 0
-    for place in Path("/proc").glob("[0-9]*"):
+    def outcome(self, way: str, case: Case) -> Outcome | None:
+        """Return what a run gave, or nothing, the reason printed."""
+        run = self._run(way, write_requests(self._work, case.requests))
         try:
-            if os.getpgid(int(place.name)) == group:
-                pages += int((place / "statm").read_text().split()[1])
-        except (OSError, ValueError):
-            continue
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            measured = measure(run, case)
+        except RuntimeError as error:
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+            return None
+        shutil.rmtree(run.folder)
+        return measured
+
+    def paid_twice(self, way: str, kill: Kill) -> str:
+        """Return how many answers were paid for twice, or why that cannot be told."""
+        run = self._run(way, write_requests(self._work, KILL_REQUESTS))
+        try:
+            told = paid_twice(run, KILL_REQUESTS, kill)
+        except RuntimeError as error:
+            return f"failed: {error}"
+        shutil.rmtree(run.folder)
+        return f"{told.all} ({told.settled} settled)"
 
 
-def paid_twice(run: Run, instant_share: float) -> int:
-    """Kill a run of 1,000 requests once a share is billed, start it again, and count what was paid again."""
-    case = Case(64, 0.1, KILL_REQUESTS)
-    with serving(case.latency_seconds) as server:
-        process = run.start(server.base_url, case.in_flight)
-        while server.bill().billed < instant_share * KILL_REQUESTS and process.poll() is None:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process = run.start(server.base_url, case.in_flight)
-        watch(process)
-        bill = server.bill()
-    if process.returncode:
-        raise RuntimeError(f"{run.way}: status {process.returncode} on resume, see {run.folder}/stderr.txt")
-    return bill.repeats
+def compare(bench: Bench, cases: Sequence[Case], rounds: int) -> None:
+    """Measure every case and print its table."""
+    singles = {way: bench.outcome(way, SINGLE) for way in bench.ways}
+    for case in cases:
+        outcomes: dict[str, Rounds] = {way: [] for way in bench.ways}
+        for _ in range(rounds):
+            for way in bench.ways:
+                outcomes[way].append(bench.outcome(way, case))
+        print("\n".join(table(case, outcomes, singles)), flush=True)
 
 
-def rows(ways: Sequence[str], rounds: int, work: Path) -> list[str]:
-    """Measure every case, print its table on the way, and return the lines."""
-    lines: list[str] = []
-    pythons = {way: interpreter(way, work) for way in ways}
-    for case in CASES:
-        requests = work / f"requests-{case.requests}.jsonl"
-        write_requests(requests, case.requests)
-        single = work / "requests-1.jsonl"
-        write_requests(single, 1)
-        outcomes: dict[str, list[Outcome]] = {way: [] for way in ways}
-        idle = {
-            way: measure(
-                Run(way, pythons[way], single, work / "runs" / f"{way}-idle-{time.time_ns()}"),
-                Case(1, 0.1, 1),
-            ).cpu_seconds
-            for way in ways
-        }
-        for number in range(rounds):
-            for way in ways:
-                folder = work / "runs" / f"{way}-{case.in_flight}-{number}-{time.time_ns()}"
-                outcomes[way].append(measure(Run(way, pythons[way], requests, folder), case))
-        lines += table(case, outcomes, idle)
-        print("\n".join(lines[-len(ways) - 4 :]), flush=True)
-    return lines
-
-
-def table(case: Case, outcomes: dict[str, list[Outcome]], idle: dict[str, float]) -> list[str]:
-    """Return a case's table: medians over the rounds, the speed also as a multiple of the plain client's."""
-    lines = [
+def table(case: Case, outcomes: Mapping[str, Rounds], singles: Mapping[str, Outcome | None]) -> list[str]:
+    """Return a case's table, a row for each way."""
+    plain = outcomes.get("plain", [])
+    rows = [cells(case, way, runs, plain, singles[way]) for way, runs in outcomes.items()]
+    return [
         f"{case.in_flight} in flight, {case.latency_seconds:g} s latency, at most {case.bound:.0f}/s:",
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + "---|" * len(COLUMNS),
+        *(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)),
+        "",
     ]
-    plain = [run.seconds for run in outcomes.get("plain", [])]
-    for way, runs in outcomes.items():
-        rate = statistics.median(case.requests / run.seconds for run in runs)
-        times = statistics.median(p / r.seconds for p, r in zip(plain, runs, strict=True)) if plain else 0.0
-        cpu = statistics.median(run.cpu_seconds - idle[way] for run in runs) / case.requests * 1000
-        peak = max(run.peak_mib for run in runs)
-        most = max(run.bill.most_in_flight for run in runs)
-        cells = (way, f"{rate:.0f}", f"{rate / case.bound:.2f}", f"{times:.1f}", f"{cpu:.2f}")
-        lines.append(f"| {' | '.join((*cells, f'{peak:.0f}', str(most)))} |")
-    return [*lines, ""]
+
+
+def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | None) -> list[str]:
+    """Return a way's row: medians over its rounds, the speed also as a multiple of the plain client's."""
+    done = [run for run in runs if run]
+    if not done or not single:
+        return [way, *["failed"] * (len(COLUMNS) - 2), f"{len(done)} of {len(runs)}"]
+    rate = statistics.median(case.requests / run.seconds for run in done)
+    start_seconds = single.seconds - SINGLE.latency_seconds
+    shortest_seconds = case.requests / case.bound
+    settled_seconds = statistics.median(max(run.seconds - start_seconds, shortest_seconds) for run in done)
+    times = [p.seconds / run.seconds for p, run in zip(plain, runs, strict=False) if p and run]
+    cpu_seconds = statistics.median(run.cpu_seconds for run in done) - single.cpu_seconds
+    return [
+        way,
+        f"{rate:.0f}",
+        f"{case.requests / settled_seconds:.0f}",
+        f"{rate / case.bound:.2f}",
+        f"{statistics.median(times):.1f}" if times else "",
+        f"{cpu_seconds / case.requests * 1000:.2f}",
+        f"{max(run.peak_mib for run in done):.0f}",
+        f"{max(run.bill.most_in_flight for run in done)}",
+        f"{start_seconds:.1f}",
+        f"{len(done)} of {len(runs)}",
+    ]
+
+
+def case_of(told: str) -> Case:
+    """Read a case from IN_FLIGHT:LATENCY:REQUESTS."""
+    in_flight, latency_seconds, requests = told.split(":")
+    return Case(int(in_flight), float(latency_seconds), int(requests))
 
 
 def main() -> None:
@@ -246,22 +183,21 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=[*OWN_ENVIRONMENT], choices=[*OWN_ENVIRONMENT, *PEERS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=0, help="instants at which each way is killed")
+    parser.add_argument(
+        "--cases", nargs="*", type=case_of, default=CASES, metavar="IN_FLIGHT:LATENCY:REQUESTS"
+    )
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    rows(arguments.ways, arguments.rounds, arguments.work)
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.ways, work)
+    compare(bench, arguments.cases, arguments.rounds)
     draw = random.Random(0)  # noqa: S311
-    shares = [draw.uniform(0.1, 0.9) for _ in range(arguments.kills)]
-    requests = arguments.work / f"requests-{KILL_REQUESTS}.jsonl"
-    write_requests(requests, KILL_REQUESTS)
-    for way in arguments.ways if shares else ():
-        python = interpreter(way, arguments.work)
-        repeats = [
-            paid_twice(
-                Run(way, python, requests, arguments.work / "runs" / f"{way}-kill-{time.time_ns()}"), share
-            )
-            for share in shares
-        ]
-        print(f"{way}: paid twice of {KILL_REQUESTS}, killed at {len(shares)} instants: {repeats}")
+    kills = [
+        Kill(draw.uniform(0.1, 0.9), draw.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)
+    ]
+    for way in bench.ways if kills else ():
+        told = ", ".join(bench.paid_twice(way, kill) for kill in kills)
+        print(f"{way}: of {KILL_REQUESTS} paid twice, killed {len(kills)} times: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Crafts receive what is opened here, so that a test hands them a fake and patches
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from psychocounsel.llm.addresses import (
     LazyModel,
     resolved_base_url,
 )
+from psychocounsel.llm.batches import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.spending import Spending, budget_of
@@ -118,8 +121,17 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
 
 
 @contextmanager
-def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
-    """Yield the judge of a config; its replies are journalled in the store."""
+def open_judge(
+    config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool = False
+) -> Generator[Judge]:
+    """Yield the judge of a config; its replies are journalled in the store.
+
+    Args:
+        config: of the judge.
+        store: holds the journal.
+        stop: asked before each request.
+        may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
+    """
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
@@ -129,9 +141,16 @@ def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> G
     if config.endpoint is None:
         yield OfflineJudge(rubric)
         return
+    endpoint = config.endpoint
+    model = open_endpoint(endpoint, store)
+    settings = _judge_settings(config, endpoint, stop)
+    if may_wait and config.batch.enabled:
+        from psychocounsel.llm.batch_client import batch_road  # the client takes a second to import
+
+        road = batch_road(model, endpoint, config.batch, store.offline)
+        settings = replace(settings, ask=partial(ask_in_batches, road))
     with open_journal(store) as journal:
-        model = open_endpoint(config.endpoint, store)
-        yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
+        yield ChatJudge(model, rubric, journal, settings)
 
 
 def _weights(ref: str, store: Store) -> dict[str, Any]:
@@ -174,7 +193,9 @@ def _judge_settings(
     config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
 ) -> ChatJudgeSettings:
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
-    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint))
+    return ChatJudgeSettings(
+        asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint), ask_live
+    )
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from psychocounsel.llm.addresses import (
     resolved_base_url,
 )
 from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
-from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.preflight import CheckedModel
 from psychocounsel.store.store import Store
@@ -111,7 +110,7 @@ def existing_journal(store: Store) -> Journal:
     return Journal(path)
 
 
-def open_endpoint(endpoint: EndpointConfig, store: Store) -> ChatModel:
+def open_endpoint(endpoint: EndpointConfig, store: Store) -> FittedModel:
     """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
     from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
 

@@ -38,7 +38,8 @@ StageName = Literal[
     "report",
 ]
 RECIPE_FILE = "recipe.yaml"
-CORPUS = "corpus"
+SHARED = ("corpus", "judge")
+"""Blocks that several steps have; a `--set` of one reaches them all."""
 
 
 class StepConfig(Settings):
@@ -155,7 +156,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     Args:
         folder: holds `recipe.yaml` and the files it names.
         overrides: `seed=N`; `STEP.key=value`, where STEP is a config's file name without `.yaml`; or
-            `corpus.key=value`, which reaches every step that reads the corpus.
+            `corpus.key=value` and `judge.key=value`, which reach every step that has such a block.
 
     Raises:
         ConfigError: every fault of every file.
@@ -169,8 +170,9 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     for name, step in zip(names, recipe.steps, strict=True):
         prefix = f"{name}."
         mine = [text for text in overrides if text.startswith(prefix)]
-        if CORPUS in CONFIGS[step.stage].model_fields:
-            mine += [text for text in overrides if text.startswith(f"{CORPUS}.")]
+        for block in SHARED:
+            if block in CONFIGS[step.stage].model_fields:
+                mine += [text for text in overrides if text.startswith(f"{block}.")]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
         try:
             config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine], name)
@@ -186,7 +188,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
 def _require_known_steps(overrides: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
     for text in overrides:
         step = text.partition(".")[0]
-        known = [*names, CORPUS]
+        known = [*names, *SHARED]
         if text not in own and step not in known:
             close = difflib.get_close_matches(step, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known steps: {', '.join(known)}"

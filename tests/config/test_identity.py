@@ -11,6 +11,7 @@ from psychocounsel.config.base import Gate, Settings, SpeedKnob
 from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource, TopicsConfig
 from psychocounsel.config.models import (
     DEFAULT_JUDGE,
+    BatchConfig,
     ChatFormat,
     EndpointConfig,
     JudgeConfig,
@@ -63,6 +64,7 @@ KNOBS = {
     "EndpointConfig.requests_per_minute": 600,
     "EndpointConfig.tokens_per_minute": 90_000,
     "JudgeConfig.batch_size": 2,
+    "JudgeConfig.batch": BatchConfig(max_lines=5),
     "SamplingConfig.batch_size": 3,
     "OptimisationConfig.per_device_batch_size": 1,
     "OptimisationConfig.gradient_checkpointing": True,

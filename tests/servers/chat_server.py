@@ -212,7 +212,7 @@ class ChatServer:
         answer = self.script(body, request.number)
         await asyncio.sleep(answer.delay_seconds)
         if isinstance(answer, Reply):
-            answer = Fault(body=json.dumps(_completion(answer, request.number)).encode())
+            answer = Fault(body=json.dumps(completion_of(answer, request.number)).encode())
         open_still = await _send(line, answer)
         request.sent_at = time.monotonic()
         return open_still
@@ -239,7 +239,8 @@ async def _send(line: _Line, answer: Fault) -> bool:
     return not answer.cut
 
 
-def _completion(reply: Reply, number: int) -> dict[str, Any]:
+def completion_of(reply: Reply, number: int) -> dict[str, Any]:
+    """Return the body of a chat completion."""
     message = {"role": "assistant", "content": reply.text, "refusal": reply.refusal}
     usage = {
         "prompt_tokens": reply.prompt_tokens,

@@ -184,11 +184,13 @@ def _completion(body: Mapping[str, Any]) -> bytes:
     return json.dumps({**whole, "usage": _TOKENS}).encode()
 
 
-def _fill(schema: Mapping[str, Any], name: str = "") -> Any:
+def _fill(schema: Mapping[str, Any], name: str = "", definitions: Mapping[str, Any] | None = None) -> Any:
+    definitions = schema.get("$defs", {}) if definitions is None else definitions
+    schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     if "enum" in schema:
         return schema["enum"][len(schema["enum"]) // 2]
     if schema["type"] == "object":
-        return {name: _fill(part, name) for name, part in schema["properties"].items()}
+        return {name: _fill(part, name, definitions) for name, part in schema["properties"].items()}
     if schema["type"] == "integer":
         return schema.get("minimum", 3)
     return "@@" if name == "item_id" else "The counsellor listens, names the feeling and leaves the choice."

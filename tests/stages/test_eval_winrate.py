@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_server import BatchServer, Plan
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
 from miniature import write_rows
@@ -27,7 +28,7 @@ def evaluate(cli: Cli, miniature: Miniature, store: Path, *overrides: str) -> En
     return cli("eval-winrate", miniature.recipe / "eval-winrate.yaml", "--store", store, *sets)
 
 
-def judged_by(server: ChatServer) -> list[str]:
+def judged_by(server: ChatServer | BatchServer) -> list[str]:
     return [
         "judge.backend=endpoint",
         "judge.endpoint.model=scripted-judge-2025-01-01",
@@ -77,6 +78,15 @@ def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli,
     assert metrics["flip_rate"]["estimate"] == 1.0
     assert (metrics["wins"], metrics["ties"], metrics["losses"]) == (0, 8, 0)
     assert "win rate 50.0%" in ended.out
+
+
+def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store: Path) -> None:
+    quick = "judge.batch={enabled: true, first_poll_seconds: 0.02, longest_poll_seconds: 0.1}"
+    with BatchServer(Plan(script=always_first)) as server:
+        sets = [*judged_by(server), "judge.endpoint.replies=json_schema", quick]
+        assert evaluate(cli, miniature, store, *sets).code == 0
+        assert (sum(server.bill().values()), len(server.live)) == (16, 0)
+    assert newest(store).metrics["win_rate"]["estimate"] == 0.5
 
 
 @pytest.mark.parametrize(("preferred", "rate"), [("policy", 1.0), ("reference", 0.0)])

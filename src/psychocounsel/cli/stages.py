@@ -26,6 +26,12 @@ RetryFailed = Annotated[
     typer.Option("--retry-failed", help="Ask again what failed in sealed results; new artifacts are made."),
 ]
 
+Batch = Annotated[
+    bool,
+    typer.Option("--batch", help="Ask the judge in batches: half the price, an answer within a day."),
+]
+IN_BATCHES = "judge.batch.enabled=true"
+
 RETRYING: tuple["StageName", ...] = ("build-preferences", "eval-winrate")
 STAGES: dict["StageName", str] = {
     "make-base-model": "Make a tiny Llama 3 on this machine.\n\n"
@@ -54,6 +60,7 @@ def add_to(app: typer.Typer) -> None:
 def run(
     recipe: Recipe,
     sets: Sets = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
@@ -65,7 +72,8 @@ def run(
     from psychocounsel import recipe as recipes
 
     _go_offline(offline)
-    steps = recipes.load_recipe(recipes.recipe_folder(recipe), sets or [])
+    changes = [*(sets or []), *([IN_BATCHES] if batch else [])]
+    steps = recipes.load_recipe(recipes.recipe_folder(recipe), changes)
     opened = open_store(store, offline)
     if dry_run:
         for planned in recipes.plan_recipe(steps, opened):
@@ -100,16 +108,18 @@ def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
 def retrying_command(stage: "StageName", text: str) -> Callable[..., None]:
     """Return the command of a stage that asks models, some of which may fail."""
 
-    def command(
+    def command(  # noqa: PLR0913, every option of a command is a parameter
         config: Config,
         sets: Sets = None,
         retry_failed: RetryFailed = False,
+        batch: Batch = False,
         dry_run: DryRun = False,
         offline: Offline = False,
         store: StoreFolder = DEFAULT_STORE,
     ) -> None:
         retry = ["retry_failed=true"] if retry_failed else []
-        _run_stage(stage, config, [*(sets or []), *retry], dry_run, open_store(store, offline))
+        batches = [IN_BATCHES] if batch else []
+        _run_stage(stage, config, [*(sets or []), *retry, *batches], dry_run, open_store(store, offline))
 
     command.__doc__ = text
     return command

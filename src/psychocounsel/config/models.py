@@ -63,6 +63,28 @@ class EndpointConfig(Settings):
         return settings if self.replies != "auto" else {k: v for k, v in settings.items() if k != "replies"}
 
 
+class BatchConfig(Settings):
+    """How requests go through a provider's batch endpoint: half the price, an answer within a day.
+
+    A file holds at most `max_lines` requests and `max_file_mb` megabytes. File after file is submitted while
+    the prompts with the provider have fewer than `enqueued_tokens`; null, and the provider says when it has
+    enough. Batches are looked at every `first_poll_seconds`, more and more seldom, at last every
+    `longest_poll_seconds`. A batch of which nobody knows whether the provider took it is looked for in its
+    list for `settle_seconds` before it is submitted again. `forget_lost` asks again what stands in batches
+    that the provider no longer knows.
+    """
+
+    enabled: bool = False
+    max_lines: Annotated[int, Field(gt=0, le=50_000)] = 50_000
+    max_file_mb: Annotated[float, Field(gt=0, le=200)] = 64.0
+    enqueued_tokens: PositiveInt | None = None
+    first_poll_seconds: PositiveFloat = 5.0
+    longest_poll_seconds: PositiveFloat = 60.0
+    settle_seconds: NonNegativeFloat = 60.0
+    transfer_timeout_seconds: PositiveFloat = 600.0
+    forget_lost: bool = False
+
+
 class ChatFormat(Settings):
     """How a speech becomes a prompt, the same for a model on this machine and one behind an endpoint.
 
@@ -139,7 +161,8 @@ class JudgeConfig(Settings):
 
     `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. An endpoint that
     names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model` is that of
-    `backend: local`: an artifact, a folder, or `hub:owner/name@revision`.
+    `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. `batch` is another road to the
+    same replies.
     """
 
     backend: Literal["offline", "endpoint", "local"] = "offline"
@@ -147,6 +170,7 @@ class JudgeConfig(Settings):
     endpoint: EndpointConfig | None = None
     model: str | None = None
     batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
+    batch: Annotated[BatchConfig, SpeedKnob()] = BatchConfig()
     temperature: NonNegativeFloat | None = 0.0
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
@@ -161,6 +185,8 @@ class JudgeConfig(Settings):
     def _offline_takes_no_endpoint(self) -> "JudgeConfig":
         if self.backend != "endpoint" and self.endpoint is not None:
             raise ValueError(f"backend: {self.backend} takes no endpoint block")
+        if self.backend != "endpoint" and self.batch.enabled:
+            raise ValueError(f"backend: {self.backend} has no batches; --batch needs backend: endpoint")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
         return self

@@ -27,7 +27,7 @@ from psychocounsel.judging.prompting import (
 )
 from psychocounsel.judging.rubric import Rubric
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
-from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop, owed_places
+from psychocounsel.llm.engine import AskAll, AskPolicy, ask_all, never_stop, owed_places
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.spending import Budget, Spending
 
@@ -53,6 +53,7 @@ class ChatJudgeSettings:
         concurrency: requests in flight.
         stop: asked before each request; once true, nothing new is asked.
         budget: counts what the replies cost, and sets their limit.
+        ask: the road to the model: live, or in batches.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -60,6 +61,7 @@ class ChatJudgeSettings:
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
     budget: Budget | None = None
+    ask: AskAll = ask_all
 
 
 class ChatJudge:
@@ -174,7 +176,7 @@ class ChatJudge:
             self._reader,
             settings.budget,
         )
-        return ask_all(self._model, [item.request for item in asked], self._journal, policy)
+        return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
 
     def _read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         return parse_ratings(reply.text, self._rubric, asked.item_id)

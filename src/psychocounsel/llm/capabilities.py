@@ -50,6 +50,14 @@ class Endpoint(ChatModel, Protocol):
         """Return what the models endpoint lists; None where there is no such list."""
         ...
 
+    async def check(self) -> None:
+        """Raise what is wrong with the model, as far as it can be told before the first request."""
+        ...
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request."""
+        ...
+
 
 class Capabilities:
     """What is known of servers, in a JSON file: `{"MODEL at BASE_URL": "json_schema"}`."""
@@ -109,6 +117,22 @@ class FittedModel:
     def identity(self) -> Mapping[str, str]:
         """The identity of the endpoint."""
         return self._endpoint.identity
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the server can do."""
+        return self._known is not None
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request, as far as is known what the server can do."""
+        return self._endpoint.body(fitted(request, self._known or Replies.JSON_SCHEMA))
+
+    async def check(self) -> None:
+        """Raise what is wrong with the model, as `ask` would; connections are closed again."""
+        try:
+            await self._endpoint.check()
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections; what was learned stays."""

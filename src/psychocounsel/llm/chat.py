@@ -119,7 +119,8 @@ class ChatReply:
     `VALID` says that the text is there and finished, not that it says what was asked for: that is the
     parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
     nothing was answered after bounded retries. `model` is the name that the reply itself gives;
-    `cached_tokens` are those of the prompt that the provider read from its prefix cache.
+    `cached_tokens` are those of the prompt that the provider read from its prefix cache; `batched` says that
+    it was paid at the price of a batch.
     """
 
     status: ReplyStatus
@@ -129,6 +130,7 @@ class ChatReply:
     completion_tokens: int
     reason: str = ""
     cached_tokens: int = 0
+    batched: bool = False
 
     @property
     def answered(self) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
@@ -69,6 +70,10 @@ class AskPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
             raise ValueError("max_attempts and concurrency are at least 1")
+
+
+AskAll: TypeAlias = Callable[[ChatModel, Sequence[ChatRequest], Journal, AskPolicy], list[ChatReply]]
+"""A road to replies; what it returns and raises is as `ask_all` says."""
 
 
 def ask_all(

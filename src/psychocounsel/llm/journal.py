@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,71 +19,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
-
-_SCHEMA_VERSION = 2
-_BUSY_TIMEOUT_SECONDS = 30.0
-_CREATE = """
-CREATE TABLE IF NOT EXISTS replies (
-    digest TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    status TEXT NOT NULL,
-    text BLOB NOT NULL,
-    model BLOB NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    reason BLOB NOT NULL,
-    created_at TEXT NOT NULL,
-    checksum BLOB NOT NULL,
-    cached_tokens INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (digest, attempt)
+from psychocounsel.llm.journal_rows import (
+    COUNTS,
+    CREATE,
+    CREATE_BROKEN_LINES,
+    CREATE_READINGS,
+    DIGESTS_AT_ONCE,
+    FROM_VERSION_1,
+    FROM_VERSION_2,
+    INSERT,
+    INSERT_BROKEN_LINE,
+    INSERT_SEVERAL,
+    IS_KNOWN,
+    NEXT_ATTEMPT,
+    NEXT_ATTEMPTS,
+    ROWS_AT_ONCE,
+    SELECT,
+    SELECT_ALL,
+    SELECT_BROKEN_LINES,
+    SELECT_SEVERAL,
+    SETTLED,
+    as_reply,
+    as_row,
+    checksum,
 )
-"""
-_FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
-_CREATE_READINGS = """
-CREATE TABLE IF NOT EXISTS readings (
-    reader TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    PRIMARY KEY (reader, digest)
-) WITHOUT ROWID
-"""
-_CREATE_BROKEN_LINES = """
-CREATE TABLE IF NOT EXISTS broken_lines (
-    digest TEXT NOT NULL,
-    created_at TEXT NOT NULL,
-    checksum BLOB NOT NULL,
-    PRIMARY KEY (digest, created_at)
-) WITHOUT ROWID
-"""
-_SELECT_BROKEN_LINES = "SELECT digest, created_at, checksum FROM broken_lines ORDER BY digest, created_at"
-_INSERT_BROKEN_LINE = "INSERT OR IGNORE INTO broken_lines VALUES (?, ?, ?)"
-_SETTLED = """
-SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
-    (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
-"""
-_COLUMNS = """
-digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens
-"""
-_NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
-_IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
-_NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
-_ROWS_AT_ONCE = 60
-_INSERT_SEVERAL = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES "  # noqa: S608
-_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-_SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
-_DIGESTS_AT_ONCE = 200
-_SELECT_SEVERAL = f"""
-SELECT {_COLUMNS}, checksum FROM replies WHERE digest IN ({", ".join("?" * _DIGESTS_AT_ONCE)})
-ORDER BY attempt
-"""  # noqa: S608
-_SELECT_ALL = f"SELECT {_COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
-_COUNTS = """
-SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
-"""
 
-_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int]
+_SCHEMA_VERSION = 3
+_BUSY_TIMEOUT_SECONDS = 30.0
+Claim: TypeAlias = Callable[[sqlite3.Connection, str], bool]
 
 
 class Entry(NamedTuple):
@@ -166,22 +131,22 @@ class Journal:
     def replies(self, digest: str) -> list[ChatReply]:
         """Return the intact replies to the request with this digest, oldest attempt first."""
         with self._turn, self._explained():
-            rows = self._connection.execute(_SELECT, (digest,)).fetchall()
-        intact = [row[:-1] for row in rows if _checksum(row[:-1]) == row[-1]]
+            rows = self._connection.execute(SELECT, (digest,)).fetchall()
+        intact = [row[:-1] for row in rows if checksum(row[:-1]) == row[-1]]
         self.damaged_rows += len(rows) - len(intact)
-        return [_reply(row) for row in intact]
+        return [as_reply(row) for row in intact]
 
     def replies_to(self, digests: Iterable[str]) -> Iterator[list[ChatReply]]:
         """Yield what `replies` returns for each digest, in their order; many are read at once."""
         remaining = iter(digests)
-        while several := list(islice(remaining, _DIGESTS_AT_ONCE)):
+        while several := list(islice(remaining, DIGESTS_AT_ONCE)):
             kept = {digest: list[ChatReply]() for digest in several}
-            filled = (*several, *[None] * (_DIGESTS_AT_ONCE - len(several)))
+            filled = (*several, *[None] * (DIGESTS_AT_ONCE - len(several)))
             with self._turn, self._explained():
-                rows = self._connection.execute(_SELECT_SEVERAL, filled).fetchall()
+                rows = self._connection.execute(SELECT_SEVERAL, filled).fetchall()
             for values in rows:
-                if _checksum(values[:-1]) == values[-1]:
-                    kept[values[0]].append(_reply(values[:-1]))
+                if checksum(values[:-1]) == values[-1]:
+                    kept[values[0]].append(as_reply(values[:-1]))
                 else:
                     self.damaged_rows += 1
             yield from (kept[digest] for digest in several)
@@ -190,8 +155,15 @@ class Journal:
         """Keep one reply; it is on disk when this returns."""
         self.record_many([Entry(digest, reply)])
 
-    def record_many(self, entries: Iterable[Entry]) -> None:
+    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         """Keep several replies in one commit: all are on disk when this returns, or none is.
+
+        Args:
+            entries: the replies.
+            claim: asked for each digest within that commit; a reply that it declines is not kept.
+
+        Returns:
+            Those that were kept.
 
         Raises:
             ValueError: an `ERROR` reply is among them; nothing was answered, so there is nothing to keep.
@@ -201,24 +173,33 @@ class Journal:
             raise ValueError("a reply that was never answered is not journalled")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._turn, self._explained(), self._transaction():
-            for start in range(0, len(kept), _ROWS_AT_ONCE):
-                self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
+            if claim is not None:
+                kept = [entry for entry in kept if claim(self._connection, entry.digest)]
+            for start in range(0, len(kept), ROWS_AT_ONCE):
+                self._insert(kept[start : start + ROWS_AT_ONCE], created_at)
+        return kept
 
     def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
         """Insert with two statements: each gives the interpreter away, and a busy event loop takes it."""
         attempts = self._next_attempts({digest for digest, _ in entries})
         values: list[object] = []
         for digest, reply in entries:
-            row = _row(digest, attempts[digest], reply, created_at)
+            row = as_row(digest, attempts[digest], reply, created_at)
             attempts[digest] += 1
-            values += (*row, _checksum(row))
+            values += (*row, checksum(row))
         marks = f"({', '.join('?' * (len(values) // len(entries)))})"
-        self._connection.execute(_INSERT_SEVERAL + ", ".join([marks] * len(entries)), values)
+        self._connection.execute(INSERT_SEVERAL + ", ".join([marks] * len(entries)), values)
 
     def _next_attempts(self, digests: Set[str]) -> dict[str, int]:
-        query = _NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
+        query = NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
         known = self._connection.execute(query, tuple(digests)).fetchall()
         return dict.fromkeys(digests, 0) | dict(known)
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """Yield the connection, for tables beside the replies: all that is done there is kept, or nothing."""
+        with self._turn, self._explained(), self._transaction():
+            yield self._connection
 
     def settled(self, reader: str) -> set[str]:
         """Return the digests of all requests that have a reply which this reader once accepted.
@@ -227,7 +208,7 @@ class Journal:
             reader: names the rule by which replies are accepted; another rule, another name.
         """
         with self._turn, self._explained():
-            return {digest for (digest,) in self._connection.execute(_SETTLED, (reader,))}
+            return {digest for (digest,) in self._connection.execute(SETTLED, (reader,))}
 
     def settle(self, reader: str, digests: Iterable[str]) -> None:
         """Remember that a reader accepted a reply to each of these requests."""
@@ -239,21 +220,21 @@ class Journal:
     def rows(self) -> Iterator[JournalRow | None]:
         """Yield every reply, by request and attempt; None in the place of a damaged one."""
         with self._turn, self._explained():
-            for values in self._connection.execute(_SELECT_ALL):
+            for values in self._connection.execute(SELECT_ALL):
                 row = values[:-1]
-                intact = _checksum(row) == values[-1]
-                yield JournalRow(row[0], row[1], _reply(row), row[8]) if intact else None
+                intact = checksum(row) == values[-1]
+                yield JournalRow(row[0], row[1], as_reply(row), row[8]) if intact else None
 
     def record_broken_line(self, digest: str) -> None:
         """Keep that a request was sent and no answer came; it is on disk when this returns."""
         line = BrokenLine(digest, datetime.now(UTC).isoformat(timespec="microseconds"))
         with self._turn, self._explained(), self._transaction():
-            self._connection.execute(_INSERT_BROKEN_LINE, (*line, _line_checksum(line)))
+            self._connection.execute(INSERT_BROKEN_LINE, (*line, _line_checksum(line)))
 
     def broken_lines(self) -> list[BrokenLine | None]:
         """Return every broken line, by request and time; None in the place of a damaged one."""
         with self._turn, self._explained():
-            rows = self._connection.execute(_SELECT_BROKEN_LINES).fetchall()
+            rows = self._connection.execute(SELECT_BROKEN_LINES).fetchall()
         told = [(BrokenLine(*row[:2]), row[2]) for row in rows]
         return [line if _line_checksum(line) == checksum else None for line, checksum in told]
 
@@ -267,21 +248,21 @@ class Journal:
             for each in rows:
                 if isinstance(each, BrokenLine):
                     line = (*each, _line_checksum(each))
-                    taken += self._connection.execute(_INSERT_BROKEN_LINE, line).rowcount
+                    taken += self._connection.execute(INSERT_BROKEN_LINE, line).rowcount
                     continue
-                row = _row(each.digest, each.attempt, each.reply, each.created_at)
+                row = as_row(each.digest, each.attempt, each.reply, each.created_at)
                 same = (each.digest, row[3], each.created_at)
-                if self._connection.execute(_IS_KNOWN, same).fetchone() is None:
-                    (attempt,) = self._connection.execute(_NEXT_ATTEMPT, (each.digest,)).fetchone()
+                if self._connection.execute(IS_KNOWN, same).fetchone() is None:
+                    (attempt,) = self._connection.execute(NEXT_ATTEMPT, (each.digest,)).fetchone()
                     row = (row[0], attempt, *row[2:])
-                    self._connection.execute(_INSERT, (*row, _checksum(row)))
+                    self._connection.execute(INSERT, (*row, checksum(row)))
                     taken += 1
         return taken
 
     def summary(self) -> JournalSummary:
         """Return the counts of everything kept, damaged rows included."""
         with self._turn, self._explained():
-            counts = self._connection.execute(_COUNTS).fetchall()
+            counts = self._connection.execute(COUNTS).fetchall()
             (requests,) = self._connection.execute("SELECT COUNT(DISTINCT digest) FROM replies").fetchone()
         return JournalSummary(
             replies=sum(row[1] for row in counts),
@@ -304,11 +285,13 @@ class Journal:
                         remedy="use the newer version of psychocounsel that wrote it",
                     )
                 if version == 1:
-                    self._connection.execute(_FROM_VERSION_1)
-                self._connection.execute(_CREATE)
-                self._connection.execute(_CREATE_READINGS)
+                    self._connection.execute(FROM_VERSION_1)
+                if version in (1, 2):
+                    self._connection.execute(FROM_VERSION_2)
+                self._connection.execute(CREATE)
+                self._connection.execute(CREATE_READINGS)
                 # Older programs read the replies as before, so this table raises no version.
-                self._connection.execute(_CREATE_BROKEN_LINES)
+                self._connection.execute(CREATE_BROKEN_LINES)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
     @contextmanager
@@ -362,40 +345,6 @@ def _make_private(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
-
-
-def _row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> _Row:
-    # Bytes, for SQLite refuses text with lone surrogates, and a paid reply is kept whatever it holds.
-    return (
-        digest,
-        attempt,
-        str(reply.status),
-        reply.text.encode("utf-8", "surrogatepass"),
-        reply.model.encode("utf-8", "surrogatepass"),
-        reply.prompt_tokens,
-        reply.completion_tokens,
-        reply.reason.encode("utf-8", "surrogatepass"),
-        created_at,
-        reply.cached_tokens,
-    )
-
-
-def _reply(row: _Row) -> ChatReply:
-    return ChatReply(
-        status=ReplyStatus(row[2]),
-        text=row[3].decode("utf-8", "surrogatepass"),
-        model=row[4].decode("utf-8", "surrogatepass"),
-        prompt_tokens=row[5],
-        completion_tokens=row[6],
-        reason=row[7].decode("utf-8", "surrogatepass"),
-        cached_tokens=row[9],
-    )
-
-
-def _checksum(row: _Row) -> bytes:
-    # Rows of format 1 had no cached tokens, and their checksums stay as they are.
-    told = row if row[9] else row[:9]
-    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
 
 
 def _line_checksum(line: BrokenLine) -> bytes:

@@ -51,6 +51,7 @@ def _as_line(row: JournalRow | BrokenLine) -> dict[str, Any]:
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
         "cached_tokens": reply.cached_tokens,
+        "batched": reply.batched,
         "text": reply.text,
         "reason": reply.reason,
     }
@@ -83,8 +84,11 @@ def _row(values: Mapping[str, Any]) -> JournalRow | None:
     counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
     if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
         return None
+    if not isinstance(values.get("batched", False), bool):
+        return None
+    batched = values.get("batched", False)  # files of older versions do not say
     reply = ChatReply(
-        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens
+        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens, batched
     )
     return JournalRow(digest, attempt, reply, created_at)
 

@@ -9,7 +9,6 @@ time, the server may have done the work: that is counted as maybe paid.
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,13 +27,13 @@ from psychocounsel.llm.addresses import (
     require_reachable,
     resolved_base_url,
 )
+from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
-_DUMMY_KEY = "no-key-needed"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _FILTERED = frozenset({"content_filter", "content_policy_violation"})
@@ -283,6 +282,13 @@ class OpenAIChatModel:
         said = self._quoted(error)
         return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
 
+    async def check(self) -> None:
+        """Return: nothing is known of the model before it is asked."""
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request, whichever road it takes."""
+        return self._body(request)
+
     def _body(self, request: ChatRequest) -> bytes:
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
@@ -301,23 +307,7 @@ class OpenAIChatModel:
         return _as_json(body)
 
     def _key(self) -> str:
-        variable = self._endpoint.api_key_env
-        key = os.environ.get(variable, "").strip()
-        if not key and self._loopback:
-            return _DUMMY_KEY
-        if not key:
-            raise ConfigError(
-                f"the environment variable {variable} holds no API key",
-                where="endpoint.api_key_env",
-                remedy=f"export {variable}=..., or name the variable that holds the key for {self._base_url}",
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ConfigError(
-                f"the API key in {variable} has characters that no key has (a space, a line break)",
-                where="endpoint.api_key_env",
-                remedy="copy the key again",
-            )
-        return key
+        return api_key(self._endpoint)
 
 
 def _said(error: openai.APIStatusError) -> str:

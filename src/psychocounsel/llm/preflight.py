@@ -31,6 +31,10 @@ class CheckedModel:
         """Return what the endpoint lists."""
         return await self._endpoint.listed_models()
 
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request."""
+        return self._endpoint.body(request)
+
     async def aclose(self) -> None:
         """Close the connections of the present event loop."""
         await self._endpoint.aclose()
@@ -42,11 +46,15 @@ class CheckedModel:
         Raises:
             EndpointError: the endpoint does not list the model, or lists it as shut down.
         """
+        await self.check()
+        return await self._endpoint.ask(request)
+
+    async def check(self) -> None:
+        """Read the list once; errors as those of `ask`."""
         if not self._is_checked:
             async with self._turn:
                 if not self._is_checked:
                     await self._check()
-        return await self._endpoint.ask(request)
 
     async def _check(self) -> None:
         listed = await self.listed_models()

@@ -25,6 +25,10 @@ class Tokens(NamedTuple):
         """Return the sum."""
         return Tokens(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
+    def less(self, other: "Tokens") -> "Tokens":
+        """Return the difference."""
+        return Tokens(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
 
 class Price(NamedTuple):
     """US dollars per million tokens, and where the figures stand."""
@@ -38,6 +42,10 @@ class Price(NamedTuple):
         """Return what the tokens cost, in US dollars."""
         fresh = (tokens.prompt - tokens.cached) * self.prompt
         return (fresh + tokens.cached * self.cached + tokens.completion * self.completion) / MILLION
+
+    def batch_cost(self, tokens: Tokens) -> Decimal:
+        """Return what the tokens cost in a batch, in US dollars; a cached prefix is no cheaper."""
+        return self.cost(tokens._replace(cached=0)) * BATCH_SHARE
 
 
 def price_of(endpoint: EndpointConfig) -> Price | None:

@@ -14,21 +14,42 @@ from typing import Any, NamedTuple
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, IncompleteError
 from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.prices import Price, Tokens, price_of
+from psychocounsel.llm.prices import BATCH_SHARE, Price, Tokens, price_of
 from psychocounsel.llm.retry import RetryPolicy
 from psychocounsel.llm.token_counts import TokenCounter
 
 
 class Spent(NamedTuple):
-    """Calls that were answered by one model, as it names itself, and their tokens."""
+    """Calls that were answered by one model, as it names itself, and their tokens; those in batches again."""
 
     calls: int = 0
     tokens: Tokens = Tokens()
+    batched_calls: int = 0
+    batched: Tokens = Tokens()
 
     def with_reply(self, reply: ChatReply) -> "Spent":
         """Return the sum with one reply more."""
         tokens = Tokens(reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
-        return Spent(self.calls + 1, self.tokens.plus(tokens))
+        one = Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens)
+        return self.plus(one)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Return the sum."""
+        return Spent(
+            self.calls + other.calls,
+            self.tokens.plus(other.tokens),
+            self.batched_calls + other.batched_calls,
+            self.batched.plus(other.batched),
+        )
+
+    def cost(self, price: Price) -> Decimal:
+        """Return what the calls cost in US dollars."""
+        return price.cost(self.tokens.less(self.batched)) + price.batch_cost(self.batched)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the shape in which `metrics.json` holds it."""
+        batched = {"batched_calls": self.batched_calls} if self.batched_calls else {}
+        return {"calls": self.calls, **self.tokens._asdict(), **batched}
 
 
 @dataclass
@@ -60,7 +81,7 @@ class Spending:
         """Return what the calls of a book cost in US dollars; None without a price."""
         if self.price is None:
             return None
-        return sum((self.price.cost(each.tokens) for each in book.values()), Decimal(0))
+        return sum((each.cost(self.price) for each in book.values()), Decimal(0))
 
     @property
     def total(self) -> Decimal:
@@ -72,14 +93,10 @@ class Spending:
         """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""
         together = dict(self.kept)
         for model, spent in self.new.items():
-            before = together.get(model, Spent())
-            together[model] = Spent(before.calls + spent.calls, before.tokens.plus(spent.tokens))
+            together[model] = together.get(model, Spent()).plus(spent)
         cost = self.cost(together)
         return {
-            "models": {
-                model: {"calls": together[model].calls, **together[model].tokens._asdict()}
-                for model in sorted(together)
-            },
+            "models": {model: together[model].as_dict() for model in sorted(together)},
             "cost_usd": None if cost is None else float(round(cost, 6)),
             "price_from": "" if self.price is None else self.price.source,
             **self._maybe_as_dict(),
@@ -141,7 +158,7 @@ class Budget:
         worst = self._worst(request) * self._tries
         while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
             if not self._reserved:
-                raise self._refusal(worst)
+                raise self.refusal(worst)
             self._freed.clear()
             await self._freed.wait()
         self._reserved[digest] = worst
@@ -166,12 +183,41 @@ class Budget:
         self._reserved.pop(digest, None)
         self._freed.set()
 
+    def worst_in_batch(self, request: ChatRequest) -> Decimal:
+        """Return what a request costs at most in a batch, in US dollars; 0 where there is no limit."""
+        return Decimal(0) if self._max_cost is None else self._worst(request) * BATCH_SHARE
+
+    def require(self, request: ChatRequest) -> None:
+        """Return if one live request fits now.
+
+        Raises:
+            IncompleteError: it does not.
+        """
+        worst = self._worst(request) * self._tries
+        if not self.fits(worst):
+            raise self.refusal(worst)
+
+    def fits(self, worst: Decimal) -> bool:
+        """Whether so much more stays within the limit, beside all that is held."""
+        if self._max_cost is None:
+            return True
+        return self.spending.total + sum(self._reserved.values()) + worst <= self._max_cost
+
+    def hold(self, name: str, worst: Decimal) -> None:
+        """Reckon with so much until `release`; asked nobody whether it fits, for it may be paid already."""
+        self._reserved[name] = worst
+
+    def release(self, name: str) -> None:
+        """Give back what was held under a name."""
+        self._reserved.pop(name, None)
+
     def _worst(self, request: ChatRequest) -> Decimal:
         if self.spending.price is None:
             return Decimal(0)
         return self.spending.price.cost(Tokens(self._counter.at_most(request), 0, request.max_tokens))
 
-    def _refusal(self, worst: Decimal) -> IncompleteError:
+    def refusal(self, worst: Decimal) -> IncompleteError:
+        """Return the error of a request that does not fit."""
         return IncompleteError(
             f"the next request could cost ${worst:.4f}, and with ${self.spending.total:.4f} spent "
             f"the limit of ${self._max_cost:f} would be passed",

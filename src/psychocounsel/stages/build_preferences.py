@@ -232,7 +232,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(draft.parent("speeches")))}
     candidates = distinct_candidates(store, draft.plan.parents)
     items = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    with open_judge(config.judge, store, stop) as judge:
+    with open_judge(config.judge, store, stop, may_wait=True) as judge:
         with progress("judging responses", len(items)) as advance:
             judgements = judge.rate(items, advance)
         draft.notes["judge"] = judge.name

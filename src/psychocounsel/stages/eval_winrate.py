@@ -163,7 +163,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     reference = _by_speech(store, draft, "reference")
     compared = Compared.of(speeches, policy, reference)
     both = len(compared.forward)
-    with open_judge(config.judge, store, stop) as judge:
+    with open_judge(config.judge, store, stop, may_wait=True) as judge:
         with progress("comparing answers, both orders", 2 * both) as advance:
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)

@@ -1,0 +1,336 @@
+"""Owed requests -> batches -> journalled replies: submit, watch, collect, and begin where a run was killed.
+
+Whatever may be paid is written down first: a shard before its upload, and once more just before its batch is
+made. A run that finds it there afterwards looks through the provider's list before it submits anything again.
+"""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import count, islice
+from typing import NamedTuple
+
+from psychocounsel.console import LINE_EVERY_SECONDS
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted
+from psychocounsel.llm.batch_drafts import Draft, Drafts
+from psychocounsel.llm.batch_files import Outcome, read_output
+from psychocounsel.llm.batch_items import Items
+from psychocounsel.llm.batch_ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batch_provider import (
+    FULL_QUEUE,
+    AwayError,
+    Batch,
+    BatchRoad,
+    LostAnswerError,
+    UnknownBatchError,
+)
+from psychocounsel.llm.chat import RefusedRequestError
+from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.journal import Entry
+from psychocounsel.llm.token_counts import TokenCounter
+
+_LINES_PER_COMMIT = 1_000
+_POLL_GROWTH = 1.5
+_STOP_EVERY_SECONDS = 0.2
+_CLOCK_SLACK_SECONDS = 86_400.0
+"""By how much the provider's clock may be behind ours."""
+_MOST_LOST_POLLS = 30
+_MOST_ORDERS = 3
+_AGAIN = "run the same command again: it picks them up, and pays for none twice"
+
+
+class _Running(NamedTuple):
+    """A shard with the provider; `digests` are those of its requests that this run waits for."""
+
+    shard: Shard
+    digests: set[str]
+    tokens: int
+
+
+class BatchRun:
+    """One run over what is owed; made and used within one event loop."""
+
+    def __init__(self, road: BatchRoad, items: Items, ledger: BatchLedger, policy: AskPolicy) -> None:
+        self._road, self._limits = road, road.limits
+        self._items, self._ledger, self._policy = items, ledger, policy
+        counter = TokenCounter(items.model)
+        self._drafts = Drafts(items.request, road.body, road.limits, counter, policy.budget)
+        self._id = uuid.uuid4().hex[:16]
+        self._numbers = count(1)
+        self._running: dict[str, _Running] = {}
+        self._answered: dict[str, int] = {}
+        self._poll_seconds = road.limits.first_poll_seconds
+        self._lost_polls = 0
+        self._told_at = float("-inf")
+        self._told_batches = 0
+
+    async def work(self, owed: Sequence[str]) -> None:
+        """Return when nothing more comes of any item; errors as those of `ask_in_batches`."""
+        self._go_on()
+        self._provider = self._road.connect()
+        self._drafts.pending.extend(owed)
+        try:
+            await self._provider.require_batches()
+            await self._road.check()
+            while self._drafts.pending or self._running:
+                await self._submit()
+                self._report()
+                await self._pause(self._poll_seconds)
+                await self._look()
+        except (EndpointError, IncompleteError):
+            if self._running:
+                self._road.tell(f"{len(self._running)} batches go on at the provider; {_AGAIN}")
+            raise
+        finally:
+            self._items.settle()
+            await self._provider.aclose()
+
+    # What earlier runs left.
+
+    async def _adopt(self) -> None:
+        """Take over the shards that hold what we are owed."""
+        unknown = [each for each in self._ledger.unfinished() if each.id not in self._running]
+        for shard in unknown:
+            ours = self._ledger.members(shard.id).intersection(self._drafts.pending)
+            if not ours:
+                continue
+            batch = await self._batch_of(shard)
+            if batch:
+                self._drafts.remove(ours)
+                self._begin(shard._replace(batch=batch), ours)
+            else:
+                self._ledger.close(shard.id, ShardState.VOID)
+
+    async def _batch_of(self, shard: Shard) -> str:
+        """Return the name of a shard's batch; empty if none was made."""
+        if shard.state is not ShardState.SENDING:
+            return shard.batch
+        return await self._find(shard)
+
+    async def _find(self, shard: Shard, known: str = "", orders: int = 1) -> str:
+        """Look through the provider's list for a batch that may exist; empty if there is none.
+
+        After several orders there may be twins: all is waited for, one is kept and the others are cancelled.
+        """
+        until = min(shard.changed_at, time.time()) + self._limits.settle_seconds
+        while True:
+            is_last = time.time() >= until
+            listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
+            ours = sorted((each.created_at, each.id) for each in listed if each.carries(shard.metadata))
+            if is_last or (ours and orders == 1):
+                break
+            await self._pause(min(self._limits.first_poll_seconds, self._limits.settle_seconds))
+        names = [batch for _, batch in ours]
+        made = names if not known or known in names else [*names, known]
+        for twin in made[1:]:
+            await self._provider.cancel(twin)
+        if made:
+            self._ledger.advance(shard.id, ShardState.RUNNING, made[0])
+        return made[0] if made else ""
+
+    # What is submitted.
+
+    async def _submit(self) -> None:
+        """Take over what there is, and submit the rest as far as there is room."""
+        if not self._drafts.pending:
+            return
+        with self._ledger.turn() as is_ours:
+            # One run at a time: whatever another has only intended, it left there when it died.
+            if is_ours:
+                await self._adopt()
+                await self._submit_what_fits()
+
+    async def _submit_what_fits(self) -> None:
+        while self._drafts.pending:
+            self._go_on()
+            draft = self._drafts.next(sum(each.tokens for each in self._running.values()))
+            if draft is None:
+                return
+            await self._send(draft)
+            self._poll_seconds = self._limits.first_poll_seconds
+
+    async def _send(self, draft: Draft) -> None:
+        sha256 = hashlib.sha256(draft.content).hexdigest()
+        shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(draft.digests))
+        self._ledger.intend(shard, draft.digests)
+        try:
+            file_id = await self._provider.upload(f"{shard.id}.jsonl", draft.content)
+        except (EndpointError, AwayError):
+            self._ledger.close(shard.id, ShardState.VOID)
+            raise
+        batch = await self._make(shard, file_id)
+        self._begin(shard._replace(batch=batch), set(draft.digests))
+
+    async def _make(self, shard: Shard, file_id: str) -> str:
+        """Return the name of a new batch, which is noted."""
+        for orders in range(1, _MOST_ORDERS + 1):
+            self._ledger.advance(shard.id, ShardState.SENDING)
+            made = await self._order(shard, file_id)
+            if made and orders == 1:
+                self._ledger.advance(shard.id, ShardState.RUNNING, made)
+                return made
+            found = await self._find(shard._replace(changed_at=time.time()), made, orders)
+            if found:
+                return found
+        raise AwayError(
+            "the provider took an order for a batch several times, and answered none",
+            where=self._provider.base_url,
+            remedy="run the same command again later; it looks for them first",
+        )
+
+    async def _order(self, shard: Shard, file_id: str) -> str:
+        """Return the name of the batch that the provider makes; empty if no answer came."""
+        try:
+            return (await self._provider.create(file_id, shard.metadata)).id
+        except LostAnswerError:
+            return ""
+        except (EndpointError, AwayError):
+            self._ledger.close(shard.id, ShardState.VOID)
+            raise
+
+    def _begin(self, shard: Shard, digests: set[str]) -> None:
+        load = self._drafts.load(digests)
+        self._running[shard.id] = _Running(shard, digests, load.tokens)
+        self._items.tried(digests)
+        if self._policy.budget is not None:
+            self._policy.budget.hold(shard.id, load.worst)
+
+    # What comes back.
+
+    async def _look(self) -> None:
+        """Look at every batch once, and read those that are over."""
+        for running in list(self._running.values()):
+            try:
+                batch = await self._provider.state(running.shard.batch)
+                self._answered[running.shard.id] = batch.answered
+                if batch.is_over:
+                    await self._collect(running, batch)
+                    self._poll_seconds = self._limits.first_poll_seconds
+                self._lost_polls = 0
+            except AwayError:
+                self._lost_polls += 1
+                if self._lost_polls > _MOST_LOST_POLLS:
+                    raise
+            except UnknownBatchError:
+                self._forget(running)
+            self._go_on()
+
+    def _forget(self, running: _Running) -> None:
+        if not self._limits.forget_lost:
+            raise EndpointError(
+                f"the provider does not know the batch {running.shard.batch}, or its files, with "
+                f"{len(running.digests)} of these requests",
+                where=self._provider.base_url,
+                remedy="use a key of the project that made it; if it was deleted, set "
+                "judge.batch.forget_lost: true to submit its requests again",
+            )
+        self._end(running, {}, "the provider lost the batch")
+
+    async def _collect(self, running: _Running, batch: Batch) -> None:
+        if FULL_QUEUE in batch.codes and not batch.files:
+            self._queue_was_full(running, batch)
+            return
+        why = {"expired": "the batch expired", "cancelled": "the batch was cancelled"}
+        failure = f"the batch failed: {' '.join(batch.faults)}" if batch.status == "failed" else ""
+        outcomes: dict[str, Outcome] = {}
+        for file_id in batch.files:
+            content = await self._provider.content(file_id)
+            read = read_output(content, self._items.model)
+            while some := list(islice(read, _LINES_PER_COMMIT)):
+                outcomes |= self._keep(running.shard, some)
+        self._require_taken(outcomes)
+        self._end(running, outcomes, failure or why.get(batch.status, "the batch left it out"))
+        if failure and running.digests.isdisjoint(self._drafts.pending):
+            raise EndpointError(
+                failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to ask live"
+            )
+
+    def _keep(self, shard: Shard, read: Sequence[Outcome | None]) -> dict[str, Outcome]:
+        """Journal the replies among some lines; return what is told of requests that got none."""
+        outcomes = [each for each in read if each is not None]
+        entries = [Entry(each.digest, each.reply) for each in outcomes if each.reply is not None]
+        self._items.replied(self._ledger.keep(shard.id, entries))
+        return {each.digest: each for each in outcomes if each.reply is None}
+
+    def _require_taken(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Raise what would befall every other request as well."""
+        for each in outcomes.values():
+            if each.refuses_all or (each.is_refused and not self._items.has_answers):
+                raise RefusedRequestError(
+                    f"the requests of a batch are refused ({each.reason})",
+                    where=self._provider.base_url,
+                    remedy="check endpoint.model, and that it takes these parameters and a JSON schema",
+                )
+
+    def _end(self, running: _Running, outcomes: Mapping[str, Outcome], otherwise: str) -> None:
+        """Close a shard; what it did not answer well is owed again, as long as an item has tries left."""
+        left = self._ledger.members(running.shard.id)
+        self._ledger.close(running.shard.id, ShardState.ENDED)
+        self._leave(running)
+        for digest in sorted(running.digests):
+            outcome = outcomes.get(digest)
+            if digest in left and outcome is not None and outcome.is_refused:
+                self._items.refuse(digest, outcome.reason)
+                continue
+            reason = (outcome.reason if outcome else otherwise) if digest in left else None
+            if not self._items.close(digest, reason):
+                self._drafts.pending.append(digest)
+
+    def _queue_was_full(self, running: _Running, batch: Batch) -> None:
+        """Submit it again in smaller files; nothing of it was done, so it counts as no try."""
+        self._ledger.close(running.shard.id, ShardState.VOID)
+        self._leave(running)
+        self._items.tried(running.digests, -1)
+        self._drafts.pending.extend(sorted(running.digests))
+        others = sum(each.tokens for each in self._running.values())
+        if not others and len(running.digests) == 1:
+            raise IncompleteError(
+                f"the provider's queue has no room: {' '.join(batch.faults)}",
+                where=self._provider.base_url,
+                remedy="let other batches of the account end, then run the same command again",
+            )
+        self._drafts.queue_tokens = max(1, others, running.tokens // 2)
+
+    def _leave(self, running: _Running) -> None:
+        del self._running[running.shard.id]
+        self._answered.pop(running.shard.id, None)
+        if self._policy.budget is not None:
+            self._policy.budget.release(running.shard.id)
+
+    # Waiting.
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, though no longer than until a stop is asked for; the next wait is longer."""
+        self._poll_seconds = min(self._poll_seconds * _POLL_GROWTH, self._limits.longest_poll_seconds)
+        until = time.monotonic() + seconds
+        self._go_on()
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _STOP_EVERY_SECONDS))
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._policy.stop():
+            return
+        told = f"stopped with {self._items.done} of {self._items.total} items done"
+        if not self._running:
+            raise Preempted(told, remedy="run the same command again; what was answered is not asked again")
+        waiting = sum(len(each.digests) for each in self._running.values())
+        raise Preempted(
+            f"{told}; {len(self._running)} batches with {waiting} of them go on at the provider",
+            remedy=_AGAIN,
+        )
+
+    def _report(self) -> None:
+        now, batches = time.monotonic(), len(self._running)
+        if batches == self._told_batches and now - self._told_at < LINE_EVERY_SECONDS:
+            return
+        self._told_at, self._told_batches = now, batches
+        if batches:
+            waiting = sum(each.shard.lines for each in self._running.values())
+            answered = sum(self._answered.values())
+            self._road.tell(
+                f"{batches} batches with the provider: {answered:,} of {waiting:,} requests answered there; "
+                f"{self._items.done:,} of {self._items.total:,} items done"
+            )

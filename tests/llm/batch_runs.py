@@ -1,0 +1,85 @@
+"""Runs through batches for tests and benchmarks; as a program, a process that forks them to be killed.
+
+The program reads one JSON line per run, writes the pid of the fork, then (however it ends) its wait status.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from psychocounsel.config.models import BatchConfig, EndpointConfig
+from psychocounsel.llm.batch_client import OpenAIBatches
+from psychocounsel.llm.batch_provider import BatchRoad
+from psychocounsel.llm.batches import ask_in_batches
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.retry import RetryPolicy
+
+QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "settle_seconds": 0.3}
+IN_A_HURRY = RetryPolicy(first_wait_seconds=0.01, longest_wait_seconds=0.05)
+
+
+def questions(count: int) -> list[ChatRequest]:
+    return [ChatRequest((Message("user", f"item {number}"),), 0.0, 1.0, 20) for number in range(count)]
+
+
+def say_nothing(text: str) -> None:
+    del text
+
+
+def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
+    return EndpointConfig(model="judge", base_url=base_url, timeout_seconds=5.0, **changes)
+
+
+def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing, **limits: Any) -> BatchRoad:
+    model = OpenAIChatModel(endpoint)
+    batch = BatchConfig(enabled=True, **{**QUICK, **limits})
+    return BatchRoad(
+        connect=lambda: OpenAIBatches(endpoint, batch, retry=IN_A_HURRY),
+        body=model.body,
+        check=model.check,
+        is_known=lambda: True,
+        limits=batch,
+        tell=tell,
+    )
+
+
+def run(
+    base_url: str, path: Path, count: int, policy: AskPolicy | None = None, **limits: Any
+) -> list[ChatReply]:
+    """Ask so many questions in batches; the journal is closed again."""
+    endpoint = endpoint_at(base_url)
+    with Journal(path) as journal:
+        return ask_in_batches(
+            road_to(endpoint, **limits),
+            OpenAIChatModel(endpoint),
+            questions(count),
+            journal,
+            policy or AskPolicy(),
+        )
+
+
+def told(replies: list[ChatReply]) -> str:
+    return json.dumps([[reply.status, reply.text, reply.model, reply.reason] for reply in replies])
+
+
+def main() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            replies = run(order["base_url"], Path(order["journal"]), order["count"], **order["limits"])
+            Path(order["result"]).write_text(told(replies), encoding="utf-8")
+            os._exit(0)
+        for number in (pid, None):
+            sys.stdout.write(f"{os.waitpid(pid, 0)[1] if number is None else number}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Lines of a batch's files, and the ledger of shards."""
+
+import json
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import StoreError
+from psychocounsel.llm.batch_files import input_line, read_output
+from psychocounsel.llm.batch_ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.journal_files import read_rows, write_rows
+from psychocounsel.llm.prices import Price, Tokens
+from psychocounsel.llm.spending import Spending
+
+REPLY = ChatReply(ReplyStatus.VALID, "yes", "m", 3, 2, batched=True)
+
+
+def output_line(**parts: object) -> bytes:
+    return json.dumps({"custom_id": "d", "response": None, "error": None, **parts}).encode()
+
+
+def response(status: int, body: object) -> dict[str, object]:
+    return {"status_code": status, "body": body}
+
+
+def completion(text: str) -> dict[str, object]:
+    return {"model": "m", "choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_input_line_is_one_line_for_every_reader_and_holds_the_live_body(text: str) -> None:
+    body = json.dumps({"messages": [text]}, ensure_ascii=False).encode()
+    line = input_line("d" * 64, body).decode()
+    assert len(line.splitlines()) == 1
+    told = json.loads(line)
+    assert told["body"] == json.loads(body)
+    assert (told["custom_id"], told["method"], told["url"]) == ("d" * 64, "POST", "/v1/chat/completions")
+
+
+def test_an_answered_line_is_read_as_a_live_reply_is() -> None:
+    (outcome,) = read_output(output_line(response=response(200, completion("\ud800 ok"))), "asked")
+    assert outcome is not None
+    assert outcome.reply == ChatReply(ReplyStatus.VALID, "\ufffd ok", "m", 0, 0, batched=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason", "is_refused", "refuses_all"),
+    [
+        ({"error": {"code": "batch_expired", "message": "too late"}}, "too late", False, False),
+        ({"error": {"code": "batch_cancelled"}}, "batch_cancelled", False, False),
+        ({"response": response(200, {"error": {}})}, "unreadable answer: ", False, False),
+        ({"response": response(200, None)}, "unreadable answer: ", False, False),
+        ({"response": response(429, {"error": {"message": "slow"}})}, "HTTP 429: slow", False, False),
+        ({"response": response(500, "<html>")}, "HTTP 500: no reason is told", False, False),
+        ({"response": response(400, {"error": {"message": "no"}})}, "HTTP 400: no", True, False),
+        ({"response": response(401, {"error": {"message": "no"}})}, "HTTP 401: no", False, True),
+        ({}, "no reason is told", False, False),
+    ],
+)
+def test_an_unanswered_line_says_why(
+    parts: dict[str, object], reason: str, is_refused: bool, refuses_all: bool
+) -> None:
+    (outcome,) = read_output(output_line(**parts), "asked")
+    assert outcome is not None
+    assert outcome.reply is None
+    assert outcome.reason.startswith(reason)
+    assert (outcome.is_refused, outcome.refuses_all) == (is_refused, refuses_all)
+
+
+def test_a_filtered_prompt_is_a_reply() -> None:
+    told = response(400, {"error": {"code": "content_filter", "message": "no"}})
+    (outcome,) = read_output(output_line(response=told), "asked")
+    assert outcome is not None
+    assert outcome.reply is not None
+    assert (outcome.reply.status, outcome.reply.model) == (ReplyStatus.CONTENT_FILTER, "asked")
+
+
+@given(st.binary())
+def test_no_output_crashes_the_reader(content: bytes) -> None:
+    assert all(each is None or each.reply is None for each in read_output(content, "asked"))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "replies.sqlite")
+
+
+def test_a_request_stands_in_one_unfinished_shard_at_most(journal: Journal) -> None:
+    with journal:
+        ledger = BatchLedger(journal, "here")
+        ledger.intend(Shard("one", "run", "sha", 2), ["a", "b"])
+        with pytest.raises(StoreError, match="another run has submitted"):
+            BatchLedger(journal, "here").intend(Shard("two", "run", "sha", 2), ["c", "b"])
+        assert [each.id for each in ledger.unfinished()] == ["one"]
+        ledger.intend(Shard("three", "run", "sha", 1), ["c"])
+        ledger.close("one", ShardState.VOID)
+        ledger.intend(Shard("four", "run", "sha", 1), ["b"])
+        assert [each.id for each in ledger.unfinished()] == ["three", "four"]
+        assert BatchLedger(journal, "elsewhere").unfinished() == []
+
+
+def test_states_follow_each_other_and_only_what_may_be_sent_is_awaited(journal: Journal) -> None:
+    with journal:
+        ledger = BatchLedger(journal, "here")
+        ledger.intend(Shard("one", "run", "sha", 1), ["a"])
+        assert ledger.awaited() == set()
+        ledger.advance("one", ShardState.SENDING)
+        assert ledger.awaited() == {"a"}
+        ledger.advance("one", ShardState.RUNNING, "batch")
+        (shard,) = ledger.unfinished()
+        assert (shard.state, shard.batch) == (ShardState.RUNNING, "batch")
+        ledger.close("one", ShardState.ENDED)
+        assert (ledger.unfinished(), ledger.awaited()) == ([], set())
+
+
+def test_one_run_at_a_time_submits(journal: Journal) -> None:
+    with journal:
+        first, second = BatchLedger(journal, "here"), BatchLedger(journal, "here")
+        with first.turn() as one, second.turn() as two:
+            assert (one, two) == (True, False)
+        with second.turn() as again:
+            assert again
+
+
+def test_a_reply_is_kept_once_however_often_its_file_is_read(journal: Journal) -> None:
+    with journal:
+        ledger = BatchLedger(journal, "here")
+        ledger.intend(Shard("one", "run", "sha", 1), ["a"])
+        entries = [Entry("a", REPLY), Entry("a", REPLY), Entry("stranger", REPLY)]
+        assert ledger.keep("another", entries) == []
+        assert ledger.keep("one", entries) == entries[:1]
+        assert ledger.keep("one", entries) == []
+        assert journal.replies("a") == [REPLY]
+        assert journal.replies("stranger") == []
+        assert ledger.members("one") == set()
+
+
+def test_a_journal_without_batches_is_taken_over(tmp_path: Path) -> None:
+    live = ChatReply(ReplyStatus.VALID, "yes", "m", 3, 2, cached_tokens=1)
+    path = tmp_path / "replies.sqlite"
+    with Journal(path) as journal:
+        journal.record("a", live)
+        journal.record("a", ChatReply(ReplyStatus.VALID, "no", "m", 3, 2))
+    old = sqlite3.connect(path)
+    old.execute("ALTER TABLE replies DROP COLUMN batched")
+    old.execute("PRAGMA user_version=2")
+    old.commit()
+    old.close()
+    with Journal(path) as journal:
+        journal.record("a", REPLY)
+        assert journal.replies("a") == [live, ChatReply(ReplyStatus.VALID, "no", "m", 3, 2), REPLY]
+        assert journal.damaged_rows == 0
+        write_rows((row for row in journal.rows() if row is not None), tmp_path / "out.jsonl")
+        assert [row.reply.batched for row in read_rows(tmp_path / "out.jsonl")] == [False, False, True]
+
+
+def test_a_batched_reply_costs_half_and_its_cached_prefix_is_no_cheaper() -> None:
+    price = Price(Decimal(2), Decimal(1), Decimal(10), "test")
+    spending = Spending(price)
+    for batched in (False, True):
+        reply = ChatReply(ReplyStatus.VALID, "", "m", 1_000_000, 100_000, "", 500_000, batched)
+        spending.add(reply, is_new=True)
+    # Live: 0.5 x 2 + 0.5 x 1 + 0.1 x 10 = 2.5; in a batch: (1 x 2 + 0.1 x 10) / 2 = 1.5.
+    assert spending.total == Decimal("4.0")
+    assert price.batch_cost(Tokens(1_000_000, 500_000, 100_000)) == Decimal("1.5")
+    assert spending.as_dict()["models"]["m"] == {
+        "calls": 2,
+        "prompt": 2_000_000,
+        "cached": 1_000_000,
+        "completion": 200_000,
+        "batched_calls": 1,
+    }

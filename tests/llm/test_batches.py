@@ -1,0 +1,434 @@
+"""Batches against a provider over real sockets: the same replies as live, and nothing paid twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_server import Batch, BatchServer, Plan
+
+import psychocounsel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from batch_runs import endpoint_at, questions, road_to, run, told
+
+from psychocounsel.config.models import PriceConfig
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
+from psychocounsel.llm.batches import ask_in_batches, ask_live
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.event_loop import run_to_end
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.spending import budget_of
+
+ITEMS = 25
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "replies.sqlite"
+
+
+def live(server: BatchServer, path: Path, count: int = ITEMS) -> list[ChatReply]:
+    with Journal(path) as journal:
+        return ask_live(OpenAIChatModel(endpoint_at(server.base_url)), questions(count), journal, AskPolicy())
+
+
+def ordered(server: BatchServer) -> int:
+    return server.requests.count("POST /batches")
+
+
+class TestReplies:
+    def test_are_those_of_a_live_run(self, journal: Path, tmp_path: Path) -> None:
+        done: list[int] = []
+        with BatchServer() as server:
+            in_batches = run(server.base_url, journal, ITEMS, AskPolicy(progress=done.append))
+            assert live(server, tmp_path / "live.sqlite") == [
+                replace(each, batched=False) for each in in_batches
+            ]
+            sent = [line["body"] for batch in server.batches.values() for line in batch.lines]
+        assert all(each.batched and each.status is ReplyStatus.VALID for each in in_batches)
+        assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5]
+        assert sorted(map(json.dumps, sent)) == sorted(map(json.dumps, server.live))
+        assert sum(done) == ITEMS
+        assert "nobody-asked-for-this" in server.files[server.batches["batch-0"].output].decode()
+
+    def test_mix_with_live_ones_in_one_journal(self, journal: Path) -> None:
+        with BatchServer() as server:
+            live(server, journal, 10)
+            run(server.base_url, journal, 20)
+            live(server, journal)
+            assert run(server.base_url, journal, ITEMS) == live(server, journal)
+            assert sum(server.bill().values()) == 10
+            assert len(server.live) == 15
+
+    def test_equal_requests_are_submitted_once(self, journal: Path) -> None:
+        with BatchServer() as server, Journal(journal) as opened:
+            endpoint = endpoint_at(server.base_url)
+            twice = [*questions(3), *questions(3)]
+            replies = ask_in_batches(road_to(endpoint), OpenAIChatModel(endpoint), twice, opened, AskPolicy())
+            assert replies[:3] == replies[3:]
+            assert sum(server.bill().values()) == 3
+
+    def test_nothing_owed_asks_nobody(self, journal: Path) -> None:
+        with BatchServer() as server:
+            run(server.base_url, journal, 3)
+            before = len(server.requests)
+            run(server.base_url, journal, 3, AskPolicy(stop=lambda: True))
+            assert len(server.requests) == before
+
+    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_told(
+        self, journal: Path
+    ) -> None:
+        def accept(index: int, reply: ChatReply) -> bool:
+            return index != 1 and "It sounds" in reply.text
+
+        with BatchServer() as server:
+            replies = run(server.base_url, journal, 3, AskPolicy(accept, max_attempts=2, reader="r"))
+            assert sorted(server.bill().values()) == [1, 1, 2]
+            assert replies[1].status is ReplyStatus.VALID
+            with Journal(journal) as opened:
+                assert len(opened.settled("r")) == 2
+
+    def test_of_a_server_of_unknown_abilities_begin_with_a_live_one(self, journal: Path) -> None:
+        with BatchServer() as server, Journal(journal) as opened:
+            endpoint = endpoint_at(server.base_url)
+            known: list[bool] = []
+            road = replace(road_to(endpoint), is_known=lambda: bool(known))
+            ask_in_batches(road, OpenAIChatModel(endpoint), questions(5), opened, AskPolicy())
+            assert (len(server.live), sum(server.bill().values())) == (1, 4)
+
+
+class TestFaults:
+    def test_what_expired_is_submitted_again_and_nothing_else(self, journal: Path) -> None:
+        with BatchServer(Plan(expired_share=0.4)) as server:
+            replies = run(server.base_url, journal, ITEMS)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 4]
+            assert server.repeats == 0
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_lines_that_fail_in_passing_are_submitted_again(self, journal: Path, status: int) -> None:
+        def first_time(digest: str, before: int) -> int | None:
+            return status if before == 0 and digest < "8" else None
+
+        with BatchServer(Plan(line_fault=first_time)) as server:
+            replies = run(server.base_url, journal, ITEMS)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert server.repeats == 0
+            assert len(server.billed) == ITEMS
+
+    def test_lines_that_always_fail_end_unanswered_and_are_owed(self, journal: Path) -> None:
+        def always(digest: str, before: int) -> int | None:
+            del before
+            return 500 if digest < "8" else None
+
+        with BatchServer(Plan(line_fault=always)) as server:
+            replies = run(server.base_url, journal, ITEMS, AskPolicy(max_attempts=2))
+            lost = [each for each in replies if each.status is ReplyStatus.ERROR]
+            assert 0 < len(lost) == ITEMS - len(server.billed)
+            assert lost[0].reason == "HTTP 500: scripted fault"
+            assert max(server.submitted.values()) == 2
+            server.plan.line_fault = lambda digest, before: None
+            assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
+            assert server.repeats == 0
+
+    def test_a_refused_line_is_an_invalid_reply_of_that_item_alone(self, journal: Path) -> None:
+        refused: list[str] = []
+
+        def refuse_one(digest: str, before: int) -> int | None:
+            refused.extend([digest] if not refused else [])
+            return 400 if digest in refused else None
+
+        with BatchServer(Plan(line_fault=refuse_one)) as server:
+            replies = run(server.base_url, journal, ITEMS)
+            assert Counter(each.status for each in replies) == {ReplyStatus.VALID: 24, ReplyStatus.INVALID: 1}
+            assert server.submitted[refused[0]] == 1
+
+    @pytest.mark.parametrize("status", [400, 404])
+    def test_lines_that_are_all_refused_end_the_run(self, journal: Path, status: int) -> None:
+        refused = pytest.raises(EndpointError, match=f"refused .HTTP {status}: scripted fault")
+        with BatchServer(Plan(line_fault=lambda digest, before: status)) as server, refused:
+            run(server.base_url, journal, ITEMS)
+
+    def test_a_batch_that_fails_as_a_whole_is_tried_again_so_often(self, journal: Path) -> None:
+        with BatchServer(Plan(fails=["odd"])) as server:
+            assert len(run(server.base_url, journal, 5)) == 5
+            assert server.repeats == 0
+        with BatchServer(Plan(fails=["odd"] * 9)) as server:
+            with pytest.raises(EndpointError, match="the batch failed: scripted: odd"):
+                run(server.base_url, journal.with_name("other"), 5)
+            assert ordered(server) == 3
+
+    def test_a_full_queue_makes_smaller_files(self, journal: Path) -> None:
+        with BatchServer(Plan(queue_tokens=120, work_seconds=0.05)) as server:
+            replies = run(server.base_url, journal, ITEMS)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert server.repeats == 0
+            assert "failed" in {batch.status for batch in server.batches.values()}
+
+    def test_a_queue_without_any_room_ends_resumably(self, journal: Path) -> None:
+        with BatchServer(Plan(queue_tokens=1)) as server:
+            with pytest.raises(IncompleteError, match="the provider's queue has no room"):
+                run(server.base_url, journal, 3)
+            server.plan.queue_tokens = 0
+            run(server.base_url, journal, 3)
+            assert server.repeats == 0
+
+    def test_the_queue_holds_no_more_than_told(self, journal: Path) -> None:
+        at_once: list[int] = []
+        with BatchServer(Plan(work_seconds=0.05)) as server:
+
+            def watch(event: str) -> None:
+                if event == "batch made":
+                    at_once.append(
+                        sum(len(each.lines) for each in server.batches.values() if not each.output)
+                    )
+
+            server.watch = watch
+            run(server.base_url, journal, 20, enqueued_tokens=50)  # 6 tokens each
+            assert max(at_once) == 8
+            assert server.repeats == 0
+
+    def test_a_lost_answer_to_an_order_is_looked_for_before_it_is_given_again(self, journal: Path) -> None:
+        with BatchServer(Plan(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
+            run(server.base_url, journal, 5, settle_seconds=2.0)
+            assert (ordered(server), server.repeats) == (1, 0)
+
+    def test_twins_that_appear_after_all_are_cancelled(self, journal: Path) -> None:
+        with BatchServer(Plan(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
+            run(server.base_url, journal, 5, settle_seconds=0.3)
+            assert len(server.batches) == 2
+            assert server.cancelled == ["batch-1"]
+            assert server.repeats == 0
+
+    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_told_so(
+        self, journal: Path
+    ) -> None:
+        with BatchServer(Plan(work_seconds=9)) as server:
+            stop_while_waiting(server, journal)
+            server.batches.clear()
+            with pytest.raises(EndpointError, match=r"does not know the batch batch-0.*of the project"):
+                run(server.base_url, journal, 5)
+            server.plan.work_seconds = 0
+            assert len(run(server.base_url, journal, 5, forget_lost=True)) == 5
+
+    def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
+        with BatchServer(Plan(work_seconds=0.1)) as server:
+
+            def cancel(event: str) -> None:
+                if event == "state asked":
+                    server.batches["batch-0"].status = "cancelled"
+
+            server.watch = cancel
+            replies = run(server.base_url, journal, ITEMS)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 10]
+            assert server.repeats == 0
+
+    def test_a_provider_that_is_away_for_a_while_is_waited_for(self, journal: Path) -> None:
+        with BatchServer(Plan(outages=12)) as server:  # five tries make one look
+            assert {each.status for each in run(server.base_url, journal, 5)} == {ReplyStatus.VALID}
+            assert server.repeats == 0
+
+    def test_a_list_of_many_pages_is_read_to_its_end_and_no_further_than_asked(self) -> None:
+        async def listed(base_url: str, since: float) -> list[str]:
+            provider = road_to(endpoint_at(base_url)).connect()
+            try:
+                return [batch.id for batch in await provider.newest(since)]
+            finally:
+                await provider.aclose()
+
+        with BatchServer() as server:
+            server.batches = {
+                f"batch-{at}": Batch(f"batch-{at}", [], {}, made_at=float(at)) for at in range(250)
+            }
+            assert run_to_end(listed(server.base_url, 0.0)) == [f"batch-{at}" for at in reversed(range(250))]
+            server.requests.clear()
+            assert len(run_to_end(listed(server.base_url, 180.0))) == 70
+            assert len(server.requests) == 1
+
+    def test_no_batch_api(self, journal: Path) -> None:
+        refused = pytest.raises(EndpointError, match="there is no batch API here; leave --batch out")
+        with BatchServer(Plan(has_batches=False)) as server, refused:
+            run(server.base_url, journal, 3)
+
+    def test_wrong_key(self, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-123")
+        with BatchServer(Plan(key="another")) as server:
+            with pytest.raises(EndpointError, match="the key is not accepted") as caught:
+                run(server.base_url, journal, 3)
+            assert "OPENAI_API_KEY" in str(caught.value)
+            assert "sk-planted-123" not in str(caught.value)
+            assert not server.files
+
+
+def stop_while_waiting(server: BatchServer, path: Path, count: int = 5) -> Preempted:
+    stop = threading.Event()
+    server.watch = lambda event: stop.set() if event == "state asked" else None
+    with pytest.raises(Preempted) as caught:
+        run(server.base_url, path, count, AskPolicy(stop=stop.is_set))
+    server.watch = lambda event: None
+    return caught.value
+
+
+class TestStopping:
+    def test_says_that_the_batches_go_on_and_the_next_run_picks_them_up(self, journal: Path) -> None:
+        with BatchServer(Plan(work_seconds=0.4)) as server:
+            stopped = stop_while_waiting(server, journal, 15)
+            assert "2 batches with 15 of them go on at the provider" in str(stopped)
+            assert "run the same command again: it picks them up" in str(stopped)
+            assert len(run(server.base_url, journal, ITEMS)) == ITEMS
+            assert [len(batch.lines) for batch in server.batches.values()] == [10, 5, 10]
+            assert server.repeats == 0
+
+    def test_what_is_with_the_provider_is_not_asked_live(self, journal: Path) -> None:
+        with BatchServer(Plan(work_seconds=9)) as server:
+            stop_while_waiting(server, journal)
+            with pytest.raises(StoreError, match=r"5 of these requests are with the provider.*run with"):
+                live(server, journal)
+            with Journal(journal) as opened:
+                others = questions(ITEMS)[5:]
+                ask_live(OpenAIChatModel(endpoint_at(server.base_url)), others, opened, AskPolicy())
+            assert len(server.live) == ITEMS - 5
+
+
+def test_two_runs_at_once_share_what_is_with_the_provider(journal: Path) -> None:
+    with BatchServer(Plan(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+        both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
+        first, second = (each.result() for each in both)
+        assert first == second
+        assert {each.status for each in first} == {ReplyStatus.VALID}
+        assert (len(server.batches), server.repeats) == (3, 0)
+
+
+class TestCost:
+    PRICE = PriceConfig(prompt=0.0, completion=1_000_000.0)
+    """A dollar per token of an answer: 20 at most, and 7 in truth; in a batch half of that."""
+
+    def budgeted(self, server: BatchServer, path: Path, max_cost: float) -> dict[str, Any]:
+        endpoint = endpoint_at(server.base_url, price=self.PRICE, max_cost=max_cost)
+        budget = budget_of(endpoint)
+        with Journal(path) as journal:
+            ask_in_batches(
+                road_to(endpoint),
+                OpenAIChatModel(endpoint),
+                questions(10),
+                journal,
+                AskPolicy(budget=budget),
+            )
+        return budget.spending.as_dict()
+
+    def test_a_limit_stops_the_run_before_it_is_passed_and_the_next_goes_on(self, journal: Path) -> None:
+        with BatchServer() as server:
+            with pytest.raises(IncompleteError, match=r"could cost .10.0000, and with .21.0000 spent"):
+                self.budgeted(server, journal, 30.0)
+            # Three at 10 dollars, 3.5 each in truth, so one more at a time while 10 are left.
+            assert [len(batch.lines) for batch in server.batches.values()] == [3, 1, 1, 1]
+            spend = self.budgeted(server, journal, 45.0)
+            assert server.repeats == 0
+        assert spend["cost_usd"] == 10 * 3.5
+        assert spend["models"]["scripted-judge-2025-01-01"]["batched_calls"] == 10
+
+    def test_live_and_batched_replies_cost_what_they_cost(self, journal: Path) -> None:
+        with BatchServer() as server:
+            live(server, journal, 4)
+            spend = self.budgeted(server, journal, 1000.0)
+        assert spend["cost_usd"] == 4 * 7 + 6 * 3.5
+
+
+class Forks:
+    """Runs in forks of a warm child process, to be killed or waited for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.result = folder / "result.json"
+        self._child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "batch_runs.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(psychocounsel.__file__).parents[1])},
+        )
+
+    def start(self, base_url: str, journal: Path) -> int:
+        limits = {"settle_seconds": 0.2}
+        order = {"base_url": base_url, "journal": str(journal), "count": ITEMS, "limits": limits}
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({**order, "result": str(self.result)}) + "\n")
+        self._child.stdin.flush()
+        return self.number()
+
+    def number(self) -> int:
+        assert self._child.stdout is not None
+        return int(self._child.stdout.readline())
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+
+@pytest.fixture
+def forks(tmp_path: Path) -> Iterator[Forks]:
+    running = Forks(tmp_path)
+    yield running
+    running.close()
+
+
+EVENTS = {
+    "upload arrived": 3,
+    "upload stored": 3,
+    "batch ordered": 3,
+    "batch made": 3,
+    "state asked": 4,
+    "content asked": 3,
+}
+"""Steps of the provider at which a run is killed, and how often each is taken at least."""
+
+
+def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path) -> None:
+    journal, pids = tmp_path / "replies.sqlite", [0]
+    drawn = random.Random(11)  # noqa: S311, a test's instants are no secret
+    instants = [(event, drawn.randint(1, most)) for event, most in EVENTS.items()]
+    left: list[int] = [0]
+    wanted = [""]
+
+    def kill(event: str) -> None:
+        if event == wanted[0] and pids[0]:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(pids[0], signal.SIGKILL)
+                pids[0] = 0
+
+    plan = Plan(work_seconds=0.1)
+    with BatchServer(plan, kill) as server:
+        whole = told(run(server.base_url, tmp_path / "whole.sqlite", ITEMS))
+        server.billed.clear()
+        server.batches.clear()
+        killed: list[bool] = []
+        for at, (event, number) in enumerate(instants):
+            path = journal.with_name(f"{at}.sqlite")
+            wanted[0], left[0] = event, number
+            pids[0] = forks.start(server.base_url, path)
+            killed.append(forks.number() == signal.SIGKILL)
+            pids[0] = 0
+            forks.start(server.base_url, path)
+            assert forks.number() == 0
+            assert forks.result.read_text(encoding="utf-8") == whole
+            assert set(server.bill().values()) == {1}, (event, number)
+            assert len(server.billed) == ITEMS
+            server.billed.clear()
+            server.batches.clear()
+    assert all(killed)

@@ -1,0 +1,391 @@
+"""A provider of batches on 127.0.0.1 that counts what it billed for every line; it answers live as well.
+
+Speaks `POST /v1/files`, `POST|GET /v1/batches`, `GET /v1/files/ID/content` and `POST /v1/chat/completions`.
+Replies are those of the scripted chat server, so that live and batch say the same. Output comes in another
+order than input, with a line that nobody asked for. A `Plan` says what goes wrong. In a test:
+
+    with BatchServer(Plan(...)) as server: ... server.base_url ... server.billed
+
+From another process: `with serving() as server: ... server.bill()`.
+"""
+
+import argparse
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.parser import BytesParser
+from email.policy import HTTP
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qs, urlsplit
+
+from chat_server import Reply, answer_by_schema, completion_of
+
+LineFault = Callable[[str, int], int | None]
+Watch = Callable[[str], None]
+
+
+def no_fault(digest: str, number: int) -> None:
+    """Answer every line."""
+    del digest, number
+
+
+def nobody(event: str) -> None:
+    """Look away."""
+    del event
+
+
+@dataclass
+class Plan:
+    """How the provider behaves.
+
+    Args:
+        work_seconds: from a batch's beginning to its end.
+        list_lag_seconds: how long a new batch is missing from the list.
+        expired_share: of the lines of the first batch, unanswered when it expires.
+        line_fault: an HTTP status instead of a reply, by custom id and how often that was submitted before.
+        fails: error codes of the first batches, which fail as a whole.
+        queue_tokens: of all batches at work, counted as a quarter of the body's bytes; beyond, a batch fails.
+        lose_creations: of how many batches the answer gets lost after they were made.
+        script: says what the model replies.
+        has_batches: whether there is such an endpoint at all.
+        outages: how many questions about batches are answered with 503.
+        key: that is accepted; empty for any.
+    """
+
+    work_seconds: float = 0.0
+    list_lag_seconds: float = 0.0
+    expired_share: float = 0.0
+    line_fault: LineFault = no_fault
+    fails: list[str] = field(default_factory=list[str])
+    queue_tokens: int = 0
+    lose_creations: int = 0
+    script: Callable[[Mapping[str, Any], int], Reply] = answer_by_schema
+    has_batches: bool = True
+    outages: int = 0
+    key: str = ""
+
+
+@dataclass
+class Batch:
+    """One batch; its lines are answered, and billed, when its time is over or somebody asks for the bill."""
+
+    id: str
+    lines: list[dict[str, Any]]
+    metadata: Mapping[str, str]
+    made_at: float
+    status: str = "in_progress"
+    errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    output: str = ""
+    faults: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(json.dumps(line["body"])) for line in self.lines) // 4
+
+
+class BatchServer:
+    """Serves from threads of its own until the `with` block ends; `watch` is told of every step."""
+
+    def __init__(self, plan: Plan | None = None, watch: Watch = nobody) -> None:
+        self.plan = plan or Plan()
+        self.watch = watch
+        self.batches: dict[str, Batch] = {}
+        self.files: dict[str, bytes] = {}
+        self.billed: Counter[str] = Counter()
+        self.submitted: Counter[str] = Counter()
+        self.live: list[Mapping[str, Any]] = []
+        self.requests: list[str] = []
+        self.cancelled: list[str] = []
+        self._turn = threading.RLock()
+        self._http = _Http(("127.0.0.1", 0), _handler(self))
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    @property
+    def repeats(self) -> int:
+        """How often a line was billed again."""
+        return sum(self.bill().values()) - len(self.billed)
+
+    def bill(self) -> Counter[str]:
+        """Return what was billed by custom id, all that is still at work included."""
+        with self._turn:
+            for batch in self.batches.values():
+                self._work_off(batch)
+            return self.billed
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> "Answer | None":
+        """Return what a request is answered; None drops the line."""
+        with self._turn:
+            parts = urlsplit(target)
+            path, asked = parts.path.removeprefix("/v1"), parse_qs(parts.query)
+            self.requests.append(f"{method} {path}")
+            if self.plan.key and headers.get("authorization") != f"Bearer {self.plan.key}":
+                return _error(401, f"Incorrect API key provided: {headers.get('authorization')}")
+            if path == "/bill":
+                return Answer(200, {"billed": self.bill(), "batches": len(self.batches)})
+            if (method, path) == ("POST", "/chat/completions"):
+                return self._live(json.loads(body))
+            if not self.plan.has_batches:
+                return _error(404, f"no such path: {path}")
+            return self._route(method, path, asked, headers, body)
+
+    def _route(
+        self, method: str, path: str, asked: Mapping[str, list[str]], headers: Mapping[str, str], body: bytes
+    ) -> "Answer | None":
+        if (method, path) == ("POST", "/files"):
+            return self._take_file(headers, body)
+        if (method, path) == ("POST", "/batches"):
+            return self._make(json.loads(body))
+        if (method, path) == ("GET", "/batches"):
+            return self._list(asked)
+        if found := re.fullmatch(r"/batches/([\w-]+)(/cancel)?", path):
+            return self._one(found[1], bool(found[2]))
+        if found := re.fullmatch(r"/files/([\w-]+)/content", path):
+            self.watch("content asked")
+            content = self.files.get(found[1])
+            return _error(404, "no such file") if content is None else Answer(200, content)
+        return _error(404, f"no such path: {path}")
+
+    def _live(self, body: Mapping[str, Any]) -> "Answer":
+        self.live.append(body)
+        return Answer(200, completion_of(self.plan.script(body, len(self.live)), len(self.live)))
+
+    def _take_file(self, headers: Mapping[str, str], body: bytes) -> "Answer":
+        self.watch("upload arrived")
+        file_id = f"file-{len(self.files)}"
+        self.files[file_id] = _uploaded(headers, body)
+        self.watch("upload stored")
+        return Answer(200, {"id": file_id, "object": "file", "purpose": "batch"})
+
+    def _make(self, order: Mapping[str, Any]) -> "Answer | None":
+        self.watch("batch ordered")
+        content = self.files.get(order["input_file_id"])
+        if content is None:
+            return _error(400, f"Cannot find file {order['input_file_id']}")
+        lines = [json.loads(line) for line in content.split(b"\n") if line]
+        batch = Batch(f"batch-{len(self.batches)}", lines, order["metadata"], time.time())
+        self._admit(batch)
+        self.batches[batch.id] = batch
+        self.watch("batch made")
+        if self.plan.lose_creations:
+            self.plan.lose_creations -= 1
+            return None
+        return Answer(200, self._told(batch))
+
+    def _admit(self, batch: Batch) -> None:
+        at_work = sum(each.tokens for each in self.batches.values() if each.status == "in_progress")
+        too_much = self.plan.queue_tokens and at_work + batch.tokens > self.plan.queue_tokens
+        code = "token_limit_exceeded" if too_much else self.plan.fails.pop(0) if self.plan.fails else ""
+        if code:
+            batch.status = "failed"
+            batch.errors = [{"code": code, "message": f"scripted: {code}", "line": None}]
+
+    def _list(self, asked: Mapping[str, list[str]]) -> "Answer":
+        self.watch("list asked")
+        until = time.time() - self.plan.list_lag_seconds
+        listed = [each for each in reversed(self.batches.values()) if each.made_at <= until]
+        after, limit = asked.get("after", [""])[0], int(asked.get("limit", ["20"])[0])
+        begin = 1 + [each.id for each in listed].index(after) if after else 0
+        page = listed[begin : begin + limit]
+        more = begin + limit < len(listed)
+        return Answer(200, {"object": "list", "data": [self._told(each) for each in page], "has_more": more})
+
+    def _one(self, batch_id: str, is_cancelled: bool) -> "Answer":
+        batch = self.batches.get(batch_id)
+        if batch is None:
+            return _error(404, f"No batch found with id '{batch_id}'")
+        if is_cancelled:
+            self.cancelled.append(batch_id)
+            batch.status = "cancelled" if batch.status == "in_progress" else batch.status
+            return Answer(200, self._told(batch))
+        self.watch("state asked")
+        if self.plan.outages:
+            self.plan.outages -= 1
+            return _error(503, "come back later")
+        if time.time() >= batch.made_at + self.plan.work_seconds:
+            self._work_off(batch)
+        return Answer(200, self._told(batch))
+
+    def _work_off(self, batch: Batch) -> None:
+        if batch.status != "in_progress":
+            return
+        left = int(len(batch.lines) * self.plan.expired_share) if batch.id == "batch-0" else 0
+        done = [self._done(line) for line in batch.lines[: len(batch.lines) - left]]
+        expired = [_expired(line["custom_id"]) for line in batch.lines[len(batch.lines) - left :]]
+        output = [each for each in done if each["response"]["status_code"] == 200]
+        faults = [*(each for each in done if each["response"]["status_code"] != 200), *expired]
+        if output:
+            output.append({**output[0], "id": "x", "custom_id": "nobody-asked-for-this"})
+        random.Random(batch.id).shuffle(output)  # noqa: S311
+        batch.output, batch.faults = self._write(output), self._write(faults)
+        batch.status = "expired" if left else "completed"
+
+    def _done(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        digest = line["custom_id"]
+        status = self.plan.line_fault(digest, self.submitted[digest]) or 200
+        self.submitted[digest] += 1
+        told: object = {"error": {"message": "scripted fault", "code": "scripted", "type": "scripted"}}
+        if status == 200:
+            self.billed[digest] += 1
+            told = completion_of(self.plan.script(line["body"], 0), 0)
+        response = {"status_code": status, "request_id": "r", "body": told}
+        return {"id": digest[:8], "custom_id": digest, "response": response, "error": None}
+
+    def _write(self, lines: list[dict[str, Any]]) -> str:
+        if not lines:
+            return ""
+        file_id = f"file-{len(self.files)}"
+        self.files[file_id] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        return file_id
+
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        over = batch.status in ("completed", "expired")
+        counts = {"total": len(batch.lines), "completed": len(batch.lines) if over else 0, "failed": 0}
+        return {
+            "id": batch.id,
+            "object": "batch",
+            "status": batch.status,
+            "created_at": int(batch.made_at),
+            "metadata": batch.metadata,
+            "request_counts": counts,
+            "output_file_id": batch.output or None,
+            "error_file_id": batch.faults or None,
+            "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
+        }
+
+
+class Answer(NamedTuple):
+    """A status, and a body: JSON, or bytes as they stand."""
+
+    status: int
+    body: object
+
+
+def _error(status: int, message: str) -> Answer:
+    return Answer(status, {"error": {"message": message, "type": "scripted", "code": None}})
+
+
+def _expired(digest: str) -> dict[str, Any]:
+    error = {"code": "batch_expired", "message": "This request could not be executed in time."}
+    return {"id": digest[:8], "custom_id": digest, "response": None, "error": error}
+
+
+def _uploaded(headers: Mapping[str, str], body: bytes) -> bytes:
+    head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode()
+    parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
+    files = [part.get_payload(decode=True) for part in parts if part.get_filename()]
+    assert len(files) == 1
+    assert isinstance(files[0], bytes)
+    return files[0]
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed in the middle is no fault of ours."""
+
+
+def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._serve()
+
+        def do_POST(self) -> None:
+            self._serve()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+        def _serve(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            body = self._body()
+            answered = server.answer(self.command, self.path, headers, body)
+            if answered is None:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            told = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
+            self.send_response(answered.status)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def _body(self) -> bytes:
+            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            parts: list[bytes] = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+    return Handler
+
+
+@dataclass
+class ServedBatches:
+    """A provider in a process of its own."""
+
+    base_url: str
+
+    def bill(self) -> Counter[str]:
+        """Return what was billed by custom id."""
+        with urllib.request.urlopen(f"{self.base_url}/bill", timeout=30) as answer:  # noqa: S310
+            return Counter(json.load(answer)["billed"])
+
+
+@contextmanager
+def serving(work_seconds: float = 0.2, list_lag_seconds: float = 0.0) -> Generator[ServedBatches]:
+    """Yield a provider in its own process; it is killed afterwards."""
+    options = [f"--work-seconds={work_seconds}", f"--list-lag-seconds={list_lag_seconds}"]
+    process = subprocess.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        try:
+            yield ServedBatches(process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Serve until killed; the address is the first line of output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-seconds", type=float, default=0.2)
+    parser.add_argument("--list-lag-seconds", type=float, default=0.0)
+    options = parser.parse_args()
+    plan = Plan(work_seconds=options.work_seconds, list_lag_seconds=options.list_lag_seconds)
+    with BatchServer(plan) as server:
+        sys.stdout.write(f"{server.base_url}\n")
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

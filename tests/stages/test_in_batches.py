@@ -1,0 +1,114 @@
+"""`--batch` through the command line: what a live run makes, stops that lose nothing, faults and remedies."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from batch_server import BatchServer, Plan
+
+from miniature import write_recipe, write_yaml
+from psychocounsel.recipe import load_recipe
+from running import Cli, Ended
+
+KEY = "sk-planted-in-a-batch-5511"
+QUICK = {"max_lines": 50, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.1, "settle_seconds": 0.3}
+Build = Callable[..., Ended]
+
+
+@pytest.fixture
+def server() -> Iterator[BatchServer]:
+    with BatchServer(Plan(work_seconds=0.2)) as running:
+        yield running
+
+
+@pytest.fixture
+def build(tmp_path: Path, server: BatchServer, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Build:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    recipe = write_recipe(tmp_path / "recipe")
+    endpoint = {"model": "judge", "base_url": server.base_url, "replies": "json_schema"}
+    judge = {"backend": "endpoint", "endpoint": endpoint, "batch": QUICK}
+    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "judge": judge}
+    audit = {"retest": 2, "one_principle": 0, "canaries": 0}
+    write_yaml(recipe / "judged.yaml", {**content, "audit": audit})
+
+    def run(*more: str, store: str = "store") -> Ended:
+        return cli("build-preferences", recipe / "judged.yaml", "--store", tmp_path / store, *more)
+
+    return run
+
+
+def tables(store: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for kind in ("judgements", "preferences")
+        for path in sorted((store / kind).rglob("*.parquet"))
+    }
+
+
+def test_the_same_bytes_as_a_live_run_for_half_the_price(
+    build: Build, server: BatchServer, tmp_path: Path
+) -> None:
+    price = ("--set", "judge.endpoint.price={prompt: 0.0, completion: 1000000.0}")
+    assert build(*price, store="live").code == 0
+    assert len(server.live) == 128 + 2
+    planned = build("--batch", "--dry-run", *price)
+    in_batches = build("--batch", *price)
+    assert in_batches.code == 0, in_batches.err
+    assert sorted(server.bill().values()) == [1] * 128
+    assert len(server.live) == 130 + 2, "only the audit is asked live"
+    assert tables(tmp_path / "store") == tables(tmp_path / "live")
+    assert ", as a batch $38,400.00" in planned.out
+    assert "128 calls in this run ($448.00)" in in_batches.err
+    assert "3 batches with the provider: 0 of 128 requests answered there" in in_batches.err
+    assert "nothing owed" in build("--batch", *price).out
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert left == []
+
+
+def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build, server: BatchServer) -> None:
+    waiting = iter([True])
+
+    def interrupt(event: str) -> None:
+        if event == "state asked" and next(waiting, False):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    server.watch, server.plan.work_seconds = interrupt, 60
+    stopped = build("--batch")
+    assert stopped.code == 75
+    assert "stopped with 0 of 128 items done; 3 batches with 128 of them go on at the provider" in stopped.err
+    assert "run the same command again: it picks them up" in stopped.err
+    refused = build()
+    assert refused.code == 2
+    assert "would be paid twice; run with --batch to pick them up" in refused.err
+    server.plan.work_seconds = 0
+    assert build("--batch").code == 0
+    assert server.repeats == 0
+    assert len(server.batches) == 3
+
+
+def test_faults_have_a_remedy(build: Build, server: BatchServer) -> None:
+    server.plan.has_batches = False
+    without = build("--batch")
+    assert without.code == 2
+    assert "there is no batch API here; leave --batch out" in without.err
+    server.plan.key = "another"
+    refused = build("--batch")
+    assert refused.code == 2
+    assert "the key is not accepted (HTTP 401: Incorrect API key provided: Bearer [key])" in refused.err
+    assert KEY not in refused.err
+    offline = build("--batch", "--set", "judge={backend: offline}")
+    assert offline.code == 2
+    assert "--batch needs backend: endpoint" in offline.err
+
+
+def test_a_recipe_in_batches_means_every_judge(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe")
+    changes = ["judge.backend=endpoint", "judge.batch.enabled=true", "eval-winrate.judge.batch.max_lines=7"]
+    steps = {step.name: step.config for step in load_recipe(recipe, changes)}
+    assert steps["build-preferences"].judge.batch.enabled
+    assert (steps["eval-winrate"].judge.batch.enabled, steps["eval-winrate"].judge.batch.max_lines) == (
+        True,
+        7,
+    )
