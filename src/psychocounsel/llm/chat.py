@@ -69,8 +69,9 @@ class ChatRequest:
         others = "".join(f",{_turn(each)}" for each in self.messages[1:])
         drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
         form = f"[{_quoted(self.schema_name)},{_schema_json(_Same(self.response_schema))}]"
-        mode = ',"json_mode"' if self.json_mode else ""
-        hashed.update(f"{others}],{drawing},{form},{self.sample_index}{mode}]".encode("ascii"))
+        more: list[JSON] = ["json_mode"] if self.json_mode else []
+        rest = f",{_ENCODER.encode(more)[1:]}" if more else "]"
+        hashed.update(f"{others}],{drawing},{form},{self.sample_index}{rest}".encode("ascii"))
         return hashed.hexdigest()
 
 
