@@ -5,15 +5,17 @@ An audit is an artifact beside the dataset and no parent of it: a larger sample 
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
 from psychocounsel.connect import judge_spending, open_judge
 from psychocounsel.console import progress
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
+from psychocounsel.domain import Candidate, Judgement, Rating, ReplyStatus, Speech
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
 from psychocounsel.judging.judge import Judge, missing_share
+from psychocounsel.judging.panel import PanelJudge
 from psychocounsel.judging.quality import (
     Agreement,
     agreement,
@@ -112,8 +114,8 @@ def _counts(store: Store, draft: Draft) -> dict[str, Any]:
     }
 
 
-def _totals(rated: Sequence[Rated]) -> list[list[int]]:
-    by_speech: dict[str, list[int]] = defaultdict(list)
+def _totals(rated: Sequence[Rated]) -> list[list[int | Fraction]]:
+    by_speech: dict[str, list[int | Fraction]] = defaultdict(list)
     for each in rated:
         by_speech[each.speech.id].append(each.judgement.total)
     return list(by_speech.values())
@@ -125,7 +127,7 @@ def _length(rated: Sequence[Rated]) -> Any:
 
 
 def _retest(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] | None:
-    if not isinstance(judge, ChatJudge) or not count:
+    if not isinstance(judge, ChatJudge | PanelJudge) or not count:
         return None
     asked = [rated[at] for at in drawn([each.candidate for each in rated], count, "retest")]
     again = _ask(judge.redrawn(), [each.item for each in asked], "asking the judge again")
@@ -145,10 +147,10 @@ def _retest(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] 
 
 def _one_by_one(judge: Judge, rated: Sequence[Rated], count: int) -> dict[str, Any] | None:
     """Rate a sample on one principle per call, and compare with the ratings that came all in one."""
-    if not isinstance(judge, ChatJudge) or not count or len(judge.principles) < 2:
+    if not isinstance(judge, ChatJudge | PanelJudge) or not count or len(judge.principles) < 2:
         return None
     asked = [rated[at] for at in drawn([each.candidate for each in rated], count, "one principle")]
-    alone: list[dict[str, int]] = [{} for _ in asked]
+    alone: list[dict[str, Rating]] = [{} for _ in asked]
     for principle in judge.principles:
         label = f"rating {principle} alone"
         for at, each in enumerate(_ask(judge.of_one(principle), [each.item for each in asked], label)):

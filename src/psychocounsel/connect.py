@@ -5,7 +5,7 @@ Crafts receive what is opened here, so that a test hands them a fake and patches
 
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
+from psychocounsel.judging.panel import PanelJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.addresses import (
@@ -35,7 +36,7 @@ from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.preflight import CheckedModel
-from psychocounsel.llm.spending import Spending, budget_of
+from psychocounsel.llm.spending import Spending, budget_of, spent_together
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
 from psychocounsel.speeches.normalising import clean_text
@@ -69,6 +70,10 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
+    if config.panel:
+        return JudgePlan(
+            {**settings, "panel": [plan_judge(each, store).settings for each in config.members]}, ()
+        )
     if config.model is not None:
         settings["model"] = _weights(config.model, store)
         return JudgePlan({**settings, "prompts": prompt_digests()}, ())
@@ -153,6 +158,19 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
 @contextmanager
 def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store."""
+    if config.panel:
+        with ExitStack() as members:
+            asked = [members.enter_context(_open_asked(each, store, stop)) for each in config.members]
+            yield PanelJudge(asked)
+    elif config.endpoint is None and config.model is None:
+        yield OfflineJudge(load_rubric(config.rubric))
+    else:
+        with _open_asked(config, store, stop) as judge:
+            yield judge
+
+
+@contextmanager
+def _open_asked(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> Generator[ChatJudge]:
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
@@ -160,8 +178,7 @@ def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool]) -> G
             yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
         return
     if config.endpoint is None:
-        yield OfflineJudge(rubric)
-        return
+        raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
     with open_journal(store) as journal:
         model = open_endpoint(config.endpoint, store)
         yield ChatJudge(model, rubric, journal, _judge_settings(config, config.endpoint, stop))
@@ -192,7 +209,7 @@ def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeS
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
     # The likeliest tokens are the same at every try.
     max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
-    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop)
+    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop, samples=config.samples)
 
 
 @contextmanager
@@ -207,11 +224,21 @@ def _judge_settings(
     config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]
 ) -> ChatJudgeSettings:
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
-    return ChatJudgeSettings(asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint))
+    return ChatJudgeSettings(
+        asking,
+        endpoint.max_attempts,
+        endpoint.concurrency,
+        stop,
+        budget_of(endpoint),
+        config.samples,
+    )
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:
     """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
+    if isinstance(judge, PanelJudge):
+        told = [_told(each.spending, each.name) for each in judge.judges]
+        return {"spend": spent_together(judge.spendings)} if any(told) else {}
     spending = judge.spending if isinstance(judge, ChatJudge) else None
     return _told(spending, judge.name)
 

@@ -12,7 +12,14 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import PairingConfig
-from psychocounsel.domain import Candidate, PreferencePair, ScoredCandidate, Speech, content_id
+from psychocounsel.domain import (
+    Candidate,
+    PreferencePair,
+    ScoredCandidate,
+    Speech,
+    content_id,
+    exact_rating,
+)
 from psychocounsel.errors import ConfigError
 
 _TOO_FEW = ("speech_without_candidates", "speech_with_one_candidate")
@@ -99,8 +106,9 @@ class PairingRule:
         """Return a candidate with its score under this rule."""
         if not self.weights:
             return Ranked(side, Fraction(side.score))
-        exact = sum(weight * side.ratings[name] for name, weight in self._whole_weights.items())
-        return Ranked(ScoredCandidate(side.candidate, exact / self._denominator, side.ratings), exact)
+        ratings = side.ratings
+        exact = sum(weight * exact_rating(ratings[name]) for name, weight in self._whole_weights.items())
+        return Ranked(ScoredCandidate(side.candidate, float(exact / self._denominator), ratings), exact)
 
     def pair(self, speech: Speech, left: Ranked, right: Ranked, least_gap: Fraction) -> PreferencePair | str:
         """Return the pair of two candidates, or the reason why there is none."""

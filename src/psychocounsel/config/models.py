@@ -1,6 +1,7 @@
 """YAML -> who answers and who judges: endpoints, responders, judges, chat format, sampling."""
 
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -134,46 +135,111 @@ class PoolConfig(Settings):
         return self
 
 
-class JudgeConfig(Settings):
-    """Who rates and compares: the offline stand-in, a model behind an endpoint, or one on this machine.
+class AskedJudge(Settings):
+    """A model that judges, behind an endpoint or on this machine, and how it is asked.
 
-    `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. An endpoint that
-    names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model` is that of
-    `backend: local`: an artifact, a folder, or `hub:owner/name@revision`.
+    An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
+    is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
+    `samples` times: ratings are means of the draws, verdicts their vote.
     """
 
-    backend: Literal["offline", "endpoint", "local"] = "offline"
-    rubric: BesideConfig = "seven-principles"
+    backend: Literal["endpoint", "local"] = "endpoint"
     endpoint: EndpointConfig | None = None
     model: str | None = None
     batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
     temperature: NonNegativeFloat | None = 0.0
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
-    max_missing_share: Annotated[Share, Gate()] = 0.05
+    samples: PositiveInt = 1
 
     @model_validator(mode="before")
     @classmethod
     def _default_model(cls, given: Any) -> Any:
-        return _with_model(cast("dict[str, Any]", given)) if isinstance(given, dict) else given
+        usual = cls.model_fields["backend"].default
+        return _with_model(cast("dict[str, Any]", given), usual) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
-    def _offline_takes_no_endpoint(self) -> "JudgeConfig":
+    def _fits_its_backend(self) -> Self:
         if self.backend != "endpoint" and self.endpoint is not None:
             raise ValueError(f"backend: {self.backend} takes no endpoint block")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what shapes the ratings; a model of this machine only where there is one."""
+        """Return what shapes the ratings; what stands at its default and came later is left out."""
         settings = super().identity()
-        return settings if self.model is not None else {k: v for k, v in settings.items() if k != "model"}
+        return {name: value for name, value in settings.items() if value != _UNSAID.get(name, _SAID)}
 
 
-def _with_model(judge: dict[str, Any]) -> dict[str, Any]:
+class JudgeConfig(AskedJudge):
+    """Who rates and compares: the offline stand-in, a model that is asked, or a panel of such models.
+
+    `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. A `panel` has at
+    least two judges: each is asked everything, and the mean of their ratings counts.
+    """
+
+    backend: Literal["offline", "endpoint", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
+    rubric: BesideConfig = "seven-principles"
+    max_missing_share: Annotated[Share, Gate()] = 0.05
+    panel: Annotated[tuple[AskedJudge, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _panel_is_a_backend(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        judge = cast("dict[str, Any]", given)
+        return {"backend": "panel", **judge} if judge.get("panel") else judge
+
+    @model_validator(mode="after")
+    def _panel_stands_alone(self) -> Self:
+        if (self.backend == "panel") != bool(self.panel):
+            raise ValueError("backend: panel needs a panel, and no other backend takes one")
+        own = self.model_fields_set & AskedJudge.model_fields.keys() - {"backend"}
+        if self.panel and own:
+            raise ValueError(f"a panel's judges have {', '.join(sorted(own))} of their own; set it there")
+        if len(self.panel) == 1:
+            raise ValueError("a panel has at least two judges")
+        identities = [each.identity() for each in self.panel]
+        if any(identities.count(each) > 1 for each in identities):
+            raise ValueError("two judges of the panel are one and the same; ask one with samples: 2")
+        return self
+
+    @property
+    def members(self) -> tuple["JudgeConfig", ...]:
+        """The judges of the panel, each with the panel's rubric; without a panel, this one."""
+        shared = {"rubric": self.rubric, "max_missing_share": self.max_missing_share}
+        return tuple(JudgeConfig.model_validate({**dict(each), **shared}) for each in self.panel) or (self,)
+
+    @property
+    def named_endpoints(self) -> dict[str, EndpointConfig]:
+        """Every endpoint that reads what is judged, by the key under which it stands."""
+        names = [f"judge.panel[{at}]" for at in range(len(self.panel))] or ["judge"]
+        asked = zip(names, self.members, strict=True)
+        return {name: each.endpoint for name, each in asked if each.endpoint is not None}
+
+    @property
+    def endpoints(self) -> tuple[EndpointConfig, ...]:
+        """Every endpoint that reads what is judged."""
+        return tuple(self.named_endpoints.values())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes the ratings: of a panel, its judges."""
+        settings = super().identity()
+        return {name: settings[name] for name in ("backend", "rubric", "panel")} if self.panel else settings
+
+
+_SAID = object()
+_UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "panel": []}
+"""Defaults of keys that were added after ids had been made without them."""
+
+
+def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:
     endpoint: Any = judge.get("endpoint")
-    if endpoint is None and judge.get("backend") == "endpoint":
+    if endpoint is None and judge.get("backend", usual_backend) == "endpoint":
         endpoint = {}
     named = isinstance(endpoint, dict) and {"model": DEFAULT_JUDGE, **cast("dict[str, Any]", endpoint)}
     return {**judge, "endpoint": named} if named else judge

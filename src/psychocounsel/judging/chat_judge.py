@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
+from psychocounsel.judging.averaging import averaged, grouped, in_parts, voted, with_draw, with_vote
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
 from psychocounsel.judging.lexicon import addresses_judge
 from psychocounsel.judging.parsing import (
@@ -53,6 +54,7 @@ class ChatJudgeSettings:
         concurrency: requests in flight.
         stop: asked before each request; once true, nothing new is asked.
         budget: counts what the replies cost, and sets their limit.
+        samples: how often each question is asked; ratings are means of the draws, verdicts their vote.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -60,6 +62,7 @@ class ChatJudgeSettings:
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
     budget: Budget | None = None
+    samples: int = 1
 
 
 class ChatJudge:
@@ -93,7 +96,7 @@ class ChatJudge:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
-        asking = self._settings.asking
+        asking, samples = self._settings.asking, self._settings.samples
         return {
             "backend": "endpoint",
             **self._model.identity,
@@ -103,11 +106,14 @@ class ChatJudge:
             "top_p": asking.top_p,
             "max_tokens": asking.max_tokens,
             "parser": PARSER_VERSION,
+            **({"samples": samples} if samples > 1 else {}),
         }
 
     def redrawn(self) -> "ChatJudge":
-        """Return this judge at its second draw: the same questions, asked anew."""
-        return self._changed(self._rubric, replace(self._settings.asking, sample_index=1))
+        """Return this judge at its next draws: the same questions, asked anew."""
+        asking = self._settings.asking
+        after = asking.sample_index + self._settings.samples
+        return self._changed(self._rubric, replace(asking, sample_index=after))
 
     def of_one(self, principle: str) -> "ChatJudge":
         """Return this judge with one principle of its rubric."""
@@ -117,39 +123,52 @@ class ChatJudge:
         return ChatJudge(self._model, rubric, self._journal, replace(self._settings, asking=asking))
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
-        """Rate each response in a call of its own; a failed one carries its status and reason.
+        """Rate each response in a call of its own, or in `samples`; a failed one has its status and reason.
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
             Preempted: `settings.stop` turned true; what was answered is kept.
         """
-        asking = self._settings.asking
-        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
-        replies = self._ask(asked, self._read_ratings, progress)
-        return [
-            self._judgement(candidate, item, reply)
-            for (_, candidate), item, reply in zip(items, asked, replies, strict=True)
-        ]
+        samples = self._settings.samples
+        asked = self._rating_requests(items)
+        replies = self._ask(asked, self._read_ratings, in_parts(progress, samples))
+        candidates = [candidate for _, candidate in items for _ in range(samples)]
+        parts = list(map(self._judgement, candidates, asked, replies))
+        return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
 
     def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
         """Return what `rate` would have to ask at least once; nothing is asked."""
-        asking = self._settings.asking
-        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
-        return self._owed(asked, self._read_ratings)
+        return self._owed(self._rating_requests(items), self._read_ratings)
 
     def owed_comparisons(self, items: Sequence[Comparison]) -> list[ChatRequest]:
         """Return what `compare` would have to ask at least once; nothing is asked."""
-        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
-        return self._owed(asked, self._read_winners)
+        return self._owed(self._comparison_requests(items), self._read_winners)
 
     def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
         """Compare in exactly the order given; errors as for `rate`."""
-        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
-        replies = self._ask(asked, self._read_winners, progress)
+        samples = self._settings.samples
+        asked = self._comparison_requests(items)
+        replies = self._ask(asked, self._read_winners, in_parts(progress, samples))
+        parts = list(map(self._verdict, [item for item in items for _ in range(samples)], asked, replies))
+        return parts if samples == 1 else grouped(parts, samples, voted)
+
+    def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
         return [
-            self._verdict(item, request, reply)
-            for item, request, reply in zip(items, asked, replies, strict=True)
+            rating_request(speech, candidate, self._rubric, asking)
+            for speech, candidate in items
+            for asking in self._askings()
         ]
+
+    def _comparison_requests(self, items: Sequence[Comparison]) -> list[JudgeRequest]:
+        return [
+            comparison_request(item, self._rubric, asking) for item in items for asking in self._askings()
+        ]
+
+    def _askings(self) -> list[Asking]:
+        """Return how one question is asked, once for each draw: side by side, for they share a prompt."""
+        asking = self._settings.asking
+        indices = range(asking.sample_index, asking.sample_index + self._settings.samples)
+        return [replace(asking, sample_index=index) for index in indices]
 
     @property
     def _reader(self) -> str:
@@ -183,6 +202,10 @@ class ChatJudge:
         return parse_winners(reply.text, self._rubric, asked.item_id)
 
     def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
+        judgement = self._judgement_alone(candidate, asked, reply)
+        return judgement if self._settings.samples == 1 else with_draw(judgement, asked.request.sample_index)
+
+    def _judgement_alone(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
         if reply.status is not ReplyStatus.VALID:
             return Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
         parsed = self._read_ratings(asked, reply)
@@ -192,6 +215,12 @@ class ChatJudge:
         return Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
 
     def _verdict(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
+        verdict = self._verdict_alone(item, asked, reply)
+        if self._settings.samples == 1:
+            return verdict
+        return with_vote(verdict, self.name, asked.request.sample_index)
+
+    def _verdict_alone(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
         parsed = self._read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
         ids = (item.speech.id, item.first.id, item.second.id)
         if isinstance(parsed, ParsedWinners):

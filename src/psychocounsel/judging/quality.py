@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple
 
-Ratings = Mapping[str, int]
+from psychocounsel.domain import Rating, exact_rating
+
+Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
 
 
@@ -26,7 +29,7 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
-def agreement(pairs: Sequence[tuple[int, int]]) -> Agreement | None:
+def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     """Return how far the ratings of each pair agree; None without pairs.
 
     kappa = 1 - sum (a - b)^2 / expected sum, where the expectation takes every first rating with every second
@@ -35,13 +38,17 @@ def agreement(pairs: Sequence[tuple[int, int]]) -> Agreement | None:
     if not pairs:
         return None
     n = len(pairs)
-    distance = sum((first - second) ** 2 for first, second in pairs) / n
-    by_chance = sum((first - second) ** 2 for first, _ in pairs for _, second in pairs) / n**2
+    exact = [(exact_rating(first), exact_rating(second)) for first, second in pairs]
+    distance = sum((first - second) ** 2 for first, second in exact) / n
+    squares = sum(first * first + second * second for first, second in exact)
+    products = sum(first for first, _ in exact) * sum(second for _, second in exact)
+    # What every first rating with every second adds up to, without n^2 steps.
+    by_chance = (n * squares - 2 * products) / n**2
     return Agreement(
         n,
-        sum(first == second for first, second in pairs) / n,
-        sum(abs(first - second) <= 1 for first, second in pairs) / n,
-        1 - distance / by_chance if by_chance else None,
+        sum(first == second for first, second in exact) / n,
+        sum(abs(first - second) <= 1 for first, second in exact) / n,
+        float(1 - distance / by_chance) if by_chance else None,
     )
 
 
@@ -114,7 +121,7 @@ def mean_difference(
     return fmean(differences) if differences else None
 
 
-def tied_share(totals_by_speech: Iterable[Sequence[int]]) -> float | None:
+def tied_share(totals_by_speech: Iterable[Sequence[int | Fraction]]) -> float | None:
     """Return the share of pairs of responses to one speech that have the same total; None without pairs."""
     ties = [one == other for totals in totals_by_speech for one, other in combinations(totals, 2)]
     return fmean(ties) if ties else None
