@@ -18,6 +18,7 @@ from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.forms import ExpectedForm, WrittenForm, require_expectable
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.panel import PanelJudge
@@ -66,7 +67,8 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     """Return what identifies the judge of a config, without connecting to it.
 
     Raises:
-        ConfigError: offline, and its endpoint is not on this machine.
+        ConfigError: offline, and its endpoint is not on this machine; or the rubric's scale has points whose
+            tokens cannot be told apart, and the ratings are to be expected.
     """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
@@ -80,6 +82,8 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
+    if config.score == "expected":
+        require_expectable(rubric)
     endpoint = _endpoint_identity(config.endpoint, store)
     return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompt_digests()}, ())
 
@@ -231,6 +235,7 @@ def _judge_settings(
         stop,
         budget_of(endpoint),
         config.samples,
+        ExpectedForm if config.score == "expected" else WrittenForm,
     )
 
 

@@ -1,6 +1,7 @@
 """One rating from several replies, through the command line: draws, panels, their cost, what is refused."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -216,3 +217,53 @@ class TestPanel:
         ended = built(cli, recipe, {**changes, **({"panel": panel} if panel else {})})
         assert ended.code == 2
         assert told in ended.err
+
+
+def with_choices(reply: Reply, shares: Mapping[str, float]) -> Fault:
+    """Return a reply with these alternatives at every rating, as a server tells them."""
+    text = reply.text or ""
+    top = [{"token": each, "logprob": math.log(share)} for each, share in shares.items()]
+    tokens = [
+        {"token": piece, "logprob": -40.0, "top_logprobs": top if piece.isdigit() else []}
+        for piece in re.split(r"(\d)", text)
+        if piece
+    ]
+    choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7}
+    return Fault(body=json.dumps({"model": reply.model, "choices": [choice], "usage": usage}).encode())
+
+
+class TestExpected:
+    def test_the_expectation_is_rated_and_told(self, recipe: Path, cli: Cli) -> None:
+        def script(request: Mapping[str, Any], number: int) -> Fault:
+            assert (request["logprobs"], request["top_logprobs"]) == (True, 20)
+            high = 0.1 + 0.008 * (number % 100)
+            return with_choices(answer_by_schema(request, number), {"2": 0.9 - high, "4": high})
+
+        with ChatServer(script) as server:
+            judge = member(server.base_url, score="expected")
+            done = built(cli, recipe, judge)
+            assert done.code == 0, done.err
+            before = server.count
+            assert built(cli, recipe, judge).code == 0
+            assert (before, server.count) == (128, 128)
+        judged = newest(recipe, "judgements")
+        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
+        assert round(min(ratings), 4) == 2.2222  # 0.8 to 0.1 of 2 and 4
+        assert len(ratings) > 50
+        row = pq.read_table(judged.file("judgements.parquet")).to_pylist()[0]
+        assert (row["draws"], row["scored_by"], row["empathy_spread"]) == (1, "expected", None)
+
+    def test_a_server_without_them_is_named_at_its_first_reply(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer() as server:
+            ended = built(cli, recipe, member(server.base_url, score="expected"))
+            assert server.count == 1
+        assert ended.code == 2
+        assert "judge.score" in ended.err
+        assert "without log-probabilities" in ended.err
+
+    def test_a_model_on_this_machine_gives_none(self, recipe: Path, cli: Cli) -> None:
+        ended = built(cli, recipe, {"backend": "local", "model": "tiny", "score": "expected"})
+        assert ended.code == 2
+        assert "gives no log-probabilities" in ended.err

@@ -140,7 +140,8 @@ class AskedJudge(Settings):
 
     An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
     is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
-    `samples` times: ratings are means of the draws, verdicts their vote.
+    `samples` times: ratings are means of the draws, verdicts their vote. `score: expected` takes for a rating
+    what is to be expected by the log-probabilities of its tokens, not the number that is written.
     """
 
     backend: Literal["endpoint", "local"] = "endpoint"
@@ -151,6 +152,7 @@ class AskedJudge(Settings):
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
     samples: PositiveInt = 1
+    score: Literal["written", "expected"] = "written"
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +168,8 @@ class AskedJudge(Settings):
             raise ValueError("backend: local needs a model, and no other backend takes one")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
+        if self.score == "expected" and self.backend != "endpoint":
+            raise ValueError(f"backend: {self.backend} gives no log-probabilities; leave score out")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -233,7 +237,7 @@ class JudgeConfig(AskedJudge):
 
 
 _SAID = object()
-_UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "panel": []}
+_UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "panel": []}
 """Defaults of keys that were added after ids had been made without them."""
 
 

@@ -21,6 +21,7 @@ from psychocounsel.domain import (
     exact_mean,
 )
 from psychocounsel.judging.judge import Progress
+from psychocounsel.judging.parsing import ParsedRatings, ParseFailure
 
 _Part = TypeVar("_Part")
 _POINTS = {Winner.FIRST: 1, Winner.TIE: 0, Winner.SECOND: -1}
@@ -61,9 +62,14 @@ def voted(parts: Sequence[Verdict]) -> Verdict:
     return Verdict(*ids, ReplyStatus.VALID, winners, votes)
 
 
-def with_draw(judgement: Judgement, sample_index: int = 0, scored_by: Scoring = Scoring.WRITTEN) -> Judgement:
+def with_draw(
+    judgement: Judgement, sample_index: int = 0, parsed: ParsedRatings | ParseFailure | None = None
+) -> Judgement:
     """Return a judgement that one reply gave, with that reply as the draw it rests on."""
-    told = (judgement.judge, sample_index, judgement.status, judgement.ratings, judgement.reason, scored_by)
+    scored_by, reason = Scoring.WRITTEN, judgement.reason
+    if isinstance(parsed, ParsedRatings):
+        scored_by, reason = parsed.scored_by, parsed.remark or reason
+    told = (judgement.judge, sample_index, judgement.status, judgement.ratings, reason, scored_by)
     return replace(judgement, draws=(Draw(*told),))
 
 

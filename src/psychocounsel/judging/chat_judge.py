@@ -9,23 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
 from psychocounsel.judging.averaging import averaged, grouped, in_parts, voted, with_draw, with_vote
+from psychocounsel.judging.forms import Form, WrittenForm
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
 from psychocounsel.judging.lexicon import addresses_judge
-from psychocounsel.judging.parsing import (
-    PARSER_VERSION,
-    ParsedRatings,
-    ParsedWinners,
-    ParseFailure,
-    parse_ratings,
-    parse_winners,
-)
-from psychocounsel.judging.prompting import (
-    Asking,
-    JudgeRequest,
-    comparison_request,
-    prompt_digests,
-    rating_request,
-)
+from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
+from psychocounsel.judging.prompting import Asking, JudgeRequest
 from psychocounsel.judging.rubric import Rubric
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop, owed_places
@@ -55,6 +43,7 @@ class ChatJudgeSettings:
         stop: asked before each request; once true, nothing new is asked.
         budget: counts what the replies cost, and sets their limit.
         samples: how often each question is asked; ratings are means of the draws, verdicts their vote.
+        form: how a rubric is put to the model, and how its replies are read.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -63,6 +52,7 @@ class ChatJudgeSettings:
     stop: Callable[[], bool] = never_stop
     budget: Budget | None = None
     samples: int = 1
+    form: Callable[[Rubric], Form] = WrittenForm
 
 
 class ChatJudge:
@@ -77,6 +67,7 @@ class ChatJudge:
         self._rubric = rubric
         self._journal = journal
         self._settings = settings or ChatJudgeSettings()
+        self._form = self._settings.form(rubric)
 
     @property
     def name(self) -> str:
@@ -101,11 +92,10 @@ class ChatJudge:
             "backend": "endpoint",
             **self._model.identity,
             "rubric": self._rubric.digest,
-            "prompts": {**prompt_digests()},
+            **self._form.identity,
             "temperature": asking.temperature,
             "top_p": asking.top_p,
             "max_tokens": asking.max_tokens,
-            "parser": PARSER_VERSION,
             **({"samples": samples} if samples > 1 else {}),
         }
 
@@ -131,38 +121,36 @@ class ChatJudge:
         """
         samples = self._settings.samples
         asked = self._rating_requests(items)
-        replies = self._ask(asked, self._read_ratings, in_parts(progress, samples))
+        replies = self._ask(asked, self._form.read_ratings, in_parts(progress, samples))
         candidates = [candidate for _, candidate in items for _ in range(samples)]
         parts = list(map(self._judgement, candidates, asked, replies))
         return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
 
     def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
         """Return what `rate` would have to ask at least once; nothing is asked."""
-        return self._owed(self._rating_requests(items), self._read_ratings)
+        return self._owed(self._rating_requests(items), self._form.read_ratings)
 
     def owed_comparisons(self, items: Sequence[Comparison]) -> list[ChatRequest]:
         """Return what `compare` would have to ask at least once; nothing is asked."""
-        return self._owed(self._comparison_requests(items), self._read_winners)
+        return self._owed(self._comparison_requests(items), self._form.read_winners)
 
     def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
         """Compare in exactly the order given; errors as for `rate`."""
         samples = self._settings.samples
         asked = self._comparison_requests(items)
-        replies = self._ask(asked, self._read_winners, in_parts(progress, samples))
+        replies = self._ask(asked, self._form.read_winners, in_parts(progress, samples))
         parts = list(map(self._verdict, [item for item in items for _ in range(samples)], asked, replies))
         return parts if samples == 1 else grouped(parts, samples, voted)
 
     def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
         return [
-            rating_request(speech, candidate, self._rubric, asking)
+            self._form.rating(speech, candidate, asking)
             for speech, candidate in items
             for asking in self._askings()
         ]
 
     def _comparison_requests(self, items: Sequence[Comparison]) -> list[JudgeRequest]:
-        return [
-            comparison_request(item, self._rubric, asking) for item in items for asking in self._askings()
-        ]
+        return [self._form.comparison(item, asking) for item in items for asking in self._askings()]
 
     def _askings(self) -> list[Asking]:
         """Return how one question is asked, once for each draw: side by side, for they share a prompt."""
@@ -170,15 +158,10 @@ class ChatJudge:
         indices = range(asking.sample_index, asking.sample_index + self._settings.samples)
         return [replace(asking, sample_index=index) for index in indices]
 
-    @property
-    def _reader(self) -> str:
-        """What decides whether a reply can be read, beside the request itself."""
-        return f"judge {PARSER_VERSION} {self._rubric.digest}"
-
     def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
         requests = [item.request for item in asked]
         places = owed_places(
-            requests, self._model.identity, self._journal, _acceptance(asked, read), self._reader
+            requests, self._model.identity, self._journal, _acceptance(asked, read), self._form.reader
         )
         return [requests[place] for place in places]
 
@@ -190,29 +173,23 @@ class ChatJudge:
             settings.concurrency,
             settings.stop,
             progress,
-            self._reader,
+            self._form.reader,
             settings.budget,
         )
         return ask_all(self._model, [item.request for item in asked], self._journal, policy)
 
-    def _read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
-        return parse_ratings(reply.text, self._rubric, asked.item_id)
-
-    def _read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
-        return parse_winners(reply.text, self._rubric, asked.item_id)
-
     def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
-        judgement = self._judgement_alone(candidate, asked, reply)
-        return judgement if self._settings.samples == 1 else with_draw(judgement, asked.request.sample_index)
-
-    def _judgement_alone(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
-        if reply.status is not ReplyStatus.VALID:
-            return Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
-        parsed = self._read_ratings(asked, reply)
-        if isinstance(parsed, ParseFailure):
-            return Judgement(candidate.id, self.name, ReplyStatus.INVALID, reason=parsed.reason)
-        flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
-        return Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+        parsed = self._form.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
+        if isinstance(parsed, ParsedRatings):
+            flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
+            judgement = Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+        elif isinstance(parsed, ParseFailure):
+            judgement = Judgement(candidate.id, self.name, parsed.status, reason=parsed.reason)
+        else:
+            judgement = Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
+        if self._settings.samples == 1 and not self._form.keeps_draws:
+            return judgement
+        return with_draw(judgement, asked.request.sample_index, parsed)
 
     def _verdict(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
         verdict = self._verdict_alone(item, asked, reply)
@@ -221,8 +198,8 @@ class ChatJudge:
         return with_vote(verdict, self.name, asked.request.sample_index)
 
     def _verdict_alone(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
-        parsed = self._read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+        parsed = self._form.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
         ids = (item.speech.id, item.first.id, item.second.id)
         if isinstance(parsed, ParsedWinners):
             return Verdict(*ids, ReplyStatus.VALID, parsed.winners)
-        return Verdict(*ids, reply.status if parsed is None else ReplyStatus.INVALID)
+        return Verdict(*ids, reply.status if parsed is None else parsed.status)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
-from psychocounsel.domain import OVERALL, Winner
+from psychocounsel.domain import OVERALL, Rating, ReplyStatus, Scoring, Winner
 from psychocounsel.judging.rubric import Rubric
 
 PARSER_VERSION = 2
@@ -24,10 +24,15 @@ _WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
 class ParsedRatings(NamedTuple):
-    """A whole number of the scale for every principle of the rubric, and no other."""
+    """A rating on the scale for every principle of the rubric, and no other.
 
-    ratings: dict[str, int]
+    They are whole numbers as written, or expectations; `remark` says why they are not what was wanted.
+    """
+
+    ratings: Mapping[str, Rating]
     reasons: str
+    scored_by: Scoring = Scoring.WRITTEN
+    remark: str = ""
 
 
 class ParsedWinners(NamedTuple):
@@ -38,9 +43,10 @@ class ParsedWinners(NamedTuple):
 
 
 class ParseFailure(NamedTuple):
-    """Why a reply is not read."""
+    """Why a reply is not read, and what the judgement ends as."""
 
     reason: str
+    status: ReplyStatus = ReplyStatus.INVALID
 
 
 class _UnreadableError(ValueError):
@@ -82,7 +88,7 @@ def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinner
 
 
 def _object(text: str) -> object:
-    return _load(_only_object(text))
+    return _load(only_object(text))
 
 
 def _heads(reply: Mapping[str, object], item_id: str) -> str:
@@ -95,8 +101,12 @@ def _heads(reply: Mapping[str, object], item_id: str) -> str:
     return reasons
 
 
-def _only_object(reply_text: str) -> str:
-    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count."""
+def only_object(reply_text: str) -> str:
+    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count.
+
+    Raises:
+        ValueError: there is none, there are several, or the last one stays open.
+    """
     text = _after_thoughts(reply_text)
     spans: list[str] = []
     start, depth, in_string, escaped = 0, 0, False, False

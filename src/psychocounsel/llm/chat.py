@@ -31,7 +31,8 @@ class ChatRequest:
 
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
     which a model writes); `json_mode` asks for any JSON object where there is no schema. `sample_index` tells
-    repeated draws of one prompt apart. A temperature or top_p of None is not sent.
+    repeated draws of one prompt apart. A temperature or top_p of None is not sent. `top_logprobs` asks for so
+    many alternatives of every token with their log-probabilities.
     """
 
     messages: tuple[Message, ...]
@@ -42,6 +43,7 @@ class ChatRequest:
     schema_name: str = "reply"
     sample_index: int = 0
     json_mode: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -65,6 +67,8 @@ class ChatRequest:
         ]
         if self.json_mode:
             parts.append("json_mode")
+        if self.top_logprobs:
+            parts.append(f"top_logprobs {self.top_logprobs}")
         payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(payload.encode("ascii")).hexdigest()
 
@@ -80,7 +84,8 @@ class ChatReply:
     `VALID` says that the text is there and finished, not that it says what was asked for: that is the
     parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
     nothing was answered after bounded retries. `model` is the name that the reply itself gives;
-    `cached_tokens` are those of the prompt that the provider read from its prefix cache.
+    `cached_tokens` are those of the prompt that the provider read from its prefix cache. `choices` tells what
+    else could have stood where the text has numbers (`llm.token_choices`); empty where the server told none.
     """
 
     status: ReplyStatus
@@ -90,6 +95,7 @@ class ChatReply:
     completion_tokens: int
     reason: str = ""
     cached_tokens: int = 0
+    choices: str = ""
 
     @property
     def answered(self) -> bool:

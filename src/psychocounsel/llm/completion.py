@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.token_choices import kept_choices
 
 _UNFINISHED = {
     "length": (ReplyStatus.CUT, "the reply was cut at its token limit"),
@@ -50,6 +51,7 @@ def read_completion(body: bytes) -> ChatReply:
         completion_tokens=_count(usage.get("completion_tokens")),
         reason=reason,
         cached_tokens=_count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        choices=kept_choices(_mapping(choice.get("logprobs")).get("content"), text),
     )
 
 

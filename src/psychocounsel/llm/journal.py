@@ -37,10 +37,12 @@ CREATE TABLE IF NOT EXISTS replies (
     created_at TEXT NOT NULL,
     checksum BLOB NOT NULL,
     cached_tokens INTEGER NOT NULL DEFAULT 0,
+    choices BLOB,
     PRIMARY KEY (digest, attempt)
 )
 """
 _FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
+_ADD_CHOICES = "ALTER TABLE replies ADD COLUMN choices BLOB"
 _CREATE_READINGS = """
 CREATE TABLE IF NOT EXISTS readings (
     reader TEXT NOT NULL,
@@ -53,18 +55,19 @@ SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
     (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
 """
 _COLUMNS = """
-digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens
+digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens,
+choices
 """
 _NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 _IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
-_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_INSERT = f"INSERT INTO replies ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT = f"SELECT {_COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 _SELECT_ALL = f"SELECT {_COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
 _COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
 
-_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int]
+_Row: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, bytes | None]
 
 
 class Entry(NamedTuple):
@@ -234,8 +237,14 @@ class Journal:
                 if version == 1:
                     self._connection.execute(_FROM_VERSION_1)
                 self._connection.execute(_CREATE)
+                self._add_choices()
                 self._connection.execute(_CREATE_READINGS)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    def _add_choices(self) -> None:
+        columns = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
+        if "choices" not in columns:
+            self._connection.execute(_ADD_CHOICES)
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -303,6 +312,7 @@ def _row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> _Row:
         reply.reason.encode("utf-8", "surrogatepass"),
         created_at,
         reply.cached_tokens,
+        reply.choices.encode("utf-8", "surrogatepass") or None,
     )
 
 
@@ -315,10 +325,11 @@ def _reply(row: _Row) -> ChatReply:
         completion_tokens=row[6],
         reason=row[7].decode("utf-8", "surrogatepass"),
         cached_tokens=row[9],
+        choices=(row[10] or b"").decode("utf-8", "surrogatepass"),
     )
 
 
 def _checksum(row: _Row) -> bytes:
-    # Rows of format 1 had no cached tokens, and their checksums stay as they are.
-    told = row if row[9] else row[:9]
+    # Older rows had no cached tokens and no choices, and their checksums stay as they are.
+    told = row if row[10] is not None else row[:10] if row[9] else row[:9]
     return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()

@@ -51,6 +51,7 @@ def _as_line(row: JournalRow) -> dict[str, Any]:
         "cached_tokens": reply.cached_tokens,
         "text": reply.text,
         "reason": reply.reason,
+        **({"choices": reply.choices} if reply.choices else {}),
     }
 
 
@@ -71,12 +72,13 @@ def _from_line(line: str, where: str) -> JournalRow:
 def _row(values: Mapping[str, Any]) -> JournalRow | None:
     digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
     attempt, prompt_tokens, completion_tokens, cached_tokens = (values[name] for name in _COUNTS)
-    texts = (digest, status, text, model, reason, created_at)
+    choices = values.get("choices", "")
+    texts = (digest, status, text, model, reason, created_at, choices)
     counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
     if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
         return None
     reply = ChatReply(
-        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens
+        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens, choices
     )
     return JournalRow(digest, attempt, reply, created_at)
 

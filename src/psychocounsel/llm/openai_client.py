@@ -258,7 +258,7 @@ class OpenAIChatModel:
             f"the request is refused (HTTP {error.status_code}: {said})",
             where=self._base_url,
             remedy="check that endpoint.model takes these parameters (a temperature or top_p of null is not "
-            "sent) and a JSON schema for its reply",
+            "sent), a JSON schema for its reply and, for score: expected, logprobs",
             concerns_item=is_too_long,
         )
 
@@ -299,6 +299,8 @@ class OpenAIChatModel:
             body["response_format"] = {"type": "json_schema", "json_schema": told}
         elif request.json_mode:
             body["response_format"] = {"type": "json_object"}
+        if request.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         return _as_json(body)
 
     def _key(self) -> str:
