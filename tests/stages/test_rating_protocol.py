@@ -237,7 +237,7 @@ class TestExpected:
     def test_the_expectation_is_rated_and_told(self, recipe: Path, cli: Cli) -> None:
         def script(request: Mapping[str, Any], number: int) -> Fault:
             assert (request["logprobs"], request["top_logprobs"]) == (True, 20)
-            high = 0.1 + 0.008 * (number % 100)
+            high = 0.1 + 0.007 * (37 * number % 100)
             return with_choices(answer_by_schema(request, number), {"2": 0.9 - high, "4": high})
 
         with ChatServer(script) as server:
@@ -250,7 +250,7 @@ class TestExpected:
         judged = newest(recipe, "judgements")
         assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
         ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
-        assert round(min(ratings), 4) == 2.2222  # 0.8 to 0.1 of 2 and 4
+        assert round(min(ratings), 4) == 2.2222  # 0.8 of 2 and 0.1 of 4
         assert len(ratings) > 50
         row = pq.read_table(judged.file("judgements.parquet")).to_pylist()[0]
         assert (row["draws"], row["scored_by"], row["empathy_spread"]) == (1, "expected", None)
