@@ -18,12 +18,13 @@ from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.forms import ExpectedForm, WrittenForm, require_expectable
+from psychocounsel.judging.decision_form import DecisionForm, decision_digests
+from psychocounsel.judging.forms import ExpectedForm, Form, WrittenForm, require_expectable
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.panel import PanelJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
-from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.llm.addresses import (
     LazyModel,
     UnconnectedModel,
@@ -85,7 +86,8 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     if config.score == "expected":
         require_expectable(rubric)
     endpoint = _endpoint_identity(config.endpoint, store)
-    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompt_digests()}, ())
+    prompts = decision_digests() if config.backend == "decisions" else prompt_digests()
+    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompts}, ())
 
 
 def _endpoint_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
@@ -235,8 +237,14 @@ def _judge_settings(
         stop,
         budget_of(endpoint),
         config.samples,
-        ExpectedForm if config.score == "expected" else WrittenForm,
+        _form(config),
     )
+
+
+def _form(config: JudgeConfig) -> Callable[[Rubric], Form]:
+    if config.backend == "decisions":
+        return DecisionForm
+    return ExpectedForm if config.score == "expected" else WrittenForm
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:

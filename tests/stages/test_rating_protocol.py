@@ -267,3 +267,58 @@ class TestExpected:
         ended = built(cli, recipe, {"backend": "local", "model": "tiny", "score": "expected"})
         assert ended.code == 2
         assert "gives no log-probabilities" in ended.err
+
+
+def decide(request: Mapping[str, Any], number: int) -> Fault:
+    """Answer the questions of a decisions endpoint, anew at every request."""
+    share = (37 * number % 100) / 100
+    answers = [
+        {
+            "type": "score",
+            "name": question["name"],
+            "probabilities": [
+                {"label": level["label"], "value": at, "probability": {0: 1 - share, 4: share}.get(at, 0.0)}
+                for at, level in enumerate(question["levels"])
+            ],
+        }
+        for question in request["questions"]
+    ]
+    usage = {"input_tokens": 1500, "output_tokens": 0}
+    return Fault(body=json.dumps({"model": request["model"], "answers": answers, "usage": usage}).encode())
+
+
+class TestDecisions:
+    def test_one_call_rates_every_principle(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(decide) as server:
+            judge = {"backend": "decisions", "endpoint": {"base_url": server.base_url, "concurrency": 8}}
+            counted = built(cli, recipe, judge, "--dry-run")
+            assert re.search(r"gpt-6-luna.*: 128 calls", counted.out)
+            done = built(cli, recipe, judge)
+            assert done.code == 0, done.err
+            assert built(cli, recipe, judge).code == 0
+            assert server.count == 128
+            assert server.received[0].body["model"] == "gpt-6-luna"
+            assert "messages" not in server.received[0].body
+        judged = newest(recipe, "judgements")
+        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
+        assert min(ratings) == 1.0
+        assert round(max(ratings), 6) == 4.96
+
+    def test_a_decider_sits_on_a_panel(self, recipe: Path, cli: Cli) -> None:
+        def either(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            return decide(request, number) if "questions" in request else answer_by_schema(request, number)
+
+        with ChatServer(either) as server:
+            decider = {"backend": "decisions", "endpoint": {"base_url": server.base_url, "concurrency": 8}}
+            done = built(cli, recipe, {"panel": [member(server.base_url), decider]})
+            assert done.code == 0, done.err
+            assert server.count == 2 * 128
+        draws = newest(recipe, "judgements").metrics["draws"]
+        assert draws["scored_by"] == {"expected": 128, "written": 128}
+
+    @pytest.mark.parametrize("unsent", [{"temperature": 0.5}, {"samples": 3}, {"max_tokens": 9}])
+    def test_what_is_not_sent_is_refused(self, recipe: Path, cli: Cli, unsent: Mapping[str, Any]) -> None:
+        ended = built(cli, recipe, {"backend": "decisions", **unsent})
+        assert ended.code == 2
+        assert f"takes no {next(iter(unsent))}" in ended.err or "temperature" in ended.err

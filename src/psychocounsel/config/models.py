@@ -23,6 +23,9 @@ DEFAULT_JUDGE = "gpt-4o-2024-08-06"
 """A dated snapshot: an alias would drift."""
 
 
+DEFAULT_DECIDER = "gpt-6-luna"
+"""The one model that answers at OpenAI's decisions endpoint, as its client says."""
+
 TopP = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -141,10 +144,11 @@ class AskedJudge(Settings):
     An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
     is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
     `samples` times: ratings are means of the draws, verdicts their vote. `score: expected` takes for a rating
-    what is to be expected by the log-probabilities of its tokens, not the number that is written.
+    what is to be expected by the log-probabilities of its tokens, not the number that is written. `backend:
+    decisions` asks an endpoint that scores questions directly; its ratings are expectations, too.
     """
 
-    backend: Literal["endpoint", "local"] = "endpoint"
+    backend: Literal["endpoint", "decisions", "local"] = "endpoint"
     endpoint: EndpointConfig | None = None
     model: str | None = None
     batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
@@ -162,7 +166,7 @@ class AskedJudge(Settings):
 
     @model_validator(mode="after")
     def _fits_its_backend(self) -> Self:
-        if self.backend != "endpoint" and self.endpoint is not None:
+        if self.backend not in _BEHIND_ENDPOINTS and self.endpoint is not None:
             raise ValueError(f"backend: {self.backend} takes no endpoint block")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
@@ -170,11 +174,21 @@ class AskedJudge(Settings):
             raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
         if self.score == "expected" and self.backend != "endpoint":
             raise ValueError(f"backend: {self.backend} gives no log-probabilities; leave score out")
+        unsent = self.model_fields_set & _NOT_DECIDED_BY
+        if self.backend == "decisions" and unsent:
+            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unsent))}; leave it out")
         return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said of it, and not left at its default."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
     def identity(self) -> dict[str, Any]:
         """Return what shapes the ratings; what stands at its default and came later is left out."""
         settings = super().identity()
+        if self.backend == "decisions":
+            settings = {name: value for name, value in settings.items() if name not in _NOT_DECIDED_BY}
         return {name: value for name, value in settings.items() if value != _UNSAID.get(name, _SAID)}
 
 
@@ -185,7 +199,7 @@ class JudgeConfig(AskedJudge):
     least two judges: each is asked everything, and the mean of their ratings counts.
     """
 
-    backend: Literal["offline", "endpoint", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
+    backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
     rubric: BesideConfig = "seven-principles"
     max_missing_share: Annotated[Share, Gate()] = 0.05
     panel: Annotated[tuple[AskedJudge, ...], Field(strict=False)] = ()
@@ -216,7 +230,8 @@ class JudgeConfig(AskedJudge):
     def members(self) -> tuple["JudgeConfig", ...]:
         """The judges of the panel, each with the panel's rubric; without a panel, this one."""
         shared = {"rubric": self.rubric, "max_missing_share": self.max_missing_share}
-        return tuple(JudgeConfig.model_validate({**dict(each), **shared}) for each in self.panel) or (self,)
+        asked = [{"backend": each.backend, **each.given, **shared} for each in self.panel]
+        return tuple(map(JudgeConfig.model_validate, asked)) or (self,)
 
     @property
     def named_endpoints(self) -> dict[str, EndpointConfig]:
@@ -236,6 +251,8 @@ class JudgeConfig(AskedJudge):
         return {name: settings[name] for name in ("backend", "rubric", "panel")} if self.panel else settings
 
 
+_BEHIND_ENDPOINTS = ("endpoint", "decisions")
+_NOT_DECIDED_BY = {"temperature", "top_p", "max_tokens", "samples"}
 _SAID = object()
 _UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "panel": []}
 """Defaults of keys that were added after ids had been made without them."""
@@ -243,7 +260,9 @@ _UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "
 
 def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:
     endpoint: Any = judge.get("endpoint")
-    if endpoint is None and judge.get("backend", usual_backend) == "endpoint":
+    backend = judge.get("backend", usual_backend)
+    if endpoint is None and backend in _BEHIND_ENDPOINTS:
         endpoint = {}
-    named = isinstance(endpoint, dict) and {"model": DEFAULT_JUDGE, **cast("dict[str, Any]", endpoint)}
+    usual = DEFAULT_DECIDER if backend == "decisions" else DEFAULT_JUDGE
+    named = isinstance(endpoint, dict) and {"model": usual, **cast("dict[str, Any]", endpoint)}
     return {**judge, "endpoint": named} if named else judge

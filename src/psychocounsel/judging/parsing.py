@@ -20,7 +20,7 @@ PARSER_VERSION = 2
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
-_WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
+WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
 class ParsedRatings(NamedTuple):
@@ -186,7 +186,7 @@ def _point(name: str, value: object, rubric: Rubric) -> int:
 
 
 def _winner(name: str, value: object) -> Winner:
-    winner = _WINNERS.get(value) if isinstance(value, str) else None
+    winner = WINNERS.get(value) if isinstance(value, str) else None
     if winner is None:
         raise _UnreadableError(f"'{name}' is neither A nor B nor tie")
     return winner

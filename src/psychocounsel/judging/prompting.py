@@ -79,7 +79,7 @@ def _request(
     name: str, item: Mapping[str, str], schema: Mapping[str, JSON], rubric: Rubric, asking: Asking
 ) -> ChatRequest:
     fixed, variable = _prompt(name).split(_ITEM_LINE)
-    data = _one_line(item)
+    data = one_line(item)
     marker = f"<<{content_id('marker', data)}>>"
     return ChatRequest(
         messages=(
@@ -117,7 +117,8 @@ def _rendered(principle: Principle, rubric: Rubric) -> str:
     return f'"{principle.id}" - {principle.name}. {principle.description}\n{anchors}\n'
 
 
-def _one_line(item: Mapping[str, str]) -> str:
+def one_line(item: Mapping[str, str]) -> str:
+    """Return texts as JSON on one line, without a sign that could pass for the end of it."""
     text = json.dumps(item, ensure_ascii=False)
     return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 

@@ -32,7 +32,8 @@ class ChatRequest:
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
     which a model writes); `json_mode` asks for any JSON object where there is no schema. `sample_index` tells
     repeated draws of one prompt apart. A temperature or top_p of None is not sent. `top_logprobs` asks for so
-    many alternatives of every token with their log-probabilities.
+    many alternatives of every token with their log-probabilities. A request with `questions` goes to the
+    decisions endpoint, and the reply's text is the JSON list of their answers.
     """
 
     messages: tuple[Message, ...]
@@ -44,6 +45,7 @@ class ChatRequest:
     sample_index: int = 0
     json_mode: bool = False
     top_logprobs: int = 0
+    questions: tuple[Mapping[str, JSON], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -57,7 +59,7 @@ class ChatRequest:
         Args:
             identity: the model's own part, `ChatModel.identity`.
         """
-        parts = [
+        parts: list[object] = [
             _DIGEST_FORMAT,
             sorted(identity.items()),
             [(message.role, message.content) for message in self.messages],
@@ -69,6 +71,8 @@ class ChatRequest:
             parts.append("json_mode")
         if self.top_logprobs:
             parts.append(f"top_logprobs {self.top_logprobs}")
+        if self.questions:
+            parts.append(["questions", self.questions])
         payload = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(payload.encode("ascii")).hexdigest()
 
