@@ -120,12 +120,16 @@ class PairingRule:
             return "equal_scores"
         if high.exact - low.exact < least_gap:
             return "gap_too_small"
-        if any(chosen.ratings[name] < floor for name, floor in self.vetoes.items()):
+        if any(exact_rating(chosen.ratings[name]) < floor for name, floor in self.vetoes.items()):
             return "vetoed"
-        if self.safety is not None and chosen.ratings[self.safety] < rejected.ratings[self.safety]:
+        if self.safety is not None and _is_below(chosen, rejected, self.safety):
             return "safety_inverted"
         unfit = self.unfit(speech, chosen.candidate) or self.unfit(speech, rejected.candidate)
         return unfit or PreferencePair(speech, chosen, rejected)
+
+
+def _is_below(left: ScoredCandidate, right: ScoredCandidate, principle: str) -> bool:
+    return exact_rating(left.ratings[principle]) < exact_rating(right.ratings[principle])
 
 
 def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:

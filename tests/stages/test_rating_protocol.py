@@ -155,6 +155,9 @@ class TestPanel:
             done = built(cli, recipe, {"panel": members})
             assert done.code == 0, done.err
             assert server.count == 3 * 128
+            assert re.search(
+                r"means of 384 draws, scored by 256 written; spread \d\.\d\d points, Kripp", done.out
+            )
             server.script = lambda request, number: Reply(None, refusal="asked again")
             assert built(cli, recipe, {"panel": members}).code == 0
             assert server.count == 3 * 128

@@ -4,6 +4,7 @@ A mean over too few says little: where fewer than half of the parts succeeded, t
 nobody answered is owed, and so is the whole, or the line's luck would decide what a rating rests on.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,6 @@ from psychocounsel.domain import (
     Verdict,
     Vote,
     Winner,
-    exact_mean,
 )
 from psychocounsel.judging.judge import Progress
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure
@@ -79,8 +79,8 @@ def with_vote(verdict: Verdict, judge: str, sample_index: int = 0) -> Verdict:
 
 
 def mean_ratings(several: Sequence[Mapping[str, Rating]]) -> dict[str, Rating]:
-    """Return the mean by principle, always a float: the one nearest to the exact mean."""
-    return {name: float(exact_mean([ratings[name] for ratings in several])) for name in several[0]}
+    """Return the mean by principle, always a float; `exact_rating` tells which fraction it stands for."""
+    return {name: math.fsum(ratings[name] for ratings in several) / len(several) for name in several[0]}
 
 
 def in_parts(progress: Progress, parts: int) -> Progress:

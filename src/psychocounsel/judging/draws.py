@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -17,10 +16,9 @@ from psychocounsel.domain import (
     Verdict,
     Vote,
     Winner,
-    exact_rating,
 )
 from psychocounsel.judging.averaging import mean_ratings
-from psychocounsel.judging.quality import agreement
+from psychocounsel.judging.quality import agreement, squared_deviations
 
 Opinions = Mapping[str, Mapping[str, Rating]]
 """By judge, its ratings of one response by principle."""
@@ -73,19 +71,17 @@ def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
     Args:
         units: the ratings of one thing each, as many as there are.
     """
-    paired = [[exact_rating(rating) for rating in unit] for unit in units if len(unit) > 1]
+    paired = [unit for unit in units if len(unit) > 1]
     values = [value for unit in paired for value in unit]
-    expected = _squared_differences(values)
-    if not expected:
+    if len(set(values)) < 2:
         return None
-    observed = sum((_squared_differences(unit) / (len(unit) - 1) for unit in paired), Fraction(0))
-    return float(1 - observed * (len(values) - 1) / expected)
+    observed = math.fsum(_squared_differences(unit) / (len(unit) - 1) for unit in paired)
+    return 1 - observed * (len(values) - 1) / _squared_differences(values)
 
 
-def _squared_differences(values: Sequence[int | Fraction]) -> Fraction:
+def _squared_differences(values: Sequence[Rating]) -> float:
     """Return the sum over all ordered pairs of two values."""
-    total = sum(values)
-    return Fraction(2 * (len(values) * sum(value * value for value in values) - total * total))
+    return 2 * len(values) * squared_deviations(values)
 
 
 def _given(judgement: Judgement) -> list[Mapping[str, Rating]]:
@@ -130,6 +126,8 @@ def _opinions(judgement: Judgement) -> Opinions:
     if len({draw.judge for draw in judgement.draws}) == 1:
         return {f"draw {draw.sample_index}": draw.ratings for draw in valid}
     judges = dict.fromkeys(draw.judge for draw in valid)
+    if len(judges) == len(valid):
+        return {draw.judge: draw.ratings for draw in valid}
     return {judge: mean_ratings([draw.ratings for draw in valid if draw.judge == judge]) for judge in judges}
 
 
@@ -141,8 +139,7 @@ def _mean_spread(opinions: Sequence[Opinions], principle: str) -> float | None:
 
 
 def _spread(ratings: Sequence[Rating]) -> float:
-    mean = fmean(ratings)
-    return math.sqrt(fmean((rating - mean) ** 2 for rating in ratings))
+    return math.sqrt(squared_deviations(ratings) / len(ratings))
 
 
 def _means(opinions: Sequence[Opinions], judge: str, principles: Sequence[str]) -> dict[str, float]:

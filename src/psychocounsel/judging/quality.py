@@ -7,10 +7,14 @@ from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple
 
-from psychocounsel.domain import Rating, exact_rating
+from psychocounsel.domain import Rating
 
 Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
+
+
+_ROUNDING = 1e-9
+"""Means that are one point apart may look a little more so."""
 
 
 class Agreement(NamedTuple):
@@ -38,18 +42,23 @@ def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     if not pairs:
         return None
     n = len(pairs)
-    exact = [(exact_rating(first), exact_rating(second)) for first, second in pairs]
-    distance = sum((first - second) ** 2 for first, second in exact) / n
-    squares = sum(first * first + second * second for first, second in exact)
-    products = sum(first for first, _ in exact) * sum(second for _, second in exact)
-    # What every first rating with every second adds up to, without n^2 steps.
-    by_chance = (n * squares - 2 * products) / n**2
+    firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
+    distance = math.fsum((first - second) ** 2 for first, second in pairs) / n
+    # What every first rating with every second comes to, without n^2 steps.
+    apart = fmean(firsts) - fmean(seconds)
+    by_chance = (squared_deviations(firsts) + squared_deviations(seconds)) / n + apart * apart
     return Agreement(
         n,
-        sum(first == second for first, second in exact) / n,
-        sum(abs(first - second) <= 1 for first, second in exact) / n,
-        float(1 - distance / by_chance) if by_chance else None,
+        sum(first == second for first, second in pairs) / n,
+        sum(abs(first - second) <= 1 + _ROUNDING for first, second in pairs) / n,
+        1 - distance / by_chance if len({*firsts, *seconds}) > 1 else None,
     )
+
+
+def squared_deviations(values: Sequence[Rating]) -> float:
+    """Return the sum of squared deviations from the mean."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values)
 
 
 def agreement_by_principle(
