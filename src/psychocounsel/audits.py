@@ -6,12 +6,13 @@ An audit is an artifact beside the dataset and no parent of it: a larger sample 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
 from psychocounsel.connect import judge_spending, open_judge
 from psychocounsel.console import progress
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
+from psychocounsel.domain import Candidate, Judgement, Rating, ReplyStatus, Speech
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
@@ -175,7 +176,7 @@ def _counts(judgements: Artifact) -> dict[str, Any]:
 
 
 def _ties(rated: Sequence[Rated]) -> dict[str, float] | None:
-    totals: dict[str, list[int]] = defaultdict(list)
+    totals: dict[str, list[int | Fraction]] = defaultdict(list)
     for each in rated:
         totals[each.speech.id].append(each.judgement.total)
     tied = [(float(tie), speech) for speech, each in totals.items() for tie in ties(each)]
@@ -235,7 +236,7 @@ def _one_by_one(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     """Rate a sample on one principle per call, and compare with the ratings that came all in one."""
     if not isinstance(judge, AsksAgain) or not asked or len(judge.principles) < 2:
         return None
-    alone: list[dict[str, int]] = [{} for _ in asked]
+    alone: list[dict[str, Rating]] = [{} for _ in asked]
     for principle in judge.principles:
         label = f"rating {principle} alone"
         for at, each in enumerate(_ask(judge.of_one(principle), [each.item for each in asked], label)):

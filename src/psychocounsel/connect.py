@@ -5,7 +5,7 @@ Crafts receive what is opened here, so that a test hands them a fake and patches
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,16 @@ from psychocounsel.endpoints import (
     planned_journal,
     planned_model,
 )
-from psychocounsel.errors import DataQualityError, IncompleteError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, counted
 from psychocounsel.interrupts import stoppable
 from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.decision_form import DecisionForm, decision_digests
+from psychocounsel.judging.forms import ExpectedForm, Form, WrittenForm, require_expectable
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.offline import OfflineJudge
+from psychocounsel.judging.panel import PanelJudge
 from psychocounsel.judging.prompting import Asking, prompt_digests
-from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.llm.addresses import (
     LazyModel,
     resolved_base_url,
@@ -37,7 +40,7 @@ from psychocounsel.llm.addresses import (
 from psychocounsel.llm.batches import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
-from psychocounsel.llm.spending import Spending, budget_of
+from psychocounsel.llm.spending import Spending, budget_of, spent_together
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
 from psychocounsel.speeches.normalising import clean_text
@@ -65,18 +68,26 @@ def plan_judge(config: JudgeConfig, store: Store) -> JudgePlan:
     """Return what identifies the judge of a config, without connecting to it.
 
     Raises:
-        ConfigError: offline, and its endpoint is not on this machine.
+        ConfigError: offline, and its endpoint is not on this machine; or the rubric's scale has points whose
+            tokens cannot be told apart, and the ratings are to be expected.
     """
     rubric = load_rubric(config.rubric)
     settings = {**config.identity(), "rubric": rubric.digest}
+    if config.panel:
+        return JudgePlan(
+            {**settings, "panel": [plan_judge(each, store).settings for each in config.members]}, ()
+        )
     if config.model is not None:
         settings["model"] = _weights(config.model, store)
         return JudgePlan({**settings, "prompts": prompt_digests()}, ())
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
+    if config.score == "expected":
+        require_expectable(rubric)
     endpoint = planned_identity(config.endpoint, store)
-    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompt_digests()}, ())
+    prompts = decision_digests() if config.backend == "decisions" else prompt_digests()
+    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompts}, ())
 
 
 def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
@@ -132,6 +143,21 @@ def open_judge(
         stop: asked before each request.
         may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
     """
+    if config.panel:
+        with ExitStack() as members:
+            opened = (_open_asked(each, store, stop, may_wait) for each in config.members)
+            yield PanelJudge([members.enter_context(each) for each in opened])
+    elif config.endpoint is None and config.model is None:
+        yield OfflineJudge(load_rubric(config.rubric))
+    else:
+        with _open_asked(config, store, stop, may_wait) as judge:
+            yield judge
+
+
+@contextmanager
+def _open_asked(
+    config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool
+) -> Generator[ChatJudge]:
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
@@ -139,8 +165,7 @@ def open_judge(
             yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
         return
     if config.endpoint is None:
-        yield OfflineJudge(rubric)
-        return
+        raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
     endpoint = config.endpoint
     model = open_endpoint(endpoint, store)
     settings = _judge_settings(config, endpoint, stop)
@@ -178,7 +203,7 @@ def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeS
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
     # The likeliest tokens are the same at every try.
     max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
-    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop)
+    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop, samples=config.samples)
 
 
 @contextmanager
@@ -194,12 +219,28 @@ def _judge_settings(
 ) -> ChatJudgeSettings:
     asking = Asking(config.temperature, config.max_tokens, config.top_p)
     return ChatJudgeSettings(
-        asking, endpoint.max_attempts, endpoint.concurrency, stop, budget_of(endpoint), ask_live
+        asking,
+        endpoint.max_attempts,
+        endpoint.concurrency,
+        stop,
+        budget_of(endpoint),
+        ask_live,
+        config.samples,
+        _form(config),
     )
+
+
+def _form(config: JudgeConfig) -> Callable[[Rubric], Form]:
+    if config.backend == "decisions":
+        return DecisionForm
+    return ExpectedForm if config.score == "expected" else WrittenForm
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:
     """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
+    if isinstance(judge, PanelJudge):
+        told = [_told(each.spending, each.name) for each in judge.judges]
+        return {"spend": spent_together(judge.spendings)} if any(told) else {}
     spending = judge.spending if isinstance(judge, ChatJudge) else None
     return _told(spending, judge.name)
 

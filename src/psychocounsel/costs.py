@@ -146,13 +146,14 @@ def audit_costs(config: BuildPreferencesConfig, judgements: Plan, store: Store) 
 
 def _auditing(config: BuildPreferencesConfig, store: Store, auditable: Auditable) -> list[PaidCalls]:
     """Return the calls of the judge's audit; before anything is rated, every response could gain a point."""
-    endpoint = config.judge.endpoint
-    if endpoint is None:
-        return []
-    with plan_to_ask(config.judge, endpoint, store) as judge:
-        owed = audit_requests(judge, samples_of(auditable.items, auditable.able, config.audit))
-    longest = auditable.max_new_tokens * len(owed)
-    return [_calls(endpoint, _AUDITING, owed, longest, bool(longest))] if owed else []
+    calls: list[PaidCalls] = []
+    for member in config.judge.members:
+        if member.endpoint is not None:
+            with plan_to_ask(member, member.endpoint, store) as judge:
+                owed = audit_requests(judge, samples_of(auditable.items, auditable.able, config.audit))
+            longest = auditable.max_new_tokens * len(owed)
+            calls += [_calls(member.endpoint, _AUDITING, owed, longest, bool(longest))] if owed else []
+    return calls
 
 
 def _is_on_the_hub(config: BuildPreferencesConfig) -> bool:
@@ -166,9 +167,9 @@ def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
     wanted = [(f"answers of {each.author}", each.endpoint) for each in responders]
     if config.corpus.topics is not None:
         wanted.insert(0, (_TOPICS, config.corpus.topics.endpoint))
-    wanted.append((_RATING, config.judge.endpoint))
+    wanted += [(_RATING, each) for each in config.judge.endpoints]
     if any(config.audit.identity().values()):
-        wanted.append((_AUDITING, config.judge.endpoint))
+        wanted += [(_AUDITING, each) for each in config.judge.endpoints]
     return _uncounted(wanted, hint)
 
 
@@ -222,8 +223,12 @@ def winrate_costs(config: EvalWinrateConfig, policy: Plan, reference: Plan, stor
 def _unknown_yet(config: EvalWinrateConfig) -> list[PaidCalls]:
     each_speech = f"for each speech of the split {config.split}; counted once the speeches are read"
     answers = [(f"answers of {each.author}", each.endpoint) for each in (config.policy, config.reference)]
-    comparing = [(_COMPARING, config.judge.endpoint)]
-    return [*_uncounted(answers, f"1 {each_speech}"), *_uncounted(comparing, f"2 {each_speech}")]
+    comparing = [
+        call
+        for member in config.judge.members
+        for call in _uncounted([(_COMPARING, member.endpoint)], f"{2 * member.samples} {each_speech}")
+    ]
+    return [*_uncounted(answers, f"1 {each_speech}"), *comparing]
 
 
 def _naming_topics(config: TopicsConfig | None, store: Store, speeches: Sequence[Speech]) -> list[PaidCalls]:
@@ -239,13 +244,16 @@ def _rating(
     answered: Sequence[tuple[Speech, Candidate]],
     expected: Sequence[Expected],
 ) -> list[PaidCalls]:
+    if config.panel:
+        members = (_rating(each, store, answered, expected) for each in config.members)
+        return [call for calls in members for call in calls]
     if config.endpoint is None:
         return []
     with plan_to_ask(config, config.endpoint, store) as judge:
         owed = judge.owed_ratings(answered)
         # One by one: two answers that nobody gave yet are two, though they look the same.
-        blank = [judge.owed_ratings([(each.speech, each.blank)])[0] for each in expected]
-    longest = sum(each.max_new_tokens for each in expected)
+        blank = [ask for each in expected for ask in judge.owed_ratings([(each.speech, each.blank)])]
+    longest = config.samples * sum(each.max_new_tokens for each in expected)
     return [_calls(config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))]
 
 
@@ -253,6 +261,9 @@ def _comparing(
     config: JudgeConfig, store: Store, comparisons: Sequence[Comparison], max_new_tokens: int
 ) -> list[PaidCalls]:
     """Return the calls of comparisons in both orders; `max_new_tokens` is 0 when all answers exist."""
+    if config.panel:
+        members = (_comparing(each, store, comparisons, max_new_tokens) for each in config.members)
+        return [call for calls in members for call in calls]
     if config.endpoint is None:
         return []
     with plan_to_ask(config, config.endpoint, store) as judge:

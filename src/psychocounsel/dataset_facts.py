@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from psychocounsel.domain import Judgement, PreferencePair, ReplyStatus
@@ -131,7 +132,7 @@ def _scores(
     authors: Mapping[str, str], rated: Sequence[Judgement], rubric: Rubric
 ) -> tuple[AuthorScores, ...]:
     """Return the mean ratings of each author's responses, most responses first."""
-    totals: dict[str, Counter[int]] = {}
+    totals: dict[str, Counter[int | Fraction]] = {}
     for each in rated:
         if each.status is ReplyStatus.VALID:
             totals.setdefault(authors[each.candidate_id], Counter())[each.total] += 1
@@ -139,15 +140,15 @@ def _scores(
     return tuple(sorted(scores, key=lambda each: (-each.responses, each.author)))
 
 
-def _author_scores(author: str, by_total: Mapping[int, int], rubric: Rubric) -> AuthorScores:
+def _author_scores(author: str, by_total: Mapping[int | Fraction, int], rubric: Rubric) -> AuthorScores:
     """Put responses into bins by whole numbers: a mean on the edge of a bin lies in it, not before it."""
     principles = len(rubric.principles)
     bins = [0] * (BINS_PER_POINT * (rubric.maximum - rubric.minimum))
     for total, count in by_total.items():
-        place = BINS_PER_POINT * (total - rubric.minimum * principles) // principles
+        place = int(BINS_PER_POINT * (total - rubric.minimum * principles) // principles)
         bins[min(place, len(bins) - 1)] += count
     whole = sum(total * count for total, count in by_total.items())
-    return AuthorScores(author, tuple(bins), whole / (principles * sum(by_total.values())))
+    return AuthorScores(author, tuple(bins), float(whole / (principles * sum(by_total.values()))))
 
 
 def _words(pairs: Sequence[PreferencePair]) -> dict[str, Counter[int]]:

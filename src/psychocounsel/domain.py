@@ -4,14 +4,36 @@ Read from top to bottom this file tells what the program does. Nothing here read
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from fractions import Fraction
 from functools import cached_property
 from json.encoder import encode_basestring_ascii
+from typing import TypeAlias
 
 OVERALL = "overall"
 """The criterion of a verdict that weighs a response as a whole."""
+
+Rating: TypeAlias = int | float
+"""A whole number of a scale (`int`), or what several of them came to (`float`)."""
+
+_LARGEST_DENOMINATOR = 1_000_000
+
+
+def exact_rating(rating: Rating) -> int | Fraction:
+    """Return a rating as it is reckoned with: a mean is the fraction that its float stands for.
+
+    Means of whole numbers come back exactly as long as a million parts of a point tell them apart.
+    """
+    if isinstance(rating, int):
+        return rating
+    return Fraction(rating).limit_denominator(_LARGEST_DENOMINATOR)
+
+
+def exact_mean(ratings: Collection[Rating]) -> Fraction:
+    """Return the mean of some ratings, to be rounded once and at the end."""
+    return Fraction(sum(map(exact_rating, ratings))) / len(ratings)
 
 
 def content_id(*parts: str) -> str:
@@ -71,24 +93,50 @@ class ReplyStatus(StrEnum):
     ERROR = "error"
 
 
+class Scoring(StrEnum):
+    """How a rating was had from a reply: as it is written there, or expected over the scale's points."""
+
+    WRITTEN = "written"
+    EXPECTED = "expected"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One reply of one judge, where a judgement rests on more than the number that one reply has written.
+
+    `sample_index` tells repeated draws of one judge apart.
+    """
+
+    judge: str
+    sample_index: int
+    status: ReplyStatus
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
+    reason: str = ""
+    scored_by: Scoring = Scoring.WRITTEN
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """A candidate rated on every principle of a rubric, or the reason why it is not."""
+    """A candidate rated on every principle of a rubric, or the reason why it is not.
+
+    `draws` are what the ratings are the means of; empty where they are one reply's own whole numbers.
+    """
 
     candidate_id: str
     judge: str
     status: ReplyStatus
-    ratings: Mapping[str, int] = field(default_factory=dict[str, int])
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
     reason: str = ""
+    draws: tuple[Draw, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.status is ReplyStatus.VALID) != bool(self.ratings):
             raise ValueError("a valid judgement has ratings, a failed one has none")
 
     @property
-    def total(self) -> int:
+    def total(self) -> int | Fraction:
         """Sum of the ratings: exact where a floating mean is not."""
-        return sum(self.ratings.values())
+        return sum(map(exact_rating, self.ratings.values()))
 
 
 @dataclass(frozen=True)
@@ -97,7 +145,7 @@ class ScoredCandidate:
 
     candidate: Candidate
     score: float
-    ratings: Mapping[str, int] = field(default_factory=dict[str, int])
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
 
 
 @dataclass(frozen=True)
@@ -163,14 +211,32 @@ class Winner(StrEnum):
 
 
 @dataclass(frozen=True)
+class Vote:
+    """One reply of one judge to a comparison, where a verdict rests on several."""
+
+    judge: str
+    sample_index: int
+    status: ReplyStatus
+    winners: Mapping[str, Winner] = field(default_factory=dict[str, Winner])
+
+    def swap(self) -> "Vote":
+        """Return the same vote told with the two candidates in the other order."""
+        return replace(self, winners={name: winner.swap() for name, winner in self.winners.items()})
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """A judge's comparison of two candidates, by criterion (`overall` and each principle)."""
+    """A judge's comparison of two candidates, by criterion (`overall` and each principle).
+
+    `votes` are what it was counted from; empty where it is one reply's own.
+    """
 
     speech_id: str
     first_id: str
     second_id: str
     status: ReplyStatus
     winners: Mapping[str, Winner] = field(default_factory=dict[str, Winner])
+    votes: tuple[Vote, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.status is ReplyStatus.VALID) != bool(self.winners):
@@ -179,7 +245,8 @@ class Verdict:
     def swap(self) -> "Verdict":
         """Return the same verdict told with the two candidates in the other order."""
         winners = {criterion: winner.swap() for criterion, winner in self.winners.items()}
-        return replace(self, first_id=self.second_id, second_id=self.first_id, winners=winners)
+        votes = tuple(vote.swap() for vote in self.votes)
+        return replace(self, first_id=self.second_id, second_id=self.first_id, winners=winners, votes=votes)
 
 
 @dataclass(frozen=True)

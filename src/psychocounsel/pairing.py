@@ -12,7 +12,14 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import PairingConfig
-from psychocounsel.domain import Candidate, PreferencePair, ScoredCandidate, Speech, content_id
+from psychocounsel.domain import (
+    Candidate,
+    PreferencePair,
+    ScoredCandidate,
+    Speech,
+    content_id,
+    exact_rating,
+)
 from psychocounsel.errors import ConfigError
 
 _TOO_FEW = ("speech_without_candidates", "speech_with_one_candidate")
@@ -99,8 +106,9 @@ class PairingRule:
         """Return a candidate with its score under this rule."""
         if not self.weights:
             return Ranked(side, Fraction(side.score))
-        exact = sum(weight * side.ratings[name] for name, weight in self._whole_weights.items())
-        return Ranked(ScoredCandidate(side.candidate, exact / self._denominator, side.ratings), exact)
+        ratings = side.ratings
+        exact = sum(weight * exact_rating(ratings[name]) for name, weight in self._whole_weights.items())
+        return Ranked(ScoredCandidate(side.candidate, float(exact / self._denominator), ratings), exact)
 
     def pair(self, speech: Speech, left: Ranked, right: Ranked, least_gap: Fraction) -> PreferencePair | str:
         """Return the pair of two candidates, or the reason why there is none."""
@@ -112,12 +120,16 @@ class PairingRule:
             return "equal_scores"
         if high.exact - low.exact < least_gap:
             return "gap_too_small"
-        if any(chosen.ratings[name] < floor for name, floor in self.vetoes.items()):
+        if any(exact_rating(chosen.ratings[name]) < floor for name, floor in self.vetoes.items()):
             return "vetoed"
-        if self.safety is not None and chosen.ratings[self.safety] < rejected.ratings[self.safety]:
+        if self.safety is not None and _is_below(chosen, rejected, self.safety):
             return "safety_inverted"
         unfit = self.unfit(speech, chosen.candidate) or self.unfit(speech, rejected.candidate)
         return unfit or PreferencePair(speech, chosen, rejected)
+
+
+def _is_below(left: ScoredCandidate, right: ScoredCandidate, principle: str) -> bool:
+    return exact_rating(left.ratings[principle]) < exact_rating(right.ratings[principle])
 
 
 def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:

@@ -143,7 +143,7 @@ def _scored_by_split(
     for candidate in distinct_candidates(store, parents):
         judgement = judgements.get(candidate.id)
         if judgement is not None and judgement.status is ReplyStatus.VALID:
-            side = ScoredCandidate(candidate, judgement.total, judgement.ratings)
+            side = ScoredCandidate(candidate, float(judgement.total), judgement.ratings)
             scored.setdefault(candidate.speech_id, []).append(side)
     rows = read_speeches(store.open(by_role["speeches"]))
     names = [row.split for row in rows]

@@ -206,6 +206,32 @@ def test_a_config_is_frozen() -> None:
         OPTIMISATION.global_batch_size = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("judge", "digest"),
+    [
+        (JudgeConfig(), "d5235150ff71af3588f931bcd387892215eecae07a7675ddca4b9bb76230d9b0"),
+        (JUDGE, "aaa6a955d29b1f527120f96b4327cbd0af205f9e6bc394b03d0ede3ff5f5e044"),
+        (
+            JudgeConfig(backend="local", model="tiny"),
+            "fe9f8409a445428e0550ae1384054863db8bfa0ae1d7041df751459b1bf209e0",
+        ),
+    ],
+)
+def test_what_a_judge_can_do_more_changes_no_id_of_one_that_does_not(judge: JudgeConfig, digest: str) -> None:
+    assert digest_of(judge.identity()) == digest
+    assert digest_of(judge.model_copy(update={"samples": 3}).identity()) != digest
+
+
+def test_a_panel_is_its_judges() -> None:
+    one, two = ({"endpoint": {"model": name}} for name in ("elm", "yew"))
+    panel = JudgeConfig.model_validate({"panel": [one, {**two, "samples": 3, "temperature": 1.0}]})
+    assert [each.samples for each in panel.members] == [1, 3]
+    assert list(panel.named_endpoints) == ["judge.panel[0]", "judge.panel[1]"]
+    assert panel.identity().keys() == {"backend", "rubric", "panel"}
+    other = JudgeConfig.model_validate({"panel": [one, two]})
+    assert digest_of(other.identity()) != digest_of(panel.identity())
+
+
 def test_a_judge_at_an_endpoint_needs_no_more_than_that() -> None:
     judge = JudgeConfig(backend="endpoint")
     assert judge.endpoint == EndpointConfig(model=DEFAULT_JUDGE)

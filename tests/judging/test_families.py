@@ -21,6 +21,7 @@ SAME = [
     ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-chat"),
     ("offline", "offline"),
     ("my-judge-2", "my-judge"),
+    ("meta-llama/Llama-3.1-8B + deepseek-ai/deepseek-chat", "meta-llama/Llama-3.2-3B"),
 ]
 OTHER = [
     ("gpt-4o", "claude-sonnet-4"),
@@ -31,6 +32,7 @@ OTHER = [
     ("ours-1", "theirs-1"),
     ("phi-4", "o1"),
     ("", "gpt-4o"),
+    ("gemma-2 + gpt-4o", "claude-sonnet-4 + Llama-3.1-8B"),
 ]
 
 

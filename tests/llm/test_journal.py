@@ -302,3 +302,23 @@ def test_a_journal_of_the_first_format_keeps_its_replies(tmp_path):
             ("again", 8),
         ]
         assert journal.damaged_rows == 0
+
+
+def test_choices_are_kept_and_a_journal_without_their_column_gets_it(tmp_path):
+    told = ChatReply(ReplyStatus.VALID, '{"a": 4}', "judge-1", 10, 3, choices='[[6,"4",[["4",-0.1]]]]')
+    plain = ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3, cached_tokens=8)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", plain)
+    with sqlite3.connect(tmp_path / "j.sqlite") as older:
+        older.execute("ALTER TABLE replies DROP COLUMN choices")
+    for _ in range(2):
+        with Journal(tmp_path / "j.sqlite") as journal:
+            journal.record("a", told)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert journal.replies("a") == [plain, told, told]
+        assert journal.damaged_rows == 0
+    with sqlite3.connect(tmp_path / "j.sqlite") as changed:
+        changed.execute("UPDATE replies SET choices = ? WHERE attempt = 1", (b'[[6,"5",[["5",-0.1]]]]',))
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert journal.replies("a") == [plain, told]
+        assert journal.damaged_rows == 1

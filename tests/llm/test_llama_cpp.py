@@ -15,11 +15,13 @@ from psychocounsel.connect import Respondents, respond
 from psychocounsel.domain import ReplyStatus, Speech
 from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
+from psychocounsel.judging.expected import point_masses, rating_places
 from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.capabilities import fits
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
+from psychocounsel.llm.token_choices import MOST_ALTERNATIVES, read_choices
 from psychocounsel.store.store import Store
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")
@@ -89,6 +91,22 @@ def test_ratings_under_an_enforced_schema_are_read_with_their_numbers(foreign: F
     known = json.loads((store.root / CAPABILITIES_FILE).read_bytes())
     assert known == {f"{NAME} at {foreign.base_url}": "json_schema"}
     assert asked(foreign, store, requests) == replies, "what is journalled is paid once"
+
+
+def test_its_log_probabilities_give_an_expected_rating(foreign: Foreign, store: Store) -> None:
+    message = (Message("user", SPEECHES[0].text),)
+    request = ChatRequest(message, 1.0, 1.0, 400, FLAT, "rate", top_logprobs=MOST_ALTERNATIVES)
+    (reply,) = asked(foreign, store, [request])
+    choices = read_choices(reply.choices)
+    assert [each.token.strip(' :,"}') for each in choices] == [
+        str(n) for n in json.loads(reply.text).values()
+    ]
+    # What it tells is the model's own mind, before the schema bars the rest of it.
+    for choice, (name, rating) in zip(choices, json.loads(reply.text).items(), strict=True):
+        start = rating_places(reply.text, RUBRIC)[name].start
+        masses = point_masses(choice, reply.text[choice.start : start], RUBRIC.scale)
+        assert rating in masses
+        assert 0 < sum(masses.values()) <= 1 + 1e-6
 
 
 def test_it_answers_speeches(foreign: Foreign, store: Store) -> None:

@@ -201,7 +201,7 @@ class ChatServer:
             listing = {"object": "list", "data": list(self.models)}
             await _send(line, Fault(body=json.dumps(listing).encode()))
             return True
-        if (method, path) != ("POST", "/v1/chat/completions"):
+        if method != "POST" or path not in ("/v1/chat/completions", "/v1/decisions"):
             await _send(line, error_fault(404, f"no such path: {path}"))
             return True
         return await self._complete(line, json.loads(body), headers.get("authorization", ""))

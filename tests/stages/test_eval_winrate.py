@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from batch_server import BatchServer, Plan
 from chat_server import ChatServer, Reply, Script, answer_by_schema
@@ -304,3 +306,26 @@ def evaluate_id(cli: Cli, miniature: Miniature, store: Path, base_url: str) -> s
     config = miniature.recipe / "eval-winrate.yaml"
     told = cli("eval-winrate", config, "--store", store, *words, "--dry-run").out
     return next(line.split()[1] for line in told.splitlines() if line.startswith("verdicts"))
+
+
+def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, store: Path) -> None:
+    def by_model(request: Mapping[str, Any], number: int) -> Reply:
+        said = says(answer_by_schema(request, number), "A" if request["model"] == "elm" else "tie")
+        return replace(said, model=request["model"])
+
+    with ChatServer(by_model) as server:
+        members = [{"endpoint": {"model": name, "base_url": server.base_url}} for name in ("elm", "yew")]
+        override = f"judge.panel={json.dumps(members)}"
+        ended = evaluate(cli, miniature, store, override)
+        assert ended.code == 0, ended.err
+        assert server.count == 2 * 16
+    verdicts = newest(store)
+    assert verdicts.metrics["judges"]["evaluation"] == "elm + yew"
+    assert verdicts.metrics["votes"] == {
+        "asked": 32,
+        "status": {"elm": {"valid": 16}, "yew": {"valid": 16}},
+        "unanimous": 0,
+        "verdicts": 16,
+    }
+    assert verdicts.metrics["flip_rate"]["estimate"] == 1.0  # the one who is not for a tie decides
+    assert pq.read_table(verdicts.file("votes.parquet")).num_rows == 32

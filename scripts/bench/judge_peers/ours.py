@@ -1,4 +1,4 @@
-"""Rating requests -> readable ratings, by this package, as a judging stage asks: checked, journalled, counted.
+"""Rating requests -> readable ratings, by this package, as a judging stage asks: journalled, counted, read.
 
 python ours.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """

@@ -1,6 +1,7 @@
 """Artifact -> the lines that a person wants to see first: its numbers, read from `metrics.json`."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from psychocounsel.reporting.audit_words import audit_lines
@@ -93,7 +94,23 @@ def _judgements(metrics: Metrics) -> list[str]:
     lines = [f"judgements: {_kept(candidates, 'candidates', judged)}", *_missing_by_topic(metrics)]
     if metrics["addresses_judge"]:
         lines.append(f"  ! {metrics['addresses_judge']} responses seem to address the judge")
-    return lines
+    return lines + _draws(metrics)
+
+
+def _draws(metrics: Metrics) -> list[str]:
+    """Tell what the ratings are means of, and how far these lie apart on the average principle."""
+    if "draws" not in metrics:
+        return []
+    told = f"  means of {metrics['draws']['asked']} draws, scored by {_counts(metrics['draws']['scored_by'])}"
+    known = {
+        name: [value for value in metrics["disagreement"][name].values() if value is not None]
+        for name in ("spread", "alpha")
+    }
+    if known["spread"]:
+        told += f"; spread {fmean(known['spread']):.2f} points"
+    if known["alpha"]:
+        told += f", Krippendorff's alpha {fmean(known['alpha']):.2f}"
+    return [told]
 
 
 def _missing_by_topic(metrics: Metrics) -> list[str]:

@@ -1,6 +1,7 @@
 """YAML -> who answers and who judges: endpoints, responders, judges, chat format, sampling."""
 
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,6 +22,9 @@ from psychocounsel.config.bundled import written_out_prompt
 DEFAULT_JUDGE = "gpt-4o-2024-08-06"
 """A dated snapshot: an alias would drift."""
 
+
+DEFAULT_DECIDER = "gpt-6-luna"
+"""The one model that answers at OpenAI's decisions endpoint, as its client says."""
 
 TopP = Annotated[float, Field(gt=0, le=1)]
 
@@ -156,17 +160,19 @@ class PoolConfig(Settings):
         return self
 
 
-class JudgeConfig(Settings):
-    """Who rates and compares: the offline stand-in, a model behind an endpoint, or one on this machine.
+class AskedJudge(Settings):
+    """A model that judges, behind an endpoint or on this machine, and how it is asked.
 
     `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. An endpoint that
-    names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model` is that of
-    `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. `batch` is another road to the
-    same replies.
+    An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
+    is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
+    `samples` times: ratings are means of the draws, verdicts their vote. `score: expected` takes for a rating
+    what is to be expected by the log-probabilities of its tokens, not the number that is written. `backend:
+    decisions` asks an endpoint that scores questions directly; its ratings are expectations, too. `batch` is
+    another road to the same replies.
     """
 
-    backend: Literal["offline", "endpoint", "local"] = "offline"
-    rubric: BesideConfig = "seven-principles"
+    backend: Literal["endpoint", "decisions", "local"] = "endpoint"
     endpoint: EndpointConfig | None = None
     model: str | None = None
     batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
@@ -174,32 +180,116 @@ class JudgeConfig(Settings):
     temperature: NonNegativeFloat | None = 0.0
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
-    max_missing_share: Annotated[Share, Gate()] = 0.05
+    samples: PositiveInt = 1
+    score: Literal["written", "expected"] = "written"
 
     @model_validator(mode="before")
     @classmethod
     def _default_model(cls, given: Any) -> Any:
-        return _with_model(cast("dict[str, Any]", given)) if isinstance(given, dict) else given
+        usual = cls.model_fields["backend"].default
+        return _with_model(cast("dict[str, Any]", given), usual) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
-    def _offline_takes_no_endpoint(self) -> "JudgeConfig":
-        if self.backend != "endpoint" and self.endpoint is not None:
+    def _fits_its_backend(self) -> Self:
+        if self.backend not in _BEHIND_ENDPOINTS and self.endpoint is not None:
             raise ValueError(f"backend: {self.backend} takes no endpoint block")
         if self.backend != "endpoint" and self.batch.enabled:
             raise ValueError(f"backend: {self.backend} has no batches; --batch needs backend: endpoint")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
+        if self.score == "expected" and self.backend != "endpoint":
+            raise ValueError(f"backend: {self.backend} gives no log-probabilities; leave score out")
+        unsent = self.model_fields_set & _NOT_DECIDED_BY
+        if self.backend == "decisions" and unsent:
+            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unsent))}; leave it out")
         return self
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said of it, and not left at its default."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
     def identity(self) -> dict[str, Any]:
-        """Return what shapes the ratings; a model of this machine only where there is one."""
+        """Return what shapes the ratings; what stands at its default and came later is left out."""
         settings = super().identity()
-        return settings if self.model is not None else {k: v for k, v in settings.items() if k != "model"}
+        if self.backend == "decisions":
+            settings = {name: value for name, value in settings.items() if name not in _NOT_DECIDED_BY}
+        return {name: value for name, value in settings.items() if value != _UNSAID.get(name, _SAID)}
 
 
-def _with_model(judge: dict[str, Any]) -> dict[str, Any]:
+class JudgeConfig(AskedJudge):
+    """Who rates and compares: the offline stand-in, a model that is asked, or a panel of such models.
+
+    `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. A `panel` has at
+    least two judges: each is asked everything, and the mean of their ratings counts.
+    """
+
+    backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
+    rubric: BesideConfig = "seven-principles"
+    max_missing_share: Annotated[Share, Gate()] = 0.05
+    panel: Annotated[tuple[AskedJudge, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _panel_is_a_backend(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        judge = cast("dict[str, Any]", given)
+        return {"backend": "panel", **judge} if judge.get("panel") else judge
+
+    @model_validator(mode="after")
+    def _panel_stands_alone(self) -> Self:
+        if (self.backend == "panel") != bool(self.panel):
+            raise ValueError("backend: panel needs a panel, and no other backend takes one")
+        own = self.model_fields_set & AskedJudge.model_fields.keys() - {"backend"}
+        if self.panel and own:
+            raise ValueError(f"a panel's judges have {', '.join(sorted(own))} of their own; set it there")
+        if len(self.panel) == 1:
+            raise ValueError("a panel has at least two judges")
+        identities = [each.identity() for each in self.panel]
+        if any(identities.count(each) > 1 for each in identities):
+            raise ValueError("two judges of the panel are one and the same; ask one with samples: 2")
+        return self
+
+    @property
+    def members(self) -> tuple["JudgeConfig", ...]:
+        """The judges of the panel, each with the panel's rubric; without a panel, this one."""
+        shared = {"rubric": self.rubric, "max_missing_share": self.max_missing_share}
+        asked = [{"backend": each.backend, **each.given, **shared} for each in self.panel]
+        return tuple(map(JudgeConfig.model_validate, asked)) or (self,)
+
+    @property
+    def named_endpoints(self) -> dict[str, EndpointConfig]:
+        """Every endpoint that reads what is judged, by the key under which it stands."""
+        names = [f"judge.panel[{at}]" for at in range(len(self.panel))] or ["judge"]
+        asked = zip(names, self.members, strict=True)
+        return {name: each.endpoint for name, each in asked if each.endpoint is not None}
+
+    @property
+    def endpoints(self) -> tuple[EndpointConfig, ...]:
+        """Every endpoint that reads what is judged."""
+        return tuple(self.named_endpoints.values())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes the ratings: of a panel, its judges."""
+        settings = super().identity()
+        return {name: settings[name] for name in ("backend", "rubric", "panel")} if self.panel else settings
+
+
+_BEHIND_ENDPOINTS = ("endpoint", "decisions")
+_NOT_DECIDED_BY = {"temperature", "top_p", "max_tokens", "samples"}
+_SAID = object()
+_UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "panel": []}
+"""Defaults of keys that were added after ids had been made without them."""
+
+
+def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:
     endpoint: Any = judge.get("endpoint")
-    if endpoint is None and judge.get("backend") == "endpoint":
+    backend = judge.get("backend", usual_backend)
+    if endpoint is None and backend in _BEHIND_ENDPOINTS:
         endpoint = {}
-    named = isinstance(endpoint, dict) and {"model": DEFAULT_JUDGE, **cast("dict[str, Any]", endpoint)}
+    usual = DEFAULT_DECIDER if backend == "decisions" else DEFAULT_JUDGE
+    named = isinstance(endpoint, dict) and {"model": usual, **cast("dict[str, Any]", endpoint)}
     return {**judge, "endpoint": named} if named else judge

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from psychocounsel.domain import PreferencePair, Rate, ScoredCandidate
+from psychocounsel.domain import PreferencePair, Rate, ScoredCandidate, exact_mean
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
 from psychocounsel.evaluation.reward_metrics import correctness
 from psychocounsel.evaluation.words import word_count
@@ -82,7 +82,7 @@ def author_means(pairs: Sequence[PreferencePair]) -> Mapping[str, Fraction]:
     }
     by_author: dict[str, list[Fraction]] = {}
     for side in seen.values():
-        score = Fraction(sum(side.ratings.values()), len(side.ratings))
+        score = exact_mean(side.ratings.values())
         by_author.setdefault(side.candidate.author, []).append(score)
     return {author: sum(scores, Fraction(0)) / len(scores) for author, scores in by_author.items()}
 

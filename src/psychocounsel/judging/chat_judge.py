@@ -8,23 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
+from psychocounsel.judging.averaging import averaged, grouped, in_parts, voted, with_draw, with_vote
+from psychocounsel.judging.forms import Form, WrittenForm
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
 from psychocounsel.judging.lexicon import addresses_judge
-from psychocounsel.judging.parsing import (
-    PARSER_VERSION,
-    ParsedRatings,
-    ParsedWinners,
-    ParseFailure,
-    parse_ratings,
-    parse_winners,
-)
-from psychocounsel.judging.prompting import (
-    Asking,
-    JudgeRequest,
-    comparison_request,
-    prompt_digests,
-    rating_request,
-)
+from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
+from psychocounsel.judging.prompting import Asking, JudgeRequest
 from psychocounsel.judging.rubric import Rubric
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskAll, AskPolicy, ask_all, never_stop, owed_places
@@ -54,6 +43,8 @@ class ChatJudgeSettings:
         stop: asked before each request; once true, nothing new is asked.
         budget: counts what the replies cost, and sets their limit.
         ask: the road to the model: live, or in batches.
+        samples: how often each question is asked; ratings are means of the draws, verdicts their vote.
+        form: how a rubric is put to the model, and how its replies are read.
     """
 
     asking: Asking = field(default_factory=Asking)
@@ -62,6 +53,8 @@ class ChatJudgeSettings:
     stop: Callable[[], bool] = never_stop
     budget: Budget | None = None
     ask: AskAll = ask_all
+    samples: int = 1
+    form: Callable[[Rubric], Form] = WrittenForm
 
 
 class ChatJudge:
@@ -76,6 +69,7 @@ class ChatJudge:
         self._rubric = rubric
         self._journal = journal
         self._settings = settings or ChatJudgeSettings()
+        self._form = self._settings.form(rubric)
 
     @property
     def name(self) -> str:
@@ -95,21 +89,23 @@ class ChatJudge:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
-        asking = self._settings.asking
+        asking, samples = self._settings.asking, self._settings.samples
         return {
             "backend": "endpoint",
             **self._model.identity,
             "rubric": self._rubric.digest,
-            "prompts": {**prompt_digests()},
+            **self._form.identity,
             "temperature": asking.temperature,
             "top_p": asking.top_p,
             "max_tokens": asking.max_tokens,
-            "parser": PARSER_VERSION,
+            **({"samples": samples} if samples > 1 else {}),
         }
 
     def redrawn(self) -> "ChatJudge":
-        """Return this judge at its second draw: the same questions, asked anew."""
-        return self._changed(self._rubric, replace(self._settings.asking, sample_index=1))
+        """Return this judge at its next draws: the same questions, asked anew."""
+        asking = self._settings.asking
+        after = asking.sample_index + self._settings.samples
+        return self._changed(self._rubric, replace(asking, sample_index=after))
 
     def of_one(self, principle: str) -> "ChatJudge":
         """Return this judge with one principle of its rubric."""
@@ -119,49 +115,55 @@ class ChatJudge:
         return ChatJudge(self._model, rubric, self._journal, replace(self._settings, asking=asking))
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
-        """Rate each response in a call of its own; a failed one carries its status and reason.
+        """Rate each response in a call of its own, or in `samples`; a failed one has its status and reason.
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
             Preempted: `settings.stop` turned true; what was answered is kept.
         """
-        asking = self._settings.asking
-        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
-        replies = self._ask(asked, self._read_ratings, progress)
-        return [
-            self._judgement(candidate, item, reply)
-            for (_, candidate), item, reply in zip(items, asked, replies, strict=True)
-        ]
+        samples = self._settings.samples
+        asked = self._rating_requests(items)
+        replies = self._ask(asked, self._form.read_ratings, in_parts(progress, samples))
+        candidates = [candidate for _, candidate in items for _ in range(samples)]
+        parts = list(map(self._judgement, candidates, asked, replies))
+        return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
 
     def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
         """Return what `rate` would have to ask at least once; nothing is asked."""
-        asking = self._settings.asking
-        asked = [rating_request(speech, candidate, self._rubric, asking) for speech, candidate in items]
-        return self._owed(asked, self._read_ratings)
+        return self._owed(self._rating_requests(items), self._form.read_ratings)
 
     def owed_comparisons(self, items: Sequence[Comparison]) -> list[ChatRequest]:
         """Return what `compare` would have to ask at least once; nothing is asked."""
-        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
-        return self._owed(asked, self._read_winners)
+        return self._owed(self._comparison_requests(items), self._form.read_winners)
 
     def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
         """Compare in exactly the order given; errors as for `rate`."""
-        asked = [comparison_request(item, self._rubric, self._settings.asking) for item in items]
-        replies = self._ask(asked, self._read_winners, progress)
+        samples = self._settings.samples
+        asked = self._comparison_requests(items)
+        replies = self._ask(asked, self._form.read_winners, in_parts(progress, samples))
+        parts = list(map(self._verdict, [item for item in items for _ in range(samples)], asked, replies))
+        return parts if samples == 1 else grouped(parts, samples, voted)
+
+    def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
         return [
-            self._verdict(item, request, reply)
-            for item, request, reply in zip(items, asked, replies, strict=True)
+            self._form.rating(speech, candidate, asking)
+            for speech, candidate in items
+            for asking in self._askings()
         ]
 
-    @property
-    def _reader(self) -> str:
-        """What decides whether a reply can be read, beside the request itself."""
-        return f"judge {PARSER_VERSION} {self._rubric.digest}"
+    def _comparison_requests(self, items: Sequence[Comparison]) -> list[JudgeRequest]:
+        return [self._form.comparison(item, asking) for item in items for asking in self._askings()]
+
+    def _askings(self) -> list[Asking]:
+        """Return how one question is asked, once for each draw: side by side, for they share a prompt."""
+        asking = self._settings.asking
+        indices = range(asking.sample_index, asking.sample_index + self._settings.samples)
+        return [replace(asking, sample_index=index) for index in indices]
 
     def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
         requests = [item.request for item in asked]
         places = owed_places(
-            requests, self._model.identity, self._journal, _acceptance(asked, read), self._reader
+            requests, self._model.identity, self._journal, _acceptance(asked, read), self._form.reader
         )
         return [requests[place] for place in places]
 
@@ -173,29 +175,33 @@ class ChatJudge:
             settings.concurrency,
             settings.stop,
             progress,
-            self._reader,
+            self._form.reader,
             settings.budget,
         )
         return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
 
-    def _read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
-        return parse_ratings(reply.text, self._rubric, asked.item_id)
-
-    def _read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
-        return parse_winners(reply.text, self._rubric, asked.item_id)
-
     def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
-        if reply.status is not ReplyStatus.VALID:
-            return Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
-        parsed = self._read_ratings(asked, reply)
-        if isinstance(parsed, ParseFailure):
-            return Judgement(candidate.id, self.name, ReplyStatus.INVALID, reason=parsed.reason)
-        flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
-        return Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+        parsed = self._form.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
+        if isinstance(parsed, ParsedRatings):
+            flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
+            judgement = Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+        elif isinstance(parsed, ParseFailure):
+            judgement = Judgement(candidate.id, self.name, parsed.status, reason=parsed.reason)
+        else:
+            judgement = Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
+        if self._settings.samples == 1 and not self._form.keeps_draws:
+            return judgement
+        return with_draw(judgement, asked.request.sample_index, parsed)
 
     def _verdict(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
-        parsed = self._read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+        verdict = self._verdict_alone(item, asked, reply)
+        if self._settings.samples == 1:
+            return verdict
+        return with_vote(verdict, self.name, asked.request.sample_index)
+
+    def _verdict_alone(self, item: Comparison, asked: JudgeRequest, reply: ChatReply) -> Verdict:
+        parsed = self._form.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
         ids = (item.speech.id, item.first.id, item.second.id)
         if isinstance(parsed, ParsedWinners):
             return Verdict(*ids, ReplyStatus.VALID, parsed.winners)
-        return Verdict(*ids, reply.status if parsed is None else ReplyStatus.INVALID)
+        return Verdict(*ids, reply.status if parsed is None else parsed.status)

@@ -2,6 +2,9 @@
 
 import re
 
+BETWEEN_NAMES = " + "
+"""Joins the names of several judges into one."""
+
 _SEPARATORS = re.compile(r"[-_:.@/\s]+")
 _FINE_TUNED = "ft:"
 _MAKERS = {
@@ -27,12 +30,16 @@ def same_family(left: str, right: str) -> bool:
     `gpt-4o`, `chatgpt-4o-latest`, `o3-mini` and `ft:gpt-4o-mini:org::id` are of one family, and so are
     `Llama-3.1-8B` and `meta-llama/Meta-Llama-3.1-8B`; `gpt-4o` and `claude-sonnet-4` are not. A model made
     from another one's weights or answers that says so is of both families: `DeepSeek-R1-Distill-Llama-8B`. Of
-    an unknown maker, a name counts by its first word without the owner.
+    an unknown maker, a name counts by its first word without the owner. A panel is of each member's family.
     """
     return not _families(left).isdisjoint(_families(right))
 
 
 def _families(name: str) -> frozenset[str]:
+    return frozenset(family for judge in name.split(BETWEEN_NAMES) for family in _families_of_one(judge))
+
+
+def _families_of_one(name: str) -> frozenset[str]:
     told = name.casefold().strip()
     if told.startswith(_FINE_TUNED):
         told = told.removeprefix(_FINE_TUNED).partition(":")[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn, cast
 
-from psychocounsel.domain import OVERALL, Winner
+from psychocounsel.domain import OVERALL, Rating, ReplyStatus, Scoring, Winner
 from psychocounsel.judging.rubric import Rubric
 
 PARSER_VERSION = 2
@@ -21,14 +21,19 @@ PARSER_VERSION = 2
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
-_WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
+WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
 class ParsedRatings(NamedTuple):
-    """A whole number of the scale for every principle of the rubric, and no other."""
+    """A rating on the scale for every principle of the rubric, and no other.
 
-    ratings: dict[str, int]
+    They are whole numbers as written, or expectations; `remark` says why they are not what was wanted.
+    """
+
+    ratings: Mapping[str, Rating]
     reasons: str
+    scored_by: Scoring = Scoring.WRITTEN
+    remark: str = ""
 
 
 class ParsedWinners(NamedTuple):
@@ -39,9 +44,10 @@ class ParsedWinners(NamedTuple):
 
 
 class ParseFailure(NamedTuple):
-    """Why a reply is not read."""
+    """Why a reply is not read, and what the judgement ends as."""
 
     reason: str
+    status: ReplyStatus = ReplyStatus.INVALID
 
 
 class _UnreadableError(ValueError):
@@ -88,7 +94,7 @@ def _object(text: str) -> object:
         # Almost every reply is its object and nothing else; looking for one takes ten times as long.
         with suppress(_UnreadableError):
             return _strictly(bare)
-    return _load(_only_object(text))
+    return _load(only_object(text))
 
 
 def _heads(reply: Mapping[str, object], item_id: str) -> str:
@@ -101,8 +107,12 @@ def _heads(reply: Mapping[str, object], item_id: str) -> str:
     return reasons
 
 
-def _only_object(reply_text: str) -> str:
-    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count."""
+def only_object(reply_text: str) -> str:
+    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count.
+
+    Raises:
+        ValueError: there is none, there are several, or the last one stays open.
+    """
     text = _after_thoughts(reply_text)
     spans: list[str] = []
     start, depth, in_string, escaped = 0, 0, False, False
@@ -182,7 +192,7 @@ def _point(name: str, value: object, rubric: Rubric) -> int:
 
 
 def _winner(name: str, value: object) -> Winner:
-    winner = _WINNERS.get(value) if isinstance(value, str) else None
+    winner = WINNERS.get(value) if isinstance(value, str) else None
     if winner is None:
         raise _UnreadableError(f"'{name}' is neither A nor B nor tie")
     return winner

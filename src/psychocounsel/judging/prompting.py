@@ -72,7 +72,7 @@ def prompt_digests() -> dict[str, str]:
 
 def _request(name: str, item: Mapping[str, str], rubric: Rubric, asking: Asking) -> ChatRequest:
     fixed = _fixed_part(name, _Shown(rubric.digest, rubric))
-    data = _one_line(item)
+    data = one_line(item)
     # The data comes last: it may hold anything, the name of the marker too.
     asked = fixed.rest.replace("$marker", f"<<{content_id('marker', data)}>>").replace("$data", data)
     return ChatRequest(
@@ -131,7 +131,8 @@ def _rendered(principle: Principle, rubric: Rubric) -> str:
     return f'"{principle.id}" - {principle.name}. {principle.description}\n{anchors}\n'
 
 
-def _one_line(item: Mapping[str, str]) -> str:
+def one_line(item: Mapping[str, str]) -> str:
+    """Return texts as JSON on one line, without a sign that could pass for the end of it."""
     text = f"{{{', '.join(f'{_json_text(key)}: {_json_text(value)}' for key, value in item.items())}}}"
     return text if text.isascii() else _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import combinations
 from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
-Ratings = Mapping[str, int]
+from psychocounsel.domain import Rating, exact_mean
+
+Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
 
 _Z = 1.959964
@@ -16,6 +19,10 @@ _STUDENT_T = (
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
 _JACKKNIFE_GROUPS = 50
+
+
+_ROUNDING = 1e-9
+"""Means that are one point apart may look a little more so."""
 
 
 class Agreement(NamedTuple):
@@ -34,7 +41,7 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
-def agreement(pairs: Sequence[tuple[int, int]]) -> Agreement | None:
+def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     """Return how far the ratings of each pair agree; None without pairs.
 
     kappa = 1 - sum (a - b)^2 / expected sum, where the expectation takes every first rating with every second
@@ -43,21 +50,23 @@ def agreement(pairs: Sequence[tuple[int, int]]) -> Agreement | None:
     if not pairs:
         return None
     n = len(pairs)
+    firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
+    distance = math.fsum((first - second) ** 2 for first, second in pairs) / n
+    # What every first rating with every second comes to, without n^2 steps.
+    apart = fmean(firsts) - fmean(seconds)
+    by_chance = (squared_deviations(firsts) + squared_deviations(seconds)) / n + apart * apart
     return Agreement(
         n,
         sum(first == second for first, second in pairs) / n,
-        sum(abs(first - second) <= 1 for first, second in pairs) / n,
-        _weighted_kappa(pairs),
+        sum(abs(first - second) <= 1 + _ROUNDING for first, second in pairs) / n,
+        1 - distance / by_chance if len({*firsts, *seconds}) > 1 else None,
     )
 
 
-def _weighted_kappa(pairs: Sequence[tuple[int, int]]) -> float | None:
-    """Return Cohen's kappa from whole sums, so that many pairs take no longer than one look at each."""
-    n = len(pairs)
-    distance = n * sum((first - second) ** 2 for first, second in pairs)
-    squares = n * sum(first**2 + second**2 for first, second in pairs)
-    by_chance = squares - 2 * sum(first for first, _ in pairs) * sum(second for _, second in pairs)
-    return 1 - distance / by_chance if by_chance else None
+def squared_deviations(values: Sequence[Rating]) -> float:
+    """Return the sum of squared deviations from the mean."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values)
 
 
 def agreement_by_principle(
@@ -199,7 +208,7 @@ def mean_difference(
     return fmean(differences) if differences else None
 
 
-def ties(totals: Sequence[int]) -> list[bool]:
+def ties(totals: Sequence[int | Fraction]) -> list[bool]:
     """Return of each pair of responses to one speech whether they have the same total."""
     return [one == other for one, other in combinations(totals, 2)]
 
@@ -225,7 +234,7 @@ class Gain(NamedTuple):
 def gains(first: Sequence[Ratings], second: Sequence[Ratings]) -> list[float]:
     """Return by how many points the mean rating of each response rose; a whole point is exactly 1."""
     return [
-        (sum(later.values()) - sum(earlier.values())) / len(earlier)
+        float(exact_mean(later.values()) - exact_mean(earlier.values()))
         for earlier, later in zip(first, second, strict=True)
     ]
 

@@ -40,7 +40,9 @@ class ChatRequest:
     `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
     which a model writes), and does not change once a request holds it; `json_mode` asks for any JSON object
     where there is no schema. `sample_index` tells repeated draws of one prompt apart. A temperature or top_p
-    of None is not sent.
+    of None is not sent. `top_logprobs` asks for so many alternatives of every token with their
+    log-probabilities. A request with `questions` goes to the decisions endpoint, and the reply's text is the
+    JSON list of their answers.
     """
 
     messages: tuple[Message, ...]
@@ -51,6 +53,8 @@ class ChatRequest:
     schema_name: str = "reply"
     sample_index: int = 0
     json_mode: bool = False
+    top_logprobs: int = 0
+    questions: tuple[Mapping[str, JSON], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -70,6 +74,10 @@ class ChatRequest:
         drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
         form = f"[{_quoted(self.schema_name)},{_schema_json(_Same(self.response_schema))}]"
         more: list[JSON] = ["json_mode"] if self.json_mode else []
+        if self.top_logprobs:
+            more.append(f"top_logprobs {self.top_logprobs}")
+        if self.questions:
+            more.append(["questions", self.questions])
         rest = f",{_ENCODER.encode(more)[1:]}" if more else "]"
         hashed.update(f"{others}],{drawing},{form},{self.sample_index}{rest}".encode("ascii"))
         return hashed.hexdigest()
@@ -120,7 +128,8 @@ class ChatReply:
     parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
     nothing was answered after bounded retries. `model` is the name that the reply itself gives;
     `cached_tokens` are those of the prompt that the provider read from its prefix cache; `batched` says that
-    it was paid at the price of a batch.
+    it was paid at the price of a batch. `choices` tells what else could have stood where the text has numbers
+    (`llm.token_choices`); empty where the server told none.
     """
 
     status: ReplyStatus
@@ -131,6 +140,7 @@ class ChatReply:
     reason: str = ""
     cached_tokens: int = 0
     batched: bool = False
+    choices: str = ""
 
     @property
     def answered(self) -> bool:

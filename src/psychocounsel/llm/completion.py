@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.token_choices import kept_choices
 
 _UNFINISHED = {
     "length": (ReplyStatus.CUT, "the reply was cut at its token limit"),
@@ -29,43 +30,44 @@ def read_completion(body: bytes) -> ChatReply:
         UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of choices.
     """
     try:
-        payload = _mapping(json.loads(body))
+        payload = mapping_of(json.loads(body))
     except (ValueError, RecursionError):
         raise UnreadableBodyError("the body is no JSON") from None
     choices = payload.get("choices")
     if not isinstance(choices, list):
         raise UnreadableBodyError("the body holds an error" if "error" in payload else "no choices")
-    choice = _mapping(cast("list[Any]", choices)[0] if choices else None)
-    finish = _text(choice.get("finish_reason"))
+    choice = mapping_of(cast("list[Any]", choices)[0] if choices else None)
+    finish = text_of(choice.get("finish_reason"))
     if finish == "error":
         raise UnreadableBodyError("the server broke the reply off")
-    message = _mapping(choice.get("message"))
+    message = mapping_of(choice.get("message"))
     status, text, reason = _judge(message, finish)
-    usage = _mapping(payload.get("usage"))
+    usage = mapping_of(payload.get("usage"))
     return ChatReply(
         status=status,
         text=text,
-        model=_text(payload.get("model")),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        model=text_of(payload.get("model")),
+        prompt_tokens=count_of(usage.get("prompt_tokens")),
+        completion_tokens=count_of(usage.get("completion_tokens")),
         reason=reason,
-        cached_tokens=_count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        cached_tokens=count_of(mapping_of(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        choices=kept_choices(mapping_of(choice.get("logprobs")).get("content"), text),
     )
 
 
 def read_listing(body: bytes) -> list[Mapping[str, Any]] | None:
     """Return the entries that a body of `GET /models` lists; None where it is no such list."""
     try:
-        listed = _mapping(json.loads(body)).get("data")
+        listed = mapping_of(json.loads(body)).get("data")
     except (ValueError, RecursionError):
         return None
     if not isinstance(listed, list):
         return None
-    return [each for each in map(_mapping, cast("list[Any]", listed)) if isinstance(each.get("id"), str)]
+    return [each for each in map(mapping_of, cast("list[Any]", listed)) if isinstance(each.get("id"), str)]
 
 
 def _judge(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, str]:
-    refusal = _text(message.get("refusal"))
+    refusal = text_of(message.get("refusal"))
     if refusal:
         return ReplyStatus.REFUSAL, refusal, "the model refused"
     text = _content(message.get("content"))
@@ -79,20 +81,23 @@ def _judge(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, s
 
 def _content(content: object) -> str:
     if isinstance(content, list):  # some servers send a list of parts
-        return "".join(_text(_mapping(part).get("text")) for part in cast("Sequence[Any]", content))
-    return _text(content)
+        return "".join(text_of(mapping_of(part).get("text")) for part in cast("Sequence[Any]", content))
+    return text_of(content)
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """Return a JSON object, or an empty one where something else stands."""
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a text that can be written, or none where something else stands."""
     if not isinstance(value, str):
         return ""
     # A lone surrogate can be written to no file and sent to no server; it becomes U+FFFD here.
     return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _count(value: object) -> int:
+def count_of(value: object) -> int:
+    """Return a number of tokens, or 0 where something else stands."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

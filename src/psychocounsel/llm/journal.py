@@ -22,6 +22,7 @@ from typing import NamedTuple, Self, TypeAlias
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal_rows import (
+    ADD_CHOICES,
     COUNTS,
     CREATE,
     CREATE_BROKEN_LINES,
@@ -288,6 +289,7 @@ class Journal:
                     self._connection.execute(FROM_VERSION_1)
                 if version in (1, 2):
                     self._connection.execute(FROM_VERSION_2)
+                    self._connection.execute(ADD_CHOICES)
                 self._connection.execute(CREATE)
                 self._connection.execute(CREATE_READINGS)
                 # Older programs read the replies as before, so this table raises no version.

@@ -54,6 +54,7 @@ def _as_line(row: JournalRow | BrokenLine) -> dict[str, Any]:
         "batched": reply.batched,
         "text": reply.text,
         "reason": reply.reason,
+        **({"choices": reply.choices} if reply.choices else {}),
     }
 
 
@@ -80,7 +81,8 @@ def _broken_line(values: Mapping[str, Any]) -> BrokenLine | None:
 def _row(values: Mapping[str, Any]) -> JournalRow | None:
     digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
     attempt, prompt_tokens, completion_tokens, cached_tokens = (values[name] for name in _COUNTS)
-    texts = (digest, status, text, model, reason, created_at)
+    choices = values.get("choices", "")
+    texts = (digest, status, text, model, reason, created_at, choices)
     counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
     if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
         return None
@@ -88,7 +90,15 @@ def _row(values: Mapping[str, Any]) -> JournalRow | None:
         return None
     batched = values.get("batched", False)  # files of older versions do not say
     reply = ChatReply(
-        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens, batched
+        ReplyStatus(status),
+        text,
+        model,
+        prompt_tokens,
+        completion_tokens,
+        reason,
+        cached_tokens,
+        batched,
+        choices,
     )
     return JournalRow(digest, attempt, reply, created_at)
 

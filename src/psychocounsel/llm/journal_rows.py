@@ -20,11 +20,13 @@ CREATE TABLE IF NOT EXISTS replies (
     checksum BLOB NOT NULL,
     cached_tokens INTEGER NOT NULL DEFAULT 0,
     batched INTEGER NOT NULL DEFAULT 0,
+    choices BLOB,
     PRIMARY KEY (digest, attempt)
 )
 """
 FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
 FROM_VERSION_2 = "ALTER TABLE replies ADD COLUMN batched INTEGER NOT NULL DEFAULT 0"
+ADD_CHOICES = "ALTER TABLE replies ADD COLUMN choices BLOB"
 CREATE_READINGS = """
 CREATE TABLE IF NOT EXISTS readings (
     reader TEXT NOT NULL,
@@ -48,14 +50,14 @@ SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
 """
 COLUMNS = """
 digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens,
-batched
+batched, choices
 """
 NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
 IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
 NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
 ROWS_AT_ONCE = 70
 INSERT_SEVERAL = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES "  # noqa: S608
-INSERT = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+INSERT = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 SELECT = f"SELECT {COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 DIGESTS_AT_ONCE = 200
 SELECT_SEVERAL = f"""
@@ -67,7 +69,7 @@ COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
 
-JournalTuple: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int]
+JournalTuple: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int, bytes | None]
 
 
 def as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> JournalTuple:
@@ -85,6 +87,7 @@ def as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> Jour
         created_at,
         reply.cached_tokens,
         int(reply.batched),
+        reply.choices.encode("utf-8", "surrogatepass") or None,
     )
 
 
@@ -99,11 +102,12 @@ def as_reply(row: JournalTuple) -> ChatReply:
         reason=row[7].decode("utf-8", "surrogatepass"),
         cached_tokens=row[9],
         batched=bool(row[10]),
+        choices=(row[11] or b"").decode("utf-8", "surrogatepass"),
     )
 
 
 def checksum(row: JournalTuple) -> bytes:
     """Return the SHA-256 (32 bytes) that a row is written with."""
     # Rows of formats 1 and 2 were shorter, and their checksums stay as they are.
-    told = row if row[10] else row[:10] if row[9] else row[:9]
+    told = row if row[11] is not None else row[:11] if row[10] else row[:10] if row[9] else row[:9]
     return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()

@@ -9,9 +9,9 @@ time, the server may have done the work: that is counted as maybe paid.
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -31,6 +31,7 @@ from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
+from psychocounsel.llm.decisions import PATH, decision_body, read_decision
 from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
@@ -56,6 +57,21 @@ class _Fault:
     nobody_listens: bool = False
     is_free: bool = False
     maybe_paid: bool = False
+
+
+class _Route(NamedTuple):
+    """Where a request goes, and who reads what comes back."""
+
+    path: str
+    read: Callable[[bytes], ChatReply]
+
+
+_CHAT = _Route("/chat/completions", read_completion)
+_DECISIONS = _Route(PATH, read_decision)
+
+
+def _route(request: ChatRequest) -> _Route:
+    return _DECISIONS if request.questions else _CHAT
 
 
 @dataclass
@@ -126,7 +142,7 @@ class OpenAIChatModel:
             if resume_at >= deadline:
                 break
             await _wait_until(resume_at, connection)
-            outcome = await self._send(connection, body, deadline - clock())
+            outcome = await self._send(connection, _route(request), body, deadline - clock())
             if isinstance(outcome, ChatReply):
                 return outcome
             fault = outcome
@@ -195,16 +211,16 @@ class OpenAIChatModel:
             self._connection = _Connection(client, pace, asyncio.Event())
         return self._connection
 
-    async def _send(self, connection: _Connection, body: bytes, seconds_left: float) -> ChatReply | _Fault:
+    async def _send(
+        self, connection: _Connection, route: _Route, body: bytes, seconds_left: float
+    ) -> ChatReply | _Fault:
         limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
         try:
             # A limit for the whole: a server that drips would never meet one for each read.
             async with asyncio.timeout(limit_seconds):
-                response = await connection.client.post(
-                    "/chat/completions", content=body, cast_to=httpx2.Response
-                )
+                response = await connection.client.post(route.path, content=body, cast_to=httpx2.Response)
             connection.was_reached = True
-            reply = read_completion(response.content)
+            reply = route.read(response.content)
             connection.pace.answered(response.headers, reply.prompt_tokens + reply.completion_tokens)
         except TimeoutError:
             return _Fault(f"no answer within {limit_seconds:.3g} s", maybe_paid=True)
@@ -256,7 +272,7 @@ class OpenAIChatModel:
             f"the request is refused (HTTP {error.status_code}: {said})",
             where=self._base_url,
             remedy="check that endpoint.model takes these parameters (a temperature or top_p of null is not "
-            "sent) and a JSON schema for its reply",
+            "sent), a JSON schema for its reply and, for score: expected, logprobs",
             concerns_item=is_too_long,
         )
 
@@ -290,6 +306,8 @@ class OpenAIChatModel:
         return self._body(request)
 
     def _body(self, request: ChatRequest) -> bytes:
+        if request.questions:
+            return _as_json(decision_body(self._endpoint.model, request))
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
         body: dict[str, Any] = {
@@ -304,6 +322,8 @@ class OpenAIChatModel:
             body["response_format"] = {"type": "json_schema", "json_schema": told}
         elif request.json_mode:
             body["response_format"] = {"type": "json_object"}
+        if request.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         return _as_json(body)
 
     def _key(self) -> str:

@@ -6,7 +6,7 @@ sent may have been paid for, and counts as one prompt with a full answer.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -121,6 +121,21 @@ class Spending:
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
             f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}{lost if self.maybe_paid else ''}"
         )
+
+
+def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
+    """Return what several askers spent, in the shape of one; the cost is null where one price is unknown."""
+    told = [each.as_dict() for each in spendings]
+    models: dict[str, dict[str, int]] = {}
+    for name, counts in (pair for each in told for pair in each["models"].items()):
+        before = models.get(name, {})
+        models[name] = {key: before.get(key, 0) + count for key, count in counts.items()}
+    costs = [each["cost_usd"] for each in told]
+    return {
+        "models": {name: models[name] for name in sorted(models)},
+        "cost_usd": None if None in costs else round(sum(costs), 6),
+        "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
+    }
 
 
 def _dollars(cost: Decimal | None) -> str:

@@ -82,4 +82,6 @@ def _encoding(vocabulary: str) -> _Encoding:
 
 
 def _schema_text(request: ChatRequest) -> str:
+    if request.questions:
+        return json.dumps(request.questions, default=dict)
     return json.dumps(request.response_schema, default=dict) if request.response_schema else ""

@@ -83,6 +83,11 @@ class DatasetFacts:
         """The ratings that the pairs were made from."""
         return next((each for each in self.artifacts if each.kind == "judgements"), None)
 
+    @property
+    def rating_type(self) -> str:
+        """The type of the columns of ratings: whole numbers, or means of draws."""
+        return "float64" if self.judgements is not None and self.judgements.table("draws") else "int64"
+
     @cached_property
     def candidates(self) -> list[ArtifactFacts]:
         """The responses that were rated, one artifact for each way in which they came."""

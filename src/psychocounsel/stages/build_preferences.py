@@ -24,10 +24,11 @@ from psychocounsel.console import progress
 from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
 from psychocounsel.dataset_facts import gather_dataset_facts, write_dataset_card
-from psychocounsel.domain import Candidate, Judgement
+from psychocounsel.domain import Candidate
 from psychocounsel.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.errors import ConfigError, PsychoCounselError
 from psychocounsel.interrupts import go_on, stop_requests
+from psychocounsel.judging.draws import draw_metrics, histograms
 from psychocounsel.judging.judge import (
     addressing_judge,
     missing_by_topic,
@@ -183,13 +184,13 @@ def _require_usable(config: BuildPreferencesConfig, plans: PreferencePlans, stor
     if config.pool is not None and plans.asked is not None and store.find(plans.asked) is None:
         endpoints |= {f"responder {each.author}": each.endpoint for each in config.pool.responders}
     if store.find(plans.judgements) is None:
-        endpoints["judge"] = config.judge.endpoint
+        endpoints |= config.judge.named_endpoints
     require_usable(endpoints, store)
 
 
 def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:
     responders = config.pool.responders if config.pool else ()
-    endpoints = [config.judge.endpoint, *(each.endpoint for each in responders)]
+    endpoints = [*config.judge.endpoints, *(each.endpoint for each in responders)]
     keep_restricted_text_here(
         endpoints, {source.path: source.data_class for source in config.corpus.speeches}
     )
@@ -248,7 +249,8 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
             "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
             "addresses_judge": addressing_judge(judgements),
             "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
-            "histograms": _histograms(judgements, principles),
+            "histograms": histograms(judgements, principles),
+            **draw_metrics(judgements, principles),
             **spend,
         }
     )
@@ -259,11 +261,6 @@ def _left_out(store: Store, parents: Sequence[Parent], distinct: Sequence[Candid
     rows = sum(len(read_candidates(store.open(parent))) for parent in parents if parent.kind == "candidates")
     empty = sum(not each.text for each in distinct)
     return {"repeated_text": rows - len(distinct), "empty": empty}
-
-
-def _histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, dict[str, int]]:
-    counts = {name: Counter(each.ratings[name] for each in judgements if each.ratings) for name in principles}
-    return {name: {str(rating): count for rating, count in sorted(by.items())} for name, by in counts.items()}
 
 
 def _pair(config: BuildPreferencesConfig, store: Store, draft: Draft) -> None:

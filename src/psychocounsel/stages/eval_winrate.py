@@ -24,6 +24,7 @@ from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.evaluation.win_rate import Asked, BothOrders, Unanswered
 from psychocounsel.interrupts import go_on, stop_requests
+from psychocounsel.judging.draws import vote_metrics
 from psychocounsel.judging.families import same_family
 from psychocounsel.judging.judge import Compared, missing_share, require_judged
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
@@ -78,7 +79,7 @@ def plan(config: EvalWinrateConfig, store: Store) -> WinratePlans:
 
 
 def _keep_restricted_text_here(config: EvalWinrateConfig, speeches: Artifact | Plan) -> None:
-    endpoints = (config.judge.endpoint, config.policy.endpoint, config.reference.endpoint)
+    endpoints = (*config.judge.endpoints, config.policy.endpoint, config.reference.endpoint)
     settings = speeches.manifest["settings"] if isinstance(speeches, Artifact) else speeches.settings
     sources = enumerate(settings["speeches"], start=1)
     data_classes = {f"speeches {speeches.ref} source {at}": each["data_class"] for at, each in sources}
@@ -121,10 +122,11 @@ def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
 
 def _require_usable(config: EvalWinrateConfig, plans: WinratePlans, store: Store) -> None:
     """Check the endpoints of whatever is still to be made, before the first of them is paid."""
+    judges = config.judge.named_endpoints
     wanted = (
         ("policy", config.policy.endpoint, plans.policy),
         ("reference", config.reference.endpoint, plans.reference),
-        ("judge", config.judge.endpoint, plans.verdicts),
+        *((whose, endpoint, plans.verdicts) for whose, endpoint in judges.items()),
     )
     endpoints: dict[str, EndpointConfig | None] = {
         whose: endpoint for whose, endpoint, planned in wanted if store.find(planned) is None
@@ -181,6 +183,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
             **measure(every, Answers(speeches, policy, reference), _bootstrap(config)),
             "judges": _judges(config, store, draft),
             "answered_by_both": both,
+            **vote_metrics(verdicts),
             **spend,
             "missing_answers": {side: _answers(store, draft, side).metrics["failed"] for side in SIDES},
         }

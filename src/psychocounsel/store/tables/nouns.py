@@ -12,6 +12,7 @@ from psychocounsel.domain import (
     Candidate,
     Judgement,
     PreferencePair,
+    Rating,
     ReplyStatus,
     ScoredCandidate,
     Speech,
@@ -19,6 +20,7 @@ from psychocounsel.domain import (
     Winner,
 )
 from psychocounsel.store.artifacts import Artifact, Draft
+from psychocounsel.store.tables.draws import RATING, OrderedVerdict, write_averaged, write_draws, write_votes
 from psychocounsel.store.tables.parquet import read_table, write_table
 
 SPEECHES_FILE = "speeches.parquet"
@@ -27,7 +29,6 @@ JUDGEMENTS_FILE = "judgements.parquet"
 SCORES_FILE = "scores.parquet"
 VERDICTS_FILE = "verdicts.parquet"
 
-_RATING = "_rating"
 _SPEECH_SCHEMA = pa.schema(
     [
         ("speech_id", pa.string()),
@@ -74,13 +75,6 @@ class RewardScore(NamedTuple):
     raw_reward: float
     reward: float
     tokens: int
-
-
-class OrderedVerdict(NamedTuple):
-    """A verdict and which order the judge saw: `forward` puts the policy first."""
-
-    verdict: Verdict
-    order: str
 
 
 def write_speeches(draft: Draft, speeches: Iterable[SplitSpeech]) -> None:
@@ -141,9 +135,17 @@ def read_candidates(artifact: Artifact) -> list[Candidate]:
 
 
 def write_judgements(draft: Draft, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
-    """Write judgements; a failed one has nulls where its ratings would stand."""
+    """Write judgements; a failed one has nulls where its ratings would stand.
+
+    Where they are means of draws, these get a table of their own, and their numbers stand beside the means.
+    """
+    kept = list(judgements)
+    if any(each.draws for each in kept):
+        write_averaged(draft, JUDGEMENTS_FILE, kept, principles)
+        write_draws(draft, kept, principles)
+        return
     columns = [("candidate_id", pa.string()), ("judge", pa.string()), ("status", pa.string())]
-    ratings = [(principle + _RATING, pa.int64()) for principle in principles]
+    ratings = [(principle + RATING, pa.int64()) for principle in principles]
     schema = pa.schema([*columns, *ratings, ("reason", pa.string())])
     rows = (
         {
@@ -151,9 +153,9 @@ def write_judgements(draft: Draft, judgements: Iterable[Judgement], principles: 
             "judge": each.judge,
             "status": each.status.value,
             "reason": each.reason,
-            **{principle + _RATING: each.ratings.get(principle) for principle in principles},
+            **{principle + RATING: each.ratings.get(principle) for principle in principles},
         }
-        for each in judgements
+        for each in kept
     )
     write_table(draft, JUDGEMENTS_FILE, rows, schema)
 
@@ -179,7 +181,13 @@ def read_scores(artifact: Artifact) -> list[RewardScore]:
 
 
 def write_verdicts(draft: Draft, verdicts: Iterable[OrderedVerdict], criteria: Sequence[str]) -> None:
-    """Write verdicts of both orders; a failed one has nulls where its winners would stand."""
+    """Write verdicts of both orders; a failed one has nulls where its winners would stand.
+
+    Where they are counted from votes, these get a table of their own.
+    """
+    verdicts = list(verdicts)
+    if any(each.verdict.votes for each in verdicts):
+        write_votes(draft, verdicts, criteria)
     names = [
         "speech_id",
         "order",
@@ -221,14 +229,15 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
     return Verdict(row["speech_id"], row["first_id"], row["second_id"], ReplyStatus(row["status"]), winners)
 
 
-def pairs_schema(principles: Sequence[str]) -> pa.Schema:
+def pairs_schema(principles: Sequence[str], rating_type: pa.DataType | None = None) -> pa.Schema:
     """Return the released columns of a preference dataset followed by ours.
 
-    The first columns are those of the released data set (arXiv 2502.19731).
+    The first columns are those of the released data set (arXiv 2502.19731), in which ratings are whole
+    numbers; means of draws need another type.
     """
     released = [("ID", pa.string()), ("prefID", pa.int64())]
     texts = ["question", "chosen", "rejected", "chosen_model", "rejected_model"]
-    ratings = [f"{side}_{principle}{_RATING}" for side in ("chosen", "rejected") for principle in principles]
+    ratings = [f"{side}_{principle}{RATING}" for side in ("chosen", "rejected") for principle in principles]
     ours = [
         ("pair_id", pa.string()),
         ("speech_id", pa.string()),
@@ -245,7 +254,7 @@ def pairs_schema(principles: Sequence[str]) -> pa.Schema:
         [
             *released,
             *((name, pa.string()) for name in texts),
-            *((name, pa.int64()) for name in ratings),
+            *((name, rating_type or pa.int64()) for name in ratings),
             *ours,
         ]
     )
@@ -259,13 +268,18 @@ def pairs_file(split: str) -> str:
 def write_pairs(draft: Draft, split: str, pairs: Sequence[PreferencePair], principles: Sequence[str]) -> None:
     """Write one split of a preference dataset."""
     rows = (_pair_row(number, pair) for number, pair in enumerate(pairs))
-    write_table(draft, pairs_file(split), rows, pairs_schema(principles))
+    write_table(draft, pairs_file(split), rows, pairs_schema(principles, _rating_type(pairs)))
+
+
+def _rating_type(pairs: Iterable[PreferencePair]) -> pa.DataType:
+    ratings = (rating for pair in pairs for rating in pair.chosen.ratings.values())
+    return pa.float64() if any(isinstance(rating, float) for rating in ratings) else pa.int64()
 
 
 def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
     sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     ratings = {
-        f"{side}_{principle}{_RATING}": rating
+        f"{side}_{principle}{RATING}": rating
         for side, scored in sides.items()
         for principle, rating in scored.ratings.items()
     }
@@ -307,9 +321,9 @@ def _side(row: Mapping[str, Any], speech: Speech, side: str) -> ScoredCandidate:
     return ScoredCandidate(candidate, row[f"{side}_score"], _ratings(row, f"{side}_"))
 
 
-def _ratings(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
+def _ratings(row: Mapping[str, Any], prefix: str) -> dict[str, Rating]:
     return {
-        column.removeprefix(prefix).removesuffix(_RATING): value
+        column.removeprefix(prefix).removesuffix(RATING): value
         for column, value in row.items()
-        if column.endswith(_RATING) and column.startswith(prefix) and value is not None
+        if column.endswith(RATING) and column.startswith(prefix) and value is not None
     }

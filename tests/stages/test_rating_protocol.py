@@ -1,0 +1,327 @@
+"""One rating from several replies, through the command line: draws, panels, their cost, what is refused."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
+
+from miniature import write_recipe, write_yaml
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.store import Store
+from psychocounsel.store.tables.draws import read_draws
+from psychocounsel.store.tables.nouns import read_judgements, read_pairs
+from running import Cli, Ended
+
+GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
+"""A fault that is not waited for: the request is lost at once."""
+
+TRAIN = "data/train-00000-of-00001.parquet"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe")
+
+
+def member(base_url: str, model: str = "elm-2026-01-01", **changes: Any) -> dict[str, Any]:
+    endpoint = {"model": model, "base_url": base_url, "concurrency": 8, "max_attempts": 1}
+    return {"backend": "endpoint", "endpoint": endpoint, **changes}
+
+
+def built(cli: Cli, recipe: Path, judge: Mapping[str, Any], *more: str, **changes: Any) -> Ended:
+    no_audit = {"retest": 0, "one_principle": 0, "canaries": 0}
+    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "audit": no_audit}
+    write_yaml(recipe / "changed.yaml", {**content, "judge": dict(judge), **changes})
+    return cli("build-preferences", recipe / "changed.yaml", "--store", recipe.parent / "store", *more)
+
+
+def newest(recipe: Path, kind: str) -> Artifact:
+    return Store(recipe.parent / "store").artifacts(kind)[-1]
+
+
+def column_types(artifact: Artifact, name: str) -> dict[str, pa.DataType]:
+    schema = pq.read_schema(artifact.file(name))
+    return {field.name: field.type for field in schema}
+
+
+def by_number(request: Mapping[str, Any], number: int) -> Reply:
+    """Rate anew at every request, as a model does that is drawn from."""
+    told = json.loads(answer_by_schema(request, number).text or "")
+    if "ratings" in told:
+        told["ratings"] = {name: 1 + (rating + number) % 5 for name, rating in dict(told["ratings"]).items()}
+    return Reply(json.dumps(told))
+
+
+class TestSamples:
+    def test_means_and_draws_are_kept_and_paired(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(by_number) as server:
+            judge = member(server.base_url, temperature=1.0, samples=3)
+            counted = built(cli, recipe, judge, "--dry-run")
+            assert f": {3 * 128} calls, about " in counted.out
+            done = built(cli, recipe, judge)
+            assert done.code == 0, done.err
+            assert server.count == 3 * 128
+            assert built(cli, recipe, judge).code == 0
+            assert server.count == 3 * 128
+        judged = newest(recipe, "judgements")
+        draws = read_draws(judged)
+        assert len(draws) == 3 * 128
+        for judgement in read_judgements(judged):
+            own = [each.draw.ratings for each in draws if each.candidate_id == judgement.candidate_id]
+            assert judgement.ratings == {
+                name: pytest.approx(sum(each[name] for each in own) / 3) for name in own[0]
+            }
+        table = pq.read_table(judged.file("judgements.parquet")).to_pylist()
+        assert {row["draws"] for row in table} == {row["valid_draws"] for row in table} == {3}
+        assert {row["scored_by"] for row in table} == {"written"}
+        assert any(row["empathy_spread"] > 0 for row in table)
+        pairs = newest(recipe, "preferences")
+        assert (
+            column_types(pairs, "data/train-00000-of-00001.parquet")["chosen_empathy_rating"] == pa.float64()
+        )
+        assert all(pair.margin >= 3.5 for pair in read_pairs(pairs, "train"))  # half a point of seven
+        assert judged.metrics["draws"]["asked"] == 3 * 128
+        assert judged.metrics["disagreement"]["responses"] == 128
+        assert sum(judged.metrics["histograms"]["empathy"].values()) == 3 * 128
+
+    def test_one_sample_keeps_whole_numbers_and_no_draws(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer() as server:
+            assert built(cli, recipe, member(server.base_url)).code == 0
+        judged, pairs = newest(recipe, "judgements"), newest(recipe, "preferences")
+        assert list(column_types(judged, "judgements.parquet"))[-1] == "reason"
+        types = column_types(pairs, TRAIN)
+        assert "_rating` | int64 |" in pairs.file("README.md").read_text(encoding="utf-8")
+        assert {kind for name, kind in types.items() if name.endswith("_rating")} == {pa.int64()}
+        assert "draws.parquet" not in judged.manifest["files"]
+        assert not {"draws", "disagreement"} & judged.metrics.keys()
+
+    def test_a_killed_line_pays_no_draw_twice(self, recipe: Path, cli: Cli) -> None:
+        def lose_every_tenth(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            return GIVEN_UP if number % 10 == 9 else by_number(request, number)
+
+        with ChatServer(lose_every_tenth) as server:
+            judge = member(server.base_url, temperature=1.0, samples=3)
+            stopped = built(cli, recipe, judge)
+            assert stopped.code == 3
+            assert "got no answer from the judge" in stopped.err
+            lost = sum(number % 10 == 9 for number in range(server.count))
+            asked = server.count
+            server.script = by_number
+            assert built(cli, recipe, judge).code == 0
+            assert (asked, server.count) == (3 * 128, 3 * 128 + lost)
+
+    def test_samples_that_would_be_one_are_refused(self, recipe: Path, cli: Cli) -> None:
+        ended = built(cli, recipe, member("http://127.0.0.1:9/v1", samples=3))
+        assert ended.code == 2
+        assert "set a temperature" in ended.err
+
+    def test_the_audit_asks_for_draws_of_its_own(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(by_number) as server:
+            judge = member(server.base_url, temperature=1.0, samples=2)
+            audit = {"retest": 4, "one_principle": 2, "canaries": 3}
+            counted = built(cli, recipe, judge, "--dry-run", audit=audit)
+            assert re.search(rf"auditing .*: {2 * (4 + 2 * 7 + 3)} calls", counted.out)
+            done = built(cli, recipe, judge, audit=audit)
+            assert done.code == 0, done.err
+            assert server.count == 2 * (128 + 4 + 2 * 7 + 3)
+        assert newest(recipe, "audits").metrics["retest"]["responses"] == 4
+
+
+def seat(request: Mapping[str, Any], number: int) -> Reply:
+    """Rate as the model's name says: elm low, yew high, and ash not at all."""
+    if request["model"].startswith("ash"):
+        return Reply(None, refusal="I would rather not.")
+    told = json.loads(answer_by_schema(request, number).text or "")
+    low = request["model"].startswith("elm")
+    told["ratings"] = {
+        name: max(1, min(5, rating + (-1 if low else 1))) for name, rating in dict(told["ratings"]).items()
+    }
+    return Reply(json.dumps(told), model=request["model"])
+
+
+class TestPanel:
+    def test_every_judge_is_asked_and_one_may_fail(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(seat) as server:
+            members = [member(server.base_url, f"{name}-2026-01-01") for name in ("elm", "yew", "ash")]
+            counted = built(cli, recipe, {"panel": members}, "--dry-run")
+            assert len(re.findall(r"rating answers.*: 128 calls", counted.out)) == 3
+            done = built(cli, recipe, {"panel": members})
+            assert done.code == 0, done.err
+            assert server.count == 3 * 128
+            assert re.search(
+                r"means of 384 draws, scored by 256 written; spread \d\.\d\d points, Kripp", done.out
+            )
+            server.script = lambda request, number: Reply(None, refusal="asked again")
+            assert built(cli, recipe, {"panel": members}).code == 0
+            assert server.count == 3 * 128
+        judged = newest(recipe, "judgements")
+        names = [f"{name}-2026-01-01" for name in ("elm", "yew", "ash")]
+        assert judged.manifest["notes"]["judge"] == " + ".join(names)
+        statuses = [{"valid": 128}, {"valid": 128}, {"refusal": 128}]
+        assert judged.metrics["draws"]["status"] == dict(zip(names, statuses, strict=True))
+        (pair,) = judged.metrics["disagreement"]["pairs"]
+        assert pair["judges"] == names[:2]
+        assert pair["by_principle"]["empathy"]["n"] == 128
+        means = judged.metrics["disagreement"]["mean_rating"]
+        assert means[names[0]]["safety"] < means[names[1]]["safety"]
+        first = read_judgements(judged)[0]
+        own = [each.draw.ratings for each in read_draws(judged) if each.candidate_id == first.candidate_id]
+        assert len(own) == 3
+        assert first.ratings == {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
+        assert judged.metrics["spend"]["models"].keys() >= set(names[:2])
+
+    def test_restricted_text_reaches_no_remote_member(self, recipe: Path, cli: Cli) -> None:
+        members = [member("http://127.0.0.1:9/v1"), member("https://judge.invalid/v1")]
+        ended = built(cli, recipe, {"panel": members}, "--set", "corpus.speeches.0.data_class=restricted")
+        assert ended.code == 2
+        assert "must not be sent to https://judge.invalid/v1" in ended.err
+
+    def test_offline_refuses_a_remote_member(self, recipe: Path, cli: Cli) -> None:
+        members = [member("http://127.0.0.1:9/v1"), member("https://judge.invalid/v1")]
+        ended = built(cli, recipe, {"panel": members}, "--offline")
+        assert ended.code == 2
+        assert "drop --offline" in ended.err
+
+    def test_a_missing_key_is_told_with_the_seat(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MY_KEY", raising=False)
+        remote = member("https://judge.invalid/v1")
+        remote["endpoint"]["api_key_env"] = "MY_KEY"
+        ended = built(cli, recipe, {"panel": [member("http://127.0.0.1:9/v1"), remote]})
+        assert ended.code == 2
+        assert "judge.panel[1]" in ended.err
+        assert "export MY_KEY=" in ended.err
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"panel": ["one"]}, "at least two judges"),
+            ({"panel": ["one", "one"]}, "one and the same"),
+            ({"panel": ["one", "two"], "temperature": 0.5}, "have temperature of their own"),
+            ({"panel": ["one", "two"], "backend": "offline"}, "no other backend takes one"),
+            ({"backend": "panel"}, "needs a panel"),
+            ({"panel": ["one", {"backend": "offline"}]}, "endpoint"),
+            ({"panel": ["one", {**member("http://127.0.0.1:8/v1"), "rubric": "other"}]}, "rubric"),
+        ],
+    )
+    def test_panels_that_make_no_sense(
+        self, recipe: Path, cli: Cli, changes: Mapping[str, Any], told: str
+    ) -> None:
+        seats = {"one": member("http://127.0.0.1:9/v1"), "two": member("http://127.0.0.1:9/v1", "yew")}
+        panel = [seats[each] if isinstance(each, str) else each for each in changes.get("panel", ())]
+        ended = built(cli, recipe, {**changes, **({"panel": panel} if panel else {})})
+        assert ended.code == 2
+        assert told in ended.err
+
+
+def with_choices(reply: Reply, shares: Mapping[str, float]) -> Fault:
+    """Return a reply with these alternatives at every rating, as a server tells them."""
+    text = reply.text or ""
+    top = [{"token": each, "logprob": math.log(share)} for each, share in shares.items()]
+    tokens = [
+        {"token": piece, "logprob": -40.0, "top_logprobs": top if piece.isdigit() else []}
+        for piece in re.split(r"(\d)", text)
+        if piece
+    ]
+    choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7}
+    return Fault(body=json.dumps({"model": reply.model, "choices": [choice], "usage": usage}).encode())
+
+
+class TestExpected:
+    def test_the_expectation_is_rated_and_told(self, recipe: Path, cli: Cli) -> None:
+        def script(request: Mapping[str, Any], number: int) -> Fault:
+            assert (request["logprobs"], request["top_logprobs"]) == (True, 20)
+            high = 0.1 + 0.007 * (37 * number % 100)
+            return with_choices(answer_by_schema(request, number), {"2": 0.9 - high, "4": high})
+
+        with ChatServer(script) as server:
+            judge = member(server.base_url, score="expected")
+            done = built(cli, recipe, judge)
+            assert done.code == 0, done.err
+            before = server.count
+            assert built(cli, recipe, judge).code == 0
+            assert (before, server.count) == (128, 128)
+        judged = newest(recipe, "judgements")
+        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
+        assert round(min(ratings), 4) == 2.2222  # 0.8 of 2 and 0.1 of 4
+        assert len(ratings) > 50
+        row = pq.read_table(judged.file("judgements.parquet")).to_pylist()[0]
+        assert (row["draws"], row["scored_by"], row["empathy_spread"]) == (1, "expected", None)
+
+    def test_a_server_without_them_is_named_at_its_first_reply(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer() as server:
+            ended = built(cli, recipe, member(server.base_url, score="expected"))
+            assert server.count == 1
+        assert ended.code == 2
+        assert "judge.score" in ended.err
+        assert "without log-probabilities" in ended.err
+
+    def test_a_model_on_this_machine_gives_none(self, recipe: Path, cli: Cli) -> None:
+        ended = built(cli, recipe, {"backend": "local", "model": "tiny", "score": "expected"})
+        assert ended.code == 2
+        assert "gives no log-probabilities" in ended.err
+
+
+def decide(request: Mapping[str, Any], number: int) -> Fault:
+    """Answer the questions of a decisions endpoint, anew at every request."""
+    share = (37 * number % 100) / 100
+    answers = [
+        {
+            "type": "score",
+            "name": question["name"],
+            "probabilities": [
+                {"label": level["label"], "value": at, "probability": {0: 1 - share, 4: share}.get(at, 0.0)}
+                for at, level in enumerate(question["levels"])
+            ],
+        }
+        for question in request["questions"]
+    ]
+    usage = {"input_tokens": 1500, "output_tokens": 0}
+    return Fault(body=json.dumps({"model": request["model"], "answers": answers, "usage": usage}).encode())
+
+
+class TestDecisions:
+    def test_one_call_rates_every_principle(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(decide) as server:
+            judge = {"backend": "decisions", "endpoint": {"base_url": server.base_url, "concurrency": 8}}
+            counted = built(cli, recipe, judge, "--dry-run")
+            assert re.search(r"gpt-6-luna.*: 128 calls", counted.out)
+            done = built(cli, recipe, judge)
+            assert done.code == 0, done.err
+            assert built(cli, recipe, judge).code == 0
+            assert server.count == 128
+            assert server.received[0].body["model"] == "gpt-6-luna"
+            assert "messages" not in server.received[0].body
+        judged = newest(recipe, "judgements")
+        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
+        assert min(ratings) == 1.0
+        assert round(max(ratings), 6) == 4.96
+
+    def test_a_decider_sits_on_a_panel(self, recipe: Path, cli: Cli) -> None:
+        def either(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            return decide(request, number) if "questions" in request else answer_by_schema(request, number)
+
+        with ChatServer(either) as server:
+            decider = {"backend": "decisions", "endpoint": {"base_url": server.base_url, "concurrency": 8}}
+            done = built(cli, recipe, {"panel": [member(server.base_url), decider]})
+            assert done.code == 0, done.err
+            assert server.count == 2 * 128
+        draws = newest(recipe, "judgements").metrics["draws"]
+        assert draws["scored_by"] == {"expected": 128, "written": 128}
+
+    @pytest.mark.parametrize("unsent", [{"temperature": 0.5}, {"samples": 3}, {"max_tokens": 9}])
+    def test_what_is_not_sent_is_refused(self, recipe: Path, cli: Cli, unsent: Mapping[str, Any]) -> None:
+        ended = built(cli, recipe, {"backend": "decisions", **unsent})
+        assert ended.code == 2
+        assert f"takes no {next(iter(unsent))}" in ended.err or "temperature" in ended.err
