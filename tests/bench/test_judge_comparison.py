@@ -33,13 +33,13 @@ def runs(bench: ModuleType) -> ModuleType:
 
 
 def outcome(runs: ModuleType, seconds: float, cpu_seconds: float, peak_mib: float = 50.0) -> Any:
-    bill = runs.Bill(requests=0, billed=0, most_in_flight=16, by_status={}, sent=[])
+    bill = runs.Bill(requests=0, billed=0, most_in_flight=16, by_status={}, sent=[], asked=[])
     return runs.Outcome(seconds, cpu_seconds, peak_mib, bill)
 
 
 def test_an_answer_paid_twice_is_counted_and_a_trial_is_not(runs: ModuleType) -> None:
     sent = [("a", 1.0), ("", 1.0), ("b", 1.98), ("", 2.5), ("a", 3.0), ("b", 3.1), ("c", 3.2), ("a", 3.3)]
-    bill = runs.Bill(requests=8, billed=8, most_in_flight=2, by_status={}, sent=sent)
+    bill = runs.Bill(requests=8, billed=8, most_in_flight=2, by_status={}, sent=sent, asked=[])
     assert runs.repeats(bill, killed_at=2.0) == runs.Repeats(all=3, settled=2)
 
 

@@ -27,6 +27,7 @@ ROWS = st.builds(
         st.integers(0, 9),
         TEXTS,
         st.integers(0, 9),
+        st.booleans(),
         TEXTS,
     ),
     st.just("2026-01-02T03:04:05.678+00:00"),

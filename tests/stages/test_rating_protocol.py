@@ -131,7 +131,7 @@ class TestSamples:
             done = built(cli, recipe, judge, audit=audit)
             assert done.code == 0, done.err
             assert server.count == 2 * (128 + 4 + 2 * 7 + 3)
-        assert newest(recipe, "audits").metrics["retest"]["responses"] == 4
+        assert newest(recipe, "audits").metrics["retest"]["asked"] == 4
 
 
 def seat(request: Mapping[str, Any], number: int) -> Reply:

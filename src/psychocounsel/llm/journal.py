@@ -289,12 +289,17 @@ class Journal:
                     self._connection.execute(FROM_VERSION_1)
                 if version in (1, 2):
                     self._connection.execute(FROM_VERSION_2)
-                    self._connection.execute(ADD_CHOICES)
                 self._connection.execute(CREATE)
+                self._add_choices()
                 self._connection.execute(CREATE_READINGS)
                 # Older programs read the replies as before, so this table raises no version.
                 self._connection.execute(CREATE_BROKEN_LINES)
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    def _add_choices(self) -> None:
+        columns = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
+        if "choices" not in columns:
+            self._connection.execute(ADD_CHOICES)
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
