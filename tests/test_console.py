@@ -89,6 +89,24 @@ def test_work_that_hardly_moves_says_so(
     ]
 
 
+def test_lines_tell_what_else_there_is_to_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, standing = Clock(), [""]
+    monkeypatch.setattr(console, "time", clock)
+    with console.progress("judging", 900, lambda: standing[0]) as advance:
+        for count, told in ((300, ""), (60, "2 failed, $0.10 spent"), (0, "")):
+            standing[0] = told
+            advance(count)
+            clock.seconds += console.LINE_EVERY_SECONDS
+        standing[0] = "3 failed"
+    assert capsys.readouterr().err.splitlines() == [
+        "  judging: 360 of 900, 2.0 per second, 0:04:30 left, 2 failed, $0.10 spent",
+        "  judging: 360 of 900, standing still",
+        "  judging: 360 of 900 in 90.0 s, 3 failed",
+    ]
+
+
 def test_progress_that_breaks_off_claims_no_end(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), console.progress("judging", 5) as advance:
         advance(2)
@@ -96,6 +114,19 @@ def test_progress_that_breaks_off_claims_no_end(capsys: pytest.CaptureFixture[st
     with pytest.raises(KeyError), console.step_progress("training"):
         raise KeyError
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_tells_the_rate_of_this_run_and_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, terminal = Clock(), Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "time", clock)
+    with console.progress("judging", 900, lambda: "2 failed, $0.10 spent") as advance:
+        advance(300)
+        clock.seconds += 10
+        advance(50)
+    assert "350/900" in terminal.getvalue()
+    assert "5.0 per second, 2 failed, $0.10 spent" in terminal.getvalue()
 
 
 def test_a_terminal_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

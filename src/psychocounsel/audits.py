@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
-from psychocounsel.connect import judge_spending, open_judge
+from psychocounsel.connect import judge_spending, judge_standing, open_judge
 from psychocounsel.console import progress
 from psychocounsel.domain import Candidate, Judgement, Rating, ReplyStatus, Speech
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
@@ -276,7 +276,7 @@ def _planted(item: Item) -> Item:
 
 def _ask(judge: Judge, items: Sequence[Item], label: str) -> list[Judgement]:
     """Return a judgement of each; what an endpoint left unanswered is owed, and no result of the audit."""
-    with progress(label, len(items)) as advance:
+    with progress(label, len(items), lambda: judge_standing(judge)) as advance:
         judged = judge.rate(items, advance)
     require_judged(judged, "ratings of the judge's audit", max_missing_share=1.0)
     return judged

@@ -236,6 +236,15 @@ def _form(config: JudgeConfig) -> Callable[[Rubric], Form]:
     return ExpectedForm if config.score == "expected" else WrittenForm
 
 
+def judge_standing(judge: Judge) -> str:
+    """Return in few words what failed and what was spent so far; empty for a judge that asks nobody."""
+    if isinstance(judge, PanelJudge):
+        told = ((each.name, judge_standing(each)) for each in judge.judges)
+        return "; ".join(f"{name}: {standing}" for name, standing in told if standing)
+    spending = judge.spending if isinstance(judge, ChatJudge) else None
+    return "" if spending is None else spending.standing
+
+
 def judge_spending(judge: Judge) -> dict[str, Any]:
     """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
     if isinstance(judge, PanelJudge):
@@ -339,7 +348,9 @@ def _ask_endpoint(
     model, budget = open_endpoint(endpoint, store), budget_of(endpoint)
     with (
         open_journal(store) as journal,
-        progress(f"asking {responder.author}", len(asked.speeches)) as advance,
+        progress(
+            f"asking {responder.author}", len(asked.speeches), lambda: budget.spending.standing
+        ) as advance,
     ):
         policy = AskPolicy(
             max_attempts=endpoint.max_attempts,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from psychocounsel.errors import PsychoCounselError
 
 Advance = Callable[[int], None]
+Standing = Callable[[], str]
 
 LINE_EVERY_SECONDS = 30.0
 """Between two lines of progress where there is no terminal, as in the log of a batch job."""
@@ -34,10 +35,16 @@ def error(fault: PsychoCounselError) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Generator[Advance]:
-    """Show a bar on a terminal, a line now and then elsewhere; yields `advance(count)`."""
+def progress(label: str, total: int, standing: Standing = lambda: "") -> Generator[Advance]:
+    """Show a bar on a terminal, a line now and then elsewhere; yields `advance(count)`.
+
+    Args:
+        label: what is done.
+        total: of how many.
+        standing: tells what else there is to know at present, such as failures and what was spent.
+    """
     counted = 0
-    with _shown(label, total) as show:
+    with _shown(label, total, standing) as show:
 
         def advance(count: int) -> None:
             nonlocal counted
@@ -50,17 +57,17 @@ def progress(label: str, total: int) -> Generator[Advance]:
 @contextmanager
 def step_progress(label: str) -> Generator[Callable[[int, int], None]]:
     """Yield `report(done, total)` for work that learns its total as it goes."""
-    with _shown(label, 0) as show:
+    with _shown(label, 0, lambda: "") as show:
         yield show
 
 
 @contextmanager
-def _shown(label: str, total: int) -> Generator[Callable[[int, int], None]]:
+def _shown(label: str, total: int, standing: Standing) -> Generator[Callable[[int, int], None]]:
     if sys.stderr.isatty():
-        with _bar(label, total or 1) as show:
+        with _bar(label, total or 1, standing) as show:
             yield show
         return
-    lines = _Lines(label, total)
+    lines = _Lines(label, total, standing)
     yield lines.show
     lines.end()
 
@@ -68,8 +75,9 @@ def _shown(label: str, total: int) -> Generator[Callable[[int, int], None]]:
 class _Lines:
     """Progress in a log: a line at intervals, if the work takes that long, and one at its end."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, standing: Standing) -> None:
         self._label = label
+        self._standing = standing
         self._done, self._total = 0, total
         self._started = time.monotonic()
         self._told: _Told | None = None
@@ -81,12 +89,15 @@ class _Lines:
             self._told = _Told(done, now)  # what was there already says nothing about the rate
         elif done < total and now - self._told.at >= LINE_EVERY_SECONDS:
             per_second = (done - self._told.done) / (now - self._told.at)
-            note(f"{self._label}: {done} of {total}, {_pace(per_second, total - done)}")
+            note(f"{self._label}: {done} of {total}, {_pace(per_second, total - done)}{self._more()}")
             self._told = _Told(done, now)
 
     def end(self) -> None:
         seconds = time.monotonic() - self._started
-        note(f"{self._label}: {self._done} of {self._total} in {seconds:.1f} s")
+        note(f"{self._label}: {self._done} of {self._total} in {seconds:.1f} s{self._more()}")
+
+    def _more(self) -> str:
+        return f", {told}" if (told := self._standing()) else ""
 
 
 class _Told(NamedTuple):
@@ -104,11 +115,27 @@ def _pace(per_second: float, remaining: int) -> str:
 
 
 @contextmanager
-def _bar(label: str, total: int) -> Generator[Callable[[int, int], None]]:
+def _bar(label: str, total: int, standing: Standing) -> Generator[Callable[[int, int], None]]:
     from rich.console import Console  # rich takes 50 ms: loaded when a bar is drawn, not for --help
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
+    )
+    started, before = time.monotonic(), -1
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(label, total=total, told="")
+
+        def show(done: int, total: int) -> None:
+            nonlocal before
+            before = done if before < 0 else before  # what was there already says nothing about the rate
+            seconds = time.monotonic() - started
+            rate = f"{(done - before) / seconds:.1f} per second" if seconds >= 1 else ""
+            told = ", ".join(part for part in (rate, standing()) if part)
+            bar.update(task, completed=done, total=total, told=told)
+
+        yield show

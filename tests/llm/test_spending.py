@@ -162,6 +162,16 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
             assert journal.summary().replies == answered
 
 
+def test_what_failed_and_what_this_run_spent_is_told_in_a_few_words(tmp_path: Path) -> None:
+    costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks
+    spending = Spending(ANSWERS_ONLY)
+    policy = AskPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
+    assert spending.standing == ""
+    with Journal(tmp_path / "j.sqlite") as journal:
+        ask_all(Priced(costs, [0.0] * 3), [asks(text) for text in "0112"], journal, policy)
+    assert spending.standing == "2 failed, $18.00 spent"
+
+
 def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> None:
     costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks in every try
     spending = Spending(None)

@@ -115,4 +115,6 @@ class Items:
 
     def _finish(self, digest: str) -> None:
         self.done += len(self._places[digest])
+        if digest not in self._settled and self._policy.budget is not None:
+            self._policy.budget.spending.failed += len(self._places[digest])
         self._policy.progress(len(self._places[digest]))

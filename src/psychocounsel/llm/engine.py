@@ -277,6 +277,8 @@ class _Run:
 
     def _finish(self, question: _Question) -> None:
         self._finished += len(question.places)
+        if self._policy.budget is not None:
+            self._policy.budget.spending.failed += sum(not self._accepted[place] for place in question.places)
         self._policy.progress(len(question.places))
 
 

@@ -62,6 +62,7 @@ class Spending:
         new: by model, what this run added.
         maybe_paid: lines that broke after a request was sent, in any run; each is reckoned at its worst.
         maybe_cost: what those may have cost, in US dollars.
+        failed: items of this run that ended without a reply that can be used.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
     """
 
@@ -71,6 +72,7 @@ class Spending:
     maybe_paid: int = 0
     maybe_cost: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
+    failed: int = 0
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
@@ -107,6 +109,14 @@ class Spending:
             return {}
         cost = None if self.price is None else float(round(self.maybe_cost, 6))
         return {"maybe_paid": {"calls": self.maybe_paid, "cost_usd": cost}}
+
+    @property
+    def standing(self) -> str:
+        """Return in few words what failed and what this run spent so far; empty if neither is known."""
+        cost = self.cost(self.new)
+        failed = f"{self.failed:,} failed" if self.failed else ""
+        spent = f"${cost + self.maybe_cost:,.2f} spent" if cost else ""
+        return ", ".join(part for part in (failed, spent) if part)
 
     @property
     def told(self) -> str:

@@ -15,6 +15,7 @@ from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
     judge_spending,
+    judge_standing,
     open_judge,
     plan_judge,
     plan_responder,
@@ -234,7 +235,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, draft: Draft, stop: Cal
     candidates = distinct_candidates(store, draft.plan.parents)
     items = [(speeches[each.speech_id], each) for each in candidates if each.text]
     with open_judge(config.judge, store, stop, may_wait=True) as judge:
-        with progress("judging responses", len(items)) as advance:
+        with progress("judging responses", len(items), lambda: judge_standing(judge)) as advance:
             judgements = judge.rate(items, advance)
         draft.notes["judge"] = judge.name
         principles, spend = judge.principles, judge_spending(judge)

@@ -9,6 +9,7 @@ from psychocounsel.connect import (
     NOT_IN_FILE,
     Respondents,
     judge_spending,
+    judge_standing,
     open_judge,
     plan_judge,
     plan_responder,
@@ -166,7 +167,7 @@ def _compare(config: EvalWinrateConfig, store: Store, draft: Draft, stop: Callab
     compared = Compared.of(speeches, policy, reference)
     both = len(compared.forward)
     with open_judge(config.judge, store, stop, may_wait=True) as judge:
-        with progress("comparing answers, both orders", 2 * both) as advance:
+        with progress("comparing answers, both orders", 2 * both, lambda: judge_standing(judge)) as advance:
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)
         draft.notes["judge"] = judge.name
