@@ -53,10 +53,11 @@ COLUMNS = (
     "CPU ms/request",
     "peak MiB",
     "most in flight",
+    "429",
     "start s",
     "rounds",
 )
-CASES = (Case(64, 0.1, 2_000), Case(256, 0.1, 4_000), Case(512, 2.0, 16_000))
+CASES = (Case(64, 0.1, 2_000), Case(256, 0.1, 4_000), Case(512, 2.0, 16_000), Case(64, 0.1, 1_200, 3_000))
 SINGLE = Case(1, 0.1, 1)
 KILL_REQUESTS = 1_000
 
@@ -138,7 +139,8 @@ def table(case: Case, outcomes: Mapping[str, Rounds], singles: Mapping[str, Outc
     plain = outcomes.get("plain", [])
     rows = [cells(case, way, runs, plain, singles[way]) for way, runs in outcomes.items()]
     return [
-        f"{case.in_flight} in flight, {case.latency_seconds:g} s latency, at most {case.bound:.0f}/s:",
+        f"{case.in_flight} in flight, {case.latency_seconds:g} s latency, {case.requests} requests, "
+        f"at most {case.bound:.0f}/s:",
         "",
         *(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)),
         "",
@@ -165,15 +167,16 @@ def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | N
         f"{cpu_seconds / case.requests * 1000:.2f}",
         f"{max(run.peak_mib for run in done):.0f}",
         f"{max(run.bill.most_in_flight for run in done)}",
+        f"{max(run.bill.by_status.get('429', 0) for run in done)}",
         f"{start_seconds:.1f}",
         f"{len(done)} of {len(runs)}",
     ]
 
 
 def case_of(told: str) -> Case:
-    """Read a case from IN_FLIGHT:LATENCY:REQUESTS."""
-    in_flight, latency_seconds, requests = told.split(":")
-    return Case(int(in_flight), float(latency_seconds), int(requests))
+    """Read a case from IN_FLIGHT:LATENCY:REQUESTS, or the same with :PER_MINUTE, the server's limit."""
+    in_flight, latency_seconds, requests, *limit = told.split(":")
+    return Case(int(in_flight), float(latency_seconds), int(requests), *map(int, limit))
 
 
 def main() -> None:
@@ -184,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=0, help="instants at which each way is killed")
     parser.add_argument(
-        "--cases", nargs="*", type=case_of, default=CASES, metavar="IN_FLIGHT:LATENCY:REQUESTS"
+        "--cases", nargs="*", type=case_of, default=CASES, metavar="IN_FLIGHT:LATENCY:REQUESTS[:PER_MINUTE]"
     )
     arguments = parser.parse_args()
     work = arguments.work.resolve()

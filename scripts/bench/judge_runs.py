@@ -53,16 +53,18 @@ SETTLED_SECONDS = 0.05
 
 
 class Case(NamedTuple):
-    """How many requests are in flight, how long each takes, and how many are asked."""
+    """How many requests are in flight, how long each takes, how many are asked; the limit, if any."""
 
     in_flight: int
     latency_seconds: float
     requests: int
+    requests_per_minute: int = 0
 
     @property
     def bound(self) -> float:
         """Requests per second that no client can pass."""
-        return self.in_flight / self.latency_seconds
+        most = self.in_flight / self.latency_seconds
+        return min(most, self.requests_per_minute / 60) if self.requests_per_minute else most
 
 
 class Outcome(NamedTuple):
@@ -129,7 +131,7 @@ def measure(run: Run, case: Case) -> Outcome:
     Raises:
         RuntimeError: it failed, or did not answer everything.
     """
-    with serving(case.latency_seconds) as server:
+    with serving(case.latency_seconds, requests_per_minute=case.requests_per_minute) as server:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = run.start(server.base_url, case.in_flight)
         peak_mib = watch(process, LIMIT_SECONDS)

@@ -58,6 +58,7 @@ def test_a_row_holds_medians_less_the_start(bench: ModuleType, runs: ModuleType)
         "CPU ms/request": "3.00",  # 4 s less 1 s
         "peak MiB": "70",
         "most in flight": "16",
+        "429": "0",
         "start s": "2.0",
         "rounds": "2 of 3",
     }

@@ -68,7 +68,7 @@ class Books:
         self.sent: list[tuple[str, float]] = []
         self.asked: list[tuple[str, float]] = []
         self.replies: dict[bytes, bytes] = {}
-        self.left = float(self.requests_per_minute)
+        self.left = max(1.0, self.requests_per_minute / _MINUTE_SECONDS)
         self.filled_at = time.monotonic()
 
     def bill(self) -> bytes:
@@ -77,10 +77,10 @@ class Books:
         return json.dumps(dict(zip(Bill._fields, fields, strict=True))).encode()
 
     def has_room(self) -> bool:
-        """Take one from the bucket that fills evenly, one minute from empty to full."""
+        """Take one from the bucket that fills evenly and holds one second's worth, as real ones do."""
         now = time.monotonic()
         per_second = self.requests_per_minute / _MINUTE_SECONDS
-        self.left = min(float(self.requests_per_minute), self.left + (now - self.filled_at) * per_second)
+        self.left = min(max(1.0, per_second), self.left + (now - self.filled_at) * per_second)
         self.filled_at = now
         if self.left < 1:
             return False
@@ -91,7 +91,8 @@ class Books:
         """Return the headers that tell the limit of requests."""
         if not self.requests_per_minute:
             return b""
-        full_in = (self.requests_per_minute - self.left) * _MINUTE_SECONDS / self.requests_per_minute
+        per_second = self.requests_per_minute / _MINUTE_SECONDS
+        full_in = max(0.0, per_second - self.left) / per_second
         told = f"{self.requests_per_minute}|{int(self.left)}|{full_in:.3f}s".split("|")
         names = ("limit-requests", "remaining-requests", "reset-requests")
         return "".join(f"x-ratelimit-{n}: {v}\r\n" for n, v in zip(names, told, strict=True)).encode()
