@@ -37,7 +37,7 @@ from psychocounsel.llm.addresses import (
     LazyModel,
     resolved_base_url,
 )
-from psychocounsel.llm.batches import ask_in_batches, ask_live
+from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
 from psychocounsel.llm.spending import Spending, budget_of, spent_together
@@ -170,7 +170,7 @@ def _open_asked(
     model = open_endpoint(endpoint, store)
     settings = _judge_settings(config, endpoint, stop)
     if may_wait and config.batch.enabled:
-        from psychocounsel.llm.batch_client import batch_road  # the client takes a second to import
+        from psychocounsel.llm.batches.client import batch_road  # the client takes a second to import
 
         road = batch_road(model, endpoint, config.batch, store.offline)
         settings = replace(settings, ask=partial(ask_in_batches, road))

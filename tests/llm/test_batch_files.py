@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.batch_files import input_line, read_output
-from psychocounsel.llm.batch_ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batches.files import input_line, read_output
+from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.journal_files import read_rows, write_rows

@@ -26,7 +26,7 @@ from batch_runs import endpoint_at, questions, road_to, run, told
 from psychocounsel.config.models import PriceConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
-from psychocounsel.llm.batches import ask_in_batches, ask_live
+from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.engine import AskPolicy
 from psychocounsel.llm.event_loop import run_to_end

@@ -72,7 +72,7 @@ class ChatRequest:
         hashed = _begun(tuple(sorted(identity.items())), self.messages[0]).copy()
         others = "".join(f",{_turn(each)}" for each in self.messages[1:])
         drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
-        form = f"[{_quoted(self.schema_name)},{_schema_json(_Same(self.response_schema))}]"
+        form = f"[{_quoted(self.schema_name)},{schema_json(self.response_schema)}]"
         more: list[JSON] = ["json_mode"] if self.json_mode else []
         if self.top_logprobs:
             more.append(f"top_logprobs {self.top_logprobs}")
@@ -96,6 +96,11 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.schema is other.schema
+
+
+def schema_json(schema: Mapping[str, JSON] | None) -> str:
+    """Return a schema as ASCII JSON without spaces; one that many requests share is written once."""
+    return _schema_json(_Same(schema))
 
 
 @lru_cache(maxsize=_MOST_FORMS)

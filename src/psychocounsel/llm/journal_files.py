@@ -74,8 +74,9 @@ def _from_line(line: str, where: str) -> JournalRow | BrokenLine:
 
 
 def _broken_line(values: Mapping[str, Any]) -> BrokenLine | None:
-    line = BrokenLine(values["digest"], values["created_at"])
-    return line if all(isinstance(each, str) for each in line) and values["broken_line"] is True else None
+    told = values["digest"], values["created_at"]
+    is_one = all(isinstance(each, str) for each in told) and values["broken_line"] is True
+    return BrokenLine(*told) if is_one else None
 
 
 def _row(values: Mapping[str, Any]) -> JournalRow | None:

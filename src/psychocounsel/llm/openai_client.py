@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from psychocounsel.llm.addresses import (
 )
 from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.broken_lines import line_broke
-from psychocounsel.llm.chat import ChatReply, ChatRequest, RefusedRequestError
+from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError, schema_json
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.decisions import PATH, decision_body, read_decision
 from psychocounsel.llm.pace import Pace
@@ -307,24 +308,30 @@ class OpenAIChatModel:
 
     def _body(self, request: ChatRequest) -> bytes:
         if request.questions:
-            return _as_json(decision_body(self._endpoint.model, request))
+            return _json(decision_body(self._endpoint.model, request)).encode()
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
-        body: dict[str, Any] = {
-            "model": self._endpoint.model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
-            "max_completion_tokens" if official else "max_tokens": request.max_tokens,
-        }
+        turns = (
+            _shared_turn_json(turn) if turn.role == "system" else _turn_json(turn)
+            for turn in request.messages
+        )
+        limit = "max_completion_tokens" if official else "max_tokens"
+        fields = [
+            f'"model":{_json(self._endpoint.model)}',
+            f'"messages":[{",".join(turns)}]',
+            f'"{limit}":{request.max_tokens}',
+        ]
         drawing = {"temperature": request.temperature, "top_p": request.top_p}
-        body |= {name: value for name, value in drawing.items() if value is not None}
+        fields += [f'"{name}":{_json(value)}' for name, value in drawing.items() if value is not None]
         if request.response_schema is not None:
-            told = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": told}
+            told = f'"name":{_json(request.schema_name)},"strict":true'
+            told += f',"schema":{schema_json(request.response_schema)}'
+            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{{{told}}}}}')
         elif request.json_mode:
-            body["response_format"] = {"type": "json_object"}
+            fields.append('"response_format":{"type":"json_object"}')
         if request.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-        return _as_json(body)
+            fields.append(f'"logprobs":true,"top_logprobs":{request.top_logprobs}')
+        return f"{{{','.join(fields)}}}".encode()
 
     def _key(self) -> str:
         return api_key(self._endpoint)
@@ -339,12 +346,15 @@ def _said(error: openai.APIStatusError) -> str:
     return said if isinstance(said, str) and said.strip() else error.message
 
 
-def _as_json(value: Mapping[str, Any]) -> bytes:
-    # A schema may hold mappings that are no dicts.
-    text = json.dumps(
-        value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict[str, Any]
-    )
-    return text.encode()
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _turn_json(turn: Message) -> str:
+    return f'{{"role":{_json(turn.role)},"content":{_json(turn.content)}}}'
+
+
+_shared_turn_json = lru_cache(maxsize=16)(_turn_json)
+"""Of the system message, which many requests share: what it says is written once."""
 
 
 async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:

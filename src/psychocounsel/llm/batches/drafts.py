@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from psychocounsel.config.models import BatchConfig
-from psychocounsel.llm.batch_files import input_line
+from psychocounsel.llm.batches.files import input_line
 from psychocounsel.llm.chat import ChatRequest
 from psychocounsel.llm.spending import Budget
 from psychocounsel.llm.token_counts import TokenCounter

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.batch_items import Items
-from psychocounsel.llm.batch_ledger import BatchLedger
-from psychocounsel.llm.batch_provider import BatchRoad
-from psychocounsel.llm.batch_run import BatchRun
+from psychocounsel.llm.batches.items import Items
+from psychocounsel.llm.batches.ledger import BatchLedger
+from psychocounsel.llm.batches.provider import BatchRoad
+from psychocounsel.llm.batches.run import BatchRun
 from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress
 from psychocounsel.llm.event_loop import run_to_end
@@ -75,9 +75,14 @@ def _ask_one(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
     place = places[owed[0]]
     if policy.budget is not None:
         policy.budget.require(requests[place])
+
+    def accept(index: int, reply: ChatReply) -> bool:
+        del index  # there is one item
+        return policy.accept(place, reply)
+
     alone = replace(
         policy,
-        accept=lambda _, reply: policy.accept(place, reply),
+        accept=accept,
         progress=ignore_progress,
         reader="",
         max_attempts=1,

@@ -18,8 +18,8 @@ from psychocounsel.config.models import BatchConfig, EndpointConfig
 from psychocounsel.errors import EndpointError
 from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
 from psychocounsel.llm.api_keys import api_key
-from psychocounsel.llm.batch_files import ENDPOINT
-from psychocounsel.llm.batch_provider import AwayError, Batch, BatchRoad, LostAnswerError, UnknownBatchError
+from psychocounsel.llm.batches.files import ENDPOINT
+from psychocounsel.llm.batches.provider import AwayError, Batch, BatchRoad, LostAnswerError, UnknownBatchError
 from psychocounsel.llm.capabilities import FittedModel
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 

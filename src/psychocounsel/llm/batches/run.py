@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from psychocounsel.console import LINE_EVERY_SECONDS
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted
-from psychocounsel.llm.batch_drafts import Draft, Drafts
-from psychocounsel.llm.batch_files import Outcome, read_output
-from psychocounsel.llm.batch_items import Items
-from psychocounsel.llm.batch_ledger import BatchLedger, Shard, ShardState
-from psychocounsel.llm.batch_provider import (
+from psychocounsel.llm.batches.drafts import Draft, Drafts
+from psychocounsel.llm.batches.files import Outcome, read_output
+from psychocounsel.llm.batches.items import Items
+from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batches.provider import (
     FULL_QUEUE,
     AwayError,
     Batch,
