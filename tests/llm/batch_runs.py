@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from psychocounsel.config.models import BatchConfig, EndpointConfig
+from psychocounsel.llm.batches.asking import ask_in_batches
 from psychocounsel.llm.batches.client import OpenAIBatches
 from psychocounsel.llm.batches.provider import BatchRoad
-from psychocounsel.llm.batches.asking import ask_in_batches
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy
 from psychocounsel.llm.journal import Journal
