@@ -256,6 +256,40 @@ def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
     run(work)
 
 
+def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(90)
+        for _ in range(64):
+            await pace.enter()
+
+        async def looks(count: int) -> int:
+            for _ in range(count):
+                loop.now += 0.021
+                await settle()
+            return pace.window
+
+        waiting = [asyncio.create_task(pace.enter()) for _ in range(10)]
+        await settle()
+        assert await looks(5) == 64  # nobody answered yet
+        pace.answered(NO_HEADERS, 5)
+        assert await looks(1) == 75
+        await asyncio.gather(*waiting)
+        assert await looks(5) == 75  # nobody waits
+        waiting = [asyncio.create_task(pace.enter()) for _ in range(30)]
+        await settle()
+        assert await looks(5) == 90  # and no further than allowed
+        loop.now += 0.06
+        await settle()
+        assert pace.window == 81  # this process fell behind
+        pace.pushed_back()
+        assert await looks(5) == 40
+        for task in waiting:
+            task.cancel()
+        pace.close()
+
+    run(work)
+
+
 def test_who_waits_enters_as_the_window_opens() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop

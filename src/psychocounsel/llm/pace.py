@@ -1,8 +1,9 @@
 """Replies and their headers -> when the next request may go, and how many may be in flight.
 
 All requests to one endpoint share a pace. Budgets per minute, ours and those that the server's headers
-tell, are spent evenly, so that none is exceeded in a burst. The number in flight starts small and is four
-times as large after every round of replies, until the server asks for less; then it halves, and grows by a
+tell, are spent evenly, so that none is exceeded in a burst. The number in flight starts small and grows with
+every reply, fourfold by the round, and from the first reply on by the clock: where replies take seconds it is
+soon there, and requests sent evenly come back evenly. Once the server asks for less it halves, and grows by a
 few with every round. It also shrinks when this process falls behind: a reply that waits unread is paid but
 not yet safe.
 """
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 _MINUTE_SECONDS = 60.0
 _FIRST_WINDOW = 64.0
 _GROWTH_BEFORE_PUSH_BACK = 3.0
+_GROWTH_PER_LOOK = 8.0
 _GROWTH_PER_ROUND = 8.0
 _SHRINK_EVERY_SECONDS = 1.0
 _LOOK_EVERY_SECONDS = 0.02
@@ -48,8 +50,9 @@ class Pace:
         self._tokens_per_request = 0.0
         self._next_at_seconds = 0.0
         self._shrunk_at_seconds = 0.0
+        self._was_answered = False
         self._was_pushed_back = False
-        self._lag_watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, self._loop.time())
+        self._watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, self._loop.time())
 
     @property
     def window(self) -> int:
@@ -92,10 +95,9 @@ class Pace:
         before = self._tokens_per_request
         self._tokens_per_request = 0.9 * before + 0.1 * tokens if before else float(tokens)
         self.learn(headers)
-        if self._window < self._most:
-            grown = _GROWTH_PER_ROUND / self._window if self._was_pushed_back else _GROWTH_BEFORE_PUSH_BACK
-            self._window = min(self._most, self._window + min(grown, _GROWTH_BEFORE_PUSH_BACK))
-            self._admit()
+        self._was_answered = True
+        grown = _GROWTH_PER_ROUND / self._window if self._was_pushed_back else _GROWTH_BEFORE_PUSH_BACK
+        self._grow(min(grown, _GROWTH_BEFORE_PUSH_BACK))
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Read the rate-limit headers of any answer (lower-case names); ones that cannot be read are none."""
@@ -121,7 +123,12 @@ class Pace:
 
     def close(self) -> None:
         """Stop watching; the event loop is about to end."""
-        self._lag_watch.cancel()
+        self._watch.cancel()
+
+    def _grow(self, by: float) -> None:
+        if self._window < self._most:
+            self._window = min(self._most, self._window + by)
+            self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._in_flight < self.window:
@@ -134,7 +141,9 @@ class Pace:
         now = self._loop.time()
         if now - last_at_seconds - _LOOK_EVERY_SECONDS > _LONGEST_LAG_SECONDS:
             self._window = max(min(_FIRST_WINDOW, self._most), self._window * _LAG_SHRINK)
-        self._lag_watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, now)
+        elif self._waiting and self._was_answered and not self._was_pushed_back:
+            self._grow(_GROWTH_PER_LOOK)
+        self._watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, now)
 
 
 def duration_seconds(told: str) -> float | None:
