@@ -58,6 +58,16 @@ def test_verify_fails_on_a_damaged_reply(store: Path) -> None:
     assert "1 replies intact, 1 damaged" in result.output
 
 
+def test_a_damaged_reply_that_was_asked_anew_is_told_and_no_failure(store: Path) -> None:
+    with sqlite3.connect(store / JOURNAL_FILE) as database:
+        database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")
+    with Journal(store / JOURNAL_FILE) as journal:
+        journal.record("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3))
+    result = call("verify", "--store", store)
+    assert result.exit_code == 0
+    assert result.output == "2 replies intact, 0 damaged, 1 damaged and answered anew\n"
+
+
 @pytest.mark.parametrize("words", [("export", "x.jsonl"), ("verify",)])
 def test_a_store_that_asked_nobody_is_told(tmp_path: Path, words: tuple[str, ...]) -> None:
     result = call(*words, "--store", tmp_path)

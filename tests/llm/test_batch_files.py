@@ -14,7 +14,7 @@ from psychocounsel.errors import StoreError
 from psychocounsel.llm.batches.files import input_line, read_output
 from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.journal import Entry, Journal, JournalRow
 from psychocounsel.llm.journal_files import read_rows, write_rows
 from psychocounsel.llm.prices import Price, Tokens
 from psychocounsel.llm.spending import Spending
@@ -157,7 +157,7 @@ def test_a_journal_without_batches_is_taken_over(tmp_path: Path) -> None:
         journal.record("a", REPLY)
         assert journal.replies("a") == [live, ChatReply(ReplyStatus.VALID, "no", "m", 3, 2), REPLY]
         assert journal.damaged_rows == 0
-        write_rows((row for row in journal.rows() if row is not None), tmp_path / "out.jsonl")
+        write_rows((row for row in journal.rows() if isinstance(row, JournalRow)), tmp_path / "out.jsonl")
         assert [row.reply.batched for row in read_rows(tmp_path / "out.jsonl")] == [False, False, True]
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import InputError
+from psychocounsel.errors import IncompleteError, InputError
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import BrokenLine, Entry, Journal, JournalRow
+from psychocounsel.llm.journal import BrokenLine, DamagedRow, Entry, Journal, JournalRow
 from psychocounsel.llm.journal_files import read_rows, write_rows
 
 ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
@@ -40,6 +40,10 @@ def reply(text: str) -> ChatReply:
     return ChatReply(ReplyStatus.VALID, text, "judge-1", 10, 3)
 
 
+def sound(journal: Journal) -> list[JournalRow]:
+    return [row for row in journal.rows() if isinstance(row, JournalRow)]
+
+
 @given(st.lists(ROWS | BROKEN_LINES, max_size=5))
 def test_rows_round_trip_whatever_they_hold(
     tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow | BrokenLine]
@@ -53,7 +57,7 @@ def test_rows_round_trip_whatever_they_hold(
 def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path) -> None:
     with Journal(tmp_path / "old.sqlite") as old:
         old.record_many([Entry("a", reply("one")), Entry("a", reply("two")), Entry("b", reply("three"))])
-        write_rows([row for row in old.rows() if row is not None], tmp_path / "rows.jsonl")
+        write_rows(sound(old), tmp_path / "rows.jsonl")
     with Journal(tmp_path / "new.sqlite") as new:
         new.record("a", reply("mine"))
         assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
@@ -68,7 +72,12 @@ def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path)
         old.record_broken_line("a")
         old.record_broken_line("b")
         kept = [line for line in old.broken_lines() if line is not None]
-        assert write_rows([*(row for row in old.rows() if row), *kept], tmp_path / "rows.jsonl") == 3
+        assert (
+            write_rows(
+                [*(row for row in old.rows() if isinstance(row, JournalRow)), *kept], tmp_path / "rows.jsonl"
+            )
+            == 3
+        )
     with Journal(tmp_path / "new.sqlite") as new:
         new.record_broken_line("b")
         assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
@@ -115,7 +124,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
         yield JournalRow("a", 0, reply("one"), "now")
         raise OSError("disk")
 
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(IncompleteError, match="disk"):
         write_rows(rows(), path)
     assert path.read_text(encoding="utf-8") == "precious"
 
@@ -134,6 +143,44 @@ def test_a_damaged_row_is_told_and_the_others_stand(tmp_path: Path) -> None:
         journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
         journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'a'")
         rows = list(journal.rows())
-    assert rows[0] is None
-    assert rows[1] is not None
+    assert rows[0] == DamagedRow("a")
+    assert isinstance(rows[1], JournalRow)
     assert rows[1].reply == reply("two")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("text", "x'00'"),
+        ("model", "x'00'"),
+        ("status", "'?'"),
+        ("completion_tokens", "99"),
+        ("created_at", "'then'"),
+        ("checksum", "x'00'"),
+    ],
+)
+def test_an_import_mends_a_damaged_reply_in_its_place(tmp_path: Path, column: str, value: str) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record_many([Entry("a", reply("one")), Entry("a", reply("two"))])
+        write_rows(sound(journal), tmp_path / "rows.jsonl")
+        journal._connection.execute(f"UPDATE replies SET {column} = {value} WHERE attempt = 0")  # noqa: S608
+        assert journal.adopt(read_rows(tmp_path / "rows.jsonl")) == 1
+        assert [each.text for each in journal.replies("a")] == ["one", "two"]
+        assert all(isinstance(row, JournalRow) for row in journal.rows())
+
+
+def test_a_damaged_reply_gives_way_to_none_but_itself(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record("a", reply("one"))
+        journal._connection.execute("UPDATE replies SET text = x'00'")
+        assert journal.adopt([JournalRow("a", 0, reply("another"), "now")]) == 1
+        rows = list(journal.rows())
+        assert rows == [DamagedRow("a"), JournalRow("a", 1, reply("another"), "now")]
+
+
+def test_a_journal_closes_while_its_rows_are_being_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
+    rows = journal.rows()
+    assert next(rows).digest == "a"
+    journal.close()

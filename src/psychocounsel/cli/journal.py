@@ -29,13 +29,14 @@ def add_to(app: typer.Typer) -> None:
 def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
     """Write every intact reply to a file."""
     from psychocounsel.endpoints import existing_journal
+    from psychocounsel.llm.journal import JournalRow
     from psychocounsel.llm.journal_files import write_rows
 
     if not file.parent.is_dir():
         raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
     with existing_journal(open_store(store)) as journal:
         broken = [line for line in journal.broken_lines() if line is not None]
-        intact = chain((row for row in journal.rows() if row is not None), broken)
+        intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), broken)
         count = write_rows(intact, file) - len(broken)
     console.result(f"exported {count} replies{_and_broken(len(broken))} to {file}")
 
@@ -56,20 +57,28 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
 
 
 def verify(store: StoreFolder = DEFAULT_STORE) -> None:
-    """Compare every reply with its checksum; exit 2 if one is damaged."""
+    """Compare every reply with its checksum; exit 2 if one is damaged that no sound one replaces."""
     from psychocounsel.endpoints import existing_journal
+    from psychocounsel.llm.journal import JournalRow
 
+    answered, damaged, intact = set[str](), list[str](), 0
     with existing_journal(open_store(store)) as journal:
-        intact = damaged = 0
         for row in journal.rows():
-            intact, damaged = intact + (row is not None), damaged + (row is None)
+            if isinstance(row, JournalRow):
+                answered.add(row.digest)
+                intact += 1
+            else:
+                damaged.append(row.digest)
         lines = journal.broken_lines()
         where = str(journal.path)
-    damaged += lines.count(None)
-    console.result(f"{intact} replies{_and_broken(len(lines) - lines.count(None))} intact, {damaged} damaged")
-    if damaged:
+    replaced = sum(digest in answered for digest in damaged)
+    lost = len(damaged) - replaced + lines.count(None)
+    told = f", {replaced} damaged and answered anew" if replaced else ""
+    broken = _and_broken(len(lines) - lines.count(None))
+    console.result(f"{intact} replies{broken} intact, {lost} damaged{told}")
+    if lost:
         raise StoreError(
-            f"{damaged} rows are damaged; the requests of damaged replies are owed again",
+            f"{lost} rows are damaged; the requests of damaged replies are owed again",
             where=where,
             remedy="import them from an export, or run the stage again to ask them anew",
         )

@@ -27,19 +27,20 @@ from psychocounsel.llm.journal_rows import (
     CREATE,
     CREATE_BROKEN_LINES,
     CREATE_READINGS,
+    DELETE,
     DIGESTS_AT_ONCE,
     FROM_VERSION_1,
     FROM_VERSION_2,
     INSERT,
     INSERT_BROKEN_LINE,
     INSERT_SEVERAL,
-    IS_KNOWN,
     NEXT_ATTEMPT,
     NEXT_ATTEMPTS,
     ROWS_AT_ONCE,
     SELECT,
-    SELECT_ALL,
+    SELECT_AT,
     SELECT_BROKEN_LINES,
+    SELECT_PLACES,
     SELECT_SEVERAL,
     SETTLED,
     as_reply,
@@ -68,6 +69,12 @@ class JournalRow(NamedTuple):
     created_at: str
 
 
+class DamagedRow(NamedTuple):
+    """In the place of a reply that does not fit its checksum; the digest is as it is read."""
+
+    digest: str
+
+
 class BrokenLine(NamedTuple):
     """A request was sent and no answer came, though it may be charged; when (ISO 8601, UTC)."""
 
@@ -93,7 +100,8 @@ class Journal:
     file: SQLite makes their commits take turns.
 
     Raises:
-        StoreError: the file is no journal, is damaged, is held by another run, or the disk is full.
+        StoreError: the file is no journal, is damaged, or is held by another run.
+        IncompleteError: the disk is full or fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -218,13 +226,17 @@ class Journal:
                 "INSERT OR IGNORE INTO readings VALUES (?, ?)", ((reader, digest) for digest in digests)
             )
 
-    def rows(self) -> Iterator[JournalRow | None]:
-        """Yield every reply, by request and attempt; None in the place of a damaged one."""
+    def rows(self) -> Iterator[JournalRow | DamagedRow]:
+        """Yield every reply, sound or damaged, by request and attempt."""
         with self._turn, self._explained():
-            for values in self._connection.execute(SELECT_ALL):
-                row = values[:-1]
-                intact = checksum(row) == values[-1]
-                yield JournalRow(row[0], row[1], as_reply(row), row[8]) if intact else None
+            places = self._connection.execute(SELECT_PLACES).fetchall()
+        for place in places:
+            # A turn for each: whoever takes the rows may stop half-way, and close the journal.
+            with self._turn, self._explained():
+                values = self._connection.execute(SELECT_AT, place).fetchone()
+            row = values[:-1]
+            intact = checksum(row) == values[-1]
+            yield JournalRow(row[0], row[1], as_reply(row), row[8]) if intact else DamagedRow(row[0])
 
     def record_broken_line(self, digest: str) -> None:
         """Keep that a request was sent and no answer came; it is on disk when this returns."""
@@ -242,23 +254,34 @@ class Journal:
     def adopt(self, rows: Iterable[JournalRow | BrokenLine]) -> int:
         """Take over what another journal kept, each once; return how many were new.
 
-        A reply is known by its request, its text and the time at which it was kept.
+        A reply is known by its request, its text and the time at which it was kept. A damaged one that agrees
+        in its attempt, and in text or time, gives way to it.
         """
-        taken = 0
         with self._turn, self._explained(), self._transaction():
-            for each in rows:
-                if isinstance(each, BrokenLine):
-                    line = (*each, _line_checksum(each))
-                    taken += self._connection.execute(INSERT_BROKEN_LINE, line).rowcount
-                    continue
-                row = as_row(each.digest, each.attempt, each.reply, each.created_at)
-                same = (each.digest, row[3], each.created_at)
-                if self._connection.execute(IS_KNOWN, same).fetchone() is None:
-                    (attempt,) = self._connection.execute(NEXT_ATTEMPT, (each.digest,)).fetchone()
-                    row = (row[0], attempt, *row[2:])
-                    self._connection.execute(INSERT, (*row, checksum(row)))
-                    taken += 1
-        return taken
+            return sum(
+                self._adopt_line(each) if isinstance(each, BrokenLine) else self._adopt_reply(each)
+                for each in rows
+            )
+
+    def _adopt_line(self, line: BrokenLine) -> bool:
+        return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, _line_checksum(line))).rowcount)
+
+    def _adopt_reply(self, offered: JournalRow) -> bool:
+        row = as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
+        attempt = None
+        for kept in self._connection.execute(SELECT, (offered.digest,)).fetchall():
+            is_intact = checksum(kept[:-1]) == kept[-1]
+            same_text, same_time = kept[3] == row[3], kept[8] == row[8]
+            if is_intact and same_text and same_time:
+                return False
+            if not is_intact and kept[1] == offered.attempt and (same_text or same_time):
+                attempt = offered.attempt
+        if attempt is None:
+            (attempt,) = self._connection.execute(NEXT_ATTEMPT, (offered.digest,)).fetchone()
+        row = (row[0], attempt, *row[2:])
+        self._connection.execute(DELETE, row[:2])
+        self._connection.execute(INSERT, (*row, checksum(row)))
+        return True
 
     def summary(self) -> JournalSummary:
         """Return the counts of everything kept, damaged rows included."""

@@ -9,20 +9,26 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import InputError
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import BrokenLine, JournalRow
+from psychocounsel.store.atomic import write_faults
 
 _TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
 _COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
 
 
 def write_rows(rows: Iterable[JournalRow | BrokenLine], path: Path) -> int:
-    """Write one reply or broken line per line, replacing the file as a whole; return how many."""
+    """Write one reply or broken line per line, replacing the file as a whole; return how many.
+
+    Raises:
+        IncompleteError: the disk is full or refuses; the file is as it was.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     count = 0
-    with unfinished.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007
-            # ASCII alone: a paid reply may hold a lone surrogate, which no file can.
-            file.write(json.dumps(_as_line(row)) + "\n")
-    unfinished.replace(path)
+    with write_faults(path):
+        with unfinished.open("w", encoding="utf-8") as file:
+            for count, row in enumerate(rows, start=1):  # noqa: B007
+                # ASCII alone: a paid reply may hold a lone surrogate, which no file can.
+                file.write(json.dumps(_as_line(row)) + "\n")
+        unfinished.replace(path)
     return count
 
 

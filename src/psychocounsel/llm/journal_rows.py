@@ -53,7 +53,6 @@ digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, 
 batched, choices
 """
 NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
-IS_KNOWN = "SELECT 1 FROM replies WHERE digest = ? AND text = ? AND created_at = ?"
 NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
 ROWS_AT_ONCE = 70
 INSERT_SEVERAL = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES "  # noqa: S608
@@ -64,7 +63,9 @@ SELECT_SEVERAL = f"""
 SELECT {COLUMNS}, checksum FROM replies WHERE digest IN ({", ".join("?" * DIGESTS_AT_ONCE)})
 ORDER BY attempt
 """  # noqa: S608
-SELECT_ALL = f"SELECT {COLUMNS}, checksum FROM replies ORDER BY digest, attempt"  # noqa: S608
+SELECT_PLACES = "SELECT rowid FROM replies ORDER BY digest, attempt"
+SELECT_AT = f"SELECT {COLUMNS}, checksum FROM replies WHERE rowid = ?"  # noqa: S608
+DELETE = "DELETE FROM replies WHERE digest = ? AND attempt = ?"
 COUNTS = """
 SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
 """
