@@ -79,3 +79,10 @@ def test_a_store_that_asked_nobody_is_told(tmp_path: Path, words: tuple[str, ...
 def test_a_missing_file_or_folder_is_told(store: Path, tmp_path: Path) -> None:
     assert isinstance(call("import", tmp_path / "none.jsonl", "--store", store).exception, InputError)
     assert isinstance(call("export", tmp_path / "none" / "x.jsonl", "--store", store).exception, InputError)
+    assert isinstance(call("export", tmp_path, "--store", store).exception, InputError)
+
+
+def test_a_file_that_is_none_of_ours_leaves_no_journal_behind(store: Path, tmp_path: Path) -> None:
+    result = call("import", store / JOURNAL_FILE, "--store", tmp_path / "new")
+    assert isinstance(result.exception, InputError)
+    assert not (tmp_path / "new" / JOURNAL_FILE).exists()

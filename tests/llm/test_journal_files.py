@@ -98,6 +98,7 @@ def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path)
         lambda line: '{"broken_line": true, "digest": "a", "created_at": 7}',
         lambda line: '{"broken_line": 1, "digest": "a", "created_at": "now"}',
         lambda line: "7",
+        lambda line: json.dumps({**json.loads(line), "prompt_tokens": 2**63}),
         lambda line: json.dumps(
             {name: value for name, value in json.loads(line).items() if name != "digest"}
         ),
@@ -114,6 +115,43 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(
         with pytest.raises(InputError, match="line 2: this is no reply of a journal"):
             journal.adopt(read_rows(path))
         assert journal.summary().replies == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"]
+)
+def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="line 1: this is no reply of a journal"):
+        list(read_rows(path))
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows([JournalRow("a", 0, reply("one"), "now")], path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read_rows(path)) == [JournalRow("a", 0, reply("one"), "now")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("a rating of 1", "a rating of 5"), ('"digest": "c"', '"digest": "d"')]
+)
+def test_a_changed_line_does_not_fit_its_checksum(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows([JournalRow("a", 0, reply("a rating of 1"), "now"), BrokenLine("c", "then")], path)
+    path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    with pytest.raises(InputError, match="does not fit its checksum"):
+        list(read_rows(path))
+
+
+def test_a_line_of_an_older_version_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows([JournalRow("a", 0, reply("one"), "now")], path)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert values.pop("checksum")
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert list(read_rows(path)) == [JournalRow("a", 0, reply("one"), "now")]
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
@@ -157,6 +195,8 @@ def test_a_damaged_row_is_told_and_the_others_stand(tmp_path: Path) -> None:
         ("completion_tokens", "99"),
         ("created_at", "'then'"),
         ("checksum", "x'00'"),
+        ("cached_tokens", "''"),
+        ("batched", "''"),
     ],
 )
 def test_an_import_mends_a_damaged_reply_in_its_place(tmp_path: Path, column: str, value: str) -> None:

@@ -34,6 +34,10 @@ def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
 
     if not file.parent.is_dir():
         raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
+    if file.is_dir():
+        raise InputError(
+            "this is a folder", where=str(file), remedy="name a file in it, such as replies.jsonl"
+        )
     with existing_journal(open_store(store)) as journal:
         broken = [line for line in journal.broken_lines() if line is not None]
         intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), broken)
@@ -49,8 +53,8 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
 
     if not file.is_file():
         raise InputError("there is no such file", where=str(file), remedy="name one that an export wrote")
+    rows = list(read_rows(file))
     with open_journal(open_store(store)) as journal:
-        rows = list(read_rows(file))
         taken = journal.adopt(rows)
     broken = " and broken lines" if any(isinstance(row, BrokenLine) for row in rows) else ""
     console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")

@@ -6,7 +6,6 @@ still in flight. Each row carries a checksum; a damaged row is skipped and count
 request is simply owed again.
 """
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -46,6 +45,8 @@ from psychocounsel.llm.journal_rows import (
     as_reply,
     as_row,
     checksum,
+    is_sound,
+    line_checksum,
 )
 
 _SCHEMA_VERSION = 3
@@ -141,7 +142,7 @@ class Journal:
         """Return the intact replies to the request with this digest, oldest attempt first."""
         with self._turn, self._explained():
             rows = self._connection.execute(SELECT, (digest,)).fetchall()
-        intact = [row[:-1] for row in rows if checksum(row[:-1]) == row[-1]]
+        intact = [row[:-1] for row in rows if is_sound(row)]
         self.damaged_rows += len(rows) - len(intact)
         return [as_reply(row) for row in intact]
 
@@ -154,7 +155,7 @@ class Journal:
             with self._turn, self._explained():
                 rows = self._connection.execute(SELECT_SEVERAL, filled).fetchall()
             for values in rows:
-                if checksum(values[:-1]) == values[-1]:
+                if is_sound(values):
                     kept[values[0]].append(as_reply(values[:-1]))
                 else:
                     self.damaged_rows += 1
@@ -234,22 +235,23 @@ class Journal:
             # A turn for each: whoever takes the rows may stop half-way, and close the journal.
             with self._turn, self._explained():
                 values = self._connection.execute(SELECT_AT, place).fetchone()
-            row = values[:-1]
-            intact = checksum(row) == values[-1]
-            yield JournalRow(row[0], row[1], as_reply(row), row[8]) if intact else DamagedRow(row[0])
+            if is_sound(values):
+                yield JournalRow(values[0], values[1], as_reply(values[:-1]), values[8])
+            else:
+                yield DamagedRow(values[0])
 
     def record_broken_line(self, digest: str) -> None:
         """Keep that a request was sent and no answer came; it is on disk when this returns."""
         line = BrokenLine(digest, datetime.now(UTC).isoformat(timespec="microseconds"))
         with self._turn, self._explained(), self._transaction():
-            self._connection.execute(INSERT_BROKEN_LINE, (*line, _line_checksum(line)))
+            self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line)))
 
     def broken_lines(self) -> list[BrokenLine | None]:
         """Return every broken line, by request and time; None in the place of a damaged one."""
         with self._turn, self._explained():
             rows = self._connection.execute(SELECT_BROKEN_LINES).fetchall()
         told = [(BrokenLine(*row[:2]), row[2]) for row in rows]
-        return [line if _line_checksum(line) == checksum else None for line, checksum in told]
+        return [line if line_checksum(*line) == told_checksum else None for line, told_checksum in told]
 
     def adopt(self, rows: Iterable[JournalRow | BrokenLine]) -> int:
         """Take over what another journal kept, each once; return how many were new.
@@ -264,13 +266,13 @@ class Journal:
             )
 
     def _adopt_line(self, line: BrokenLine) -> bool:
-        return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, _line_checksum(line))).rowcount)
+        return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line))).rowcount)
 
     def _adopt_reply(self, offered: JournalRow) -> bool:
         row = as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
         attempt = None
         for kept in self._connection.execute(SELECT, (offered.digest,)).fetchall():
-            is_intact = checksum(kept[:-1]) == kept[-1]
+            is_intact = is_sound(kept)
             same_text, same_time = kept[3] == row[3], kept[8] == row[8]
             if is_intact and same_text and same_time:
                 return False
@@ -375,7 +377,3 @@ def _make_private(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
-
-
-def _line_checksum(line: BrokenLine) -> bytes:
-    return hashlib.sha256(repr(tuple(line)).encode("utf-8", "backslashreplace")).digest()

@@ -1,5 +1,6 @@
 """Journal <-> JSON Lines: replies carried from one store to another, or kept where a person can read them."""
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import InputError
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import BrokenLine, JournalRow
+from psychocounsel.llm.journal_rows import as_row, checksum, line_checksum
 from psychocounsel.store.atomic import write_faults
 
+_MOST_COUNTED = 2**63 - 1
 _TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
 _COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
 
@@ -36,17 +39,17 @@ def read_rows(path: Path) -> Iterator[JournalRow | BrokenLine]:
     """Yield the replies and broken lines of a file that `write_rows` wrote.
 
     Raises:
-        InputError: a line that is no reply; names it.
+        InputError: a line that is no reply, or does not fit its checksum; names it.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _from_line(line, f"{path} line {number}")
+                yield _from_line(line.removeprefix(codecs.BOM_UTF8), f"{path} line {number}")
 
 
 def _as_line(row: JournalRow | BrokenLine) -> dict[str, Any]:
     if isinstance(row, BrokenLine):
-        return {"broken_line": True, **row._asdict()}
+        return {"broken_line": True, **row._asdict(), "checksum": _checksum(row)}
     reply = row.reply
     return {
         "digest": row.digest,
@@ -61,13 +64,22 @@ def _as_line(row: JournalRow | BrokenLine) -> dict[str, Any]:
         "text": reply.text,
         "reason": reply.reason,
         **({"choices": reply.choices} if reply.choices else {}),
+        "checksum": _checksum(row),
     }
 
 
-def _from_line(line: str, where: str) -> JournalRow | BrokenLine:
+def _checksum(row: JournalRow | BrokenLine) -> str:
+    if isinstance(row, BrokenLine):
+        return line_checksum(*row).hex()
+    return checksum(as_row(row.digest, row.attempt, row.reply, row.created_at)).hex()
+
+
+def _from_line(line: bytes, where: str) -> JournalRow | BrokenLine:
+    told = ""
     try:
         values = json.loads(line)
         row = _broken_line(values) if "broken_line" in values else _row(values)
+        told = values.get("checksum", "")  # files of older versions have none
     except (ValueError, KeyError, TypeError, RecursionError):
         row = None
     if row is None or (isinstance(row, JournalRow) and not row.reply.answered):
@@ -75,6 +87,12 @@ def _from_line(line: str, where: str) -> JournalRow | BrokenLine:
             "this is no reply of a journal",
             where=where,
             remedy="give a file that `psychocounsel journal export` wrote",
+        )
+    if told and told != _checksum(row):
+        raise InputError(
+            "this reply does not fit its checksum: somebody changed it, or the file is damaged",
+            where=where,
+            remedy="export it again, or take the line out; the others can be imported",
         )
     return row
 
@@ -111,4 +129,4 @@ def _row(values: Mapping[str, Any]) -> JournalRow | None:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _MOST_COUNTED

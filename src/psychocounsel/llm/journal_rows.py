@@ -1,7 +1,7 @@
 """ChatReply -> row of the journal, and back; with the statements that make, write and read its tables."""
 
 import hashlib
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply
@@ -112,3 +112,15 @@ def checksum(row: JournalTuple) -> bytes:
     # Rows of formats 1 and 2 were shorter, and their checksums stay as they are.
     told = row if row[11] is not None else row[:11] if row[10] else row[:10] if row[9] else row[:9]
     return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
+
+
+def is_sound(values: tuple[object, ...]) -> bool:
+    """Tell whether a row as it is read, its checksum last, is what was written."""
+    row = cast("JournalTuple", values[:-1])
+    # What a checksum leaves out is nought, and nothing else that is false.
+    return type(row[9]) is int and type(row[10]) is int and checksum(row) == values[-1]
+
+
+def line_checksum(digest: str, created_at: str) -> bytes:
+    """Return the SHA-256 (32 bytes) that a broken line is written with."""
+    return hashlib.sha256(repr((digest, created_at)).encode("utf-8", "backslashreplace")).digest()
