@@ -1,5 +1,6 @@
 """Config -> endpoint, journal: what every stage opens that asks a model at an address."""
 
+import asyncio
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from psychocounsel.llm.addresses import (
     resolved_base_url,
 )
 from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
+from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.preflight import CheckedModel
+from psychocounsel.llm.preflight import CheckedModel, end_of_life
 from psychocounsel.store.store import Store
 
 JOURNAL_FILE = "journal/replies.sqlite"
@@ -75,6 +77,25 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
         raise ConfigError("\n".join(faults))
 
 
+def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> None:
+    """Look for every endpoint's model in what its server lists, where the first to be asked is not the last.
+
+    A server that lists nothing, or is not there yet, is asked when its turn comes.
+
+    Raises:
+        EndpointError: a server does not list the model, or lists it as shut down.
+    """
+
+    async def look() -> None:
+        models = [_checked(each, store) for each in endpoints if each is not None]
+        try:
+            await asyncio.gather(*(end_of_life(model) for model in models))
+        finally:
+            await asyncio.gather(*(model.aclose() for model in models))
+
+    run_to_end(look())
+
+
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
     """Return the model behind an endpoint, known by name only."""
     return UnconnectedModel(endpoint_identity(endpoint))
@@ -112,10 +133,13 @@ def existing_journal(store: Store) -> Journal:
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> FittedModel:
     """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
-    from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
-
-    model = CheckedModel(OpenAIChatModel(endpoint, store.offline))
     pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
     if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
         pinned = Replies.JSON_SCHEMA
-    return FittedModel(model, Capabilities(store.root / CAPABILITIES_FILE), pinned)
+    return FittedModel(_checked(endpoint, store), Capabilities(store.root / CAPABILITIES_FILE), pinned)
+
+
+def _checked(endpoint: EndpointConfig, store: Store) -> CheckedModel:
+    from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
+
+    return CheckedModel(OpenAIChatModel(endpoint, store.offline))

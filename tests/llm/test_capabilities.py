@@ -219,6 +219,7 @@ def test_a_retired_model_is_refused_before_the_first_call(
             asked(server, store)
         assert server.count == 0
     assert "successor-1" in refused.value.remedy
+    assert MODEL not in refused.value.remedy
 
 
 def test_an_announced_end_is_told_and_lets_through(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

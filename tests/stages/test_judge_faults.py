@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
@@ -53,6 +54,38 @@ def test_a_final_refusal_is_the_users_error_after_one_request(recipe: Path, cli:
             assert (ended.code, server.count) == (2, 1), ended
         assert remedy in ended.err
         assert "Traceback" not in ended.err
+
+
+def test_a_judge_that_is_gone_is_found_before_the_pool_is_paid(recipe: Path, cli: Cli) -> None:
+    with ChatServer(models=[{"id": MODEL}]) as server:
+        config = config_for(recipe, server.base_url, model="gone")
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        pool = {"author": "mini", "endpoint": {"model": MODEL, "base_url": server.base_url}}
+        write_yaml(config, {**settings, "pool": {"per_speech": 1, "responders": [pool]}})
+        ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+        assert (ended.code, server.count) == (2, 0), ended
+        assert "there is no model 'gone' here" in ended.err
+
+
+def test_a_judge_that_is_gone_is_found_before_both_sides_answer(recipe: Path, cli: Cli) -> None:
+    with ChatServer(models=[{"id": MODEL}]) as server:
+        store = recipe.parent / "store"
+        assert cli("build-preferences", config_for(recipe, server.base_url), "--store", store).code == 0
+        asked, count = {"model": MODEL, "base_url": server.base_url}, server.count
+        config = recipe / "winrate.yaml"
+        write_yaml(
+            config,
+            {
+                "name": "mini",
+                "speeches": "mini",
+                "policy": {"author": "policy", "endpoint": asked},
+                "reference": {"author": "reference", "endpoint": asked},
+                "judge": {"backend": "endpoint", "endpoint": {**asked, "model": "gone"}},
+            },
+        )
+        ended = cli("eval-winrate", config, "--store", store)
+        assert (ended.code, server.count) == (2, count), ended
+        assert "there is no model 'gone' here" in ended.err
 
 
 @pytest.mark.parametrize("wait", ["", "0.05"])

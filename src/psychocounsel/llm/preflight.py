@@ -57,18 +57,28 @@ class CheckedModel:
                     await self._check()
 
     async def _check(self) -> None:
-        listed = await self.listed_models()
-        identity = self.identity
-        end = shutdown_of(identity["model"], listed or [], identity["base_url"])
-        if end is not None and end <= datetime.now(UTC).date():
-            raise EndpointError(
-                f"the model {identity['model']!r} was shut down on {end}",
-                where=identity["base_url"],
-                remedy=f"put a successor into endpoint.model; here are {_some_names(listed or [])}",
-            )
+        end = await end_of_life(self._endpoint)
         if end is not None:
-            note(f"the model {identity['model']} will be shut down on {end}; choose a successor before")
+            note(f"the model {self.identity['model']} will be shut down on {end}; choose a successor before")
         self._is_checked = True
+
+
+async def end_of_life(endpoint: Endpoint) -> date | None:
+    """Return the day to come on which an endpoint's model ends; None where its list names no day.
+
+    Raises:
+        EndpointError: the endpoint does not list the model, or lists it as shut down.
+    """
+    listed = await endpoint.listed_models() or []
+    model, base_url = endpoint.identity["model"], endpoint.identity["base_url"]
+    end = shutdown_of(model, listed, base_url)
+    if end is not None and _is_past(end):
+        raise EndpointError(
+            f"the model {model!r} was shut down on {end}",
+            where=base_url,
+            remedy=f"put a successor into endpoint.model; here are {_some_names(listed)}",
+        )
+    return end
 
 
 def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) -> date | None:
@@ -85,8 +95,16 @@ def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) 
             where=base_url,
             remedy=f"put one that is there into endpoint.model: {_some_names(listed)}",
         )
-    ends = [_day((entry or {}).get(key)) for key in _END_KEYS]
+    return _end_told(entry or {})
+
+
+def _end_told(entry: Mapping[str, Any]) -> date | None:
+    ends = (_day(entry.get(key)) for key in _END_KEYS)
     return next((end for end in ends if end is not None), None)
+
+
+def _is_past(end: date) -> bool:
+    return end <= datetime.now(UTC).date()
 
 
 def _day(value: object) -> date | None:
@@ -97,6 +115,7 @@ def _day(value: object) -> date | None:
 
 
 def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
-    names = sorted(str(each.get("id")) for each in listed)
+    ends = {str(each.get("id")): _end_told(each) for each in listed}
+    names = sorted(name for name, end in ends.items() if end is None or not _is_past(end))
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"

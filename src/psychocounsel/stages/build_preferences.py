@@ -26,7 +26,7 @@ from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
 from psychocounsel.dataset_facts import gather_dataset_facts, write_dataset_card
 from psychocounsel.domain import Candidate
-from psychocounsel.endpoints import keep_restricted_text_here, require_usable
+from psychocounsel.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.errors import ConfigError, PsychoCounselError
 from psychocounsel.interrupts import go_on, stop_requests
 from psychocounsel.judging.draws import draw_metrics, histograms
@@ -187,6 +187,8 @@ def _require_usable(config: BuildPreferencesConfig, plans: PreferencePlans, stor
     if store.find(plans.judgements) is None:
         endpoints |= config.judge.named_endpoints
     require_usable(endpoints, store)
+    if plans.asked is not None and store.find(plans.asked) is None:
+        require_listed(endpoints.values(), store)
 
 
 def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:

@@ -18,7 +18,7 @@ from psychocounsel.connect import (
 from psychocounsel.console import progress
 from psychocounsel.costs import PaidCalls, winrate_costs
 from psychocounsel.domain import OVERALL, Candidate
-from psychocounsel.endpoints import keep_restricted_text_here, require_usable
+from psychocounsel.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.comparison import Answers, measure
 from psychocounsel.evaluation.held_out import held_out_speeches
@@ -133,6 +133,8 @@ def _require_usable(config: EvalWinrateConfig, plans: WinratePlans, store: Store
         whose: endpoint for whose, endpoint, planned in wanted if store.find(planned) is None
     }
     require_usable(endpoints, store)
+    if endpoints.keys() - judges.keys():
+        require_listed(endpoints.values(), store)
 
 
 def costs(config: EvalWinrateConfig, store: Store) -> list[PaidCalls]:
