@@ -40,6 +40,22 @@ def test_as_many_may_fail_as_are_allowed_and_none_more() -> None:
         require_judged([VALID, REFUSED, VALID, CUT], "judgements", 0.25)
 
 
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (ReplyStatus.CUT, "judge.max_tokens"),
+        (ReplyStatus.INVALID, "endpoint.replies"),
+        (ReplyStatus.REFUSAL, "journal export"),
+    ],
+)
+def test_the_commonest_failure_is_quoted_and_decides_on_the_remedy(status: ReplyStatus, remedy: str) -> None:
+    failed = Judgement("x", "j", status, reason="it is so")
+    other = Judgement("x", "j", ReplyStatus.EMPTY, reason="no")
+    with pytest.raises(DataQualityError, match=f"the first {status.value}: it is so") as raised:
+        require_judged([other, failed, failed, VALID], "judgements", 0.25)
+    assert remedy in raised.value.remedy
+
+
 def test_one_that_got_lost_is_owed_whatever_share_is_allowed() -> None:
     with pytest.raises(IncompleteError, match="1 of 3 verdicts got no answer from the judge"):
         require_judged([VALID, REFUSED, LOST], "verdicts", 1.0)

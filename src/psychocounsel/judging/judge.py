@@ -95,6 +95,17 @@ class MissingShare(NamedTuple):
         return self.missing / self.total if self.total else 0.0
 
 
+_LOOK = (
+    "look at the replies (`psychocounsel journal export FILE`), try another judge, or allow a larger share; "
+    "the same command asks those again"
+)
+_REMEDIES = {
+    ReplyStatus.CUT.value: "give replies more room with judge.max_tokens, then run the same command; where "
+    "that stands as it is, the same would be cut again",
+    ReplyStatus.INVALID.value: f"a model that keeps to no schema may need endpoint.replies; {_LOOK}",
+}
+
+
 def missing_share(judgements: Sequence[Judgement | Verdict]) -> MissingShare:
     """Count the judgements (or verdicts) that carry no result."""
     missing = sum(judgement.status is not ReplyStatus.VALID for judgement in judgements)
@@ -126,10 +137,13 @@ def require_judged(results: Sequence[Judgement | Verdict], what: str, max_missin
             remedy="see to the endpoint, then run the same command again; only what is owed is asked",
         )
     if failed.total() > max_missing_share * len(results):
+        commonest = failed.most_common(1)[0][0]
+        reason = next((each.reason for each in results if each.status == commonest and each.reason), "")
         raise DataQualityError(
-            f"{failed.total()} of {len(results)} {what} failed ({counted(failed)})",
+            f"{failed.total()} of {len(results)} {what} failed ({counted(failed)})"
+            + (f", the first {commonest}: {reason}" if reason else ""),
             where="judge.max_missing_share",
-            remedy="run the same command to ask those again, or look at the replies in the journal",
+            remedy=_REMEDIES.get(commonest, _LOOK),
         )
 
 
