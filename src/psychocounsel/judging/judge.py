@@ -138,7 +138,8 @@ def require_judged(results: Sequence[Judgement | Verdict], what: str, max_missin
         )
     if failed.total() > max_missing_share * len(results):
         commonest = failed.most_common(1)[0][0]
-        reason = next((each.reason for each in results if each.status == commonest and each.reason), "")
+        judged = [each for each in results if isinstance(each, Judgement) and each.status == commonest]
+        reason = next((each.reason for each in judged if each.reason), "")
         raise DataQualityError(
             f"{failed.total()} of {len(results)} {what} failed ({counted(failed)})"
             + (f", the first {commonest}: {reason}" if reason else ""),
