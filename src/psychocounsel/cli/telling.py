@@ -15,8 +15,13 @@ from psychocounsel.store.artifacts import Artifact, Plan
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from psychocounsel.costs import PaidCalls
     from psychocounsel.recipe import StageName
+
+
+_CENTS = 100
 
 
 class Following(NamedTuple):
@@ -61,7 +66,9 @@ def _amount(cost: "PaidCalls") -> str:
         return cost.hint
     tokens = cost.tokens
     counted = (
-        "upper bound: answers are still to be given" if cost.is_upper_bound else "less what the journal holds"
+        "upper bound: answers are still to be given"
+        if cost.is_upper_bound
+        else "without what the journal holds"
     )
     about = "" if cost.tokens_are_exact else "about "
     most = "at most " if cost.is_upper_bound else ""
@@ -79,10 +86,13 @@ def _price(cost: "PaidCalls") -> str:
         return "price unknown: write it under endpoint.price"
     whole = cost.price.cost(cost.tokens._replace(cached=0))
     cached = cost.price.cost(cost.tokens)
-    from_cache = f", ${cached:,.2f} with the prefix from the cache" if cached != whole else ""
-    live = f"at most ${whole:,.2f}{from_cache}"
-    batch = f", as a batch ${whole * BATCH_SHARE:,.2f}" if whole else ""
-    return f"{live}{batch} (by {cost.price.source})"
+    from_cache = f", {_dollars(cached)} with the prefix from the cache" if cached != whole else ""
+    batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole else ""
+    return f"at most {_dollars(whole)}{from_cache}{batch} (by {cost.price.source})"
+
+
+def _dollars(cost: "Decimal") -> str:
+    return f"${cost:,.4f}" if 0 < cost * _CENTS < 1 else f"${cost:,.2f}"
 
 
 def tell(artifacts: Sequence[Artifact], store: Store) -> None:

@@ -1,0 +1,33 @@
+"""What a command says of the calls that it would pay for."""
+
+from decimal import Decimal
+
+import pytest
+
+from psychocounsel.cli.telling import show_costs
+from psychocounsel.costs import PaidCalls
+from psychocounsel.llm.prices import Price, Tokens
+
+
+def price(dollars_per_million: str) -> Price:
+    return Price(Decimal(dollars_per_million), Decimal(dollars_per_million), Decimal(0), "the config")
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "told"),
+    [
+        (2_000_000, "at most $2.00, as a batch $1.00 (by the config)"),
+        (4_400, "at most $0.0044, as a batch $0.0022 (by the config)"),
+        (10_000, "at most $0.01, as a batch $0.0050 (by the config)"),
+        (0, "at most $0.00 (by the config)"),
+    ],
+)
+def test_costs_under_a_cent_are_told_finer(
+    prompt_tokens: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_costs(
+        [PaidCalls("judge-1", "http://here/v1", "rating", 3, Tokens(prompt_tokens, 0, 0), True, price("1"))]
+    )
+    said = capsys.readouterr().out
+    assert said.startswith("paid: rating, judge-1 at http://here/v1: 3 calls, ")
+    assert said.endswith(f"; without what the journal holds; {told}\n")
