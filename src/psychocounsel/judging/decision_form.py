@@ -106,6 +106,9 @@ class DecisionForm:
             return ParseFailure(str(fault), fault.status)
         return ParsedWinners({name: WINNERS[side] for name, side in sides.items()}, "")
 
+    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Any server of that endpoint will do."""
+
 
 @cache
 def _prompts() -> _Prompts:
