@@ -40,6 +40,7 @@ from psychocounsel.llm.addresses import (
 from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
 from psychocounsel.llm.chat import ChatModel
 from psychocounsel.llm.engine import AskPolicy, never_stop
+from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.spending import Spending, budget_of, spent_together
 from psychocounsel.responses.asking import Answers, Asked, ask_responder, draw_number
 from psychocounsel.responses.ready import ready_responses
@@ -161,7 +162,7 @@ def _open_asked(
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
-            model = _open_local(config, config.model, store)
+            model = _open_local(config, config.model, store, journal)
             yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
         return
     if config.endpoint is None:
@@ -184,17 +185,21 @@ def _weights(ref: str, store: Store) -> dict[str, Any]:
     return model.identity if model.parent is None else {"artifact": model.parent.id}
 
 
-def _open_local(config: JudgeConfig, ref: str, store: Store) -> ChatModel:
+def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -> ChatModel:
     """Return a model of this machine as a chat model; its weights are loaded when it is first asked."""
     policy = resolve_model(store, ref, POLICY_KINDS).policy(store)
     weights = json.dumps(_weights(ref, store), sort_keys=True)
     identity = {"model": Path(ref).name, "base_url": "local", "weights": weights}
 
+    def kept(digest: str) -> int:
+        return len(journal.replies(digest))
+
     def load() -> ChatModel:
         from psychocounsel.llm.local_chat import LocalChatModel  # torch: only when a model judges
         from psychocounsel.llm.local_model import AnswerGenerator
 
-        return LocalChatModel(AnswerGenerator.load(policy), identity, config.batch_size)
+        generator = AnswerGenerator.load(policy)
+        return LocalChatModel(generator, identity, config.batch_size, kept)
 
     return LazyModel(identity, load)
 
