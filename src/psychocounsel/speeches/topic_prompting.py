@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Template
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, cast
 
 from psychocounsel.domain import Speech, content_id
 from psychocounsel.llm.chat import JSON, ChatRequest, Message
+from psychocounsel.llm.reply_json import UnreadableReplyError, read_json_at
 from psychocounsel.speeches.taxonomy import Taxonomy
 
 PARSER_VERSION = 1
@@ -49,10 +50,6 @@ class Unreadable(NamedTuple):
     """Why a reply names no topic."""
 
     reason: str
-
-
-class _UnreadableError(ValueError):
-    """A reply that is not what was asked for."""
 
 
 class TopicPrompt:
@@ -96,7 +93,7 @@ def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str | Unre
     """
     try:
         reply = _exactly(_only_object(reply_text))
-    except _UnreadableError as fault:
+    except UnreadableReplyError as fault:
         return Unreadable(str(fault))
     topic = reply["topic"]
     if reply["item_id"] != item_id:
@@ -142,32 +139,15 @@ def _one_line(item: Mapping[str, str]) -> str:
 def _only_object(text: str) -> object:
     start = text.find("{")
     if start < 0:
-        raise _UnreadableError("there is no JSON object in the reply")
-    reader = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    try:
-        value, end = reader.raw_decode(text, start)
-    except _UnreadableError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _UnreadableError("the JSON is malformed") from error
+        raise UnreadableReplyError("there is no JSON object in the reply")
+    value, end = read_json_at(text, start)
     if "{" in text[end:]:
-        raise _UnreadableError("there is more than one JSON object in the reply")
-    return cast("object", value)
+        raise UnreadableReplyError("there is more than one JSON object in the reply")
+    return value
 
 
 def _exactly(value: object) -> dict[str, object]:
     block = cast("dict[str, object]", value)
     if set(block) != set(_FIELDS):
-        raise _UnreadableError(f"the reply has other keys than {', '.join(_FIELDS)}")
+        raise UnreadableReplyError(f"the reply has other keys than {', '.join(_FIELDS)}")
     return block
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    block = dict(pairs)
-    if len(block) < len(pairs):
-        raise _UnreadableError("a key stands twice")
-    return block
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise _UnreadableError(f"{constant} is not JSON")
