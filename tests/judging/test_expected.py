@@ -19,6 +19,7 @@ from psychocounsel.judging.draws import draw_metrics
 from psychocounsel.judging.expected import Unexpected, expected_ratings, points_are_told_apart, rating_places
 from psychocounsel.judging.forms import ExpectedForm, require_expectable
 from psychocounsel.judging.judge import Comparison
+from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
 from psychocounsel.judging.prompting import Asking
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.llm.chat import ChatReply, ChatRequest
@@ -156,6 +157,17 @@ def test_places_are_those_of_the_principles_at_their_depth() -> None:
     assert list(places) == list(SEVEN.principle_ids)
     assert {text[place.start : place.end] for place in places.values()} == {"3"}
     assert min(places.values()).start > text.index('"ratings"')
+
+
+def test_a_key_beside_the_ratings_that_holds_a_principle_is_not_its_rating() -> None:
+    layout = SEVEN.reply.model_copy(update={"extra_keys": {"notes": "string"}})
+    rubric = replace(SEVEN, reply=layout)
+    notes = {"empathy": 3, "ratings": {"safety": 3}, "list": [{"clarity": 3}, 3]}
+    ratings = dict.fromkeys(SEVEN.principle_ids, 4)
+    text = json.dumps({"item_id": "i", "reasons": "", "ratings": ratings, "notes": notes})
+    assert isinstance(parse_ratings(text, rubric, "i"), ParsedRatings)
+    places = rating_places(text, rubric)
+    assert {text[place.start : place.end] for place in places.values()} == {"4"}
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5))

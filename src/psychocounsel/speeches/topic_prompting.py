@@ -6,9 +6,6 @@ its id. A reply is read strictly or not at all.
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +14,7 @@ from typing import NamedTuple, cast
 
 from psychocounsel.domain import Speech, content_id
 from psychocounsel.llm.chat import JSON, ChatRequest, Message
+from psychocounsel.llm.item_line import one_line
 from psychocounsel.llm.reply_json import UnreadableReplyError, read_json_at
 from psychocounsel.speeches.taxonomy import Taxonomy
 
@@ -26,8 +24,6 @@ PARSER_VERSION = 1
 _PROMPT = files("psychocounsel.speeches") / "prompts" / "topic.txt"
 _ITEM_LINE = "=== ITEM ===\n"
 _FIELDS = ("item_id", "reason", "topic")
-# A JSON string may hold them, yet they begin lines, turn the direction of reading, or are no valid UTF-8.
-_UNRULY = re.compile("[\u007f-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class TopicPrompt:
     def request(self, speech: Speech) -> TopicRequest:
         """Ask for the topic of one speech."""
         item_id = content_id("topic", speech.text)
-        data = _one_line({"item_id": item_id, "client": speech.text})
+        data = one_line({"item_id": item_id, "client": speech.text}).replace("\x7f", "\\u007f")
         marker = f"<<{content_id('marker', data)}>>"
         item = Template(self._variable).substitute(marker=marker, data=data)
         request = ChatRequest(
@@ -129,11 +125,6 @@ def _schema(taxonomy: Taxonomy) -> dict[str, JSON]:
         "required": list(_FIELDS),
         "additionalProperties": False,
     }
-
-
-def _one_line(item: Mapping[str, str]) -> str:
-    text = json.dumps(item, ensure_ascii=False)
-    return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _only_object(text: str) -> object:
