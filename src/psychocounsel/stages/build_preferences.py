@@ -270,6 +270,7 @@ def _pair(config: BuildPreferencesConfig, store: Store, draft: Draft) -> None:
     for split, pairing in pairings.items():
         if pairing.pairs:
             write_pairs(draft, split, pairing.pairs, rubric.principle_ids)
+    draft.notes["scale"] = [rubric.minimum, rubric.maximum]
     metrics = {split: pairing.as_dict() for split, pairing in pairings.items()}
     draft.write_metrics({"pairing": metrics, "words": words_by_side(pairings)})
     pairs = {split: pairing.pairs for split, pairing in pairings.items()}
