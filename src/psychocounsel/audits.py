@@ -10,10 +10,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
-from psychocounsel.connect import judge_spending, judge_standing, open_judge
 from psychocounsel.console import progress
 from psychocounsel.domain import Candidate, Judgement, Rating, ReplyStatus, Speech
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
+from psychocounsel.judges import judge_spending, judge_standing, open_judge
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
 from psychocounsel.judging.judge import AsksAgain, Judge, addressing_judge, missing_share, require_judged

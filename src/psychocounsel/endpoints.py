@@ -1,4 +1,4 @@
-"""Config -> endpoint, journal: what every stage opens that asks a model at an address."""
+"""Config -> endpoint, journal, bill: what every stage needs that asks a model at an address."""
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from psychocounsel import console
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.addresses import (
@@ -18,6 +19,7 @@ from psychocounsel.llm.addresses import (
 from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.preflight import CheckedModel
+from psychocounsel.llm.spending import Spending
 from psychocounsel.store.store import Store
 
 JOURNAL_FILE = "journal/replies.sqlite"
@@ -119,3 +121,11 @@ def open_endpoint(endpoint: EndpointConfig, store: Store) -> FittedModel:
     if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
         pinned = Replies.JSON_SCHEMA
     return FittedModel(model, Capabilities(store.root / CAPABILITIES_FILE), pinned)
+
+
+def tell_spending(spending: Spending | None, whose: str) -> dict[str, Any]:
+    """Tell what replies cost and return it for `metrics.json`; empty where nobody counted."""
+    if spending is None or not spending.told:
+        return {}
+    console.note(f"spent on {whose}: {spending.told}")
+    return {"spend": spending.as_dict()}

@@ -8,9 +8,9 @@ import pytest
 from transformers_server import make_untrained_llama
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, SamplingConfig
-from psychocounsel.connect import open_judge, plan_judge
 from psychocounsel.domain import Candidate, Policy, ReplyStatus, Speech
 from psychocounsel.endpoints import open_journal
+from psychocounsel.judges import open_judge, plan_judge
 from psychocounsel.judging.judge import Judge
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.stages import TrainRewardConfig
-from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import step_progress
 from psychocounsel.domain import Policy, PreferencePair, RewardModel
 from psychocounsel.errors import DataQualityError
@@ -15,7 +14,7 @@ from psychocounsel.evaluation.reward_metrics import reward_metrics
 from psychocounsel.interrupts import stop_requests
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
-from psychocounsel.store.references import resolve_model, resolve_parent
+from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import RewardScore, read_pairs, write_scores
 
