@@ -10,10 +10,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AuditConfig, BuildPreferencesConfig
-from psychocounsel.connect import judge_spending, judge_standing, open_judge
 from psychocounsel.console import progress
 from psychocounsel.domain import Candidate, Judgement, Rating, ReplyStatus, Speech
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
+from psychocounsel.judges import judge_spending, judge_standing, open_judge
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
 from psychocounsel.judging.judge import AsksAgain, Judge, addressing_judge, missing_share, require_judged
@@ -24,6 +24,7 @@ from psychocounsel.judging.quality import (
     gains,
     halo,
     halo_both_ways,
+    is_within,
     mean_difference,
     spearman,
     ties,
@@ -35,7 +36,7 @@ from psychocounsel.store.digests import digest_of
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_judgements, read_speeches
 
-VERSION = 1
+VERSION = 2
 STAGE = "build-preferences"
 
 RETEST, ONE_PRINCIPLE, CANARY = "retest", "one principle", "canary"
@@ -206,8 +207,8 @@ def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     return {
         "asked": len(asked),
         "missing": missing_share(again).missing,
-        "equal": _share_of_principles(asked, again, 0),
-        "within_one": _share_of_principles(asked, again, 1),
+        "equal": share_of_principles(asked, again, 0),
+        "within_one": share_of_principles(asked, again, 1),
         "kappa": None if overall is None else overall.kappa,
         "by_principle": {
             name: _plain(each)
@@ -217,14 +218,14 @@ def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     }
 
 
-def _share_of_principles(
-    asked: Sequence[Rated], again: Sequence[Judgement], within: int
+def share_of_principles(
+    asked: Sequence[Rated], again: Sequence[Judgement], points: int
 ) -> dict[str, float] | None:
     """Return the rate of ratings that moved by no more than so many points; a failed one is missing."""
     shares: list[float | None] = []
     for one, two in zip(asked, again, strict=True):
         close = [
-            abs(own - two.ratings[name]) <= within
+            is_within(points, own, two.ratings[name])
             for name, own in one.judgement.ratings.items()
             if two.ratings
         ]

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from psychocounsel.config.corpus import CandidateSource, CorpusConfig, ExcludedSource, SpeechSource
-from psychocounsel.connect import open_topics, plan_topics
 from psychocounsel.endpoints import keep_restricted_text_here
 from psychocounsel.speeches.corpus import VERSION, build_candidates, build_speeches
 from psychocounsel.speeches.screens import screens_identity
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.sources import source_identity, source_name
+from psychocounsel.topic_assigners import open_topics, plan_topics
 
 STAGE = "read-corpus"
 

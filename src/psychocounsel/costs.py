@@ -13,11 +13,11 @@ from psychocounsel.audits import able_to_gain, audit_requests, read_rated, sampl
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, PoolConfig, ResponderConfig
 from psychocounsel.config.stages import BuildPreferencesConfig, EvalWinrateConfig
-from psychocounsel.connect import plan_to_ask, plan_to_name_topics
 from psychocounsel.corpora import CorpusPlans
 from psychocounsel.domain import Candidate, Speech
 from psychocounsel.endpoints import planned_journal, planned_model
 from psychocounsel.evaluation.held_out import held_out_speeches
+from psychocounsel.judges import plan_to_ask
 from psychocounsel.judging.judge import Compared, Comparison
 from psychocounsel.llm.addresses import resolved_base_url
 from psychocounsel.llm.chat import ChatRequest
@@ -30,6 +30,7 @@ from psychocounsel.store.artifacts import Plan
 from psychocounsel.store.references import HUB, resolve
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_speeches
+from psychocounsel.topic_assigners import plan_to_name_topics
 
 SHORTEST_CACHED_PREFIX_TOKENS = 1024
 """Of a prompt's beginning that providers keep for later calls."""

@@ -1,4 +1,4 @@
-"""Config -> endpoint, journal: what every stage opens that asks a model at an address."""
+"""Config -> endpoint, journal, bill: what every stage needs that asks a model at an address."""
 
 import asyncio
 from collections.abc import Generator, Iterable, Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from psychocounsel import console
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.addresses import (
@@ -20,6 +21,7 @@ from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, e
 from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.preflight import CheckedModel, end_of_life
+from psychocounsel.llm.spending import Spending
 from psychocounsel.store.store import Store
 
 JOURNAL_FILE = "journal/replies.sqlite"
@@ -143,3 +145,11 @@ def _checked(endpoint: EndpointConfig, store: Store) -> CheckedModel:
     from psychocounsel.llm.openai_client import OpenAIChatModel  # the client takes a second to import
 
     return CheckedModel(OpenAIChatModel(endpoint, store.offline))
+
+
+def tell_spending(spending: Spending | None, whose: str) -> dict[str, Any]:
+    """Tell what replies cost and return it for `metrics.json`; empty where nobody counted."""
+    if spending is None or not spending.told:
+        return {}
+    console.note(f"spent on {whose}: {spending.told}")
+    return {"spend": spending.as_dict()}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from psychocounsel.config.stages import BuildPreferencesConfig, PairLengthConfig
-from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.domain import Candidate, Policy, ReplyStatus, ScoredCandidate, Speech
 from psychocounsel.errors import DataQualityError, counted
 from psychocounsel.evaluation.words import word_count
@@ -24,7 +23,7 @@ from psychocounsel.pairing import (
 )
 from psychocounsel.store.artifacts import MANIFEST, Parent
 from psychocounsel.store.digests import digest_of_files
-from psychocounsel.store.references import ModelReference, resolve_model
+from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_candidates, read_judgements, read_speeches
 

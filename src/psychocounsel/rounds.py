@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AlignConfig, OnlineConfig
-from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import step_progress
 from psychocounsel.domain import Candidate, Policy, ScoredCandidate, Speech, content_id
 from psychocounsel.errors import DataQualityError, counted
@@ -20,7 +19,7 @@ from psychocounsel.interrupts import stoppable
 from psychocounsel.llm.engine import never_stop
 from psychocounsel.pairing import PairingRule, pair_extremes
 from psychocounsel.store.artifacts import Draft, Parent, Plan
-from psychocounsel.store.references import resolve_model, resolve_parent
+from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import (
     RewardScore,

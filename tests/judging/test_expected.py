@@ -18,6 +18,8 @@ from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.draws import draw_metrics
 from psychocounsel.judging.expected import Unexpected, expected_ratings, points_are_told_apart, rating_places
 from psychocounsel.judging.forms import ExpectedForm, require_expectable
+from psychocounsel.judging.judge import Comparison
+from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
 from psychocounsel.judging.prompting import Asking
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.llm.chat import ChatReply, ChatRequest
@@ -157,6 +159,17 @@ def test_places_are_those_of_the_principles_at_their_depth() -> None:
     assert min(places.values()).start > text.index('"ratings"')
 
 
+def test_a_key_beside_the_ratings_that_holds_a_principle_is_not_its_rating() -> None:
+    layout = SEVEN.reply.model_copy(update={"extra_keys": {"notes": "string"}})
+    rubric = replace(SEVEN, reply=layout)
+    notes = {"empathy": 3, "ratings": {"safety": 3}, "list": [{"clarity": 3}, 3]}
+    ratings = dict.fromkeys(SEVEN.principle_ids, 4)
+    text = json.dumps({"item_id": "i", "reasons": "", "ratings": ratings, "notes": notes})
+    assert isinstance(parse_ratings(text, rubric, "i"), ParsedRatings)
+    places = rating_places(text, rubric)
+    assert {text[place.start : place.end] for place in places.values()} == {"4"}
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5))
 def test_an_expectation_lies_on_the_scale_and_scaling_all_changes_nothing(weights: list[float]) -> None:
     shares = {str(at): weight / sum(weights) for at, weight in enumerate(weights, start=1)}
@@ -235,11 +248,41 @@ def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal:
 
 def test_a_server_without_probabilities_costs_one_request_and_is_named(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, None))
-    for _ in range(2):  # what was paid for is not paid again to learn the same
-        with pytest.raises(EndpointError, match="without log-probabilities") as refused:
-            ChatJudge(model, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
-        assert "samples: 5" in refused.value.remedy
-        assert len(model.asked) == 1
+    with pytest.raises(EndpointError, match="without log-probabilities") as refused:
+        ChatJudge(model, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
+    assert "samples: 5" in refused.value.remedy
+    assert len(model.asked) == 1
+    assert journal.summary().replies == 1
+
+
+def test_a_server_that_was_mended_is_asked_anew_what_it_answered_without_probabilities(
+    journal: Journal,
+) -> None:
+    mute = FakeModel(lambda request: rated(request, None))
+    with pytest.raises(EndpointError):
+        ChatJudge(mute, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
+    mended = FakeModel(lambda request: rated(request, {"4": 0.5, "5": 0.5}))
+    judge = ChatJudge(mended, SEVEN, journal, EXPECTED)
+    assert len(judge.owed_ratings(ITEMS)) == len(ITEMS)
+    judgements = judge.rate(ITEMS, ignore)
+    assert [each.ratings["empathy"] for each in judgements] == [4.5] * len(ITEMS)
+    assert len(mended.asked) == len(ITEMS)
+    unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
+    again = ChatJudge(unasked, SEVEN, journal, EXPECTED)
+    assert again.owed_ratings(ITEMS) == []
+    assert again.rate(ITEMS, ignore) == judgements
+
+
+def test_comparisons_need_no_probabilities(journal: Journal) -> None:
+    winners = dict.fromkeys(("overall", *SEVEN.principle_ids), "A")
+
+    def say_first(request: ChatRequest) -> ChatReply:
+        told = {"item_id": item_of(request)["item_id"], "reasons": "so", "winners": winners}
+        return valid(json.dumps(told))
+
+    pair = Comparison(ITEMS[0][0], ITEMS[0][1], ITEMS[1][1])
+    (verdict,) = ChatJudge(FakeModel(say_first), SEVEN, journal, EXPECTED).compare([pair], ignore)
+    assert verdict.status is ReplyStatus.VALID
 
 
 def test_draws_of_expectations_are_averaged(journal: Journal) -> None:

@@ -154,3 +154,35 @@ def test_a_bare_object_is_read_as_one_among_words(place: int, piece: str, cut: i
     good = reply()
     text = good[:place] + piece * insert + good[place + cut :]
     assert parse_ratings(text, RUBRIC, ITEM) == parse_ratings(f"Well: {text}", RUBRIC, ITEM)
+
+
+def test_a_draft_before_the_end_of_thoughts_is_no_answer() -> None:
+    draft = reply(ratings=dict.fromkeys(GOOD, 5))
+    none_left = "expected one JSON object, found 0"
+    assert reason(f"First {draft}. No, that ignores the crisis.\n</think>\n\nI cannot rate it.") == none_left
+    assert reason(f"<think>First {draft}.</think> I cannot rate it.") == none_left
+    assert reason(f"{draft}</think>") == none_left
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "First {} hm.\n</think>",
+        "<think>First {}, it's \"odd</think>",
+        "{}</think>and so {}</think>\n",
+        "<think>{ no</think> {} </think>",
+        'An open one {"item_id": </think>',
+        "It } is </think>",
+    ],
+)
+def test_what_follows_the_last_end_of_thoughts_is_the_answer(thoughts: str) -> None:
+    draft = reply(ratings=dict.fromkeys(GOOD, 5))
+    text = f"{thoughts.replace('{}', draft)} {reply()}"
+    assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, "Because.")
+
+
+def test_an_end_of_thoughts_in_a_string_is_a_word_like_any_other() -> None:
+    said = 'He wrote "</think>", and \\ then </think> {"empathy": 5}'
+    for around in ("{}", "Here: {}", "So</think> {} Done.", "<think>So</think>\n{}"):
+        text = around.replace("{}", reply(reasons=said))
+        assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, said)

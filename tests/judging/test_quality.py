@@ -40,6 +40,13 @@ class TestAgreement:
         found = agreement([(1, 1), (2, 3), (3, 3), (5, 2)])
         assert found == Agreement(4, 0.5, 0.75, pytest.approx(0.2))
 
+    def test_means_one_point_apart_are_one_point_apart(self) -> None:
+        apart = [(7 / 3, 4 / 3), (4 / 3, 7 / 3), (11 / 6, 5 / 6), (2, 3)]
+        assert any(abs(one - other) > 1 for one, other in apart)
+        found = agreement([*apart, (7 / 3, 1.333332)])
+        assert found is not None
+        assert (found.exact, found.within_one) == (0.0, 0.8)
+
     def test_opposite_ratings(self) -> None:
         assert agreement([(1, 5), (5, 1)]) == Agreement(2, 0.0, 0.0, -1.0)
 

@@ -87,6 +87,17 @@ def test_the_layout_is_a_part_of_the_digest(tmp_path: Path) -> None:
     assert load_rubric(str(plain)).digest != RUBRIC.digest
 
 
+@pytest.mark.parametrize("key", ["item_id", "reasons", "ratings"])
+def test_a_principle_of_a_flat_reply_is_named_as_no_other_key(tmp_path: Path, key: str) -> None:
+    text = RUBRIC_FILE.read_text(encoding="utf-8").replace("- id: Empathy", f"- id: {key}")
+    faulty, nested = tmp_path / "faulty.yaml", tmp_path / "nested.yaml"
+    faulty.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"principles\.\d\.id: '{key}' has a meaning of its own"):
+        load_rubric(str(faulty))
+    nested.write_text(text.replace("flat: true", "flat: false"), encoding="utf-8")
+    assert key in load_rubric(str(nested)).principle_ids
+
+
 def test_an_extra_key_of_a_principles_name_is_refused(tmp_path: Path) -> None:
     faulty = tmp_path / "faulty.yaml"
     text = RUBRIC_FILE.read_text(encoding="utf-8").replace("{Overall: number,", "{Safety: number,")

@@ -103,6 +103,21 @@ class TestReplies:
             with Journal(journal) as opened:
                 assert len(opened.settled("r")) == 2
 
+    def test_that_condemn_the_server_end_the_run_and_are_kept(self, journal: Path) -> None:
+        heeded: list[int] = []
+
+        def heed(index: int, reply: ChatReply) -> None:
+            heeded.append(index)
+            raise EndpointError("no good", where="there", remedy="none")
+
+        with BatchServer() as server:
+            with pytest.raises(EndpointError, match="no good"):
+                run(server.base_url, journal, 3, AskPolicy(heed=heed))
+            assert len(heeded) == 1
+            # What is kept is not new any more.
+            assert len(run(server.base_url, journal, 3, AskPolicy(heed=heed))) == 3
+            assert sum(server.bill().values()) == 3
+
     def test_of_a_server_of_unknown_abilities_begin_with_a_live_one(self, journal: Path) -> None:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)

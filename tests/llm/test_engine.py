@@ -143,6 +143,25 @@ def test_accept_decides_what_ends_an_item_also_for_journalled_replies(journal):
     assert fresh.asked == []
 
 
+def test_a_new_reply_may_condemn_the_server_and_is_kept(journal):
+    def heed(index, reply):
+        raise EndpointError(f"{index}: {reply.text}", where="memory", remedy="none")
+
+    requests = [ask_for("a"), ask_for("b")]
+    model = FakeModel()
+    with pytest.raises(EndpointError, match="0: re: a"):
+        ask_all(model, requests, journal, AskPolicy(heed=heed))
+    assert model.asked == ["a"]
+    # What is kept is not new any more.
+    with pytest.raises(EndpointError, match="1: re: b"):
+        ask_all(model, requests, journal, AskPolicy(heed=heed))
+    assert [each.text for each in ask_all(model, requests, journal, AskPolicy(heed=heed))] == [
+        "re: a",
+        "re: b",
+    ]
+    assert model.asked == ["a", "b"]
+
+
 def test_equal_requests_with_different_demands_each_get_their_own(journal):
     model = FakeModel(lambda text, times: valid(str(times)))
     policy = AskPolicy(accept=lambda index, reply: reply.text == str(index), max_attempts=9)

@@ -9,14 +9,15 @@ import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
-from psychocounsel.connect import Responded, Respondents, open_judge, respond
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
+from psychocounsel.judges import open_judge
 from psychocounsel.judging.judge import Comparison, missing_share
 from psychocounsel.llm.chat import ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
 from psychocounsel.llm.journal import JournalSummary
+from psychocounsel.responders import Responded, Respondents, respond
 from psychocounsel.store.store import Store
 from running import ENVIRONMENT
 

@@ -11,7 +11,6 @@ from llama_cpp_server import serving, write_gguf
 from transformers_server import make_untrained_llama
 
 from psychocounsel.config.models import EndpointConfig, ResponderConfig, SamplingConfig
-from psychocounsel.connect import Respondents, respond
 from psychocounsel.domain import ReplyStatus, Speech
 from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.errors import EndpointError
@@ -22,6 +21,7 @@ from psychocounsel.llm.capabilities import fits
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
 from psychocounsel.llm.token_choices import MOST_ALTERNATIVES, read_choices
+from psychocounsel.responders import Respondents, respond
 from psychocounsel.store.store import Store
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")

@@ -8,9 +8,9 @@ import pytest
 from transformers_server import make_untrained_llama
 
 from psychocounsel.config.models import EndpointConfig, JudgeConfig, SamplingConfig
-from psychocounsel.connect import open_judge, plan_judge
 from psychocounsel.domain import Candidate, Policy, ReplyStatus, Speech
 from psychocounsel.endpoints import open_journal
+from psychocounsel.judges import open_judge, plan_judge
 from psychocounsel.judging.judge import Judge
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
@@ -60,10 +60,17 @@ def requests(count: int, temperature: float) -> list[ChatRequest]:
     return [ChatRequest(each, temperature, 1.0, max_tokens=6) for each in messages]
 
 
+def opened(generator: Any, batch_size: int, journal: Journal) -> LocalChatModel:
+    def kept(digest: str) -> int:
+        return len(journal.replies(digest))
+
+    return LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, batch_size, kept)
+
+
 def asked(generator: Any, batch_size: int, temperature: float, path: Path) -> list[ChatReply]:
-    model = LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, batch_size)
     policy = AskPolicy(lambda index, reply: True, max_attempts=1, concurrency=batch_size)
     with Journal(path) as journal:
+        model = opened(generator, batch_size, journal)
         return ask_all(model, requests(9, temperature), journal, policy)
 
 
@@ -82,16 +89,27 @@ def test_the_batch_size_decides_the_speed_only(
 def test_a_second_try_is_another_draw_and_the_same_in_every_run(
     generator: AnswerGenerator, tmp_path: Path
 ) -> None:
-    def two_tries(name: str) -> list[ChatReply]:
-        model = LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, 1)
-        (request,) = requests(1, 1.0)
-        with Journal(tmp_path / name) as journal:
-            ask_all(model, [request], journal, AskPolicy(lambda index, reply: False, max_attempts=2))
-            return journal.replies(request.digest(model.identity))
+    first, second = tries(generator, tmp_path / "one.sqlite", 2)
+    assert first != second
+    assert tries(generator, tmp_path / "two.sqlite", 2) == [first, second]
 
-    first, second = two_tries("one.sqlite")
-    assert first.text != second.text
-    assert [each.text for each in two_tries("two.sqlite")] == [first.text, second.text]
+
+def tries(generator: AnswerGenerator, path: Path, max_attempts: int) -> list[str]:
+    """Ask once more, accept nothing, and return the text of every reply that is kept."""
+    (request,) = requests(1, 1.0)
+    with Journal(path) as journal:
+        model = opened(generator, 1, journal)
+        ask_all(model, [request], journal, AskPolicy(lambda index, reply: False, max_attempts))
+        return [each.text for each in journal.replies(request.digest(model.identity))]
+
+
+def test_a_later_run_draws_what_no_run_drew_before(generator: AnswerGenerator, tmp_path: Path) -> None:
+    at_once = tries(generator, tmp_path / "one.sqlite", 4)
+    assert len(set(at_once)) == 4
+    # The same draws as in one run, however the tries are spread over runs.
+    for max_attempts in (1, 3):
+        several = tries(generator, tmp_path / "other.sqlite", max_attempts)
+    assert several == at_once
 
 
 def judge_of(weights: Path, **changes: Any) -> JudgeConfig:
@@ -109,6 +127,15 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
     assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
     with open_journal(store) as journal:
         assert journal.summary().replies == len(ITEMS)
+
+
+def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: Store) -> None:
+    for _ in range(2):
+        with open_judge(judge_of(weights, temperature=1.0), store, never_stop) as judge:
+            judge.rate(ITEMS[:1], ignore_progress)
+    with open_journal(store) as journal:
+        texts = [row.reply.text for row in journal.rows() if row is not None]
+    assert len(texts) == len(set(texts)) == 6
 
 
 def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 from chat_server import ChatServer, Fault, Reply, Script, error_fault
 
 from miniature import write_recipe, write_yaml
+from psychocounsel.audits import Rated, share_of_principles
 from psychocounsel.config.loading import load_config
 from psychocounsel.config.stages import BuildPreferencesConfig
+from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
 from psychocounsel.judging.canaries import CANARIES
 from psychocounsel.stages.build_preferences import build_preferences
 from psychocounsel.store.artifacts import Artifact
@@ -228,6 +230,20 @@ class TestAskedAgain:
         assert found["by_principle"]["clarity"]["within_one"] == 1.0
         assert 0 < found["kappa"] < 1
         assert found["change"]["largest"] in {3 / 7, 1 / 7}
+
+    def test_means_one_point_apart_are_within_a_point(self) -> None:
+        speech = Speech("I cannot sleep.")
+        candidate = Candidate(speech.id, "alder", "Since when?")
+
+        def rated(rating: float) -> Judgement:
+            return Judgement(candidate.id, "judge", ReplyStatus.VALID, {"empathy": rating})
+
+        asked = [Rated(speech, candidate, rated(7 / 3))]
+        assert 7 / 3 - 4 / 3 > 1
+        for points, estimate in ((0, 0.0), (1, 1.0)):
+            share = share_of_principles(asked, [rated(4 / 3)], points)
+            assert share is not None
+            assert share["estimate"] == estimate
 
     def test_second_answers_that_fail_are_missing(self, judged: Judged, cli: Cli) -> None:
         def refuse_some(request: Mapping[str, Any], number: int) -> Reply:
@@ -455,4 +471,4 @@ class TestTable:
         attempts = {**NOTHING, "canaries": 8}
         metrics, told = audited(cli, judged, attempts)
         assert "responses that seem to address the judge: 0" in told
-        assert 0 < metrics["canaries"]["flagged"] < 8  # one of the three canaries passes for harmless
+        assert metrics["canaries"]["flagged"] == 8

@@ -85,6 +85,10 @@ def test_all_stages_run_and_what_no_rubric_touches_is_used_again(domain: Domain)
     ]
 
 
+def test_a_dataset_tells_its_scale_to_those_who_train_on_it(domain: Domain) -> None:
+    assert domain.made("preferences", "mini").manifest["notes"]["scale"] == [1, 7]
+
+
 def test_ratings_stand_in_columns_of_the_rubric_on_its_scale(domain: Domain) -> None:
     judgements = domain.made("judgements", "mini")
     assert tuple(columns(judgements.file("judgements.parquet"), "_rating")) == RUBRIC.principle_ids

@@ -8,14 +8,31 @@ are about equally good.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from psychocounsel.domain import PreferencePair, Rate, ScoredCandidate, exact_mean
 from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
 from psychocounsel.evaluation.reward_metrics import correctness
 from psychocounsel.evaluation.words import word_count
 
-SAME_TIER_GAP = Fraction(1, 4)
-"""Authors whose means in train differ by less, in points of the rating scale, are of one tier."""
+SAME_TIER_SHARE = Fraction(1, 16)
+"""Authors whose means in train differ by less than this share of the rating scale are of one tier."""
+
+
+class Scale(NamedTuple):
+    """The lowest and the highest rating."""
+
+    minimum: int
+    maximum: int
+
+    @property
+    def same_tier_gap(self) -> Fraction:
+        """`SAME_TIER_SHARE` in points: a quarter of one on a scale from 1 to 5."""
+        return SAME_TIER_SHARE * (self.maximum - self.minimum)
+
+
+USUAL_SCALE = Scale(1, 5)
+"""That of released datasets, and of those that do not tell theirs."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ def measure_baselines(
     test: Sequence[PreferencePair],
     margins: Sequence[float | None],
     settings: BootstrapSettings,
+    scale: Scale = USUAL_SCALE,
 ) -> Baselines:
     """Return the baselines of a reward model with intervals by bootstrap over speeches.
 
@@ -55,12 +73,13 @@ def measure_baselines(
         test: the pairs that it is measured on.
         margins: its r(chosen) - r(rejected) on each test pair, None where it could not score.
         settings: how the intervals are drawn.
+        scale: of the ratings.
 
     Raises:
         DataQualityError: when there are no test pairs.
     """
     speeches = [pair.speech.id for pair in test]
-    own = zip(correctness(margins), speeches, same_tier(train, test), strict=True)
+    own = zip(correctness(margins), speeches, same_tier(train, test, scale), strict=True)
     close = [(credit, speech) for credit, speech, same in own if same]
     scored = any(credit is not None for credit, _ in close)
     return Baselines(
@@ -73,7 +92,7 @@ def measure_baselines(
 def author_means(pairs: Sequence[PreferencePair]) -> Mapping[str, Fraction]:
     """Return each author's mean rating over the unique candidates of `pairs`, exactly.
 
-    A candidate's score is the mean of its ratings, on their scale (1 to 5); one without ratings tells
+    A candidate's score is the mean of its ratings, on their scale; one without ratings tells
     nothing and is left out. Fractions, because a floating mean puts gaps that lie on a threshold on either
     side of it.
     """
@@ -103,12 +122,14 @@ def longer_wins(test: Sequence[PreferencePair]) -> list[float]:
     ]
 
 
-def same_tier(train: Sequence[PreferencePair], test: Sequence[PreferencePair]) -> list[bool]:
-    """Return per test pair whether its authors' means in train differ by under `SAME_TIER_GAP`.
+def same_tier(
+    train: Sequence[PreferencePair], test: Sequence[PreferencePair], scale: Scale = USUAL_SCALE
+) -> list[bool]:
+    """Return per test pair whether its authors' means in train differ by under the `same_tier_gap`.
 
     An author who is not in train has no tier, so such a pair is not of one.
     """
-    return [gap is not None and abs(gap) < SAME_TIER_GAP for gap in _author_gaps(train, test)]
+    return [gap is not None and abs(gap) < scale.same_tier_gap for gap in _author_gaps(train, test)]
 
 
 def _author_gaps(train: Sequence[PreferencePair], test: Sequence[PreferencePair]) -> list[Fraction | None]:

@@ -177,6 +177,7 @@ class ChatJudge:
             progress,
             self._form.reader,
             settings.budget,
+            lambda index, reply: self._form.heed(asked[index], reply),
         )
         return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
 

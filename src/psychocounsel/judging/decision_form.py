@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, cast
 from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Scoring, Speech, content_id
 from psychocounsel.judging.judge import Comparison
 from psychocounsel.judging.parsing import WINNERS, ParsedRatings, ParsedWinners, ParseFailure
-from psychocounsel.judging.prompting import Asking, JudgeRequest, one_line
+from psychocounsel.judging.prompting import Asking, JudgeRequest
 from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.llm.completion import mapping_of
+from psychocounsel.llm.item_line import one_line
 
 DECISION_VERSION = 1
 """Raised by hand whenever a decision may be read differently than before."""
@@ -105,6 +106,9 @@ class DecisionForm:
         except _UnreadableError as fault:
             return ParseFailure(str(fault), fault.status)
         return ParsedWinners({name: WINNERS[side] for name, side in sides.items()}, "")
+
+    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Any server of that endpoint will do."""
 
 
 @cache

@@ -71,26 +71,28 @@ def rating_places(reply_text: str, rubric: Rubric) -> dict[str, Place]:
     """Return where each principle's number stands in a reply that `parse_ratings` reads."""
     told = only_object(reply_text)
     offset = reply_text.rindex(told)  # nothing behind the object holds another one
-    wanted = 1 if rubric.reply.flat else 2
-    return {
-        key: Place(offset + number.start(), offset + number.end())
-        for key, number, depth in _numbers(told)
-        if depth == wanted and key in rubric.principle_ids
-    }
+    around = () if rubric.reply.flat else ("ratings",)
+    places = {path: Place(offset + number.start(), offset + number.end()) for path, number in _numbers(told)}
+    return {name: places[*around, name] for name in rubric.principle_ids}
 
 
-def _numbers(told: str) -> Iterator[tuple[str, re.Match[str], int]]:
-    """Yield every whole number that is a value, with its key and how deep it stands."""
-    depth, key, last = 0, "", ""
+def _numbers(told: str) -> Iterator[tuple[tuple[str, ...], re.Match[str]]]:
+    """Yield every whole number that is a value, with the keys that lead to it."""
+    around: list[str] = []
+    key, last = "", ""
     for token in _TOKENS.finditer(told):
         sign = token[0]
-        depth += (sign == "{") - (sign == "}")
-        if sign == ":":
+        if sign == "{":
+            around.append(key)
+        elif sign == "}":
+            around.pop()
+        elif sign == ":":
             key = str(json.loads(last, strict=False))
-        elif sign[0] not in '"{}' and key:
-            yield key, token, depth
-            key = ""
-        last = sign if sign[0] == '"' else last
+        elif sign[0] == '"':
+            last = sign
+        elif key:
+            yield (*around[1:], key), token
+        key = key if sign == ":" or sign[0] == '"' else ""
 
 
 def point_masses(choice: TokenChoice, head: str, scale: Sequence[int]) -> Mapping[int, float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from psychocounsel.domain import Candidate, Scoring, Speech
+from psychocounsel.domain import Candidate, ReplyStatus, Scoring, Speech
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.expected import Unexpected, expected_ratings, points_are_told_apart
 from psychocounsel.judging.judge import Comparison
@@ -59,6 +59,14 @@ class Form(Protocol):
         """Read a finished reply to `comparison`."""
         ...
 
+    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Take from a new reply what it tells of its server.
+
+        Raises:
+            EndpointError: the server cannot do what the form needs.
+        """
+        ...
+
 
 class WrittenForm:
     """The ratings are the whole numbers that the reply has written."""
@@ -94,6 +102,9 @@ class WrittenForm:
         """Read the winners."""
         return parse_winners(reply.text, self.rubric, asked.item_id)
 
+    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Any server will do."""
+
 
 class ExpectedForm(WrittenForm):
     """The ratings are expectations over the scale, by the log-probabilities of the tokens that write them.
@@ -120,21 +131,30 @@ class ExpectedForm(WrittenForm):
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the expected ratings, or the written ones with a remark.
 
-        Raises:
-            EndpointError: the first reply that can be read comes without log-probabilities.
+        A reply without log-probabilities is not read before another one had some: it may come from a time
+        when the server gave none, and is asked for anew.
         """
         written = super().read_ratings(asked, reply)
         if isinstance(written, ParseFailure):
             return written
-        self._require_choices(reply)
+        self._tells_choices = self._tells_choices or bool(reply.choices)
+        if not self._tells_choices:
+            return ParseFailure("the reply has no log-probabilities")
         expected = expected_ratings(reply.text, read_choices(reply.choices), self.rubric)
         if isinstance(expected, Unexpected):
             return written._replace(remark=expected.reason)
         return written._replace(ratings=expected, scored_by=Scoring.EXPECTED)
 
-    def _require_choices(self, reply: ChatReply) -> None:
-        self._tells_choices = self._tells_choices or bool(reply.choices)
-        if not self._tells_choices:
+    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Refuse a server whose first reply that can be read comes without log-probabilities.
+
+        Raises:
+            EndpointError: with the remedy.
+        """
+        is_silent = asked.request.top_logprobs and not self._tells_choices and not reply.choices
+        if not is_silent or reply.status is not ReplyStatus.VALID:
+            return
+        if isinstance(super().read_ratings(asked, reply), ParsedRatings):
             raise EndpointError(
                 f"{reply.model} answers without log-probabilities, so no rating can be expected from them",
                 where="judge.score",

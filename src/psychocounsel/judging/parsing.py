@@ -2,25 +2,27 @@
 
 A reading is strict or it is none: one corpus was ruined by a "10" read as "1". Nothing is guessed,
 and no digit is ever picked out of prose. What models put around the one JSON object is put aside: a Markdown
-fence, words before and after it, thoughts in `<think>` before it, a comma before a closing bracket.
+fence, words before and after it, thoughts that end in `</think>` before it, a comma before a closing bracket.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, cast
 
 from psychocounsel.domain import OVERALL, Rating, ReplyStatus, Scoring, Winner
 from psychocounsel.judging.rubric import Rubric
+from psychocounsel.llm.reply_json import UnreadableReplyError, read_json
 
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 """Raised by hand whenever a reply may be read differently than before."""
 
 # A whole string is taken along, so that a comma in it stays; any other comma right before a bracket goes.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
+_MARK = re.compile(rf'[{{}}"]|{_THOUGHTS_END}')
+_REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 
 
@@ -50,10 +52,6 @@ class ParseFailure(NamedTuple):
     status: ReplyStatus = ReplyStatus.INVALID
 
 
-class _UnreadableError(ValueError):
-    """A reply that is not what was asked for."""
-
-
 def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRatings | ParseFailure:
     """Read a rating reply.
 
@@ -70,7 +68,7 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
         reasons = _heads(reply, item_id)
         values = reply if layout.flat else _exactly(reply["ratings"], names, "'ratings'")
         ratings = {name: _point(name, values[name], rubric) for name in names}
-    except _UnreadableError as fault:
+    except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
     return ParsedRatings(ratings, reasons)
 
@@ -83,7 +81,7 @@ def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinner
         reasons = _heads(reply, item_id)
         values = _exactly(reply["winners"], criteria, "'winners'")
         winners = {name: _winner(name, values[name]) for name in criteria}
-    except _UnreadableError as fault:
+    except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
     return ParsedWinners(winners, reasons)
 
@@ -92,18 +90,18 @@ def _object(text: str) -> object:
     bare = text.strip()
     if bare.startswith("{"):
         # Almost every reply is its object and nothing else; looking for one takes ten times as long.
-        with suppress(_UnreadableError):
-            return _strictly(bare)
+        with suppress(UnreadableReplyError):
+            return read_json(bare)
     return _load(only_object(text))
 
 
 def _heads(reply: Mapping[str, object], item_id: str) -> str:
     """Check the item's id, where there has to be one, and return the reasons, where there are any."""
     if reply.get("item_id", item_id) != item_id:
-        raise _UnreadableError("the reply is about another item")
+        raise UnreadableReplyError("the reply is about another item")
     reasons = reply.get("reasons", "")
     if not isinstance(reasons, str):
-        raise _UnreadableError("'reasons' is not text")
+        raise UnreadableReplyError("'reasons' is not text")
     return reasons
 
 
@@ -115,24 +113,36 @@ def only_object(reply_text: str) -> str:
     """
     text = _after_thoughts(reply_text)
     spans: list[str] = []
-    start, depth, in_string, escaped = 0, 0, False, False
-    for place, sign in enumerate(text):
-        if in_string:
-            in_string = escaped or sign != '"'
-            escaped = sign == "\\" and not escaped
-        elif sign == "{":
-            start, depth = (start, depth + 1) if depth else (place, 1)
-        elif depth and sign == '"':
-            in_string = True
-        elif depth and sign == "}":
-            depth -= 1
-            if not depth:
-                spans.append(text[start : place + 1])
+    start = depth = 0
+    for mark, depth in _marks(text):
+        if mark[0] == _THOUGHTS_END:
+            spans.clear()
+        elif mark[0] == "{" and depth == 1:
+            start = mark.start()
+        elif depth == 0:
+            spans.append(text[start : mark.end()])
     if depth or len(spans) != 1:
-        raise _UnreadableError(
+        raise UnreadableReplyError(
             f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}"
         )
     return spans[0]
+
+
+def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Yield braces and ends of thoughts, each with how many objects are open behind it.
+
+    What stands in a string of an object is none of them. A template may have opened the thoughts in the
+    prompt, so their end need not have a beginning; an object that is open there was a draft.
+    """
+    at = depth = 0
+    while mark := _MARK.search(text, at):
+        at = mark.end()
+        if mark[0] == '"':
+            rest = _REST_OF_STRING.match(text, at) if depth else None
+            at = rest.end() if rest else len(text) if depth else at
+        elif depth or mark[0] != "}":
+            depth = {"{": depth + 1, "}": depth - 1}.get(mark[0], 0)
+            yield mark, depth
 
 
 def _after_thoughts(text: str) -> str:
@@ -141,58 +151,38 @@ def _after_thoughts(text: str) -> str:
         return text
     _, end, answer = text.partition(_THOUGHTS_END)
     if not end:
-        raise _UnreadableError("the reply ends among its thoughts")
+        raise UnreadableReplyError("the reply ends among its thoughts")
     return answer
 
 
 def _load(text: str) -> object:
     try:
-        return _strictly(text)
-    except (ValueError, RecursionError):
-        return _strictly(_TRAILING_COMMA.sub(lambda match: match[1] or "", text))
-
-
-def _strictly(text: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    except _UnreadableError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _UnreadableError("the JSON is malformed") from error
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    block = dict(pairs)
-    if len(block) < len(pairs):
-        raise _UnreadableError("a key stands twice")
-    return block
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise _UnreadableError(f"{constant} is not JSON")
+        return read_json(text)
+    except UnreadableReplyError:
+        return read_json(_TRAILING_COMMA.sub(lambda match: match[1] or "", text))
 
 
 def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise _UnreadableError(f"{place} is not an object")
+        raise UnreadableReplyError(f"{place} is not an object")
     block = cast("dict[str, object]", value)
     missing = [name for name in names if name not in block]
     if missing:
-        raise _UnreadableError(f"{place} lacks {', '.join(missing)}")
+        raise UnreadableReplyError(f"{place} lacks {', '.join(missing)}")
     if len(block) > len(names):
-        raise _UnreadableError(f"{place} has keys that were not asked for")
+        raise UnreadableReplyError(f"{place} has keys that were not asked for")
     return block
 
 
 def _point(name: str, value: object, rubric: Rubric) -> int:
     # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
     if type(value) is not int or value not in rubric.scale:
-        raise _UnreadableError(f"'{name}' is not a whole number of the scale")
+        raise UnreadableReplyError(f"'{name}' is not a whole number of the scale")
     return value
 
 
 def _winner(name: str, value: object) -> Winner:
     winner = WINNERS.get(value) if isinstance(value, str) else None
     if winner is None:
-        raise _UnreadableError(f"'{name}' is neither A nor B nor tie")
+        raise UnreadableReplyError(f"'{name}' is neither A nor B nor tie")
     return winner

@@ -6,12 +6,10 @@ a hash of the item, which no text can contain, and the reply has to echo the ite
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.resources import files
-from json.encoder import encode_basestring as _json_text
 from string import Template
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from psychocounsel.domain import OVERALL, Candidate, Speech, content_id
 from psychocounsel.judging.judge import Comparison
 from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.llm.chat import JSON, ChatRequest, Message
+from psychocounsel.llm.item_line import one_line
 
 SIDES = ("A", "B", "tie")
 """What a reply may answer to a comparison: the first response, the second, neither."""
@@ -26,8 +25,6 @@ SIDES = ("A", "B", "tie")
 _PROMPTS = files("psychocounsel.judging") / "prompts"
 _TEXT: JSON = {"type": "string"}
 _ITEM_LINE = "=== ITEM ===\n"
-# Valid in a JSON string, yet lines or directions of their own to a reader (or no valid UTF-8 at all).
-_UNRULY = re.compile("[\u0080-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -129,12 +126,6 @@ def _filled(template: str, rubric: Rubric) -> str:
 def _rendered(principle: Principle, rubric: Rubric) -> str:
     anchors = "".join(f"  {point}: {principle.anchors[point]}\n" for point in rubric.scale)
     return f'"{principle.id}" - {principle.name}. {principle.description}\n{anchors}\n'
-
-
-def one_line(item: Mapping[str, str]) -> str:
-    """Return texts as JSON on one line, without a sign that could pass for the end of it."""
-    text = f"{{{', '.join(f'{_json_text(key)}: {_json_text(value)}' for key, value in item.items())}}}"
-    return text if text.isascii() else _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _comparison_schema(rubric: Rubric) -> dict[str, JSON]:

@@ -7,7 +7,7 @@ from itertools import combinations
 from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
-from psychocounsel.domain import Rating, exact_mean
+from psychocounsel.domain import Rating, exact_mean, exact_rating
 
 Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
@@ -19,10 +19,6 @@ _STUDENT_T = (
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
 _JACKKNIFE_GROUPS = 50
-
-
-_ROUNDING = 1e-9
-"""Means that are one point apart may look a little more so."""
 
 
 class Agreement(NamedTuple):
@@ -41,6 +37,11 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
+def is_within(points: int, first: Rating, second: Rating) -> bool:
+    """Say whether two ratings lie at most so many points apart: as the fractions that they stand for."""
+    return abs(exact_rating(first) - exact_rating(second)) <= points
+
+
 def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     """Return how far the ratings of each pair agree; None without pairs.
 
@@ -57,8 +58,8 @@ def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     by_chance = (squared_deviations(firsts) + squared_deviations(seconds)) / n + apart * apart
     return Agreement(
         n,
-        sum(first == second for first, second in pairs) / n,
-        sum(abs(first - second) <= 1 + _ROUNDING for first, second in pairs) / n,
+        sum(is_within(0, first, second) for first, second in pairs) / n,
+        sum(is_within(1, first, second) for first, second in pairs) / n,
         1 - distance / by_chance if len({*firsts, *seconds}) > 1 else None,
     )
 

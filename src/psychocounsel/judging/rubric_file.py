@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
@@ -140,7 +140,11 @@ def _describes_every_point(anchors: dict[str, str], scale: ScaleBlock) -> bool:
     return set(anchors) == {str(point) for point in range(scale.min, scale.max + 1)}
 
 
-def _reply_faults(reply: ReplyLayout, ids: Iterable[str]) -> Iterator[Fault]:
+def _reply_faults(reply: ReplyLayout, ids: Sequence[str]) -> Iterator[Fault]:
+    for at, name in enumerate(ids):
+        if reply.flat and name in REPLY_KEYS:
+            what = f"{name!r} has a meaning of its own in a flat reply; choose another id"
+            yield Fault(("principles", at, "id"), what)
     for key in sorted({*ids, *REPLY_KEYS} & reply.extra_keys.keys()):
         yield Fault(("reply", "extra_keys", key), "is a key of every reply; leave it out here")
 

@@ -44,6 +44,11 @@ def ignore_progress(items: int) -> None:
     del items
 
 
+def heed_nothing(index: int, reply: ChatReply) -> None:
+    """Take from a reply nothing that concerns others."""
+    del index, reply
+
+
 @dataclass(frozen=True)
 class AskPolicy:
     """How requests are asked.
@@ -57,6 +62,8 @@ class AskPolicy:
         budget: counts what replies cost, and holds a request back that could pass the limit.
         reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
             empty, it does not.
+        heed: called with the index of a request and each new reply to it, once that is journalled; it raises
+            what the server would do to every other request as well.
     """
 
     accept: Callable[[int, ChatReply], bool] = accept_valid
@@ -66,6 +73,7 @@ class AskPolicy:
     progress: Callable[[int], None] = ignore_progress
     reader: str = ""
     budget: Budget | None = None
+    heed: Callable[[int, ChatReply], None] = heed_nothing
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
@@ -226,6 +234,7 @@ class _Run:
             self._require_answers(reply)
             if reply.answered:
                 await self._scribe.record(Entry(question.digest, reply))
+                self._policy.heed(question.places[0], reply)
             if self._offer(question, reply):
                 break
         self._finish(question)

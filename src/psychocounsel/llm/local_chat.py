@@ -4,8 +4,7 @@ It holds to no schema: its replies are read like anybody's, and what is not the 
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from psychocounsel.config.models import ChatFormat, SamplingConfig
@@ -34,15 +33,23 @@ class LocalChatModel:
         generator: the loaded weights.
         identity: what tells them from other weights.
         batch_size: prompts answered at once; it decides the speed only.
+        kept: tells of a request, by its digest, how many replies the journal holds: each decides another
+            draw. So a draw that was lost is made again as it was, and one that was kept never is.
     """
 
-    def __init__(self, generator: AnswerGenerator, identity: Mapping[str, str], batch_size: int) -> None:
+    def __init__(
+        self,
+        generator: AnswerGenerator,
+        identity: Mapping[str, str],
+        batch_size: int,
+        kept: Callable[[str], int],
+    ) -> None:
         self._generator = generator
         self._identity = dict(identity)
         self._batch_size = batch_size
         self._waiting: list[_Waiting] = []
         self._answering: asyncio.Task[None] | None = None
-        self._tries: Counter[str] = Counter()
+        self._kept = kept
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -50,7 +57,7 @@ class LocalChatModel:
         return self._identity
 
     async def ask(self, request: ChatRequest) -> ChatReply:
-        """Answer together with what else is asked meanwhile; a request that is asked again is drawn anew."""
+        """Answer together with what else is asked meanwhile; where a reply is kept, draw another."""
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(request, self._drawing(request), reply))
         if self._answering is None:
@@ -58,9 +65,7 @@ class LocalChatModel:
         return await reply
 
     def _drawing(self, request: ChatRequest) -> _Drawing:
-        digest = request.digest(self._identity)
-        attempt = self._tries[digest]
-        self._tries[digest] += 1
+        attempt = self._kept(request.digest(self._identity))
         sampling = SamplingConfig(
             temperature=request.temperature,
             top_p=request.top_p,

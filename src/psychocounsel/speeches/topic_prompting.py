@@ -6,17 +6,16 @@ its id. A reply is read strictly or not at all.
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Template
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, cast
 
 from psychocounsel.domain import Speech, content_id
 from psychocounsel.llm.chat import JSON, ChatRequest, Message
+from psychocounsel.llm.item_line import one_line
+from psychocounsel.llm.reply_json import UnreadableReplyError, read_json_at
 from psychocounsel.speeches.taxonomy import Taxonomy
 
 PARSER_VERSION = 1
@@ -25,8 +24,6 @@ PARSER_VERSION = 1
 _PROMPT = files("psychocounsel.speeches") / "prompts" / "topic.txt"
 _ITEM_LINE = "=== ITEM ===\n"
 _FIELDS = ("item_id", "reason", "topic")
-# A JSON string may hold them, yet they begin lines, turn the direction of reading, or are no valid UTF-8.
-_UNRULY = re.compile("[\u007f-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,6 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class _UnreadableError(ValueError):
-    """A reply that is not what was asked for."""
-
-
 class TopicPrompt:
     """Makes the requests for one taxonomy."""
 
@@ -67,7 +60,7 @@ class TopicPrompt:
     def request(self, speech: Speech) -> TopicRequest:
         """Ask for the topic of one speech."""
         item_id = content_id("topic", speech.text)
-        data = _one_line({"item_id": item_id, "client": speech.text})
+        data = one_line({"item_id": item_id, "client": speech.text}).replace("\x7f", "\\u007f")
         marker = f"<<{content_id('marker', data)}>>"
         item = Template(self._variable).substitute(marker=marker, data=data)
         request = ChatRequest(
@@ -96,7 +89,7 @@ def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str | Unre
     """
     try:
         reply = _exactly(_only_object(reply_text))
-    except _UnreadableError as fault:
+    except UnreadableReplyError as fault:
         return Unreadable(str(fault))
     topic = reply["topic"]
     if reply["item_id"] != item_id:
@@ -134,40 +127,18 @@ def _schema(taxonomy: Taxonomy) -> dict[str, JSON]:
     }
 
 
-def _one_line(item: Mapping[str, str]) -> str:
-    text = json.dumps(item, ensure_ascii=False)
-    return _UNRULY.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
 def _only_object(text: str) -> object:
     start = text.find("{")
     if start < 0:
-        raise _UnreadableError("there is no JSON object in the reply")
-    reader = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    try:
-        value, end = reader.raw_decode(text, start)
-    except _UnreadableError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _UnreadableError("the JSON is malformed") from error
+        raise UnreadableReplyError("there is no JSON object in the reply")
+    value, end = read_json_at(text, start)
     if "{" in text[end:]:
-        raise _UnreadableError("there is more than one JSON object in the reply")
-    return cast("object", value)
+        raise UnreadableReplyError("there is more than one JSON object in the reply")
+    return value
 
 
 def _exactly(value: object) -> dict[str, object]:
     block = cast("dict[str, object]", value)
     if set(block) != set(_FIELDS):
-        raise _UnreadableError(f"the reply has other keys than {', '.join(_FIELDS)}")
+        raise UnreadableReplyError(f"the reply has other keys than {', '.join(_FIELDS)}")
     return block
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    block = dict(pairs)
-    if len(block) < len(pairs):
-        raise _UnreadableError("a key stands twice")
-    return block
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise _UnreadableError(f"{constant} is not JSON")

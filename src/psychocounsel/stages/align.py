@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel.config.stages import AlignConfig, OnlineConfig
-from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import note, step_progress
 from psychocounsel.domain import Policy, PreferencePair, content_id
 from psychocounsel.interrupts import go_on, stop_requests
@@ -27,7 +26,7 @@ from psychocounsel.rounds import (
     score_round,
 )
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
-from psychocounsel.store.references import resolve_model, resolve_parent
+from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_pairs
 

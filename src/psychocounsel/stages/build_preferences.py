@@ -11,16 +11,6 @@ from psychocounsel import console
 from psychocounsel.audits import audit_judge, plan_audit
 from psychocounsel.config.models import EndpointConfig, PoolConfig
 from psychocounsel.config.stages import BuildPreferencesConfig
-from psychocounsel.connect import (
-    NOT_IN_FILE,
-    Respondents,
-    judge_spending,
-    judge_standing,
-    open_judge,
-    plan_judge,
-    plan_responder,
-    respond,
-)
 from psychocounsel.console import progress
 from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.costs import PaidCalls, audit_costs, preference_costs
@@ -29,6 +19,7 @@ from psychocounsel.domain import Candidate
 from psychocounsel.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.errors import ConfigError, PsychoCounselError
 from psychocounsel.interrupts import go_on, stop_requests
+from psychocounsel.judges import judge_spending, judge_standing, open_judge, plan_judge
 from psychocounsel.judging.draws import draw_metrics, histograms
 from psychocounsel.judging.judge import (
     addressing_judge,
@@ -45,6 +36,7 @@ from psychocounsel.pairs import (
     words_by_side,
 )
 from psychocounsel.reporting.audit_words import audit_lines
+from psychocounsel.responders import NOT_IN_FILE, Respondents, plan_responder, respond
 from psychocounsel.responses.pool import speeches_of
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
 from psychocounsel.store.retrying import asked_again, note_failed
@@ -272,6 +264,7 @@ def _pair(config: BuildPreferencesConfig, store: Store, draft: Draft) -> None:
     for split, pairing in pairings.items():
         if pairing.pairs:
             write_pairs(draft, split, pairing.pairs, rubric.principle_ids)
+    draft.notes["scale"] = [rubric.minimum, rubric.maximum]
     metrics = {split: pairing.as_dict() for split, pairing in pairings.items()}
     draft.write_metrics({"pairing": metrics, "words": words_by_side(pairings)})
     pairs = {split: pairing.pairs for split, pairing in pairings.items()}

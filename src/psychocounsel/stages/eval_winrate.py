@@ -5,16 +5,6 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.models import EndpointConfig, ResponderConfig
 from psychocounsel.config.stages import EvalWinrateConfig
-from psychocounsel.connect import (
-    NOT_IN_FILE,
-    Respondents,
-    judge_spending,
-    judge_standing,
-    open_judge,
-    plan_judge,
-    plan_responder,
-    respond,
-)
 from psychocounsel.console import progress
 from psychocounsel.costs import PaidCalls, winrate_costs
 from psychocounsel.domain import OVERALL, Candidate
@@ -25,9 +15,11 @@ from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.evaluation.win_rate import Asked, BothOrders, Unanswered
 from psychocounsel.interrupts import go_on, stop_requests
+from psychocounsel.judges import judge_spending, judge_standing, open_judge, plan_judge
 from psychocounsel.judging.draws import vote_metrics
 from psychocounsel.judging.families import same_family
 from psychocounsel.judging.judge import Compared, missing_share, require_judged
+from psychocounsel.responders import NOT_IN_FILE, Respondents, plan_responder, respond
 from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
 from psychocounsel.store.lineage import labelling_judges, models_behind
 from psychocounsel.store.references import resolve, resolve_parent

@@ -5,17 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.stages import TrainRewardConfig
-from psychocounsel.connect import POLICY_KINDS
 from psychocounsel.console import step_progress
 from psychocounsel.domain import Policy, PreferencePair, RewardModel
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.baselines import measure_baselines
+from psychocounsel.evaluation.baselines import USUAL_SCALE, Scale, measure_baselines
 from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.evaluation.reward_metrics import reward_metrics
 from psychocounsel.interrupts import stop_requests
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
-from psychocounsel.store.references import resolve_model, resolve_parent
+from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import RewardScore, read_pairs, write_scores
 
@@ -75,7 +74,7 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
     write_scores(draft, _scores(scorer, RewardModel(str(draft.folder), mean, std), test))
     draft.write_metrics(
         {
-            **_measure(pairs["train"], pairs["test"], test.margins, config.seed),
+            **_measure(pairs["train"], pairs["test"], test.margins, config.seed, _scale(preferences)),
             "dev": _accuracy(pairs["dev"], scaling.margins, config.seed),
             "normalisation": {"mean": mean, "std": std, "split": "dev" if pairs["dev"] else "train"},
             "training": summary.as_dict(),
@@ -119,14 +118,23 @@ def _scores(scorer: "RewardScorer", scale: RewardModel, scored: Margins) -> list
     ]
 
 
+def _scale(preferences: Artifact) -> Scale:
+    """Return the scale on which the responses of a dataset were rated."""
+    return Scale(*preferences.manifest["notes"].get("scale", USUAL_SCALE))
+
+
 def _measure(
-    train: Sequence[PreferencePair], test: Sequence[PreferencePair], margins: Sequence[float], seed: int
+    train: Sequence[PreferencePair],
+    test: Sequence[PreferencePair],
+    margins: Sequence[float],
+    seed: int,
+    scale: Scale,
 ) -> dict[str, Any]:
     settings = BootstrapSettings(seed=seed)
     speeches = [pair.speech.id for pair in test]
     return {
         "test": reward_metrics(margins, speeches, settings).as_dict(),
-        "baselines": measure_baselines(train, test, margins, settings).as_dict(),
+        "baselines": measure_baselines(train, test, margins, settings, scale).as_dict(),
         "pairs": {"train": len(train), "test": len(test)},
     }
 

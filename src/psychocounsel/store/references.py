@@ -11,6 +11,9 @@ from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, Kind, Paren
 from psychocounsel.store.digests import digest_of_files
 from psychocounsel.store.store import Store
 
+POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
+"""What can answer a speech."""
+
 HUB = "hub:"
 BEST = "@best"
 

@@ -76,6 +76,8 @@ class Items:
             unanswered: why that batch brought no reply; None where it did.
         """
         kept = self._journal.replies(digest)
+        if unanswered is None and kept:
+            self._policy.heed(self._places[digest][0], kept[-1])
         if not self._is_accepted(digest, kept):
             if self._tries[digest] < self._policy.max_attempts:
                 return False
