@@ -64,7 +64,7 @@ class TestReplies:
         assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5]
         assert sorted(map(json.dumps, sent)) == sorted(map(json.dumps, server.live))
         assert sum(done) == ITEMS
-        assert "nobody-asked-for-this" in server.files[server.batches["batch-0"].output].decode()
+        assert "nobody-asked-for-this" in server.written[server.batches["batch-0"].output].decode()
 
     def test_mix_with_live_ones_in_one_journal(self, journal: Path) -> None:
         with BatchServer() as server:
