@@ -1,6 +1,6 @@
 """Files of a batch -> journalled replies, and what is told of the requests that got none."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -80,12 +80,13 @@ def require_readable(reading: Reading, batch: Batch, where: str) -> None:
         )
 
 
-def require_taken(reading: Reading, has_answers: bool, where: str) -> None:
+def require_taken(reading: Reading, has_answers: bool, singled_out: Set[str], where: str) -> None:
     """Raise what would befall every other request as well; a batch with a reply shows that it would not.
 
     Args:
         reading: of one batch.
         has_answers: whether any request of this run was ever answered.
+        singled_out: digests that got no reply in a batch where others did; what is told of them is no news.
         where: the provider's address.
 
     Raises:
@@ -93,6 +94,8 @@ def require_taken(reading: Reading, has_answers: bool, where: str) -> None:
     """
     told: Iterable[Outcome] = () if reading.replies else reading.unanswered.values()
     for each in told:
+        if each.digest in singled_out:
+            continue
         if each.refuses_all or (each.is_refused and not has_answers):
             raise RefusedRequestError(
                 f"the requests of a batch are refused ({each.reason})",

@@ -60,6 +60,7 @@ class BatchRun:
         self._numbers = count(1)
         self._running: dict[str, _Running] = {}
         self._answered: dict[str, int] = {}
+        self._singled_out: set[str] = set()
         self._poll_seconds = road.limits.first_poll_seconds
         self._lost_polls = 0
         self._told_at = float("-inf")
@@ -258,7 +259,9 @@ class BatchRun:
             require_readable(reading, batch, self._provider.base_url)
         otherwise = failure or why.get(batch.status, "the batch left it out")
         self._end(running, reading.unanswered, otherwise, (batch.input_file, *reading.files))
-        require_taken(reading, self._items.has_answers, self._provider.base_url)
+        require_taken(reading, self._items.has_answers, self._singled_out, self._provider.base_url)
+        if reading.replies:
+            self._singled_out |= reading.unanswered.keys()
         if failure and running.digests.isdisjoint(self._drafts.pending):
             raise EndpointError(
                 failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to ask live"
