@@ -67,7 +67,7 @@ class TestFilesAreDeleted:
             assert (len(server.batches), server.files) == (5, {})
             server.plan.line_fault = lambda digest, before: 403
             with pytest.raises(EndpointError, match="refused"):
-                run(server.base_url, journal, ITEMS)
+                run(server.base_url, journal, 10)
             assert server.files == {}
 
     def test_of_a_batch_that_was_never_made(self, journal: Path) -> None:

@@ -394,6 +394,8 @@ EVENTS = {
     "batch made": 3,
     "state asked": 4,
     "content asked": 3,
+    "deletion asked": 6,
+    "file deleted": 6,
 }
 """Steps of the provider at which a run is killed, and how often each is taken at least."""
 
@@ -429,6 +431,7 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
             assert forks.result.read_text(encoding="utf-8") == whole
             assert set(server.bill().values()) == {1}, (event, number)
             assert len(server.billed) == ITEMS
+            assert server.files == {}, (event, number)
             server.billed.clear()
             server.batches.clear()
     assert all(killed)
