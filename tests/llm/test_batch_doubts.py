@@ -163,6 +163,18 @@ class TestTwins:
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert (len(server.batches), set(server.cancelled)) == (2, {"batch-1"})
 
+    def test_of_which_one_is_done_cancel_the_other(self, journal: Path) -> None:
+        def finish_the_second(event: str) -> None:
+            if event == "list asked" and "batch-1" in server.batches:
+                server.plan.list_lag_seconds = 0
+                server.bill_for("batch-1")
+
+        with BatchServer(replace(self.LOST, work_seconds=9)) as server:
+            server.watch = finish_the_second
+            replies = run(server.base_url, journal, 5, settle_seconds=0.3)
+            assert {each.status for each in replies} == {ReplyStatus.VALID}
+            assert (len(server.batches), server.cancelled, server.repeats) == (2, ["batch-0"], 0)
+
     def test_of_which_the_first_failed_leave_the_other(self, journal: Path) -> None:
         with BatchServer(replace(self.LOST, fails=["odd"])) as server:
             replies = run(server.base_url, journal, 5, settle_seconds=0.3)

@@ -341,6 +341,7 @@ class BatchRun:
             )
 
 
-def _worth(batch: Batch) -> tuple[bool, float, str]:
-    """Return what sorts the best of several twins first; one of which no time is told was made last."""
-    return batch.is_given_up, batch.created_at or float("inf"), batch.id
+def _worth(batch: Batch) -> tuple[bool, bool, float, str]:
+    """Return what sorts the best of several twins first: one that is paid for already, then the oldest."""
+    # One of which no time is told was made last.
+    return batch.is_given_up, not batch.is_over, batch.created_at or float("inf"), batch.id
