@@ -19,7 +19,8 @@ from psychocounsel.endpoints import planned_journal, planned_model
 from psychocounsel.evaluation.held_out import held_out_speeches
 from psychocounsel.judges import plan_to_ask
 from psychocounsel.judging.judge import Compared, Comparison
-from psychocounsel.llm.addresses import resolved_base_url
+from psychocounsel.llm.addresses import endpoint_identity, resolved_base_url
+from psychocounsel.llm.batches.ledger import awaited_digests
 from psychocounsel.llm.chat import ChatRequest
 from psychocounsel.llm.prices import Price, Tokens, price_of
 from psychocounsel.llm.token_counts import TokenCounter
@@ -56,6 +57,7 @@ class PaidCalls:
         price: of the model; None if nobody told it.
         is_upper_bound: answers are still to be given, and were reckoned at their longest.
         hint: what there is to say instead of a number.
+        awaited: calls besides, that are with the provider in batches and are not paid again.
     """
 
     model: str
@@ -67,6 +69,7 @@ class PaidCalls:
     price: Price | None = None
     is_upper_bound: bool = False
     hint: str = ""
+    awaited: int = 0
 
 
 class Expected(NamedTuple):
@@ -153,7 +156,7 @@ def _auditing(config: BuildPreferencesConfig, store: Store, auditable: Auditable
             with plan_to_ask(member, member.endpoint, store) as judge:
                 owed = audit_requests(judge, samples_of(auditable.items, auditable.able, config.audit))
             longest = auditable.max_new_tokens * len(owed)
-            calls += [_calls(member.endpoint, _AUDITING, owed, longest, bool(longest))] if owed else []
+            calls += [_calls(store, member.endpoint, _AUDITING, owed, longest, bool(longest))] if owed else []
     return calls
 
 
@@ -236,7 +239,7 @@ def _naming_topics(config: TopicsConfig | None, store: Store, speeches: Sequence
     if config is None or config.endpoint is None:
         return []
     with plan_to_name_topics(config, config.endpoint, store) as assigner:
-        return [_calls(config.endpoint, _TOPICS, assigner.owed(speeches), 0)]
+        return [_calls(store, config.endpoint, _TOPICS, assigner.owed(speeches), 0)]
 
 
 def _rating(
@@ -255,7 +258,7 @@ def _rating(
         # One by one: two answers that nobody gave yet are two, though they look the same.
         blank = [ask for each in expected for ask in judge.owed_ratings([(each.speech, each.blank)])]
     longest = config.samples * sum(each.max_new_tokens for each in expected)
-    return [_calls(config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))]
+    return [_calls(store, config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))]
 
 
 def _comparing(
@@ -270,9 +273,11 @@ def _comparing(
     with plan_to_ask(config, config.endpoint, store) as judge:
         owed = judge.owed_comparisons(comparisons)
     if not max_new_tokens:
-        return [_calls(config.endpoint, _COMPARING, owed, 0)]
+        return [_calls(store, config.endpoint, _COMPARING, owed, 0)]
     both_orders = [*owed, *owed]
-    return [_calls(config.endpoint, _COMPARING, both_orders, 2 * max_new_tokens * len(both_orders), True)]
+    return [
+        _calls(store, config.endpoint, _COMPARING, both_orders, 2 * max_new_tokens * len(both_orders), True)
+    ]
 
 
 def _answering(asked: Asked, store: Store) -> list[PaidCalls]:
@@ -281,16 +286,19 @@ def _answering(asked: Asked, store: Store) -> list[PaidCalls]:
         return []
     with planned_journal(store) as journal:
         owed = owed_answers(planned_model(endpoint), asked, journal)
-    return [_calls(endpoint, f"answers of {asked.responder.author}", owed, 0)]
+    return [_calls(store, endpoint, f"answers of {asked.responder.author}", owed, 0)]
 
 
 def _calls(
+    store: Store,
     endpoint: EndpointConfig,
     purpose: str,
     requests: Sequence[ChatRequest],
     more_tokens: int,
     is_upper_bound: bool = False,
 ) -> PaidCalls:
+    owed = _not_awaited(requests, endpoint, store)
+    awaited, requests = len(requests) - len(owed), owed
     counter = TokenCounter(endpoint.model)
     tokens = Tokens(
         prompt=sum(map(counter.prompt, requests)) + more_tokens,
@@ -299,7 +307,29 @@ def _calls(
     )
     base_url, price = resolved_base_url(endpoint), price_of(endpoint)
     exact = counter.is_exact
-    return PaidCalls(endpoint.model, base_url, purpose, len(requests), tokens, exact, price, is_upper_bound)
+    return PaidCalls(
+        endpoint.model,
+        base_url,
+        purpose,
+        len(requests),
+        tokens,
+        exact,
+        price,
+        is_upper_bound,
+        awaited=awaited,
+    )
+
+
+def _not_awaited(
+    requests: Sequence[ChatRequest], endpoint: EndpointConfig, store: Store
+) -> Sequence[ChatRequest]:
+    """Return the requests that are not with the provider in batches already."""
+    with planned_journal(store) as journal:
+        awaited = awaited_digests(journal)
+    if not awaited:
+        return requests
+    identity = endpoint_identity(endpoint)
+    return [request for request in requests if request.digest(identity) not in awaited]
 
 
 def _shared_prefix_tokens(requests: Sequence[ChatRequest], counter: TokenCounter) -> int:

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Judge
 from psychocounsel.judging.prompting import Asking
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.chat import ChatReply, ChatRequest
+from psychocounsel.llm.engine import ask_all
 from psychocounsel.llm.journal import Journal
 
 RUBRIC = load_rubric("seven-principles")
@@ -45,6 +47,19 @@ def judge_with(
 ) -> tuple[Judge, FakeModel]:
     model = FakeModel(script)
     return ChatJudge(model, RUBRIC, journal, settings), model
+
+
+def test_too_few_replies_are_never_given_to_the_wrong_items(journal: Journal) -> None:
+    def ask_and_lose_one(*asked: Any) -> list[ChatReply]:
+        return ask_all(*asked)[1:]
+
+    losing = ChatJudgeSettings(ask=ask_and_lose_one)
+    judge, _ = judge_with(journal, rating_reply, losing)
+    with pytest.raises(ValueError, match="shorter"):
+        judge.rate(ITEMS, ignore)
+    judge, _ = judge_with(journal, lambda request: side_reply(request, "A"), losing)
+    with pytest.raises(ValueError, match="shorter"):
+        judge.compare([Comparison(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
 
 
 def test_one_response_per_call_and_results_in_order(journal: Journal) -> None:

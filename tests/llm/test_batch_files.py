@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.batches.files import input_line, read_output
-from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState, awaited_digests
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Entry, Journal, JournalRow
 from psychocounsel.llm.journal_files import read_rows, write_rows
@@ -110,14 +110,14 @@ def test_states_follow_each_other_and_only_what_may_be_sent_is_awaited(journal: 
     with journal:
         ledger = BatchLedger(journal, "here")
         ledger.intend(Shard("one", "run", "sha", 1), ["a"])
-        assert ledger.awaited() == set()
+        assert awaited_digests(journal) == set()
         ledger.advance("one", ShardState.SENDING)
-        assert ledger.awaited() == {"a"}
+        assert awaited_digests(journal) == {"a"}
         ledger.advance("one", ShardState.RUNNING, "batch")
         (shard,) = ledger.unfinished()
         assert (shard.state, shard.batch) == (ShardState.RUNNING, "batch")
         ledger.close("one", ShardState.ENDED)
-        assert (ledger.unfinished(), ledger.awaited()) == ([], set())
+        assert (ledger.unfinished(), awaited_digests(journal)) == ([], set())
 
 
 def test_one_run_at_a_time_submits(journal: Journal) -> None:

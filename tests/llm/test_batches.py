@@ -64,7 +64,7 @@ class TestReplies:
         assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5]
         assert sorted(map(json.dumps, sent)) == sorted(map(json.dumps, server.live))
         assert sum(done) == ITEMS
-        assert "nobody-asked-for-this" in server.files[server.batches["batch-0"].output].decode()
+        assert "nobody-asked-for-this" in server.written[server.batches["batch-0"].output].decode()
 
     def test_mix_with_live_ones_in_one_journal(self, journal: Path) -> None:
         with BatchServer() as server:
@@ -409,6 +409,8 @@ EVENTS = {
     "batch made": 3,
     "state asked": 4,
     "content asked": 3,
+    "deletion asked": 6,
+    "file deleted": 6,
 }
 """Steps of the provider at which a run is killed, and how often each is taken at least."""
 
@@ -444,6 +446,7 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
             assert forks.result.read_text(encoding="utf-8") == whole
             assert set(server.bill().values()) == {1}, (event, number)
             assert len(server.billed) == ITEMS
+            assert server.files == {}, (event, number)
             server.billed.clear()
             server.batches.clear()
     assert all(killed)

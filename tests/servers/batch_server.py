@@ -1,6 +1,7 @@
 """A provider of batches on 127.0.0.1 that counts what it billed for every line; it answers live as well.
 
-Speaks `POST /v1/files`, `POST|GET /v1/batches`, `GET /v1/files/ID/content` and `POST /v1/chat/completions`.
+Speaks `POST|GET /v1/files`, `GET /v1/files/ID/content`, `DELETE /v1/files/ID`, `POST|GET /v1/batches` and
+`POST /v1/chat/completions`. A file that was deleted is forgotten.
 Replies are those of the scripted chat server, so that live and batch say the same. Output comes in another
 order than input, with a line that nobody asked for. A `Plan` says what goes wrong. In a test:
 
@@ -61,6 +62,8 @@ class Plan:
         has_batches: whether there is such an endpoint at all.
         outages: how many questions about batches are answered with 503.
         key: that is accepted; empty for any.
+        deletes: whether files can be deleted.
+        expires: whether it knows of files that expire; if not, it refuses to be asked for it.
     """
 
     work_seconds: float = 0.0
@@ -74,6 +77,8 @@ class Plan:
     has_batches: bool = True
     outages: int = 0
     key: str = ""
+    deletes: bool = True
+    expires: bool = True
 
 
 @dataclass
@@ -86,8 +91,10 @@ class Batch:
     made_at: float
     status: str = "in_progress"
     errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    input: str = ""
     output: str = ""
     faults: str = ""
+    output_seconds: int = 0
 
     @property
     def tokens(self) -> int:
@@ -102,6 +109,9 @@ class BatchServer:
         self.watch = watch
         self.batches: dict[str, Batch] = {}
         self.files: dict[str, bytes] = {}
+        self.written: dict[str, bytes] = {}
+        self.names: dict[str, str] = {}
+        self.expiry_seconds: dict[str, int] = {}
         self.billed: Counter[str] = Counter()
         self.submitted: Counter[str] = Counter()
         self.live: list[Mapping[str, Any]] = []
@@ -125,6 +135,11 @@ class BatchServer:
             for batch in self.batches.values():
                 self._work_off(batch)
             return self.billed
+
+    def bill_for(self, batch_id: str) -> None:
+        """Finish one batch now."""
+        with self._turn:
+            self._work_off(self.batches[batch_id])
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -155,6 +170,9 @@ class BatchServer:
     ) -> "Answer | None":
         if (method, path) == ("POST", "/files"):
             return self._take_file(headers, body)
+        if (method, path) == ("GET", "/files"):
+            named = [{"id": each, "filename": self.names[each]} for each in self.names if each in self.files]
+            return Answer(200, {"object": "list", "data": named[::-1], "has_more": False})
         if (method, path) == ("POST", "/batches"):
             return self._make(json.loads(body))
         if (method, path) == ("GET", "/batches"):
@@ -165,7 +183,18 @@ class BatchServer:
             self.watch("content asked")
             content = self.files.get(found[1])
             return _error(404, "no such file") if content is None else Answer(200, content)
+        if (found := re.fullmatch(r"/files/([\w-]+)", path)) and method == "DELETE":
+            return self._delete(found[1])
         return _error(404, f"no such path: {path}")
+
+    def _delete(self, file_id: str) -> "Answer":
+        self.watch("deletion asked")
+        if not self.plan.deletes:
+            return _error(403, "this key may not delete files")
+        if self.files.pop(file_id, None) is None:
+            return _error(404, "no such file")
+        self.watch("file deleted")
+        return Answer(200, {"id": file_id, "object": "file", "deleted": True})
 
     def _live(self, body: Mapping[str, Any]) -> "Answer":
         self.live.append(body)
@@ -173,18 +202,31 @@ class BatchServer:
 
     def _take_file(self, headers: Mapping[str, str], body: bytes) -> "Answer":
         self.watch("upload arrived")
-        file_id = f"file-{len(self.files)}"
-        self.files[file_id] = _uploaded(headers, body)
+        upload = _uploaded(headers, body)
+        if upload.expires_seconds and not self.plan.expires:
+            return _error(400, "Unknown parameter: 'expires_after[anchor]'.")
+        file_id = self._store(upload.content)
+        self.names[file_id] = upload.name
+        self.expiry_seconds[file_id] = upload.expires_seconds
         self.watch("upload stored")
         return Answer(200, {"id": file_id, "object": "file", "purpose": "batch"})
+
+    def _store(self, content: bytes) -> str:
+        file_id = f"file-{len(self.written)}"
+        self.files[file_id] = self.written[file_id] = content
+        return file_id
 
     def _make(self, order: Mapping[str, Any]) -> "Answer | None":
         self.watch("batch ordered")
         content = self.files.get(order["input_file_id"])
         if content is None:
             return _error(400, f"Cannot find file {order['input_file_id']}")
+        if "output_expires_after" in order and not self.plan.expires:
+            return _error(400, "Unknown parameter: 'output_expires_after'.")
         lines = [json.loads(line) for line in content.split(b"\n") if line]
         batch = Batch(f"batch-{len(self.batches)}", lines, order["metadata"], time.time())
+        batch.input = order["input_file_id"]
+        batch.output_seconds = order.get("output_expires_after", {}).get("seconds", 0)
         self._admit(batch)
         self.batches[batch.id] = batch
         self.watch("batch made")
@@ -255,9 +297,7 @@ class BatchServer:
     def _write(self, lines: list[dict[str, Any]]) -> str:
         if not lines:
             return ""
-        file_id = f"file-{len(self.files)}"
-        self.files[file_id] = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        return file_id
+        return self._store("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _told(self, batch: Batch) -> dict[str, Any]:
         over = batch.status in ("completed", "expired")
@@ -269,6 +309,7 @@ class BatchServer:
             "created_at": int(batch.made_at),
             "metadata": batch.metadata,
             "request_counts": counts,
+            "input_file_id": batch.input,
             "output_file_id": batch.output or None,
             "error_file_id": batch.faults or None,
             "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
@@ -291,13 +332,26 @@ def _expired(digest: str) -> dict[str, Any]:
     return {"id": digest[:8], "custom_id": digest, "response": None, "error": error}
 
 
-def _uploaded(headers: Mapping[str, str], body: bytes) -> bytes:
+class Upload(NamedTuple):
+    """A file that was handed in, and after how long it is to be deleted; 0 if nobody said."""
+
+    name: str
+    content: bytes
+    expires_seconds: int
+
+
+def _uploaded(headers: Mapping[str, str], body: bytes) -> Upload:
     head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode()
     parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
-    files = [part.get_payload(decode=True) for part in parts if part.get_filename()]
-    assert len(files) == 1
-    assert isinstance(files[0], bytes)
-    return files[0]
+    said: dict[str, bytes] = {}
+    name = ""
+    for part in parts:
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        said[str(part.get_param("name", header="content-disposition"))] = content
+        name = part.get_filename() or name
+    assert said.get("expires_after[anchor]", b"created_at") == b"created_at"
+    return Upload(name, said["file"], int(said.get("expires_after[seconds]", b"0")))
 
 
 class _Http(ThreadingHTTPServer):
@@ -316,6 +370,9 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
             self._serve()
 
         def do_POST(self) -> None:
+            self._serve()
+
+        def do_DELETE(self) -> None:
             self._serve()
 
         def log_message(self, format: str, *args: object) -> None:

@@ -79,6 +79,9 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     assert stopped.code == 75
     assert "stopped with 0 of 128 items done; 3 batches with 128 of them go on at the provider" in stopped.err
     assert "run the same command again: it picks them up" in stopped.err
+    (rating,) = [line for line in build("--batch", "--dry-run").out.splitlines() if "rating answers" in line]
+    assert ": 0 calls, about 0 prompt tokens" in rating
+    assert "; 128 more wait in batches with the provider" in rating
     refused = build()
     assert refused.code == 2
     assert "would be paid twice; run with --batch to pick them up" in refused.err

@@ -72,10 +72,11 @@ def _amount(cost: "PaidCalls") -> str:
     )
     about = "" if cost.tokens_are_exact else "about "
     most = "at most " if cost.is_upper_bound else ""
+    awaited = f"; {cost.awaited:,} more wait in batches with the provider" if cost.awaited else ""
     shared = f" ({tokens.cached:,} of a prefix that they share)" if tokens.cached else ""
     return (
         f"{most}{cost.calls:,} calls, {about}{tokens.prompt:,} prompt tokens{shared}, "
-        f"at most {tokens.completion:,} of answers; {counted}; {_price(cost)}"
+        f"at most {tokens.completion:,} of answers; {counted}{awaited}; {_price(cost)}"
     )
 
 

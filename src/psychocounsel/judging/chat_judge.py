@@ -125,7 +125,7 @@ class ChatJudge:
         asked = self._rating_requests(items)
         replies = self._ask(asked, self._form.read_ratings, in_parts(progress, samples))
         candidates = [candidate for _, candidate in items for _ in range(samples)]
-        parts = list(map(self._judgement, candidates, asked, replies))
+        parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
         return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
 
     def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
@@ -141,7 +141,8 @@ class ChatJudge:
         samples = self._settings.samples
         asked = self._comparison_requests(items)
         replies = self._ask(asked, self._form.read_winners, in_parts(progress, samples))
-        parts = list(map(self._verdict, [item for item in items for _ in range(samples)], asked, replies))
+        compared = [item for item in items for _ in range(samples)]
+        parts = [self._verdict(*each) for each in zip(compared, asked, replies, strict=True)]
         return parts if samples == 1 else grouped(parts, samples, voted)
 
     def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:

@@ -112,7 +112,8 @@ def owed_places(
 ) -> list[int]:
     """Return the index of each distinct request that `ask_all` would send at least once; nothing is asked.
 
-    Replies that `reader` is known to have accepted are not read again.
+    Replies that `reader` is known to have accepted are not read again: one that was damaged since is not seen
+    here, for that would mean to read them all; `ask_all` reads them, and asks for it again.
     """
     owed: list[int] = []
     settled = journal.settled(reader) if reader else frozenset[str]()

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.batches.items import Items
-from psychocounsel.llm.batches.ledger import BatchLedger
+from psychocounsel.llm.batches.ledger import BatchLedger, awaited_digests
 from psychocounsel.llm.batches.provider import BatchRoad
 from psychocounsel.llm.batches.run import BatchRun
+from psychocounsel.llm.batches.tidying import tidy_alone
 from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress
 from psychocounsel.llm.event_loop import run_to_end
@@ -26,7 +27,8 @@ def ask_in_batches(
     """Return what the engine's `ask_all` would: one reply per request, journalled before it is used.
 
     A reply that is not accepted is asked for again in a further batch, `max_attempts` in all; so is what a
-    batch left unanswered, which ends as an `ERROR` reply. `policy.concurrency` does not matter here.
+    batch left unanswered, which ends as an `ERROR` reply. `policy.concurrency` does not matter here. Files of
+    batches that are over are deleted at the provider, by the next run where that fails.
 
     Raises:
         EndpointError: there is no batch API, or it refuses; what is running there is collected next time.
@@ -34,13 +36,15 @@ def ask_in_batches(
         Preempted: `policy.stop` turned true; the batches go on.
         StoreError: the journal cannot be read or written.
     """
-    if not road.is_known():
-        _ask_one(model, requests, journal, policy)
     items = Items(requests, model.identity, journal, policy)
     owed = items.begin()
+    if owed and not road.is_known():
+        owed = _ask_first(items, owed, model, journal, policy)
+    ledger = BatchLedger(journal, f"{model.identity['model']} at {model.identity['base_url']}")
     if owed:
-        ledger = BatchLedger(journal, f"{model.identity['model']} at {model.identity['base_url']}")
         run_to_end(BatchRun(road, items, ledger, policy).work(owed))
+    elif ledger.has_leftovers() and not policy.stop():
+        run_to_end(tidy_alone(road, ledger))
     items.settle()
     return items.results()
 
@@ -53,7 +57,7 @@ def ask_live(
     Raises:
         StoreError: they are, and would be paid twice.
     """
-    awaited = BatchLedger(journal, "").awaited()
+    awaited = awaited_digests(journal)
     if awaited:  # only now, for digests take their time
         ours = awaited.intersection(request.digest(model.identity) for request in requests)
         if ours:
@@ -65,16 +69,16 @@ def ask_live(
     return ask_all(model, requests, journal, policy)
 
 
-def _ask_one(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: AskPolicy) -> None:
-    """Ask the first owed request live: its reply tells what the server can do."""
-    quiet = replace(policy, progress=ignore_progress, budget=None)
-    owed = Items(requests, model.identity, journal, quiet).begin()
-    if not owed or policy.stop() or BatchLedger(journal, "").awaited().intersection(owed):
-        return
-    places = {request.digest(model.identity): place for place, request in enumerate(requests)}
-    place = places[owed[0]]
+def _ask_first(
+    items: Items, owed: list[str], model: ChatModel, journal: Journal, policy: AskPolicy
+) -> list[str]:
+    """Ask the first owed request live: its reply tells what the server can do. Return what is owed then."""
+    if policy.stop() or awaited_digests(journal).intersection(owed):
+        return owed
+    digest, place = owed[0], items.place(owed[0])
+    request = items.request(digest)
     if policy.budget is not None:
-        policy.budget.require(requests[place])
+        policy.budget.require(request)
 
     def accept(index: int, reply: ChatReply) -> bool:
         del index  # there is one item
@@ -88,4 +92,6 @@ def _ask_one(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
         max_attempts=1,
         budget=None,
     )
-    ask_all(model, [requests[place]], journal, alone)
+    with items.counting_live(digest):
+        ask_all(model, [request], journal, alone)
+    return owed[1:] if items.close(digest, None) else owed

@@ -7,12 +7,15 @@ may have been made all the same, and the caller has to look.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
 import httpx2
 import openai
+from openai.types.file_create_params import ExpiresAfter
 
 from psychocounsel.config.models import BatchConfig, EndpointConfig
 from psychocounsel.errors import EndpointError
@@ -28,6 +31,10 @@ _NOT_MADE = frozenset({409, 425, 429})
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _NO_SUCH_THING = frozenset({404, 405, 501})
 _PAGE = 100
+_DAY_SECONDS = 86_400
+_INPUT_KEPT_SECONDS = 7 * _DAY_SECONDS
+_OUTPUT_KEPT_SECONDS = 30 * _DAY_SECONDS
+"""The longest that may be asked for: replies that nobody fetched by then are paid for again."""
 _LONGEST_QUOTE_CHARS = 200
 _DEFAULT_RETRY = RetryPolicy()
 _Got = TypeVar("_Got")
@@ -50,6 +57,7 @@ class OpenAIBatches:
         self.base_url = resolved_base_url(endpoint)
         require_reachable(self.base_url, offline)
         self._endpoint, self._limits, self._retry = endpoint, limits, retry
+        self._takes_expiry = True
         http = openai.DefaultAioHttpClient(
             timeout=None, trust_env=not is_on_this_machine(self.base_url), follow_redirects=False
         )
@@ -72,7 +80,7 @@ class OpenAIBatches:
             EndpointError: there is none, or it does not.
         """
         try:
-            await self._get(f"/batches?limit={_PAGE}")
+            await self._page(f"/batches?limit={_PAGE}")
         except UnknownBatchError:
             raise self._without_batches() from None
 
@@ -81,7 +89,7 @@ class OpenAIBatches:
         found: list[Batch] = []
         after = ""
         while True:
-            page = _loaded(await self._get(f"/batches?limit={_PAGE}{after}"))
+            page = await self._page(f"/batches?limit={_PAGE}{after}")
             listed = [_batch(each) for each in _mappings(page.get("data"))]
             # A server that tells no time is read to the end of its list.
             recent = [each for each in listed if not each.created_at or each.created_at >= since]
@@ -91,16 +99,41 @@ class OpenAIBatches:
             after = f"&after={quote(listed[-1].id, safe='')}"
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Hand in a file of requests, which costs nothing yet; return its id."""
+        """Hand in a file of requests, which costs nothing yet; return its id.
+
+        Where nobody deletes it, the provider does after a week, if it knows how.
+        """
 
         async def send() -> str:
-            made = await self._client.files.create(file=(name, content, "application/jsonl"), purpose="batch")
+            made = await self._client.files.create(
+                file=(name, content, "application/jsonl"),
+                purpose="batch",
+                expires_after=_after(_INPUT_KEPT_SECONDS) if self._takes_expiry else openai.omit,
+            )
             return made.id
 
         try:
-            return await self._tried(send, self._limits.transfer_timeout_seconds)
+            return await self._tried(partial(self._expiring, send), self._limits.transfer_timeout_seconds)
         except UnknownBatchError:
             raise self._without_batches() from None
+
+    async def uploads(self, name: str) -> list[str]:
+        """Return the ids of lately uploaded files of this name."""
+        listed = _mappings((await self._page(f"/files?purpose=batch&order=desc&limit={_PAGE}")).get("data"))
+        return [str(each["id"]) for each in listed if each.get("filename") == name and each.get("id")]
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file; one that is not there is deleted already.
+
+        Raises:
+            UnknownBatchError: files are not deleted here.
+        """
+
+        async def send() -> None:
+            with suppress(openai.NotFoundError):
+                await self._client.delete(f"/files/{quote(file_id, safe='')}", cast_to=httpx2.Response)
+
+        await self._tried(send, self._endpoint.timeout_seconds)
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> Batch:
         """Make a batch of a file.
@@ -118,14 +151,16 @@ class OpenAIBatches:
         }
 
         async def send() -> Batch:
-            made = await self._client.post("/batches", body=order, cast_to=httpx2.Response)
+            expiry = {"output_expires_after": _after(_OUTPUT_KEPT_SECONDS)} if self._takes_expiry else {}
+            made = await self._client.post("/batches", body={**order, **expiry}, cast_to=httpx2.Response)
             batch = _batch(_loaded(made.content))
             if not batch.id:
                 raise LostAnswerError
             return batch
 
         try:
-            return await self._tried(send, self._endpoint.timeout_seconds, makes_something=True)
+            limit_seconds = self._endpoint.timeout_seconds
+            return await self._tried(partial(self._expiring, send), limit_seconds, makes_something=True)
         except UnknownBatchError:
             raise self._without_batches() from None
 
@@ -134,8 +169,12 @@ class OpenAIBatches:
 
         Raises:
             UnknownBatchError: the provider knows none of this name.
+            AwayError: it does not answer, or something else answers in its place.
         """
-        return _batch(_loaded(await self._get(f"/batches/{quote(batch_id, safe='')}")))
+        batch = _batch(_loaded(await self._get(f"/batches/{quote(batch_id, safe='')}")))
+        if not batch.id or not batch.status:
+            raise self._away("something that is no batch was answered")
+        return batch
 
     async def cancel(self, batch_id: str) -> None:
         """Ask the provider to do no more of a batch."""
@@ -153,6 +192,23 @@ class OpenAIBatches:
         """
         path = f"/files/{quote(file_id, safe='')}/content"
         return await self._get(path, self._limits.transfer_timeout_seconds)
+
+    async def _page(self, path: str) -> Mapping[str, Any]:
+        """Return a page of a list; whatever else is answered must not pass for an empty one."""
+        page = _loaded(await self._get(path))
+        if not isinstance(page.get("data"), list):
+            raise self._away("something that is no list was answered")
+        return page
+
+    async def _expiring(self, send: Callable[[], Awaitable[_Got]]) -> _Got:
+        """Send with a time after which files expire, or without where the provider knows of none."""
+        try:
+            return await send()
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
+            if not self._takes_expiry or "expires_after" not in refusal.message:
+                raise
+        self._takes_expiry = False
+        return await send()
 
     async def _get(self, path: str, limit_seconds: float | None = None) -> bytes:
         async def send() -> bytes:
@@ -183,7 +239,10 @@ class OpenAIBatches:
                 raise LostAnswerError(reason)
             if asked_wait_seconds > self._retry.longest_wait_seconds:
                 break
-        raise AwayError(
+        raise self._away(reason)
+
+    def _away(self, reason: str) -> AwayError:
+        return AwayError(
             f"the provider does not answer: {reason}",
             where=self.base_url,
             remedy="run the same command again later; batches go on meanwhile, and none is paid twice",
@@ -240,6 +299,10 @@ def batch_road(
     )
 
 
+def _after(seconds: int) -> ExpiresAfter:
+    return {"anchor": "created_at", "seconds": seconds}
+
+
 def _broken(error: Exception, makes_something: bool) -> tuple[str, bool]:
     """Return what broke, and whether the request may have arrived."""
     cause: BaseException = error
@@ -259,6 +322,7 @@ def _batch(told: Mapping[str, Any]) -> Batch:
         status=str(told.get("status") or ""),
         created_at=_count(told.get("created_at")),
         answered=_count(counts.get("completed")) + _count(counts.get("failed")),
+        input_file=str(told.get("input_file_id") or ""),
         files=tuple(each for each in files if isinstance(each, str) and each),
         metadata={str(name): str(value) for name, value in _mapping(told.get("metadata")).items()},
         codes=tuple(str(each.get("code")) for each in faults),

@@ -102,10 +102,6 @@ class Drafts:
             raise self._budget.refusal(load.worst)
         return False
 
-    def back(self, digests: Iterable[str]) -> None:
-        """Put requests that were not submitted back to the front."""
-        self.pending.extendleft(reversed(list(digests)))
-
     def remove(self, digests: AbstractSet[str]) -> None:
         """Take requests out that another shard holds."""
         self.pending = deque(digest for digest in self.pending if digest not in digests)

@@ -1,7 +1,8 @@
 """ChatRequests + journal -> items: which await a reply, which are done, and what each ends as."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply, ChatRequest
@@ -10,7 +11,7 @@ from psychocounsel.llm.journal import Entry, Journal
 
 
 class Items:
-    """Distinct requests by digest; what the journal accepts of them is done from the start."""
+    """Distinct requests by digest; what an intact reply in the journal answers is done from the start."""
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class Items:
         for place, request in enumerate(requests):
             self._places.setdefault(request.digest(identity), []).append(place)
         self._failed: dict[str, ChatReply] = {}
-        self._settled = journal.settled(policy.reader) if policy.reader else set[str]()
+        self._settled: set[str] = set()
         self._tries: Counter[str] = Counter()
         self.done = 0
         self.has_answers = False
@@ -40,21 +41,37 @@ class Items:
     def begin(self) -> list[str]:
         """Count what is kept already, and return the digests of what is owed, in the items' order."""
         owed: list[str] = []
-        for digest in self._places:
-            kept = self._journal.replies(digest)
+        broken = self._broken_lines()
+        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
             self.has_answers = self.has_answers or bool(kept)
+            self._count_broken_lines(digest, broken[digest])
             if self._policy.budget is not None:
                 for reply in kept:
                     self._policy.budget.spending.add(reply, is_new=False)
-            if digest in self._settled or self._is_accepted(digest, kept):
+            # What the journal remembers of its reader does not do: a reply may be damaged since.
+            if self._is_accepted(digest, kept):
                 self._finish(digest)
             else:
                 owed.append(digest)
         return owed
 
+    def place(self, digest: str) -> int:
+        """Return the first place of a request."""
+        return self._places[digest][0]
+
     def request(self, digest: str) -> ChatRequest:
         """Return the request of a digest."""
-        return self._requests[self._places[digest][0]]
+        return self._requests[self.place(digest)]
+
+    @contextmanager
+    def counting_live(self, digest: str) -> Generator[None]:
+        """Count what comes of a request that the block asks live, however the block ends."""
+        kept, broken = len(self._journal.replies(digest)), self._broken_lines()[digest]
+        try:
+            yield
+        finally:
+            self.replied(Entry(digest, reply) for reply in self._journal.replies(digest)[kept:])
+            self._count_broken_lines(digest, self._broken_lines()[digest] - broken)
 
     def replied(self, entries: Iterable[Entry]) -> None:
         """Count what new replies cost."""
@@ -99,14 +116,25 @@ class Items:
 
     def results(self) -> list[ChatReply]:
         """Return one reply per item, in order: the first accepted one, else the last that came."""
-        results: list[ChatReply | None] = [None] * len(self._requests)
-        for digest, places in self._places.items():
-            kept = self._journal.replies(digest)
+        results: dict[int, ChatReply] = {}
+        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
             last = self._failed.get(digest, kept[-1] if kept else None)
-            for place in places:
-                accepted = (reply for reply in kept if self._policy.accept(place, reply))
-                results[place] = next(accepted, last)
-        return [reply for reply in results if reply is not None]
+            for place in self._places[digest]:
+                reply = next((each for each in kept if self._policy.accept(place, each)), last)
+                if reply is None:
+                    raise RuntimeError(f"request {place} is done without a reply")
+                results[place] = reply
+        return [results[place] for place in range(len(self._requests))]
+
+    def _broken_lines(self) -> Counter[str]:
+        """Return how many lines broke in any run, by request; none where nobody counts."""
+        if self._policy.budget is None:
+            return Counter()
+        return Counter(line.digest for line in self._journal.broken_lines() if line is not None)
+
+    def _count_broken_lines(self, digest: str, times: int) -> None:
+        if times and self._policy.budget is not None:
+            self._policy.budget.line_broke(digest, self.request(digest), times)
 
     def _is_accepted(self, digest: str, kept: Sequence[ChatReply]) -> bool:
         places = self._places[digest]

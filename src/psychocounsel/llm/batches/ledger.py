@@ -1,9 +1,10 @@
 """Shard -> SQLite: what is with a provider in batches, written down before it is sent.
 
-Two tables beside the replies, in the journal's own file: a reply and the note that it is no longer awaited
+Three tables beside the replies, in the journal's own file: a reply and the note that it is no longer awaited
 are one commit. A request stands in one unfinished shard at most, whichever run made it, so that none is
 submitted twice. A shard is `intended` until its file is uploaded, `sending` from just before its batch is
-made, `running` once the batch has a name, and then `ended` or `void`.
+made, `running` once the batch has a name, and then `ended` or `void`. The files that it has at the provider
+stay noted until they are deleted there.
 """
 
 import fcntl
@@ -37,10 +38,27 @@ CREATE TABLE IF NOT EXISTS batch_lines (
 ) WITHOUT ROWID
 """
 _CREATE_INDEX = "CREATE INDEX IF NOT EXISTS batch_lines_of ON batch_lines (shard)"
+_CREATE_FILES = """
+CREATE TABLE IF NOT EXISTS batch_files (
+    shard TEXT NOT NULL,
+    file TEXT NOT NULL,
+    PRIMARY KEY (shard, file)
+) WITHOUT ROWID
+"""
 _UNFINISHED = """
 SELECT shard, run, sha256, lines, state, batch, changed_at FROM batch_shards
 WHERE endpoint = ? AND state IN ('intended', 'sending', 'running') ORDER BY changed_at, shard
 """
+_READ_OUT = """
+SELECT shard, run, sha256, lines, state, batch, changed_at FROM batch_shards
+WHERE endpoint = ? AND state = 'running' AND NOT EXISTS
+    (SELECT 1 FROM batch_lines WHERE batch_lines.shard = batch_shards.shard)
+"""
+_LEFT_FILES = """
+SELECT shard, file FROM batch_files JOIN batch_shards USING (shard)
+WHERE endpoint = ? AND state IN ('ended', 'void') ORDER BY changed_at, shard, file
+"""
+_HAS_LINES = "SELECT 1 FROM sqlite_master WHERE name = 'batch_lines'"
 _AWAITED = """
 SELECT digest FROM batch_lines JOIN batch_shards USING (shard) WHERE state IN ('sending', 'running')
 """
@@ -69,9 +87,21 @@ class Shard(NamedTuple):
     changed_at: float = 0.0
 
     @property
+    def file_name(self) -> str:
+        """What its file is called at the provider."""
+        return f"{self.id}.jsonl"
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What its batch carries, so that it is known again."""
         return {"psychocounsel_run": self.run, "psychocounsel_shard": self.id, "sha256": self.sha256}
+
+
+class LeftFile(NamedTuple):
+    """A file at the provider whose shard is over."""
+
+    shard: str
+    id: str
 
 
 class BatchLedger:
@@ -86,25 +116,47 @@ class BatchLedger:
         self._journal = journal
         self._endpoint = endpoint
         with journal.transaction() as tables:
-            for statement in (_CREATE, _CREATE_LINES, _CREATE_INDEX):
+            for statement in (_CREATE, _CREATE_LINES, _CREATE_INDEX, _CREATE_FILES):
                 tables.execute(statement)
 
     def unfinished(self) -> list[Shard]:
         """Return the shards that may be with the provider, oldest first."""
+        return self._shards(_UNFINISHED)
+
+    def read_out(self) -> list[Shard]:
+        """Return the shards of which every reply is kept, though a run ended before it could close them."""
+        return self._shards(_READ_OUT)
+
+    def _shards(self, query: str) -> list[Shard]:
         with self._journal.transaction() as tables:
-            rows = tables.execute(_UNFINISHED, (self._endpoint,)).fetchall()
+            rows = tables.execute(query, (self._endpoint,)).fetchall()
         return [Shard(*row)._replace(state=ShardState(row[4])) for row in rows]
+
+    def is_over(self, shard_id: str) -> bool:
+        """Whether a shard was closed, by whatever run."""
+        query = "SELECT 1 FROM batch_shards WHERE shard = ? AND state IN ('ended', 'void')"
+        with self._journal.transaction() as tables:
+            return tables.execute(query, (shard_id,)).fetchone() is not None
+
+    def left_files(self) -> list[LeftFile]:
+        """Return the files that nobody needs any more, those of the oldest shard first."""
+        with self._journal.transaction() as tables:
+            return [LeftFile(*row) for row in tables.execute(_LEFT_FILES, (self._endpoint,))]
+
+    def has_leftovers(self) -> bool:
+        """Whether there is something to tidy up at the provider."""
+        return bool(self.left_files() or self.read_out())
+
+    def forget_file(self, left: LeftFile) -> None:
+        """Note that a file is deleted."""
+        with self._journal.transaction() as tables:
+            tables.execute("DELETE FROM batch_files WHERE shard = ? AND file = ?", left)
 
     def members(self, shard_id: str) -> set[str]:
         """Return the digests of a shard's requests that still await a reply."""
         with self._journal.transaction() as tables:
             rows = tables.execute("SELECT digest FROM batch_lines WHERE shard = ?", (shard_id,))
             return {digest for (digest,) in rows}
-
-    def awaited(self) -> set[str]:
-        """Return the digests of all requests that may be with a provider, of whatever endpoint."""
-        with self._journal.transaction() as tables:
-            return {digest for (digest,) in tables.execute(_AWAITED)}
 
     @contextmanager
     def turn(self) -> Generator[bool]:
@@ -150,10 +202,11 @@ class BatchLedger:
                 "INSERT INTO batch_lines VALUES (?, ?)", ((digest, shard.id) for digest in digests)
             )
 
-    def advance(self, shard_id: str, state: ShardState, batch: str = "") -> None:
-        """Note how far a shard is."""
+    def advance(self, shard_id: str, state: ShardState, batch: str = "", files: Iterable[str] = ()) -> None:
+        """Note how far a shard is, and which files it has at the provider."""
         with self._journal.transaction() as tables:
             tables.execute(_CHANGE, (state, batch, time.time(), shard_id))
+            _note_files(tables, shard_id, files)
 
     def keep(self, shard_id: str, entries: Iterable[Entry]) -> list[Entry]:
         """Record replies to a shard's requests, each once however often it is read; return the new."""
@@ -166,14 +219,28 @@ class BatchLedger:
 
         return self._journal.record_many(entries, claim)
 
-    def close(self, shard_id: str, state: ShardState) -> None:
-        """End a shard; what it left unanswered may be submitted again."""
+    def close(self, shard_id: str, state: ShardState, files: Iterable[str] = ()) -> None:
+        """End a shard; what it left unanswered may be submitted again, and its files may be deleted."""
         with self._journal.transaction() as tables:
             tables.execute("DELETE FROM batch_lines WHERE shard = ?", (shard_id,))
             tables.execute(
                 "UPDATE batch_shards SET state = ?, changed_at = ? WHERE shard = ?",
                 (state, time.time(), shard_id),
             )
+            _note_files(tables, shard_id, files)
+
+
+def awaited_digests(journal: Journal) -> set[str]:
+    """Return the digests of all requests that may be with a provider in batches, of whatever endpoint."""
+    with journal.transaction() as tables:
+        if tables.execute(_HAS_LINES).fetchone() is None:
+            return set()
+        return {digest for (digest,) in tables.execute(_AWAITED)}
+
+
+def _note_files(tables: sqlite3.Connection, shard_id: str, files: Iterable[str]) -> None:
+    rows = ((shard_id, file) for file in files if file)
+    tables.executemany("INSERT OR IGNORE INTO batch_files VALUES (?, ?)", rows)
 
 
 def _is_taken(tables: sqlite3.Connection, digest: str) -> bool:

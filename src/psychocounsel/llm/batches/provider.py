@@ -12,16 +12,21 @@ from psychocounsel.llm.chat import ChatRequest
 FULL_QUEUE = "token_limit_exceeded"
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+_GIVEN_UP = frozenset({"failed", "cancelling", "cancelled"})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a provider tells of a batch; times in Unix seconds, `codes` and `faults` of its failure."""
+    """What a provider tells of a batch; times in Unix seconds, `codes` and `faults` of its failure.
+
+    `input_file` and `files`, of its output and its errors, are ids; an unknown one is left out.
+    """
 
     id: str
     status: str
     created_at: int = 0
     answered: int = 0
+    input_file: str = ""
     files: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     codes: tuple[str, ...] = ()
@@ -32,13 +37,18 @@ class Batch:
         """Whether nothing more will come of it."""
         return self.status in _OVER
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it ends, or has ended, before its work is done."""
+        return self.status in _GIVEN_UP
+
     def carries(self, metadata: Mapping[str, str]) -> bool:
         """Whether all of this stands in its metadata."""
         return metadata.items() <= self.metadata.items()
 
 
 class AwayError(IncompleteError):
-    """The provider did not answer, however often it was asked."""
+    """The provider did not answer, however often it was asked, or not as a provider of batches does."""
 
 
 class LostAnswerError(Exception):
@@ -64,6 +74,14 @@ class Provider(Protocol):
 
     async def upload(self, name: str, content: bytes) -> str:
         """Hand in a file of requests, which costs nothing yet; return its id."""
+        ...
+
+    async def uploads(self, name: str) -> list[str]:
+        """Return the ids of lately uploaded files of this name."""
+        ...
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file; one that is not there is deleted already."""
         ...
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> Batch:

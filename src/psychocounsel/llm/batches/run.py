@@ -9,13 +9,13 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple
 
 from psychocounsel.console import LINE_EVERY_SECONDS
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.batches.drafts import Draft, Drafts
-from psychocounsel.llm.batches.files import Outcome, read_output
+from psychocounsel.llm.batches.files import Outcome
 from psychocounsel.llm.batches.items import Items
 from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
 from psychocounsel.llm.batches.provider import (
@@ -26,12 +26,11 @@ from psychocounsel.llm.batches.provider import (
     LostAnswerError,
     UnknownBatchError,
 )
-from psychocounsel.llm.chat import RefusedRequestError
+from psychocounsel.llm.batches.reading import BatchReader, require_readable, require_taken
+from psychocounsel.llm.batches.tidying import Tidying
 from psychocounsel.llm.engine import AskPolicy
-from psychocounsel.llm.journal import Entry
 from psychocounsel.llm.token_counts import TokenCounter
 
-_LINES_PER_COMMIT = 1_000
 _POLL_GROWTH = 1.5
 _STOP_EVERY_SECONDS = 0.2
 _CLOCK_SLACK_SECONDS = 86_400.0
@@ -61,10 +60,12 @@ class BatchRun:
         self._numbers = count(1)
         self._running: dict[str, _Running] = {}
         self._answered: dict[str, int] = {}
+        self._singled_out: set[str] = set()
         self._poll_seconds = road.limits.first_poll_seconds
         self._lost_polls = 0
         self._told_at = float("-inf")
         self._told_batches = 0
+        self._tidying = Tidying(ledger, road.tell)
 
     async def work(self, owed: Sequence[str]) -> None:
         """Return when nothing more comes of any item; errors as those of `ask_in_batches`."""
@@ -79,7 +80,10 @@ class BatchRun:
                 self._report()
                 await self._pause(self._poll_seconds)
                 await self._look()
-        except (EndpointError, IncompleteError):
+                await self._tidying.tidy(self._provider)
+        except (EndpointError, IncompleteError) as fault:
+            if not isinstance(fault, AwayError):
+                await self._tidying.tidy(self._provider)
             if self._running:
                 self._road.tell(f"{len(self._running)} batches go on at the provider; {_AGAIN}")
             raise
@@ -101,7 +105,8 @@ class BatchRun:
                 self._drafts.remove(ours)
                 self._begin(shard._replace(batch=batch), ours)
             else:
-                self._ledger.close(shard.id, ShardState.VOID)
+                left = await self._tidying.uploads_of(shard, self._provider)
+                self._ledger.close(shard.id, ShardState.VOID, left)
 
     async def _batch_of(self, shard: Shard) -> str:
         """Return the name of a shard's batch; empty if none was made."""
@@ -118,17 +123,28 @@ class BatchRun:
         while True:
             is_last = time.time() >= until
             listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
-            ours = sorted((each.created_at, each.id) for each in listed if each.carries(shard.metadata))
+            ours = [each for each in listed if each.carries(shard.metadata)]
             if is_last or (ours and orders == 1):
                 break
             await self._pause(min(self._limits.first_poll_seconds, self._limits.settle_seconds))
-        names = [batch for _, batch in ours]
-        made = names if not known or known in names else [*names, known]
-        for twin in made[1:]:
+        if known and known not in {each.id for each in ours}:
+            ours.append(Batch(known, ""))
+        if not ours:
+            return ""
+        kept = min(ours, key=_worth)
+        # Before it is noted: a run that is killed here finds them once more.
+        for twin in ours:
+            if twin.id != kept.id and not twin.is_over:
+                await self._cancel(twin.id)
+        self._ledger.advance(shard.id, ShardState.RUNNING, kept.id)
+        return kept.id
+
+    async def _cancel(self, twin: str) -> None:
+        """Cancel a batch if that can be done; one that is done meanwhile cannot be cancelled."""
+        try:
             await self._provider.cancel(twin)
-        if made:
-            self._ledger.advance(shard.id, ShardState.RUNNING, made[0])
-        return made[0] if made else ""
+        except (EndpointError, AwayError, UnknownBatchError) as fault:
+            self._road.tell(f"the batch {twin} repeats another and could not be cancelled: {fault}")
 
     # What is submitted.
 
@@ -156,7 +172,7 @@ class BatchRun:
         shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(draft.digests))
         self._ledger.intend(shard, draft.digests)
         try:
-            file_id = await self._provider.upload(f"{shard.id}.jsonl", draft.content)
+            file_id = await self._provider.upload(shard.file_name, draft.content)
         except (EndpointError, AwayError):
             self._ledger.close(shard.id, ShardState.VOID)
             raise
@@ -166,7 +182,7 @@ class BatchRun:
     async def _make(self, shard: Shard, file_id: str) -> str:
         """Return the name of a new batch, which is noted."""
         for orders in range(1, _MOST_ORDERS + 1):
-            self._ledger.advance(shard.id, ShardState.SENDING)
+            self._ledger.advance(shard.id, ShardState.SENDING, files=[file_id])
             made = await self._order(shard, file_id)
             if made and orders == 1:
                 self._ledger.advance(shard.id, ShardState.RUNNING, made)
@@ -214,7 +230,11 @@ class BatchRun:
                 if self._lost_polls > _MOST_LOST_POLLS:
                     raise
             except UnknownBatchError:
-                self._forget(running)
+                # Another run that waited for it too may have read it to its end, and deleted its files.
+                if self._ledger.is_over(running.shard.id):
+                    self._end(running, {}, "another run has read the batch")
+                else:
+                    self._forget(running)
             self._go_on()
 
     def _forget(self, running: _Running) -> None:
@@ -234,40 +254,25 @@ class BatchRun:
             return
         why = {"expired": "the batch expired", "cancelled": "the batch was cancelled"}
         failure = f"the batch failed: {' '.join(batch.faults)}" if batch.status == "failed" else ""
-        outcomes: dict[str, Outcome] = {}
-        for file_id in batch.files:
-            content = await self._provider.content(file_id)
-            read = read_output(content, self._items.model)
-            while some := list(islice(read, _LINES_PER_COMMIT)):
-                outcomes |= self._keep(running.shard, some)
-        self._require_taken(outcomes)
-        self._end(running, outcomes, failure or why.get(batch.status, "the batch left it out"))
+        reading = await BatchReader(self._provider, self._ledger, self._items).read(running.shard, batch)
+        if not self._limits.forget_lost:
+            require_readable(reading, batch, self._provider.base_url)
+        otherwise = failure or why.get(batch.status, "the batch left it out")
+        self._end(running, reading.unanswered, otherwise, (batch.input_file, *reading.files))
+        require_taken(reading, self._items.has_answers, self._singled_out, self._provider.base_url)
+        if reading.replies:
+            self._singled_out |= reading.unanswered.keys()
         if failure and running.digests.isdisjoint(self._drafts.pending):
             raise EndpointError(
                 failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to ask live"
             )
 
-    def _keep(self, shard: Shard, read: Sequence[Outcome | None]) -> dict[str, Outcome]:
-        """Journal the replies among some lines; return what is told of requests that got none."""
-        outcomes = [each for each in read if each is not None]
-        entries = [Entry(each.digest, each.reply) for each in outcomes if each.reply is not None]
-        self._items.replied(self._ledger.keep(shard.id, entries))
-        return {each.digest: each for each in outcomes if each.reply is None}
-
-    def _require_taken(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Raise what would befall every other request as well."""
-        for each in outcomes.values():
-            if each.refuses_all or (each.is_refused and not self._items.has_answers):
-                raise RefusedRequestError(
-                    f"the requests of a batch are refused ({each.reason})",
-                    where=self._provider.base_url,
-                    remedy="check endpoint.model, and that it takes these parameters and a JSON schema",
-                )
-
-    def _end(self, running: _Running, outcomes: Mapping[str, Outcome], otherwise: str) -> None:
+    def _end(
+        self, running: _Running, outcomes: Mapping[str, Outcome], otherwise: str, files: Sequence[str] = ()
+    ) -> None:
         """Close a shard; what it did not answer well is owed again, as long as an item has tries left."""
         left = self._ledger.members(running.shard.id)
-        self._ledger.close(running.shard.id, ShardState.ENDED)
+        self._ledger.close(running.shard.id, ShardState.ENDED, files)
         self._leave(running)
         for digest in sorted(running.digests):
             outcome = outcomes.get(digest)
@@ -280,7 +285,7 @@ class BatchRun:
 
     def _queue_was_full(self, running: _Running, batch: Batch) -> None:
         """Submit it again in smaller files; nothing of it was done, so it counts as no try."""
-        self._ledger.close(running.shard.id, ShardState.VOID)
+        self._ledger.close(running.shard.id, ShardState.VOID, [batch.input_file])
         self._leave(running)
         self._items.tried(running.digests, -1)
         self._drafts.pending.extend(sorted(running.digests))
@@ -334,3 +339,9 @@ class BatchRun:
                 f"{batches} batches with the provider: {answered:,} of {waiting:,} requests answered there; "
                 f"{self._items.done:,} of {self._items.total:,} items done"
             )
+
+
+def _worth(batch: Batch) -> tuple[bool, bool, float, str]:
+    """Return what sorts the best of several twins first: one that is paid for already, then the oldest."""
+    # One of which no time is told was made last.
+    return batch.is_given_up, not batch.is_over, batch.created_at or float("inf"), batch.id

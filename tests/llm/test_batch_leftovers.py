@@ -1,0 +1,211 @@
+"""Nothing that clients said stays at the provider once it is read; what cannot be deleted hinders nobody."""
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from batch_server import Answer, BatchServer, Plan
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from batch_runs import endpoint_at, questions, road_to, run
+
+from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.batches.asking import ask_in_batches
+from psychocounsel.llm.batches.client import OpenAIBatches
+from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batches.provider import Provider
+from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.openai_client import OpenAIChatModel
+
+ITEMS = 25
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "replies.sqlite"
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+def told_by(
+    server: BatchServer, path: Path, connect: Callable[[], Provider] | None = None, items: int = ITEMS
+) -> list[str]:
+    """Return what a run through batches says."""
+    said: list[str] = []
+    endpoint = endpoint_at(server.base_url)
+    road = road_to(endpoint, said.append)
+    road = road if connect is None else replace(road, connect=connect)
+    with Journal(path) as opened:
+        replies = ask_in_batches(road, OpenAIChatModel(endpoint), questions(items), opened, AskPolicy())
+    assert {each.status for each in replies} == {ReplyStatus.VALID}
+    return said
+
+
+class TestFilesAreDeleted:
+    def test_when_their_batches_are_over(self, journal: Path) -> None:
+        def fail_some(digest: str, before: int) -> int | None:
+            return 500 if before == 0 and digest < "8" else None
+
+        with BatchServer(Plan(line_fault=fail_some)) as server:
+            run(server.base_url, journal, ITEMS)
+            assert len(server.written) > 2 * len(server.batches), "inputs, outputs and errors"
+            assert server.files == {}
+
+    def test_of_a_batch_that_failed_or_whose_lines_were_refused(self, journal: Path) -> None:
+        with BatchServer(Plan(fails=["odd", "token_limit_exceeded"])) as server:
+            run(server.base_url, journal, 5)
+            assert (len(server.batches), server.files) == (5, {})
+            server.plan.line_fault = lambda digest, before: 403
+            with pytest.raises(EndpointError, match="refused"):
+                run(server.base_url, journal, 10)
+            assert server.files == {}
+
+    def test_of_a_batch_that_was_never_made(self, journal: Path) -> None:
+        class Refusing(BatchServer):
+            def _make(self, order: object) -> Answer:
+                return Answer(400, {"error": {"message": "no batches today", "code": None}})
+
+        with Refusing() as server:
+            with pytest.raises(EndpointError, match="no batches today"):
+                run(server.base_url, journal, 5)
+            assert (len(server.written), server.files) == (1, {})
+
+    def test_of_an_upload_that_a_kill_left_alone(self, journal: Path) -> None:
+        with BatchServer() as server:
+            endpoint = endpoint_at(server.base_url)
+            digest = questions(1)[0].digest(OpenAIChatModel(endpoint).identity)
+            with Journal(journal) as opened:
+                shard = Shard("run-0001", "run", "sha", 1)
+                BatchLedger(opened, f"judge at {server.base_url}").intend(shard, [digest])
+            server.files["file-of-the-dead"] = b"what a client said"
+            server.names["file-of-the-dead"] = "run-0001.jsonl"
+            server.files["file-of-others"] = b"not ours"
+            server.names["file-of-others"] = "run-0002.jsonl"
+            run(server.base_url, journal, 1)
+            assert list(server.files) == ["file-of-others"]
+
+    def test_by_either_of_two_runs_that_wait_for_them(self, journal: Path) -> None:
+        with BatchServer(Plan(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+            both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
+            assert both[0].result() == both[1].result()
+            assert (server.repeats, server.files) == (0, {})
+
+    def test_and_expire_where_nobody_does(self, journal: Path) -> None:
+        with BatchServer() as server:
+            run(server.base_url, journal, 5)
+            assert set(server.expiry_seconds.values()) == {7 * 86_400}
+            assert {each.output_seconds for each in server.batches.values()} == {30 * 86_400}
+
+    def test_though_a_provider_knows_no_expiry(self, journal: Path) -> None:
+        with BatchServer(Plan(expires=False)) as server:
+            told_by(server, journal)
+            assert set(server.expiry_seconds.values()) == {0}
+            assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
+            assert server.requests.count("POST /files") == 4, "it is asked once"
+
+
+class TestFilesThatStay:
+    def test_are_told_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
+        with BatchServer(Plan(deletes=False)) as server:
+            (stays,) = [line for line in told_by(server, journal) if "deleted" in line]
+            assert "could not be deleted at the provider" in stays
+            assert "this key may not delete files" in stays
+            assert len(server.files) == len(server.written)
+            server.plan.deletes = True
+            assert told_by(server, journal) == []
+            assert (server.files, len(server.batches)) == ({}, 3)
+            before = len(server.requests)
+            told_by(server, journal)
+            assert len(server.requests) == before
+
+    def test_hinder_no_run_that_asks_nobody(self, journal: Path) -> None:
+        def without_key() -> Provider:
+            raise ConfigError("there is no key")
+
+        with BatchServer(Plan(deletes=False)) as server:
+            told_by(server, journal)
+            (stays,) = told_by(server, journal, without_key)
+            assert "(there is no key); the next run tries again" in stays
+
+    @pytest.mark.parametrize("owner", [OpenAIBatches, BatchLedger])
+    @pytest.mark.parametrize("times", [1, 2, 6])
+    def test_a_kill_between_reading_and_deleting_loses_nothing(
+        self, journal: Path, monkeypatch: pytest.MonkeyPatch, owner: type, times: int
+    ) -> None:
+        step = (
+            "delete" if owner is OpenAIBatches else "forget_file"
+        )  # before it is deleted, or before that is noted
+        take, calls = getattr(owner, step), count(1)
+
+        def killed(*given: object) -> object:
+            if next(calls) == times:
+                raise KilledError
+            return take(*given)
+
+        monkeypatch.setattr(owner, step, killed)
+        with BatchServer() as server:
+            with pytest.raises(KilledError):
+                told_by(server, journal)
+            monkeypatch.undo()
+            told_by(server, journal)
+            assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_a_kill_before_a_batch_that_was_read_is_closed_loses_nothing(
+        self, journal: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+    ) -> None:
+        def killed(*given: object) -> None:
+            raise KilledError(given)
+
+        with BatchServer() as server:
+            monkeypatch.setattr(BatchLedger, "close", killed)
+            with pytest.raises(KilledError):
+                told_by(server, journal, items=10)
+            monkeypatch.undo()
+            assert server.files
+            told_by(server, journal, items=10 if whole else ITEMS)
+            assert (server.repeats, server.files) == (0, {})
+            with Journal(journal) as opened:
+                assert BatchLedger(opened, f"judge at {server.base_url}").unfinished() == []
+
+    def test_with_lines_that_cannot_be_read(self, journal: Path) -> None:
+        with BatchServer() as server:
+
+            def spoil(event: str) -> None:
+                if event == "content asked":
+                    output = server.batches["batch-0"].output
+                    server.files[output] = server.written[output] + b"{torn\n"
+
+            server.watch = spoil
+            run(server.base_url, journal, 5)
+            assert list(server.files) == [server.batches["batch-0"].output]
+
+
+def test_a_shard_that_another_run_has_read_needs_no_file(journal: Path) -> None:
+    """Its files are deleted while this run still waits for it."""
+    reply = ChatReply(ReplyStatus.VALID, "read elsewhere", "judge", 1, 1, batched=True)
+    with BatchServer(Plan(work_seconds=0.1)) as server:
+
+        def read_elsewhere(event: str) -> None:
+            if event != "content asked":
+                return
+            server.files.clear()
+            with Journal(journal) as opened:
+                ledger = BatchLedger(opened, f"judge at {server.base_url}")
+                (shard,) = ledger.unfinished()
+                ledger.keep(shard.id, [Entry(digest, reply) for digest in ledger.members(shard.id)])
+                ledger.close(shard.id, ShardState.ENDED)
+
+        server.watch = read_elsewhere
+        assert run(server.base_url, journal, 5) == [reply] * 5
+        assert len(server.batches) == 1
