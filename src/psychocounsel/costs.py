@@ -6,7 +6,7 @@ bounds, and say so.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from psychocounsel.audits import able_to_gain, audit_requests, read_rated, samples_of
@@ -57,6 +57,7 @@ class PaidCalls:
         price: of the model; None if nobody told it.
         is_upper_bound: answers are still to be given, and were reckoned at their longest.
         hint: what there is to say instead of a number.
+        has_batches: whether `--batch` would ask them in batches.
         awaited: calls besides, that are with the provider in batches and are not paid again.
     """
 
@@ -70,6 +71,7 @@ class PaidCalls:
     is_upper_bound: bool = False
     hint: str = ""
     awaited: int = 0
+    has_batches: bool = False
 
 
 class Expected(NamedTuple):
@@ -258,7 +260,8 @@ def _rating(
         # One by one: two answers that nobody gave yet are two, though they look the same.
         blank = [ask for each in expected for ask in judge.owed_ratings([(each.speech, each.blank)])]
     longest = config.samples * sum(each.max_new_tokens for each in expected)
-    return [_calls(store, config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))]
+    calls = _calls(store, config.endpoint, _RATING, [*owed, *blank], longest, bool(expected))
+    return [replace(calls, has_batches=config.backend == "endpoint")]
 
 
 def _comparing(
@@ -272,12 +275,11 @@ def _comparing(
         return []
     with plan_to_ask(config, config.endpoint, store) as judge:
         owed = judge.owed_comparisons(comparisons)
-    if not max_new_tokens:
-        return [_calls(store, config.endpoint, _COMPARING, owed, 0)]
-    both_orders = [*owed, *owed]
-    return [
-        _calls(store, config.endpoint, _COMPARING, both_orders, 2 * max_new_tokens * len(both_orders), True)
-    ]
+    is_upper_bound = bool(max_new_tokens)
+    requests = [*owed, *owed] if is_upper_bound else owed
+    longest = 2 * max_new_tokens * len(requests)
+    calls = _calls(store, config.endpoint, _COMPARING, requests, longest, is_upper_bound)
+    return [replace(calls, has_batches=config.backend == "endpoint")]
 
 
 def _answering(asked: Asked, store: Store) -> list[PaidCalls]:

@@ -254,3 +254,20 @@ def test_what_is_not_sent_is_one_on_this_machine() -> None:
     assert (unsent.local_temperature, unsent.local_top_p) == (1.0, 1.0)
     assert SamplingConfig(temperature=0.0, top_p=0.5).local_temperature == 0.0
     assert digest_of(unsent.identity()) != digest_of(SamplingConfig().identity())
+
+
+def test_the_batches_of_a_panel_are_those_of_its_judges_behind_endpoints() -> None:
+    judges = [{"endpoint": {"model": "one"}}, {"backend": "decisions"}, {"batch": {"max_lines": 7}}]
+    plain = JudgeConfig.model_validate({"panel": judges})
+    panel = JudgeConfig.model_validate({"panel": judges, "batch": {"enabled": True}})
+    assert [each.batch.enabled for each in panel.members] == [True, False, False]
+    assert panel.members[2].batch.max_lines == 7
+    assert digest_of(panel.identity()) == digest_of(plain.identity())
+    none = [{"backend": "decisions"}, {"backend": "local", "model": "m"}]
+    with pytest.raises(ValidationError, match="has no batches"):
+        JudgeConfig.model_validate({"panel": none, "batch": {"enabled": True}})
+
+
+def test_what_decides_takes_no_samples_and_says_so_first() -> None:
+    with pytest.raises(ValidationError, match="backend: decisions takes no samples; leave it out"):
+        JudgeConfig.model_validate({"backend": "decisions", "samples": 3})

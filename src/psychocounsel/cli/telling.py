@@ -88,7 +88,7 @@ def _price(cost: "PaidCalls") -> str:
     whole = cost.price.cost(cost.tokens._replace(cached=0))
     cached = cost.price.cost(cost.tokens)
     from_cache = f", {_dollars(cached)} with the prefix from the cache" if cached != whole else ""
-    batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole else ""
+    batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole and cost.has_batches else ""
     return f"at most {_dollars(whole)}{from_cache}{batch} (by {cost.price.source})"
 
 

@@ -1,6 +1,6 @@
 """YAML -> who answers and who judges: endpoints, responders, judges, chat format, sampling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
@@ -196,13 +196,13 @@ class AskedJudge(Settings):
             raise ValueError(f"backend: {self.backend} has no batches; --batch needs backend: endpoint")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
+        unsent = self.model_fields_set & _NOT_DECIDED_BY
+        if self.backend == "decisions" and unsent:
+            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unsent))}; leave it out")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
         if self.score == "expected" and self.backend != "endpoint":
             raise ValueError(f"backend: {self.backend} gives no log-probabilities; leave score out")
-        unsent = self.model_fields_set & _NOT_DECIDED_BY
-        if self.backend == "decisions" and unsent:
-            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unsent))}; leave it out")
         return self
 
     @property
@@ -222,7 +222,8 @@ class JudgeConfig(AskedJudge):
     """Who rates and compares: the offline stand-in, a model that is asked, or a panel of such models.
 
     `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. A `panel` has at
-    least two judges: each is asked everything, and the mean of their ratings counts.
+    least two judges: each is asked everything, and the mean of their ratings counts. Its `batch` is that of all
+    its judges behind endpoints.
     """
 
     backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -236,7 +237,7 @@ class JudgeConfig(AskedJudge):
         if not isinstance(given, dict):
             return given
         judge = cast("dict[str, Any]", given)
-        return {"backend": "panel", **judge} if judge.get("panel") else judge
+        return {"backend": "panel", **_with_batches_inside(judge)} if judge.get("panel") else judge
 
     @model_validator(mode="after")
     def _panel_stands_alone(self) -> Self:
@@ -282,6 +283,22 @@ _NOT_DECIDED_BY = {"temperature", "top_p", "max_tokens", "samples"}
 _SAID = object()
 _UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "panel": []}
 """Defaults of keys that were added after ids had been made without them."""
+
+
+def _with_batches_inside(judge: dict[str, Any]) -> dict[str, Any]:
+    """Return a panel with its `batch` moved to those of its judges that can be asked in batches."""
+    if "batch" not in judge or not isinstance(judge["panel"], list | tuple):
+        return judge
+    panel = cast("Sequence[Any]", judge["panel"])
+    able = [
+        isinstance(each, dict) and cast("dict[str, Any]", each).get("backend", "endpoint") == "endpoint"
+        for each in panel
+    ]
+    if not any(able):
+        return judge
+    batch, rest = judge["batch"], {name: value for name, value in judge.items() if name != "batch"}
+    moved = [{"batch": batch, **each} if can else each for each, can in zip(panel, able, strict=True)]
+    return {**rest, "panel": moved}
 
 
 def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:
