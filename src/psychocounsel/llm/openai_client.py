@@ -33,6 +33,7 @@ from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError, schema_json
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.decisions import PATH, decision_body, read_decision
+from psychocounsel.llm.halting import present_halt
 from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
@@ -73,6 +74,13 @@ _DECISIONS = _Route(PATH, read_decision)
 
 def _route(request: ChatRequest) -> _Route:
     return _DECISIONS if request.questions else _CHAT
+
+
+class _Span(NamedTuple):
+    """The moments between which a request may go, by the event loop's clock."""
+
+    begin: float
+    end: float
 
 
 @dataclass
@@ -121,28 +129,26 @@ class OpenAIChatModel:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
         connection = self._open()
         body = self._body(request)
-        await connection.pace.enter()
+        if not connection.pace.enter_at_once():
+            async with present_halt().ending_waits():
+                await connection.pace.enter()
         try:
-            await _wait_until(connection.pace.turn_at_seconds(len(body)), connection)
-            return await self._ask_until(self._deadline(), connection, request, body)
+            return await self._ask_until(connection, request, body)
         finally:
             connection.pace.leave()
 
-    def _deadline(self) -> float:
-        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
-        return asyncio.get_running_loop().time() + allowed_seconds
-
-    async def _ask_until(
-        self, deadline: float, connection: _Connection, request: ChatRequest, body: bytes
-    ) -> ChatReply:
+    async def _ask_until(self, connection: _Connection, request: ChatRequest, body: bytes) -> ChatReply:
         clock = asyncio.get_running_loop().time
+        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
         fault = _Fault("the deadline passed while the server asked everybody to wait")
         own_resume_at, tries, turned_away = 0.0, 0, 0
+        deadline = clock() + allowed_seconds
         while tries < self._retry.max_tries:
-            resume_at = max(own_resume_at, self._shared_resume_at(connection, request))
-            if resume_at >= deadline:
+            span = _Span(own_resume_at, deadline)
+            queued_seconds = await self._queue(connection, request, len(body), span)
+            if queued_seconds is None:
                 break
-            await _wait_until(resume_at, connection)
+            deadline += queued_seconds
             outcome = await self._send(connection, _route(request), body, deadline - clock())
             if isinstance(outcome, ChatReply):
                 return outcome
@@ -160,6 +166,29 @@ class OpenAIChatModel:
                 connection.pace.pushed_back()
                 connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
+
+    async def _queue(
+        self, connection: _Connection, request: ChatRequest, body_chars: int, span: _Span
+    ) -> float | None:
+        """Wait until the request may go; return for how long it queued by our own pace, None if too long.
+
+        Every sending takes a turn, the first and those after a fault: all of them count for the server. The
+        deadline is for the server, and what we make a request queue does not count for it.
+        """
+        clock = asyncio.get_running_loop().time
+        queued_seconds = 0.0
+        while True:
+            resume_at = max(span.begin, self._shared_resume_at(connection, request))
+            if resume_at >= span.end + queued_seconds:
+                return None
+            await _wait_until(resume_at, connection)
+            joined_at = clock()
+            await _wait_until(connection.pace.turn_at_seconds(body_chars), connection)
+            queued_seconds += clock() - joined_at
+            # While it queued, the server may have asked everybody to wait: then all take turns anew.
+            if connection.resume_at_seconds <= clock():
+                present_halt().require_going()
+                return queued_seconds
 
     def _give_up_early(self, fault: _Fault, tries: int) -> None:
         if tries >= _TRIES_BEFORE_THE_FIRST_ANSWER:
@@ -358,11 +387,11 @@ _shared_turn_json = lru_cache(maxsize=16)(_turn_json)
 
 
 async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:
-    """Wait, but for no longer than until the endpoint refuses another request for good."""
-    if connection.refusal is None:
-        wait_seconds = resume_at_seconds - asyncio.get_running_loop().time()
-        if wait_seconds > 0:
+    """Wait, but for no longer than until the run halts or the endpoint refuses another request for good."""
+    if connection.refusal is None and resume_at_seconds > asyncio.get_running_loop().time():
+        async with present_halt().ending_waits():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.refused.wait(), wait_seconds)
+                async with asyncio.timeout_at(resume_at_seconds):
+                    await connection.refused.wait()
     if connection.refusal is not None:
         raise connection.refusal

@@ -6,6 +6,7 @@ sent may have been paid for, and counts as one prompt with a full answer.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,7 +30,9 @@ class Spent(NamedTuple):
 
     def with_reply(self, reply: ChatReply) -> "Spent":
         """Return the sum with one reply more."""
-        tokens = Tokens(reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
+        # Of each reply, not of the sum: what one server tells too much of would make others cheaper.
+        cached = min(reply.cached_tokens, reply.prompt_tokens)
+        tokens = Tokens(reply.prompt_tokens, cached, reply.completion_tokens)
         one = Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens)
         return self.plus(one)
 
@@ -145,7 +148,16 @@ def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
         "models": {name: models[name] for name in sorted(models)},
         "cost_usd": None if None in costs else round(sum(costs), 6),
         "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
+        **_maybe_together([each["maybe_paid"] for each in told if "maybe_paid" in each]),
     }
+
+
+def _maybe_together(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not told:
+        return {}
+    costs = [each["cost_usd"] for each in told]
+    cost = None if None in costs else round(sum(costs), 6)
+    return {"maybe_paid": {"calls": sum(each["calls"] for each in told), "cost_usd": cost}}
 
 
 def _dollars(cost: Decimal | None) -> str:
@@ -170,7 +182,8 @@ class Budget:
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
         self._tries = tries
         self._reserved: dict[str, Decimal] = {}
-        self._freed = asyncio.Event()
+        # Futures, for each belongs to the event loop of who waits: one budget may serve several in turn.
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def reserve(self, digest: str, request: ChatRequest) -> None:
         """Wait until the request fits beside what is in flight.
@@ -184,8 +197,9 @@ class Budget:
         while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
             if not self._reserved:
                 raise self.refusal(worst)
-            self._freed.clear()
-            await self._freed.wait()
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
         self._reserved[digest] = worst
 
     def line_broke(self, digest: str, request: ChatRequest, times: int = 1) -> None:
@@ -205,8 +219,7 @@ class Budget:
         """
         if reply is not None and reply.answered:
             self.spending.add(reply, is_new=True)
-        self._reserved.pop(digest, None)
-        self._freed.set()
+        self.release(digest)
 
     def worst_in_batch(self, request: ChatRequest) -> Decimal:
         """Return what a request costs at most in a batch, in US dollars; 0 where there is no limit."""
@@ -233,8 +246,12 @@ class Budget:
         self._reserved[name] = worst
 
     def release(self, name: str) -> None:
-        """Give back what was held under a name."""
+        """Give back what was held under a name; whoever waits looks again."""
         self._reserved.pop(name, None)
+        while self._waiting:
+            freed = self._waiting.popleft()
+            if not freed.done():
+                freed.set_result(None)
 
     def _worst(self, request: ChatRequest) -> Decimal:
         if self.spending.price is None:
