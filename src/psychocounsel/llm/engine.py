@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
+from psychocounsel.llm.beside import paying_beside
 from psychocounsel.llm.broken_lines import hearing_of_broken_lines
 from psychocounsel.llm.chat import (
     ChatModel,
@@ -148,15 +149,15 @@ class _Run:
 
     async def results(self) -> list[ChatReply]:
         """Ask what is owed, then return the replies in order."""
-        try:
-            owed = iter(self._owed())
-            first = next(owed, None)
-            if first is not None:
-                with self._halt.watched():
+        with self._halt.watched(), paying_beside(self._pay_beside):
+            try:
+                owed = iter(self._owed())
+                first = next(owed, None)
+                if first is not None:
                     await self._ask(first)
                     await self._share_out(owed)
-        finally:
-            await self._end()
+            finally:
+                await self._end()
         if self._left_some:
             raise Preempted(
                 f"stopped with {self._finished} of {len(self._replies)} items done",
@@ -255,6 +256,10 @@ class _Run:
         if self._policy.budget is not None:
             self._policy.budget.line_broke(question.digest, question.request)
         await self._scribe.record_broken_line(question.digest)
+
+    def _pay_beside(self, reply: ChatReply) -> None:
+        if self._policy.budget is not None:
+            self._policy.budget.spending.add_beside(reply)
 
     def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:
         """Return what a request ends as that is refused while others are taken; else raise the refusal."""

@@ -1,8 +1,8 @@
 """A run that stops or fails -> nothing more is sent for it, and who waits to send gives up at once.
 
 A wish to stop, or a failure, is known to whoever asks; turns and back-offs are waited for in the client, some
-layers below. So the run's halt takes a way of its own there, one for each run; a client that does not look for
-it is only asked nothing new.
+layers below. So the run's halt takes a way of its own there, one for each run. A client that does not look
+for it is asked nothing new all the same.
 """
 
 import asyncio

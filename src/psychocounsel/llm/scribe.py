@@ -1,4 +1,4 @@
-"""Entries, broken lines -> journal: all that arrived while the previous commit ran goes into the next, in one.
+"""Entries, broken lines -> journal: what arrived while one commit ran goes into the next, all together.
 
 The commits follow each other in a thread. If the event loop had to begin each of them, it would do so after
 all the replies that arrived together, and what is not on disk yet is paid again after a kill. Replies go
@@ -12,9 +12,8 @@ from typing import TypeAlias, TypeVar
 
 from psychocounsel.llm.journal import Entry, Journal
 
-
 _What = TypeVar("_What")
-_Waiting: TypeAlias = "tuple[_What, asyncio.Future[None]]"
+_Waiting: TypeAlias = tuple[_What, asyncio.Future[None]]
 
 
 class Scribe:

@@ -67,6 +67,8 @@ class Spending:
         maybe_cost: what those may have cost, in US dollars.
         failed: items of this run that ended without a reply that can be used.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
+        beside: questions of the client's own in this run (what the server can do). They count towards the
+            limit; they are in no journal, so `metrics.json`, which is that of all runs, leaves them out.
     """
 
     price: Price | None
@@ -76,6 +78,11 @@ class Spending:
     maybe_cost: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
     failed: int = 0
+    beside: Spent = field(default_factory=Spent)
+
+    def add_beside(self, reply: ChatReply) -> None:
+        """Count a reply that answers none of the requests."""
+        self.beside = self.beside.with_reply(reply)
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
@@ -92,7 +99,11 @@ class Spending:
     def total(self) -> Decimal:
         """US dollars of all runs, what may have been paid included; 0 without a price."""
         answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
-        return self.before + answered + self.maybe_cost
+        return self.before + answered + self._beside_cost + self.maybe_cost
+
+    @property
+    def _beside_cost(self) -> Decimal:
+        return Decimal(0) if self.price is None else self.beside.cost(self.price)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""
@@ -118,7 +129,7 @@ class Spending:
         """Return in few words what failed and what this run spent so far; empty if neither is known."""
         cost = self.cost(self.new)
         failed = f"{self.failed:,} failed" if self.failed else ""
-        spent = f"${cost + self.maybe_cost:,.2f} spent" if cost else ""
+        spent = f"${cost + self._beside_cost + self.maybe_cost:,.2f} spent" if cost else ""
         return ", ".join(part for part in (failed, spent) if part)
 
     @property
@@ -130,9 +141,12 @@ class Spending:
             return ""
         maybe_cost = _dollars(None if self.price is None else self.maybe_cost)
         lost = f"; {self.maybe_paid} more whose line broke may be paid{maybe_cost}"
+        beside_cost = _dollars(None if self.price is None else self._beside_cost)
+        beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
         return (
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
-            f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}{lost if self.maybe_paid else ''}"
+            f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
+            f"{beside if self.beside.calls else ''}{lost if self.maybe_paid else ''}"
         )
 
 
