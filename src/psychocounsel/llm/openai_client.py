@@ -183,10 +183,11 @@ class OpenAIChatModel:
                 return None
             await _wait_until(resume_at, connection)
             joined_at = clock()
-            await _wait_until(connection.pace.turn_at_seconds(body_chars), connection)
+            turn_at = connection.pace.turn_at_seconds(body_chars)
+            await _wait_until(turn_at, connection)
             queued_seconds += clock() - joined_at
             # While it queued, the server may have asked everybody to wait: then all take turns anew.
-            if connection.resume_at_seconds <= clock():
+            if turn_at <= joined_at or connection.resume_at_seconds <= clock():
                 present_halt().require_going()
                 return queued_seconds
 
