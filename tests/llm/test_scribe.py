@@ -10,7 +10,7 @@ import pytest
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.journal import Claim, Entry, Journal
 from psychocounsel.llm.scribe import Scribe
 
 
@@ -28,14 +28,14 @@ class Slow(Journal):
         self.sizes: list[int] = []
         self.fault: Exception | None = None
 
-    def record_many(self, entries: Iterable[Entry]) -> None:
+    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         self.began.set()
         assert self.go_on.wait(10)
         kept = list(entries)
         self.sizes.append(len(kept))
         if self.fault is not None:
             raise self.fault
-        super().record_many(kept)
+        return super().record_many(kept, claim)
 
 
 async def begun(journal: Slow, scribe: Scribe, count: int) -> list["asyncio.Task[None]"]:
@@ -109,9 +109,9 @@ def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path
     order: list[str] = []
 
     class Watched(Slow):
-        def record_many(self, entries: Iterable[Entry]) -> None:
-            super().record_many(entries)
+        def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
             order.append("replies")
+            return super().record_many(entries, claim)
 
         def record_broken_lines(self, digests: Iterable[str]) -> None:
             kept = list(digests)
