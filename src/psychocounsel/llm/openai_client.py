@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -35,15 +35,20 @@ from psychocounsel.llm.completion import UnreadableBodyError, read_completion, r
 from psychocounsel.llm.decisions import PATH, decision_body, read_decision
 from psychocounsel.llm.halting import present_halt
 from psychocounsel.llm.pace import Pace
+from psychocounsel.llm.refusals import (
+    broken_by,
+    codes_of,
+    has_no_quota,
+    may_pass,
+    quoted,
+    refusal_of_key,
+)
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _FILTERED = frozenset({"content_filter", "content_policy_violation"})
 _NOT_TAKEN = frozenset({400, 413, 422})
 _TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_BEFORE_THE_FIRST_ANSWER = 2
-_LONGEST_QUOTE_CHARS = 200
 _UNLIMITED = 0
 _LISTING_SECONDS = 15.0
 _DEFAULT_RETRY = RetryPolicy()
@@ -260,29 +265,20 @@ class OpenAIChatModel:
         except openai.APIStatusError as error:
             status_error = error
         except (openai.OpenAIError, aiohttp.ClientError) as error:
-            return self._broken(error)
+            reason, nobody_listens = broken_by(error)
+            return _Fault(reason, nobody_listens=nobody_listens, maybe_paid=not nobody_listens)
         else:
             return reply
         # Outside the handler, so that no traceback drags the request and its headers along.
         return self._read_status(connection, status_error)
 
-    def _broken(self, error: Exception) -> _Fault:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-            if isinstance(cause, aiohttp.ClientConnectorError):
-                return _Fault(f"no connection ({cause.os_error})", nobody_listens=True)
-        return _Fault(f"no connection, or it broke ({type(cause).__name__})", maybe_paid=True)
-
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
         connection.was_reached = True
-        codes = {str(error.code), str(error.type)}
-        if error.status_code == 400 and codes & _FILTERED:
+        if error.status_code == 400 and codes_of(error) & _FILTERED:
             return ChatReply(
                 ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, "the provider filtered the prompt"
             )
-        no_quota = error.status_code == 402 or bool(codes & _NO_QUOTA)
-        if error.status_code in _PASSING and not no_quota:
+        if may_pass(error):
             connection.pace.learn(error.response.headers)
             return _Fault(
                 f"the server answered HTTP {error.status_code}",
@@ -290,15 +286,17 @@ class OpenAIChatModel:
                 everybody_waits=error.status_code in (429, 503, 529),
                 is_free=error.status_code == 429,
             )
-        if error.status_code in _NOT_TAKEN and not no_quota:
-            raise self._not_taken(error, codes)
-        connection.refusal = connection.refusal or self._refusal(error, no_quota)
+        if error.status_code in _NOT_TAKEN and not has_no_quota(error):
+            raise self._not_taken(error)
+        connection.refusal = connection.refusal or self._refusal(error)
         connection.refused.set()
         raise connection.refusal
 
-    def _not_taken(self, error: openai.APIStatusError, codes: set[str]) -> RefusedRequestError:
-        said = self._quoted(error)
-        is_too_long = error.status_code == 413 or bool(codes & _TOO_LONG) or "context length" in said
+    def _not_taken(self, error: openai.APIStatusError) -> RefusedRequestError:
+        said = quoted(error, self._key())
+        is_too_long = (
+            error.status_code == 413 or bool(codes_of(error) & _TOO_LONG) or "context length" in said
+        )
         return RefusedRequestError(
             f"the request is refused (HTTP {error.status_code}: {said})",
             where=self._base_url,
@@ -307,16 +305,10 @@ class OpenAIChatModel:
             concerns_item=is_too_long,
         )
 
-    def _quoted(self, error: openai.APIStatusError) -> str:
-        return " ".join(_said(error).split()).replace(self._key(), "[key]")[:_LONGEST_QUOTE_CHARS]
-
-    def _refusal(self, error: openai.APIStatusError, no_quota: bool) -> EndpointError:
+    def _refusal(self, error: openai.APIStatusError) -> EndpointError:
         endpoint, status = self._endpoint, error.status_code
-        if no_quota:
-            what, remedy = "the quota of this key is used up", "add credit or raise the limit, then run again"
-        elif status == 401:
-            what = "the key is not accepted"
-            remedy = f"put a valid key into the environment variable {endpoint.api_key_env}"
+        if of_key := refusal_of_key(error, endpoint.api_key_env):
+            what, remedy = of_key
         elif status == 403:
             what = f"the key may not use the model {endpoint.model!r}"
             remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
@@ -326,7 +318,7 @@ class OpenAIChatModel:
         else:
             what = "the request is refused"
             remedy = "check endpoint.model and endpoint.base_url"
-        said = self._quoted(error)
+        said = quoted(error, self._key())
         return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
 
     async def check(self) -> None:
@@ -365,15 +357,6 @@ class OpenAIChatModel:
 
     def _key(self) -> str:
         return api_key(self._endpoint)
-
-
-def _said(error: openai.APIStatusError) -> str:
-    """Return the server's own words: OpenAI has an error's message, others a bare error or a detail."""
-    said = error.body
-    if isinstance(said, dict):
-        named = cast("dict[str, Any]", said)
-        said = named.get("message") or named.get("detail")
-    return said if isinstance(said, str) and said.strip() else error.message
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
