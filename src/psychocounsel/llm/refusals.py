@@ -1,6 +1,6 @@
-"""An answer that is none -> whether it may pass, and in whose words it is told: alike on every road to a provider.
+"""An answer that is none -> whether it may pass, and how it is told: alike on every road to a provider.
 
-What the road itself asks for (a model, a batch) it words itself.
+What a road alone asks for (a model, a batch) it words itself.
 """
 
 from typing import Any, NamedTuple, Protocol, cast
