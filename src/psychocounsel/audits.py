@@ -4,7 +4,7 @@ An audit is an artifact beside the dataset and no parent of it: a larger sample 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from psychocounsel.judges import judge_spending, judge_standing, open_judge
 from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
 from psychocounsel.judging.chat_judge import ChatJudge
 from psychocounsel.judging.judge import AsksAgain, Judge, addressing_judge, missing_share, require_judged
+from psychocounsel.judging.panel import PanelJudge
 from psychocounsel.judging.quality import (
     agreement,
     agreement_by_principle,
@@ -165,10 +166,20 @@ def able_to_gain(rated: Sequence[Rated], config: BuildPreferencesConfig) -> list
 
 
 def _reckon_with(judge: Judge, judgements: Artifact) -> None:
-    """Count what the judgements cost towards the limit of the endpoint: rating and audit are one step."""
-    cost = judgements.metrics.get("spend", {}).get("cost_usd")
-    if isinstance(judge, ChatJudge) and judge.spending is not None and cost is not None:
-        judge.spending.before = Decimal(str(cost))
+    """Count what the judgements cost towards the limit of each endpoint: rating and audit are one step."""
+    spend = judgements.metrics.get("spend", {})
+    if isinstance(judge, PanelJudge):
+        for member, label in zip(judge.judges, judge.labels, strict=True):
+            # Where nobody told whose the cost was, it counts for each: no limit may be passed.
+            _reckon(member, spend["by_judge"].get(label, {}) if "by_judge" in spend else spend)
+    elif isinstance(judge, ChatJudge):
+        _reckon(judge, spend)
+
+
+def _reckon(judge: ChatJudge, spend: Mapping[str, Any]) -> None:
+    if judge.spending is not None:
+        costs = (spend.get("cost_usd"), spend.get("maybe_paid", {}).get("cost_usd"))
+        judge.spending.before = sum((Decimal(str(cost)) for cost in costs if cost is not None), Decimal(0))
 
 
 def _counts(judgements: Artifact) -> dict[str, Any]:

@@ -196,6 +196,13 @@ def judge_spending(judge: Judge) -> dict[str, Any]:
     """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
     if isinstance(judge, PanelJudge):
         told = [tell_spending(each.spending, each.name) for each in judge.judges]
-        return {"spend": spent_together(judge.spendings)} if any(told) else {}
+        return {"spend": _panel_spend(judge)} if any(told) else {}
     spending = judge.spending if isinstance(judge, ChatJudge) else None
     return tell_spending(spending, judge.name)
+
+
+def _panel_spend(judge: PanelJudge) -> dict[str, Any]:
+    # Each member has an endpoint of its own, with a limit of its own.
+    members = zip(judge.labels, judge.judges, strict=True)
+    by_judge = {label: each.spending.as_dict() for label, each in members if each.spending is not None}
+    return {**spent_together(judge.spendings), "by_judge": by_judge}

@@ -1,5 +1,6 @@
 """A server's abilities are told by what it answers, once, and remembered."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from psychocounsel.config.models import EndpointConfig
+from psychocounsel.config.models import EndpointConfig, PriceConfig
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
-from psychocounsel.errors import EndpointError
-from psychocounsel.llm.capabilities import Replies, enforces_schemas, fits, fitted
+from psychocounsel.errors import EndpointError, IncompleteError
+from psychocounsel.llm.beside import paying_beside
+from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas, fits, fitted
 from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.spending import budget_of
 from psychocounsel.store.store import Store
 
 SCHEMA: dict[str, JSON] = {
@@ -238,3 +241,111 @@ def test_a_listed_model_and_a_server_without_a_list_are_let_through(
     with ChatServer(models=models) as server:
         asked(server, store)
         assert server.count == 3
+
+
+class Probed:
+    """An endpoint that ignores schemas; probes are answered when the test says so, or raise."""
+
+    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault, self.go_on = fault, asyncio.Event()
+        self.asked: list[str] = []
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        is_probe = "good morning" in request.messages[-1].content
+        self.asked.append("probe" if is_probe else kind_of(request))
+        if is_probe:
+            await self.go_on.wait()
+            if self.fault is not None:
+                raise self.fault
+        return ChatReply(ReplyStatus.VALID, "Well.", "fake-1", 4, 1)
+
+    def body(self, request: ChatRequest) -> bytes:
+        return repr(request).encode()
+
+    async def check(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def listed_models(self) -> None: ...
+
+
+def kind_of(request: ChatRequest) -> str:
+    if request.response_schema is not None:
+        return "json_schema"
+    return "json_object" if request.json_mode else "text"
+
+
+def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_path: Path) -> None:
+    async def work() -> None:
+        endpoint = Probed()
+        model = FittedModel(endpoint, Capabilities(tmp_path / "c.json"))
+        first, second = requests(2)
+        beside: list[ChatReply] = []
+        with paying_beside(beside.append):
+            assert (await model.ask(first)).text == "Well."
+        later = asyncio.create_task(model.ask(second))
+        await asyncio.sleep(0.01)
+        assert endpoint.asked == ["json_schema", "probe"], "the second waits until it is known how to ask"
+        endpoint.go_on.set()
+        await later
+        await model.aclose()
+        assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
+        assert len(beside) == 2, "what it cost to find out is told to who asked first"
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("fault", [EndpointError("no quota"), IncompleteError("nobody answers")])
+def test_a_probe_that_fails_loses_no_reply_and_stops_nobody(tmp_path: Path, fault: Exception) -> None:
+    async def work() -> list[str]:
+        endpoint = Probed(fault)
+        endpoint.go_on.set()
+        model = FittedModel(endpoint, Capabilities(tmp_path / "c.json"))
+        for request in requests(2):
+            assert (await model.ask(request)).text == "Well."
+        await model.aclose()
+        assert not model.is_known
+        return endpoint.asked
+
+    assert asyncio.run(work()) == ["json_schema", "probe"] * 2
+
+
+def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: Store) -> None:
+    def once(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        del body
+        return Reply("rating: two") if number == 0 else error_fault(429, "no", "insufficient_quota")
+
+    with ChatServer(once) as server:
+        with pytest.raises(EndpointError, match="quota"):
+            asked(server, store)
+        with open_journal(store) as journal:
+            assert journal.summary().replies == 1
+
+
+def test_what_it_costs_to_find_out_counts_towards_the_limit(store: Store) -> None:
+    with ChatServer(Ignoring("text")) as server:
+        price = PriceConfig(prompt=0.0, completion=1.0e6)
+        endpoint = EndpointConfig(model=MODEL, base_url=server.base_url, price=price)
+        budget = budget_of(endpoint)
+        with open_journal(store) as journal:
+            ask_all(open_endpoint(endpoint, store), requests(3), journal, AskPolicy(budget=budget))
+        assert server.count == 5
+    assert budget.spending.total == 5 * 7
+    assert budget.spending.as_dict()["cost_usd"] == 3 * 7.0
+
+
+def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    async def work() -> None:
+        endpoint = Probed()
+        endpoint.go_on.set()
+        model = FittedModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
+        replies = [await model.ask(request) for request in requests(2)]
+        await model.aclose()
+        assert [reply.text for reply in replies] == ["Well.", "Well."]
+        assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
+
+    asyncio.run(work())

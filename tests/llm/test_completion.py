@@ -46,7 +46,16 @@ def test_model_and_tokens_are_those_that_the_reply_names():
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": "5"}, {"prompt_tokens": True}, {"prompt_tokens": -1}]
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": "5"},
+        {"prompt_tokens": True},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 10**20},  # more than a column of the journal holds
+        {"prompt_tokens": 10**400},
+    ],
 )
 def test_tokens_that_are_no_count_are_zero(usage):
     assert read_completion(body({"content": "hi"}, usage=usage)).prompt_tokens == 0

@@ -10,7 +10,7 @@ from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error
 
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
+from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.chat import ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
@@ -475,3 +475,106 @@ def test_addresses_that_are_none_or_hold_a_secret_are_refused(url):
     with pytest.raises(ConfigError, match="base_url") as caught:
         OpenAIChatModel(EndpointConfig(model="m", base_url=url))
     assert "pw" not in str(caught.value)
+
+
+def test_a_limit_per_minute_holds_for_what_is_sent_again_too(server):
+    failed = set()
+
+    def fails_once(body, number):
+        text = body["messages"][1]["content"]
+        if text in failed:
+            return Reply("fine")
+        failed.add(text)
+        return error_fault(500, "oh")
+
+    server.script = fails_once
+    model = model_at(server, requests_per_minute=1200, concurrency=12)
+    replies = ask(model, *(ask_for(f"t{n}") for n in range(12)))
+    assert {reply.status for reply in replies} == {ReplyStatus.VALID}
+    starts = [request.received_at for request in server.received]
+    assert len(starts) == 24
+    assert max(starts) - min(starts) >= 23 * 0.05 - 0.02
+
+
+def test_after_a_common_pause_those_who_queue_take_their_turns_anew(server):
+    busy = error_fault(429, "slow down", headers={"Retry-After": "0.5"})
+    server.script = lambda body, number: busy if number == 0 else Reply("fine")
+    hurried = RetryPolicy(max_tries=1, first_wait_seconds=0.001, longest_wait_seconds=0.001)
+    model = model_at(server, retry=hurried, requests_per_minute=1200, concurrency=8)
+    ask(model, *(ask_for(f"t{n}") for n in range(8)))
+    told, *others = (request.received_at for request in server.received)
+    starts = sorted(others)
+    assert len(starts) == 8
+    assert starts[0] - told >= 0.49
+    assert starts[-1] - starts[0] >= 7 * 0.05 - 0.02
+
+
+WAITS = {
+    "for a turn": (Reply("fine"), {"requests_per_minute": 10}),
+    "for a retry": (error_fault(500, "oh", headers={"Retry-After": "50"}), {}),
+    "for everybody": (error_fault(429, "busy", headers={"Retry-After": "50"}), {}),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_stop_ends_every_wait_and_nothing_more_is_sent(server, tmp_path, wait):
+    answer, settings = WAITS[wait]
+    server.script = lambda body, number: Reply("fine") if number == 0 else answer
+    start = time.monotonic()
+    model = model_at(server, timeout_seconds=60.0, **settings)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        policy = AskPolicy(stop=lambda: time.monotonic() - start > 0.4)
+        with pytest.raises(Preempted, match="1 of 20"):
+            ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, policy)
+        assert journal.summary().replies == 1
+    assert time.monotonic() - start < 5
+    assert all(request.received_at - start < 0.5 for request in server.received)
+
+
+def test_who_waits_for_a_place_is_not_sent_after_a_stop_and_what_is_in_flight_is_kept(server, tmp_path):
+    server.script = lambda body, number: Reply("fine", delay_seconds=0.5 if number else 0.0)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        policy = AskPolicy(concurrency=6, stop=lambda: server.count > 1)
+        with pytest.raises(Preempted, match="2 of 20"):
+            ask_all(model_at(server, concurrency=1), [ask_for(f"t{n}") for n in range(20)], journal, policy)
+        assert (server.count, journal.summary().replies) == (2, 2)
+
+
+def test_once_the_disk_is_full_nobody_who_queues_sends_any_more(server, tmp_path):
+    class Filling(Journal):
+        commits = 0
+
+        def record_many(self, entries, claim=None):
+            self.commits += 1
+            if self.commits == 3:
+                raise IncompleteError("the disk is full")
+            return super().record_many(entries, claim)
+
+    server.script = lambda body, number: Reply("fine")
+    model = model_at(server, requests_per_minute=600, concurrency=32)
+    with Filling(tmp_path / "j.sqlite") as journal:
+        with pytest.raises(IncompleteError, match="disk is full"):
+            ask_all(model, [ask_for(f"t{n}") for n in range(40)], journal, AskPolicy(concurrency=32))
+        assert journal.summary().replies == server.count - 1
+    assert server.count <= 4
+
+
+ODD_ANSWERS = [
+    Fault(body=b'{"choices":[{"message":{"content":"fine"}}],"usage":{"prompt_tokens":1%s}}' % (b"0" * 400)),
+    Fault(
+        body=b'{"choices":[{"message":{"content":"fine"}}]}',
+        headers={"x-ratelimit-limit-requests": "9" * 5000, "x-ratelimit-limit-tokens": "9" * 400},
+    ),
+    Fault(
+        body=b'{"choices":[{"message":{"content":"5"},"logprobs":{"content":[{"bytes":[53]}]}}]}',
+    ),
+]
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS, ids=["usage", "headers", "tokens"])
+def test_a_paid_reply_is_kept_whatever_is_odd_about_it(server, tmp_path, answer):
+    server.script = lambda body, number: answer
+    with Journal(tmp_path / "j.sqlite") as journal:
+        (reply,) = ask_all(model_at(server), [ask_for("hello")], journal, AskPolicy())
+        assert reply.status is ReplyStatus.VALID
+        assert (server.count, journal.summary().replies) == (1, 1)

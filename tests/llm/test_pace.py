@@ -357,3 +357,32 @@ def test_nothing_is_watched_once_it_is_closed() -> None:
         assert pace.window == 67
 
     run(work)
+
+
+def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> None:
+    async def work(loop: StoppedClock) -> None:
+        pace = Pace(1_000)
+        for _ in range(7):
+            loop.now += 1.5
+            pace.pushed_back()
+        assert pace.window == 1
+        for _ in range(5):
+            loop.now += 0.5
+            await settle()
+            assert pace.window == 1
+        pace.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("digits", [16, 400, 5_000])
+def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
+    async def work(loop: StoppedClock) -> None:
+        del loop
+        pace = Pace(8, requests_per_minute=600)
+        told = "9" * digits
+        pace.answered({"x-ratelimit-limit-requests": told, "x-ratelimit-remaining-requests": told}, 5)
+        assert turns(pace, 2) == [0.0, 0.1]
+        pace.close()
+
+    run(work)

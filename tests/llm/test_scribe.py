@@ -10,7 +10,7 @@ import pytest
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.journal import Claim, Entry, Journal
 from psychocounsel.llm.scribe import Scribe
 
 
@@ -28,14 +28,14 @@ class Slow(Journal):
         self.sizes: list[int] = []
         self.fault: Exception | None = None
 
-    def record_many(self, entries: Iterable[Entry]) -> None:
+    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         self.began.set()
         assert self.go_on.wait(10)
         kept = list(entries)
         self.sizes.append(len(kept))
         if self.fault is not None:
             raise self.fault
-        super().record_many(kept)
+        return super().record_many(kept, claim)
 
 
 async def begun(journal: Slow, scribe: Scribe, count: int) -> list["asyncio.Task[None]"]:
@@ -103,3 +103,50 @@ def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: 
 def test_drain_of_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         asyncio.run(Scribe(journal).drain())
+
+
+def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Watched(Slow):
+        def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
+            order.append("replies")
+            return super().record_many(entries, claim)
+
+        def record_broken_lines(self, digests: Iterable[str]) -> None:
+            kept = list(digests)
+            super().record_broken_lines(kept)
+            order.append(f"{len(kept)} lines")
+
+    async def work(journal: Watched) -> None:
+        scribe = Scribe(journal)
+        tasks = await begun(journal, scribe, 1)
+        tasks += [asyncio.create_task(scribe.record_broken_line(f"b{number}")) for number in range(400)]
+        tasks.append(asyncio.create_task(scribe.record(entry(1))))
+        await asyncio.sleep(0)
+        journal.go_on.set()
+        await asyncio.gather(*tasks)
+
+    with Watched(tmp_path / "j.sqlite") as journal:
+        asyncio.run(work(journal))
+        assert order == ["replies", "replies", "400 lines"]
+        assert {line.digest for line in journal.broken_lines() if line} == {f"b{n}" for n in range(400)}
+
+
+def test_a_line_that_cannot_be_kept_is_heard_of_and_replies_are_kept_all_the_same(tmp_path: Path) -> None:
+    class Lineless(Journal):
+        def record_broken_lines(self, digests: Iterable[str]) -> None:
+            raise StoreError(f"no room for {list(digests)}")
+
+    async def work(journal: Journal) -> list[object]:
+        scribe = Scribe(journal)
+        both = scribe.record_broken_line("b"), scribe.record(entry(1))
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        await scribe.drain()
+        return list(outcomes)
+
+    with Lineless(tmp_path / "j.sqlite") as journal:
+        fault, kept = asyncio.run(work(journal))
+        assert isinstance(fault, StoreError)
+        assert kept is None
+        assert journal.summary().replies == 1

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.models import EndpointConfig, PriceConfig
 from psychocounsel.domain import ReplyStatus
-from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.prices import Price, Tokens, price_of
-from psychocounsel.llm.spending import Budget, Spending, Spent, budget_of
+from psychocounsel.llm.spending import Budget, Spending, Spent, budget_of, spent_together
 from psychocounsel.llm.token_counts import TOKENS_PER_MESSAGE, TokenCounter, vocabulary_of
 
 DOLLAR_PER_TOKEN = Price(Decimal(10**6), Decimal(10**6), Decimal(10**6), "a test")
@@ -217,3 +217,56 @@ def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None
                 assert "limit" in str(stop)
         billed += model.billed
     assert billed == 20
+
+
+def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
+    """As an audit does; in each of them somebody has to wait for room."""
+    budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=60.0)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for texts in ("01234", "56789", "abcde"):
+            model = Priced(dict.fromkeys(map(str, range(100)), 1), [2.0] * 100)
+            numbers = [str(int(text, 16)) for text in texts]
+            policy = AskPolicy(concurrency=5, budget=budget)
+            budget.hold("what leaves room for two", Decimal(36) - budget.spending.total)
+            assert len(ask_all(model, [asks(text) for text in numbers], journal, policy)) == 5
+            budget.release("what leaves room for two")
+    assert budget.spending.total == 15
+
+
+def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
+    costs = dict.fromkeys(map(str, range(20)), 1)
+    model = Priced(costs, [2.0] * 20)
+    budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=30.0)
+    policy = AskPolicy(concurrency=20, budget=budget, stop=lambda: model.billed >= 3)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        with pytest.raises(Preempted):
+            ask_all(model, [asks(text) for text in costs], journal, policy)
+        assert model.billed <= 4  # beside the third, one was in flight
+        assert journal.summary().replies == model.billed
+    assert budget.fits(Decimal(30 - model.billed)), "nothing is held any more"
+
+
+def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
+    price = Price(Decimal(2), Decimal(1), Decimal(8), "a test")
+    assert price.cost(Tokens(100, 5000, 10)) * 10**6 == 100 * 1 + 10 * 8
+    odd, plain = Spent().with_reply(reply(100, 10, cached=5000)), Spent().with_reply(reply(9000, 0))
+    assert odd.plus(plain).cost(price) == odd.cost(price) + plain.cost(price)
+
+
+def test_what_several_spent_together_tells_of_broken_lines() -> None:
+    some, none, unpriced = Spending(DOLLAR_PER_TOKEN), Spending(DOLLAR_PER_TOKEN), Spending(None)
+    some.maybe_paid, some.maybe_cost = 3, Decimal("1.5")
+    unpriced.maybe_paid = 2
+    assert spent_together([some, none])["maybe_paid"] == {"calls": 3, "cost_usd": 1.5}
+    assert spent_together([some, unpriced])["maybe_paid"] == {"calls": 5, "cost_usd": None}
+    assert "maybe_paid" not in spent_together([none, none])
+
+
+def test_replies_beside_the_requests_count_towards_the_limit_and_are_told() -> None:
+    spending = Spending(DOLLAR_PER_TOKEN)
+    spending.add(reply(3, 2), is_new=True)
+    spending.add_beside(reply(4, 1))
+    assert spending.total == 10
+    assert spending.standing == "$10.00 spent"
+    assert "1 more found out what the server can do ($5.00)" in spending.told
+    assert spending.as_dict()["cost_usd"] == 5.0, "a resumed run, which does not find out again, is equal"

@@ -200,6 +200,36 @@ class TestPanel:
         assert "judge.panel[1]" in ended.err
         assert "export MY_KEY=" in ended.err
 
+    def test_each_member_reckons_what_its_ratings_cost_towards_its_own_limit(
+        self, recipe: Path, cli: Cli
+    ) -> None:
+        def panel(base_url: str, **limit: float) -> dict[str, Any]:
+            members = [member(base_url, f"{name}-2026-01-01") for name in ("yew", "ash")]
+            for each in members:
+                each["endpoint"] |= {"concurrency": 1, "price": {"prompt": 0.0, "completion": 1.0e6}}
+            members[1]["endpoint"] |= limit
+            return {"panel": members}
+
+        def breaks_once(request: Mapping[str, Any], number: int) -> Reply | Fault:
+            return Fault(reset=True) if number == 140 else by_number(request, number)
+
+        audit = {"retest": 12, "one_principle": 0, "canaries": 0}
+        with ChatServer(breaks_once) as server:
+            assert built(cli, recipe, panel(server.base_url)).code == 0
+            # 128 ratings of 7 tokens, and 600 whose line broke; another costs at its worst 600 in five tries.
+            limited = panel(server.base_url, max_cost=128 * 7.0 + 600 + 3000 + 10)
+            ended = built(cli, recipe, limited, audit=audit)
+            assert ended.code == 3, ended.err
+            assert "with $1510.0000 spent the limit of $4506" in ended.err
+            assert server.count == 2 * 128 + 1 + 12 + 2
+        spend = newest(recipe, "judgements").metrics["spend"]
+        assert {name: each["cost_usd"] for name, each in spend["by_judge"].items()} == {
+            "yew-2026-01-01": 896.0,
+            "ash-2026-01-01": 896.0,
+        }
+        assert spend["cost_usd"] == 1792.0
+        assert spend["maybe_paid"] == {"calls": 1, "cost_usd": 600.0}
+
     @pytest.mark.parametrize(
         ("changes", "told"),
         [

@@ -222,8 +222,8 @@ class JudgeConfig(AskedJudge):
     """Who rates and compares: the offline stand-in, a model that is asked, or a panel of such models.
 
     `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. A `panel` has at
-    least two judges: each is asked everything, and the mean of their ratings counts. Its `batch` is that of all
-    its judges behind endpoints.
+    least two judges: each is asked everything, and the mean of their ratings counts. Its `batch` is that of
+    all its judges behind endpoints.
     """
 
     backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]

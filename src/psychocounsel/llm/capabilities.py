@@ -3,10 +3,12 @@
 What a server can do is told by the content of its replies and not by their status, for some accept a schema
 and ignore it. The first request goes out with its schema. A reply that is what the schema says settles it at
 no cost; if it is not, or if the server refuses the schema, two questions that no model answers in JSON of its
-own accord find out what the server enforces. What is found out is kept beside the journal.
+own accord find out what the server enforces. What is found out is kept beside the journal. A reply that came
+is handed on at once: it is paid for, and must not wait for those questions or be lost with them.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +18,8 @@ from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from psychocounsel.domain import ReplyStatus
+from psychocounsel.errors import IncompleteError, PsychoCounselError
+from psychocounsel.llm.beside import paid_beside
 from psychocounsel.llm.chat import JSON, ChatModel, ChatReply, ChatRequest, Message, RefusedRequestError
 from psychocounsel.store.atomic import write_bytes
 
@@ -112,6 +116,7 @@ class FittedModel:
         self._capabilities = capabilities
         self._known = pinned or capabilities.of(endpoint.identity)
         self._probing = asyncio.Lock()
+        self._settling: asyncio.Task[None] | None = None
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -135,7 +140,8 @@ class FittedModel:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; what was learned stays."""
+        """Close the connections once it is settled what the server can do; what was learned stays."""
+        await self._settled()
         await self._endpoint.aclose()
         self._probing = asyncio.Lock()  # the next event loop is another one
 
@@ -143,6 +149,7 @@ class FittedModel:
         """Ask as the server can keep to; errors as those of the endpoint."""
         if request.response_schema is None:
             return await self._endpoint.ask(request)
+        await self._settled()
         if self._known is not None:
             return await self._endpoint.ask(fitted(request, self._known))
         try:
@@ -152,18 +159,27 @@ class FittedModel:
                 raise
             return await self._ask_without_schema(request)
         if reply.status is ReplyStatus.VALID and self._known is None:
-            await self._settle(request, reply.text)
+            self._learn_from(reply.text, request)
         return reply
 
-    async def _settle(self, request: ChatRequest, text: str) -> None:
+    def _learn_from(self, text: str, request: ChatRequest) -> None:
         if fits(text, request.response_schema or {}):
             self._learn(Replies.JSON_SCHEMA)
-            return
-        async with self._probing:
-            if self._known is None:
-                found = await self._probe(request)
-                if found is not None:
+        elif self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle(request))
+
+    async def _settle(self, request: ChatRequest) -> None:
+        # Whatever is wrong with the endpoint or the run, the next request meets it too.
+        with contextlib.suppress(PsychoCounselError):
+            async with self._probing:
+                if self._known is None and (found := await self._probe(request)) is not None:
                     self._learn(found)
+
+    async def _settled(self) -> None:
+        """Return when nobody is finding out any more what the server can do."""
+        settling = self._settling
+        if settling is not None and not settling.done():
+            await asyncio.wait({settling})
 
     async def _ask_without_schema(self, request: ChatRequest) -> ChatReply:
         """Ask in JSON mode, then in words; what is answered at all is remembered, and so is not refused."""
@@ -179,7 +195,7 @@ class FittedModel:
     async def _probe(self, request: ChatRequest) -> Replies | None:
         """Return what the server enforces; None where it did not answer."""
         probe = replace(request, messages=_PROBE, response_schema=_PROBE_SCHEMA, schema_name="probe")
-        reply = await self._endpoint.ask(probe)
+        reply = await self._ask_beside(probe)
         if not reply.answered:
             return None
         if fits(reply.text, _PROBE_SCHEMA):
@@ -189,14 +205,22 @@ class FittedModel:
     async def _has_json_mode(self, request: ChatRequest) -> bool:
         probe = replace(request, messages=_PROBE, response_schema=None, json_mode=True)
         try:
-            reply = await self._endpoint.ask(probe)
+            reply = await self._ask_beside(probe)
         except RefusedRequestError:
             return False
         return isinstance(_loaded(reply.text), dict)
 
+    async def _ask_beside(self, probe: ChatRequest) -> ChatReply:
+        reply = await self._endpoint.ask(probe)
+        if reply.answered:
+            paid_beside(reply)
+        return reply
+
     def _learn(self, found: Replies) -> None:
         self._known = found
-        self._capabilities.remember(self.identity, found)
+        # A reply was just paid for; what cannot be kept of the server is found out again.
+        with contextlib.suppress(IncompleteError):
+            self._capabilities.remember(self.identity, found)
 
 
 def fits(text: str, schema: Mapping[str, JSON]) -> bool:

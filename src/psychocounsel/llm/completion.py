@@ -18,6 +18,9 @@ _UNFINISHED = {
     "content_filter": (ReplyStatus.CONTENT_FILTER, "the provider's content filter stopped the reply"),
 }
 
+_MOST_TOKENS = 10**12
+"""What a reply may count; a larger number is none, and would fit into no column of the journal."""
+
 
 class UnreadableBodyError(ValueError):
     """A body with status 200 that is no chat completion."""
@@ -100,4 +103,6 @@ def text_of(value: object) -> str:
 
 def count_of(value: object) -> int:
     """Return a number of tokens, or 0 where something else stands."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return value if 0 <= value <= _MOST_TOKENS else 0

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, Preempted
+from psychocounsel.llm.beside import paying_beside
 from psychocounsel.llm.broken_lines import hearing_of_broken_lines
 from psychocounsel.llm.chat import (
     ChatModel,
@@ -23,6 +24,7 @@ from psychocounsel.llm.chat import (
     RefusedRequestError,
 )
 from psychocounsel.llm.event_loop import run_to_end
+from psychocounsel.llm.halting import Halt, HaltedError
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.scribe import Scribe
 from psychocounsel.llm.spending import Budget
@@ -57,7 +59,8 @@ class AskPolicy:
         accept: says of the request at an index and a reply to it whether that ends the item.
         max_attempts: requests per item in this run, on top of what earlier runs tried.
         concurrency: requests in flight at most.
-        stop: asked before each request; once true, nothing new is asked.
+        stop: asked before each request and while requests wait; true once is true for ever, and nothing new
+            is asked then.
         progress: called with the number of items just finished, journalled ones included.
         budget: counts what replies cost, and holds a request back that could pass the limit.
         reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
@@ -96,7 +99,8 @@ def ask_all(
 
     Raises:
         EndpointError: the endpoint refuses; nothing new is asked, what is in flight is still journalled.
-        IncompleteError: it answers nobody; what it answered before is journalled.
+        IncompleteError: it answers nobody, the limit of cost is met, or the disk is full; what it answered
+            before is journalled.
         Preempted: `stop` turned true with items left to ask; what was in flight is journalled.
         StoreError: the journal cannot be read or written.
     """
@@ -142,6 +146,7 @@ class _Run:
         self._journal = journal
         self._policy = policy
         self._scribe = Scribe(journal)
+        self._halt = Halt(policy.stop)
         self._questions = _distinct(requests, model.identity)
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
@@ -153,14 +158,15 @@ class _Run:
 
     async def results(self) -> list[ChatReply]:
         """Ask what is owed, then return the replies in order."""
-        try:
-            owed = iter(self._owed())
-            first = next(owed, None)
-            if first is not None:
-                await self._ask(first)
-                await self._share_out(owed)
-        finally:
-            await self._end()
+        with self._halt.watched(), paying_beside(self._pay_beside):
+            try:
+                owed = iter(self._owed())
+                first = next(owed, None)
+                if first is not None:
+                    await self._ask(first)
+                    await self._share_out(owed)
+            finally:
+                await self._end()
         if self._left_some:
             raise Preempted(
                 f"stopped with {self._finished} of {len(self._replies)} items done",
@@ -218,17 +224,18 @@ class _Run:
                 if self._left_some:
                     return
         except Exception as failure:
-            # The others see it before their next request; what they have in flight is paid and is kept.
+            # The others ask nothing more; what they have in flight is paid and is kept.
             self._failure = self._failure or failure
+            self._halt.call()
             raise
 
     async def _ask(self, question: _Question) -> None:
         for _ in range(self._policy.max_attempts):
-            if self._failure is not None or self._policy.stop():
-                self._left_some = True
-                return
             try:
                 reply = await self._reply_within_budget(question)
+            except HaltedError:
+                self._left_some = True
+                return
             except RefusedRequestError as refusal:
                 self._offer(question, self._failed_reply(refusal))
                 break
@@ -242,10 +249,12 @@ class _Run:
 
     async def _reply_within_budget(self, question: _Question) -> ChatReply:
         budget = self._policy.budget
-        if budget is not None:
-            await budget.reserve(question.digest, question.request)
         reply: ChatReply | None = None
         try:
+            if budget is not None:
+                async with self._halt.ending_waits():
+                    await budget.reserve(question.digest, question.request)
+            self._halt.require_going()
             with hearing_of_broken_lines(partial(self._keep_broken_line, question)):
                 reply = await self._model.ask(question.request)
             return reply
@@ -256,7 +265,11 @@ class _Run:
     async def _keep_broken_line(self, question: _Question) -> None:
         if self._policy.budget is not None:
             self._policy.budget.line_broke(question.digest, question.request)
-        await asyncio.to_thread(self._journal.record_broken_line, question.digest)
+        await self._scribe.record_broken_line(question.digest)
+
+    def _pay_beside(self, reply: ChatReply) -> None:
+        if self._policy.budget is not None:
+            self._policy.budget.spending.add_beside(reply)
 
     def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:
         """Return what a request ends as that is refused while others are taken; else raise the refusal."""

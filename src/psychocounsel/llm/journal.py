@@ -242,9 +242,16 @@ class Journal:
 
     def record_broken_line(self, digest: str) -> None:
         """Keep that a request was sent and no answer came; it is on disk when this returns."""
-        line = BrokenLine(digest, datetime.now(UTC).isoformat(timespec="microseconds"))
+        self.record_broken_lines([digest])
+
+    def record_broken_lines(self, digests: Iterable[str]) -> None:
+        """Keep the broken lines of several requests in one commit: all are on disk when this returns."""
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        lines = [BrokenLine(digest, now) for digest in digests]
         with self._turn, self._explained(), self._transaction():
-            self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line)))
+            self._connection.executemany(
+                INSERT_BROKEN_LINE, [(*line, line_checksum(*line)) for line in lines]
+            )
 
     def broken_lines(self) -> list[BrokenLine | None]:
         """Return every broken line, by request and time; None in the place of a damaged one."""

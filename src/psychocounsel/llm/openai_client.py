@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -33,16 +33,22 @@ from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError, schema_json
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
 from psychocounsel.llm.decisions import PATH, decision_body, read_decision
+from psychocounsel.llm.halting import present_halt
 from psychocounsel.llm.pace import Pace
+from psychocounsel.llm.refusals import (
+    broken_by,
+    codes_of,
+    has_no_quota,
+    may_pass,
+    quoted,
+    refusal_of_key,
+)
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _FILTERED = frozenset({"content_filter", "content_policy_violation"})
 _NOT_TAKEN = frozenset({400, 413, 422})
 _TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_BEFORE_THE_FIRST_ANSWER = 2
-_LONGEST_QUOTE_CHARS = 200
 _UNLIMITED = 0
 _LISTING_SECONDS = 15.0
 _DEFAULT_RETRY = RetryPolicy()
@@ -73,6 +79,13 @@ _DECISIONS = _Route(PATH, read_decision)
 
 def _route(request: ChatRequest) -> _Route:
     return _DECISIONS if request.questions else _CHAT
+
+
+class _Span(NamedTuple):
+    """The moments between which a request may go, by the event loop's clock."""
+
+    begin: float
+    end: float
 
 
 @dataclass
@@ -121,28 +134,26 @@ class OpenAIChatModel:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
         connection = self._open()
         body = self._body(request)
-        await connection.pace.enter()
+        if not connection.pace.enter_at_once():
+            async with present_halt().ending_waits():
+                await connection.pace.enter()
         try:
-            await _wait_until(connection.pace.turn_at_seconds(len(body)), connection)
-            return await self._ask_until(self._deadline(), connection, request, body)
+            return await self._ask_until(connection, request, body)
         finally:
             connection.pace.leave()
 
-    def _deadline(self) -> float:
-        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
-        return asyncio.get_running_loop().time() + allowed_seconds
-
-    async def _ask_until(
-        self, deadline: float, connection: _Connection, request: ChatRequest, body: bytes
-    ) -> ChatReply:
+    async def _ask_until(self, connection: _Connection, request: ChatRequest, body: bytes) -> ChatReply:
         clock = asyncio.get_running_loop().time
+        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
         fault = _Fault("the deadline passed while the server asked everybody to wait")
         own_resume_at, tries, turned_away = 0.0, 0, 0
+        deadline = clock() + allowed_seconds
         while tries < self._retry.max_tries:
-            resume_at = max(own_resume_at, self._shared_resume_at(connection, request))
-            if resume_at >= deadline:
+            span = _Span(own_resume_at, deadline)
+            queued_seconds = await self._queue(connection, request, len(body), span)
+            if queued_seconds is None:
                 break
-            await _wait_until(resume_at, connection)
+            deadline += queued_seconds
             outcome = await self._send(connection, _route(request), body, deadline - clock())
             if isinstance(outcome, ChatReply):
                 return outcome
@@ -160,6 +171,30 @@ class OpenAIChatModel:
                 connection.pace.pushed_back()
                 connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
+
+    async def _queue(
+        self, connection: _Connection, request: ChatRequest, body_chars: int, span: _Span
+    ) -> float | None:
+        """Wait until the request may go; return for how long it queued by our own pace, None if too long.
+
+        Every sending takes a turn, the first and those after a fault: all of them count for the server. The
+        deadline is for the server, and what we make a request queue does not count for it.
+        """
+        clock = asyncio.get_running_loop().time
+        queued_seconds = 0.0
+        while True:
+            resume_at = max(span.begin, self._shared_resume_at(connection, request))
+            if resume_at >= span.end + queued_seconds:
+                return None
+            await _wait_until(resume_at, connection)
+            joined_at = clock()
+            turn_at = connection.pace.turn_at_seconds(body_chars)
+            await _wait_until(turn_at, connection)
+            queued_seconds += clock() - joined_at
+            # While it queued, the server may have asked everybody to wait: then all take turns anew.
+            if turn_at <= joined_at or connection.resume_at_seconds <= clock():
+                present_halt().require_going()
+                return queued_seconds
 
     def _give_up_early(self, fault: _Fault, tries: int) -> None:
         if tries >= _TRIES_BEFORE_THE_FIRST_ANSWER:
@@ -230,29 +265,20 @@ class OpenAIChatModel:
         except openai.APIStatusError as error:
             status_error = error
         except (openai.OpenAIError, aiohttp.ClientError) as error:
-            return self._broken(error)
+            reason, nobody_listens = broken_by(error)
+            return _Fault(reason, nobody_listens=nobody_listens, maybe_paid=not nobody_listens)
         else:
             return reply
         # Outside the handler, so that no traceback drags the request and its headers along.
         return self._read_status(connection, status_error)
 
-    def _broken(self, error: Exception) -> _Fault:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-            if isinstance(cause, aiohttp.ClientConnectorError):
-                return _Fault(f"no connection ({cause.os_error})", nobody_listens=True)
-        return _Fault(f"no connection, or it broke ({type(cause).__name__})", maybe_paid=True)
-
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
         connection.was_reached = True
-        codes = {str(error.code), str(error.type)}
-        if error.status_code == 400 and codes & _FILTERED:
+        if error.status_code == 400 and codes_of(error) & _FILTERED:
             return ChatReply(
                 ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, "the provider filtered the prompt"
             )
-        no_quota = error.status_code == 402 or bool(codes & _NO_QUOTA)
-        if error.status_code in _PASSING and not no_quota:
+        if may_pass(error):
             connection.pace.learn(error.response.headers)
             return _Fault(
                 f"the server answered HTTP {error.status_code}",
@@ -260,15 +286,17 @@ class OpenAIChatModel:
                 everybody_waits=error.status_code in (429, 503, 529),
                 is_free=error.status_code == 429,
             )
-        if error.status_code in _NOT_TAKEN and not no_quota:
-            raise self._not_taken(error, codes)
-        connection.refusal = connection.refusal or self._refusal(error, no_quota)
+        if error.status_code in _NOT_TAKEN and not has_no_quota(error):
+            raise self._not_taken(error)
+        connection.refusal = connection.refusal or self._refusal(error)
         connection.refused.set()
         raise connection.refusal
 
-    def _not_taken(self, error: openai.APIStatusError, codes: set[str]) -> RefusedRequestError:
-        said = self._quoted(error)
-        is_too_long = error.status_code == 413 or bool(codes & _TOO_LONG) or "context length" in said
+    def _not_taken(self, error: openai.APIStatusError) -> RefusedRequestError:
+        said = quoted(error, self._key())
+        is_too_long = (
+            error.status_code == 413 or bool(codes_of(error) & _TOO_LONG) or "context length" in said
+        )
         return RefusedRequestError(
             f"the request is refused (HTTP {error.status_code}: {said})",
             where=self._base_url,
@@ -277,16 +305,10 @@ class OpenAIChatModel:
             concerns_item=is_too_long,
         )
 
-    def _quoted(self, error: openai.APIStatusError) -> str:
-        return " ".join(_said(error).split()).replace(self._key(), "[key]")[:_LONGEST_QUOTE_CHARS]
-
-    def _refusal(self, error: openai.APIStatusError, no_quota: bool) -> EndpointError:
+    def _refusal(self, error: openai.APIStatusError) -> EndpointError:
         endpoint, status = self._endpoint, error.status_code
-        if no_quota:
-            what, remedy = "the quota of this key is used up", "add credit or raise the limit, then run again"
-        elif status == 401:
-            what = "the key is not accepted"
-            remedy = f"put a valid key into the environment variable {endpoint.api_key_env}"
+        if of_key := refusal_of_key(error, endpoint.api_key_env):
+            what, remedy = of_key
         elif status == 403:
             what = f"the key may not use the model {endpoint.model!r}"
             remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
@@ -296,7 +318,7 @@ class OpenAIChatModel:
         else:
             what = "the request is refused"
             remedy = "check endpoint.model and endpoint.base_url"
-        said = self._quoted(error)
+        said = quoted(error, self._key())
         return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
 
     async def check(self) -> None:
@@ -337,15 +359,6 @@ class OpenAIChatModel:
         return api_key(self._endpoint)
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """Return the server's own words: OpenAI has an error's message, others a bare error or a detail."""
-    said = error.body
-    if isinstance(said, dict):
-        named = cast("dict[str, Any]", said)
-        said = named.get("message") or named.get("detail")
-    return said if isinstance(said, str) and said.strip() else error.message
-
-
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -358,11 +371,11 @@ _shared_turn_json = lru_cache(maxsize=16)(_turn_json)
 
 
 async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:
-    """Wait, but for no longer than until the endpoint refuses another request for good."""
-    if connection.refusal is None:
-        wait_seconds = resume_at_seconds - asyncio.get_running_loop().time()
-        if wait_seconds > 0:
+    """Wait, but for no longer than until the run halts or the endpoint refuses another request for good."""
+    if connection.refusal is None and resume_at_seconds > asyncio.get_running_loop().time():
+        async with present_halt().ending_waits():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.refused.wait(), wait_seconds)
+                async with asyncio.timeout_at(resume_at_seconds):
+                    await connection.refused.wait()
     if connection.refusal is not None:
         raise connection.refusal

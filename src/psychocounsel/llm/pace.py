@@ -23,6 +23,7 @@ _LOOK_EVERY_SECONDS = 0.02
 _LONGEST_LAG_SECONDS = 0.03
 _LAG_SHRINK = 0.9
 _CHARS_PER_TOKEN = 4
+_MOST_DIGITS = 15
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -59,10 +60,16 @@ class Pace:
         """How many requests may be in flight at present."""
         return int(self._window)
 
+    def enter_at_once(self) -> bool:
+        """Take a place among those in flight if one is free; `leave` gives it back."""
+        if self._in_flight >= self.window:
+            return False
+        self._in_flight += 1
+        return True
+
     async def enter(self) -> None:
         """Wait for a place among those in flight; `leave` gives it back."""
-        if self._in_flight < self.window:
-            self._in_flight += 1
+        if self.enter_at_once():
             return
         place = self._loop.create_future()
         self._waiting.append(place)
@@ -140,7 +147,9 @@ class Pace:
     def _look(self, last_at_seconds: float) -> None:
         now = self._loop.time()
         if now - last_at_seconds - _LOOK_EVERY_SECONDS > _LONGEST_LAG_SECONDS:
-            self._window = max(min(_FIRST_WINDOW, self._most), self._window * _LAG_SHRINK)
+            # No smaller than it began, unless the server made it so.
+            least = min(_FIRST_WINDOW, self._window)
+            self._window = max(least, self._window * _LAG_SHRINK)
         elif self._waiting and self._was_answered and not self._was_pushed_back:
             self._grow(_GROWTH_PER_LOOK)
         self._watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, now)
@@ -155,4 +164,7 @@ def duration_seconds(told: str) -> float | None:
 
 
 def _whole(told: str | None) -> int | None:
-    return int(told) if told is not None and told.isascii() and told.isdigit() else None
+    if told is None or not told.isascii() or not told.isdigit():
+        return None
+    # Python turns only so many digits into a number, and such a limit is none.
+    return int(told) if len(told) <= _MOST_DIGITS else None

@@ -39,9 +39,10 @@ class Price(NamedTuple):
     source: str
 
     def cost(self, tokens: Tokens) -> Decimal:
-        """Return what the tokens cost, in US dollars."""
-        fresh = (tokens.prompt - tokens.cached) * self.prompt
-        return (fresh + tokens.cached * self.cached + tokens.completion * self.completion) / MILLION
+        """Return what the tokens cost, in US dollars; no more of a prompt is cached than there is of it."""
+        cached = min(tokens.cached, tokens.prompt)
+        fresh = (tokens.prompt - cached) * self.prompt
+        return (fresh + cached * self.cached + tokens.completion * self.completion) / MILLION
 
     def batch_cost(self, tokens: Tokens) -> Decimal:
         """Return what the tokens cost in a batch, in US dollars; a cached prefix is no cheaper."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+_MOST_DOUBLINGS = 64
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -32,7 +34,8 @@ class RetryPolicy:
 
         `key` names the request; it decides where in that range the wait falls.
         """
-        whole = min(self.first_wait_seconds * 2 ** (tries - 1), self.longest_wait_seconds)
+        doublings = min(tries - 1, _MOST_DOUBLINGS)
+        whole = min(self.first_wait_seconds * 2**doublings, self.longest_wait_seconds)
         return whole * (0.5 + 0.5 * _draw(f"{key}/{tries}"))
 
     def spread_seconds(self, key: str) -> float:
@@ -54,10 +57,10 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
         return seconds
     try:
         moment = parsedate_to_datetime(asked)
-    except ValueError:
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, OverflowError, TypeError, LookupError):  # the parser meets odd dates with any of them
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 def _draw(key: str) -> float:

@@ -1,23 +1,28 @@
-"""Entries -> journal: all that arrived while the previous commit ran goes into the next, in one.
+"""Entries, broken lines -> journal: what arrived while one commit ran goes into the next, all together.
 
 The commits follow each other in a thread. If the event loop had to begin each of them, it would do so after
-all the replies that arrived together, and what is not on disk yet is paid again after a kill.
+all the replies that arrived together, and what is not on disk yet is paid again after a kill. Replies go
+first: they are paid for certain, and broken lines come in storms.
 """
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 from psychocounsel.llm.journal import Entry, Journal
 
+_What = TypeVar("_What")
+_Waiting: TypeAlias = tuple[_What, asyncio.Future[None]]
+
 
 class Scribe:
-    """Writes the entries of one event loop."""
+    """Writes the entries and the broken lines of one event loop."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._turn = threading.Lock()
-        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._waiting: list[_Waiting[Entry | str]] = []
         self._is_writing = False
         self._writer: asyncio.Future[None] | None = None
         self._unheard: Exception | None = None
@@ -29,14 +34,11 @@ class Scribe:
             StoreError: the journal cannot be written.
             IncompleteError: the disk is full.
         """
-        loop = asyncio.get_running_loop()
-        kept = loop.create_future()
-        with self._turn:
-            self._waiting.append((entry, kept))
-            is_first, self._is_writing = not self._is_writing, True
-        if is_first:
-            self._writer = loop.run_in_executor(None, self._write, loop)
-        await kept
+        await self._keep(entry)
+
+    async def record_broken_line(self, digest: str) -> None:
+        """Return when it is on disk that a line broke on a request; errors as those of `record`."""
+        await self._keep(digest)
 
     async def drain(self) -> None:
         """Return when nothing waits for a commit and none runs; a fault that nobody heard of is raised."""
@@ -46,20 +48,43 @@ class Scribe:
         if self._unheard is not None:
             raise self._unheard
 
-    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
-        while entries := self._take():
-            fault = None
-            try:
-                self._journal.record_many([entry for entry, _ in entries])
-            except Exception as caught:  # noqa: BLE001, it is raised where the entries come from
-                fault = caught
-            loop.call_soon_threadsafe(self._tell, [kept for _, kept in entries], fault)
-
-    def _take(self) -> list[tuple[Entry, asyncio.Future[None]]]:
+    async def _keep(self, what: Entry | str) -> None:
+        loop = asyncio.get_running_loop()
+        kept = loop.create_future()
         with self._turn:
-            entries, self._waiting = self._waiting, []
-            self._is_writing = bool(entries)
-            return entries
+            self._waiting.append((what, kept))
+            is_first, self._is_writing = not self._is_writing, True
+        if is_first:
+            self._writer = loop.run_in_executor(None, self._write, loop)
+        await kept
+
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        while waiting := self._take():
+            entries = [(what, kept) for what, kept in waiting if isinstance(what, Entry)]
+            self._commit(loop, self._journal.record_many, entries)
+            digests = [(what, kept) for what, kept in waiting if isinstance(what, str)]
+            self._commit(loop, self._journal.record_broken_lines, digests)
+
+    def _commit(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        write: Callable[[list[_What]], object],
+        group: Sequence[_Waiting[_What]],
+    ) -> None:
+        if not group:
+            return
+        fault = None
+        try:
+            write([what for what, _ in group])
+        except Exception as caught:  # noqa: BLE001, it is raised where the group comes from
+            fault = caught
+        loop.call_soon_threadsafe(self._tell, [kept for _, kept in group], fault)
+
+    def _take(self) -> list[_Waiting[Entry | str]]:
+        with self._turn:
+            waiting, self._waiting = self._waiting, []
+            self._is_writing = bool(waiting)
+            return waiting
 
     def _tell(self, waiting: Sequence["asyncio.Future[None]"], fault: Exception | None) -> None:
         for kept in waiting:

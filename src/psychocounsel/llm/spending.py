@@ -6,6 +6,7 @@ sent may have been paid for, and counts as one prompt with a full answer.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,7 +30,9 @@ class Spent(NamedTuple):
 
     def with_reply(self, reply: ChatReply) -> "Spent":
         """Return the sum with one reply more."""
-        tokens = Tokens(reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
+        # Of each reply, not of the sum: what one server tells too much of would make others cheaper.
+        cached = min(reply.cached_tokens, reply.prompt_tokens)
+        tokens = Tokens(reply.prompt_tokens, cached, reply.completion_tokens)
         one = Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens)
         return self.plus(one)
 
@@ -64,6 +67,8 @@ class Spending:
         maybe_cost: what those may have cost, in US dollars.
         failed: items of this run that ended without a reply that can be used.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
+        beside: questions of the client's own in this run (what the server can do). They count towards the
+            limit; they are in no journal, so `metrics.json`, which is that of all runs, leaves them out.
     """
 
     price: Price | None
@@ -73,6 +78,11 @@ class Spending:
     maybe_cost: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
     failed: int = 0
+    beside: Spent = field(default_factory=Spent)
+
+    def add_beside(self, reply: ChatReply) -> None:
+        """Count a reply that answers none of the requests."""
+        self.beside = self.beside.with_reply(reply)
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
@@ -89,7 +99,11 @@ class Spending:
     def total(self) -> Decimal:
         """US dollars of all runs, what may have been paid included; 0 without a price."""
         answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
-        return self.before + answered + self.maybe_cost
+        return self.before + answered + self._beside_cost + self.maybe_cost
+
+    @property
+    def _beside_cost(self) -> Decimal:
+        return Decimal(0) if self.price is None else self.beside.cost(self.price)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""
@@ -115,7 +129,7 @@ class Spending:
         """Return in few words what failed and what this run spent so far; empty if neither is known."""
         cost = self.cost(self.new)
         failed = f"{self.failed:,} failed" if self.failed else ""
-        spent = f"${cost + self.maybe_cost:,.2f} spent" if cost else ""
+        spent = f"${cost + self._beside_cost + self.maybe_cost:,.2f} spent" if cost else ""
         return ", ".join(part for part in (failed, spent) if part)
 
     @property
@@ -127,9 +141,12 @@ class Spending:
             return ""
         maybe_cost = _dollars(None if self.price is None else self.maybe_cost)
         lost = f"; {self.maybe_paid} more whose line broke may be paid{maybe_cost}"
+        beside_cost = _dollars(None if self.price is None else self._beside_cost)
+        beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
         return (
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
-            f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}{lost if self.maybe_paid else ''}"
+            f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
+            f"{beside if self.beside.calls else ''}{lost if self.maybe_paid else ''}"
         )
 
 
@@ -145,7 +162,16 @@ def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
         "models": {name: models[name] for name in sorted(models)},
         "cost_usd": None if None in costs else round(sum(costs), 6),
         "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
+        **_maybe_together([each["maybe_paid"] for each in told if "maybe_paid" in each]),
     }
+
+
+def _maybe_together(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not told:
+        return {}
+    costs = [each["cost_usd"] for each in told]
+    cost = None if None in costs else round(sum(costs), 6)
+    return {"maybe_paid": {"calls": sum(each["calls"] for each in told), "cost_usd": cost}}
 
 
 def _dollars(cost: Decimal | None) -> str:
@@ -170,7 +196,8 @@ class Budget:
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
         self._tries = tries
         self._reserved: dict[str, Decimal] = {}
-        self._freed = asyncio.Event()
+        # Futures, for each belongs to the event loop of who waits: one budget may serve several in turn.
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def reserve(self, digest: str, request: ChatRequest) -> None:
         """Wait until the request fits beside what is in flight.
@@ -184,8 +211,9 @@ class Budget:
         while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
             if not self._reserved:
                 raise self.refusal(worst)
-            self._freed.clear()
-            await self._freed.wait()
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
         self._reserved[digest] = worst
 
     def line_broke(self, digest: str, request: ChatRequest, times: int = 1) -> None:
@@ -205,8 +233,7 @@ class Budget:
         """
         if reply is not None and reply.answered:
             self.spending.add(reply, is_new=True)
-        self._reserved.pop(digest, None)
-        self._freed.set()
+        self.release(digest)
 
     def worst_in_batch(self, request: ChatRequest) -> Decimal:
         """Return what a request costs at most in a batch, in US dollars; 0 where there is no limit."""
@@ -233,8 +260,12 @@ class Budget:
         self._reserved[name] = worst
 
     def release(self, name: str) -> None:
-        """Give back what was held under a name."""
+        """Give back what was held under a name; whoever waits looks again."""
         self._reserved.pop(name, None)
+        while self._waiting:
+            freed = self._waiting.popleft()
+            if not freed.done():
+                freed.set_result(None)
 
     def _worst(self, request: ChatRequest) -> Decimal:
         if self.spending.price is None:

@@ -37,9 +37,9 @@ def kept_choices(tokens: object, text: str) -> str:
         return ""
     entries = [_mapping(each) for each in cast("list[Any]", tokens)]
     choices = [
-        [start, str(entry["token"]), _alternatives(entry)]
+        [start, str(entry.get("token")), _alternatives(entry)]
         for start, entry in _placed(entries, text.encode("utf-8", "replace"))
-        if _writes_number(str(entry["token"]), text[:start])
+        if _writes_number(str(entry.get("token")), text[:start])
     ]
     return json.dumps(choices, separators=(",", ":"))
 
@@ -95,7 +95,7 @@ def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     for each in (*others, entry):
         token, logprob = each.get("token"), each.get("logprob")
         if _has_digit(token) and isinstance(logprob, int | float) and logprob > _LEAST_LOGPROB:
-            found.setdefault(str(token), round(min(float(logprob), 0.0), _DECIMALS))
+            found.setdefault(str(token), round(float(min(logprob, 0.0)), _DECIMALS))
     return list(found.items())
 
 
