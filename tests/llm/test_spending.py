@@ -119,7 +119,7 @@ class Priced:
         if self.costs[text] == 10:  # the full length: the line breaks, and the server charges for all of it
             await line_broke()
             return ChatReply(ReplyStatus.ERROR, "", "fake-1", 0, 0, "the line broke")
-        return reply(0, self.costs[text])
+        return reply(1, self.costs[text])
 
 
 ANSWERS_ONLY = Price(Decimal(0), Decimal(0), Decimal(10**6), "a test")
@@ -217,6 +217,64 @@ def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None
                 assert "limit" in str(stop)
         billed += model.billed
     assert billed == 20
+
+
+class Breaking:
+    """Breaks the line of every try but the last, and sends as long as it is let."""
+
+    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+
+    def __init__(self, tries: int) -> None:
+        self.tries, self.sent = tries, 0
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        for _ in range(self.tries - 1):
+            self.sent += 1
+            await line_broke()
+        self.sent += 1
+        return reply(9, 4)
+
+
+@pytest.mark.parametrize(("limit", "sent"), [(10.0, 1), (19.0, 1), (20.0, 2), (29.9, 2), (30.0, 3)])
+def test_each_try_after_a_broken_line_needs_room_of_its_own(tmp_path: Path, limit: float, sent: int) -> None:
+    model = Breaking(tries=3)
+    budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=limit)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        if limit < 30:
+            with pytest.raises(IncompleteError, match="limit"):
+                ask_all(model, [asks("0")], journal, AskPolicy(budget=budget))
+        else:
+            ask_all(model, [asks("0")], journal, AskPolicy(budget=budget))
+        assert len([*journal.broken_lines()]) == min(sent, 2)
+    assert model.sent == sent
+
+
+def test_those_who_send_again_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Both fit at first, and only one of them at a time once both lines broke."""
+    model = Breaking(tries=2)
+    budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=38.0)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        ask_all(Breaking(tries=1), [asks("first")], journal, AskPolicy(budget=budget))
+        ask_all(model, [asks("0"), asks("1")], journal, AskPolicy(concurrency=2, budget=budget))
+    assert budget.spending.maybe_paid == 2
+    assert budget.spending.total == 4 + 2 * 10 + 2 * 4
+
+
+def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
+    class Silent(Breaking):
+        async def ask(self, request: ChatRequest) -> ChatReply:
+            return ChatReply(ReplyStatus.VALID, "four by four tokens", "fake-1", 0, 0)
+
+    texts = [f"a prompt of ten tokens, number {number:9}" for number in range(9)]  # 40 characters
+    paid = (10 + TOKENS_PER_MESSAGE) + 5  # 19 characters of an answer
+    for limit in (100.0, 150.0):
+        budget = Budget(Spending(DOLLAR_PER_TOKEN), TokenCounter("fake-1"), max_cost=limit)
+        with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(IncompleteError, match="limit"):
+            ask_all(Silent(1), [asks(text) for text in texts], journal, AskPolicy(budget=budget))
+        told = budget.spending.as_dict()["untold_calls"]
+        assert budget.spending.total == told * paid <= limit
+        assert told == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
+    assert "came without a count of tokens" in budget.spending.told
 
 
 def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:

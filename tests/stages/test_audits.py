@@ -384,11 +384,11 @@ class TestFailingEndpoint:
         assert judged.server.count == 12 + 7 * 6 + 8
 
     def test_ratings_and_audit_share_the_limit(self, judged: Judged, cli: Cli) -> None:
-        rated = 128 * 7.0  # what the ratings cost; an answer has 7 tokens, at its worst 600 in five tries
-        limit = ["--set", f"judge.endpoint.max_cost={rated + 3000 + 10}"]
+        rated = 128 * 7.0  # what the ratings cost; an answer has 7 tokens, at its worst 600
+        limit = ["--set", f"judge.endpoint.max_cost={rated + 600 + 10}"]
         ended = build(cli, judged, SMALL, *limit)
         assert ended.code == 3
-        assert "with $910.0000 spent the limit of $3906" in ended.err
+        assert "with $910.0000 spent the limit of $1506" in ended.err
         assert judged.server.count == 2
         assert build(cli, judged, SMALL).code == 0
         spend = audits(judged)[0].metrics["spend"]

@@ -216,11 +216,11 @@ class TestPanel:
         audit = {"retest": 12, "one_principle": 0, "canaries": 0}
         with ChatServer(breaks_once) as server:
             assert built(cli, recipe, panel(server.base_url)).code == 0
-            # 128 ratings of 7 tokens, and 600 whose line broke; another costs at its worst 600 in five tries.
-            limited = panel(server.base_url, max_cost=128 * 7.0 + 600 + 3000 + 10)
+            # 128 ratings of 7 tokens, and 600 whose line broke; another costs at its worst 600.
+            limited = panel(server.base_url, max_cost=128 * 7.0 + 600 + 600 + 10)
             ended = built(cli, recipe, limited, audit=audit)
             assert ended.code == 3, ended.err
-            assert "with $1510.0000 spent the limit of $4506" in ended.err
+            assert "with $1510.0000 spent the limit of $2106" in ended.err
             assert server.count == 2 * 128 + 1 + 12 + 2
         spend = newest(recipe, "judgements").metrics["spend"]
         assert {name: each["cost_usd"] for name, each in spend["by_judge"].items()} == {

@@ -196,7 +196,7 @@ class _Run:
         for question, kept in zip(self._questions, self._journal.replies_to(digests), strict=True):
             if self._policy.budget is not None:
                 for reply in kept:
-                    self._policy.budget.spending.add(reply, is_new=False)
+                    self._policy.budget.count(question.request, reply, is_new=False)
             if any(self._offer(question, reply) for reply in kept):
                 self._finish(question)
             else:
@@ -208,7 +208,7 @@ class _Run:
             broken = Counter(line.digest for line in self._journal.broken_lines() if line is not None)
             for question in self._questions if broken else ():
                 if times := broken[question.digest]:
-                    self._policy.budget.line_broke(question.digest, question.request, times)
+                    self._policy.budget.line_broke(question.request, times)
 
     async def _share_out(self, owed: Iterator[_Question]) -> None:
         # Workers draw from one iterator: as many tasks as requests in flight, however many items there are.
@@ -260,12 +260,16 @@ class _Run:
             return reply
         finally:
             if budget is not None:
-                budget.settle(question.digest, reply)
+                budget.settle(question.digest, question.request, reply)
 
     async def _keep_broken_line(self, question: _Question) -> None:
-        if self._policy.budget is not None:
-            self._policy.budget.line_broke(question.digest, question.request)
+        budget = self._policy.budget
+        if budget is not None:
+            budget.line_broke(question.request)
         await self._scribe.record_broken_line(question.digest)
+        if budget is not None:
+            async with self._halt.ending_waits():
+                await budget.reserve_again(question.digest, question.request)
 
     def _pay_beside(self, reply: ChatReply) -> None:
         if self._policy.budget is not None:

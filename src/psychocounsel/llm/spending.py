@@ -1,14 +1,15 @@
 """Requests and replies -> what they cost, and a stop before a limit is passed.
 
-What is in flight counts at its worst: the prompt, and an answer of the full length, once for every try that
-the client may make. A reply counts as the server reports it. A connection that broke after the request was
-sent may have been paid for, and counts as one prompt with a full answer.
+What is in flight counts at its worst: the prompt, and an answer of the full length. A reply counts as the
+server reports it; where it reports nothing, prompt and answer are counted here. A connection that broke after
+the request was sent may have been paid for, and counts as one prompt with a full answer; before it is sent
+again, it needs room within the limit again.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, IncompleteError
 from psychocounsel.llm.chat import ChatReply, ChatRequest
 from psychocounsel.llm.prices import BATCH_SHARE, Price, Tokens, price_of
-from psychocounsel.llm.retry import RetryPolicy
 from psychocounsel.llm.token_counts import TokenCounter
 
 
@@ -69,6 +69,7 @@ class Spending:
         before: what the same step paid to the same endpoint for other requests, in US dollars.
         beside: questions of the client's own in this run (what the server can do). They count towards the
             limit; they are in no journal, so `metrics.json`, which is that of all runs, leaves them out.
+        untold: replies, of all runs, whose tokens the server did not report.
     """
 
     price: Price | None
@@ -79,6 +80,7 @@ class Spending:
     before: Decimal = Decimal(0)
     failed: int = 0
     beside: Spent = field(default_factory=Spent)
+    untold: int = 0
 
     def add_beside(self, reply: ChatReply) -> None:
         """Count a reply that answers none of the requests."""
@@ -115,6 +117,7 @@ class Spending:
             "models": {model: together[model].as_dict() for model in sorted(together)},
             "cost_usd": None if cost is None else float(round(cost, 6)),
             "price_from": "" if self.price is None else self.price.source,
+            **({"untold_calls": self.untold} if self.untold else {}),
             **self._maybe_as_dict(),
         }
 
@@ -143,10 +146,12 @@ class Spending:
         lost = f"; {self.maybe_paid} more whose line broke may be paid{maybe_cost}"
         beside_cost = _dollars(None if self.price is None else self._beside_cost)
         beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
+        untold = f"; {self.untold:,} came without a count of tokens and were counted here"
         return (
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
             f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
             f"{beside if self.beside.calls else ''}{lost if self.maybe_paid else ''}"
+            f"{untold if self.untold else ''}"
         )
 
 
@@ -162,6 +167,7 @@ def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
         "models": {name: models[name] for name in sorted(models)},
         "cost_usd": None if None in costs else round(sum(costs), 6),
         "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
+        **({"untold_calls": untold} if (untold := sum(each.untold for each in spendings)) else {}),
         **_maybe_together([each["maybe_paid"] for each in told if "maybe_paid" in each]),
     }
 
@@ -185,16 +191,12 @@ class Budget:
         spending: where replies are counted.
         counter: counts a prompt's tokens.
         max_cost: US dollars; None for no limit.
-        tries: requests that the client may send for one of ours.
     """
 
-    def __init__(
-        self, spending: Spending, counter: TokenCounter, max_cost: float | None, tries: int = 1
-    ) -> None:
+    def __init__(self, spending: Spending, counter: TokenCounter, max_cost: float | None) -> None:
         self.spending = spending
         self._counter = counter
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
-        self._tries = tries
         self._reserved: dict[str, Decimal] = {}
         # Futures, for each belongs to the event loop of who waits: one budget may serve several in turn.
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -207,7 +209,7 @@ class Budget:
         """
         if self._max_cost is None:
             return
-        worst = self._worst(request) * self._tries
+        worst = self._worst(request)
         while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
             if not self._reserved:
                 raise self.refusal(worst)
@@ -216,23 +218,36 @@ class Budget:
             await freed
         self._reserved[digest] = worst
 
-    def line_broke(self, digest: str, request: ChatRequest, times: int = 1) -> None:
-        """Count lines that broke on a request, each at its worst; what is held for it shrinks by as much."""
-        worst = self._worst(request) * times
-        self.spending.maybe_paid += times
-        self.spending.maybe_cost += worst
-        if digest in self._reserved:
-            self._reserved[digest] = max(Decimal(0), self._reserved[digest] - worst)
+    async def reserve_again(self, digest: str, request: ChatRequest) -> None:
+        """Wait until a request that may have been paid fits once more; errors as of `reserve`."""
+        self.release(digest)
+        await self.reserve(digest, request)
 
-    def settle(self, digest: str, reply: ChatReply | None) -> None:
+    def line_broke(self, request: ChatRequest, times: int = 1) -> None:
+        """Count lines that broke on a request, each at its worst."""
+        self.spending.maybe_paid += times
+        self.spending.maybe_cost += self._worst(request) * times
+
+    def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
+        """Count what an answered request cost."""
+        if not reply.prompt_tokens:  # no prompt has none
+            self.spending.untold += 1
+            answer_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
+            reply = replace(
+                reply, prompt_tokens=self._counter.prompt(request), completion_tokens=answer_tokens
+            )
+        self.spending.add(reply, is_new=is_new)
+
+    def settle(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
         """Put what a request really cost in the place of its worst.
 
         Args:
             digest: of the request.
+            request: the request itself.
             reply: what came; None or `ERROR` where nothing was answered.
         """
         if reply is not None and reply.answered:
-            self.spending.add(reply, is_new=True)
+            self.count(request, reply, is_new=True)
         self.release(digest)
 
     def worst_in_batch(self, request: ChatRequest) -> Decimal:
@@ -245,7 +260,7 @@ class Budget:
         Raises:
             IncompleteError: it does not.
         """
-        worst = self._worst(request) * self._tries
+        worst = self._worst(request)
         if not self.fits(worst):
             raise self.refusal(worst)
 
@@ -295,4 +310,4 @@ def budget_of(endpoint: EndpointConfig) -> Budget:
             where="endpoint.max_cost",
             remedy="write its price under endpoint.price, in US dollars per million tokens, or drop max_cost",
         )
-    return Budget(Spending(price), TokenCounter(endpoint.model), endpoint.max_cost, RetryPolicy().max_tries)
+    return Budget(Spending(price), TokenCounter(endpoint.model), endpoint.max_cost)

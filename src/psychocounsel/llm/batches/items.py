@@ -47,7 +47,7 @@ class Items:
             self._count_broken_lines(digest, broken[digest])
             if self._policy.budget is not None:
                 for reply in kept:
-                    self._policy.budget.spending.add(reply, is_new=False)
+                    self._policy.budget.count(self.request(digest), reply, is_new=False)
             # What the journal remembers of its reader does not do: a reply may be damaged since.
             if self._is_accepted(digest, kept):
                 self._finish(digest)
@@ -78,7 +78,7 @@ class Items:
         for digest, reply in entries:
             self.has_answers = True
             if digest in self._places and self._policy.budget is not None:
-                self._policy.budget.spending.add(reply, is_new=True)
+                self._policy.budget.count(self.request(digest), reply, is_new=True)
 
     def tried(self, digests: Iterable[str], times: int = 1) -> None:
         """Count a try of each, or take it back."""
@@ -134,7 +134,7 @@ class Items:
 
     def _count_broken_lines(self, digest: str, times: int) -> None:
         if times and self._policy.budget is not None:
-            self._policy.budget.line_broke(digest, self.request(digest), times)
+            self._policy.budget.line_broke(self.request(digest), times)
 
     def _is_accepted(self, digest: str, kept: Sequence[ChatReply]) -> bool:
         places = self._places[digest]
