@@ -3,10 +3,11 @@
 A request is owed until a reply to it is accepted. Replies of earlier runs are read from the journal; what
 failed there is tried again. The first owed request goes alone, so that a wrong key costs one request. An
 endpoint that leaves one request after another unanswered is left alone, for each would wait for its deadline.
+Several processes may ask for the same: each request is in flight for one of them, its reply serves all.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from psychocounsel.llm.chat import (
     Closable,
     RefusedRequestError,
 )
+from psychocounsel.llm.claims import Claims
 from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.halting import Halt, HaltedError
 from psychocounsel.llm.journal import Entry, Journal
@@ -82,6 +84,8 @@ class AskPolicy:
         if self.max_attempts < 1 or self.concurrency < 1:
             raise ValueError("max_attempts and concurrency are at least 1")
 
+
+_LOOK_EVERY_SECONDS = 0.1
 
 AskAll: TypeAlias = Callable[[ChatModel, Sequence[ChatRequest], Journal, AskPolicy], list[ChatReply]]
 """A road to replies; what it returns and raises is as `ask_all` says."""
@@ -147,6 +151,9 @@ class _Run:
         self._policy = policy
         self._scribe = Scribe(journal)
         self._halt = Halt(policy.stop)
+        self._claims = Claims(journal.path)
+        self._elsewhere: deque[_Question] = deque()
+        self._kept: dict[str, int] = {}
         self._questions = _distinct(requests, model.identity)
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
@@ -163,7 +170,7 @@ class _Run:
                 owed = iter(self._owed())
                 first = next(owed, None)
                 if first is not None:
-                    await self._ask(first)
+                    await self._ask_or_put_off(first)
                     await self._share_out(owed)
             finally:
                 await self._end()
@@ -180,6 +187,7 @@ class _Run:
             if self._policy.reader:
                 self._journal.settle(self._policy.reader, self._settled())
         finally:
+            self._claims.close()
             if isinstance(self._model, Closable):
                 await self._model.aclose()
 
@@ -194,14 +202,18 @@ class _Run:
         self._recall_broken_lines()
         digests = (question.digest for question in self._questions)
         for question, kept in zip(self._questions, self._journal.replies_to(digests), strict=True):
-            if self._policy.budget is not None:
-                for reply in kept:
-                    self._policy.budget.count(question.request, reply, is_new=False)
+            self._count_kept(question, kept)
             if any(self._offer(question, reply) for reply in kept):
                 self._finish(question)
             else:
                 owed.append(question)
+                self._kept[question.digest] = len(kept)
         return owed
+
+    def _count_kept(self, question: _Question, kept: Sequence[ChatReply]) -> None:
+        if self._policy.budget is not None:
+            for reply in kept:
+                self._policy.budget.count(question.request, reply, is_new=False)
 
     def _recall_broken_lines(self) -> None:
         if self._policy.budget is not None:
@@ -220,14 +232,52 @@ class _Run:
     async def _work(self, owed: Iterator[_Question]) -> None:
         try:
             for question in owed:
-                await self._ask(question)
+                await self._ask_or_put_off(question)
                 if self._left_some:
                     return
+            while self._elsewhere and not self._left_some:
+                await self._ask_after_another(self._elsewhere.popleft())
         except Exception as failure:
             # The others ask nothing more; what they have in flight is paid and is kept.
             self._failure = self._failure or failure
             self._halt.call()
             raise
+
+    async def _ask_or_put_off(self, question: _Question) -> None:
+        """Ask, unless another run has the same request in flight: what it is answered serves both."""
+        if self._claims.take(question.digest):
+            await self._ask_claimed(question)
+        else:
+            self._elsewhere.append(question)
+
+    async def _ask_after_another(self, question: _Question) -> None:
+        try:
+            async with self._halt.ending_waits():
+                while not self._claims.take(question.digest):
+                    await asyncio.sleep(_LOOK_EVERY_SECONDS)
+        except HaltedError:
+            self._left_some = True
+        else:
+            await self._ask_claimed(question)
+
+    async def _ask_claimed(self, question: _Question) -> None:
+        try:
+            if not self._was_answered_meanwhile(question):
+                await self._ask(question)
+        finally:
+            self._claims.drop(question.digest)
+
+    def _was_answered_meanwhile(self, question: _Question) -> bool:
+        """Take what another run was answered since this one began."""
+        known = self._kept.pop(question.digest)
+        if self._claims.replies_kept(question.digest) <= known:
+            return False
+        kept = self._journal.replies(question.digest)[known:]
+        self._count_kept(question, kept)
+        if not any(self._offer(question, reply) for reply in kept):
+            return False
+        self._finish(question)
+        return True
 
     async def _ask(self, question: _Question) -> None:
         for _ in range(self._policy.max_attempts):
