@@ -24,11 +24,11 @@ from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.batches.files import ENDPOINT
 from psychocounsel.llm.batches.provider import AwayError, Batch, BatchRoad, LostAnswerError, UnknownBatchError
 from psychocounsel.llm.capabilities import FittedModel
+from psychocounsel.llm.completion import mapping_of
+from psychocounsel.llm.refusals import Worded, broken_by, may_pass, quoted, refusal_of_key
 from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _NOT_MADE = frozenset({409, 425, 429})
-_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _NO_SUCH_THING = frozenset({404, 405, 501})
 _PAGE = 100
 _DAY_SECONDS = 86_400
@@ -234,7 +234,8 @@ class OpenAIBatches:
                 asked_wait_seconds = retry_after_seconds(error.response.headers) or 0.0
                 is_open = makes_something and error.status_code not in _NOT_MADE | {400}
             except (openai.OpenAIError, aiohttp.ClientError) as error:
-                reason, is_open = _broken(error, makes_something)
+                reason, nobody_listens = broken_by(error)
+                is_open = makes_something and not nobody_listens
             if is_open:
                 raise LostAnswerError(reason)
             if asked_wait_seconds > self._retry.longest_wait_seconds:
@@ -250,27 +251,22 @@ class OpenAIBatches:
 
     def _passing(self, error: openai.APIStatusError) -> str:
         """Return what a fault is that may pass; raise one that does not."""
-        codes, said = {str(error.code), str(error.type)}, self._quoted(error)
-        no_quota = error.status_code == 402 or bool(codes & _NO_QUOTA)
+        said = quoted(error, api_key(self._endpoint))
         # A file just handed in is not always known at once.
-        is_passing = error.status_code in _PASSING or (error.status_code == 400 and "annot find file" in said)
-        if is_passing and not no_quota:
+        if may_pass(error) or (error.status_code == 400 and "annot find file" in said):
             return f"HTTP {error.status_code}: {said}"
         if error.status_code in _NO_SUCH_THING:
             raise UnknownBatchError
-        if no_quota:
-            what, remedy = "the quota of this key is used up", "add credit or raise the limit, then run again"
-        elif error.status_code == 401:
-            what = "the key is not accepted"
-            remedy = f"put a valid key into the environment variable {self._endpoint.api_key_env}"
-        elif error.status_code == 403:
-            what = "the key may not use batches here"
-            remedy = f"use a key in {self._endpoint.api_key_env} that may, or leave --batch out"
-        else:
-            what, remedy = "the provider refuses the batch", "mend it, or leave --batch out to ask live"
+        refusal = refusal_of_key(error, self._endpoint.api_key_env) or self._refusal(error)
         raise EndpointError(
-            f"{what} (HTTP {error.status_code}: {said})", where=self.base_url, remedy=remedy
+            f"{refusal.what} (HTTP {error.status_code}: {said})", where=self.base_url, remedy=refusal.remedy
         ) from None
+
+    def _refusal(self, error: openai.APIStatusError) -> Worded:
+        if error.status_code == 403:
+            remedy = f"use a key in {self._endpoint.api_key_env} that may, or leave --batch out"
+            return Worded("the key may not use batches here", remedy)
+        return Worded("the provider refuses the batch", "mend it, or leave --batch out to ask live")
 
     def _without_batches(self) -> EndpointError:
         return EndpointError(
@@ -278,12 +274,6 @@ class OpenAIBatches:
             where=self.base_url,
             remedy="leave --batch out (judge.batch.enabled: false) to ask live",
         )
-
-    def _quoted(self, error: openai.APIStatusError) -> str:
-        body = error.body
-        said = cast("dict[str, Any]", body).get("message") if isinstance(body, dict) else None
-        words = said if isinstance(said, str) else error.message
-        return " ".join(words.split()).replace(api_key(self._endpoint), "[key]")[:_LONGEST_QUOTE_CHARS]
 
 
 def batch_road(
@@ -303,19 +293,9 @@ def _after(seconds: int) -> ExpiresAfter:
     return {"anchor": "created_at", "seconds": seconds}
 
 
-def _broken(error: Exception, makes_something: bool) -> tuple[str, bool]:
-    """Return what broke, and whether the request may have arrived."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            return f"no connection ({cause.os_error})", False
-    return f"the connection broke ({type(cause).__name__})", makes_something
-
-
 def _batch(told: Mapping[str, Any]) -> Batch:
-    counts = _mapping(told.get("request_counts"))
-    faults = _mappings(_mapping(told.get("errors")).get("data"))
+    counts = mapping_of(told.get("request_counts"))
+    faults = _mappings(mapping_of(told.get("errors")).get("data"))
     files = (told.get("output_file_id"), told.get("error_file_id"))
     return Batch(
         id=str(told.get("id") or ""),
@@ -324,7 +304,7 @@ def _batch(told: Mapping[str, Any]) -> Batch:
         answered=_count(counts.get("completed")) + _count(counts.get("failed")),
         input_file=str(told.get("input_file_id") or ""),
         files=tuple(each for each in files if isinstance(each, str) and each),
-        metadata={str(name): str(value) for name, value in _mapping(told.get("metadata")).items()},
+        metadata={str(name): str(value) for name, value in mapping_of(told.get("metadata")).items()},
         codes=tuple(str(each.get("code")) for each in faults),
         faults=tuple(str(each.get("message"))[:_LONGEST_QUOTE_CHARS] for each in faults),
     )
@@ -332,17 +312,13 @@ def _batch(told: Mapping[str, Any]) -> Batch:
 
 def _loaded(body: bytes) -> Mapping[str, Any]:
     try:
-        return _mapping(json.loads(body))
+        return mapping_of(json.loads(body))
     except (ValueError, RecursionError):
         return {}
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
-
-
 def _mappings(value: object) -> list[Mapping[str, Any]]:
-    return [_mapping(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
+    return [mapping_of(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
 
 
 def _count(value: object) -> int:

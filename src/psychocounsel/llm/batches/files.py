@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+from psychocounsel.llm.completion import UnreadableBodyError, mapping_of, read_completion
 
 ENDPOINT = "/v1/chat/completions"
 FILTERED = frozenset({"content_filter", "content_policy_violation"})
@@ -59,17 +59,17 @@ def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:
 
 def _outcome(line: bytes, model: str) -> Outcome | None:
     try:
-        told = _mapping(json.loads(line))
+        told = mapping_of(json.loads(line))
     except (ValueError, RecursionError):
         return None
     digest = told.get("custom_id")
     if not isinstance(digest, str):
         return None
-    response = _mapping(told.get("response"))
+    response = mapping_of(told.get("response"))
     status = response.get("status_code")
     if status == 200:
         return _answered(digest, response.get("body"))
-    error = _mapping(_mapping(response.get("body")).get("error")) or _mapping(told.get("error"))
+    error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(told.get("error"))
     return _unanswered(digest, status if isinstance(status, int) else 0, error, model)
 
 
@@ -93,7 +93,3 @@ def _unanswered(digest: str, status: int, error: Mapping[str, Any], model: str) 
         return Outcome(digest, None, said)
     reason = f"HTTP {status}: {said}"
     return Outcome(digest, None, reason, status in _NOT_TAKEN, status in _REFUSES_ALL)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
