@@ -39,14 +39,10 @@ def read_requests(path: Path) -> list[ChatRequest]:
     for line in path.open(encoding="utf-8"):
         body = json.loads(line)
         schema = shared.setdefault("schema", body["response_format"]["json_schema"])
-        turns = [
-            Message(turn["role"], shared.setdefault(turn["content"], turn["content"]))
-            if turn["role"] == "system"
-            else Message(turn["role"], turn["content"])
-            for turn in body["messages"]
-        ]
-        limits = (body["temperature"], body["top_p"], body["max_tokens"])
-        requests.append(ChatRequest(tuple(turns), *limits, schema["schema"], schema["name"]))
+        system, user = (Message(turn["role"], turn["content"]) for turn in body["messages"])
+        turns = (shared.setdefault(system.content, system), user)
+        limits = shared.setdefault("limits", (body["temperature"], body["top_p"], body["max_tokens"]))
+        requests.append(ChatRequest(turns, *limits, schema["schema"], schema["name"]))
     return requests
 
 

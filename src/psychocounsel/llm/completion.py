@@ -6,6 +6,7 @@ guessed: a body without a choice to read is a fault of transport, everything els
 
 import json
 from collections.abc import Mapping, Sequence
+from sys import intern
 from typing import Any, cast
 
 from psychocounsel.domain import ReplyStatus
@@ -49,7 +50,7 @@ def read_completion(body: bytes) -> ChatReply:
     return ChatReply(
         status=status,
         text=text,
-        model=text_of(payload.get("model")),
+        model=intern(text_of(payload.get("model"))),  # one text for all replies, not one for each
         prompt_tokens=count_of(usage.get("prompt_tokens")),
         completion_tokens=count_of(usage.get("completion_tokens")),
         reason=reason,

@@ -207,7 +207,8 @@ class _Run:
                 self._finish(question)
             else:
                 owed.append(question)
-                self._kept[question.digest] = len(kept)
+                if kept:
+                    self._kept[question.digest] = len(kept)
         return owed
 
     def _count_kept(self, question: _Question, kept: Sequence[ChatReply]) -> None:
@@ -269,7 +270,7 @@ class _Run:
 
     def _was_answered_meanwhile(self, question: _Question) -> bool:
         """Take what another run was answered since this one began."""
-        known = self._kept.pop(question.digest)
+        known = self._kept.pop(question.digest, 0)
         if self._claims.replies_kept(question.digest) <= known:
             return False
         kept = self._journal.replies(question.digest)[known:]
