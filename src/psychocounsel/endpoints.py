@@ -80,9 +80,10 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
 
 
 def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> None:
-    """Look for every endpoint's model in what its server lists, where the first to be asked is not the last.
+    """Look for models in what their servers list, where others are asked and paid before them.
 
-    A server that lists nothing, or is not there yet, is asked when its turn comes.
+    A server that lists nothing, or is not there yet, is asked when its turn comes; one on this machine may
+    load the model until then.
 
     Raises:
         EndpointError: a server does not list the model, or lists it as shut down.
@@ -91,11 +92,15 @@ def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> 
     async def look() -> None:
         models = [_checked(each, store) for each in endpoints if each is not None]
         try:
-            await asyncio.gather(*(end_of_life(model) for model in models))
+            await asyncio.gather(*(end_of_life(each, _may_load(each)) for each in models))
         finally:
             await asyncio.gather(*(model.aclose() for model in models))
 
     run_to_end(look())
+
+
+def _may_load(model: CheckedModel) -> bool:
+    return is_on_this_machine(model.identity["base_url"])
 
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:

@@ -260,7 +260,7 @@ def test_the_batches_of_a_panel_are_those_of_its_judges_behind_endpoints() -> No
     judges = [{"endpoint": {"model": "one"}}, {"backend": "decisions"}, {"batch": {"max_lines": 7}}]
     plain = JudgeConfig.model_validate({"panel": judges})
     panel = JudgeConfig.model_validate({"panel": judges, "batch": {"enabled": True}})
-    assert [each.batch.enabled for each in panel.members] == [True, False, False]
+    assert [each.batch.enabled for each in panel.members] == [True, False, True]
     assert panel.members[2].batch.max_lines == 7
     assert digest_of(panel.identity()) == digest_of(plain.identity())
     none = [{"backend": "decisions"}, {"backend": "local", "model": "m"}]

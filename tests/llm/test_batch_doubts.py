@@ -20,7 +20,8 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
 from psychocounsel.llm.batches.items import Items
-from psychocounsel.llm.batches.provider import AwayError
+from psychocounsel.llm.batches.provider import AwayError, Batch
+from psychocounsel.llm.batches.run import _worth
 from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Entry, Journal
@@ -255,3 +256,18 @@ def test_every_fault_is_one_that_is_told(journal: Path) -> None:
 
     with Vanishing() as server, pytest.raises(PsychoCounselError, match="there is no batch API here"):
         run(server.base_url, journal, 5)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (Batch("b", "completed", 2, answered=500), Batch("a", "expired", 1, answered=0)),
+        (Batch("b", "in_progress", 2, answered=400), Batch("a", "expired", 1, answered=0)),
+        (Batch("b", "completed", 2, answered=500), Batch("a", "in_progress", 1, answered=400)),
+        (Batch("b", "expired", 2, answered=90), Batch("a", "expired", 1, answered=10)),
+        (Batch("b", "in_progress", 2), Batch("a", "failed", 1)),
+        (Batch("b", "in_progress", 1), Batch("a", "in_progress", 2)),
+    ],
+)
+def test_of_two_twins_the_one_is_kept_that_was_paid_for_more(better: Batch, worse: Batch) -> None:
+    assert min([worse, better], key=_worth) is better

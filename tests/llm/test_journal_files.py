@@ -224,3 +224,15 @@ def test_a_journal_closes_while_its_rows_are_being_read(tmp_path: Path) -> None:
     rows = journal.rows()
     assert next(rows).digest == "a"
     journal.close()
+
+
+def test_rows_that_an_import_mends_meanwhile_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    with Journal(path) as journal, Journal(path) as other:
+        journal.record_many([Entry(digest, reply("one")) for digest in "abc"])
+        kept = sound(journal)
+        journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'b'")
+        rows = journal.rows()
+        first = next(rows)
+        assert other.adopt(kept) == 1
+        assert [row.digest for row in (first, *rows)] == ["a", "c"]

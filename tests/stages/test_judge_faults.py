@@ -56,19 +56,38 @@ def test_a_final_refusal_is_the_users_error_after_one_request(recipe: Path, cli:
         assert "Traceback" not in ended.err
 
 
+LISTED = [{"id": MODEL}, {"id": "gone", "shutdown_date": "2026-01-01"}]
+
+
 def test_a_judge_that_is_gone_is_found_before_the_pool_is_paid(recipe: Path, cli: Cli) -> None:
-    with ChatServer(models=[{"id": MODEL}]) as server:
+    with ChatServer(models=LISTED) as server:
         config = config_for(recipe, server.base_url, model="gone")
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         pool = {"author": "mini", "endpoint": {"model": MODEL, "base_url": server.base_url}}
         write_yaml(config, {**settings, "pool": {"per_speech": 1, "responders": [pool]}})
         ended = cli("build-preferences", config, "--store", recipe.parent / "store")
         assert (ended.code, server.count) == (2, 0), ended
-        assert "there is no model 'gone' here" in ended.err
+        assert "the model 'gone' was shut down on 2026-01-01" in ended.err
+
+
+def test_a_server_on_this_machine_may_load_its_judge_after_the_pool_answered(recipe: Path, cli: Cli) -> None:
+    with ChatServer(models=[{"id": MODEL}]) as server:
+        loaded = server.models = [{"id": MODEL}]
+
+        def loads(body: Mapping[str, Any], number: int) -> Reply | Fault:
+            loaded[:] = [{"id": "late"}]  # one model at a time
+            return answer_by_schema(body, number)
+
+        server.script = loads
+        config = config_for(recipe, server.base_url, model="late")
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        pool = {"author": "mini", "endpoint": {"model": MODEL, "base_url": server.base_url}}
+        write_yaml(config, {**settings, "pool": {"per_speech": 1, "responders": [pool]}})
+        assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
 
 
 def test_a_judge_that_is_gone_is_found_before_both_sides_answer(recipe: Path, cli: Cli) -> None:
-    with ChatServer(models=[{"id": MODEL}]) as server:
+    with ChatServer(models=LISTED) as server:
         store = recipe.parent / "store"
         assert cli("build-preferences", config_for(recipe, server.base_url), "--store", store).code == 0
         asked, count = {"model": MODEL, "base_url": server.base_url}, server.count
@@ -85,7 +104,7 @@ def test_a_judge_that_is_gone_is_found_before_both_sides_answer(recipe: Path, cl
         )
         ended = cli("eval-winrate", config, "--store", store)
         assert (ended.code, server.count) == (2, count), ended
-        assert "there is no model 'gone' here" in ended.err
+        assert "the model 'gone' was shut down on 2026-01-01" in ended.err
 
 
 @pytest.mark.parametrize("wait", ["", "0.05"])

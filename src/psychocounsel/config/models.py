@@ -287,7 +287,7 @@ _UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "
 
 def _with_batches_inside(judge: dict[str, Any]) -> dict[str, Any]:
     """Return a panel with its `batch` moved to those of its judges that can be asked in batches."""
-    if "batch" not in judge or not isinstance(judge["panel"], list | tuple):
+    if not isinstance(judge.get("batch"), dict) or not isinstance(judge["panel"], list | tuple):
         return judge
     panel = cast("Sequence[Any]", judge["panel"])
     able = [
@@ -297,8 +297,13 @@ def _with_batches_inside(judge: dict[str, Any]) -> dict[str, Any]:
     if not any(able):
         return judge
     batch, rest = judge["batch"], {name: value for name, value in judge.items() if name != "batch"}
-    moved = [{"batch": batch, **each} if can else each for each, can in zip(panel, able, strict=True)]
+    moved = [_with_batch(each, batch) if can else each for each, can in zip(panel, able, strict=True)]
     return {**rest, "panel": moved}
+
+
+def _with_batch(judge: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    own: Any = judge.get("batch", {})
+    return {**judge, "batch": {**batch, **own} if isinstance(own, dict) else own}
 
 
 def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:

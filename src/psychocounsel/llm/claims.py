@@ -8,6 +8,7 @@ claims say nothing.
 import fcntl
 import os
 import sqlite3
+from contextlib import suppress
 from errno import EACCES, EAGAIN
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class Claims:
 
     def drop(self, digest: str) -> None:
         """Give a claim back; the reply, if there was one, is on disk."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(digest))
+        with suppress(OSError):
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(digest))
 
     def replies_kept(self, digest: str) -> int:
         """Return how many replies to a request the journal holds at this moment, damaged ones included."""

@@ -9,6 +9,7 @@ Several processes may ask for the same: each request is in flight for one of the
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -29,7 +30,7 @@ from psychocounsel.llm.event_loop import run_to_end
 from psychocounsel.llm.halting import Halt, HaltedError
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.scribe import Scribe
-from psychocounsel.llm.spending import Budget
+from psychocounsel.llm.spending import Budget, NoRoomError
 
 
 def accept_valid(index: int, reply: ChatReply) -> bool:
@@ -165,13 +166,18 @@ class _Run:
 
     async def results(self) -> list[ChatReply]:
         """Ask what is owed, then return the replies in order."""
-        with self._halt.watched(), paying_beside(self._pay_beside):
+        # What is beside the requests may be counted by whoever asks for these.
+        beside = paying_beside(self._pay_beside) if self._policy.budget is not None else nullcontext()
+        with self._halt.watched(), beside:
             try:
                 owed = iter(self._owed())
                 first = next(owed, None)
                 if first is not None:
                     await self._ask_or_put_off(first)
                     await self._share_out(owed)
+            except Exception:
+                self._halt.call()
+                raise
             finally:
                 await self._end()
         if self._left_some:
@@ -281,15 +287,19 @@ class _Run:
         return True
 
     async def _ask(self, question: _Question) -> None:
-        for _ in range(self._policy.max_attempts):
+        attempts = 0
+        while attempts < self._policy.max_attempts:
             try:
                 reply = await self._reply_within_budget(question)
+            except NoRoomError:
+                continue  # whoever gave its place in the client back waits for room here
             except HaltedError:
                 self._left_some = True
                 return
             except RefusedRequestError as refusal:
                 self._offer(question, self._failed_reply(refusal))
                 break
+            attempts += 1
             self._require_answers(reply)
             if reply.answered:
                 await self._scribe.record(Entry(question.digest, reply))
@@ -319,8 +329,7 @@ class _Run:
             budget.line_broke(question.request)
         await self._scribe.record_broken_line(question.digest)
         if budget is not None:
-            async with self._halt.ending_waits():
-                await budget.reserve_again(question.digest, question.request)
+            budget.require_room_again(question.digest)
 
     def _pay_beside(self, reply: ChatReply) -> None:
         if self._policy.budget is not None:

@@ -235,6 +235,8 @@ class Journal:
             # A turn for each: whoever takes the rows may stop half-way, and close the journal.
             with self._turn, self._explained():
                 values = self._connection.execute(SELECT_AT, place).fetchone()
+            if values is None:  # an import mended it meanwhile, in another place
+                continue
             if is_sound(values):
                 yield JournalRow(values[0], values[1], as_reply(values[:-1]), values[8])
             else:

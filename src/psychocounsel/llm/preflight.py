@@ -63,14 +63,20 @@ class CheckedModel:
         self._is_checked = True
 
 
-async def end_of_life(endpoint: Endpoint) -> date | None:
+async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date | None:
     """Return the day to come on which an endpoint's model ends; None where its list names no day.
+
+    Args:
+        endpoint: a model behind an address.
+        may_be_absent: whether the model may come to be listed before it is asked.
 
     Raises:
         EndpointError: the endpoint does not list the model, or lists it as shut down.
     """
     listed = await endpoint.listed_models() or []
     model, base_url = endpoint.identity["model"], endpoint.identity["base_url"]
+    if may_be_absent and not any(each.get("id") == model for each in listed):
+        return None
     end = shutdown_of(model, listed, base_url)
     if end is not None and _is_past(end):
         raise EndpointError(

@@ -14,10 +14,17 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from psychocounsel.config.models import EndpointConfig
-from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.chat import ChatReply, ChatRequest
 from psychocounsel.llm.prices import BATCH_SHARE, Price, Tokens, price_of
 from psychocounsel.llm.token_counts import TokenCounter
+
+
+class NoRoomError(PsychoCounselError):
+    """A request whose line broke does not fit beside what is in flight."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no room within the limit to send this request again at present")
 
 
 class Spent(NamedTuple):
@@ -218,10 +225,14 @@ class Budget:
             await freed
         self._reserved[digest] = worst
 
-    async def reserve_again(self, digest: str, request: ChatRequest) -> None:
-        """Wait until a request that may have been paid fits once more; errors as of `reserve`."""
-        self.release(digest)
-        await self.reserve(digest, request)
+    def require_room_again(self, digest: str) -> None:
+        """Return if a request that may have been paid fits once more; nobody waits within the client.
+
+        Raises:
+            NoRoomError: it does not at present, and has to be reserved anew.
+        """
+        if digest in self._reserved and not self.fits(Decimal(0)):
+            raise NoRoomError
 
     def line_broke(self, request: ChatRequest, times: int = 1) -> None:
         """Count lines that broke on a request, each at its worst."""

@@ -176,11 +176,12 @@ def _require_usable(config: BuildPreferencesConfig, plans: PreferencePlans, stor
         endpoints["corpus.topics"] = config.corpus.topics.endpoint
     if config.pool is not None and plans.asked is not None and store.find(plans.asked) is None:
         endpoints |= {f"responder {each.author}": each.endpoint for each in config.pool.responders}
-    if store.find(plans.judgements) is None:
+    is_judged = store.find(plans.judgements) is not None
+    if not is_judged:
         endpoints |= config.judge.named_endpoints
     require_usable(endpoints, store)
-    if plans.asked is not None and store.find(plans.asked) is None:
-        require_listed(endpoints.values(), store)
+    if plans.asked is not None and store.find(plans.asked) is None and not is_judged:
+        require_listed(config.judge.endpoints, store)
 
 
 def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:

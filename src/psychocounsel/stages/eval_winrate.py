@@ -125,8 +125,8 @@ def _require_usable(config: EvalWinrateConfig, plans: WinratePlans, store: Store
         whose: endpoint for whose, endpoint, planned in wanted if store.find(planned) is None
     }
     require_usable(endpoints, store)
-    if endpoints.keys() - judges.keys():
-        require_listed(endpoints.values(), store)
+    if endpoints.keys() - judges.keys() and endpoints.keys() & judges.keys():
+        require_listed(judges.values(), store)
 
 
 def costs(config: EvalWinrateConfig, store: Store) -> list[PaidCalls]:

@@ -7,6 +7,7 @@ the name that was noted, or by what stands in their metadata.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from psychocounsel.errors import StoreError
@@ -15,6 +16,7 @@ from psychocounsel.llm.batches.ledger import BatchLedger, awaited_digests
 from psychocounsel.llm.batches.provider import BatchRoad
 from psychocounsel.llm.batches.run import BatchRun
 from psychocounsel.llm.batches.tidying import tidy_alone
+from psychocounsel.llm.beside import paying_beside
 from psychocounsel.llm.chat import ChatModel, ChatReply, ChatRequest
 from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress
 from psychocounsel.llm.event_loop import run_to_end
@@ -92,6 +94,7 @@ def _ask_first(
         max_attempts=1,
         budget=None,
     )
-    with items.counting_live(digest):
+    counted = nullcontext() if policy.budget is None else paying_beside(policy.budget.spending.add_beside)
+    with items.counting_live(digest), counted:
         ask_all(model, [request], journal, alone)
     return owed[1:] if items.close(digest, None) else owed

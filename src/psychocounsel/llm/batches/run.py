@@ -341,7 +341,8 @@ class BatchRun:
             )
 
 
-def _worth(batch: Batch) -> tuple[bool, bool, float, str]:
-    """Return what sorts the best of several twins first: one that is paid for already, then the oldest."""
+def _worth(batch: Batch) -> tuple[bool, bool, bool, int, float, str]:
+    """Return what sorts the best of several twins first: one that is done, one that runs, one out of time."""
     # One of which no time is told was made last.
-    return batch.is_given_up, not batch.is_over, batch.created_at or float("inf"), batch.id
+    age = (batch.created_at or float("inf"), batch.id)
+    return (batch.is_given_up, batch.status == "expired", not batch.is_over, -batch.answered, *age)
