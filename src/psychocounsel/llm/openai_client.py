@@ -52,6 +52,7 @@ _TRIES_BEFORE_THE_FIRST_ANSWER = 2
 _UNLIMITED = 0
 _LISTING_SECONDS = 15.0
 _DEFAULT_RETRY = RetryPolicy()
+_LIMIT_HEADERS = b"x-ratelimit-"
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,9 @@ class OpenAIChatModel:
                 response = await connection.client.post(route.path, content=body, cast_to=httpx2.Response)
             connection.was_reached = True
             reply = route.read(response.content)
-            connection.pace.answered(response.headers, reply.prompt_tokens + reply.completion_tokens)
+            connection.pace.answered(
+                _limits_told(response.headers), reply.prompt_tokens + reply.completion_tokens
+            )
         except TimeoutError:
             return _Fault(f"no answer within {limit_seconds:.3g} s", maybe_paid=True)
         except UnreadableBodyError as fault:
@@ -279,7 +282,7 @@ class OpenAIChatModel:
                 ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, "the provider filtered the prompt"
             )
         if may_pass(error):
-            connection.pace.learn(error.response.headers)
+            connection.pace.learn(_limits_told(error.response.headers))
             return _Fault(
                 f"the server answered HTTP {error.status_code}",
                 retry_after_seconds(error.response.headers),
@@ -368,6 +371,12 @@ def _turn_json(turn: Message) -> str:
 
 _shared_turn_json = lru_cache(maxsize=16)(_turn_json)
 """Of the system message, which many requests share: what it says is written once."""
+
+
+def _limits_told(headers: httpx2.Headers) -> dict[str, str]:
+    """Return the rate-limit headers, names in lower case; looking each up would decode them all each time."""
+    told = ((name.lower(), value) for name, value in headers.raw)
+    return {name.decode(): value.decode("latin-1") for name, value in told if name.startswith(_LIMIT_HEADERS)}
 
 
 async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:
