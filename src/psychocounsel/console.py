@@ -1,5 +1,6 @@
 """Events -> lines on stderr: progress, notes and errors; results alone go to stdout."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -20,6 +21,19 @@ def note(text: str) -> None:
     """Tell the user something about the run."""
     sys.stderr.write(f"  {text}\n")
     sys.stderr.flush()
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_log() -> None:
+    """Print what the package logs, from INFO upwards, as notes on stderr."""
+    logger = logging.getLogger("psychocounsel")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Notes()]
+    logger.propagate = False
 
 
 def result(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.corpus import CandidateSource, CorpusConfig, ExcludedSource, SpeechSource
 from psychocounsel.endpoints import keep_restricted_text_here
-from psychocounsel.speeches.corpus import VERSION, build_candidates, build_speeches
+from psychocounsel.speeches.corpus import VERSION, Progress, build_candidates, build_speeches, no_progress
 from psychocounsel.speeches.screens import screens_identity
 from psychocounsel.store.artifacts import Artifact, Draft, Plan
 from psychocounsel.store.store import Store
@@ -65,23 +65,27 @@ def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str
     return {**source.identity(), "path": content, "name": source_name(source.path)}
 
 
-def open_corpus(config: CorpusConfig, store: Store, stop: Callable[[], bool]) -> CorpusArtifacts:
+def open_corpus(
+    config: CorpusConfig, store: Store, stop: Callable[[], bool], progress: Progress = no_progress
+) -> CorpusArtifacts:
     """Return the corpus, reading its sources only if it is not in the store yet.
 
     Raises:
         Preempted: a signal asked to stop while a model named topics; what it said is kept.
     """
     plans = plan_corpus(config, store)
-    speeches = store.make(plans.speeches, lambda draft: _build_speeches(config, store, draft, stop))
+    speeches = store.make(plans.speeches, lambda draft: _build_speeches(config, store, draft, stop, progress))
     if plans.candidates is None:
         return CorpusArtifacts(speeches, None)
     candidates = store.make(plans.candidates, lambda draft: build_candidates(config, speeches, draft))
     return CorpusArtifacts(speeches, candidates)
 
 
-def _build_speeches(config: CorpusConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
+def _build_speeches(
+    config: CorpusConfig, store: Store, draft: Draft, stop: Callable[[], bool], progress: Progress
+) -> None:
     if config.topics is None:
-        build_speeches(config, None, draft)
+        build_speeches(config, None, draft, progress)
         return
     with open_topics(config.topics, store, stop) as assigner:
-        build_speeches(config, assigner, draft)
+        build_speeches(config, assigner, draft, progress)

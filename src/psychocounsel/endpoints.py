@@ -1,13 +1,13 @@
 """Config -> endpoint, journal, bill: what every stage needs that asks a model at an address."""
 
 import asyncio
+import logging
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from psychocounsel import console
 from psychocounsel.config.models import EndpointConfig
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.addresses import (
@@ -23,6 +23,8 @@ from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.preflight import CheckedModel, end_of_life
 from psychocounsel.llm.spending import Spending
 from psychocounsel.store.store import Store
+
+log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal/replies.sqlite"
 CAPABILITIES_FILE = "journal/capabilities.json"
@@ -156,5 +158,5 @@ def tell_spending(spending: Spending | None, whose: str) -> dict[str, Any]:
     """Tell what replies cost and return it for `metrics.json`; empty where nobody counted."""
     if spending is None or not spending.told:
         return {}
-    console.note(f"spent on {whose}: {spending.told}")
+    log.info(f"spent on {whose}: {spending.told}")
     return {"spend": spending.as_dict()}

@@ -1,5 +1,6 @@
 """SIGINT, SIGTERM -> a polite request to stop; a second one ends the process at once."""
 
+import logging
 import os
 import signal
 import threading
@@ -7,8 +8,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from psychocounsel.console import note
 from psychocounsel.errors import ExitCode, Preempted
+
+log = logging.getLogger(__name__)
 
 
 def go_on(stop: Callable[[], bool], where: str) -> None:
@@ -51,7 +53,7 @@ def stop_requests() -> Generator[Callable[[], bool]]:
         if requested.is_set():
             os._exit(ExitCode.PREEMPTED)
         requested.set()
-        note(f"{signal.Signals(signum).name}: saving after the present step; once more ends at once")
+        log.warning(f"{signal.Signals(signum).name}: saving after the present step; once more ends at once")
 
     earlier = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

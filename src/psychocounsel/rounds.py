@@ -38,8 +38,6 @@ MAX_DEV_SPEECHES = 64
 AUTHOR = "policy"
 """Of the answers of a round: the same whatever the round is called, for a name is no part of an id."""
 
-Stop = Callable[[], bool]
-
 
 class RoundPlans(NamedTuple):
     """What a round makes before the policy is trained, in order."""
@@ -102,7 +100,9 @@ def drawn(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
     return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
 
 
-def sample_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Stop) -> None:
+def sample_round(
+    config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Callable[[], bool]
+) -> None:
     """Let the policy answer the round's speeches.
 
     Raises:
@@ -133,7 +133,9 @@ class Asked(NamedTuple):
     seed: int
 
 
-def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Stop) -> list[Candidate]:
+def _answers(
+    config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Callable[[], bool]
+) -> list[Candidate]:
     from psychocounsel.llm.local_model import AnswerGenerator  # torch: only when answers are sampled
     from psychocounsel.training.sampling import SampleRequest, sample_candidates
 
@@ -145,7 +147,9 @@ def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Stop
         return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
 
 
-def score_round(config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Stop) -> None:
+def score_round(
+    config: AlignConfig, online: OnlineConfig, store: Store, draft: Draft, stop: Callable[[], bool]
+) -> None:
     """Let the reward model score every answer that has a text.
 
     Raises:
@@ -164,7 +168,7 @@ def _rewards(
     online: OnlineConfig,
     store: Store,
     answers: Sequence[tuple[Speech, Candidate]],
-    stop: Stop,
+    stop: Callable[[], bool],
 ) -> list[RewardScore]:
     from psychocounsel.training.reward import Exchange, RewardScorer  # torch: only when answers are scored
 

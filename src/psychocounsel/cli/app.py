@@ -7,7 +7,11 @@ import sys
 import typer
 
 from psychocounsel import console
-from psychocounsel.cli import artifacts, importing, journal, publishing, stages
+from psychocounsel.cli.artifacts import add_artifacts_to
+from psychocounsel.cli.importing import add_import_to
+from psychocounsel.cli.journal import add_journal_to
+from psychocounsel.cli.publishing import add_push_to
+from psychocounsel.cli.stages import add_stages_to
 from psychocounsel.errors import ExitCode, PsychoCounselError
 
 app = typer.Typer(
@@ -18,11 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-stages.add_to(app)
-importing.add_to(app)
-artifacts.add_to(app)
-publishing.add_to(app)
-journal.add_to(app)
+add_stages_to(app)
+add_import_to(app)
+add_artifacts_to(app)
+add_push_to(app)
+add_journal_to(app)
 
 
 INTERRUPTED = 130
@@ -31,6 +35,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; the user's errors end without a traceback, ours always show one."""
+    console.show_log()
     # Threads that wait by spinning slow everything down on a machine that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Clients' words are nobody else's business on a machine that others use as well.

@@ -14,7 +14,7 @@ from psychocounsel.store.store import Store
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, kind/name or a path.")]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_artifacts_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("list")(list_artifacts)
     app.command("show")(show)

@@ -25,7 +25,7 @@ Named = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_import_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command("import-preferences")(import_preferences)
 

@@ -13,20 +13,22 @@ from psychocounsel import console
 from psychocounsel.cli.options import DEFAULT_STORE, StoreFolder, open_store
 from psychocounsel.errors import InputError, StoreError
 
-Target = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")]
+ExportTarget = Annotated[
+    Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")
+]
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `journal export` wrote.")]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_journal_to(app: typer.Typer) -> None:
     """Register the commands."""
     journal = typer.Typer(help="Carry paid replies elsewhere, or check them.", no_args_is_help=True)
     journal.command("export")(export)
     journal.command("import")(import_)
-    journal.command("verify")(verify)
+    journal.command("verify")(verify_journal)
     app.add_typer(journal, name="journal")
 
 
-def export(file: Target, store: StoreFolder = DEFAULT_STORE) -> None:
+def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
     """Write every intact reply to a file."""
     from psychocounsel.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow
@@ -60,7 +62,7 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
     console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")
 
 
-def verify(store: StoreFolder = DEFAULT_STORE) -> None:
+def verify_journal(store: StoreFolder = DEFAULT_STORE) -> None:
     """Compare every reply with its checksum; exit 2 if one is damaged that no sound one replaces."""
     from psychocounsel.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow

@@ -23,7 +23,7 @@ Listing = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_push_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command("push")(push)
 

@@ -49,7 +49,7 @@ STAGES: dict["StageName", str] = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
+def add_stages_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("run")(run)
     for stage, text in STAGES.items():

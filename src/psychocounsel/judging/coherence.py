@@ -33,7 +33,7 @@ def form_faults(sentences: Sequence[Sentence], speech_words: Sequence[str]) -> F
     """
     words = [word for sentence in sentences for word in sentence.words]
     return FormFaults(
-        repetition=_repetition(words),
+        repetition=_repeated_share(words),
         salad=max(_ungrammatical(sentences), _unstructured(sentences)),
         echo=ramp(_shared_grams(words, speech_words), 0.35, 0.8),
         unfinished=0.0 if sentences[-1].is_finished else 1.0,
@@ -49,7 +49,7 @@ def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
 
 
-def _repetition(words: Sequence[str]) -> float:
+def _repeated_share(words: Sequence[str]) -> float:
     """Largest of: words said twice running, trigrams said again, too few distinct words."""
     doubled = sum(first == second for first, second in pairwise(words))
     grams = Counter(_grams(words, _NGRAM))

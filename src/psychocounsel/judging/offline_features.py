@@ -53,7 +53,7 @@ def _feelings_named(_client: ClientView, reply: ReplyView) -> Feature:
     return Feature(ramp(len(found), 0, 3), found)
 
 
-def _own_words(client: ClientView, reply: ReplyView) -> Feature:
+def _shared_words(client: ClientView, reply: ReplyView) -> Feature:
     """Weigh the client's own words said back; a long reply needs more of them."""
     shared = {stem(word): word for word in reply.words if stem(word) in client.own_words}
     weight = sum(client.own_words[root] for root in shared)
@@ -172,7 +172,7 @@ _RULES: Mapping[str, Callable[[ClientView, ReplyView], Feature]] = {
     "feelings_named": _feelings_named,
     "tentative": _counted("tentative", 2),
     "warmth": _counted("warmth", 2),
-    "own_words": _own_words,
+    "own_words": _shared_words,
     "to_the_client": _to_the_client,
     "lecturing": _about_the_client,
     "open_question": _open_question,

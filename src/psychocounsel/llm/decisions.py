@@ -11,7 +11,7 @@ from psychocounsel.domain import ReplyStatus
 from psychocounsel.llm.chat import ChatReply, ChatRequest
 from psychocounsel.llm.completion import UnreadableBodyError, count_of, mapping_of, text_of
 
-PATH = "/decisions"
+DECISIONS_PATH = "/decisions"
 
 
 def decision_body(model: str, request: ChatRequest) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from psychocounsel.llm.api_keys import api_key
 from psychocounsel.llm.broken_lines import line_broke
 from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError, schema_json
 from psychocounsel.llm.completion import UnreadableBodyError, read_completion, read_listing
-from psychocounsel.llm.decisions import PATH, decision_body, read_decision
+from psychocounsel.llm.decisions import DECISIONS_PATH, decision_body, read_decision
 from psychocounsel.llm.halting import present_halt
 from psychocounsel.llm.pace import Pace
 from psychocounsel.llm.refusals import (
@@ -75,7 +75,7 @@ class _Route(NamedTuple):
 
 
 _CHAT = _Route("/chat/completions", read_completion)
-_DECISIONS = _Route(PATH, read_decision)
+_DECISIONS = _Route(DECISIONS_PATH, read_decision)
 
 
 def _route(request: ChatRequest) -> _Route:

@@ -1,17 +1,19 @@
 """What a server lists -> a refusal before the first paid call, if the model is unknown or was shut down."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from psychocounsel.console import note
 from psychocounsel.errors import EndpointError
 from psychocounsel.llm.capabilities import Endpoint
 from psychocounsel.llm.chat import ChatReply, ChatRequest
 
 _END_KEYS = ("shutdown_date", "deprecation_date", "expiration_date", "deprecation")
 _MOST_NAMES = 8
+
+log = logging.getLogger(__name__)
 
 
 class CheckedModel:
@@ -59,7 +61,9 @@ class CheckedModel:
     async def _check(self) -> None:
         end = await end_of_life(self._endpoint)
         if end is not None:
-            note(f"the model {self.identity['model']} will be shut down on {end}; choose a successor before")
+            log.warning(
+                f"the model {self.identity['model']} will be shut down on {end}; choose a successor before"
+            )
         self._is_checked = True
 
 

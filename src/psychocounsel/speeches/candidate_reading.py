@@ -120,7 +120,7 @@ def read_candidates(
         texts = screens.prepared(text_cell(row, columns.text) for row in ahead)
         for row, text in zip(rows_in_order, texts, strict=True):
             fate, read = _read((name, columns, row), text, index, screens)
-            dropped = read if isinstance(read, Dropped) else _reason_to_drop(read, seen, index)
+            dropped = read if isinstance(read, Dropped) else _reason_to_drop_candidate(read, seen, index)
             if isinstance(read, Candidate):
                 seen.add((read.speech_id, read.text))
             if isinstance(read, Candidate) and dropped is None:
@@ -130,7 +130,9 @@ def read_candidates(
     return reading
 
 
-def _reason_to_drop(candidate: Candidate, seen: set[tuple[str, str]], index: SpeechIndex) -> Dropped | None:
+def _reason_to_drop_candidate(
+    candidate: Candidate, seen: set[tuple[str, str]], index: SpeechIndex
+) -> Dropped | None:
     if (candidate.speech_id, candidate.text) in seen:
         return Dropped(REPETITION, "repeated_text")
     return index.fault(candidate.speech_id)

@@ -1,8 +1,8 @@
 """CorpusConfig -> the tables of its speeches and ready responses, with funnels that add up."""
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.console import progress
 from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.speeches.candidate_reading import CandidateReading, SpeechIndex, read_candidates
@@ -32,8 +31,19 @@ VERSION = 2
 
 _BATCH = 4096
 
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far work with a label and a total is: a context that yields `advance(count)`."""
 
-def build_speeches(config: CorpusConfig, topics: TopicAssigner | None, draft: Draft) -> None:
+
+def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Show nothing."""
+    del label, total
+    return nullcontext(lambda count: None)
+
+
+def build_speeches(
+    config: CorpusConfig, topics: TopicAssigner | None, draft: Draft, progress: Progress = no_progress
+) -> None:
     """Read, clean, de-duplicate and split the speeches of a corpus.
 
     Raises:
@@ -44,7 +54,7 @@ def build_speeches(config: CorpusConfig, topics: TopicAssigner | None, draft: Dr
     with _read(config, screens, draft.work) as reading:
         left_out = beyond_limit(reading, config.cleaning.max_speeches)
         kept = _within_limit(reading, left_out, draft.work)
-        assigned = [] if topics is None else _assign(topics, config, kept)
+        assigned = [] if topics is None else _assign(topics, config, kept, progress)
         clusters = cluster_ids(kept.ids, kept.texts, config.split.near_duplicate_similarity)
         splits = assign_splits(clusters, kept.topics, config.split)
         write_speeches(draft, _rows(kept, splits, clusters))
@@ -104,7 +114,9 @@ def _with_limit(fates: Iterable[RowFate], left_out: frozenset[int]) -> Iterator[
         place += 1
 
 
-def _assign(assigner: TopicAssigner, config: CorpusConfig, kept: KeptSpeeches) -> list[Assigned]:
+def _assign(
+    assigner: TopicAssigner, config: CorpusConfig, kept: KeptSpeeches, progress: Progress
+) -> list[Assigned]:
     """Give every speech its topic, where one was found; the others have none, whatever their source said."""
     assigned: list[Assigned] = []
     speeches = iter(kept)

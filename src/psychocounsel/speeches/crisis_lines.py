@@ -12,7 +12,7 @@ from psychocounsel.config.loading import load_config
 
 BUNDLED = Path(__file__).resolve().parent / "crisis_lines.yaml"
 
-_GAP = r"[\s().\-\u2013—/·]{0,3}"
+_WIDE_GAP = r"[\s().\-\u2013—/·]{0,3}"
 _CERTAIN_DIGITS = 6
 _NORTH_AMERICA = "1"
 _KEYPAD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
@@ -118,13 +118,13 @@ def _pattern(key: str, calling_code: str) -> str:
     if len(key) < _CERTAIN_DIGITS:
         return _spread(key)
     if calling_code == _NORTH_AMERICA:
-        return rf"(?:(?:\+|00)?1{_GAP})?{_spread(key.removeprefix('1'))}"
-    abroad = rf"(?:\+|00){calling_code}{_GAP}(?:0{_GAP})?{_spread(key.lstrip('0'))}"
+        return rf"(?:(?:\+|00)?1{_WIDE_GAP})?{_spread(key.removeprefix('1'))}"
+    abroad = rf"(?:\+|00){calling_code}{_WIDE_GAP}(?:0{_WIDE_GAP})?{_spread(key.lstrip('0'))}"
     return rf"{_spread(key)}|{abroad}"
 
 
 def _spread(key: str) -> str:
-    return _GAP.join(
+    return _WIDE_GAP.join(
         f"[{character}{character.lower()}]" if character.isalpha() else character for character in key
     )
 

@@ -22,7 +22,7 @@ class NameSpan(NamedTuple):
 # Between the parts of a name: nothing, hyphens, commas; letters that a slug dropped; a middle initial.
 _BETWEEN = r"[^A-Za-z0-9\n]{0,3}"
 _INITIAL = rf"{_BETWEEN}(?:(?:(?<=[^A-Za-z])|(?<=[a-z])(?=[A-Z]))[A-Za-z]\.?[^A-Za-z0-9\n]{{1,3}})?"
-_WORD = re.compile(r"[A-Za-z]+")
+_LETTERS = re.compile(r"[A-Za-z]+")
 _INNER_CAPITAL = re.compile(r"[A-Z](?<=[a-z][A-Z])")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _HANDLE = re.compile(r"[@#][\w.-]{8,64}")
@@ -61,7 +61,7 @@ class KnownPeople:
         """Return the known first names that a text holds as words, lower case."""
         if not self.names:
             return set()
-        words = set(_WORD.findall(text))
+        words = set(_LETTERS.findall(text))
         hits = {word.lower() for word in words & self._spelt_firsts}
         for word in words if _INNER_CAPITAL.search(text) else ():  # "informationLaura", "JanaLee"
             if not (word.islower() or word[1:].islower()):

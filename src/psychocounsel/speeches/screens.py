@@ -103,8 +103,8 @@ class Screens:
         return {
             "engine": self._config.deidentification.engine,
             "found": dict(sorted(self._found.items())),
-            "planted": {name: _counts(each) for name, each in sorted(planted.by_entity.items())},
-            "planted_overall": _counts(planted.overall),
+            "planted": {name: _entity_counts(each) for name, each in sorted(planted.by_entity.items())},
+            "planted_overall": _entity_counts(planted.overall),
         }
 
 
@@ -126,7 +126,7 @@ def _hiding(config: CorpusConfig) -> Callable[[str], str] | None:
     return None if engine is None else partial(deidentify, finder=engine)
 
 
-def _counts(counts: Counts) -> dict[str, int]:
+def _entity_counts(counts: Counts) -> dict[str, int]:
     return {**counts._asdict()}
 
 

@@ -30,8 +30,6 @@ from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_
 from psychocounsel.store.store import Store
 from psychocounsel.store.tables.nouns import read_pairs
 
-Stop = Callable[[], bool]
-
 
 class TrainedRound(NamedTuple):
     """One round: its own artifacts and the policy that they lead to."""
@@ -76,7 +74,7 @@ def _plan_dpo(config: AlignConfig, store: Store) -> Plan:
     return Plan("policies", config.name, STAGE, VERSION, _settings(config, initial.identity), parents)
 
 
-def _train_on_preferences(config: AlignConfig, store: Store, draft: Draft, stop: Stop) -> None:
+def _train_on_preferences(config: AlignConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
     preferences = store.open(draft.parent("preferences"))
     pairs = read_pairs(preferences, "train")
     training = _train(config, store, draft, pairs, stop)
@@ -85,7 +83,7 @@ def _train_on_preferences(config: AlignConfig, store: Store, draft: Draft, stop:
 
 
 def _train(
-    config: AlignConfig, store: Store, draft: Draft, pairs: Sequence[PreferencePair], stop: Stop
+    config: AlignConfig, store: Store, draft: Draft, pairs: Sequence[PreferencePair], stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train the draft's policy on pairs, held to the initial policy, and return what training tells."""
     from psychocounsel.training.dpo import DpoRun, train_dpo
@@ -128,7 +126,9 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
     return rounds
 
 
-def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, stop: Stop) -> Artifact:
+def _align_online(
+    config: AlignConfig, online: OnlineConfig, store: Store, stop: Callable[[], bool]
+) -> Artifact:
     made: list[Artifact] = []
     rounds = _plan_rounds(config, online, store)
     for number, planned in enumerate(rounds, start=1):
@@ -153,7 +153,7 @@ def _dev_reward(metrics: dict[str, Any]) -> float:
 
 
 def _train_round(
-    config: AlignConfig, store: Store, draft: Draft, earlier: Sequence[Artifact], stop: Stop
+    config: AlignConfig, store: Store, draft: Draft, earlier: Sequence[Artifact], stop: Callable[[], bool]
 ) -> None:
     """Train on the round's pairs; `@best` of the policy is the round with the highest dev reward so far."""
     pairs = read_pairs(store.open(draft.parent("pairs")), "train")

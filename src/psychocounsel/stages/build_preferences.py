@@ -139,7 +139,7 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
     if store.find(plans.judgements) is None:
         open_rule(config, store)  # a tokenizer that cannot be loaded is told before anything is paid
     with stop_requests() as stop:
-        open_corpus(config.corpus, store, stop)
+        open_corpus(config.corpus, store, stop, progress)
         go_on(stop, plans.judgements.ref)
         if plans.asked is not None and config.pool is not None:
             pool = config.pool

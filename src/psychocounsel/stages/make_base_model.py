@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from psychocounsel.config.stages import MakeBaseModelConfig
-from psychocounsel.console import step_progress
+from psychocounsel.console import progress, step_progress
 from psychocounsel.corpora import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import ConfigError
 from psychocounsel.interrupts import stop_requests
@@ -45,7 +45,7 @@ def make_base_model(config: MakeBaseModelConfig, store: Store) -> Artifact:
     """Make the tiny Llama 3 of a config, or return it if it exists."""
     plans = plan(config, store)
     with stop_requests() as stop:
-        open_corpus(config.corpus, store, stop)
+        open_corpus(config.corpus, store, stop, progress)
     return store.make(plans.model, lambda draft: _build(config, store, draft))
 
 

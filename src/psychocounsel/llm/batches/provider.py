@@ -1,13 +1,15 @@
 """Batch -> what its provider tells of it; what a provider is, and the way there."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from psychocounsel.config.models import BatchConfig
-from psychocounsel.console import note
 from psychocounsel.errors import IncompleteError
 from psychocounsel.llm.chat import ChatRequest
+
+log = logging.getLogger(__name__)
 
 FULL_QUEUE = "token_limit_exceeded"
 
@@ -123,4 +125,4 @@ class BatchRoad:
     check: Callable[[], Awaitable[None]]
     is_known: Callable[[], bool]
     limits: BatchConfig
-    tell: Callable[[str], None] = note
+    tell: Callable[[str], None] = log.info

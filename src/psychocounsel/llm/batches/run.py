@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from psychocounsel.console import LINE_EVERY_SECONDS
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.batches.drafts import Draft, Drafts
 from psychocounsel.llm.batches.files import Outcome
@@ -37,6 +36,7 @@ _CLOCK_SLACK_SECONDS = 86_400.0
 """By how much the provider's clock may be behind ours."""
 _MOST_LOST_POLLS = 30
 _MOST_ORDERS = 3
+_TELL_EVERY_SECONDS = 30.0
 _AGAIN = "run the same command again: it picks them up, and pays for none twice"
 
 
@@ -329,7 +329,7 @@ class BatchRun:
 
     def _report(self) -> None:
         now, batches = time.monotonic(), len(self._running)
-        if batches == self._told_batches and now - self._told_at < LINE_EVERY_SECONDS:
+        if batches == self._told_batches and now - self._told_at < _TELL_EVERY_SECONDS:
             return
         self._told_at, self._told_batches = now, batches
         if batches:
