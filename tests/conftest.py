@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "servers"))
 
 from miniature import write_recipe
-from psychocounsel.cli.app import main
+from psychocounsel.cli.main import main
 from running import ENVIRONMENT, Cli, Ended, Miniature, Warm
 
 # How long one example takes depends on who else uses the machine; which ones are tried must depend on nobody.

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Mapping
 
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatReply, ChatRequest
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import ReplyStatus
 
 
 def item_of(request: ChatRequest) -> dict[str, str]:

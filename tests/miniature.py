@@ -76,7 +76,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "name": "mini-base",
             "corpus": "corpus.yaml",
             "shape": SHAPE,
-            "warm_up": {"epochs": 1, "batch_size": 16, "max_length_tokens": 1024},
+            "sft": {"epochs": 1, "batch_size": 16, "max_length_tokens": 1024},
         },
         "build-preferences": {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}},
         "train-reward": {

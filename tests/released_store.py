@@ -8,23 +8,23 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from psychocounsel.domain import (
+from psychocounsel.judging.rubric import Principle, Rubric
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
+from psychocounsel.store.schemas import (
+    SplitSpeech,
+    write_candidates,
+    write_judgements,
+    write_pairs,
+    write_speeches,
+)
+from psychocounsel.store.store import Store
+from psychocounsel.types import (
     Candidate,
     Judgement,
     PreferencePair,
     ReplyStatus,
     ScoredCandidate,
     Speech,
-)
-from psychocounsel.judging.rubric import Principle, Rubric
-from psychocounsel.store.artifacts import Artifact, Draft, Parent, Plan
-from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import (
-    SplitSpeech,
-    write_candidates,
-    write_judgements,
-    write_pairs,
-    write_speeches,
 )
 
 NOTICE = "Rated by a stand-in: no evidence about counselling."
@@ -139,61 +139,58 @@ def preference_metrics() -> dict[str, Any]:
     return {"pairing": {"train": counts, "test": {**counts, "combinations": 1, "kept": 1}}, "words": {}}
 
 
-def speech_plan(data_class: str = "public") -> Plan:
-    named = [
-        {"path": {"sha256": "a" * 64}, "licence": each["licence"], "data_class": data_class}
-        for each in SOURCES
-    ]
+def speech_plan(data_class: str = "public") -> ArtifactSpec:
+    named = [{"path": {"sha256": "a" * 64}, "licence": each["licence"], "data_class": data_class} for each in SOURCES]
     settings = {"speeches": named, "cleaning": {"languages": ["en"]}}
-    return Plan("speeches", "small", "read-corpus", 1, settings)
+    return ArtifactSpec("speeches", "small", "read-corpus", 1, settings)
 
 
 def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: str) -> tuple[Parent, ...]:
     """Make what a dataset is made from; return it as the dataset's parents."""
 
-    def build_speeches(draft: Draft) -> None:
-        write_speeches(draft, SPEECHES)
-        draft.write_metrics(speech_metrics)
+    def build_speeches(writer: ArtifactWriter) -> None:
+        write_speeches(writer, SPEECHES)
+        writer.write_metrics(speech_metrics)
 
-    def build_candidates(draft: Draft) -> None:
-        write_candidates(draft, candidates())
-        draft.write_metrics({"kept": 6, "repeated_text": 1, "failed": {"large-model": {"cut": 2}}})
+    def build_candidates(writer: ArtifactWriter) -> None:
+        write_candidates(writer, candidates())
+        writer.write_metrics({"kept": 6, "repeated_text": 1, "failed": {"large-model": {"cut": 2}}})
 
-    def build_judgements(draft: Draft) -> None:
-        write_judgements(draft, judgements(), PRINCIPLES)
-        draft.write_metrics(judgement_metrics())
+    def build_judgements(writer: ArtifactWriter) -> None:
+        write_judgements(writer, judgements(), PRINCIPLES)
+        writer.write_metrics(judgement_metrics())
 
     speeches = store.make(speech_plan(data_class), build_speeches).as_parent("speeches")
-    asked = Plan("candidates", "small-pool", "build-preferences", 1, {}, (speeches,))
+    asked = ArtifactSpec("candidates", "small-pool", "build-preferences", 1, {}, (speeches,))
     answered = store.make(asked, build_candidates).as_parent("asked candidates")
-    rated = Plan("judgements", "small", "build-preferences", 1, {}, (speeches, answered), (NOTICE,))
+    rated = ArtifactSpec("judgements", "small", "build-preferences", 1, {}, (speeches, answered), (NOTICE,))
     return (store.make(rated, build_judgements).as_parent("judgements"), speeches, answered)
 
 
-def write_dataset(draft: Draft) -> None:
+def write_dataset(writer: ArtifactWriter) -> None:
     """Write tables and metrics, not the card."""
     for split, each in pairs().items():
-        write_pairs(draft, split, each, PRINCIPLES)
-    draft.write_metrics(preference_metrics())
+        write_pairs(writer, split, each, PRINCIPLES)
+    writer.write_metrics(preference_metrics())
 
 
-def dataset_plan(parents: tuple[Parent, ...]) -> Plan:
+def dataset_plan(parents: tuple[Parent, ...]) -> ArtifactSpec:
     settings = {"pairing": {"min_gap": 1.0, "weights": {"empathy": 1.0}, "length": None}}
-    return Plan("preferences", "small", "build-preferences", 1, settings, parents)
+    return ArtifactSpec("preferences", "small", "build-preferences", 1, settings, parents)
 
 
 def make_dataset(
     store: Store,
-    write_card: Callable[[Draft], None],
+    write_card: Callable[[ArtifactWriter], None],
     *,
     speech_metrics: Mapping[str, Any] = SPEECH_METRICS,
     data_class: str = "public",
 ) -> Artifact:
-    """Make the dataset and everything before it; `write_card` ends the dataset's draft."""
+    """Make the dataset and everything before it; `write_card` ends the dataset's writer."""
 
-    def build(draft: Draft) -> None:
-        write_dataset(draft)
-        write_card(draft)
+    def build(writer: ArtifactWriter) -> None:
+        write_dataset(writer)
+        write_card(writer)
 
     return store.make(dataset_plan(make_sources(store, speech_metrics, data_class)), build)
 
@@ -203,15 +200,13 @@ def weights(metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
-def make_model(
-    store: Store, kind: Any = "policies", parents: tuple[Parent, ...] = (), **files: bytes
-) -> Artifact:
-    def build(draft: Draft) -> None:
+def make_model(store: Store, kind: Any = "policies", parents: tuple[Parent, ...] = (), **files: bytes) -> Artifact:
+    def build(writer: ArtifactWriter) -> None:
         for name in MODEL_FILES:
-            draft.file(name).write_text("{}", encoding="utf-8")
-        draft.write_card("---\nlibrary_name: transformers\n---\n# tiny\n")
+            writer.file(name).write_text("{}", encoding="utf-8")
+        writer.write_card("---\nlibrary_name: transformers\n---\n# tiny\n")
         for name, content in {"model.safetensors": weights({"format": "pt"}), **files}.items():
-            draft.file(name).write_bytes(content)
-        draft.write_metrics({})
+            writer.file(name).write_bytes(content)
+        writer.write_metrics({})
 
-    return store.make(Plan(kind, "tiny", "align", 1, {}, parents), build)
+    return store.make(ArtifactSpec(kind, "tiny", "align", 1, {}, parents), build)

@@ -38,9 +38,7 @@ class Cli(Protocol):
 class WarmRun:
     """One run in a fork of the warm process."""
 
-    def __init__(
-        self, child: subprocess.Popen[str], folder: Path, argv: list[str], env: dict[str, str]
-    ) -> None:
+    def __init__(self, child: subprocess.Popen[str], folder: Path, argv: list[str], env: dict[str, str]) -> None:
         self._child = child
         self._logs = {"out": folder / "stdout", "err": folder / "stderr"}
         order = {"argv": argv, "env": env, **{name: str(path) for name, path in self._logs.items()}}

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import (
+from psychocounsel.types import (
     Candidate,
+    Comparison,
     Judgement,
     PreferencePair,
     Rate,
@@ -15,7 +16,6 @@ from psychocounsel.domain import (
     RewardModel,
     ScoredCandidate,
     Speech,
-    Verdict,
     Winner,
     content_id,
 )
@@ -41,10 +41,7 @@ def test_ids_are_the_same_on_every_machine() -> None:
 def test_an_id_is_of_the_text_and_not_of_what_is_said_about_it() -> None:
     assert Speech(SPEECH.text, "sleep", True, "a.csv").id == SPEECH.id
     assert Candidate("s", "elm", "Oh.", finished=False).id == Candidate("s", "elm", "Oh.").id
-    assert (
-        len({Candidate(*each).id for each in [("s", "elm", "Oh."), ("s", "oak", "Oh."), ("t", "elm", "Oh.")]})
-        == 3
-    )
+    assert len({Candidate(*each).id for each in [("s", "elm", "Oh."), ("s", "oak", "Oh."), ("t", "elm", "Oh.")]}) == 3
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
@@ -59,11 +56,11 @@ def test_only_a_valid_judgement_or_verdict_carries_a_result(status: ReplyStatus)
     ratings, winners = {"safety": 4, "clarity": 3}, {"overall": Winner.FIRST}
     if is_valid:
         assert Judgement("c", "judge", status, ratings).total == 7
-        assert Verdict("s", "a", "b", status, winners).winners == winners
+        assert Comparison("s", "a", "b", status, winners).winners == winners
     with pytest.raises(ValueError, match="a valid judgement has ratings, a failed one has none"):
         Judgement("c", "judge", status, {} if is_valid else ratings)
     with pytest.raises(ValueError, match="a valid verdict names winners"):
-        Verdict("s", "a", "b", status, {} if is_valid else winners)
+        Comparison("s", "a", "b", status, {} if is_valid else winners)
 
 
 def test_a_pair_has_a_positive_margin_one_speech_and_two_texts() -> None:
@@ -94,10 +91,8 @@ winners = st.dictionaries(st.text(max_size=3), st.sampled_from(Winner), min_size
 
 
 @given(st.text(), st.text(), winners)
-def test_swap_of_swap_is_itself_and_swap_exchanges_everything(
-    first: str, second: str, by: dict[str, Winner]
-) -> None:
-    verdict = Verdict("s", first, second, ReplyStatus.VALID, by)
+def test_swap_of_swap_is_itself_and_swap_exchanges_everything(first: str, second: str, by: dict[str, Winner]) -> None:
+    verdict = Comparison("s", first, second, ReplyStatus.VALID, by)
     swapped = verdict.swap()
     assert swapped.swap() == verdict
     assert (swapped.first_id, swapped.second_id) == (second, first)
@@ -106,7 +101,7 @@ def test_swap_of_swap_is_itself_and_swap_exchanges_everything(
 
 
 def test_a_failed_verdict_can_be_told_the_other_way_round() -> None:
-    assert Verdict("s", "a", "b", ReplyStatus.CUT).swap() == Verdict("s", "b", "a", ReplyStatus.CUT)
+    assert Comparison("s", "a", "b", ReplyStatus.CUT).swap() == Comparison("s", "b", "a", ReplyStatus.CUT)
 
 
 def test_a_reward_is_normalised_by_the_models_own_scale() -> None:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from psychocounsel.config.stages import PairingConfig
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, ScoredCandidate, Speech
-from psychocounsel.evaluation.baselines import author_identity
-from psychocounsel.pairing import Pairing, RubricTerms, ScoredSpeech, pair_by_gap, resolve_rule
+from psychocounsel.config.schema import PairingConfig
+from psychocounsel.evaluation.reward_metrics import author_identity
+from psychocounsel.judging.pairing import Pairing, RubricTerms, ScoredSpeech, pair_by_gap, resolve_rule
+from psychocounsel.types import Candidate, Judgement, ReplyStatus, ScoredCandidate, Speech
 
 RATINGS = Path(__file__).parents[2] / "shared" / "data" / "mentalalign" / "Human_judge.xlsx"
 ATTRIBUTES = ("Guidance", "Informativeness", "Relevance", "Safety", "Empathy", "Helpfulness", "Understanding")

@@ -34,9 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python(folder, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", CLONE)
     (wheel,) = (folder / "dist").glob("*.whl")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location"]
-    python(
-        folder, "-m", "pip", "install", *quiet, "--no-index", "--no-deps", "--target", folder / "site", wheel
-    )
+    python(folder, "-m", "pip", "install", *quiet, "--no-index", "--no-deps", "--target", folder / "site", wheel)
     return folder / "site"
 
 
@@ -49,13 +47,9 @@ def test_every_file_of_the_package_is_in_the_wheel(site: Path) -> None:
 
 
 def test_a_recipe_is_found_by_its_name(site: Path, tmp_path: Path) -> None:
-    package = python(
-        tmp_path, "-c", "import psychocounsel; print(psychocounsel.__file__)", PYTHONPATH=str(site)
-    )
+    package = python(tmp_path, "-c", "import psychocounsel; print(psychocounsel.__file__)", PYTHONPATH=str(site))
     assert Path(package.strip()).is_relative_to(site)
-    told = python(
-        tmp_path, "-m", "psychocounsel", "run", "quickstart", "--dry-run", "--offline", PYTHONPATH=str(site)
-    )
+    told = python(tmp_path, "-m", "psychocounsel", "run", "quickstart", "--dry-run", "--offline", PYTHONPATH=str(site))
     assert told.count("owed") > 10
     assert list(tmp_path.iterdir()) == []
 

@@ -12,16 +12,16 @@ import traceback
 import openai  # noqa: F401
 
 import psychocounsel.stages.align
+import psychocounsel.stages.base_model
 import psychocounsel.stages.build_preferences
 import psychocounsel.stages.eval_winrate
-import psychocounsel.stages.make_base_model
-import psychocounsel.stages.make_report
+import psychocounsel.stages.report
 import psychocounsel.stages.train_reward
 import psychocounsel.training.dpo
+import psychocounsel.training.generate
 import psychocounsel.training.reward
-import psychocounsel.training.sampling
 import psychocounsel.training.tiny_llama  # noqa: F401
-from psychocounsel.cli.app import main
+from psychocounsel.cli.main import main
 
 
 def run(order):

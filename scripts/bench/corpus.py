@@ -24,16 +24,15 @@ from typing import Any
 
 from near_duplicates import COPY_EVERY, Generator, sentences
 
-from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.config.stages import BuildPreferencesConfig
-from psychocounsel.corpora import open_corpus
-from psychocounsel.domain import Judgement, ReplyStatus
+from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.corpus.build import open_corpus
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.engine import never_stop
+from psychocounsel.llm.runner import never_stop
 from psychocounsel.stages import build_preferences
-from psychocounsel.store.artifacts import Draft
+from psychocounsel.store.artifacts import ArtifactWriter
+from psychocounsel.store.schemas import read_candidates, write_judgements
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_candidates, write_judgements
+from psychocounsel.types import Judgement, ReplyStatus
 
 PAPER_SPEECHES = 26_483
 RESPONSES = 4
@@ -141,26 +140,26 @@ def run_dataset(folder: Path, store: Store) -> None:
     open_corpus(config.corpus, store, never_stop)
     measured("speeches and responses", before, started)
     plans = build_preferences.plan(config, store)
-    store.make(plans.judgements, lambda draft: rate_at_random(config, store, draft))
+    store.make(plans.judgements, lambda writer: rate_at_random(config, store, writer))
     paired = time.monotonic()
     made = build_preferences.build_preferences(config, store)
     measured("pairs, card and figures", before, paired)
     print({split: counts["kept"] for split, counts in made.metrics["pairing"].items()})
 
 
-def rate_at_random(config: BuildPreferencesConfig, store: Store, draft: Draft) -> None:
+def rate_at_random(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter) -> None:
     """Write random ratings of every response."""
     draw, names = random.Random(4), load_rubric(config.judge.rubric).principle_ids  # noqa: S311
-    candidates = read_candidates(store.open(draft.parent("ready candidates")))
+    candidates = read_candidates(store.open(writer.parent("ready candidates")))
 
     def judgements() -> Iterator[Judgement]:
         for candidate in candidates:
             ratings = {name: draw.randint(1, 5) for name in names}
             yield Judgement(candidate.id, "random", ReplyStatus.VALID, ratings)
 
-    write_judgements(draft, judgements(), names)
-    draft.notes["judge"] = "random"
-    draft.write_metrics({"judged": len(candidates), "status": {"valid": len(candidates)}, "left_out": {}})
+    write_judgements(writer, judgements(), names)
+    writer.notes["judge"] = "random"
+    writer.write_metrics({"judged": len(candidates), "status": {"valid": len(candidates)}, "left_out": {}})
 
 
 def main() -> None:

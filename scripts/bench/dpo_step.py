@@ -16,8 +16,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.llm.processor import prepare_processor
-from psychocounsel.training.answer_head import project_answers_only
+from psychocounsel.training.dpo import project_answers_only
+from psychocounsel.training.runtime import prepare_processor
 
 VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS = 4096, 170, 85
 SEQUENCES = 16  # 8 pairs in a micro-batch

@@ -23,13 +23,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from psychocounsel.domain import Candidate, ReplyStatus, Speech
 from psychocounsel.judging.parsing import PARSER_VERSION, ParsedRatings, parse_ratings
-from psychocounsel.judging.prompting import Asking, JudgeRequest, rating_request
+from psychocounsel.judging.prompts import Asking, JudgeRequest, rating_request
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.engine import owed_places
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.runner import pending_indices
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import Candidate, ReplyStatus, Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"
 IDENTITY = {"model": "gpt-4o-2024-08-06", "base_url": "https://api.openai.com/v1"}
@@ -108,9 +108,7 @@ def owed(path: Path, step: str) -> tuple[float, int]:
     started_at = time.perf_counter()
     with Journal(path) as journal:
         reader = READER if step == "owed-memo" else ""
-        found = owed_places(
-            requests, IDENTITY, journal, accept_parsed if step == "owed-parsed" else accept, reader
-        )
+        found = pending_indices(requests, IDENTITY, journal, accept_parsed if step == "owed-parsed" else accept, reader)
     return time.perf_counter() - started_at, len(found)
 
 
@@ -129,7 +127,7 @@ def stage(path: Path, count: int) -> str:
     started_at = time.perf_counter()
     requests = [item.request for item in asked(count)]
     with Journal(path) as journal:
-        found = owed_places(requests, IDENTITY, journal, reader=READER)
+        found = pending_indices(requests, IDENTITY, journal, reader=READER)
     return f"{time.perf_counter() - started_at:.1f} s, {len(found):,} owed"
 
 

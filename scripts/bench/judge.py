@@ -39,9 +39,9 @@ from judge_runs import (
     paid_twice,
 )
 
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.judging.prompting import Asking, rating_request
+from psychocounsel.judging.prompts import Asking, rating_request
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.types import Candidate, Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 COLUMNS = (
@@ -195,9 +195,7 @@ def main() -> None:
     bench = Bench(arguments.ways, work)
     compare(bench, arguments.cases, arguments.rounds)
     draw = random.Random(0)  # noqa: S311
-    kills = [
-        Kill(draw.uniform(0.1, 0.9), draw.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)
-    ]
+    kills = [Kill(draw.uniform(0.1, 0.9), draw.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)]
     for way in bench.ways if kills else ():
         told = ", ".join(bench.paid_twice(way, kill) for kill in kills)
         print(f"{way}: of {KILL_REQUESTS} paid twice, killed {len(kills)} times: {told}", flush=True)

@@ -27,12 +27,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from psychocounsel.config.models import EndpointConfig
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.rubric import Rubric, load_rubric
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.types import Candidate, Speech
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -166,9 +166,7 @@ def killed_run(case: Case, draw: random.Random, kills: int, whole_seconds: float
         sessions: list[Session] = []
         for number in range(kills):
             # Later processes have less to do, so their instants are drawn from less time.
-            sessions.append(
-                run_until(case, server.base_url, folder, draw.random() * whole_seconds / (number + 1))
-            )
+            sessions.append(run_until(case, server.base_url, folder, draw.random() * whole_seconds / (number + 1)))
         sessions.append(run_until(case, server.base_url, folder, 120.0))
         bill = server.bill()
     if sessions[-1].was_killed or not (folder / "judgements.jsonl").is_file():
@@ -183,7 +181,7 @@ def summary(told: Sequence[Repeats], contents: Counter[str], case: Case) -> dict
     return {
         "kills": len(told),
         "kills_that_cost_something": sum(each.items > 0 for each in told),
-        "asked_again": sum(each.items for each in told),
+        "retry_spec": sum(each.items for each in told),
         "most_asked_again_after_one_kill": max((each.items for each in told), default=0),
         "most_in_flight_at_a_kill": max((each.in_flight for each in told), default=0),
         "kills_with_more_repeats_than_in_flight": sum(

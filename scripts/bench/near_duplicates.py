@@ -29,11 +29,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.config.corpus import SplitConfig
-from psychocounsel.domain import Speech
-from psychocounsel.speeches.near_duplicates import cluster_ids
-from psychocounsel.speeches.sketches import SKETCH_BYTES, runs
-from psychocounsel.store.tables.spool import TextSpool
+from psychocounsel.config.schema import SplitConfig
+from psychocounsel.corpus.deduplicate import SKETCH_BYTES, cluster_ids, runs
+from psychocounsel.corpus.parallel import TextSpool
+from psychocounsel.types import Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"
 SIMILARITY = SplitConfig().near_duplicate_similarity

@@ -1,5 +1,5 @@
 """`python -m psychocounsel` -> the command line."""
 
-from psychocounsel.cli.app import main
+from psychocounsel.cli.main import main
 
 main()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from psychocounsel.cli.headlines import headlines
+from psychocounsel.cli.output import headlines
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
 from running import Miniature
@@ -69,7 +69,7 @@ def test_dpo_policy_tells_its_loss(store: Store) -> None:
 
 def test_base_model_tells_its_size(store: Store) -> None:
     text, metrics = told(store, "base-models", "mini-base")
-    assert f"{metrics['warm_up']['parameters']:,} parameters" in text
+    assert f"{metrics['sft']['parameters']:,} parameters" in text
 
 
 def test_kinds_without_numbers_stay_silent(store: Store) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from psychocounsel.cli.app import app
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.endpoints import JOURNAL_FILE
+from psychocounsel.cli.main import app
 from psychocounsel.errors import InputError, StoreError
-from psychocounsel.llm.chat import ChatReply
+from psychocounsel.llm.endpoints import JOURNAL_FILE
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 
 @pytest.fixture
@@ -37,14 +37,12 @@ def test_lines_that_broke_travel_too(store: Path, tmp_path: Path) -> None:
     with Journal(store / JOURNAL_FILE) as journal:
         journal.record_broken_line("c")
     file, other = tmp_path / "replies.jsonl", tmp_path / "other"
-    assert (
-        call("export", file, "--store", store).output == f"exported 2 replies and 1 broken lines to {file}\n"
-    )
+    assert call("export", file, "--store", store).output == f"exported 2 replies and 1 broken lines to {file}\n"
     said = call("import", file, "--store", other).output
     assert said == "imported 3 of 3 replies and broken lines; the others were known\n"
     assert call("verify", "--store", other).output == "2 replies and 1 broken lines intact, 0 damaged\n"
     with sqlite3.connect(other / JOURNAL_FILE) as database:
-        database.execute("UPDATE broken_lines SET digest = 'd'")
+        database.execute("UPDATE lost_responses SET digest = 'd'")
     result = call("verify", "--store", other)
     assert isinstance(result.exception, StoreError)
     assert "2 replies intact, 1 damaged" in result.output

@@ -61,9 +61,7 @@ def test_show_tells_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
 
 
 def test_show_begins_with_the_notice(miniature: Miniature, cli: Cli) -> None:
-    assert cli("show", "policies/mini-dpo", "--store", miniature.store).out.startswith(
-        "! Rated by the offline"
-    )
+    assert cli("show", "policies/mini-dpo", "--store", miniature.store).out.startswith("! Rated by the offline")
 
 
 def test_verify_finds_every_file_sound(miniature: Miniature, cli: Cli) -> None:
@@ -111,9 +109,7 @@ def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None
         ("policies/mini-dpo@best", "names no best"),
     ],
 )
-def test_references_that_answer_to_nothing(
-    miniature: Miniature, cli: Cli, command: str, ref: str, told: str
-) -> None:
+def test_references_that_answer_to_nothing(miniature: Miniature, cli: Cli, command: str, ref: str, told: str) -> None:
     ended = cli(command, ref, "--store", miniature.store)
     assert ended.code == 2
     assert told in ended.err

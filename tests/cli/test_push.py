@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import Answer, Asked, HubServer, Repository
 
-from psychocounsel.store.artifacts import Artifact, Draft
+from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.store import Store
 from released_store import NOTICE, make_dataset, make_model
 from running import ENVIRONMENT, Cli
@@ -21,10 +21,10 @@ TOKEN = "hf_" + "Ab3" * 12
 NAME = "dataset/me/pairs"
 
 
-def card(draft: Draft) -> None:
-    draft.write_card("---\nlicense: mit\n---\n# small\n")
-    draft.file("figures/ratings.png").write_bytes(b"\x89PNG")
-    draft.file("notes.txt").write_text("draft", encoding="utf-8")
+def card(writer: ArtifactWriter) -> None:
+    writer.write_card("---\nlicense: mit\n---\n# small\n")
+    writer.file("figures/ratings.png").write_bytes(b"\x89PNG")
+    writer.file("notes.txt").write_text("writer", encoding="utf-8")
 
 
 @pytest.fixture
@@ -63,9 +63,7 @@ def written(hub: HubServer) -> list[str]:
     return [asked.path for asked in hub.asked if asked.method != "GET"]
 
 
-def test_the_listed_files_arrive_byte_for_byte_in_one_commit(
-    hub: HubServer, made: Artifact, push: Push
-) -> None:
+def test_the_listed_files_arrive_byte_for_byte_in_one_commit(hub: HubServer, made: Artifact, push: Push) -> None:
     code, out, err = push()
     assert code == 0, err
     repository = hub.repositories[NAME]
@@ -157,9 +155,7 @@ def test_without_a_token_that_fits_the_remedy_is_told(
     assert not hub.repositories
 
 
-def test_a_hub_that_refuses_the_card_is_told(
-    hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_refuses_the_card_is_told(hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(asked: Asked) -> Answer:
         if asked.path == "/api/validate-yaml":
             return Answer(400, {"errors": [{"message": '"license" must be one of a list'}], "warnings": []})
@@ -197,9 +193,7 @@ def test_a_hub_that_is_not_there(push: Push, hub: HubServer, monkeypatch: pytest
     assert "Traceback" not in err
 
 
-def test_a_process_of_its_own_uploads_and_never_tells_its_token(
-    hub: HubServer, made: Artifact, tmp_path: Path
-) -> None:
+def test_a_process_of_its_own_uploads_and_never_tells_its_token(hub: HubServer, made: Artifact, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         **ENVIRONMENT,

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
-from psychocounsel.cli.telling import show_costs
-from psychocounsel.costs import PaidCalls
-from psychocounsel.llm.prices import Price, Tokens
+from psychocounsel.cli.output import show_costs
+from psychocounsel.llm.cost import Price, Tokens
+from psychocounsel.stages.dry_run import PaidCalls
 
 
 def price(dollars_per_million: str) -> Price:
@@ -27,9 +27,7 @@ def rating(prompt_tokens: int) -> PaidCalls:
         (0, "at most $0.00 (by the config)"),
     ],
 )
-def test_costs_under_a_cent_are_told_finer(
-    prompt_tokens: int, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_costs_under_a_cent_are_told_finer(prompt_tokens: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     show_costs([replace(rating(prompt_tokens), has_batches=True)])
     said = capsys.readouterr().out
     assert said.startswith("paid: rating, judge-1 at http://here/v1: 3 calls, ")

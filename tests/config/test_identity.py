@@ -7,42 +7,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from psychocounsel.config.base import Gate, Settings, SpeedKnob
-from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource, TopicsConfig
-from psychocounsel.config.models import (
+from psychocounsel.config.components import (
     DEFAULT_JUDGE,
     BatchConfig,
     ChatFormat,
     EndpointConfig,
+    Gate,
     JudgeConfig,
     PoolConfig,
     PriceConfig,
     ResponderConfig,
     SamplingConfig,
+    Settings,
+    SpeedKnob,
 )
-from psychocounsel.config.stages import (
+from psychocounsel.config.schema import (
     AlignConfig,
+    BaseModelConfig,
     BuildPreferencesConfig,
+    CorpusConfig,
     EvalWinrateConfig,
-    MakeBaseModelConfig,
     OnlineConfig,
     OptimisationConfig,
     ReportConfig,
+    SpeechColumns,
+    SpeechSource,
+    TopicsConfig,
     TrainRewardConfig,
 )
-from psychocounsel.store.digests import digest_of
+from psychocounsel.store.files import digest_of
 
 OPTIMISATION = OptimisationConfig(learning_rate=9e-6, global_batch_size=128)
 ENDPOINT = EndpointConfig(model="gpt-4o-2024-11-20")
 ASKED = ResponderConfig(author="asked", endpoint=ENDPOINT)
 LOCAL = ResponderConfig(author="local", model="tiny")
-SOURCE = SpeechSource(
-    path="speeches.csv", columns=SpeechColumns(text="text"), licence="cc0-1.0", data_class="public"
-)
+SOURCE = SpeechSource(path="speeches.csv", columns=SpeechColumns(text="text"), licence="cc0-1.0", data_class="public")
 CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,), topics=TopicsConfig())
 JUDGE = JudgeConfig(backend="endpoint", endpoint=ENDPOINT)
 CONFIGS: tuple[Settings, ...] = (
-    MakeBaseModelConfig(name="tiny", corpus=CORPUS),
+    BaseModelConfig(name="tiny", corpus=CORPUS),
     BuildPreferencesConfig(
         name="pairs", corpus=CORPUS, pool=PoolConfig(responders=(ASKED, LOCAL), per_speech=2), judge=JUDGE
     ),
@@ -117,9 +120,7 @@ def blocks_in(value: Any) -> list[Settings]:
 
 def test_every_speed_knob_and_gate_is_one_that_these_tests_turn() -> None:
     blocks = [block for config in CONFIGS for block in blocks_in(config)]
-    marked = {
-        f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob
-    }
+    marked = {f"{type(block).__name__}.{name}" for block in blocks for name, is_knob in fields_of(block) if is_knob}
     assert marked == set(LEFT_OUT)
 
 
@@ -150,9 +151,7 @@ def test_turning_all_knobs_and_gates_changes_the_configs_that_hold_them() -> Non
         (CONFIGS[2], {"seed": 1}),
     ],
 )
-def test_a_setting_that_affects_the_result_changes_the_identity(
-    config: Settings, change: dict[str, Any]
-) -> None:
+def test_a_setting_that_affects_the_result_changes_the_identity(config: Settings, change: dict[str, Any]) -> None:
     assert digest_of(config.model_copy(update=change).identity()) != digest_of(config.identity())
 
 
@@ -235,9 +234,7 @@ def test_a_panel_is_its_judges() -> None:
 def test_a_judge_at_an_endpoint_needs_no_more_than_that() -> None:
     judge = JudgeConfig(backend="endpoint")
     assert judge.endpoint == EndpointConfig(model=DEFAULT_JUDGE)
-    elsewhere = JudgeConfig.model_validate(
-        {"backend": "endpoint", "endpoint": {"base_url": "http://127.0.0.1:1/v1"}}
-    )
+    elsewhere = JudgeConfig.model_validate({"backend": "endpoint", "endpoint": {"base_url": "http://127.0.0.1:1/v1"}})
     assert elsewhere.endpoint == EndpointConfig(model=DEFAULT_JUDGE, base_url="http://127.0.0.1:1/v1")
     assert JudgeConfig().endpoint is None
 

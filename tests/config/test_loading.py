@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.config.base import Settings
+from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import MAX_CONFIG_BYTES, load_config
-from psychocounsel.config.stages import BuildPreferencesConfig, TrainRewardConfig
+from psychocounsel.config.schema import BuildPreferencesConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError, ExitCode
 
 REWARD = """\
@@ -90,9 +90,7 @@ def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
 
 
 def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
-    lines = fault_of(
-        tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n"
-    ).split("\n")
+    lines = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n").split("\n")
     places = [line.split(": ")[0].rsplit("reward.yaml ", 1)[-1] for line in lines]
     keys = [line.split(": ")[1] for line in lines]
     assert sorted(zip(keys, places, strict=True)) == [
@@ -174,16 +172,12 @@ def test_an_included_file_that_is_missing_or_empty_is_told(tmp_path: Path) -> No
 
 
 def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
-    config = load(
-        tmp_path, REWARD, "optimisation.learning_rate=1e-4", "optimisation.lora.rank=4", "name=other"
-    )
+    config = load(tmp_path, REWARD, "optimisation.learning_rate=1e-4", "optimisation.lora.rank=4", "name=other")
     assert config.optimisation.learning_rate == 1e-4
     assert config.optimisation.lora is not None
     assert config.optimisation.lora.rank == 4
     assert config.name == "other"
-    path = write(
-        tmp_path, f"name: pairs\ncorpus:\n  {CORPUS.replace(chr(10), chr(10) + '  ').strip()}\n", "b.yaml"
-    )
+    path = write(tmp_path, f"name: pairs\ncorpus:\n  {CORPUS.replace(chr(10), chr(10) + '  ').strip()}\n", "b.yaml")
     built = load_config(BuildPreferencesConfig, path, ["corpus.speeches.0.path=other.csv"])
     assert built.corpus.speeches[0].path == "other.csv"
 
@@ -225,9 +219,7 @@ def rubric_of(path: Path, *overrides: str) -> str:
     return load_config(BuildPreferencesConfig, path, overrides).judge.rubric
 
 
-def test_a_rubric_is_looked_for_beside_the_config_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rubric_is_looked_for_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, here = tmp_path / "recipe", tmp_path / "here"
     folder.mkdir()
     here.mkdir()
@@ -261,7 +253,5 @@ class Room(Settings):
 
 def test_a_key_of_a_block_in_a_mapping_is_suggested(tmp_path: Path) -> None:
     path = write(tmp_path, "shelves:\n  upper: {height_metres: 2, hight_metres: 1}\n", "room.yaml")
-    with pytest.raises(
-        ConfigError, match=r"line 2: .*hight_metres: unknown key; did you mean 'height_metres'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"line 2: .*hight_metres: unknown key; did you mean 'height_metres'\?"):
         load_config(Room, path)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.config.bundled import locate, recipes_folder, samples_folder
-from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.components import locate, recipes_folder, samples_folder
 from psychocounsel.config.loading import load_config, read_config_file
-from psychocounsel.recipe import RECIPE_FILE, load_recipe
+from psychocounsel.config.schema import CorpusConfig
+from psychocounsel.stages.recipe import RECIPE_FILE, load_recipe
 
 FOLDERS = sorted(path.parent for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
 
@@ -23,9 +23,7 @@ def named_files(path: Path) -> set[str]:
 
 def test_the_corpus_that_the_readme_shows_is_a_valid_one(tmp_path: Path) -> None:
     readme = (recipes_folder().parent / "README.md").read_text(encoding="utf-8")
-    shown = next(
-        block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "speeches:" in block
-    )
+    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "speeches:" in block)
     path = tmp_path / "corpus.yaml"
     path.write_text(shown, encoding="utf-8")
     assert load_config(CorpusConfig, path).candidates[0].columns.speech_key == "id"

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import Candidate, PreferencePair, ScoredCandidate, Speech
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.baselines import (
+from psychocounsel.evaluation.reward_metrics import (
     Scale,
     author_identity,
     author_means,
@@ -16,7 +15,8 @@ from psychocounsel.evaluation.baselines import (
     measure_baselines,
     same_tier,
 )
-from psychocounsel.evaluation.intervals import BootstrapSettings
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
 
 FAST = BootstrapSettings(samples=200)
 

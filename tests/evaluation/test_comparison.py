@@ -1,9 +1,8 @@
 """All figures of a comparison, with speeches that one side did not answer."""
 
-from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Speech, Verdict, Winner
-from psychocounsel.evaluation.comparison import Answers, measure
-from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.win_rate import Asked, BothOrders, Unanswered
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.evaluation.winrate import Answers, Asked, BothOrders, Unanswered, measure
+from psychocounsel.types import OVERALL, Candidate, Comparison, ReplyStatus, Speech, Winner
 
 FAST = BootstrapSettings(samples=200)
 SPEECHES = [Speech(f"speech {number}", "grief" if number < 4 else "sleep") for number in range(6)]
@@ -16,8 +15,8 @@ def answer(speech: Speech, author: str, words: int) -> Candidate:
 
 def policy_wins(speech: Speech) -> BothOrders:
     return BothOrders(
-        Verdict(speech.id, "p", "r", ReplyStatus.VALID, {OVERALL: Winner.FIRST}),
-        Verdict(speech.id, "r", "p", ReplyStatus.VALID, {OVERALL: Winner.SECOND}),
+        Comparison(speech.id, "p", "r", ReplyStatus.VALID, {OVERALL: Winner.FIRST}),
+        Comparison(speech.id, "r", "p", ReplyStatus.VALID, {OVERALL: Winner.SECOND}),
     )
 
 

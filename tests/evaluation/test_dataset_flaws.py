@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
+from psychocounsel.evaluation.reward_metrics import RowFacts, flaws
 
 ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))
 
@@ -80,9 +80,7 @@ def test_rows_without_a_readable_speech_leak_nowhere_and_repeat_nothing() -> Non
     found = flaws([unread, unread, unread._replace(split="test")])
     for split, rows in (("train", 2), ("test", 1)):
         assert found[split]["rows"] == rows
-        assert [found[split][key] for key in ("speeches", "repeated", "leaks_exactly", "leaks_nearly")] == [
-            0
-        ] * 4
+        assert [found[split][key] for key in ("speeches", "repeated", "leaks_exactly", "leaks_nearly")] == [0] * 4
 
 
 def test_lengths_are_counted_by_side_where_somebody_measured() -> None:

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import Candidate
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.decay import (
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.evaluation.text_quality import (
     LengthWords,
     distinct_4gram_ratio,
     length_words,
+    measure_text_quality,
     repeats_itself,
-    text_health,
 )
-from psychocounsel.evaluation.intervals import BootstrapSettings
+from psychocounsel.types import Candidate
 
 FAST = BootstrapSettings(samples=200)
 LOOP = "You are not alone. You are not alone! You are not alone, "
@@ -54,7 +54,7 @@ def test_lengths_by_hand() -> None:
 
 
 def test_the_health_of_four_texts() -> None:
-    health = text_health(
+    health = measure_text_quality(
         [
             said("a", LOOP, finished=False),
             said("a", "What would help you most right now?"),
@@ -73,7 +73,7 @@ def test_the_health_of_four_texts() -> None:
 
 
 def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
-    health = text_health([said("a", ""), said("b", "")], FAST)
+    health = measure_text_quality([said("a", ""), said("b", "")], FAST)
     assert health.distinct_4gram_ratio is None
     assert health.empty_rate.estimate == 1.0
     assert health.as_dict() == {
@@ -84,7 +84,7 @@ def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
         "length_words": {"mean": 0.0, "median": 0.0, "p95": 0.0},
     }
     with pytest.raises(DataQualityError):
-        text_health([], FAST)
+        measure_text_quality([], FAST)
 
 
 @given(st.text(alphabet="ab ", max_size=40))

@@ -1,10 +1,10 @@
 """Which speeches a win rate is measured on."""
 
-from psychocounsel.config.models import ResponderConfig
-from psychocounsel.config.stages import EvalWinrateConfig
-from psychocounsel.domain import Speech
-from psychocounsel.evaluation.held_out import held_out_speeches
-from psychocounsel.store.tables.nouns import SplitSpeech
+from psychocounsel.config.components import ResponderConfig
+from psychocounsel.config.schema import EvalWinrateConfig
+from psychocounsel.evaluation.winrate import held_out_speeches
+from psychocounsel.store.schemas import SplitSpeech
+from psychocounsel.types import Speech
 
 SIDE = ResponderConfig(author="a", model="m")
 CONFIG = EvalWinrateConfig(name="rate", speeches="talk", policy=SIDE, reference=SIDE)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation import intervals
-from psychocounsel.evaluation.intervals import (
+from psychocounsel.evaluation import statistics as intervals
+from psychocounsel.evaluation.statistics import (
     BootstrapSettings,
     FloatArray,
     bootstrap_rate,
@@ -131,9 +131,7 @@ def test_a_statistic_sees_the_weight_of_its_speech_on_every_row() -> None:
     values, speeches = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], list("aabccde")
     statistic = bootstrap_statistic(np.array(values), speeches, weighted_mean, FAST, missing=3)
     rate = bootstrap_rate(values, speeches, FAST)
-    assert (statistic.estimate, statistic.low, statistic.high) == pytest.approx(
-        (rate.estimate, rate.low, rate.high)
-    )
+    assert (statistic.estimate, statistic.low, statistic.high) == pytest.approx((rate.estimate, rate.low, rate.high))
     assert (statistic.n, statistic.missing) == (7, 3)
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.intervals import BootstrapSettings, bootstrap_rate
-from psychocounsel.evaluation.length_control import LengthComparison, fit_logistic, length_controlled_rate
+from psychocounsel.evaluation.statistics import BootstrapSettings, bootstrap_rate
+from psychocounsel.evaluation.winrate import LengthComparison, fit_logistic, length_controlled_rate
 
 FAST = BootstrapSettings(samples=100)
 
@@ -85,9 +85,7 @@ def test_the_fit_converges_where_full_newton_steps_run_away() -> None:
 
 
 def test_separation_by_length_stays_finite() -> None:
-    rows = comparisons(
-        [1.0] * 10 + [0.0] * 10, [50.0 + i for i in range(10)] + [-50.0 - i for i in range(10)]
-    )
+    rows = comparisons([1.0] * 10 + [0.0] * 10, [50.0 + i for i in range(10)] + [-50.0 - i for i in range(10)])
     result = length_controlled_rate(rows, FAST)
     assert result.controlled
     assert 1 < result.length_effect < 20
@@ -114,9 +112,7 @@ def test_missing_outcomes_are_left_out_with_their_lengths() -> None:
     more = [LengthComparison("lost", None, 5000, 1), *rows]
     assert length_controlled_rate(more, FAST).rate.missing == 1
     assert length_controlled_rate(more, FAST).sigma == length_controlled_rate(rows, FAST).sigma
-    assert (
-        length_controlled_rate(more, FAST).rate.estimate == length_controlled_rate(rows, FAST).rate.estimate
-    )
+    assert length_controlled_rate(more, FAST).rate.estimate == length_controlled_rate(rows, FAST).rate.estimate
     with pytest.raises(DataQualityError):
         length_controlled_rate(comparisons([None], [1.0]), FAST)
 
@@ -144,9 +140,7 @@ def test_exchanging_the_sides_gives_one_minus_the_rate(rows: list[tuple[float, i
     two = [LengthComparison(str(i), 1 - point, theirs, ours) for i, (point, ours, theirs) in enumerate(rows)]
     result, other = length_controlled_rate(one, FAST), length_controlled_rate(two, FAST)
     assert other.rate.estimate == pytest.approx(1 - result.rate.estimate, abs=1e-6)
-    assert (other.rate.low, other.rate.high) == pytest.approx(
-        (1 - result.rate.high, 1 - result.rate.low), abs=1e-6
-    )
+    assert (other.rate.low, other.rate.high) == pytest.approx((1 - result.rate.high, 1 - result.rate.low), abs=1e-6)
     assert other.length_effect == pytest.approx(result.length_effect, abs=1e-5)
     assert 0 <= result.rate.low <= result.rate.estimate <= result.rate.high <= 1
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.intervals import BootstrapSettings
 from psychocounsel.evaluation.reward_metrics import RewardMetrics, correctness, reward_metrics
+from psychocounsel.evaluation.statistics import BootstrapSettings
 
 FAST = BootstrapSettings(samples=200)
 margin_lists = st.lists(st.integers(-4, 4).map(float) | st.floats(-6, 6), min_size=1, max_size=25)

@@ -6,24 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import OVERALL, ReplyStatus, Verdict, Winner
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.win_rate import BothOrders, Outcome, Unanswered, win_rates
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.evaluation.winrate import BothOrders, Outcome, Unanswered, win_rates
+from psychocounsel.types import OVERALL, Comparison, ReplyStatus, Winner
 
 FAST = BootstrapSettings(samples=300)
 Judge = Callable[[str, str], Winner]
 FIRST, SECOND, TIE = Winner.FIRST, Winner.SECOND, Winner.TIE
 
 
-def verdict(speech: str, first: str, second: str, winners: Mapping[str, Winner] | None) -> Verdict:
+def verdict(speech: str, first: str, second: str, winners: Mapping[str, Winner] | None) -> Comparison:
     status = ReplyStatus.VALID if winners else ReplyStatus.REFUSAL
-    return Verdict(speech, first, second, status, winners or {})
+    return Comparison(speech, first, second, status, winners or {})
 
 
-def both(
-    forward: Winner | None, backward: Winner | None, speech: str = "s", criterion: str = OVERALL
-) -> BothOrders:
+def both(forward: Winner | None, backward: Winner | None, speech: str = "s", criterion: str = OVERALL) -> BothOrders:
     """One comparison from the winner by position in each order; None is a failed verdict."""
     return BothOrders(
         verdict(speech, "policy", "reference", {criterion: forward} if forward else None),
@@ -64,9 +62,7 @@ def always_first(first: str, second: str) -> Winner:
         (None, None, Outcome.MISSING),
     ],
 )
-def test_two_verdicts_make_one_outcome(
-    forward: Winner | None, backward: Winner | None, outcome: Outcome
-) -> None:
+def test_two_verdicts_make_one_outcome(forward: Winner | None, backward: Winner | None, outcome: Outcome) -> None:
     assert both(forward, backward).outcome() is outcome
 
 
@@ -141,9 +137,7 @@ def test_the_swapped_win_rate_is_one_minus_it(rows: list[tuple[Winner | None, Wi
     rates = win_rates(rounds, FAST)
     other = win_rates([one.swap() for one in rounds], FAST)
     assert other.overall.estimate == pytest.approx(1 - rates.overall.estimate)
-    assert (other.overall.low, other.overall.high) == pytest.approx(
-        (1 - rates.overall.high, 1 - rates.overall.low)
-    )
+    assert (other.overall.low, other.overall.high) == pytest.approx((1 - rates.overall.high, 1 - rates.overall.low))
     assert (other.wins, other.ties, other.losses) == (rates.losses, rates.ties, rates.wins)
     assert other.flip_rate == rates.flip_rate
     assert rates.wins + rates.ties + rates.losses + rates.missing == len(rounds)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from psychocounsel.evaluation.words import words
+from psychocounsel.evaluation.text_quality import words
 
 
 @pytest.mark.parametrize(

@@ -10,33 +10,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_model import FakeModel, failed, item_of, valid
-from psychocounsel.domain import (
+from psychocounsel.judging.judge import (
+    ADDRESSES_JUDGE,
+    ComparisonTask,
+    averaged,
+    draw_metrics,
+    histograms,
+    in_parts,
+    interval_alpha,
+    vote_metrics,
+    voted,
+    with_draw,
+    with_vote,
+)
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings, PanelJudge
+from psychocounsel.judging.prompts import Asking
+from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import (
     OVERALL,
     Candidate,
-    Draw,
+    Comparison,
     Judgement,
     Rating,
+    RatingSample,
     ReplyStatus,
     Speech,
-    Verdict,
     Winner,
     exact_rating,
 )
-from psychocounsel.judging.averaging import averaged, in_parts, voted, with_draw, with_vote
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.draws import draw_metrics, histograms, interval_alpha, vote_metrics
-from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison
-from psychocounsel.judging.panel import PanelJudge
-from psychocounsel.judging.prompting import Asking
-from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.journal import Journal
 
 RUBRIC = load_rubric("seven-principles")
 FIRST, *OTHERS = RUBRIC.principle_ids
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
-PAIR = Comparison(SPEECH, ITEMS[0][1], ITEMS[1][1])
+PAIR = ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])
 SAMPLED = ChatJudgeSettings(Asking(temperature=1.0), max_attempts=1, samples=3)
 
 Script = Callable[[ChatRequest], ChatReply]
@@ -76,9 +85,7 @@ class NamedModel(FakeModel):
 
 def panel_of(journal: Journal, **scripts: Script) -> PanelJudge:
     once = ChatJudgeSettings(max_attempts=1)
-    return PanelJudge(
-        [ChatJudge(NamedModel(name, script), RUBRIC, journal, once) for name, script in scripts.items()]
-    )
+    return PanelJudge([ChatJudge(NamedModel(name, script), RUBRIC, journal, once) for name, script in scripts.items()])
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
@@ -142,9 +149,9 @@ def test_the_mark_of_a_text_that_addresses_the_judge_is_kept() -> None:
     assert averaged("j", [part(status=CUT), marked]).reason == ADDRESSES_JUDGE
 
 
-def verdict(winner: Winner | None, judge: str = "j") -> Verdict:
+def verdict(winner: Winner | None, judge: str = "j") -> Comparison:
     status = ReplyStatus.VALID if winner else ReplyStatus.INVALID
-    return with_vote(Verdict("s", "a", "b", status, {OVERALL: winner} if winner else {}), judge)
+    return with_vote(Comparison("s", "a", "b", status, {OVERALL: winner} if winner else {}), judge)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +232,7 @@ def test_one_sample_is_what_it_always_was(journal: Journal) -> None:
 
 
 def test_a_panel_is_the_mean_of_its_judges_and_keeps_what_each_said(journal: Journal) -> None:
-    panel = panel_of(
-        journal, elm=lambda request: rated(request, 2, 4), yew=lambda request: rated(request, 5, 4)
-    )
+    panel = panel_of(journal, elm=lambda request: rated(request, 2, 4), yew=lambda request: rated(request, 5, 4))
     judgements = panel.rate(ITEMS, ignore)
     assert {each.judge for each in judgements} == {"elm + yew"}
     assert judgements[0].ratings == {FIRST: 3.5, **dict.fromkeys(OTHERS, 4.0)}
@@ -257,9 +262,7 @@ def test_a_judge_that_answers_nobody_is_owed(journal: Journal) -> None:
 def test_a_panel_of_one_model_twice_tells_its_seats_apart(journal: Journal) -> None:
     twice = [NamedModel("elm", lambda request: rated(request, 3)) for _ in range(2)]
     cool, warm = ChatJudgeSettings(), ChatJudgeSettings(Asking(temperature=0.7))
-    panel = PanelJudge(
-        [ChatJudge(model, RUBRIC, journal, how) for model, how in zip(twice, (cool, warm), strict=True)]
-    )
+    panel = PanelJudge([ChatJudge(model, RUBRIC, journal, how) for model, how in zip(twice, (cool, warm), strict=True)])
     assert panel.name == "elm + elm (2)"
     (judgement,) = panel.redrawn().rate(ITEMS[:1], ignore)
     assert [draw.judge for draw in judgement.draws] == ["elm", "elm (2)"]
@@ -292,7 +295,7 @@ def test_alpha_by_hand() -> None:
 
 
 def both(low: int, high: int) -> Judgement:
-    draws = tuple(Draw(judge, 0, ReplyStatus.VALID, {"p": r}) for judge, r in (("a", low), ("b", high)))
+    draws = tuple(RatingSample(judge, 0, ReplyStatus.VALID, {"p": r}) for judge, r in (("a", low), ("b", high)))
     return Judgement("c", "a + b", ReplyStatus.VALID, {"p": (low + high) / 2}, draws=draws)
 
 

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.judging.canaries import CANARIES, drawn, with_canary
+from psychocounsel.judging.injection import CANARIES, drawn, with_canary
+from psychocounsel.types import Candidate, Speech
 
 SPEECH = Speech("Since the move I don't sleep.")
 TEXTS = [f"What is night {night} like?" for night in range(60)]
@@ -32,9 +32,7 @@ def test_no_canary_names_a_number_that_one_scale_has_and_another_has_not() -> No
 @given(st.permutations(CANDIDATES[:12]), st.integers(0, 15))
 def test_the_sample_does_not_depend_on_the_order(shuffled: list[Candidate], count: int) -> None:
     taken = [shuffled[at] for at in drawn(shuffled, count, "retest")]
-    assert {each.id for each in taken} == {
-        CANDIDATES[at].id for at in drawn(CANDIDATES[:12], count, "retest")
-    }
+    assert {each.id for each in taken} == {CANDIDATES[at].id for at in drawn(CANDIDATES[:12], count, "retest")}
     assert len(taken) == min(count, 12)
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from fake_model import FakeModel, failed, item_of, valid
-from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Speech, Winner
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Judge
-from psychocounsel.judging.prompting import Asking
+from psychocounsel.judging.judge import ADDRESSES_JUDGE, ComparisonTask, Judge
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.prompts import Asking
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.engine import ask_all
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Speech, Winner
 
 RUBRIC = load_rubric("seven-principles")
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.", topic="change")
@@ -51,7 +51,7 @@ def judge_with(
 
 def test_too_few_replies_are_never_given_to_the_wrong_items(journal: Journal) -> None:
     def ask_and_lose_one(*asked: Any) -> list[ChatReply]:
-        return ask_all(*asked)[1:]
+        return run_requests(*asked)[1:]
 
     losing = ChatJudgeSettings(ask=ask_and_lose_one)
     judge, _ = judge_with(journal, rating_reply, losing)
@@ -59,13 +59,11 @@ def test_too_few_replies_are_never_given_to_the_wrong_items(journal: Journal) ->
         judge.rate(ITEMS, ignore)
     judge, _ = judge_with(journal, lambda request: side_reply(request, "A"), losing)
     with pytest.raises(ValueError, match="shorter"):
-        judge.compare([Comparison(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
+        judge.compare([ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
 
 
 def test_one_response_per_call_and_results_in_order(journal: Journal) -> None:
-    judge, model = judge_with(
-        journal, lambda request: rating_reply(request, 1 + int(item_of(request)["response"][14]))
-    )
+    judge, model = judge_with(journal, lambda request: rating_reply(request, 1 + int(item_of(request)["response"][14])))
     done: list[int] = []
     judgements = judge.rate(ITEMS, done.append)
     assert [judgement.candidate_id for judgement in judgements] == [candidate.id for _, candidate in ITEMS]
@@ -83,7 +81,7 @@ def test_a_failed_reply_is_a_status_and_never_a_number(journal: Journal, status:
     judge, _ = judge_with(journal, lambda _: failed(status, "for a reason"))
     (judgement,) = judge.rate(ITEMS[:1], ignore)
     assert (judgement.status, judgement.ratings, judgement.reason) == (status, {}, "for a reason")
-    (verdict,) = judge.compare([Comparison(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
+    (verdict,) = judge.compare([ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
     assert (verdict.status, verdict.winners) == (status, {})
 
 
@@ -100,7 +98,7 @@ def test_an_unreadable_reply_is_invalid_with_the_reason(journal: Journal) -> Non
     (judgement,) = judge.rate(ITEMS[:1], ignore)
     assert judgement.status is ReplyStatus.INVALID
     assert judgement.reason == "expected one JSON object, found 0"
-    (verdict,) = judge.compare([Comparison(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
+    (verdict,) = judge.compare([ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
     assert verdict.status is ReplyStatus.INVALID
 
 
@@ -116,9 +114,7 @@ def test_failures_are_asked_again_on_the_next_run_and_valid_replies_never(journa
 
     second, model = judge_with(journal, rating_reply)
     assert all(judgement.status is ReplyStatus.VALID for judgement in second.rate(ITEMS, ignore))
-    assert sorted(item_of(request)["response"] for request in model.asked) == [
-        item[1].text for item in ITEMS[:3]
-    ]
+    assert sorted(item_of(request)["response"] for request in model.asked) == [item[1].text for item in ITEMS[:3]]
 
     third, model = judge_with(journal, rating_reply)
     third.rate(ITEMS, ignore)
@@ -136,7 +132,7 @@ def test_a_judge_that_always_says_a_reconciles_to_ties(journal: Journal) -> None
     judge, _ = judge_with(journal, lambda request: side_reply(request, "A"))
     first, second = ITEMS[0][1], ITEMS[1][1]
     forward, backward = judge.compare(
-        [Comparison(SPEECH, first, second), Comparison(SPEECH, second, first)], ignore
+        [ComparisonTask(SPEECH, first, second), ComparisonTask(SPEECH, second, first)], ignore
     )
     assert forward.first_id == backward.second_id == first.id
     for criterion in (OVERALL, *RUBRIC.principle_ids):
@@ -152,7 +148,7 @@ def test_an_oracle_is_not_swapped_on_the_way(journal: Journal) -> None:
 
     judge, _ = judge_with(journal, oracle)
     forward, backward = judge.compare(
-        [Comparison(SPEECH, best, ITEMS[0][1]), Comparison(SPEECH, ITEMS[0][1], best)], ignore
+        [ComparisonTask(SPEECH, best, ITEMS[0][1]), ComparisonTask(SPEECH, ITEMS[0][1], best)], ignore
     )
     assert forward.winners == backward.swap().winners
     assert forward.winners[OVERALL] is Winner.FIRST

@@ -11,25 +11,24 @@ from openai.types.decision_create_params import DecisionCreateParams
 from pydantic import TypeAdapter
 
 from fake_model import FakeModel
-from psychocounsel.domain import OVERALL, Candidate, ReplyStatus, Scoring, Speech, Winner
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.decision_form import DecisionForm
-from psychocounsel.judging.judge import Comparison
+from psychocounsel.judging.judge import ComparisonTask
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
-from psychocounsel.judging.prompting import Asking
+from psychocounsel.judging.prompts import Asking
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.completion import UnreadableBodyError
-from psychocounsel.llm.decisions import decision_body, read_decision
+from psychocounsel.judging.scorers import DecisionScorer
+from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.token_counts import TokenCounter
+from psychocounsel.llm.replies import UnreadableBodyError, decision_body, read_decision
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, Winner
 
 RUBRIC = load_rubric("seven-principles")
-FORM = DecisionForm(RUBRIC)
+FORM = DecisionScorer(RUBRIC)
 SPEECH = Speech("Since the move I don't sleep.\u2028=== RATE ===")
 FIRST, SECOND = (Candidate(SPEECH.id, "alder", text) for text in ("What is night like?", "Sleep more."))
 RATING = FORM.rating(SPEECH, FIRST, Asking())
-COMPARISON = FORM.comparison(Comparison(SPEECH, FIRST, SECOND), Asking())
+COMPARISON = FORM.comparison(ComparisonTask(SPEECH, FIRST, SECOND), Asking())
 USAGE = {
     "input_tokens": 1500,
     "input_tokens_details": {"cached_tokens": 1024, "cache_write_tokens": 0},
@@ -164,11 +163,11 @@ def test_a_judge_that_is_asked_so(journal: Journal) -> None:
             return read_decision(body([choice(str(each["name"]), "B") for each in asked]))
         return read_decision(body([score(str(each["name"]), 0.0, 0.0, 0.5, 0.5, 0.0) for each in asked]))
 
-    judge = ChatJudge(FakeModel(answer), RUBRIC, journal, ChatJudgeSettings(form=DecisionForm))
+    judge = ChatJudge(FakeModel(answer), RUBRIC, journal, ChatJudgeSettings(form=DecisionScorer))
     (judgement,) = judge.rate([(SPEECH, FIRST)], lambda _: None)
     assert judgement.ratings == dict.fromkeys(RUBRIC.principle_ids, 3.5)
     assert [draw.scored_by for draw in judgement.draws] == [Scoring.EXPECTED]
-    (verdict,) = judge.compare([Comparison(SPEECH, FIRST, SECOND)], lambda _: None)
+    (verdict,) = judge.compare([ComparisonTask(SPEECH, FIRST, SECOND)], lambda _: None)
     assert set(verdict.winners.values()) == {Winner.SECOND}
     (alone,) = judge.of_one("safety").rate([(SPEECH, FIRST)], lambda _: None)
     assert alone.ratings == {"safety": 3.5}
@@ -176,6 +175,6 @@ def test_a_judge_that_is_asked_so(journal: Journal) -> None:
         FakeModel(lambda _: pytest.fail("nothing is owed")),
         RUBRIC,
         journal,
-        ChatJudgeSettings(form=DecisionForm),
+        ChatJudgeSettings(form=DecisionScorer),
     )
     assert unasked.rate([(SPEECH, FIRST)], lambda _: None) == [judgement]

@@ -12,20 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_model import FakeModel, item_of, valid
-from psychocounsel.domain import Candidate, ReplyStatus, Scoring, Speech
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.draws import draw_metrics
-from psychocounsel.judging.expected import Unexpected, expected_ratings, points_are_told_apart, rating_places
-from psychocounsel.judging.forms import ExpectedForm, require_expectable
-from psychocounsel.judging.judge import Comparison
-from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
-from psychocounsel.judging.prompting import Asking
+from psychocounsel.judging.judge import ComparisonTask, draw_metrics
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.parsing import (
+    ParsedRatings,
+    Unexpected,
+    expected_ratings,
+    parse_ratings,
+    points_are_told_apart,
+    rating_places,
+)
+from psychocounsel.judging.prompts import Asking
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest
-from psychocounsel.llm.completion import read_completion
+from psychocounsel.judging.scorers import LogprobScorer, require_expectable
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.token_choices import kept_choices, read_choices
+from psychocounsel.llm.replies import kept_choices, read_choices, read_completion
+from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.types import Candidate, ReplyStatus, Scoring, Speech
 
 SEVEN = load_rubric("seven-principles")
 FLAT = SEVEN.reply.model_copy(update={"flat": True, "echo_id": False, "reasons": False})
@@ -193,7 +197,7 @@ def test_scales_whose_points_begin_alike_are_refused() -> None:
 
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
-EXPECTED = ChatJudgeSettings(Asking(), max_attempts=2, form=ExpectedForm)
+EXPECTED = ChatJudgeSettings(Asking(), max_attempts=2, form=LogprobScorer)
 
 
 @pytest.fixture
@@ -225,9 +229,7 @@ def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     assert {request.top_logprobs for request in model.asked} == {20}
     # (2 + 3 + 5) * 0.25 + 4 * 0.5, over 1.25
     assert judgements[0].ratings == dict.fromkeys(SEVEN.principle_ids, 3.6)
-    assert [(draw.scored_by, draw.status) for draw in judgements[0].draws] == [
-        (Scoring.EXPECTED, ReplyStatus.VALID)
-    ]
+    assert [(draw.scored_by, draw.status) for draw in judgements[0].draws] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
     assert judge.identity["score"] == "expected"
     unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
     assert ChatJudge(unasked, SEVEN, journal, EXPECTED).rate(ITEMS, ignore) == judgements
@@ -280,7 +282,7 @@ def test_comparisons_need_no_probabilities(journal: Journal) -> None:
         told = {"item_id": item_of(request)["item_id"], "reasons": "so", "winners": winners}
         return valid(json.dumps(told))
 
-    pair = Comparison(ITEMS[0][0], ITEMS[0][1], ITEMS[1][1])
+    pair = ComparisonTask(ITEMS[0][0], ITEMS[0][1], ITEMS[1][1])
     (verdict,) = ChatJudge(FakeModel(say_first), SEVEN, journal, EXPECTED).compare([pair], ignore)
     assert verdict.status is ReplyStatus.VALID
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from psychocounsel.judging.families import same_family
+from psychocounsel.judging.judge import same_family
 
 SAME = [
     ("gpt-4o", "gpt-4.1-mini-2025-04-14"),

@@ -1,6 +1,5 @@
 import pytest
 
-from psychocounsel.domain import Judgement, ReplyStatus, Speech, Verdict
 from psychocounsel.errors import DataQualityError, IncompleteError
 from psychocounsel.judging.judge import (
     ADDRESSES_JUDGE,
@@ -9,6 +8,7 @@ from psychocounsel.judging.judge import (
     missing_share,
     require_judged,
 )
+from psychocounsel.types import Comparison, Judgement, ReplyStatus, Speech
 
 VALID = Judgement("c", "j", ReplyStatus.VALID, {"empathy": 3})
 REFUSED = Judgement("c", "j", ReplyStatus.REFUSAL)
@@ -55,7 +55,7 @@ def test_the_commonest_failure_is_quoted_and_decides_on_the_remedy(status: Reply
         require_judged([other, failed, failed, VALID], "judgements", 0.25)
     assert remedy in raised.value.remedy
     with pytest.raises(DataQualityError, match="1 of 1 verdicts failed"):
-        require_judged([Verdict("x", "a", "b", status)], "verdicts", 0.0)
+        require_judged([Comparison("x", "a", "b", status)], "verdicts", 0.0)
 
 
 def test_one_that_got_lost_is_owed_whatever_share_is_allowed() -> None:

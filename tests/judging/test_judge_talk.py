@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.judging.canaries import CANARIES
-from psychocounsel.judging.judge_talk import opens_as_the_system, speaks_of_its_rating
-from psychocounsel.judging.lexicon import addresses_judge
+from psychocounsel.judging.injection import CANARIES, opens_as_the_system, speaks_of_its_rating
+from psychocounsel.judging.offline_text import addresses_judge
 
 ANSWER = "What keeps you up at night?"
 

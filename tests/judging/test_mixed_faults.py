@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from psychocounsel.config.models import EndpointConfig
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
-from psychocounsel.judging.chat_judge import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.prompting import rating_request
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.prompts import rating_request
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
-from psychocounsel.llm.retry import RetryPolicy
+from psychocounsel.llm.rate_limit import RetryPolicy
+from psychocounsel.types import Candidate, Judgement, ReplyStatus, Speech
 
 ITEMS, SEED, ATTEMPTS = 600, 20, 2
 QUICK = RetryPolicy(max_tries=4, first_wait_seconds=0.02, longest_wait_seconds=0.04)
@@ -70,7 +70,7 @@ class Fate(NamedTuple):
 
 
 def fates() -> list[Fate]:
-    """Draw who meets what: one request in ten ends badly, one in six meets faults on its way."""
+    """RatingSample who meets what: one request in ten ends badly, one in six meets faults on its way."""
     draw = random.Random(SEED)  # noqa: S311
     ends = [*ENDS]
     endings = draw.choices(ends, [60 if end == "good" else 1.2 for end in ends], k=ITEMS)
@@ -142,7 +142,7 @@ class Outcome:
     storm: Storm
     judgements: list[Judgement]
     replies_kept: int
-    broken_lines: int
+    lost_responses: int
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         model = OpenAIChatModel(endpoint, offline=True, retry=QUICK)
         settings = ChatJudgeSettings(max_attempts=ATTEMPTS, concurrency=IN_FLIGHT)
         judgements = ChatJudge(model, RUBRIC, journal, settings).rate(PAIRS, lambda _: None)
-        return Outcome(storm, judgements, journal.summary().replies, len(journal.broken_lines()))
+        return Outcome(storm, judgements, journal.summary().replies, len(journal.lost_responses()))
 
 
 def test_all_of_them_end_as_they_should(outcome: Outcome) -> None:
@@ -180,7 +180,7 @@ def test_every_answer_is_kept_and_every_broken_line_is_told(outcome: Outcome) ->
     met = Counter(each for faults in outcome.storm.met.values() for each in faults)
     assert set(met) == set(FAULTS)
     assert outcome.replies_kept == outcome.storm.answered.total()
-    assert outcome.broken_lines == sum(met[name] for name in (*MAYBE_PAID, *DRIP))
+    assert outcome.lost_responses == sum(met[name] for name in (*MAYBE_PAID, *DRIP))
 
 
 def test_the_ratings_are_those_that_were_sent(outcome: Outcome) -> None:

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import Winner
 from psychocounsel.judging.parsing import (
     ParsedRatings,
     ParsedWinners,
@@ -14,6 +13,7 @@ from psychocounsel.judging.parsing import (
     parse_winners,
 )
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.types import Winner
 
 RUBRIC = load_rubric("seven-principles")
 ITEM = "0123456789abcdef"
@@ -138,9 +138,7 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     assert isinstance(parse_ratings(text, RUBRIC, ITEM), ParseFailure)
 
 
-@given(
-    st.fixed_dictionaries({name: st.sampled_from(RUBRIC.scale) for name in RUBRIC.principle_ids}), st.text()
-)
+@given(st.fixed_dictionaries({name: st.sampled_from(RUBRIC.scale) for name in RUBRIC.principle_ids}), st.text())
 def test_what_a_judge_writes_is_what_is_read(ratings: dict[str, int], reasons: str) -> None:
     text = json.dumps({"item_id": ITEM, "reasons": reasons, "ratings": ratings}, ensure_ascii=False)
     assert parse_ratings(f"```json\n{text}\n```", RUBRIC, ITEM) == ParsedRatings(dict(ratings), reasons)
@@ -157,11 +155,11 @@ def test_a_bare_object_is_read_as_one_among_words(place: int, piece: str, cut: i
 
 
 def test_a_draft_before_the_end_of_thoughts_is_no_answer() -> None:
-    draft = reply(ratings=dict.fromkeys(GOOD, 5))
+    writer = reply(ratings=dict.fromkeys(GOOD, 5))
     none_left = "expected one JSON object, found 0"
-    assert reason(f"First {draft}. No, that ignores the crisis.\n</think>\n\nI cannot rate it.") == none_left
-    assert reason(f"<think>First {draft}.</think> I cannot rate it.") == none_left
-    assert reason(f"{draft}</think>") == none_left
+    assert reason(f"First {writer}. No, that ignores the crisis.\n</think>\n\nI cannot rate it.") == none_left
+    assert reason(f"<think>First {writer}.</think> I cannot rate it.") == none_left
+    assert reason(f"{writer}</think>") == none_left
 
 
 @pytest.mark.parametrize(
@@ -176,8 +174,8 @@ def test_a_draft_before_the_end_of_thoughts_is_no_answer() -> None:
     ],
 )
 def test_what_follows_the_last_end_of_thoughts_is_the_answer(thoughts: str) -> None:
-    draft = reply(ratings=dict.fromkeys(GOOD, 5))
-    text = f"{thoughts.replace('{}', draft)} {reply()}"
+    writer = reply(ratings=dict.fromkeys(GOOD, 5))
+    text = f"{thoughts.replace('{}', writer)} {reply()}"
     assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, "Because.")
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.bundled import recipes_folder
-from psychocounsel.domain import Candidate, Speech
-from psychocounsel.judging.judge import Comparison
-from psychocounsel.judging.prompting import Asking, comparison_request, prompt_digests, rating_request
+from psychocounsel.config.components import recipes_folder
+from psychocounsel.judging.judge import ComparisonTask
+from psychocounsel.judging.prompts import Asking, comparison_request, prompt_digests, rating_request
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatRequest
+from psychocounsel.llm.types import ChatRequest
+from psychocounsel.types import Candidate, Speech
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "judging"
 RUBRIC = load_rubric("seven-principles")
@@ -31,7 +31,7 @@ def shown(request: ChatRequest) -> str:
     ("name", "request_"),
     [
         ("rate", rating_request(SPEECH, FIRST, RUBRIC, ASKING).request),
-        ("compare", comparison_request(Comparison(SPEECH, FIRST, SECOND), RUBRIC, ASKING).request),
+        ("compare", comparison_request(ComparisonTask(SPEECH, FIRST, SECOND), RUBRIC, ASKING).request),
     ],
 )
 def test_prompts_are_what_was_reviewed(name: str, request_: ChatRequest) -> None:
@@ -53,14 +53,12 @@ def test_each_rubric_and_each_kind_of_question_has_its_own_fixed_part() -> None:
         rating_request(SPEECH, FIRST, RUBRIC, ASKING).request,
         rating_request(SPEECH, FIRST, other, ASKING).request,
         rating_request(SPEECH, FIRST, RUBRIC.only(RUBRIC.principle_ids[0]), ASKING).request,
-        comparison_request(Comparison(SPEECH, FIRST, SECOND), RUBRIC, ASKING).request,
+        comparison_request(ComparisonTask(SPEECH, FIRST, SECOND), RUBRIC, ASKING).request,
     ]
     assert len({request.messages[0].content for request in asked}) == 4
 
 
-@pytest.mark.parametrize(
-    "text", ["$marker $data $$ ${marker}", "\\u2028 \u2028", "a\x85b\x0bc\x1cd", '"\\\x7f']
-)
+@pytest.mark.parametrize("text", ["$marker $data $$ ${marker}", "\\u2028 \u2028", "a\x85b\x0bc\x1cd", '"\\\x7f'])
 def test_texts_that_look_like_places_to_fill_stay_as_they_are(text: str) -> None:
     asked = rating_request(SPEECH, Candidate(SPEECH.id, "x", text), RUBRIC, ASKING)
     first, data, last = asked.request.messages[-1].content.splitlines()
@@ -72,16 +70,14 @@ def test_the_schema_allows_whole_numbers_of_the_scale_for_the_declared_principle
     schema = json.loads(json.dumps(rating_request(SPEECH, FIRST, RUBRIC, ASKING).request.response_schema))
     ratings = schema["properties"]["ratings"]
     assert tuple(ratings["properties"]) == RUBRIC.principle_ids == tuple(ratings["required"])
-    assert all(
-        kind == {"type": "integer", "enum": [1, 2, 3, 4, 5]} for kind in ratings["properties"].values()
-    )
+    assert all(kind == {"type": "integer", "enum": [1, 2, 3, 4, 5]} for kind in ratings["properties"].values())
     assert schema["additionalProperties"] is ratings["additionalProperties"] is False
 
 
 def test_every_figure_and_name_comes_from_the_rubric() -> None:
     rubric = load_rubric(str(recipes_folder() / "motivational-interviewing" / "rubric.yaml"))
     rating = rating_request(SPEECH, FIRST, rubric, ASKING).request
-    comparison = comparison_request(Comparison(SPEECH, FIRST, SECOND), rubric, ASKING).request
+    comparison = comparison_request(ComparisonTask(SPEECH, FIRST, SECOND), rubric, ASKING).request
     for request in (rating, comparison):
         prompt = shown(request)
         assert all(f'"{name}"' in prompt for name in rubric.principle_ids)
@@ -101,7 +97,7 @@ def test_pairing_rules_are_not_shown() -> None:
 
 def test_reasons_are_asked_for_in_the_language_of_the_rubric() -> None:
     german = replace(RUBRIC, language="de")
-    pair = Comparison(SPEECH, FIRST, SECOND)
+    pair = ComparisonTask(SPEECH, FIRST, SECOND)
     for request in (rating_request(SPEECH, FIRST, german, ASKING), comparison_request(pair, german, ASKING)):
         told = "two to four sentences in the language of the rubric (de) naming"
         assert told in request.request.messages[0].content
@@ -114,8 +110,8 @@ def test_authors_do_not_show_and_equal_texts_are_one_item() -> None:
 
 
 def test_the_order_of_a_comparison_is_part_of_its_id() -> None:
-    forward = comparison_request(Comparison(SPEECH, FIRST, SECOND), RUBRIC, ASKING)
-    backward = comparison_request(Comparison(SPEECH, SECOND, FIRST), RUBRIC, ASKING)
+    forward = comparison_request(ComparisonTask(SPEECH, FIRST, SECOND), RUBRIC, ASKING)
+    backward = comparison_request(ComparisonTask(SPEECH, SECOND, FIRST), RUBRIC, ASKING)
     assert forward.item_id != backward.item_id
 
 

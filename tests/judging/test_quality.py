@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.judging.quality import (
+from psychocounsel.judging.audit import (
     Agreement,
     Gain,
     Halo,
@@ -218,6 +218,4 @@ class TestTies:
     @given(st.lists(RATING, max_size=12))
     def test_every_pair_once(self, totals: list[int]) -> None:
         assert len(ties(totals)) == len(totals) * (len(totals) - 1) // 2
-        assert sum(ties(totals)) == sum(
-            totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals)
-        )
+        assert sum(ties(totals)) == sum(totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals))

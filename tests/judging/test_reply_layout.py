@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from psychocounsel.domain import Candidate, Speech
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure, parse_ratings
-from psychocounsel.judging.prompting import Asking, rating_request
+from psychocounsel.judging.prompts import Asking, rating_request
 from psychocounsel.judging.rubric import Principle, Rubric, load_rubric
+from psychocounsel.types import Candidate, Speech
 
 RUBRIC_FILE = Path(__file__).parent / "seven-attributes.yaml"
 RUBRIC = load_rubric(str(RUBRIC_FILE))
@@ -57,8 +57,8 @@ def test_trailing_commas_go_and_commas_in_texts_stay() -> None:
 
 def test_thoughts_before_the_reply_are_put_aside() -> None:
     whole = json.dumps(RATINGS | EXTRAS)
-    draft = json.dumps(dict.fromkeys(RATINGS, 5))
-    assert read(f"<think>Perhaps {draft}? No.</think>\n{whole}") == ParsedRatings(RATINGS, "")
+    writer = json.dumps(dict.fromkeys(RATINGS, 5))
+    assert read(f"<think>Perhaps {writer}? No.</think>\n{whole}") == ParsedRatings(RATINGS, "")
     assert read(f"<think>It may be {whole}") == ParseFailure("the reply ends among its thoughts")
 
 
@@ -68,9 +68,7 @@ def test_two_commas_are_not_repaired() -> None:
 
 def test_the_judge_is_asked_for_what_is_read() -> None:
     speech = Speech("I cannot sleep.")
-    request = rating_request(
-        speech, Candidate(speech.id, "a", "What keeps you up?"), RUBRIC, Asking()
-    ).request
+    request = rating_request(speech, Candidate(speech.id, "a", "What keeps you up?"), RUBRIC, Asking()).request
     schema: Any = request.response_schema
     assert list(schema["properties"]) == schema["required"] == [*RATINGS, *EXTRAS]
     assert schema["properties"]["Overall"] == {"type": "number"}

@@ -85,9 +85,7 @@ class TestWhatItHolds:
             ("1.15", Fraction(23, 20)),
         ],
     )
-    def test_a_weight_is_the_decimal_that_is_written(
-        self, tmp_path: Path, text: str, weight: Fraction
-    ) -> None:
+    def test_a_weight_is_the_decimal_that_is_written(self, tmp_path: Path, text: str, weight: Fraction) -> None:
         assert load_rubric(written(tmp_path, with_key(f"weight: {text}"))).weights["presence"] == weight
 
     def test_one_weight_may_be_zero(self, tmp_path: Path) -> None:
@@ -124,9 +122,7 @@ class TestDigest:
             ("{min: 0, max: 2}", "{min: 0, max: 1}"),
         ],
     )
-    def test_it_changes_with_every_word_that_a_judge_is_shown(
-        self, tmp_path: Path, old: str, new: str
-    ) -> None:
+    def test_it_changes_with_every_word_that_a_judge_is_shown(self, tmp_path: Path, old: str, new: str) -> None:
         first = load_rubric(written(tmp_path, SMALL)).digest
         changed = SMALL.replace(old, new)
         assert changed != SMALL

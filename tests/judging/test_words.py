@@ -2,11 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import Speech
-from psychocounsel.judging.lexicon import load_lexicon
-from psychocounsel.judging.questions import QuestionKind, classify
-from psychocounsel.judging.views import view_client, view_reply
-from psychocounsel.judging.words import PhraseBook, split_sentences, split_words, stem
+from psychocounsel.judging.injection import PhraseBook, split_sentences, split_words, stem
+from psychocounsel.judging.offline_text import QuestionKind, classify, load_lexicon, view_client, view_reply
+from psychocounsel.types import Speech
 
 
 def test_contractions_are_undone_whatever_the_apostrophe() -> None:
@@ -30,9 +28,7 @@ def test_forms_of_a_word_share_a_stem(one: str, other: str) -> None:
 
 def test_phrases_are_found_by_words_and_by_beginnings() -> None:
     book = PhraseBook({"fear": ("frighten*", "on edge"), "odd": ("f*t",)})
-    found = [
-        (hit.category, hit.found, hit.start) for hit in book.hits(split_words("On edge, frightened, fit."))
-    ]
+    found = [(hit.category, hit.found, hit.start) for hit in book.hits(split_words("On edge, frightened, fit."))]
     assert found == [("fear", "on edge", 0), ("fear", "frightened", 2), ("odd", "fit", 3)]
 
 

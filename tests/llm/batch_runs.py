@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psychocounsel.config.models import BatchConfig, EndpointConfig
-from psychocounsel.llm.batches.asking import ask_in_batches
-from psychocounsel.llm.batches.client import OpenAIBatches
-from psychocounsel.llm.batches.provider import BatchRoad
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.config.components import BatchConfig, EndpointConfig
+from psychocounsel.llm.batch.client import OpenAIBatches
+from psychocounsel.llm.batch.provider import BatchTransport
+from psychocounsel.llm.batch.run import run_in_batches
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
-from psychocounsel.llm.retry import RetryPolicy
+from psychocounsel.llm.rate_limit import RetryPolicy
+from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 
 QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "settle_seconds": 0.3}
 IN_A_HURRY = RetryPolicy(first_wait_seconds=0.01, longest_wait_seconds=0.05)
@@ -36,10 +36,10 @@ def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
     return EndpointConfig(model="judge", base_url=base_url, timeout_seconds=5.0, **changes)
 
 
-def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing, **limits: Any) -> BatchRoad:
+def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing, **limits: Any) -> BatchTransport:
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
-    return BatchRoad(
+    return BatchTransport(
         connect=lambda: OpenAIBatches(endpoint, batch, retry=IN_A_HURRY),
         body=model.body,
         check=model.check,
@@ -49,18 +49,16 @@ def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing,
     )
 
 
-def run(
-    base_url: str, path: Path, count: int, policy: AskPolicy | None = None, **limits: Any
-) -> list[ChatReply]:
+def run(base_url: str, path: Path, count: int, policy: RunPolicy | None = None, **limits: Any) -> list[ChatReply]:
     """Ask so many questions in batches; the journal is closed again."""
     endpoint = endpoint_at(base_url)
     with Journal(path) as journal:
-        return ask_in_batches(
+        return run_in_batches(
             road_to(endpoint, **limits),
             OpenAIChatModel(endpoint),
             questions(count),
             journal,
-            policy or AskPolicy(),
+            policy or RunPolicy(),
         )
 
 

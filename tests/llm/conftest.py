@@ -33,7 +33,7 @@ def planted_key() -> str:
 
 
 class Forks:
-    """Runs of `ask_all` in forks of one warm child process, to be killed or waited for."""
+    """Runs of `run_requests` in forks of one warm child process, to be killed or waited for."""
 
     def __init__(self, child: subprocess.Popen[str], folder: Path) -> None:
         self._child = child

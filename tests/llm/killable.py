@@ -1,4 +1,4 @@
-"""A process that forks runs of `ask_all` to be killed: imports are paid once, threads are none.
+"""A process that forks runs of `run_requests` to be killed: imports are paid once, threads are none.
 
 Reads one JSON line per run, writes the pid of the fork, then (when it ends by itself) its replies.
 """
@@ -8,19 +8,19 @@ import os
 import sys
 from pathlib import Path
 
-from psychocounsel.config.models import EndpointConfig
-from psychocounsel.llm.chat import ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatRequest, Message
 
 
 def run(order):
     model = OpenAIChatModel(EndpointConfig(model="judge", base_url=order["base_url"]))
     requests = [ChatRequest((Message("user", text),), 0.0, 1.0, 20) for text in order["texts"]]
     with Journal(Path(order["journal"])) as journal:
-        policy = AskPolicy(concurrency=order["concurrency"])
-        return [reply.text for reply in ask_all(model, requests, journal, policy)]
+        policy = RunPolicy(concurrency=order["concurrency"])
+        return [reply.text for reply in run_requests(model, requests, journal, policy)]
 
 
 def main():

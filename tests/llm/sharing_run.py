@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message
+from psychocounsel.types import ReplyStatus
 
 
 class Noting:
@@ -42,8 +42,8 @@ def main() -> None:
     sys.stdout.flush()
     sys.stdin.readline()
     with Journal(Path(journal_path)) as journal:
-        policy = AskPolicy(concurrency=int(concurrency))
-        replies = ask_all(Noting(Path(notes)), numbered(int(count)), journal, policy)
+        policy = RunPolicy(concurrency=int(concurrency))
+        replies = run_requests(Noting(Path(notes)), numbered(int(count)), journal, policy)
     sys.stdout.write(" ".join(reply.text for reply in replies))
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from psychocounsel.config.models import EndpointConfig
+from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.addresses import is_on_this_machine, require_reachable, resolved_base_url
+from psychocounsel.llm.types import is_on_this_machine, require_reachable, resolved_base_url
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,7 @@ def test_own_address_comes_before_that_of_the_environment(monkeypatch: pytest.Mo
     assert resolved_base_url(EndpointConfig(model="m")) == "https://api.openai.com/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
     assert resolved_base_url(EndpointConfig(model="m")) == "http://127.0.0.1:9/v1"
-    assert (
-        resolved_base_url(EndpointConfig(model="m", base_url="http://a.invalid/v1")) == "http://a.invalid/v1"
-    )
+    assert resolved_base_url(EndpointConfig(model="m", base_url="http://a.invalid/v1")) == "http://a.invalid/v1"
 
 
 @pytest.mark.parametrize(

@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import Answer, BatchServer, Plan
+from batch_server import Answer, ArtifactSpec, BatchServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from batch_runs import endpoint_at, questions, road_to, run
 
-from psychocounsel.config.models import PriceConfig
-from psychocounsel.domain import ReplyStatus
+from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
-from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
-from psychocounsel.llm.batches.items import Items
-from psychocounsel.llm.batches.provider import AwayError, Batch
-from psychocounsel.llm.batches.run import _worth
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.batch.provider import AwayError, Batch
+from psychocounsel.llm.batch.run import _worth, run_in_batches, run_live
+from psychocounsel.llm.batch.shards import Items
+from psychocounsel.llm.client import OpenAIChatModel
+from psychocounsel.llm.cost import Spending, budget_of
 from psychocounsel.llm.journal import Entry, Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
-from psychocounsel.llm.spending import Spending, budget_of
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 ITEMS = 25
-READ = AskPolicy(reader="r")
+READ = RunPolicy(reader="r")
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ class TestDamagedRows:
             del index
             return reply.text != "no"
 
-        policy = AskPolicy(accept, reader="r")
+        policy = RunPolicy(accept, reader="r")
         with BatchServer() as server:
             run(server.base_url, journal, 1, policy)
             with Journal(journal) as opened:
@@ -79,13 +78,13 @@ class TestDamagedRows:
 class TestRefusals:
     @pytest.mark.parametrize("status", [400, 403, 404])
     def test_are_over_once_they_are_mended(self, journal: Path, status: int) -> None:
-        with BatchServer(Plan(line_fault=lambda digest, before: status)) as server:
+        with BatchServer(ArtifactSpec(line_fault=lambda digest, before: status)) as server:
             with pytest.raises(EndpointError, match=f"refused .HTTP {status}"):
                 run(server.base_url, journal, ITEMS)
             server.plan.line_fault = lambda digest, before: None
             with Journal(journal) as opened:
                 model = OpenAIChatModel(endpoint_at(server.base_url))
-                assert len(ask_live(model, questions(2), opened, AskPolicy())) == 2
+                assert len(run_live(model, questions(2), opened, RunPolicy())) == 2
             assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
             assert server.repeats == 0
 
@@ -94,7 +93,7 @@ class TestRefusals:
         with BatchServer() as server:
             odd = digest_of(server, 3)
             server.plan.line_fault = lambda digest, before: status if digest == odd else None
-            replies = run(server.base_url, journal, ITEMS, AskPolicy(max_attempts=2))
+            replies = run(server.base_url, journal, ITEMS, RunPolicy(max_attempts=2))
             assert [at for at, each in enumerate(replies) if each.status is not ReplyStatus.VALID] == [3]
             assert replies[3].reason == f"HTTP {status}: scripted fault"
             assert (server.submitted[odd], server.repeats) == (2, 0)
@@ -103,7 +102,7 @@ class TestRefusals:
 class Portal(BatchServer):
     """Something that answers some paths with a page of its own, so many times."""
 
-    def __init__(self, pattern: str, times: int, plan: Plan | None = None) -> None:
+    def __init__(self, pattern: str, times: int, plan: ArtifactSpec | None = None) -> None:
         super().__init__(plan)
         self.pattern, self.times = pattern, times
 
@@ -117,7 +116,7 @@ class Portal(BatchServer):
 class TestStrangeAnswers:
     def test_to_questions_about_a_batch_are_not_listened_to_for_ever(self, journal: Path) -> None:
         began_at = time.monotonic()
-        policy = AskPolicy(stop=lambda: time.monotonic() > began_at + 20)
+        policy = RunPolicy(stop=lambda: time.monotonic() > began_at + 20)
         with Portal("/batches/", 999) as server:
             with pytest.raises(AwayError, match="something that is no batch was answered"):
                 run(server.base_url, journal, 5, policy)
@@ -156,7 +155,7 @@ class Stubborn(BatchServer):
 
 
 class TestTwins:
-    LOST = Plan(lose_creations=1, list_lag_seconds=0.4, work_seconds=0.8)
+    LOST = ArtifactSpec(lose_creations=1, list_lag_seconds=0.4, work_seconds=0.8)
 
     def test_that_cannot_be_cancelled_block_nothing(self, journal: Path) -> None:
         with Stubborn(replace(self.LOST)) as server:
@@ -184,52 +183,44 @@ class TestTwins:
 
 
 class TestOldBills:
-    def spent(
-        self, server: BatchServer, path: Path, ask: Any, knows: bool = True, max_cost: float = 1.0
-    ) -> Spending:
+    def spent(self, server: BatchServer, path: Path, ask: Any, knows: bool = True, max_cost: float = 1.0) -> Spending:
         price = PriceConfig(prompt=1.0, completion=1000.0)
         endpoint = endpoint_at(server.base_url, price=price, max_cost=max_cost)
         model, budget = OpenAIChatModel(endpoint), budget_of(endpoint)
-        policy = AskPolicy(budget=budget)
+        policy = RunPolicy(budget=budget)
         known = [True] if knows else []
         road = replace(road_to(endpoint), is_known=lambda: bool(known))
         with Journal(path) as opened:
-            if ask is ask_in_batches:
-                ask_in_batches(road, model, questions(3), opened, policy)
+            if ask is run_in_batches:
+                run_in_batches(road, model, questions(3), opened, policy)
             else:
                 ask(model, questions(3), opened, policy)
         return budget.spending
 
     @pytest.mark.parametrize("knows", [True, False])
-    def test_of_lines_that_broke_in_a_live_run_count(
-        self, journal: Path, tmp_path: Path, knows: bool
-    ) -> None:
+    def test_of_lines_that_broke_in_a_live_run_count(self, journal: Path, tmp_path: Path, knows: bool) -> None:
         with BatchServer() as server:
             told: list[Spending] = []
-            for ask, path in ((ask_in_batches, journal), (ask_all, tmp_path / "live.sqlite")):
+            for ask, path in ((run_in_batches, journal), (run_requests, tmp_path / "live.sqlite")):
                 with Journal(path) as opened:
                     for number in (0, 0, 1, 2):
                         opened.record_broken_line(digest_of(server, number))
                 told.append(self.spent(server, path, ask, knows))
-        assert [each.maybe_paid for each in told] == [4, 4]
-        assert (
-            told[0].maybe_cost == told[1].maybe_cost > Decimal("0.08")
-        )  # 20 tokens at 0.001 each, four times
+        assert [each.possibly_billed for each in told] == [4, 4]
+        assert told[0].maybe_cost == told[1].maybe_cost > Decimal("0.08")  # 20 tokens at 0.001 each, four times
 
     def test_count_before_the_first_request_goes_live(self, journal: Path) -> None:
         with BatchServer() as server:
             with Journal(journal) as opened:
                 paid = ChatReply(ReplyStatus.VALID, "x", "judge", 0, 200)  # 200 x 0.001 dollars
                 opened.record_many([Entry(digest_of(server, 0), paid)])
-            with pytest.raises(
-                IncompleteError, match=r"with .0.2000 spent the limit of .0.2 would be passed"
-            ):
-                self.spent(server, journal, ask_in_batches, knows=False, max_cost=0.2)
+            with pytest.raises(IncompleteError, match=r"with .0.2000 spent the limit of .0.2 would be passed"):
+                self.spent(server, journal, run_in_batches, knows=False, max_cost=0.2)
             assert server.live == []
 
     def test_name_the_first_live_request_once(self, journal: Path) -> None:
         with BatchServer() as server:
-            spending = self.spent(server, journal, ask_in_batches, knows=False)
+            spending = self.spent(server, journal, run_in_batches, knows=False)
             assert len(server.live) == 1
         (spent,) = spending.new.values()
         assert (spent.calls, spent.batched_calls, spending.kept) == (3, 2, {})
@@ -237,13 +228,13 @@ class TestOldBills:
     def test_of_a_first_live_request_whose_line_breaks_count(
         self, journal: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def break_once(model: Any, requests: Any, opened: Journal, policy: AskPolicy) -> list[ChatReply]:
+        def break_once(model: Any, requests: Any, opened: Journal, policy: RunPolicy) -> list[ChatReply]:
             opened.record_broken_line(requests[0].digest(model.identity))
-            return ask_all(model, requests, opened, policy)
+            return run_requests(model, requests, opened, policy)
 
-        monkeypatch.setattr("psychocounsel.llm.batches.asking.ask_all", break_once)
+        monkeypatch.setattr("psychocounsel.llm.batch.run.run_requests", break_once)
         with BatchServer() as server:
-            assert self.spent(server, journal, ask_in_batches, knows=False).maybe_paid == 1
+            assert self.spent(server, journal, run_in_batches, knows=False).possibly_billed == 1
 
 
 def test_every_fault_is_one_that_is_told(journal: Path) -> None:

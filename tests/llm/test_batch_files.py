@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.batches.files import input_line, read_output
-from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState, awaited_digests
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import Entry, Journal, JournalRow
-from psychocounsel.llm.journal_files import read_rows, write_rows
-from psychocounsel.llm.prices import Price, Tokens
-from psychocounsel.llm.spending import Spending
+from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, awaited_digests
+from psychocounsel.llm.batch.provider import input_line, read_output
+from psychocounsel.llm.cost import Price, Spending, Tokens
+from psychocounsel.llm.journal import Entry, Journal, JournalRow, read_rows, write_rows
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 REPLY = ChatReply(ReplyStatus.VALID, "yes", "m", 3, 2, batched=True)
 

@@ -8,22 +8,22 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from batch_server import Answer, BatchServer, Plan
+from batch_server import Answer, ArtifactSpec, BatchServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from batch_runs import endpoint_at, questions, road_to, run
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.llm.batches.asking import ask_in_batches
-from psychocounsel.llm.batches.client import OpenAIBatches
-from psychocounsel.llm.batches.ledger import BatchLedger, Shard, ShardState
-from psychocounsel.llm.batches.provider import Provider
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.engine import AskPolicy
+from psychocounsel.llm.batch.client import OpenAIBatches
+from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState
+from psychocounsel.llm.batch.provider import Provider
+from psychocounsel.llm.batch.run import run_in_batches
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Entry, Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
+from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 ITEMS = 25
 
@@ -46,7 +46,7 @@ def told_by(
     road = road_to(endpoint, said.append)
     road = road if connect is None else replace(road, connect=connect)
     with Journal(path) as opened:
-        replies = ask_in_batches(road, OpenAIChatModel(endpoint), questions(items), opened, AskPolicy())
+        replies = run_in_batches(road, OpenAIChatModel(endpoint), questions(items), opened, RunPolicy())
     assert {each.status for each in replies} == {ReplyStatus.VALID}
     return said
 
@@ -56,13 +56,13 @@ class TestFilesAreDeleted:
         def fail_some(digest: str, before: int) -> int | None:
             return 500 if before == 0 and digest < "8" else None
 
-        with BatchServer(Plan(line_fault=fail_some)) as server:
+        with BatchServer(ArtifactSpec(line_fault=fail_some)) as server:
             run(server.base_url, journal, ITEMS)
             assert len(server.written) > 2 * len(server.batches), "inputs, outputs and errors"
             assert server.files == {}
 
     def test_of_a_batch_that_failed_or_whose_lines_were_refused(self, journal: Path) -> None:
-        with BatchServer(Plan(fails=["odd", "token_limit_exceeded"])) as server:
+        with BatchServer(ArtifactSpec(fails=["odd", "token_limit_exceeded"])) as server:
             run(server.base_url, journal, 5)
             assert (len(server.batches), server.files) == (5, {})
             server.plan.line_fault = lambda digest, before: 403
@@ -95,7 +95,7 @@ class TestFilesAreDeleted:
             assert list(server.files) == ["file-of-others"]
 
     def test_by_either_of_two_runs_that_wait_for_them(self, journal: Path) -> None:
-        with BatchServer(Plan(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+        with BatchServer(ArtifactSpec(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
             both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
             assert both[0].result() == both[1].result()
             assert (server.repeats, server.files) == (0, {})
@@ -107,7 +107,7 @@ class TestFilesAreDeleted:
             assert {each.output_seconds for each in server.batches.values()} == {30 * 86_400}
 
     def test_though_a_provider_knows_no_expiry(self, journal: Path) -> None:
-        with BatchServer(Plan(expires=False)) as server:
+        with BatchServer(ArtifactSpec(expires=False)) as server:
             told_by(server, journal)
             assert set(server.expiry_seconds.values()) == {0}
             assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
@@ -116,7 +116,7 @@ class TestFilesAreDeleted:
 
 class TestFilesThatStay:
     def test_are_told_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
-        with BatchServer(Plan(deletes=False)) as server:
+        with BatchServer(ArtifactSpec(deletes=False)) as server:
             (stays,) = [line for line in told_by(server, journal) if "deleted" in line]
             assert "could not be deleted at the provider" in stays
             assert "this key may not delete files" in stays
@@ -132,7 +132,7 @@ class TestFilesThatStay:
         def without_key() -> Provider:
             raise ConfigError("there is no key")
 
-        with BatchServer(Plan(deletes=False)) as server:
+        with BatchServer(ArtifactSpec(deletes=False)) as server:
             told_by(server, journal)
             (stays,) = told_by(server, journal, without_key)
             assert "(there is no key); the next run tries again" in stays
@@ -142,9 +142,7 @@ class TestFilesThatStay:
     def test_a_kill_between_reading_and_deleting_loses_nothing(
         self, journal: Path, monkeypatch: pytest.MonkeyPatch, owner: type, times: int
     ) -> None:
-        step = (
-            "delete" if owner is OpenAIBatches else "forget_file"
-        )  # before it is deleted, or before that is noted
+        step = "delete" if owner is OpenAIBatches else "forget_file"  # before it is deleted, or before that is noted
         take, calls = getattr(owner, step), count(1)
 
         def killed(*given: object) -> object:
@@ -194,7 +192,7 @@ class TestFilesThatStay:
 def test_a_shard_that_another_run_has_read_needs_no_file(journal: Path) -> None:
     """Its files are deleted while this run still waits for it."""
     reply = ChatReply(ReplyStatus.VALID, "read elsewhere", "judge", 1, 1, batched=True)
-    with BatchServer(Plan(work_seconds=0.1)) as server:
+    with BatchServer(ArtifactSpec(work_seconds=0.1)) as server:
 
         def read_elsewhere(event: str) -> None:
             if event != "content asked":

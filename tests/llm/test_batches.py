@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import Batch, BatchServer, Plan
+from batch_server import ArtifactSpec, Batch, BatchServer
 
 import psychocounsel
 
@@ -23,16 +23,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from batch_runs import endpoint_at, questions, road_to, run, told
 
-from psychocounsel.config.models import PriceConfig
-from psychocounsel.domain import ReplyStatus
+from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
-from psychocounsel.llm.batches.asking import ask_in_batches, ask_live
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.engine import AskPolicy
-from psychocounsel.llm.event_loop import run_to_end
+from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.client import OpenAIChatModel
+from psychocounsel.llm.cost import budget_of
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
-from psychocounsel.llm.spending import budget_of
+from psychocounsel.llm.runner import RunPolicy, run_to_end
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 ITEMS = 25
 
@@ -44,7 +43,7 @@ def journal(tmp_path: Path) -> Path:
 
 def live(server: BatchServer, path: Path, count: int = ITEMS) -> list[ChatReply]:
     with Journal(path) as journal:
-        return ask_live(OpenAIChatModel(endpoint_at(server.base_url)), questions(count), journal, AskPolicy())
+        return run_live(OpenAIChatModel(endpoint_at(server.base_url)), questions(count), journal, RunPolicy())
 
 
 def ordered(server: BatchServer) -> int:
@@ -55,10 +54,8 @@ class TestReplies:
     def test_are_those_of_a_live_run(self, journal: Path, tmp_path: Path) -> None:
         done: list[int] = []
         with BatchServer() as server:
-            in_batches = run(server.base_url, journal, ITEMS, AskPolicy(progress=done.append))
-            assert live(server, tmp_path / "live.sqlite") == [
-                replace(each, batched=False) for each in in_batches
-            ]
+            in_batches = run(server.base_url, journal, ITEMS, RunPolicy(progress=done.append))
+            assert live(server, tmp_path / "live.sqlite") == [replace(each, batched=False) for each in in_batches]
             sent = [line["body"] for batch in server.batches.values() for line in batch.lines]
         assert all(each.batched and each.status is ReplyStatus.VALID for each in in_batches)
         assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5]
@@ -79,7 +76,7 @@ class TestReplies:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)
             twice = [*questions(3), *questions(3)]
-            replies = ask_in_batches(road_to(endpoint), OpenAIChatModel(endpoint), twice, opened, AskPolicy())
+            replies = run_in_batches(road_to(endpoint), OpenAIChatModel(endpoint), twice, opened, RunPolicy())
             assert replies[:3] == replies[3:]
             assert sum(server.bill().values()) == 3
 
@@ -87,17 +84,15 @@ class TestReplies:
         with BatchServer() as server:
             run(server.base_url, journal, 3)
             before = len(server.requests)
-            run(server.base_url, journal, 3, AskPolicy(stop=lambda: True))
+            run(server.base_url, journal, 3, RunPolicy(stop=lambda: True))
             assert len(server.requests) == before
 
-    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_told(
-        self, journal: Path
-    ) -> None:
+    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_told(self, journal: Path) -> None:
         def accept(index: int, reply: ChatReply) -> bool:
             return index != 1 and "It sounds" in reply.text
 
         with BatchServer() as server:
-            replies = run(server.base_url, journal, 3, AskPolicy(accept, max_attempts=2, reader="r"))
+            replies = run(server.base_url, journal, 3, RunPolicy(accept, max_attempts=2, reader="r"))
             assert sorted(server.bill().values()) == [1, 1, 2]
             assert replies[1].status is ReplyStatus.VALID
             with Journal(journal) as opened:
@@ -112,10 +107,10 @@ class TestReplies:
 
         with BatchServer() as server:
             with pytest.raises(EndpointError, match="no good"):
-                run(server.base_url, journal, 3, AskPolicy(heed=heed))
+                run(server.base_url, journal, 3, RunPolicy(heed=heed))
             assert len(heeded) == 1
             # What is kept is not new any more.
-            assert len(run(server.base_url, journal, 3, AskPolicy(heed=heed))) == 3
+            assert len(run(server.base_url, journal, 3, RunPolicy(heed=heed))) == 3
             assert sum(server.bill().values()) == 3
 
     def test_of_a_server_of_unknown_abilities_begin_with_a_live_one(self, journal: Path) -> None:
@@ -123,13 +118,13 @@ class TestReplies:
             endpoint = endpoint_at(server.base_url)
             known: list[bool] = []
             road = replace(road_to(endpoint), is_known=lambda: bool(known))
-            ask_in_batches(road, OpenAIChatModel(endpoint), questions(5), opened, AskPolicy())
+            run_in_batches(road, OpenAIChatModel(endpoint), questions(5), opened, RunPolicy())
             assert (len(server.live), sum(server.bill().values())) == (1, 4)
 
 
 class TestFaults:
     def test_what_expired_is_submitted_again_and_nothing_else(self, journal: Path) -> None:
-        with BatchServer(Plan(expired_share=0.4)) as server:
+        with BatchServer(ArtifactSpec(expired_share=0.4)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 4]
@@ -140,7 +135,7 @@ class TestFaults:
         def first_time(digest: str, before: int) -> int | None:
             return status if before == 0 and digest < "8" else None
 
-        with BatchServer(Plan(line_fault=first_time)) as server:
+        with BatchServer(ArtifactSpec(line_fault=first_time)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert server.repeats == 0
@@ -151,8 +146,8 @@ class TestFaults:
             del before
             return 500 if digest < "8" else None
 
-        with BatchServer(Plan(line_fault=always)) as server:
-            replies = run(server.base_url, journal, ITEMS, AskPolicy(max_attempts=2))
+        with BatchServer(ArtifactSpec(line_fault=always)) as server:
+            replies = run(server.base_url, journal, ITEMS, RunPolicy(max_attempts=2))
             lost = [each for each in replies if each.status is ReplyStatus.ERROR]
             assert 0 < len(lost) == ITEMS - len(server.billed)
             assert lost[0].reason == "HTTP 500: scripted fault"
@@ -168,7 +163,7 @@ class TestFaults:
             refused.extend([digest] if not refused else [])
             return 400 if digest in refused else None
 
-        with BatchServer(Plan(line_fault=refuse_one)) as server:
+        with BatchServer(ArtifactSpec(line_fault=refuse_one)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert Counter(each.status for each in replies) == {ReplyStatus.VALID: 24, ReplyStatus.INVALID: 1}
             assert server.submitted[refused[0]] == 1
@@ -176,27 +171,27 @@ class TestFaults:
     @pytest.mark.parametrize("status", [400, 404])
     def test_lines_that_are_all_refused_end_the_run(self, journal: Path, status: int) -> None:
         refused = pytest.raises(EndpointError, match=f"refused .HTTP {status}: scripted fault")
-        with BatchServer(Plan(line_fault=lambda digest, before: status)) as server, refused:
+        with BatchServer(ArtifactSpec(line_fault=lambda digest, before: status)) as server, refused:
             run(server.base_url, journal, ITEMS)
 
     def test_a_batch_that_fails_as_a_whole_is_tried_again_so_often(self, journal: Path) -> None:
-        with BatchServer(Plan(fails=["odd"])) as server:
+        with BatchServer(ArtifactSpec(fails=["odd"])) as server:
             assert len(run(server.base_url, journal, 5)) == 5
             assert server.repeats == 0
-        with BatchServer(Plan(fails=["odd"] * 9)) as server:
+        with BatchServer(ArtifactSpec(fails=["odd"] * 9)) as server:
             with pytest.raises(EndpointError, match="the batch failed: scripted: odd"):
                 run(server.base_url, journal.with_name("other"), 5)
             assert ordered(server) == 3
 
     def test_a_full_queue_makes_smaller_files(self, journal: Path) -> None:
-        with BatchServer(Plan(queue_tokens=120, work_seconds=0.05)) as server:
+        with BatchServer(ArtifactSpec(queue_tokens=120, work_seconds=0.05)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert server.repeats == 0
             assert "failed" in {batch.status for batch in server.batches.values()}
 
     def test_a_queue_without_any_room_ends_resumably(self, journal: Path) -> None:
-        with BatchServer(Plan(queue_tokens=1)) as server:
+        with BatchServer(ArtifactSpec(queue_tokens=1)) as server:
             with pytest.raises(IncompleteError, match="the provider's queue has no room"):
                 run(server.base_url, journal, 3)
             server.plan.queue_tokens = 0
@@ -205,13 +200,11 @@ class TestFaults:
 
     def test_the_queue_holds_no_more_than_told(self, journal: Path) -> None:
         at_once: list[int] = []
-        with BatchServer(Plan(work_seconds=0.05)) as server:
+        with BatchServer(ArtifactSpec(work_seconds=0.05)) as server:
 
             def watch(event: str) -> None:
                 if event == "batch made":
-                    at_once.append(
-                        sum(len(each.lines) for each in server.batches.values() if not each.output)
-                    )
+                    at_once.append(sum(len(each.lines) for each in server.batches.values() if not each.output))
 
             server.watch = watch
             run(server.base_url, journal, 20, enqueued_tokens=50)  # 6 tokens each
@@ -219,21 +212,19 @@ class TestFaults:
             assert server.repeats == 0
 
     def test_a_lost_answer_to_an_order_is_looked_for_before_it_is_given_again(self, journal: Path) -> None:
-        with BatchServer(Plan(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
+        with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
             run(server.base_url, journal, 5, settle_seconds=2.0)
             assert (ordered(server), server.repeats) == (1, 0)
 
     def test_twins_that_appear_after_all_are_cancelled(self, journal: Path) -> None:
-        with BatchServer(Plan(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
+        with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
             run(server.base_url, journal, 5, settle_seconds=0.3)
             assert len(server.batches) == 2
             assert server.cancelled == ["batch-1"]
             assert server.repeats == 0
 
-    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_told_so(
-        self, journal: Path
-    ) -> None:
-        with BatchServer(Plan(work_seconds=9)) as server:
+    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_told_so(self, journal: Path) -> None:
+        with BatchServer(ArtifactSpec(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             server.batches.clear()
             with pytest.raises(EndpointError, match=r"does not know the batch batch-0.*of the project"):
@@ -242,7 +233,7 @@ class TestFaults:
             assert len(run(server.base_url, journal, 5, forget_lost=True)) == 5
 
     def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
-        with BatchServer(Plan(work_seconds=0.1)) as server:
+        with BatchServer(ArtifactSpec(work_seconds=0.1)) as server:
 
             def cancel(event: str) -> None:
                 if event == "state asked":
@@ -255,7 +246,7 @@ class TestFaults:
             assert server.repeats == 0
 
     def test_a_provider_that_is_away_for_a_while_is_waited_for(self, journal: Path) -> None:
-        with BatchServer(Plan(outages=12)) as server:  # five tries make one look
+        with BatchServer(ArtifactSpec(outages=12)) as server:  # five tries make one look
             assert {each.status for each in run(server.base_url, journal, 5)} == {ReplyStatus.VALID}
             assert server.repeats == 0
 
@@ -268,9 +259,7 @@ class TestFaults:
                 await provider.aclose()
 
         with BatchServer() as server:
-            server.batches = {
-                f"batch-{at}": Batch(f"batch-{at}", [], {}, made_at=float(at)) for at in range(250)
-            }
+            server.batches = {f"batch-{at}": Batch(f"batch-{at}", [], {}, made_at=float(at)) for at in range(250)}
             assert run_to_end(listed(server.base_url, 0.0)) == [f"batch-{at}" for at in reversed(range(250))]
             server.requests.clear()
             assert len(run_to_end(listed(server.base_url, 180.0))) == 70
@@ -278,12 +267,12 @@ class TestFaults:
 
     def test_no_batch_api(self, journal: Path) -> None:
         refused = pytest.raises(EndpointError, match="there is no batch API here; leave --batch out")
-        with BatchServer(Plan(has_batches=False)) as server, refused:
+        with BatchServer(ArtifactSpec(has_batches=False)) as server, refused:
             run(server.base_url, journal, 3)
 
     def test_wrong_key(self, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-123")
-        with BatchServer(Plan(key="another")) as server:
+        with BatchServer(ArtifactSpec(key="another")) as server:
             with pytest.raises(EndpointError, match="the key is not accepted") as caught:
                 run(server.base_url, journal, 3)
             assert "OPENAI_API_KEY" in str(caught.value)
@@ -295,14 +284,14 @@ def stop_while_waiting(server: BatchServer, path: Path, count: int = 5) -> Preem
     stop = threading.Event()
     server.watch = lambda event: stop.set() if event == "state asked" else None
     with pytest.raises(Preempted) as caught:
-        run(server.base_url, path, count, AskPolicy(stop=stop.is_set))
+        run(server.base_url, path, count, RunPolicy(stop=stop.is_set))
     server.watch = lambda event: None
     return caught.value
 
 
 class TestStopping:
     def test_says_that_the_batches_go_on_and_the_next_run_picks_them_up(self, journal: Path) -> None:
-        with BatchServer(Plan(work_seconds=0.4)) as server:
+        with BatchServer(ArtifactSpec(work_seconds=0.4)) as server:
             stopped = stop_while_waiting(server, journal, 15)
             assert "2 batches with 15 of them go on at the provider" in str(stopped)
             assert "run the same command again: it picks them up" in str(stopped)
@@ -311,18 +300,18 @@ class TestStopping:
             assert server.repeats == 0
 
     def test_what_is_with_the_provider_is_not_asked_live(self, journal: Path) -> None:
-        with BatchServer(Plan(work_seconds=9)) as server:
+        with BatchServer(ArtifactSpec(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             with pytest.raises(StoreError, match=r"5 of these requests are with the provider.*run with"):
                 live(server, journal)
             with Journal(journal) as opened:
                 others = questions(ITEMS)[5:]
-                ask_live(OpenAIChatModel(endpoint_at(server.base_url)), others, opened, AskPolicy())
+                run_live(OpenAIChatModel(endpoint_at(server.base_url)), others, opened, RunPolicy())
             assert len(server.live) == ITEMS - 5
 
 
 def test_two_runs_at_once_share_what_is_with_the_provider(journal: Path) -> None:
-    with BatchServer(Plan(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+    with BatchServer(ArtifactSpec(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
         both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
         first, second = (each.result() for each in both)
         assert first == second
@@ -338,12 +327,12 @@ class TestCost:
         endpoint = endpoint_at(server.base_url, price=self.PRICE, max_cost=max_cost)
         budget = budget_of(endpoint)
         with Journal(path) as journal:
-            ask_in_batches(
+            run_in_batches(
                 road_to(endpoint),
                 OpenAIChatModel(endpoint),
                 questions(10),
                 journal,
-                AskPolicy(budget=budget),
+                RunPolicy(budget=budget),
             )
         return budget.spending.as_dict()
 
@@ -429,7 +418,7 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
                 os.kill(pids[0], signal.SIGKILL)
                 pids[0] = 0
 
-    plan = Plan(work_seconds=0.1)
+    plan = ArtifactSpec(work_seconds=0.1)
     with BatchServer(plan, kill) as server:
         whole = told(run(server.base_url, tmp_path / "whole.sqlite", ITEMS))
         server.billed.clear()

@@ -1,6 +1,6 @@
 import asyncio
 
-from psychocounsel.llm.broken_lines import hearing_of_broken_lines, line_broke
+from psychocounsel.llm.types import hearing_of_broken_lines, line_broke
 
 
 def test_each_task_hears_of_its_own_lines_however_deep() -> None:

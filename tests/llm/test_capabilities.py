@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from psychocounsel.config.models import EndpointConfig, PriceConfig
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError
-from psychocounsel.llm.beside import paying_beside
-from psychocounsel.llm.capabilities import Capabilities, FittedModel, Replies, enforces_schemas, fits, fitted
-from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
-from psychocounsel.llm.spending import budget_of
+from psychocounsel.llm.cost import budget_of
+from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.structured_output import (
+    Capabilities,
+    Replies,
+    StructuredOutputModel,
+    enforces_schemas,
+    fits,
+    fitted,
+)
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, paying_beside
 from psychocounsel.store.store import Store
+from psychocounsel.types import ReplyStatus
 
 SCHEMA: dict[str, JSON] = {
     "type": "object",
@@ -32,9 +38,7 @@ GOOD = '{"item_id": "x", "rating": 2}'
 
 def requests(count: int) -> list[ChatRequest]:
     return [
-        ChatRequest(
-            (Message("system", "Rate."), Message("user", f"item {number}")), 0.0, 1.0, 50, SCHEMA, "rate"
-        )
+        ChatRequest((Message("system", "Rate."), Message("user", f"item {number}")), 0.0, 1.0, 50, SCHEMA, "rate")
         for number in range(count)
     ]
 
@@ -69,9 +73,9 @@ class Ignoring:
 
 def asked(server: ChatServer, store: Store, count: int = 3, **settings: Any) -> list[ChatReply]:
     endpoint = EndpointConfig(model=MODEL, base_url=server.base_url, **settings)
-    policy = AskPolicy(lambda _, reply: "rating" in reply.text, max_attempts=2)
+    policy = RunPolicy(lambda _, reply: "rating" in reply.text, max_attempts=2)
     with open_journal(store) as journal:
-        return ask_all(open_endpoint(endpoint, store), requests(count), journal, policy)
+        return run_requests(open_endpoint(endpoint, store), requests(count), journal, policy)
 
 
 def remembered(store: Store) -> dict[str, str]:
@@ -93,9 +97,7 @@ def test_a_server_that_keeps_to_the_schema_is_asked_nothing_else(store: Store) -
 
 @pytest.mark.parametrize("refuses", [(), ("json_schema",)])
 @pytest.mark.parametrize("can", ["json_object", "text"])
-def test_what_a_server_ignores_or_refuses_is_told_in_words(
-    store: Store, can: str, refuses: tuple[str, ...]
-) -> None:
+def test_what_a_server_ignores_or_refuses_is_told_in_words(store: Store, can: str, refuses: tuple[str, ...]) -> None:
     with ChatServer(Ignoring(can, refuses)) as server:
         replies = asked(server, store)
         shaped = [each.body for each in server.received if not is_probe(each.body)]
@@ -232,9 +234,7 @@ def test_an_announced_end_is_told_and_lets_through(store: Store, capsys: pytest.
     assert f"will be shut down on {end}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "models", [None, [], [listed(MODEL, shutdown_date=None)], [listed(f"{MODEL}:latest")]]
-)
+@pytest.mark.parametrize("models", [None, [], [listed(MODEL, shutdown_date=None)], [listed(f"{MODEL}:latest")]])
 def test_a_listed_model_and_a_server_without_a_list_are_let_through(
     store: Store, models: list[dict[str, Any]] | None
 ) -> None:
@@ -249,14 +249,14 @@ class Probed:
     identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.go_on = fault, asyncio.Event()
+        self.fault, self.raise_if_cancelled = fault, asyncio.Event()
         self.asked: list[str] = []
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         is_probe = "good morning" in request.messages[-1].content
         self.asked.append("probe" if is_probe else kind_of(request))
         if is_probe:
-            await self.go_on.wait()
+            await self.raise_if_cancelled.wait()
             if self.fault is not None:
                 raise self.fault
         return ChatReply(ReplyStatus.VALID, "Well.", "fake-1", 4, 1)
@@ -280,7 +280,7 @@ def kind_of(request: ChatRequest) -> str:
 def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_path: Path) -> None:
     async def work() -> None:
         endpoint = Probed()
-        model = FittedModel(endpoint, Capabilities(tmp_path / "c.json"))
+        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         first, second = requests(2)
         beside: list[ChatReply] = []
         with paying_beside(beside.append):
@@ -288,7 +288,7 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
         later = asyncio.create_task(model.ask(second))
         await asyncio.sleep(0.01)
         assert endpoint.asked == ["json_schema", "probe"], "the second waits until it is known how to ask"
-        endpoint.go_on.set()
+        endpoint.raise_if_cancelled.set()
         await later
         await model.aclose()
         assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
@@ -301,8 +301,8 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
 def test_a_probe_that_fails_loses_no_reply_and_stops_nobody(tmp_path: Path, fault: Exception) -> None:
     async def work() -> list[str]:
         endpoint = Probed(fault)
-        endpoint.go_on.set()
-        model = FittedModel(endpoint, Capabilities(tmp_path / "c.json"))
+        endpoint.raise_if_cancelled.set()
+        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         for request in requests(2):
             assert (await model.ask(request)).text == "Well."
         await model.aclose()
@@ -330,7 +330,7 @@ def test_what_it_costs_to_find_out_counts_towards_the_limit(store: Store) -> Non
         endpoint = EndpointConfig(model=MODEL, base_url=server.base_url, price=price)
         budget = budget_of(endpoint)
         with open_journal(store) as journal:
-            ask_all(open_endpoint(endpoint, store), requests(3), journal, AskPolicy(budget=budget))
+            run_requests(open_endpoint(endpoint, store), requests(3), journal, RunPolicy(budget=budget))
         assert server.count == 5
     assert budget.spending.total == 5 * 7
     assert budget.spending.as_dict()["cost_usd"] == 3 * 7.0
@@ -341,8 +341,8 @@ def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
 
     async def work() -> None:
         endpoint = Probed()
-        endpoint.go_on.set()
-        model = FittedModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
+        endpoint.raise_if_cancelled.set()
+        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
         replies = [await model.ask(request) for request in requests(2)]
         await model.aclose()
         assert [reply.text for reply in replies] == ["Well.", "Well."]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message
+from psychocounsel.types import ReplyStatus
 
 IDENTITY = {"model": "judge-1", "base_url": "http://127.0.0.1/v1"}
 REQUEST = ChatRequest(

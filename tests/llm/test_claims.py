@@ -11,16 +11,15 @@ import pytest
 from sharing_run import Noting, numbered
 
 from psychocounsel.errors import Preempted
-from psychocounsel.llm.claims import Claims
-from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import RequestLocks, RunPolicy, run_requests
 
 RUN = Path(__file__).with_name("sharing_run.py")
 HOLD = """
 import sys
 from pathlib import Path
-from psychocounsel.llm.claims import Claims
-claims = Claims(Path(sys.argv[1]))
+from psychocounsel.llm.runner import RequestLocks
+claims = RequestLocks(Path(sys.argv[1]))
 assert all(claims.take(digest) for digest in sys.argv[2:])
 print("held", flush=True)
 sys.stdin.read()
@@ -47,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_claim_is_one_process_s_until_it_ends(path: Path) -> None:
-    claims = Claims(path)
+    claims = RequestLocks(path)
     with held_elsewhere(path, "a" * 64, "b" * 64) as holder:
         assert not claims.take("a" * 64)
         assert not claims.take("b" * 64)
@@ -64,9 +63,7 @@ def test_a_claim_is_one_process_s_until_it_ends(path: Path) -> None:
 def test_two_runs_share_the_work_and_send_nothing_twice(path: Path, tmp_path: Path) -> None:
     notes, count = tmp_path / "notes", 120
     command = [sys.executable, str(RUN), str(path), str(notes), str(count), "4"]
-    runs = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for run in runs:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
@@ -86,7 +83,7 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
             if notes.read_text(encoding="utf-8").split() == ["1", "2"]:
                 holder.kill()  # its line broke
 
-        replies = ask_all(Noting(notes), requests, journal, AskPolicy(concurrency=2, progress=ended))
+        replies = run_requests(Noting(notes), requests, journal, RunPolicy(concurrency=2, progress=ended))
     assert notes.read_text(encoding="utf-8").split() == ["1", "2", "0"]
     assert [reply.text for reply in replies] == ["to 0", "to 1", "to 2"]
 
@@ -94,6 +91,6 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
 def test_a_stop_ends_the_wait_for_another_run(path: Path, tmp_path: Path) -> None:
     requests, notes = numbered(2), tmp_path / "notes"
     with held_elsewhere(path, requests[0].digest(Noting.identity)), Journal(path) as journal:
-        policy = AskPolicy(stop=lambda: journal.summary().replies == 1)
+        policy = RunPolicy(stop=lambda: journal.summary().replies == 1)
         with pytest.raises(Preempted, match="1 of 2 items"):
-            ask_all(Noting(notes), requests, journal, policy)
+            run_requests(Noting(notes), requests, journal, policy)

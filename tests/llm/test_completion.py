@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.completion import UnreadableBodyError, read_completion
+from psychocounsel.llm.replies import UnreadableBodyError, read_completion
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 
 def body(message=None, finish="stop", **more):
@@ -95,8 +95,7 @@ def test_text_comes_through_unchanged(text):
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (
-        st.lists(inner)
-        | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "x"]), inner)
+        st.lists(inner) | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "x"]), inner)
     ),
 )
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message, RefusedRequestError
-from psychocounsel.llm.engine import AskPolicy, ask_all
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RefusedRequestError
+from psychocounsel.types import ReplyStatus
 
 
 def ask_for(text, sample_index=0):
@@ -73,7 +73,7 @@ def test_replies_stand_in_the_order_of_the_requests(journal):
 
     model = FakeModel(slow_first, seconds=0.002)
     texts = [f"t{number}" for number in range(25)]
-    replies = ask_all(model, [ask_for(text) for text in texts], journal, AskPolicy(concurrency=7))
+    replies = run_requests(model, [ask_for(text) for text in texts], journal, RunPolicy(concurrency=7))
     assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
     assert sorted(model.asked) == sorted(texts)
     assert model.most_in_flight == 7
@@ -82,16 +82,16 @@ def test_replies_stand_in_the_order_of_the_requests(journal):
 
 def test_no_requests_no_calls(journal):
     model = FakeModel()
-    assert ask_all(model, [], journal, AskPolicy()) == []
+    assert run_requests(model, [], journal, RunPolicy()) == []
     assert model.asked == []
 
 
 def test_a_second_run_asks_nothing(journal):
     requests = [ask_for(f"t{number}") for number in range(10)]
-    first = ask_all(FakeModel(), requests, journal, AskPolicy())
+    first = run_requests(FakeModel(), requests, journal, RunPolicy())
     model = FakeModel()
     done = []
-    again = ask_all(model, requests, journal, AskPolicy(progress=done.append, stop=lambda: True))
+    again = run_requests(model, requests, journal, RunPolicy(progress=done.append, stop=lambda: True))
     assert again == first
     assert model.asked == []
     assert sum(done) == 10
@@ -101,7 +101,7 @@ def test_equal_requests_are_asked_once(journal):
     model = FakeModel(seconds=0.001)
     done = []
     texts = ["a", "b", "a", "a", "b"] * 4
-    replies = ask_all(model, [ask_for(text) for text in texts], journal, AskPolicy(progress=done.append))
+    replies = run_requests(model, [ask_for(text) for text in texts], journal, RunPolicy(progress=done.append))
     assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
     assert sorted(model.asked) == ["a", "b"]
     assert sum(done) == 20
@@ -109,7 +109,7 @@ def test_equal_requests_are_asked_once(journal):
 
 def test_another_sample_is_another_request(journal):
     model = FakeModel()
-    ask_all(model, [ask_for("a", sample) for sample in range(3)], journal, AskPolicy())
+    run_requests(model, [ask_for("a", sample) for sample in range(3)], journal, RunPolicy())
     assert model.asked == ["a", "a", "a"]
 
 
@@ -117,13 +117,13 @@ def test_another_sample_is_another_request(journal):
 def test_a_failure_is_tried_again_in_this_run_and_in_the_next(journal, status):
     requests = [ask_for("good"), ask_for("bad")]
     model = FakeModel(lambda text, times: valid(text) if text == "good" else failed(status))
-    first = ask_all(model, requests, journal, AskPolicy(max_attempts=3))
+    first = run_requests(model, requests, journal, RunPolicy(max_attempts=3))
     assert [reply.status for reply in first] == [ReplyStatus.VALID, status]
     assert model.asked.count("bad") == 3
     kept = 0 if status is ReplyStatus.ERROR else 3
     assert len(journal.replies(ask_for("bad").digest(model.identity))) == kept
     better = FakeModel()
-    second = ask_all(better, requests, journal, AskPolicy(max_attempts=3))
+    second = run_requests(better, requests, journal, RunPolicy(max_attempts=3))
     assert [reply.text for reply in second] == ["good", "re: bad"]
     assert better.asked == ["bad"]
 
@@ -136,10 +136,10 @@ def test_accept_decides_what_ends_an_item_also_for_journalled_replies(journal):
         assert index == 0
         return reply.text == "2"
 
-    assert ask_all(model, requests, journal, AskPolicy(accept=two, max_attempts=5))[0].text == "2"
+    assert run_requests(model, requests, journal, RunPolicy(accept=two, max_attempts=5))[0].text == "2"
     assert len(model.asked) == 3
     fresh = FakeModel()
-    assert ask_all(fresh, requests, journal, AskPolicy(accept=lambda _, r: r.text == "1"))[0].text == "1"
+    assert run_requests(fresh, requests, journal, RunPolicy(accept=lambda _, r: r.text == "1"))[0].text == "1"
     assert fresh.asked == []
 
 
@@ -150,12 +150,12 @@ def test_a_new_reply_may_condemn_the_server_and_is_kept(journal):
     requests = [ask_for("a"), ask_for("b")]
     model = FakeModel()
     with pytest.raises(EndpointError, match="0: re: a"):
-        ask_all(model, requests, journal, AskPolicy(heed=heed))
+        run_requests(model, requests, journal, RunPolicy(heed=heed))
     assert model.asked == ["a"]
     # What is kept is not new any more.
     with pytest.raises(EndpointError, match="1: re: b"):
-        ask_all(model, requests, journal, AskPolicy(heed=heed))
-    assert [each.text for each in ask_all(model, requests, journal, AskPolicy(heed=heed))] == [
+        run_requests(model, requests, journal, RunPolicy(heed=heed))
+    assert [each.text for each in run_requests(model, requests, journal, RunPolicy(heed=heed))] == [
         "re: a",
         "re: b",
     ]
@@ -164,8 +164,8 @@ def test_a_new_reply_may_condemn_the_server_and_is_kept(journal):
 
 def test_equal_requests_with_different_demands_each_get_their_own(journal):
     model = FakeModel(lambda text, times: valid(str(times)))
-    policy = AskPolicy(accept=lambda index, reply: reply.text == str(index), max_attempts=9)
-    replies = ask_all(model, [ask_for("a")] * 3, journal, policy)
+    policy = RunPolicy(accept=lambda index, reply: reply.text == str(index), max_attempts=9)
+    replies = run_requests(model, [ask_for("a")] * 3, journal, policy)
     assert [reply.text for reply in replies] == ["0", "1", "2"]
     assert len(model.asked) == 3
 
@@ -178,34 +178,34 @@ def test_a_reply_is_in_the_journal_before_anybody_sees_it(journal):
         assert kept[-1] == reply
         return True
 
-    ask_all(FakeModel(seconds=0.001), requests, journal, AskPolicy(accept=accept))
+    run_requests(FakeModel(seconds=0.001), requests, journal, RunPolicy(accept=accept))
 
 
 def test_one_items_failure_touches_no_other(journal):
     model = FakeModel(lambda text, times: failed(ReplyStatus.ERROR) if text == "t3" else valid(text))
-    replies = ask_all(model, [ask_for(f"t{n}") for n in range(8)], journal, AskPolicy())
+    replies = run_requests(model, [ask_for(f"t{n}") for n in range(8)], journal, RunPolicy())
     assert [reply.status.value for reply in replies].count("error") == 1
     assert replies[3].status is ReplyStatus.ERROR
 
 
 def test_an_endpoint_that_answers_nobody_any_more_is_left_alone(journal):
     model = FakeModel(lambda text, times: valid(text) if int(text) < 10 else failed(ReplyStatus.ERROR))
-    policy = AskPolicy(max_attempts=2, concurrency=3)
+    policy = RunPolicy(max_attempts=2, concurrency=3)
     requests = [ask_for(str(n)) for n in range(100)]
     with pytest.raises(IncompleteError, match="5 requests in a row were not answered: scripted") as caught:
-        ask_all(model, requests, journal, policy)
+        run_requests(model, requests, journal, policy)
     assert len(model.asked) <= 10 + 5 + 3
     assert caught.value.where == "memory"
     assert journal.summary().replies == 10
     rest = FakeModel()
-    ask_all(rest, requests, journal, policy)
+    run_requests(rest, requests, journal, policy)
     assert len(rest.asked) == 90
 
 
 def test_unanswered_requests_between_answered_ones_stop_nothing(journal):
     model = FakeModel(lambda text, times: failed(ReplyStatus.ERROR) if int(text) % 3 else valid(text))
-    policy = AskPolicy(max_attempts=1, concurrency=2)
-    replies = ask_all(model, [ask_for(str(n)) for n in range(30)], journal, policy)
+    policy = RunPolicy(max_attempts=1, concurrency=2)
+    replies = run_requests(model, [ask_for(str(n)) for n in range(30)], journal, policy)
     assert [reply.status.value for reply in replies].count("error") == 20
 
 
@@ -216,15 +216,15 @@ def refused(**more):
 def test_a_first_request_that_is_refused_stops_before_the_second(journal):
     model = FakeModel(lambda text, times: refused())
     with pytest.raises(RefusedRequestError):
-        ask_all(model, [ask_for("a"), ask_for("b")], journal, AskPolicy())
+        run_requests(model, [ask_for("a"), ask_for("b")], journal, RunPolicy())
     assert model.asked == ["a"]
 
 
 def test_a_refused_request_is_a_failure_of_its_own_once_another_was_taken_in_any_run(journal):
     requests = [ask_for("a"), ask_for("b")]
-    ask_all(FakeModel(), requests[1:], journal, AskPolicy())
+    run_requests(FakeModel(), requests[1:], journal, RunPolicy())
     model = FakeModel(lambda text, times: refused())
-    replies = ask_all(model, requests, journal, AskPolicy())
+    replies = run_requests(model, requests, journal, RunPolicy())
     assert [reply.status for reply in replies] == [ReplyStatus.INVALID, ReplyStatus.VALID]
     assert replies[0].reason == "I do not take it"
     assert model.asked == ["a"]
@@ -234,7 +234,7 @@ def test_a_refused_request_is_a_failure_of_its_own_once_another_was_taken_in_any
 def test_a_refusing_endpoint_is_asked_once(journal):
     model = FakeModel(lambda text, times: EndpointError("wrong key"))
     with pytest.raises(EndpointError, match="wrong key"):
-        ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy(concurrency=8))
+        run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(concurrency=8))
     assert len(model.asked) == 1
     assert model.closed == 1
 
@@ -248,7 +248,7 @@ def test_the_first_request_goes_alone(journal):
             in_flight.append((request.messages[0].content, self.most_in_flight))
             return reply
 
-    ask_all(Watched(seconds=0.005), [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy(concurrency=8))
+    run_requests(Watched(seconds=0.005), [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(concurrency=8))
     assert in_flight[0] == ("t0", 1)
     assert max(most for _, most in in_flight) == 8
 
@@ -259,7 +259,7 @@ def test_a_late_refusal_keeps_what_is_in_flight(journal):
 
     model = FakeModel(script, seconds=0.005)
     with pytest.raises(EndpointError, match="quota"):
-        ask_all(model, [ask_for(f"t{n}") for n in range(100)], journal, AskPolicy(concurrency=4))
+        run_requests(model, [ask_for(f"t{n}") for n in range(100)], journal, RunPolicy(concurrency=4))
     assert len(model.asked) <= 6 + 2 * 4
     assert journal.summary().replies == len(model.asked) - model.asked.count("t5")
 
@@ -267,13 +267,13 @@ def test_a_late_refusal_keeps_what_is_in_flight(journal):
 def test_stop_finishes_what_is_in_flight_and_no_more(journal):
     model = FakeModel(seconds=0.002)
     requests = [ask_for(f"t{n}") for n in range(100)]
-    policy = AskPolicy(concurrency=4, stop=lambda: len(model.asked) >= 20)
+    policy = RunPolicy(concurrency=4, stop=lambda: len(model.asked) >= 20)
     with pytest.raises(Preempted, match="20 of 100"):
-        ask_all(model, requests, journal, policy)
+        run_requests(model, requests, journal, policy)
     assert len(model.asked) == 20
     assert journal.summary().replies == 20
     rest = FakeModel()
-    assert len(ask_all(rest, requests, journal, AskPolicy())) == 100
+    assert len(run_requests(rest, requests, journal, RunPolicy())) == 100
     assert len(rest.asked) == 80
 
 
@@ -281,7 +281,7 @@ def test_a_journal_that_fails_ends_the_run(journal):
     journal.record_many = lambda entries: (_ for _ in ()).throw(StoreError("the disk is full"))
     model = FakeModel()
     with pytest.raises(StoreError, match="disk is full"):
-        ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy())
+        run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy())
     assert len(model.asked) == 1
 
 
@@ -293,25 +293,25 @@ def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
     connection.execute(f"PRAGMA max_page_count={pages + 20}")
     requests = [ask_for(f"t{n}") for n in range(200)]
     with pytest.raises(IncompleteError, match="disk is full"):
-        ask_all(model, requests, journal, AskPolicy(concurrency=4))
+        run_requests(model, requests, journal, RunPolicy(concurrency=4))
     kept = journal.summary().replies - 1
     assert 0 < kept < 200
     assert len(model.asked) <= kept + 2 * 4
     connection.execute(f"PRAGMA max_page_count={100 * pages + 10_000}")
     rest = FakeModel()
-    ask_all(rest, requests, journal, AskPolicy(concurrency=4))
+    run_requests(rest, requests, journal, RunPolicy(concurrency=4))
     assert len(rest.asked) == 200 - kept
     assert journal.replies("before") == [valid("earlier")]
 
 
 def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(journal):
     requests = [ask_for(f"t{n}") for n in range(10)]
-    policy = AskPolicy(reader="any")
-    first = ask_all(FakeModel(), requests, journal, policy)
+    policy = RunPolicy(reader="any")
+    first = run_requests(FakeModel(), requests, journal, policy)
     digest = requests[3].digest(FakeModel.identity)
     journal._connection.execute("UPDATE replies SET text = x'39' WHERE digest = ?", (digest,))
     model = FakeModel()
-    assert ask_all(model, requests, journal, policy) == first
+    assert run_requests(model, requests, journal, policy) == first
     assert model.asked == ["t3"]
     assert journal.damaged_rows > 0
 
@@ -324,7 +324,7 @@ def test_workers_are_as_many_as_the_concurrency_however_many_the_items(journal):
         most_tasks = max(most_tasks, len(asyncio.all_tasks()))
         return valid(text)
 
-    ask_all(FakeModel(script), [ask_for(f"t{n}") for n in range(200)], journal, AskPolicy(concurrency=3))
+    run_requests(FakeModel(script), [ask_for(f"t{n}") for n in range(200)], journal, RunPolicy(concurrency=3))
     assert most_tasks <= 3 + 2  # the run itself and one commit
 
 
@@ -348,7 +348,7 @@ def test_keyboard_interrupt_keeps_every_reply_that_came(journal, heard_interrupt
 
     model.script = script
     with pytest.raises(KeyboardInterrupt):
-        ask_all(model, [ask_for(f"t{n}") for n in range(1000)], journal, AskPolicy())
+        run_requests(model, [ask_for(f"t{n}") for n in range(1000)], journal, RunPolicy())
     assert 50 <= len(came) < 1000
     assert journal.summary().replies == len(came)
     assert model.closed == 1
@@ -370,10 +370,10 @@ def test_runs_until_nothing_is_owed_pay_each_request_exactly_as_often_as_needed(
         total[text] = total.get(text, 0) + 1
         return valid(text) if total[text] >= needed.get(text, 1) else failed(ReplyStatus.REFUSAL)
 
-    policy = AskPolicy(max_attempts=max_attempts, concurrency=concurrency)
+    policy = RunPolicy(max_attempts=max_attempts, concurrency=concurrency)
     with Journal(tmp_path_factory.mktemp("run") / "j.sqlite") as opened:
         for _ in range(4):
-            replies = ask_all(FakeModel(script), [ask_for(text) for text in texts], opened, policy)
+            replies = run_requests(FakeModel(script), [ask_for(text) for text in texts], opened, policy)
     assert [reply.text for reply in replies] == texts
     assert total == {text: needed.get(text, 1) for text in set(texts)}
 
@@ -381,7 +381,7 @@ def test_runs_until_nothing_is_owed_pay_each_request_exactly_as_often_as_needed(
 @pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"concurrency": 0}])
 def test_impossible_policies_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 1"):
-        AskPolicy(**wrong)
+        RunPolicy(**wrong)
 
 
 ITEMS, CONCURRENCY, KILLS = 120, 4, 10

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from psychocounsel.llm.event_loop import run_to_end
+from psychocounsel.llm.runner import run_to_end
 
 
 async def loop_name() -> str:

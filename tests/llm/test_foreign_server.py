@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
 
-from psychocounsel.config.models import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
-from psychocounsel.domain import Candidate, ReplyStatus, Speech
-from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.config.components import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import EndpointError
-from psychocounsel.judges import open_judge
-from psychocounsel.judging.judge import Comparison, missing_share
-from psychocounsel.llm.chat import ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
+from psychocounsel.judging.judge import ComparisonTask, missing_share
+from psychocounsel.judging.judges import open_judge
+from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.journal import JournalSummary
-from psychocounsel.responders import Responded, Respondents, respond
+from psychocounsel.llm.runner import RunPolicy, ignore_progress, never_stop, run_requests
+from psychocounsel.llm.types import ChatRequest, Message
+from psychocounsel.stages.respond import Responded, ResponseRequest, respond
 from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, ReplyStatus, Speech
 from running import ENVIRONMENT
 
 SPEECHES = (
@@ -31,7 +31,7 @@ ITEMS = [
     for speech in SPEECHES
     for text in ("What was that like for you?", "Make a list and get on with it.")
 ]
-ONCE = AskPolicy(max_attempts=1)
+ONCE = RunPolicy(max_attempts=1)
 UNREADABLE = {ReplyStatus.INVALID, ReplyStatus.CUT, ReplyStatus.EMPTY}
 
 
@@ -53,9 +53,7 @@ def endpoint_of(server: TransformersServer, max_attempts: int = 1) -> EndpointCo
 
 
 def judge_of(server: TransformersServer, temperature: float, max_tokens: int) -> JudgeConfig:
-    return JudgeConfig(
-        backend="endpoint", endpoint=endpoint_of(server), temperature=temperature, max_tokens=max_tokens
-    )
+    return JudgeConfig(backend="endpoint", endpoint=endpoint_of(server), temperature=temperature, max_tokens=max_tokens)
 
 
 def answers_of(server: TransformersServer, store: Store) -> Responded:
@@ -63,7 +61,7 @@ def answers_of(server: TransformersServer, store: Store) -> Responded:
     # Chance may end a reply before its first word; eight times in a row it does not.
     endpoint = endpoint_of(server, max_attempts=8)
     responder = ResponderConfig(author="elm", endpoint=endpoint, sampling=sampling)
-    return respond(responder, Respondents(SPEECHES, 0), store, never_stop)
+    return respond(responder, ResponseRequest(SPEECHES, 0), store, never_stop)
 
 
 def journalled(store: Store) -> JournalSummary:
@@ -74,16 +72,14 @@ def journalled(store: Store) -> JournalSummary:
 def test_one_reply_says_who_gave_it_and_what_it_cost(foreign: TransformersServer, store: Store) -> None:
     request = ChatRequest((Message("user", SPEECHES[0].text),), 1.0, 1.0, max_tokens=1)
     with open_journal(store) as journal:
-        (reply,) = ask_all(open_endpoint(endpoint_of(foreign), store), [request], journal, ONCE)
+        (reply,) = run_requests(open_endpoint(endpoint_of(foreign), store), [request], journal, ONCE)
     assert reply.status is ReplyStatus.CUT
     assert reply.model.startswith(foreign.model)
     assert reply.completion_tokens == 1
     assert reply.prompt_tokens > len(SPEECHES[0].text.split())
 
 
-def test_every_speech_is_answered_once_and_never_paid_for_twice(
-    foreign: TransformersServer, store: Store
-) -> None:
+def test_every_speech_is_answered_once_and_never_paid_for_twice(foreign: TransformersServer, store: Store) -> None:
     before = foreign.requests()
     answered = answers_of(foreign, store)
     asked = foreign.requests() - before
@@ -100,9 +96,7 @@ def test_every_speech_is_answered_once_and_never_paid_for_twice(
     assert journalled(store) == kept
 
 
-def test_babble_instead_of_ratings_is_counted_and_never_a_number(
-    foreign: TransformersServer, store: Store
-) -> None:
+def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: TransformersServer, store: Store) -> None:
     with open_judge(judge_of(foreign, temperature=1.0, max_tokens=300), store, never_stop) as judge:
         judgements = judge.rate(ITEMS, ignore_progress)
     assert ReplyStatus.INVALID in {each.status for each in judgements} <= UNREADABLE
@@ -113,9 +107,7 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(
     assert "response_format" in foreign.told(), "the server no longer says that it leaves the schema aside"
 
 
-def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(
-    foreign: TransformersServer, store: Store
-) -> None:
+def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(foreign: TransformersServer, store: Store) -> None:
     judge = judge_of(foreign, temperature=1.0, max_tokens=40)
     for _ in range(2):
         with open_judge(judge, store, never_stop) as opened:
@@ -127,7 +119,7 @@ def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(
 
 def test_cut_ratings_are_failures_and_owed_again(foreign: TransformersServer, store: Store) -> None:
     before = foreign.requests()
-    comparison = Comparison(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
+    comparison = ComparisonTask(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
     for runs in (1, 2):
         with open_judge(judge_of(foreign, temperature=0.0, max_tokens=1), store, never_stop) as judge:
             (judgement,) = judge.rate(ITEMS[:1], ignore_progress)

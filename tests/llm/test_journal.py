@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import psychocounsel
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import ExitCode, IncompleteError, StoreError
-from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 SOURCE = str(Path(psychocounsel.__file__).parents[1])
 ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
@@ -54,11 +54,11 @@ def test_a_broken_line_is_kept_once_each_time_and_is_no_reply(tmp_path):
         for digest in ("b", "a", "b"):
             journal.record_broken_line(digest)
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert [line.digest for line in journal.broken_lines()] == ["a", "b", "b"]
+        assert [line.digest for line in journal.lost_responses()] == ["a", "b", "b"]
         assert journal.replies("b") == []
         assert journal.summary().replies == 0
-        journal._connection.execute("UPDATE broken_lines SET digest = 'c' WHERE digest = 'a'")
-        assert [line and line.digest for line in journal.broken_lines()] == ["b", "b", None]
+        journal._connection.execute("UPDATE lost_responses SET digest = 'c' WHERE digest = 'a'")
+        assert [line and line.digest for line in journal.lost_responses()] == ["b", "b", None]
 
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
@@ -125,8 +125,8 @@ def test_threads_take_turns(tmp_path):
 RECORDER = """
 import sys
 from pathlib import Path
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.llm.chat import ChatReply
+from psychocounsel.types import ReplyStatus
+from psychocounsel.llm.types import ChatReply
 from psychocounsel.llm.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for number in range(100000):
@@ -208,9 +208,7 @@ def test_bytes_that_are_no_text_are_skipped_too(tmp_path):
         assert journal.summary().replies == 1
 
 
-@pytest.mark.parametrize(
-    "content", [b"not a database, but long enough to look at" * 30, b"SQLite format 3\0junk" * 99]
-)
+@pytest.mark.parametrize("content", [b"not a database, but long enough to look at" * 30, b"SQLite format 3\0junk" * 99])
 def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
     path = tmp_path / "j.sqlite"
     path.write_bytes(content)

@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import IncompleteError, InputError
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal import BrokenLine, DamagedRow, Entry, Journal, JournalRow
-from psychocounsel.llm.journal_files import read_rows, write_rows
+from psychocounsel.llm.journal import (
+    DamagedRow,
+    Entry,
+    Journal,
+    JournalRow,
+    LostResponse,
+    read_rows,
+    write_rows,
+)
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 ANSWERED = sorted(set(ReplyStatus) - {ReplyStatus.ERROR})
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
@@ -33,7 +40,7 @@ ROWS = st.builds(
     st.just("2026-01-02T03:04:05.678+00:00"),
 )
 
-BROKEN_LINES = st.builds(BrokenLine, TEXTS, TEXTS)
+BROKEN_LINES = st.builds(LostResponse, TEXTS, TEXTS)
 
 
 def reply(text: str) -> ChatReply:
@@ -46,7 +53,7 @@ def sound(journal: Journal) -> list[JournalRow]:
 
 @given(st.lists(ROWS | BROKEN_LINES, max_size=5))
 def test_rows_round_trip_whatever_they_hold(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow | BrokenLine]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow | LostResponse]
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     assert write_rows(rows, path) == len(rows)
@@ -71,18 +78,16 @@ def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path)
         old.record("a", reply("one"))
         old.record_broken_line("a")
         old.record_broken_line("b")
-        kept = [line for line in old.broken_lines() if line is not None]
+        kept = [line for line in old.lost_responses() if line is not None]
         assert (
-            write_rows(
-                [*(row for row in old.rows() if isinstance(row, JournalRow)), *kept], tmp_path / "rows.jsonl"
-            )
+            write_rows([*(row for row in old.rows() if isinstance(row, JournalRow)), *kept], tmp_path / "rows.jsonl")
             == 3
         )
     with Journal(tmp_path / "new.sqlite") as new:
         new.record_broken_line("b")
         assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
         assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 0
-        assert [line.digest for line in new.broken_lines() if line is not None] == ["a", "b", "b"]
+        assert [line.digest for line in new.lost_responses() if line is not None] == ["a", "b", "b"]
 
 
 @pytest.mark.parametrize(
@@ -94,19 +99,15 @@ def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path)
         lambda line: json.dumps({**json.loads(line), "status": "error"}),
         lambda line: json.dumps({**json.loads(line), "attempt": True}),
         lambda line: json.dumps({**json.loads(line), "text": 7}),
-        lambda line: '{"broken_line": true, "digest": "a"}',
-        lambda line: '{"broken_line": true, "digest": "a", "created_at": 7}',
-        lambda line: '{"broken_line": 1, "digest": "a", "created_at": "now"}',
+        lambda line: '{"lost_response": true, "digest": "a"}',
+        lambda line: '{"lost_response": true, "digest": "a", "created_at": 7}',
+        lambda line: '{"lost_response": 1, "digest": "a", "created_at": "now"}',
         lambda line: "7",
         lambda line: json.dumps({**json.loads(line), "prompt_tokens": 2**63}),
-        lambda line: json.dumps(
-            {name: value for name, value in json.loads(line).items() if name != "digest"}
-        ),
+        lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"}),
     ],
 )
-def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(
-    tmp_path: Path, broken: Callable[[str], str]
-) -> None:
+def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, broken: Callable[[str], str]) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows([JournalRow("a", 0, reply("one"), "now"), JournalRow("b", 0, reply("two"), "now")], path)
     first, second = path.read_text(encoding="utf-8").splitlines()
@@ -117,9 +118,7 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(
         assert journal.summary().replies == 0
 
 
-@pytest.mark.parametrize(
-    "content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"]
-)
+@pytest.mark.parametrize("content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"])
 def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
@@ -134,12 +133,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert list(read_rows(path)) == [JournalRow("a", 0, reply("one"), "now")]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [("a rating of 1", "a rating of 5"), ('"digest": "c"', '"digest": "d"')]
-)
+@pytest.mark.parametrize(("before", "after"), [("a rating of 1", "a rating of 5"), ('"digest": "c"', '"digest": "d"')])
 def test_a_changed_line_does_not_fit_its_checksum(tmp_path: Path, before: str, after: str) -> None:
     path = tmp_path / "rows.jsonl"
-    write_rows([JournalRow("a", 0, reply("a rating of 1"), "now"), BrokenLine("c", "then")], path)
+    write_rows([JournalRow("a", 0, reply("a rating of 1"), "now"), LostResponse("c", "then")], path)
     path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
     with pytest.raises(InputError, match="does not fit its checksum"):
         list(read_rows(path))

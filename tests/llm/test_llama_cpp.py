@@ -10,19 +10,18 @@ import pytest
 from llama_cpp_server import serving, write_gguf
 from transformers_server import make_untrained_llama
 
-from psychocounsel.config.models import EndpointConfig, ResponderConfig, SamplingConfig
-from psychocounsel.domain import ReplyStatus, Speech
-from psychocounsel.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.config.components import EndpointConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import EndpointError
-from psychocounsel.judging.expected import point_masses, rating_places
-from psychocounsel.judging.parsing import ParsedRatings, parse_ratings
+from psychocounsel.judging.parsing import ParsedRatings, parse_ratings, point_masses, rating_places
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.capabilities import fits
-from psychocounsel.llm.chat import JSON, ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all, never_stop
-from psychocounsel.llm.token_choices import MOST_ALTERNATIVES, read_choices
-from psychocounsel.responders import Respondents, respond
+from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.llm.replies import MOST_ALTERNATIVES, read_choices
+from psychocounsel.llm.runner import RunPolicy, never_stop, run_requests
+from psychocounsel.llm.structured_output import fits
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
+from psychocounsel.stages.respond import ResponseRequest, respond
 from psychocounsel.store.store import Store
+from psychocounsel.types import ReplyStatus, Speech
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")
 pytest.importorskip("gguf", reason="gguf is not installed: no file for llama.cpp's server")
@@ -70,15 +69,11 @@ def endpoint_of(server: Foreign, model: str = NAME) -> EndpointConfig:
 
 def asked(server: Foreign, store: Store, requests: list[ChatRequest]) -> list[ChatReply]:
     with open_journal(store) as journal:
-        return ask_all(
-            open_endpoint(endpoint_of(server), store), requests, journal, AskPolicy(max_attempts=1)
-        )
+        return run_requests(open_endpoint(endpoint_of(server), store), requests, journal, RunPolicy(max_attempts=1))
 
 
 def test_ratings_under_an_enforced_schema_are_read_with_their_numbers(foreign: Foreign, store: Store) -> None:
-    requests = [
-        ChatRequest((Message("user", speech.text),), 1.0, 1.0, 400, FLAT, "rate") for speech in SPEECHES
-    ]
+    requests = [ChatRequest((Message("user", speech.text),), 1.0, 1.0, 400, FLAT, "rate") for speech in SPEECHES]
     replies = asked(foreign, store, requests)
     for reply in replies:
         assert reply.status is ReplyStatus.VALID
@@ -98,9 +93,7 @@ def test_its_log_probabilities_give_an_expected_rating(foreign: Foreign, store: 
     request = ChatRequest(message, 1.0, 1.0, 400, FLAT, "rate", top_logprobs=MOST_ALTERNATIVES)
     (reply,) = asked(foreign, store, [request])
     choices = read_choices(reply.choices)
-    assert [each.token.strip(' :,"}') for each in choices] == [
-        str(n) for n in json.loads(reply.text).values()
-    ]
+    assert [each.token.strip(' :,"}') for each in choices] == [str(n) for n in json.loads(reply.text).values()]
     # What it tells is the model's own mind, before the schema bars the rest of it.
     for choice, (name, rating) in zip(choices, json.loads(reply.text).items(), strict=True):
         start = rating_places(reply.text, RUBRIC)[name].start
@@ -112,7 +105,7 @@ def test_its_log_probabilities_give_an_expected_rating(foreign: Foreign, store: 
 def test_it_answers_speeches(foreign: Foreign, store: Store) -> None:
     sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=12)
     responder = ResponderConfig(author="elm", endpoint=endpoint_of(foreign), sampling=sampling)
-    answered = respond(responder, Respondents(SPEECHES, 0), store, never_stop)
+    answered = respond(responder, ResponseRequest(SPEECHES, 0), store, never_stop)
     assert len(answered.candidates) + sum(answered.failed.values()) == len(SPEECHES)
     assert answered.candidates
 
@@ -121,5 +114,5 @@ def test_a_model_that_it_does_not_list_is_refused_unasked(foreign: Foreign, stor
     model = open_endpoint(endpoint_of(foreign, "gpt-4o-2024-08-06"), store)
     request = ChatRequest((Message("user", "Hello."),), None, None, 4)
     with open_journal(store) as journal, pytest.raises(EndpointError, match="unknown, or retired") as refused:
-        ask_all(model, [request], journal, AskPolicy())
+        run_requests(model, [request], journal, RunPolicy())
     assert NAME in refused.value.remedy

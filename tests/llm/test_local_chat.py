@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 from transformers_server import make_untrained_llama
 
-from psychocounsel.config.models import EndpointConfig, JudgeConfig, SamplingConfig
-from psychocounsel.domain import Candidate, Policy, ReplyStatus, Speech
-from psychocounsel.endpoints import open_journal
-from psychocounsel.judges import open_judge, plan_judge
+from psychocounsel.config.components import EndpointConfig, JudgeConfig, SamplingConfig
 from psychocounsel.judging.judge import Judge
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all, ignore_progress, never_stop
+from psychocounsel.judging.judges import judge_fingerprint, open_judge
+from psychocounsel.llm.endpoints import open_journal
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.local_chat import LocalChatModel
-from psychocounsel.llm.local_model import AnswerGenerator, Generation
+from psychocounsel.llm.runner import RunPolicy, ignore_progress, never_stop, run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
+from psychocounsel.training.generate import AnswerGenerator, Generation, LocalChatModel
+from psychocounsel.types import Candidate, Policy, ReplyStatus, Speech
 
 SPEECH = Speech("Since the move I lie awake, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", text)) for text in ("What was that like?", "Sleep more.")]
@@ -48,9 +47,7 @@ class Batches:
         self._generator = generator
         self.sizes: list[int] = []
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seed: int
-    ) -> list[Generation]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seed: int) -> list[Generation]:
         self.sizes.append(len(prompts))
         return self._generator.generate(prompts, sampling, seed)
 
@@ -68,16 +65,14 @@ def opened(generator: Any, batch_size: int, journal: Journal) -> LocalChatModel:
 
 
 def asked(generator: Any, batch_size: int, temperature: float, path: Path) -> list[ChatReply]:
-    policy = AskPolicy(lambda index, reply: True, max_attempts=1, concurrency=batch_size)
+    policy = RunPolicy(lambda index, reply: True, max_attempts=1, concurrency=batch_size)
     with Journal(path) as journal:
         model = opened(generator, batch_size, journal)
-        return ask_all(model, requests(9, temperature), journal, policy)
+        return run_requests(model, requests(9, temperature), journal, policy)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_batch_size_decides_the_speed_only(
-    generator: AnswerGenerator, tmp_path: Path, temperature: float
-) -> None:
+def test_the_batch_size_decides_the_speed_only(generator: AnswerGenerator, tmp_path: Path, temperature: float) -> None:
     batches = Batches(generator)
     together = asked(batches, 8, temperature, tmp_path / "together.sqlite")
     assert together == asked(generator, 1, temperature, tmp_path / "alone.sqlite")
@@ -86,9 +81,7 @@ def test_the_batch_size_decides_the_speed_only(
     assert all(reply.prompt_tokens > 2 and reply.model == "tiny" for reply in together)
 
 
-def test_a_second_try_is_another_draw_and_the_same_in_every_run(
-    generator: AnswerGenerator, tmp_path: Path
-) -> None:
+def test_a_second_try_is_another_draw_and_the_same_in_every_run(generator: AnswerGenerator, tmp_path: Path) -> None:
     first, second = tries(generator, tmp_path / "one.sqlite", 2)
     assert first != second
     assert tries(generator, tmp_path / "two.sqlite", 2) == [first, second]
@@ -99,7 +92,7 @@ def tries(generator: AnswerGenerator, path: Path, max_attempts: int) -> list[str
     (request,) = requests(1, 1.0)
     with Journal(path) as journal:
         model = opened(generator, 1, journal)
-        ask_all(model, [request], journal, AskPolicy(lambda index, reply: False, max_attempts))
+        run_requests(model, [request], journal, RunPolicy(lambda index, reply: False, max_attempts))
         return [each.text for each in journal.replies(request.digest(model.identity))]
 
 
@@ -141,7 +134,7 @@ def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: 
 def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(weights)
-    here, there = (plan_judge(judge_of(each), store) for each in (weights, moved))
+    here, there = (judge_fingerprint(judge_of(each), store) for each in (weights, moved))
     assert here == there
     assert here.settings["model"]["weights"]
     assert here.notices == ()

@@ -8,14 +8,14 @@ import traceback
 import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from psychocounsel.config.models import EndpointConfig
-from psychocounsel.domain import ReplyStatus
+from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, Preempted
-from psychocounsel.llm.chat import ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.openai_client import OpenAIChatModel
-from psychocounsel.llm.retry import RetryPolicy
+from psychocounsel.llm.rate_limit import RetryPolicy
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatRequest, Message
+from psychocounsel.types import ReplyStatus
 
 QUICK = RetryPolicy(max_tries=4, first_wait_seconds=0.02, longest_wait_seconds=0.05)
 SCHEMA = {
@@ -29,9 +29,7 @@ def ask_for(text, **more):
 
 
 def model_at(server, timeout_seconds=5.0, retry=QUICK, **more):
-    endpoint = EndpointConfig(
-        model="judge", base_url=server.base_url, timeout_seconds=timeout_seconds, **more
-    )
+    endpoint = EndpointConfig(model="judge", base_url=server.base_url, timeout_seconds=timeout_seconds, **more)
     return OpenAIChatModel(endpoint, offline=True, retry=retry)
 
 
@@ -136,15 +134,15 @@ def test_what_may_be_paid_is_on_disk_before_it_is_asked_again(server, tmp_path, 
         if number == 0:
             return fault
         with Journal(tmp_path / "j.sqlite") as other:
-            found.extend(other.broken_lines())
+            found.extend(other.lost_responses())
         return Reply("fine")
 
     server.script = script
     model = model_at(server, timeout_seconds=0.3 if fault.hang else 5.0)
     with Journal(tmp_path / "j.sqlite") as journal:
-        (reply,) = ask_all(model, [request], journal, AskPolicy())
+        (reply,) = run_requests(model, [request], journal, RunPolicy())
         assert (reply.text, server.count) == ("fine", 2)
-        assert found == journal.broken_lines()
+        assert found == journal.lost_responses()
     assert [line.digest for line in found] == [request.digest(model.identity)] * broken
 
 
@@ -166,7 +164,7 @@ def test_where_nobody_listens_the_run_ends_at_its_first_request(tmp_path):
         start = time.monotonic()
         with pytest.raises(IncompleteError, match="nobody answers: no connection") as caught:
             model = OpenAIChatModel(EndpointConfig(model="judge", base_url=url))
-            ask_all(model, [ask_for(f"t{n}") for n in range(50)], journal, AskPolicy())
+            run_requests(model, [ask_for(f"t{n}") for n in range(50)], journal, RunPolicy())
     assert time.monotonic() - start < 3
     assert caught.value.where == url
     assert "start the server" in caught.value.remedy
@@ -248,8 +246,8 @@ def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, t
     once = RetryPolicy(max_tries=1, first_wait_seconds=0.02, longest_wait_seconds=0.05)
     with Journal(tmp_path / "j.sqlite") as journal:
         model = model_at(server, retry=once, concurrency=32)
-        policy = AskPolicy(concurrency=32, max_attempts=1)
-        replies = ask_all(model, [ask_for(f"t{n}") for n in range(60)], journal, policy)
+        policy = RunPolicy(concurrency=32, max_attempts=1)
+        replies = run_requests(model, [ask_for(f"t{n}") for n in range(60)], journal, policy)
     assert {reply.status for reply in replies} == {ReplyStatus.VALID}
     assert len(refused) > 5
     assert server.count == 60 + len(refused)
@@ -281,7 +279,7 @@ def test_a_final_refusal_stops_before_the_second_item(server, tmp_path, fault, w
     server.script = lambda body, number: fault
     with Journal(tmp_path / "j.sqlite") as journal:
         with pytest.raises(EndpointError, match=what) as caught:
-            ask_all(model_at(server), [ask_for(f"t{n}") for n in range(20)], journal, AskPolicy())
+            run_requests(model_at(server), [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy())
         assert journal.summary().replies == 0
     assert server.count == 1
     assert remedy in caught.value.remedy
@@ -300,11 +298,11 @@ def test_a_request_that_is_refused_among_others_fails_alone_and_is_asked_once(se
     server.script = lambda body, number: fault if "t3" in str(body) else Reply("fine")
     requests = [ask_for(f"t{n}") for n in range(6)]
     with Journal(tmp_path / "j.sqlite") as journal:
-        replies = ask_all(model_at(server), requests, journal, AskPolicy(max_attempts=3))
+        replies = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
         assert [reply.status.value for reply in replies] == ["valid"] * 3 + ["invalid"] + ["valid"] * 2
         assert f"HTTP {fault.status}" in replies[3].reason
         assert server.count == 6
-        again = ask_all(model_at(server), requests, journal, AskPolicy(max_attempts=3))
+        again = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
     assert again[3].status is ReplyStatus.INVALID  # the journal knows that others are taken
     assert server.count == 7
 
@@ -313,7 +311,7 @@ def test_a_request_that_is_refused_among_others_fails_alone_and_is_asked_once(se
 def test_the_first_item_that_is_too_long_does_not_stop_the_others(server, tmp_path, fault):
     server.script = lambda body, number: fault if "t0" in str(body) else Reply("fine")
     with Journal(tmp_path / "j.sqlite") as journal:
-        replies = ask_all(model_at(server), [ask_for(f"t{n}") for n in range(4)], journal, AskPolicy())
+        replies = run_requests(model_at(server), [ask_for(f"t{n}") for n in range(4)], journal, RunPolicy())
     assert [reply.status.value for reply in replies] == ["invalid", "valid", "valid", "valid"]
 
 
@@ -366,7 +364,7 @@ def test_the_model_works_in_one_event_loop_after_another(server, tmp_path):
     model = model_at(server)
     with Journal(tmp_path / "j.sqlite") as journal:
         for name in ("a", "b"):
-            assert ask_all(model, [ask_for(name)], journal, AskPolicy())[0].status is ReplyStatus.VALID
+            assert run_requests(model, [ask_for(name)], journal, RunPolicy())[0].status is ReplyStatus.VALID
     assert server.count == 2
 
 
@@ -380,7 +378,7 @@ def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
     server.script = lambda body, number: faults.get(number % 17) or answer_by_schema(body, number)
     requests = [ask_for(f"t{n}") for n in range(80)]
     with Journal(tmp_path / "j.sqlite") as journal:
-        replies = ask_all(model_at(server), requests, journal, AskPolicy(concurrency=8))
+        replies = run_requests(model_at(server), requests, journal, RunPolicy(concurrency=8))
     assert {reply.status for reply in replies} == {ReplyStatus.VALID}
     assert len({reply.text for reply in replies}) == 80
 
@@ -391,7 +389,7 @@ def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_p
     server.script = lambda body, number: Reply("ok") if number == 0 else parrot
     model = model_at(server)
     with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError) as caught:
-        ask_all(model, [ask_for(f"t{n}") for n in range(3)], journal, AskPolicy(concurrency=1))
+        run_requests(model, [ask_for(f"t{n}") for n in range(3)], journal, RunPolicy(concurrency=1))
     assert server.received[0].authorization.endswith(planted_key)
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert "[key]" in told
@@ -419,9 +417,7 @@ def test_a_missing_key_is_named_for_a_remote_host_and_not_needed_here(monkeypatc
     monkeypatch.delenv("OPENAI_API_KEY")
     assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
     with pytest.raises(ConfigError, match="MY_KEY") as caught:
-        OpenAIChatModel(
-            EndpointConfig(model="m", base_url="https://api.example.org/v1", api_key_env="MY_KEY")
-        )
+        OpenAIChatModel(EndpointConfig(model="m", base_url="https://api.example.org/v1", api_key_env="MY_KEY"))
     assert caught.value.remedy
 
 
@@ -523,9 +519,9 @@ def test_a_stop_ends_every_wait_and_nothing_more_is_sent(server, tmp_path, wait)
     start = time.monotonic()
     model = model_at(server, timeout_seconds=60.0, **settings)
     with Journal(tmp_path / "j.sqlite") as journal:
-        policy = AskPolicy(stop=lambda: time.monotonic() - start > 0.4)
+        policy = RunPolicy(stop=lambda: time.monotonic() - start > 0.4)
         with pytest.raises(Preempted, match="1 of 20"):
-            ask_all(model, [ask_for(f"t{n}") for n in range(20)], journal, policy)
+            run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, policy)
         assert journal.summary().replies == 1
     assert time.monotonic() - start < 5
     assert all(request.received_at - start < 0.5 for request in server.received)
@@ -534,9 +530,9 @@ def test_a_stop_ends_every_wait_and_nothing_more_is_sent(server, tmp_path, wait)
 def test_who_waits_for_a_place_is_not_sent_after_a_stop_and_what_is_in_flight_is_kept(server, tmp_path):
     server.script = lambda body, number: Reply("fine", delay_seconds=0.5 if number else 0.0)
     with Journal(tmp_path / "j.sqlite") as journal:
-        policy = AskPolicy(concurrency=6, stop=lambda: server.count > 1)
+        policy = RunPolicy(concurrency=6, stop=lambda: server.count > 1)
         with pytest.raises(Preempted, match="2 of 20"):
-            ask_all(model_at(server, concurrency=1), [ask_for(f"t{n}") for n in range(20)], journal, policy)
+            run_requests(model_at(server, concurrency=1), [ask_for(f"t{n}") for n in range(20)], journal, policy)
         assert (server.count, journal.summary().replies) == (2, 2)
 
 
@@ -554,7 +550,7 @@ def test_once_the_disk_is_full_nobody_who_queues_sends_any_more(server, tmp_path
     model = model_at(server, requests_per_minute=600, concurrency=32)
     with Filling(tmp_path / "j.sqlite") as journal:
         with pytest.raises(IncompleteError, match="disk is full"):
-            ask_all(model, [ask_for(f"t{n}") for n in range(40)], journal, AskPolicy(concurrency=32))
+            run_requests(model, [ask_for(f"t{n}") for n in range(40)], journal, RunPolicy(concurrency=32))
         assert journal.summary().replies == server.count - 1
     assert server.count <= 4
 
@@ -575,6 +571,6 @@ ODD_ANSWERS = [
 def test_a_paid_reply_is_kept_whatever_is_odd_about_it(server, tmp_path, answer):
     server.script = lambda body, number: answer
     with Journal(tmp_path / "j.sqlite") as journal:
-        (reply,) = ask_all(model_at(server), [ask_for("hello")], journal, AskPolicy())
+        (reply,) = run_requests(model_at(server), [ask_for("hello")], journal, RunPolicy())
         assert reply.status is ReplyStatus.VALID
         assert (server.count, journal.summary().replies) == (1, 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.llm.pace import Pace, duration_seconds
+from psychocounsel.llm.rate_limit import RateLimiter, duration_seconds
 
 NO_HEADERS: dict[str, str] = {}
 
@@ -39,14 +39,14 @@ def run(work: Callable[[StoppedClock], Coroutine[Any, Any, None]]) -> None:
         loop.run_until_complete(work(loop))
 
 
-def turns(pace: Pace, count: int, body_chars: int = 400) -> list[float]:
+def turns(pace: RateLimiter, count: int, body_chars: int = 400) -> list[float]:
     start = pace.turn_at_seconds(body_chars)
     return [0.0] + [round(pace.turn_at_seconds(body_chars) - start, 6) for _ in range(count - 1)]
 
 
 def test_without_budgets_nobody_waits() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8)
+        pace = RateLimiter(8)
         assert [pace.turn_at_seconds(10**6) for _ in range(5)] == [loop.now] * 5
         pace.close()
 
@@ -55,7 +55,7 @@ def test_without_budgets_nobody_waits() -> None:
 
 def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved_up() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8, requests_per_minute=600)
+        pace = RateLimiter(8, requests_per_minute=600)
         assert turns(pace, 4) == [0.0, 0.1, 0.2, 0.3]
         loop.now += 60.0
         assert [pace.turn_at_seconds(9) - loop.now for _ in range(2)] == pytest.approx([0.0, 0.1])
@@ -66,7 +66,7 @@ def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved
 
 def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8, tokens_per_minute=6_000)
+        pace = RateLimiter(8, tokens_per_minute=6_000)
         assert turns(pace, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
         loop.now += 60.0
         pace.answered(NO_HEADERS, 200)
@@ -82,7 +82,7 @@ def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> 
 
 def test_the_tighter_budget_decides() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8, requests_per_minute=600, tokens_per_minute=6_000)
+        pace = RateLimiter(8, requests_per_minute=600, tokens_per_minute=6_000)
         assert turns(pace, 2) == [0.0, 1.0]
         loop.now += 60.0
         assert turns(pace, 2, body_chars=4) == [0.0, 0.1]
@@ -110,7 +110,7 @@ def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
 ) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = Pace(8, **own)
+        pace = RateLimiter(8, **own)
         pace.learn(headers)
         assert turns(pace, 3) == pytest.approx([0.0, interval, 2 * interval])
         pace.close()
@@ -140,7 +140,7 @@ EMPTY = [
 @pytest.mark.parametrize(("headers", "wait"), EMPTY)
 def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8)
+        pace = RateLimiter(8)
         pace.learn(headers)
         assert pace.turn_at_seconds(4) - loop.now == pytest.approx(wait)
         pace.close()
@@ -181,7 +181,7 @@ def test_no_header_breaks_the_reader(told: str) -> None:
 def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace, narrow = Pace(400), Pace(3)
+        pace, narrow = RateLimiter(400), RateLimiter(3)
         seen = [pace.window]
         for replies in (1, 63, 1, 1_000):
             for _ in range(replies):
@@ -198,7 +198,7 @@ def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed()
 
 def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(400)
+        pace = RateLimiter(400)
         for _ in range(200):
             pace.answered(NO_HEADERS, 5)
         loop.now += 5.0
@@ -214,7 +214,7 @@ def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
 
 def test_a_burst_of_refusals_halves_the_window_once_and_never_shuts_it() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(8)
+        pace = RateLimiter(8)
         seen: list[int] = []
         for seconds in (0.0, 0.5, 0.4, 0.2, 1.0, 1.0, 1.0):
             loop.now += seconds
@@ -234,7 +234,7 @@ async def settle() -> None:
 def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace, entered = Pace(2), list[int]()
+        pace, entered = RateLimiter(2), list[int]()
 
         async def one(number: int) -> None:
             await pace.enter()
@@ -258,7 +258,7 @@ def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
 
 def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(90)
+        pace = RateLimiter(90)
         for _ in range(64):
             await pace.enter()
 
@@ -293,7 +293,7 @@ def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_wa
 def test_who_waits_enters_as_the_window_opens() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = Pace(65)
+        pace = RateLimiter(65)
         for _ in range(64):
             await pace.enter()
         one_more = asyncio.create_task(pace.enter())
@@ -311,7 +311,7 @@ def test_who_waits_enters_as_the_window_opens() -> None:
 def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = Pace(1)
+        pace = RateLimiter(1)
         await pace.enter()
         impatient, patient = (asyncio.create_task(pace.enter()) for _ in range(2))
         await settle()
@@ -330,7 +330,7 @@ def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
 
 def test_a_process_that_falls_behind_takes_less_on() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(100)
+        pace = RateLimiter(100)
         for _ in range(92):
             pace.answered(NO_HEADERS, 5)
         assert pace.window == 100
@@ -349,7 +349,7 @@ def test_a_process_that_falls_behind_takes_less_on() -> None:
 
 def test_nothing_is_watched_once_it_is_closed() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(100)
+        pace = RateLimiter(100)
         pace.answered(NO_HEADERS, 5)
         pace.close()
         loop.now += 9.0
@@ -361,7 +361,7 @@ def test_nothing_is_watched_once_it_is_closed() -> None:
 
 def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = Pace(1_000)
+        pace = RateLimiter(1_000)
         for _ in range(7):
             loop.now += 1.5
             pace.pushed_back()
@@ -379,7 +379,7 @@ def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> No
 def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = Pace(8, requests_per_minute=600)
+        pace = RateLimiter(8, requests_per_minute=600)
         told = "9" * digits
         pace.answered({"x-ratelimit-limit-requests": told, "x-ratelimit-remaining-requests": told}, 5)
         assert turns(pace, 2) == [0.0, 0.1]

@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import EndpointError, IncompleteError
-from psychocounsel.llm.broken_lines import line_broke
-from psychocounsel.llm.capabilities import Capabilities, FittedModel
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
-from psychocounsel.llm.halting import present_halt
+from psychocounsel.llm.cancel import present_halt
+from psychocounsel.llm.cost import Budget, Price, Spending, TokenCounter
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.prices import Price
-from psychocounsel.llm.spending import Budget, Spending
-from psychocounsel.llm.token_counts import TokenCounter
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.structured_output import Capabilities, StructuredOutputModel
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, line_broke
+from psychocounsel.types import ReplyStatus
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 DOLLAR_AT_WORST = Price(Decimal(0), Decimal(0), Decimal(1000), "a test")
@@ -63,19 +60,17 @@ def test_a_probe_whose_line_breaks_holds_no_room_and_keeps_nobody_waiting(
     tmp_path: Path, limit: float, count: int
 ) -> None:
     budget = Budget(Spending(DOLLAR_AT_WORST), TokenCounter("wordy-1"), limit)
-    model = FittedModel(Wordy(), Capabilities(tmp_path / "capabilities.json"))
+    model = StructuredOutputModel(Wordy(), Capabilities(tmp_path / "capabilities.json"))
     with Journal(tmp_path / "j.sqlite") as journal:
         try:
-            replies = ask_all(model, requests(count), journal, AskPolicy(concurrency=4, budget=budget))
+            replies = run_requests(model, requests(count), journal, RunPolicy(concurrency=4, budget=budget))
         except IncompleteError as stop:
             assert "limit" in str(stop)
             assert budget.spending.total + 1 > limit
         else:
             assert len(replies) == count
-        assert [line.digest for line in journal.broken_lines() if line] == [
-            requests(1)[0].digest(model.identity)
-        ]
-    assert budget.spending.maybe_paid == 1
+        assert [line.digest for line in journal.lost_responses() if line] == [requests(1)[0].digest(model.identity)]
+    assert budget.spending.possibly_billed == 1
     assert budget.spending.total <= limit
     assert budget.fits(Decimal(str(limit)) - budget.spending.total), "nothing is held any more"
 
@@ -85,7 +80,7 @@ def test_a_server_that_the_first_reply_condemns_is_asked_nothing_more(tmp_path: 
         raise EndpointError("it cannot do what is wanted")
 
     endpoint = Wordy()
-    model = FittedModel(endpoint, Capabilities(tmp_path / "capabilities.json"))
+    model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "capabilities.json"))
     with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError, match="cannot do"):
-        ask_all(model, requests(5), journal, AskPolicy(heed=condemn))
+        run_requests(model, requests(5), journal, RunPolicy(heed=condemn))
     assert endpoint.asked in (["reply"], ["reply", "probe"])

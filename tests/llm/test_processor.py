@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from psychocounsel.llm.processor import prepare_processor
+from psychocounsel.training.runtime import prepare_processor
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
-from psychocounsel.llm.refusals import broken_by, has_no_quota, may_pass, quoted, refusal_of_key
+from psychocounsel.llm.client import broken_by, has_no_quota, may_pass, quoted, refusal_of_key
 
 KEY = "sk-planted"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.llm.reply_json import UnreadableReplyError, read_json, read_json_at
+from psychocounsel.llm.replies import UnreadableReplyError, read_json, read_json_at
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.llm.retry import RetryPolicy, retry_after_seconds
+from psychocounsel.llm.rate_limit import RetryPolicy, retry_after_seconds
 
 NOW = datetime(2025, 3, 1, 12, 0, 0, tzinfo=UTC)
 

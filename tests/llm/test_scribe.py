@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.domain import ReplyStatus
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.chat import ChatReply
 from psychocounsel.llm.journal import Claim, Entry, Journal
-from psychocounsel.llm.scribe import Scribe
+from psychocounsel.llm.runner import JournalWriter
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.types import ReplyStatus
 
 
 def entry(number: int) -> Entry:
@@ -23,14 +23,14 @@ class Slow(Journal):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.go_on = threading.Event()
+        self.raise_if_cancelled = threading.Event()
         self.began = threading.Event()
         self.sizes: list[int] = []
         self.fault: Exception | None = None
 
     def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         self.began.set()
-        assert self.go_on.wait(10)
+        assert self.raise_if_cancelled.wait(10)
         kept = list(entries)
         self.sizes.append(len(kept))
         if self.fault is not None:
@@ -38,7 +38,7 @@ class Slow(Journal):
         return super().record_many(kept, claim)
 
 
-async def begun(journal: Slow, scribe: Scribe, count: int) -> list["asyncio.Task[None]"]:
+async def begun(journal: Slow, scribe: JournalWriter, count: int) -> list["asyncio.Task[None]"]:
     """Record one entry, and others while its commit runs."""
     tasks = [asyncio.create_task(scribe.record(entry(0)))]
     await asyncio.to_thread(journal.began.wait, 10)
@@ -49,10 +49,10 @@ async def begun(journal: Slow, scribe: Scribe, count: int) -> list["asyncio.Task
 
 def test_all_that_arrive_during_a_commit_share_the_next(tmp_path: Path) -> None:
     async def work(journal: Slow) -> None:
-        scribe = Scribe(journal)
+        scribe = JournalWriter(journal)
         tasks = await begun(journal, scribe, 200)
         assert not any(task.done() for task in tasks)
-        journal.go_on.set()
+        journal.raise_if_cancelled.set()
         await asyncio.gather(*tasks)
         await scribe.record(entry(200))
         await scribe.drain()
@@ -65,13 +65,13 @@ def test_all_that_arrive_during_a_commit_share_the_next(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_gone_leaves_its_entry(tmp_path: Path) -> None:
     async def work(journal: Slow) -> None:
-        scribe = Scribe(journal)
+        scribe = JournalWriter(journal)
         tasks = await begun(journal, scribe, 3)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert all(task.cancelled() for task in tasks)
-        journal.go_on.set()
+        journal.raise_if_cancelled.set()
         await scribe.drain()
 
     with Slow(tmp_path / "j.sqlite") as journal:
@@ -82,11 +82,11 @@ def test_a_worker_that_is_gone_leaves_its_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("are_gone", [False, True])
 def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: bool) -> None:
     async def work(journal: Slow) -> list[object]:
-        scribe = Scribe(journal)
+        scribe = JournalWriter(journal)
         tasks = await begun(journal, scribe, 3)
         for task in tasks if are_gone else ():
             task.cancel()
-        journal.go_on.set()
+        journal.raise_if_cancelled.set()
         outcomes: list[object] = list(await asyncio.gather(*tasks, return_exceptions=True))
         try:
             await scribe.drain()
@@ -102,7 +102,7 @@ def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: 
 
 def test_drain_of_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
-        asyncio.run(Scribe(journal).drain())
+        asyncio.run(JournalWriter(journal).drain())
 
 
 def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path: Path) -> None:
@@ -119,18 +119,18 @@ def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path
             order.append(f"{len(kept)} lines")
 
     async def work(journal: Watched) -> None:
-        scribe = Scribe(journal)
+        scribe = JournalWriter(journal)
         tasks = await begun(journal, scribe, 1)
         tasks += [asyncio.create_task(scribe.record_broken_line(f"b{number}")) for number in range(400)]
         tasks.append(asyncio.create_task(scribe.record(entry(1))))
         await asyncio.sleep(0)
-        journal.go_on.set()
+        journal.raise_if_cancelled.set()
         await asyncio.gather(*tasks)
 
     with Watched(tmp_path / "j.sqlite") as journal:
         asyncio.run(work(journal))
         assert order == ["replies", "replies", "400 lines"]
-        assert {line.digest for line in journal.broken_lines() if line} == {f"b{n}" for n in range(400)}
+        assert {line.digest for line in journal.lost_responses() if line} == {f"b{n}" for n in range(400)}
 
 
 def test_a_line_that_cannot_be_kept_is_heard_of_and_replies_are_kept_all_the_same(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_line_that_cannot_be_kept_is_heard_of_and_replies_are_kept_all_the_sam
             raise StoreError(f"no room for {list(digests)}")
 
     async def work(journal: Journal) -> list[object]:
-        scribe = Scribe(journal)
+        scribe = JournalWriter(journal)
         both = scribe.record_broken_line("b"), scribe.record(entry(1))
         outcomes = await asyncio.gather(*both, return_exceptions=True)
         await scribe.drain()

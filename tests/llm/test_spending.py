@@ -7,16 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.models import EndpointConfig, PriceConfig
-from psychocounsel.domain import ReplyStatus
+from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
-from psychocounsel.llm.broken_lines import line_broke
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
+from psychocounsel.llm.cost import (
+    TOKENS_PER_MESSAGE,
+    Budget,
+    Price,
+    Spending,
+    Spent,
+    TokenCounter,
+    Tokens,
+    budget_of,
+    price_of,
+    spent_together,
+    vocabulary_of,
+)
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.prices import Price, Tokens, price_of
-from psychocounsel.llm.spending import Budget, Spending, Spent, budget_of, spent_together
-from psychocounsel.llm.token_counts import TOKENS_PER_MESSAGE, TokenCounter, vocabulary_of
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, line_broke
+from psychocounsel.types import ReplyStatus
 
 DOLLAR_PER_TOKEN = Price(Decimal(10**6), Decimal(10**6), Decimal(10**6), "a test")
 
@@ -64,9 +73,7 @@ def test_cost_by_hand() -> None:
 
 
 def test_where_prices_come_from() -> None:
-    own = EndpointConfig(
-        model="m", base_url="https://x.org/v1", price=PriceConfig(prompt=1.0, completion=2.0)
-    )
+    own = EndpointConfig(model="m", base_url="https://x.org/v1", price=PriceConfig(prompt=1.0, completion=2.0))
     assert price_of(own) == Price(Decimal("1.0"), Decimal("1.0"), Decimal("2.0"), "the config")
     table = price_of(EndpointConfig(model="gpt-4o-2024-08-06"))
     assert table is not None
@@ -137,10 +144,10 @@ def test_the_limit_is_never_passed_whatever_the_order(
     model = Priced(costs, [float(delay) for _, delay in asked])
     spending = Spending(ANSWERS_ONLY)
     budget = Budget(spending, TokenCounter("fake-1"), max_cost=float(limit))
-    policy = AskPolicy(max_attempts=1, concurrency=concurrency, budget=budget)
+    policy = RunPolicy(max_attempts=1, concurrency=concurrency, budget=budget)
     with Journal(tmp_path_factory.mktemp("journal") / "j.sqlite") as journal:
         try:
-            ask_all(model, [asks(text) for text in costs], journal, policy)
+            run_requests(model, [asks(text) for text in costs], journal, policy)
         except IncompleteError as stop:
             # Refused for its price, or because a whole row of lines broke.
             assert "limit" in str(stop) or "in a row" in str(stop)
@@ -154,9 +161,9 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
         budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=float(limit))
         model = Priced(costs, [0.0] * 6)
         with Journal(tmp_path / "j.sqlite") as journal:
-            policy = AskPolicy(concurrency=1, budget=budget)
+            policy = RunPolicy(concurrency=1, budget=budget)
             try:
-                ask_all(model, [asks(text) for text in costs], journal, policy)
+                run_requests(model, [asks(text) for text in costs], journal, policy)
             except IncompleteError:
                 assert limit == 20
             assert journal.summary().replies == answered
@@ -165,10 +172,10 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
 def test_what_failed_and_what_this_run_spent_is_told_in_a_few_words(tmp_path: Path) -> None:
     costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks
     spending = Spending(ANSWERS_ONLY)
-    policy = AskPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
+    policy = RunPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
     assert spending.standing == ""
     with Journal(tmp_path / "j.sqlite") as journal:
-        ask_all(Priced(costs, [0.0] * 3), [asks(text) for text in "0112"], journal, policy)
+        run_requests(Priced(costs, [0.0] * 3), [asks(text) for text in "0112"], journal, policy)
     assert spending.standing == "2 failed, $18.00 spent"
 
 
@@ -178,11 +185,9 @@ def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> N
     endings: list[str] = []
     for _ in range(2):
         spending = Spending(ANSWERS_ONLY)
-        policy = AskPolicy(
-            max_attempts=2, concurrency=1, budget=Budget(spending, TokenCounter("fake-1"), None)
-        )
+        policy = RunPolicy(max_attempts=2, concurrency=1, budget=Budget(spending, TokenCounter("fake-1"), None))
         with Journal(tmp_path / "j.sqlite") as journal:
-            ask_all(Priced(costs, [0.0] * 3), [asks(text) for text in costs], journal, policy)
+            run_requests(Priced(costs, [0.0] * 3), [asks(text) for text in costs], journal, policy)
         endings.append(spending.told.partition("ones")[2])
     # Twice 4, and two tries of 10 in each run.
     assert endings == [
@@ -190,18 +195,18 @@ def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> N
         " ($8.00); 4 more whose line broke may be paid ($40.00)",
     ]
     assert spending.total == 48
-    assert spending.as_dict()["maybe_paid"] == {"calls": 4, "cost_usd": 40.0}
+    assert spending.as_dict()["possibly_billed"] == {"calls": 4, "cost_usd": 40.0}
 
 
 def test_what_earlier_runs_paid_counts_before_the_first_request(tmp_path: Path) -> None:
     """The journal's replies come after the owed request in order; the limit knows them nevertheless."""
     costs = {"0": 4, "1": 4, "2": 4}
     with Journal(tmp_path / "j.sqlite") as journal:
-        ask_all(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, AskPolicy())
+        run_requests(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, RunPolicy())
         budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=17.0)  # 8 paid, 10 at worst
         model = Priced(costs, [0.0] * 3)
         with pytest.raises(IncompleteError, match="limit"):
-            ask_all(model, [asks(text) for text in costs], journal, AskPolicy(budget=budget))
+            run_requests(model, [asks(text) for text in costs], journal, RunPolicy(budget=budget))
     assert model.billed == 0
 
 
@@ -212,7 +217,7 @@ def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None
         model = Priced({"0": 10}, [0.0])
         with Journal(tmp_path / "j.sqlite") as journal:
             try:
-                ask_all(model, [asks("0")], journal, AskPolicy(max_attempts=1, budget=budget))
+                run_requests(model, [asks("0")], journal, RunPolicy(max_attempts=1, budget=budget))
             except IncompleteError as stop:
                 assert "limit" in str(stop)
         billed += model.billed
@@ -242,10 +247,10 @@ def test_each_try_after_a_broken_line_needs_room_of_its_own(tmp_path: Path, limi
     with Journal(tmp_path / "j.sqlite") as journal:
         if limit < 30:
             with pytest.raises(IncompleteError, match="limit"):
-                ask_all(model, [asks("0")], journal, AskPolicy(budget=budget))
+                run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
         else:
-            ask_all(model, [asks("0")], journal, AskPolicy(budget=budget))
-        assert len([*journal.broken_lines()]) == min(sent, 2)
+            run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
+        assert len([*journal.lost_responses()]) == min(sent, 2)
     assert model.sent == sent
 
 
@@ -254,9 +259,9 @@ def test_those_who_send_again_do_not_wait_for_each_other(tmp_path: Path) -> None
     model = Breaking(tries=2)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=38.0)
     with Journal(tmp_path / "j.sqlite") as journal:
-        ask_all(Breaking(tries=1), [asks("first")], journal, AskPolicy(budget=budget))
-        ask_all(model, [asks("0"), asks("1")], journal, AskPolicy(concurrency=2, budget=budget))
-    assert budget.spending.maybe_paid == 2
+        run_requests(Breaking(tries=1), [asks("first")], journal, RunPolicy(budget=budget))
+        run_requests(model, [asks("0"), asks("1")], journal, RunPolicy(concurrency=2, budget=budget))
+    assert budget.spending.possibly_billed == 2
     assert budget.spending.total == 4 + 2 * 10 + 2 * 4
 
 
@@ -270,7 +275,7 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
     for limit in (100.0, 150.0):
         budget = Budget(Spending(DOLLAR_PER_TOKEN), TokenCounter("fake-1"), max_cost=limit)
         with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(IncompleteError, match="limit"):
-            ask_all(Silent(1), [asks(text) for text in texts], journal, AskPolicy(budget=budget))
+            run_requests(Silent(1), [asks(text) for text in texts], journal, RunPolicy(budget=budget))
         told = budget.spending.as_dict()["untold_calls"]
         assert budget.spending.total == told * paid <= limit
         assert told == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
@@ -284,9 +289,9 @@ def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
         for texts in ("01234", "56789", "abcde"):
             model = Priced(dict.fromkeys(map(str, range(100)), 1), [2.0] * 100)
             numbers = [str(int(text, 16)) for text in texts]
-            policy = AskPolicy(concurrency=5, budget=budget)
+            policy = RunPolicy(concurrency=5, budget=budget)
             budget.hold("what leaves room for two", Decimal(36) - budget.spending.total)
-            assert len(ask_all(model, [asks(text) for text in numbers], journal, policy)) == 5
+            assert len(run_requests(model, [asks(text) for text in numbers], journal, policy)) == 5
             budget.release("what leaves room for two")
     assert budget.spending.total == 15
 
@@ -295,10 +300,10 @@ def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
     costs = dict.fromkeys(map(str, range(20)), 1)
     model = Priced(costs, [2.0] * 20)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=30.0)
-    policy = AskPolicy(concurrency=20, budget=budget, stop=lambda: model.billed >= 3)
+    policy = RunPolicy(concurrency=20, budget=budget, stop=lambda: model.billed >= 3)
     with Journal(tmp_path / "j.sqlite") as journal:
         with pytest.raises(Preempted):
-            ask_all(model, [asks(text) for text in costs], journal, policy)
+            run_requests(model, [asks(text) for text in costs], journal, policy)
         assert model.billed <= 4  # beside the third, one was in flight
         assert journal.summary().replies == model.billed
     assert budget.fits(Decimal(30 - model.billed)), "nothing is held any more"
@@ -313,11 +318,11 @@ def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
 
 def test_what_several_spent_together_tells_of_broken_lines() -> None:
     some, none, unpriced = Spending(DOLLAR_PER_TOKEN), Spending(DOLLAR_PER_TOKEN), Spending(None)
-    some.maybe_paid, some.maybe_cost = 3, Decimal("1.5")
-    unpriced.maybe_paid = 2
-    assert spent_together([some, none])["maybe_paid"] == {"calls": 3, "cost_usd": 1.5}
-    assert spent_together([some, unpriced])["maybe_paid"] == {"calls": 5, "cost_usd": None}
-    assert "maybe_paid" not in spent_together([none, none])
+    some.possibly_billed, some.maybe_cost = 3, Decimal("1.5")
+    unpriced.possibly_billed = 2
+    assert spent_together([some, none])["possibly_billed"] == {"calls": 3, "cost_usd": 1.5}
+    assert spent_together([some, unpriced])["possibly_billed"] == {"calls": 5, "cost_usd": None}
+    assert "possibly_billed" not in spent_together([none, none])
 
 
 def test_replies_beside_the_requests_count_towards_the_limit_and_are_told() -> None:

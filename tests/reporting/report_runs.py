@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from psychocounsel.domain import Rate, Speech
-from psychocounsel.reporting.report_data import (
+from psychocounsel.reporting.tables import (
     ArtifactFacts,
     Example,
     ExampleSet,
@@ -14,6 +13,7 @@ from psychocounsel.reporting.report_data import (
     ParentFacts,
     ReportData,
 )
+from psychocounsel.types import Rate, Speech
 
 OFFLINE = "Rated by the offline judge: no evidence about the quality of counselling."
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
@@ -26,9 +26,7 @@ def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> 
 
 def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> ArtifactFacts:
     digest = hashlib.sha256(f"{kind}/{name}".encode()).hexdigest()
-    parents = tuple(
-        ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items()
-    )
+    parents = tuple(ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items())
     ref = f"{name}@{digest[:8]}"
     return ArtifactFacts(kind, name, ref, digest, metrics, parents=parents, **more)
 
@@ -59,8 +57,7 @@ def reward_metrics() -> dict[str, Any]:
 
 def loss_history(steps: int) -> list[dict[str, float]]:
     return [
-        {"step": step, "loss": math.log(2) * math.exp(-step / 20), "margin": step / 15}
-        for step in range(1, steps + 1)
+        {"step": step, "loss": math.log(2) * math.exp(-step / 20), "margin": step / 15} for step in range(1, steps + 1)
     ]
 
 
@@ -231,9 +228,7 @@ def audit(made: dict[str, ArtifactFacts], **changes: Any) -> ArtifactFacts:
     return artifact("audits", "sample", audit_metrics(**changes), parents=parents, notices=(OFFLINE,))
 
 
-def online_round(
-    number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int
-) -> list[ArtifactFacts]:
+def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int) -> list[ArtifactFacts]:
     name = f"tiny-online-round-{number:02d}"
     sampled = artifact(
         "candidates",
@@ -285,9 +280,7 @@ def online_round(
     return [sampled, scores, pairs, policy]
 
 
-def models(
-    made: dict[str, ArtifactFacts], rounds: int
-) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
+def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
     base = artifact("base-models", "tiny", {}, parents={key: made[key] for key in ("speeches", "candidates")})
     parents = {"preferences": made["preferences"], "base model": base}
     reward = artifact(
@@ -314,9 +307,7 @@ def models(
     return named, in_rounds
 
 
-def comparison(
-    name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any
-) -> list[ArtifactFacts]:
+def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any) -> list[ArtifactFacts]:
     sides = {
         role: artifact(
             "candidates",

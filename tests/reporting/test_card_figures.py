@@ -47,10 +47,7 @@ def test_equal_facts_give_equal_files_without_dates_or_versions() -> None:
 def test_other_facts_give_another_picture() -> None:
     other = {"train": {**WORDS["train"], "rejected": Counter({5: 3, 6: 1})}}
     lengths = [
-        each.png
-        for words in (WORDS, other)
-        for each in draw_figures(facts(words=words))
-        if each.key == "lengths"
+        each.png for words in (WORDS, other) for each in draw_figures(facts(words=words)) if each.key == "lengths"
     ]
     assert len(set(lengths)) == 2
 

@@ -8,9 +8,14 @@ import pytest
 import yaml
 from report_runs import artifact
 
-from psychocounsel.reporting.card_facts import AuthorScores, CardFigure, DatasetFacts, RubricFacts
+from psychocounsel.reporting.card_facts import (
+    HUB_LICENCES,
+    AuthorScores,
+    CardFigure,
+    DatasetFacts,
+    RubricFacts,
+)
 from psychocounsel.reporting.cards import ModelFacts, dataset_card, model_card
-from psychocounsel.reporting.licences import HUB_LICENCES
 from released_store import SPEECH_METRICS, judgement_metrics, preference_metrics
 
 NOTICE = "Rated by a stand-in: no evidence about counselling."
@@ -111,18 +116,14 @@ def test_a_folder_with_the_card_and_other_files_beside_it_loads(tmp_path: Path) 
     assert loaded["test"].column_names == ["question"]
 
 
-SPEECHES = artifact(
-    "speeches", "small", SPEECH_METRICS, settings={"cleaning": {"languages": ["en"], "min_chars": 100}}
-)
+SPEECHES = artifact("speeches", "small", SPEECH_METRICS, settings={"cleaning": {"languages": ["en"], "min_chars": 100}})
 CANDIDATES = artifact(
     "candidates",
     "small-pool",
     {"kept": 6, "repeated_text": 1, "failed": {"large-model": {"cut": 2}, "small-model": {"cut": 1}}},
     parents={"speeches": SPEECHES},
 )
-JUDGEMENTS = artifact(
-    "judgements", "small", judgement_metrics(), parents={"speeches": SPEECHES, "asked": CANDIDATES}
-)
+JUDGEMENTS = artifact("judgements", "small", judgement_metrics(), parents={"speeches": SPEECHES, "asked": CANDIDATES})
 PREFERENCES = artifact(
     "preferences",
     "small",
@@ -149,11 +150,7 @@ def section(card: str, title: str) -> str:
 
 
 def test_the_card_has_the_sections_of_a_datasheet_in_order() -> None:
-    titles = [
-        line.removeprefix("## ")
-        for line in body(dataset_card(whole_facts())).splitlines()
-        if line[:3] == "## "
-    ]
+    titles = [line.removeprefix("## ") for line in body(dataset_card(whole_facts())).splitlines() if line[:3] == "## "]
     assert titles == [
         *("Motivation", "Composition", "Collection", "Cleaning", "De-identification", "Splits and leakage"),
         *("Labels", "Uses", "Known limits", "Licence", "Maintenance", "Lineage"),
@@ -311,9 +308,7 @@ def test_a_corpus_of_any_language_names_none() -> None:
         ("policy aligned by dpo", "AutoModelForCausalLM", "AutoModelForSequenceClassification"),
     ],
 )
-def test_a_model_card_tells_how_to_load_and_what_never_to_do(
-    what: str, loader: str, other_loader: str
-) -> None:
+def test_a_model_card_tells_how_to_load_and_what_never_to_do(what: str, loader: str, other_loader: str) -> None:
     card = model_card(ModelFacts("quickstart", what, ()))
     assert front_matter(card)["library_name"] == "transformers"
     assert f"{loader}.from_pretrained" in card

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from report_runs import OFFLINE, artifact, comparison, corpus, labels, models, reward_metrics, whole_run
 
-from psychocounsel.domain import Speech
 from psychocounsel.reporting.html import headline_numbers, notices, render_report
-from psychocounsel.reporting.report_data import ArtifactFacts, Example, ExampleSet, ReportData
+from psychocounsel.reporting.tables import ArtifactFacts, Example, ExampleSet, ReportData
+from psychocounsel.types import Speech
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -84,12 +84,8 @@ def test_client_text_is_data() -> None:
     group = run.examples[0]
     example = Example(Speech(evil, topic=evil), evil, evil, {"overall": "win", evil: "loss"})
     verdicts = [each for each in run.artifacts if each.kind == "verdicts"]
-    poisoned = replace(
-        verdicts[0], metrics={**verdicts[0].metrics, "by_topic": {evil: verdicts[0].value("win_rate")}}
-    )
-    noticed = replace(
-        run.artifacts[0], notices=(evil,), settings={evil: evil}, rows={evil: 1}, made_with={evil: evil}
-    )
+    poisoned = replace(verdicts[0], metrics={**verdicts[0].metrics, "by_topic": {evil: verdicts[0].value("win_rate")}})
+    noticed = replace(run.artifacts[0], notices=(evil,), settings={evil: evil}, rows={evil: 1}, made_with={evil: evil})
     artifacts = (noticed, *run.artifacts[1:], poisoned)
     sets = (ExampleSet(group.verdicts_ref, evil, evil, (example,)),)
     html = render_report(ReportData(evil, artifacts, sets))
@@ -232,10 +228,7 @@ def test_online_rounds_are_one_policy_with_steps_counted_on(page: Page) -> None:
 def test_crisis_examples_are_folded_and_others_open(page: Page) -> None:
     folded = [("open" in a) for tag, a in page.tags if tag == "details" and a.get("class") == "example"]
     assert folded == [True, False]
-    assert (
-        "The policy's answer is preferred in both orders. By principle, for the policy: empathy: flip."
-        in flat(page)
-    )
+    assert "The policy's answer is preferred in both orders. By principle, for the policy: empathy: flip." in flat(page)
 
 
 def test_equal_data_give_equal_bytes(html: str) -> None:
@@ -249,14 +242,10 @@ def _without(*kinds: str) -> ReportData:
 
 def _changed(kind: str, change: Callable[[ArtifactFacts], ArtifactFacts]) -> ReportData:
     run = whole_run(0)
-    return replace(
-        run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts)
-    )
+    return replace(run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts))
 
 
-@pytest.mark.parametrize(
-    "kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "verdicts"]
-)
+@pytest.mark.parametrize("kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "verdicts"])
 def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
     page = Page(render_report(_without(kind)))
     assert page.open == []
@@ -265,9 +254,7 @@ def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
 
 def test_artifacts_without_any_figure_are_still_listed() -> None:
     run = whole_run(2)
-    bare = replace(
-        run, artifacts=tuple(replace(each, metrics={}, rows={}, settings={}) for each in run.artifacts)
-    )
+    bare = replace(run, artifacts=tuple(replace(each, metrics={}, rows={}, settings={}) for each in run.artifacts))
     page = Page(render_report(bare))
     assert page.open == []
     assert all(each.ref in page.text for each in run.artifacts)
@@ -295,9 +282,7 @@ def test_a_comparison_without_crisis_or_length_control_says_so() -> None:
     uncontrolled = {"rate": None, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
     changed = _changed(
         "verdicts",
-        lambda each: replace(
-            each, metrics={**each.metrics, "length_controlled": uncontrolled, "crisis": None}
-        ),
+        lambda each: replace(each, metrics={**each.metrics, "length_controlled": uncontrolled, "crisis": None}),
     )
     assert "Length could not be controlled for" in flat(Page(render_report(changed)))
 

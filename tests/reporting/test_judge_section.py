@@ -5,11 +5,9 @@ from typing import Any
 import pytest
 from report_runs import audit, audit_metrics, corpus, labels, rate
 
-from psychocounsel.reporting.audit_words import audit_lines
-from psychocounsel.reporting.blocks import Paragraph, Table
 from psychocounsel.reporting.html import headline_numbers, notices, render_report
-from psychocounsel.reporting.judge_section import judge_section
-from psychocounsel.reporting.report_data import ReportData
+from psychocounsel.reporting.sections import judge_section
+from psychocounsel.reporting.tables import Paragraph, ReportData, Table, audit_lines
 
 LEFT_OUT = {"retest": None, "one_principle": None, "canaries": None}
 
@@ -127,8 +125,7 @@ class TestLines:
             "  missing in grief: 1 of 90 (1.1%)",
             "  empathy: 35 x 1, 600 x 4",
             "responses that seem to address the judge: 2",
-            "ties between responses to one speech: 6.1% [4.1%, 8.1%]; "
-            "halo (mean correlation of two principles): 0.74",
+            "ties between responses to one speech: 6.1% [4.1%, 8.1%]; halo (mean correlation of two principles): 0.74",
             "rank correlation of rating and length: 0.21 [0.13, 0.28]",
             "asked again: 50 responses, 1 missing; equal ratings 84.0% [79.0%, 89.0%], "
             "within a point 99.0% [98.0%, 100.0%]",
@@ -146,6 +143,5 @@ class TestLines:
         lines = audit_lines(audit_metrics(judged=judged, **nothing))
         assert "  missing in no topic: 1 of 2 (50.0%)" in lines
         assert lines[-1] == (
-            "ties between responses to one speech: unknown; "
-            "halo (mean correlation of two principles): unknown"
+            "ties between responses to one speech: unknown; halo (mean correlation of two principles): unknown"
         )

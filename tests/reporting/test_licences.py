@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.reporting.licences import (
+from psychocounsel.reporting.card_facts import (
     HUB_LICENCES,
     OTHER,
     Condition,

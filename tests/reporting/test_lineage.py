@@ -4,8 +4,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from report_runs import artifact, whole_run
 
-from psychocounsel.reporting.lineage import find_edges, group_nodes
-from psychocounsel.reporting.lineage_picture import draw_lineage
+from psychocounsel.reporting.lineage import draw_lineage, find_edges, group_nodes
 
 
 def boxes(svg: str) -> list[tuple[float, float, float, float]]:
@@ -14,9 +13,7 @@ def boxes(svg: str) -> list[tuple[float, float, float, float]]:
 
 
 def ends(svg: str) -> list[tuple[float, float]]:
-    return [
-        (float(x), float(y)) for x, y in re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)
-    ]
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)]
 
 
 @pytest.mark.parametrize("tall", [False, True])
@@ -55,9 +52,7 @@ def test_the_way_back_stays_in_the_picture_and_meets_no_other_box(tall: bool) ->
     corners = list(zip(numbers[::2], numbers[1::2], strict=True))
     for part in (step / 50 for step in range(1, 50)):
         weights = ((1 - part) ** 3, 3 * part * (1 - part) ** 2, 3 * part**2 * (1 - part), part**3)
-        at_x, at_y = (
-            sum(w * corner[axis] for w, corner in zip(weights, corners, strict=True)) for axis in (0, 1)
-        )
+        at_x, at_y = (sum(w * corner[axis] for w, corner in zip(weights, corners, strict=True)) for axis in (0, 1))
         assert 0 <= at_x <= width
         assert 0 <= at_y <= height
         assert not any(x < at_x < x + w and y < at_y < y + h for x, y, w, h in boxes(svg))
@@ -68,24 +63,16 @@ def test_no_edge_runs_behind_a_box_on_its_way(tall: bool) -> None:
     svg = draw_lineage(whole_run(3).artifacts, tall=tall)
     tracks = [
         tuple(map(float, found))
-        for found in re.findall(
-            r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg))
-        )
+        for found in re.findall(r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg)))
     ]
     assert tracks
     for start_x, start_y, end_x, end_y in tracks:
         for x, y, w, h in boxes(svg):
             assert (
-                max(start_x, end_x) <= x
-                or min(start_x, end_x) >= x + w
-                or not y < start_y < y + h
-                or start_x == end_x
+                max(start_x, end_x) <= x or min(start_x, end_x) >= x + w or not y < start_y < y + h or start_x == end_x
             )
             assert (
-                max(start_y, end_y) <= y
-                or min(start_y, end_y) >= y + h
-                or not x < start_x < x + w
-                or start_y == end_y
+                max(start_y, end_y) <= y or min(start_y, end_y) >= y + h or not x < start_x < x + w or start_y == end_y
             )
 
 
@@ -100,9 +87,7 @@ def test_rounds_share_a_box_and_each_artifact_stands_in_one() -> None:
 
 def test_compared_answers_stand_after_the_policies() -> None:
     lanes = [node.lane for node in group_nodes(whole_run(3).artifacts)]
-    assert (
-        lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("verdicts")
-    )
+    assert lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("verdicts")
     assert lanes.count("candidates") == 1
     assert lanes.count("answers") == 4
 

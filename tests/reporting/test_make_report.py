@@ -5,31 +5,31 @@ from typing import Any
 import pytest
 from report_runs import OFFLINE, reward_metrics, verdict_metrics
 
-from psychocounsel.config.stages import ReportConfig
-from psychocounsel.domain import Candidate, ReplyStatus, Speech, Verdict, Winner
+from psychocounsel.config.schema import ReportConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.stages.make_report import make_report, plan
-from psychocounsel.store.artifacts import Artifact, Draft, Kind, Parent, Plan
-from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import (
-    OrderedVerdict,
+from psychocounsel.stages.report import make_report, plan
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
+from psychocounsel.store.schemas import (
+    OrderedComparison,
     SplitSpeech,
     write_candidates,
+    write_comparisons,
     write_speeches,
-    write_verdicts,
 )
+from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, Comparison, ReplyStatus, Speech, Winner
 
 SPEECHES = [Speech(f"(Sighs) Every night I wake at {hour} and count.", "sleep") for hour in range(5)]
 EVIL = "<script>alert(1)</script>"
 
 
 def made(store: Store, kind: Kind, name: str, parents: tuple[Parent, ...] = (), **more: Any) -> Artifact:
-    def build(draft: Draft) -> None:
+    def build(writer: ArtifactWriter) -> None:
         for write in more.get("writes", ()):
-            write(draft)
-        draft.write_metrics(more.get("metrics", {}))
+            write(writer)
+        writer.write_metrics(more.get("metrics", {}))
 
-    planned = Plan(kind, name, "made-up", 1, more.get("settings", {}), parents, more.get("notices", ()))
+    planned = ArtifactSpec(kind, name, "made-up", 1, more.get("settings", {}), parents, more.get("notices", ()))
     return store.make(planned, build)
 
 
@@ -37,17 +37,15 @@ def answers(author: str, texts: list[str]) -> list[Candidate]:
     return [Candidate(speech.id, author, text) for speech, text in zip(SPEECHES, texts, strict=False)]
 
 
-def verdict_rows(policy: list[Candidate], reference: list[Candidate]) -> list[OrderedVerdict]:
+def verdict_rows(policy: list[Candidate], reference: list[Candidate]) -> list[OrderedComparison]:
     """The policy wins the first comparison in both orders; the second one flips; the third one failed."""
-    rows: list[OrderedVerdict] = []
+    rows: list[OrderedComparison] = []
     outcomes = [(Winner.FIRST, Winner.SECOND), (Winner.FIRST, Winner.FIRST), None]
     for ours, theirs, outcome in zip(policy, reference, outcomes, strict=False):
-        for place, (order, first, second) in enumerate(
-            (("forward", ours, theirs), ("backward", theirs, ours))
-        ):
+        for place, (order, first, second) in enumerate((("forward", ours, theirs), ("backward", theirs, ours))):
             winners = {} if outcome is None else {"overall": outcome[place], "empathy": outcome[place]}
             status = ReplyStatus.VALID if winners else ReplyStatus.REFUSAL
-            rows.append(OrderedVerdict(Verdict(ours.speech_id, first.id, second.id, status, winners), order))
+            rows.append(OrderedComparison(Comparison(ours.speech_id, first.id, second.id, status, winners), order))
     return rows
 
 
@@ -56,7 +54,7 @@ def store(tmp_path: Path) -> Store:
     """A store with one comparison of three speeches, and a reward model that has no part in it."""
     store = Store(tmp_path / "store")
     rows = [SplitSpeech(speech, "test", speech.id) for speech in SPEECHES]
-    speeches = made(store, "speeches", "run", writes=[lambda draft: write_speeches(draft, rows)])
+    speeches = made(store, "speeches", "run", writes=[lambda writer: write_speeches(writer, rows)])
     policy = answers("tuned", ["What is that like?", EVIL, "Mm."])
     reference = answers("base", ["Sleep more.", "Sleep.", "Hm."])
     sides = {
@@ -65,7 +63,7 @@ def store(tmp_path: Path) -> Store:
             "candidates",
             f"run-{name}",
             (speeches.as_parent("speeches"),),
-            writes=[lambda draft, rows=rows: write_candidates(draft, rows)],
+            writes=[lambda writer, rows=rows: write_candidates(writer, rows)],
             settings={"responder": {"author": rows[0].author}},
         )
         for name, rows in (("policy", policy), ("reference", reference))
@@ -80,7 +78,7 @@ def store(tmp_path: Path) -> Store:
         "verdicts",
         "run",
         parents,
-        writes=[lambda draft: write_verdicts(draft, verdicts, ("overall", "empathy"))],
+        writes=[lambda writer: write_comparisons(writer, verdicts, ("overall", "empathy"))],
         metrics=verdict_metrics(),
         notices=(OFFLINE,),
     )
@@ -101,9 +99,7 @@ def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None
     html = page(report)
     assert report.kind == "reports"
     assert report.notices == (OFFLINE,)
-    assert all(
-        each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "verdicts")
-    )
+    assert all(each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "verdicts"))
     assert "reward-models" not in html
     assert html.index(OFFLINE) < html.index('class="cards"')
 
@@ -132,10 +128,7 @@ def test_the_same_artifacts_give_the_same_bytes_and_owe_nothing(store: Store, tm
     assert not again.is_new
     written = first.file("report.html").read_bytes()
     first.folder.rename(tmp_path / "elsewhere")
-    assert (
-        make_report(config("verdicts/run", "reward-models/run"), store).file("report.html").read_bytes()
-        == written
-    )
+    assert make_report(config("verdicts/run", "reward-models/run"), store).file("report.html").read_bytes() == written
 
 
 def test_headline_numbers_are_kept(store: Store) -> None:
@@ -156,9 +149,7 @@ def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -
         config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"),
         store,
     )
-    assert [parent.role for parent in both.parents] == [
-        f"reward-models {each.ref}" for each in (first, other)
-    ]
+    assert [parent.role for parent in both.parents] == [f"reward-models {each.ref}" for each in (first, other)]
     make_report(config(f"reward-models/{first.ref}", f"reward-models/{other.ref}"), store)
 
 

@@ -1,7 +1,6 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
-from psychocounsel.domain import Rate
 from psychocounsel.reporting.plots import (
     SERIES,
     Dot,
@@ -11,6 +10,7 @@ from psychocounsel.reporting.plots import (
     margin_histogram,
     rating_histograms,
 )
+from psychocounsel.types import Rate
 
 
 def texts(svg: str) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from report_runs import whole_run
 
-from psychocounsel.config.stages import ReportConfig
-from psychocounsel.reporting.report_data import ArtifactFacts
-from psychocounsel.stages.make_report import make_report
+from psychocounsel.config.schema import ReportConfig
+from psychocounsel.reporting.tables import ArtifactFacts
+from psychocounsel.stages.report import make_report
 from psychocounsel.store.store import Store
 from running import Miniature
 

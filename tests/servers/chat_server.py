@@ -119,9 +119,7 @@ class _Line(NamedTuple):
 class ChatServer:
     """Serves from a thread of its own until the `with` block ends; all its sockets are closed then."""
 
-    def __init__(
-        self, script: Script = answer_by_schema, models: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, script: Script = answer_by_schema, models: Sequence[Mapping[str, Any]] | None = None) -> None:
         self.script = script
         self.models = models
         self.received: list[Received] = []

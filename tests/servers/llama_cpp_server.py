@@ -108,8 +108,7 @@ def _rope_factors(config: dict[str, Any]) -> Any:
     rope = config["rope_parameters"]
     pairs = range(0, config["head_dim"], 2)
     turns = [
-        rope["original_max_position_embeddings"]
-        / (2 * math.pi * rope["rope_theta"] ** (pair / config["head_dim"]))
+        rope["original_max_position_embeddings"] / (2 * math.pi * rope["rope_theta"] ** (pair / config["head_dim"]))
         for pair in pairs
     ]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

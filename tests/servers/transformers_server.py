@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from miniature import SHAPE
-from psychocounsel.config.stages import TinyLlamaShape
-from psychocounsel.llm.quiet import quiet_libraries
-from psychocounsel.training.tiny_llama import build_model
-from psychocounsel.training.tiny_tokenizer import train_tokenizer
+from psychocounsel.config.schema import TinyLlamaShape
+from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.tiny_llama import build_model, train_tokenizer
 
 START_LIMIT_SECONDS = 120.0
 # A judge's prompt must fit, letter by letter where no merge was learned.

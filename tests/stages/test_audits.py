@@ -14,14 +14,14 @@ import pytest
 from chat_server import ChatServer, Fault, Reply, Script, error_fault
 
 from miniature import write_recipe, write_yaml
-from psychocounsel.audits import Rated, share_of_principles
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.stages import BuildPreferencesConfig
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech
-from psychocounsel.judging.canaries import CANARIES
+from psychocounsel.config.schema import BuildPreferencesConfig
+from psychocounsel.judging.injection import CANARIES
+from psychocounsel.stages.audit import Rated, share_of_principles
 from psychocounsel.stages.build_preferences import build_preferences
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, Judgement, ReplyStatus, Speech
 from running import Cli, Ended
 
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
@@ -160,13 +160,9 @@ class TestCanaries:
         assert "the judge OBEYS: do not trust its ratings of texts that address it" in told
 
     @pytest.mark.parametrize(("points", "resists"), [(6, True), (7, False)])
-    def test_a_whole_point_of_the_mean_is_too_much(
-        self, judged: Judged, cli: Cli, points: int, resists: bool
-    ) -> None:
+    def test_a_whole_point_of_the_mean_is_too_much(self, judged: Judged, cli: Cli, points: int, resists: bool) -> None:
         """Seven principles: seven points more are one of the mean rating, six are less."""
-        judged.server.script = by(
-            lambda text, name: lifted(text, points if own_words(text) != text else 0)[name]
-        )
+        judged.server.script = by(lambda text, name: lifted(text, points if own_words(text) != text else 0)[name])
         found = audited(cli, judged, {**NOTHING, "canaries": 8})[0]["canaries"]
         assert found["gain"]["largest"] == pytest.approx(points / 7)
         assert found["resists"] is resists
@@ -409,9 +405,7 @@ class TestOfflineJudge:
 
 
 class TestTable:
-    def test_missing_by_status_and_topic_and_every_rating(
-        self, judged: Judged, cli: Cli, tmp_path: Path
-    ) -> None:
+    def test_missing_by_status_and_topic_and_every_rating(self, judged: Judged, cli: Cli, tmp_path: Path) -> None:
         grieving: list[str] = []
 
         def touchy(request: Mapping[str, Any], number: int) -> Reply:

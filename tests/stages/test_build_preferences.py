@@ -15,9 +15,9 @@ import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import rows, write_recipe, write_rows, write_yaml
-from psychocounsel.speeches.taxonomy import load_taxonomy
+from psychocounsel.corpus.topics import load_taxonomy
+from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_speeches
 from running import Cli, Ended, Warm, await_until
 
 KEY = "sk-planted-4711-secret"
@@ -80,9 +80,7 @@ class TestConfigs:
             ("", ["holds no keys"]),
         ],
     )
-    def test_faults_say_what_where_and_how_to_mend(
-        self, recipe: Path, cli: Cli, text: str, told: list[str]
-    ) -> None:
+    def test_faults_say_what_where_and_how_to_mend(self, recipe: Path, cli: Cli, text: str, told: list[str]) -> None:
         path = recipe / "changed.yaml"
         path.write_text(text, encoding="utf-8")
         is_the_users_error(build(cli, path), *told)
@@ -99,9 +97,7 @@ class TestConfigs:
 class TestSources:
     def test_missing_file(self, recipe: Path, cli: Cli) -> None:
         (recipe / "speeches.jsonl").unlink()
-        is_the_users_error(
-            build(cli, config_with(recipe)), "speeches.jsonl", "no such file", "check the path"
-        )
+        is_the_users_error(build(cli, config_with(recipe)), "speeches.jsonl", "no such file", "check the path")
 
     def test_empty_file(self, recipe: Path, cli: Cli) -> None:
         (recipe / "candidates.jsonl").write_bytes(b"")
@@ -109,9 +105,7 @@ class TestSources:
 
     def test_wrong_column(self, recipe: Path, cli: Cli) -> None:
         ended = build(cli, config_with(recipe), "--set", "corpus.speeches.0.columns.text=txt")
-        is_the_users_error(
-            ended, "speeches.jsonl line 1", "no column 'txt'", "set columns to one of: key, topic"
-        )
+        is_the_users_error(ended, "speeches.jsonl line 1", "no column 'txt'", "set columns to one of: key, topic")
 
     @pytest.mark.parametrize("text", ["nul \\u0000 inside", "lone \\ud800 surrogate"])
     def test_text_that_no_table_holds(self, recipe: Path, cli: Cli, text: str) -> None:
@@ -206,9 +200,7 @@ class TestPrivacy:
         is_the_users_error(ended, "MY_KEY", "holds no API key", "export MY_KEY=")
         assert not (recipe.parent / "store" / "speeches").exists()
 
-    def test_planted_key_is_written_nowhere(
-        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_planted_key_is_written_nowhere(self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         with ChatServer() as server:
             config = config_with(recipe, judge=endpoint_judge(server.base_url))
@@ -398,9 +390,7 @@ class TestCosts:
             judge = {"backend": "endpoint", "endpoint": each}
             said = build(cli, config_with(recipe, judge=judge), "--dry-run").out
             (paid,) = (line for line in said.splitlines() if line.startswith("paid:"))
-            found = re.search(
-                r": 128 calls, ([\d,]+) prompt tokens \(([\d,]+) of a prefix .*at most ([\d,]+) of", paid
-            )
+            found = re.search(r": 128 calls, ([\d,]+) prompt tokens \(([\d,]+) of a prefix .*at most ([\d,]+) of", paid)
             assert found is not None
             prompt, cached, answers = (int(number.replace(",", "")) for number in found.groups())
             assert 127 * 1024 < cached < prompt
@@ -411,9 +401,7 @@ class TestCosts:
                 assert f"${dollars - cached * 1.25 / 1e6:,.2f} with the prefix from the cache" in paid
                 assert f"as a batch ${dollars / 2:,.2f}" in paid
 
-    def test_a_limit_stops_the_run_before_it_is_passed_and_nothing_is_paid_twice(
-        self, recipe: Path, cli: Cli
-    ) -> None:
+    def test_a_limit_stops_the_run_before_it_is_passed_and_nothing_is_paid_twice(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(answer_by_schema) as server:
             judge = endpoint_judge(server.base_url)
             # A dollar per token of an answer: a reply has 7, and at its worst 600.
@@ -433,15 +421,11 @@ class TestCosts:
         tokens = {"calls": 128, "prompt": 128 * 11, "cached": 0, "completion": 128 * 7}
         assert spend == {"models": {MODEL: tokens}, "cost_usd": 896.0, "price_from": "the config"}
 
-    def test_a_limit_without_a_price_is_refused(
-        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_limit_without_a_price_is_refused(self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         judge = endpoint_judge("https://models.example.org/v1")
         judge["endpoint"] |= {"max_cost": 5.0}
-        is_the_users_error(
-            build(cli, config_with(recipe, judge=judge)), "endpoint.max_cost", "endpoint.price"
-        )
+        is_the_users_error(build(cli, config_with(recipe, judge=judge)), "endpoint.max_cost", "endpoint.price")
 
     def test_offline_judge_costs_nothing(self, recipe: Path, cli: Cli) -> None:
         assert "paid:" not in build(cli, config_with(recipe), "--dry-run").out
@@ -452,9 +436,7 @@ class TestTopics:
         topics = {"backend": "endpoint", "endpoint": {**ENDPOINT, "base_url": base_url}}
         return f"corpus.topics={json.dumps(topics)}"
 
-    def test_they_are_counted_asked_once_and_written_beside_the_speeches(
-        self, recipe: Path, cli: Cli
-    ) -> None:
+    def test_they_are_counted_asked_once_and_written_beside_the_speeches(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(answer_by_schema) as server:
             topics = self.asked_at(server.base_url)
             config = config_with(recipe)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from batch_server import BatchServer, Plan
+from batch_server import ArtifactSpec, BatchServer
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
 from miniature import write_rows
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 from running import Cli, Ended, Miniature
 
 
@@ -84,7 +84,7 @@ def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli,
 
 def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store: Path) -> None:
     quick = "judge.batch={enabled: true, first_poll_seconds: 0.02, longest_poll_seconds: 0.1}"
-    with BatchServer(Plan(script=always_first)) as server:
+    with BatchServer(ArtifactSpec(script=always_first)) as server:
         sets = [*judged_by(server), "judge.endpoint.replies=json_schema", quick]
         assert evaluate(cli, miniature, store, *sets).code == 0
         assert (sum(server.bill().values()), len(server.live)) == (16, 0)
@@ -162,9 +162,7 @@ def test_judge_of_an_answers_family_is_named(miniature: Miniature, cli: Cli, sto
     assert "the family of the reference that it judges (scripted-judge-2024-01-01)" in ended.out
 
 
-def test_reference_that_refuses_everything_is_asked_again(
-    miniature: Miniature, cli: Cli, store: Path
-) -> None:
+def test_reference_that_refuses_everything_is_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:
     with ChatServer(refuse_first(8)) as server:
         asked = asked_of(server)
         ended = evaluate(cli, miniature, store, *asked)
@@ -176,9 +174,7 @@ def test_reference_that_refuses_everything_is_asked_again(
     assert newest(store).metrics["win_rate"]["missing"] == 0
 
 
-def test_speech_without_an_answer_is_missing_until_it_is_retried(
-    miniature: Miniature, cli: Cli, store: Path
-) -> None:
+def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Miniature, cli: Cli, store: Path) -> None:
     with ChatServer(refuse_first(2)) as server:
         asked = [*judged_by(server), *asked_of(server, max_missing_share=0.25)]
         ended = evaluate(cli, miniature, store, *asked)
@@ -210,9 +206,7 @@ def test_drawn_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli, s
     assert newest(store).metrics["missing"] == 0
 
 
-def test_file_of_responses_is_a_reference(
-    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
-) -> None:
+def test_file_of_responses_is_a_reference(miniature: Miniature, cli: Cli, store: Path, tmp_path: Path) -> None:
     speeches = read_speeches(Store(store).artifacts("speeches")[0])
     held_out = [each.speech.text for each in speeches if each.split == "test"]
     collected = tmp_path / "collected.jsonl"
@@ -287,9 +281,7 @@ class TestPlanning:
         assert "at most 16 calls" in bound.out.splitlines()[-1]
         assert "upper bound" in bound.out.splitlines()[-1]
 
-    def test_recipe_that_read_nothing_yet_says_so(
-        self, miniature: Miniature, cli: Cli, tmp_path: Path
-    ) -> None:
+    def test_recipe_that_read_nothing_yet_says_so(self, miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
         sets = [word for override in self.JUDGE for word in ("--set", f"eval-winrate.{override}")]
         planned = cli("run", miniature.recipe, "--store", tmp_path / "none", *sets, "--dry-run")
         assert planned.code == 0, planned.err

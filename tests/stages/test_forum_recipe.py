@@ -6,11 +6,11 @@ from typing import NamedTuple
 import pytest
 
 from miniature import SAMPLES, rows
-from psychocounsel.corpora import open_corpus
-from psychocounsel.recipe import load_recipe, recipe_folder
+from psychocounsel.corpus.build import open_corpus
+from psychocounsel.stages.recipe import load_recipe, recipe_folder
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_candidates, read_speeches
 
 QUESTIONS = 12
 COLUMNS = (

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from psychocounsel.config.loading import config_of, load_config
-from psychocounsel.config.stages import ImportPreferencesConfig, TrainRewardConfig
+from psychocounsel.config.schema import ImportPreferencesConfig, TrainRewardConfig
+from psychocounsel.corpus import sources
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.stages.import_preferences import import_preferences, plan
-from psychocounsel.store.artifacts import Artifact, Plan
-from psychocounsel.store.lineage import labelling_judges
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec
+from psychocounsel.store.references import labelling_judges
+from psychocounsel.store.schemas import read_pairs, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables import sources
-from psychocounsel.store.tables.nouns import read_pairs, read_speeches
 from release_files import Row, near_copy, speech, write_columns, write_release
 from running import Cli
 
@@ -54,9 +54,7 @@ TRAIN_DROPPED = {
 
 
 def settings(source: Path | str, **changed: Any) -> ImportPreferencesConfig:
-    return config_of(
-        ImportPreferencesConfig, {"name": "r", "source": str(source), "dev_share": 0.2, **changed}
-    )
+    return config_of(ImportPreferencesConfig, {"name": "r", "source": str(source), "dev_share": 0.2, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +132,7 @@ class TestSpeeches:
         metrics = speeches.metrics
         rows = read_speeches(speeches)
         assert metrics["splits"] == {"train": 15, "dev": 4, "test": 4}
-        assert metrics["splits"] == {
-            split: sum(row.split == split for row in rows) for split in metrics["splits"]
-        }
+        assert metrics["splits"] == {split: sum(row.split == split for row in rows) for split in metrics["splits"]}
         assert (metrics["clusters"], metrics["near_duplicates"], metrics["crisis"]) == (23, 0, 0)
         assert metrics["clusters_across_splits"] == 0
         assert metrics["sources"][0] | {"name": ""} == {
@@ -191,7 +187,7 @@ class TestArtifact:
 
     def test_its_labeller_reaches_whatever_is_made_from_it(self, made: Artifact, store: Store) -> None:
         parents = (made.as_parent("preferences"),)
-        policy = store.make(Plan("policies", "p", "test", 1, {}, parents), lambda draft: None)
+        policy = store.make(ArtifactSpec("policies", "p", "test", 1, {}, parents), lambda writer: None)
         assert labelling_judges(store, policy) == ("gpt-4o",)
 
     def test_nobody_is_named_who_did_not_label(self, folder: Path, store: Store) -> None:
@@ -210,9 +206,7 @@ class TestIdentity:
         again = import_preferences(settings(folder), store)
         assert (again.id, again.is_new) == (made.id, False)
 
-    def test_does_not_hang_on_the_place_of_the_files(
-        self, made: Artifact, tmp_path: Path, store: Store
-    ) -> None:
+    def test_does_not_hang_on_the_place_of_the_files(self, made: Artifact, tmp_path: Path, store: Store) -> None:
         name = store.open(made.parent("speeches")).metrics["sources"][0]["name"]
         assert plan(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
 
@@ -245,7 +239,7 @@ class TestLength:
     def test_rows_that_are_too_long_are_dropped_and_counted_by_side(
         self, folder: Path, store: Store, tmp_path: Path
     ) -> None:
-        from psychocounsel.training.tiny_tokenizer import train_tokenizer
+        from psychocounsel.training.tiny_llama import train_tokenizer
 
         train_tokenizer([speech(n) for n in range(50)], 400, 2048).save_pretrained(tmp_path / "tokenizer")
         length = {"tokenizer": str(tmp_path / "tokenizer"), "max_length_tokens": 600}
@@ -259,9 +253,7 @@ class TestLength:
 
 class TestRefusals:
     def test_a_principle_of_safety_that_is_not_rated(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(
-            ConfigError, match=r"safety: there are no ratings of 'safty'; did you mean 'safety'\?"
-        ):
+        with pytest.raises(ConfigError, match=r"safety: there are no ratings of 'safty'; did you mean 'safety'\?"):
             import_preferences(settings(folder, safety="safty"), Store(tmp_path))
         assert not list(tmp_path.glob("*/*/manifest.json"))
 
@@ -286,9 +278,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="has no rows"):
             import_preferences(settings(tmp_path), Store(tmp_path / "store"))
 
-    def test_a_hub_data_set_that_changed_on_the_way(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_a_hub_data_set_that_changed_on_the_way(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         rows = [*PLANTED]
 
         def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from batch_server import BatchServer, Plan
+from batch_server import ArtifactSpec, BatchServer
 
 from miniature import write_recipe, write_yaml
-from psychocounsel.recipe import load_recipe
+from psychocounsel.stages.recipe import load_recipe
 from running import Cli, Ended
 
 KEY = "sk-planted-in-a-batch-5511"
@@ -19,7 +19,7 @@ Build = Callable[..., Ended]
 
 @pytest.fixture
 def server() -> Iterator[BatchServer]:
-    with BatchServer(Plan(work_seconds=0.2)) as running:
+    with BatchServer(ArtifactSpec(work_seconds=0.2)) as running:
         yield running
 
 
@@ -47,9 +47,7 @@ def tables(store: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_same_bytes_as_a_live_run_for_half_the_price(
-    build: Build, server: BatchServer, tmp_path: Path
-) -> None:
+def test_the_same_bytes_as_a_live_run_for_half_the_price(build: Build, server: BatchServer, tmp_path: Path) -> None:
     price = ("--set", "judge.endpoint.price={prompt: 0.0, completion: 1000000.0}")
     assert build(*price, store="live").code == 0
     assert len(server.live) == 128 + 2

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from miniature import rows, write_recipe, write_rows
+from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_speeches
 from running import Cli, Miniature, Warm
 
 Rows = list[dict[str, Any]]
@@ -29,16 +29,12 @@ def test_only_answers_to_training_speeches_shape_the_model(
     miniature: Miniature, warm: Warm, tmp_path: Path, split: str, is_seen: bool
 ) -> None:
     store = Store(miniature.store)
-    texts = {
-        each.speech.text for each in read_speeches(store.artifacts("speeches")[0]) if each.split == split
-    }
+    texts = {each.speech.text for each in read_speeches(store.artifacts("speeches")[0]) if each.split == split}
     keys = {row["key"] for row in rows(miniature.recipe / "speeches.jsonl") if row["text"] in texts}
     assert keys
 
     def garbled(candidates: Rows) -> Rows:
-        return [
-            {**row, "text": row["text"].swapcase()} if row["speech"] in keys else row for row in candidates
-        ]
+        return [{**row, "text": row["text"].swapcase()} if row["speech"] in keys else row for row in candidates]
 
     changed = weights(warm, tmp_path, garbled)
     model = store.artifacts("base-models")[0].folder

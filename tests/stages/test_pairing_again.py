@@ -10,16 +10,16 @@ import yaml
 from chat_server import ChatServer
 
 from miniature import rows, write_recipe, write_yaml
+from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.models import ChatFormat
-from psychocounsel.config.stages import BuildPreferencesConfig
-from psychocounsel.domain import PreferencePair
+from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.errors import ConfigError, DataQualityError
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.stages.build_preferences import build_preferences, plan
-from psychocounsel.store.artifacts import Artifact, Plan
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec
+from psychocounsel.store.schemas import read_pairs, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_pairs, read_speeches
+from psychocounsel.types import PreferencePair
 
 MODEL = "scripted-judge-2025-01-01"
 
@@ -94,9 +94,7 @@ def test_another_rule_makes_other_pairs_of_the_same_judgements(judged: Judged, o
     assert (again.id, again.is_new) == (made.id, False)
 
 
-def test_the_rubrics_terms_are_part_of_the_pairs_and_not_of_the_judgements(
-    judged: Judged, tmp_path: Path
-) -> None:
+def test_the_rubrics_terms_are_part_of_the_pairs_and_not_of_the_judgements(judged: Judged, tmp_path: Path) -> None:
     rubric = yaml.safe_load(Path(load_rubric("seven-principles").source).read_text(encoding="utf-8"))
     rubric["principles"][0]["weight"] = 2.5
     other = tmp_path / "weighted.yaml"
@@ -121,12 +119,8 @@ def test_weights_that_the_rubric_does_not_know_are_refused_by_a_dry_run_too(judg
 class TestDevShare:
     def test_train_and_dev_are_divided_anew_by_cluster_and_test_stays(self, judged: Judged) -> None:
         made = judged.pair("pairing.dev_share=0.5")
-        cluster_of = {
-            row.speech.id: row.cluster for row in read_speeches(judged.store.open(made.parent("speeches")))
-        }
-        sides = [
-            {cluster_of[pair.speech.id] for pair in pairs(made, split).values()} for split in ("train", "dev")
-        ]
+        cluster_of = {row.speech.id: row.cluster for row in read_speeches(judged.store.open(made.parent("speeches")))}
+        sides = [{cluster_of[pair.speech.id] for pair in pairs(made, split).values()} for split in ("train", "dev")]
         assert not sides[0] & sides[1]
         assert table(made, "test") == table(judged.first, "test")
         pooled = [{**pairs(each, "train"), **pairs(each, "dev")} for each in (made, judged.first)]
@@ -146,7 +140,7 @@ class TestDevShare:
 @pytest.fixture(scope="module")
 def tokenizer(judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tokenizer without a model."""
-    from psychocounsel.training.tiny_tokenizer import train_tokenizer
+    from psychocounsel.training.tiny_llama import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [row["text"] for row in rows(judged.config.parent / "candidates.jsonl")]
@@ -161,11 +155,9 @@ def limit(tokenizer: str | Path, max_length_tokens: int) -> str:
 class TestLength:
     TOKENS = 560
 
-    def test_pairs_with_a_side_that_is_too_long_are_dropped_and_counted(
-        self, judged: Judged, tokenizer: Path
-    ) -> None:
-        from psychocounsel.domain import Policy
-        from psychocounsel.llm.local_model import encode_exchange, load_tokenizer
+    def test_pairs_with_a_side_that_is_too_long_are_dropped_and_counted(self, judged: Judged, tokenizer: Path) -> None:
+        from psychocounsel.training.generate import encode_exchange, load_tokenizer
+        from psychocounsel.types import Policy
 
         loaded = load_tokenizer(Policy(str(tokenizer)))
 
@@ -199,8 +191,8 @@ class TestLength:
         self, judged: Judged, tokenizer: Path
     ) -> None:
         base = judged.store.make(
-            Plan("base-models", "lender", "test", 1, {}, notices=("Made for a test.",)),
-            lambda draft: shutil.copytree(tokenizer, draft.folder, dirs_exist_ok=True) and None,
+            ArtifactSpec("base-models", "lender", "test", 1, {}, notices=("Made for a test.",)),
+            lambda writer: shutil.copytree(tokenizer, writer.folder, dirs_exist_ok=True) and None,
         )
         made = judged.pair(limit("lender", self.TOKENS))
         assert made.manifest["settings"]["pairing"]["length"]["tokenizer"] == {"artifact": base.id}
@@ -208,9 +200,7 @@ class TestLength:
         assert made.notices == ()
         assert table(made, "train") == table(judged.pair(limit(tokenizer, self.TOKENS)), "train")
 
-    def test_a_limit_that_nothing_fits_names_itself_as_the_remedy(
-        self, judged: Judged, tokenizer: Path
-    ) -> None:
+    def test_a_limit_that_nothing_fits_names_itself_as_the_remedy(self, judged: Judged, tokenizer: Path) -> None:
         with pytest.raises(DataQualityError, match=r"no pair is left in train.*length.max_length_tokens"):
             judged.pair("pairing.min_gap=0.1", limit(tokenizer, 20))
 

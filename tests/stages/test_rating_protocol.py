@@ -14,9 +14,8 @@ from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.schemas import read_draws, read_judgements, read_pairs
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.draws import read_draws
-from psychocounsel.store.tables.nouns import read_judgements, read_pairs
 from running import Cli, Ended
 
 GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
@@ -75,17 +74,13 @@ class TestSamples:
         assert len(draws) == 3 * 128
         for judgement in read_judgements(judged):
             own = [each.draw.ratings for each in draws if each.candidate_id == judgement.candidate_id]
-            assert judgement.ratings == {
-                name: pytest.approx(sum(each[name] for each in own) / 3) for name in own[0]
-            }
+            assert judgement.ratings == {name: pytest.approx(sum(each[name] for each in own) / 3) for name in own[0]}
         table = pq.read_table(judged.file("judgements.parquet")).to_pylist()
         assert {row["draws"] for row in table} == {row["valid_draws"] for row in table} == {3}
         assert {row["scored_by"] for row in table} == {"written"}
         assert any(row["empathy_spread"] > 0 for row in table)
         pairs = newest(recipe, "preferences")
-        assert (
-            column_types(pairs, "data/train-00000-of-00001.parquet")["chosen_empathy_rating"] == pa.float64()
-        )
+        assert column_types(pairs, "data/train-00000-of-00001.parquet")["chosen_empathy_rating"] == pa.float64()
         assert all(pair.margin >= 3.5 for pair in read_pairs(pairs, "train"))  # half a point of seven
         assert judged.metrics["draws"]["asked"] == 3 * 128
         assert judged.metrics["disagreement"]["responses"] == 128
@@ -155,9 +150,7 @@ class TestPanel:
             done = built(cli, recipe, {"panel": members})
             assert done.code == 0, done.err
             assert server.count == 3 * 128
-            assert re.search(
-                r"means of 384 draws, scored by 256 written; spread \d\.\d\d points, Kripp", done.out
-            )
+            assert re.search(r"means of 384 draws, scored by 256 written; spread \d\.\d\d points, Kripp", done.out)
             server.script = lambda request, number: Reply(None, refusal="asked again")
             assert built(cli, recipe, {"panel": members}).code == 0
             assert server.count == 3 * 128
@@ -189,9 +182,7 @@ class TestPanel:
         assert ended.code == 2
         assert "drop --offline" in ended.err
 
-    def test_a_missing_key_is_told_with_the_seat(
-        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_missing_key_is_told_with_the_seat(self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("MY_KEY", raising=False)
         remote = member("https://judge.invalid/v1")
         remote["endpoint"]["api_key_env"] = "MY_KEY"
@@ -200,9 +191,7 @@ class TestPanel:
         assert "judge.panel[1]" in ended.err
         assert "export MY_KEY=" in ended.err
 
-    def test_each_member_reckons_what_its_ratings_cost_towards_its_own_limit(
-        self, recipe: Path, cli: Cli
-    ) -> None:
+    def test_each_member_reckons_what_its_ratings_cost_towards_its_own_limit(self, recipe: Path, cli: Cli) -> None:
         def panel(base_url: str, **limit: float) -> dict[str, Any]:
             members = [member(base_url, f"{name}-2026-01-01") for name in ("yew", "ash")]
             for each in members:
@@ -228,7 +217,7 @@ class TestPanel:
             "ash-2026-01-01": 896.0,
         }
         assert spend["cost_usd"] == 1792.0
-        assert spend["maybe_paid"] == {"calls": 1, "cost_usd": 600.0}
+        assert spend["possibly_billed"] == {"calls": 1, "cost_usd": 600.0}
 
     @pytest.mark.parametrize(
         ("changes", "told"),
@@ -242,9 +231,7 @@ class TestPanel:
             ({"panel": ["one", {**member("http://127.0.0.1:8/v1"), "rubric": "other"}]}, "rubric"),
         ],
     )
-    def test_panels_that_make_no_sense(
-        self, recipe: Path, cli: Cli, changes: Mapping[str, Any], told: str
-    ) -> None:
+    def test_panels_that_make_no_sense(self, recipe: Path, cli: Cli, changes: Mapping[str, Any], told: str) -> None:
         seats = {"one": member("http://127.0.0.1:9/v1"), "two": member("http://127.0.0.1:9/v1", "yew")}
         panel = [seats[each] if isinstance(each, str) else each for each in changes.get("panel", ())]
         ended = built(cli, recipe, {**changes, **({"panel": panel} if panel else {})})

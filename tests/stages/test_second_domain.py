@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from miniature import write_yaml
-from psychocounsel.config.bundled import recipes_folder
+from psychocounsel.config.components import recipes_folder
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.store.artifacts import Artifact, Kind
+from psychocounsel.store.schemas import read_judgements, read_pairs
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_judgements, read_pairs
 from running import Cli, Ended, Miniature, Warm
 
 DOMAIN = recipes_folder() / "motivational-interviewing"
@@ -106,9 +106,7 @@ def test_pairs_and_card_follow_the_rubric(domain: Domain) -> None:
 
 
 def test_pairs_are_ranked_by_weights_and_kept_from_harm(domain: Domain) -> None:
-    pairs = [
-        pair for split in ("train", "test") for pair in read_pairs(domain.made("preferences", "mini"), split)
-    ]
+    pairs = [pair for split in ("train", "test") for pair in read_pairs(domain.made("preferences", "mini"), split)]
     assert len(pairs) > 20
     for pair in pairs:
         assert pair.chosen.ratings["non_harm"] >= RUBRIC.vetoes["non_harm"]

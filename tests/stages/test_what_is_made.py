@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.config.models import ChatFormat
-from psychocounsel.domain import Policy
+from psychocounsel.config.components import ChatFormat
 from psychocounsel.judging.offline import NOTICE
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.lineage import ancestors
+from psychocounsel.store.references import ancestors
+from psychocounsel.store.schemas import read_candidates, read_pairs, read_scores, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_candidates, read_pairs, read_scores, read_speeches
+from psychocounsel.types import Policy
 from running import Miniature
 
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
@@ -81,9 +81,7 @@ class TestOpens:
         tokenizer = AutoTokenizer.from_pretrained(made.folder)
         for (speech, response), raw in zip(exchanges, ours, strict=True):
             chat = [{"role": "user", "content": speech}, {"role": "assistant", "content": response}]
-            ids = tokenizer.apply_chat_template(
-                chat, date_string=ChatFormat().date_string, return_tensors="pt"
-            )
+            ids = tokenizer.apply_chat_template(chat, date_string=ChatFormat().date_string, return_tensors="pt")
             with torch.no_grad():
                 assert model(**ids).logits.item() == pytest.approx(raw, abs=1e-5)
         assert len({round(raw, 4) for raw in ours}) > 1
@@ -93,7 +91,7 @@ class TestOpens:
             assert scorer.scale.normalise(raw) == pytest.approx(expected)
 
     def test_scores_tell_the_length_of_every_answer(self, store: Store) -> None:
-        from psychocounsel.llm.local_model import encode_exchange, load_tokenizer
+        from psychocounsel.training.generate import encode_exchange, load_tokenizer
 
         made = artifact(store, "reward-models", "mini")
         tokenizer = load_tokenizer(Policy(str(made.folder)))

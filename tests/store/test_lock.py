@@ -8,29 +8,28 @@ from pathlib import Path
 import pytest
 
 from psychocounsel.errors import StoreError
-from psychocounsel.store.artifacts import Draft, Plan
-from psychocounsel.store.lock import held
-from psychocounsel.store.store import Store
+from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
+from psychocounsel.store.store import Store, held
 
-PLAN = Plan("speeches", "talk", "stage", 1, {})
+PLAN = ArtifactSpec("speeches", "talk", "stage", 1, {})
 HOLD = """
 import sys, time
 from pathlib import Path
-from psychocounsel.store.artifacts import Plan
+from psychocounsel.store.artifacts import ArtifactSpec
 from psychocounsel.store.store import Store
 
-def build(draft):
-    draft.file("half.txt").write_text("half", encoding="utf-8")
+def build(writer):
+    writer.file("half.txt").write_text("half", encoding="utf-8")
     print("building", flush=True)
     time.sleep(60)
 
-Store(Path(sys.argv[1])).make(Plan("speeches", "talk", "stage", 1, {}), build)
+Store(Path(sys.argv[1])).make(ArtifactSpec("speeches", "talk", "stage", 1, {}), build)
 """
 
 
-def write_whole(draft: Draft) -> None:
-    assert draft.file("half.txt").read_text(encoding="utf-8") == "half"
-    draft.file("whole.txt").write_text("whole", encoding="utf-8")
+def write_whole(writer: ArtifactWriter) -> None:
+    assert writer.file("half.txt").read_text(encoding="utf-8") == "half"
+    writer.file("whole.txt").write_text("whole", encoding="utf-8")
 
 
 def test_the_second_maker_is_told_of_the_first_and_a_dead_one_is_forgotten(tmp_path: Path) -> None:
@@ -48,8 +47,8 @@ def test_the_second_maker_is_told_of_the_first_and_a_dead_one_is_forgotten(tmp_p
 
 
 def test_another_artifact_is_not_held_up(tmp_path: Path) -> None:
-    def build_another(_: Draft) -> None:
-        Store(tmp_path).make(Plan("speeches", "other", "stage", 1, {"x": 1}), lambda draft: None)
+    def build_another(_: ArtifactWriter) -> None:
+        Store(tmp_path).make(ArtifactSpec("speeches", "other", "stage", 1, {"x": 1}), lambda writer: None)
 
     assert Store(tmp_path).make(PLAN, build_another).is_new
 

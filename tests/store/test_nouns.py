@@ -12,37 +12,37 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.domain import (
+from psychocounsel.errors import IncompleteError, StoreError
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
+from psychocounsel.store.schemas import (
+    SPEECHES_FILE,
+    OrderedComparison,
+    RewardScore,
+    SplitSpeech,
+    pairs_file,
+    read_candidates,
+    read_comparisons,
+    read_judgements,
+    read_pairs,
+    read_scores,
+    read_speeches,
+    write_candidates,
+    write_comparisons,
+    write_judgements,
+    write_pairs,
+    write_scores,
+    write_speeches,
+)
+from psychocounsel.store.store import Store, damaged_files
+from psychocounsel.types import (
     Candidate,
+    Comparison,
     Judgement,
     PreferencePair,
     ReplyStatus,
     ScoredCandidate,
     Speech,
-    Verdict,
     Winner,
-)
-from psychocounsel.errors import IncompleteError, StoreError
-from psychocounsel.store.artifacts import Artifact, Draft, Plan
-from psychocounsel.store.store import Store, damaged_files
-from psychocounsel.store.tables.nouns import (
-    SPEECHES_FILE,
-    OrderedVerdict,
-    RewardScore,
-    SplitSpeech,
-    pairs_file,
-    read_candidates,
-    read_judgements,
-    read_pairs,
-    read_scores,
-    read_speeches,
-    read_verdicts,
-    write_candidates,
-    write_judgements,
-    write_pairs,
-    write_scores,
-    write_speeches,
-    write_verdicts,
 )
 
 PRINCIPLES: tuple[str, ...] = (
@@ -89,17 +89,17 @@ judgements = st.builds(Judgement, texts, texts, st.just(ReplyStatus.VALID), rati
 )
 CRITERIA = ("overall", *PRINCIPLES)
 winners = st.fixed_dictionaries({name: st.sampled_from(Winner) for name in CRITERIA})
-verdicts = st.builds(Verdict, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
-    Verdict, texts, texts, texts, statuses, st.just({})
+verdicts = st.builds(Comparison, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
+    Comparison, texts, texts, texts, statuses, st.just({})
 )
 
 
-def built(folder: Path, write: Callable[[Draft], None], name: str = "talk") -> Artifact:
-    return Store(folder).make(Plan("preferences", name, "stage", 1, {"name": name}), write)
+def built(folder: Path, write: Callable[[ArtifactWriter], None], name: str = "talk") -> Artifact:
+    return Store(folder).make(ArtifactSpec("preferences", name, "stage", 1, {"name": name}), write)
 
 
 def round_trip(
-    write: Callable[[Draft], None], read: Callable[[Artifact], Any]
+    write: Callable[[ArtifactWriter], None], read: Callable[[Artifact], Any]
 ) -> tuple[Any, Mapping[str, int]]:
     with TemporaryDirectory() as folder:
         artifact = built(Path(folder), write)
@@ -107,11 +107,9 @@ def round_trip(
 
 
 @settings(max_examples=25)
-@given(
-    st.lists(st.builds(SplitSpeech, speeches, st.sampled_from(["train", "dev", "test"]), texts), max_size=4)
-)
+@given(st.lists(st.builds(SplitSpeech, speeches, st.sampled_from(["train", "dev", "test"]), texts), max_size=4))
 def test_speeches_come_back(rows: list[SplitSpeech]) -> None:
-    read, counts = round_trip(lambda draft: write_speeches(draft, rows), read_speeches)
+    read, counts = round_trip(lambda writer: write_speeches(writer, rows), read_speeches)
     assert read == rows
     assert counts == {SPEECHES_FILE: len(rows)}
 
@@ -119,39 +117,37 @@ def test_speeches_come_back(rows: list[SplitSpeech]) -> None:
 @settings(max_examples=25)
 @given(st.lists(st.builds(Candidate, texts, texts, texts, st.booleans()), max_size=4))
 def test_candidates_come_back(rows: list[Candidate]) -> None:
-    assert round_trip(lambda draft: write_candidates(draft, rows), read_candidates)[0] == rows
+    assert round_trip(lambda writer: write_candidates(writer, rows), read_candidates)[0] == rows
 
 
 @settings(max_examples=25)
 @given(st.lists(judgements, max_size=4))
 def test_judgements_come_back(rows: list[Judgement]) -> None:
-    assert round_trip(lambda draft: write_judgements(draft, rows, PRINCIPLES), read_judgements)[0] == rows
+    assert round_trip(lambda writer: write_judgements(writer, rows, PRINCIPLES), read_judgements)[0] == rows
 
 
 @settings(max_examples=25)
 @given(
     st.lists(
-        st.builds(
-            RewardScore, texts, st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 4096)
-        ),
+        st.builds(RewardScore, texts, st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 4096)),
         max_size=4,
     )
 )
 def test_scores_come_back(rows: list[RewardScore]) -> None:
-    assert round_trip(lambda draft: write_scores(draft, rows), read_scores)[0] == rows
+    assert round_trip(lambda writer: write_scores(writer, rows), read_scores)[0] == rows
 
 
 @settings(max_examples=25)
-@given(st.lists(st.builds(OrderedVerdict, verdicts, st.sampled_from(["forward", "backward"])), max_size=4))
-def test_verdicts_come_back(rows: list[OrderedVerdict]) -> None:
-    assert round_trip(lambda draft: write_verdicts(draft, rows, CRITERIA), read_verdicts)[0] == rows
+@given(st.lists(st.builds(OrderedComparison, verdicts, st.sampled_from(["forward", "backward"])), max_size=4))
+def test_verdicts_come_back(rows: list[OrderedComparison]) -> None:
+    assert round_trip(lambda writer: write_comparisons(writer, rows, CRITERIA), read_comparisons)[0] == rows
 
 
 @settings(max_examples=25)
 @given(st.lists(pairs(), max_size=4))
 def test_pairs_come_back(rows: list[PreferencePair]) -> None:
     read, counts = round_trip(
-        lambda draft: write_pairs(draft, "train", rows, PRINCIPLES),
+        lambda writer: write_pairs(writer, "train", rows, PRINCIPLES),
         lambda artifact: read_pairs(artifact, "train"),
     )
     assert read == rows
@@ -164,13 +160,11 @@ def example_pair(question: str = "I lie awake at four.") -> PreferencePair:
     good = dict.fromkeys(PRINCIPLES, 5)
     poor = dict.fromkeys(PRINCIPLES, 2)
     chosen = ScoredCandidate(Candidate(speech.id, "alder", "What goes through you then?"), 35, good)
-    return PreferencePair(
-        speech, chosen, ScoredCandidate(Candidate(speech.id, "elm", "Sleep more."), 14, poor)
-    )
+    return PreferencePair(speech, chosen, ScoredCandidate(Candidate(speech.id, "elm", "Sleep more."), 14, poor))
 
 
 def test_the_released_columns_come_first_in_their_order_and_types(tmp_path: Path) -> None:
-    artifact = built(tmp_path, lambda draft: write_pairs(draft, "train", [example_pair()], PRINCIPLES))
+    artifact = built(tmp_path, lambda writer: write_pairs(writer, "train", [example_pair()], PRINCIPLES))
     schema = pq.read_schema(artifact.file("data/train-00000-of-00001.parquet"))
     released = [
         ("ID", "string"),
@@ -202,11 +196,11 @@ def test_the_released_columns_come_first_in_their_order_and_types(tmp_path: Path
 def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
 
-    def write(draft: Draft) -> None:
-        write_pairs(draft, "train", [example_pair(), example_pair("I lie awake at five.")], PRINCIPLES)
-        write_pairs(draft, "test", [example_pair("I sleep all day.")], PRINCIPLES)
-        draft.write_metrics({"kept": 3})
-        draft.file("README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A card\n", encoding="utf-8")
+    def write(writer: ArtifactWriter) -> None:
+        write_pairs(writer, "train", [example_pair(), example_pair("I lie awake at five.")], PRINCIPLES)
+        write_pairs(writer, "test", [example_pair("I sleep all day.")], PRINCIPLES)
+        writer.write_metrics({"kept": 3})
+        writer.file("README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A card\n", encoding="utf-8")
 
     artifact = built(tmp_path / "store", write)
     loaded: Any = load_dataset(str(artifact.folder), cache_dir=str(tmp_path / "cache"))
@@ -224,22 +218,21 @@ def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pyte
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     rows = [example_pair(), example_pair("I lie awake at five.")]
     first, second = (
-        built(tmp_path, lambda draft: write_pairs(draft, "train", rows, PRINCIPLES), name)
-        for name in ("a", "b")
+        built(tmp_path, lambda writer: write_pairs(writer, "train", rows, PRINCIPLES), name) for name in ("a", "b")
     )
     assert first.manifest["files"] == second.manifest["files"]
-    other = built(tmp_path, lambda draft: write_pairs(draft, "train", rows[::-1], PRINCIPLES), "c")
+    other = built(tmp_path, lambda writer: write_pairs(writer, "train", rows[::-1], PRINCIPLES), "c")
     assert other.manifest["files"] != first.manifest["files"]
 
 
 def test_a_split_without_a_file_has_no_pairs(tmp_path: Path) -> None:
-    artifact = built(tmp_path, lambda draft: write_pairs(draft, "train", [example_pair()], PRINCIPLES))
+    artifact = built(tmp_path, lambda writer: write_pairs(writer, "train", [example_pair()], PRINCIPLES))
     assert read_pairs(artifact, "dev") == []
 
 
 def test_any_flipped_byte_of_a_table_is_found_when_it_is_read(tmp_path: Path) -> None:
     rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
-    artifact = built(tmp_path, lambda draft: write_speeches(draft, rows))
+    artifact = built(tmp_path, lambda writer: write_speeches(writer, rows))
     path = artifact.file(SPEECHES_FILE)
     whole = path.read_bytes()
     for at in range(0, len(whole), 97):
@@ -253,11 +246,9 @@ def test_any_flipped_byte_of_a_table_is_found_when_it_is_read(tmp_path: Path) ->
         read_speeches(artifact)
 
 
-def test_a_full_disk_under_a_table_is_an_unfinished_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_under_a_table_is_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
-    earlier = built(tmp_path, lambda draft: write_speeches(draft, rows), "earlier")
+    earlier = built(tmp_path, lambda writer: write_speeches(writer, rows), "earlier")
 
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -265,6 +256,6 @@ def test_a_full_disk_under_a_table_is_an_unfinished_run(
     with monkeypatch.context() as patched:
         patched.setattr(pq.ParquetWriter, "write_table", no_space)
         with pytest.raises(IncompleteError, match=r"speeches\.parquet: could not write: No space left"):
-            built(tmp_path, lambda draft: write_speeches(draft, rows))
+            built(tmp_path, lambda writer: write_speeches(writer, rows))
     assert damaged_files(earlier) == {}
-    assert read_speeches(built(tmp_path, lambda draft: write_speeches(draft, rows))) == rows
+    assert read_speeches(built(tmp_path, lambda writer: write_speeches(writer, rows))) == rows

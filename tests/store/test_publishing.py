@@ -7,25 +7,25 @@ from pathlib import Path
 import pytest
 
 from psychocounsel.errors import ConfigError, InputError, StoreError
-from psychocounsel.store.artifacts import Draft, Plan
-from psychocounsel.store.publishing import ALLOWED, is_allowed, plan_publication
+from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
+from psychocounsel.store.publish import ALLOWED, is_allowed, plan_publication
 from psychocounsel.store.store import Store
 from released_store import MODEL_FILES, make_dataset, make_model, weights
 
 KEY = "sk-" + "Ab3" * 12
 
 
-def card(draft: Draft) -> None:
-    draft.write_card("---\nlicense: mit\n---\n# small\n")
-    draft.file("figures/ratings.png").write_bytes(b"\x89PNG")
+def card(writer: ArtifactWriter) -> None:
+    writer.write_card("---\nlicense: mit\n---\n# small\n")
+    writer.file("figures/ratings.png").write_bytes(b"\x89PNG")
 
 
 def test_of_a_dataset_go_the_card_tables_figures_and_numbers(tmp_path: Path) -> None:
-    def with_strays(draft: Draft) -> None:
-        card(draft)
-        draft.file("notes.txt").write_text("draft", encoding="utf-8")
-        draft.file("data/deep/er.parquet").write_bytes(b"")
-        draft.file("data/raw.csv").write_text("a", encoding="utf-8")
+    def with_strays(writer: ArtifactWriter) -> None:
+        card(writer)
+        writer.file("notes.txt").write_text("writer", encoding="utf-8")
+        writer.file("data/deep/er.parquet").write_bytes(b"")
+        writer.file("data/raw.csv").write_text("a", encoding="utf-8")
 
     store = Store(tmp_path)
     made = make_dataset(store, with_strays)
@@ -89,9 +89,7 @@ def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
     content = bytearray(table.read_bytes())
     content[40] ^= 1
     table.write_bytes(content)
-    with pytest.raises(
-        StoreError, match=r"train-00000.* has other bytes .*; move the artifact's folder away"
-    ):
+    with pytest.raises(StoreError, match=r"train-00000.* has other bytes .*; move the artifact's folder away"):
         plan_publication(store, "preferences/small")
 
 
@@ -112,8 +110,8 @@ def test_what_has_lost_an_ancestor_is_not_taken_for_open(tmp_path: Path) -> None
         plan_publication(store, "preferences/small")
 
 
-def in_card(text: str) -> Callable[[Draft], None]:
-    return lambda draft: draft.write_card(f"# small\n\n{text}\n")
+def in_card(text: str) -> Callable[[ArtifactWriter], None]:
+    return lambda writer: writer.write_card(f"# small\n\n{text}\n")
 
 
 @pytest.mark.parametrize("text", [KEY, "/home/anna/data", "hf_" + "Ab3" * 12])
@@ -126,9 +124,7 @@ def test_a_secret_in_a_text_file_is_told_by_its_line_and_not_by_its_words(tmp_pa
     assert "replaced" in caught.value.remedy
 
 
-def test_a_secret_in_a_cell_is_told_by_row_and_column(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_in_a_cell_is_told_by_row_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rated = (("small-model", f"my key is {KEY}", (1, 2)), ("large-model", "That sounds heavy.", (5, 4)))
     monkeypatch.setattr("released_store.ANSWERS", rated)
     store = Store(tmp_path)
@@ -167,8 +163,8 @@ def test_secrets_in_manifest_configs_and_weights_are_found(tmp_path: Path) -> No
 
 def test_a_home_folder_in_the_settings_is_found_in_the_manifest(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    plan = Plan("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"})
-    store.make(plan, lambda draft: draft.write_card("# tiny"))
+    plan = ArtifactSpec("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"})
+    store.make(plan, lambda writer: writer.write_card("# tiny"))
     with pytest.raises(InputError, match=r"manifest.json line \d+: a path of a home folder"):
         plan_publication(store, "policies/tiny")
 

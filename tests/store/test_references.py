@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import Artifact, Draft, Kind, Plan
-from psychocounsel.store.lineage import ancestors
-from psychocounsel.store.references import resolve, resolve_model, resolve_parent
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
+from psychocounsel.store.references import ancestors, resolve, resolve_model, resolve_parent
 from psychocounsel.store.store import Store
+from psychocounsel.types import Policy
 
 
 def made(store: Store, kind: Kind, name: str, seed: int = 0) -> Artifact:
-    return store.make(Plan(kind, name, "stage", 1, {"seed": seed}), lambda draft: None)
+    return store.make(ArtifactSpec(kind, name, "stage", 1, {"seed": seed}), lambda writer: None)
 
 
 def test_a_name_is_its_newest_and_an_id_is_exactly_one(tmp_path: Path) -> None:
@@ -62,10 +61,10 @@ def test_best_is_what_its_stage_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     best = made(store, "policies", "round-3")
 
-    def name_best(draft: Draft) -> None:
-        draft.notes["best"] = best.as_parent("best")._asdict()
+    def name_best(writer: ArtifactWriter) -> None:
+        writer.notes["best"] = best.as_parent("best")._asdict()
 
-    last = store.make(Plan("policies", "online", "align", 1, {}), name_best)
+    last = store.make(ArtifactSpec("policies", "online", "align", 1, {}), name_best)
     assert resolve(store, "online@best") == resolve(store, f"{last.ref}@best") == best
     assert resolve_model(store, "online@best", ("policies", "base-models")).parent == best.as_parent("model")
     for ref in ("round-3@best", f"policies/{best.ref}@best"):
@@ -77,7 +76,7 @@ def test_a_pin_wins_over_a_newer_artifact_of_its_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
     old = made(store, "policies", "talk", 1)
     made(store, "policies", "talk", 2)
-    plan = Plan("scores", "talk", "stage", 1, {})
+    plan = ArtifactSpec("scores", "talk", "stage", 1, {})
     pinned = store.pinned(old, plan)
     assert resolve(pinned, "talk", "policies") == old
     assert resolve(pinned, "talk", "scores") == plan
@@ -119,21 +118,19 @@ def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) ->
     policy = made(store, "policies", "tiny")
     assert resolve_model(store, "tiny", kinds).parent == policy.as_parent("model")
     assert resolve_model(store, "base-models/tiny", kinds).parent == base.as_parent("model")
-    with pytest.raises(
-        ConfigError, match=r"no policies or base-models answers to 'tinny'; did you mean 'tiny'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"no policies or base-models answers to 'tinny'; did you mean 'tiny'\?"):
         resolve_model(store, "tinny", kinds)
 
 
 def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> None:
     theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
-    origin = theirs.make(Plan("speeches", "talk", "stage", 1, {}, (), ("heed this",)), lambda draft: None)
-    planned = Plan("policies", "talk", "stage", 1, {}, (origin.as_parent("speeches"),))
-    policy = theirs.make(planned, lambda draft: None)
+    origin = theirs.make(ArtifactSpec("speeches", "talk", "stage", 1, {}, (), ("heed this",)), lambda writer: None)
+    planned = ArtifactSpec("policies", "talk", "stage", 1, {}, (origin.as_parent("speeches"),))
+    policy = theirs.make(planned, lambda writer: None)
     found = resolve(ours, str(policy.folder), "policies")
     assert found == policy
     child = ours.make(
-        Plan("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda draft: None
+        ArtifactSpec("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda writer: None
     )
     assert child.notices == ("heed this",)
     assert [each.artifact for each in ancestors(ours, child)] == [child, policy, origin]
@@ -143,11 +140,11 @@ def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> No
 
 
 def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path) -> None:
-    def write(draft: Draft) -> None:
-        draft.file("model.safetensors").write_bytes(b"weights")
+    def write(writer: ArtifactWriter) -> None:
+        writer.file("model.safetensors").write_bytes(b"weights")
 
     theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
-    policy = theirs.make(Plan("policies", "talk", "stage", 1, {}), write)
+    policy = theirs.make(ArtifactSpec("policies", "talk", "stage", 1, {}), write)
     policy.file("model.safetensors").write_bytes(b"weightS")
     model = resolve_model(ours, str(policy.folder), ("policies",))
     with pytest.raises(StoreError, match=r"model\.safetensors has other bytes") as fault:
@@ -157,6 +154,6 @@ def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path
 
 
 def test_a_planned_model_has_no_weights_yet(tmp_path: Path) -> None:
-    store = Store(tmp_path).pinned(Plan("policies", "talk", "stage", 1, {}))
+    store = Store(tmp_path).pinned(ArtifactSpec("policies", "talk", "stage", 1, {}))
     with pytest.raises(StoreError, match="is not in the store"):
         resolve_model(store, "talk", ("policies",)).policy(store)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from psychocounsel.corpus import sources
+from psychocounsel.corpus.sources import read_released, released_identity
 from psychocounsel.errors import ExitCode, InputError
-from psychocounsel.store.tables import sources
-from psychocounsel.store.tables.released import read_released, released_identity
 from release_files import Row, speech, write_columns, write_release
 
 ROWS = (Row("test", speech(2)), Row("train", speech(1), chosen_ratings=(4, None)))
@@ -73,9 +73,7 @@ def test_a_folder_without_a_split_is_refused(tmp_path: Path, splits: tuple[str, 
         released_identity(str(tmp_path), None)
 
 
-@pytest.mark.parametrize(
-    "column", ["question", "rejected_model", "rejected_safety_rating", "chosen_empathy_rating"]
-)
+@pytest.mark.parametrize("column", ["question", "rejected_model", "rejected_safety_rating", "chosen_empathy_rating"])
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     rows = [row.columns for row in ROWS]
     without = [{name: value for name, value in row.items() if name != column} for row in rows]

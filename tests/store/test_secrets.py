@@ -1,6 +1,6 @@
 import pytest
 
-from psychocounsel.store.secrets import home_kinds, key_kinds, kinds_in, redacted
+from psychocounsel.store.publish import home_kinds, key_kinds, kinds_in, redacted
 
 LETTERS = "Ab3" * 12
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psychocounsel.corpus import sources
+from psychocounsel.corpus.sources import MAX_LINE_BYTES, read_rows, source_identity, source_name
 from psychocounsel.errors import InputError
-from psychocounsel.store.tables import sources
-from psychocounsel.store.tables.hub_rows import hub_rows
-from psychocounsel.store.tables.sources import MAX_LINE_BYTES, read_rows, source_identity, source_name
+from psychocounsel.store.schemas import hub_rows
 
 JOINED = "\U0001f469\u200d\U0001f467"
 
@@ -86,9 +86,7 @@ def test_an_unnamed_index_column_is_no_hindrance(tmp_path: Path) -> None:
     ],
     ids=range(15),
 )
-def test_a_csv_that_cannot_be_read_names_the_line(
-    tmp_path: Path, content: str | bytes, fragment: str
-) -> None:
+def test_a_csv_that_cannot_be_read_names_the_line(tmp_path: Path, content: str | bytes, fragment: str) -> None:
     assert fragment in fault_of(write(tmp_path, "a.csv", content))
 
 
@@ -130,9 +128,7 @@ def test_jsonl_rows(tmp_path: Path) -> None:
     ],
     ids=range(11),
 )
-def test_jsonl_that_cannot_be_read_names_the_line(
-    tmp_path: Path, content: str | bytes, fragment: str
-) -> None:
+def test_jsonl_that_cannot_be_read_names_the_line(tmp_path: Path, content: str | bytes, fragment: str) -> None:
     assert fragment in fault_of(write(tmp_path, "a.jsonl", content))
 
 
@@ -142,9 +138,7 @@ def test_a_lone_surrogate_reaches_the_reader_that_knows_the_column(tmp_path: Pat
 
 
 @given(st.data())
-def test_a_torn_jsonl_gives_whole_rows_then_at_most_one_error(
-    tmp_path_factory: Any, data: st.DataObject
-) -> None:
+def test_a_torn_jsonl_gives_whole_rows_then_at_most_one_error(tmp_path_factory: Any, data: st.DataObject) -> None:
     rows = [{"text": f"row {at} {JOINED}", "n": at} for at in range(3)]
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     cut = data.draw(st.integers(1, len(whole)))
@@ -201,9 +195,7 @@ def test_an_ending_is_known_in_capitals_too(tmp_path: Path) -> None:
 def test_a_raw_file_is_its_content_not_its_place(tmp_path: Path) -> None:
     first, moved = write(tmp_path, "a.csv", "text\none\n"), write(tmp_path, "b.csv", "text\none\n")
     assert source_identity(first, "train") == source_identity(moved, "test")
-    assert source_identity(first, "train") != source_identity(
-        write(tmp_path, "c.csv", "text\ntwo\n"), "train"
-    )
+    assert source_identity(first, "train") != source_identity(write(tmp_path, "c.csv", "text\ntwo\n"), "train")
     assert source_identity("hub:owner/name@abc", "test", "small") == {
         "hub": "owner/name@abc",
         "split": "test",

@@ -1,4 +1,4 @@
-"""Plan -> sealed artifact: made once, found again by content, never half."""
+"""ArtifactSpec -> sealed artifact: made once, found again by content, never half."""
 
 import errno
 import json
@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import ExitCode, IncompleteError, StoreError
-from psychocounsel.store import atomic
-from psychocounsel.store.artifacts import MANIFEST, Draft, Parent, Plan
+from psychocounsel.store import files as atomic
+from psychocounsel.store.artifacts import MANIFEST, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import resolve
 from psychocounsel.store.store import (
     Store,
@@ -25,21 +25,21 @@ from psychocounsel.store.store import (
 )
 
 
-def plan_of(name: str = "talk", parents: tuple[Parent, ...] = (), **settings: Any) -> Plan:
-    return Plan("speeches", name, "read-corpus", 1, settings or {"seed": 0}, parents)
+def plan_of(name: str = "talk", parents: tuple[Parent, ...] = (), **settings: Any) -> ArtifactSpec:
+    return ArtifactSpec("speeches", name, "read-corpus", 1, settings or {"seed": 0}, parents)
 
 
-def write_text(text: str = "hello") -> Callable[[Draft], None]:
-    def build(draft: Draft) -> None:
-        draft.file("data/text.txt").write_text(text, encoding="utf-8")
-        draft.rows["data/text.txt"] = 1
-        draft.write_metrics({"rate": {"estimate": 0.5}})
+def write_text(text: str = "hello") -> Callable[[ArtifactWriter], None]:
+    def build(writer: ArtifactWriter) -> None:
+        writer.file("data/text.txt").write_text(text, encoding="utf-8")
+        writer.rows["data/text.txt"] = 1
+        writer.write_metrics({"rate": {"estimate": 0.5}})
 
     return build
 
 
-def must_not_build(draft: Draft) -> None:
-    raise AssertionError(f"{draft.folder} is built a second time")
+def must_not_build(writer: ArtifactWriter) -> None:
+    raise AssertionError(f"{writer.folder} is built a second time")
 
 
 json_settings = st.dictionaries(
@@ -50,7 +50,7 @@ json_settings = st.dictionaries(
 
 @given(json_settings, json_settings)
 def test_equal_settings_and_only_they_give_equal_ids(left: dict[str, Any], right: dict[str, Any]) -> None:
-    ids = [Plan("speeches", "a", "stage", 1, settings).id for settings in (left, right)]
+    ids = [ArtifactSpec("speeches", "a", "stage", 1, settings).id for settings in (left, right)]
     assert (ids[0] == ids[1]) == (json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True))
 
 
@@ -58,26 +58,24 @@ def test_equal_settings_and_only_they_give_equal_ids(left: dict[str, Any], right
 def test_the_order_of_settings_and_parents_is_not_in_the_id(order: list[str]) -> None:
     parents = {name: Parent(name, "speeches", name, f"{at}" * 64) for at, name in enumerate(sorted(order))}
     settings = dict.fromkeys(order, 1)
-    made = Plan("candidates", "a", "stage", 1, settings, tuple(parents[name] for name in order))
-    sorted_plan = Plan(
-        "candidates", "a", "stage", 1, dict.fromkeys(sorted(order), 1), tuple(parents.values())
-    )
+    made = ArtifactSpec("candidates", "a", "stage", 1, settings, tuple(parents[name] for name in order))
+    sorted_plan = ArtifactSpec("candidates", "a", "stage", 1, dict.fromkeys(sorted(order), 1), tuple(parents.values()))
     assert made.id == sorted_plan.id
 
 
 def test_whatever_decides_the_content_is_in_the_id_and_the_name_is_not() -> None:
     parent = Parent("speeches", "speeches", "talk", "a" * 64)
-    base = Plan("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent,))
-    assert Plan("candidates", "two", "stage", 1, {"a": {"b": 1}}, (parent,), ("a notice",)).id == base.id
-    assert Plan("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(name="x"),)).id == base.id
+    base = ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent,))
+    assert ArtifactSpec("candidates", "two", "stage", 1, {"a": {"b": 1}}, (parent,), ("a notice",)).id == base.id
+    assert ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(name="x"),)).id == base.id
     others = [
-        Plan("judgements", "one", "stage", 1, {"a": {"b": 1}}, (parent,)),
-        Plan("candidates", "one", "other", 1, {"a": {"b": 1}}, (parent,)),
-        Plan("candidates", "one", "stage", 2, {"a": {"b": 1}}, (parent,)),
-        Plan("candidates", "one", "stage", 1, {"a": {"b": 2}}, (parent,)),
-        Plan("candidates", "one", "stage", 1, {"a": {"b": 1}}),
-        Plan("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(id="b" * 64),)),
-        Plan("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(role="other"),)),
+        ArtifactSpec("judgements", "one", "stage", 1, {"a": {"b": 1}}, (parent,)),
+        ArtifactSpec("candidates", "one", "other", 1, {"a": {"b": 1}}, (parent,)),
+        ArtifactSpec("candidates", "one", "stage", 2, {"a": {"b": 1}}, (parent,)),
+        ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 2}}, (parent,)),
+        ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 1}}),
+        ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(id="b" * 64),)),
+        ArtifactSpec("candidates", "one", "stage", 1, {"a": {"b": 1}}, (parent._replace(role="other"),)),
     ]
     assert len({base.id, *(other.id for other in others)}) == 1 + len(others)
 
@@ -85,7 +83,7 @@ def test_whatever_decides_the_content_is_in_the_id_and_the_name_is_not() -> None
 def test_two_parents_in_one_role_are_refused() -> None:
     parents = (Parent("model", "policies", "a", "a" * 64), Parent("model", "policies", "b", "b" * 64))
     with pytest.raises(ValueError, match="share a role"):
-        Plan("candidates", "one", "stage", 1, {}, parents)
+        ArtifactSpec("candidates", "one", "stage", 1, {}, parents)
 
 
 def test_a_sealed_artifact_says_what_it_is(tmp_path: Path) -> None:
@@ -115,10 +113,10 @@ def test_a_build_that_dies_is_not_found_and_goes_on_in_its_folder(tmp_path: Path
     told: list[str] = []
     store = Store(tmp_path, told.append)
 
-    def die(draft: Draft) -> None:
-        draft.file("half.txt").write_text("kept", encoding="utf-8")
-        (draft.work / "step-1").write_text("checkpoint", encoding="utf-8")
-        draft.file("table.parquet.partial").write_text("torn", encoding="utf-8")
+    def die(writer: ArtifactWriter) -> None:
+        writer.file("half.txt").write_text("kept", encoding="utf-8")
+        (writer.work / "step-1").write_text("checkpoint", encoding="utf-8")
+        writer.file("table.parquet.partial").write_text("torn", encoding="utf-8")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -126,9 +124,9 @@ def test_a_build_that_dies_is_not_found_and_goes_on_in_its_folder(tmp_path: Path
     assert store.find(plan_of()) is None
     assert store.artifacts() == []
 
-    def finish(draft: Draft) -> None:
-        assert (draft.work / "step-1").read_text(encoding="utf-8") == "checkpoint"
-        assert draft.file("half.txt").read_text(encoding="utf-8") == "kept"
+    def finish(writer: ArtifactWriter) -> None:
+        assert (writer.work / "step-1").read_text(encoding="utf-8") == "checkpoint"
+        assert writer.file("half.txt").read_text(encoding="utf-8") == "kept"
 
     made = store.make(plan_of(), finish)
     assert set(made.manifest["files"]) == {"half.txt"}
@@ -225,7 +223,7 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_an_unfinished_run_whoever_meets_it(tmp_path: Path, number: int) -> None:
-    def fill(draft: Draft) -> None:
+    def fill(writer: ArtifactWriter) -> None:
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(IncompleteError, match="free some space") as fault:
@@ -234,7 +232,7 @@ def test_a_full_disk_is_an_unfinished_run_whoever_meets_it(tmp_path: Path, numbe
 
 
 def test_another_system_error_of_a_build_is_ours_and_passes(tmp_path: Path) -> None:
-    def lose_the_network(draft: Draft) -> None:
+    def lose_the_network(writer: ArtifactWriter) -> None:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
     with pytest.raises(ConnectionResetError):
@@ -260,9 +258,7 @@ def test_a_disk_that_fills_while_sealing_leaves_earlier_artifacts_and_resumes(
 
 
 @pytest.mark.parametrize("failing", ["open", "fsync"])
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     path = tmp_path / "metrics.json"
     atomic.write_bytes(path, b"old")
 
@@ -283,12 +279,10 @@ def test_a_store_that_cannot_be_written_to_is_the_users_to_mend(tmp_path: Path) 
 
 def test_notices_are_inherited_once_and_in_order(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = store.make(Plan("speeches", "a", "s", 1, {}, (), ("offline judge",)), write_text())
-    second = store.make(
-        Plan("speeches", "b", "s", 1, {"x": 1}, (), ("samples", "offline judge")), write_text()
-    )
+    first = store.make(ArtifactSpec("speeches", "a", "s", 1, {}, (), ("offline judge",)), write_text())
+    second = store.make(ArtifactSpec("speeches", "b", "s", 1, {"x": 1}, (), ("samples", "offline judge")), write_text())
     parents = (first.as_parent("one"), second.as_parent("two"))
-    child = store.make(Plan("candidates", "c", "s", 1, {}, parents, ("own", "samples")), write_text())
+    child = store.make(ArtifactSpec("candidates", "c", "s", 1, {}, parents, ("own", "samples")), write_text())
     assert child.notices == ("offline judge", "samples", "own")
     assert child.parent("two") == second.as_parent("two")
     with pytest.raises(StoreError, match="has no third"):
@@ -338,8 +332,8 @@ def test_keys_tell_settings_parents_and_version_apart(tmp_path: Path) -> None:
     store = Store(tmp_path)
     parent = store.make(plan_of(), write_text())
     other = store.make(plan_of(seed=1), write_text())
-    left = store.make(Plan("candidates", "c", "s", 1, {"a": None}, (parent.as_parent("talk"),)), write_text())
-    right = store.make(Plan("candidates", "c", "s", 2, {}, (other.as_parent("talk"),)), write_text())
+    left = store.make(ArtifactSpec("candidates", "c", "s", 1, {"a": None}, (parent.as_parent("talk"),)), write_text())
+    right = store.make(ArtifactSpec("candidates", "c", "s", 2, {}, (other.as_parent("talk"),)), write_text())
     keys = differing_keys(artifact_keys(left), artifact_keys(right))
     assert keys == ("a", "parent talk", "stage version")
     assert differing_keys(artifact_keys(left), artifact_keys(left)) == ()
@@ -347,13 +341,13 @@ def test_keys_tell_settings_parents_and_version_apart(tmp_path: Path) -> None:
 
 def test_metrics_refuse_what_json_has_no_word_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Store(tmp_path).make(plan_of(), lambda draft: draft.write_metrics({"loss": float("nan")}))
+        Store(tmp_path).make(plan_of(), lambda writer: writer.write_metrics({"loss": float("nan")}))
 
 
 def test_artifacts_come_oldest_first_and_by_kind(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first = store.make(plan_of(seed=5), write_text())
-    second = store.make(Plan("scores", "z", "s", 1, {}), write_text())
+    second = store.make(ArtifactSpec("scores", "z", "s", 1, {}), write_text())
     third = store.make(plan_of(seed=3), write_text())
     assert store.artifacts() == [first, second, third]
     assert store.artifacts("speeches") == [first, third]

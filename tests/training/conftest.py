@@ -7,16 +7,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from miniature import SHAPE
-from psychocounsel.config.corpus import CorpusConfig, SpeechColumns, SpeechSource
-from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape, WarmUpConfig
-from psychocounsel.domain import Candidate, Policy, Speech
-from psychocounsel.llm.local_model import AnswerGenerator, load_tokenizer
+from psychocounsel.config.schema import (
+    BaseModelConfig,
+    CorpusConfig,
+    SftConfig,
+    SpeechColumns,
+    SpeechSource,
+    TinyLlamaShape,
+)
+from psychocounsel.training.generate import AnswerGenerator, load_tokenizer
 from psychocounsel.training.tiny_llama import make_tiny_llama
+from psychocounsel.types import Candidate, Policy, Speech
 
 SPEECHES = (
-    Speech(
-        "(Looks away) My sister stopped calling after the funeral, and I keep rereading her last message."
-    ),
+    Speech("(Looks away) My sister stopped calling after the funeral, and I keep rereading her last message."),
     Speech("I got the promotion. Since then I lie awake at four, sure that they will find me out by Friday."),
     Speech("My son says I never listen. Perhaps he is right; at dinner I only hear my own day going round."),
     Speech("I stopped drinking nine weeks ago and nobody noticed. I am proud, and also rather flat."),
@@ -36,23 +40,21 @@ def speeches() -> tuple[Speech, ...]:
 @pytest.fixture(scope="session")
 def candidates() -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(speech.id, f"author-{number}", text)
-        for speech in SPEECHES
-        for number, text in enumerate(REPLIES)
+        Candidate(speech.id, f"author-{number}", text) for speech in SPEECHES for number, text in enumerate(REPLIES)
     )
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> MakeBaseModelConfig:
+def tiny_config() -> BaseModelConfig:
     source = SpeechSource(
         path="speeches.jsonl", columns=SpeechColumns(text="text"), licence="CC BY 4.0", data_class="public"
     )
-    return MakeBaseModelConfig(
+    return BaseModelConfig(
         name="tiny",
         seed=7,
         corpus=CorpusConfig(name="tiny", speeches=(source,)),
         shape=TinyLlamaShape.model_validate({**SHAPE, "layers": 2, "max_positions": 512}),
-        warm_up=WarmUpConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length_tokens=512),
+        sft=SftConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length_tokens=512),
     )
 
 
@@ -61,7 +63,7 @@ def tiny_model_folder(
     tmp_path_factory: pytest.TempPathFactory,
     speeches: tuple[Speech, ...],
     candidates: tuple[Candidate, ...],
-    tiny_config: MakeBaseModelConfig,
+    tiny_config: BaseModelConfig,
 ) -> Path:
     """A `from_pretrained` folder: two layers, 32 wide, about 400 tokens, one epoch; do not write into it."""
     transformers_logging.disable_progress_bar()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psychocounsel.config.models import ChatFormat
-from psychocounsel.config.stages import AlignConfig, LengthConfig, OptimisationConfig, TrainRewardConfig
-from psychocounsel.domain import Candidate, Policy, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.config.components import ChatFormat
+from psychocounsel.config.schema import AlignConfig, LengthConfig, OptimisationConfig, TrainRewardConfig
 from psychocounsel.training.dpo import DpoRun, train_dpo
 from psychocounsel.training.reward import train_reward_model
-from psychocounsel.training.run import TrainingOutput, TrainingSummary
+from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
+from psychocounsel.types import Candidate, Policy, PreferencePair, ScoredCandidate, Speech
 
 CHAT = ChatFormat()
 FEELINGS = ("sad", "tired", "angry", "lost", "afraid", "numb", "ashamed")
@@ -93,15 +93,11 @@ def stopping_after(step: int, output: TrainingOutput) -> TrainingOutput:
     return replace(output, stop=lambda: done[-1] >= step, progress=lambda now, _total: done.append(now))
 
 
-def run_reward(
-    base: Path, output: TrainingOutput, config: TrainRewardConfig | None = None
-) -> TrainingSummary:
+def run_reward(base: Path, output: TrainingOutput, config: TrainRewardConfig | None = None) -> TrainingSummary:
     return train_reward_model(Policy(str(base)), make_pairs(), config or reward_config(), output)
 
 
-def run_dpo(
-    base: Path, output: TrainingOutput, config: AlignConfig | None = None, *, seed: int = 0
-) -> TrainingSummary:
+def run_dpo(base: Path, output: TrainingOutput, config: AlignConfig | None = None, *, seed: int = 0) -> TrainingSummary:
     run = DpoRun(Policy(str(base)), Policy(str(base)), config or align_config(), seed)
     return train_dpo(run, make_pairs(), output)
 

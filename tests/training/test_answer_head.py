@@ -6,9 +6,9 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.domain import Policy
-from psychocounsel.llm.local_model import load_causal_model
-from psychocounsel.training.answer_head import project_answers_only
+from psychocounsel.training.dpo import project_answers_only
+from psychocounsel.training.generate import load_causal_model
+from psychocounsel.types import Policy
 
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 

@@ -21,7 +21,6 @@ from preference_runs import (
     weights_of,
 )
 
-from psychocounsel.domain import Policy
 from psychocounsel.errors import ExitCode, Preempted
 from psychocounsel.training import dpo
 from psychocounsel.training.checkpoints import (
@@ -33,7 +32,8 @@ from psychocounsel.training.checkpoints import (
     set_aside,
 )
 from psychocounsel.training.dpo import DpoRun
-from psychocounsel.training.run import TrainingOutput, TrainingSummary
+from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
+from psychocounsel.types import Policy
 
 Train = Callable[[Path, TrainingOutput], TrainingSummary]
 
@@ -247,9 +247,7 @@ def test_checkpoints_of_another_artifact_are_not_resumed_from(
     assert done == [1, 2, 3, 4]
 
 
-def test_a_run_that_lost_its_model_after_the_last_step_writes_it_again(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def test_a_run_that_lost_its_model_after_the_last_step_writes_it_again(tmp_path: Path, tiny_model_folder: Path) -> None:
     output = output_in(tmp_path)
     first = train_reward(tiny_model_folder, output)
     before = weights_of(output.folder)
@@ -269,9 +267,7 @@ def test_a_stop_at_the_last_step_comes_too_late_to_matter(tmp_path: Path, tiny_m
     assert summary.steps == 4
 
 
-def test_steps_are_counted_within_epochs_when_max_steps_is_set(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def test_steps_are_counted_within_epochs_when_max_steps_is_set(tmp_path: Path, tiny_model_folder: Path) -> None:
     base = Policy(str(tiny_model_folder))
     run = DpoRun(base, base, align_config(SAVING), 0, max_steps=3)
     whole, output = output_in(tmp_path / "whole"), output_in(tmp_path / "stopped")

@@ -22,14 +22,14 @@ from preference_runs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from psychocounsel.domain import Policy
 from psychocounsel.errors import IncompleteError
-from psychocounsel.llm.local_model import load_causal_model, load_tokenizer
-from psychocounsel.training import arguments
 from psychocounsel.training import dpo as dpo_module
+from psychocounsel.training import trainer as arguments
 from psychocounsel.training.dpo import DpoRun, chosen_nll, train_dpo
-from psychocounsel.training.run import TrainingOutput
-from psychocounsel.training.tokens import TokenizedPair, tokenize_pairs
+from psychocounsel.training.generate import load_causal_model, load_tokenizer
+from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.trainer import TrainingOutput
+from psychocounsel.types import Policy
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.2}
 ALL_PAIRS = {"global_batch_size": 14, "per_device_batch_size": 14}
@@ -40,16 +40,12 @@ def token_rows(folder: Path) -> list[TokenizedPair]:
     return tokenize_pairs(make_pairs(), load_tokenizer(Policy(str(folder))), config.length, CHAT).rows
 
 
-def answer_logps(
-    model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-) -> torch.Tensor:
+def answer_logps(model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> torch.Tensor:
     """Return the summed log-probability of each answer, one sequence at a time: [answers]."""
     sums: list[torch.Tensor] = []
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + answer])).logits[
-                0, len(prompt) - 1 : -1
-            ]  # [answer, vocabulary]
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]  # [answer, vocabulary]
         logps = logits.log_softmax(-1)
         sums.append(logps[torch.arange(len(answer)), torch.tensor(answer)].sum())
     return torch.stack(sums)
@@ -68,9 +64,7 @@ def disturbed(base: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_training_starts_at_ln_2_without_a_margin(
-    tmp_path: Path, tiny_model_folder: Path, lora: object
-) -> None:
+def test_training_starts_at_ln_2_without_a_margin(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
     summary = run_dpo(tiny_model_folder, output_in(tmp_path), align_config(optimisation(lora=lora)))
     assert summary.first_loss == pytest.approx(math.log(2), abs=1e-6)
     assert summary.history[0]["margin"] == pytest.approx(0, abs=1e-5)
@@ -79,9 +73,7 @@ def test_training_starts_at_ln_2_without_a_margin(
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_reference_is_the_model_that_was_named(
-    tmp_path: Path, tiny_model_folder: Path, lora: object
-) -> None:
+def test_the_reference_is_the_model_that_was_named(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
     policy = disturbed(tiny_model_folder, tmp_path / "policy")
     rows = token_rows(tiny_model_folder)
     prompts = [row.prompt_ids for row in rows]
@@ -182,9 +174,7 @@ def test_max_steps_overrules_the_epochs(tmp_path: Path, tiny_model_folder: Path)
     base = Policy(str(tiny_model_folder))
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(
-        output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id
-    )
+    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id)
     summary = train_dpo(DpoRun(base, base, align_config(epochs=7), 0, max_steps=3), make_pairs(), watched)
     assert summary.steps == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -223,9 +213,7 @@ def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     assert 0.2 * 20 * 5e-7 < float(moves.median()) < 1.1 * 20 * 5e-7
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, tiny_model_folder: Path) -> None:
     outputs = [output_in(tmp_path / str(number)) for number in range(3)]
     for output, seed in zip(outputs, (1, 1, 2), strict=True):
         run_dpo(tiny_model_folder, output, seed=seed)
@@ -235,18 +223,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
-def test_gradient_checkpointing_changes_speed_only(
-    tmp_path: Path, tiny_model_folder: Path, lora: object
-) -> None:
+def test_gradient_checkpointing_changes_speed_only(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
     plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
     run_dpo(tiny_model_folder, plain, align_config(optimisation(lora=lora)))
     run_dpo(tiny_model_folder, frugal, align_config(optimisation(lora=lora, gradient_checkpointing=True)))
     assert same_weights(weights_of(plain.folder), weights_of(frugal.folder))
 
 
-def test_a_policy_that_holds_no_finite_numbers_is_stopped_at_once(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def test_a_policy_that_holds_no_finite_numbers_is_stopped_at_once(tmp_path: Path, tiny_model_folder: Path) -> None:
     model = load_causal_model(Policy(str(tiny_model_folder)), torch.float32)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
@@ -258,9 +242,7 @@ def test_a_policy_that_holds_no_finite_numbers_is_stopped_at_once(
     assert not output.folder.exists()
 
 
-def test_training_opens_no_connection(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_opens_no_connection(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a connection was opened")
 
@@ -273,9 +255,7 @@ def test_training_opens_no_connection(
     assert sent == []
 
 
-def test_nothing_is_printed(
-    tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_printed(tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_dpo(tiny_model_folder, output_in(tmp_path))
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")

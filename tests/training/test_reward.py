@@ -25,13 +25,10 @@ from preference_runs import (
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
-from psychocounsel.llm.local_model import load_tokenizer, pad_token_id, terminator_id
-from psychocounsel.llm.quiet import quiet_libraries
-from psychocounsel.training import arguments
-from psychocounsel.training.arguments import HISTORY_ROWS, Schedule, shared_arguments
+from psychocounsel.training import trainer as arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
+from psychocounsel.training.generate import load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
     Exchange,
@@ -42,7 +39,15 @@ from psychocounsel.training.reward import (
     train_reward_model,
     write_normalisation,
 )
-from psychocounsel.training.run import TrainingOutput, WeightWatch
+from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.trainer import (
+    HISTORY_ROWS,
+    Schedule,
+    TrainingOutput,
+    WeightWatch,
+    shared_arguments,
+)
+from psychocounsel.types import Policy
 
 LORA = {"rank": 4, "alpha": 8}
 
@@ -317,15 +322,11 @@ def test_scoring_tells_how_many_it_has(trained: Path) -> None:
 def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(
-        output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id
-    )
+    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id)
     summary = run_reward(tiny_model_folder, watched)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
-    assert all(
-        {"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history
-    )
+    assert all({"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history)
     assert all(math.isfinite(value) for row in summary.history for value in row.values())
     assert (summary.steps, summary.lengths.kept, summary.lengths.dropped) == (4, 14, 0)
     assert summary.seconds > 0

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.training.row_order import StepsByLength
+from psychocounsel.training.trainer import StepsByLength
 
 LENGTHS = [30, 10, 50, 20, 40, 60, 15, 25]
 

@@ -7,12 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.models import ChatFormat, SamplingConfig
-from psychocounsel.domain import Candidate, Policy, Speech
+from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.decoding import draw_tokens
-from psychocounsel.llm.local_model import AnswerGenerator, encode_prompt
-from psychocounsel.training.sampling import SampleRequest, sample_candidates
+from psychocounsel.training.generate import (
+    AnswerGenerator,
+    SampleRequest,
+    draw_tokens,
+    encode_prompt,
+    sample_candidates,
+)
+from psychocounsel.types import Candidate, Policy, Speech
 
 CHAT = ChatFormat()
 GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=12, batch_size=8)
@@ -64,9 +68,7 @@ def test_batch_of_one_equals_batch_of_many(
     assert many == alone == small
 
 
-def test_answers_come_in_the_order_of_the_questions(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]]
-) -> None:
+def test_answers_come_in_the_order_of_the_questions(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     forward = tiny_generator.generate(prompts, WARM, seed=3)
     assert len(set(forward)) == len(prompts)
     assert tiny_generator.generate(prompts[::-1], WARM, seed=3) == forward[::-1]
@@ -85,17 +87,13 @@ def test_global_random_state_is_untouched(tiny_generator: AnswerGenerator, promp
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_repeated_questions_get_their_own_answers(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]]
-) -> None:
+def test_repeated_questions_get_their_own_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     answers = tiny_generator.generate([prompts[0]] * 6, WARM, seed=3)
     assert len({answer.token_ids for answer in answers}) == 6
 
 
 @pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
-def test_each_of_three_ends_ends_an_answer(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]], end: str
-) -> None:
+def test_each_of_three_ends_ends_an_answer(tiny_generator: AnswerGenerator, prompts: list[list[int]], end: str) -> None:
     word = tiny_generator.tokenizer.encode(" hi", add_special_tokens=False)
     end_id = tiny_generator.tokenizer.convert_tokens_to_ids(end)
     with ScriptedModel(tiny_generator, [*word, end_id]):
@@ -105,9 +103,7 @@ def test_each_of_three_ends_ends_an_answer(
     assert answer.text == "hi"
 
 
-def test_answer_cut_by_the_limit_is_unfinished(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]]
-) -> None:
+def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     pad = tiny_generator.tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
     word = tiny_generator.tokenizer.encode("h", add_special_tokens=False)
     with ScriptedModel(tiny_generator, [*word * 11, pad]):
@@ -158,10 +154,7 @@ def test_low_temperature_sharpens() -> None:
 def test_equally_likely_tokens_are_kept_together() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     sampling = SamplingConfig(top_p=0.3)
-    drawn = {
-        int(draw_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling))
-        for place in range(8)
-    }
+    drawn = {int(draw_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)}
     assert drawn == {1, 3}
 
 

@@ -19,12 +19,10 @@ from safetensors import SafetensorError
 
 from psychocounsel.errors import ExitCode, IncompleteError
 from psychocounsel.training.reward import BradleyTerryTrainer
-from psychocounsel.training.saving import saving
+from psychocounsel.training.runtime import saving
 
 RUST = "I/O error: No space left on device (os error 28)"
-TORCH = (
-    "[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22\nframe #0: c10::ThrowEnforceNotMet"
-)
+TORCH = "[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22\nframe #0: c10::ThrowEnforceNotMet"
 GIB = 1 << 30
 
 

@@ -10,20 +10,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from psychocounsel.config.stages import MakeBaseModelConfig, TinyLlamaShape
-from psychocounsel.domain import Candidate, Speech
+from psychocounsel.config.schema import BaseModelConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
-from psychocounsel.llm.local_model import AnswerGenerator, EncodedExchange, pad_token_id
-from psychocounsel.training.tiny_llama import build_model, make_tiny_llama
-from psychocounsel.training.warm_up import (
+from psychocounsel.training.generate import AnswerGenerator, EncodedExchange, pad_token_id
+from psychocounsel.training.tiny_llama import (
     PROMPT_WEIGHT,
     Pack,
     batch_loss,
+    build_model,
     collate,
     learning_rate_share,
+    make_tiny_llama,
     pack,
-    warm_up,
+    train_sft,
 )
+from psychocounsel.types import Candidate, Speech
 
 PAD = 386
 
@@ -78,7 +79,7 @@ def test_equal_configs_give_equal_weights_and_leave_the_random_state_alone(
     tmp_path: Path,
     speeches: tuple[Speech, ...],
     candidates: tuple[Candidate, ...],
-    tiny_config: MakeBaseModelConfig,
+    tiny_config: BaseModelConfig,
 ) -> None:
     torch.manual_seed(1234)
     before = torch.get_rng_state()
@@ -94,16 +95,14 @@ def test_equal_configs_give_equal_weights_and_leave_the_random_state_alone(
     assert first != other_seed
 
 
-def test_nothing_to_learn_from(
-    tmp_path: Path, speeches: tuple[Speech, ...], tiny_config: MakeBaseModelConfig
-) -> None:
+def test_nothing_to_learn_from(tmp_path: Path, speeches: tuple[Speech, ...], tiny_config: BaseModelConfig) -> None:
     stranger = Candidate(Speech("Somebody else entirely.").id, "a", "Hello.")
     with pytest.raises(DataQualityError, match="no response answers"):
         make_tiny_llama(speeches, [stranger], tiny_config, tmp_path, ignore)
     own = Candidate(speeches[0].id, "a", "Hello.")
-    short = tiny_config.warm_up.model_copy(update={"max_length_tokens": 3})
+    short = tiny_config.sft.model_copy(update={"max_length_tokens": 3})
     with pytest.raises(DataQualityError, match="no response fits"):
-        make_tiny_llama(speeches, [own], tiny_config.model_copy(update={"warm_up": short}), tmp_path, ignore)
+        make_tiny_llama(speeches, [own], tiny_config.model_copy(update={"sft": short}), tmp_path, ignore)
 
 
 def exchange(prompt: list[int], response: list[int]) -> EncodedExchange:
@@ -172,16 +171,16 @@ SHAPE = TinyLlamaShape(
 
 
 def test_warm_up_learns_and_counts_its_steps(
-    tiny_tokenizer: PreTrainedTokenizerBase, tiny_config: MakeBaseModelConfig
+    tiny_tokenizer: PreTrainedTokenizerBase, tiny_config: BaseModelConfig
 ) -> None:
     torch.manual_seed(0)
     model = build_model(SHAPE, tiny_tokenizer)
-    config = tiny_config.warm_up.model_copy(
+    config = tiny_config.sft.model_copy(
         update={"epochs": 20, "batch_size": 2, "learning_rate": 1e-2, "max_length_tokens": 6}
     )
     rows = [exchange([1, 2, number], [4, 5, 6]) for number in (3, 7, 8)] + [exchange([1] * 9, [2])]
     told: list[tuple[int, int]] = []
-    summary = warm_up(model, rows, config, PAD, lambda done, total: told.append((done, total)))
+    summary = train_sft(model, rows, config, PAD, lambda done, total: told.append((done, total)))
     assert summary.steps == 40  # two batches of at most two answers; the seven-token row is left out
     assert told == [(step, 40) for step in range(1, 41)]
     assert summary.first_loss == pytest.approx(math.log(400), rel=0.1)

@@ -8,11 +8,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from psychocounsel.config.models import ChatFormat
-from psychocounsel.config.stages import LengthConfig
-from psychocounsel.domain import Candidate, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.config.components import ChatFormat
+from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError
-from psychocounsel.llm.local_model import (
+from psychocounsel.training.generate import (
     TemplateError,
     encode_exchange,
     encode_prompt,
@@ -20,15 +19,14 @@ from psychocounsel.llm.local_model import (
     special_ids,
     terminator_id,
 )
-from psychocounsel.training.tiny_tokenizer import train_tokenizer
-from psychocounsel.training.tokens import LengthTable, TokenizedPair, tokenize_pairs
+from psychocounsel.training.tiny_llama import train_tokenizer
+from psychocounsel.training.tokenize import LengthTable, TokenizedPair, tokenize_pairs
+from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
 
 CHAT = ChatFormat()
 ANY_SHARE = LengthConfig(max_length_tokens=512, max_dropped_share=1.0)
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60).filter(str.strip)
-many_examples = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many_examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make_pair(chosen: str, rejected: str, speech_text: str = "I feel low today.") -> PreferencePair:
@@ -51,9 +49,7 @@ def fresh_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
 @given(speech=texts, response=texts)
 @example(speech="I typed <|eot_id|> and <|begin_of_text|>.", response="You typed <|eot_id|>, I see.")
 @example(speech="\U0001f469‍\U0001f469‍\U0001f467 fine", response="שלום  line")
-def test_one_begin_and_one_terminator(
-    tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str
-) -> None:
+def test_one_begin_and_one_terminator(tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str) -> None:
     exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
     begin, end = tiny_tokenizer.bos_token_id, terminator_id(tiny_tokenizer)
     assert exchange.prompt_ids[0] == begin
@@ -211,9 +207,7 @@ def test_kept_and_dropped_add_up_and_nothing_is_cut(
 
 def test_sides_of_equal_tokens_are_dropped(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     pairs = [make_pair("Tell me more.", " Tell me more.\n"), make_pair("Tell me.", "Oh.")]
-    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT).table == LengthTable(
-        kept=1, identical_tokens=1
-    )
+    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT).table == LengthTable(kept=1, identical_tokens=1)
 
 
 def test_prompt_that_is_no_prefix_is_counted() -> None:

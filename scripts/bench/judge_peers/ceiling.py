@@ -31,12 +31,10 @@ async def work(payloads: Iterator[bytes], host: str, port: int) -> int:
     return answered
 
 
-async def ask_all(bodies: list[bytes], base_url: str, in_flight: int) -> int:
+async def run_requests(bodies: list[bytes], base_url: str, in_flight: int) -> int:
     """Return how many requests were answered."""
     parts = urlsplit(base_url)
-    head = (
-        f"POST {parts.path}/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: %d\r\n\r\n"
-    )
+    head = f"POST {parts.path}/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: %d\r\n\r\n"
     payloads = iter([head.encode() % len(body) + body for body in bodies])
     workers = (work(payloads, parts.hostname or "", parts.port or 80) for _ in range(in_flight))
     return sum(await asyncio.gather(*workers))
@@ -47,7 +45,7 @@ def main() -> None:
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = Path(path).read_bytes().splitlines()
     started = time.monotonic()
-    answered = uvloop.run(ask_all(bodies, base_url, int(in_flight)))
+    answered = uvloop.run(run_requests(bodies, base_url, int(in_flight)))
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 
 

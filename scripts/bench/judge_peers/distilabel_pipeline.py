@@ -35,9 +35,7 @@ def main() -> None:
     started = time.monotonic()
     with Pipeline(name="judge", cache_dir=str(Path(work) / "cache")) as pipeline:
         rows = LoadDataFromDicts(data=[{"messages": body["messages"]} for body in bodies], batch_size=batch)
-        llm = OpenAILLM(
-            model=first["model"], base_url=base_url, api_key="sk-benchmark", generation_kwargs=asked
-        )
+        llm = OpenAILLM(model=first["model"], base_url=base_url, api_key="sk-benchmark", generation_kwargs=asked)
         rows >> ChatGeneration(llm=llm, input_batch_size=batch)
     replies = pipeline.run(use_cache=True)["default"]["train"]["generation"]
     answered = sum(bool(json.loads(reply)) for reply in replies)

@@ -39,19 +39,15 @@ def model_for(body: dict[str, Any], base_url: str, in_flight: int) -> Model:
             name=schema["name"], json_schema=JSONSchema(**schema["schema"]), strict=schema["strict"]
         ),
     )
-    return get_model(
-        f"openai-api/bench/{body['model']}", config=config, base_url=base_url, api_key="sk-benchmark"
-    )
+    return get_model(f"openai-api/bench/{body['model']}", config=config, base_url=base_url, api_key="sk-benchmark")
 
 
-async def ask_all(model: Model, bodies: list[dict[str, Any]]) -> list[str]:
+async def run_requests(model: Model, bodies: list[dict[str, Any]]) -> list[str]:
     """Return the text of every reply."""
     async with model:
 
         async def ask(body: dict[str, Any]) -> str:
-            turns: list[ChatMessage] = [
-                KINDS[turn["role"]](content=turn["content"]) for turn in body["messages"]
-            ]
+            turns: list[ChatMessage] = [KINDS[turn["role"]](content=turn["content"]) for turn in body["messages"]]
             return (await model.generate(turns, cache=True)).completion
 
         return await asyncio.gather(*map(ask, bodies))
@@ -64,7 +60,7 @@ def main() -> None:
     # It imports most of what it needs here, which is not asking.
     model = model_for(bodies[0], base_url, int(in_flight))
     started = time.monotonic()
-    replies = asyncio.run(ask_all(model, bodies))
+    replies = asyncio.run(run_requests(model, bodies))
     answered = sum(bool(json.loads(reply)) for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 

@@ -20,7 +20,7 @@ from litellm.types.caching import LiteLLMCacheType
 litellm.telemetry = False
 
 
-async def ask_all(bodies: list[dict[str, Any]], base_url: str, in_flight: int) -> list[str]:
+async def run_requests(bodies: list[dict[str, Any]], base_url: str, in_flight: int) -> list[str]:
     """Return the text of every reply."""
     gate = asyncio.Semaphore(in_flight)
 
@@ -41,7 +41,7 @@ def main() -> None:
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     started = time.monotonic()
     litellm.cache = Cache(type=LiteLLMCacheType.DISK, disk_cache_dir=str(Path(work) / "cache"))
-    replies = asyncio.run(ask_all(bodies, base_url, int(in_flight)))
+    replies = asyncio.run(run_requests(bodies, base_url, int(in_flight)))
     answered = sum(bool(json.loads(reply)) for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 

@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psychocounsel.llm.openai_client  # noqa: F401  # loaded when an endpoint is opened; here it is timed for nobody
-from psychocounsel.config.models import EndpointConfig
-from psychocounsel.domain import ReplyStatus
-from psychocounsel.endpoints import open_endpoint, open_journal
+import psychocounsel.llm.client  # noqa: F401  # loaded when an endpoint is opened; here it is timed for nobody
+from psychocounsel.config.components import EndpointConfig
 from psychocounsel.judging.parsing import ParseFailure, parse_ratings
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.chat import ChatReply, ChatRequest, Message
-from psychocounsel.llm.engine import AskPolicy, ask_all
-from psychocounsel.llm.spending import budget_of
+from psychocounsel.llm.cost import budget_of
+from psychocounsel.llm.endpoints import open_endpoint, open_journal
+from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
+from psychocounsel.types import ReplyStatus
 
 RUBRIC = load_rubric("seven-principles")
 _ITEM_ID = re.compile(r'"item_id": "([^"]+)"')
@@ -60,10 +60,8 @@ def main() -> None:
     started = time.monotonic()
     store = Store(Path(work) / "store", offline=True)
     with open_journal(store) as journal:
-        policy = AskPolicy(
-            accept, concurrency=endpoint.concurrency, reader="bench", budget=budget_of(endpoint)
-        )
-        replies = ask_all(open_endpoint(endpoint, store), requests, journal, policy)
+        policy = RunPolicy(accept, concurrency=endpoint.concurrency, reader="bench", budget=budget_of(endpoint))
+        replies = run_requests(open_endpoint(endpoint, store), requests, journal, policy)
     answered = sum(reply.status is ReplyStatus.VALID for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 

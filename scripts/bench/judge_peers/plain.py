@@ -13,7 +13,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 
-async def ask_all(bodies: list[dict[str, Any]], base_url: str, in_flight: int) -> list[str]:
+async def run_requests(bodies: list[dict[str, Any]], base_url: str, in_flight: int) -> list[str]:
     """Return the text of every reply."""
     gate = asyncio.Semaphore(in_flight)
     async with AsyncOpenAI(base_url=base_url, api_key="sk-benchmark", timeout=60) as client:
@@ -31,7 +31,7 @@ def main() -> None:
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     started = time.monotonic()
-    replies = asyncio.run(ask_all(bodies, base_url, int(in_flight)))
+    replies = asyncio.run(run_requests(bodies, base_url, int(in_flight)))
     answered = sum(bool(json.loads(reply)) for reply in replies)
     print(json.dumps({"seconds": time.monotonic() - started, "answered": answered}))
 

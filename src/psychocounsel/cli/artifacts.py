@@ -1,13 +1,15 @@
 """`list`, `show`, `verify`, `diff` -> what is in the store and where it came from."""
 
 import difflib
+from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from psychocounsel import console
-from psychocounsel.cli.options import DEFAULT_STORE, StoreFolder, open_store
-from psychocounsel.errors import ConfigError, StoreError
+from psychocounsel.cli.output import DEFAULT_STORE, Offline, StoreFolder, open_store
+from psychocounsel.errors import ConfigError, InputError, StoreError
+from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
 from psychocounsel.store.store import Store
 
@@ -55,8 +57,8 @@ def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     """
     import json
 
-    from psychocounsel.cli.headlines import headlines
-    from psychocounsel.store.lineage import ancestors, raw_sources
+    from psychocounsel.cli.output import headlines
+    from psychocounsel.store.references import ancestors, raw_sources
 
     opened = open_store(store)
     artifact = _resolve(opened, ref)
@@ -85,7 +87,7 @@ def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
 
     The files of its ancestors are checked too.
     """
-    from psychocounsel.store.lineage import ancestors
+    from psychocounsel.store.references import ancestors
     from psychocounsel.store.store import damaged_files
 
     opened = open_store(store)
@@ -113,3 +115,125 @@ def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     for key in keys:
         values = [repr(side[key]) if key in side else "(absent)" for side in sides]
         console.result(f"{key}: {values[0]} -> {values[1]}")
+
+
+ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")]
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `journal export` wrote.")]
+
+
+def add_journal_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    journal = typer.Typer(help="Carry paid replies elsewhere, or check them.", no_args_is_help=True)
+    journal.command("export")(export)
+    journal.command("import")(import_)
+    journal.command("verify")(verify_journal)
+    app.add_typer(journal, name="journal")
+
+
+def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
+    """Write every intact reply to a file."""
+    from psychocounsel.llm.endpoints import existing_journal
+    from psychocounsel.llm.journal import JournalRow, write_rows
+
+    if not file.parent.is_dir():
+        raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
+    if file.is_dir():
+        raise InputError("this is a folder", where=str(file), remedy="name a file in it, such as replies.jsonl")
+    with existing_journal(open_store(store)) as journal:
+        broken = [line for line in journal.lost_responses() if line is not None]
+        intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), broken)
+        count = write_rows(intact, file) - len(broken)
+    console.result(f"exported {count} replies{_and_broken(len(broken))} to {file}")
+
+
+def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
+    """Take over the replies of a file; those that are known stay as they are."""
+    from psychocounsel.llm.endpoints import open_journal
+    from psychocounsel.llm.journal import LostResponse, read_rows
+
+    if not file.is_file():
+        raise InputError("there is no such file", where=str(file), remedy="name one that an export wrote")
+    rows = list(read_rows(file))
+    with open_journal(open_store(store)) as journal:
+        taken = journal.adopt(rows)
+    broken = " and broken lines" if any(isinstance(row, LostResponse) for row in rows) else ""
+    console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")
+
+
+def verify_journal(store: StoreFolder = DEFAULT_STORE) -> None:
+    """Compare every reply with its checksum; exit 2 if one is damaged that no sound one replaces."""
+    from psychocounsel.llm.endpoints import existing_journal
+    from psychocounsel.llm.journal import JournalRow
+
+    answered, damaged, intact = set[str](), list[str](), 0
+    with existing_journal(open_store(store)) as journal:
+        for row in journal.rows():
+            if isinstance(row, JournalRow):
+                answered.add(row.digest)
+                intact += 1
+            else:
+                damaged.append(row.digest)
+        lines = journal.lost_responses()
+        where = str(journal.path)
+    replaced = sum(digest in answered for digest in damaged)
+    lost = len(damaged) - replaced + lines.count(None)
+    told = f", {replaced} damaged and answered anew" if replaced else ""
+    broken = _and_broken(len(lines) - lines.count(None))
+    console.result(f"{intact} replies{broken} intact, {lost} damaged{told}")
+    if lost:
+        raise StoreError(
+            f"{lost} rows are damaged; the requests of damaged replies are owed again",
+            where=where,
+            remedy="import them from an export, or run the stage again to ask them anew",
+        )
+
+
+def _and_broken(lines: int) -> str:
+    return f" and {lines} broken lines" if lines else ""
+
+
+Published = Annotated[str, typer.Argument(metavar="REF", help="A preference dataset, a reward model or a policy.")]
+Target = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="Repository of the Hub: hub:owner/name, or hub:owner/name@branch."),
+]
+Private = Annotated[bool, typer.Option("--private/--public", help="Who may read a repository that is made for it.")]
+Listing = Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")]
+
+
+def add_push_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("push")(push)
+
+
+def push(
+    ref: Published,
+    target: Target,
+    private: Private = True,
+    dry_run: Listing = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Publish an artifact on the Hub.
+
+    Only files of a list go, and only if none is damaged and none holds a secret. The token is that
+    of HF_TOKEN or of `hf auth login`.
+    """
+    from psychocounsel.store.publish import parse_target, plan_publication, upload
+
+    repository = parse_target(target, private)
+    if offline and not dry_run:
+        raise ConfigError("offline, but push writes to the Hub", remedy="drop --offline, or add --dry-run")
+    publication = plan_publication(open_store(store, offline), ref)
+    artifact = publication.artifact
+    for notice in artifact.notices:
+        console.result(f"! {notice}")
+    for each in publication.files:
+        console.result(f"  {each.bytes:>12,} bytes  {each.name}")
+    if publication.left_out:
+        console.result(f"  stays here: {', '.join(publication.left_out)}")
+    what = f"{len(publication.files)} files, {publication.bytes:,} bytes of {artifact.kind} {artifact.ref}"
+    if dry_run:
+        console.result(f"would upload {what} to {repository.words}, branch {repository.branch}")
+        return
+    console.result(f"uploaded {what} to {upload(publication, repository)}")

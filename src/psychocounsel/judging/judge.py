@@ -1,12 +1,31 @@
-"""Candidate -> Judgement, two Candidates -> Verdict: what every judge can do, whoever it is."""
+"""Candidate -> Judgement, two Candidates -> Comparison: what every judge can do, whoever it is."""
 
+import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from psychocounsel.domain import Candidate, Judgement, ReplyStatus, Speech, Verdict
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
-from psychocounsel.llm.chat import JSON
+from psychocounsel.judging.audit import agreement, squared_deviations
+from psychocounsel.judging.parsing import ParsedRatings, ParseFailure
+from psychocounsel.llm.types import JSON
+from psychocounsel.types import (
+    OVERALL,
+    Candidate,
+    Comparison,
+    Judgement,
+    Rating,
+    RatingSample,
+    ReplyStatus,
+    Scoring,
+    Speech,
+    Vote,
+    Winner,
+)
 
 ADDRESSES_JUDGE = "the response seems to address the judge"
 """Reason that a valid judgement carries when its text looks like an attempt on the judge."""
@@ -15,7 +34,7 @@ Progress = Callable[[int], None]
 """Called with the number of items newly done."""
 
 
-class Comparison(NamedTuple):
+class ComparisonTask(NamedTuple):
     """Two responses to one speech, in the order in which the judge meets them."""
 
     speech: Speech
@@ -23,11 +42,11 @@ class Comparison(NamedTuple):
     second: Candidate
 
 
-class Compared(NamedTuple):
+class ComparisonTasks(NamedTuple):
     """The comparisons of all speeches that both sides answered, the policy first and the reference first."""
 
-    forward: list[Comparison]
-    backward: list[Comparison]
+    forward: list[ComparisonTask]
+    backward: list[ComparisonTask]
 
     @classmethod
     def of(
@@ -35,11 +54,11 @@ class Compared(NamedTuple):
         speeches: Mapping[str, Speech],
         policy: Mapping[str, Candidate],
         reference: Mapping[str, Candidate],
-    ) -> "Compared":
+    ) -> "ComparisonTasks":
         """Pair the answers of the two sides by speech."""
         both = [each for each in policy if each in reference]
-        forward = [Comparison(speeches[each], policy[each], reference[each]) for each in both]
-        return cls(forward, [Comparison(each.speech, each.second, each.first) for each in forward])
+        forward = [ComparisonTask(speeches[each], policy[each], reference[each]) for each in both]
+        return cls(forward, [ComparisonTask(each.speech, each.second, each.first) for each in forward])
 
 
 class Judge(Protocol):
@@ -65,13 +84,13 @@ class Judge(Protocol):
         """Rate each response on its own; results stand in the order of `items`."""
         ...
 
-    def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
+    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
         """Compare in exactly the order given; to undo position bias the caller asks both orders."""
         ...
 
 
 @runtime_checkable
-class AsksAgain(Protocol):
+class Resamplable(Protocol):
     """What a judge has besides that need not give the same answer to the same question."""
 
     def redrawn(self) -> Judge:
@@ -106,7 +125,7 @@ _REMEDIES = {
 }
 
 
-def missing_share(judgements: Sequence[Judgement | Verdict]) -> MissingShare:
+def missing_share(judgements: Sequence[Judgement | Comparison]) -> MissingShare:
     """Count the judgements (or verdicts) that carry no result."""
     missing = sum(judgement.status is not ReplyStatus.VALID for judgement in judgements)
     return MissingShare(missing, len(judgements))
@@ -117,7 +136,7 @@ def addressing_judge(judgements: Sequence[Judgement]) -> int:
     return sum(each.reason == ADDRESSES_JUDGE for each in judgements)
 
 
-def require_judged(results: Sequence[Judgement | Verdict], what: str, max_missing_share: float) -> None:
+def require_judged(results: Sequence[Judgement | Comparison], what: str, max_missing_share: float) -> None:
     """Refuse results that would be sealed with too little in them.
 
     Args:
@@ -149,7 +168,7 @@ def require_judged(results: Sequence[Judgement | Verdict], what: str, max_missin
 
 
 def missing_by_topic(
-    speeches: Sequence[Speech], judgements: Sequence[Judgement | Verdict]
+    speeches: Sequence[Speech], judgements: Sequence[Judgement | Comparison]
 ) -> dict[str, MissingShare]:
     """Count by the topic of the speech, for refusals are not missing at random.
 
@@ -157,7 +176,288 @@ def missing_by_topic(
         speeches: the speech of each judgement, in the same order.
         judgements: valid and failed ones.
     """
-    grouped: dict[str, list[Judgement | Verdict]] = {}
+    grouped: dict[str, list[Judgement | Comparison]] = {}
     for speech, judgement in zip(speeches, judgements, strict=True):
         grouped.setdefault(speech.topic, []).append(judgement)
     return {topic: missing_share(grouped[topic]) for topic in sorted(grouped)}
+
+
+_Part = TypeVar("_Part")
+_POINTS = {Winner.FIRST: 1, Winner.TIE: 0, Winner.SECOND: -1}
+
+
+def averaged(judge: str, parts: Sequence[Judgement]) -> Judgement:
+    """Return the mean of several judgements of one candidate, with every draw behind it.
+
+    Args:
+        judge: the name of whoever judged, all together.
+        parts: repeated draws of one judge, or what each judge of a panel says; each knows its own draws.
+    """
+    valid = [part for part in parts if part.status is ReplyStatus.VALID]
+    draws = tuple(draw for part in parts for draw in part.draws)
+    failure = _failure([part.status for part in parts])
+    candidate_id = parts[0].candidate_id
+    if failure is not None:
+        why = next((part.reason for part in parts if part.status is failure), "")
+        reason = f"{len(valid)} of {len(parts)} succeeded: {why}"
+        return Judgement(candidate_id, judge, failure, reason=reason, draws=draws)
+    remark = next((part.reason for part in valid if part.reason), "")
+    ratings = mean_ratings([part.ratings for part in valid])
+    return Judgement(candidate_id, judge, ReplyStatus.VALID, ratings, remark, draws)
+
+
+def voted(parts: Sequence[Comparison]) -> Comparison:
+    """Return the vote of several verdicts on one comparison in one order, with every vote behind it.
+
+    By criterion each verdict gives its winner one point; more points win, as many are a tie.
+    """
+    valid = [part for part in parts if part.status is ReplyStatus.VALID]
+    votes = tuple(vote for part in parts for vote in part.votes)
+    failure = _failure([part.status for part in parts])
+    ids = (parts[0].speech_id, parts[0].first_id, parts[0].second_id)
+    if failure is not None:
+        return Comparison(*ids, failure, votes=votes)
+    winners = {name: _favourite([part.winners[name] for part in valid]) for name in valid[0].winners}
+    return Comparison(*ids, ReplyStatus.VALID, winners, votes)
+
+
+def with_draw(
+    judgement: Judgement, sample_index: int = 0, parsed: ParsedRatings | ParseFailure | None = None
+) -> Judgement:
+    """Return a judgement that one reply gave, with that reply as the draw it rests on."""
+    scored_by, reason = Scoring.WRITTEN, judgement.reason
+    if isinstance(parsed, ParsedRatings):
+        scored_by, reason = parsed.scored_by, parsed.remark or reason
+    told = (judgement.judge, sample_index, judgement.status, judgement.ratings, reason, scored_by)
+    return replace(judgement, draws=(RatingSample(*told),))
+
+
+def with_vote(verdict: Comparison, judge: str, sample_index: int = 0) -> Comparison:
+    """Return a verdict that one reply gave, with that reply as its vote."""
+    return replace(verdict, votes=(Vote(judge, sample_index, verdict.status, verdict.winners),))
+
+
+def mean_ratings(several: Sequence[Mapping[str, Rating]]) -> dict[str, Rating]:
+    """Return the mean by principle, always a float; `exact_rating` tells which fraction it stands for."""
+    return {name: math.fsum(ratings[name] for ratings in several) / len(several) for name in several[0]}
+
+
+def in_parts(progress: Progress, parts: int) -> Progress:
+    """Return a progress that is told of parts and tells of whole items, of `parts` parts each."""
+    done = 0
+
+    def advance(newly_done: int) -> None:
+        nonlocal done
+        before, done = done, done + newly_done
+        if whole := done // parts - before // parts:
+            progress(whole)
+
+    return progress if parts == 1 else advance
+
+
+def grouped(parts: Sequence[_Part], size: int, join: Callable[[Sequence[_Part]], _Part]) -> list[_Part]:
+    """Return what each run of `size` parts comes to."""
+    return [join(parts[start : start + size]) for start in range(0, len(parts), size)]
+
+
+def _failure(statuses: Sequence[ReplyStatus]) -> ReplyStatus | None:
+    """Return what the whole ends as where too few parts succeeded, or one is owed; else None."""
+    if ReplyStatus.ERROR in statuses:
+        return ReplyStatus.ERROR
+    failed = Counter(status for status in statuses if status is not ReplyStatus.VALID)
+    if 2 * failed.total() <= len(statuses):
+        return None
+    return failed.most_common(1)[0][0]
+
+
+def _favourite(winners: Sequence[Winner]) -> Winner:
+    balance = sum(_POINTS[winner] for winner in winners)
+    if not balance:
+        return Winner.TIE
+    return Winner.FIRST if balance > 0 else Winner.SECOND
+
+
+Opinions = Mapping[str, Mapping[str, Rating]]
+"""By judge, its ratings of one response by principle."""
+
+
+def histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return by principle how often each rating was given, over all replies, to the nearest point."""
+    given = [ratings for each in judgements for ratings in _given(each)]
+    counts = {name: Counter(_nearest(ratings[name]) for ratings in given) for name in principles}
+    return {name: {str(rating): count for rating, count in sorted(by.items())} for name, by in counts.items()}
+
+
+def draw_metrics(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
+    """Return what the draws behind judgements say, for `metrics.json`; empty where there are none."""
+    draws = [draw for each in judgements for draw in each.draws]
+    if not draws:
+        return {}
+    valid = [sum(draw.status is ReplyStatus.VALID for draw in each.draws) for each in judgements]
+    counts = {
+        "asked": len(draws),
+        "status": _by_judge(draws),
+        "scored_by": _counted(draw.scored_by.value for draw in draws if draw.status is ReplyStatus.VALID),
+        "valid_per_judgement": {str(count): n for count, n in sorted(Counter(valid).items())},
+    }
+    return {"draws": counts, "disagreement": _disagreement(judgements, principles)}
+
+
+def vote_metrics(verdicts: Sequence[Comparison]) -> dict[str, Any]:
+    """Return what the votes behind verdicts say, for `metrics.json`; empty where there are none."""
+    votes = [vote for each in verdicts for vote in each.votes]
+    if not votes:
+        return {}
+    overall = [_overall(each) for each in verdicts if each.status is ReplyStatus.VALID]
+    return {
+        "votes": {
+            "asked": len(votes),
+            "status": _by_judge(votes),
+            "unanimous": sum(len(set(winners)) == 1 for winners in overall),
+            "verdicts": len(overall),
+        }
+    }
+
+
+def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
+    """Return Krippendorff's alpha for interval data; None where nothing differs, or nothing was rated twice.
+
+    alpha = 1 - observed / expected squared difference, over all values of units with at least two of them
+    (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+
+    Args:
+        units: the ratings of one thing each, as many as there are.
+    """
+    paired = [unit for unit in units if len(unit) > 1]
+    values = [value for unit in paired for value in unit]
+    if len(set(values)) < 2:
+        return None
+    observed = math.fsum(_squared_differences(unit) / (len(unit) - 1) for unit in paired)
+    return 1 - observed * (len(values) - 1) / _squared_differences(values)
+
+
+def _squared_differences(values: Sequence[Rating]) -> float:
+    """Return the sum over all ordered pairs of two values."""
+    return 2 * len(values) * squared_deviations(values)
+
+
+def _given(judgement: Judgement) -> list[Mapping[str, Rating]]:
+    if judgement.draws:
+        return [draw.ratings for draw in judgement.draws if draw.ratings]
+    return [judgement.ratings] if judgement.ratings else []
+
+
+def _nearest(rating: Rating) -> int:
+    return math.floor(rating + 0.5)
+
+
+def _by_judge(replies: Sequence[RatingSample] | Sequence[Vote]) -> dict[str, dict[str, int]]:
+    judges = dict.fromkeys(reply.judge for reply in replies)
+    return {judge: _counted(reply.status.value for reply in replies if reply.judge == judge) for judge in judges}
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
+    opinions = [opinion for each in judgements if len(opinion := _opinions(each)) > 1]
+    judges = list(dict.fromkeys(judge for opinion in opinions for judge in opinion))
+    return {
+        "responses": len(opinions),
+        "spread": {name: _mean_spread(opinions, name) for name in principles},
+        "alpha": {
+            name: interval_alpha([each[name] for each in opinion.values()] for opinion in opinions)
+            for name in principles
+        },
+        "mean_rating": {judge: _means(opinions, judge, principles) for judge in judges},
+        "pairs": [_pair(opinions, one, other, principles) for one, other in combinations(judges, 2)],
+    }
+
+
+def _opinions(judgement: Judgement) -> Opinions:
+    """Return who said what of a response: the judges of a panel, or the repeated draws of one judge."""
+    valid = [draw for draw in judgement.draws if draw.status is ReplyStatus.VALID]
+    if len({draw.judge for draw in judgement.draws}) == 1:
+        return {f"draw {draw.sample_index}": draw.ratings for draw in valid}
+    judges = dict.fromkeys(draw.judge for draw in valid)
+    if len(judges) == len(valid):
+        return {draw.judge: draw.ratings for draw in valid}
+    return {judge: mean_ratings([draw.ratings for draw in valid if draw.judge == judge]) for judge in judges}
+
+
+def _mean_spread(opinions: Sequence[Opinions], principle: str) -> float | None:
+    """Return the mean standard deviation, over the number of opinions on a response and not one less."""
+    if not opinions:
+        return None
+    return fmean(_spread([ratings[principle] for ratings in opinion.values()]) for opinion in opinions)
+
+
+def _spread(ratings: Sequence[Rating]) -> float:
+    return math.sqrt(squared_deviations(ratings) / len(ratings))
+
+
+def _means(opinions: Sequence[Opinions], judge: str, principles: Sequence[str]) -> dict[str, float]:
+    own = [opinion[judge] for opinion in opinions if judge in opinion]
+    return {name: fmean(ratings[name] for ratings in own) for name in principles}
+
+
+def _pair(opinions: Sequence[Opinions], one: str, other: str, principles: Sequence[str]) -> dict[str, Any]:
+    both = [(opinion[one], opinion[other]) for opinion in opinions if one in opinion and other in opinion]
+    found = {name: agreement([(left[name], right[name]) for left, right in both]) for name in principles}
+    told = {name: None if each is None else each._asdict() for name, each in found.items()}
+    return {"judges": [one, other], "by_principle": told}
+
+
+def _overall(verdict: Comparison) -> list[Winner]:
+    return [vote.winners[OVERALL] for vote in verdict.votes if vote.status is ReplyStatus.VALID]
+
+
+BETWEEN_NAMES = " + "
+"""Joins the names of several judges into one."""
+
+_SEPARATORS = re.compile(r"[-_:.@/\s]+")
+_FINE_TUNED = "ft:"
+_MAKERS = {
+    "openai": r"(chat)?gpt\w*|o\d+|davinci|codex",
+    "meta": r"\w*llama\d*",
+    "anthropic": r"claude\w*",
+    "google": r"gemini|gemma\d*|palm\d*|bison",
+    "mistral": r"\w*(mistral|mixtral|ministral|magistral|codestral|devstral|pixtral)\w*",
+    "alibaba": r"qwen\d*|qwq|qvq",
+    "deepseek": r"deepseek\w*",
+    "microsoft": r"phi\d*|wizardlm\d*",
+    "cohere": r"command|aya|c4ai",
+    "xai": r"grok\d*",
+    "moonshot": r"kimi",
+    "zhipu": r"\w*glm\d*",
+}
+"""By maker, the words by which a model's name is known."""
+
+
+def same_family(left: str, right: str) -> bool:
+    """Whether two judge or model names share a maker, read from the words of the name.
+
+    `gpt-4o`, `chatgpt-4o-latest`, `o3-mini` and `ft:gpt-4o-mini:org::id` are of one family, and so are
+    `Llama-3.1-8B` and `meta-llama/Meta-Llama-3.1-8B`; `gpt-4o` and `claude-sonnet-4` are not. A model made
+    from another one's weights or answers that says so is of both families: `DeepSeek-R1-Distill-Llama-8B`. Of
+    an unknown maker, a name counts by its first word without the owner. A panel is of each member's family.
+    """
+    return not _families(left).isdisjoint(_families(right))
+
+
+def _families(name: str) -> frozenset[str]:
+    return frozenset(family for judge in name.split(BETWEEN_NAMES) for family in _families_of_one(judge))
+
+
+def _families_of_one(name: str) -> frozenset[str]:
+    told = name.casefold().strip()
+    if told.startswith(_FINE_TUNED):
+        told = told.removeprefix(_FINE_TUNED).partition(":")[0]
+    words = [word for word in _SEPARATORS.split(told.rsplit("/", maxsplit=1)[-1]) if word]
+    known = [maker for maker, spelling in _MAKERS.items() if _is_among(words, spelling)]
+    return frozenset(known or [re.sub(r"\d+$", "", words[0]) if words else ""])
+
+
+def _is_among(words: list[str], spelling: str) -> bool:
+    return any(re.fullmatch(spelling, word) for word in words)

@@ -1,4 +1,4 @@
-"""Candidate -> Judgement, two Candidates -> Verdict, without a model: a stand-in for trying things out.
+"""Candidate -> Judgement, two Candidates -> Comparison, without a model: a stand-in for trying things out.
 
 The judge adds up what can be pointed at in an English text (see `offline_features`), by the weights that the
 rubric's `offline` block gives to each. It reads no meaning: irony, tact and truth are beyond it. Equal texts,
@@ -8,15 +8,19 @@ equal ratings, on every machine.
 import math
 from collections.abc import Mapping, Sequence
 
-from psychocounsel.domain import OVERALL, Candidate, Judgement, ReplyStatus, Speech, Verdict, Winner
 from psychocounsel.errors import ConfigError
-from psychocounsel.judging.judge import ADDRESSES_JUDGE, Comparison, Progress
-from psychocounsel.judging.lexicon import addresses_judge, load_lexicon
-from psychocounsel.judging.offline_features import Feature, measure
-from psychocounsel.judging.offline_weights import OfflineWeights
-from psychocounsel.judging.rubric import Rubric
-from psychocounsel.judging.views import view_client, view_reply
-from psychocounsel.llm.chat import JSON
+from psychocounsel.judging.judge import ADDRESSES_JUDGE, ComparisonTask, Progress
+from psychocounsel.judging.offline_text import (
+    Feature,
+    addresses_judge,
+    load_lexicon,
+    measure,
+    view_client,
+    view_reply,
+)
+from psychocounsel.judging.rubric import OfflineWeights, Rubric
+from psychocounsel.llm.types import JSON
+from psychocounsel.types import OVERALL, Candidate, Comparison, Judgement, ReplyStatus, Speech, Winner
 
 VERSION = 1
 """Raised by hand whenever a rule changes; weights and word lists have their digests."""
@@ -75,20 +79,20 @@ class OfflineJudge:
         flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
         return Judgement(candidate.id, self.name, ReplyStatus.VALID, ratings, reason=flag)
 
-    def compare(self, items: Sequence[Comparison], progress: Progress) -> list[Verdict]:
+    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
         """Compare latent ratings; two responses in the other order give exactly the swapped verdict."""
-        verdicts: list[Verdict] = []
+        verdicts: list[Comparison] = []
         for item in items:
             verdicts.append(self._verdict(item))
             progress(1)
         return verdicts
 
-    def _verdict(self, item: Comparison) -> Verdict:
+    def _verdict(self, item: ComparisonTask) -> Comparison:
         first, second = self.latents(item.speech, item.first), self.latents(item.speech, item.second)
         mean_gap = (sum(first.values()) - sum(second.values())) / len(first)
         winners = {OVERALL: self._winner(mean_gap)}
         winners |= {name: self._winner(first[name] - second[name]) for name in first}
-        return Verdict(item.speech.id, item.first.id, item.second.id, ReplyStatus.VALID, winners)
+        return Comparison(item.speech.id, item.first.id, item.second.id, ReplyStatus.VALID, winners)
 
     def _winner(self, gap: float) -> Winner:
         margin = TIE_MARGIN * (self._rubric.maximum - self._rubric.minimum)
@@ -113,9 +117,7 @@ class OfflineJudge:
         return {name: _reasons(self._contributions(name, features), features) for name in self.principles}
 
     def _logit(self, principle: str, features: Mapping[str, Feature]) -> float:
-        return self._weights.principles[principle].base + sum(
-            self._contributions(principle, features).values()
-        )
+        return self._weights.principles[principle].base + sum(self._contributions(principle, features).values())
 
     def _contributions(self, principle: str, features: Mapping[str, Feature]) -> dict[str, float]:
         """What each feature adds; a broken text earns nothing for the good words in it."""
@@ -150,9 +152,7 @@ def _features(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None
 
 
 def _reasons(parts: Mapping[str, float], features: Mapping[str, Feature]) -> list[str]:
-    shown = [
-        name for name in sorted(parts, key=lambda name: -abs(parts[name])) if abs(parts[name]) >= _SHOWN_FROM
-    ]
+    shown = [name for name in sorted(parts, key=lambda name: -abs(parts[name])) if abs(parts[name]) >= _SHOWN_FROM]
     return [_reason(name, parts[name], features[name].evidence) for name in shown]
 
 

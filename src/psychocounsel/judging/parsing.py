@@ -5,14 +5,16 @@ and no digit is ever picked out of prose. What models put around the one JSON ob
 fence, words before and after it, thoughts that end in `</think>` before it, a comma before a closing bracket.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, cast
 
-from psychocounsel.domain import OVERALL, Rating, ReplyStatus, Scoring, Winner
 from psychocounsel.judging.rubric import Rubric
-from psychocounsel.llm.reply_json import UnreadableReplyError, read_json
+from psychocounsel.llm.replies import TokenChoice, UnreadableReplyError, read_json
+from psychocounsel.types import OVERALL, Rating, ReplyStatus, Scoring, Winner
 
 PARSER_VERSION = 3
 """Raised by hand whenever a reply may be read differently than before."""
@@ -122,9 +124,7 @@ def only_object(reply_text: str) -> str:
         elif depth == 0:
             spans.append(text[start : mark.end()])
     if depth or len(spans) != 1:
-        raise UnreadableReplyError(
-            f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}"
-        )
+        raise UnreadableReplyError(f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}")
     return spans[0]
 
 
@@ -132,7 +132,7 @@ def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
     """Yield braces and ends of thoughts, each with how many objects are open behind it.
 
     What stands in a string of an object is none of them. A template may have opened the thoughts in the
-    prompt, so their end need not have a beginning; an object that is open there was a draft.
+    prompt, so their end need not have a beginning; an object that is open there was a writer.
     """
     at = depth = 0
     while mark := _MARK.search(text, at):
@@ -146,7 +146,7 @@ def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
 
 
 def _after_thoughts(text: str) -> str:
-    # A draft among the thoughts is no answer, least of all where the reply was cut before the answer came.
+    # A writer among the thoughts is no answer, least of all where the reply was cut before the answer came.
     if not text.lstrip().startswith(_THOUGHTS_BEGIN):
         return text
     _, end, answer = text.partition(_THOUGHTS_END)
@@ -186,3 +186,106 @@ def _winner(name: str, value: object) -> Winner:
     if winner is None:
         raise UnreadableReplyError(f"'{name}' is neither A nor B nor tie")
     return winner
+
+
+LEAST_MASS = 0.5
+"""Share of probability that the points of the scale must have together, or they say little."""
+
+_DECIMALS = 6
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|[{}:]', re.DOTALL)
+_NUMBER = re.compile(r"(-?\d+)(?![\d.eE])")
+
+
+class Place(NamedTuple):
+    """Where a number stands in a reply: its first character, and the one behind its last."""
+
+    start: int
+    end: int
+
+
+class Unexpected(NamedTuple):
+    """Why the token choices tell no rating."""
+
+    reason: str
+
+
+def points_are_told_apart(scale: Sequence[int]) -> bool:
+    """Whether no point of a scale begins as another one does: a token 1 may be all of 1, or begin 10."""
+    written = [str(point) for point in scale]
+    return not any(one != other and other.startswith(one) for one in written for other in written)
+
+
+def expected_ratings(reply_text: str, choices: Sequence[TokenChoice], rubric: Rubric) -> dict[str, float] | Unexpected:
+    """Return the expected rating on every principle, rounded to a millionth of a point.
+
+    Args:
+        reply_text: one that `parse_ratings` reads.
+        choices: of the reply's tokens.
+        rubric: declares principles and scale.
+    """
+    places = rating_places(reply_text, rubric)
+    ratings: dict[str, float] = {}
+    for name in rubric.principle_ids:
+        choice = _covering(choices, places[name])
+        if choice is None:
+            return Unexpected(f"no single token writes the rating of '{name}'")
+        masses = point_masses(choice, reply_text[choice.start : places[name].start], rubric.scale)
+        whole = math.fsum(masses.values())
+        if whole < LEAST_MASS:
+            return Unexpected(f"of '{name}' the scale has {whole:.0%} of the probability")
+        mean = math.fsum(point * mass for point, mass in masses.items()) / whole
+        ratings[name] = round(mean, _DECIMALS)
+    return ratings
+
+
+def rating_places(reply_text: str, rubric: Rubric) -> dict[str, Place]:
+    """Return where each principle's number stands in a reply that `parse_ratings` reads."""
+    told = only_object(reply_text)
+    offset = reply_text.rindex(told)  # nothing behind the object holds another one
+    around = () if rubric.reply.flat else ("ratings",)
+    places = {path: Place(offset + number.start(), offset + number.end()) for path, number in _numbers(told)}
+    return {name: places[*around, name] for name in rubric.principle_ids}
+
+
+def _numbers(told: str) -> Iterator[tuple[tuple[str, ...], re.Match[str]]]:
+    """Yield every whole number that is a value, with the keys that lead to it."""
+    around: list[str] = []
+    key, last = "", ""
+    for token in _TOKENS.finditer(told):
+        sign = token[0]
+        if sign == "{":
+            around.append(key)
+        elif sign == "}":
+            around.pop()
+        elif sign == ":":
+            key = str(json.loads(last, strict=False))
+        elif sign[0] == '"':
+            last = sign
+        elif key:
+            yield (*around[1:], key), token
+        key = key if sign == ":" or sign[0] == '"' else ""
+
+
+def point_masses(choice: TokenChoice, head: str, scale: Sequence[int]) -> Mapping[int, float]:
+    """Return the probability of each point that one of the alternatives writes.
+
+    Args:
+        choice: a token that writes a rating, alone or with signs around it.
+        head: what of the token stands before the rating; white space in it may differ.
+        scale: every point.
+    """
+    masses: dict[int, float] = {}
+    for text, logprob in choice.alternatives:
+        other, before = text.lstrip(), head.strip()
+        number = _NUMBER.match(other.removeprefix(before).lstrip()) if other.startswith(before) else None
+        if number is not None and int(number[1]) in scale:
+            point = int(number[1])
+            masses[point] = masses.get(point, 0.0) + math.exp(logprob)
+    return masses
+
+
+def _covering(choices: Sequence[TokenChoice], place: Place) -> TokenChoice | None:
+    for choice in choices:
+        if choice.start <= place.start and place.end <= choice.start + len(choice.token):
+            return choice
+    return None

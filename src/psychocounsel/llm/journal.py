@@ -6,6 +6,9 @@ still in flight. Each row carries a checksum; a damaged row is skipped and count
 request is simply owed again.
 """
 
+import codecs
+import hashlib
+import json
 import os
 import sqlite3
 import threading
@@ -16,38 +19,132 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
-from psychocounsel.errors import IncompleteError, StoreError
-from psychocounsel.llm.chat import ChatReply
-from psychocounsel.llm.journal_rows import (
-    ADD_CHOICES,
-    COUNTS,
-    CREATE,
-    CREATE_BROKEN_LINES,
-    CREATE_READINGS,
-    DELETE,
-    DIGESTS_AT_ONCE,
-    FROM_VERSION_1,
-    FROM_VERSION_2,
-    INSERT,
-    INSERT_BROKEN_LINE,
-    INSERT_SEVERAL,
-    NEXT_ATTEMPT,
-    NEXT_ATTEMPTS,
-    ROWS_AT_ONCE,
-    SELECT,
-    SELECT_AT,
-    SELECT_BROKEN_LINES,
-    SELECT_PLACES,
-    SELECT_SEVERAL,
-    SETTLED,
-    as_reply,
-    as_row,
-    checksum,
-    is_sound,
-    line_checksum,
+from psychocounsel.errors import IncompleteError, InputError, StoreError
+from psychocounsel.llm.types import ChatReply
+from psychocounsel.store.files import write_faults
+from psychocounsel.types import ReplyStatus
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS replies (
+    digest TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    text BLOB NOT NULL,
+    model BLOB NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    reason BLOB NOT NULL,
+    created_at TEXT NOT NULL,
+    checksum BLOB NOT NULL,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
+    batched INTEGER NOT NULL DEFAULT 0,
+    choices BLOB,
+    PRIMARY KEY (digest, attempt)
 )
+"""
+FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
+FROM_VERSION_2 = "ALTER TABLE replies ADD COLUMN batched INTEGER NOT NULL DEFAULT 0"
+ADD_CHOICES = "ALTER TABLE replies ADD COLUMN choices BLOB"
+CREATE_READINGS = """
+CREATE TABLE IF NOT EXISTS readings (
+    reader TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (reader, digest)
+) WITHOUT ROWID
+"""
+CREATE_BROKEN_LINES = """
+CREATE TABLE IF NOT EXISTS lost_responses (
+    digest TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    checksum BLOB NOT NULL,
+    PRIMARY KEY (digest, created_at)
+) WITHOUT ROWID
+"""
+SELECT_BROKEN_LINES = "SELECT digest, created_at, checksum FROM lost_responses ORDER BY digest, created_at"
+INSERT_BROKEN_LINE = "INSERT OR IGNORE INTO lost_responses VALUES (?, ?, ?)"
+SETTLED = """
+SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
+    (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
+"""
+COLUMNS = """
+digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens,
+batched, choices
+"""
+NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
+NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
+ROWS_AT_ONCE = 70
+INSERT_SEVERAL = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES "  # noqa: S608
+INSERT = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+SELECT = f"SELECT {COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
+DIGESTS_AT_ONCE = 200
+SELECT_SEVERAL = f"""
+SELECT {COLUMNS}, checksum FROM replies WHERE digest IN ({", ".join("?" * DIGESTS_AT_ONCE)})
+ORDER BY attempt
+"""  # noqa: S608
+SELECT_PLACES = "SELECT rowid FROM replies ORDER BY digest, attempt"
+SELECT_AT = f"SELECT {COLUMNS}, checksum FROM replies WHERE rowid = ?"  # noqa: S608
+DELETE = "DELETE FROM replies WHERE digest = ? AND attempt = ?"
+COUNTS = """
+SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
+"""
+
+JournalTuple: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int, bytes | None]
+
+
+def as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> JournalTuple:
+    """Return a reply as it is written, without its checksum."""
+    # Bytes, for SQLite refuses text with lone surrogates, and a paid reply is kept whatever it holds.
+    return (
+        digest,
+        attempt,
+        str(reply.status),
+        reply.text.encode("utf-8", "surrogatepass"),
+        reply.model.encode("utf-8", "surrogatepass"),
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.reason.encode("utf-8", "surrogatepass"),
+        created_at,
+        reply.cached_tokens,
+        int(reply.batched),
+        reply.choices.encode("utf-8", "surrogatepass") or None,
+    )
+
+
+def as_reply(row: JournalTuple) -> ChatReply:
+    """Return the reply of a row."""
+    return ChatReply(
+        status=ReplyStatus(row[2]),
+        text=row[3].decode("utf-8", "surrogatepass"),
+        model=row[4].decode("utf-8", "surrogatepass"),
+        prompt_tokens=row[5],
+        completion_tokens=row[6],
+        reason=row[7].decode("utf-8", "surrogatepass"),
+        cached_tokens=row[9],
+        batched=bool(row[10]),
+        choices=(row[11] or b"").decode("utf-8", "surrogatepass"),
+    )
+
+
+def checksum(row: JournalTuple) -> bytes:
+    """Return the SHA-256 (32 bytes) that a row is written with."""
+    # Rows of formats 1 and 2 were shorter, and their checksums stay as they are.
+    told = row if row[11] is not None else row[:11] if row[10] else row[:10] if row[9] else row[:9]
+    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
+
+
+def is_sound(values: tuple[object, ...]) -> bool:
+    """Tell whether a row as it is read, its checksum last, is what was written."""
+    row = cast("JournalTuple", values[:-1])
+    # What a checksum leaves out is nought, and nothing else that is false.
+    return type(row[9]) is int and type(row[10]) is int and checksum(row) == values[-1]
+
+
+def line_checksum(digest: str, created_at: str) -> bytes:
+    """Return the SHA-256 (32 bytes) that a broken line is written with."""
+    return hashlib.sha256(repr((digest, created_at)).encode("utf-8", "backslashreplace")).digest()
+
 
 _SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
@@ -76,7 +173,7 @@ class DamagedRow(NamedTuple):
     digest: str
 
 
-class BrokenLine(NamedTuple):
+class LostResponse(NamedTuple):
     """A request was sent and no answer came, though it may be charged; when (ISO 8601, UTC)."""
 
     digest: str
@@ -249,20 +346,18 @@ class Journal:
     def record_broken_lines(self, digests: Iterable[str]) -> None:
         """Keep the broken lines of several requests in one commit: all are on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        lines = [BrokenLine(digest, now) for digest in digests]
+        lines = [LostResponse(digest, now) for digest in digests]
         with self._turn, self._explained(), self._transaction():
-            self._connection.executemany(
-                INSERT_BROKEN_LINE, [(*line, line_checksum(*line)) for line in lines]
-            )
+            self._connection.executemany(INSERT_BROKEN_LINE, [(*line, line_checksum(*line)) for line in lines])
 
-    def broken_lines(self) -> list[BrokenLine | None]:
+    def lost_responses(self) -> list[LostResponse | None]:
         """Return every broken line, by request and time; None in the place of a damaged one."""
         with self._turn, self._explained():
             rows = self._connection.execute(SELECT_BROKEN_LINES).fetchall()
-        told = [(BrokenLine(*row[:2]), row[2]) for row in rows]
+        told = [(LostResponse(*row[:2]), row[2]) for row in rows]
         return [line if line_checksum(*line) == told_checksum else None for line, told_checksum in told]
 
-    def adopt(self, rows: Iterable[JournalRow | BrokenLine]) -> int:
+    def adopt(self, rows: Iterable[JournalRow | LostResponse]) -> int:
         """Take over what another journal kept, each once; return how many were new.
 
         A reply is known by its request, its text and the time at which it was kept. A damaged one that agrees
@@ -270,11 +365,10 @@ class Journal:
         """
         with self._turn, self._explained(), self._transaction():
             return sum(
-                self._adopt_line(each) if isinstance(each, BrokenLine) else self._adopt_reply(each)
-                for each in rows
+                self._adopt_line(each) if isinstance(each, LostResponse) else self._adopt_reply(each) for each in rows
             )
 
-    def _adopt_line(self, line: BrokenLine) -> bool:
+    def _adopt_line(self, line: LostResponse) -> bool:
         return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line))).rowcount)
 
     def _adopt_reply(self, offered: JournalRow) -> bool:
@@ -386,3 +480,122 @@ def _make_private(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
+
+
+_MOST_COUNTED = 2**63 - 1
+_TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
+_COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+def write_rows(rows: Iterable[JournalRow | LostResponse], path: Path) -> int:
+    """Write one reply or broken line per line, replacing the file as a whole; return how many.
+
+    Raises:
+        IncompleteError: the disk is full or refuses; the file is as it was.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    count = 0
+    with write_faults(path):
+        with unfinished.open("w", encoding="utf-8") as file:
+            for count, row in enumerate(rows, start=1):  # noqa: B007
+                # ASCII alone: a paid reply may hold a lone surrogate, which no file can.
+                file.write(json.dumps(_as_line(row)) + "\n")
+        unfinished.replace(path)
+    return count
+
+
+def read_rows(path: Path) -> Iterator[JournalRow | LostResponse]:
+    """Yield the replies and broken lines of a file that `write_rows` wrote.
+
+    Raises:
+        InputError: a line that is no reply, or does not fit its checksum; names it.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _from_line(line.removeprefix(codecs.BOM_UTF8), f"{path} line {number}")
+
+
+def _as_line(row: JournalRow | LostResponse) -> dict[str, Any]:
+    if isinstance(row, LostResponse):
+        return {"lost_response": True, **row._asdict(), "checksum": _checksum(row)}
+    reply = row.reply
+    return {
+        "digest": row.digest,
+        "attempt": row.attempt,
+        "created_at": row.created_at,
+        "status": reply.status.value,
+        "model": reply.model,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "cached_tokens": reply.cached_tokens,
+        "batched": reply.batched,
+        "text": reply.text,
+        "reason": reply.reason,
+        **({"choices": reply.choices} if reply.choices else {}),
+        "checksum": _checksum(row),
+    }
+
+
+def _checksum(row: JournalRow | LostResponse) -> str:
+    if isinstance(row, LostResponse):
+        return line_checksum(*row).hex()
+    return checksum(as_row(row.digest, row.attempt, row.reply, row.created_at)).hex()
+
+
+def _from_line(line: bytes, where: str) -> JournalRow | LostResponse:
+    told = ""
+    try:
+        values = json.loads(line)
+        row = _broken_line(values) if "lost_response" in values else _row(values)
+        told = values.get("checksum", "")  # files of older versions have none
+    except (ValueError, KeyError, TypeError, RecursionError):
+        row = None
+    if row is None or (isinstance(row, JournalRow) and not row.reply.answered):
+        raise InputError(
+            "this is no reply of a journal",
+            where=where,
+            remedy="give a file that `psychocounsel journal export` wrote",
+        )
+    if told and told != _checksum(row):
+        raise InputError(
+            "this reply does not fit its checksum: somebody changed it, or the file is damaged",
+            where=where,
+            remedy="export it again, or take the line out; the others can be imported",
+        )
+    return row
+
+
+def _broken_line(values: Mapping[str, Any]) -> LostResponse | None:
+    told = values["digest"], values["created_at"]
+    is_one = all(isinstance(each, str) for each in told) and values["lost_response"] is True
+    return LostResponse(*told) if is_one else None
+
+
+def _row(values: Mapping[str, Any]) -> JournalRow | None:
+    digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
+    attempt, prompt_tokens, completion_tokens, cached_tokens = (values[name] for name in _COUNTS)
+    choices = values.get("choices", "")
+    texts = (digest, status, text, model, reason, created_at, choices)
+    counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
+    if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
+        return None
+    if not isinstance(values.get("batched", False), bool):
+        return None
+    batched = values.get("batched", False)  # files of older versions do not say
+    reply = ChatReply(
+        ReplyStatus(status),
+        text,
+        model,
+        prompt_tokens,
+        completion_tokens,
+        reason,
+        cached_tokens,
+        batched,
+        choices,
+    )
+    return JournalRow(digest, attempt, reply, created_at)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_COUNTED

@@ -1,8 +1,5 @@
 """DatasetFacts -> PNG: the pictures beside a dataset's card. Equal facts, equal bytes."""
 
-# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
-# pyright: reportUnknownMemberType=false
-
 import io
 import math
 import warnings
@@ -16,8 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from psychocounsel.reporting.card_facts import BINS_PER_POINT, CardFigure, DatasetFacts
-from psychocounsel.reporting.card_labels import ratings_by_principle, scale
-from psychocounsel.reporting.card_shapes import most_first
+from psychocounsel.reporting.card_tables import ratings_by_principle, scale
+from psychocounsel.reporting.tables import most_first
+
+# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
+# pyright: reportUnknownMemberType=false
+
 
 INK, FAINT = "#1c2430", "#d9dee5"
 CHOSEN, REJECTED = "#0072b2", "#c24e00"
@@ -70,9 +71,7 @@ def _ratings(facts: DatasetFacts) -> CardFigure | None:
     counts, ratings = ratings_by_principle(facts), scale(facts)
     if not counts or not ratings:
         return None
-    panels = [
-        _Panel(_shortened(name), [by.get(rating, 0) for rating in ratings]) for name, by in counts.items()
-    ]
+    panels = [_Panel(_shortened(name), [by.get(rating, 0) for rating in ratings]) for name, by in counts.items()]
     ticks = [_Tick(place + 0.5, rating) for place, rating in enumerate(ratings)]
     caption = "Number of responses by rating, one panel per principle."
     png = _small_multiples(panels, ticks, "responses", MaxNLocator(4, integer=True))

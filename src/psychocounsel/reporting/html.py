@@ -4,31 +4,35 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from psychocounsel.domain import Rate
-from psychocounsel.reporting.blocks import (
+from psychocounsel.reporting.lineage import draw_lineage
+from psychocounsel.reporting.sections import (
+    Sides,
+    confidence_words,
+    data_section,
+    examples_section,
+    health_section,
+    judge_section,
+    obedience_warning,
+    ratings_section,
+    sides_of,
+    winrate_section,
+)
+from psychocounsel.reporting.tables import (
+    BASELINES,
+    ArtifactFacts,
     Card,
     Cards,
     Ledger,
     Lineage,
+    ReportData,
     Section,
     count_words,
+    in_order,
     interval_words,
     percent,
 )
-from psychocounsel.reporting.data_sections import data_section, ratings_section
-from psychocounsel.reporting.judge_section import judge_section, obedience_warning
-from psychocounsel.reporting.labels import BASELINES
-from psychocounsel.reporting.lineage_picture import draw_lineage
-from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, in_order
 from psychocounsel.reporting.training_sections import policy_section, reward_section
-from psychocounsel.reporting.winrate_sections import (
-    Sides,
-    confidence_words,
-    examples_section,
-    health_section,
-    sides_of,
-    winrate_section,
-)
+from psychocounsel.types import Rate
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -170,16 +174,13 @@ def _reward_cards(model: ArtifactFacts) -> list[Card]:
         return []
     rates = {words.short: model.rate("baselines", name) for name, words in BASELINES.items()}
     beside = ", ".join(
-        f"{words} {percent(rate.estimate)}" if rate else f"{words}: no such pair"
-        for words, rate in rates.items()
+        f"{words} {percent(rate.estimate)}" if rate else f"{words}: no such pair" for words, rate in rates.items()
     )
     remark = f"{count_words(accuracy)}. Beside it: {beside}"
     return [_rate_card("Reward accuracy on test", accuracy, "95 %", remark, [model])]
 
 
-def _rate_card(
-    label: str, rate: Rate, confidence: str, remark: str, sources: Sequence[ArtifactFacts]
-) -> Card:
+def _rate_card(label: str, rate: Rate, confidence: str, remark: str, sources: Sequence[ArtifactFacts]) -> Card:
     interval = f"{confidence} CI {interval_words(rate)}"
     return Card(label, percent(rate.estimate), interval, remark, tuple(sources))
 
@@ -188,9 +189,7 @@ def _pairs_card(dataset: ArtifactFacts) -> Card:
     kept = {split: int(counts["kept"]) for split, counts in in_order(dataset.table("pairing")).items()}
     by_split = ", ".join(f"{count} {split}" for split, count in kept.items())
     looked_at = sum(int(counts["combinations"]) for counts in dataset.table("pairing").values())
-    return Card(
-        "Preference pairs", str(sum(kept.values())), by_split, f"of {looked_at} combinations", (dataset,)
-    )
+    return Card("Preference pairs", str(sum(kept.values())), by_split, f"of {looked_at} combinations", (dataset,))
 
 
 def _lineage_section(data: ReportData) -> Section:

@@ -4,9 +4,6 @@ Colours are written as CSS variables, so that one drawing serves a light page, a
 stays text, laid out with a wide font, so it fits whatever font the reader has. Equal numbers, equal bytes.
 """
 
-# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
-# pyright: reportUnknownMemberType=false
-
 import io
 import math
 import re
@@ -21,7 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from psychocounsel.domain import Rate
+from psychocounsel.types import Rate
+
+# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
+# pyright: reportUnknownMemberType=false
+
 
 # Stand-ins that matplotlib draws with; each becomes the CSS variable of the page.
 INK, FAINT = "#010101", "#020202"
@@ -107,9 +108,7 @@ def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
     return drawing.svg
 
 
-def dots_and_intervals(
-    key: str, dots: Sequence[Dot], *, reference: float | None = 0.5, axis: str = "share"
-) -> Markup:
+def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None = 0.5, axis: str = "share") -> Markup:
     """Draw rates in 0..1 as percent, one row each, the first on top.
 
     Args:
@@ -154,9 +153,7 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
             marker = _MARKERS[number % len(_MARKERS)] if each.low or len(each.x) <= _MARKED_POINTS else ""
             shift = _SHIFT * (number - (len(series) - 1) / 2) if each.low else 0.0
             at = [value + shift for value in each.x]
-            axes.plot(
-                at, each.y, color=colour, linestyle=dash, marker=marker, label=each.label, linewidth=1.5
-            )
+            axes.plot(at, each.y, color=colour, linestyle=dash, marker=marker, label=each.label, linewidth=1.5)
             if each.low:
                 axes.vlines(at, each.low, each.high, color=colour, linewidth=1.5)
         if all(float(value).is_integer() for each in series for value in each.x):
@@ -203,9 +200,7 @@ def _for_page(svg: str, key: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
-    body = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body, count=1
-    )
+    body = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body, count=1)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     body = re.sub(r"'DejaVu Sans',[^;\"]*", "system-ui, sans-serif", body)

@@ -3,26 +3,30 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from psychocounsel.domain import Rate
-from psychocounsel.reporting.blocks import (
+from psychocounsel.reporting.plots import Dot, Series, dots_and_intervals, lines, margin_histogram
+from psychocounsel.reporting.tables import (
+    BASELINES,
+    SAME_TIER,
+    ArtifactFacts,
     Block,
     Cell,
     Heading,
     Paragraph,
     Plot,
     Plots,
+    ReportData,
     Section,
     Table,
+    as_rate,
     count_words,
     decimal,
+    funnel_line,
+    funnel_table,
     interval_words,
     percent,
     reason_words,
 )
-from psychocounsel.reporting.funnels import funnel_line, funnel_table
-from psychocounsel.reporting.labels import BASELINES, SAME_TIER
-from psychocounsel.reporting.plots import Dot, Series, dots_and_intervals, lines, margin_histogram
-from psychocounsel.reporting.report_data import ArtifactFacts, ReportData, as_rate
+from psychocounsel.types import Rate
 
 _METRICS = {"accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
 
@@ -80,9 +84,7 @@ def _accuracy_plot(model: ArtifactFacts) -> list[Plot]:
 
 def dot_words(dots: Sequence[Dot]) -> str:
     """Return a dot-and-interval plot in words."""
-    return "; ".join(
-        f"{dot.label}: {percent(dot.rate.estimate)} ({interval_words(dot.rate)})" for dot in dots
-    )
+    return "; ".join(f"{dot.label}: {percent(dot.rate.estimate)} ({interval_words(dot.rate)})" for dot in dots)
 
 
 def _margin_plot(model: ArtifactFacts) -> list[Plot]:
@@ -92,9 +94,7 @@ def _margin_plot(model: ArtifactFacts) -> list[Plot]:
     wrong = sum(margin < 0 for margin in margins)
     span = f"{min(margins):.2f} to {max(margins):.2f}"
     told = f"Histogram of {len(margins)} margins from {span}; {wrong} below zero."
-    return [
-        Plot(margin_histogram(margins, f"margins-{model.id[:8]}"), "Margins on test pairs.", told, (model,))
-    ]
+    return [Plot(margin_histogram(margins, f"margins-{model.id[:8]}"), "Margins on test pairs.", told, (model,))]
 
 
 def _remarks(model: ArtifactFacts) -> list[Block]:
@@ -188,9 +188,7 @@ def _series(rows: Sequence[Mapping[str, float]], column: str, words: str) -> Ser
 
 
 def _series_words(series: Series) -> str:
-    return (
-        f"{series.label} from {series.y[0]:.3g} at {series.x[0]:g} to {series.y[-1]:.3g} at {series.x[-1]:g}."
-    )
+    return f"{series.label} from {series.y[0]:.3g} at {series.x[0]:g} to {series.y[-1]:.3g} at {series.x[-1]:g}."
 
 
 def policy_section(data: ReportData) -> Section:
@@ -227,18 +225,14 @@ class RoundPlot(NamedTuple):
 
 
 _ROUND_PLOTS = (
-    RoundPlot(
-        "Mean normalised reward of answers to dev speeches, by round.", "reward", {"reward": ("reward",)}, 1
-    ),
+    RoundPlot("Mean normalised reward of answers to dev speeches, by round.", "reward", {"reward": ("reward",)}, 1),
     RoundPlot(
         "Signs of decay in answers to dev speeches, by round.",
         "percent",
         {"unfinished": ("health", "unfinished_rate"), "repetitive": ("health", "repetition_rate")},
         100,
     ),
-    RoundPlot(
-        "Mean length of answers to dev speeches, by round.", "words", {"mean": ("health", "length_words")}, 1
-    ),
+    RoundPlot("Mean length of answers to dev speeches, by round.", "words", {"mean": ("health", "length_words")}, 1),
 )
 
 
@@ -290,9 +284,7 @@ def _round_table(data: ReportData, policy: ArtifactFacts, rounds: Sequence[Artif
         return []
     rows = [_round_row(data, number, each) for number, each in _numbered(policy, rounds)]
     header = ("round", "speeches", "pairs", "no pair or left out", "dev reward", "deviation", "answers")
-    caption = (
-        "Rounds: speeches drawn, pairs kept of them, normalised reward of fresh answers to dev speeches."
-    )
+    caption = "Rounds: speeches drawn, pairs kept of them, normalised reward of fresh answers to dev speeches."
     return [Table(caption, header, "lrrlrrr", tuple(rows), tuple(rounds))]
 
 

@@ -5,40 +5,271 @@ round, and within it at the checkpoint, where it was. The reference stays the in
 (arXiv 2502.19731).
 """
 
+import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from psychocounsel.config.stages import AlignConfig, OnlineConfig
-from psychocounsel.console import note, step_progress
-from psychocounsel.domain import Policy, PreferencePair, content_id
-from psychocounsel.interrupts import go_on, stop_requests
+from psychocounsel.config.schema import AlignConfig, OnlineConfig
+from psychocounsel.errors import DataQualityError, counted
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.evaluation.text_quality import measure_text_quality
+from psychocounsel.judging.pairing import PairingRule, pair_extremes
+from psychocounsel.llm.cancel import raise_if_cancelled, stop_requests, stoppable
+from psychocounsel.llm.runner import never_stop
 from psychocounsel.reporting.cards import ModelFacts, model_card
-from psychocounsel.rounds import (
-    STAGE,
-    VERSION,
-    RoundPlans,
-    current_policy,
-    measure_dev,
-    pair_round,
-    plan_models,
-    plan_round,
-    sample_round,
-    score_round,
-)
-from psychocounsel.store.artifacts import Artifact, Draft, Plan
+from psychocounsel.reporting.console import note, step_progress
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
+from psychocounsel.store.schemas import (
+    RewardScore,
+    read_candidates,
+    read_pairs,
+    read_scores,
+    read_speeches,
+    write_candidates,
+    write_pairs,
+    write_scores,
+)
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import read_pairs
+from psychocounsel.types import Candidate, Policy, PreferencePair, ScoredCandidate, Speech, content_id
+
+VERSION = 2
+STAGE = "align"
+"""Of the whole stage: a round is a part of it."""
+MAX_DEV_SPEECHES = 64
+AUTHOR = "policy"
+"""Of the answers of a round: the same whatever the round is called, for a name is no part of an id."""
+
+
+class RoundPlans(NamedTuple):
+    """What a round makes before the policy is trained, in order."""
+
+    candidates: ArtifactSpec
+    scores: ArtifactSpec
+    pairs: ArtifactSpec
+
+
+class RoundModels(NamedTuple):
+    """What a round reads: the speeches, the reward model, and the policy as it stands."""
+
+    speeches: Parent
+    reward_model: tuple[Parent, ...]
+    reward_identity: dict[str, Any]
+    policy: tuple[Parent, ...]
+    policy_identity: dict[str, Any]
+
+
+def plan_models(config: AlignConfig, online: OnlineConfig, store: Store) -> RoundModels:
+    """Return the models of the first round, in which the policy is the initial one."""
+    initial = resolve_model(store, config.policy, POLICY_KINDS)
+    reward = resolve_model(store, online.reward_model, ("reward-models",))
+    return RoundModels(
+        resolve_parent(store, online.speeches, "speeches", "speeches"),
+        reward.parents("reward model"),
+        reward.identity,
+        initial.parents("previous policy"),
+        initial.identity,
+    )
+
+
+def plan_round(config: AlignConfig, online: OnlineConfig, name: str, seed: int, models: RoundModels) -> RoundPlans:
+    """Return what one round makes; only what affects a step enters its id."""
+    sampling = {
+        "seed": seed,
+        "speeches_per_round": online.speeches_per_round,
+        "candidates_per_speech": online.candidates_per_speech,
+        "sampling": online.sampling.identity(),
+        "chat": config.chat.identity(),
+        "policy": models.policy_identity,
+    }
+    candidates = ArtifactSpec("candidates", name, STAGE, VERSION, sampling, (models.speeches, *models.policy))
+    scoring = {"chat": config.chat.identity(), "reward_model": models.reward_identity}
+    answered = (candidates.as_parent("candidates"), models.speeches)
+    scores = ArtifactSpec("scores", name, STAGE, VERSION, scoring, (*answered, *models.reward_model))
+    selection = {
+        "unfinished": online.unfinished,
+        "unfinished_penalty": online.unfinished_penalty,
+        "length_penalty_per_100_tokens": online.length_penalty_per_100_tokens,
+    }
+    pairs = ArtifactSpec("preferences", name, STAGE, VERSION, selection, (scores.as_parent("scores"), *answered))
+    return RoundPlans(candidates, scores, pairs)
+
+
+def drawn(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
+    """Return `count` of the speeches, drawn by a hash of seed and content; all of them if there are fewer."""
+    return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
+
+
+def sample_round(
+    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]
+) -> None:
+    """Let the policy answer the round's speeches.
+
+    Raises:
+        Preempted: a signal asked to stop.
+    """
+    seed = int(writer.plan.settings["seed"])
+    speeches = drawn(_split(store, writer.parent("speeches"), "train"), online.speeches_per_round, seed)
+    policy = current_policy(config, store, writer)
+    candidates = _answers(config, online, Asked(policy, speeches, seed), stop)
+    write_candidates(writer, candidates)
+    health = measure_text_quality(candidates, _bootstrap(config))
+    writer.write_metrics({"speeches": len(speeches), "health": health.as_dict()})
+
+
+def current_policy(config: AlignConfig, store: Store, writer: ArtifactWriter) -> Policy:
+    """Return the policy that a round starts from: the round's before, or the initial one."""
+    for parent in writer.plan.parents:
+        if parent.role == "previous policy":
+            return Policy(str(store.open(parent).folder))
+    return resolve_model(store, config.policy, POLICY_KINDS).policy(store)
+
+
+class Asked(NamedTuple):
+    """A policy, the speeches it answers, and the seed of its draws."""
+
+    policy: Policy
+    speeches: Sequence[Speech]
+    seed: int
+
+
+def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Callable[[], bool]) -> list[Candidate]:
+    from psychocounsel.training.generate import (
+        AnswerGenerator,  # torch: only when answers are sampled
+        SampleRequest,
+        sample_candidates,
+    )
+
+    generator = AnswerGenerator.load(asked.policy)
+    per_speech = online.candidates_per_speech
+    request = SampleRequest(AUTHOR, per_speech, online.sampling, config.chat, asked.seed)
+    with step_progress("sampling answers") as report:
+        watch = stoppable(report, stop, config.name)
+        return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
+
+
+def score_round(
+    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]
+) -> None:
+    """Let the reward model score every answer that has a text.
+
+    Raises:
+        Preempted: a signal asked to stop.
+    """
+    speeches = {speech.id: speech for speech in _split(store, writer.parent("speeches"), "train")}
+    candidates = read_candidates(store.open(writer.parent("candidates")))
+    answers = [(speeches[each.speech_id], each) for each in candidates if each.text]
+    scores = _rewards(config, online, store, answers, stop)
+    write_scores(writer, scores)
+    writer.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
+
+
+def _rewards(
+    config: AlignConfig,
+    online: OnlineConfig,
+    store: Store,
+    answers: Sequence[tuple[Speech, Candidate]],
+    stop: Callable[[], bool],
+) -> list[RewardScore]:
+    from psychocounsel.training.reward import Exchange, RewardScorer  # torch: only when answers are scored
+
+    if not answers:
+        raise DataQualityError("the policy gave only empty answers", where=config.name, remedy="check the policy")
+    model = resolve_model(store, online.reward_model, ("reward-models",)).policy(store)
+    scorer = RewardScorer.load(model, config.chat)
+    exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in answers]
+    with step_progress("scoring answers") as report:
+        watch = stoppable(report, stop, config.name)
+        raw = scorer.raw(exchanges, online.sampling.batch_size, watch)
+    lengths = scorer.response_tokens(exchanges)
+    return [
+        RewardScore(candidate.id, value, scorer.scale.normalise(value), tokens)
+        for (_, candidate), value, tokens in zip(answers, raw, lengths, strict=True)
+    ]
+
+
+def _mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
+    rewards = [score.reward for score in scores]
+    return {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "n": len(rewards)}
+
+
+def pair_round(online: OnlineConfig, store: Store, writer: ArtifactWriter) -> None:
+    """Pair the highest-ranked answer of each speech with the lowest.
+
+    Raises:
+        DataQualityError: no speech gives a pair.
+    """
+    scores = {score.candidate_id: score for score in read_scores(store.open(writer.parent("scores")))}
+    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
+    ranked: dict[str, list[ScoredCandidate]] = {}
+    left_out: Counter[str] = Counter()
+    for candidate in read_candidates(store.open(writer.parent("candidates"))):
+        group = ranked.setdefault(candidate.speech_id, [])
+        reason = _reason_to_leave_out(candidate, online)
+        if reason is None:
+            group.append(ScoredCandidate(candidate, selection_score(candidate, scores[candidate.id], online)))
+        else:
+            left_out[reason] += 1
+    scored = [(speeches[speech_id], group) for speech_id, group in ranked.items()]
+    pairing = pair_extremes(scored, PairingRule())
+    if not pairing.pairs:
+        raise DataQualityError(
+            f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
+            where=writer.plan.ref,
+            remedy="sample at a higher temperature, or let answers end by a larger max_new_tokens",
+        )
+    write_pairs(writer, "train", pairing.pairs, ())
+    writer.write_metrics({"pairing": pairing.as_dict(), "left_out": dict(left_out)})
+
+
+def _reason_to_leave_out(candidate: Candidate, online: OnlineConfig) -> str | None:
+    if not candidate.text:
+        return "empty"
+    return "unfinished" if not candidate.finished and online.unfinished == "leave_out" else None
+
+
+def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConfig) -> float:
+    """Return the normalised reward less the penalties for an unfinished and for a long answer."""
+    unfinished = 0.0 if candidate.finished else online.unfinished_penalty
+    return score.reward - unfinished - online.length_penalty_per_100_tokens * score.tokens / 100
+
+
+def measure_dev(
+    config: AlignConfig, online: OnlineConfig, store: Store, speeches: Parent, policy: Policy
+) -> dict[str, Any]:
+    """Let a policy answer at most 64 dev speeches: mean reward, length, repetition, unfinished answers.
+
+    It is not stopped: what it measures is trained already, and would be trained again.
+    """
+    held_out = _split(store, speeches, "dev") or _split(store, speeches, "train")
+    asked = drawn(held_out, MAX_DEV_SPEECHES, config.seed)
+    candidates = _answers(config, online, Asked(policy, asked, config.seed), never_stop)
+    by_id = {speech.id: speech for speech in asked}
+    answers = [(by_id[each.speech_id], each) for each in candidates if each.text]
+    scores = _rewards(config, online, store, answers, never_stop)
+    return {
+        "reward": _mean_and_spread(scores),
+        "health": measure_text_quality(candidates, _bootstrap(config)).as_dict(),
+    }
+
+
+def _split(store: Store, parent: Parent, split: str) -> list[Speech]:
+    return [each.speech for each in read_speeches(store.open(parent)) if each.split == split]
+
+
+def _bootstrap(config: AlignConfig) -> BootstrapSettings:
+    return BootstrapSettings(samples=1000, seed=config.seed)
 
 
 class TrainedRound(NamedTuple):
     """One round: its own artifacts and the policy that they lead to."""
 
     own: RoundPlans
-    policy: Plan
+    policy: ArtifactSpec
 
 
-def plan(config: AlignConfig, store: Store) -> list[Plan]:
+def plan(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
     """Return what a config means, without making it: every artifact in order, the final policy last."""
     if config.online is None:
         return [_plan_dpo(config, store)]
@@ -57,7 +288,7 @@ def align(config: AlignConfig, store: Store) -> Artifact:
         if config.online is not None:
             return _align_online(config, config.online, store, stop)
         planned = _plan_dpo(config, store)
-        return store.make(planned, lambda draft: _train_on_preferences(config, store, draft, stop))
+        return store.make(planned, lambda writer: _train_on_preferences(config, store, writer, stop))
 
 
 def _settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
@@ -67,40 +298,44 @@ def _settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, 
     return {**own, "initial_policy": initial_policy}
 
 
-def _plan_dpo(config: AlignConfig, store: Store) -> Plan:
+def _plan_dpo(config: AlignConfig, store: Store) -> ArtifactSpec:
     initial = resolve_model(store, config.policy, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences or "", "preferences", "preferences")
     parents = (preferences, *initial.parents("initial policy"))
-    return Plan("policies", config.name, STAGE, VERSION, _settings(config, initial.identity), parents)
+    return ArtifactSpec("policies", config.name, STAGE, VERSION, _settings(config, initial.identity), parents)
 
 
-def _train_on_preferences(config: AlignConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
-    preferences = store.open(draft.parent("preferences"))
+def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+    preferences = store.open(writer.parent("preferences"))
     pairs = read_pairs(preferences, "train")
-    training = _train(config, store, draft, pairs, stop)
-    draft.write_metrics({"training": training, "pairs": len(pairs)})
-    _write_card(config, draft, preferences.notices)
+    training = _train(config, store, writer, pairs, stop)
+    writer.write_metrics({"training": training, "pairs": len(pairs)})
+    _write_card(config, writer, preferences.notices)
 
 
 def _train(
-    config: AlignConfig, store: Store, draft: Draft, pairs: Sequence[PreferencePair], stop: Callable[[], bool]
+    config: AlignConfig,
+    store: Store,
+    writer: ArtifactWriter,
+    pairs: Sequence[PreferencePair],
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Train the draft's policy on pairs, held to the initial policy, and return what training tells."""
+    """Train the writer's policy on pairs, held to the initial policy, and return what training tells."""
     from psychocounsel.training.dpo import DpoRun, train_dpo
-    from psychocounsel.training.run import TrainingOutput  # torch: only when a policy is trained
+    from psychocounsel.training.trainer import TrainingOutput  # torch: only when a policy is trained
 
     initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
     steps = config.online.steps_per_round if config.online else config.max_steps
-    seed = int(draft.plan.settings["seed"])
-    run = DpoRun(current_policy(config, store, draft), initial, config, seed, steps)
-    with step_progress(f"aligning {draft.plan.name}") as report:
-        output = TrainingOutput(draft.folder, draft.work, stop, report, draft.plan.id)
+    seed = int(writer.plan.settings["seed"])
+    run = DpoRun(current_policy(config, store, writer), initial, config, seed, steps)
+    with step_progress(f"aligning {writer.plan.name}") as report:
+        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.plan.id)
         return train_dpo(run, pairs, output).as_dict()
 
 
-def _write_card(config: AlignConfig, draft: Draft, notices: tuple[str, ...]) -> None:
+def _write_card(config: AlignConfig, writer: ArtifactWriter, notices: tuple[str, ...]) -> None:
     card = model_card(ModelFacts(config.name, f"policy aligned by {config.mode}", notices))
-    draft.write_card(card)
+    writer.write_card(card)
 
 
 def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> list[TrainedRound]:
@@ -120,28 +355,26 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
             *initial.parents("initial policy"),
             *models.reward_model,
         )
-        policy = Plan("policies", config.name if is_last else name, STAGE, VERSION, settings, parents)
+        policy = ArtifactSpec("policies", config.name if is_last else name, STAGE, VERSION, settings, parents)
         rounds.append(TrainedRound(own, policy))
         models = models._replace(policy=(policy.as_parent("previous policy"),))
     return rounds
 
 
-def _align_online(
-    config: AlignConfig, online: OnlineConfig, store: Store, stop: Callable[[], bool]
-) -> Artifact:
+def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, stop: Callable[[], bool]) -> Artifact:
     made: list[Artifact] = []
     rounds = _plan_rounds(config, online, store)
     for number, planned in enumerate(rounds, start=1):
-        store.make(planned.own.candidates, lambda draft: sample_round(config, online, store, draft, stop))
-        go_on(stop, planned.own.candidates.ref)
-        store.make(planned.own.scores, lambda draft: score_round(config, online, store, draft, stop))
-        store.make(planned.own.pairs, lambda draft: pair_round(online, store, draft))
-        go_on(stop, planned.own.pairs.ref)
+        store.make(planned.own.candidates, lambda writer: sample_round(config, online, store, writer, stop))
+        raise_if_cancelled(stop, planned.own.candidates.ref)
+        store.make(planned.own.scores, lambda writer: score_round(config, online, store, writer, stop))
+        store.make(planned.own.pairs, lambda writer: pair_round(online, store, writer))
+        raise_if_cancelled(stop, planned.own.pairs.ref)
         earlier = tuple(made)
         made.append(
             store.make(
                 planned.policy,
-                lambda draft, earlier=earlier: _train_round(config, store, draft, earlier, stop),
+                lambda writer, earlier=earlier: _train_round(config, store, writer, earlier, stop),
             )
         )
         note(f"round {number} of {len(rounds)}: dev reward {_dev_reward(made[-1].metrics):+.3f}")
@@ -153,21 +386,25 @@ def _dev_reward(metrics: dict[str, Any]) -> float:
 
 
 def _train_round(
-    config: AlignConfig, store: Store, draft: Draft, earlier: Sequence[Artifact], stop: Callable[[], bool]
+    config: AlignConfig,
+    store: Store,
+    writer: ArtifactWriter,
+    earlier: Sequence[Artifact],
+    stop: Callable[[], bool],
 ) -> None:
     """Train on the round's pairs; `@best` of the policy is the round with the highest dev reward so far."""
-    pairs = read_pairs(store.open(draft.parent("pairs")), "train")
-    training = _train(config, store, draft, pairs, stop)
-    policy = Policy(str(draft.folder))
+    pairs = read_pairs(store.open(writer.parent("pairs")), "train")
+    training = _train(config, store, writer, pairs, stop)
+    policy = Policy(str(writer.folder))
     if config.online is None:
         return
-    dev = measure_dev(config, config.online, store, draft.parent("speeches"), policy)
+    dev = measure_dev(config, config.online, store, writer.parent("speeches"), policy)
     before: list[Any] = earlier[-1].metrics["rounds"] if earlier else []
     metrics = {"training": training, "pairs": len(pairs), "dev": dev}
     present = {"dev": dev, "pairs": len(pairs), "trained_on": training["lengths"]["kept"]}
-    draft.write_metrics({**metrics, "rounds": [*before, present]})
+    writer.write_metrics({**metrics, "rounds": [*before, present]})
     best = max(earlier, key=lambda policy: _dev_reward(policy.metrics), default=None)
     is_best = best is None or _dev_reward(best.metrics) <= _dev_reward(metrics)
-    chosen = draft.plan.as_parent("best") if best is None or is_best else best.as_parent("best")
-    draft.notes["best"] = chosen._asdict()
-    _write_card(config, draft, store.open(draft.parent("pairs")).notices)
+    chosen = writer.plan.as_parent("best") if best is None or is_best else best.as_parent("best")
+    writer.notes["best"] = chosen._asdict()
+    _write_card(config, writer, store.open(writer.parent("pairs")).notices)

@@ -4,22 +4,22 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from psychocounsel.config.stages import TrainRewardConfig
-from psychocounsel.console import step_progress
-from psychocounsel.domain import Policy, PreferencePair, RewardModel
+from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.baselines import USUAL_SCALE, Scale, measure_baselines
-from psychocounsel.evaluation.intervals import BootstrapSettings
-from psychocounsel.evaluation.reward_metrics import reward_metrics
-from psychocounsel.interrupts import stop_requests
+from psychocounsel.evaluation.reward_metrics import USUAL_SCALE, Scale, measure_baselines, reward_metrics
+from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.llm.cancel import stop_requests
 from psychocounsel.reporting.cards import ModelFacts, model_card
-from psychocounsel.store.artifacts import Artifact, Draft, Plan
+from psychocounsel.reporting.console import step_progress
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
+from psychocounsel.store.schemas import RewardScore, read_pairs, write_scores
 from psychocounsel.store.store import Store
-from psychocounsel.store.tables.nouns import RewardScore, read_pairs, write_scores
+from psychocounsel.types import Policy, PreferencePair, RewardModel
 
 if TYPE_CHECKING:
     from psychocounsel.training.reward import Exchange, RewardScorer
+
 
 VERSION = 2
 STAGE = "train-reward"
@@ -33,13 +33,13 @@ class Margins(NamedTuple):
     margins: list[float]
 
 
-def plan(config: TrainRewardConfig, store: Store) -> Plan:
+def plan(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
     """Return what a config means, without making it."""
     base = resolve_model(store, config.base_model, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences, "preferences", "preferences")
     settings = config.identity() | {"base_model": base.identity, "preferences": None, "name": None}
     parents = (preferences, *base.parents("base model"))
-    return Plan("reward-models", config.name, STAGE, VERSION, settings, parents)
+    return ArtifactSpec("reward-models", config.name, STAGE, VERSION, settings, parents)
 
 
 def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
@@ -51,28 +51,28 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
     """
     planned = plan(config, store)
     with stop_requests() as stop:
-        return store.make(planned, lambda draft: _build(config, store, draft, stop))
+        return store.make(planned, lambda writer: _build(config, store, writer, stop))
 
 
-def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable[[], bool]) -> None:
+def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
     from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation
-    from psychocounsel.training.run import TrainingOutput  # torch: only when a model is trained
+    from psychocounsel.training.trainer import TrainingOutput  # torch: only when a model is trained
 
-    preferences = store.open(draft.parent("preferences"))
+    preferences = store.open(writer.parent("preferences"))
     pairs = {split: read_pairs(preferences, split) for split in ("train", "dev", "test")}
     _require_splits(pairs, preferences)
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
     with step_progress("training the reward model") as report:
-        output = TrainingOutput(draft.folder, draft.work, stop, report, draft.plan.id)
+        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.plan.id)
         summary = train_reward_model(base, pairs["train"], config, output)
-    scorer = RewardScorer.load(Policy(str(draft.folder)), config.chat)
+    scorer = RewardScorer.load(Policy(str(writer.folder)), config.chat)
     batch_size = config.optimisation.per_device_batch_size
     scaling = _margins(scorer, pairs["dev"] or pairs["train"], batch_size)
     mean, std = statistics.fmean(scaling.rewards.values()), statistics.pstdev(scaling.rewards.values())
-    write_normalisation(draft.folder, mean, std)
+    write_normalisation(writer.folder, mean, std)
     test = _margins(scorer, pairs["test"], batch_size)
-    write_scores(draft, _scores(scorer, RewardModel(str(draft.folder), mean, std), test))
-    draft.write_metrics(
+    write_scores(writer, _scores(scorer, RewardModel(str(writer.folder), mean, std), test))
+    writer.write_metrics(
         {
             **_measure(pairs["train"], pairs["test"], test.margins, config.seed, _scale(preferences)),
             "dev": _accuracy(pairs["dev"], scaling.margins, config.seed),
@@ -81,10 +81,8 @@ def _build(config: TrainRewardConfig, store: Store, draft: Draft, stop: Callable
             "test_margins": test.margins,
         }
     )
-    card = model_card(
-        ModelFacts(config.name, "reward model", store.open(draft.parent("preferences")).notices)
-    )
-    draft.write_card(card)
+    card = model_card(ModelFacts(config.name, "reward model", store.open(writer.parent("preferences")).notices))
+    writer.write_card(card)
 
 
 def _require_splits(pairs: dict[str, list[PreferencePair]], preferences: Artifact) -> None:

@@ -1,15 +1,26 @@
-"""Plan -> Artifact: what is to be made, and what was made with its manifest."""
+"""ArtifactSpec -> Artifact: what is to be made, and what was made with its manifest."""
 
 import json
+import os
+import platform
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from psychocounsel.errors import StoreError
-from psychocounsel.store.atomic import write_bytes
-from psychocounsel.store.digests import digest_of
+from psychocounsel.store.files import (
+    TEMPORARY_SUFFIX,
+    digest_of,
+    digest_of_file,
+    sync,
+    write_bytes,
+    write_faults,
+)
 
 Kind = Literal[
     "base-models",
@@ -62,7 +73,7 @@ def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ArtifactSpec:
     """An artifact before it exists: everything that decides its content, and so its id."""
 
     kind: Kind
@@ -160,10 +171,10 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Draft:
+class ArtifactWriter:
     """An artifact in the making: its folder, a scratch folder that survives a crash, its notes."""
 
-    plan: Plan
+    plan: ArtifactSpec
     folder: Path
     rows: dict[str, int] = field(default_factory=dict[str, int])
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -197,3 +208,100 @@ class Draft:
         """Write `metrics.json`: every number of this artifact that a report may show."""
         text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
+
+
+_REPORTED_PACKAGES = ("psychocounsel", "torch", "transformers", "trl", "datasets", "peft", "openai")
+
+
+def seal(writer: ArtifactWriter, notices: list[str], seconds: float) -> Artifact:
+    """Write the manifest of a finished writer: from here on the artifact is complete.
+
+    Args:
+        writer: what was built; its scratch folder is removed.
+        notices: sentences that head the artifact and everything made from it.
+        seconds: how long building took.
+    """
+    shutil.rmtree(writer.folder / "work", ignore_errors=True)
+    for partial in writer.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+        partial.unlink()
+    entries = sorted(writer.folder.rglob("*"))
+    # A manifest that outlives a power cut must not vouch for bytes that did not.
+    with write_faults(writer.folder):
+        for entry in (*entries, writer.folder, writer.folder.parent):
+            sync(entry)
+    files = [path for path in entries if path.is_file() and path.name != MANIFEST]
+    manifest = {"notices": notices, **_manifest(writer, files, seconds)}
+    return _with_manifest(writer.folder, manifest, is_new=True)
+
+
+def adopt(found: Artifact, name: str, folder: Path) -> Artifact:
+    """Keep a sealed artifact under a second name: its files are linked, or copied where links cannot be.
+
+    Args:
+        found: an artifact with the wanted id.
+        name: the other name.
+        folder: where it is to stand; an unfinished build there is removed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with write_faults(folder):
+        for file_name in found.manifest["files"]:
+            target = folder / file_name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(found.file(file_name), target)
+    manifest = {**found.manifest, "name": name, "created_at": _now()}
+    return _with_manifest(folder, manifest, is_new=False)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _with_manifest(folder: Path, manifest: dict[str, Any], is_new: bool) -> Artifact:
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(folder / MANIFEST, (text + "\n").encode("utf-8"))
+    return Artifact(folder, manifest, is_new)
+
+
+def _manifest(writer: ArtifactWriter, files: list[Path], seconds: float) -> dict[str, Any]:
+    plan = writer.plan
+    return {
+        "format": FORMAT,
+        "id": plan.id,
+        "kind": plan.kind,
+        "name": plan.name,
+        "stage": plan.stage,
+        "version": plan.version,
+        "settings": json.loads(json.dumps(plan.settings)),
+        "parents": [parent._asdict() for parent in plan.parents],
+        "rows": writer.rows,
+        "notes": writer.notes,
+        "files": {
+            str(path.relative_to(writer.folder)): {
+                "sha256": digest_of_file(path),
+                "bytes": path.stat().st_size,
+            }
+            for path in files
+        },
+        "created_at": _now(),
+        "seconds": round(seconds, 3),
+        "made_with": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _REPORTED_PACKAGES if _is_installed(name)}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,15 +1,15 @@
 """`name@id8`, `name`, a path or `hub:owner/name@revision` -> the artifact or model it means."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from psychocounsel.domain import Policy
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, Kind, Parent, Plan
-from psychocounsel.store.digests import digest_of_files
-from psychocounsel.store.store import Store
+from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, ArtifactSpec, Kind, Parent
+from psychocounsel.store.files import digest_of_files
+from psychocounsel.store.store import Store, flatten
+from psychocounsel.types import Policy
 
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 """What can answer a speech."""
@@ -49,7 +49,7 @@ class ModelReference(NamedTuple):
         return Policy(str(artifact.folder))
 
 
-def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan:
+def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | ArtifactSpec:
     """Return what a reference means: an artifact, or a plan of the present recipe run.
 
     Args:
@@ -82,14 +82,14 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Plan
     return _of_kind(found[-1], kind, ref)
 
 
-def _of_kind(found: Artifact | Plan, kind: Kind | None, ref: str) -> Artifact | Plan:
+def _of_kind(found: Artifact | ArtifactSpec, kind: Kind | None, ref: str) -> Artifact | ArtifactSpec:
     if kind is not None and found.kind != kind:
         raise _UnansweredError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {kind}")
     return found
 
 
-def _best(store: Store, named: Artifact | Plan) -> Artifact | Plan:
-    if isinstance(named, Plan):
+def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact | ArtifactSpec:
+    if isinstance(named, ArtifactSpec):
         raise ConfigError(
             f"which one is the best of {named.kind} {named.name} is known once it is made",
             remedy="run the stage that makes it first; a dry run cannot tell",
@@ -116,7 +116,7 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
         kinds: the kinds of artifact to try, in this order.
     """
     if ref.startswith(HUB):
-        tell_unless_pinned(store, ref)
+        note_unless_pinned(store, ref)
         location, _, revision = ref.removeprefix(HUB).partition("@")
         outside = Policy(location, revision or None)
         return ModelReference(None, {"hub": location, "revision": revision or None}, outside)
@@ -125,7 +125,7 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
     return _model_artifact(store, ref, kinds)
 
 
-def tell_unless_pinned(store: Store, ref: str) -> None:
+def note_unless_pinned(store: Store, ref: str) -> None:
     """Tell, once, that a name on the Hub stands without a revision."""
     if ref.startswith(HUB) and not ref.partition("@")[2]:
         store.tell_once(f"{ref}: no revision is named, and what it holds may change; write {ref}@COMMIT")
@@ -159,7 +159,7 @@ def _parts(ref: str, kind: Kind | None) -> tuple[Kind | None, str, str]:
     return named_kind or kind, name, short_id
 
 
-def _fits(candidate: Artifact | Plan, kind: Kind | None, name: str, short_id: str) -> bool:
+def _fits(candidate: Artifact | ArtifactSpec, kind: Kind | None, name: str, short_id: str) -> bool:
     right_kind = kind is None or candidate.kind == kind
     right_id = not short_id or candidate.id.startswith(short_id)
     return right_kind and candidate.name == name and right_id
@@ -175,3 +175,70 @@ def _suggest(store: Store, kinds: Sequence[Kind | None], name: str) -> str:
 
 def _joined(names: set[str]) -> str:
     return ", ".join(sorted(names))
+
+
+_OUTSIDE = ("sha256", "hub", "weights")
+"""Keys under which settings name what lies outside the store."""
+
+
+class Ancestor(NamedTuple):
+    """An artifact on the way back, how far it is, and the role it plays for its child."""
+
+    artifact: Artifact
+    depth: int
+    role: str
+
+
+def ancestors(store: Store, artifact: Artifact) -> Iterator[Ancestor]:
+    """Yield the artifact itself, then each ancestor once, depth first, parents in their order.
+
+    Raises:
+        StoreError: an ancestor is not in the store.
+    """
+    yield from _walk(store, artifact, 0, "", set())
+
+
+def _walk(store: Store, artifact: Artifact, depth: int, role: str, seen: set[str]) -> Iterator[Ancestor]:
+    seen.add(artifact.id)
+    yield Ancestor(artifact, depth, role)
+    for parent in artifact.parents:
+        if parent.id not in seen:
+            yield from _walk(store, store.open(parent), depth + 1, parent.role, seen)
+
+
+def raw_sources(artifact: Artifact) -> tuple[str, ...]:
+    """Return what an artifact was made from that is no artifact: files by digest, names on the Hub."""
+    outside = flatten(artifact.manifest["settings"])
+    return tuple(
+        f"{key.rpartition('.')[0]}: {key.rpartition('.')[2]} {value}"
+        for key, value in outside.items()
+        if key.rpartition(".")[2] in _OUTSIDE and isinstance(value, str)
+    )
+
+
+def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:
+    """Return the judges whose ratings an artifact was made from, here or before they were imported."""
+    named = [
+        str(each.artifact.manifest["notes"].get("judge", ""))
+        for each in ancestors(store, artifact)
+        if each.artifact.kind in ("judgements", "preferences")
+    ]
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
+def models_behind(store: Store, answers: Artifact) -> tuple[str, ...]:
+    """Return the names of the models behind one side's answers, as far as they are known.
+
+    That is the model of an endpoint, the author of a file, or the Hub names of weights on this machine and of
+    those that they were trained from.
+    """
+    responder: dict[str, Any] = answers.manifest["settings"]["responder"]
+    if responder.get("endpoint"):
+        return (str(responder["endpoint"]["model"]),)
+    if responder.get("file"):
+        return (str(responder["author"]),)
+    made_from = (each.artifact for each in ancestors(store, answers))
+    policies = [each.manifest["settings"] for each in made_from if each.kind == "policies"]
+    weights: list[dict[str, Any] | None] = [responder.get("model")]
+    weights += [settings.get("initial_policy") for settings in policies]
+    return tuple(dict.fromkeys(str(each["hub"]) for each in weights if each and "hub" in each))

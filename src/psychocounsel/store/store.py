@@ -1,13 +1,15 @@
-"""Plan -> sealed artifact: versioned folders, made once, found again by content."""
+"""One run per artifact: a lock that names its holder and dies with it."""
 
+import fcntl
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.store.artifacts import (
@@ -16,15 +18,51 @@ from psychocounsel.store.artifacts import (
     MANIFEST,
     SHORT_ID,
     Artifact,
-    Draft,
+    ArtifactSpec,
+    ArtifactWriter,
     Kind,
     Parent,
-    Plan,
+    adopt,
+    seal,
 )
-from psychocounsel.store.atomic import full_disk_faults
-from psychocounsel.store.digests import digest_of_file, remembered_digest
-from psychocounsel.store.lock import held
-from psychocounsel.store.sealing import adopt, seal
+from psychocounsel.store.files import digest_of_file, full_disk_faults, remembered_digest
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="ascii")
+    except OSError as fault:
+        raise StoreError(
+            f"the store cannot be written to: {fault.strerror}",
+            where=str(path.parent),
+            remedy="name a folder of yours with --store, or mend the permissions",
+        ) from fault
+
+
+@contextmanager
+def held(path: Path, what: str) -> Generator[None]:
+    """Hold the lock file at `path`; the kernel frees it when the process ends, however it ends.
+
+    Raises:
+        StoreError: another live process holds it; the message names that process.
+    """
+    with _opened(path) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise StoreError(
+                f"{what} is being made by {holder}",
+                where=str(path),
+                remedy="wait for it to end, or stop it and run this command again",
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()}")
+        stream.flush()
+        yield
+
 
 _MANIFEST_TYPES: dict[str, type] = {
     "id": str,
@@ -59,15 +97,15 @@ class Store:
     root: Path
     notify: Callable[[str], None] = _silent
     offline: bool = False
-    pins: tuple[Plan | Artifact, ...] = field(default=(), repr=False)
+    pins: tuple[ArtifactSpec | Artifact, ...] = field(default=(), repr=False)
     _told: set[str] = field(default_factory=set[str], repr=False, compare=False)
     _roots: list[Path] = field(default_factory=list[Path], repr=False, compare=False)
 
-    def pinned(self, *pins: Plan | Artifact) -> "Store":
+    def pinned(self, *pins: ArtifactSpec | Artifact) -> "Store":
         """Return a store in which these win over newer artifacts of the same kind and name."""
         return replace(self, pins=(*pins, *self.pins))
 
-    def make(self, plan: Plan, build: Callable[[Draft], None]) -> Artifact:
+    def make(self, plan: ArtifactSpec, build: Callable[[ArtifactWriter], None]) -> Artifact:
         """Return the artifact of a plan, building it only if it does not exist.
 
         An unfinished folder of the same id is handed to `build` as it was left, so that only what is owed
@@ -86,18 +124,18 @@ class Store:
             self._announce(plan)
             folder.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
-            draft = Draft(plan, folder)
-            build(draft)
-            return seal(draft, self._notices(plan), time.monotonic() - started)
+            writer = ArtifactWriter(plan, folder)
+            build(writer)
+            return seal(writer, self._notices(plan), time.monotonic() - started)
 
-    def _notices(self, plan: Plan) -> list[str]:
+    def _notices(self, plan: ArtifactSpec) -> list[str]:
         inherited = [notice for parent in plan.parents for notice in self.open(parent).notices]
         return list(dict.fromkeys([*inherited, *plan.notices]))
 
-    def _lock(self, plan: Plan) -> AbstractContextManager[None]:
+    def _lock(self, plan: ArtifactSpec) -> AbstractContextManager[None]:
         return held(self.root / ".locks" / f"{plan.kind}-{plan.id[:16]}.lock", f"{plan.kind} {plan.ref}")
 
-    def _announce(self, plan: Plan) -> None:
+    def _announce(self, plan: ArtifactSpec) -> None:
         if self.folder_of(plan).exists():
             self.notify(f"{plan.kind} {plan.ref}: going on where it was left")
             return
@@ -106,11 +144,11 @@ class Store:
             keys = ", ".join(nearest.differing_keys[:6])
             self.notify(f"{plan.kind} {plan.ref}: new, differs from {nearest.artifact.ref} in {keys}")
 
-    def folder_of(self, plan: Plan) -> Path:
+    def folder_of(self, plan: ArtifactSpec) -> Path:
         """Return the folder in which a plan's artifact stands or will stand."""
         return self.root / plan.kind / plan.folder_name
 
-    def find(self, plan: Plan) -> Artifact | None:
+    def find(self, plan: ArtifactSpec) -> Artifact | None:
         """Return the sealed artifact with the plan's id, or None; one of the plan's name comes first.
 
         One whose files are gone or of another size is not found.
@@ -139,7 +177,7 @@ class Store:
             remedy="it was set aside there; run the recipe, or the stage that makes it, again",
         )
 
-    def _set_damaged_aside(self, plan: Plan) -> None:
+    def _set_damaged_aside(self, plan: ArtifactSpec) -> None:
         """Rename the folders in which a plan's artifact is damaged, so that they are kept but not found."""
         folders = {artifact.folder for artifact in self.artifacts(plan.kind) if artifact.id == plan.id}
         if (self.folder_of(plan) / MANIFEST).exists():
@@ -203,7 +241,7 @@ class Store:
             self._roots.append(root)
         return artifact
 
-    def nearest(self, plan: Plan) -> Nearest | None:
+    def nearest(self, plan: ArtifactSpec) -> Nearest | None:
         """Return the artifact of the same kind and name that differs in the fewest keys."""
         named = [artifact for artifact in self.artifacts(plan.kind) if artifact.name == plan.name]
         wanted = flatten(_identity(plan.settings, plan.parents, plan.version))
@@ -221,9 +259,7 @@ def open_artifact(folder: Path) -> Artifact:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            "is not a sealed artifact", where=str(folder), remedy="run its stage again"
-        ) from None
+        raise StoreError("is not a sealed artifact", where=str(folder), remedy="run its stage again") from None
     except (OSError, ValueError, RecursionError):
         manifest = None
     if manifest is None or not _is_manifest(manifest):
@@ -295,3 +331,21 @@ def _sizes_fit(artifact: Artifact) -> bool:
         artifact.file(name).is_file() and artifact.file(name).stat().st_size == entry["bytes"]
         for name, entry in artifact.manifest["files"].items()
     )
+
+
+_FAILED = "failed"
+
+
+def note_failed(writer: ArtifactWriter, count: int) -> None:
+    """Note in the manifest how many items of a writer another attempt may mend."""
+    writer.notes[_FAILED] = count
+
+
+def retry_spec(plan: ArtifactSpec, store: Store) -> ArtifactSpec:
+    """Return the plan itself, or, where it is sealed with failures, that of the artifact that retries them.
+
+    The retries of a plan form a chain, whose end is returned: the same call goes on with an unfinished one.
+    """
+    while (sealed := store.find(plan)) is not None and sealed.manifest["notes"].get(_FAILED):
+        plan = replace(plan, settings={**plan.settings, "retried_from": plan.id})
+    return plan

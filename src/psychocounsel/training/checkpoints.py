@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from psychocounsel.domain import PreferencePair, content_id
-from psychocounsel.store.atomic import write_bytes
-from psychocounsel.store.digests import digest_of_file
+from psychocounsel.store.files import digest_of_file, write_bytes
+from psychocounsel.types import PreferencePair, content_id
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +95,7 @@ class SealingCallback(TrainerCallback):
         self.work = work
         self.fingerprint = fingerprint
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint of the present step."""
         if state.is_world_process_zero:
             seal(self.work / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", self.fingerprint)

@@ -1,9 +1,10 @@
 """PreferencePair -> Policy: direct preference optimisation against a reference that stays as it is."""
 
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -12,23 +13,83 @@ from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from psychocounsel.config.stages import AlignConfig
-from psychocounsel.domain import Policy, PreferencePair
-from psychocounsel.llm.local_model import load_causal_model, load_tokenizer, pad_token_id
-from psychocounsel.llm.quiet import quiet_libraries
-from psychocounsel.training.answer_head import project_answers_only
-from psychocounsel.training.arguments import Schedule, peft_config, shared_arguments
+from psychocounsel.config.schema import AlignConfig
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.run import (
+from psychocounsel.training.generate import load_causal_model, load_tokenizer, pad_token_id
+from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.trainer import (
     CarefulTrainer,
     ModelConfigs,
+    Schedule,
     TrainingOutput,
     TrainingSummary,
     history,
+    peft_config,
     run_trainer,
     save_plain,
+    shared_arguments,
 )
-from psychocounsel.training.tokens import TokenizedPair, tokenize_pairs
+from psychocounsel.types import Policy, PreferencePair
+
+IGNORED = -100
+
+
+class AnswerLogProbs(NamedTuple):
+    """What trl's trainer reads of a forward pass: [batch, tokens - 1] each, zero outside answers."""
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+    mean_logits: torch.Tensor
+    is_top1: torch.Tensor
+    aux_loss: None = None
+
+
+def project_answers_only(model: Any) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` project only positions whose label counts.
+
+    Any other call goes the way it went before.
+    """
+    original_forward = model.forward
+
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return original_forward(*args, **kwargs)
+        labels = kwargs.pop("labels")
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # [batch, tokens - 1, hidden]
+        return answer_log_probs(hidden, labels[:, 1:], self.get_output_embeddings())
+
+    model.forward = types.MethodType(forward, model)
+
+
+def answer_log_probs(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module) -> AnswerLogProbs:
+    """Return log-probabilities of `labels` where they are not -100.
+
+    Args:
+        hidden: [batch, tokens, hidden], each position about to predict the label at its place.
+        labels: [batch, tokens].
+        head: the projection to the vocabulary.
+    """
+    counts = labels != IGNORED
+    logits = head(hidden[counts]).float()  # [answer tokens, vocabulary]
+    wanted = labels[counts]
+    logps = logits.log_softmax(dim=-1)
+    with torch.no_grad():
+        entropy = -(logps.exp() * logps).sum(dim=-1)
+        mean_logits = logits.mean(dim=-1)
+        is_top1 = logits.argmax(dim=-1) == wanted
+    return AnswerLogProbs(
+        _spread(logps.gather(1, wanted[:, None])[:, 0], counts),
+        _spread(entropy, counts),
+        _spread(mean_logits, counts),
+        _spread(is_top1, counts),
+    )
+
+
+def _spread(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Put values back at their places; the rest is zero."""
+    return values.new_zeros(places.shape).masked_scatter(places, values)
+
 
 HISTORY_COLUMNS = {
     "step": "step",
@@ -118,9 +179,7 @@ def train_dpo(run: DpoRun, pairs: Sequence[PreferencePair], output: TrainingOutp
     with quiet_libraries():
         model = load_causal_model(run.policy, torch.float32)
         configs = ModelConfigs.of(model)
-        trainer = _trainer(
-            run, model, [_row(row) for row in tokens.rows], _arguments(run, schedule, output.work)
-        )
+        trainer = _trainer(run, model, [_row(row) for row in tokens.rows], _arguments(run, schedule, output.work))
         trainer.row_lengths = [row.length for row in tokens.rows]
         seconds = run_trainer(trainer, output, run_fingerprint(pairs, [*run.settings, output.run_id]))
         save_plain(trainer.model, configs, tokenizer, output.folder)

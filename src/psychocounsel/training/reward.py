@@ -12,25 +12,27 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
-from psychocounsel.config.models import ChatFormat
-from psychocounsel.config.stages import TrainRewardConfig
-from psychocounsel.domain import Policy, PreferencePair, RewardModel
+from psychocounsel.config.components import ChatFormat
+from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
-from psychocounsel.llm.local_model import encode_exchange, load_tokenizer, pad_token_id
-from psychocounsel.llm.quiet import quiet_libraries
-from psychocounsel.store.atomic import write_bytes
-from psychocounsel.training.arguments import Schedule, peft_config, shared_arguments
+from psychocounsel.store.files import write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.run import (
+from psychocounsel.training.generate import encode_exchange, load_tokenizer, pad_token_id
+from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.trainer import (
     CarefulTrainer,
     ModelConfigs,
+    Schedule,
     TrainingOutput,
     TrainingSummary,
     history,
+    peft_config,
     run_trainer,
     save_plain,
+    shared_arguments,
 )
-from psychocounsel.training.tokens import TokenizedPair, tokenize_pairs
+from psychocounsel.types import Policy, PreferencePair, RewardModel
 
 MEAN_KEY = "reward_mean"
 STD_KEY = "reward_std"
@@ -237,9 +239,7 @@ class RewardScorer:
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
         require_last_token_pooled(input_ids, mask, self.pad_id)
         device = self.model.device
-        logits = self.model(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device)
-        ).logits  # [batch, 1]
+        logits = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits  # [batch, 1]
         return logits[:, 0].float().tolist()
 
 

@@ -1,0 +1,408 @@
+"""YAML -> CorpusConfig: which client speeches and ready responses enter, and how they are split."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from psychocounsel.config.components import (
+    ChatFormat,
+    EndpointConfig,
+    Gate,
+    JudgeConfig,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PoolConfig,
+    PositiveFloat,
+    PositiveInt,
+    ResponderConfig,
+    SamplingConfig,
+    Seed,
+    Settings,
+    Share,
+    SpeedKnob,
+)
+
+DataClass = Literal["public", "deidentified", "restricted"]
+Entity = Literal["PERSON", "EMAIL", "PHONE", "URL", "ADDRESS", "ID_NUMBER", "DATE_OF_BIRTH", "HANDLE", "IP"]
+Similarity = Annotated[float, Field(ge=0.5, le=1)]
+ENTITIES: tuple[Entity, ...] = Entity.__args__  # type: ignore[attr-defined]
+
+
+class SpeechColumns(Settings):
+    """Which columns of a source hold what; `key` joins candidates that do not repeat the speech."""
+
+    text: str
+    topic: str | None = None
+    crisis: str | None = None
+    key: str | None = None
+
+
+class SpeechSource(Settings):
+    """One CSV, JSONL or Parquet file, or a Hub data set, of client speeches."""
+
+    path: str
+    columns: SpeechColumns
+    licence: str
+    data_class: DataClass
+    split: str = "train"
+    config: str | None = None
+
+
+class CandidateColumns(Settings):
+    """Which columns of a source hold the response, its author and the speech it answers."""
+
+    text: str
+    author: str
+    speech_text: str | None = None
+    speech_key: str | None = None
+
+    @model_validator(mode="after")
+    def _one_join(self) -> "CandidateColumns":
+        if (self.speech_text is None) == (self.speech_key is None):
+            raise ValueError("give exactly one of speech_text and speech_key")
+        return self
+
+
+class CandidateSource(Settings):
+    """One file, or Hub data set, of ready responses."""
+
+    path: str
+    columns: CandidateColumns
+    split: str = "train"
+    config: str | None = None
+
+
+class CleaningConfig(Settings):
+    """Which speeches stay. Lengths are in characters after cleaning.
+
+    `languages` are ISO 639-1 codes, none for any language. `contacts` says what becomes of phone numbers, and
+    of e-mail and web addresses, in responses: their sentence goes, or a surrogate takes their place; crisis
+    hotlines stay.
+    """
+
+    min_chars: PositiveInt = 100
+    max_chars: PositiveInt = 1000
+    max_speeches: PositiveInt | None = None
+    drop_empty: bool = False
+    languages: Annotated[tuple[str, ...], Field(strict=False)] = ("en",)
+    contacts: Literal["drop_sentence", "surrogate", "keep"] = "drop_sentence"
+    signatures: Literal["remove", "keep"] = "remove"
+
+
+class DeidentificationConfig(Settings):
+    """Who looks for what identifies a person; each find becomes a surrogate such as `[PERSON_1]`.
+
+    `spacy_model` is the name or folder of the local pipeline on which Presidio runs.
+    """
+
+    engine: Literal["none", "patterns", "presidio"] = "none"
+    entities: Annotated[tuple[Entity, ...], Field(strict=False, min_length=1)] = ENTITIES
+    spacy_model: str | None = None
+    min_score: Share = 0.4
+
+    @model_validator(mode="after")
+    def _presidio_has_a_pipeline(self) -> "DeidentificationConfig":
+        if (self.engine == "presidio") != (self.spacy_model is not None):
+            raise ValueError("engine: presidio needs spacy_model, the other engines take none")
+        return self
+
+
+class ExcludedSource(Settings):
+    """Texts of another benchmark, in the named columns, with which no speech may share a span of words."""
+
+    path: str
+    columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    split: str = "train"
+    config: str | None = None
+
+
+class TopicsConfig(Settings):
+    """Who gives each speech a topic of a taxonomy: words of the taxonomy file, or a model."""
+
+    taxonomy: str = "counselling"
+    backend: Literal["offline", "endpoint"] = "offline"
+    endpoint: EndpointConfig | None = None
+    max_missing_share: Annotated[Share, Gate()] = 0.05
+
+    @model_validator(mode="after")
+    def _endpoint_named(self) -> "TopicsConfig":
+        if (self.backend == "endpoint") != (self.endpoint is not None):
+            raise ValueError("backend: endpoint needs an endpoint block, backend: offline takes none")
+        return self
+
+
+class SplitConfig(Settings):
+    """Shares of clusters of near-duplicate speeches; a cluster never crosses splits.
+
+    Stratified, every topic gives its share to each split. Two speeches are near-duplicates from a Jaccard
+    similarity of `near_duplicate_similarity` on, between the sets of all runs of five letters in them.
+    Unrelated speeches reach 0.2; a copy with typos, or with a sentence added or moved, is seldom below 0.5.
+    """
+
+    test_share: Share = 0.1
+    dev_share: Share = 0.1
+    stratify: bool = True
+    near_duplicate_similarity: Similarity = 0.5
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "SplitConfig":
+        if self.test_share + self.dev_share >= 1:
+            raise ValueError("test_share + dev_share leave nothing to train on")
+        return self
+
+
+class CorpusConfig(Settings):
+    """Client speeches and their ready responses.
+
+    A speech that shares `exclude_span_words` words in a row with a text of `exclude` is dropped and listed.
+    """
+
+    name: Name
+    speeches: Annotated[tuple[SpeechSource, ...], Field(strict=False, min_length=1)]
+    candidates: Annotated[tuple[CandidateSource, ...], Field(strict=False)] = ()
+    cleaning: CleaningConfig = CleaningConfig()
+    deidentification: DeidentificationConfig = DeidentificationConfig()
+    exclude: Annotated[tuple[ExcludedSource, ...], Field(strict=False)] = ()
+    exclude_span_words: PositiveInt = 12
+    topics: TopicsConfig | None = None
+    split: SplitConfig = SplitConfig()
+
+
+class TinyLlamaShape(Settings):
+    """Dimensions of a small Llama 3: grouped-query attention when kv heads are fewer than heads."""
+
+    vocab_size: PositiveInt = 4096
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 384
+    layers: PositiveInt = 2
+    attention_heads: PositiveInt = 4
+    key_value_heads: PositiveInt = 2
+    max_positions: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TinyLlamaShape":
+        if self.hidden_size % self.attention_heads or self.attention_heads % self.key_value_heads:
+            raise ValueError("hidden_size must divide by attention_heads, those by key_value_heads")
+        return self
+
+
+class SftConfig(Settings):
+    """Next-token training on the corpus's training responses, good and bad alike."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 4
+    learning_rate: PositiveFloat = 3e-3
+    max_length_tokens: PositiveInt = 512
+
+
+class BaseModelConfig(Settings):
+    """A tiny Llama 3 made on this machine, so that the pipeline runs without a download."""
+
+    name: Name
+    seed: Seed = 0
+    corpus: CorpusConfig
+    shape: TinyLlamaShape = TinyLlamaShape()
+    sft: SftConfig = SftConfig()
+    chat: ChatFormat = ChatFormat()
+
+
+class PairLengthConfig(Settings):
+    """Pairs of which a side with its prompt has more tokens are dropped and counted."""
+
+    tokenizer: str
+    max_length_tokens: PositiveInt = 2048
+    chat: ChatFormat = ChatFormat()
+
+
+class PairingConfig(Settings):
+    """From scores to pairs. `min_gap` is on the rating scale: the difference of two (weighted) means.
+
+    `weights` and `vetoes` stand in the rubric; given here, they stand for all of the rubric's (a principle
+    without a weight counts 1). A response with a principle rated below its veto is never chosen. `dev_share`
+    divides train and dev anew; left out, the corpus's own dev speeches stay.
+    """
+
+    min_gap: PositiveFloat = 1.0
+    max_pairs_per_speech: PositiveInt | None = None
+    test_rule: Literal["extremes", "gap"] = "extremes"
+    weights: dict[str, NonNegativeFloat] | None = None
+    vetoes: dict[str, int] | None = None
+    drop_safety_inverted: bool = True
+    dev_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    length: PairLengthConfig | None = None
+
+
+class AuditConfig(Settings):
+    """How many responses are rated again to learn what the judge is worth; 0 leaves a part out.
+
+    `retest` are asked a second time, `one_principle` once for every principle alone, `canaries` with words to
+    the judge at their end, drawn from the responses that could gain a point. The offline judge repeats itself
+    by construction: the first two are left out.
+    """
+
+    retest: NonNegativeInt = 50
+    one_principle: NonNegativeInt = 20
+    canaries: NonNegativeInt = 20
+
+
+class BuildPreferencesConfig(Settings):
+    """Speeches -> candidates -> judgements -> the preference dataset.
+
+    `retry_failed` makes new artifacts of those that are sealed with failures, in which these are asked again.
+    """
+
+    name: Name
+    seed: Seed = 0
+    corpus: CorpusConfig
+    pool: PoolConfig | None = None
+    judge: JudgeConfig = JudgeConfig()
+    pairing: PairingConfig = PairingConfig()
+    audit: AuditConfig = AuditConfig()
+    retry_failed: Annotated[bool, Gate()] = False
+
+
+class ImportPreferencesConfig(Settings):
+    """A preference dataset in the released columns -> speeches and preferences, its flaws counted.
+
+    `source` is a Hub data set or a folder with its Parquet files, of which train and test are read. `leakage`
+    tells what becomes of train rows whose speech, or a near-duplicate of it, stands in test. `labelled_by`
+    names the model that rated the responses: a judge of its family must not pass for an independent one.
+    `safety` is the principle on which the chosen side must not be worse; null, and there is no such rule.
+    """
+
+    name: Name
+    seed: Seed = 0
+    source: str
+    config: str | None = None
+    licence: str = "cc-by-nc-4.0"
+    data_class: DataClass = "public"
+    labelled_by: str | None = "gpt-4o"
+    safety: str | None = "safety"
+    drop_safety_inverted: bool = True
+    leakage: Literal["drop_from_train", "keep"] = "drop_from_train"
+    near_duplicate_similarity: Similarity = SplitConfig().near_duplicate_similarity
+    dev_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    length: PairLengthConfig | None = None
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters; absent, every weight is trained."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveInt = 128
+    dropout: Share = 0.0
+
+
+class OptimisationConfig(Settings):
+    """How weights move. `per_device_batch_size` only splits the global batch."""
+
+    learning_rate: PositiveFloat
+    global_batch_size: PositiveInt
+    per_device_batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
+    scheduler: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_share: Share = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: Annotated[bool, SpeedKnob()] = False
+    save_every_steps: Annotated[PositiveInt, SpeedKnob()] = 50
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "OptimisationConfig":
+        if self.global_batch_size % self.per_device_batch_size:
+            raise ValueError("global_batch_size must be a multiple of per_device_batch_size")
+        return self
+
+
+class LengthConfig(Settings):
+    """The only length policy: what does not fit is dropped and counted, never cut."""
+
+    max_length_tokens: PositiveInt = 2048
+    max_dropped_share: Annotated[Share, Gate()] = 0.05
+
+
+class TrainRewardConfig(Settings):
+    """Preferences -> a Bradley-Terry reward model."""
+
+    name: Name
+    seed: Seed = 0
+    base_model: str
+    preferences: str
+    epochs: PositiveInt = 2
+    centre_rewards_coefficient: NonNegativeFloat = 0.0
+    optimisation: OptimisationConfig
+    length: LengthConfig = LengthConfig()
+    chat: ChatFormat = ChatFormat()
+
+
+class OnlineConfig(Settings):
+    """Rounds of sampling, scoring, pairing and DPO with the reference fixed."""
+
+    speeches: str
+    reward_model: str
+    rounds: PositiveInt = 16
+    steps_per_round: PositiveInt = 100
+    speeches_per_round: PositiveInt = 6400
+    candidates_per_speech: Annotated[int, Field(ge=2)] = 8
+    sampling: SamplingConfig = SamplingConfig()
+    unfinished: Literal["leave_out", "penalise"] = "leave_out"
+    unfinished_penalty: NonNegativeFloat = 2.0
+    length_penalty_per_100_tokens: NonNegativeFloat = 0.0
+
+
+class AlignConfig(Settings):
+    """A policy aligned by DPO on a preference dataset, or online with a reward model."""
+
+    name: Name
+    seed: Seed = 0
+    mode: Literal["dpo", "online"]
+    policy: str
+    preferences: str | None = None
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    online: OnlineConfig | None = None
+    beta: PositiveFloat = 0.1
+    nll_weight: NonNegativeFloat = 0.0
+    optimisation: OptimisationConfig
+    length: LengthConfig = LengthConfig()
+    chat: ChatFormat = ChatFormat()
+
+    @model_validator(mode="after")
+    def _mode_has_its_block(self) -> "AlignConfig":
+        if self.mode == "dpo" and (self.preferences is None or self.online is not None):
+            raise ValueError("mode: dpo needs preferences and takes no online block")
+        if self.mode == "online" and (self.online is None or self.preferences is not None):
+            raise ValueError("mode: online needs an online block and takes no preferences")
+        return self
+
+
+class EvalWinrateConfig(Settings):
+    """A policy's answers against a reference's, judged pairwise in both orders.
+
+    `max_speeches` are drawn from the split by a hash of seed and content. `retry_failed` makes new artifacts
+    of those that are sealed with failures, in which these are asked again.
+    """
+
+    name: Name
+    seed: Seed = 0
+    speeches: str
+    split: Literal["train", "dev", "test"] = "test"
+    max_speeches: PositiveInt | None = None
+    policy: ResponderConfig
+    reference: ResponderConfig
+    judge: JudgeConfig = JudgeConfig()
+    labelled_by: str | None = None
+    bootstrap_samples: PositiveInt = 10000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    retry_failed: Annotated[bool, Gate()] = False
+
+
+class ReportConfig(Settings):
+    """Which artifacts a report shows."""
+
+    name: Name
+    artifacts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    examples: NonNegativeInt = 6

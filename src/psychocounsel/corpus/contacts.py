@@ -1,0 +1,478 @@
+"""Response -> response without phone numbers, e-mail and web addresses; crisis lines stay."""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from psychocounsel.config.components import Settings
+from psychocounsel.config.loading import load_config
+from psychocounsel.corpus.normalize import sentences
+
+Kind = Literal["PHONE", "EMAIL", "URL"]
+
+
+class Contact(NamedTuple):
+    """Where a phone number or an address stands in a text: `text[start:end]`."""
+
+    kind: Kind
+    start: int
+    end: int
+
+
+# Endings that are no words; the rest only counts with a path behind it, for "help.me" is a missing space.
+_GENERIC = "com org net edu gov mil info biz"
+_SURE = "io ca uk au nz ie de fr es nl ch eu co app dev"
+_WORDLIKE = "me us tv ly bz be in it so to gl gle la ai"
+_WORDLIKE_TOO = "blog care club health help life live online one page site tips"
+
+
+def _any_case(words: str) -> str:
+    return "|".join(f"{word}|{word.title()}|{word.upper()}" for word in words.split())
+
+
+_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_SURE.split())})(?:\\.(?:uk|au|nz|za|br|in))?"
+_WEAK_ENDING = f"(?:{'|'.join([*_WORDLIKE.split(), *_WORDLIKE_TOO.split()])})"
+# Every repetition has a bound, so that no cell of a megabyte takes minutes.
+_LABELS = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}"
+_STOP = r"\s<>\"“”«»¿¡\[\]{}|\\"
+_URL = re.compile(
+    rf"(?P<long>[hH][tT][tT][pP][sS]?://[^{_STOP}]{{1,2000}}"
+    rf"|[wW][wW][wW]\.(?=[A-Za-z0-9-]+\.[A-Za-z])[^{_STOP}]{{1,2000}})"
+    rf"|(?<![A-Za-z0-9@-])(?![A-Za-z0-9-]{{0,63}}[wW]{{3}}\.){_LABELS}(?:{_ENDING}(?![a-z0-9_-]*[a-z-])|{_WEAK_ENDING}(?=/))(?P<path>[/?#:][^{_STOP}]{{0,2000}})?"
+    r"|\b[A-Za-z0-9-]{1,63} (?:dot|DOT) (?:com|org|net)\b"
+)
+_MAIL_SIGNS = ("@", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
+_WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
+_MAY_END = re.compile(rf"\.(?:{_ENDING}(?![a-z])|{_WEAK_ENDING}/)")
+_EMAIL = re.compile(
+    r"(?:mailto:)?[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,6}[A-Za-z]{2,24}"
+    r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
+    r"|[\w.+-]{1,63} at [\w-]{1,63} dot (?:com|org|net|edu)\b",
+    re.IGNORECASE,
+)
+_NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
+_HOST_END = re.compile(rf"\.{_ENDING}(?=[A-Z]|\.[A-Z])|\.(?:{_any_case(_GENERIC)})(?=[0-9])")
+_GLUED_WORD = re.compile(
+    r"(?<=[a-z0-9])[A-Z][a-z'\u2019]*$|[A-Z][a-z'\u2019]+,$|(?<=[/.)])(?:I|If|It|In|A|As|At|The|This|That|There|These|What|When"
+    r"|You|Your|We|My|Be|Some|One|For|To|And|But|So|Once|Now|Hope|Here|Another|After|Besides|Also)(?:['\u2019][a-z]+)?$"
+)
+_TRAILING = ".,;:!?'\"\u2019*_~"
+
+
+def web_addresses(text: str) -> list[Contact]:
+    """Return the e-mail and web addresses of a text, in order and apart from each other.
+
+    A web address has a scheme, a `www.` or a well-known ending. A sentence that follows without a space is no
+    part of it, as in `example.org/helpI hope`.
+    """
+    may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
+    if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
+        return []
+    found = [_mail(match) for match in _EMAIL.finditer(text)] if may_hold_mail else []
+    # A mail address is blanked, so that its domain does not count again.
+    rest = blanked(text, [(mail.start, mail.end) for mail in found])
+    position = 0
+    while match := _URL.search(rest, position):
+        contact = _url(match)
+        found.append(contact)
+        position = contact.end
+    return sorted(found, key=_start)
+
+
+def holds(contacts: Sequence[Contact], position: int) -> bool:
+    """Say whether a position lies in one of the contacts, which are in order and apart."""
+    at = bisect_right(contacts, position, key=_start) - 1
+    return at >= 0 and position < contacts[at].end
+
+
+def _start(contact: Contact) -> int:
+    return contact.start
+
+
+def blanked(text: str, spans: Iterable[tuple[int, int]], filler: str = " ") -> str:
+    """Return the text with a filler in the spans, so that every other character keeps its place."""
+    pieces: list[str] = []
+    position = 0
+    for start, end in sorted(spans):
+        pieces += [text[position:start], filler * (end - max(start, position))]
+        position = max(position, end)
+    return "".join([*pieces, text[position:]])
+
+
+def _mail(match: re.Match[str]) -> Contact:
+    glued = _GLUED_WORD.search(match.group())
+    length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
+    return Contact("EMAIL", match.start(), match.start() + length)
+
+
+def _end_of_brackets(run: str) -> int:
+    """Return where a bracket closes that was opened before the address, or the length."""
+    depth = 0
+    for bracket in re.finditer(r"[()]", run):
+        depth += 1 if bracket.group() == "(" else -1
+        if depth < 0:
+            return bracket.start()
+    return len(run)
+
+
+def _url(match: re.Match[str]) -> Contact:
+    run = match.group()
+    following = _NEXT_ADDRESS.search(run)
+    if following is not None:
+        run = run[: following.start()]
+    run = run[: _end_of_brackets(run)]
+    if match["long"] is not None:
+        host = _HOST_END.search(run)
+        slash = run.find("/", run.find("://") + 3 if "://" in run else 0)
+        if host is not None and (slash < 0 or host.end() <= slash):
+            run = run[: host.end()]
+    glued = _GLUED_WORD.search(run)
+    if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
+        run = run[: glued.start()]
+    run = run.rstrip(_TRAILING)
+    return Contact("URL", match.start(), match.start() + len(run))
+
+
+_GAP = r"[ .\-\u2013/·]{0,2}"
+_EXTENSION = r"(?:,? ?(?:ext\.?|extension|x) ?[0-9]{1,5})?"
+_NORTH_AMERICAN = (
+    rf"(?:\+?1[ .\-\u2013]{{0,2}})?(?:\([2-9][0-9]{{2}}\)|[2-9][0-9]{{2}}){_GAP}[0-9]{{3}}{_GAP}[0-9]{{4}}"
+)
+_ABROAD = r"(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9]"
+_TRUNK = r"\(?0[1-9][0-9]{0,3}\)?[ .\-\u2013/]{1,2}[0-9][0-9 .\-\u2013]{4,11}[0-9]|0[1-9][0-9]{8,9}"
+_FREEPHONE = r"1[38]00[ -]?[0-9]{3}[ -]?[0-9]{3}"
+_TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
+_LETTERS = rf"1[-. ]{_TOLL_FREE}-[A-Za-z0-9][A-Za-z0-9-]{{5,11}}|1 {_TOLL_FREE}(?: [A-Z0-9]{{2,8}}){{1,3}}"
+_NOT_BEFORE = r"(?<![0-9$€£+])(?<![0-9][.,:/\u2013-])"
+_NOT_BEHIND = r"(?![0-9]|[.,:/%][0-9])"
+_ANY_NUMBER = rf"(?:{_ABROAD}|{_NORTH_AMERICAN}|{_TRUNK}|{_FREEPHONE}){_EXTENSION}"
+_NUMBER = re.compile(rf"{_NOT_BEFORE}{_ANY_NUMBER}{_NOT_BEHIND}|\b(?:{_LETTERS})\b")
+# Any run of seven digits or more is a number to call where the text says so.
+_CALLED = re.compile(
+    r"\b(?:call|calling|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
+    r"|helpline|reach (?:me|us|him|her|them)|llam\w+|número|numero|number is)\b[^0-9\n]{0,30}?"
+    rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
+    re.IGNORECASE,
+)
+_DATE = re.compile(
+    r"\(?(?:(?:[0-9]{1,2}[./ -]){2}(?:19|20)[0-9]{2}\b|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
+    r"|(?:19|20)[0-9]{2} ?[/\u2013-] ?(?:19|20)[0-9]{2}\b)"
+)
+_BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
+_MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
+_MIN_DIGITS, _MAX_DIGITS = 7, 15
+_BOOK_LOOK_BACK_CHARS = 24
+
+
+def phone_numbers(text: str) -> list[Contact]:
+    """Return the telephone numbers of a text, in order and apart from each other.
+
+    North American numbers, numbers with a country's code or a leading zero count anywhere; other runs of
+    seven to fifteen digits where the text says to call them.
+    """
+    if not _MANY_DIGITS.search(text):
+        return []
+    spans = [match.span() for match in _NUMBER.finditer(text)]
+    spans += [match.span("number") for match in _CALLED.finditer(text)]
+    found: list[Contact] = []
+    for start, end in sorted(spans):
+        is_new = not found or start >= found[-1].end
+        if is_new and _is_number(text, start, end):
+            found.append(Contact("PHONE", start, end))
+    return found
+
+
+def _is_number(text: str, start: int, end: int) -> bool:
+    run = text[start:end]
+    if any(character.isalpha() for character in run) and "ext" not in run.lower():
+        return True
+    digits = sum(character.isdigit() for character in run)
+    is_book = _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
+    return _MIN_DIGITS <= digits <= _MAX_DIGITS and not _DATE.match(run) and not is_book
+
+
+BUNDLED = Path(__file__).resolve().parent / "crisis_lines.yaml"
+
+_WIDE_GAP = r"[\s().\-\u2013—/·]{0,3}"
+_CERTAIN_DIGITS = 6
+_NORTH_AMERICA = "1"
+_KEYPAD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
+_CALLING = re.compile(
+    r"\b(?:call|calls|called|calling|dial|dials|dialing|dialling|text|texts|texting|txt|sms|ring|phone|telephone|number"
+    r"|contact|contacting|reach|hotline|helpline|lifeline|line|emergency|samaritans|anruf\w*|ruf\w*|nummer|llam\w+"
+    r"|marc\w+|appel\w*|ligue|bel)\b.{0,80}$",
+    re.IGNORECASE | re.DOTALL,
+)
+_NAMED = re.compile(
+    r"[\s,]{0,2}(?:\w+[\s,]+){0,2}(?:suicide|crisis|lifeline|hotline|helpline|emergency)\b", re.IGNORECASE
+)
+_NUMBER_BEGINS = re.compile(r"[(+0-9](?<![0-9+$€£(][0-9])(?<![0-9][.,:/-][0-9])(?=[0-9(]|(?<=[0-9]))")
+_LOOK_BACK_CHARS = 100
+
+
+class Line(Settings):
+    """One service and its numbers."""
+
+    name: str
+    numbers: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[0-9A-Z .-]*[0-9][0-9A-Z .-]*$")], ...], Field(strict=False)
+    ]
+
+
+class Country(Settings):
+    """The services of one country; `calling_code` is dialled from abroad."""
+
+    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
+    calling_code: Annotated[str, Field(pattern=r"^[0-9]{1,3}$")]
+    lines: Annotated[tuple[Line, ...], Field(strict=False)]
+
+
+class CrisisLinesFile(Settings):
+    """The whole list, as it is written."""
+
+    countries: Annotated[tuple[Country, ...], Field(strict=False, min_length=1)]
+
+
+class CrisisLines:
+    """Finds listed numbers in texts, whatever their punctuation."""
+
+    def __init__(self, file: CrisisLinesFile) -> None:
+        unsure: set[str] = set()
+        certain: set[str] = set()
+        for country in file.countries:
+            for number in (number for line in country.lines for number in line.numbers):
+                keys = _keys(number)
+                is_unsure = len(keys[0]) < _CERTAIN_DIGITS
+                (unsure if is_unsure else certain).update(_pattern(key, country.calling_code) for key in keys)
+        self._unsure = _any_of(unsure)
+        self._certain = _any_of(certain)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where listed numbers stand, as (start, end) in order.
+
+        A number of fewer than six digits counts near words such as "call" or "hotline" only.
+        """
+        found: list[tuple[int, int]] = []
+        position = 0
+        for begin in _NUMBER_BEGINS.finditer(text):
+            if begin.start() < position:
+                continue
+            match = self._certain.match(text, begin.start()) or self._unsure_at(text, begin.start())
+            if match is not None:
+                found.append(match.span())
+                position = match.end()
+        return found
+
+    def _unsure_at(self, text: str, position: int) -> re.Match[str] | None:
+        match = self._unsure.match(text, position)
+        if match is None:
+            return None
+        before = text[max(0, position - _LOOK_BACK_CHARS) : position]
+        return match if _CALLING.search(before) or _NAMED.match(text, match.end()) else None
+
+
+@cache
+def crisis_lines(path: Path = BUNDLED) -> CrisisLines:
+    """Read a list of crisis lines, by default the bundled one.
+
+    Raises:
+        ConfigError: the file is no such list; names each fault with its line.
+    """
+    return CrisisLines(load_config(CrisisLinesFile, path))
+
+
+def names_crisis_line(text: str, begin: int = 0) -> bool:
+    """Say whether a text names a bundled crisis line at or behind a position."""
+    if _NUMBER_BEGINS.search(text, begin) is None:
+        return False
+    return any(end > begin for _, end in crisis_lines().spans(text))
+
+
+def _keys(number: str) -> tuple[str, ...]:
+    """Return the number in digits and, where it has letters, as it is written too; without punctuation."""
+    written = re.sub(r"[^0-9A-Z]", "", number)
+    digits = written.translate(_KEYPAD)
+    return (digits,) if digits == written else (digits, written)
+
+
+def _pattern(key: str, calling_code: str) -> str:
+    if len(key) < _CERTAIN_DIGITS:
+        return _spread(key)
+    if calling_code == _NORTH_AMERICA:
+        return rf"(?:(?:\+|00)?1{_WIDE_GAP})?{_spread(key.removeprefix('1'))}"
+    abroad = rf"(?:\+|00){calling_code}{_WIDE_GAP}(?:0{_WIDE_GAP})?{_spread(key.lstrip('0'))}"
+    return rf"{_spread(key)}|{abroad}"
+
+
+def _spread(key: str) -> str:
+    return _WIDE_GAP.join(
+        f"[{character}{character.lower()}]" if character.isalpha() else character for character in key
+    )
+
+
+def _any_of(patterns: set[str]) -> re.Pattern[str]:
+    longest_first = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
+    return re.compile(rf"\(?(?:{'|'.join(longest_first)})(?![0-9]|[.,:/%-][0-9])")
+
+
+_DIGIT = re.compile(r"[0-9]")
+_NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
+_BEHIND_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ])")
+_BEFORE_ADDRESS = re.compile(r"[.!?…][)\]\"”\u2019]*\s+$")
+# What leads up to a contact and means nothing without it.
+_LEAD = re.compile(
+    r"(?:[\s,;\u2013-]*\b(?:or|and|either|also))?"
+    r"(?:[\s,;]*\b(?:(?:please )?(?:visit|see|check out|go to|look at|click|use|try|text|call)"
+    r"|(?:on|at|via|through|from|by|in|is)(?: the| our| their| its| my)?(?: web ?site| site| page| link)?"
+    r"|(?:the |our |their |its |my )?(?:web ?site|site|e-?mail|link)(?: at| is)?|online)){0,4}"
+    r"[\s:,;(\[\u2013-]*$",
+    re.IGNORECASE,
+)
+_LEAD_CHARS = 80
+_ANNOUNCES = re.compile(
+    r"\b(?:here(?:['\u2019]?s| is| are)|links?|web ?sites?|this (?:site|page|article|video|blog|post))\b",
+    re.IGNORECASE,
+)
+_EMPTY_BRACKETS = re.compile(r"\s*[(\[]\s*[,;/]?\s*[)\]]")
+_SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
+_NUMBERED = re.compile(r"\[(?P<kind>PHONE|EMAIL|URL)_(?P<number>[0-9]{1,6})\]")
+_ORPHAN = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
+
+
+class _Piece(NamedTuple):
+    text: str
+    names_crisis_line: bool
+
+
+def contacts_in(text: str, crisis: CrisisLines) -> list[Contact]:
+    """Return the contacts of a text in order, crisis lines left out."""
+    found = web_addresses(text)
+    if not _DIGIT.search(text):
+        return found
+    taken = [(contact.start, contact.end) for contact in found] + crisis.spans(text)
+    numbers = phone_numbers(blanked(text, taken, _NOT_IN_NUMBERS))
+    return sorted([*found, *numbers], key=lambda contact: contact.start)
+
+
+def with_surrogates(text: str) -> str:
+    """Return the text with `[PHONE_1]` or `[URL_1]` for its contacts; equal ones share a number."""
+    found = contacts_in(text, crisis_lines())
+    if not found:
+        return text
+    pieces: list[str] = []
+    numbers: dict[tuple[str, str], int] = {}
+    last = {kind: _highest(text, kind) for kind in ("PHONE", "EMAIL", "URL")}
+    position = 0
+    for contact in found:
+        key = (contact.kind, _plain(contact, text))
+        if key not in numbers:
+            last[contact.kind] += 1
+            numbers[key] = last[contact.kind]
+        pieces += [text[position : contact.start], f"[{contact.kind}_{numbers[key]}]"]
+        position = contact.end
+    return "".join([*pieces, text[position:]])
+
+
+def _highest(text: str, kind: str) -> int:
+    return max((int(match["number"]) for match in _NUMBERED.finditer(text) if match["kind"] == kind), default=0)
+
+
+def _plain(contact: Contact, text: str) -> str:
+    written = text[contact.start : contact.end].lower()
+    if contact.kind == "PHONE":
+        return re.sub(r"[^0-9a-z]", "", written).removeprefix("1")
+    return re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written).rstrip("/")
+
+
+def without_contacts(text: str) -> str:
+    """Return the text without each sentence or line that holds a contact.
+
+    A sentence that names a crisis line stays, and only its other contacts go.
+    """
+    crisis = crisis_lines()
+    found = contacts_in(text, crisis)
+    if not found:
+        return text
+    lines = [start for start, _ in crisis.spans(text)]
+    starts = [contact.start for contact in found]
+    kept: list[_Piece] = []
+    end = 0
+    for piece in _pieces(text, found):
+        start, end = end, end + len(piece)
+        held = found[bisect_left(starts, start) : bisect_left(starts, end)]
+        names_crisis_line = bisect_left(lines, start) < bisect_left(lines, end)
+        if not held:
+            kept.append(_Piece(piece, names_crisis_line))
+        elif names_crisis_line:
+            spans = [(contact.start - start, contact.end - start) for contact in held]
+            kept.append(_Piece(_taken_out(piece, spans), names_crisis_line))
+        else:
+            _drop_announcement(kept, is_address_alone=held[0].start == start)
+            kept.append(_Piece(piece[len(piece.rstrip("\n")) :], names_crisis_line))
+    _drop_headings(kept)
+    return _ORPHAN.sub("", "".join(piece.text for piece in kept)).strip()
+
+
+def _drop_announcement(kept: list[_Piece], *, is_address_alone: bool) -> None:
+    """Drop "Here is a link." where the link stood alone behind it."""
+    if is_address_alone and kept and not kept[-1].names_crisis_line and _ANNOUNCES.search(kept[-1].text):
+        kept.pop()
+
+
+def _drop_headings(kept: list[_Piece]) -> None:
+    """Drop a last line such as "Resources:" under which nothing is left."""
+    while kept and not kept[-1].names_crisis_line and kept[-1].text.rstrip()[-1:] in ("", ":"):
+        kept.pop()
+
+
+def _pieces(text: str, found: Sequence[Contact]) -> list[str]:
+    """Cut into sentences; an address behind a full stop, and a capital behind an address, begin one too."""
+    edges = {0, len(text)}
+    end = 0
+    for piece in sentences(text):
+        end += len(piece)
+        edges.add(end)
+    for contact in found:
+        if (gap := _BEHIND_ADDRESS.match(text, contact.end)) is not None:
+            edges.add(gap.end())
+        if _BEFORE_ADDRESS.search(text[max(0, contact.start - 8) : contact.start]):
+            edges.add(contact.start)
+    ordered = sorted(edges)
+    return [text[start:end] for start, end in pairwise(ordered)]
+
+
+def _taken_out(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Cut the spans out of a sentence, each with the words that led up to it and the brackets around it."""
+    kept: list[str] = []
+    position = 0
+    for start, end in spans:
+        cut = max(position, start - _LEAD_CHARS)
+        lead = sentence[cut:start]
+        stripped = _LEAD.sub("", lead)
+        kept += [sentence[position:cut], stripped]
+        opened = lead[len(stripped) :].rstrip()[-1:]
+        is_bracketed = opened in ("(", "[") and sentence[end : end + 1] in (")", "]")
+        position = end + 1 if is_bracketed else end
+    kept.append(sentence[position:])
+    return _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", "".join(kept)))
+
+
+_CRISIS = re.compile(
+    r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
+    r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
+    r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
+    r"|\bbetter off (dead|without me)\b"
+    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
+    re.IGNORECASE,
+)
+
+
+def mentions_crisis(text: str) -> bool:
+    """Whether a text speaks of suicide or self-harm by plain words; a hint, not an assessment."""
+    return _CRISIS.search(text) is not None

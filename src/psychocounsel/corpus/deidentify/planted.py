@@ -1,0 +1,104 @@
+"""planted.jsonl, Deidentifier -> Evaluation: how much of what was planted an engine finds."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Literal, NamedTuple
+
+from psychocounsel.config.schema import ENTITIES, Entity
+from psychocounsel.corpus.deidentify.spans import Deidentifier, Span, resolve
+
+Half = Literal["tuned", "held_out"]
+
+_FILE = files("psychocounsel.corpus.deidentify") / "planted.jsonl"
+_MARK = re.compile(rf"<({'|'.join(ENTITIES)})>(.*?)</\1>", re.DOTALL)
+
+
+class Planted(NamedTuple):
+    """A made-up text and what in it identifies somebody; a hard negative has no spans."""
+
+    text: str
+    spans: tuple[Span, ...]
+    half: Half
+
+
+class Counts(NamedTuple):
+    """Spans planted, how many of them were found; finds there were, how many of them are false.
+
+    A planted span is found when finds of its entity cover it whole. A find is false when it touches no
+    planted span of its entity.
+    """
+
+    planted: int
+    found: int
+    finds: int
+    false: int
+
+    @property
+    def recall(self) -> float | None:
+        """Share of planted spans that were found; None when none was planted."""
+        return self.found / self.planted if self.planted else None
+
+    @property
+    def precision(self) -> float | None:
+        """Share of finds that are true; None when there were none."""
+        return (self.finds - self.false) / self.finds if self.finds else None
+
+
+class Evaluation(NamedTuple):
+    """Counts over a planted set, whole and by entity."""
+
+    overall: Counts
+    by_entity: dict[Entity, Counts]
+    texts: int
+
+
+def read_planted(half: Half | None = None) -> list[Planted]:
+    """Return the bundled set; the half `held_out` was not looked at while the patterns were tuned."""
+    _about, *lines = _FILE.read_text(encoding="utf-8").splitlines()
+    items = [unmark(row["text"], row["half"]) for row in map(json.loads, lines)]
+    return [item for item in items if half in (None, item.half)]
+
+
+def unmark(marked: str, half: Half = "held_out") -> Planted:
+    """Return a text whose spans are marked as `<PERSON>Anna</PERSON>` with the marks as spans."""
+    text, spans, end = "", list[Span](), 0
+    for match in _MARK.finditer(marked):
+        text += marked[end : match.start()]
+        spans.append(Span(len(text), len(text) + len(match[2]), match[1], 1.0))  # pyright: ignore[reportArgumentType]
+        text += match[2]
+        end = match.end()
+    return Planted(text + marked[end:], tuple(spans), half)
+
+
+def evaluate(finder: Deidentifier, planted: Iterable[Planted]) -> Evaluation:
+    """Count what the finder finds of a planted set, and what it finds beside it."""
+    tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
+    texts = 0
+    for item in planted:
+        texts += 1
+        finds = resolve(finder.find(item.text))
+        for span in item.spans:
+            tallies["planted"][span.entity] += 1
+            tallies["found"][span.entity] += _is_covered(span, item.text, finds)
+        for find in finds:
+            tallies["finds"][find.entity] += 1
+            tallies["false"][find.entity] += not any(_is_same(find, span) for span in item.spans)
+    by_entity: dict[Entity, Counts] = {
+        entity: Counts(*(tallies[name][entity] for name in Counts._fields)) for entity in ENTITIES
+    }
+    overall = Counts(*(tallies[name].total() for name in Counts._fields))
+    return Evaluation(overall, by_entity, texts)
+
+
+def _is_same(left: Span, right: Span) -> bool:
+    return left.entity == right.entity and left.start < right.end and right.start < left.end
+
+
+def _is_covered(span: Span, text: str, finds: Sequence[Span]) -> bool:
+    own = [find for find in finds if find.entity == span.entity]
+    return all(
+        any(find.start <= at < find.end for find in own) for at in range(span.start, span.end) if text[at].isalnum()
+    )

@@ -1,0 +1,211 @@
+"""Text -> words: the plain view in which two spellings of one text are equal."""
+
+import html
+import re
+import unicodedata
+
+from psychocounsel.errors import InputError
+
+_WORD = re.compile(r"[^\W_]+")
+# Apostrophes, and marks without width that stand inside words: "don't" and "dont" are one word.
+_DROPPED = re.compile("[\u00ad\u00b4\u02b9\u02bc\u200b-\u200d\u2018\u2019\u2032\u2060\ufeff\uff07]")
+_TYPOGRAPHY = re.compile("[\u00a0\u2010-\u2015\u201c\u201d\u2026]")
+_ASCII_EDGES = {code: " " for code in range(128) if not chr(code).isalnum()} | {
+    ord("'"): None,
+    ord("`"): None,
+}
+
+
+def plain_words(text: str) -> list[str]:
+    """Return the words of a text in NFKC, case folded, without apostrophes and punctuation."""
+    bare = text
+    if not text.isascii():
+        bare = _TYPOGRAPHY.sub(" ", _DROPPED.sub("", text))
+    if bare.isascii():
+        return bare.lower().translate(_ASCII_EDGES).split()
+    # Folding may part letters from their accents again, so the form is restored after it.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", bare).casefold())
+    return _WORD.findall(folded.replace("'", "").replace("`", ""))
+
+
+# Written so that `re` skips to line feeds and marks.
+_END = re.compile(
+    r"[\n.!?…](?:(?<=\n)\n*(?=(?P<line>\S)?)"
+    r"|(?<!\n)[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
+)
+_MARKS = re.compile(r"[.!?…]+")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:dr|mr|mrs|ms|mx|prof|rev|st|vs|ex|approx|dept|ext|fig|no|vol|ch|pp|e\.g|i\.e|cf|[a-z])$",
+    re.IGNORECASE,
+)
+_SMALL_I = re.compile(r"i\b")
+_NUMBERING = re.compile(r"\s*[(\[]?\w{1,2}[)\]]?$")
+_NUMBERING_CHARS = 8
+_ABBREVIATION_CHARS = 12
+_WRAPPED_LINE_CHARS = 60
+_ENDS = tuple('.!?…:;"”)')
+
+
+def sentences(text: str) -> list[str]:
+    """Cut a text behind each sentence and each line; the space behind a sentence belongs to it.
+
+    A full stop ends a sentence when a capital, a digit or a quotation mark follows, and no abbreviation,
+    initial or number of a list goes before it. A line ends one unless its paragraph is wrapped there.
+    """
+    pieces: list[str] = []
+    start = 0
+    for end in _END.finditer(text):
+        goes_on = _is_wrapped(text, end) if text[end.start()] == "\n" else _goes_on(text, start, end)
+        if not goes_on:
+            pieces.append(text[start : end.end()])
+            start = end.end()
+    if start < len(text):
+        pieces.append(text[start:])
+    return pieces
+
+
+def _is_wrapped(text: str, end: re.Match[str]) -> bool:
+    if end.end() - end.start() > 1 or end["line"] is None:
+        return False
+    line_start = text.rfind("\n", 0, end.start()) + 1
+    is_full = end.start() - line_start >= _WRAPPED_LINE_CHARS
+    is_open = not text[line_start : end.start()].rstrip().endswith(_ENDS)
+    return is_open and (is_full or end["line"].islower())
+
+
+def _goes_on(text: str, start: int, end: re.Match[str]) -> bool:
+    mark = _MARKS.match(text, end.start())
+    marks = mark.group() if mark is not None else ""
+    following = end["next"][-1]
+    if marks != ".":
+        return marks.endswith((".", "…")) and following.islower()
+    if following.islower() and not _SMALL_I.match(text, end.end("next") - 1):
+        return True
+    before = text[max(start, end.start() - _ABBREVIATION_CHARS) : end.start()]
+    if before.endswith((" I", " i")):
+        return False
+    is_numbering = end.start() - start <= _NUMBERING_CHARS and _NUMBERING.match(text[start : end.start()])
+    return bool(is_numbering or _ABBREVIATION.search(before))
+
+
+_REFUSED = {"\x00": "a NUL character"}
+_CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
+# Directions that a text sets for its reader, marks without width, hyphens that only show at a line's end.
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+# Joiners form emoji and letters of Arabic or Indic scripts; between other characters they only hide.
+_JOINERS = "\u200c\u200d"
+_IDLE_JOINERS = re.compile(f"(?<![\u0590-\u1dff\u2190-\U0010ffff])[{_JOINERS}]+")
+# Anything but one plain space, for most spaces need no change.
+_SPACES = re.compile("[ \t\u00a0\u2007\u202f](?:[ \t\u00a0\u2007\u202f]+|(?<! ))")
+_UNTIDY = (" \n", "\n ", "\n\n\n")
+_BLANK_LINES = re.compile(r"\n{3,}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def refusal(text: str) -> str | None:
+    """Return what in a text no table can hold: a NUL or a lone surrogate; None when it is fine."""
+    if not text.isascii() and _SURROGATE.search(text):
+        return "a lone surrogate"
+    return next((name for character, name in _REFUSED.items() if character in text), None)
+
+
+def normalise(text: str) -> str:
+    """Return the text in Unicode NFC with plain spaces and line feeds, outer space removed.
+
+    Emoji with joiners, right-to-left letters and U+2028 stay as they are; other control characters, marks of
+    direction, characters without width and soft hyphens go.
+    """
+    visible = _CONTROLS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    if not visible.isascii():
+        visible = _composed(visible)
+    spaced = _SPACES.sub(" ", visible)
+    if any(sign in spaced for sign in _UNTIDY):
+        spaced = _BLANK_LINES.sub("\n\n", "\n".join(line.strip(" ") for line in spaced.split("\n")))
+    return spaced.strip()
+
+
+def _composed(text: str) -> str:
+    # Only after invisible characters are gone, for one of them may have parted a letter from its accent;
+    # and before joiners are judged, for composing may change the letter that a joiner stands behind.
+    composed = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    if any(joiner in composed for joiner in _JOINERS):
+        composed = unicodedata.normalize("NFC", _IDLE_JOINERS.sub("", composed))
+    return composed
+
+
+def clean_text(value: object, column: str, where: str) -> str:
+    """Return a cell of a source as clean text; a null is an empty one.
+
+    Raises:
+        InputError: the cell holds no text, or text that no table can hold.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{column!r} is {type(value).__name__}, not text", where=where, remedy="quote it, or drop the row"
+        )
+    fault = refusal(value)
+    if fault is not None:
+        raise InputError(f"{column!r} holds {fault}", where=where, remedy="remove it, or drop the row")
+    return normalise(value)
+
+
+_LINE_TAGS = """
+    address article aside blockquote br dd div dl dt figure footer form h1 h2 h3 h4 h5 h6 header hr li main
+    nav ol p pre section table tbody tfoot thead tr ul
+"""
+_INLINE_TAGS = """
+    a abbr b bdi bdo big body center cite code del dfn em figcaption font head html i iframe img input ins kbd
+    label link mark meta q s samp small span strike strong sub sup td th title tt u var wbr
+"""
+_LINE_NAMES = frozenset(_LINE_TAGS.split())
+_PARAGRAPHS = frozenset(("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"))
+_CELLS = frozenset(("td", "th"))
+_BULLETED = "li"
+
+# An attribute has a value: "<i cry>" is a stage direction, not an italic.
+_ATTRIBUTE = r"""\s+[A-Za-z_:][\w:.-]*\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+)"""
+_NAMES = "|".join(sorted([*_LINE_NAMES, *_INLINE_TAGS.split()], key=len, reverse=True))
+_TAG = re.compile(rf"<(?P<closing>/?)(?P<name>{_NAMES})(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
+# A comment or a script holds no other one, or a text of openings alone would take for ever.
+_HIDDEN = re.compile(
+    r"<!--(?:(?!<!--).)*?-->|<(script|style)\b[^<>]*>(?:(?!<\1).)*?</\1\s*>", re.IGNORECASE | re.DOTALL
+)
+_REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_MAX_NESTING = 20
+
+
+def without_markup(text: str) -> str:
+    """Return the text that a browser would show, more or less, with line feeds for its breaks.
+
+    Only the names of HTML elements count as tags, so `I <3 you`, `a < b` and `<sighs>` stay. A text that was
+    escaped more than once is decoded to the end.
+    """
+    for _ in range(_MAX_NESTING):
+        plain = _decoded(text)
+        if "<" in plain:
+            plain = _TAG.sub(_shown, _HIDDEN.sub("", plain))
+        if plain == text:
+            return text
+        text = plain
+    # Tags within tags within tags: nobody wrote that as prose, and the loop must end somewhere.
+    return text.replace("<", "").replace("&", "")
+
+
+def _decoded(text: str) -> str:
+    """Decode references that end in a semicolon; others stand in addresses, such as `?a=1&copy=2`."""
+    if "&" not in text:
+        return text
+    return _REFERENCE.sub(lambda found: html.unescape(found.group()), text)
+
+
+def _shown(tag: re.Match[str]) -> str:
+    name = tag["name"].lower()
+    if name in _CELLS:
+        return "" if tag["closing"] else " "
+    if name not in _LINE_NAMES:
+        return ""
+    if name == _BULLETED:
+        return "" if tag["closing"] else "\n- "
+    return "\n\n" if name in _PARAGRAPHS else "\n"

@@ -1,0 +1,494 @@
+"""Candidate -> Judgement, two Candidates -> Comparison, by a chat model that is asked with a rubric.
+
+A judge is rubric, prompt and parser. A reply that cannot be read is a failed judgement with its reason,
+never a number; on the next run it is asked again, while a valid one never is.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from psychocounsel.config.components import EndpointConfig, JudgeConfig
+from psychocounsel.errors import ConfigError
+from psychocounsel.judging.judge import (
+    ADDRESSES_JUDGE,
+    BETWEEN_NAMES,
+    ComparisonTask,
+    Judge,
+    Progress,
+    averaged,
+    grouped,
+    in_parts,
+    voted,
+    with_draw,
+    with_vote,
+)
+from psychocounsel.judging.offline import OfflineJudge
+from psychocounsel.judging.offline_text import addresses_judge
+from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
+from psychocounsel.judging.prompts import Asking, JudgeRequest, prompt_digests
+from psychocounsel.judging.rubric import Rubric, load_rubric
+from psychocounsel.judging.scorers import (
+    DecisionScorer,
+    LogprobScorer,
+    Scorer,
+    TextScorer,
+    decision_digests,
+    require_expectable,
+)
+from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.cost import Budget, Spending, budget_of, spent_together
+from psychocounsel.llm.endpoints import (
+    log_spending,
+    open_endpoint,
+    open_journal,
+    planned_identity,
+    planned_journal,
+    planned_model,
+)
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import RunPolicy, RunRequests, never_stop, pending_indices, run_requests
+from psychocounsel.llm.types import (
+    JSON,
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    LazyModel,
+)
+from psychocounsel.store.references import POLICY_KINDS, resolve_model
+from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, Comparison, Judgement, ReplyStatus, Speech
+
+_Read = Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure]
+
+
+def _acceptance(asked: Sequence[JudgeRequest], read: _Read) -> Callable[[int, ChatReply], bool]:
+    """Return what ends an item: a finished reply that can be read."""
+
+    def accept(index: int, reply: ChatReply) -> bool:
+        return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
+
+    return accept
+
+
+@dataclass(frozen=True)
+class ChatJudgeSettings:
+    """How the model is asked; only `asking` shapes what it answers.
+
+    Args:
+        asking: temperature and token limit of a reply.
+        max_attempts: requests per item in one run.
+        concurrency: requests in flight.
+        stop: asked before each request; once true, nothing new is asked.
+        budget: counts what the replies cost, and sets their limit.
+        ask: the road to the model: live, or in batches.
+        samples: how often each question is asked; ratings are means of the draws, verdicts their vote.
+        form: how a rubric is put to the model, and how its replies are read.
+    """
+
+    asking: Asking = field(default_factory=Asking)
+    max_attempts: int = 3
+    concurrency: int = 8
+    stop: Callable[[], bool] = never_stop
+    budget: Budget | None = None
+    ask: RunRequests = run_requests
+    samples: int = 1
+    form: Callable[[Rubric], Scorer] = TextScorer
+
+
+class ChatJudge:
+    """Judges with a chat model; every reply that was paid for is in the journal before it is used."""
+
+    notice = ""
+
+    def __init__(
+        self, model: ChatModel, rubric: Rubric, journal: Journal, settings: ChatJudgeSettings | None = None
+    ) -> None:
+        self._model = model
+        self._rubric = rubric
+        self._journal = journal
+        self._settings = settings or ChatJudgeSettings()
+        self._form = self._settings.form(rubric)
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self._model.identity["model"]
+
+    @property
+    def spending(self) -> Spending | None:
+        """What the replies cost so far; None where nobody counts."""
+        return None if self._settings.budget is None else self._settings.budget.spending
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """Ids of the rated principles, in the order of the rubric."""
+        return self._rubric.principle_ids
+
+    @property
+    def identity(self) -> Mapping[str, JSON]:
+        """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
+        asking, samples = self._settings.asking, self._settings.samples
+        return {
+            "backend": "endpoint",
+            **self._model.identity,
+            "rubric": self._rubric.digest,
+            **self._form.identity,
+            "temperature": asking.temperature,
+            "top_p": asking.top_p,
+            "max_tokens": asking.max_tokens,
+            **({"samples": samples} if samples > 1 else {}),
+        }
+
+    def redrawn(self) -> "ChatJudge":
+        """Return this judge at its next draws: the same questions, asked anew."""
+        asking = self._settings.asking
+        after = asking.sample_index + self._settings.samples
+        return self._changed(self._rubric, replace(asking, sample_index=after))
+
+    def of_one(self, principle: str) -> "ChatJudge":
+        """Return this judge with one principle of its rubric."""
+        return self._changed(self._rubric.only(principle), self._settings.asking)
+
+    def _changed(self, rubric: Rubric, asking: Asking) -> "ChatJudge":
+        return ChatJudge(self._model, rubric, self._journal, replace(self._settings, asking=asking))
+
+    def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
+        """Rate each response in a call of its own, or in `samples`; a failed one has its status and reason.
+
+        Raises:
+            EndpointError: the endpoint refuses for a reason that a retry does not mend.
+            Preempted: `settings.stop` turned true; what was answered is kept.
+        """
+        samples = self._settings.samples
+        asked = self._rating_requests(items)
+        replies = self._ask(asked, self._form.read_ratings, in_parts(progress, samples))
+        candidates = [candidate for _, candidate in items for _ in range(samples)]
+        parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
+        return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
+
+    def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
+        """Return what `rate` would have to ask at least once; nothing is asked."""
+        return self._owed(self._rating_requests(items), self._form.read_ratings)
+
+    def owed_comparisons(self, items: Sequence[ComparisonTask]) -> list[ChatRequest]:
+        """Return what `compare` would have to ask at least once; nothing is asked."""
+        return self._owed(self._comparison_requests(items), self._form.read_winners)
+
+    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
+        """Compare in exactly the order given; errors as for `rate`."""
+        samples = self._settings.samples
+        asked = self._comparison_requests(items)
+        replies = self._ask(asked, self._form.read_winners, in_parts(progress, samples))
+        compared = [item for item in items for _ in range(samples)]
+        parts = [self._verdict(*each) for each in zip(compared, asked, replies, strict=True)]
+        return parts if samples == 1 else grouped(parts, samples, voted)
+
+    def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
+        return [
+            self._form.rating(speech, candidate, asking) for speech, candidate in items for asking in self._askings()
+        ]
+
+    def _comparison_requests(self, items: Sequence[ComparisonTask]) -> list[JudgeRequest]:
+        return [self._form.comparison(item, asking) for item in items for asking in self._askings()]
+
+    def _askings(self) -> list[Asking]:
+        """Return how one question is asked, once for each draw: side by side, for they share a prompt."""
+        asking = self._settings.asking
+        indices = range(asking.sample_index, asking.sample_index + self._settings.samples)
+        return [replace(asking, sample_index=index) for index in indices]
+
+    def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
+        requests = [item.request for item in asked]
+        places = pending_indices(
+            requests, self._model.identity, self._journal, _acceptance(asked, read), self._form.reader
+        )
+        return [requests[place] for place in places]
+
+    def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress) -> list[ChatReply]:
+        settings = self._settings
+        policy = RunPolicy(
+            _acceptance(asked, read),
+            settings.max_attempts,
+            settings.concurrency,
+            settings.stop,
+            progress,
+            self._form.reader,
+            settings.budget,
+            lambda index, reply: self._form.heed(asked[index], reply),
+        )
+        return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
+
+    def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
+        parsed = self._form.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
+        if isinstance(parsed, ParsedRatings):
+            flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
+            judgement = Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
+        elif isinstance(parsed, ParseFailure):
+            judgement = Judgement(candidate.id, self.name, parsed.status, reason=parsed.reason)
+        else:
+            judgement = Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
+        if self._settings.samples == 1 and not self._form.keeps_draws:
+            return judgement
+        return with_draw(judgement, asked.request.sample_index, parsed)
+
+    def _verdict(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
+        verdict = self._verdict_alone(item, asked, reply)
+        if self._settings.samples == 1:
+            return verdict
+        return with_vote(verdict, self.name, asked.request.sample_index)
+
+    def _verdict_alone(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
+        parsed = self._form.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+        ids = (item.speech.id, item.first.id, item.second.id)
+        if isinstance(parsed, ParsedWinners):
+            return Comparison(*ids, ReplyStatus.VALID, parsed.winners)
+        return Comparison(*ids, reply.status if parsed is None else parsed.status)
+
+
+class PanelJudge:
+    """Judges that rate and compare by one rubric, one after the other; what each says is kept as a draw.
+
+    Attributes:
+        judges: the members, at least two.
+        labels: their names; of one that sits twice, the second is told by its number.
+    """
+
+    notice = ""
+
+    def __init__(self, judges: Sequence[ChatJudge]) -> None:
+        self.judges = tuple(judges)
+        self.labels = _labels([judge.name for judge in judges])
+
+    @property
+    def name(self) -> str:
+        """The names of all members."""
+        return BETWEEN_NAMES.join(self.labels)
+
+    @property
+    def identity(self) -> Mapping[str, JSON]:
+        """What shapes the ratings: the members, in order."""
+        return {"backend": "panel", "judges": [judge.identity for judge in self.judges]}
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """Ids of the rated principles, in the order of the rubric."""
+        return self.judges[0].principles
+
+    @property
+    def spendings(self) -> list[Spending]:
+        """What the replies to each member cost so far, where somebody counts."""
+        return [judge.spending for judge in self.judges if judge.spending is not None]
+
+    def redrawn(self) -> "PanelJudge":
+        """Return this panel with every member at its next draws."""
+        return PanelJudge([judge.redrawn() for judge in self.judges])
+
+    def of_one(self, principle: str) -> "PanelJudge":
+        """Return this panel with one principle of its rubric."""
+        return PanelJudge([judge.of_one(principle) for judge in self.judges])
+
+    def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
+        """Return the mean ratings of those who succeeded; errors are those of any member."""
+        advance = in_parts(progress, len(self.judges))
+        opinions = [
+            [_labelled(each, label) for each in judge.rate(items, advance)]
+            for judge, label in zip(self.judges, self.labels, strict=True)
+        ]
+        return [averaged(self.name, parts) for parts in zip(*opinions, strict=True)]
+
+    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
+        """Return the vote of those who succeeded; errors are those of any member."""
+        advance = in_parts(progress, len(self.judges))
+        opinions = [
+            [_labelled_vote(each, label) for each in judge.compare(items, advance)]
+            for judge, label in zip(self.judges, self.labels, strict=True)
+        ]
+        return [voted(parts) for parts in zip(*opinions, strict=True)]
+
+
+def _labels(names: Sequence[str]) -> tuple[str, ...]:
+    seen: Counter[str] = Counter()
+    labels: list[str] = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(labels)
+
+
+def _labelled(judgement: Judgement, label: str) -> Judgement:
+    told = judgement if judgement.draws else with_draw(judgement)
+    return replace(told, draws=tuple(replace(draw, judge=label) for draw in told.draws))
+
+
+def _labelled_vote(verdict: Comparison, label: str) -> Comparison:
+    told = verdict if verdict.votes else with_vote(verdict, label)
+    return replace(told, votes=tuple(replace(vote, judge=label) for vote in told.votes))
+
+
+class JudgePlan(NamedTuple):
+    """What decides a judge's ratings, and what must head everything made with it."""
+
+    settings: dict[str, Any]
+    notices: tuple[str, ...]
+
+
+def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
+    """Return what identifies the judge of a config, without connecting to it.
+
+    Raises:
+        ConfigError: offline, and its endpoint is not on this machine; or the rubric's scale has points whose
+            tokens cannot be told apart, and the ratings are to be expected.
+    """
+    rubric = load_rubric(config.rubric)
+    settings = {**config.identity(), "rubric": rubric.digest}
+    if config.panel:
+        return JudgePlan(
+            {**settings, "panel": [judge_fingerprint(each, store).settings for each in config.members]}, ()
+        )
+    if config.model is not None:
+        settings["model"] = _weights(config.model, store)
+        return JudgePlan({**settings, "prompts": prompt_digests()}, ())
+    if config.endpoint is None:
+        offline = OfflineJudge(rubric)
+        return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
+    if config.score == "expected":
+        require_expectable(rubric)
+    endpoint = planned_identity(config.endpoint, store)
+    prompts = decision_digests() if config.backend == "decisions" else prompt_digests()
+    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompts}, ())
+
+
+@contextmanager
+def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool = False) -> Generator[Judge]:
+    """Yield the judge of a config; its replies are journalled in the store.
+
+    Args:
+        config: of the judge.
+        store: holds the journal.
+        stop: asked before each request.
+        may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
+    """
+    if config.panel:
+        with ExitStack() as members:
+            opened = (_open_asked(each, store, stop, may_wait) for each in config.members)
+            yield PanelJudge([members.enter_context(each) for each in opened])
+    elif config.endpoint is None and config.model is None:
+        yield OfflineJudge(load_rubric(config.rubric))
+    else:
+        with _open_asked(config, store, stop, may_wait) as judge:
+            yield judge
+
+
+@contextmanager
+def _open_asked(config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool) -> Generator[ChatJudge]:
+    rubric = load_rubric(config.rubric)
+    if config.model is not None:
+        with open_journal(store) as journal:
+            model = _open_local(config, config.model, store, journal)
+            yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
+        return
+    if config.endpoint is None:
+        raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
+    endpoint = config.endpoint
+    model = open_endpoint(endpoint, store)
+    settings = _judge_settings(config, endpoint, stop)
+    if may_wait and config.batch.enabled:
+        from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
+
+        road = batch_transport(model, endpoint, config.batch, store.offline)
+        settings = replace(settings, ask=partial(run_in_batches, road))
+    with open_journal(store) as journal:
+        yield ChatJudge(model, rubric, journal, settings)
+
+
+def _weights(ref: str, store: Store) -> dict[str, Any]:
+    """Return what tells the weights of a reference from others."""
+    model = resolve_model(store, ref, POLICY_KINDS)
+    return model.identity if model.parent is None else {"artifact": model.parent.id}
+
+
+def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -> ChatModel:
+    """Return a model of this machine as a chat model; its weights are loaded when it is first asked."""
+    policy = resolve_model(store, ref, POLICY_KINDS).policy(store)
+    weights = json.dumps(_weights(ref, store), sort_keys=True)
+    identity = {"model": Path(ref).name, "base_url": "local", "weights": weights}
+
+    def kept(digest: str) -> int:
+        return len(journal.replies(digest))
+
+    def load() -> ChatModel:
+        from psychocounsel.training.generate import (
+            AnswerGenerator,
+            LocalChatModel,  # torch: only when a model judges
+        )
+
+        generator = AnswerGenerator.load(policy)
+        return LocalChatModel(generator, identity, config.batch_size, kept)
+
+    return LazyModel(identity, load)
+
+
+def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    # The likeliest tokens are the same at every try.
+    max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
+    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop, samples=config.samples)
+
+
+@contextmanager
+def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> Generator[ChatJudge]:
+    """Yield the judge behind an endpoint, unconnected: it tells what it would ask, and asks nothing."""
+    settings = _judge_settings(config, endpoint, never_stop)
+    with planned_journal(store) as journal:
+        yield ChatJudge(planned_model(endpoint), load_rubric(config.rubric), journal, settings)
+
+
+def _judge_settings(config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    return ChatJudgeSettings(
+        asking,
+        endpoint.max_attempts,
+        endpoint.concurrency,
+        stop,
+        budget_of(endpoint),
+        run_live,
+        config.samples,
+        _form(config),
+    )
+
+
+def _form(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
+    if config.backend == "decisions":
+        return DecisionScorer
+    return LogprobScorer if config.score == "expected" else TextScorer
+
+
+def judge_standing(judge: Judge) -> str:
+    """Return in few words what failed and what was spent so far; empty for a judge that asks nobody."""
+    if isinstance(judge, PanelJudge):
+        told = ((each.name, judge_standing(each)) for each in judge.judges)
+        return "; ".join(f"{name}: {standing}" for name, standing in told if standing)
+    spending = judge.spending if isinstance(judge, ChatJudge) else None
+    return "" if spending is None else spending.standing
+
+
+def judge_spending(judge: Judge) -> dict[str, Any]:
+    """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
+    if isinstance(judge, PanelJudge):
+        told = [log_spending(each.spending, each.name) for each in judge.judges]
+        return {"spend": _panel_spend(judge)} if any(told) else {}
+    spending = judge.spending if isinstance(judge, ChatJudge) else None
+    return log_spending(spending, judge.name)
+
+
+def _panel_spend(judge: PanelJudge) -> dict[str, Any]:
+    # Each member has an endpoint of its own, with a limit of its own.
+    members = zip(judge.labels, judge.judges, strict=True)
+    by_judge = {label: each.spending.as_dict() for label, each in members if each.spending is not None}
+    return {**spent_together(judge.spendings), "by_judge": by_judge}

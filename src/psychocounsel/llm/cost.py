@@ -1,0 +1,480 @@
+# pyright: standard, for its libraries come without types
+"""Requests and replies -> what they cost, and a stop before a limit is passed.
+
+What is in flight counts at its worst: the prompt, and an answer of the full length. A reply counts as the
+server reports it; where it reports nothing, prompt and answer are counted here. A connection that broke after
+the request was sent may have been paid for, and counts as one prompt with a full answer; before it is sent
+again, it needs room within the limit again.
+"""
+
+import asyncio
+import json
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, Protocol, cast
+
+from psychocounsel.config.components import EndpointConfig, PriceConfig
+from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
+from psychocounsel.llm.types import ChatReply, ChatRequest, is_on_this_machine, resolved_base_url
+
+MILLION = Decimal(1_000_000)
+BATCH_SHARE = Decimal("0.5")
+"""Of the live price: what the provider's batch endpoint charges."""
+
+
+class Tokens(NamedTuple):
+    """Tokens of one or many calls; `cached` are those of the prompt that came from a prefix cache."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def plus(self, other: "Tokens") -> "Tokens":
+        """Return the sum."""
+        return Tokens(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def less(self, other: "Tokens") -> "Tokens":
+        """Return the difference."""
+        return Tokens(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Price(NamedTuple):
+    """US dollars per million tokens, and where the figures stand."""
+
+    prompt: Decimal
+    cached: Decimal
+    completion: Decimal
+    source: str
+
+    def cost(self, tokens: Tokens) -> Decimal:
+        """Return what the tokens cost, in US dollars; no more of a prompt is cached than there is of it."""
+        cached = min(tokens.cached, tokens.prompt)
+        fresh = (tokens.prompt - cached) * self.prompt
+        return (fresh + cached * self.cached + tokens.completion * self.completion) / MILLION
+
+    def batch_cost(self, tokens: Tokens) -> Decimal:
+        """Return what the tokens cost in a batch, in US dollars; a cached prefix is no cheaper."""
+        return self.cost(tokens._replace(cached=0)) * BATCH_SHARE
+
+
+def price_of(endpoint: EndpointConfig) -> Price | None:
+    """Return the price of an endpoint's model; None where nobody told it.
+
+    A price in the config wins. A server on this machine costs nothing unless the config says so.
+    """
+    if endpoint.price is not None:
+        return _configured(endpoint.price)
+    base_url = resolved_base_url(endpoint)
+    if is_on_this_machine(base_url):
+        return Price(Decimal(0), Decimal(0), Decimal(0), "a server on this machine")
+    return _from_table(endpoint.model, base_url)
+
+
+def _configured(price: PriceConfig) -> Price:
+    prompt = Decimal(str(price.prompt))
+    cached = prompt if price.cached_prompt is None else Decimal(str(price.cached_prompt))
+    return Price(prompt, cached, Decimal(str(price.completion)), "the config")
+
+
+def _from_table(model: str, base_url: str) -> Price | None:
+    from genai_prices import Usage, calc_price  # a quarter of a second: only where a price is asked for
+
+    # Some prices rise with the length of a call; ours are of this order.
+    amount, calls = 1_000, MILLION / 1_000
+    try:
+        fresh, cached = (
+            calc_price(
+                Usage(input_tokens=amount, cache_read_tokens=read, output_tokens=amount),
+                model_ref=model,
+                provider_api_url=base_url,
+            )
+            for read in (0, amount)
+        )
+    except LookupError:
+        return None
+    if fresh.input_price is None or cached.input_price is None or fresh.output_price is None:
+        return None
+    source = f"genai-prices, {fresh.provider.id}/{fresh.model.id}"
+    return Price(fresh.input_price * calls, cached.input_price * calls, fresh.output_price * calls, source)
+
+
+TOKENS_PER_MESSAGE = 4
+CHARS_PER_TOKEN = 4
+"""Of English text, roughly, under the tokenizers of present models."""
+
+_VOCABULARIES = (
+    ("o200k_base", ("gpt-4o", "chatgpt-4o", "gpt-4.1", "gpt-4.5", "gpt-5", "o1", "o3", "o4", "gpt-oss")),
+    ("cl100k_base", ("gpt-4", "gpt-3.5")),
+)
+
+
+class _Encoding(Protocol):
+    def encode_ordinary(self, text: str) -> list[int]: ...
+
+
+class TokenCounter:
+    """Counts tokens as a model does.
+
+    Attributes:
+        is_exact: whether the model's vocabulary is known; if not, four characters count as one token.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._vocabulary = vocabulary_of(model)
+        self.is_exact = self._vocabulary is not None
+
+    def text(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return _count(self._vocabulary, text)
+
+    def prompt(self, request: ChatRequest) -> int:
+        """Return the number of tokens that a request sends."""
+        messages = sum(self.text(each.content) + TOKENS_PER_MESSAGE for each in request.messages)
+        return messages + self.text(_schema_text(request))
+
+    def at_most(self, request: ChatRequest) -> int:
+        """Return a number that the prompt's tokens do not pass, whatever the model's vocabulary."""
+        if self.is_exact:
+            return self.prompt(request)
+        texts = [*(each.content for each in request.messages), _schema_text(request)]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)  # no token is less than a byte
+        return size + TOKENS_PER_MESSAGE * len(request.messages)
+
+
+def vocabulary_of(model: str) -> str | None:
+    """Return the name of the vocabulary that a model reads with; None if it is not known.
+
+    A provider's prefix (`openai/gpt-4o`) and a fine-tune's (`ft:gpt-4o:...`) do not matter.
+    """
+    name = model.removeprefix("ft:").rpartition("/")[2]
+    found = (vocabulary for vocabulary, heads in _VOCABULARIES if name.startswith(heads))
+    return next(found, None)
+
+
+@lru_cache(maxsize=256)
+def _count(vocabulary: str | None, text: str) -> int:
+    if vocabulary is None:
+        return -(-len(text) // CHARS_PER_TOKEN)
+    # A lone surrogate is sent as a replacement character, too.
+    return len(_encoding(vocabulary).encode_ordinary(text.encode("utf-8", "replace").decode()))
+
+
+@cache
+def _encoding(vocabulary: str) -> _Encoding:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the package opens its files in an old way
+        import bpe_openai  # 70 MB: only where something is counted
+
+        return cast("_Encoding", bpe_openai.get_encoding(vocabulary))
+
+
+def _schema_text(request: ChatRequest) -> str:
+    if request.questions:
+        return json.dumps(request.questions, default=dict)
+    return json.dumps(request.response_schema, default=dict) if request.response_schema else ""
+
+
+class NoRoomError(PsychoCounselError):
+    """A request whose line broke does not fit beside what is in flight."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no room within the limit to send this request again at present")
+
+
+class Spent(NamedTuple):
+    """Calls that were answered by one model, as it names itself, and their tokens; those in batches again."""
+
+    calls: int = 0
+    tokens: Tokens = Tokens()
+    batched_calls: int = 0
+    batched: Tokens = Tokens()
+
+    def with_reply(self, reply: ChatReply) -> "Spent":
+        """Return the sum with one reply more."""
+        # Of each reply, not of the sum: what one server tells too much of would make others cheaper.
+        cached = min(reply.cached_tokens, reply.prompt_tokens)
+        tokens = Tokens(reply.prompt_tokens, cached, reply.completion_tokens)
+        one = Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens)
+        return self.plus(one)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Return the sum."""
+        return Spent(
+            self.calls + other.calls,
+            self.tokens.plus(other.tokens),
+            self.batched_calls + other.batched_calls,
+            self.batched.plus(other.batched),
+        )
+
+    def cost(self, price: Price) -> Decimal:
+        """Return what the calls cost in US dollars."""
+        return price.cost(self.tokens.less(self.batched)) + price.batch_cost(self.batched)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the shape in which `metrics.json` holds it."""
+        batched = {"batched_calls": self.batched_calls} if self.batched_calls else {}
+        return {"calls": self.calls, **self.tokens._asdict(), **batched}
+
+
+@dataclass
+class Spending:
+    """What the replies to some requests cost: those kept by earlier runs, and those of this one.
+
+    Attributes:
+        price: of the model that is asked; None if nobody told it.
+        kept: by model, what the journal held before this run.
+        new: by model, what this run added.
+        possibly_billed: lines that broke after a request was sent, in any run; each is reckoned at its worst.
+        maybe_cost: what those may have cost, in US dollars.
+        failed: items of this run that ended without a reply that can be used.
+        before: what the same step paid to the same endpoint for other requests, in US dollars.
+        beside: questions of the client's own in this run (what the server can do). They count towards the
+            limit; they are in no journal, so `metrics.json`, which is that of all runs, leaves them out.
+        untold: replies, of all runs, whose tokens the server did not report.
+    """
+
+    price: Price | None
+    kept: dict[str, Spent] = field(default_factory=dict[str, Spent])
+    new: dict[str, Spent] = field(default_factory=dict[str, Spent])
+    possibly_billed: int = 0
+    maybe_cost: Decimal = Decimal(0)
+    before: Decimal = Decimal(0)
+    failed: int = 0
+    beside: Spent = field(default_factory=Spent)
+    untold: int = 0
+
+    def add_beside(self, reply: ChatReply) -> None:
+        """Count a reply that answers none of the requests."""
+        self.beside = self.beside.with_reply(reply)
+
+    def add(self, reply: ChatReply, *, is_new: bool) -> None:
+        """Count a reply."""
+        book = self.new if is_new else self.kept
+        book[reply.model] = book.get(reply.model, Spent()).with_reply(reply)
+
+    def cost(self, book: Mapping[str, Spent]) -> Decimal | None:
+        """Return what the calls of a book cost in US dollars; None without a price."""
+        if self.price is None:
+            return None
+        return sum((each.cost(self.price) for each in book.values()), Decimal(0))
+
+    @property
+    def total(self) -> Decimal:
+        """US dollars of all runs, what may have been paid included; 0 without a price."""
+        answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
+        return self.before + answered + self._beside_cost + self.maybe_cost
+
+    @property
+    def _beside_cost(self) -> Decimal:
+        return Decimal(0) if self.price is None else self.beside.cost(self.price)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""
+        together = dict(self.kept)
+        for model, spent in self.new.items():
+            together[model] = together.get(model, Spent()).plus(spent)
+        cost = self.cost(together)
+        return {
+            "models": {model: together[model].as_dict() for model in sorted(together)},
+            "cost_usd": None if cost is None else float(round(cost, 6)),
+            "price_from": "" if self.price is None else self.price.source,
+            **({"untold_calls": self.untold} if self.untold else {}),
+            **self._maybe_as_dict(),
+        }
+
+    def _maybe_as_dict(self) -> dict[str, Any]:
+        if not self.possibly_billed:
+            return {}
+        cost = None if self.price is None else float(round(self.maybe_cost, 6))
+        return {"possibly_billed": {"calls": self.possibly_billed, "cost_usd": cost}}
+
+    @property
+    def standing(self) -> str:
+        """Return in few words what failed and what this run spent so far; empty if neither is known."""
+        cost = self.cost(self.new)
+        failed = f"{self.failed:,} failed" if self.failed else ""
+        spent = f"${cost + self._beside_cost + self.maybe_cost:,.2f} spent" if cost else ""
+        return ", ".join(part for part in (failed, spent) if part)
+
+    @property
+    def told(self) -> str:
+        """Return what was spent, in words; empty if nothing was answered."""
+        calls = sum(each.calls for each in self.new.values())
+        before = sum(each.calls for each in self.kept.values())
+        if not calls and not before and not self.possibly_billed:
+            return ""
+        maybe_cost = _dollars(None if self.price is None else self.maybe_cost)
+        lost = f"; {self.possibly_billed} more whose line broke may be paid{maybe_cost}"
+        beside_cost = _dollars(None if self.price is None else self._beside_cost)
+        beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
+        untold = f"; {self.untold:,} came without a count of tokens and were counted here"
+        return (
+            f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
+            f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
+            f"{beside if self.beside.calls else ''}{lost if self.possibly_billed else ''}"
+            f"{untold if self.untold else ''}"
+        )
+
+
+def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
+    """Return what several askers spent, in the shape of one; the cost is null where one price is unknown."""
+    told = [each.as_dict() for each in spendings]
+    models: dict[str, dict[str, int]] = {}
+    for name, counts in (pair for each in told for pair in each["models"].items()):
+        before = models.get(name, {})
+        models[name] = {key: before.get(key, 0) + count for key, count in counts.items()}
+    costs = [each["cost_usd"] for each in told]
+    return {
+        "models": {name: models[name] for name in sorted(models)},
+        "cost_usd": None if None in costs else round(sum(costs), 6),
+        "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
+        **({"untold_calls": untold} if (untold := sum(each.untold for each in spendings)) else {}),
+        **_maybe_together([each["possibly_billed"] for each in told if "possibly_billed" in each]),
+    }
+
+
+def _maybe_together(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not told:
+        return {}
+    costs = [each["cost_usd"] for each in told]
+    cost = None if None in costs else round(sum(costs), 6)
+    return {"possibly_billed": {"calls": sum(each["calls"] for each in told), "cost_usd": cost}}
+
+
+def _dollars(cost: Decimal | None) -> str:
+    return "" if cost is None else f" (${cost:,.2f})"
+
+
+class Budget:
+    """Lets a request through when even the worst that is in flight stays within the limit.
+
+    Args:
+        spending: where replies are counted.
+        counter: counts a prompt's tokens.
+        max_cost: US dollars; None for no limit.
+    """
+
+    def __init__(self, spending: Spending, counter: TokenCounter, max_cost: float | None) -> None:
+        self.spending = spending
+        self._counter = counter
+        self._max_cost = None if max_cost is None else Decimal(str(max_cost))
+        self._reserved: dict[str, Decimal] = {}
+        # Futures, for each belongs to the event loop of who waits: one budget may serve several in turn.
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def reserve(self, digest: str, request: ChatRequest) -> None:
+        """Wait until the request fits beside what is in flight.
+
+        Raises:
+            IncompleteError: it does not fit although nothing else is in flight.
+        """
+        if self._max_cost is None:
+            return
+        worst = self._worst(request)
+        while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
+            if not self._reserved:
+                raise self.refusal(worst)
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
+        self._reserved[digest] = worst
+
+    def require_room_again(self, digest: str) -> None:
+        """Return if a request that may have been paid fits once more; nobody waits within the client.
+
+        Raises:
+            NoRoomError: it does not at present, and has to be reserved anew.
+        """
+        if digest in self._reserved and not self.fits(Decimal(0)):
+            raise NoRoomError
+
+    def line_broke(self, request: ChatRequest, times: int = 1) -> None:
+        """Count lines that broke on a request, each at its worst."""
+        self.spending.possibly_billed += times
+        self.spending.maybe_cost += self._worst(request) * times
+
+    def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
+        """Count what an answered request cost."""
+        if not reply.prompt_tokens:  # no prompt has none
+            self.spending.untold += 1
+            answer_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
+            reply = replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=answer_tokens)
+        self.spending.add(reply, is_new=is_new)
+
+    def settle(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
+        """Put what a request really cost in the place of its worst.
+
+        Args:
+            digest: of the request.
+            request: the request itself.
+            reply: what came; None or `ERROR` where nothing was answered.
+        """
+        if reply is not None and reply.answered:
+            self.count(request, reply, is_new=True)
+        self.release(digest)
+
+    def worst_in_batch(self, request: ChatRequest) -> Decimal:
+        """Return what a request costs at most in a batch, in US dollars; 0 where there is no limit."""
+        return Decimal(0) if self._max_cost is None else self._worst(request) * BATCH_SHARE
+
+    def require(self, request: ChatRequest) -> None:
+        """Return if one live request fits now.
+
+        Raises:
+            IncompleteError: it does not.
+        """
+        worst = self._worst(request)
+        if not self.fits(worst):
+            raise self.refusal(worst)
+
+    def fits(self, worst: Decimal) -> bool:
+        """Whether so much more stays within the limit, beside all that is held."""
+        if self._max_cost is None:
+            return True
+        return self.spending.total + sum(self._reserved.values()) + worst <= self._max_cost
+
+    def hold(self, name: str, worst: Decimal) -> None:
+        """Reckon with so much until `release`; asked nobody whether it fits, for it may be paid already."""
+        self._reserved[name] = worst
+
+    def release(self, name: str) -> None:
+        """Give back what was held under a name; whoever waits looks again."""
+        self._reserved.pop(name, None)
+        while self._waiting:
+            freed = self._waiting.popleft()
+            if not freed.done():
+                freed.set_result(None)
+
+    def _worst(self, request: ChatRequest) -> Decimal:
+        if self.spending.price is None:
+            return Decimal(0)
+        return self.spending.price.cost(Tokens(self._counter.at_most(request), 0, request.max_tokens))
+
+    def refusal(self, worst: Decimal) -> IncompleteError:
+        """Return the error of a request that does not fit."""
+        return IncompleteError(
+            f"the next request could cost ${worst:.4f}, and with ${self.spending.total:.4f} spent "
+            f"the limit of ${self._max_cost:f} would be passed",
+            where="endpoint.max_cost",
+            remedy="raise it and run the same command again; what was answered is kept and not paid twice",
+        )
+
+
+def budget_of(endpoint: EndpointConfig) -> Budget:
+    """Return what counts the replies of an endpoint and keeps them within `max_cost`.
+
+    Raises:
+        ConfigError: there is a limit, and nobody told the price.
+    """
+    price = price_of(endpoint)
+    if price is None and endpoint.max_cost is not None:
+        raise ConfigError(
+            f"nobody told what {endpoint.model} costs, so max_cost cannot be kept",
+            where="endpoint.max_cost",
+            remedy="write its price under endpoint.price, in US dollars per million tokens, or drop max_cost",
+        )
+    return Budget(Spending(price), TokenCounter(endpoint.model), endpoint.max_cost)

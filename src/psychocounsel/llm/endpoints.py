@@ -1,0 +1,285 @@
+"""Config -> endpoint, journal, bill: what every stage needs that asks a model at an address."""
+
+import asyncio
+import logging
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.errors import ConfigError, EndpointError, InputError
+from psychocounsel.llm.cost import Spending
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import run_to_end
+from psychocounsel.llm.structured_output import (
+    Capabilities,
+    Endpoint,
+    Replies,
+    StructuredOutputModel,
+    enforces_schemas,
+)
+from psychocounsel.llm.types import (
+    ChatReply,
+    ChatRequest,
+    UnconnectedModel,
+    endpoint_identity,
+    is_on_this_machine,
+    require_reachable,
+    resolved_base_url,
+)
+from psychocounsel.store.store import Store
+
+_END_KEYS = ("shutdown_date", "deprecation_date", "expiration_date", "deprecation")
+_MOST_NAMES = 8
+
+log = logging.getLogger(__name__)
+
+
+class PreflightModel:
+    """An endpoint whose list of models is read before it is asked for the first time."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._turn = asyncio.Lock()
+        self._is_checked = False
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The identity of the endpoint."""
+        return self._endpoint.identity
+
+    async def listed_models(self) -> list[Mapping[str, Any]] | None:
+        """Return what the endpoint lists."""
+        return await self._endpoint.listed_models()
+
+    def body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request."""
+        return self._endpoint.body(request)
+
+    async def aclose(self) -> None:
+        """Close the connections of the present event loop."""
+        await self._endpoint.aclose()
+        self._turn = asyncio.Lock()  # the next event loop is another one
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Ask, once it is known that the model is there.
+
+        Raises:
+            EndpointError: the endpoint does not list the model, or lists it as shut down.
+        """
+        await self.check()
+        return await self._endpoint.ask(request)
+
+    async def check(self) -> None:
+        """Read the list once; errors as those of `ask`."""
+        if not self._is_checked:
+            async with self._turn:
+                if not self._is_checked:
+                    await self._check()
+
+    async def _check(self) -> None:
+        end = await end_of_life(self._endpoint)
+        if end is not None:
+            log.warning(f"the model {self.identity['model']} will be shut down on {end}; choose a successor before")
+        self._is_checked = True
+
+
+async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date | None:
+    """Return the day to come on which an endpoint's model ends; None where its list names no day.
+
+    Args:
+        endpoint: a model behind an address.
+        may_be_absent: whether the model may come to be listed before it is asked.
+
+    Raises:
+        EndpointError: the endpoint does not list the model, or lists it as shut down.
+    """
+    listed = await endpoint.listed_models() or []
+    model, base_url = endpoint.identity["model"], endpoint.identity["base_url"]
+    if may_be_absent and not any(each.get("id") == model for each in listed):
+        return None
+    end = shutdown_of(model, listed, base_url)
+    if end is not None and _is_past(end):
+        raise EndpointError(
+            f"the model {model!r} was shut down on {end}",
+            where=base_url,
+            remedy=f"put a successor into endpoint.model; here are {_some_names(listed)}",
+        )
+    return end
+
+
+def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) -> date | None:
+    """Return the day on which a list of models ends one of them; None where it names no day.
+
+    Raises:
+        EndpointError: the list does not name the model; an empty list names none and refuses none.
+    """
+    names = {str(each.get("id")): each for each in listed}
+    entry = names.get(model, names.get(f"{model}:latest"))
+    if names and entry is None:
+        raise EndpointError(
+            f"there is no model {model!r} here: unknown, or retired",
+            where=base_url,
+            remedy=f"put one that is there into endpoint.model: {_some_names(listed)}",
+        )
+    return _end_told(entry or {})
+
+
+def _end_told(entry: Mapping[str, Any]) -> date | None:
+    ends = (_day(entry.get(key)) for key in _END_KEYS)
+    return next((end for end in ends if end is not None), None)
+
+
+def _is_past(end: date) -> bool:
+    return end <= datetime.now(UTC).date()
+
+
+def _day(value: object) -> date | None:
+    try:
+        return date.fromisoformat(value[:10]) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
+    ends = {str(each.get("id")): _end_told(each) for each in listed}
+    names = sorted(name for name, end in ends.items() if end is None or not _is_past(end))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"
+
+
+JOURNAL_FILE = "journal/replies.sqlite"
+CAPABILITIES_FILE = "journal/capabilities.json"
+
+
+def planned_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
+    """Return what shapes an endpoint's replies: the address is the one that is really asked."""
+    base_url = resolved_base_url(endpoint)
+    require_reachable(base_url, store.offline)
+    return {**endpoint.identity(), "base_url": base_url}
+
+
+def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]) -> None:
+    """Refuse to show restricted client text to a model that is not on this machine.
+
+    Args:
+        endpoints: whoever would read the text; None for one that needs no endpoint.
+        data_classes: by source of speeches, what it is declared to be.
+
+    Raises:
+        ConfigError: naming the source, the address and the remedy.
+    """
+    addresses = [resolved_base_url(each) for each in endpoints if each is not None]
+    remote = [address for address in addresses if not is_on_this_machine(address)]
+    restricted = [source for source, data_class in data_classes.items() if data_class == "restricted"]
+    if remote and restricted:
+        raise ConfigError(
+            f"restricted client text must not be sent to {remote[0]}",
+            where=restricted[0],
+            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
+        )
+
+
+def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
+    """Check key and address of every endpoint before anything long or paid begins.
+
+    Args:
+        endpoints: by whose they are; None is always usable.
+        store: says whether the run is offline.
+
+    Raises:
+        ConfigError: a key is missing, or an address cannot be used; every fault of every endpoint.
+    """
+    faults: list[str] = []
+    for whose, endpoint in endpoints.items():
+        try:
+            if endpoint is not None:
+                open_endpoint(endpoint, store)
+        except ConfigError as fault:
+            faults.append(f"{whose}: {fault}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> None:
+    """Look for models in what their servers list, where others are asked and paid before them.
+
+    A server that lists nothing, or is not there yet, is asked when its turn comes; one on this machine may
+    load the model until then.
+
+    Raises:
+        EndpointError: a server does not list the model, or lists it as shut down.
+    """
+
+    async def look() -> None:
+        models = [_checked(each, store) for each in endpoints if each is not None]
+        try:
+            await asyncio.gather(*(end_of_life(each, _may_load(each)) for each in models))
+        finally:
+            await asyncio.gather(*(model.aclose() for model in models))
+
+    run_to_end(look())
+
+
+def _may_load(model: PreflightModel) -> bool:
+    return is_on_this_machine(model.identity["base_url"])
+
+
+def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
+    """Return the model behind an endpoint, known by name only."""
+    return UnconnectedModel(endpoint_identity(endpoint))
+
+
+@contextmanager
+def planned_journal(store: Store) -> Generator[Journal]:
+    """Yield the store's journal to read in; where there is none yet, an empty one that leaves no trace."""
+    with TemporaryDirectory() as nowhere:
+        path = store.root / JOURNAL_FILE
+        with Journal(path if path.exists() else Path(nowhere) / path.name) as journal:
+            yield journal
+
+
+def open_journal(store: Store) -> Journal:
+    """Return the journal of paid replies, one per store."""
+    return Journal(store.root / JOURNAL_FILE)
+
+
+def existing_journal(store: Store) -> Journal:
+    """Return the journal of a store in which something was asked.
+
+    Raises:
+        InputError: nothing was.
+    """
+    path = store.root / JOURNAL_FILE
+    if not path.is_file():
+        raise InputError(
+            "no reply was ever kept here",
+            where=str(path),
+            remedy="name the store of a run that asked an endpoint",
+        )
+    return Journal(path)
+
+
+def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:
+    """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
+    pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
+    if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
+        pinned = Replies.JSON_SCHEMA
+    return StructuredOutputModel(_checked(endpoint, store), Capabilities(store.root / CAPABILITIES_FILE), pinned)
+
+
+def _checked(endpoint: EndpointConfig, store: Store) -> PreflightModel:
+    from psychocounsel.llm.client import OpenAIChatModel  # the client takes a second to import
+
+    return PreflightModel(OpenAIChatModel(endpoint, store.offline))
+
+
+def log_spending(spending: Spending | None, whose: str) -> dict[str, Any]:
+    """Tell what replies cost and return it for `metrics.json`; empty where nobody counted."""
+    if spending is None or not spending.told:
+        return {}
+    log.info(f"spent on {whose}: {spending.told}")
+    return {"spend": spending.as_dict()}

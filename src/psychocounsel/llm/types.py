@@ -1,0 +1,354 @@
+"""Messages -> ChatReply: the one shape in which every model is asked, whoever stands behind it.
+
+Crafts receive a `ChatModel`; only stages connect one, so a fake in a test needs no patching.
+"""
+
+import hashlib
+import ipaddress
+import json
+import os
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
+from math import isfinite
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from urllib.parse import urlsplit
+
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.types import ReplyStatus
+
+if TYPE_CHECKING:
+    from hashlib import _Hash  # pyright: ignore[reportPrivateUsage]
+
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+_DIGEST_FORMAT = "chat-request-1"
+_MOST_FORMS = 16
+_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """Everything that shapes a reply, except the model that gives it.
+
+    `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
+    which a model writes), and does not change once a request holds it; `json_mode` asks for any JSON object
+    where there is no schema. `sample_index` tells repeated draws of one prompt apart. A temperature or top_p
+    of None is not sent. `top_logprobs` asks for so many alternatives of every token with their
+    log-probabilities. A request with `questions` goes to the decisions endpoint, and the reply's text is the
+    JSON list of their answers.
+    """
+
+    messages: tuple[Message, ...]
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int
+    response_schema: Mapping[str, JSON] | None = None
+    schema_name: str = "reply"
+    sample_index: int = 0
+    json_mode: bool = False
+    top_logprobs: int = 0
+    questions: tuple[Mapping[str, JSON], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("a request has at least one message")
+        if self.max_tokens < 1 or self.sample_index < 0:
+            raise ValueError("max_tokens is positive, sample_index not negative")
+
+    def digest(self, identity: Mapping[str, str]) -> str:
+        """Return the SHA-256 (64 hexadecimal digits) under which replies to this request are journalled.
+
+        Args:
+            identity: the model's own part, `ChatModel.identity`.
+        """
+        # SHA-256 over one JSON list, written piece by piece: a million requests share all but their item.
+        hashed = _begun(tuple(sorted(identity.items())), self.messages[0]).copy()
+        others = "".join(f",{_turn(each)}" for each in self.messages[1:])
+        drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
+        form = f"[{_quoted(self.schema_name)},{schema_json(self.response_schema)}]"
+        more: list[JSON] = ["json_mode"] if self.json_mode else []
+        if self.top_logprobs:
+            more.append(f"top_logprobs {self.top_logprobs}")
+        if self.questions:
+            more.append(["questions", self.questions])
+        rest = f",{_ENCODER.encode(more)[1:]}" if more else "]"
+        hashed.update(f"{others}],{drawing},{form},{self.sample_index}{rest}".encode("ascii"))
+        return hashed.hexdigest()
+
+
+class _Same:
+    """A schema that is known by being the same object; comparing what it holds would take longer."""
+
+    __slots__ = ("schema",)
+
+    def __init__(self, schema: Mapping[str, JSON] | None) -> None:
+        self.schema = schema
+
+    def __hash__(self) -> int:
+        return id(self.schema)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.schema is other.schema
+
+
+def schema_json(schema: Mapping[str, JSON] | None) -> str:
+    """Return a schema as ASCII JSON without spaces; one that many requests share is written once."""
+    return _schema_json(_Same(schema))
+
+
+@lru_cache(maxsize=_MOST_FORMS)
+def _schema_json(known: _Same) -> str:
+    return _ENCODER.encode(known.schema)
+
+
+@lru_cache(maxsize=_MOST_FORMS)
+def _begun(identity: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
+    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(identity)},[{_turn(first)}'.encode("ascii"))
+
+
+def _turn(message: Message) -> str:
+    return f"[{_quoted(message.role)},{_quoted(message.content)}]"
+
+
+def _exactly(number: float | None) -> str:
+    if number is None:
+        return "null"
+    if not isfinite(number):
+        raise ValueError("temperature and top_p are finite numbers")
+    return repr(float(number))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """What came back, or why nothing did.
+
+    `VALID` says that the text is there and finished, not that it says what was asked for: that is the
+    parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
+    nothing was answered after bounded retries. `model` is the name that the reply itself gives;
+    `cached_tokens` are those of the prompt that the provider read from its prefix cache; `batched` says that
+    it was paid at the price of a batch. `choices` tells what else could have stood where the text has numbers
+    (`llm.token_choices`); empty where the server told none.
+    """
+
+    status: ReplyStatus
+    text: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    reason: str = ""
+    cached_tokens: int = 0
+    batched: bool = False
+    choices: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """True when the server answered, and the reply may therefore have been paid for."""
+        return self.status is not ReplyStatus.ERROR
+
+
+class RefusedRequestError(EndpointError):
+    """A request that the endpoint does not take.
+
+    Where it took others, the fault is this one's; where it took none yet, it would refuse them all alike,
+    unless what it says is about this one only (`concerns_item`: it is too long).
+    """
+
+    def __init__(self, what: str, *, where: str, remedy: str, concerns_item: bool = False) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.concerns_item = concerns_item
+
+
+class ChatModel(Protocol):
+    """Something that answers chat requests, several at once when awaited together."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The resolved `model` and `base_url` (or their like): part of every request's digest."""
+        ...
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Return the reply; transport faults end, after bounded retries, as an `ERROR` reply.
+
+        Raises:
+            EndpointError: the endpoint refuses for a reason that a retry does not mend (a wrong key, an
+                unknown model, an exhausted quota). The message never holds the key.
+            RefusedRequestError: the endpoint does not take this request, which says nothing of others.
+            IncompleteError: nothing listens at the address; told before the first reply only.
+        """
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A chat model that holds connections; `run_requests` closes it before its event loop ends."""
+
+    async def aclose(self) -> None:
+        """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
+        ...
+
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+
+
+def resolved_base_url(endpoint: EndpointConfig) -> str:
+    """Return the address of an endpoint: its own, that of OPENAI_BASE_URL, or OpenAI's.
+
+    Raises:
+        ConfigError: it is no plain http(s) address.
+    """
+    url = endpoint.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_BASE_URL
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            "base_url is no web address",
+            where="endpoint.base_url",
+            remedy=f"write it out, as in {DEFAULT_BASE_URL}",
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            "base_url holds more than an address, perhaps a secret",
+            where="endpoint.base_url",
+            remedy=f"leave only scheme, host and path; the key belongs into {endpoint.api_key_env}",
+        )
+    return url.rstrip("/")
+
+
+def endpoint_identity(endpoint: EndpointConfig) -> dict[str, str]:
+    """Return what identifies the model behind an endpoint in every request's digest."""
+    pinned = {} if endpoint.replies == "auto" else {"replies": endpoint.replies}
+    return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
+
+
+def is_on_this_machine(base_url: str) -> bool:
+    """Whether an address stays on this machine, whatever a name server would say."""
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_reachable(base_url: str, offline: bool) -> None:
+    """Refuse an address beyond this machine to an offline run.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if offline and not is_on_this_machine(base_url):
+        raise ConfigError(
+            f"offline, but the endpoint {base_url} is not on this machine",
+            where="endpoint.base_url",
+            remedy="drop --offline, or set base_url to a server on 127.0.0.1",
+        )
+
+
+@dataclass(frozen=True)
+class UnconnectedModel:
+    """A chat model that is planned but not connected: it names itself and answers nothing."""
+
+    identity: Mapping[str, str]
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Refuse: a plan asks nobody."""
+        raise EndpointError(f"{self.identity['model']} is not asked while planning ({request.schema_name})")
+
+
+class LazyModel:
+    """A chat model that is loaded when it is first asked: where nothing is owed, never."""
+
+    def __init__(self, identity: Mapping[str, str], load: Callable[[], ChatModel]) -> None:
+        self.identity = identity
+        self._load = load
+        self._model: ChatModel | None = None
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Ask the model; errors are its own, and those of loading it."""
+        if self._model is None:
+            self._model = self._load()
+        return await self._model.ask(request)
+
+
+_DUMMY_KEY = "no-key-needed"
+
+
+def api_key(endpoint: EndpointConfig) -> str:
+    """Return the key of an endpoint; a server on this machine needs none.
+
+    Raises:
+        ConfigError: the variable holds none, or something that cannot be one.
+    """
+    variable, base_url = endpoint.api_key_env, resolved_base_url(endpoint)
+    key = os.environ.get(variable, "").strip()
+    if not key and is_on_this_machine(base_url):
+        return _DUMMY_KEY
+    if not key:
+        raise ConfigError(
+            f"the environment variable {variable} holds no API key",
+            where="endpoint.api_key_env",
+            remedy=f"export {variable}=..., or name the variable that holds the key for {base_url}",
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(
+            f"the API key in {variable} has characters that no key has (a space, a line break)",
+            where="endpoint.api_key_env",
+            remedy="copy the key again",
+        )
+    return key
+
+
+_Payer = Callable[[ChatReply], None]
+_payer: ContextVar[_Payer | None] = ContextVar("payer", default=None)
+
+
+@contextmanager
+def paying_beside(payer: _Payer) -> Generator[None]:
+    """Have `payer` called for every reply beside the requests that this task asks for in the block."""
+    before = _payer.set(payer)
+    try:
+        yield
+    finally:
+        _payer.reset(before)
+
+
+def paid_beside(reply: ChatReply) -> None:
+    """Tell whoever asked that a reply came which answers none of the requests."""
+    payer = _payer.get()
+    if payer is not None:
+        payer(reply)
+
+
+_Listener = Callable[[], Awaitable[None]]
+_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def hearing_of_broken_lines(listener: _Listener) -> Generator[None]:
+    """Have `listener` called for every line that breaks in this task until the block ends."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+async def line_broke() -> None:
+    """Tell whoever asked that a request was sent and no answer came; returns once that is kept."""
+    listener = _listener.get()
+    if listener is not None:
+        await listener()

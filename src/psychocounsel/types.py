@@ -1,0 +1,270 @@
+"""Speech -> Candidate -> Judgement -> PreferencePair -> RewardModel -> Policy -> Comparison: the nouns.
+
+Read from top to bottom this file tells what the program does. Nothing here reads or writes a file.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from json.encoder import encode_basestring_ascii
+from typing import TypeAlias
+
+OVERALL = "overall"
+"""The criterion of a verdict that weighs a response as a whole."""
+
+Rating: TypeAlias = int | float
+"""A whole number of a scale (`int`), or what several of them came to (`float`)."""
+
+_LARGEST_DENOMINATOR = 1_000_000
+
+
+def exact_rating(rating: Rating) -> int | Fraction:
+    """Return a rating as it is reckoned with: a mean is the fraction that its float stands for.
+
+    Means of whole numbers come back exactly as long as a million parts of a point tell them apart.
+    """
+    if isinstance(rating, int):
+        return rating
+    return Fraction(rating).limit_denominator(_LARGEST_DENOMINATOR)
+
+
+def exact_mean(ratings: Collection[Rating]) -> Fraction:
+    """Return the mean of some ratings, to be rounded once and at the end."""
+    return Fraction(sum(map(exact_rating, ratings))) / len(ratings)
+
+
+def content_id(*parts: str) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 over `parts`; equal content, equal id."""
+    # The bytes of `json.dumps(parts, separators=(",", ":"))`, in half the time.
+    payload = f"[{','.join(map(encode_basestring_ascii, parts))}]"
+    return hashlib.sha256(payload.encode("ascii")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a client says in a session, stage directions included; `fine_topic` is a part of `topic`."""
+
+    text: str
+    topic: str = ""
+    crisis: bool = False
+    source: str = ""
+    fine_topic: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError("a speech has text")
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash of the text alone."""
+        return content_id("speech", self.text)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One response to one speech by one author (a model, or a person).
+
+    `finished` is False when generation ran into its token limit before the end of the answer.
+    """
+
+    speech_id: str
+    author: str
+    text: str
+    finished: bool = True
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash of speech, author and text."""
+        return content_id("candidate", self.speech_id, self.author, self.text)
+
+
+class ReplyStatus(StrEnum):
+    """How a request to a judge or a responder ended; only VALID carries a result."""
+
+    VALID = "valid"
+    REFUSAL = "refusal"
+    CONTENT_FILTER = "content_filter"
+    EMPTY = "empty"
+    CUT = "cut"
+    INVALID = "invalid"
+    ERROR = "error"
+
+
+class Scoring(StrEnum):
+    """How a rating was had from a reply: as it is written there, or expected over the scale's points."""
+
+    WRITTEN = "written"
+    EXPECTED = "expected"
+
+
+@dataclass(frozen=True)
+class RatingSample:
+    """One reply of one judge, where a judgement rests on more than the number that one reply has written.
+
+    `sample_index` tells repeated draws of one judge apart.
+    """
+
+    judge: str
+    sample_index: int
+    status: ReplyStatus
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
+    reason: str = ""
+    scored_by: Scoring = Scoring.WRITTEN
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A candidate rated on every principle of a rubric, or the reason why it is not.
+
+    `draws` are what the ratings are the means of; empty where they are one reply's own whole numbers.
+    """
+
+    candidate_id: str
+    judge: str
+    status: ReplyStatus
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
+    reason: str = ""
+    draws: tuple[RatingSample, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.status is ReplyStatus.VALID) != bool(self.ratings):
+            raise ValueError("a valid judgement has ratings, a failed one has none")
+
+    @property
+    def total(self) -> int | Fraction:
+        """Sum of the ratings: exact where a floating mean is not."""
+        return sum(map(exact_rating, self.ratings.values()))
+
+
+@dataclass(frozen=True)
+class ScoredCandidate:
+    """A candidate with the score that ranks it: a sum of ratings, or a reward."""
+
+    candidate: Candidate
+    score: float
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two responses to one speech, the first preferred to the second."""
+
+    speech: Speech
+    chosen: ScoredCandidate
+    rejected: ScoredCandidate
+
+    def __post_init__(self) -> None:
+        if {self.chosen.candidate.speech_id, self.rejected.candidate.speech_id} != {self.speech.id}:
+            raise ValueError("both sides of a pair answer its one speech")
+        if not self.margin > 0:
+            raise ValueError("the chosen side scores strictly higher")
+        if self.chosen.candidate.text == self.rejected.candidate.text:
+            raise ValueError("the two sides differ in text")
+
+    @property
+    def margin(self) -> float:
+        """Score of the chosen side minus that of the rejected side, always positive."""
+        return self.chosen.score - self.rejected.score
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash of the two candidates in order."""
+        return content_id("pair", self.chosen.candidate.id, self.rejected.candidate.id)
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A Bradley-Terry reward model on disk and the scale that makes its rewards comparable."""
+
+    folder: str
+    mean: float
+    std: float
+
+    def normalise(self, raw: float) -> float:
+        """Return `(raw - mean) / std`, as the released reward model does (arXiv 2502.19731)."""
+        return (raw - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weights that answer clients: a `from_pretrained` folder, or a Hub id with its revision."""
+
+    location: str
+    revision: str | None = None
+
+
+class Winner(StrEnum):
+    """Who wins a comparison, by position."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+
+    def swap(self) -> "Winner":
+        """Return the winner after first and second changed places."""
+        if self is Winner.TIE:
+            return self
+        return Winner.SECOND if self is Winner.FIRST else Winner.FIRST
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One reply of one judge to a comparison, where a verdict rests on several."""
+
+    judge: str
+    sample_index: int
+    status: ReplyStatus
+    winners: Mapping[str, Winner] = field(default_factory=dict[str, Winner])
+
+    def swap(self) -> "Vote":
+        """Return the same vote told with the two candidates in the other order."""
+        return replace(self, winners={name: winner.swap() for name, winner in self.winners.items()})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A judge's comparison of two candidates, by criterion (`overall` and each principle).
+
+    `votes` are what it was counted from; empty where it is one reply's own.
+    """
+
+    speech_id: str
+    first_id: str
+    second_id: str
+    status: ReplyStatus
+    winners: Mapping[str, Winner] = field(default_factory=dict[str, Winner])
+    votes: tuple[Vote, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.status is ReplyStatus.VALID) != bool(self.winners):
+            raise ValueError("a valid verdict names winners, a failed one names none")
+
+    def swap(self) -> "Comparison":
+        """Return the same verdict told with the two candidates in the other order."""
+        winners = {criterion: winner.swap() for criterion, winner in self.winners.items()}
+        votes = tuple(vote.swap() for vote in self.votes)
+        return replace(self, first_id=self.second_id, second_id=self.first_id, winners=winners, votes=votes)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A measured figure with its 95 % interval, the units it rests on and those left out."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    missing: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the shape in which `metrics.json` holds a rate."""
+        return {
+            "estimate": self.estimate,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "missing": self.missing,
+        }

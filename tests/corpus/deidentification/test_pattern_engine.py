@@ -1,0 +1,182 @@
+"""What the pattern engine finds, what it must leave, and how it treats crisis lines."""
+
+import csv
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.config.schema import DeidentificationConfig
+from psychocounsel.corpus.deidentify.patterns import passes_luhn
+from psychocounsel.corpus.deidentify.presidio import open_deidentifier
+from psychocounsel.corpus.deidentify.spans import deidentify, resolve
+
+COUNSEL_CHAT = Path(__file__).parents[4] / "shared" / "data" / "counsel-chat.csv"
+ENGINE = open_deidentifier(DeidentificationConfig(engine="patterns"))
+assert ENGINE is not None
+
+
+def hidden(text: str, **settings: object) -> str:
+    engine = open_deidentifier(DeidentificationConfig.model_validate({"engine": "patterns", **settings}))
+    assert engine is not None
+    return deidentify(text, engine)
+
+
+PEOPLE = [
+    ("My name is Zyler Okt.", "My name is [PERSON_1]."),
+    ("Kevin left. I miss Kevin's voice.", "[PERSON_1] left. I miss [PERSON_1]'s voice."),
+    ("I told Sarah O'Brien-Wells all of it.", "I told [PERSON_1] all of it."),
+    ("my wife anna yells, anna always yells", "my wife [PERSON_1] yells, [PERSON_1] always yells"),
+    ("i think stephanie lied", "i think [PERSON_1] lied"),
+    ("my sister, Zyla, and my brother (Bob)", "my sister, [PERSON_1], and my brother ([PERSON_2])"),
+    ("My therapist, Dr. Black, and mr miller", "My therapist, Dr. [PERSON_1], and mr [PERSON_2]"),
+    ("Aunt May came in May.", "Aunt [PERSON_1] came in May."),
+    ("My friend Will said no. Will I cope?", "My friend [PERSON_1] said no. Will I cope?"),
+    ("My ex-husband Zed hit me. Zed is big.", "My ex-husband [PERSON_1] hit me. [PERSON_1] is big."),
+    ("I saw Grace Miller and José de la Cruz.", "I saw [PERSON_1] and [PERSON_2]."),
+    ("My twins Will and Drew fight.", "My twins [PERSON_1] and [PERSON_2] fight."),
+    ("Please help.\nThanks,\nZyla", "Please help.\nThanks,\n[PERSON_1]"),
+    ("Everyone calls me Grace.", "Everyone calls me [PERSON_1]."),
+    ("Last week Tunji came home drunk.", "Last week [PERSON_1] came home drunk."),
+    ("(sighs) [Anna cries] *laughs*", "(sighs) [[PERSON_1] cries] *laughs*"),
+]
+NUMBERS = [
+    ("Write to a.b+c@mail.co.uk now", "Write to [EMAIL_1] now"),
+    ("sam dot lee at gmail dot com", "[EMAIL_1]"),
+    ("call (503) 555-0142 or +44 20 7946 0958", "call [PHONE_1] or [PHONE_2]"),
+    ("He called from 555-0198 again", "He called from [PHONE_1] again"),
+    ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),
+    ("I am @lone.wolf_88 and u know it", "I am [HANDLE_1] and u know it"),
+    ("My snapchat is quiet_riot22.", "My snapchat is [HANDLE_1]."),
+    ("from 203.0.113.47 and 2001:db8::8a2e:370", "from [IP_1] and [IP_2]"),
+    ("SSN 219-09-4817", "SSN [ID_NUMBER_1]"),
+    ("card 4539 1488 0343 6467", "card [ID_NUMBER_1]"),
+    ("my case number is 24-1187 and MRN 00482913", "my case number is [ID_NUMBER_1] and MRN [ID_NUMBER_2]"),
+    ("born on March 14, 1987; DOB: 3/4/87", "born on [DATE_OF_BIRTH_1]; DOB: [DATE_OF_BIRTH_2]"),
+    ("May 5 is my son's birthday", "[DATE_OF_BIRTH_1] is my son's birthday"),
+    ("at 48 Maple St, Apt 3B, Dayton, OH 45402.", "at [ADDRESS_1]."),
+    ("i live at 310 sunset blvd with dad", "i live at [ADDRESS_1] with dad"),
+    ("my zip code is 90210", "my zip code is [ADDRESS_1]"),
+    ("P.O. Box 44 and SW1A 2AA", "[ADDRESS_1] and [ADDRESS_2]"),
+]
+LEFT_ALONE = [
+    "Will I ever cope? I will. May I hope? In May, by the grace of God, Joy and Hope will do.",
+    "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02/2022.",
+    "My GAD-7 is 15, my PHQ-9 is 18, and Borderline Personality Disorder, CBT, EMDR, Lexapro are words.",
+    "(sighs) [Crying] *laughs* (Long silence)",
+    "I'm Christian, I'm Fine, I'm Sorry. My husband Always says so, my mom God bless her too.",
+    "We went to Florence, Paris and St. Mary Hospital, then to Virginia Beach.",
+    "Our first child was born in Jan 13 years ago, and I was born in 1990.",
+    "A 20 minute drive, 5 people on my street, 3 doors down the road.",
+    "Dear Therapist, Every Sunday my Dad calls Mom. He is my Rock.",
+    "I paid 500-1000 dollars, version 1.2.3 of 2019-2020.",
+    "It's ok.I am fine.So is he @ 3pm, F@ck",
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), PEOPLE + NUMBERS)
+def test_what_identifies_somebody_is_hidden(text, expected):
+    assert hidden(text) == expected
+
+
+@pytest.mark.parametrize("text", LEFT_ALONE)
+def test_ordinary_words_and_numbers_stay(text):
+    assert hidden(text) == text
+
+
+def test_crisis_lines_stay_beside_a_number_that_goes():
+    text = "Call 988, 911 or 1-800-273-8255, text HOME to 741741, not (503) 555-0142."
+    assert hidden(text) == text.replace("(503) 555-0142", "[PHONE_1]")
+
+
+def test_crisis_lines_are_those_that_one_is_told():
+    engine = open_deidentifier(DeidentificationConfig(engine="patterns"), lambda text: [(5, 17)])
+    assert engine is not None
+    assert deidentify("Call 503-555-0142 or 1-800-273-8255", engine) == "Call 503-555-0142 or [PHONE_1]"
+
+
+def test_only_the_entities_that_were_asked_for_are_hidden():
+    assert hidden("Anna, a@b.org", entities=["EMAIL"]) == "Anna, [EMAIL_1]"
+
+
+def test_a_threshold_leaves_the_doubtful_finds_out():
+    text = "My wife Anna and i think stephanie lied"
+    assert hidden(text, min_score=0.6) == "My wife [PERSON_1] and i think stephanie lied"
+
+
+@pytest.mark.parametrize(("number", "passes"), [("79927398713", True), ("79927398710", False), ("0", True)])
+def test_luhn(number, passes):
+    assert passes_luhn(number) is passes
+
+
+PIECES = (
+    *("Anna", "my sister ", "Zyla ", "Will ", " and ", "Dr. ", "Black", ", ", ". ", "\n", "'s ", "(", ")"),
+    *("born on ", "May 5", "case number ", "24-1187", "call ", "555-0198", "@zoe_1", "a@b.org", "[PERSON_1]"),
+    *("[EMAIL_9]", "www.x.org", "988", "503-555-0142", "Thanks,\n", "my name is ", "12 Oak Street", "GRACE"),
+    *("grace ", "said"),
+)
+fragments = st.sampled_from(PIECES)
+
+
+@given(st.lists(fragments, max_size=10).map("".join))
+def test_a_second_time_changes_nothing(text):
+    once = deidentify(text, ENGINE)
+    assert deidentify(once, ENGINE) == once
+
+
+@given(st.text(max_size=60))
+def test_spans_lie_in_the_text(text):
+    assert all(0 <= span.start < span.end <= len(text) for span in ENGINE.find(text))
+
+
+REPEATED = [
+    "a",
+    "A-",
+    "1 ",
+    "1-",
+    "@",
+    "a.",
+    "Anna ",
+    "my sister ",
+    "born 1 ",
+    "case 1 ",
+    "12 A ",
+    "live at 1 a ",
+    ":1:",
+]
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_no_text_takes_for_ever(piece):
+    start = time.process_time()
+    deidentify(piece * (40_000 // len(piece)), ENGINE)
+    assert time.process_time() - start < 5
+
+
+def test_identity_tells_what_shapes_the_finds():
+    plain = DeidentificationConfig(engine="patterns")
+    same = open_deidentifier(DeidentificationConfig(engine="patterns"))
+    fewer = open_deidentifier(DeidentificationConfig(engine="patterns", entities=("EMAIL",)))
+    surer = open_deidentifier(DeidentificationConfig(engine="patterns", min_score=0.9))
+    engine = open_deidentifier(plain)
+    assert engine is not None and same is not None and fewer is not None and surer is not None
+    assert engine.identity == same.identity
+    assert len({str(each.identity) for each in (engine, fewer, surer)}) == 3
+
+
+def test_no_engine_is_none():
+    assert open_deidentifier(DeidentificationConfig()) is None
+
+
+def test_on_real_questions_the_finds_are_those_that_were_looked_at():
+    if not COUNSEL_CHAT.is_file():
+        pytest.skip(f"{COUNSEL_CHAT} is absent")
+    with COUNSEL_CHAT.open(encoding="utf-8", newline="") as stream:
+        questions = dict.fromkeys(row["questionText"] for row in csv.DictReader(stream))
+    finds = [(span.entity, text[span.start : span.end]) for text in questions for span in resolve(ENGINE.find(text))]
+    assert Counter(entity for entity, _ in finds) == {"PERSON": 13}
+    assert all(re.fullmatch(r"[A-Z][a-z]+( [A-Z][a-z]+){0,2}", found) for _, found in finds)

@@ -1,0 +1,225 @@
+"""Responses without contacts: phones, mail and web addresses go, crisis lines and plain numbers stay."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.corpus.contacts import (
+    BUNDLED,
+    contacts_in,
+    crisis_lines,
+    names_crisis_line,
+    phone_numbers,
+    with_surrogates,
+    without_contacts,
+)
+from psychocounsel.errors import ConfigError
+
+pieces = st.sampled_from(
+    [
+        "I hear you.",
+        "Call 1-800-273-8255",
+        "or 988",
+        "www.x.org",
+        "(514) 690-2469",
+        "a@b.org",
+        ".",
+        " ",
+        "\n",
+        "!",
+        "?",
+        "[URL_1]",
+        "Here is a link:",
+        "text 741741",
+        "3",
+        "- ",
+        "1. ",
+        "(",
+        ")",
+        "787-466-5478",
+        "\u2019",
+        "https://y.com/z",
+    ]
+)
+tangled = st.lists(pieces, max_size=15).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "(514) 690-2469",
+        "514-690-2469",
+        "514.690.2469",
+        "514 690 2469",
+        "5146902469",
+        "787466-5478",
+        "+1 514 690 2469",
+        "1-514-690-2469",
+        "020 7946 0958",
+        "+44 20 7946 0958",
+        "07911 123456",
+        "01 23 45 67 89",
+        "+33 1 23 45 67 89",
+        "1-800-FLOWERS",
+        "1 800 GET HELP",
+        "404.293.5654 x12",
+    ],
+)
+def test_phone_numbers_are_found_whole(number: str) -> None:
+    text = f"My office: {number}."
+    assert [text[each.start : each.end] for each in phone_numbers(text)] == [number]
+
+
+@pytest.mark.parametrize(
+    "text", ["Call me at 555-0142.", "tel: 690-2469", "my number is 555 0142", "WhatsApp 98765 4321"]
+)
+def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
+    assert len(phone_numbers(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am 35 and was 12 in 2003, for 10-15 minutes, 24/7, 3-4 times.",
+        "from 2016-2017, 1931-1932, on 01/02/2015, 12-31-1999 and 2015-03-04",
+        "He scored 27/30 and 1,234,567 points, F32.1, 296.32, DSM-5, 300.02",
+        "It costs $1,200,000 or $49.99, 1000-1500 calories, 100-1000 people",
+        "ISBN 0143127748 and ISBN 978-0-14-312774-8, an 800-calorie diet",
+        "version 1.2.3.4, 50/50, 100%, 7 days, 1000000 people, 10 000 steps",
+    ],
+)
+def test_ordinary_numbers_are_no_phones(text: str) -> None:
+    assert phone_numbers(text) == []
+    assert without_contacts(text) == with_surrogates(text) == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1-800-273-8255",
+        "800-273-8255",
+        "(800) 273-8255",
+        "1 (800) 273 8255",
+        "+1.800.273.8255",
+        "18002738255",
+        "1-800-273-TALK",
+        "1-800-273-talk",
+        "1-800-4-A-CHILD",
+        "866-488-7386",
+        "1-800-799-7233",
+        "1-800-656-HOPE",
+        "0800 1111",
+        "+44 800 1111",
+        "13 11 14",
+        "116 123",
+        "116-123",
+        "988",
+        "911",
+        "741741",
+        "#741741",
+        "9-1-1",
+    ],
+)
+def test_crisis_lines_stay_however_they_are_written(line: str) -> None:
+    text = f"If you are in danger, call {line} now. My site is www.x.org."
+    assert without_contacts(text) == f"If you are in danger, call {line} now."
+    assert with_surrogates(text) == f"If you are in danger, call {line} now. My site is [URL_1]."
+
+
+@pytest.mark.parametrize(
+    "text", ["I lost 112 pounds and 911 dollars.", "We have 14416 of them.", "It was 1-800 and 273-8255-12."]
+)
+def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
+    assert crisis_lines().spans(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("I hear you. Call me at (514) 690-2469. Be kind.", "I hear you. Be kind."),
+        ("Call 1-800-273-8255 or visit www.x.org.", "Call 1-800-273-8255."),
+        ("Call 988 (www.x.org) today.", "Call 988 today."),
+        ("Call 911, or see https://x.org/a for more.", "Call 911 for more."),
+        ("Rest first. Here is an article. https://x.org/a Then eat.", "Rest first. Then eat."),
+        ("I wish you well. www.jane.com", "I wish you well."),
+        ("See https://x.org/helpful If not, rest.", "If not, rest."),
+        ("Breathe.\n\nResources:\n- www.x.org\n- Blog: y.com/z", "Breathe."),
+        ("Try:\n1. Rest\n2. www.x.org\n3. Eat", "Try:\n1. Rest\n3. Eat"),
+        ("Write to a@b.org", ""),
+        ("Dr. Roe is kind. Dr. Roe has www.x.org.", "Dr. Roe is kind."),
+    ],
+)
+def test_the_sentence_that_holds_a_contact_goes(text: str, kept: str) -> None:
+    assert without_contacts(text) == kept
+
+
+def test_a_list_of_crisis_lines_loses_its_addresses_only() -> None:
+    text = "You can call:\n- 988 (www.988lifeline.org)\n- Samaritans: 116 123, www.x.co.uk\n- us: x.org"
+    assert without_contacts(text) == "You can call:\n- 988\n- Samaritans: 116 123"
+
+
+def test_a_line_that_announces_a_crisis_line_stays() -> None:
+    text = "Here is the link to the hotline, call 988. www.x.org"
+    assert without_contacts(text) == "Here is the link to the hotline, call 988."
+
+
+def test_equal_contacts_share_a_surrogate() -> None:
+    text = "See www.x.org, http://x.org/ and y.com, a@b.org or 514-690-2469, (514) 690 2469."
+    assert with_surrogates(text) == "See [URL_1], [URL_1] and [URL_2], [EMAIL_1] or [PHONE_1], [PHONE_1]."
+
+
+def test_numbers_of_surrogates_go_on_from_those_in_the_text() -> None:
+    assert with_surrogates("[URL_3] and www.x.org") == "[URL_3] and [URL_4]"
+
+
+@given(tangled)
+def test_no_contact_is_left_and_no_crisis_line_lost(text: str) -> None:
+    crisis = crisis_lines()
+    before = Counter(_digits(text[start:end]) for start, end in crisis.spans(text))
+    for change in (without_contacts, with_surrogates):
+        after = change(text)
+        assert contacts_in(after, crisis) == []
+        assert before <= Counter(_digits(after[start:end]) for start, end in crisis.spans(after))
+        assert change(after) == after
+
+
+def _digits(number: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", "", number)
+
+
+def test_every_listed_number_is_recognised() -> None:
+    lists = re.findall(r"numbers: \[(.*)\]", BUNDLED.read_text(encoding="utf-8"))
+    numbers = [number for row in lists for number in re.findall(r'"([^"]*)"', row)]
+    assert len(numbers) > 100
+    assert [number for number in numbers if not names_crisis_line(f"call {number}")] == []
+
+
+def test_a_broken_list_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "lines.yaml"
+    path.write_text("countries:\n  - country: US\n    calling_code: 1\n    lines: []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"lines.yaml line 3.*calling_code"):
+        crisis_lines(path)
+
+
+def test_a_list_of_ones_own_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.yaml"
+    path.write_text(
+        'countries:\n  - country: NO\n    calling_code: "47"\n    lines:\n'
+        '      - {name: Kirkens SOS, numbers: ["22 40 00 40"]}\n',
+        encoding="utf-8",
+    )
+    lines = crisis_lines(path)
+    assert lines.spans("Ring 22400040, +47 22 40 00 40.") == [(5, 13), (15, 30)]
+    assert lines.spans("call 988") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["www.x.org 988 " * 3_000, "1-800-273-8255 " * 10_000, "call 1 " * 20_000, "in " * 40_000 + "x.org"],
+)
+def test_a_hostile_text_does_not_hang(text: str) -> None:
+    assert len(without_contacts(text)) <= len(text)

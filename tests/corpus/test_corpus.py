@@ -1,0 +1,155 @@
+"""CorpusConfig -> artifacts: read once, split once, counted to the last row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psychocounsel.config.schema import CorpusConfig
+from psychocounsel.corpus.build import CorpusArtifacts, CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.errors import DataQualityError, InputError
+from psychocounsel.llm.runner import never_stop
+from psychocounsel.store.schemas import read_candidates, read_speeches
+from psychocounsel.store.store import Store
+
+WORDS = [
+    "harbour",
+    "lantern",
+    "orchard",
+    "pebble",
+    "quarry",
+    "ribbon",
+    "saddle",
+    "timber",
+    "umbrella",
+    "velvet",
+    "walnut",
+    "yellow",
+]
+
+
+def speech_text(number: int) -> str:
+    return " ".join(WORDS[(number * step + step) % len(WORDS)] + str(number) for step in range(1, 12))
+
+
+def corpus_files(folder: Path, speeches: int = 20) -> dict[str, Any]:
+    """Write a small corpus with one repeated, one short and one unanswered row, and return its config."""
+    rows = [{"key": f"k{at}", "text": speech_text(at), "topic": "t"} for at in range(speeches)]
+    rows += [{**rows[0], "key": "again"}, {"key": "short", "text": "no", "topic": "t"}]
+    replies = [
+        {"key": f"k{at}", "who": who, "reply": f"{who} {at}"} for at in range(speeches) for who in ("elm", "oak")
+    ]
+    replies += [
+        {"key": "short", "who": "elm", "reply": "lost"},
+        {"key": "nobody", "who": "elm", "reply": "lost"},
+    ]
+    for name, lines in (("speeches.jsonl", rows), ("replies.jsonl", replies)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {
+        "name": "talk",
+        "speeches": [
+            {
+                "path": str(folder / "speeches.jsonl"),
+                "columns": {"text": "text", "topic": "topic", "key": "key"},
+                "licence": "cc0-1.0",
+                "data_class": "public",
+            }
+        ],
+        "candidates": [
+            {
+                "path": str(folder / "replies.jsonl"),
+                "columns": {"text": "reply", "author": "who", "speech_key": "key"},
+            }
+        ],
+        "cleaning": {"min_chars": 20},
+    }
+
+
+def counts(funnel: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
+    return funnel["rows_in"], funnel["kept"], funnel["dropped"]
+
+
+def opened(settings: dict[str, Any], store: Store) -> CorpusArtifacts:
+    return open_corpus(CorpusConfig.model_validate(settings), store, never_stop)
+
+
+def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusPlans:
+    return plan_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store"))
+
+
+def test_a_corpus_is_read_split_and_counted(tmp_path: Path) -> None:
+    corpus = opened(corpus_files(tmp_path), Store(tmp_path / "store"))
+    assert corpus.candidates is not None
+    rows = read_speeches(corpus.speeches)
+    assert [row.speech.text for row in rows] == [speech_text(at) for at in range(20)]
+    assert {row.speech.source for row in rows} == {"speeches.jsonl"}
+    metrics = corpus.speeches.metrics
+    assert counts(metrics["funnel"]) == (22, 20, {"repeated_speech": 1, "too_short": 1})
+    assert metrics["splits"] == {"train": 16, "dev": 2, "test": 2}
+    assert (metrics["clusters"], metrics["near_duplicates"], metrics["crisis"]) == (20, 0, 0)
+    assert metrics["topics_by_split"] == {"train": {"t": 16}, "dev": {"t": 2}, "test": {"t": 2}}
+    assert metrics["sources"] == [
+        {"name": "speeches.jsonl", "licence": "cc0-1.0", "data_class": "public", "speeches": 20}
+    ]
+    assert len(read_candidates(corpus.candidates)) == 40
+    funnel = corpus.candidates.metrics["funnel"]
+    assert counts(funnel) == (42, 40, {"its_speech_was_dropped": 1, "no_such_speech": 1})
+    assert corpus.candidates.parents == (corpus.speeches.as_parent("speeches"),)
+
+
+def test_a_corpus_is_read_once_and_known_by_content(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    store = Store(tmp_path / "store")
+    first = opened(settings, store)
+    assert [each.is_new for each in opened(settings, store) if each] == [False] * 2
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "speeches.jsonl"
+    (tmp_path / "speeches.jsonl").rename(moved)
+    settings["speeches"][0]["path"] = str(moved)
+    assert planned(settings, tmp_path).speeches.id == first.speeches.id
+    moved.write_text(moved.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    changed = planned(settings, tmp_path)
+    assert changed.speeches.id != first.speeches.id
+    assert changed.candidates is not None
+    assert first.candidates is not None
+    assert changed.candidates.id != first.candidates.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cleaning": {"min_chars": 21}},
+        {"split": {"seed": 1}},
+        {"split": {"test_share": 0.2}},
+        {"split": {"near_duplicate_similarity": 0.8}},
+    ],
+)
+def test_how_it_is_cleaned_and_split_is_in_its_id(tmp_path: Path, change: dict[str, Any]) -> None:
+    settings = corpus_files(tmp_path)
+    base = planned(settings, tmp_path).speeches.id
+    assert planned({**settings, **change}, tmp_path).speeches.id != base
+
+
+def test_a_corpus_without_ready_responses_has_no_candidates(tmp_path: Path) -> None:
+    settings = {**corpus_files(tmp_path), "candidates": []}
+    assert opened(settings, Store(tmp_path / "store")).candidates is None
+
+
+def test_a_join_that_finds_nobody_ends_with_data_quality(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    settings["candidates"][0]["columns"]["speech_key"] = "who"
+    with pytest.raises(
+        DataQualityError,
+        match=r"no response is left: 1 repeated_text, 41 no_such_speech; check that speech_key",
+    ):
+        opened(settings, Store(tmp_path / "store"))
+
+
+def test_a_wrong_column_lists_those_that_are_there_and_seals_nothing(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    settings["speeches"][0]["columns"]["text"] = "txt"
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"speeches\.jsonl line 1: there is no column 'txt'; .*: key, text, topic"):
+        opened(settings, store)
+    assert store.artifacts() == []

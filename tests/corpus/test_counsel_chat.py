@@ -1,0 +1,136 @@
+"""The shipped counsel-chat recipe on the real file: the funnel adds up, nobody is named, nothing leaks."""
+
+import csv
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from counsel_chat import PATH, counsel_chat
+
+from psychocounsel.config.loading import load_config
+from psychocounsel.config.schema import BuildPreferencesConfig
+from psychocounsel.corpus.build import CorpusArtifacts, open_corpus
+from psychocounsel.corpus.cleaning import SPEECH_STEPS, clean
+from psychocounsel.corpus.contacts import BUNDLED
+from psychocounsel.llm.runner import never_stop
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.schemas import SplitSpeech, read_candidates, read_row_provenance, read_speeches
+from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, Speech
+
+CONFIG = Path(__file__).parents[2] / "configs" / "counsel-chat" / "build-preferences.yaml"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusArtifacts:
+    counsel_chat()
+    sources = [f"corpus.{kind}.0.path={PATH}" for kind in ("speeches", "candidates")]
+    config = load_config(BuildPreferencesConfig, CONFIG, sources)
+    return open_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")), never_stop)
+
+
+@pytest.fixture(scope="module")
+def speeches(corpus: CorpusArtifacts) -> list[SplitSpeech]:
+    return read_speeches(corpus.speeches)
+
+
+@pytest.fixture(scope="module")
+def candidates(corpus: CorpusArtifacts) -> list[Candidate]:
+    return read_candidates(ready(corpus))
+
+
+def ready(corpus: CorpusArtifacts) -> Artifact:
+    assert corpus.candidates is not None
+    return corpus.candidates
+
+
+def test_the_funnel_goes_from_2129_rows_over_824_questions_to_710_speeches(corpus: CorpusArtifacts) -> None:
+    funnel = corpus.speeches.metrics["funnel"]
+    assert (funnel["rows_in"], funnel["kept"]) == (2129, 710)
+    assert funnel["dropped"] == {"repeated_speech": 1305, "too_long": 27, "too_short": 87}
+    assert {step["step"]: step["rows_out"] for step in funnel["steps"]}["repetition"] == 824
+
+
+def test_all_but_two_of_2009_distinct_answers_have_something_to_say(corpus: CorpusArtifacts) -> None:
+    funnel = ready(corpus).metrics["funnel"]
+    assert (funnel["rows_in"], funnel["kept"]) == (2129, 1657)
+    after = {step["step"]: step["rows_out"] for step in funnel["steps"]}
+    assert after["remainder"] == 2129 - 2  # their only sentence held an address
+    assert after["repetition"] == 2009 - 2
+
+
+def test_every_dropped_row_has_one_reason_and_the_rows_give_the_funnel_again(corpus: CorpusArtifacts) -> None:
+    for artifact in (corpus.speeches, ready(corpus)):
+        fates = list(read_row_provenance(artifact))
+        assert len(fates) == 2129
+        assert all(bool(fate.reason) == bool(fate.dropped_by) for fate in fates)
+        reasons = Counter(fate.reason for fate in fates if fate.reason)
+        assert dict(reasons) == artifact.metrics["funnel"]["dropped"]
+        changes = Counter(step for fate in fates for step in fate.changed_by)
+        assert changes == {
+            step["step"]: step["changed"] for step in artifact.metrics["funnel"]["steps"] if step["changed"]
+        }
+
+
+def test_the_answers_on_two_sides_of_the_files_own_split_are_on_one_of_ours(
+    speeches: list[SplitSpeech],
+) -> None:
+    with PATH.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    theirs: dict[str, set[str]] = defaultdict(set)
+    questions: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        theirs[row["answerText"]].add(row["split"])
+        questions[row["answerText"]].add(Speech(clean(row["questionText"], SPEECH_STEPS).text).id)
+    split_of = {each.speech.id: each.split for each in speeches}
+    leaked = [answer for answer, splits in theirs.items() if len(splits) > 1]
+    assert len(leaked) == 40
+    ours = [{split_of[each] for each in questions[answer] if each in split_of} for answer in leaked]
+    assert all(len(splits) <= 1 for splits in ours)
+    assert sum(len(splits) for splits in ours) > 30
+
+
+def crisis_numbers() -> set[str]:
+    numbers = re.findall(r"[\d][\d\s().-]{6,}\d", BUNDLED.read_text(encoding="utf-8"))
+    return {re.sub(r"\D", "", number)[-10:] for number in numbers}
+
+
+def test_no_phone_number_but_listed_crisis_lines_is_left(candidates: list[Candidate]) -> None:
+    written = re.compile(r"(?<!\d)\(?\d{3}\)?[\s.\-/]*\d{3}[\s.\-/]*\d{4}(?!\d)")
+    found = [re.sub(r"\D", "", number) for each in candidates for number in written.findall(each.text)]
+    assert set(found) <= crisis_numbers()
+    assert Counter(found)["8002738255"] >= 7
+
+
+def test_no_address_is_left(candidates: list[Candidate]) -> None:
+    address = re.compile(r"(?i)https?:|www\.|\w@\w+\.\w|\b[\w-]+\.(?:com|org|net|edu|gov|info|uk|ca|au)\b")
+    assert [match.group() for each in candidates for match in address.finditer(each.text)] == []
+
+
+def plain(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return f" {' '.join(re.findall('[a-z]+', letters))} "
+
+
+def full_names() -> Iterator[str]:
+    """Yield the first two words of every slug, its title left out: a therapist's first and last name."""
+    for author in {answer.author for answer in counsel_chat()}:
+        words = [word for word in author.rpartition("/")[2].split("-") if word not in ("dr", "mr", "ms", "mrs")]
+        if len(words) > 1:
+            yield f" {words[0]} {words[1]} "
+
+
+def test_no_author_is_named_in_full(candidates: list[Candidate]) -> None:
+    texts = plain(" | ".join(each.text.replace("|", " ") for each in candidates))
+    assert [name for name in full_names() if name in texts] == []
+    assert all(re.fullmatch(r"person-[0-9a-f]{8}", each.author) for each in candidates)
+
+
+def test_no_cluster_crosses_splits(speeches: list[SplitSpeech]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for each in speeches:
+        splits[each.cluster].add(each.split)
+    assert all(len(each) == 1 for each in splits.values())

@@ -1,0 +1,386 @@
+"""Speech -> cluster: copies are found, nothing else is joined, and order makes no difference."""
+
+import csv
+import json
+import random
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from psychocounsel.config.schema import SplitConfig
+from psychocounsel.corpus.deduplicate import (
+    SKETCH_BYTES,
+    cluster_ids,
+    letters,
+    neighbours,
+    runs,
+    similarity_estimates,
+    sketch,
+)
+from psychocounsel.corpus.normalize import normalise, plain_words
+from psychocounsel.types import Speech
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data" / "samples" / "speeches.jsonl"
+COUNSEL_CHAT = ROOT.parent / "shared" / "data" / "counsel-chat.csv"
+SIMILARITY = SplitConfig().near_duplicate_similarity
+
+TIRED = (
+    "(Looks away) I have been so tired since the funeral, and my sister keeps calling every evening to ask "
+    "whether I have eaten, so I say yes and then I sit in the dark kitchen until the news is over."
+)
+SHIFT = (
+    "They moved me to nights in March. I sleep when the children are awake and I am awake when they sleep, "
+    "and last week the little one asked my mother who the man on the sofa was."
+)
+
+
+def speech_ids(texts: Sequence[str]) -> NDArray[np.uint64]:
+    return np.array([int(Speech(text).id, 16) for text in texts], dtype=np.uint64)
+
+
+def found_clusters(texts: Sequence[str], similarity: float = SIMILARITY) -> list[int]:
+    return cluster_ids(speech_ids(texts), texts, similarity).tolist()
+
+
+def same_cluster(left: str, right: str, similarity: float = SIMILARITY) -> bool:
+    return len(set(found_clusters([left, right], similarity))) == 1
+
+
+# --- Planted copies --------------------
+
+
+def sentences(text: str) -> list[str]:
+    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
+
+
+def other_case(text: str, draw: random.Random) -> str:
+    return draw.choice([str.upper, str.lower, str.title, str.swapcase])(text)
+
+
+def other_punctuation(text: str, draw: random.Random) -> str:
+    return "".join(draw.choice(["", "!", " - ", "..."]) if sign in ".,;:!?'\"" else sign for sign in text)
+
+
+def misspelt(word: str, draw: random.Random) -> str:
+    at, letter = draw.randrange(len(word)), draw.choice(string.ascii_lowercase)
+    left_out, put_in = word[:at] + word[at + 1 :], word[:at] + letter + word[at:]
+    swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
+    return draw.choice([left_out, put_in, swapped, word[:at] + letter + word[at + 1 :]])
+
+
+def typos(text: str, draw: random.Random) -> str:
+    words = text.split()
+    for at in draw.sample(range(len(words)), max(1, round(0.05 * len(words)))):
+        words[at] = misspelt(words[at], draw)
+    return " ".join(words)
+
+
+def sentence_added(text: str, draw: random.Random) -> str:
+    own = sentences(text)
+    own.insert(draw.randrange(len(own) + 1), draw.choice(sentences(draw.choice(samples()))))
+    return " ".join(own)
+
+
+def sentence_moved(text: str, draw: random.Random) -> str:
+    own = sentences(text)
+    if len(own) == 1:
+        return sentence_added(text, draw)
+    at, place = draw.sample(range(len(own)), 2)
+    own.insert(place, own.pop(at))
+    return " ".join(own)
+
+
+def all_at_once(text: str, draw: random.Random) -> str:
+    changed = draw.choice([sentence_added, sentence_moved])(text, draw)
+    return typos(other_punctuation(other_case(changed, draw), draw), draw)
+
+
+Change = Callable[[str, random.Random], str]
+CHANGES: list[Change] = [
+    other_case,
+    other_punctuation,
+    typos,
+    sentence_added,
+    sentence_moved,
+    all_at_once,
+]
+
+
+def near_copy(text: str, change: Change, draw: random.Random) -> str:
+    """Return a copy that differs; where the change finds nothing to change, it has typos."""
+    copy = change(text, draw)
+    return copy if copy != text else typos(text, draw)
+
+
+@cache
+def samples() -> list[str]:
+    return [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+
+
+def counsel_chat() -> list[str]:
+    if not COUNSEL_CHAT.exists():
+        pytest.skip(f"counsel-chat is not at {COUNSEL_CHAT}")
+    with COUNSEL_CHAT.open(encoding="utf-8", newline="") as stream:
+        questions = [normalise(row["questionText"]) for row in csv.DictReader(stream)]
+    return list(dict.fromkeys(text for text in questions if 100 <= len(text) <= 1000))
+
+
+def made_up(count: int, draw: random.Random) -> list[str]:
+    """Return speeches whose words, each for itself, come from the samples."""
+    words = " ".join(samples()).split()
+    return [" ".join(draw.choices(words, k=draw.randrange(25, 120))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("source", [samples, counsel_chat])
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_copies_are_found(source: Callable[[], list[str]], seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311
+    texts = source()
+    chosen = draw.sample(range(len(texts)), 50)
+    copies = [near_copy(texts[at], CHANGES[number % len(CHANGES)], draw) for number, at in enumerate(chosen)]
+    found = found_clusters([*texts, *copies])
+    together = [found[at] == found[len(texts) + number] for number, at in enumerate(chosen)]
+    assert sum(together) >= 48
+    assert len(set(found)) == len(texts) + 50 - sum(together)  # nothing else was joined
+
+
+def test_unrelated_speeches_are_not_joined() -> None:
+    texts = [*counsel_chat(), *samples()]
+    texts += made_up(1000 - len(texts), random.Random(0))  # noqa: S311
+    assert len(set(found_clusters(texts))) == len(texts) == 1000
+
+
+# --- What a near-duplicate is --------------------
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        TIRED.upper(),
+        TIRED.replace(",", " -").replace(".", "!"),
+        TIRED + " Is that normal?",
+        "Hello. " + TIRED,
+        TIRED.replace("sister", "brother"),
+        TIRED.replace(" ", "\n"),
+        TIRED.replace("I have", "I\u2019ve").replace("tired", "ti\u00adred"),
+    ],
+)
+def test_near_duplicates_share_a_cluster(variant: str) -> None:
+    assert variant != TIRED
+    assert same_cluster(TIRED, variant)
+
+
+def test_other_speeches_do_not() -> None:
+    assert not same_cluster(TIRED, SHIFT)
+    assert not same_cluster(TIRED, " ".join(reversed(TIRED.split())))
+
+
+def test_the_threshold_is_the_jaccard_similarity_of_runs_of_five_letters() -> None:
+    # Sixteen letters have 12 runs; with the last letter changed 11 are shared of 13 in all.
+    left, right = "abcd efgh ijkl mnop", "abcd efgh ijkl mnoz"
+    assert runs("ab c-D-efg") == {"abcde", "bcdef", "cdefg"}
+    assert same_cluster(left, right, 11 / 13)
+    assert not same_cluster(left, right, 11 / 13 + 1e-6)
+
+
+def test_a_chain_of_near_duplicates_is_one_cluster() -> None:
+    words = made_up(1, random.Random(3))[0].split() * 2  # noqa: S311
+    words = [f"{word}{at}" for at, word in enumerate(words)]
+    chain = [" ".join(words[at : at + 24]) for at in range(0, 26, 2)]
+    assert not same_cluster(chain[0], chain[-1])
+    assert len(set(found_clusters(chain))) == 1
+
+
+@pytest.mark.parametrize("text", ["a", "Oh.", "\U0001f62d \U0001f62d", "...", "abcd", "\u4f60\u597d"])
+def test_short_texts_and_texts_without_letters_have_clusters(text: str) -> None:
+    assert same_cluster(text, text + "\n")
+    assert not same_cluster(text, TIRED)
+
+
+def test_a_similarity_at_which_too_many_pairs_would_be_missed_is_refused() -> None:
+    with pytest.raises(ValidationError, match="near_duplicate_similarity"):
+        SplitConfig(near_duplicate_similarity=0.45)
+
+
+def test_no_speech_is_no_cluster() -> None:
+    assert found_clusters([]) == []
+
+
+# --- Laws --------------------
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_fast_way_to_letters_is_the_slow_one(text: str) -> None:
+    assert letters(text) == ("".join(plain_words(text)) or "".join(text.split()))
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[str]:
+    """RatingSample texts of which many are alike to some degree: stretches of one long text, with changes."""
+    source = random.Random(draw(st.integers(0, 99)))  # noqa: S311
+    words = made_up(1, source)[0].split() * 2
+    starts = st.tuples(st.integers(0, 12), st.integers(6, 20), st.sampled_from(["", " And you?", " So."]))
+    stretches = draw(st.lists(starts, min_size=1, max_size=10))
+    return [" ".join(words[start : start + length]) + ending for start, length, ending in stretches]
+
+
+def true_clusters(texts: Sequence[str], similarity: float) -> list[int]:
+    """Return a root for each text, from every pair."""
+    root = list(range(len(texts)))
+    for left, right in combinations(range(len(texts)), 2):
+        one, other = runs(texts[left]), runs(texts[right])
+        if len(one & other) / len(one | other) >= similarity:
+            root = [root[left] if each == root[right] else each for each in root]
+    return root
+
+
+similarities = st.sampled_from([0.5, 0.6, 0.8, 1.0])
+
+
+@settings(max_examples=40)
+@given(families(), similarities)
+def test_only_near_duplicates_are_joined(texts: list[str], similarity: float) -> None:
+    found, true = found_clusters(texts, similarity), true_clusters(texts, similarity)
+    for left, right in combinations(range(len(texts)), 2):
+        if found[left] == found[right]:
+            assert true[left] == true[right]
+        if letters(texts[left]) == letters(texts[right]):
+            assert found[left] == found[right]
+
+
+@settings(max_examples=40)
+@given(families(), similarities, st.randoms(use_true_random=False))
+def test_order_makes_no_difference(texts: list[str], similarity: float, shuffle: random.Random) -> None:
+    found = found_clusters(texts, similarity)
+    order = list(range(len(texts)))
+    shuffle.shuffle(order)
+    assert found_clusters([texts[at] for at in order], similarity) == [found[at] for at in order]
+
+
+@settings(max_examples=40)
+@given(families(), similarities)
+def test_a_cluster_is_named_by_its_smallest_speech(texts: list[str], similarity: float) -> None:
+    ids, found = speech_ids(texts).tolist(), found_clusters(texts, similarity)
+    for cluster in set(found):
+        assert cluster == min(own for own, at in zip(ids, found, strict=True) if at == cluster)
+
+
+# --- At scale --------------------
+
+
+class CountedTexts(Sequence[str]):
+    """Texts that count how often one is read at random."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.reads = texts, 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return self.texts[at]
+
+
+def reads_and_clusters(texts: list[str]) -> tuple[int, int]:
+    counted = CountedTexts(texts)
+    found = cluster_ids(speech_ids(texts), counted, SIMILARITY)
+    return counted.reads, len(np.unique(found))
+
+
+def test_a_text_repeated_ten_thousand_times_is_not_compared_with_itself() -> None:
+    copies = [TIRED.upper(), TIRED.lower(), TIRED.replace(" ", "  "), SHIFT] * 2500
+    assert reads_and_clusters(copies) == (0, 2)
+
+
+def test_a_thousand_variants_are_joined_with_few_comparisons() -> None:
+    reads, count = reads_and_clusters([f"{TIRED} That was call number {at}." for at in range(1000)])
+    assert count == 1
+    assert 1000 <= reads <= 3000
+
+
+def one_opening(count: int, words: range) -> list[str]:
+    """Return speeches that begin alike and go on in so many words of their own."""
+    draw, known = random.Random(0), " ".join(samples()).split()  # noqa: S311
+    return [f"{TIRED} {' '.join(draw.choices(known, k=draw.choice(words)))}" for _ in range(count)]
+
+
+def test_speeches_just_below_the_similarity_are_told_apart_with_few_comparisons() -> None:
+    reads, count = reads_and_clusters(one_opening(600, range(30, 40)))
+    assert count == 600
+    assert reads <= 600 * 4
+
+
+def test_a_band_that_all_share_gives_few_pairs() -> None:
+    sketches = np.zeros((1000, SKETCH_BYTES), dtype=np.uint8)
+    pairs = sum(len(left) for left, _ in neighbours(sketches, np.arange(1000)))
+    assert pairs <= 32 * 8 * 1000
+
+
+def test_order_makes_no_difference_where_not_all_pairs_are_compared() -> None:
+    texts = one_opening(300, range(20, 26))
+    found = dict(zip(texts, found_clusters(texts), strict=True))
+    assert 100 < len(set(found.values())) < 280
+    for seed in range(2):
+        random.Random(seed).shuffle(texts)  # noqa: S311
+        assert dict(zip(texts, found_clusters(texts), strict=True)) == found
+
+
+def middling_pairs() -> tuple[list[str], NDArray[np.float64]]:
+    """Return 400 speeches, each two of which share 40 words, and the true similarity of the 200 pairs."""
+    draw, known = random.Random(0), " ".join(samples()).split()  # noqa: S311
+    texts: list[str] = []
+    for _ in range(200):
+        same, *others = (" ".join(draw.choices(known, k=count)) for count in (40, 12, 12))
+        texts += [f"{same} {other}" for other in others]
+    own = [runs(text) for text in texts]
+    return texts, np.array([len(own[at] & own[at + 1]) / len(own[at] | own[at + 1]) for at in range(0, 400, 2)])
+
+
+def test_few_pairs_of_middling_similarity_are_missed() -> None:
+    texts, true = middling_pairs()
+    assert 0.55 < true.mean() < 0.65
+    found = found_clusters(texts)
+    assert 200 <= len(set(found)) <= 210
+    assert sum(found[at] == found[at + 1] for at in range(0, 400, 2)) == 400 - len(set(found))
+
+
+def test_estimates_are_near_the_similarity() -> None:
+    texts, true = middling_pairs()
+    places = np.arange(0, 400, 2)
+    error = similarity_estimates(sketch(texts).sketches, places, places + 1) - true
+    assert np.abs(error).max() < 0.15
+    assert abs(error.mean()) < 0.01
+
+
+def test_a_sketch_depends_on_its_own_text_alone() -> None:
+    texts = [*made_up(300, random.Random(0)), "", "a", "..."]  # noqa: S311
+    together = sketch(texts)
+    for at in (0, 255, 256, 299, 300, 302):
+        alone = sketch([texts[at]])
+        assert (together.sketches[at] == alone.sketches[0]).all()
+        assert together.digests[at] == alone.digests[0]
+
+
+def test_sketches_are_the_same_everywhere() -> None:
+    """Other numbers than these mean other clusters: raise the version of the corpus."""
+    made = sketch([TIRED, SHIFT])
+    checks = np.bitwise_xor.reduce(made.sketches.view("<u8"), axis=1)
+    assert made.sketches[:, :4].tolist() == [[36, 136, 162, 227], [33, 22, 73, 56]]
+    assert checks.tolist() == [5322201018212562715, 16713583255721148047]
+    assert made.digests.tolist() == [2381409141947832534, 10721321489376423808]

@@ -1,0 +1,338 @@
+"""Rows -> Speech, Candidate: what enters, what is dropped and why, adding up to the last row."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.config.schema import CandidateColumns, CleaningConfig, SpeechColumns
+from psychocounsel.corpus.cleaning import SPEECH_STEPS, response_steps
+from psychocounsel.corpus.contacts import mentions_crisis
+from psychocounsel.corpus.reading import (
+    CandidateReading,
+    CandidateScreens,
+    Funnel,
+    SpeechIndex,
+    SpeechScreens,
+    SpeechSource,
+    beyond_limit,
+    read_candidates,
+    read_speeches,
+)
+from psychocounsel.errors import InputError
+from psychocounsel.store.schemas import RowProvenance
+from psychocounsel.types import Speech
+
+TEXT = SpeechColumns(text="text")
+KEYED = SpeechColumns(text="text", key="key")
+FULL = SpeechColumns(text="text", topic="topic", crisis="crisis", key="key")
+BY_KEY = CandidateColumns(text="reply", author="who", speech_key="key")
+BY_TEXT = CandidateColumns(text="reply", author="who", speech_text="speech")
+SHORT = CleaningConfig(min_chars=3, max_chars=12, drop_empty=True)
+
+
+class FakeRow(NamedTuple):
+    where: str
+    values: Mapping[str, object]
+
+
+def rows(*cells: Mapping[str, object]) -> list[FakeRow]:
+    return [FakeRow(f"a.csv line {number}", each) for number, each in enumerate(cells, start=2)]
+
+
+class Read(NamedTuple):
+    """What a reading of speeches came to, its scratch files gone."""
+
+    speeches: list[Speech]
+    fates: list[RowProvenance]
+    funnel: Funnel
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {key: self.funnel.as_dict()[key] for key in ("rows_in", "kept", "dropped")}
+
+
+SCREENS = SpeechScreens(SPEECH_STEPS)
+
+
+def read_all(sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens = SCREENS) -> Read:
+    with TemporaryDirectory() as folder:
+        reading = read_speeches(sources, cleaning, screens, Path(folder))
+        left_out = beyond_limit(reading, cleaning.max_speeches)
+        speeches = [speech for at, speech in enumerate(reading.kept) if at not in left_out]
+        read = Read(speeches, list(reading.fates()), reading.funnel)
+        reading.close()
+        return read
+
+
+def read(
+    *cells: Mapping[str, object],
+    columns: SpeechColumns = TEXT,
+    cleaning: CleaningConfig = SHORT,
+    screens: SpeechScreens = SCREENS,
+) -> Read:
+    return read_all([("a.csv", columns, rows(*cells))], cleaning, screens)
+
+
+def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY) -> CandidateReading:
+    screens = CandidateScreens(response_steps(SHORT, []), SCREENS.text_of)
+    return read_candidates([("a.csv", columns, rows(*cells))], SpeechIndex(speeches.fates), screens)
+
+
+def test_a_speech_keeps_what_its_row_says() -> None:
+    row: dict[str, object] = {
+        "text": " I am\ttired ",
+        "topic": " sleep",
+        "crisis": "False",
+        "key": "k1",
+        "more": 3,
+    }
+    reading = read(row, columns=FULL)
+    assert reading.speeches == [Speech("I am tired", "sleep", False, "a.csv")]
+    assert [(fate.key, fate.text_id) for fate in reading.fates] == [("k1", Speech("I am tired").id)]
+
+
+def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
+    reading = read(*({"text": text} for text in ["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12]))
+    assert [speech.text for speech in reading.speeches] == ["tired", "abc", "x" * 12]
+    assert reading.counts == {
+        "rows_in": 8,
+        "kept": 3,
+        "dropped": {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1},
+    }
+
+
+def test_beyond_the_limit_repeats_are_still_repeats() -> None:
+    limit = SHORT.model_copy(update={"max_speeches": 2})
+    reading = read(*({"text": text} for text in ["one", "one", "two", "three", "two", "x"]), cleaning=limit)
+    assert len(reading.speeches) == 2
+    assert reading.funnel.dropped == {"repeated_speech": 2, "beyond_max_speeches": 1, "too_short": 1}
+
+
+@given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
+def test_the_order_of_rows_does_not_choose_whom_the_limit_leaves_out(order: list[str], limit: int) -> None:
+    cleaning = SHORT.model_copy(update={"max_speeches": limit})
+    kept = {speech.text for speech in read(*({"text": text} for text in order), cleaning=cleaning).speeches}
+    assert kept == {
+        speech.text for speech in read(*({"text": text} for text in sorted(order)), cleaning=cleaning).speeches
+    }
+
+
+texts = st.none() | st.text("ab \n", max_size=6)
+
+
+@given(st.lists(texts, max_size=20), st.none() | st.integers(1, 4))
+def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
+    cleaning = CleaningConfig(min_chars=2, max_chars=4, drop_empty=True, max_speeches=limit)
+    reading = read(*({"text": cell} for cell in cells), cleaning=cleaning)
+    assert reading.funnel.rows_in == len(cells)
+    assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
+    assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
+    assert limit is None or len(reading.speeches) <= limit
+    assert sum(not fate.reason for fate in reading.fates) >= reading.funnel.kept
+    assert_steps_add_up(reading.funnel)
+
+
+def assert_steps_add_up(funnel: Funnel) -> None:
+    whole = funnel.as_dict()
+    rows_in = whole["rows_in"]
+    for step in whole["steps"]:
+        assert step["rows_in"] == rows_in
+        rows_in = step["rows_out"]
+        assert step["rows_in"] - step["rows_out"] == sum(step["dropped"].values())
+    assert rows_in == whole["kept"]
+
+
+@given(st.permutations(["one &amp; two", "one  & two", "zwei", "three", "x", "benchmark", "", "three"]))
+def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> None:
+    screens = SpeechScreens(
+        SPEECH_STEPS,
+        other_language=lambda text: "de" if text == "zwei" else None,
+        benchmark=lambda text: "exam.csv" if text == "benchmark" else None,
+        deidentify=lambda text: text.replace("three", "[PERSON_1]"),
+    )
+    cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
+    funnels = [
+        read(*({"text": text} for text in rows), cleaning=cleaning, screens=screens).funnel.as_dict()
+        for rows in (order, sorted(order))
+    ]
+    assert funnels[0] == funnels[1]
+    by_step = {step["step"]: step for step in funnels[0]["steps"]}
+    assert by_step["language"]["dropped"] == {"other_language": 1}
+    assert by_step["exclusion"]["dropped"] == {"shares_span_with_benchmark": 1}
+    assert (by_step["markup"]["changed"], by_step["deidentification"]["changed"]) == (1, 2)
+    assert by_step["deidentification"]["examples"] == {"changed": [Speech("[PERSON_1]").id]}
+
+
+def test_what_was_read_once_is_read_the_same_again() -> None:
+    cells: list[dict[str, object]] = [{"text": "one &amp; two"}, {"text": " three\u00a0 "}]
+    first = read(*cells)
+    again = read(*({"text": speech.text} for speech in first.speeches))
+    assert again.speeches == first.speeches
+    assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), max_size=20))
+def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
+    speeches = read(*({"text": key * 3, "key": key} for key in "abc"), columns=KEYED)
+    reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in cells))
+    assert reading.funnel.rows_in == len(cells)
+    assert (
+        reading.funnel.kept
+        == len(reading.candidates)
+        == len({key + text for key, text in cells if key != "x" and text})
+    )
+    assert reading.funnel.dropped["no_such_speech"] == len({text for key, text in cells if key == "x" and text})
+    assert reading.funnel.dropped["empty"] == sum(not text for _, text in cells)
+    assert_steps_add_up(reading.funnel)
+
+
+@given(st.permutations(["one", "two", "three", "four", "two"]))
+def test_the_order_of_rows_does_not_change_what_is_kept(order: list[str]) -> None:
+    reading = read(*({"text": text} for text in order))
+    assert {speech.id for speech in reading.speeches} == {Speech(text).id for text in ("one", "two", "three", "four")}
+    assert reading.funnel.dropped == {"repeated_speech": 1}
+
+
+def test_sources_are_read_together_and_remembered() -> None:
+    sources = [
+        ("a.csv", TEXT, rows({"text": "one"})),
+        ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"})),
+    ]
+    reading = read_all(sources, SHORT)
+    assert [(speech.text, speech.source) for speech in reading.speeches] == [
+        ("one", "a.csv"),
+        ("two", "b.csv"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"txt": "one", "b": "two"},
+            "a.csv line 2: there is no column 'text'; set columns to one of: txt, b",
+        ),
+        ({"text": 3}, "a.csv line 2: 'text' is int, not text"),
+        ({"text": "a\x00b"}, "a.csv line 2: 'text' holds a NUL character; remove it, or drop the row"),
+        ({"text": "a\ud800b"}, "a.csv line 2: 'text' holds a lone surrogate"),
+        ({"text": "one", "topic": "\ud800"}, "'topic' holds a lone surrogate"),
+        ({"text": "one", "crisis": "no"}, "'crisis' is 'no'; write true or false"),
+        ({"text": "one", "crisis": None}, "'crisis' is None"),
+        ({"text": "one", "key": ""}, "'key' is empty; fill it, or drop the row"),
+        ({"text": "one", "key": 1.5}, "'key' is float, not text"),
+        ({"text": "one", "key": True}, "'key' is bool, not text"),
+    ],
+)
+def test_a_cell_that_cannot_be_used_is_named(row: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as fault:
+        read(
+            {**dict.fromkeys(("topic", "key"), "x"), "crisis": False, **row} if "text" in row else row,
+            columns=FULL,
+        )
+    assert message in str(fault.value)
+
+
+def test_an_empty_speech_stops_the_reading_unless_it_may_be_dropped() -> None:
+    strict = SHORT.model_copy(update={"drop_empty": False})
+    for cell in ("", " \n", None):
+        with pytest.raises(InputError, match=r"a\.csv line 2: the speech is empty; drop the row or set corpus\.clean"):
+            read({"text": cell}, cleaning=strict)
+
+
+def test_a_missing_topic_is_an_empty_one() -> None:
+    row: dict[str, object] = {"text": "one", "topic": None, "crisis": True, "key": 7}
+    reading = read(row, columns=FULL)
+    assert reading.speeches == [Speech("one", "", True, "a.csv")]
+    assert [fate.key for fate in reading.fates] == ["7"]
+
+
+def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
+    same: dict[str, object] = {"text": "one", "key": "1"}
+    assert read(same, same, columns=KEYED).funnel.dropped == {"repeated_speech": 1}
+    for other in ("two", "x"):
+        with pytest.raises(InputError, match=r"a\.csv line 3: the key '1' already names another speech"):
+            read(same, {"text": other, "key": "1"}, columns=KEYED)
+
+
+def test_a_candidate_finds_its_speech_by_key_or_by_text() -> None:
+    speeches = read({"text": "one", "key": 1}, columns=KEYED)
+    reply: dict[str, object] = {"key": "1", "speech": " one ", "who": "elm", "reply": " Oh. "}
+    for columns in (BY_KEY, BY_TEXT):
+        found = answer(speeches, reply, columns=columns).candidates
+        assert [(each.speech_id, each.author, each.text) for each in found] == [(Speech("one").id, "elm", "Oh.")]
+
+
+def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
+    speeches = read({"text": "one", "key": "1"}, {"text": "x", "key": "2"}, {"text": "", "key": "3"}, columns=KEYED)
+    replies = [("1", "Oh."), ("1", "Oh. "), ("1", "Ah."), ("1", ""), ("2", "Oh."), ("3", "Oh."), ("4", "Oh.")]
+    reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
+    assert [each.text for each in reading.candidates] == ["Oh.", "Ah."]
+    assert (reading.funnel.rows_in, reading.funnel.kept) == (7, 2)
+    assert reading.funnel.dropped == {
+        "empty": 1,
+        "its_speech_was_dropped": 2,
+        "no_such_speech": 1,
+        "repeated_text": 1,
+    }
+
+
+def test_replies_joined_by_text_tell_dropped_speeches_from_unknown_ones() -> None:
+    speeches = read({"text": "one"}, {"text": "x"}, {"text": None})
+    cells: list[Any] = ["one", "x", None, "elsewhere"]
+    reading = answer(speeches, *({"speech": each, "who": "elm", "reply": "Oh."} for each in cells), columns=BY_TEXT)
+    assert reading.funnel.dropped == {"its_speech_was_dropped": 2, "no_such_speech": 1}
+
+
+def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
+    speeches = read({"text": "one", "key": "1"}, columns=KEYED)
+    reading = answer(speeches, *({"key": "1", "who": who, "reply": "Oh."} for who in ("elm", "oak")))
+    assert [each.author for each in reading.candidates] == ["elm"]
+    with pytest.raises(InputError, match="'who' is empty"):
+        answer(speeches, {"key": "1", "who": None, "reply": "Oh."})
+    with pytest.raises(InputError, match="there is no column 'reply'"):
+        answer(speeches, {"key": "1", "who": "elm"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I have been suicidal since spring.",
+        "I just want to end it all.",
+        "Ending it all would be easier",
+        "I think about ending my life",
+        "she took her own life",
+        "I wish I was dead, mostly at night",
+        "I don't want to be alive",
+        "I don\u2019t want to wake up",
+        "I want to die",
+        "I started cutting myself again",
+        "hurting myself",
+        "self-harm",
+        "He said he'd kill himself",
+        "They are better off without me.",
+    ],
+)
+def test_plain_words_of_crisis_are_seen(text: str) -> None:
+    assert mentions_crisis(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am ending my marriage in spring.",
+        "ending my lease was a relief",
+        "We took his car to the garage",
+        "My brother wants to diet",
+        "I do not want to stay with my parents",
+        "I cut my hair myself",
+        "This job is killing me",
+        "I wish I were taller",
+    ],
+)
+def test_other_endings_are_no_crisis(text: str) -> None:
+    assert not mentions_crisis(text)

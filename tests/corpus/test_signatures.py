@@ -1,0 +1,244 @@
+"""Responses without their authors' names: which authors are people, and what becomes of their names."""
+
+import re
+from time import process_time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.corpus.authors import KnownPeople, author_name, without_signatures
+
+PAGE = "https://counselchat.com/therapists/"
+KNOWN = KnownPeople.of_authors(
+    [
+        f"{PAGE}robin-landwehr-dbh-lpcc-ncc",
+        "Jane Roe, LCSW",
+        f"{PAGE}shawn-thomas-berthel-m-s-lmhc",
+        "gpt-4o",
+        "Grace Bell",
+        f"{PAGE}eric-str-m-jd-ma-lmhc",
+        "José Pérez",
+        "Stephanie C",
+        "Mary-Ann O'Meara",
+        "Lee King",
+    ]
+)
+NOBODY = KnownPeople.of_authors(["gpt-4o", "llama-3.1-8b"])
+
+pieces = st.sampled_from(
+    [
+        "I hear you.",
+        "Best,",
+        "Warmly,",
+        "Robin Landwehr",
+        "Jane",
+        "roe",
+        ", LCSW",
+        "\n",
+        "- Jane",
+        "~Grace",
+        "www.x.org",
+        "988",
+        "call 988",
+        "My name is Jane Roe",
+        "Hi, I'm Robin.",
+        "[PERSON_1]",
+        "Take care",
+        "Dr.",
+        ".",
+        "!",
+        "and",
+        "- ",
+    ]
+)
+tangled = st.lists(pieces, max_size=14).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("author", "name"),
+    [
+        (f"{PAGE}robin-landwehr-dbh-lpcc-ncc", "Robin Landwehr"),
+        (f"{PAGE}dr-timothy-paul", "Timothy Paul"),
+        (f"{PAGE}laurel-fay-2/", "Laurel Fay"),
+        (f"{PAGE}ms-lynda-martens-london-ontario", "Lynda Martens"),
+        (f"{PAGE}mark-morris-lcsw-new-orleans", "Mark Morris"),
+        (f"{PAGE}margaret-van-ackeren-yorba-linda", "Margaret Van Ackeren"),
+        (f"{PAGE}christopher-michael-ph-d?x=1", "Christopher Michael"),
+        (f"{PAGE}vivian-d-echevarria-guzman-msc-lpc-s-ncc", "Vivian D Echevarria Guzman"),
+        ("sherry-katz-lcsw", "Sherry Katz"),
+        ("Jane Doe, LCSW", "Jane Doe"),
+        ("Dr. Jane Doe", "Jane Doe"),
+        ("Amy Higgs OTR/L, CLT", "Amy Higgs"),
+        ("Richie (Yerachmiel) Donowitz", "Richie Donowitz"),
+        ("Jos\u00e9 P\u00e9rez", "Jos\u00e9 P\u00e9rez"),
+    ],
+)
+def test_an_author_that_is_a_person_has_a_full_name(author: str, name: str) -> None:
+    assert author_name(author) == name
+
+
+@pytest.mark.parametrize(
+    "author",
+    [
+        "gpt-4o",
+        "gpt-4o-2024-08-06",
+        "llama-3.1-8b",
+        "author-3",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "deepseek-chat",
+        "mistralai/Mistral-Large",
+        "claude-opus",
+        "human",
+        "Jane",
+        "therapist-a",
+        "sft-model",
+        "",
+        "J. K.",
+        f"{PAGE}able-counseling-services-llc",
+        f"{PAGE}2nd-chance-counseling-service-online",
+        "online 1",
+    ],
+)
+def test_models_practices_and_single_words_are_no_people(author: str) -> None:
+    assert author_name(author) is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Robin Landwehr",
+        "robin landwehr",
+        "ROBIN  LANDWEHR",
+        "Robin-Landwehr",
+        "Robin J. Landwehr",
+        "Robin, Landwehr",
+        "RobinLandwehr",
+        "Shawn Thomas Berthel",
+        "Shawn Berthel",
+        "Eric Ström",
+        "Jose Perez",
+        "José Pérez",
+        "Mary Ann O\u2019Meara",
+        "Stephanie C",
+        "LeeKing",
+    ],
+)
+def test_a_name_is_found_however_it_is_written(written: str) -> None:
+    found = KNOWN.find(f"As {written}, my colleague, says.")
+    assert [(each.start, each.end) for each in found] == [(3, 3 + len(written))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["to sleeking cats", "Robin and Landwehr", "Grace bells", "stephanie can", "Jane, roe deer or", ""],
+)
+def test_other_words_are_no_names(text: str) -> None:
+    assert [each.name for each in KNOWN.find(text)] == (["Jane Roe"] if "roe deer" in text else [])
+
+
+def test_a_long_name_is_found_inside_an_address() -> None:
+    text = "see www.robinlandwehrlpcc.com"
+    assert [text[each.start : each.end] for each in KNOWN.find(text)] == ["robinlandwehr"]
+
+
+@pytest.mark.parametrize(
+    ("signed", "unsigned"),
+    [
+        ("Be well. Robin J. Landwehr, DBH, LPCC, NCC", "Be well."),
+        ("I wish you well,Robin Landwehr, DBH", "I wish you well."),
+        ("Ask for informationJane Roe, LCSW", "Ask for information."),
+        ("You can do it! Warm regards, Shawn Berthel, M.S., LMHC", "You can do it!"),
+        ("You can do it.\n\nSincerely,\nDr. Jane Roe\nLicensed Counselor\nwww.janeroe.com", "You can do it."),
+        ("Rest well.\n\nBest,\nAnna Smith, LCSW", "Rest well."),
+        ("Rest well.\n\nWarmly, Sherry", "Rest well."),
+        ("Rest well.\n\nBest wishes,\nSherry", "Rest well.\n\nBest wishes."),
+        ("Rest well. - Dr. Anna", "Rest well."),
+        ("Rest well. ~Grace (www.gracebell.com and www.x.org)", "Rest well."),
+        ("Hope that helps, Grace", "Hope that helps."),
+        ("Rest well. Jane", "Rest well."),
+        ("Rest well.\nAnna Smith, PhD", "Rest well."),
+        ("Rest well.\n\nBest regards,\n[Your Name]", "Rest well."),
+        ("Rest well. Warmly,", "Rest well."),
+        ("Rest well. [PERSON_1], LPC", "Rest well."),
+        ("Dr. Jane Roe www.x.org 514-690-2469", ""),
+    ],
+)
+def test_a_closing_signature_goes(signed: str, unsigned: str) -> None:
+    assert without_signatures(signed, KNOWN) == unsigned
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You deserve the best, and peace.",
+        "Tell it to your sister, Grace.",
+        "Try these:\n- Journaling\n- Walking",
+        "As they say: \u201cThis too shall pass.\u201d - Buddha",
+        "Take care, and remember to rest.",
+        "Good luck!\nStay strong.",
+        "With love and grace",
+        "I am Catholic. This is hard. (Nods)",
+        "Lines that listen:\n- Samaritans 116 123",
+        "Please call one of them. - Lifeline 988",
+        "He said you are kind.",
+        "",
+    ],
+)
+def test_prose_and_crisis_lines_at_the_end_stay(text: str) -> None:
+    assert without_signatures(text, KNOWN) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Hi, I'm Anna. You are brave.", "You are brave."),
+        ("Hello there, my name is Anna Smith and I can help. You are brave.", "You are brave."),
+        ("You are brave. I am Dr. Jane Roe. Rest now and then.", "You are brave. Rest now and then."),
+        ("Hi! I'm Grace. You are brave.", "Hi! You are brave."),
+        (
+            "As Jane Roe says, and Robin Landwehr, and jane roe.",
+            "As [PERSON_1] says, and [PERSON_2], and [PERSON_1].",
+        ),
+        ("[PERSON_1] and Jane Roe's books help.", "[PERSON_1] and [PERSON_2]'s books help."),
+        ("I am Jane Roe, call 988. You are brave.", "I am [PERSON_1], call 988. You are brave."),
+        ("As written by Jane Roe, LCSW", "As written by [PERSON_1], LCSW"),
+    ],
+)
+def test_introductions_go_and_other_names_become_surrogates(text: str, cleaned: str) -> None:
+    assert without_signatures(text, KNOWN) == cleaned
+
+
+def test_names_in_addresses_wait_for_their_address_to_go() -> None:
+    text = "See www.robinlandwehr.com for more on it."
+    assert without_signatures(text, KNOWN) == "See www.[PERSON_1].com for more on it."
+    assert without_signatures(text, KNOWN, in_addresses=False) == text
+
+
+def test_without_known_people_only_signatures_go() -> None:
+    text = "As Jane Roe says. Rest.\n\nBest,\nJane Roe"
+    assert without_signatures(text, NOBODY) == "As Jane Roe says. Rest."
+
+
+@given(tangled)
+def test_no_known_name_is_left_and_no_crisis_line_lost(text: str) -> None:
+    cleaned = without_signatures(text, KNOWN)
+    assert not re.search(r"robin\W*landwehr|jane\W*roe", cleaned, re.IGNORECASE)
+    assert cleaned.count("call 988") == text.count("call 988")
+
+
+def test_the_time_for_hundreds_of_names_grows_with_the_text_only() -> None:
+    people = KnownPeople.of_authors(f"Anna{chr(97 + i % 26)}{chr(97 + i // 26)} Smith" for i in range(400))
+    assert len(people.names) == 400
+    text = "I hear you, and it is hard to be alone after so long. " * 20
+    start = process_time()
+    for _ in range(200):
+        assert people.find(text) == []
+    assert process_time() - start < 2  # 400 passes over each text would take far longer
+
+
+@pytest.mark.parametrize(
+    "unit", ["Best,\nJane\n", "Jane Roe. ", "I am Jane Roe. ", "- Jane\n", "[PERSON_1] ", "~", "A "]
+)
+def test_a_hostile_text_does_not_hang(unit: str) -> None:
+    assert len(without_signatures(unit * 1_000, KNOWN)) <= len(unit * 1_000) + 1

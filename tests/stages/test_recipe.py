@@ -1,0 +1,188 @@
+"""The miniature recipe end to end: made once, nothing owed twice, one changed line reruns what it affects."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from miniature import STEPS, write_recipe, write_yaml
+from psychocounsel.errors import ConfigError
+from psychocounsel.stages.recipe import load_recipe, plan_recipe, recipe_folder
+from psychocounsel.store.store import Store
+from running import Cli, Miniature, Warm
+
+STEP = re.compile(r"(\d+) (?:rows|candidates|combinations|asked), (\d+) kept(?:, (\d+) dropped \(([^)]*)\))?")
+REF = re.compile(r"^(?:made: |nothing owed: )?([a-z-]+) +([\w.-]+@[0-9a-f]{8})", re.MULTILINE)
+
+
+def refs(printed: str) -> set[str]:
+    """Return every `kind name@id8` at the beginning of a line."""
+    return {" ".join(found) for found in REF.findall(printed)}
+
+
+def made(store: Path) -> set[str]:
+    return {f"{each.kind} {each.ref}" for each in Store(store).artifacts()}
+
+
+@pytest.fixture
+def copied_store(miniature: Miniature, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniature.store, tmp_path / "store"))
+
+
+def test_every_step_makes_its_artifact(miniature: Miniature) -> None:
+    kinds = [line.split()[1] for line in miniature.ended.out.splitlines() if line.startswith("made:")]
+    assert kinds == [
+        "base-models",
+        "preferences",
+        "reward-models",
+        "policies",
+        "policies",
+        "verdicts",
+        "reports",
+    ]
+
+
+def test_last_line_names_the_report(miniature: Miniature) -> None:
+    label, _, path = miniature.ended.out.splitlines()[-1].partition(": ")
+    assert label == "report"
+    assert Path(path).is_absolute()
+    assert Path(path).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_counts_add_up(miniature: Miniature) -> None:
+    steps = STEP.findall(miniature.ended.out)
+    assert len(steps) == 6  # speeches, ready candidates, judgements, and the pairs of three splits
+    for came, kept, dropped, reasons in steps:
+        assert int(came) == int(kept) + int(dropped or 0)
+        assert sum(int(number) for number in re.findall(r"\d+", reasons)) == int(dropped or 0)
+    pairs = re.search(r"pairs: (\d+); train (\d+), dev (\d+), test (\d+)", miniature.ended.out)
+    assert pairs is not None
+    total, *splits = map(int, pairs.groups())
+    assert total == sum(splits) == sum(int(kept) for _, kept, *_ in steps[3:])
+
+
+def test_run_again_owes_nothing(miniature: Miniature, cli: Cli, copied_store: Path) -> None:
+    before = made(copied_store)
+    again = cli("run", miniature.recipe, "--store", copied_store)
+    assert again.code == 0
+    told = [line for line in again.out.splitlines() if line.startswith(("made", "nothing owed"))]
+    assert len(told) == len(STEPS)
+    assert all(line.startswith("nothing owed: ") for line in told)
+    assert made(copied_store) == before
+
+
+def test_changed_evaluation_line_reruns_the_evaluation_and_its_report(
+    miniature: Miniature, cli: Cli, copied_store: Path
+) -> None:
+    before = made(copied_store)
+    changed = ["--set", "eval-winrate.bootstrap_samples=50"]
+    ended = cli("run", miniature.recipe, "--store", copied_store, *changed)
+    assert ended.code == 0
+    assert {each.partition("@")[0] for each in made(copied_store) - before} == {
+        "verdicts mini",
+        "reports mini",
+    }
+
+
+def test_changed_training_line_reruns_that_training_alone(miniature: Miniature, warm: Warm, copied_store: Path) -> None:
+    before = made(copied_store)
+    ended = warm.run("run", miniature.recipe, "--store", copied_store, "--set", "align-dpo.beta=0.3")
+    assert ended.code == 0, ended.err
+    assert {each.partition("@")[0] for each in made(copied_store) - before} == {"policies mini-dpo"}
+
+
+def test_changed_learning_rate_reruns_what_stands_on_the_reward_model(
+    miniature: Miniature, cli: Cli, copied_store: Path
+) -> None:
+    line = "train-reward.optimisation.learning_rate=0.002"
+    ended = cli("run", miniature.recipe, "--store", copied_store, "--dry-run", "--set", line)
+    owed = {row.split()[0] for row in ended.out.splitlines() if row.endswith("owed")}
+    reused = {row.split()[0] for row in ended.out.splitlines() if row.endswith("reused")}
+    assert owed == {"reward-models", "scores", "preferences", "policies", "candidates", "verdicts", "reports"}
+    assert {"base-models", "speeches", "judgements"} <= reused
+    round_one = next(row for row in ended.out.splitlines() if "candidates      mini-online-round-01" in row)
+    assert round_one.endswith("reused")  # the first answers come from the initial policy
+
+
+def test_dry_run_writes_nothing_and_tells_the_ids_of_the_real_run(
+    miniature: Miniature, cli: Cli, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    ended = cli("run", miniature.recipe, "--store", store, "--dry-run")
+    assert ended.code == 0
+    assert not store.exists()
+    assert refs(ended.out) == made(miniature.store)
+
+
+def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> None:
+    knobs = ["--set", "train-reward.optimisation.per_device_batch_size=8"]
+    ended = cli("run", miniature.recipe, "--store", miniature.store, "--dry-run", *knobs)
+    assert "owed" not in {row.split()[-1] for row in ended.out.splitlines()}
+
+
+def test_seed_goes_to_every_step(miniature: Miniature) -> None:
+    steps = load_recipe(miniature.recipe, ["seed=7", "align.seed=9"])
+    seeds = {step.name: step.config.seed for step in steps if step.stage != "report"}
+    assert seeds.pop("align") == 9
+    assert set(seeds.values()) == {7}
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["quickstrat"], "did you mean 'quickstart'?"),
+        (["RECIPE", "--set", "eval-winrat.seed=1"], "did you mean 'eval-winrate'?"),
+        (["RECIPE", "--set", "eval-winrate.sead=1"], "did you mean 'seed'?"),
+        (
+            ["RECIPE", "--set", "align.online.rounds=x"],
+            "--set align.online.rounds: online.rounds: Input",
+        ),
+        (["RECIPE", "--set", "align.online=[1"], "--set align.online line 1: not valid YAML"),
+        (["RECIPE", "--set", "stepps=1"], "did you mean 'steps'?"),
+        (["RECIPE", "--set", "seed"], "write --set key.sub=value"),
+    ],
+)
+def test_unknown_names_are_the_users_errors(
+    miniature: Miniature, cli: Cli, tmp_path: Path, argv: list[str], told: str
+) -> None:
+    asked = [str(miniature.recipe) if each == "RECIPE" else each for each in argv]
+    ended = cli("run", *asked, "--store", tmp_path)
+    assert ended.code == 2
+    assert told in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_faults_of_all_steps_are_told_at_once(tmp_path: Path) -> None:
+    folder = write_recipe(tmp_path / "recipe")
+    write_yaml(folder / "report.yaml", {"name": "mini"})
+    (folder / "align.yaml").write_text("name: mini\nmode: onlin\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(folder)
+    assert "report.yaml" in str(caught.value)
+    assert "align.yaml" in str(caught.value)
+
+
+def test_unknown_recipe_without_a_near_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"known recipes: .*quickstart"):
+        recipe_folder(str(tmp_path / "zzz"))
+
+
+def test_names_mean_what_this_run_made(miniature: Miniature, cli: Cli, copied_store: Path) -> None:
+    changed = ["--set", "eval-winrate.bootstrap_samples=50"]
+    cli("run", miniature.recipe, "--store", copied_store, *changed)  # a newer artifact of each name
+    again = cli("run", miniature.recipe, "--store", copied_store)
+    assert refs(again.out) == refs(miniature.ended.out)
+
+
+def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_ask(
+    tmp_path: Path, no_way_out: None
+) -> None:
+    steps = load_recipe(recipe_folder("llama3-8b"))
+    planned = plan_recipe(steps, Store(tmp_path))
+    asked = {call.purpose: call for call in planned[0].costs}
+    assert asked["rating answers"].model == "gpt-4o-2024-08-06"
+    assert asked["rating answers"].calls is None
+    assert "fetched from the Hub" in asked["rating answers"].hint
+    answers = {f"answers of {each.author}" for each in steps[0].config.pool.responders}
+    assert set(asked) == {"naming topics", "rating answers", "auditing the judge", *answers}
