@@ -30,9 +30,9 @@ def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Row], schema: 
     written = 0
     source = iter(rows)
     with write_faults(path):
-        with pq.ParquetWriter(partial, schema) as writer:
+        with pq.ParquetWriter(partial, schema) as parquet:
             while batch := list(islice(source, BATCH_ROWS)):
-                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                parquet.write_table(pa.Table.from_pylist(batch, schema=schema))
                 written += len(batch)
         put_in_place(partial, path)
     writer.rows[name] = written
