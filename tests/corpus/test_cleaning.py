@@ -17,7 +17,7 @@ from psychocounsel.corpus.contacts import BUNDLED
 AUTHORS = ["https://x.org/therapists/jane-roe-lcsw", "Robin Landwehr, LPC", "gpt-4o"]
 CONFIGS = [
     CleaningConfig(contacts=contacts, signatures=signatures)
-    for contacts in ("drop_sentence", "surrogate", "keep")
+    for contacts in ("drop_sentence", "placeholder", "keep")
     for signatures in ("remove", "keep")
 ]
 STEPS = [SPEECH_STEPS, *(response_steps(config, AUTHORS) for config in CONFIGS)]
@@ -111,8 +111,8 @@ def test_steps_are_named_in_order_and_follow_the_config() -> None:
     assert named == {
         ("drop_sentence", "remove"): ["signatures", "contacts"],
         ("drop_sentence", "keep"): ["contacts"],
-        ("surrogate", "remove"): ["signatures", "contacts"],
-        ("surrogate", "keep"): ["contacts"],
+        ("placeholder", "remove"): ["signatures", "contacts"],
+        ("placeholder", "keep"): ["contacts"],
         ("keep", "remove"): ["signatures"],
         ("keep", "keep"): [],
     }
@@ -178,7 +178,7 @@ def _crisis_digits() -> set[str]:
 _KEYS = {"2": "ABC", "3": "DEF", "4": "GHI", "5": "JKL", "6": "MNO", "7": "PQRS", "8": "TUV", "9": "WXYZ"}
 
 
-@pytest.mark.parametrize("contacts", ["drop_sentence", "surrogate"])
+@pytest.mark.parametrize("contacts", ["drop_sentence", "placeholder"])
 def test_no_phone_but_crisis_lines_is_left_in_counsel_chat(contacts: str) -> None:
     crisis = _crisis_digits()
     runs = [
@@ -192,7 +192,7 @@ def test_no_phone_but_crisis_lines_is_left_in_counsel_chat(contacts: str) -> Non
         assert digits.count("8002738255") >= 7
 
 
-@pytest.mark.parametrize("contacts", ["drop_sentence", "surrogate"])
+@pytest.mark.parametrize("contacts", ["drop_sentence", "placeholder"])
 def test_no_address_is_left_in_counsel_chat(contacts: str) -> None:
     sign = re.compile(r"http|www|\w@\w|\w\.(com|org|net|edu|gov|info|ca|bz|co|us)\b", re.IGNORECASE)
     left = [cleaned.text for _, cleaned in _cleaned_answers(contacts) if sign.search(cleaned.text)]
@@ -235,7 +235,7 @@ def _slug_names() -> set[str]:
     return {_letters(name) for name in names if len(name) > 8}
 
 
-@pytest.mark.parametrize("contacts", ["drop_sentence", "surrogate", "keep"])
+@pytest.mark.parametrize("contacts", ["drop_sentence", "placeholder", "keep"])
 def test_no_author_is_named_in_full_in_counsel_chat(contacts: str) -> None:
     names = _slug_names()
     assert len(names) > 270

@@ -14,7 +14,7 @@ from psychocounsel.corpus.contacts import (
     crisis_lines,
     names_crisis_line,
     phone_numbers,
-    with_surrogates,
+    with_placeholders,
     without_contacts,
 )
 from psychocounsel.errors import ConfigError
@@ -94,7 +94,7 @@ def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
 )
 def test_ordinary_numbers_are_no_phones(text: str) -> None:
     assert phone_numbers(text) == []
-    assert without_contacts(text) == with_surrogates(text) == text
+    assert without_contacts(text) == with_placeholders(text) == text
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_ordinary_numbers_are_no_phones(text: str) -> None:
 def test_crisis_lines_stay_however_they_are_written(line: str) -> None:
     text = f"If you are in danger, call {line} now. My site is www.x.org."
     assert without_contacts(text) == f"If you are in danger, call {line} now."
-    assert with_surrogates(text) == f"If you are in danger, call {line} now. My site is [URL_1]."
+    assert with_placeholders(text) == f"If you are in danger, call {line} now. My site is [URL_1]."
 
 
 @pytest.mark.parametrize(
@@ -169,18 +169,18 @@ def test_a_line_that_announces_a_crisis_line_stays() -> None:
 
 def test_equal_contacts_share_a_surrogate() -> None:
     text = "See www.x.org, http://x.org/ and y.com, a@b.org or 514-690-2469, (514) 690 2469."
-    assert with_surrogates(text) == "See [URL_1], [URL_1] and [URL_2], [EMAIL_1] or [PHONE_1], [PHONE_1]."
+    assert with_placeholders(text) == "See [URL_1], [URL_1] and [URL_2], [EMAIL_1] or [PHONE_1], [PHONE_1]."
 
 
-def test_numbers_of_surrogates_go_on_from_those_in_the_text() -> None:
-    assert with_surrogates("[URL_3] and www.x.org") == "[URL_3] and [URL_4]"
+def test_numbers_of_placeholders_go_on_from_those_in_the_text() -> None:
+    assert with_placeholders("[URL_3] and www.x.org") == "[URL_3] and [URL_4]"
 
 
 @given(tangled)
 def test_no_contact_is_left_and_no_crisis_line_lost(text: str) -> None:
     crisis = crisis_lines()
     before = Counter(_digits(text[start:end]) for start, end in crisis.spans(text))
-    for change in (without_contacts, with_surrogates):
+    for change in (without_contacts, with_placeholders):
         after = change(text)
         assert contacts_in(after, crisis) == []
         assert before <= Counter(_digits(after[start:end]) for start, end in crisis.spans(after))

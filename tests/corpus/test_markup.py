@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.normalize import without_markup
+from psychocounsel.corpus.text import without_markup
 
 pieces = st.sampled_from(
     [

@@ -28,7 +28,7 @@ from psychocounsel.corpus.deduplicate import (
     similarity_estimates,
     sketch,
 )
-from psychocounsel.corpus.normalize import normalise, plain_words
+from psychocounsel.corpus.text import normalise, plain_words
 from psychocounsel.types import Speech
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def same_cluster(left: str, right: str, similarity: float = SIMILARITY) -> bool:
     return len(set(found_clusters([left, right], similarity))) == 1
 
 
-# --- Planted copies --------------------
+# --- MarkedText copies --------------------
 
 
 def sentences(text: str) -> list[str]:

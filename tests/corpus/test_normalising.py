@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.normalize import clean_text, normalise, refusal
+from psychocounsel.corpus.text import clean_text, normalise, refusal
 from psychocounsel.errors import InputError
 
 spaces_and_marks = st.sampled_from(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.normalize import plain_words
+from psychocounsel.corpus.text import plain_words
 
 
 @pytest.mark.parametrize(

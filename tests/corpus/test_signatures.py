@@ -205,7 +205,7 @@ def test_prose_and_crisis_lines_at_the_end_stay(text: str) -> None:
         ("As written by Jane Roe, LCSW", "As written by [PERSON_1], LCSW"),
     ],
 )
-def test_introductions_go_and_other_names_become_surrogates(text: str, cleaned: str) -> None:
+def test_introductions_go_and_other_names_become_placeholders(text: str, cleaned: str) -> None:
     assert without_signatures(text, KNOWN) == cleaned
 
 

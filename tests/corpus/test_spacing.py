@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.corpus.cleaning import with_sentence_spacing
 from psychocounsel.corpus.contacts import web_addresses
-from psychocounsel.corpus.normalize import sentences
+from psychocounsel.corpus.text import sentences
 
 pieces = st.sampled_from(
     [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from psychocounsel.corpus.normalize import clean_text
+from psychocounsel.corpus.text import clean_text
 from psychocounsel.corpus.sources import SourceRow
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.stages.respond import ready_responses

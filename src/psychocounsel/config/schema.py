@@ -77,7 +77,7 @@ class CleaningConfig(Settings):
     """Which speeches stay. Lengths are in characters after cleaning.
 
     `languages` are ISO 639-1 codes, none for any language. `contacts` says what becomes of phone numbers, and
-    of e-mail and web addresses, in responses: their sentence goes, or a surrogate takes their place; crisis
+    of e-mail and web addresses, in responses: their sentence goes, or a placeholder takes their place; crisis
     hotlines stay.
     """
 
@@ -86,12 +86,12 @@ class CleaningConfig(Settings):
     max_speeches: PositiveInt | None = None
     drop_empty: bool = False
     languages: Annotated[tuple[str, ...], Field(strict=False)] = ("en",)
-    contacts: Literal["drop_sentence", "surrogate", "keep"] = "drop_sentence"
+    contacts: Literal["drop_sentence", "placeholder", "keep"] = "drop_sentence"
     signatures: Literal["remove", "keep"] = "remove"
 
 
 class DeidentificationConfig(Settings):
-    """Who looks for what identifies a person; each find becomes a surrogate such as `[PERSON_1]`.
+    """Who looks for what identifies a person; each find becomes a placeholder such as `[PERSON_1]`.
 
     `spacy_model` is the name or folder of the local pipeline on which Presidio runs.
     """

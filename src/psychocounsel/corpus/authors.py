@@ -16,7 +16,7 @@ from pydantic import Field
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.contacts import blanked, holds, names_crisis_line, phone_numbers, web_addresses
-from psychocounsel.corpus.normalize import sentences
+from psychocounsel.corpus.text import sentences
 
 _FILE = Path(__file__).resolve().parent / "people.yaml"
 
@@ -383,7 +383,7 @@ def without_introductions(text: str, names: Sequence[NameSpan]) -> str:
     return "".join(kept).rstrip()
 
 
-def with_surrogates(text: str, names: Sequence[NameSpan]) -> str:
+def with_placeholders(text: str, names: Sequence[NameSpan]) -> str:
     """Return the text with `[PERSON_1]` for the names; equal ones share a number."""
     taken = max(map(int, SURROGATE.findall(text)), default=0)
     numbers: dict[str, int] = {}
@@ -429,7 +429,7 @@ def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = Tr
     Args:
         text: a response, its lines and sentences already apart.
         known: the authors of all responses.
-        in_addresses: whether names inside addresses become surrogates; not needed where addresses go.
+        in_addresses: whether names inside addresses become placeholders; not needed where addresses go.
     """
     names = known.find(text)
     text = without_greetings(_unsigned(text.rstrip(), names, known), known)
@@ -437,7 +437,7 @@ def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = Tr
         return text
     text = without_introductions(text, known.find(text))
     names = known.find(text)
-    return with_surrogates(text, names if in_addresses else outside_addresses(names, text))
+    return with_placeholders(text, names if in_addresses else outside_addresses(names, text))
 
 
 def _unsigned(text: str, names: Sequence[NameSpan], known: KnownPeople) -> str:

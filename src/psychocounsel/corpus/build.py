@@ -19,7 +19,7 @@ from psychocounsel.corpus.authors import author_name
 from psychocounsel.corpus.cleaning import SPEECH_STEPS, Prepared, prepare, response_steps
 from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
 from psychocounsel.corpus.deduplicate import SPLITS, assign_splits, cluster_ids
-from psychocounsel.corpus.deidentify.planted import Counts, evaluate, read_planted
+from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, read_pii_set
 from psychocounsel.corpus.deidentify.presidio import open_deidentifier
 from psychocounsel.corpus.deidentify.spans import deidentify
 from psychocounsel.corpus.language import OfflineIdentifier, is_foreign
@@ -54,7 +54,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, ReplyStatus, Speech, content_id
 
 _Opened = Callable[[], Callable[[str], Prepared]]
-_SURROGATE = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
+_PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 
 
 def screens_identity(config: CorpusConfig) -> dict[str, Any]:
@@ -124,19 +124,19 @@ class Filters:
 
     def _count(self, text: str, hidden: str) -> None:
         if hidden != text:
-            new = set(_SURROGATE.findall(hidden)) - set(_SURROGATE.findall(text))
+            new = set(_PLACEHOLDER.findall(hidden)) - set(_PLACEHOLDER.findall(text))
             self._found.update(entity for entity, _ in new)
 
     def found(self) -> dict[str, Any] | None:
         """Return what the engine for identities found, and how it does on texts with planted identities."""
         if self._deidentifier is None:
             return None
-        planted = evaluate(self._deidentifier, read_planted("held_out"))
+        planted = evaluate(self._deidentifier, read_pii_set("held_out"))
         return {
             "engine": self._config.deidentification.engine,
             "found": dict(sorted(self._found.items())),
-            "planted": {name: _entity_counts(each) for name, each in sorted(planted.by_entity.items())},
-            "planted_overall": _entity_counts(planted.overall),
+            "pii_evaluation": {name: _entity_counts(each) for name, each in sorted(planted.by_entity.items())},
+            "pii_evaluation_overall": _entity_counts(planted.overall),
         }
 
 

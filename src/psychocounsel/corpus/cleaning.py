@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from psychocounsel.config.schema import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
-from psychocounsel.corpus.contacts import Contact, holds, web_addresses, with_surrogates, without_contacts
-from psychocounsel.corpus.normalize import normalise, without_markup
+from psychocounsel.corpus.contacts import Contact, holds, web_addresses, with_placeholders, without_contacts
+from psychocounsel.corpus.text import normalise, without_markup
 
 _LOWER = "a-zß-öø-ÿ"
 _UPPER = "A-ZÀ-ÖØ-Þ"
@@ -158,7 +158,7 @@ def response_steps(config: CleaningConfig, authors: Iterable[str]) -> tuple[Step
         in_addresses = config.contacts == "keep"
         steps.append(Step("signatures", partial(without_signatures, known=known, in_addresses=in_addresses)))
     if config.contacts != "keep":
-        change = without_contacts if config.contacts == "drop_sentence" else with_surrogates
+        change = without_contacts if config.contacts == "drop_sentence" else with_placeholders
         steps.append(Step("contacts", change))
     return tuple(steps)
 

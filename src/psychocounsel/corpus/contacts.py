@@ -12,7 +12,7 @@ from pydantic import Field
 
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.normalize import sentences
+from psychocounsel.corpus.text import sentences
 
 Kind = Literal["PHONE", "EMAIL", "URL"]
 
@@ -360,7 +360,7 @@ def contacts_in(text: str, crisis: CrisisLines) -> list[Contact]:
     return sorted([*found, *numbers], key=lambda contact: contact.start)
 
 
-def with_surrogates(text: str) -> str:
+def with_placeholders(text: str) -> str:
     """Return the text with `[PHONE_1]` or `[URL_1]` for its contacts; equal ones share a number."""
     found = contacts_in(text, crisis_lines())
     if not found:

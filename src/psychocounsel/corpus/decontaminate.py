@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.corpus.normalize import plain_words
+from psychocounsel.corpus.text import plain_words
 from psychocounsel.corpus.sources import Row, cell
 from psychocounsel.errors import InputError
 

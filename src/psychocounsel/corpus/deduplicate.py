@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash  # pyright: ignore[reportMissingTypeStubs, reportAttributeAccessIssue, reportUnknownVariableType]
 
 from psychocounsel.config.schema import SplitConfig
-from psychocounsel.corpus.normalize import plain_words
+from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import DataQualityError
 from psychocounsel.types import content_id
 

@@ -98,7 +98,7 @@ def _load_model() -> _Model:
 def is_foreign(text: str, languages: Iterable[str], identifier: LanguageIdentifier) -> bool:
     """Say whether a text is certainly in none of the languages.
 
-    Stage directions, surrogates and addresses do not count. Fewer than twenty letters, or six of scripts such
+    Stage directions, placeholders and addresses do not count. Fewer than twenty letters, or six of scripts such
     as Cyrillic or Chinese, are not judged; nor is anything if no language is asked for.
     """
     wanted = tuple(languages)

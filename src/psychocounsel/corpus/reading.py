@@ -143,7 +143,7 @@ class SpeechScreens(NamedTuple):
         cleaning: named steps from raw to clean text.
         other_language: the language of a text, where it is none of those that were asked for.
         benchmark: the name of a benchmark that the text shares a span with.
-        deidentify: text -> text with surrogates.
+        deidentify: text -> text with placeholders.
         prepare_all: does the first two and the last of these for many texts, in order; None: one by one.
     """
 
@@ -374,7 +374,7 @@ class CandidateScreens(NamedTuple):
         cleaning: named steps from raw to clean text.
         speech_text: raw text of a speech -> the text under which it is known.
         author: name in the source -> name that may be published.
-        deidentify: text -> text with surrogates.
+        deidentify: text -> text with placeholders.
         prepare_all: does the first and the last of these for many texts, in order; None: one by one, here.
     """
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import PREFIX, locate
-from psychocounsel.corpus.normalize import refusal
+from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.references import HUB

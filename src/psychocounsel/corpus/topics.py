@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.normalize import plain_words
+from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import ConfigError
 from psychocounsel.llm.types import JSON
 from psychocounsel.store.files import digest_of

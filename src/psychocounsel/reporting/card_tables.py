@@ -115,22 +115,22 @@ def _asked(title: str, artifact: ArtifactFacts) -> Table:
 
 
 def deidentification_table(facts: DatasetFacts) -> Table | None:
-    """Return what was replaced by kind, and how well planted identifiers were found."""
+    """Return what was replaced by kind, and how well the marked identifiers of the evaluation set were found."""
     if facts.speeches is None:
         return None
     in_speeches = _replaced(facts.speeches)
     in_responses = sum((_replaced(each) for each in facts.candidates), Counter[str]())
-    planted = cast(Mapping[str, Mapping[str, int]], facts.speeches.table("deidentification", "planted"))
+    planted = cast(Mapping[str, Mapping[str, int]], facts.speeches.table("deidentification", "pii_evaluation"))
     names = sorted({*in_speeches, *in_responses, *planted})
     if not names:
         return None
     rows = [
         (name, str(in_speeches[name]), str(in_responses[name]), *_on_planted(planted.get(name, {}))) for name in names
     ]
-    together = cast(Mapping[str, int], facts.speeches.table("deidentification", "planted_overall"))
+    together = cast(Mapping[str, int], facts.speeches.table("deidentification", "pii_evaluation_overall"))
     replaced = (str(in_speeches.total()), str(in_responses.total()))
     rows.append(("together", *replaced, *_on_planted(together)))
-    header = ("identifier", "in speeches", "in responses", "planted", "recall", "precision")
+    header = ("identifier", "in speeches", "in responses", "marked", "recall", "precision")
     return card_table("", header, "lrrrrr", rows, facts.speeches, *facts.candidates)
 
 
@@ -142,7 +142,7 @@ def _on_planted(counts: Mapping[str, int]) -> tuple[str, str, str]:
     """Return how many were planted, how many of these were found, how many of all finds are true."""
     found, false = counts.get("found", 0), counts.get("false", 0)
     finds = counts.get("finds", found + false)
-    planted = counts.get("planted", 0)
+    planted = counts.get("marked", 0)
     return (str(planted or NOTHING), share(found, planted), share(finds - false, finds))
 
 

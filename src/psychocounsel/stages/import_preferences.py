@@ -15,7 +15,7 @@ import numpy as np
 from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.contacts import mentions_crisis
 from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids
-from psychocounsel.corpus.normalize import refusal
+from psychocounsel.corpus.text import refusal
 from psychocounsel.corpus.reading import Dropped, Funnel
 from psychocounsel.corpus.sources import (
     ReleasedRow,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig, PoolConfig, ResponderConfig
-from psychocounsel.corpus.normalize import clean_text
+from psychocounsel.corpus.text import clean_text
 from psychocounsel.corpus.sources import SourceRow, read_rows, source_identity
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.llm.cancel import stoppable

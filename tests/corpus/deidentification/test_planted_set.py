@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
-from psychocounsel.corpus.deidentify.planted import Counts, evaluate, read_planted, unmark
+from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, read_pii_set, parse_marks
 from psychocounsel.corpus.deidentify.presidio import open_deidentifier
 from psychocounsel.corpus.deidentify.spans import Identity, Span
 
@@ -24,7 +24,7 @@ class ListFinder:
 
 
 def test_marks_become_spans():
-    item = unmark("My <PERSON>Anna</PERSON>, <PHONE>12</PHONE>.")
+    item = parse_marks("My <PERSON>Anna</PERSON>, <PHONE>12</PHONE>.")
     assert item.text == "My Anna, 12."
     assert [(item.text[span.start : span.end], span.entity) for span in item.spans] == [
         ("Anna", "PERSON"),
@@ -33,7 +33,7 @@ def test_marks_become_spans():
 
 
 def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_nothing():
-    planted = [unmark("<PERSON>Anna Bo</PERSON> <PERSON>Cy</PERSON> x"), unmark("<PHONE>12</PHONE> z")]
+    planted = [parse_marks("<PERSON>Anna Bo</PERSON> <PERSON>Cy</PERSON> x"), parse_marks("<PHONE>12</PHONE> z")]
     finder = ListFinder(
         {
             "Anna Bo Cy x": [
@@ -46,10 +46,10 @@ def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_
         }
     )
     evaluation = evaluate(finder, planted)
-    assert evaluation.by_entity["PERSON"] == Counts(planted=2, found=1, finds=4, false=1)
-    assert evaluation.by_entity["PHONE"] == Counts(planted=1, found=0, finds=0, false=0)
-    assert evaluation.by_entity["ID_NUMBER"] == Counts(planted=0, found=0, finds=1, false=1)
-    assert evaluation.overall == Counts(planted=3, found=1, finds=5, false=2)
+    assert evaluation.by_entity["PERSON"] == Counts(marked=2, found=1, finds=4, false=1)
+    assert evaluation.by_entity["PHONE"] == Counts(marked=1, found=0, finds=0, false=0)
+    assert evaluation.by_entity["ID_NUMBER"] == Counts(marked=0, found=0, finds=1, false=1)
+    assert evaluation.overall == Counts(marked=3, found=1, finds=5, false=2)
     assert evaluation.texts == 2
     assert evaluation.overall.recall == pytest.approx(1 / 3)
     assert evaluation.overall.precision == pytest.approx(3 / 5)
@@ -58,17 +58,17 @@ def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_
 
 def test_the_set_is_large_and_holds_every_entity_and_many_hard_negatives():
     for half in ("tuned", "held_out"):
-        items = read_planted(half)
+        items = read_pii_set(half)
         assert len(items) >= 100
         assert {span.entity for item in items for span in item.spans} == set(ENTITIES)
         assert sum(not item.spans for item in items) >= 35
-    texts = [item.text for item in read_planted()]
+    texts = [item.text for item in read_pii_set()]
     assert len(set(texts)) == len(texts)
     assert not any("<" in text or ">" in text for text in texts)
 
 
 def test_the_file_says_which_half_was_looked_at():
-    lines = (files("psychocounsel.corpus.deidentify") / "planted.jsonl").read_text("utf-8").splitlines()
+    lines = (files("psychocounsel.corpus.deidentify") / "pii_evaluation.jsonl").read_text("utf-8").splitlines()
     assert "not looked at while tuning" in json.loads(lines[0])["about"]
 
 
@@ -76,6 +76,6 @@ def test_the_file_says_which_half_was_looked_at():
 def test_the_pattern_engine_is_as_good_as_it_was(half, recall, precision):
     engine = open_deidentifier(DeidentificationConfig(engine="patterns"))
     assert engine is not None
-    overall = evaluate(engine, read_planted(half)).overall
+    overall = evaluate(engine, read_pii_set(half)).overall
     assert overall.recall is not None and overall.recall >= recall
     assert overall.precision is not None and overall.precision >= precision

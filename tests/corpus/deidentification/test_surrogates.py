@@ -1,4 +1,4 @@
-"""Laws of surrogates: the same person keeps one, nothing is replaced twice, the rest of a text stays."""
+"""Laws of placeholders: the same person keeps one, nothing is replaced twice, the rest of a text stays."""
 
 import re
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import ENTITIES, Entity
-from psychocounsel.corpus.deidentify.spans import Identity, Span, Surrogates, deidentify, resolve
+from psychocounsel.corpus.deidentify.spans import Identity, Span, Placeholders, deidentify, resolve
 
 SURROGATE = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
 
 
 class WordFinder:
-    """Finds given words wherever they stand, within surrogates too."""
+    """Finds given words wherever they stand, within placeholders too."""
 
     def __init__(self, words: dict[str, Entity]) -> None:
         self.identity: Identity = {}
@@ -71,11 +71,11 @@ def test_a_surrogate_that_the_text_holds_is_given_to_nobody_else():
     assert deidentify("[PERSON_3] met Bo", people("Bo")) == "[PERSON_3] met [PERSON_4]"
 
 
-def test_texts_that_belong_together_share_their_surrogates():
-    surrogates, finder = Surrogates(), people("Anna", "Bo")
-    assert deidentify("Bo left", finder, surrogates) == "[PERSON_1] left"
-    assert deidentify("[PERSON_7] stays", finder, surrogates) == "[PERSON_7] stays"
-    assert deidentify("Anna misses Bo", finder, surrogates) == "[PERSON_8] misses [PERSON_1]"
+def test_texts_that_belong_together_share_their_placeholders():
+    placeholders, finder = Placeholders(), people("Anna", "Bo")
+    assert deidentify("Bo left", finder, placeholders) == "[PERSON_1] left"
+    assert deidentify("[PERSON_7] stays", finder, placeholders) == "[PERSON_7] stays"
+    assert deidentify("Anna misses Bo", finder, placeholders) == "[PERSON_8] misses [PERSON_1]"
 
 
 def test_of_two_spans_that_overlap_the_longer_stays_then_the_surer():
@@ -120,7 +120,7 @@ def test_a_second_time_changes_nothing(text, finder):
 
 
 @given(texts, finders)
-def test_all_that_is_not_found_stays_and_so_do_surrogates(text, finder):
+def test_all_that_is_not_found_stays_and_so_do_placeholders(text, finder):
     out = deidentify(text, finder)
     stays = [re.escape(piece) for piece in SURROGATE.findall(text)]
     assert re.search(".*".join(stays), out)

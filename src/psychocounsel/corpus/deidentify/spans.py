@@ -1,4 +1,4 @@
-"""Text, Spans -> text with surrogates: `my sister Anna` becomes `my sister [PERSON_1]`."""
+"""Text, Spans -> text with placeholders: `my sister Anna` becomes `my sister [PERSON_1]`."""
 
 import re
 from bisect import bisect_left
@@ -11,7 +11,7 @@ from psychocounsel.config.schema import ENTITIES, Entity
 Identity = Mapping[str, "str | float | list[str]"]
 CrisisSpans = Callable[[str], Sequence[tuple[int, int]]]
 
-_SURROGATE = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
+_PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 _POSSESSIVE = re.compile(r"['\u2019][sS]?$")
 _WORD = re.compile(r"\w+")
 
@@ -38,8 +38,8 @@ class Deidentifier(Protocol):
         ...
 
 
-class Surrogates:
-    """Who got which surrogate. One for several texts keeps `[PERSON_1]` the same person in all of them."""
+class Placeholders:
+    """Who got which placeholder. One for several texts keeps `[PERSON_1]` the same person in all of them."""
 
     def __init__(self) -> None:
         self._last: Counter[str] = Counter()
@@ -47,12 +47,12 @@ class Surrogates:
         self._people: list[tuple[tuple[str, ...], str]] = []
 
     def reserve(self, text: str) -> None:
-        """Give no surrogate that the text holds already."""
-        for entity, number in _SURROGATE.findall(text):
+        """Give no placeholder that the text holds already."""
+        for entity, number in _PLACEHOLDER.findall(text):
             self._last[entity] = max(self._last[entity], int(number))
 
     def of(self, entity: Entity, found: str) -> str:
-        """Return the surrogate of what was found, the same one for the same person, number or address."""
+        """Return the placeholder of what was found, the same one for the same person, number or address."""
         if entity == "PERSON":
             return self._of_person(_name(found))
         key = (entity, "".join(_WORD.findall(found.casefold())))
@@ -61,10 +61,10 @@ class Surrogates:
         return self._given[key]
 
     def _of_person(self, name: tuple[str, ...]) -> str:
-        for at, (known, surrogate) in enumerate(self._people):
+        for at, (known, placeholder) in enumerate(self._people):
             if _same_person(known, name):
-                self._people[at] = (max(known, name, key=len), surrogate)
-                return surrogate
+                self._people[at] = (max(known, name, key=len), placeholder)
+                return placeholder
         self._people.append((name, self._new("PERSON")))
         return self._people[-1][1]
 
@@ -85,31 +85,31 @@ def _same_person(known: tuple[str, ...], name: tuple[str, ...]) -> bool:
     return (known[0], known[-1]) == (name[0], name[-1])
 
 
-def deidentify(text: str, finder: Deidentifier, surrogates: Surrogates | None = None) -> str:
-    """Return the text with a surrogate for every find, numbered in order of appearance.
+def deidentify(text: str, finder: Deidentifier, placeholders: Placeholders | None = None) -> str:
+    """Return the text with a placeholder for every find, numbered in order of appearance.
 
     What the finder sees only once a neighbour is gone is replaced too, so a second call changes nothing. A
-    surrogate is never found again.
+    placeholder is never found again.
 
     Args:
-        text: as the client wrote it, or with surrogates of an earlier call.
+        text: as the client wrote it, or with placeholders of an earlier call.
         finder: who looks.
-        surrogates: those of texts that belong together, such as a speech and its responses.
+        placeholders: those of texts that belong together, such as a speech and its responses.
     """
     found = finder.find(text)
-    if surrogates is None:
+    if placeholders is None:
         if not found:
             return text
-        surrogates = Surrogates()
-    surrogates.reserve(text)
-    while spans := resolve(_outside_surrogates(text, found)):
-        text = "".join(_pieces(text, spans, surrogates))
+        placeholders = Placeholders()
+    placeholders.reserve(text)
+    while spans := resolve(_outside_placeholders(text, found)):
+        text = "".join(_pieces(text, spans, placeholders))
         found = finder.find(text)
     return text
 
 
-def _outside_surrogates(text: str, spans: Sequence[Span]) -> Iterator[Span]:
-    taken = [match.span() for match in _SURROGATE.finditer(text)] if spans else []
+def _outside_placeholders(text: str, spans: Sequence[Span]) -> Iterator[Span]:
+    taken = [match.span() for match in _PLACEHOLDER.finditer(text)] if spans else []
     for span in spans:
         own = _without_possessive(text, span) if span.entity == "PERSON" else span
         if own.start < own.end and not any(start < own.end and own.start < end for start, end in taken):
@@ -134,10 +134,10 @@ def resolve(spans: Iterable[Span]) -> list[Span]:
     return kept
 
 
-def _pieces(text: str, spans: Sequence[Span], surrogates: Surrogates) -> Iterator[str]:
+def _pieces(text: str, spans: Sequence[Span], placeholders: Placeholders) -> Iterator[str]:
     end = 0
     for span in spans:
         yield text[end : span.start]
-        yield surrogates.of(span.entity, text[span.start : span.end])
+        yield placeholders.of(span.entity, text[span.start : span.end])
         end = span.end
     yield text[end:]

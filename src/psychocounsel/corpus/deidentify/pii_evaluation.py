@@ -1,4 +1,4 @@
-"""planted.jsonl, Deidentifier -> Evaluation: how much of what was planted an engine finds."""
+"""pii_evaluation.jsonl, Deidentifier -> Evaluation: how much of what was planted an engine finds."""
 
 import json
 import re
@@ -12,11 +12,11 @@ from psychocounsel.corpus.deidentify.spans import Deidentifier, Span, resolve
 
 Half = Literal["tuned", "held_out"]
 
-_FILE = files("psychocounsel.corpus.deidentify") / "planted.jsonl"
+_FILE = files("psychocounsel.corpus.deidentify") / "pii_evaluation.jsonl"
 _MARK = re.compile(rf"<({'|'.join(ENTITIES)})>(.*?)</\1>", re.DOTALL)
 
 
-class Planted(NamedTuple):
+class MarkedText(NamedTuple):
     """A made-up text and what in it identifies somebody; a hard negative has no spans."""
 
     text: str
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
     planted span of its entity.
     """
 
-    planted: int
+    marked: int
     found: int
     finds: int
     false: int
@@ -39,7 +39,7 @@ class Counts(NamedTuple):
     @property
     def recall(self) -> float | None:
         """Share of planted spans that were found; None when none was planted."""
-        return self.found / self.planted if self.planted else None
+        return self.found / self.marked if self.marked else None
 
     @property
     def precision(self) -> float | None:
@@ -55,14 +55,14 @@ class Evaluation(NamedTuple):
     texts: int
 
 
-def read_planted(half: Half | None = None) -> list[Planted]:
+def read_pii_set(half: Half | None = None) -> list[MarkedText]:
     """Return the bundled set; the half `held_out` was not looked at while the patterns were tuned."""
     _about, *lines = _FILE.read_text(encoding="utf-8").splitlines()
-    items = [unmark(row["text"], row["half"]) for row in map(json.loads, lines)]
+    items = [parse_marks(row["text"], row["half"]) for row in map(json.loads, lines)]
     return [item for item in items if half in (None, item.half)]
 
 
-def unmark(marked: str, half: Half = "held_out") -> Planted:
+def parse_marks(marked: str, half: Half = "held_out") -> MarkedText:
     """Return a text whose spans are marked as `<PERSON>Anna</PERSON>` with the marks as spans."""
     text, spans, end = "", list[Span](), 0
     for match in _MARK.finditer(marked):
@@ -70,10 +70,10 @@ def unmark(marked: str, half: Half = "held_out") -> Planted:
         spans.append(Span(len(text), len(text) + len(match[2]), match[1], 1.0))  # pyright: ignore[reportArgumentType]
         text += match[2]
         end = match.end()
-    return Planted(text + marked[end:], tuple(spans), half)
+    return MarkedText(text + marked[end:], tuple(spans), half)
 
 
-def evaluate(finder: Deidentifier, planted: Iterable[Planted]) -> Evaluation:
+def evaluate(finder: Deidentifier, planted: Iterable[MarkedText]) -> Evaluation:
     """Count what the finder finds of a planted set, and what it finds beside it."""
     tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
     texts = 0
@@ -81,7 +81,7 @@ def evaluate(finder: Deidentifier, planted: Iterable[Planted]) -> Evaluation:
         texts += 1
         finds = resolve(finder.find(item.text))
         for span in item.spans:
-            tallies["planted"][span.entity] += 1
+            tallies["marked"][span.entity] += 1
             tallies["found"][span.entity] += _is_covered(span, item.text, finds)
         for find in finds:
             tallies["finds"][find.entity] += 1
