@@ -89,11 +89,11 @@ SPEECH_METRICS: dict[str, Any] = {
     "deidentification": {
         "engine": "patterns",
         "found": {"PERSON": 2, "EMAIL": 0},
-        "planted": {
-            "PERSON": {"planted": 20, "found": 15, "finds": 20, "false": 5},
-            "EMAIL": {"planted": 4, "found": 2, "finds": 2, "false": 0},
+        "pii_evaluation": {
+            "PERSON": {"marked": 20, "found": 15, "finds": 20, "false": 5},
+            "EMAIL": {"marked": 4, "found": 2, "finds": 2, "false": 0},
         },
-        "planted_overall": {"planted": 24, "found": 17, "finds": 22, "false": 5},
+        "pii_evaluation_overall": {"marked": 24, "found": 17, "finds": 22, "false": 5},
     },
 }
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from psychocounsel.corpus.text import clean_text
 from psychocounsel.corpus.sources import SourceRow
+from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.stages.respond import ready_responses
 from psychocounsel.types import Candidate, Speech

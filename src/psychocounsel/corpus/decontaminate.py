@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.corpus.text import plain_words
 from psychocounsel.corpus.sources import Row, cell
+from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import InputError
 
 MIN_WHOLE_WORDS = 5

@@ -15,7 +15,6 @@ import numpy as np
 from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.contacts import mentions_crisis
 from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids
-from psychocounsel.corpus.text import refusal
 from psychocounsel.corpus.reading import Dropped, Funnel
 from psychocounsel.corpus.sources import (
     ReleasedRow,
@@ -24,6 +23,7 @@ from psychocounsel.corpus.sources import (
     released_identity,
     source_name,
 )
+from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
 from psychocounsel.evaluation.reward_metrics import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig, PoolConfig, ResponderConfig
-from psychocounsel.corpus.text import clean_text
 from psychocounsel.corpus.sources import SourceRow, read_rows, source_identity
+from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.llm.cancel import stoppable
 from psychocounsel.llm.cost import budget_of

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
-from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, read_pii_set, parse_marks
+from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, parse_marks, read_pii_set
 from psychocounsel.corpus.deidentify.presidio import open_deidentifier
 from psychocounsel.corpus.deidentify.spans import Identity, Span
 

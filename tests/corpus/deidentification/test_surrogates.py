@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import ENTITIES, Entity
-from psychocounsel.corpus.deidentify.spans import Identity, Span, Placeholders, deidentify, resolve
+from psychocounsel.corpus.deidentify.spans import Identity, Placeholders, Span, deidentify, resolve
 
 SURROGATE = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
 
