@@ -105,7 +105,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
         },
         "report": {
             "name": "mini",
-            "artifacts": ["audits/mini", "reward-models/mini", "verdicts/mini"],
+            "artifacts": ["audits/mini", "reward-models/mini", "comparisons/mini"],
             "examples": 2,
         },
     }

@@ -46,7 +46,7 @@ def run_seed(recipe: str, seed: int, store: Path) -> Run:
     if status:
         sys.exit(f"seed {seed} ended with status {os.waitstatus_to_exitcode(status)}")
     reward = _metrics(store, "reward-models/quickstart-*")
-    offline, online = (_metrics(store, f"verdicts/quickstart-{name}-*") for name in ("dpo", "online"))
+    offline, online = (_metrics(store, f"comparisons/quickstart-{name}-*") for name in ("dpo", "online"))
     return Run(seed, reward, offline, online, seconds, usage.ru_maxrss / 2**20)
 
 

@@ -41,10 +41,10 @@ def test_list_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_show_goes_back_to_the_raw_files(miniature: Miniature, cli: Cli) -> None:
-    shown = cli("show", "verdicts/mini", "--store", miniature.store)
+    shown = cli("show", "comparisons/mini", "--store", miniature.store)
     assert shown.code == 0
     lineage = shown.out.partition("\nlineage\n")[2]
-    kinds = {"verdicts", "candidates", "policies", "reward-models", "preferences", "scores", "speeches"}
+    kinds = {"comparisons", "candidates", "policies", "reward-models", "preferences", "scores", "speeches"}
     assert kinds | {"judgements", "base-models"} <= {line.split()[0] for line in lineage.splitlines()}
     for raw in ("speeches.jsonl", "candidates.jsonl"):
         digest = hashlib.sha256((miniature.recipe / raw).read_bytes()).hexdigest()
@@ -85,17 +85,17 @@ def test_verify_finds_a_flipped_byte_of_an_ancestor(copied_store: Path, cli: Cli
 def test_diff_names_settings_and_parents(miniature: Miniature, copied_store: Path, cli: Cli) -> None:
     changed = ["--set", "eval-winrate.bootstrap_samples=50"]
     cli("run", miniature.recipe, "--store", copied_store, *changed)
-    old, new = [each.ref for each in Store(copied_store).artifacts("verdicts")]
-    differing = cli("diff", f"verdicts/{old}", f"verdicts/{new}", "--store", copied_store)
+    old, new = [each.ref for each in Store(copied_store).artifacts("comparisons")]
+    differing = cli("diff", f"comparisons/{old}", f"comparisons/{new}", "--store", copied_store)
     assert differing.out.splitlines() == ["bootstrap_samples: 200 -> 50"]
     report_old, report_new = [each.ref for each in Store(copied_store).artifacts("reports")]
     parents = cli("diff", report_old, report_new, "--store", copied_store).out
     short = [ref.partition("@")[2] for ref in (old, new)]
-    assert parents == f"parent verdicts mini: {short[0]!r} -> {short[1]!r}\n"
+    assert parents == f"parent comparisons mini: {short[0]!r} -> {short[1]!r}\n"
 
 
 def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None:
-    ended = cli("diff", "verdicts/mini", "verdicts/mini", "--store", miniature.store)
+    ended = cli("diff", "comparisons/mini", "comparisons/mini", "--store", miniature.store)
     assert ended.out == "no difference\n"
 
 
@@ -103,7 +103,7 @@ def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None
 @pytest.mark.parametrize(
     ("ref", "told"),
     [
-        ("verdicts/mimi", "did you mean 'mini'?"),
+        ("comparisons/mimi", "did you mean 'mini'?"),
         ("mini", "write "),  # several kinds have it
         ("mini@00000000", "no artifact answers"),
         ("policies/mini-dpo@best", "names no best"),
@@ -153,7 +153,7 @@ def test_stage_ends_with_what_is_there_and_the_command_that_reads_it(
         ("make-base-model", "base-models", "build-preferences CONFIG"),
         ("build-preferences", "preferences", "train-reward CONFIG --set preferences={ref}"),
         ("train-reward", "reward-models", "align CONFIG --set online.reward_model={ref}"),
-        ("eval-winrate", "verdicts", "report CONFIG --set 'artifacts=[verdicts/{ref}]'"),
+        ("eval-winrate", "comparisons", "report CONFIG --set 'artifacts=[comparisons/{ref}]'"),
     ],
 )
 def test_a_config_that_lies_alone_has_a_next_command_too(

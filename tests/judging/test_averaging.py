@@ -282,7 +282,7 @@ def test_a_panel_votes(journal: Journal) -> None:
         "asked": 3,
         "status": {"elm": {"valid": 1}, "yew": {"valid": 1}, "ash": {"valid": 1}},
         "unanimous": 0,
-        "verdicts": 1,
+        "comparisons": 1,
     }
 
 

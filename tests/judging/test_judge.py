@@ -55,12 +55,12 @@ def test_the_commonest_failure_is_quoted_and_decides_on_the_remedy(status: Reply
         require_judged([other, failed, failed, VALID], "judgements", 0.25)
     assert remedy in raised.value.remedy
     with pytest.raises(DataQualityError, match="1 of 1 verdicts failed"):
-        require_judged([Comparison("x", "a", "b", status)], "verdicts", 0.0)
+        require_judged([Comparison("x", "a", "b", status)], "comparisons", 0.0)
 
 
 def test_one_that_got_lost_is_owed_whatever_share_is_allowed() -> None:
     with pytest.raises(IncompleteError, match="1 of 3 verdicts got no answer from the judge"):
-        require_judged([VALID, REFUSED, LOST], "verdicts", 1.0)
+        require_judged([VALID, REFUSED, LOST], "comparisons", 1.0)
 
 
 def test_attempts_on_the_judge_are_counted() -> None:

@@ -320,13 +320,13 @@ def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts],
         for role, model, author in (("policy", policy, name), ("reference", made["base"], "base"))
     }
     verdicts = artifact(
-        "verdicts",
+        "comparisons",
         name,
         verdict_metrics(**changes),
         parents={**{f"{role} answers": each for role, each in sides.items()}, "speeches": made["speeches"]},
         notices=(OFFLINE,),
         settings={"confidence": 0.95},
-        rows={"verdicts.parquet": 82},
+        rows={"comparisons.parquet": 82},
     )
     return [*sides.values(), verdicts]
 
@@ -355,5 +355,5 @@ def whole_run(rounds: int = 3) -> ReportData:
         example("(Crying) I keep her voicemail."),
         example("I do not want to be here any more.", crisis=True),
     )
-    verdicts = next(each for each in compared if each.kind == "verdicts")
+    verdicts = next(each for each in compared if each.kind == "comparisons")
     return ReportData("sample-run", artifacts, (ExampleSet(verdicts.ref, "dpo", "base", examples),))

@@ -83,7 +83,7 @@ def test_client_text_is_data() -> None:
     run = whole_run(0)
     group = run.examples[0]
     example = Example(Speech(evil, topic=evil), evil, evil, {"overall": "win", evil: "loss"})
-    verdicts = [each for each in run.artifacts if each.kind == "verdicts"]
+    verdicts = [each for each in run.artifacts if each.kind == "comparisons"]
     poisoned = replace(verdicts[0], metrics={**verdicts[0].metrics, "by_topic": {evil: verdicts[0].value("win_rate")}})
     noticed = replace(run.artifacts[0], notices=(evil,), settings={evil: evil}, rows={evil: 1}, made_with={evil: evil})
     artifacts = (noticed, *run.artifacts[1:], poisoned)
@@ -120,7 +120,7 @@ def test_no_warning_where_two_families_judged() -> None:
 
 
 def with_verdicts(**changes: object) -> str:
-    run = _changed("verdicts", lambda each: replace(each, metrics={**each.metrics, **changes}))
+    run = _changed("comparisons", lambda each: replace(each, metrics={**each.metrics, **changes}))
     return flat(Page(render_report(run)))
 
 
@@ -245,7 +245,9 @@ def _changed(kind: str, change: Callable[[ArtifactFacts], ArtifactFacts]) -> Rep
     return replace(run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts))
 
 
-@pytest.mark.parametrize("kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "verdicts"])
+@pytest.mark.parametrize(
+    "kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "comparisons"]
+)
 def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
     page = Page(render_report(_without(kind)))
     assert page.open == []
@@ -281,7 +283,7 @@ def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:
 def test_a_comparison_without_crisis_or_length_control_says_so() -> None:
     uncontrolled = {"rate": None, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
     changed = _changed(
-        "verdicts",
+        "comparisons",
         lambda each: replace(each, metrics={**each.metrics, "length_controlled": uncontrolled, "crisis": None}),
     )
     assert "Length could not be controlled for" in flat(Page(render_report(changed)))
@@ -294,7 +296,7 @@ def test_no_such_remark_where_length_was_controlled(page: Page) -> None:
 def test_headline_numbers_are_those_of_the_artifacts() -> None:
     run = whole_run()
     numbers = headline_numbers(run)
-    verdicts = run.of_kind("verdicts")[0]
+    verdicts = run.of_kind("comparisons")[0]
     reward = run.of_kind("reward-models")[0]
     assert numbers["win_rates"][verdicts.ref]["win_rate"] == verdicts.metrics["win_rate"]  # type: ignore[index]
     assert numbers["reward_models"][reward.ref]["accuracy"] == reward.metrics["test"]["accuracy"]  # type: ignore[index]

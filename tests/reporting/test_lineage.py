@@ -87,7 +87,7 @@ def test_rounds_share_a_box_and_each_artifact_stands_in_one() -> None:
 
 def test_compared_answers_stand_after_the_policies() -> None:
     lanes = [node.lane for node in group_nodes(whole_run(3).artifacts)]
-    assert lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("verdicts")
+    assert lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("comparisons")
     assert lanes.count("candidates") == 1
     assert lanes.count("answers") == 4
 

@@ -75,7 +75,7 @@ def store(tmp_path: Path) -> Store:
     verdicts = verdict_rows(policy, reference)
     made(
         store,
-        "verdicts",
+        "comparisons",
         "run",
         parents,
         writes=[lambda writer: write_comparisons(writer, verdicts, ("overall", "empathy"))],
@@ -95,17 +95,17 @@ def config(*artifacts: str, **more: Any) -> ReportConfig:
 
 
 def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None:
-    report = make_report(config("verdicts/run"), store)
+    report = make_report(config("comparisons/run"), store)
     html = page(report)
     assert report.kind == "reports"
     assert report.notices == (OFFLINE,)
-    assert all(each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "verdicts"))
+    assert all(each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "comparisons"))
     assert "reward-models" not in html
     assert html.index(OFFLINE) < html.index('class="cards"')
 
 
 def test_examples_tell_texts_and_outcomes_of_both_orders(store: Store) -> None:
-    html = page(make_report(config("verdicts/run"), store))
+    html = page(make_report(config("comparisons/run"), store))
     assert html.count('<details class="example"') == 3
     assert "tuned (policy)" in html
     assert "base (reference)" in html
@@ -117,22 +117,24 @@ def test_examples_tell_texts_and_outcomes_of_both_orders(store: Store) -> None:
 
 
 def test_as_many_examples_as_asked_for(store: Store) -> None:
-    assert page(make_report(config("verdicts/run", examples=1), store)).count('<details class="example"') == 1
-    assert 'id="examples"' not in page(make_report(config("verdicts/run", examples=0), store))
+    assert page(make_report(config("comparisons/run", examples=1), store)).count('<details class="example"') == 1
+    assert 'id="examples"' not in page(make_report(config("comparisons/run", examples=0), store))
 
 
 def test_the_same_artifacts_give_the_same_bytes_and_owe_nothing(store: Store, tmp_path: Path) -> None:
-    first = make_report(config("verdicts/run", "reward-models/run"), store)
-    again = make_report(config("verdicts/run", "reward-models/run"), store)
+    first = make_report(config("comparisons/run", "reward-models/run"), store)
+    again = make_report(config("comparisons/run", "reward-models/run"), store)
     assert first.is_new
     assert not again.is_new
     written = first.file("report.html").read_bytes()
     first.folder.rename(tmp_path / "elsewhere")
-    assert make_report(config("verdicts/run", "reward-models/run"), store).file("report.html").read_bytes() == written
+    assert (
+        make_report(config("comparisons/run", "reward-models/run"), store).file("report.html").read_bytes() == written
+    )
 
 
 def test_headline_numbers_are_kept(store: Store) -> None:
-    report = make_report(config("verdicts/run", "reward-models/run"), store)
+    report = make_report(config("comparisons/run", "reward-models/run"), store)
     numbers = json.loads(report.file("metrics.json").read_text(encoding="utf-8"))
     (rates,) = numbers["win_rates"].values()
     (reward,) = numbers["reward_models"].values()
@@ -155,4 +157,4 @@ def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -
 
 def test_an_unknown_name_is_the_users_error(store: Store) -> None:
     with pytest.raises(ConfigError, match="did you mean"):
-        make_report(config("verdicts/runs"), store)
+        make_report(config("comparisons/runs"), store)

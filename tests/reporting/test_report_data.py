@@ -7,7 +7,7 @@ from psychocounsel.types import Rate
 
 
 def test_values_are_found_by_path_or_missing() -> None:
-    facts = artifact("verdicts", "v", {"win_rate": rate(0.5), "judges": {"same_family": True}, "n": 3, "rows": [1]})
+    facts = artifact("comparisons", "v", {"win_rate": rate(0.5), "judges": {"same_family": True}, "n": 3, "rows": [1]})
     assert facts.rate("win_rate") == Rate(0.5, 0.4, 0.6, 40, 0)
     assert facts.number("n") == 3
     assert facts.number("judges", "same_family") is None

@@ -80,7 +80,7 @@ def test_the_page_reads_what_the_stages_write(
 
     monkeypatch.setattr(ArtifactFacts, "value", noted)
     store = Store(Path(shutil.copytree(miniature.store, tmp_path / "store")))
-    shown = ("reward-models/mini", "policies/mini-dpo", "verdicts/mini")
+    shown = ("reward-models/mini", "policies/mini-dpo", "comparisons/mini")
     make_report(ReportConfig(name="all", artifacts=shown), store)
     assert len(read) > 40
     assert {(kind, path) for kind, path in read if beyond({path}, written[kind])} == NOT_IN_A_MINIATURE

@@ -126,7 +126,7 @@ def test_best_names_the_round_with_the_highest_dev_reward(miniature: Miniature) 
 
 
 def test_killed_between_rounds_goes_on_without_redoing(miniature: Miniature, warm: Warm, store: Path) -> None:
-    for kind in ("policies", "candidates", "scores", "preferences", "verdicts", "reports"):
+    for kind in ("policies", "candidates", "scores", "preferences", "comparisons", "reports"):
         for folder in store.glob(f"{kind}/mini-online*"):
             shutil.rmtree(folder)
     config = miniature.recipe / "align.yaml"

@@ -40,7 +40,7 @@ def judged_by(server: ChatServer | BatchServer) -> list[str]:
 
 
 def newest(store: Path) -> Artifact:
-    return Store(store).artifacts("verdicts")[-1]
+    return Store(store).artifacts("comparisons")[-1]
 
 
 def says(reply: Reply, side: str) -> Reply:
@@ -297,7 +297,7 @@ def evaluate_id(cli: Cli, miniature: Miniature, store: Path, base_url: str) -> s
     words = [word for override in sets for word in ("--set", override)]
     config = miniature.recipe / "eval-winrate.yaml"
     told = cli("eval-winrate", config, "--store", store, *words, "--dry-run").out
-    return next(line.split()[1] for line in told.splitlines() if line.startswith("verdicts"))
+    return next(line.split()[1] for line in told.splitlines() if line.startswith("comparisons"))
 
 
 def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, store: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, sto
         "asked": 32,
         "status": {"elm": {"valid": 16}, "yew": {"valid": 16}},
         "unanimous": 0,
-        "verdicts": 16,
+        "comparisons": 16,
     }
     assert verdicts.metrics["flip_rate"]["estimate"] == 1.0  # the one who is not for a tie decides
     assert pq.read_table(verdicts.file("votes.parquet")).num_rows == 32

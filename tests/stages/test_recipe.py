@@ -38,7 +38,7 @@ def test_every_step_makes_its_artifact(miniature: Miniature) -> None:
         "reward-models",
         "policies",
         "policies",
-        "verdicts",
+        "comparisons",
         "reports",
     ]
 
@@ -80,7 +80,7 @@ def test_changed_evaluation_line_reruns_the_evaluation_and_its_report(
     ended = cli("run", miniature.recipe, "--store", copied_store, *changed)
     assert ended.code == 0
     assert {each.partition("@")[0] for each in made(copied_store) - before} == {
-        "verdicts mini",
+        "comparisons mini",
         "reports mini",
     }
 
@@ -99,7 +99,7 @@ def test_changed_learning_rate_reruns_what_stands_on_the_reward_model(
     ended = cli("run", miniature.recipe, "--store", copied_store, "--dry-run", "--set", line)
     owed = {row.split()[0] for row in ended.out.splitlines() if row.endswith("owed")}
     reused = {row.split()[0] for row in ended.out.splitlines() if row.endswith("reused")}
-    assert owed == {"reward-models", "scores", "preferences", "policies", "candidates", "verdicts", "reports"}
+    assert owed == {"reward-models", "scores", "preferences", "policies", "candidates", "comparisons", "reports"}
     assert {"base-models", "speeches", "judgements"} <= reused
     round_one = next(row for row in ended.out.splitlines() if "candidates      mini-online-round-01" in row)
     assert round_one.endswith("reused")  # the first answers come from the initial policy

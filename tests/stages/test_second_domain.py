@@ -80,7 +80,7 @@ def test_all_stages_run_and_what_no_rubric_touches_is_used_again(domain: Domain)
         ["made:", "reward-models"],
         ["made:", "policies"],
         ["made:", "policies"],
-        ["made:", "verdicts"],
+        ["made:", "comparisons"],
         ["made:", "reports"],
     ]
 
@@ -116,8 +116,8 @@ def test_pairs_are_ranked_by_weights_and_kept_from_harm(domain: Domain) -> None:
 
 
 def test_verdicts_and_report_follow_the_rubric(domain: Domain) -> None:
-    verdicts = domain.made("verdicts", "mini")
-    assert columns(verdicts.file("verdicts.parquet"), "_winner") == ["overall", *RUBRIC.principle_ids]
+    verdicts = domain.made("comparisons", "mini")
+    assert columns(verdicts.file("comparisons.parquet"), "_winner") == ["overall", *RUBRIC.principle_ids]
     assert set(RUBRIC.principle_ids) <= set(verdicts.metrics["win_rate_by_criterion"])
     report = domain.made("reports", "mini").file("report.html").read_text(encoding="utf-8")
     assert [name for name in RUBRIC.principle_ids if name not in report] == []

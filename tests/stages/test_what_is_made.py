@@ -139,7 +139,7 @@ class TestNotices:
         judged = artifact(store, "judgements", "mini").id
         for each in store.artifacts():
             came_from = {one.artifact.id for one in ancestors(store, each)}
-            expected = (NOTICE,) if judged in came_from or each.kind == "verdicts" else ()
+            expected = (NOTICE,) if judged in came_from or each.kind == "comparisons" else ()
             assert each.notices == expected, each.ref
 
     def test_notice_stands_in_the_first_lines(self, store: Store) -> None:

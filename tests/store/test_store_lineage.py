@@ -41,7 +41,7 @@ def test_two_judges_are_both_named_once(tmp_path: Path) -> None:
     second = made(store, "judgements", first, judge="a")
     third = made(store, "judgements", first, judge="b")
     last = store.make(
-        ArtifactSpec("verdicts", "v", "stage", 1, {}, tuple(each.as_parent(each.id) for each in (second, third))),
+        ArtifactSpec("comparisons", "v", "stage", 1, {}, tuple(each.as_parent(each.id) for each in (second, third))),
         lambda writer: None,
     )
     assert labelling_judges(store, last) == ("a", "b")

@@ -71,7 +71,7 @@ def headlines(artifact: Artifact, store: Store) -> list[str]:
             return _reward_model(artifact.metrics)
         case "policies":
             return _policy(artifact.metrics)
-        case "verdicts":
+        case "comparisons":
             return _verdicts(artifact.metrics)
         case "audits":
             return audit_lines(artifact.metrics)
@@ -243,7 +243,7 @@ NAMING = {
     "preferences": "preferences={ref}",
     "reward-models": "online.reward_model={ref}",
     "policies": "policy.model={ref}",
-    "verdicts": "artifacts=[verdicts/{ref}]",
+    "comparisons": "artifacts=[comparisons/{ref}]",
 }
 """How a config of the next stage names an artifact of a kind."""
 

@@ -314,7 +314,7 @@ def vote_metrics(verdicts: Sequence[Comparison]) -> dict[str, Any]:
             "asked": len(votes),
             "status": _by_judge(votes),
             "unanimous": sum(len(set(winners)) == 1 for winners in overall),
-            "verdicts": len(overall),
+            "comparisons": len(overall),
         }
     }
 

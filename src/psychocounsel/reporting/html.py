@@ -57,7 +57,7 @@ def render_report(data: ReportData) -> str:
 def notices(data: ReportData) -> list[str]:
     """Return what must head the page: notices of every artifact, then warnings about who judged."""
     inherited = [notice for artifact in data.artifacts for notice in artifact.notices]
-    verdicts = data.of_kind("verdicts")
+    verdicts = data.of_kind("comparisons")
     warned = [_family_warning(each) for each in verdicts if each.value("judges", "same_family")]
     own = [_own_family_warning(each, sides_of(data, each)) for each in verdicts]
     obeying = [obedience_warning(each) for each in data.of_kind("audits")]
@@ -100,7 +100,7 @@ def headline_numbers(data: ReportData) -> dict[str, object]:
                 "length_controlled": each.value("length_controlled", "rate"),
                 "flip_rate": each.value("flip_rate"),
             }
-            for each in data.of_kind("verdicts")
+            for each in data.of_kind("comparisons")
         },
         "reward_models": {
             each.ref: {"accuracy": each.value("test", "accuracy"), "baselines": each.value("baselines")}
@@ -145,7 +145,7 @@ def _sections(data: ReportData) -> list[Section]:
 
 
 def _headline_section(data: ReportData) -> Section:
-    cards = [card for each in data.of_kind("verdicts") for card in _winrate_cards(data, each)]
+    cards = [card for each in data.of_kind("comparisons") for card in _winrate_cards(data, each)]
     cards += [card for each in data.of_kind("reward-models") for card in _reward_cards(each)]
     cards += [_pairs_card(each) for each in data.datasets if each.table("pairing")]
     return Section("Headline figures", "headline", (Cards(tuple(cards)),) if cards else ())

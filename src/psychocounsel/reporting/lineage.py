@@ -29,7 +29,7 @@ _LANE_OF_KIND = {
     "base-models": "judgements",
     "reference-logps": "rounds",
     "scores": "rounds",
-    "annotations": "verdicts",
+    "annotations": "comparisons",
     "audits": "preferences",
 }
 _LABELS = {"judgements": "judgements", "base-models": "base model", "reward-models": "reward model"}
@@ -81,7 +81,7 @@ def row_words(artifacts: Iterable[ArtifactFacts]) -> str:
 def group_nodes(artifacts: Sequence[ArtifactFacts]) -> list[Node]:
     """Return the boxes in the order of the lanes; rounds of one kind and name share one."""
     ids = {each.id: each for each in artifacts}
-    compared = {parent.id for each in artifacts if each.kind == "verdicts" for parent in each.parents}
+    compared = {parent.id for each in artifacts if each.kind == "comparisons" for parent in each.parents}
     nodes: dict[tuple[str, str, str], Node] = {}
     for each in artifacts:
         if each.kind == "reports":
@@ -90,7 +90,7 @@ def group_nodes(artifacts: Sequence[ArtifactFacts]) -> list[Node]:
         lane = _lane(each, ids, compared)
         key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
         nodes.setdefault(key, Node(lane)).artifacts.append(each)
-    order = [*_LANES, "verdicts"]
+    order = [*_LANES, "comparisons"]
     runs = {_run_of(each) for each in artifacts if _ROUND.search(each.name)}
     return sorted(nodes.values(), key=lambda node: (order.index(node.lane), _is_apart(node, runs)))
 
@@ -126,7 +126,7 @@ def find_edges(nodes: Sequence[Node]) -> list[Edge]:
         for parent in each.parents
         if parent.id in node_of and node_of[parent.id] != number
     }
-    lanes = [[*_LANES, "verdicts"].index(node.lane) for node in nodes]
+    lanes = [[*_LANES, "comparisons"].index(node.lane) for node in nodes]
     forward = {pair for pair in pairs if lanes[pair[0]] < lanes[pair[1]] or pair[0] < pair[1]}
     needed = [pair for pair in forward if not _is_implied(pair, forward)]
     edges = [Edge(*pair, backward=False) for pair in needed]

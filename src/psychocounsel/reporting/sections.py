@@ -327,7 +327,7 @@ def confidence_words(verdicts: ArtifactFacts) -> str:
 def winrate_section(data: ReportData) -> Section:
     """Return the win rates of each comparison: raw, length-controlled, crisis, by principle and by topic."""
     blocks: list[Block] = []
-    for verdicts in data.of_kind("verdicts"):
+    for verdicts in data.of_kind("comparisons"):
         sides = sides_of(data, verdicts)
         blocks.append(Heading(f"{sides.policy} against {sides.reference}", (verdicts,)))
         blocks += [_judge_words(verdicts), *unanswered(verdicts, sides._asdict()), _counts(verdicts, sides)]
@@ -401,7 +401,7 @@ def _rates_plot(verdicts: ArtifactFacts, key: str, dots: list[Dot], words: str) 
 def health_section(data: ReportData) -> Section:
     """Return signs of decay of both sides' answers, side by side."""
     tables: list[Block] = []
-    for verdicts in data.of_kind("verdicts"):
+    for verdicts in data.of_kind("comparisons"):
         if verdicts.table("policy_health") or verdicts.table("reference_health"):
             tables.append(_health_table(verdicts, sides_of(data, verdicts)))
     return Section("Text health", "health", tuple(tables))

@@ -74,7 +74,7 @@ def plan(config: EvalWinrateConfig, store: Store) -> WinratePlans:
     if config.labelled_by is not None:
         settings["labelled_by"] = config.labelled_by
     parents = (policy.as_parent("policy answers"), reference.as_parent("reference answers"), speeches)
-    verdicts = ArtifactSpec("verdicts", config.name, STAGE, VERSION, settings, parents, judge.notices)
+    verdicts = ArtifactSpec("comparisons", config.name, STAGE, VERSION, settings, parents, judge.notices)
     return WinratePlans(policy, reference, retry_spec(verdicts, store) if config.retry_failed else verdicts)
 
 
@@ -172,7 +172,7 @@ def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, st
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)
         writer.notes["judge"] = judge.name
-    require_judged(verdicts, "verdicts", config.judge.max_missing_share)
+    require_judged(verdicts, "comparisons", config.judge.max_missing_share)
     note_failed(writer, missing_share(verdicts).missing)
     rounds = [BothOrders(*pair) for pair in zip(verdicts[:both], verdicts[both:], strict=True)]
     ordered = [OrderedComparison(each.forward, "forward") for each in rounds]

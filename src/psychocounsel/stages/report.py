@@ -52,7 +52,7 @@ def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:
     from psychocounsel.reporting.html import headline_numbers, render_report  # matplotlib: only to draw
 
     shown = _with_ancestors(store, [store.open(parent) for parent in writer.plan.parents])
-    examples = [_examples(store, each, config.examples) for each in shown if each.kind == "verdicts"]
+    examples = [_examples(store, each, config.examples) for each in shown if each.kind == "comparisons"]
     facts = tuple(map(ArtifactFacts.of, shown))
     data = ReportData(config.name, facts, tuple(group for group in examples if group.examples))
     write_bytes(writer.file(REPORT_FILE), render_report(data).encode("utf-8"))

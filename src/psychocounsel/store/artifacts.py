@@ -33,7 +33,7 @@ Kind = Literal[
     "reference-logps",
     "scores",
     "policies",
-    "verdicts",
+    "comparisons",
     "annotations",
     "reports",
 ]

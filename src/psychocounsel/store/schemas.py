@@ -163,7 +163,7 @@ SPEECHES_FILE = "speeches.parquet"
 CANDIDATES_FILE = "candidates.parquet"
 JUDGEMENTS_FILE = "judgements.parquet"
 SCORES_FILE = "scores.parquet"
-VERDICTS_FILE = "verdicts.parquet"
+COMPARISONS_FILE = "comparisons.parquet"
 
 _SPEECH_SCHEMA = pa.schema(
     [
@@ -341,12 +341,12 @@ def write_comparisons(writer: ArtifactWriter, verdicts: Iterable[OrderedComparis
         }
         for verdict, order in verdicts
     )
-    write_table(writer, VERDICTS_FILE, rows, pa.schema([(name, pa.string()) for name in names]))
+    write_table(writer, COMPARISONS_FILE, rows, pa.schema([(name, pa.string()) for name in names]))
 
 
 def read_comparisons(artifact: Artifact) -> list[OrderedComparison]:
     """Read verdicts of both orders."""
-    return [OrderedComparison(_verdict(row), row["order"]) for row in read_table(artifact, VERDICTS_FILE)]
+    return [OrderedComparison(_verdict(row), row["order"]) for row in read_table(artifact, COMPARISONS_FILE)]
 
 
 def _winner(verdict: Comparison, criterion: str) -> str | None:
