@@ -28,7 +28,7 @@ sys.path.insert(0, str(TESTS / "llm"))
 
 from batch_server import ServedBatches, serving  # noqa: E402
 
-LIMITS = {"settle_seconds": 0.3}
+LIMITS = {"confirm_seconds": 0.3}
 
 
 class Runs:

@@ -127,7 +127,7 @@ def test_every_speed_knob_and_gate_is_one_that_these_tests_turn() -> None:
 @given(st.sampled_from(CONFIGS), st.sets(st.sampled_from(sorted(LEFT_OUT))))
 def test_speed_knobs_and_gates_never_change_the_identity(config: Settings, chosen: set[str]) -> None:
     changed = turned(config, {name: LEFT_OUT[name] for name in chosen})
-    assert digest_of(changed.identity()) == digest_of(config.identity())
+    assert digest_of(changed.fingerprint()) == digest_of(config.fingerprint())
 
 
 def test_turning_all_knobs_and_gates_changes_the_configs_that_hold_them() -> None:
@@ -152,7 +152,7 @@ def test_turning_all_knobs_and_gates_changes_the_configs_that_hold_them() -> Non
     ],
 )
 def test_a_setting_that_affects_the_result_changes_the_identity(config: Settings, change: dict[str, Any]) -> None:
-    assert digest_of(config.model_copy(update=change).identity()) != digest_of(config.identity())
+    assert digest_of(config.model_copy(update=change).fingerprint()) != digest_of(config.fingerprint())
 
 
 def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
@@ -160,7 +160,7 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
         {**CONFIGS[2].model_dump(), "centre_rewards_coefficient": 1, "optimisation": OPTIMISATION}
     )
     point = whole.model_copy(update={"centre_rewards_coefficient": 1.0})
-    assert digest_of(whole.identity()) == digest_of(point.identity())
+    assert digest_of(whole.fingerprint()) == digest_of(point.fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_a_config_is_frozen() -> None:
     ],
 )
 def test_what_a_judge_can_do_more_changes_no_id_of_one_that_does_not(judge: JudgeConfig, digest: str) -> None:
-    assert digest_of(judge.identity()) == digest
-    assert digest_of(judge.model_copy(update={"samples": 3}).identity()) != digest
+    assert digest_of(judge.fingerprint()) == digest
+    assert digest_of(judge.model_copy(update={"samples": 3}).fingerprint()) != digest
 
 
 def test_a_panel_is_its_judges() -> None:
@@ -226,9 +226,9 @@ def test_a_panel_is_its_judges() -> None:
     panel = JudgeConfig.model_validate({"panel": [one, {**two, "samples": 3, "temperature": 1.0}]})
     assert [each.samples for each in panel.members] == [1, 3]
     assert list(panel.named_endpoints) == ["judge.panel[0]", "judge.panel[1]"]
-    assert panel.identity().keys() == {"backend", "rubric", "panel"}
+    assert panel.fingerprint().keys() == {"backend", "rubric", "panel"}
     other = JudgeConfig.model_validate({"panel": [one, two]})
-    assert digest_of(other.identity()) != digest_of(panel.identity())
+    assert digest_of(other.fingerprint()) != digest_of(panel.fingerprint())
 
 
 def test_a_judge_at_an_endpoint_needs_no_more_than_that() -> None:
@@ -241,8 +241,8 @@ def test_a_judge_at_an_endpoint_needs_no_more_than_that() -> None:
 
 def test_a_system_prompt_that_ships_is_part_of_the_identity_word_for_word() -> None:
     shipped = ChatFormat(system_prompt="bundled:counsellor")
-    assert "Do not diagnose" in shipped.identity()["system_prompt"]
-    assert ChatFormat().identity()["system_prompt"] == ""
+    assert "Do not diagnose" in shipped.fingerprint()["system_prompt"]
+    assert ChatFormat().fingerprint()["system_prompt"] == ""
     assert ChatFormat(system_prompt="Be brief.").system_prompt == "Be brief."
 
 
@@ -250,7 +250,7 @@ def test_what_is_not_sent_is_one_on_this_machine() -> None:
     unsent = SamplingConfig(temperature=None, top_p=None)
     assert (unsent.local_temperature, unsent.local_top_p) == (1.0, 1.0)
     assert SamplingConfig(temperature=0.0, top_p=0.5).local_temperature == 0.0
-    assert digest_of(unsent.identity()) != digest_of(SamplingConfig().identity())
+    assert digest_of(unsent.fingerprint()) != digest_of(SamplingConfig().fingerprint())
 
 
 def test_the_batches_of_a_panel_are_those_of_its_judges_behind_endpoints() -> None:
@@ -259,7 +259,7 @@ def test_the_batches_of_a_panel_are_those_of_its_judges_behind_endpoints() -> No
     panel = JudgeConfig.model_validate({"panel": judges, "batch": {"enabled": True}})
     assert [each.batch.enabled for each in panel.members] == [True, False, True]
     assert panel.members[2].batch.max_lines == 7
-    assert digest_of(panel.identity()) == digest_of(plain.identity())
+    assert digest_of(panel.fingerprint()) == digest_of(plain.fingerprint())
     none = [{"backend": "decisions"}, {"backend": "local", "model": "m"}]
     with pytest.raises(ValidationError, match="has no batches"):
         JudgeConfig.model_validate({"panel": none, "batch": {"enabled": True}})

@@ -275,7 +275,7 @@ class TestResolving:
 
     def test_identity_tells_what_came_from_the_rubric(self) -> None:
         rule = resolve_rule(PairingConfig(), self.RUBRIC)
-        assert rule.identity() == {
+        assert rule.fingerprint() == {
             "weights": {**dict.fromkeys(PRINCIPLES, "1"), "clarity": "1/2"},
             "vetoes": {"safety": 3},
             "safety": "safety",

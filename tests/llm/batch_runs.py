@@ -20,7 +20,7 @@ from psychocounsel.llm.rate_limit import RetryPolicy
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 
-QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "settle_seconds": 0.3}
+QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "confirm_seconds": 0.3}
 IN_A_HURRY = RetryPolicy(first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 

@@ -136,10 +136,10 @@ class TestStrangeAnswers:
 
     def test_that_stay_are_given_up_only_if_told_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
-            with pytest.raises(AwayError, match=r"no line that can be read; .*forget_lost: true"):
+            with pytest.raises(AwayError, match=r"no line that can be read; .*resubmit_lost: true"):
                 run(server.base_url, journal, 5)
             server.times = 1
-            assert len(run(server.base_url, journal, 5, forget_lost=True)) == 5
+            assert len(run(server.base_url, journal, 5, resubmit_lost=True)) == 5
             assert len(server.batches) == 2
 
 
@@ -159,7 +159,7 @@ class TestTwins:
 
     def test_that_cannot_be_cancelled_block_nothing(self, journal: Path) -> None:
         with Stubborn(replace(self.LOST)) as server:
-            replies = run(server.base_url, journal, 5, settle_seconds=0.3)
+            replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert (len(server.batches), set(server.cancelled)) == (2, {"batch-1"})
 
@@ -171,13 +171,13 @@ class TestTwins:
 
         with BatchServer(replace(self.LOST, work_seconds=9)) as server:
             server.watch = finish_the_second
-            replies = run(server.base_url, journal, 5, settle_seconds=0.3)
+            replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert (len(server.batches), server.cancelled, server.repeats) == (2, ["batch-0"], 0)
 
     def test_of_which_the_first_failed_leave_the_other(self, journal: Path) -> None:
         with BatchServer(replace(self.LOST, fails=["odd"])) as server:
-            replies = run(server.base_url, journal, 5, settle_seconds=0.3)
+            replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert (len(server.batches), server.cancelled, server.repeats) == (2, [], 0)
 

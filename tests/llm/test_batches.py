@@ -213,12 +213,12 @@ class TestFaults:
 
     def test_a_lost_answer_to_an_order_is_looked_for_before_it_is_given_again(self, journal: Path) -> None:
         with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
-            run(server.base_url, journal, 5, settle_seconds=2.0)
+            run(server.base_url, journal, 5, confirm_seconds=2.0)
             assert (ordered(server), server.repeats) == (1, 0)
 
     def test_twins_that_appear_after_all_are_cancelled(self, journal: Path) -> None:
         with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
-            run(server.base_url, journal, 5, settle_seconds=0.3)
+            run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert len(server.batches) == 2
             assert server.cancelled == ["batch-1"]
             assert server.repeats == 0
@@ -230,7 +230,7 @@ class TestFaults:
             with pytest.raises(EndpointError, match=r"does not know the batch batch-0.*of the project"):
                 run(server.base_url, journal, 5)
             server.plan.work_seconds = 0
-            assert len(run(server.base_url, journal, 5, forget_lost=True)) == 5
+            assert len(run(server.base_url, journal, 5, resubmit_lost=True)) == 5
 
     def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
         with BatchServer(ArtifactSpec(work_seconds=0.1)) as server:
@@ -368,7 +368,7 @@ class Forks:
         )
 
     def start(self, base_url: str, journal: Path) -> int:
-        limits = {"settle_seconds": 0.2}
+        limits = {"confirm_seconds": 0.2}
         order = {"base_url": base_url, "journal": str(journal), "count": ITEMS, "limits": limits}
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps({**order, "result": str(self.result)}) + "\n")

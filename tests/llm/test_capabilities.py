@@ -156,8 +156,8 @@ def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pi
         before = server.count
         asked(server, store)
         assert server.count > before
-    assert EndpointConfig(model="m", replies=pinned.value).identity()["replies"] == pinned
-    assert "replies" not in EndpointConfig(model="m").identity()
+    assert EndpointConfig(model="m", replies=pinned.value).fingerprint()["replies"] == pinned
+    assert "replies" not in EndpointConfig(model="m").fingerprint()
 
 
 def test_a_damaged_memory_is_found_out_anew(store: Store) -> None:

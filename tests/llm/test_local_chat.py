@@ -138,7 +138,7 @@ def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store
     assert here == there
     assert here.settings["model"]["weights"]
     assert here.notices == ()
-    assert "model" not in JudgeConfig().identity()
+    assert "model" not in JudgeConfig().fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None
     report = make_report(config("comparisons/run"), store)
     html = page(report)
     assert report.kind == "reports"
-    assert report.notices == (OFFLINE,)
+    assert report.warnings == (OFFLINE,)
     assert all(each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "comparisons"))
     assert "reward-models" not in html
     assert html.index(OFFLINE) < html.index('class="cards"')

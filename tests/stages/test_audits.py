@@ -401,7 +401,7 @@ class TestOfflineJudge:
         assert "asked again" not in told
         assert "the judge resists" in told
         assert judged.server.count == 0
-        assert "the offline judge" in audits(judged)[-1].notices[0]
+        assert "the offline judge" in audits(judged)[-1].warnings[0]
 
 
 class TestTable:

@@ -191,13 +191,13 @@ class TestLength:
         self, judged: Judged, tokenizer: Path
     ) -> None:
         base = judged.store.make(
-            ArtifactSpec("base-models", "lender", "test", 1, {}, notices=("Made for a test.",)),
+            ArtifactSpec("base-models", "lender", "test", 1, {}, warnings=("Made for a test.",)),
             lambda writer: shutil.copytree(tokenizer, writer.folder, dirs_exist_ok=True) and None,
         )
         made = judged.pair(limit("lender", self.TOKENS))
         assert made.manifest["settings"]["pairing"]["length"]["tokenizer"] == {"artifact": base.id}
         assert made.parents == judged.first.parents
-        assert made.notices == ()
+        assert made.warnings == ()
         assert table(made, "train") == table(judged.pair(limit(tokenizer, self.TOKENS)), "train")
 
     def test_a_limit_that_nothing_fits_names_itself_as_the_remedy(self, judged: Judged, tokenizer: Path) -> None:

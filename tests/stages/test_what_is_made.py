@@ -140,11 +140,11 @@ class TestNotices:
         for each in store.artifacts():
             came_from = {one.artifact.id for one in ancestors(store, each)}
             expected = (NOTICE,) if judged in came_from or each.kind == "comparisons" else ()
-            assert each.notices == expected, each.ref
+            assert each.warnings == expected, each.ref
 
     def test_notice_stands_in_the_first_lines(self, store: Store) -> None:
         for each in store.artifacts():
-            if each.notices:
+            if each.warnings:
                 manifest = each.file("manifest.json").read_text(encoding="utf-8").splitlines()
                 assert NOTICE in "".join(manifest[:4]), each.ref
 

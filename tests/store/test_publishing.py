@@ -8,7 +8,7 @@ import pytest
 
 from psychocounsel.errors import ConfigError, InputError, StoreError
 from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
-from psychocounsel.store.publish import ALLOWED, is_allowed, plan_publication
+from psychocounsel.store.publish import ALLOWED, is_allowed, prepare_publication
 from psychocounsel.store.store import Store
 from released_store import MODEL_FILES, make_dataset, make_model, weights
 
@@ -30,7 +30,7 @@ def test_of_a_dataset_go_the_card_tables_figures_and_numbers(tmp_path: Path) -> 
     store = Store(tmp_path)
     made = make_dataset(store, with_strays)
     (made.folder / "data/added-later.parquet").write_bytes(b"PAR1")
-    planned = plan_publication(store, f"preferences/{made.ref}")
+    planned = prepare_publication(store, f"preferences/{made.ref}")
     assert [each.name for each in planned.files] == [
         "README.md",
         "data/test-00000-of-00001.parquet",
@@ -53,7 +53,7 @@ def test_of_a_model_go_weights_configs_and_tokenizer(tmp_path: Path, kind: str) 
         "x.safetensors.old": b"",
     }
     made = make_model(store, kind, **strays)
-    planned = plan_publication(store, made.ref)
+    planned = prepare_publication(store, made.ref)
     assert {each.name for each in planned.files} == {
         *MODEL_FILES,
         *("model.safetensors", "manifest.json", "metrics.json"),
@@ -73,14 +73,14 @@ def test_other_kinds_are_not_published(tmp_path: Path) -> None:
     store = Store(tmp_path)
     make_dataset(store, card)
     with pytest.raises(ConfigError, match="judgements are not published"):
-        plan_publication(store, "judgements/small")
+        prepare_publication(store, "judgements/small")
 
 
 def test_a_dataset_without_a_card_is_not_published(tmp_path: Path) -> None:
     store = Store(tmp_path)
     make_dataset(store, lambda _: None)
     with pytest.raises(StoreError, match="has no card"):
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
 
 
 def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
     content[40] ^= 1
     table.write_bytes(content)
     with pytest.raises(StoreError, match=r"train-00000.* has other bytes .*; move the artifact's folder away"):
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
 
 
 def test_what_was_made_from_restricted_text_stays_here(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_was_made_from_restricted_text_stays_here(tmp_path: Path) -> None:
     model = make_model(store, parents=(made.as_parent("preferences"),))
     for ref in (f"preferences/{made.ref}", f"policies/{model.ref}"):
         with pytest.raises(InputError, match=r"restricted text: speeches\.0\.data_class of speeches small@"):
-            plan_publication(store, ref)
+            prepare_publication(store, ref)
 
 
 def test_what_has_lost_an_ancestor_is_not_taken_for_open(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_has_lost_an_ancestor_is_not_taken_for_open(tmp_path: Path) -> None
     make_dataset(store, card)
     shutil.rmtree(tmp_path / "speeches")
     with pytest.raises(StoreError, match=r"speeches small@.* is not in the store"):
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
 
 
 def in_card(text: str) -> Callable[[ArtifactWriter], None]:
@@ -119,7 +119,7 @@ def test_a_secret_in_a_text_file_is_told_by_its_line_and_not_by_its_words(tmp_pa
     store = Store(tmp_path)
     make_dataset(store, in_card(f"see {text}"))
     with pytest.raises(InputError, match=r"README\.md line 3: a") as caught:
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
     assert text not in str(caught.value)
     assert "replaced" in caught.value.remedy
 
@@ -130,7 +130,7 @@ def test_a_secret_in_a_cell_is_told_by_row_and_column(tmp_path: Path, monkeypatc
     store = Store(tmp_path)
     make_dataset(store, card)
     with pytest.raises(InputError, match=r"train-00000\S* row 2, column rejected: an API key") as caught:
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
     assert KEY not in str(caught.value)
 
 
@@ -139,7 +139,7 @@ def test_clients_may_speak_of_their_home_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("released_store.ANSWERS", rated)
     store = Store(tmp_path)
     make_dataset(store, card)
-    assert plan_publication(store, "preferences/small").files
+    assert prepare_publication(store, "preferences/small").files
 
 
 def test_the_value_of_a_key_of_this_machine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_the_value_of_a_key_of_this_machine_is_found(tmp_path: Path, monkeypatch
     store = Store(tmp_path)
     make_dataset(store, in_card("these are plain words as a key"))
     with pytest.raises(InputError, match=r"README\.md line 3: the value of COUNSEL_API_KEY") as caught:
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
     assert "plain words" not in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_secrets_in_manifest_configs_and_weights_are_found(tmp_path: Path) -> No
     header = weights({"trained_in": "/home/anna/runs"})
     make_model(store, **{"config.json": f'{{"_name": "{KEY}"}}'.encode(), "model.safetensors": header})
     with pytest.raises(InputError) as caught:
-        plan_publication(store, "policies/tiny")
+        prepare_publication(store, "policies/tiny")
     assert "config.json line 1: an API key" in str(caught.value)
     assert "model.safetensors header: a path of a home folder" in str(caught.value)
 
@@ -166,13 +166,13 @@ def test_a_home_folder_in_the_settings_is_found_in_the_manifest(tmp_path: Path) 
     plan = ArtifactSpec("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"})
     store.make(plan, lambda writer: writer.write_card("# tiny"))
     with pytest.raises(InputError, match=r"manifest.json line \d+: a path of a home folder"):
-        plan_publication(store, "policies/tiny")
+        prepare_publication(store, "policies/tiny")
 
 
 def test_of_many_findings_the_first_are_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     make_dataset(store, in_card("\n".join([KEY] * 50)))
     with pytest.raises(InputError) as caught:
-        plan_publication(store, "preferences/small")
+        prepare_publication(store, "preferences/small")
     assert str(caught.value).count("README.md line") == 20
     assert "and more" in str(caught.value)

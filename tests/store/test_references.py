@@ -88,9 +88,9 @@ def test_a_hub_model_is_named_with_its_revision(tmp_path: Path) -> None:
     found = resolve_model(Store(tmp_path), "hub:owner/name@abc", ("policies",))
     assert found.parent is None
     assert found.parents("policy") == ()
-    assert found.identity == {"hub": "owner/name", "revision": "abc"}
+    assert found.fingerprint == {"hub": "owner/name", "revision": "abc"}
     assert found.policy(Store(tmp_path)) == Policy("owner/name", "abc")
-    assert resolve_model(Store(tmp_path), "hub:owner/name", ()).identity["revision"] is None
+    assert resolve_model(Store(tmp_path), "hub:owner/name", ()).fingerprint["revision"] is None
 
 
 def test_a_folder_of_weights_is_named_by_their_digest(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_folder_of_weights_is_named_by_their_digest(tmp_path: Path) -> None:
     first = resolve_model(store, str(folder), ("policies",))
     assert first.policy(store) == Policy(str(folder))
     (folder / "notes.md").write_text("other notes", encoding="utf-8")
-    assert resolve_model(store, str(folder), ("policies",)).identity == first.identity
+    assert resolve_model(store, str(folder), ("policies",)).fingerprint == first.fingerprint
     (folder / "model.safetensors").write_bytes(b"Weights")
-    assert resolve_model(store, str(folder), ("policies",)).identity != first.identity
+    assert resolve_model(store, str(folder), ("policies",)).fingerprint != first.fingerprint
 
 
 def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> No
     child = ours.make(
         ArtifactSpec("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda writer: None
     )
-    assert child.notices == ("heed this",)
+    assert child.warnings == ("heed this",)
     assert [each.artifact for each in ancestors(ours, child)] == [child, policy, origin]
     model = resolve_model(ours, str(policy.folder), ("base-models", "policies"))
     assert model.parent == policy.as_parent("model")

@@ -283,7 +283,7 @@ def test_notices_are_inherited_once_and_in_order(tmp_path: Path) -> None:
     second = store.make(ArtifactSpec("speeches", "b", "s", 1, {"x": 1}, (), ("samples", "offline judge")), write_text())
     parents = (first.as_parent("one"), second.as_parent("two"))
     child = store.make(ArtifactSpec("candidates", "c", "s", 1, {}, parents, ("own", "samples")), write_text())
-    assert child.notices == ("offline judge", "samples", "own")
+    assert child.warnings == ("offline judge", "samples", "own")
     assert child.parent("two") == second.as_parent("two")
     with pytest.raises(StoreError, match="has no third"):
         child.parent("third")

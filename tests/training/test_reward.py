@@ -279,7 +279,7 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
         with pytest.raises(IncompleteError, match=f"the {kind} became nan at step 3"):
             run_reward(tiny_model_folder, output, config)
     assert not output.folder.exists()
-    fingerprint = run_fingerprint(make_pairs(), [config.identity(), output.run_id])
+    fingerprint = run_fingerprint(make_pairs(), [config.fingerprint(), output.run_id])
     point = newest_verified(output.work, fingerprint)
     assert point.path is not None
     assert point.step == 2

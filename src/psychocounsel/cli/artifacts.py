@@ -62,7 +62,7 @@ def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
 
     opened = open_store(store)
     artifact = _resolve(opened, ref)
-    for notice in artifact.notices:
+    for notice in artifact.warnings:
         console.result(f"! {notice}")
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
     console.result(f"made     {artifact.manifest['created_at']} in {artifact.manifest['seconds']} s")
@@ -219,14 +219,14 @@ def push(
     Only files of a list go, and only if none is damaged and none holds a secret. The token is that
     of HF_TOKEN or of `hf auth login`.
     """
-    from psychocounsel.store.publish import parse_target, plan_publication, upload
+    from psychocounsel.store.publish import parse_target, prepare_publication, upload
 
     repository = parse_target(target, private)
     if offline and not dry_run:
         raise ConfigError("offline, but push writes to the Hub", remedy="drop --offline, or add --dry-run")
-    publication = plan_publication(open_store(store, offline), ref)
+    publication = prepare_publication(open_store(store, offline), ref)
     artifact = publication.artifact
-    for notice in artifact.notices:
+    for notice in artifact.warnings:
         console.result(f"! {notice}")
     for each in publication.files:
         console.result(f"  {each.bytes:>12,} bytes  {each.name}")

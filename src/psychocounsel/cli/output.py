@@ -294,7 +294,7 @@ def _dollars(cost: "Decimal") -> str:
 
 def tell(artifacts: Sequence[Artifact], store: Store) -> None:
     """Print what was made or found: first what heads it, then the names and headline numbers."""
-    notices = dict.fromkeys(notice for artifact in artifacts for notice in artifact.notices)
+    notices = dict.fromkeys(notice for artifact in artifacts for notice in artifact.warnings)
     for notice in notices:
         console.result(f"! {notice}")
     for artifact in artifacts:

@@ -20,7 +20,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return the settings that affect the result, ready for JSON; speed knobs and gates are left out."""
         return {name: _plain(getattr(self, name)) for name in self._identity_fields()}
 
@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
-        return value.identity()
+        return value.fingerprint()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return value
@@ -139,9 +139,9 @@ class EndpointConfig(Settings):
     max_cost: Annotated[PositiveFloat | None, Gate()] = None
     replies: Literal["auto", "json_schema", "json_object", "text"] = "auto"
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what shapes the replies; what a server can do is its own part, unless it is pinned."""
-        settings = super().identity()
+        settings = super().fingerprint()
         return settings if self.replies != "auto" else {k: v for k, v in settings.items() if k != "replies"}
 
 
@@ -152,7 +152,7 @@ class BatchConfig(Settings):
     the prompts with the provider have fewer than `enqueued_tokens`; null, and the provider says when it has
     enough. Batches are looked at every `first_poll_seconds`, more and more seldom, at last every
     `longest_poll_seconds`. A batch of which nobody knows whether the provider took it is looked for in its
-    list for `settle_seconds` before it is submitted again. `forget_lost` asks again what stands in batches
+    list for `confirm_seconds` before it is submitted again. `resubmit_lost` asks again what stands in batches
     that the provider no longer knows.
     """
 
@@ -162,9 +162,9 @@ class BatchConfig(Settings):
     enqueued_tokens: PositiveInt | None = None
     first_poll_seconds: PositiveFloat = 5.0
     longest_poll_seconds: PositiveFloat = 60.0
-    settle_seconds: NonNegativeFloat = 60.0
+    confirm_seconds: NonNegativeFloat = 60.0
     transfer_timeout_seconds: PositiveFloat = 600.0
-    forget_lost: bool = False
+    resubmit_lost: bool = False
 
 
 class ChatFormat(Settings):
@@ -288,9 +288,9 @@ class AskedJudge(Settings):
         """What was said of it, and not left at its default."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what shapes the ratings; what stands at its default and came later is left out."""
-        settings = super().identity()
+        settings = super().fingerprint()
         if self.backend == "decisions":
             settings = {name: value for name, value in settings.items() if name not in _NOT_DECIDED_BY}
         return {name: value for name, value in settings.items() if value != _UNSAID.get(name, _SAID)}
@@ -326,7 +326,7 @@ class JudgeConfig(AskedJudge):
             raise ValueError(f"a panel's judges have {', '.join(sorted(own))} of their own; set it there")
         if len(self.panel) == 1:
             raise ValueError("a panel has at least two judges")
-        identities = [each.identity() for each in self.panel]
+        identities = [each.fingerprint() for each in self.panel]
         if any(identities.count(each) > 1 for each in identities):
             raise ValueError("two judges of the panel are one and the same; ask one with samples: 2")
         return self
@@ -350,9 +350,9 @@ class JudgeConfig(AskedJudge):
         """Every endpoint that reads what is judged."""
         return tuple(self.named_endpoints.values())
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what shapes the ratings: of a panel, its judges."""
-        settings = super().identity()
+        settings = super().fingerprint()
         return {name: settings[name] for name in ("backend", "rubric", "panel")} if self.panel else settings
 
 

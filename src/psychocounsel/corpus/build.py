@@ -402,8 +402,8 @@ def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
         keep_restricted_text_here([config.topics.endpoint], {each.path: each.data_class for each in config.speeches})
     settings: dict[str, Any] = {
         "speeches": [_source(each) for each in config.speeches],
-        "cleaning": config.cleaning.identity(),
-        "split": config.split.identity(),
+        "cleaning": config.cleaning.fingerprint(),
+        "split": config.split.fingerprint(),
         **screens_identity(config),
     }
     if config.exclude:
@@ -422,7 +422,7 @@ def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
 def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str, Any]:
     """Return what identifies a source: its content, and the name under which its rows remember it."""
     content = source_identity(source.path, source.split, source.config)
-    return {**source.identity(), "path": content, "name": source_name(source.path)}
+    return {**source.fingerprint(), "path": content, "name": source_name(source.path)}
 
 
 def open_corpus(

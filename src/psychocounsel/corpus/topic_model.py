@@ -269,10 +269,10 @@ def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
     """
     taxonomy = load_taxonomy(config.taxonomy)
     if config.endpoint is None:
-        return {**config.identity(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
+        return {**config.fingerprint(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
     endpoint = planned_identity(config.endpoint, store)
     with plan_to_name_topics(config, config.endpoint, store) as assigner:
-        return {**config.identity(), "endpoint": endpoint, "taxonomy": dict(assigner.identity)}
+        return {**config.fingerprint(), "endpoint": endpoint, "taxonomy": dict(assigner.identity)}
 
 
 @contextmanager

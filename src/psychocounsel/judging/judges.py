@@ -346,7 +346,7 @@ def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
             tokens cannot be told apart, and the ratings are to be expected.
     """
     rubric = load_rubric(config.rubric)
-    settings = {**config.identity(), "rubric": rubric.digest}
+    settings = {**config.fingerprint(), "rubric": rubric.digest}
     if config.panel:
         return JudgePlan(
             {**settings, "panel": [judge_fingerprint(each, store).settings for each in config.members]}, ()
@@ -410,7 +410,7 @@ def _open_asked(config: JudgeConfig, store: Store, stop: Callable[[], bool], may
 def _weights(ref: str, store: Store) -> dict[str, Any]:
     """Return what tells the weights of a reference from others."""
     model = resolve_model(store, ref, POLICY_KINDS)
-    return model.identity if model.parent is None else {"artifact": model.parent.id}
+    return model.fingerprint if model.parent is None else {"artifact": model.parent.id}
 
 
 def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -> ChatModel:

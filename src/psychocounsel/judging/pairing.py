@@ -83,7 +83,7 @@ class PairingRule:
     max_pairs_per_speech: int | None = None
     unfit: Unfit = _none_is_unfit
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what the rule took from the rubric, ready for JSON."""
         weights = {name: str(weight) for name, weight in self.weights.items()}
         return {"weights": weights, "vetoes": dict(self.vetoes), "safety": self.safety}

@@ -284,7 +284,7 @@ class Rubric:
         ]
         content: list[Any] = [self.version, self.language, self.minimum, self.maximum, principles]
         if self.reply != ReplyLayout():
-            content.append(self.reply.identity())
+            content.append(self.reply.fingerprint())
         return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
 
 

@@ -159,7 +159,7 @@ def planned_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
     """Return what shapes an endpoint's replies: the address is the one that is really asked."""
     base_url = resolved_base_url(endpoint)
     require_reachable(base_url, store.offline)
-    return {**endpoint.identity(), "base_url": base_url}
+    return {**endpoint.fingerprint(), "base_url": base_url}
 
 
 def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]) -> None:

@@ -192,11 +192,11 @@ def gather_dataset_facts(
     judgements = next((each for each in lineage if each.kind == "judgements"), None)
     rated = [] if judgements is None else read_judgements(judgements)
     return DatasetFacts(
-        name=writer.plan.name,
-        licences=_licences([writer.plan.settings, *(each.settings for each in made_from)]),
+        name=writer.spec.name,
+        licences=_licences([writer.spec.settings, *(each.settings for each in made_from)]),
         rows={split: len(each) for split, each in pairs.items() if each},
         principles=tuple(principles) if rubric is None else rubric.principle_ids,
-        notices=tuple(dict.fromkeys(notice for each in lineage for notice in each.notices)),
+        notices=tuple(dict.fromkeys(notice for each in lineage for notice in each.warnings)),
         rubric=None if rubric is None else _rubric(rubric),
         artifacts=(_draft_facts(writer), *made_from),
         judges=dict(Counter(each.judge for each in rated)),
@@ -218,14 +218,14 @@ def write_dataset_card(writer: ArtifactWriter, facts: DatasetFacts) -> None:
 def _lineage(store: Store, writer: ArtifactWriter) -> list[Artifact]:
     """Return every artifact that a writer comes from, once, nearest first."""
     found: dict[str, Artifact] = {}
-    walks = [list(ancestors(store, store.open(parent))) for parent in writer.plan.parents]
+    walks = [list(ancestors(store, store.open(parent))) for parent in writer.spec.parents]
     for each in sorted((each for walk in walks for each in walk), key=lambda each: each.depth):
         found.setdefault(each.artifact.id, each.artifact)
     return list(found.values())
 
 
 def _draft_facts(writer: ArtifactWriter) -> ArtifactFacts:
-    plan = writer.plan
+    plan = writer.spec
     return ArtifactFacts(
         kind=plan.kind,
         name=plan.name,

@@ -71,7 +71,7 @@ class ArtifactFacts:
             metrics=artifact.metrics,
             rows=manifest["rows"],
             parents=ParentFacts.of(artifact.parents),
-            notices=artifact.notices,
+            notices=artifact.warnings,
             settings=manifest["settings"],
             files=tuple(FileFacts(name, entry["bytes"], entry["sha256"]) for name, entry in files),
             made_with=manifest["made_with"],

@@ -67,9 +67,9 @@ def plan_models(config: AlignConfig, online: OnlineConfig, store: Store) -> Roun
     return RoundModels(
         resolve_parent(store, online.speeches, "speeches", "speeches"),
         reward.parents("reward model"),
-        reward.identity,
+        reward.fingerprint,
         initial.parents("previous policy"),
-        initial.identity,
+        initial.fingerprint,
     )
 
 
@@ -79,12 +79,12 @@ def plan_round(config: AlignConfig, online: OnlineConfig, name: str, seed: int, 
         "seed": seed,
         "speeches_per_round": online.speeches_per_round,
         "candidates_per_speech": online.candidates_per_speech,
-        "sampling": online.sampling.identity(),
-        "chat": config.chat.identity(),
+        "sampling": online.sampling.fingerprint(),
+        "chat": config.chat.fingerprint(),
         "policy": models.policy_identity,
     }
     candidates = ArtifactSpec("candidates", name, STAGE, VERSION, sampling, (models.speeches, *models.policy))
-    scoring = {"chat": config.chat.identity(), "reward_model": models.reward_identity}
+    scoring = {"chat": config.chat.fingerprint(), "reward_model": models.reward_identity}
     answered = (candidates.as_parent("candidates"), models.speeches)
     scores = ArtifactSpec("scores", name, STAGE, VERSION, scoring, (*answered, *models.reward_model))
     selection = {
@@ -109,7 +109,7 @@ def sample_round(
     Raises:
         Preempted: a signal asked to stop.
     """
-    seed = int(writer.plan.settings["seed"])
+    seed = int(writer.spec.settings["seed"])
     speeches = drawn(_split(store, writer.parent("speeches"), "train"), online.speeches_per_round, seed)
     policy = current_policy(config, store, writer)
     candidates = _answers(config, online, Asked(policy, speeches, seed), stop)
@@ -120,7 +120,7 @@ def sample_round(
 
 def current_policy(config: AlignConfig, store: Store, writer: ArtifactWriter) -> Policy:
     """Return the policy that a round starts from: the round's before, or the initial one."""
-    for parent in writer.plan.parents:
+    for parent in writer.spec.parents:
         if parent.role == "previous policy":
             return Policy(str(store.open(parent).folder))
     return resolve_model(store, config.policy, POLICY_KINDS).policy(store)
@@ -216,7 +216,7 @@ def pair_round(online: OnlineConfig, store: Store, writer: ArtifactWriter) -> No
     if not pairing.pairs:
         raise DataQualityError(
             f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
-            where=writer.plan.ref,
+            where=writer.spec.ref,
             remedy="sample at a higher temperature, or let answers end by a larger max_new_tokens",
         )
     write_pairs(writer, "train", pairing.pairs, ())
@@ -294,7 +294,7 @@ def align(config: AlignConfig, store: Store) -> Artifact:
 def _settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
     """Return what shapes one DPO training; models and data stand among the parents."""
     left_out = {"name", "policy", "preferences", "online"}
-    own = {key: value for key, value in config.identity().items() if key not in left_out}
+    own = {key: value for key, value in config.fingerprint().items() if key not in left_out}
     return {**own, "initial_policy": initial_policy}
 
 
@@ -302,7 +302,7 @@ def _plan_dpo(config: AlignConfig, store: Store) -> ArtifactSpec:
     initial = resolve_model(store, config.policy, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences or "", "preferences", "preferences")
     parents = (preferences, *initial.parents("initial policy"))
-    return ArtifactSpec("policies", config.name, STAGE, VERSION, _settings(config, initial.identity), parents)
+    return ArtifactSpec("policies", config.name, STAGE, VERSION, _settings(config, initial.fingerprint), parents)
 
 
 def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
@@ -310,7 +310,7 @@ def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWri
     pairs = read_pairs(preferences, "train")
     training = _train(config, store, writer, pairs, stop)
     writer.write_metrics({"training": training, "pairs": len(pairs)})
-    _write_card(config, writer, preferences.notices)
+    _write_card(config, writer, preferences.warnings)
 
 
 def _train(
@@ -326,10 +326,10 @@ def _train(
 
     initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
     steps = config.online.steps_per_round if config.online else config.max_steps
-    seed = int(writer.plan.settings["seed"])
+    seed = int(writer.spec.settings["seed"])
     run = DpoRun(current_policy(config, store, writer), initial, config, seed, steps)
-    with step_progress(f"aligning {writer.plan.name}") as report:
-        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.plan.id)
+    with step_progress(f"aligning {writer.spec.name}") as report:
+        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.spec.id)
         return train_dpo(run, pairs, output).as_dict()
 
 
@@ -347,7 +347,7 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
         name = f"{config.name}-round-{number:02d}"
         seed = int(content_id("round", str(config.seed), str(number)), 16) % 2**32
         own = plan_round(config, online, name, seed, models)
-        settings = _settings(config, initial.identity) | {"seed": seed, "max_steps": online.steps_per_round}
+        settings = _settings(config, initial.fingerprint) | {"seed": seed, "max_steps": online.steps_per_round}
         parents = (
             own.pairs.as_parent("pairs"),
             models.speeches,
@@ -405,6 +405,6 @@ def _train_round(
     writer.write_metrics({**metrics, "rounds": [*before, present]})
     best = max(earlier, key=lambda policy: _dev_reward(policy.metrics), default=None)
     is_best = best is None or _dev_reward(best.metrics) <= _dev_reward(metrics)
-    chosen = writer.plan.as_parent("best") if best is None or is_best else best.as_parent("best")
+    chosen = writer.spec.as_parent("best") if best is None or is_best else best.as_parent("best")
     writer.notes["best"] = chosen._asdict()
-    _write_card(config, writer, store.open(writer.parent("pairs")).notices)
+    _write_card(config, writer, store.open(writer.parent("pairs")).warnings)

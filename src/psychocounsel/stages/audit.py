@@ -69,9 +69,9 @@ class Samples(NamedTuple):
 
 def plan_audit(config: BuildPreferencesConfig, judgements: ArtifactSpec) -> ArtifactSpec:
     """Return what the audit of some judgements is."""
-    settings = {"audit": config.audit.identity(), "canaries": digest_of(list(CANARIES))}
+    settings = {"audit": config.audit.fingerprint(), "canaries": digest_of(list(CANARIES))}
     parents = (judgements.as_parent("judgements"), *judgements.parents)
-    return ArtifactSpec("audits", config.name, STAGE, VERSION, settings, parents, judgements.notices)
+    return ArtifactSpec("audits", config.name, STAGE, VERSION, settings, parents, judgements.warnings)
 
 
 def audit_judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:

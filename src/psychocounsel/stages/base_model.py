@@ -33,9 +33,9 @@ def plan(config: BaseModelConfig, store: Store) -> BaseModelPlans:
         )
     settings = {
         "seed": config.seed,
-        "shape": config.shape.identity(),
-        "sft": config.sft.identity(),
-        "chat": config.chat.identity(),
+        "shape": config.shape.fingerprint(),
+        "sft": config.sft.fingerprint(),
+        "chat": config.chat.fingerprint(),
     }
     parents = (corpus.speeches.as_parent("speeches"), corpus.candidates.as_parent("candidates"))
     return BaseModelPlans(corpus, ArtifactSpec("base-models", config.name, STAGE, VERSION, settings, parents))
@@ -52,7 +52,7 @@ def create_base_model(config: BaseModelConfig, store: Store) -> Artifact:
 def _build(config: BaseModelConfig, store: Store, writer: ArtifactWriter) -> None:
     from psychocounsel.training.tiny_llama import make_tiny_llama  # torch: only when a model is made
 
-    parents = {parent.role: store.open(parent) for parent in writer.plan.parents}
+    parents = {parent.role: store.open(parent) for parent in writer.spec.parents}
     speeches = [each.speech for each in read_speeches(parents["speeches"]) if each.split == "train"]
     with step_progress("warming up the tiny Llama") as report:
         summary = make_tiny_llama(speeches, read_candidates(parents["candidates"]), config, writer.folder, report)

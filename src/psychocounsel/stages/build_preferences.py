@@ -70,10 +70,10 @@ def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, 
         ConfigError: a weight or veto does not fit the rubric, or nothing answers to the tokenizer's name.
     """
     pairing = config.pairing
-    terms = resolve_rule(pairing, _terms(load_rubric(config.judge.rubric))).identity()
+    terms = resolve_rule(pairing, _terms(load_rubric(config.judge.rubric))).fingerprint()
     seed = None if pairing.dev_share is None else config.seed
     limit = pairing.length and length_identity(pairing.length, store)
-    return {**pairing.identity(), **terms, "dev_seed": seed, "length": limit}
+    return {**pairing.fingerprint(), **terms, "dev_seed": seed, "length": limit}
 
 
 def _terms(rubric: Rubric) -> RubricTerms:
@@ -89,8 +89,8 @@ def length_identity(length: PairLengthConfig, store: Store) -> dict[str, Any]:
         ConfigError: nothing answers to the tokenizer's name.
     """
     found = _tokenizer(length, store)
-    known_by = found.identity if found.parent is None else {"artifact": found.parent.id}
-    return {**length.identity(), "tokenizer": known_by}
+    known_by = found.fingerprint if found.parent is None else {"artifact": found.parent.id}
+    return {**length.fingerprint(), "tokenizer": known_by}
 
 
 def _tokenizer(length: PairLengthConfig, store: Store) -> ModelReference:
@@ -403,7 +403,7 @@ def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, stop
 
 def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
-    candidates = distinct_candidates(store, writer.plan.parents)
+    candidates = distinct_candidates(store, writer.spec.parents)
     items = [(speeches[each.speech_id], each) for each in candidates if each.text]
     with open_judge(config.judge, store, stop, may_wait=True) as judge:
         with progress("judging responses", len(items), lambda: judge_standing(judge)) as advance:
@@ -416,7 +416,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter,
     write_judgements(writer, judgements, principles)
     writer.write_metrics(
         {
-            "left_out": _left_out(store, writer.plan.parents, candidates),
+            "left_out": _left_out(store, writer.spec.parents, candidates),
             "judged": len(judgements),
             "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
             "addresses_judge": addressing_judge(judgements),
@@ -437,7 +437,7 @@ def _left_out(store: Store, parents: Sequence[Parent], distinct: Sequence[Candid
 
 def _pair(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter) -> None:
     rubric = load_rubric(config.judge.rubric)
-    pairings = pair_splits(config, open_rule(config, store), store, writer.plan.parents)
+    pairings = pair_splits(config, open_rule(config, store), store, writer.spec.parents)
     for split, pairing in pairings.items():
         if pairing.pairs:
             write_pairs(writer, split, pairing.pairs, rubric.principle_ids)

@@ -164,7 +164,7 @@ def _unread(config: BuildPreferencesConfig) -> list[PaidCalls]:
     if config.corpus.topics is not None:
         wanted.insert(0, (_TOPICS, config.corpus.topics.endpoint))
     wanted += [(_RATING, each) for each in config.judge.endpoints]
-    if any(config.audit.identity().values()):
+    if any(config.audit.fingerprint().values()):
         wanted += [(_AUDITING, each) for each in config.judge.endpoints]
     return _uncounted(wanted, hint)
 

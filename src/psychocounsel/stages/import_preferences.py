@@ -30,7 +30,7 @@ from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
 from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
 from psychocounsel.stages.build_preferences import length_identity, token_limit, words_by_side
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
-from psychocounsel.store.references import note_unless_pinned
+from psychocounsel.store.references import warn_unless_pinned
 from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs, write_speeches
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
@@ -324,7 +324,7 @@ def plan(config: ImportPreferencesConfig, store: Store) -> ImportPlans:
         InputError: a split of the release has no file.
         ConfigError: nothing answers to the tokenizer's name.
     """
-    note_unless_pinned(store, config.source)
+    warn_unless_pinned(store, config.source)
     speeches = ArtifactSpec("speeches", config.name, STAGE, VERSION, _speech_settings(config))
     pairing = {
         "safety": config.safety,

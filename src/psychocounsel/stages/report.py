@@ -51,7 +51,7 @@ def make_report(config: ReportConfig, store: Store) -> Artifact:
 def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:
     from psychocounsel.reporting.html import headline_numbers, render_report  # matplotlib: only to draw
 
-    shown = _with_ancestors(store, [store.open(parent) for parent in writer.plan.parents])
+    shown = _with_ancestors(store, [store.open(parent) for parent in writer.spec.parents])
     examples = [_examples(store, each, config.examples) for each in shown if each.kind == "comparisons"]
     facts = tuple(map(ArtifactFacts.of, shown))
     data = ReportData(config.name, facts, tuple(group for group in examples if group.examples))

@@ -172,14 +172,14 @@ def plan_responder(responder: ResponderConfig, store: Store, role: str) -> Respo
     Raises:
         ConfigError: offline, and its endpoint is not on this machine; or nothing answers to its reference.
     """
-    settings = responder.identity()
+    settings = responder.fingerprint()
     if responder.endpoint is not None:
         return ResponderPlan({**settings, "endpoint": planned_identity(responder.endpoint, store)}, ())
     if responder.file is not None:
         # Neither sampling nor a chat format shapes what stands in a file.
         return ResponderPlan({"author": responder.author, "file": source_identity(responder.file, "train")}, ())
     model = resolve_model(store, responder.model or "", POLICY_KINDS)
-    return ResponderPlan({**settings, "model": model.identity}, model.parents(role))
+    return ResponderPlan({**settings, "model": model.fingerprint}, model.parents(role))
 
 
 class ResponseRequest(NamedTuple):

@@ -37,7 +37,7 @@ def plan(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
     """Return what a config means, without making it."""
     base = resolve_model(store, config.base_model, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences, "preferences", "preferences")
-    settings = config.identity() | {"base_model": base.identity, "preferences": None, "name": None}
+    settings = config.fingerprint() | {"base_model": base.fingerprint, "preferences": None, "name": None}
     parents = (preferences, *base.parents("base model"))
     return ArtifactSpec("reward-models", config.name, STAGE, VERSION, settings, parents)
 
@@ -63,7 +63,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, stop
     _require_splits(pairs, preferences)
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
     with step_progress("training the reward model") as report:
-        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.plan.id)
+        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.spec.id)
         summary = train_reward_model(base, pairs["train"], config, output)
     scorer = RewardScorer.load(Policy(str(writer.folder)), config.chat)
     batch_size = config.optimisation.per_device_batch_size
@@ -81,7 +81,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, stop
             "test_margins": test.margins,
         }
     )
-    card = model_card(ModelFacts(config.name, "reward model", store.open(writer.parent("preferences")).notices))
+    card = model_card(ModelFacts(config.name, "reward model", store.open(writer.parent("preferences")).warnings))
     writer.write_card(card)
 
 

@@ -82,7 +82,7 @@ class ArtifactSpec:
     version: int
     settings: Mapping[str, Any]
     parents: tuple[Parent, ...] = ()
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len({parent.role for parent in self.parents}) < len(self.parents):
@@ -143,9 +143,9 @@ class Artifact:
         return tuple(Parent(**parent) for parent in self.manifest["parents"])
 
     @property
-    def notices(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Sentences that must head everything made from it."""
-        return tuple(self.manifest["notices"])
+        return tuple(self.manifest["warnings"])
 
     def as_parent(self, role: str) -> Parent:
         """Return this artifact in the role it plays for a child."""
@@ -174,7 +174,7 @@ class Artifact:
 class ArtifactWriter:
     """An artifact in the making: its folder, a scratch folder that survives a crash, its notes."""
 
-    plan: ArtifactSpec
+    spec: ArtifactSpec
     folder: Path
     rows: dict[str, int] = field(default_factory=dict[str, int])
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -192,7 +192,7 @@ class ArtifactWriter:
         Raises:
             StoreError: the plan has none.
         """
-        return parent_in(self.plan.parents, role, self.plan.ref)
+        return parent_in(self.spec.parents, role, self.spec.ref)
 
     def file(self, name: str) -> Path:
         """Return the path at which to write one of its files; folders on the way are made."""
@@ -213,12 +213,12 @@ class ArtifactWriter:
 _REPORTED_PACKAGES = ("psychocounsel", "torch", "transformers", "trl", "datasets", "peft", "openai")
 
 
-def seal(writer: ArtifactWriter, notices: list[str], seconds: float) -> Artifact:
+def commit(writer: ArtifactWriter, warnings: list[str], seconds: float) -> Artifact:
     """Write the manifest of a finished writer: from here on the artifact is complete.
 
     Args:
         writer: what was built; its scratch folder is removed.
-        notices: sentences that head the artifact and everything made from it.
+        warnings: sentences that head the artifact and everything made from it.
         seconds: how long building took.
     """
     shutil.rmtree(writer.folder / "work", ignore_errors=True)
@@ -230,11 +230,11 @@ def seal(writer: ArtifactWriter, notices: list[str], seconds: float) -> Artifact
         for entry in (*entries, writer.folder, writer.folder.parent):
             sync(entry)
     files = [path for path in entries if path.is_file() and path.name != MANIFEST]
-    manifest = {"notices": notices, **_manifest(writer, files, seconds)}
+    manifest = {"warnings": warnings, **_manifest(writer, files, seconds)}
     return _with_manifest(writer.folder, manifest, is_new=True)
 
 
-def adopt(found: Artifact, name: str, folder: Path) -> Artifact:
+def alias(found: Artifact, name: str, folder: Path) -> Artifact:
     """Keep a sealed artifact under a second name: its files are linked, or copied where links cannot be.
 
     Args:
@@ -266,7 +266,7 @@ def _with_manifest(folder: Path, manifest: dict[str, Any], is_new: bool) -> Arti
 
 
 def _manifest(writer: ArtifactWriter, files: list[Path], seconds: float) -> dict[str, Any]:
-    plan = writer.plan
+    plan = writer.spec
     return {
         "format": FORMAT,
         "id": plan.id,

@@ -105,7 +105,7 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remembered_digest(path: Path) -> str:
+def cached_digest(path: Path) -> str:
     """Return the SHA-256 of a file, counted once for as long as its size and time of change stay.
 
     Weights are many gigabytes, and a run comes back to them often.
@@ -122,4 +122,4 @@ def _digest_in_state(path: Path, size_bytes: int, changed_at_ns: int) -> str:
 
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:
     """Return the SHA-256 over the named files of a folder and their contents."""
-    return digest_of({name: remembered_digest(folder / name) for name in sorted(names)})
+    return digest_of({name: cached_digest(folder / name) for name in sorted(names)})

@@ -134,7 +134,7 @@ class Finding(NamedTuple):
     kind: str
 
 
-def plan_publication(store: Store, ref: str) -> Publication:
+def prepare_publication(store: Store, ref: str) -> Publication:
     """Return what of an artifact may be published.
 
     Raises:

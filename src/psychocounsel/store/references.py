@@ -26,7 +26,7 @@ class ModelReference(NamedTuple):
     """A model that a stage reads: the artifact it is, or what identifies weights from elsewhere."""
 
     parent: Parent | None
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     outside: Policy | None
 
     def parents(self, role: str) -> tuple[Parent, ...]:
@@ -45,7 +45,7 @@ class ModelReference(NamedTuple):
         if self.parent is None:
             raise StoreError("a model reference names neither an artifact nor outside weights")
         artifact = store.open(self.parent)
-        store.require_whole(artifact)
+        store.require_intact(artifact)
         return Policy(str(artifact.folder))
 
 
@@ -62,7 +62,7 @@ def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | Arti
         ConfigError: nothing, or more than one kind, answers to it; the message names near ones.
     """
     if (Path(ref) / MANIFEST).is_file():
-        return _of_kind(store.opened_at(Path(ref)), kind, ref)
+        return _of_kind(store.open_at(Path(ref)), kind, ref)
     if ref.endswith(BEST):
         return _best(store, resolve(store, ref.removesuffix(BEST), kind))
     wanted_kind, name, short_id = _parts(ref, kind)
@@ -116,7 +116,7 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
         kinds: the kinds of artifact to try, in this order.
     """
     if ref.startswith(HUB):
-        note_unless_pinned(store, ref)
+        warn_unless_pinned(store, ref)
         location, _, revision = ref.removeprefix(HUB).partition("@")
         outside = Policy(location, revision or None)
         return ModelReference(None, {"hub": location, "revision": revision or None}, outside)
@@ -125,10 +125,10 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
     return _model_artifact(store, ref, kinds)
 
 
-def note_unless_pinned(store: Store, ref: str) -> None:
+def warn_unless_pinned(store: Store, ref: str) -> None:
     """Tell, once, that a name on the Hub stands without a revision."""
     if ref.startswith(HUB) and not ref.partition("@")[2]:
-        store.tell_once(f"{ref}: no revision is named, and what it holds may change; write {ref}@COMMIT")
+        store.notify_once(f"{ref}: no revision is named, and what it holds may change; write {ref}@COMMIT")
 
 
 def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:

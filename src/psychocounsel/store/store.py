@@ -22,10 +22,10 @@ from psychocounsel.store.artifacts import (
     ArtifactWriter,
     Kind,
     Parent,
-    adopt,
-    seal,
+    alias,
+    commit,
 )
-from psychocounsel.store.files import digest_of_file, full_disk_faults, remembered_digest
+from psychocounsel.store.files import cached_digest, digest_of_file, full_disk_faults
 
 
 def _opened(path: Path) -> IO[str]:
@@ -71,7 +71,7 @@ _MANIFEST_TYPES: dict[str, type] = {
     "version": int,
     "settings": dict,
     "parents": list,
-    "notices": list,
+    "warnings": list,
     "rows": dict,
     "notes": dict,
     "files": dict,
@@ -119,18 +119,18 @@ class Store:
         with self._lock(plan), full_disk_faults(folder):
             found = self.find(plan)
             if found is not None:
-                return found if found.name == plan.name else adopt(found, plan.name, folder)
+                return found if found.name == plan.name else alias(found, plan.name, folder)
             self._set_damaged_aside(plan)
             self._announce(plan)
             folder.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             writer = ArtifactWriter(plan, folder)
             build(writer)
-            return seal(writer, self._notices(plan), time.monotonic() - started)
+            return commit(writer, self._warnings(plan), time.monotonic() - started)
 
-    def _notices(self, plan: ArtifactSpec) -> list[str]:
-        inherited = [notice for parent in plan.parents for notice in self.open(parent).notices]
-        return list(dict.fromkeys([*inherited, *plan.notices]))
+    def _warnings(self, plan: ArtifactSpec) -> list[str]:
+        inherited = [warning for parent in plan.parents for warning in self.open(parent).warnings]
+        return list(dict.fromkeys([*inherited, *plan.warnings]))
 
     def _lock(self, plan: ArtifactSpec) -> AbstractContextManager[None]:
         return held(self.root / ".locks" / f"{plan.kind}-{plan.id[:16]}.lock", f"{plan.kind} {plan.ref}")
@@ -157,14 +157,14 @@ class Store:
         sound = [artifact for artifact in same_id if _sizes_fit(artifact)]
         return min(sound, key=lambda artifact: artifact.name != plan.name, default=None)
 
-    def require_whole(self, artifact: Artifact) -> None:
+    def require_intact(self, artifact: Artifact) -> None:
         """Check every file of an artifact that other libraries are about to read, which check nothing.
 
         Raises:
             IncompleteError: a file is damaged; the artifact is set aside, so that its stage makes it again.
             StoreError: it is damaged, and stands in another store.
         """
-        damage = damaged_files(artifact, remembered_digest)
+        damage = damaged_files(artifact, cached_digest)
         if not damage:
             return
         told = ", ".join(f"{name} {fault}" for name, fault in sorted(damage.items()))
@@ -201,9 +201,9 @@ class Store:
             try:
                 yield open_artifact(manifest.parent)
             except StoreError as fault:
-                self.tell_once(f"left out: {fault}")
+                self.notify_once(f"left out: {fault}")
 
-    def tell_once(self, text: str) -> None:
+    def notify_once(self, text: str) -> None:
         """Tell the user something that would otherwise be told at every look."""
         if text not in self._told:
             self._told.add(text)
@@ -229,7 +229,7 @@ class Store:
             remedy="run the stage that makes it first",
         )
 
-    def opened_at(self, folder: Path) -> Artifact:
+    def open_at(self, folder: Path) -> Artifact:
         """Return the artifact in a folder of this store or another; its own parents are found from then on.
 
         Raises:

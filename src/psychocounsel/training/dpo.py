@@ -120,7 +120,7 @@ class DpoRun:
     @property
     def settings(self) -> list[Any]:
         """What, beside the pairs and the models, decides the weights that come out."""
-        return [self.config.identity(), self.seed, self.max_steps]
+        return [self.config.fingerprint(), self.seed, self.max_steps]
 
 
 class ReadyIdsDpoTrainer(CarefulTrainer, DPOTrainer):

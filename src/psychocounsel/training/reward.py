@@ -102,7 +102,7 @@ def train_reward_model(
     tokenizer.pad_token_id = pad_token_id(tokenizer)
     tokens = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
     schedule = Schedule(len(tokens.rows), config.epochs, config.seed)
-    fingerprint = run_fingerprint(pairs, [config.identity(), output.run_id])
+    fingerprint = run_fingerprint(pairs, [config.fingerprint(), output.run_id])
     with quiet_libraries():
         model = load_with_new_head(base, tokenizer, config.seed)
         configs = ModelConfigs.of(model)

@@ -129,14 +129,14 @@ class BatchRun:
 
         After several orders there may be twins: all is waited for, one is kept and the others are cancelled.
         """
-        until = min(shard.changed_at, time.time()) + self._limits.settle_seconds
+        until = min(shard.changed_at, time.time()) + self._limits.confirm_seconds
         while True:
             is_last = time.time() >= until
             listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
             ours = [each for each in listed if each.carries(shard.metadata)]
             if is_last or (ours and orders == 1):
                 break
-            await self._pause(min(self._limits.first_poll_seconds, self._limits.settle_seconds))
+            await self._pause(min(self._limits.first_poll_seconds, self._limits.confirm_seconds))
         if known and known not in {each.id for each in ours}:
             ours.append(Batch(known, ""))
         if not ours:
@@ -248,13 +248,13 @@ class BatchRun:
             self._go_on()
 
     def _forget(self, running: _Running) -> None:
-        if not self._limits.forget_lost:
+        if not self._limits.resubmit_lost:
             raise EndpointError(
                 f"the provider does not know the batch {running.shard.batch}, or its files, with "
                 f"{len(running.digests)} of these requests",
                 where=self._provider.base_url,
                 remedy="use a key of the project that made it; if it was deleted, set "
-                "judge.batch.forget_lost: true to submit its requests again",
+                "judge.batch.resubmit_lost: true to submit its requests again",
             )
         self._end(running, {}, "the provider lost the batch")
 
@@ -265,7 +265,7 @@ class BatchRun:
         why = {"expired": "the batch expired", "cancelled": "the batch was cancelled"}
         failure = f"the batch failed: {' '.join(batch.faults)}" if batch.status == "failed" else ""
         reading = await BatchReader(self._provider, self._ledger, self._items).read(running.shard, batch)
-        if not self._limits.forget_lost:
+        if not self._limits.resubmit_lost:
             require_readable(reading, batch, self._provider.base_url)
         otherwise = failure or why.get(batch.status, "the batch left it out")
         self._end(running, reading.unanswered, otherwise, (batch.input_file, *reading.files))

@@ -328,7 +328,7 @@ def require_readable(reading: Reading, batch: Batch, where: str) -> None:
         raise AwayError(
             f"the files of the batch {batch.id} hold no line that can be read",
             where=where,
-            remedy="run the same command again later; if it stays so, set judge.batch.forget_lost: true to "
+            remedy="run the same command again later; if it stays so, set judge.batch.resubmit_lost: true to "
             "submit its requests again",
         )
 
