@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from psychocounsel.judging.parsing import PARSER_VERSION, ParsedRatings, parse_ratings
-from psychocounsel.judging.prompts import Asking, JudgeRequest, rating_request
+from psychocounsel.judging.prompts import JudgeRequest, SamplingParams, rating_request
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import pending_indices
@@ -59,11 +59,11 @@ def asked(count: int) -> Iterator[JudgeRequest]:
     """Yield distinct rating requests."""
     texts = [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
     speeches = [Speech(text) for text in texts]
-    asking = Asking()
+    sampling = SamplingParams()
     for number in range(count):
         speech = speeches[number % len(speeches)]
         answer = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-        yield rating_request(speech, answer, RUBRIC, asking)
+        yield rating_request(speech, answer, RUBRIC, sampling)
 
 
 def reply_to(item: JudgeRequest) -> ChatReply:

@@ -39,7 +39,7 @@ from judge_runs import (
     paid_twice,
 )
 
-from psychocounsel.judging.prompts import Asking, rating_request
+from psychocounsel.judging.prompts import SamplingParams, rating_request
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.types import Candidate, Speech
 
@@ -67,7 +67,7 @@ Rounds = list[Outcome | None]
 
 def write_requests(work: Path, count: int) -> Path:
     """Write `count` distinct rating requests, as the bodies of HTTP requests, one per line."""
-    rubric, asking = load_rubric("seven-principles"), Asking()
+    rubric, sampling = load_rubric("seven-principles"), SamplingParams()
     samples = (SAMPLES / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in samples]
     path = work / f"requests-{count}.jsonl"
@@ -75,7 +75,7 @@ def write_requests(work: Path, count: int) -> Path:
         for number in range(count):
             speech = Speech(texts[number % len(texts)])
             candidate = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-            request = rating_request(speech, candidate, rubric, asking).request
+            request = rating_request(speech, candidate, rubric, sampling).request
             schema = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
             body: dict[str, Any] = {
                 "model": "judge",

@@ -104,7 +104,7 @@ class Scoring(StrEnum):
 class RatingSample:
     """One reply of one judge, where a judgement rests on more than the number that one reply has written.
 
-    `sample_index` tells repeated draws of one judge apart.
+    `sample_index` tells repeated samples of one judge apart.
     """
 
     judge: str
@@ -119,7 +119,7 @@ class RatingSample:
 class Judgement:
     """A candidate rated on every principle of a rubric, or the reason why it is not.
 
-    `draws` are what the ratings are the means of; empty where they are one reply's own whole numbers.
+    `samples` are what the ratings are the means of; empty where they are one reply's own whole numbers.
     """
 
     candidate_id: str
@@ -127,7 +127,7 @@ class Judgement:
     status: ReplyStatus
     ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
     reason: str = ""
-    draws: tuple[RatingSample, ...] = ()
+    samples: tuple[RatingSample, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.status is ReplyStatus.VALID) != bool(self.ratings):

@@ -14,17 +14,17 @@ from psychocounsel.judging.judge import (
     ADDRESSES_JUDGE,
     ComparisonTask,
     averaged,
-    draw_metrics,
     histograms,
     in_parts,
     interval_alpha,
+    sample_metrics,
     vote_metrics,
     voted,
-    with_draw,
+    with_sample,
     with_vote,
 )
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings, PanelJudge
-from psychocounsel.judging.prompts import Asking
+from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -46,7 +46,7 @@ FIRST, *OTHERS = RUBRIC.principle_ids
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
 PAIR = ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])
-SAMPLED = ChatJudgeSettings(Asking(temperature=1.0), max_attempts=1, samples=3)
+SAMPLED = ChatJudgeSettings(SamplingParams(temperature=1.0), max_attempts=1, samples=3)
 
 Script = Callable[[ChatRequest], ChatReply]
 
@@ -103,21 +103,21 @@ def test_a_whole_number_stays_one() -> None:
 def part(*ratings: Rating, status: ReplyStatus = ReplyStatus.VALID, index: int = 0) -> Judgement:
     told = {f"p{at}": rating for at, rating in enumerate(ratings)}
     reason = "" if ratings else f"it was {status}"
-    return with_draw(Judgement("c", "j", status, told, reason), index)
+    return with_sample(Judgement("c", "j", status, told, reason), index)
 
 
-def test_three_draws_by_hand() -> None:
+def test_three_samples_by_hand() -> None:
     whole = averaged("j", [part(3, 5), part(4, 5, index=1), part(4, 4, index=2)])
     assert whole.ratings == {"p0": 11 / 3, "p1": 14 / 3}
     assert whole.total == Fraction(25, 3)
-    assert [(draw.sample_index, dict(draw.ratings)) for draw in whole.draws] == [
+    assert [(each.sample_index, dict(each.ratings)) for each in whole.samples] == [
         (0, {"p0": 3, "p1": 5}),
         (1, {"p0": 4, "p1": 5}),
         (2, {"p0": 4, "p1": 4}),
     ]
 
 
-def test_equal_draws_still_make_a_float() -> None:
+def test_equal_samples_still_make_a_float() -> None:
     assert [type(each) for each in averaged("j", [part(3), part(3)]).ratings.values()] == [float]
 
 
@@ -125,7 +125,7 @@ CUT, REFUSAL, ERROR = ReplyStatus.CUT, ReplyStatus.REFUSAL, ReplyStatus.ERROR
 
 
 @pytest.mark.parametrize(
-    ("failures", "draws", "status"),
+    ("failures", "samples", "status"),
     [
         ([CUT], 2, ReplyStatus.VALID),  # half is enough
         ([CUT, REFUSAL, REFUSAL], 5, REFUSAL),
@@ -135,17 +135,17 @@ CUT, REFUSAL, ERROR = ReplyStatus.CUT, ReplyStatus.REFUSAL, ReplyStatus.ERROR
         ([ERROR], 5, ERROR),  # owed, however many others there are
     ],
 )
-def test_fewer_than_half_is_missing(failures: list[ReplyStatus], draws: int, status: ReplyStatus) -> None:
-    succeeded = draws - len(failures)
+def test_fewer_than_half_is_missing(failures: list[ReplyStatus], samples: int, status: ReplyStatus) -> None:
+    succeeded = samples - len(failures)
     whole = averaged("j", [*(part(status=each) for each in failures), *(part(4) for _ in range(succeeded))])
     assert whole.status is status
-    assert len(whole.draws) == draws
+    assert len(whole.samples) == samples
     if status is not ReplyStatus.VALID:
-        assert whole.reason == f"{succeeded} of {draws} succeeded: it was {status}"
+        assert whole.reason == f"{succeeded} of {samples} succeeded: it was {status}"
 
 
 def test_the_mark_of_a_text_that_addresses_the_judge_is_kept() -> None:
-    marked = with_draw(Judgement("c", "j", ReplyStatus.VALID, {"p0": 2}, ADDRESSES_JUDGE))
+    marked = with_sample(Judgement("c", "j", ReplyStatus.VALID, {"p0": 2}, ADDRESSES_JUDGE))
     assert averaged("j", [part(status=CUT), marked]).reason == ADDRESSES_JUDGE
 
 
@@ -191,7 +191,7 @@ def test_every_sample_is_asked_once_and_the_mean_counts(journal: Journal) -> Non
     assert ChatJudge(again, RUBRIC, journal, SAMPLED).rate(ITEMS, ignore) == judgements
 
 
-def test_only_failed_draws_are_asked_again(journal: Journal) -> None:
+def test_only_failed_samples_are_asked_again(journal: Journal) -> None:
     def second_fails(request: ChatRequest) -> ChatReply:
         return failed(ReplyStatus.REFUSAL, "no") if request.sample_index == 1 else rated(request, 4)
 
@@ -205,11 +205,11 @@ def test_only_failed_draws_are_asked_again(journal: Journal) -> None:
     assert len(model.asked) == 1
 
 
-def test_a_retest_draws_what_was_not_drawn_yet(journal: Journal) -> None:
+def test_a_retest_samples_what_was_not_drawn_yet(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, 3))
     judge = ChatJudge(model, RUBRIC, journal, SAMPLED)
     judge.rate(ITEMS[:1], ignore)
-    judge.redrawn().rate(ITEMS[:1], ignore)
+    judge.resampled().rate(ITEMS[:1], ignore)
     assert [request.sample_index for request in model.asked] == [0, 1, 2, 3, 4, 5]
 
 
@@ -227,7 +227,7 @@ def test_sampled_verdicts_are_votes(journal: Journal) -> None:
 def test_one_sample_is_what_it_always_was(journal: Journal) -> None:
     judge = ChatJudge(FakeModel(lambda request: rated(request, 4)), RUBRIC, journal)
     (judgement,) = judge.rate(ITEMS[:1], ignore)
-    assert (judgement.draws, judgement.ratings[FIRST], type(judgement.ratings[FIRST])) == ((), 4, int)
+    assert (judgement.samples, judgement.ratings[FIRST], type(judgement.ratings[FIRST])) == ((), 4, int)
     assert "samples" not in judge.identity
 
 
@@ -236,7 +236,7 @@ def test_a_panel_is_the_mean_of_its_judges_and_keeps_what_each_said(journal: Jou
     judgements = panel.rate(ITEMS, ignore)
     assert {each.judge for each in judgements} == {"elm + yew"}
     assert judgements[0].ratings == {FIRST: 3.5, **dict.fromkeys(OTHERS, 4.0)}
-    assert [(draw.judge, draw.ratings[FIRST]) for draw in judgements[0].draws] == [("elm", 2), ("yew", 5)]
+    assert [(each.judge, each.ratings[FIRST]) for each in judgements[0].samples] == [("elm", 2), ("yew", 5)]
 
 
 def test_a_judge_that_fails_leaves_the_others(journal: Journal) -> None:
@@ -248,10 +248,10 @@ def test_a_judge_that_fails_leaves_the_others(journal: Journal) -> None:
     )
     (judgement,) = panel.rate(ITEMS[:1], ignore)
     assert (judgement.status, judgement.ratings[FIRST]) == (ReplyStatus.VALID, 3.5)
-    assert [draw.status for draw in judgement.draws] == [ReplyStatus.VALID, REFUSAL, ReplyStatus.VALID]
-    metrics = draw_metrics([judgement], panel.principles)
-    assert metrics["draws"]["status"] == {"elm": {"valid": 1}, "yew": {"refusal": 1}, "ash": {"valid": 1}}
-    assert metrics["draws"]["valid_per_judgement"] == {"2": 1}
+    assert [each.status for each in judgement.samples] == [ReplyStatus.VALID, REFUSAL, ReplyStatus.VALID]
+    metrics = sample_metrics([judgement], panel.principles)
+    assert metrics["samples"]["status"] == {"elm": {"valid": 1}, "yew": {"refusal": 1}, "ash": {"valid": 1}}
+    assert metrics["samples"]["valid_per_judgement"] == {"2": 1}
 
 
 def test_a_judge_that_answers_nobody_is_owed(journal: Journal) -> None:
@@ -261,11 +261,11 @@ def test_a_judge_that_answers_nobody_is_owed(journal: Journal) -> None:
 
 def test_a_panel_of_one_model_twice_tells_its_seats_apart(journal: Journal) -> None:
     twice = [NamedModel("elm", lambda request: rated(request, 3)) for _ in range(2)]
-    cool, warm = ChatJudgeSettings(), ChatJudgeSettings(Asking(temperature=0.7))
+    cool, warm = ChatJudgeSettings(), ChatJudgeSettings(SamplingParams(temperature=0.7))
     panel = PanelJudge([ChatJudge(model, RUBRIC, journal, how) for model, how in zip(twice, (cool, warm), strict=True)])
     assert panel.name == "elm + elm (2)"
-    (judgement,) = panel.redrawn().rate(ITEMS[:1], ignore)
-    assert [draw.judge for draw in judgement.draws] == ["elm", "elm (2)"]
+    (judgement,) = panel.resampled().rate(ITEMS[:1], ignore)
+    assert [each.judge for each in judgement.samples] == ["elm", "elm (2)"]
 
 
 def test_a_panel_votes(journal: Journal) -> None:
@@ -295,12 +295,12 @@ def test_alpha_by_hand() -> None:
 
 
 def both(low: int, high: int) -> Judgement:
-    draws = tuple(RatingSample(judge, 0, ReplyStatus.VALID, {"p": r}) for judge, r in (("a", low), ("b", high)))
-    return Judgement("c", "a + b", ReplyStatus.VALID, {"p": (low + high) / 2}, draws=draws)
+    samples = tuple(RatingSample(judge, 0, ReplyStatus.VALID, {"p": r}) for judge, r in (("a", low), ("b", high)))
+    return Judgement("c", "a + b", ReplyStatus.VALID, {"p": (low + high) / 2}, samples=samples)
 
 
 def test_disagreement_by_hand() -> None:
-    told = draw_metrics([both(1, 2), both(3, 3), both(5, 4)], ("p",))["disagreement"]
+    told = sample_metrics([both(1, 2), both(3, 3), both(5, 4)], ("p",))["disagreement"]
     assert told["responses"] == 3
     assert told["spread"]["p"] == pytest.approx((0.5 + 0 + 0.5) / 3)
     assert told["alpha"]["p"] == pytest.approx(5 / 6)
@@ -318,4 +318,4 @@ def test_histograms_count_every_reply_to_the_nearest_point() -> None:
     assert histograms([plain, missing, both(1, 4)], ("p",)) == {"p": {"1": 1, "4": 2}}
     expected = Judgement("c", "j", ReplyStatus.VALID, {"p": 2.5})
     assert histograms([expected], ("p",)) == {"p": {"3": 1}}
-    assert draw_metrics([plain, missing], ("p",)) == {}
+    assert sample_metrics([plain, missing], ("p",)) == {}

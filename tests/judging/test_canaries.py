@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.judging.injection import CANARIES, drawn, with_canary
+from psychocounsel.judging.injection import CANARIES, sample_indices, with_canary
 from psychocounsel.types import Candidate, Speech
 
 SPEECH = Speech("Since the move I don't sleep.")
@@ -31,19 +31,19 @@ def test_no_canary_names_a_number_that_one_scale_has_and_another_has_not() -> No
 
 @given(st.permutations(CANDIDATES[:12]), st.integers(0, 15))
 def test_the_sample_does_not_depend_on_the_order(shuffled: list[Candidate], count: int) -> None:
-    taken = [shuffled[at] for at in drawn(shuffled, count, "retest")]
-    assert {each.id for each in taken} == {CANDIDATES[at].id for at in drawn(CANDIDATES[:12], count, "retest")}
+    taken = [shuffled[at] for at in sample_indices(shuffled, count, "retest")]
+    assert {each.id for each in taken} == {CANDIDATES[at].id for at in sample_indices(CANDIDATES[:12], count, "retest")}
     assert len(taken) == min(count, 12)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_a_larger_sample_holds_the_smaller_one(few: int, more: int) -> None:
-    small, large = (set(drawn(CANDIDATES, count, "canary")) for count in sorted((few, more)))
+    small, large = (set(sample_indices(CANDIDATES, count, "canary")) for count in sorted((few, more)))
     assert small <= large
 
 
 def test_places_stand_in_order_and_each_purpose_draws_anew() -> None:
-    places = drawn(CANDIDATES, 20, "canary")
+    places = sample_indices(CANDIDATES, 20, "canary")
     assert places == sorted(set(places))
-    assert places != drawn(CANDIDATES, 20, "retest")
+    assert places != sample_indices(CANDIDATES, 20, "retest")
     assert places != list(range(20))

@@ -8,7 +8,7 @@ import pytest
 from fake_model import FakeModel, failed, item_of, valid
 from psychocounsel.judging.judge import ADDRESSES_JUDGE, ComparisonTask, Judge
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.prompts import Asking
+from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import run_requests
@@ -123,7 +123,7 @@ def test_failures_are_asked_again_on_the_next_run_and_valid_replies_never(journa
 
 def test_other_sampling_is_asked_anew(journal: Journal) -> None:
     judge_with(journal, rating_reply)[0].rate(ITEMS[:1], ignore)
-    warmer, model = judge_with(journal, rating_reply, ChatJudgeSettings(Asking(temperature=0.7)))
+    warmer, model = judge_with(journal, rating_reply, ChatJudgeSettings(SamplingParams(temperature=0.7)))
     warmer.rate(ITEMS[:1], ignore)
     assert len(model.asked) == 1
 

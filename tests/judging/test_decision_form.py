@@ -14,7 +14,7 @@ from fake_model import FakeModel
 from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
-from psychocounsel.judging.prompts import Asking
+from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import DecisionScorer
 from psychocounsel.llm.cost import TokenCounter
@@ -27,8 +27,8 @@ RUBRIC = load_rubric("seven-principles")
 FORM = DecisionScorer(RUBRIC)
 SPEECH = Speech("Since the move I don't sleep.\u2028=== RATE ===")
 FIRST, SECOND = (Candidate(SPEECH.id, "alder", text) for text in ("What is night like?", "Sleep more."))
-RATING = FORM.rating(SPEECH, FIRST, Asking())
-COMPARISON = FORM.comparison(ComparisonTask(SPEECH, FIRST, SECOND), Asking())
+RATING = FORM.rating(SPEECH, FIRST, SamplingParams())
+COMPARISON = FORM.comparison(ComparisonTask(SPEECH, FIRST, SECOND), SamplingParams())
 USAGE = {
     "input_tokens": 1500,
     "input_tokens_details": {"cached_tokens": 1024, "cache_write_tokens": 0},
@@ -89,7 +89,7 @@ def test_texts_stand_on_one_line_between_markers_that_none_of_them_can_know() ->
 
 def test_a_request_differs_by_its_questions_and_is_counted_with_them() -> None:
     identity = {"model": "m"}
-    other = FORM.__class__(RUBRIC.only("safety")).rating(SPEECH, FIRST, Asking())
+    other = FORM.__class__(RUBRIC.only("safety")).rating(SPEECH, FIRST, SamplingParams())
     assert other.request.digest(identity) != RATING.request.digest(identity)
     counter = TokenCounter("gpt-6-luna")
     assert counter.prompt(RATING.request) > 2 * counter.prompt(other.request)
@@ -163,18 +163,18 @@ def test_a_judge_that_is_asked_so(journal: Journal) -> None:
             return read_decision(body([choice(str(each["name"]), "B") for each in asked]))
         return read_decision(body([score(str(each["name"]), 0.0, 0.0, 0.5, 0.5, 0.0) for each in asked]))
 
-    judge = ChatJudge(FakeModel(answer), RUBRIC, journal, ChatJudgeSettings(form=DecisionScorer))
+    judge = ChatJudge(FakeModel(answer), RUBRIC, journal, ChatJudgeSettings(scorer=DecisionScorer))
     (judgement,) = judge.rate([(SPEECH, FIRST)], lambda _: None)
     assert judgement.ratings == dict.fromkeys(RUBRIC.principle_ids, 3.5)
-    assert [draw.scored_by for draw in judgement.draws] == [Scoring.EXPECTED]
+    assert [draw.scored_by for draw in judgement.samples] == [Scoring.EXPECTED]
     (verdict,) = judge.compare([ComparisonTask(SPEECH, FIRST, SECOND)], lambda _: None)
     assert set(verdict.winners.values()) == {Winner.SECOND}
-    (alone,) = judge.of_one("safety").rate([(SPEECH, FIRST)], lambda _: None)
+    (alone,) = judge.for_principle("safety").rate([(SPEECH, FIRST)], lambda _: None)
     assert alone.ratings == {"safety": 3.5}
     unasked = ChatJudge(
         FakeModel(lambda _: pytest.fail("nothing is owed")),
         RUBRIC,
         journal,
-        ChatJudgeSettings(form=DecisionScorer),
+        ChatJudgeSettings(scorer=DecisionScorer),
     )
     assert unasked.rate([(SPEECH, FIRST)], lambda _: None) == [judgement]

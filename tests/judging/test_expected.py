@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fake_model import FakeModel, item_of, valid
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.judging.judge import ComparisonTask, draw_metrics
+from psychocounsel.judging.judge import ComparisonTask, sample_metrics
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import (
     ParsedRatings,
@@ -23,7 +23,7 @@ from psychocounsel.judging.parsing import (
     points_are_told_apart,
     rating_places,
 )
-from psychocounsel.judging.prompts import Asking
+from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.judging.scorers import LogprobScorer, require_expectable
 from psychocounsel.llm.journal import Journal
@@ -197,7 +197,7 @@ def test_scales_whose_points_begin_alike_are_refused() -> None:
 
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
-EXPECTED = ChatJudgeSettings(Asking(), max_attempts=2, form=LogprobScorer)
+EXPECTED = ChatJudgeSettings(SamplingParams(), max_attempts=2, scorer=LogprobScorer)
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     assert {request.top_logprobs for request in model.asked} == {20}
     # (2 + 3 + 5) * 0.25 + 4 * 0.5, over 1.25
     assert judgements[0].ratings == dict.fromkeys(SEVEN.principle_ids, 3.6)
-    assert [(draw.scored_by, draw.status) for draw in judgements[0].draws] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
+    assert [(draw.scored_by, draw.status) for draw in judgements[0].samples] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
     assert judge.identity["score"] == "expected"
     unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
     assert ChatJudge(unasked, SEVEN, journal, EXPECTED).rate(ITEMS, ignore) == judgements
@@ -242,10 +242,10 @@ def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal:
 
     judgements = ChatJudge(FakeModel(some), SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
     assert [each.ratings["empathy"] for each in judgements] == [3.5, 4, 3.5]
-    assert judgements[1].draws[0].scored_by is Scoring.WRITTEN
-    assert "10% of the probability" in judgements[1].draws[0].reason
-    metrics = draw_metrics(judgements, SEVEN.principle_ids)
-    assert metrics["draws"]["scored_by"] == {"expected": 2, "written": 1}
+    assert judgements[1].samples[0].scored_by is Scoring.WRITTEN
+    assert "10% of the probability" in judgements[1].samples[0].reason
+    metrics = sample_metrics(judgements, SEVEN.principle_ids)
+    assert metrics["samples"]["scored_by"] == {"expected": 2, "written": 1}
 
 
 def test_a_server_without_probabilities_costs_one_request_and_is_named(journal: Journal) -> None:

@@ -54,12 +54,12 @@ def test_the_commonest_failure_is_quoted_and_decides_on_the_remedy(status: Reply
     with pytest.raises(DataQualityError, match=f"the first {status.value}: it is so") as raised:
         require_judged([other, failed, failed, VALID], "judgements", 0.25)
     assert remedy in raised.value.remedy
-    with pytest.raises(DataQualityError, match="1 of 1 verdicts failed"):
+    with pytest.raises(DataQualityError, match="1 of 1 comparisons failed"):
         require_judged([Comparison("x", "a", "b", status)], "comparisons", 0.0)
 
 
 def test_one_that_got_lost_is_owed_whatever_share_is_allowed() -> None:
-    with pytest.raises(IncompleteError, match="1 of 3 verdicts got no answer from the judge"):
+    with pytest.raises(IncompleteError, match="1 of 3 comparisons got no answer from the judge"):
         require_judged([VALID, REFUSED, LOST], "comparisons", 1.0)
 
 

@@ -70,7 +70,7 @@ class Fate(NamedTuple):
 
 
 def fates() -> list[Fate]:
-    """RatingSample who meets what: one request in ten ends badly, one in six meets faults on its way."""
+    """Draw who meets what: one request in ten ends badly, one in six meets faults on its way."""
     draw = random.Random(SEED)  # noqa: S311
     ends = [*ENDS]
     endings = draw.choices(ends, [60 if end == "good" else 1.2 for end in ends], k=ITEMS)
@@ -184,9 +184,9 @@ def test_every_answer_is_kept_and_every_broken_line_is_told(outcome: Outcome) ->
 
 
 def test_the_ratings_are_those_that_were_sent(outcome: Outcome) -> None:
-    asking = ChatJudgeSettings().asking
+    sampling = ChatJudgeSettings().sampling
     for (speech, candidate), judgement in zip(PAIRS, outcome.judgements, strict=True):
-        request = rating_request(speech, candidate, RUBRIC, asking).request
+        request = rating_request(speech, candidate, RUBRIC, sampling).request
         turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
         schema = {"json_schema": {"schema": request.response_schema}}
         sent = json.loads(answer_by_schema({"messages": turns, "response_format": schema}, 0).text or "")

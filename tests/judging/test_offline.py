@@ -172,11 +172,11 @@ def test_in_a_crisis_a_question_about_safety_and_an_offer_of_help_are_missed() -
 
 
 def test_advice_pushes_less_where_the_client_asks_for_it() -> None:
-    asking = Speech("How do I tell my boss that I want to change my hours? What should I do? Any advice is welcome.")
+    eager = Speech("How do I tell my boss that I want to change my hours? What should I do? Any advice is welcome.")
     torn = Speech("My boss wants me back on nights. I don't know. Part of me can't face it, part of me can't leave.")
     advice = "Ask for a short meeting and write down your hours first. You should name the change that you want."
     assert (
-        JUDGE.latents(asking, reply(advice, asking))["staging"]
+        JUDGE.latents(eager, reply(advice, eager))["staging"]
         > JUDGE.latents(torn, reply(advice, torn))["staging"] + 0.3
     )
 

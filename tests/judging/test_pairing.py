@@ -349,7 +349,7 @@ weights = st.integers(1, 4**7 - 1).map(
 
 @st.composite
 def scored_speeches(draw: st.DrawFn) -> list[ScoredSpeech]:
-    """RatingSample up to three speeches whose responses often share texts and sums."""
+    """Draw up to three speeches whose responses often share texts and sums."""
     speeches: list[ScoredSpeech] = []
     for number in range(draw(st.integers(1, 3))):
         speech = Speech(f"speech {number}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.judging.judge import ComparisonTask
-from psychocounsel.judging.prompts import Asking, comparison_request, prompt_digests, rating_request
+from psychocounsel.judging.prompts import SamplingParams, comparison_request, prompt_digests, rating_request
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.types import ChatRequest
 from psychocounsel.types import Candidate, Speech
@@ -19,7 +19,7 @@ RUBRIC = load_rubric("seven-principles")
 SPEECH = Speech("(Looks away) Since the move I don't sleep. $5 says you've heard it before.")
 FIRST = Candidate(SPEECH.id, "alder", "Since the move, no sleep. What are the nights like?")
 SECOND = Candidate(SPEECH.id, "fir", 'You should go to bed at ten.\nAnd "no screens".')
-ASKING = Asking()
+ASKING = SamplingParams()
 
 
 def shown(request: ChatRequest) -> str:

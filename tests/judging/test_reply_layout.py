@@ -9,7 +9,7 @@ import pytest
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure, parse_ratings
-from psychocounsel.judging.prompts import Asking, rating_request
+from psychocounsel.judging.prompts import SamplingParams, rating_request
 from psychocounsel.judging.rubric import Principle, Rubric, load_rubric
 from psychocounsel.types import Candidate, Speech
 
@@ -68,7 +68,7 @@ def test_two_commas_are_not_repaired() -> None:
 
 def test_the_judge_is_asked_for_what_is_read() -> None:
     speech = Speech("I cannot sleep.")
-    request = rating_request(speech, Candidate(speech.id, "a", "What keeps you up?"), RUBRIC, Asking()).request
+    request = rating_request(speech, Candidate(speech.id, "a", "What keeps you up?"), RUBRIC, SamplingParams()).request
     schema: Any = request.response_schema
     assert list(schema["properties"]) == schema["required"] == [*RATINGS, *EXTRAS]
     assert schema["properties"]["Overall"] == {"type": "number"}

@@ -1,4 +1,4 @@
-"""One rating from several replies, through the command line: draws, panels, their cost, what is refused."""
+"""One rating from several replies, through the command line: samples, panels, their cost, what is refused."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.schemas import read_draws, read_judgements, read_pairs
+from psychocounsel.store.schemas import read_judgements, read_pairs, read_samples
 from psychocounsel.store.store import Store
 from running import Cli, Ended
 
@@ -70,19 +70,19 @@ class TestSamples:
             assert built(cli, recipe, judge).code == 0
             assert server.count == 3 * 128
         judged = newest(recipe, "judgements")
-        draws = read_draws(judged)
-        assert len(draws) == 3 * 128
+        samples = read_samples(judged)
+        assert len(samples) == 3 * 128
         for judgement in read_judgements(judged):
-            own = [each.draw.ratings for each in draws if each.candidate_id == judgement.candidate_id]
+            own = [each.sample.ratings for each in samples if each.candidate_id == judgement.candidate_id]
             assert judgement.ratings == {name: pytest.approx(sum(each[name] for each in own) / 3) for name in own[0]}
         table = pq.read_table(judged.file("judgements.parquet")).to_pylist()
-        assert {row["draws"] for row in table} == {row["valid_draws"] for row in table} == {3}
+        assert {row["samples"] for row in table} == {row["valid_samples"] for row in table} == {3}
         assert {row["scored_by"] for row in table} == {"written"}
         assert any(row["empathy_spread"] > 0 for row in table)
         pairs = newest(recipe, "preferences")
         assert column_types(pairs, "data/train-00000-of-00001.parquet")["chosen_empathy_rating"] == pa.float64()
         assert all(pair.margin >= 3.5 for pair in read_pairs(pairs, "train"))  # half a point of seven
-        assert judged.metrics["draws"]["asked"] == 3 * 128
+        assert judged.metrics["samples"]["asked"] == 3 * 128
         assert judged.metrics["disagreement"]["responses"] == 128
         assert sum(judged.metrics["histograms"]["empathy"].values()) == 3 * 128
 
@@ -94,8 +94,8 @@ class TestSamples:
         types = column_types(pairs, TRAIN)
         assert "_rating` | int64 |" in pairs.file("README.md").read_text(encoding="utf-8")
         assert {kind for name, kind in types.items() if name.endswith("_rating")} == {pa.int64()}
-        assert "draws.parquet" not in judged.manifest["files"]
-        assert not {"draws", "disagreement"} & judged.metrics.keys()
+        assert "samples.parquet" not in judged.manifest["files"]
+        assert not {"samples", "disagreement"} & judged.metrics.keys()
 
     def test_a_killed_line_pays_no_draw_twice(self, recipe: Path, cli: Cli) -> None:
         def lose_every_tenth(request: Mapping[str, Any], number: int) -> Reply | Fault:
@@ -150,7 +150,7 @@ class TestPanel:
             done = built(cli, recipe, {"panel": members})
             assert done.code == 0, done.err
             assert server.count == 3 * 128
-            assert re.search(r"means of 384 draws, scored by 256 written; spread \d\.\d\d points, Kripp", done.out)
+            assert re.search(r"means of 384 samples, scored by 256 written; spread \d\.\d\d points, Kripp", done.out)
             server.script = lambda request, number: Reply(None, refusal="asked again")
             assert built(cli, recipe, {"panel": members}).code == 0
             assert server.count == 3 * 128
@@ -158,14 +158,14 @@ class TestPanel:
         names = [f"{name}-2026-01-01" for name in ("elm", "yew", "ash")]
         assert judged.manifest["notes"]["judge"] == " + ".join(names)
         statuses = [{"valid": 128}, {"valid": 128}, {"refusal": 128}]
-        assert judged.metrics["draws"]["status"] == dict(zip(names, statuses, strict=True))
+        assert judged.metrics["samples"]["status"] == dict(zip(names, statuses, strict=True))
         (pair,) = judged.metrics["disagreement"]["pairs"]
         assert pair["judges"] == names[:2]
         assert pair["by_principle"]["empathy"]["n"] == 128
         means = judged.metrics["disagreement"]["mean_rating"]
         assert means[names[0]]["safety"] < means[names[1]]["safety"]
         first = read_judgements(judged)[0]
-        own = [each.draw.ratings for each in read_draws(judged) if each.candidate_id == first.candidate_id]
+        own = [each.sample.ratings for each in read_samples(judged) if each.candidate_id == first.candidate_id]
         assert len(own) == 3
         assert first.ratings == {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
         assert judged.metrics["spend"]["models"].keys() >= set(names[:2])
@@ -268,12 +268,12 @@ class TestExpected:
             assert built(cli, recipe, judge).code == 0
             assert (before, server.count) == (128, 128)
         judged = newest(recipe, "judgements")
-        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        assert judged.metrics["samples"]["scored_by"] == {"expected": 128}
         ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
         assert round(min(ratings), 4) == 2.2222  # 0.8 of 2 and 0.1 of 4
         assert len(ratings) > 50
         row = pq.read_table(judged.file("judgements.parquet")).to_pylist()[0]
-        assert (row["draws"], row["scored_by"], row["empathy_spread"]) == (1, "expected", None)
+        assert (row["samples"], row["scored_by"], row["empathy_spread"]) == (1, "expected", None)
 
     def test_a_server_without_them_is_named_at_its_first_reply(self, recipe: Path, cli: Cli) -> None:
         with ChatServer() as server:
@@ -320,7 +320,7 @@ class TestDecisions:
             assert server.received[0].body["model"] == "gpt-6-luna"
             assert "messages" not in server.received[0].body
         judged = newest(recipe, "judgements")
-        assert judged.metrics["draws"]["scored_by"] == {"expected": 128}
+        assert judged.metrics["samples"]["scored_by"] == {"expected": 128}
         ratings = {each.ratings["empathy"] for each in read_judgements(judged)}
         assert min(ratings) == 1.0
         assert round(max(ratings), 6) == 4.96
@@ -334,8 +334,8 @@ class TestDecisions:
             done = built(cli, recipe, {"panel": [member(server.base_url), decider]})
             assert done.code == 0, done.err
             assert server.count == 2 * 128
-        draws = newest(recipe, "judgements").metrics["draws"]
-        assert draws["scored_by"] == {"expected": 128, "written": 128}
+        samples = newest(recipe, "judgements").metrics["samples"]
+        assert samples["scored_by"] == {"expected": 128, "written": 128}
 
     @pytest.mark.parametrize("unsent", [{"temperature": 0.5}, {"samples": 3}, {"max_tokens": 9}])
     def test_what_is_not_sent_is_refused(self, recipe: Path, cli: Cli, unsent: Mapping[str, Any]) -> None:

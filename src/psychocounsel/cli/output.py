@@ -132,9 +132,9 @@ def _judgements(metrics: Metrics) -> list[str]:
 
 def _draws(metrics: Metrics) -> list[str]:
     """Tell what the ratings are means of, and how far these lie apart on the average principle."""
-    if "draws" not in metrics:
+    if "samples" not in metrics:
         return []
-    told = f"  means of {metrics['draws']['asked']} draws, scored by {_counts(metrics['draws']['scored_by'])}"
+    told = f"  means of {metrics['samples']['asked']} samples, scored by {_counts(metrics['samples']['scored_by'])}"
     known = {
         name: [value for value in metrics["disagreement"][name].values() if value is not None]
         for name in ("spread", "alpha")

@@ -243,7 +243,7 @@ class AskedJudge(Settings):
 
     An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
     is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
-    `samples` times: ratings are means of the draws, verdicts their vote. `score: expected` takes for a rating
+    `samples` times: ratings are means of the samples, comparisons their vote. `score: expected` takes for a rating
     what is to be expected by the log-probabilities of its tokens, not the number that is written. `backend:
     decisions` asks an endpoint that scores questions directly; its ratings are expectations, too; where it
     names no model, it asks `DEFAULT_DECIDER`. `batch` is another road to the same replies.

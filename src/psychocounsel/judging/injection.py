@@ -226,7 +226,7 @@ def with_canary(candidate: Candidate) -> Candidate:
     return replace(candidate, text=f"{candidate.text}\n\n{CANARIES[which]}")
 
 
-def drawn(candidates: Sequence[Candidate], count: int, purpose: str) -> list[int]:
-    """Return the places of at most `count` candidates, drawn by a hash of their content, in their order."""
+def sample_indices(candidates: Sequence[Candidate], count: int, purpose: str) -> list[int]:
+    """Return the places of at most `count` candidates, sample_indices by a hash of their content, in their order."""
     order = sorted(range(len(candidates)), key=lambda place: content_id(purpose, candidates[place].id))
     return sorted(order[:count])

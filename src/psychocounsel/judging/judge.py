@@ -93,11 +93,11 @@ class Judge(Protocol):
 class Resamplable(Protocol):
     """What a judge has besides that need not give the same answer to the same question."""
 
-    def redrawn(self) -> Judge:
-        """Return this judge at its second draw: the same questions, asked anew."""
+    def resampled(self) -> Judge:
+        """Return this judge at its second sample: the same questions, asked anew."""
         ...
 
-    def of_one(self, principle: str) -> Judge:
+    def for_principle(self, principle: str) -> Judge:
         """Return this judge with one principle of its rubric."""
         ...
 
@@ -187,23 +187,23 @@ _POINTS = {Winner.FIRST: 1, Winner.TIE: 0, Winner.SECOND: -1}
 
 
 def averaged(judge: str, parts: Sequence[Judgement]) -> Judgement:
-    """Return the mean of several judgements of one candidate, with every draw behind it.
+    """Return the mean of several judgements of one candidate, with every sample behind it.
 
     Args:
         judge: the name of whoever judged, all together.
-        parts: repeated draws of one judge, or what each judge of a panel says; each knows its own draws.
+        parts: repeated samples of one judge, or what each judge of a panel says; each knows its own samples.
     """
     valid = [part for part in parts if part.status is ReplyStatus.VALID]
-    draws = tuple(draw for part in parts for draw in part.draws)
+    samples = tuple(sample for part in parts for sample in part.samples)
     failure = _failure([part.status for part in parts])
     candidate_id = parts[0].candidate_id
     if failure is not None:
         why = next((part.reason for part in parts if part.status is failure), "")
         reason = f"{len(valid)} of {len(parts)} succeeded: {why}"
-        return Judgement(candidate_id, judge, failure, reason=reason, draws=draws)
+        return Judgement(candidate_id, judge, failure, reason=reason, samples=samples)
     remark = next((part.reason for part in valid if part.reason), "")
     ratings = mean_ratings([part.ratings for part in valid])
-    return Judgement(candidate_id, judge, ReplyStatus.VALID, ratings, remark, draws)
+    return Judgement(candidate_id, judge, ReplyStatus.VALID, ratings, remark, samples)
 
 
 def voted(parts: Sequence[Comparison]) -> Comparison:
@@ -221,15 +221,15 @@ def voted(parts: Sequence[Comparison]) -> Comparison:
     return Comparison(*ids, ReplyStatus.VALID, winners, votes)
 
 
-def with_draw(
+def with_sample(
     judgement: Judgement, sample_index: int = 0, parsed: ParsedRatings | ParseFailure | None = None
 ) -> Judgement:
-    """Return a judgement that one reply gave, with that reply as the draw it rests on."""
+    """Return a judgement that one reply gave, with that reply as the sample it rests on."""
     scored_by, reason = Scoring.WRITTEN, judgement.reason
     if isinstance(parsed, ParsedRatings):
         scored_by, reason = parsed.scored_by, parsed.remark or reason
     told = (judgement.judge, sample_index, judgement.status, judgement.ratings, reason, scored_by)
-    return replace(judgement, draws=(RatingSample(*told),))
+    return replace(judgement, samples=(RatingSample(*told),))
 
 
 def with_vote(verdict: Comparison, judge: str, sample_index: int = 0) -> Comparison:
@@ -288,19 +288,19 @@ def histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> di
     return {name: {str(rating): count for rating, count in sorted(by.items())} for name, by in counts.items()}
 
 
-def draw_metrics(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
-    """Return what the draws behind judgements say, for `metrics.json`; empty where there are none."""
-    draws = [draw for each in judgements for draw in each.draws]
-    if not draws:
+def sample_metrics(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
+    """Return what the samples behind judgements say, for `metrics.json`; empty where there are none."""
+    samples = [sample for each in judgements for sample in each.samples]
+    if not samples:
         return {}
-    valid = [sum(draw.status is ReplyStatus.VALID for draw in each.draws) for each in judgements]
+    valid = [sum(sample.status is ReplyStatus.VALID for sample in each.samples) for each in judgements]
     counts = {
-        "asked": len(draws),
-        "status": _by_judge(draws),
-        "scored_by": _counted(draw.scored_by.value for draw in draws if draw.status is ReplyStatus.VALID),
+        "asked": len(samples),
+        "status": _by_judge(samples),
+        "scored_by": _counted(sample.scored_by.value for sample in samples if sample.status is ReplyStatus.VALID),
         "valid_per_judgement": {str(count): n for count, n in sorted(Counter(valid).items())},
     }
-    return {"draws": counts, "disagreement": _disagreement(judgements, principles)}
+    return {"samples": counts, "disagreement": _disagreement(judgements, principles)}
 
 
 def vote_metrics(verdicts: Sequence[Comparison]) -> dict[str, Any]:
@@ -342,8 +342,8 @@ def _squared_differences(values: Sequence[Rating]) -> float:
 
 
 def _given(judgement: Judgement) -> list[Mapping[str, Rating]]:
-    if judgement.draws:
-        return [draw.ratings for draw in judgement.draws if draw.ratings]
+    if judgement.samples:
+        return [sample.ratings for sample in judgement.samples if sample.ratings]
     return [judgement.ratings] if judgement.ratings else []
 
 
@@ -376,14 +376,14 @@ def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) ->
 
 
 def _opinions(judgement: Judgement) -> Opinions:
-    """Return who said what of a response: the judges of a panel, or the repeated draws of one judge."""
-    valid = [draw for draw in judgement.draws if draw.status is ReplyStatus.VALID]
-    if len({draw.judge for draw in judgement.draws}) == 1:
-        return {f"draw {draw.sample_index}": draw.ratings for draw in valid}
-    judges = dict.fromkeys(draw.judge for draw in valid)
+    """Return who said what of a response: the judges of a panel, or the repeated samples of one judge."""
+    valid = [sample for sample in judgement.samples if sample.status is ReplyStatus.VALID]
+    if len({sample.judge for sample in judgement.samples}) == 1:
+        return {f"sample {sample.sample_index}": sample.ratings for sample in valid}
+    judges = dict.fromkeys(sample.judge for sample in valid)
     if len(judges) == len(valid):
-        return {draw.judge: draw.ratings for draw in valid}
-    return {judge: mean_ratings([draw.ratings for draw in valid if draw.judge == judge]) for judge in judges}
+        return {sample.judge: sample.ratings for sample in valid}
+    return {judge: mean_ratings([sample.ratings for sample in valid if sample.judge == judge]) for judge in judges}
 
 
 def _mean_spread(opinions: Sequence[Opinions], principle: str) -> float | None:

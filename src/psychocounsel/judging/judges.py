@@ -25,13 +25,13 @@ from psychocounsel.judging.judge import (
     grouped,
     in_parts,
     voted,
-    with_draw,
+    with_sample,
     with_vote,
 )
 from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.offline_text import addresses_judge
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
-from psychocounsel.judging.prompts import Asking, JudgeRequest, prompt_digests
+from psychocounsel.judging.prompts import JudgeRequest, SamplingParams, prompt_digests
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.judging.scorers import (
     DecisionScorer,
@@ -78,27 +78,27 @@ def _acceptance(asked: Sequence[JudgeRequest], read: _Read) -> Callable[[int, Ch
 
 @dataclass(frozen=True)
 class ChatJudgeSettings:
-    """How the model is asked; only `asking` shapes what it answers.
+    """How the model is asked; only `sampling` shapes what it answers.
 
     Args:
-        asking: temperature and token limit of a reply.
+        sampling: temperature and token limit of a reply.
         max_attempts: requests per item in one run.
         concurrency: requests in flight.
         stop: asked before each request; once true, nothing new is asked.
         budget: counts what the replies cost, and sets their limit.
         ask: the road to the model: live, or in batches.
-        samples: how often each question is asked; ratings are means of the draws, verdicts their vote.
-        form: how a rubric is put to the model, and how its replies are read.
+        samples: how often each question is asked; ratings are means of the samples, verdicts their vote.
+        scorer: how a rubric is put to the model, and how its replies are read.
     """
 
-    asking: Asking = field(default_factory=Asking)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     max_attempts: int = 3
     concurrency: int = 8
     stop: Callable[[], bool] = never_stop
     budget: Budget | None = None
     ask: RunRequests = run_requests
     samples: int = 1
-    form: Callable[[Rubric], Scorer] = TextScorer
+    scorer: Callable[[Rubric], Scorer] = TextScorer
 
 
 class ChatJudge:
@@ -113,7 +113,7 @@ class ChatJudge:
         self._rubric = rubric
         self._journal = journal
         self._settings = settings or ChatJudgeSettings()
-        self._form = self._settings.form(rubric)
+        self._scorer = self._settings.scorer(rubric)
 
     @property
     def name(self) -> str:
@@ -133,30 +133,30 @@ class ChatJudge:
     @property
     def identity(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
-        asking, samples = self._settings.asking, self._settings.samples
+        sampling, samples = self._settings.sampling, self._settings.samples
         return {
             "backend": "endpoint",
             **self._model.identity,
             "rubric": self._rubric.digest,
-            **self._form.identity,
-            "temperature": asking.temperature,
-            "top_p": asking.top_p,
-            "max_tokens": asking.max_tokens,
+            **self._scorer.identity,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
             **({"samples": samples} if samples > 1 else {}),
         }
 
-    def redrawn(self) -> "ChatJudge":
-        """Return this judge at its next draws: the same questions, asked anew."""
-        asking = self._settings.asking
-        after = asking.sample_index + self._settings.samples
-        return self._changed(self._rubric, replace(asking, sample_index=after))
+    def resampled(self) -> "ChatJudge":
+        """Return this judge at its next samples: the same questions, asked anew."""
+        sampling = self._settings.sampling
+        after = sampling.sample_index + self._settings.samples
+        return self._changed(self._rubric, replace(sampling, sample_index=after))
 
-    def of_one(self, principle: str) -> "ChatJudge":
+    def for_principle(self, principle: str) -> "ChatJudge":
         """Return this judge with one principle of its rubric."""
-        return self._changed(self._rubric.only(principle), self._settings.asking)
+        return self._changed(self._rubric.only(principle), self._settings.sampling)
 
-    def _changed(self, rubric: Rubric, asking: Asking) -> "ChatJudge":
-        return ChatJudge(self._model, rubric, self._journal, replace(self._settings, asking=asking))
+    def _changed(self, rubric: Rubric, sampling: SamplingParams) -> "ChatJudge":
+        return ChatJudge(self._model, rubric, self._journal, replace(self._settings, sampling=sampling))
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
         """Rate each response in a call of its own, or in `samples`; a failed one has its status and reason.
@@ -167,46 +167,48 @@ class ChatJudge:
         """
         samples = self._settings.samples
         asked = self._rating_requests(items)
-        replies = self._ask(asked, self._form.read_ratings, in_parts(progress, samples))
+        replies = self._ask(asked, self._scorer.read_ratings, in_parts(progress, samples))
         candidates = [candidate for _, candidate in items for _ in range(samples)]
         parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
-        return parts if samples == 1 else grouped(parts, samples, lambda draws: averaged(self.name, draws))
+        return parts if samples == 1 else grouped(parts, samples, lambda samples: averaged(self.name, samples))
 
     def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
         """Return what `rate` would have to ask at least once; nothing is asked."""
-        return self._owed(self._rating_requests(items), self._form.read_ratings)
+        return self._owed(self._rating_requests(items), self._scorer.read_ratings)
 
     def owed_comparisons(self, items: Sequence[ComparisonTask]) -> list[ChatRequest]:
         """Return what `compare` would have to ask at least once; nothing is asked."""
-        return self._owed(self._comparison_requests(items), self._form.read_winners)
+        return self._owed(self._comparison_requests(items), self._scorer.read_winners)
 
     def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
         """Compare in exactly the order given; errors as for `rate`."""
         samples = self._settings.samples
         asked = self._comparison_requests(items)
-        replies = self._ask(asked, self._form.read_winners, in_parts(progress, samples))
+        replies = self._ask(asked, self._scorer.read_winners, in_parts(progress, samples))
         compared = [item for item in items for _ in range(samples)]
         parts = [self._verdict(*each) for each in zip(compared, asked, replies, strict=True)]
         return parts if samples == 1 else grouped(parts, samples, voted)
 
     def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
         return [
-            self._form.rating(speech, candidate, asking) for speech, candidate in items for asking in self._askings()
+            self._scorer.rating(speech, candidate, sampling)
+            for speech, candidate in items
+            for sampling in self._samplings()
         ]
 
     def _comparison_requests(self, items: Sequence[ComparisonTask]) -> list[JudgeRequest]:
-        return [self._form.comparison(item, asking) for item in items for asking in self._askings()]
+        return [self._scorer.comparison(item, sampling) for item in items for sampling in self._samplings()]
 
-    def _askings(self) -> list[Asking]:
-        """Return how one question is asked, once for each draw: side by side, for they share a prompt."""
-        asking = self._settings.asking
-        indices = range(asking.sample_index, asking.sample_index + self._settings.samples)
-        return [replace(asking, sample_index=index) for index in indices]
+    def _samplings(self) -> list[SamplingParams]:
+        """Return how one question is asked, once for each sample: side by side, for they share a prompt."""
+        sampling = self._settings.sampling
+        indices = range(sampling.sample_index, sampling.sample_index + self._settings.samples)
+        return [replace(sampling, sample_index=index) for index in indices]
 
     def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
         requests = [item.request for item in asked]
         places = pending_indices(
-            requests, self._model.identity, self._journal, _acceptance(asked, read), self._form.reader
+            requests, self._model.identity, self._journal, _acceptance(asked, read), self._scorer.reader
         )
         return [requests[place] for place in places]
 
@@ -218,14 +220,14 @@ class ChatJudge:
             settings.concurrency,
             settings.stop,
             progress,
-            self._form.reader,
+            self._scorer.reader,
             settings.budget,
-            lambda index, reply: self._form.heed(asked[index], reply),
+            lambda index, reply: self._scorer.heed(asked[index], reply),
         )
         return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
 
     def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
-        parsed = self._form.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
+        parsed = self._scorer.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
         if isinstance(parsed, ParsedRatings):
             flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
             judgement = Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
@@ -233,9 +235,9 @@ class ChatJudge:
             judgement = Judgement(candidate.id, self.name, parsed.status, reason=parsed.reason)
         else:
             judgement = Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
-        if self._settings.samples == 1 and not self._form.keeps_draws:
+        if self._settings.samples == 1 and not self._scorer.keeps_samples:
             return judgement
-        return with_draw(judgement, asked.request.sample_index, parsed)
+        return with_sample(judgement, asked.request.sample_index, parsed)
 
     def _verdict(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
         verdict = self._verdict_alone(item, asked, reply)
@@ -244,7 +246,7 @@ class ChatJudge:
         return with_vote(verdict, self.name, asked.request.sample_index)
 
     def _verdict_alone(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
-        parsed = self._form.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+        parsed = self._scorer.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
         ids = (item.speech.id, item.first.id, item.second.id)
         if isinstance(parsed, ParsedWinners):
             return Comparison(*ids, ReplyStatus.VALID, parsed.winners)
@@ -252,7 +254,7 @@ class ChatJudge:
 
 
 class PanelJudge:
-    """Judges that rate and compare by one rubric, one after the other; what each says is kept as a draw.
+    """Judges that rate and compare by one rubric, one after the other; what each says is kept as a sample.
 
     Attributes:
         judges: the members, at least two.
@@ -285,13 +287,13 @@ class PanelJudge:
         """What the replies to each member cost so far, where somebody counts."""
         return [judge.spending for judge in self.judges if judge.spending is not None]
 
-    def redrawn(self) -> "PanelJudge":
-        """Return this panel with every member at its next draws."""
-        return PanelJudge([judge.redrawn() for judge in self.judges])
+    def resampled(self) -> "PanelJudge":
+        """Return this panel with every member at its next samples."""
+        return PanelJudge([judge.resampled() for judge in self.judges])
 
-    def of_one(self, principle: str) -> "PanelJudge":
+    def for_principle(self, principle: str) -> "PanelJudge":
         """Return this panel with one principle of its rubric."""
-        return PanelJudge([judge.of_one(principle) for judge in self.judges])
+        return PanelJudge([judge.for_principle(principle) for judge in self.judges])
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
         """Return the mean ratings of those who succeeded; errors are those of any member."""
@@ -322,8 +324,8 @@ def _labels(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _labelled(judgement: Judgement, label: str) -> Judgement:
-    told = judgement if judgement.draws else with_draw(judgement)
-    return replace(told, draws=tuple(replace(draw, judge=label) for draw in told.draws))
+    told = judgement if judgement.samples else with_sample(judgement)
+    return replace(told, samples=tuple(replace(sample, judge=label) for sample in told.samples))
 
 
 def _labelled_vote(verdict: Comparison, label: str) -> Comparison:
@@ -435,10 +437,10 @@ def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -
 
 
 def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
-    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
     # The likeliest tokens are the same at every try.
     max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
-    return ChatJudgeSettings(asking, max_attempts, config.batch_size, stop, samples=config.samples)
+    return ChatJudgeSettings(sampling, max_attempts, config.batch_size, stop, samples=config.samples)
 
 
 @contextmanager
@@ -450,20 +452,20 @@ def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> 
 
 
 def _judge_settings(config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
-    asking = Asking(config.temperature, config.max_tokens, config.top_p)
+    sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
     return ChatJudgeSettings(
-        asking,
+        sampling,
         endpoint.max_attempts,
         endpoint.concurrency,
         stop,
         budget_of(endpoint),
         run_live,
         config.samples,
-        _form(config),
+        _scorer(config),
     )
 
 
-def _form(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
+def _scorer(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
     if config.backend == "decisions":
         return DecisionScorer
     return LogprobScorer if config.score == "expected" else TextScorer

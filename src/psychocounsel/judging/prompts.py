@@ -28,7 +28,7 @@ _ITEM_LINE = "=== ITEM ===\n"
 
 
 @dataclass(frozen=True)
-class Asking:
+class SamplingParams:
     """How a judging model is sampled; a temperature or top_p of None is not sent.
 
     `sample_index` tells repeated draws apart: each is asked, and paid, on its own.
@@ -47,19 +47,19 @@ class JudgeRequest(NamedTuple):
     request: ChatRequest
 
 
-def rating_request(speech: Speech, candidate: Candidate, rubric: Rubric, asking: Asking) -> JudgeRequest:
+def rating_request(speech: Speech, candidate: Candidate, rubric: Rubric, sampling: SamplingParams) -> JudgeRequest:
     """Ask for a whole number on every principle, for one response alone."""
     item_id = content_id("rate", speech.text, candidate.text)
     item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
-    return JudgeRequest(item_id, _request("rate", item, rubric, asking))
+    return JudgeRequest(item_id, _request("rate", item, rubric, sampling))
 
 
-def comparison_request(item: ComparisonTask, rubric: Rubric, asking: Asking) -> JudgeRequest:
+def comparison_request(item: ComparisonTask, rubric: Rubric, sampling: SamplingParams) -> JudgeRequest:
     """Ask which of two responses is better, in exactly the order given; A is the first."""
     texts = (item.speech.text, item.first.text, item.second.text)
     item_id = content_id("compare", *texts)
     shown = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
-    return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, rubric, asking))
+    return JudgeRequest(item_id, _request("compare", {"item_id": item_id, **shown}, rubric, sampling))
 
 
 def prompt_digests() -> dict[str, str]:
@@ -67,19 +67,19 @@ def prompt_digests() -> dict[str, str]:
     return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in ("rate", "compare")}
 
 
-def _request(name: str, item: Mapping[str, str], rubric: Rubric, asking: Asking) -> ChatRequest:
+def _request(name: str, item: Mapping[str, str], rubric: Rubric, sampling: SamplingParams) -> ChatRequest:
     fixed = _fixed_part(name, _Shown(rubric.digest, rubric))
     data = one_line(item)
     # The data comes last: it may hold anything, the name of the marker too.
     asked = fixed.rest.replace("$marker", f"<<{content_id('marker', data)}>>").replace("$data", data)
     return ChatRequest(
         messages=(fixed.message, Message("user", asked)),
-        temperature=asking.temperature,
-        top_p=asking.top_p,
-        max_tokens=asking.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
         response_schema=fixed.schema,
         schema_name=name,
-        sample_index=asking.sample_index,
+        sample_index=sampling.sample_index,
     )
 
 

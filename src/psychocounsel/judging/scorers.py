@@ -26,8 +26,8 @@ from psychocounsel.judging.parsing import (
     points_are_told_apart,
 )
 from psychocounsel.judging.prompts import (
-    Asking,
     JudgeRequest,
+    SamplingParams,
     comparison_request,
     prompt_digests,
     rating_request,
@@ -43,21 +43,21 @@ class Scorer(Protocol):
 
     Attributes:
         reader: names the rule by which a reply counts as read.
-        keeps_draws: whether a rating may be more than the number that a reply has written.
+        keeps_samples: whether a rating may be more than the number that a reply has written.
     """
 
     @property
     def reader(self) -> str: ...  # noqa: D102
     @property
-    def keeps_draws(self) -> bool: ...  # noqa: D102
+    def keeps_samples(self) -> bool: ...  # noqa: D102
     @property
     def identity(self) -> Mapping[str, JSON]: ...  # noqa: D102
 
-    def rating(self, speech: Speech, candidate: Candidate, asking: Asking) -> JudgeRequest:
+    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Return what is asked to rate a response."""
         ...
 
-    def comparison(self, item: ComparisonTask, asking: Asking) -> JudgeRequest:
+    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Return what is asked to compare two."""
         ...
 
@@ -81,7 +81,7 @@ class Scorer(Protocol):
 class TextScorer:
     """The ratings are the whole numbers that the reply has written."""
 
-    keeps_draws = False
+    keeps_samples = False
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
@@ -96,13 +96,13 @@ class TextScorer:
         """What shapes the ratings beside the model and its sampling."""
         return {"prompts": {**prompt_digests()}, "parser": PARSER_VERSION}
 
-    def rating(self, speech: Speech, candidate: Candidate, asking: Asking) -> JudgeRequest:
+    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a whole number for every principle."""
-        return rating_request(speech, candidate, self.rubric, asking)
+        return rating_request(speech, candidate, self.rubric, sampling)
 
-    def comparison(self, item: ComparisonTask, asking: Asking) -> JudgeRequest:
+    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a winner for every criterion."""
-        return comparison_request(item, self.rubric, asking)
+        return comparison_request(item, self.rubric, sampling)
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the whole numbers."""
@@ -122,7 +122,7 @@ class LogprobScorer(TextScorer):
     A reply whose tokens do not tell keeps its written numbers, and says so. Verdicts are read as written.
     """
 
-    keeps_draws = True
+    keeps_samples = True
 
     def __init__(self, rubric: Rubric) -> None:
         super().__init__(rubric)
@@ -133,9 +133,9 @@ class LogprobScorer(TextScorer):
         """What shapes the ratings beside the model and its sampling."""
         return {**super().identity, "score": Scoring.EXPECTED.value}
 
-    def rating(self, speech: Speech, candidate: Candidate, asking: Asking) -> JudgeRequest:
+    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for the same, and for the alternatives of every token."""
-        item_id, request = super().rating(speech, candidate, asking)
+        item_id, request = super().rating(speech, candidate, sampling)
         return JudgeRequest(item_id, replace(request, top_logprobs=MOST_ALTERNATIVES))
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
@@ -168,7 +168,7 @@ class LogprobScorer(TextScorer):
             raise EndpointError(
                 f"{reply.model} answers without log-probabilities, so no rating can be expected from them",
                 where="judge.score",
-                remedy="leave score out, name a model that gives them, or ask for the mean of several draws "
+                remedy="leave score out, name a model that gives them, or ask for the mean of several samples "
                 "(samples: 5, temperature: 1.0)",
             )
 
@@ -224,7 +224,7 @@ def decision_digests() -> dict[str, str]:
 class DecisionScorer:
     """Every principle is one question with the points of the scale as its levels."""
 
-    keeps_draws = True
+    keeps_samples = True
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
@@ -239,20 +239,20 @@ class DecisionScorer:
         """What shapes the ratings beside the model."""
         return {"prompts": {**decision_digests()}, "parser": f"decision {DECISION_VERSION}"}
 
-    def rating(self, speech: Speech, candidate: Candidate, asking: Asking) -> JudgeRequest:
+    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a distribution over the scale on every principle."""
         item_id = content_id("decide", speech.text, candidate.text)
         shown = {"client": speech.text, "response": candidate.text}
         questions = tuple(_score_question(each, self.rubric.scale) for each in self.rubric.principles)
-        return JudgeRequest(item_id, _request(shown, questions, asking))
+        return JudgeRequest(item_id, _request(shown, questions, sampling))
 
-    def comparison(self, item: ComparisonTask, asking: Asking) -> JudgeRequest:
+    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a choice on every criterion; A is the first."""
         texts = (item.speech.text, item.first.text, item.second.text)
         shown: dict[str, str] = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
         whole = Principle(OVERALL, _prompts().overall, "", {})
         questions = tuple(map(_choice_question, (whole, *self.rubric.principles)))
-        return JudgeRequest(content_id("decide", *texts), _request(shown, questions, asking))
+        return JudgeRequest(content_id("decide", *texts), _request(shown, questions, sampling))
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the expectation of every distribution."""
@@ -297,7 +297,9 @@ def _choice_question(principle: Principle) -> dict[str, JSON]:
     return {"type": "choice", "name": principle.id, "instructions": told, "choices": _CHOICES}
 
 
-def _request(shown: Mapping[str, str], questions: tuple[Mapping[str, JSON], ...], asking: Asking) -> ChatRequest:
+def _request(
+    shown: Mapping[str, str], questions: tuple[Mapping[str, JSON], ...], sampling: SamplingParams
+) -> ChatRequest:
     data = one_line(shown)
     marker = f"<<{content_id('marker', data)}>>"
     return ChatRequest(
@@ -306,7 +308,7 @@ def _request(shown: Mapping[str, str], questions: tuple[Mapping[str, JSON], ...]
         top_p=None,
         max_tokens=1,
         schema_name="decide",
-        sample_index=asking.sample_index,
+        sample_index=sampling.sample_index,
         questions=questions,
     )
 

@@ -229,8 +229,8 @@ class DatasetFacts:
 
     @property
     def rating_type(self) -> str:
-        """The type of the columns of ratings: whole numbers, or means of draws."""
-        return "float64" if self.judgements is not None and self.judgements.table("draws") else "int64"
+        """The type of the columns of ratings: whole numbers, or means of samples."""
+        return "float64" if self.judgements is not None and self.judgements.table("samples") else "int64"
 
     @cached_property
     def candidates(self) -> list[ArtifactFacts]:

@@ -23,7 +23,7 @@ from psychocounsel.judging.audit import (
     spearman,
     ties,
 )
-from psychocounsel.judging.injection import CANARIES, drawn, with_canary
+from psychocounsel.judging.injection import CANARIES, sample_indices, with_canary
 from psychocounsel.judging.judge import Judge, Resamplable, addressing_judge, missing_share, require_judged
 from psychocounsel.judging.judges import ChatJudge, PanelJudge, judge_spending, judge_standing, open_judge
 from psychocounsel.judging.rubric import load_rubric
@@ -103,9 +103,9 @@ def audit_judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWr
 
 def audit_requests(judge: ChatJudge, samples: Samples) -> list[ChatRequest]:
     """Return what an audit of these responses would have to ask at least once."""
-    owed = judge.redrawn().owed_ratings(samples.again)
+    owed = judge.resampled().owed_ratings(samples.again)
     for principle in judge.principles if len(judge.principles) > 1 else ():
-        owed += judge.of_one(principle).owed_ratings(samples.alone)
+        owed += judge.for_principle(principle).owed_ratings(samples.alone)
     return owed + judge.owed_ratings([_planted(each) for each in samples.planted])
 
 
@@ -125,11 +125,11 @@ def samples_of(items: Sequence[Item], able: Sequence[Item], config: AuditConfig)
 
 
 def _drawn_items(items: Sequence[Item], count: int, purpose: str) -> list[Item]:
-    return [items[at] for at in drawn([candidate for _, candidate in items], count, purpose)]
+    return [items[at] for at in sample_indices([candidate for _, candidate in items], count, purpose)]
 
 
 def _drawn(rated: Sequence[Rated], count: int, purpose: str) -> list[Rated]:
-    return [rated[at] for at in drawn([each.candidate for each in rated], count, purpose)]
+    return [rated[at] for at in sample_indices([each.candidate for each in rated], count, purpose)]
 
 
 def read_rated(store: Store, judgements: Artifact) -> list[Rated]:
@@ -208,7 +208,7 @@ def _length(rated: Sequence[Rated]) -> Any:
 def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     if not isinstance(judge, Resamplable) or not asked:
         return None
-    again = _ask(judge.redrawn(), [each.item for each in asked], "asking the judge again")
+    again = _ask(judge.resampled(), [each.item for each in asked], "asking the judge again")
     first = [one.judgement.ratings for one, two in zip(asked, again, strict=True) if two.ratings]
     second = [two.ratings for two in again if two.ratings]
     pairs = [(one[name], two[name]) for one, two in zip(first, second, strict=True) for name in one]
@@ -244,7 +244,7 @@ def _one_by_one(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     alone: list[dict[str, Rating]] = [{} for _ in asked]
     for principle in judge.principles:
         label = f"rating {principle} alone"
-        for at, each in enumerate(_ask(judge.of_one(principle), [each.item for each in asked], label)):
+        for at, each in enumerate(_ask(judge.for_principle(principle), [each.item for each in asked], label)):
             alone[at].update(each.ratings)
     whole = [at for at, ratings in enumerate(alone) if len(ratings) == len(judge.principles)]
     together = [asked[at].judgement.ratings for at in whole]

@@ -16,11 +16,11 @@ from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselErr
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.judging.judge import (
     addressing_judge,
-    draw_metrics,
     histograms,
     missing_by_topic,
     missing_share,
     require_judged,
+    sample_metrics,
 )
 from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judge_standing, open_judge
 from psychocounsel.judging.pairing import (
@@ -422,7 +422,7 @@ def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter,
             "addresses_judge": addressing_judge(judgements),
             "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
             "histograms": histograms(judgements, principles),
-            **draw_metrics(judgements, principles),
+            **sample_metrics(judgements, principles),
             **spend,
         }
     )

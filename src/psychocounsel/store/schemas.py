@@ -27,7 +27,7 @@ from psychocounsel.types import (
     Winner,
 )
 
-DRAWS_FILE = "draws.parquet"
+SAMPLES_FILE = "samples.parquet"
 VOTES_FILE = "votes.parquet"
 RATING = "_rating"
 WINNER = "_winner"
@@ -42,42 +42,42 @@ class OrderedComparison(NamedTuple):
     order: str
 
 
-class KeptDraw(NamedTuple):
-    """A draw and the response that it is about."""
+class StoredSample(NamedTuple):
+    """A sample and the response that it is about."""
 
     candidate_id: str
-    draw: RatingSample
+    sample: RatingSample
 
 
 def write_averaged(
     writer: ArtifactWriter, name: str, judgements: Iterable[Judgement], principles: Sequence[str]
 ) -> None:
-    """Write judgements that are means of draws.
+    """Write judgements that are means of samples.
 
-    `draws` were asked for, `valid_draws` stand behind the means; `PRINCIPLE_spread` is the standard deviation
+    `samples` were asked for, `valid_samples` stand behind the means; `PRINCIPLE_spread` is the standard deviation
     of these (over their number, not one less), null where there is only one. `scored_by` says how ratings
     were had from replies; `mixed` where not all of a judgement's were had in the same way.
     """
     texts = [(column, pa.string()) for column in ("candidate_id", "judge", "status")]
     ratings = [(principle + RATING, pa.float64()) for principle in principles]
-    counts = [("reason", pa.string()), ("draws", pa.int64()), ("valid_draws", pa.int64())]
+    counts = [("reason", pa.string()), ("samples", pa.int64()), ("valid_samples", pa.int64())]
     spreads = [(principle + _SPREAD, pa.float64()) for principle in principles]
     schema = pa.schema([*texts, *ratings, *counts, ("scored_by", pa.string()), *spreads])
     write_table(writer, name, (_averaged_row(each, principles) for each in judgements), schema)
 
 
 def _averaged_row(judgement: Judgement, principles: Sequence[str]) -> dict[str, Any]:
-    valid = [draw for draw in judgement.draws if draw.status is ReplyStatus.VALID]
-    ways = {draw.scored_by.value for draw in valid}
-    spreads = {name + _SPREAD: _spread([draw.ratings[name] for draw in valid]) for name in principles}
+    valid = [sample for sample in judgement.samples if sample.status is ReplyStatus.VALID]
+    ways = {sample.scored_by.value for sample in valid}
+    spreads = {name + _SPREAD: _spread([sample.ratings[name] for sample in valid]) for name in principles}
     return {
         "candidate_id": judgement.candidate_id,
         "judge": judgement.judge,
         "status": judgement.status.value,
         **{name + RATING: judgement.ratings.get(name) for name in principles},
         "reason": judgement.reason,
-        "draws": len(judgement.draws),
-        "valid_draws": len(valid),
+        "samples": len(judgement.samples),
+        "valid_samples": len(valid),
         "scored_by": "mixed" if len(ways) > 1 else "".join(ways),
         **spreads,
     }
@@ -90,8 +90,8 @@ def _spread(ratings: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((rating - mean) ** 2 for rating in ratings) / len(ratings))
 
 
-def write_draws(writer: ArtifactWriter, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
-    """Write every draw of every judgement; a failed one has nulls where its ratings would stand."""
+def write_samples(writer: ArtifactWriter, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
+    """Write every sample of every judgement; a failed one has nulls where its ratings would stand."""
     schema = pa.schema(
         [
             ("candidate_id", pa.string()),
@@ -106,27 +106,27 @@ def write_draws(writer: ArtifactWriter, judgements: Iterable[Judgement], princip
     rows = (
         {
             "candidate_id": judgement.candidate_id,
-            "judge": draw.judge,
-            "sample_index": draw.sample_index,
-            "status": draw.status.value,
-            **{principle + RATING: draw.ratings.get(principle) for principle in principles},
-            "scored_by": draw.scored_by.value,
-            "reason": draw.reason,
+            "judge": sample.judge,
+            "sample_index": sample.sample_index,
+            "status": sample.status.value,
+            **{principle + RATING: sample.ratings.get(principle) for principle in principles},
+            "scored_by": sample.scored_by.value,
+            "reason": sample.reason,
         }
         for judgement in judgements
-        for draw in judgement.draws
+        for sample in judgement.samples
     )
-    write_table(writer, DRAWS_FILE, rows, schema)
+    write_table(writer, SAMPLES_FILE, rows, schema)
 
 
-def read_draws(artifact: Artifact) -> list[KeptDraw]:
-    """Read the draws behind an artifact's judgements, in order; none where each is one reply's own."""
-    if DRAWS_FILE not in artifact.manifest["files"]:
+def read_samples(artifact: Artifact) -> list[StoredSample]:
+    """Read the samples behind an artifact's judgements, in order; none where each is one reply's own."""
+    if SAMPLES_FILE not in artifact.manifest["files"]:
         return []
-    return [KeptDraw(row["candidate_id"], _draw(row)) for row in read_table(artifact, DRAWS_FILE)]
+    return [StoredSample(row["candidate_id"], _sample(row)) for row in read_table(artifact, SAMPLES_FILE)]
 
 
-def _draw(row: Mapping[str, Any]) -> RatingSample:
+def _sample(row: Mapping[str, Any]) -> RatingSample:
     ratings = {
         column.removesuffix(RATING): value
         for column, value in row.items()
@@ -273,12 +273,12 @@ def read_candidates(artifact: Artifact) -> list[Candidate]:
 def write_judgements(writer: ArtifactWriter, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
     """Write judgements; a failed one has nulls where its ratings would stand.
 
-    Where they are means of draws, these get a table of their own, and their numbers stand beside the means.
+    Where they are means of samples, these get a table of their own, and their numbers stand beside the means.
     """
     kept = list(judgements)
-    if any(each.draws for each in kept):
+    if any(each.samples for each in kept):
         write_averaged(writer, JUDGEMENTS_FILE, kept, principles)
-        write_draws(writer, kept, principles)
+        write_samples(writer, kept, principles)
         return
     columns = [("candidate_id", pa.string()), ("judge", pa.string()), ("status", pa.string())]
     ratings = [(principle + RATING, pa.int64()) for principle in principles]
@@ -367,7 +367,7 @@ def pairs_schema(principles: Sequence[str], rating_type: pa.DataType | None = No
     """Return the released columns of a preference dataset followed by ours.
 
     The first columns are those of the released data set (arXiv 2502.19731), in which ratings are whole
-    numbers; means of draws need another type.
+    numbers; means of samples need another type.
     """
     released = [("ID", pa.string()), ("prefID", pa.int64())]
     texts = ["question", "chosen", "rejected", "chosen_model", "rejected_model"]
