@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 
-from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.types import ReplyStatus
 
 
@@ -31,6 +31,6 @@ class FakeModel:
     def identity(self) -> Mapping[str, str]:
         return {"model": "fake-2026-01-01", "base_url": "http://127.0.0.1/v1"}
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         self.asked.append(request)
         return self._script(request)

@@ -9,7 +9,7 @@ import pytest
 from psychocounsel.config.schema import CorpusConfig
 from psychocounsel.corpus.build import CorpusArtifacts, CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import DataQualityError, InputError
-from psychocounsel.llm.runner import never_stop
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
 
@@ -71,7 +71,7 @@ def counts(funnel: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
 
 
 def opened(settings: dict[str, Any], store: Store) -> CorpusArtifacts:
-    return open_corpus(CorpusConfig.model_validate(settings), store, never_stop)
+    return open_corpus(CorpusConfig.model_validate(settings), store, CancelToken())
 
 
 def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusPlans:

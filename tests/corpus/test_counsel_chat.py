@@ -15,7 +15,7 @@ from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.corpus.build import CorpusArtifacts, open_corpus
 from psychocounsel.corpus.cleaning import SPEECH_STEPS, clean
 from psychocounsel.corpus.contacts import BUNDLED
-from psychocounsel.llm.runner import never_stop
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import SplitSpeech, read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusArtifacts:
     counsel_chat()
     sources = [f"corpus.{kind}.0.path={PATH}" for kind in ("speeches", "candidates")]
     config = load_config(BuildPreferencesConfig, CONFIG, sources)
-    return open_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")), never_stop)
+    return open_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")), CancelToken())
 
 
 @pytest.fixture(scope="module")

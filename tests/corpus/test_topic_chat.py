@@ -21,6 +21,7 @@ from psychocounsel.corpus.topic_model import (
 )
 from psychocounsel.corpus.topics import Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import EndpointError, Preempted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import ReplyStatus, Speech
@@ -165,8 +166,15 @@ def test_an_unreadable_reply_is_asked_again_within_the_run(journal: Journal) -> 
 
 
 def test_a_run_that_is_stopped_keeps_what_was_answered(journal: Journal) -> None:
-    model = FakeModel(says("sleep"))
-    settings = ChatTopicSettings(max_attempts=1, concurrency=1, stop=lambda: len(model.asked) >= 2)
+    cancel = CancelToken()
+
+    def script(request: ChatRequest) -> ChatReply:
+        if len(model.asked) == 2:
+            cancel.cancel()
+        return says("sleep")(request)
+
+    model = FakeModel(script)
+    settings = ChatTopicSettings(max_attempts=1, concurrency=1, cancel=cancel)
     with pytest.raises(Preempted):
         ChatTopicAssigner(model, SMALL, journal, settings).assign(SPEECHES, ignore)
     assert len(asked_with(journal, says("sleep"))[0].owed(SPEECHES)) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.types import ReplyStatus
 
 
@@ -22,7 +22,7 @@ class Noting:
     def __init__(self, notes: Path) -> None:
         self._notes = notes
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         text = request.messages[0].content
         with self._notes.open("a", encoding="utf-8") as file:
             file.write(text + "\n")

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from batch_runs import endpoint_at, questions, road_to, run, told
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
 from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import budget_of
 from psychocounsel.llm.journal import Journal
@@ -84,7 +84,7 @@ class TestReplies:
         with BatchServer() as server:
             run(server.base_url, journal, 3)
             before = len(server.requests)
-            run(server.base_url, journal, 3, RunPolicy(stop=lambda: True))
+            run(server.base_url, journal, 3, RunPolicy(cancel=cancelled()))
             assert len(server.requests) == before
 
     def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_told(self, journal: Path) -> None:
@@ -280,11 +280,17 @@ class TestFaults:
             assert not server.files
 
 
+def cancelled() -> CancelToken:
+    token = CancelToken()
+    token.cancel()
+    return token
+
+
 def stop_while_waiting(server: BatchServer, path: Path, count: int = 5) -> Preempted:
-    stop = threading.Event()
-    server.watch = lambda event: stop.set() if event == "state asked" else None
+    cancel = CancelToken()
+    server.watch = lambda event: cancel.cancel() if event == "state asked" else None
     with pytest.raises(Preempted) as caught:
-        run(server.base_url, path, count, RunPolicy(stop=stop.is_set))
+        run(server.base_url, path, count, RunPolicy(cancel=cancel))
     server.watch = lambda event: None
     return caught.value
 

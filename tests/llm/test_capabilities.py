@@ -23,7 +23,7 @@ from psychocounsel.llm.structured_output import (
     fits,
     fitted,
 )
-from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, paying_beside
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus
 
@@ -227,11 +227,11 @@ def test_a_retired_model_is_refused_before_the_first_call(
     assert MODEL not in refused.value.remedy
 
 
-def test_an_announced_end_is_told_and_lets_through(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_announced_end_is_told_and_lets_through(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     end = days_from_now(30)
     with ChatServer(models=[listed(MODEL, shutdown_date=end)]) as server:
         asked(server, store)
-    assert f"will be shut down on {end}" in capsys.readouterr().err
+    assert f"will be shut down on {end}" in caplog.text
 
 
 @pytest.mark.parametrize("models", [None, [], [listed(MODEL, shutdown_date=None)], [listed(f"{MODEL}:latest")]])
@@ -252,7 +252,7 @@ class Probed:
         self.fault, self.raise_if_cancelled = fault, asyncio.Event()
         self.asked: list[str] = []
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         is_probe = "good morning" in request.messages[-1].content
         self.asked.append("probe" if is_probe else kind_of(request))
         if is_probe:
@@ -283,9 +283,8 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         first, second = requests(2)
         beside: list[ChatReply] = []
-        with paying_beside(beside.append):
-            assert (await model.ask(first)).text == "Well."
-        later = asyncio.create_task(model.ask(second))
+        assert (await model.generate(first, RequestContext(on_probe=beside.append))).text == "Well."
+        later = asyncio.create_task(model.generate(second, RequestContext()))
         await asyncio.sleep(0.01)
         assert endpoint.asked == ["json_schema", "probe"], "the second waits until it is known how to ask"
         endpoint.raise_if_cancelled.set()
@@ -304,7 +303,7 @@ def test_a_probe_that_fails_loses_no_reply_and_stops_nobody(tmp_path: Path, faul
         endpoint.raise_if_cancelled.set()
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         for request in requests(2):
-            assert (await model.ask(request)).text == "Well."
+            assert (await model.generate(request, RequestContext())).text == "Well."
         await model.aclose()
         assert not model.is_known
         return endpoint.asked
@@ -343,7 +342,7 @@ def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
         endpoint = Probed()
         endpoint.raise_if_cancelled.set()
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
-        replies = [await model.ask(request) for request in requests(2)]
+        replies = [await model.generate(request, RequestContext()) for request in requests(2)]
         await model.aclose()
         assert [reply.text for reply in replies] == ["Well.", "Well."]
         assert endpoint.asked == ["json_schema", "probe", "probe", "text"]

@@ -11,6 +11,7 @@ import pytest
 from sharing_run import Noting, numbered
 
 from psychocounsel.errors import Preempted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RequestLocks, RunPolicy, run_requests
 
@@ -91,6 +92,7 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
 def test_a_stop_ends_the_wait_for_another_run(path: Path, tmp_path: Path) -> None:
     requests, notes = numbered(2), tmp_path / "notes"
     with held_elsewhere(path, requests[0].digest(Noting.identity)), Journal(path) as journal:
-        policy = RunPolicy(stop=lambda: journal.summary().replies == 1)
+        cancel = CancelToken()
+        policy = RunPolicy(cancel=cancel, heed=lambda index, reply: cancel.cancel())
         with pytest.raises(Preempted, match="1 of 2 items"):
             run_requests(Noting(notes), requests, journal, policy)

@@ -21,7 +21,7 @@ from psychocounsel.llm.endpoints import (
     planned_model,
     require_usable,
 )
-from psychocounsel.llm.types import ChatRequest, Message
+from psychocounsel.llm.types import ChatRequest, Message, RequestContext
 from psychocounsel.stages.respond import plan_responder
 from psychocounsel.store.store import Store
 
@@ -117,4 +117,4 @@ def test_planned_model_answers_nobody() -> None:
     model = planned_model(LOCAL)
     assert model.identity == {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}
     with pytest.raises(EndpointError):
-        asyncio.run(model.ask(ChatRequest((Message("user", "hello"),), 0.0, 1.0, 5)))
+        asyncio.run(model.generate(ChatRequest((Message("user", "hello"),), 0.0, 1.0, 5), RequestContext()))

@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RefusedRequestError
 from psychocounsel.types import ReplyStatus
+
+
+def cancelled():
+    token = CancelToken()
+    token.cancel()
+    return token
 
 
 def ask_for(text, sample_index=0):
@@ -42,7 +49,7 @@ class FakeModel:
         self.most_in_flight = 0
         self.closed = 0
 
-    async def ask(self, request):
+    async def generate(self, request, context):
         text = request.messages[0].content
         times = self.asked.count(text)
         self.asked.append(text)
@@ -91,7 +98,7 @@ def test_a_second_run_asks_nothing(journal):
     first = run_requests(FakeModel(), requests, journal, RunPolicy())
     model = FakeModel()
     done = []
-    again = run_requests(model, requests, journal, RunPolicy(progress=done.append, stop=lambda: True))
+    again = run_requests(model, requests, journal, RunPolicy(progress=done.append, cancel=cancelled()))
     assert again == first
     assert model.asked == []
     assert sum(done) == 10
@@ -243,8 +250,8 @@ def test_the_first_request_goes_alone(journal):
     in_flight = []
 
     class Watched(FakeModel):
-        async def ask(self, request):
-            reply = await super().ask(request)
+        async def generate(self, request, context):
+            reply = await super().generate(request, context)
             in_flight.append((request.messages[0].content, self.most_in_flight))
             return reply
 
@@ -265,9 +272,17 @@ def test_a_late_refusal_keeps_what_is_in_flight(journal):
 
 
 def test_stop_finishes_what_is_in_flight_and_no_more(journal):
-    model = FakeModel(seconds=0.002)
+    cancel = CancelToken()
+
+    class Cancelling(FakeModel):
+        async def generate(self, request, context):
+            if len(self.asked) == 19:
+                cancel.cancel()
+            return await super().generate(request, context)
+
+    model = Cancelling(seconds=0.002)
     requests = [ask_for(f"t{n}") for n in range(100)]
-    policy = RunPolicy(concurrency=4, stop=lambda: len(model.asked) >= 20)
+    policy = RunPolicy(concurrency=4, cancel=cancel)
     with pytest.raises(Preempted, match="20 of 100"):
         run_requests(model, requests, journal, policy)
     assert len(model.asked) == 20

@@ -10,9 +10,10 @@ from transformers_server import make_untrained_llama
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, SamplingConfig
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.judges import judge_fingerprint, open_judge
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import open_journal
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy, ignore_progress, never_stop, run_requests
+from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
 from psychocounsel.training.generate import AnswerGenerator, Generation, LocalChatModel
@@ -115,7 +116,7 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
         assert all(not each.ratings and each.reason and each.judge == "model" for each in judgements)
         return [each.status for each in judgements]
 
-    with open_judge(judge_of(weights), store, never_stop) as judge:
+    with open_judge(judge_of(weights), store, CancelToken()) as judge:
         statuses = rate(judge)
     assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
     with open_journal(store) as journal:
@@ -124,7 +125,7 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
 
 def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: Store) -> None:
     for _ in range(2):
-        with open_judge(judge_of(weights, temperature=1.0), store, never_stop) as judge:
+        with open_judge(judge_of(weights, temperature=1.0), store, CancelToken()) as judge:
             judge.rate(ITEMS[:1], ignore_progress)
     with open_journal(store) as journal:
         texts = [row.reply.text for row in journal.rows() if row is not None]

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from psychocounsel.errors import EndpointError, IncompleteError
-from psychocounsel.llm.cancel import present_halt
 from psychocounsel.llm.cost import Budget, Price, Spending, TokenCounter
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.structured_output import Capabilities, StructuredOutputModel
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message, line_broke
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.types import ReplyStatus
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
@@ -30,13 +29,13 @@ class Wordy:
         self.asked: list[str] = []
         self.broke = False
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        present_halt().require_going()
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+        context.cancel.raise_if_cancelled()
         self.asked.append(request.schema_name if request.response_schema else "words")
         await asyncio.sleep(0.01)
         if request.schema_name == "probe" and not self.broke:
             self.broke = True
-            await line_broke()
+            await context.on_lost_response()
         await asyncio.sleep(0.01)
         return ChatReply(ReplyStatus.VALID, "no JSON", "wordy-1", 10, 10)
 

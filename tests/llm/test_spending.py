@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.cost import (
     TOKENS_PER_MESSAGE,
     Budget,
@@ -24,7 +25,7 @@ from psychocounsel.llm.cost import (
 )
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message, line_broke
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.types import ReplyStatus
 
 DOLLAR_PER_TOKEN = Price(Decimal(10**6), Decimal(10**6), Decimal(10**6), "a test")
@@ -119,12 +120,12 @@ class Priced:
         self.costs, self.order = costs, order
         self.billed = 0
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         text = request.messages[0].content
         await asyncio.sleep(self.order[int(text)] / 1000)
         self.billed += self.costs[text]
         if self.costs[text] == 10:  # the full length: the line breaks, and the server charges for all of it
-            await line_broke()
+            await context.on_lost_response()
             return ChatReply(ReplyStatus.ERROR, "", "fake-1", 0, 0, "the line broke")
         return reply(1, self.costs[text])
 
@@ -232,10 +233,10 @@ class Breaking:
     def __init__(self, tries: int) -> None:
         self.tries, self.sent = tries, 0
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         for _ in range(self.tries - 1):
             self.sent += 1
-            await line_broke()
+            await context.on_lost_response()
         self.sent += 1
         return reply(9, 4)
 
@@ -267,7 +268,7 @@ def test_those_who_send_again_do_not_wait_for_each_other(tmp_path: Path) -> None
 
 def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
     class Silent(Breaking):
-        async def ask(self, request: ChatRequest) -> ChatReply:
+        async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
             return ChatReply(ReplyStatus.VALID, "four by four tokens", "fake-1", 0, 0)
 
     texts = [f"a prompt of ten tokens, number {number:9}" for number in range(9)]  # 40 characters
@@ -298,9 +299,18 @@ def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
 
 def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
     costs = dict.fromkeys(map(str, range(20)), 1)
-    model = Priced(costs, [2.0] * 20)
+    cancel = CancelToken()
+
+    class Cancelling(Priced):
+        async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+            reply = await super().generate(request, context)
+            if self.billed == 3:
+                cancel.cancel()
+            return reply
+
+    model = Cancelling(costs, [2.0] * 20)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=30.0)
-    policy = RunPolicy(concurrency=20, budget=budget, stop=lambda: model.billed >= 3)
+    policy = RunPolicy(concurrency=20, budget=budget, cancel=cancel)
     with Journal(tmp_path / "j.sqlite") as journal:
         with pytest.raises(Preempted):
             run_requests(model, [asks(text) for text in costs], journal, policy)

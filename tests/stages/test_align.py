@@ -70,7 +70,7 @@ def test_stopped_training_goes_on_to_the_same_weights(
     whole = uninterrupted[kind == "reward-models"]
     stopped = stop_in_training(start(warm, miniature, store, kind), store, kind, signum)
     assert stopped.code == 75, stopped.err
-    assert f"{signum.name}: saving after the present step" in stopped.err
+    assert f"{signum.name}: saving after the current step" in stopped.err
     assert "stopped after step" in stopped.err
     assert "run the same command again" in stopped.err
     assert whole.id not in {each.id for each in Store(store).artifacts()}

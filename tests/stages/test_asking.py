@@ -8,7 +8,7 @@ import pytest
 from psychocounsel.config.components import ChatFormat, EndpointConfig, ResponderConfig, SamplingConfig
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.stages.respond import Answers, Asked, ask_responder, chat_request
 from psychocounsel.types import Candidate, ReplyStatus, Speech
 
@@ -31,7 +31,7 @@ class ScriptedModel:
     def identity(self) -> Mapping[str, str]:
         return {"model": "fake-2026-01-01"}
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         text = request.messages[-1].content
         self.asked.append(text)
         return self._script(text, self.asked.count(text))

@@ -12,7 +12,7 @@ from psychocounsel.config.components import (
     ResponderConfig,
 )
 from psychocounsel.errors import DataQualityError, IncompleteError
-from psychocounsel.llm.runner import never_stop
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.stages.respond import ResponseRequest, plan_responder, respond
 from psychocounsel.store.store import Store
 from psychocounsel.types import Speech
@@ -28,12 +28,12 @@ def test_file_of_responses_answers_what_it_holds(tmp_path: Path, store: Store) -
     path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
     responder = ResponderConfig(author="said", file=str(path), max_missing_share=0.5)
     asked = ResponseRequest([Speech("I cannot sleep."), Speech("Nobody calls.")], 0)
-    answered = respond(responder, asked, store, never_stop)
+    answered = respond(responder, asked, store, CancelToken())
     assert [each.text for each in answered.candidates] == ["What keeps you up?"]
     assert answered.failed == {"not_in_file": 1}
     strict = responder.model_copy(update={"max_missing_share": 0.4})
     with pytest.raises(DataQualityError, match=r"1 of 2 speeches got no answer \(1 not_in_file\); add them"):
-        respond(strict, asked, store, never_stop)
+        respond(strict, asked, store, CancelToken())
     path.write_text("speech,response\nI cannot sleep.,Other words.\n", encoding="utf-8")
     again = plan_responder(responder, store, "model").settings["file"]
     assert (
@@ -56,7 +56,7 @@ def answered_by(server: ChatServer, store: Store, max_missing_share: float = 0.0
     """Return how many of four speeches a scripted endpoint answered."""
     endpoint = EndpointConfig(model="elm", base_url=server.base_url, max_attempts=1)
     responder = ResponderConfig(author="elm", endpoint=endpoint, max_missing_share=max_missing_share)
-    return len(respond(responder, ResponseRequest(SPEECHES, 0), store, never_stop).candidates)
+    return len(respond(responder, ResponseRequest(SPEECHES, 0), store, CancelToken()).candidates)
 
 
 def test_a_responder_that_refuses_everything_is_not_believed_and_asked_again(store: Store) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from miniature import LENGTH, OPTIMISATION
 from psychocounsel.config.schema import AlignConfig, OnlineConfig
-from psychocounsel.errors import DataQualityError, Preempted
+from psychocounsel.errors import DataQualityError
+from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.stages.align import drawn, pair_round, score_round, selection_score
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, Parent
 from psychocounsel.store.schemas import (
@@ -140,7 +141,7 @@ class SlowScorer:
         return [len(text) for text in texts]
 
 
-def scored(tmp_path: Path, stop: Callable[[], bool]) -> Artifact:
+def scored(tmp_path: Path, cancel: CancelToken) -> Artifact:
     """Return the scores artifact of a round of three answers, one of them empty."""
     answers = [answer(0, "good one"), answer(0, ""), answer(1, "bad")]
     config = AlignConfig.model_validate(
@@ -156,7 +157,7 @@ def scored(tmp_path: Path, stop: Callable[[], bool]) -> Artifact:
     assert config.online is not None
     own, store = config.online, Store(tmp_path)
     planned = ArtifactSpec("scores", "made-up", "align", 1, {}, parents_of(store, answers))
-    return store.make(planned, lambda writer: score_round(config, own, store, writer, stop))
+    return store.make(planned, lambda writer: score_round(config, own, store, writer, cancel))
 
 
 @pytest.fixture
@@ -166,13 +167,15 @@ def slow_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_answer_with_a_text_is_scored(tmp_path: Path, slow_scorer: None) -> None:
-    rows = read_scores(scored(tmp_path, lambda: False))
+    rows = read_scores(scored(tmp_path, CancelToken()))
     assert [(each.raw_reward, each.tokens) for each in rows] == [(2.0, 8), (1.0, 3)]
 
 
 def test_scoring_stops_when_it_is_asked_to(tmp_path: Path, slow_scorer: None) -> None:
-    with pytest.raises(Preempted, match="stopped as asked"):
-        scored(tmp_path, lambda: True)
+    cancel = CancelToken()
+    cancel.cancel()
+    with pytest.raises(RunCancelledError):
+        scored(tmp_path, cancel)
     assert Store(tmp_path).artifacts("scores") == []
 
 

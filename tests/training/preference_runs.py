@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import AlignConfig, LengthConfig, OptimisationConfig, TrainRewardConfig
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.training.dpo import DpoRun, train_dpo
 from psychocounsel.training.reward import train_reward_model
 from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
@@ -84,13 +85,13 @@ def align_config(optimised: OptimisationConfig | None = None, **changes: object)
 
 def output_in(folder: Path) -> TrainingOutput:
     """Return an output below `folder` that is never stopped."""
-    return TrainingOutput(folder / "model", folder / "work", lambda: False, lambda _step, _total: None, "run")
+    return TrainingOutput(folder / "model", folder / "work", CancelToken(), lambda _step, _total: None, "run")
 
 
 def stopping_after(step: int, output: TrainingOutput) -> TrainingOutput:
     """Return `output`, asking to stop once `step` steps are done."""
-    done: list[int] = []
-    return replace(output, stop=lambda: done[-1] >= step, progress=lambda now, _total: done.append(now))
+    cancel = CancelToken()
+    return replace(output, cancel=cancel, progress=lambda now, _total: cancel.cancel() if now >= step else None)
 
 
 def run_reward(base: Path, output: TrainingOutput, config: TrainRewardConfig | None = None) -> TrainingSummary:

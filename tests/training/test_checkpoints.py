@@ -22,6 +22,7 @@ from preference_runs import (
 )
 
 from psychocounsel.errors import ExitCode, Preempted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.training import dpo
 from psychocounsel.training.checkpoints import (
     SEAL_NAME,
@@ -220,7 +221,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_without_a_trace_in_the_weigh
     break_it(output.work / "checkpoint-3")
     steps: list[int] = []
     watched = TrainingOutput(
-        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step), output.run_id
+        output.folder, output.work, CancelToken(), lambda step, _total: steps.append(step), output.run_id
     )
     train_dpo(tiny_model_folder, watched)
     assert steps == [3, 4]
@@ -254,7 +255,7 @@ def test_a_run_that_lost_its_model_after_the_last_step_writes_it_again(tmp_path:
     (output.folder / "model.safetensors").unlink()
     steps: list[int] = []
     watched = TrainingOutput(
-        output.folder, output.work, lambda: False, lambda step, _total: steps.append(step), output.run_id
+        output.folder, output.work, CancelToken(), lambda step, _total: steps.append(step), output.run_id
     )
     again = train_reward(tiny_model_folder, watched)
     assert steps == []

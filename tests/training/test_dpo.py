@@ -174,7 +174,7 @@ def test_max_steps_overrules_the_epochs(tmp_path: Path, tiny_model_folder: Path)
     base = Policy(str(tiny_model_folder))
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id)
+    watched = TrainingOutput(output.folder, output.work, output.cancel, lambda *step: seen.append(step), output.run_id)
     summary = train_dpo(DpoRun(base, base, align_config(epochs=7), 0, max_steps=3), make_pairs(), watched)
     assert summary.steps == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]

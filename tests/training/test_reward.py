@@ -322,7 +322,7 @@ def test_scoring_tells_how_many_it_has(trained: Path) -> None:
 def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.stop, lambda *step: seen.append(step), output.run_id)
+    watched = TrainingOutput(output.folder, output.work, output.cancel, lambda *step: seen.append(step), output.run_id)
     summary = run_reward(tiny_model_folder, watched)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row["step"] for row in summary.history] == [1, 2, 3, 4]

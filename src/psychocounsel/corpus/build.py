@@ -40,6 +40,7 @@ from psychocounsel.corpus.sources import read_rows, source_identity, source_name
 from psychocounsel.corpus.topic_model import open_topics, plan_topics
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import keep_restricted_text_here
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import (
@@ -426,7 +427,7 @@ def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str
 
 
 def open_corpus(
-    config: CorpusConfig, store: Store, stop: Callable[[], bool], progress: Progress = no_progress
+    config: CorpusConfig, store: Store, cancel: CancelToken, progress: Progress = no_progress
 ) -> CorpusArtifacts:
     """Return the corpus, reading its sources only if it is not in the store yet.
 
@@ -434,7 +435,7 @@ def open_corpus(
         Preempted: a signal asked to stop while a model named topics; what it said is kept.
     """
     plans = plan_corpus(config, store)
-    speeches = store.make(plans.speeches, lambda writer: _build_speeches(config, store, writer, stop, progress))
+    speeches = store.make(plans.speeches, lambda writer: _build_speeches(config, store, writer, cancel, progress))
     if plans.candidates is None:
         return CorpusArtifacts(speeches, None)
     candidates = store.make(plans.candidates, lambda writer: build_candidates(config, speeches, writer))
@@ -442,10 +443,10 @@ def open_corpus(
 
 
 def _build_speeches(
-    config: CorpusConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool], progress: Progress
+    config: CorpusConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken, progress: Progress
 ) -> None:
     if config.topics is None:
         build_speeches(config, None, writer, progress)
         return
-    with open_topics(config.topics, store, stop) as assigner:
+    with open_topics(config.topics, store, cancel) as assigner:
         build_speeches(config, assigner, writer, progress)

@@ -27,6 +27,7 @@ from psychocounsel.corpus.topics import (
     load_taxonomy,
 )
 from psychocounsel.judging.injection import one_line
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.cost import Budget, budget_of
 from psychocounsel.llm.endpoints import (
     open_endpoint,
@@ -37,7 +38,7 @@ from psychocounsel.llm.endpoints import (
 )
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.replies import UnreadableReplyError, read_json_at
-from psychocounsel.llm.runner import RunPolicy, never_stop, pending_indices, run_requests
+from psychocounsel.llm.runner import RunPolicy, pending_indices, run_requests
 from psychocounsel.llm.types import JSON, ChatModel, ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Speech, content_id
@@ -176,14 +177,14 @@ class ChatTopicSettings:
         asking: temperature and token limit of a reply.
         max_attempts: requests per speech in one run.
         concurrency: requests in flight.
-        stop: asked before each request; once true, nothing new is asked.
+        cancel: once cancelled, nothing new is sent.
         budget: counts what the replies cost, and sets their limit.
     """
 
     asking: TopicAsking = field(default_factory=TopicAsking)
     max_attempts: int = 3
     concurrency: int = 8
-    stop: Callable[[], bool] = never_stop
+    cancel: CancelToken = field(default_factory=CancelToken)
     budget: Budget | None = None
 
 
@@ -223,7 +224,7 @@ class ChatTopicAssigner:
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
-            Preempted: `settings.stop` turned true; what was answered is kept.
+            Preempted: `settings.cancel` is cancelled; what was answered is kept.
         """
         asked = self._asked(speeches)
         settings = self._settings
@@ -231,7 +232,7 @@ class ChatTopicAssigner:
             self._acceptance(asked),
             settings.max_attempts,
             settings.concurrency,
-            settings.stop,
+            settings.cancel,
             progress,
             budget=settings.budget,
         )
@@ -283,7 +284,7 @@ def plan_to_name_topics(config: TopicsConfig, endpoint: EndpointConfig, store: S
 
 
 @contextmanager
-def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) -> Generator[TopicAssigner]:
+def open_topics(config: TopicsConfig, store: Store, cancel: CancelToken) -> Generator[TopicAssigner]:
     """Yield who gives speeches their topics; replies are journalled in the store."""
     taxonomy = load_taxonomy(config.taxonomy)
     if config.endpoint is None:
@@ -293,7 +294,7 @@ def open_topics(config: TopicsConfig, store: Store, stop: Callable[[], bool]) ->
     settings = ChatTopicSettings(
         max_attempts=endpoint.max_attempts,
         concurrency=endpoint.concurrency,
-        stop=stop,
+        cancel=cancel,
         budget=budget_of(endpoint),
     )
     with open_journal(store) as journal:

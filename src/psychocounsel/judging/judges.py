@@ -42,6 +42,7 @@ from psychocounsel.judging.scorers import (
     require_expectable,
 )
 from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.cost import Budget, Spending, budget_of, spent_together
 from psychocounsel.llm.endpoints import (
     log_spending,
@@ -52,7 +53,7 @@ from psychocounsel.llm.endpoints import (
     planned_model,
 )
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy, RunRequests, never_stop, pending_indices, run_requests
+from psychocounsel.llm.runner import RunPolicy, RunRequests, pending_indices, run_requests
 from psychocounsel.llm.types import (
     JSON,
     ChatModel,
@@ -84,7 +85,7 @@ class ChatJudgeSettings:
         sampling: temperature and token limit of a reply.
         max_attempts: requests per item in one run.
         concurrency: requests in flight.
-        stop: asked before each request; once true, nothing new is asked.
+        cancel: once cancelled, nothing new is sent.
         budget: counts what the replies cost, and sets their limit.
         ask: the road to the model: live, or in batches.
         samples: how often each question is asked; ratings are means of the samples, verdicts their vote.
@@ -94,7 +95,7 @@ class ChatJudgeSettings:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_attempts: int = 3
     concurrency: int = 8
-    stop: Callable[[], bool] = never_stop
+    cancel: CancelToken = field(default_factory=CancelToken)
     budget: Budget | None = None
     ask: RunRequests = run_requests
     samples: int = 1
@@ -163,7 +164,7 @@ class ChatJudge:
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
-            Preempted: `settings.stop` turned true; what was answered is kept.
+            Preempted: `settings.cancel` is cancelled; what was answered is kept.
         """
         samples = self._settings.samples
         asked = self._rating_requests(items)
@@ -218,7 +219,7 @@ class ChatJudge:
             _acceptance(asked, read),
             settings.max_attempts,
             settings.concurrency,
-            settings.stop,
+            settings.cancel,
             progress,
             self._scorer.reader,
             settings.budget,
@@ -367,39 +368,39 @@ def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
 
 
 @contextmanager
-def open_judge(config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool = False) -> Generator[Judge]:
+def open_judge(config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool = False) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store.
 
     Args:
         config: of the judge.
         store: holds the journal.
-        stop: asked before each request.
+        cancel: once cancelled, nothing new is sent.
         may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
     """
     if config.panel:
         with ExitStack() as members:
-            opened = (_open_asked(each, store, stop, may_wait) for each in config.members)
+            opened = (_open_asked(each, store, cancel, may_wait) for each in config.members)
             yield PanelJudge([members.enter_context(each) for each in opened])
     elif config.endpoint is None and config.model is None:
         yield OfflineJudge(load_rubric(config.rubric))
     else:
-        with _open_asked(config, store, stop, may_wait) as judge:
+        with _open_asked(config, store, cancel, may_wait) as judge:
             yield judge
 
 
 @contextmanager
-def _open_asked(config: JudgeConfig, store: Store, stop: Callable[[], bool], may_wait: bool) -> Generator[ChatJudge]:
+def _open_asked(config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool) -> Generator[ChatJudge]:
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
             model = _open_local(config, config.model, store, journal)
-            yield ChatJudge(model, rubric, journal, _local_settings(config, stop))
+            yield ChatJudge(model, rubric, journal, _local_settings(config, cancel))
         return
     if config.endpoint is None:
         raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
     endpoint = config.endpoint
     model = open_endpoint(endpoint, store)
-    settings = _judge_settings(config, endpoint, stop)
+    settings = _judge_settings(config, endpoint, cancel)
     if may_wait and config.batch.enabled:
         from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
 
@@ -436,28 +437,28 @@ def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -
     return LazyModel(identity, load)
 
 
-def _local_settings(config: JudgeConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+def _local_settings(config: JudgeConfig, cancel: CancelToken) -> ChatJudgeSettings:
     sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
     # The likeliest tokens are the same at every try.
     max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
-    return ChatJudgeSettings(sampling, max_attempts, config.batch_size, stop, samples=config.samples)
+    return ChatJudgeSettings(sampling, max_attempts, config.batch_size, cancel, samples=config.samples)
 
 
 @contextmanager
 def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> Generator[ChatJudge]:
     """Yield the judge behind an endpoint, unconnected: it tells what it would ask, and asks nothing."""
-    settings = _judge_settings(config, endpoint, never_stop)
+    settings = _judge_settings(config, endpoint, CancelToken())
     with planned_journal(store) as journal:
         yield ChatJudge(planned_model(endpoint), load_rubric(config.rubric), journal, settings)
 
 
-def _judge_settings(config: JudgeConfig, endpoint: EndpointConfig, stop: Callable[[], bool]) -> ChatJudgeSettings:
+def _judge_settings(config: JudgeConfig, endpoint: EndpointConfig, cancel: CancelToken) -> ChatJudgeSettings:
     sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
     return ChatJudgeSettings(
         sampling,
         endpoint.max_attempts,
         endpoint.concurrency,
-        stop,
+        cancel,
         budget_of(endpoint),
         run_live,
         config.samples,

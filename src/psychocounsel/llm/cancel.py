@@ -1,9 +1,4 @@
-"""A run that stops or fails -> nothing more is sent for it, and who waits to send gives up at once.
-
-A wish to stop, or a failure, is known to whoever asks; turns and back-offs are waited for in the client, some
-layers below. So the run's halt takes a way of its own there, one for each run. A client that does not look
-for it is asked nothing new all the same.
-"""
+"""Stopping: one token for the process, set by SIGINT or SIGTERM, that everything long-running looks at."""
 
 import asyncio
 import logging
@@ -12,149 +7,121 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from types import FrameType
+from weakref import WeakSet
 
 from psychocounsel.errors import ExitCode, Preempted
 
-_LOOK_EVERY_SECONDS = 0.05
+log = logging.getLogger(__name__)
 
 
 class RunCancelledError(Preempted):
-    """The run that asks has halted; the request was not sent, or not again."""
+    """The run was cancelled, by a signal or because it failed."""
 
-    def __init__(self) -> None:
-        super().__init__("the run ends, and this request was not sent", remedy="run the same command again to go on")
+    def __init__(self, where: str = "") -> None:
+        super().__init__("stopped as requested", where=where, remedy="run the same command again to resume")
 
 
-class CancelScope:
-    """Whether one run in one event loop has halted.
+class CancelToken:
+    """Whether work is to stop. Once cancelled, a token stays cancelled, and so do its children.
 
-    Args:
-        wished: says whether somebody wishes that it stops; true once is true for ever.
+    A run that fails cancels a child token of its own: it sends nothing more, and its caller goes on.
+    `cancel` may be called from a signal handler or from any thread.
     """
 
-    def __init__(self, wished: Callable[[], bool]) -> None:
-        self._wished = wished
-        self._is_called = False
-        self._waits: set[asyncio.Timeout] = set()
+    def __init__(self, parent: "CancelToken | None" = None) -> None:
+        self._is_cancelled = False
+        self._children: WeakSet[CancelToken] = WeakSet()
+        self._interrupts: set[Callable[[], object]] = set()
+        if parent is not None:
+            parent._children.add(self)
+            if parent.is_cancelled():
+                self.cancel()
 
-    @property
-    def is_called(self) -> bool:
-        """Whether the run has halted."""
-        if not self._is_called and self._wished():
-            self.call()
-        return self._is_called
+    def is_cancelled(self) -> bool:
+        """Whether work is to stop."""
+        return self._is_cancelled
 
-    def call(self) -> None:
-        """CancelScope the run."""
-        self._is_called = True
-        now = asyncio.get_running_loop().time()
-        while self._waits:
-            self._waits.pop().reschedule(now)
+    def cancel(self) -> None:
+        """Have all work that looks at this token or at its children stop, and end the waits."""
+        self._is_cancelled = True
+        for interrupt in list(self._interrupts):
+            interrupt()
+        for child in list(self._children):
+            child.cancel()
 
-    @contextmanager
-    def watched(self) -> Generator[None]:
-        """Have everybody who asks within the block know this halt, and look for the wish in its course."""
-        loop = asyncio.get_running_loop()
-
-        def look() -> None:
-            nonlocal watch
-            if not self.is_called:
-                watch = loop.call_later(_LOOK_EVERY_SECONDS, look)
-
-        watch = loop.call_later(_LOOK_EVERY_SECONDS, look)
-        token = _halt.set(self)
-        try:
-            yield
-        finally:
-            _halt.reset(token)
-            watch.cancel()
-
-    @asynccontextmanager
-    async def ending_waits(self) -> AsyncGenerator[None]:
-        """End the waits within the block, as a cancellation does, once the run halts.
+    def raise_if_cancelled(self, where: str = "") -> None:
+        """Return unless the token is cancelled; called between two pieces of work that are kept whole.
 
         Raises:
-            RunCancelledError: it has, before the block or while something in it waited.
+            RunCancelledError: it is.
         """
-        self.require_going()
+        if self._is_cancelled:
+            raise RunCancelledError(where)
+
+    @asynccontextmanager
+    async def interrupting(self) -> AsyncGenerator[None]:
+        """End the waits within the block, as the cancellation of its task would, once the token is cancelled.
+
+        Raises:
+            RunCancelledError: it was, before the block or while something in it waited.
+        """
+        loop = asyncio.get_running_loop()
         limit = asyncio.timeout(None)
+
+        def end() -> None:
+            if interrupt in self._interrupts:
+                limit.reschedule(loop.time())
+
+        def interrupt() -> None:
+            loop.call_soon_threadsafe(end)
+
         try:
             async with limit:
-                self._waits.add(limit)
+                self._interrupts.add(interrupt)
                 try:
+                    self.raise_if_cancelled()
                     yield
                 finally:
-                    self._waits.discard(limit)
+                    self._interrupts.discard(interrupt)
         except TimeoutError:
             if limit.expired():
                 raise RunCancelledError from None
             raise
 
-    def require_going(self) -> None:
-        """Return unless the run has halted.
 
-        Raises:
-            RunCancelledError: it has.
-        """
-        if self.is_called:
-            raise RunCancelledError
+def interruptible(progress: Callable[[int, int], None], cancel: CancelToken, where: str) -> Callable[[int, int], None]:
+    """Return `progress` for work that saves nothing half-way: it raises RunCancelledError once cancelled."""
 
-
-def present_halt() -> CancelScope:
-    """Return the halt of the run that asks; one that is never called where no run asks."""
-    return _halt.get(_NEVER)
-
-
-_NEVER = CancelScope(lambda: False)
-_halt: ContextVar[CancelScope] = ContextVar("halt")
-
-
-log = logging.getLogger(__name__)
-
-
-def raise_if_cancelled(stop: Callable[[], bool], where: str) -> None:
-    """Return unless a stop was requested; asked between two pieces of work that are kept whole.
-
-    Raises:
-        Preempted: it was.
-    """
-    if stop():
-        raise Preempted("stopped as asked", where=where, remedy="run the same command again to go on from there")
-
-
-def stoppable(report: Callable[[int, int], None], stop: Callable[[], bool], where: str) -> Callable[[int, int], None]:
-    """Return `report` for work that nothing saves half-way: it raises Preempted once a stop is requested."""
-
-    def report_or_stop(done: int, total: int) -> None:
-        report(done, total)
+    def report_or_raise(done: int, total: int) -> None:
+        progress(done, total)
         if done < total:
-            raise_if_cancelled(stop, where)
+            cancel.raise_if_cancelled(where)
 
-    return report_or_stop
+    return report_or_raise
 
 
 @contextmanager
-def stop_requests() -> Generator[Callable[[], bool]]:
-    """Yield `stop()`, which turns true at the first signal; earlier handlers come back at the end.
+def cancelled_by_signals() -> Generator[CancelToken]:
+    """Yield a token that SIGINT and SIGTERM cancel; a second signal ends the process at once (exit 75).
 
-    Outside the main thread, where Python takes no signals, `stop()` stays false.
+    Earlier handlers come back at the end. Outside the main thread, where Python receives no signals, nothing
+    cancels the token.
     """
-    requested = threading.Event()
+    token = CancelToken()
     if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
+        yield token
         return
 
     def handle(signum: int, _: FrameType | None) -> None:
-        if requested.is_set():
+        if token.is_cancelled():
             os._exit(ExitCode.PREEMPTED)
-        requested.set()
-        log.warning(f"{signal.Signals(signum).name}: saving after the present step; once more ends at once")
+        token.cancel()
+        log.warning(f"{signal.Signals(signum).name}: saving after the current step; a second signal ends at once")
 
     earlier = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield requested.is_set
+        yield token
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)

@@ -18,7 +18,7 @@ import openai
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
-from psychocounsel.llm.cancel import present_halt
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.rate_limit import RateLimiter, RetryPolicy, retry_after_seconds
 from psychocounsel.llm.replies import (
     DECISIONS_PATH,
@@ -33,10 +33,10 @@ from psychocounsel.llm.types import (
     ChatRequest,
     Message,
     RefusedRequestError,
+    RequestContext,
     api_key,
     endpoint_identity,
     is_on_this_machine,
-    line_broke,
     require_reachable,
     resolved_base_url,
     schema_json,
@@ -209,19 +209,21 @@ class OpenAIChatModel:
         """The model's name, the resolved base URL, and how replies are held to a schema if that is pinned."""
         return endpoint_identity(self._endpoint)
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
         connection = self._open()
         body = self._body(request)
         if not connection.pace.enter_at_once():
-            async with present_halt().ending_waits():
+            async with context.cancel.interrupting():
                 await connection.pace.enter()
         try:
-            return await self._ask_until(connection, request, body)
+            return await self._generate(connection, request, context, body)
         finally:
             connection.pace.leave()
 
-    async def _ask_until(self, connection: _Connection, request: ChatRequest, body: bytes) -> ChatReply:
+    async def _generate(
+        self, connection: _Connection, request: ChatRequest, context: RequestContext, body: bytes
+    ) -> ChatReply:
         clock = asyncio.get_running_loop().time
         allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
         fault = _Fault("the deadline passed while the server asked everybody to wait")
@@ -229,7 +231,7 @@ class OpenAIChatModel:
         deadline = clock() + allowed_seconds
         while tries < self._retry.max_tries:
             span = _Span(own_resume_at, deadline)
-            queued_seconds = await self._queue(connection, request, len(body), span)
+            queued_seconds = await self._queue(connection, request, context.cancel, len(body), span)
             if queued_seconds is None:
                 break
             deadline += queued_seconds
@@ -238,7 +240,7 @@ class OpenAIChatModel:
                 return outcome
             fault = outcome
             if fault.possibly_billed:
-                await line_broke()
+                await context.on_lost_response()
             turned_away += fault.is_free
             tries += not fault.is_free
             if fault.nobody_listens and not connection.was_reached:
@@ -251,7 +253,9 @@ class OpenAIChatModel:
                 connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
 
-    async def _queue(self, connection: _Connection, request: ChatRequest, body_chars: int, span: _Span) -> float | None:
+    async def _queue(
+        self, connection: _Connection, request: ChatRequest, cancel: CancelToken, body_chars: int, span: _Span
+    ) -> float | None:
         """Wait until the request may go; return for how long it queued by our own pace, None if too long.
 
         Every sending takes a turn, the first and those after a fault: all of them count for the server. The
@@ -263,14 +267,14 @@ class OpenAIChatModel:
             resume_at = max(span.begin, self._shared_resume_at(connection, request))
             if resume_at >= span.end + queued_seconds:
                 return None
-            await _wait_until(resume_at, connection)
+            await _wait_until(resume_at, connection, cancel)
             joined_at = clock()
             turn_at = connection.pace.turn_at_seconds(body_chars)
-            await _wait_until(turn_at, connection)
+            await _wait_until(turn_at, connection, cancel)
             queued_seconds += clock() - joined_at
             # While it queued, the server may have asked everybody to wait: then all take turns anew.
             if turn_at <= joined_at or connection.resume_at_seconds <= clock():
-                present_halt().require_going()
+                cancel.raise_if_cancelled()
                 return queued_seconds
 
     def _give_up_early(self, fault: _Fault, tries: int) -> None:
@@ -447,10 +451,10 @@ def _limits_told(headers: httpx2.Headers) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in told if name.startswith(_LIMIT_HEADERS)}
 
 
-async def _wait_until(resume_at_seconds: float, connection: _Connection) -> None:
-    """Wait, but for no longer than until the run halts or the endpoint refuses another request for good."""
+async def _wait_until(resume_at_seconds: float, connection: _Connection, cancel: CancelToken) -> None:
+    """Wait, but for no longer than until the run is cancelled or the endpoint refuses another request for good."""
     if connection.refusal is None and resume_at_seconds > asyncio.get_running_loop().time():
-        async with present_halt().ending_waits():
+        async with cancel.interrupting():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(resume_at_seconds):
                     await connection.refused.wait()

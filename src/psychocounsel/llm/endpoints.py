@@ -24,6 +24,7 @@ from psychocounsel.llm.structured_output import (
 from psychocounsel.llm.types import (
     ChatReply,
     ChatRequest,
+    RequestContext,
     UnconnectedModel,
     endpoint_identity,
     is_on_this_machine,
@@ -64,17 +65,17 @@ class PreflightModel:
         await self._endpoint.aclose()
         self._turn = asyncio.Lock()  # the next event loop is another one
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Ask, once it is known that the model is there.
 
         Raises:
             EndpointError: the endpoint does not list the model, or lists it as shut down.
         """
         await self.check()
-        return await self._endpoint.ask(request)
+        return await self._endpoint.generate(request, context)
 
     async def check(self) -> None:
-        """Read the list once; errors as those of `ask`."""
+        """Read the list once; errors as those of `generate`."""
         if not self._is_checked:
             async with self._turn:
                 if not self._is_checked:

@@ -15,15 +15,15 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from psychocounsel.errors import IncompleteError, Preempted
-from psychocounsel.llm.cancel import CancelScope, RunCancelledError
+from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.llm.cost import Budget, NoRoomError
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import (
@@ -32,8 +32,7 @@ from psychocounsel.llm.types import (
     ChatRequest,
     Closable,
     RefusedRequestError,
-    hearing_of_broken_lines,
-    paying_beside,
+    RequestContext,
 )
 from psychocounsel.types import ReplyStatus
 
@@ -203,11 +202,6 @@ def accept_valid(index: int, reply: ChatReply) -> bool:
     return reply.status is ReplyStatus.VALID
 
 
-def never_stop() -> bool:
-    """Never ask the engine to stop."""
-    return False
-
-
 def ignore_progress(items: int) -> None:
     """Tell nobody."""
     del items
@@ -226,24 +220,25 @@ class RunPolicy:
         accept: says of the request at an index and a reply to it whether that ends the item.
         max_attempts: requests per item in this run, on top of what earlier runs tried.
         concurrency: requests in flight at most.
-        stop: asked before each request and while requests wait; true once is true for ever, and nothing new
-            is asked then.
+        cancel: once cancelled, nothing new is sent.
         progress: called with the number of items just finished, journalled ones included.
         budget: counts what replies cost, and holds a request back that could pass the limit.
         reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
             empty, it does not.
         heed: called with the index of a request and each new reply to it, once that is journalled; it raises
             what the server would do to every other request as well.
+        on_probe: see `RequestContext`; by default the budget counts it.
     """
 
     accept: Callable[[int, ChatReply], bool] = accept_valid
     max_attempts: int = 3
     concurrency: int = 8
-    stop: Callable[[], bool] = never_stop
+    cancel: CancelToken = field(default_factory=CancelToken)
     progress: Callable[[int], None] = ignore_progress
     reader: str = ""
     budget: Budget | None = None
     heed: Callable[[int, ChatReply], None] = heed_nothing
+    on_probe: Callable[[ChatReply], None] | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
@@ -263,14 +258,14 @@ def run_requests(
 
     Equal requests are asked once. Every reply that the server answered is in the journal before `accept`
     sees it; `ERROR` replies are not journalled, for nothing was answered. When nothing is owed, no request
-    is sent and the result comes even if `stop` is true. A request that the endpoint does not take, though it
+    is sent and the result comes even if `cancel` is cancelled. A request that the endpoint does not take, though it
     took others of these, ends as an `INVALID` reply with what the endpoint says; it is not journalled either.
 
     Raises:
         EndpointError: the endpoint refuses; nothing new is asked, what is in flight is still journalled.
         IncompleteError: it answers nobody, the limit of cost is met, or the disk is full; what it answered
             before is journalled.
-        Preempted: `stop` turned true with items left to ask; what was in flight is journalled.
+        Preempted: cancelled with items left to ask; what was in flight is journalled.
         StoreError: the journal cannot be read or written.
     """
     return run_to_end(_Run(model, requests, journal, policy).results())
@@ -313,7 +308,7 @@ class _Run:
         self._journal = journal
         self._policy = policy
         self._scribe = JournalWriter(journal)
-        self._halt = CancelScope(policy.stop)
+        self._cancel = CancelToken(policy.cancel)
         self._claims = RequestLocks(journal.path)
         self._elsewhere: deque[_Question] = deque()
         self._kept: dict[str, int] = {}
@@ -328,20 +323,17 @@ class _Run:
 
     async def results(self) -> list[ChatReply]:
         """Ask what is owed, then return the replies in order."""
-        # What is beside the requests may be counted by whoever asks for these.
-        beside = paying_beside(self._pay_beside) if self._policy.budget is not None else nullcontext()
-        with self._halt.watched(), beside:
-            try:
-                owed = iter(self._owed())
-                first = next(owed, None)
-                if first is not None:
-                    await self._ask_or_put_off(first)
-                    await self._share_out(owed)
-            except Exception:
-                self._halt.call()
-                raise
-            finally:
-                await self._end()
+        try:
+            owed = iter(self._owed())
+            first = next(owed, None)
+            if first is not None:
+                await self._ask_or_put_off(first)
+                await self._share_out(owed)
+        except Exception:
+            self._cancel.cancel()
+            raise
+        finally:
+            await self._end()
         if self._left_some:
             raise Preempted(
                 f"stopped with {self._finished} of {len(self._replies)} items done",
@@ -407,7 +399,7 @@ class _Run:
         except Exception as failure:
             # The others ask nothing more; what they have in flight is paid and is kept.
             self._failure = self._failure or failure
-            self._halt.call()
+            self._cancel.cancel()
             raise
 
     async def _ask_or_put_off(self, question: _Question) -> None:
@@ -419,7 +411,7 @@ class _Run:
 
     async def _ask_after_another(self, question: _Question) -> None:
         try:
-            async with self._halt.ending_waits():
+            async with self._cancel.interrupting():
                 while not self._claims.take(question.digest):
                     await asyncio.sleep(_LOOK_EVERY_SECONDS)
         except RunCancelledError:
@@ -473,11 +465,11 @@ class _Run:
         reply: ChatReply | None = None
         try:
             if budget is not None:
-                async with self._halt.ending_waits():
+                async with self._cancel.interrupting():
                     await budget.reserve(question.digest, question.request)
-            self._halt.require_going()
-            with hearing_of_broken_lines(partial(self._keep_broken_line, question)):
-                reply = await self._model.ask(question.request)
+            self._cancel.raise_if_cancelled()
+            context = RequestContext(self._cancel, partial(self._keep_broken_line, question), self._count_probe)
+            reply = await self._model.generate(question.request, context)
             return reply
         finally:
             if budget is not None:
@@ -491,8 +483,10 @@ class _Run:
         if budget is not None:
             budget.require_room_again(question.digest)
 
-    def _pay_beside(self, reply: ChatReply) -> None:
-        if self._policy.budget is not None:
+    def _count_probe(self, reply: ChatReply) -> None:
+        if self._policy.on_probe is not None:
+            self._policy.on_probe(reply)
+        elif self._policy.budget is not None:
             self._policy.budget.spending.add_beside(reply)
 
     def _failed_reply(self, refusal: RefusedRequestError) -> ChatReply:

@@ -25,7 +25,7 @@ from psychocounsel.llm.types import (
     ChatRequest,
     Message,
     RefusedRequestError,
-    paid_beside,
+    RequestContext,
 )
 from psychocounsel.store.files import write_bytes
 from psychocounsel.types import ReplyStatus
@@ -140,7 +140,7 @@ class StructuredOutputModel:
         return self._endpoint.body(fitted(request, self._known or Replies.JSON_SCHEMA))
 
     async def check(self) -> None:
-        """Raise what is wrong with the model, as `ask` would; connections are closed again."""
+        """Raise what is wrong with the model, as `generate` would; connections are closed again."""
         try:
             await self._endpoint.check()
         finally:
@@ -152,34 +152,34 @@ class StructuredOutputModel:
         await self._endpoint.aclose()
         self._probing = asyncio.Lock()  # the next event loop is another one
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Ask as the server can keep to; errors as those of the endpoint."""
         if request.response_schema is None:
-            return await self._endpoint.ask(request)
+            return await self._endpoint.generate(request, context)
         await self._settled()
         if self._known is not None:
-            return await self._endpoint.ask(fitted(request, self._known))
+            return await self._endpoint.generate(fitted(request, self._known), context)
         try:
-            reply = await self._endpoint.ask(request)
+            reply = await self._endpoint.generate(request, context)
         except RefusedRequestError as refusal:
             if refusal.concerns_item:
                 raise
-            return await self._ask_without_schema(request)
+            return await self._generate_without_schema(request, context)
         if reply.status is ReplyStatus.VALID and self._known is None:
-            self._learn_from(reply.text, request)
+            self._learn_from(reply.text, request, context)
         return reply
 
-    def _learn_from(self, text: str, request: ChatRequest) -> None:
+    def _learn_from(self, text: str, request: ChatRequest, context: RequestContext) -> None:
         if fits(text, request.response_schema or {}):
             self._learn(Replies.JSON_SCHEMA)
         elif self._settling is None or self._settling.done():
-            self._settling = asyncio.create_task(self._settle(request))
+            self._settling = asyncio.create_task(self._settle(request, context))
 
-    async def _settle(self, request: ChatRequest) -> None:
+    async def _settle(self, request: ChatRequest, context: RequestContext) -> None:
         # Whatever is wrong with the endpoint or the run, the next request meets it too.
         with contextlib.suppress(PsychoCounselError):
             async with self._probing:
-                if self._known is None and (found := await self._probe(request)) is not None:
+                if self._known is None and (found := await self._probe(request, context)) is not None:
                     self._learn(found)
 
     async def _settled(self) -> None:
@@ -188,39 +188,39 @@ class StructuredOutputModel:
         if settling is not None and not settling.done():
             await asyncio.wait({settling})
 
-    async def _ask_without_schema(self, request: ChatRequest) -> ChatReply:
+    async def _generate_without_schema(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Ask in JSON mode, then in words; what is answered at all is remembered, and so is not refused."""
         async with self._probing:
             found = self._known
             if found in (None, Replies.JSON_SCHEMA):
-                found = Replies.JSON_OBJECT if await self._has_json_mode(request) else Replies.TEXT
-        reply = await self._endpoint.ask(fitted(request, found))
+                found = Replies.JSON_OBJECT if await self._has_json_mode(request, context) else Replies.TEXT
+        reply = await self._endpoint.generate(fitted(request, found), context)
         if self._known is None and reply.answered:
             self._learn(found)
         return reply
 
-    async def _probe(self, request: ChatRequest) -> Replies | None:
+    async def _probe(self, request: ChatRequest, context: RequestContext) -> Replies | None:
         """Return what the server enforces; None where it did not answer."""
         probe = replace(request, messages=_PROBE, response_schema=_PROBE_SCHEMA, schema_name="probe")
-        reply = await self._ask_beside(probe)
+        reply = await self._send_probe(probe, context)
         if not reply.answered:
             return None
         if fits(reply.text, _PROBE_SCHEMA):
             return Replies.JSON_SCHEMA
-        return Replies.JSON_OBJECT if await self._has_json_mode(request) else Replies.TEXT
+        return Replies.JSON_OBJECT if await self._has_json_mode(request, context) else Replies.TEXT
 
-    async def _has_json_mode(self, request: ChatRequest) -> bool:
+    async def _has_json_mode(self, request: ChatRequest, context: RequestContext) -> bool:
         probe = replace(request, messages=_PROBE, response_schema=None, json_mode=True)
         try:
-            reply = await self._ask_beside(probe)
+            reply = await self._send_probe(probe, context)
         except RefusedRequestError:
             return False
         return isinstance(_loaded(reply.text), dict)
 
-    async def _ask_beside(self, probe: ChatRequest) -> ChatReply:
-        reply = await self._endpoint.ask(probe)
+    async def _send_probe(self, probe: ChatRequest, context: RequestContext) -> ChatReply:
+        reply = await self._endpoint.generate(probe, context)
         if reply.answered:
-            paid_beside(reply)
+            context.on_probe(reply)
         return reply
 
     def _learn(self, found: Replies) -> None:

@@ -7,10 +7,8 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.types import ReplyStatus
 
 if TYPE_CHECKING:
@@ -172,6 +171,30 @@ class RefusedRequestError(EndpointError):
         self.concerns_item = concerns_item
 
 
+def ignore_reply(reply: ChatReply) -> None:
+    """Do nothing with a reply."""
+
+
+async def ignore_loss() -> None:
+    """Do nothing about a lost response."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What a model has to know of the run that sends a request.
+
+    Args:
+        cancel: once cancelled, the model sends nothing new; what is in flight may finish.
+        on_lost_response: called when a request was sent and no response came, so that it is possibly billed;
+            returns once that is on disk.
+        on_probe: called with each reply to a request of the model's own, which finds out what a server can do.
+    """
+
+    cancel: CancelToken = field(default_factory=CancelToken)
+    on_lost_response: Callable[[], Awaitable[None]] = ignore_loss
+    on_probe: Callable[[ChatReply], None] = ignore_reply
+
+
 class ChatModel(Protocol):
     """Something that answers chat requests, several at once when awaited together."""
 
@@ -180,10 +203,11 @@ class ChatModel(Protocol):
         """The resolved `model` and `base_url` (or their like): part of every request's digest."""
         ...
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Return the reply; transport faults end, after bounded retries, as an `ERROR` reply.
 
         Raises:
+            RunCancelledError: the context was cancelled before the request was sent, or sent again.
             EndpointError: the endpoint refuses for a reason that a retry does not mend (a wrong key, an
                 unknown model, an exhausted quota). The message never holds the key.
             RefusedRequestError: the endpoint does not take this request, which says nothing of others.
@@ -197,7 +221,7 @@ class Closable(Protocol):
     """A chat model that holds connections; `run_requests` closes it before its event loop ends."""
 
     async def aclose(self) -> None:
-        """Close what is open; the next `ask` opens it anew, in whatever loop it runs."""
+        """Close what is open; the next `generate` opens it anew, in whatever loop it runs."""
         ...
 
 
@@ -264,8 +288,9 @@ class UnconnectedModel:
 
     identity: Mapping[str, str]
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        """Refuse: a plan asks nobody."""
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+        """Refuse: a plan sends nothing."""
+        del context
         raise EndpointError(f"{self.identity['model']} is not asked while planning ({request.schema_name})")
 
 
@@ -277,11 +302,11 @@ class LazyModel:
         self._load = load
         self._model: ChatModel | None = None
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        """Ask the model; errors are its own, and those of loading it."""
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+        """Return the model's reply; errors are its own, and those of loading it."""
         if self._model is None:
             self._model = self._load()
-        return await self._model.ask(request)
+        return await self._model.generate(request, context)
 
 
 _DUMMY_KEY = "no-key-needed"
@@ -310,45 +335,3 @@ def api_key(endpoint: EndpointConfig) -> str:
             remedy="copy the key again",
         )
     return key
-
-
-_Payer = Callable[[ChatReply], None]
-_payer: ContextVar[_Payer | None] = ContextVar("payer", default=None)
-
-
-@contextmanager
-def paying_beside(payer: _Payer) -> Generator[None]:
-    """Have `payer` called for every reply beside the requests that this task asks for in the block."""
-    before = _payer.set(payer)
-    try:
-        yield
-    finally:
-        _payer.reset(before)
-
-
-def paid_beside(reply: ChatReply) -> None:
-    """Tell whoever asked that a reply came which answers none of the requests."""
-    payer = _payer.get()
-    if payer is not None:
-        payer(reply)
-
-
-_Listener = Callable[[], Awaitable[None]]
-_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
-
-
-@contextmanager
-def hearing_of_broken_lines(listener: _Listener) -> Generator[None]:
-    """Have `listener` called for every line that breaks in this task until the block ends."""
-    before = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(before)
-
-
-async def line_broke() -> None:
-    """Tell whoever asked that a request was sent and no answer came; returns once that is kept."""
-    listener = _listener.get()
-    if listener is not None:
-        await listener()

@@ -7,7 +7,7 @@ round, and within it at the checkpoint, where it was. The reference stays the in
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel.config.schema import AlignConfig, OnlineConfig
@@ -15,8 +15,7 @@ from psychocounsel.errors import DataQualityError, counted
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.judging.pairing import PairingRule, pair_extremes
-from psychocounsel.llm.cancel import raise_if_cancelled, stop_requests, stoppable
-from psychocounsel.llm.runner import never_stop
+from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals, interruptible
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.reporting.console import note, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
@@ -102,17 +101,17 @@ def drawn(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
 
 
 def sample_round(
-    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]
+    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken
 ) -> None:
     """Let the policy answer the round's speeches.
 
     Raises:
-        Preempted: a signal asked to stop.
+        RunCancelledError: SIGINT or SIGTERM came.
     """
     seed = int(writer.spec.settings["seed"])
     speeches = drawn(_split(store, writer.parent("speeches"), "train"), online.speeches_per_round, seed)
     policy = current_policy(config, store, writer)
-    candidates = _answers(config, online, Asked(policy, speeches, seed), stop)
+    candidates = _answers(config, online, Asked(policy, speeches, seed), cancel)
     write_candidates(writer, candidates)
     health = measure_text_quality(candidates, _bootstrap(config))
     writer.write_metrics({"speeches": len(speeches), "health": health.as_dict()})
@@ -134,7 +133,7 @@ class Asked(NamedTuple):
     seed: int
 
 
-def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Callable[[], bool]) -> list[Candidate]:
+def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, cancel: CancelToken) -> list[Candidate]:
     from psychocounsel.training.generate import (
         AnswerGenerator,  # torch: only when answers are sampled
         SampleRequest,
@@ -145,22 +144,22 @@ def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, stop: Call
     per_speech = online.candidates_per_speech
     request = SampleRequest(AUTHOR, per_speech, online.sampling, config.chat, asked.seed)
     with step_progress("sampling answers") as report:
-        watch = stoppable(report, stop, config.name)
+        watch = interruptible(report, cancel, config.name)
         return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
 
 
 def score_round(
-    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]
+    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken
 ) -> None:
     """Let the reward model score every answer that has a text.
 
     Raises:
-        Preempted: a signal asked to stop.
+        RunCancelledError: SIGINT or SIGTERM came.
     """
     speeches = {speech.id: speech for speech in _split(store, writer.parent("speeches"), "train")}
     candidates = read_candidates(store.open(writer.parent("candidates")))
     answers = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    scores = _rewards(config, online, store, answers, stop)
+    scores = _rewards(config, online, store, answers, cancel)
     write_scores(writer, scores)
     writer.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
 
@@ -170,7 +169,7 @@ def _rewards(
     online: OnlineConfig,
     store: Store,
     answers: Sequence[tuple[Speech, Candidate]],
-    stop: Callable[[], bool],
+    cancel: CancelToken,
 ) -> list[RewardScore]:
     from psychocounsel.training.reward import Exchange, RewardScorer  # torch: only when answers are scored
 
@@ -180,7 +179,7 @@ def _rewards(
     scorer = RewardScorer.load(model, config.chat)
     exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in answers]
     with step_progress("scoring answers") as report:
-        watch = stoppable(report, stop, config.name)
+        watch = interruptible(report, cancel, config.name)
         raw = scorer.raw(exchanges, online.sampling.batch_size, watch)
     lengths = scorer.response_tokens(exchanges)
     return [
@@ -244,10 +243,10 @@ def measure_dev(
     """
     held_out = _split(store, speeches, "dev") or _split(store, speeches, "train")
     asked = drawn(held_out, MAX_DEV_SPEECHES, config.seed)
-    candidates = _answers(config, online, Asked(policy, asked, config.seed), never_stop)
+    candidates = _answers(config, online, Asked(policy, asked, config.seed), CancelToken())
     by_id = {speech.id: speech for speech in asked}
     answers = [(by_id[each.speech_id], each) for each in candidates if each.text]
-    scores = _rewards(config, online, store, answers, never_stop)
+    scores = _rewards(config, online, store, answers, CancelToken())
     return {
         "reward": _mean_and_spread(scores),
         "health": measure_text_quality(candidates, _bootstrap(config)).as_dict(),
@@ -282,13 +281,13 @@ def align(config: AlignConfig, store: Store) -> Artifact:
 
     Raises:
         DataQualityError: a round ends without a pair, or too many pairs do not fit.
-        Preempted: a signal asked to stop; finished rounds and the checkpoint are kept.
+        RunCancelledError: SIGINT or SIGTERM came; finished rounds and the checkpoint are kept.
     """
-    with stop_requests() as stop:
+    with cancelled_by_signals() as cancel:
         if config.online is not None:
-            return _align_online(config, config.online, store, stop)
+            return _align_online(config, config.online, store, cancel)
         planned = _plan_dpo(config, store)
-        return store.make(planned, lambda writer: _train_on_preferences(config, store, writer, stop))
+        return store.make(planned, lambda writer: _train_on_preferences(config, store, writer, cancel))
 
 
 def _settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
@@ -305,10 +304,10 @@ def _plan_dpo(config: AlignConfig, store: Store) -> ArtifactSpec:
     return ArtifactSpec("policies", config.name, STAGE, VERSION, _settings(config, initial.fingerprint), parents)
 
 
-def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     preferences = store.open(writer.parent("preferences"))
     pairs = read_pairs(preferences, "train")
-    training = _train(config, store, writer, pairs, stop)
+    training = _train(config, store, writer, pairs, cancel)
     writer.write_metrics({"training": training, "pairs": len(pairs)})
     _write_card(config, writer, preferences.warnings)
 
@@ -318,7 +317,7 @@ def _train(
     store: Store,
     writer: ArtifactWriter,
     pairs: Sequence[PreferencePair],
-    stop: Callable[[], bool],
+    cancel: CancelToken,
 ) -> dict[str, Any]:
     """Train the writer's policy on pairs, held to the initial policy, and return what training tells."""
     from psychocounsel.training.dpo import DpoRun, train_dpo
@@ -329,7 +328,7 @@ def _train(
     seed = int(writer.spec.settings["seed"])
     run = DpoRun(current_policy(config, store, writer), initial, config, seed, steps)
     with step_progress(f"aligning {writer.spec.name}") as report:
-        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.spec.id)
+        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
         return train_dpo(run, pairs, output).as_dict()
 
 
@@ -361,20 +360,20 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
     return rounds
 
 
-def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, stop: Callable[[], bool]) -> Artifact:
+def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, cancel: CancelToken) -> Artifact:
     made: list[Artifact] = []
     rounds = _plan_rounds(config, online, store)
     for number, planned in enumerate(rounds, start=1):
-        store.make(planned.own.candidates, lambda writer: sample_round(config, online, store, writer, stop))
-        raise_if_cancelled(stop, planned.own.candidates.ref)
-        store.make(planned.own.scores, lambda writer: score_round(config, online, store, writer, stop))
+        store.make(planned.own.candidates, lambda writer: sample_round(config, online, store, writer, cancel))
+        cancel.raise_if_cancelled(planned.own.candidates.ref)
+        store.make(planned.own.scores, lambda writer: score_round(config, online, store, writer, cancel))
         store.make(planned.own.pairs, lambda writer: pair_round(online, store, writer))
-        raise_if_cancelled(stop, planned.own.pairs.ref)
+        cancel.raise_if_cancelled(planned.own.pairs.ref)
         earlier = tuple(made)
         made.append(
             store.make(
                 planned.policy,
-                lambda writer, earlier=earlier: _train_round(config, store, writer, earlier, stop),
+                lambda writer, earlier=earlier: _train_round(config, store, writer, earlier, cancel),
             )
         )
         note(f"round {number} of {len(rounds)}: dev reward {_dev_reward(made[-1].metrics):+.3f}")
@@ -390,11 +389,11 @@ def _train_round(
     store: Store,
     writer: ArtifactWriter,
     earlier: Sequence[Artifact],
-    stop: Callable[[], bool],
+    cancel: CancelToken,
 ) -> None:
     """Train on the round's pairs; `@best` of the policy is the round with the highest dev reward so far."""
     pairs = read_pairs(store.open(writer.parent("pairs")), "train")
-    training = _train(config, store, writer, pairs, stop)
+    training = _train(config, store, writer, pairs, cancel)
     policy = Policy(str(writer.folder))
     if config.online is None:
         return

@@ -4,7 +4,7 @@ An audit is an artifact beside the dataset and no parent of it: a larger sample 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from psychocounsel.judging.injection import CANARIES, sample_indices, with_canar
 from psychocounsel.judging.judge import Judge, Resamplable, addressing_judge, missing_share, require_judged
 from psychocounsel.judging.judges import ChatJudge, PanelJudge, judge_spending, judge_standing, open_judge
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.types import ChatRequest
 from psychocounsel.reporting.console import progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
@@ -74,18 +75,18 @@ def plan_audit(config: BuildPreferencesConfig, judgements: ArtifactSpec) -> Arti
     return ArtifactSpec("audits", config.name, STAGE, VERSION, settings, parents, judgements.warnings)
 
 
-def audit_judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def audit_judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     """Ask the judge again about a sample, and write what came of it.
 
     Raises:
         IncompleteError: an endpoint does not answer; what it answered is kept.
         EndpointError: it refuses.
-        Preempted: a signal asked to stop.
+        RunCancelledError: SIGINT or SIGTERM came.
     """
     judgements = store.open(writer.parent("judgements"))
     rated = read_rated(store, judgements)
     able = able_to_gain(rated, config)
-    with open_judge(config.judge, store, stop) as judge:
+    with open_judge(config.judge, store, cancel) as judge:
         _reckon_with(judge, judgements)
         asked = config.audit
         metrics: dict[str, Any] = {

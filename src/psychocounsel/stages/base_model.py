@@ -5,7 +5,7 @@ from typing import NamedTuple
 from psychocounsel.config.schema import BaseModelConfig
 from psychocounsel.corpus.build import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.cancel import stop_requests
+from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import read_candidates, read_speeches
@@ -44,8 +44,8 @@ def plan(config: BaseModelConfig, store: Store) -> BaseModelPlans:
 def create_base_model(config: BaseModelConfig, store: Store) -> Artifact:
     """Make the tiny Llama 3 of a config, or return it if it exists."""
     plans = plan(config, store)
-    with stop_requests() as stop:
-        open_corpus(config.corpus, store, stop, progress)
+    with cancelled_by_signals() as cancel:
+        open_corpus(config.corpus, store, cancel, progress)
     return store.make(plans.model, lambda writer: _build(config, store, writer))
 
 

@@ -4,7 +4,7 @@ Judging and pairing are artifacts of their own: another pairing rule reads the s
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from psychocounsel.judging.pairing import (
     resolve_rule,
 )
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.llm.cancel import raise_if_cancelled, stop_requests
+from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.reporting import console
 from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
@@ -314,29 +314,29 @@ def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
         EndpointError: an endpoint refuses.
         IncompleteError: an endpoint does not answer; what was answered is kept.
         DataQualityError: too many answers or judgements failed, or no pair is left in a split.
-        Preempted: a signal asked to stop; what was answered is kept.
+        RunCancelledError: SIGINT or SIGTERM came; what was answered is kept.
     """
     plans = plan(config, store)
     _require_usable(config, plans, store)
     if store.find(plans.judgements) is None:
         open_rule(config, store)  # a tokenizer that cannot be loaded is told before anything is paid
-    with stop_requests() as stop:
-        open_corpus(config.corpus, store, stop, progress)
-        raise_if_cancelled(stop, plans.judgements.ref)
+    with cancelled_by_signals() as cancel:
+        open_corpus(config.corpus, store, cancel, progress)
+        cancel.raise_if_cancelled(plans.judgements.ref)
         if plans.asked is not None and config.pool is not None:
             pool = config.pool
-            store.make(plans.asked, lambda writer: _ask(pool, config.seed, store, writer, stop))
-            raise_if_cancelled(stop, plans.asked.ref)
-        store.make(plans.judgements, lambda writer: _judge(config, store, writer, stop))
+            store.make(plans.asked, lambda writer: _ask(pool, config.seed, store, writer, cancel))
+            cancel.raise_if_cancelled(plans.asked.ref)
+        store.make(plans.judgements, lambda writer: _judge(config, store, writer, cancel))
         pairs = store.make(plans.preferences, lambda writer: _pair(config, store, writer))
-        _audit(config, plans, store, stop)
+        _audit(config, plans, store, cancel)
     return pairs
 
 
-def _audit(config: BuildPreferencesConfig, plans: PreferencePlans, store: Store, stop: Callable[[], bool]) -> None:
+def _audit(config: BuildPreferencesConfig, plans: PreferencePlans, store: Store, cancel: CancelToken) -> None:
     """Tell what the judge is worth; the dataset stands already, whatever becomes of the audit."""
     try:
-        audit = store.make(plans.audit, lambda writer: audit_judge(config, store, writer, stop))
+        audit = store.make(plans.audit, lambda writer: audit_judge(config, store, writer, cancel))
     except PsychoCounselError:
         console.note(
             f"preferences {plans.preferences.ref} stands; the audit of its judge is owed, and with retest, "
@@ -378,7 +378,7 @@ def costs(config: BuildPreferencesConfig, store: Store) -> list[PaidCalls]:
     return [] if store.find(plans.audit) else audit_costs(config, plans.judgements, store)
 
 
-def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     speeches = [each.speech for each in read_speeches(store.open(writer.parent("speeches")))]
     candidates: dict[tuple[str, str], Candidate] = {}
     failed: dict[str, dict[str, int]] = {}
@@ -386,7 +386,7 @@ def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, stop
     repeated = 0
     for responder in pool.responders:
         asked = ResponseRequest(speeches_of(responder, speeches, pool), seed)
-        responded = respond(responder, asked, store, stop)
+        responded = respond(responder, asked, store, cancel)
         failed[responder.author] = responded.failed
         if responded.spend:
             spend[responder.author] = responded.spend["spend"]
@@ -401,11 +401,11 @@ def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, stop
     note_failed(writer, sum(count for why, count in statuses if why != NOT_IN_FILE))
 
 
-def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
     candidates = distinct_candidates(store, writer.spec.parents)
     items = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    with open_judge(config.judge, store, stop, may_wait=True) as judge:
+    with open_judge(config.judge, store, cancel, may_wait=True) as judge:
         with progress("judging responses", len(items), lambda: judge_standing(judge)) as advance:
             judgements = judge.rate(items, advance)
         writer.notes["judge"] = judge.name

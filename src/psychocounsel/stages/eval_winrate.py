@@ -1,6 +1,5 @@
 """Policy + reference -> verdicts: who answers clients better, judged in both orders."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig, ResponderConfig
@@ -23,7 +22,7 @@ from psychocounsel.judging.judge import (
     vote_metrics,
 )
 from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judge_standing, open_judge
-from psychocounsel.llm.cancel import raise_if_cancelled, stop_requests
+from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.reporting.console import progress
 from psychocounsel.stages.dry_run import PaidCalls, winrate_costs
@@ -108,16 +107,16 @@ def eval_winrate(config: EvalWinrateConfig, store: Store) -> Artifact:
         ConfigError: the judge or a side cannot be asked.
         IncompleteError: an endpoint does not answer; what was answered is kept.
         DataQualityError: the split is empty, or too many answers or verdicts failed.
-        Preempted: a signal asked to stop; what was answered is kept.
+        RunCancelledError: SIGINT or SIGTERM came; what was answered is kept.
     """
     plans = plan(config, store)
     _require_usable(config, plans, store)
-    with stop_requests() as stop:
-        store.make(plans.policy, lambda writer: _answer(config, config.policy, store, writer, stop))
-        raise_if_cancelled(stop, plans.policy.ref)
-        store.make(plans.reference, lambda writer: _answer(config, config.reference, store, writer, stop))
-        raise_if_cancelled(stop, plans.reference.ref)
-        return store.make(plans.verdicts, lambda writer: _compare(config, store, writer, stop))
+    with cancelled_by_signals() as cancel:
+        store.make(plans.policy, lambda writer: _answer(config, config.policy, store, writer, cancel))
+        cancel.raise_if_cancelled(plans.policy.ref)
+        store.make(plans.reference, lambda writer: _answer(config, config.reference, store, writer, cancel))
+        cancel.raise_if_cancelled(plans.reference.ref)
+        return store.make(plans.verdicts, lambda writer: _compare(config, store, writer, cancel))
 
 
 def _require_usable(config: EvalWinrateConfig, plans: WinratePlans, store: Store) -> None:
@@ -147,27 +146,27 @@ def _answer(
     responder: ResponderConfig,
     store: Store,
     writer: ArtifactWriter,
-    stop: Callable[[], bool],
+    cancel: CancelToken,
 ) -> None:
     speeches = held_out_speeches(read_speeches(store.open(writer.parent("speeches"))), config)
     if not speeches:
         raise DataQualityError(
             f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"
         )
-    responded = respond(responder, ResponseRequest(speeches, config.seed), store, stop)
+    responded = respond(responder, ResponseRequest(speeches, config.seed), store, cancel)
     write_candidates(writer, responded.candidates)
     writer.write_metrics({"speeches": len(speeches), "failed": responded.failed, **responded.spend})
     note_failed(writer, sum(count for why, count in responded.failed.items() if why != NOT_IN_FILE))
 
 
-def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     asked = held_out_speeches(read_speeches(store.open(writer.parent("speeches"))), config)
     speeches = {each.id: each for each in asked}
     policy = _by_speech(store, writer, "policy")
     reference = _by_speech(store, writer, "reference")
     compared = ComparisonTasks.of(speeches, policy, reference)
     both = len(compared.forward)
-    with open_judge(config.judge, store, stop, may_wait=True) as judge:
+    with open_judge(config.judge, store, cancel, may_wait=True) as judge:
         with progress("comparing answers, both orders", 2 * both, lambda: judge_standing(judge)) as advance:
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)

@@ -9,7 +9,7 @@ from psychocounsel.config.components import EndpointConfig, PoolConfig, Responde
 from psychocounsel.corpus.sources import SourceRow, read_rows, source_identity
 from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
-from psychocounsel.llm.cancel import stoppable
+from psychocounsel.llm.cancel import CancelToken, interruptible
 from psychocounsel.llm.cost import budget_of
 from psychocounsel.llm.endpoints import (
     log_spending,
@@ -197,22 +197,22 @@ class Responded(NamedTuple):
     spend: dict[str, Any]
 
 
-def respond(responder: ResponderConfig, asked: ResponseRequest, store: Store, stop: Callable[[], bool]) -> Responded:
+def respond(responder: ResponderConfig, asked: ResponseRequest, store: Store, cancel: CancelToken) -> Responded:
     """Return one answer of a responder to each speech, whatever stands behind it.
 
     Raises:
         IncompleteError: its endpoint left requests unanswered: they are owed, and so is the rest.
         DataQualityError: more speeches than `max_missing_share` got no answer otherwise.
-        Preempted: a signal asked to stop.
+        RunCancelledError: SIGINT or SIGTERM came.
     """
     if responder.endpoint is not None:
-        responded = _ask_endpoint(responder, responder.endpoint, asked, store, stop)
+        responded = _ask_endpoint(responder, responder.endpoint, asked, store, cancel)
     elif responder.file is not None:
         rows = read_rows(responder.file)
         answered = ready_responses(rows, responder.author, asked.speeches, clean_text)
         responded = Responded(answered, _unanswered(len(asked.speeches) - len(answered)), {})
     else:
-        responded = _sample(responder, asked, store, stop)
+        responded = _sample(responder, asked, store, cancel)
     _require_answered(responder, responded, len(asked.speeches))
     return responded
 
@@ -237,7 +237,7 @@ def _ask_endpoint(
     endpoint: EndpointConfig,
     asked: ResponseRequest,
     store: Store,
-    stop: Callable[[], bool],
+    cancel: CancelToken,
 ) -> Responded:
     model, budget = open_endpoint(endpoint, store), budget_of(endpoint)
     with (
@@ -247,7 +247,7 @@ def _ask_endpoint(
         policy = RunPolicy(
             max_attempts=endpoint.max_attempts,
             concurrency=endpoint.concurrency,
-            stop=stop,
+            cancel=cancel,
             progress=advance,
             budget=budget,
         )
@@ -266,7 +266,7 @@ def _require_replies(responder: ResponderConfig, endpoint: EndpointConfig, answe
         )
 
 
-def _sample(responder: ResponderConfig, asked: ResponseRequest, store: Store, stop: Callable[[], bool]) -> Responded:
+def _sample(responder: ResponderConfig, asked: ResponseRequest, store: Store, cancel: CancelToken) -> Responded:
     from psychocounsel.training.generate import (
         AnswerGenerator,  # torch: only when a model answers
         SampleRequest,
@@ -279,7 +279,7 @@ def _sample(responder: ResponderConfig, asked: ResponseRequest, store: Store, st
     request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, seed)
     label = f"answers of {responder.author}"
     with step_progress(label) as report:
-        watch = stoppable(report, stop, label)
+        watch = interruptible(report, cancel, label)
         candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
     return Responded(candidates, {}, {})
 

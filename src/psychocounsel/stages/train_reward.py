@@ -1,14 +1,14 @@
 """Preferences -> reward model: trained on train, scaled on dev, measured on test beside its baselines."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.reward_metrics import USUAL_SCALE, Scale, measure_baselines, reward_metrics
 from psychocounsel.evaluation.statistics import BootstrapSettings
-from psychocounsel.llm.cancel import stop_requests
+from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -47,14 +47,14 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
 
     Raises:
         DataQualityError: there is nothing to train or to test on.
-        Preempted: a signal asked to stop; the checkpoint is kept.
+        RunCancelledError: SIGINT or SIGTERM came; the checkpoint is kept.
     """
     planned = plan(config, store)
-    with stop_requests() as stop:
-        return store.make(planned, lambda writer: _build(config, store, writer, stop))
+    with cancelled_by_signals() as cancel:
+        return store.make(planned, lambda writer: _build(config, store, writer, cancel))
 
 
-def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, stop: Callable[[], bool]) -> None:
+def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation
     from psychocounsel.training.trainer import TrainingOutput  # torch: only when a model is trained
 
@@ -63,7 +63,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, stop
     _require_splits(pairs, preferences)
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
     with step_progress("training the reward model") as report:
-        output = TrainingOutput(writer.folder, writer.work, stop, report, writer.spec.id)
+        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
         summary = train_reward_model(base, pairs["train"], config, output)
     scorer = RewardScorer.load(Policy(str(writer.folder)), config.chat)
     batch_size = config.optimisation.per_device_batch_size

@@ -171,7 +171,7 @@ def train_dpo(run: DpoRun, pairs: Sequence[PreferencePair], output: TrainingOutp
     Raises:
         DataQualityError: too many pairs do not fit.
         IncompleteError: a loss or gradient was not finite, or no weight moved.
-        Preempted: `output.stop` said so.
+        Preempted: `output.cancel` is cancelled.
     """
     tokenizer = load_tokenizer(run.policy)
     tokens = tokenize_pairs(pairs, tokenizer, run.config.length, run.config.chat)

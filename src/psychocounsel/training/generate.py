@@ -28,7 +28,7 @@ from transformers import (
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError, InputError
-from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.training.runtime import quiet_libraries
 from psychocounsel.types import Candidate, Policy, ReplyStatus, Speech, content_id
 
@@ -448,8 +448,9 @@ class LocalChatModel:
         """What tells the weights from others."""
         return self._identity
 
-    async def ask(self, request: ChatRequest) -> ChatReply:
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Answer together with what else is asked meanwhile; where a reply is kept, draw another."""
+        del context
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(request, self._drawing(request), reply))
         if self._answering is None:

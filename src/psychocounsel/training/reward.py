@@ -96,7 +96,7 @@ def train_reward_model(
     Raises:
         DataQualityError: too many pairs do not fit.
         IncompleteError: a loss or gradient was not finite, or no weight moved.
-        Preempted: `output.stop` said so.
+        Preempted: `output.cancel` is cancelled.
     """
     tokenizer = load_tokenizer(base)
     tokenizer.pad_token_id = pad_token_id(tokenizer)

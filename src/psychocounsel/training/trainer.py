@@ -33,6 +33,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from psychocounsel.config.schema import LoraConfig, OptimisationConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.training.checkpoints import SealingCallback, newest_verified, set_aside
 from psychocounsel.training.runtime import prepare_processor, saving
 from psychocounsel.training.tokenize import LengthTable
@@ -76,14 +77,14 @@ WATCHED_VALUES_PER_TENSOR = 1024
 class TrainingOutput:
     """Where training writes, and how the caller watches and stops it.
 
-    `folder` receives the final model; `work` holds checkpoints and outlives a crash. `stop` is asked after
-    every step; `progress` is told the steps done and the steps in total. `run_id` is the artifact's id: the
+    `folder` receives the final model; `work` holds checkpoints and outlives a crash. `cancel` is looked at
+    after every step; `progress` is told the steps done and the steps in total. `run_id` is the artifact's id: the
     models that it starts from are part of it, wherever their folders lie.
     """
 
     folder: Path
     work: Path
-    stop: Callable[[], bool]
+    cancel: CancelToken
     progress: Callable[[int, int], None]
     run_id: str
 
@@ -208,9 +209,9 @@ class WatchCallback(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask `stop`, unless that was the last step: then the run simply finishes."""
+        """Stop if cancelled, unless that was the last step: then the run simply finishes."""
         self.output.progress(state.global_step, state.max_steps)
-        if state.global_step < state.max_steps and self.output.stop():
+        if state.global_step < state.max_steps and self.output.cancel.is_cancelled():
             self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
 
@@ -242,7 +243,7 @@ def run_trainer(trainer: CarefulTrainer, output: TrainingOutput, fingerprint: st
     """Train to the end, from the newest checkpoint that verifies; return the seconds it took.
 
     Raises:
-        Preempted: `output.stop` said so; a sealed checkpoint of the last step lies in `output.work`.
+        Preempted: `output.cancel` is cancelled; a sealed checkpoint of the last step lies in `output.work`.
         IncompleteError: a loss or gradient was not finite, or no weight moved.
     """
     prepare_processor()

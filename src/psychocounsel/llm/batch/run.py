@@ -9,7 +9,6 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
@@ -38,7 +37,7 @@ from psychocounsel.llm.batch.shards import (
 from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests, run_to_end
-from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, paying_beside
+from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest
 
 _POLL_GROWTH = 1.5
 _STOP_EVERY_SECONDS = 0.2
@@ -326,7 +325,7 @@ class BatchRun:
             self._go_on()
 
     def _go_on(self) -> None:
-        if not self._policy.stop():
+        if not self._policy.cancel.is_cancelled():
             return
         told = f"stopped with {self._items.done} of {self._items.total} items done"
         if not self._running:
@@ -374,7 +373,7 @@ def run_in_batches(
     Raises:
         EndpointError: there is no batch API, or it refuses; what is running there is collected next time.
         IncompleteError: the provider is away for long, its queue stays full, or the limit of cost is met.
-        Preempted: `policy.stop` turned true; the batches go on.
+        Preempted: `policy.cancel` is cancelled; the batches go on.
         StoreError: the journal cannot be read or written.
     """
     items = Items(requests, model.identity, journal, policy)
@@ -384,7 +383,7 @@ def run_in_batches(
     ledger = BatchLedger(journal, f"{model.identity['model']} at {model.identity['base_url']}")
     if owed:
         run_to_end(BatchRun(road, items, ledger, policy).work(owed))
-    elif ledger.has_leftovers() and not policy.stop():
+    elif ledger.has_leftovers() and not policy.cancel.is_cancelled():
         run_to_end(tidy_alone(road, ledger))
     items.settle()
     return items.results()
@@ -410,7 +409,7 @@ def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
 
 def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
     """Ask the first owed request live: its reply tells what the server can do. Return what is owed then."""
-    if policy.stop() or awaited_digests(journal).intersection(owed):
+    if policy.cancel.is_cancelled() or awaited_digests(journal).intersection(owed):
         return owed
     digest, place = owed[0], items.place(owed[0])
     request = items.request(digest)
@@ -428,8 +427,8 @@ def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal
         reader="",
         max_attempts=1,
         budget=None,
+        on_probe=None if policy.budget is None else policy.budget.spending.add_beside,
     )
-    counted = nullcontext() if policy.budget is None else paying_beside(policy.budget.spending.add_beside)
-    with items.counting_live(digest), counted:
+    with items.counting_live(digest):
         run_requests(model, [request], journal, alone)
     return owed[1:] if items.close(digest, None) else owed
