@@ -28,7 +28,7 @@ class FakeModel:
         self.asked: list[ChatRequest] = []
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         return {"model": "fake-2026-01-01", "base_url": "http://127.0.0.1/v1"}
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:

@@ -89,7 +89,7 @@ def fill(path: Path, count: int) -> None:
                 journal.record_many(entries)
                 entries = []
         journal.record_many(entries)
-        journal.settle(READER, settled)
+        journal.mark_accepted(READER, settled)
 
 
 def owed(path: Path, step: str) -> tuple[float, int]:

@@ -17,7 +17,7 @@ from psychocounsel.types import ReplyStatus
 class Noting:
     """Answers after a moment, and notes what it was asked before."""
 
-    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+    fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, notes: Path) -> None:
         self._notes = notes

@@ -36,7 +36,7 @@ def journal(tmp_path: Path) -> Path:
 
 
 def digest_of(server: BatchServer, number: int) -> str:
-    return questions(number + 1)[number].digest(OpenAIChatModel(endpoint_at(server.base_url)).identity)
+    return questions(number + 1)[number].digest(OpenAIChatModel(endpoint_at(server.base_url)).fingerprint)
 
 
 class TestDamagedRows:
@@ -66,10 +66,10 @@ class TestDamagedRows:
             assert run(server.base_url, journal, 1, policy)[0].text != "no"
 
     def test_an_item_without_a_reply_is_a_fault_of_ours(self, journal: Path) -> None:
-        identity = {"model": "judge", "base_url": "here"}
+        fingerprint = {"model": "judge", "base_url": "here"}
         with Journal(journal) as opened:
-            opened.record(questions(1)[0].digest(identity), ChatReply(ReplyStatus.VALID, "yes", "m", 1, 1))
-            items = Items(questions(2), identity, opened, READ)
+            opened.record(questions(1)[0].digest(fingerprint), ChatReply(ReplyStatus.VALID, "yes", "m", 1, 1))
+            items = Items(questions(2), fingerprint, opened, READ)
             with pytest.raises(RuntimeError, match="request 1 is done without a reply"):
                 items.results()
 
@@ -204,7 +204,7 @@ class TestOldBills:
                         opened.record_broken_line(digest_of(server, number))
                 told.append(self.spent(server, path, ask, knows))
         assert [each.possibly_billed for each in told] == [4, 4]
-        assert told[0].maybe_cost == told[1].maybe_cost > Decimal("0.08")  # 20 tokens at 0.001 each, four times
+        assert told[0].possible_cost == told[1].possible_cost > Decimal("0.08")  # 20 tokens at 0.001 each, four times
 
     def test_count_before_the_first_request_goes_live(self, journal: Path) -> None:
         with BatchServer() as server:
@@ -226,7 +226,7 @@ class TestOldBills:
         self, journal: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def break_once(model: Any, requests: Any, opened: Journal, policy: RunPolicy) -> list[ChatReply]:
-            opened.record_broken_line(requests[0].digest(model.identity))
+            opened.record_broken_line(requests[0].digest(model.fingerprint))
             return run_requests(model, requests, opened, policy)
 
         monkeypatch.setattr("psychocounsel.llm.batch.run.run_requests", break_once)

@@ -83,7 +83,7 @@ class TestFilesAreDeleted:
     def test_of_an_upload_that_a_kill_left_alone(self, journal: Path) -> None:
         with BatchServer() as server:
             endpoint = endpoint_at(server.base_url)
-            digest = questions(1)[0].digest(OpenAIChatModel(endpoint).identity)
+            digest = questions(1)[0].digest(OpenAIChatModel(endpoint).fingerprint)
             with Journal(journal) as opened:
                 shard = Shard("run-0001", "run", "sha", 1)
                 BatchLedger(opened, f"judge at {server.base_url}").intend(shard, [digest])

@@ -96,21 +96,21 @@ class TestReplies:
             assert sorted(server.bill().values()) == [1, 1, 2]
             assert replies[1].status is ReplyStatus.VALID
             with Journal(journal) as opened:
-                assert len(opened.settled("r")) == 2
+                assert len(opened.accepted("r")) == 2
 
     def test_that_condemn_the_server_end_the_run_and_are_kept(self, journal: Path) -> None:
         heeded: list[int] = []
 
-        def heed(index: int, reply: ChatReply) -> None:
+        def on_reply(index: int, reply: ChatReply) -> None:
             heeded.append(index)
             raise EndpointError("no good", where="there", remedy="none")
 
         with BatchServer() as server:
             with pytest.raises(EndpointError, match="no good"):
-                run(server.base_url, journal, 3, RunPolicy(heed=heed))
+                run(server.base_url, journal, 3, RunPolicy(on_reply=on_reply))
             assert len(heeded) == 1
             # What is kept is not new any more.
-            assert len(run(server.base_url, journal, 3, RunPolicy(heed=heed))) == 3
+            assert len(run(server.base_url, journal, 3, RunPolicy(on_reply=on_reply))) == 3
             assert sum(server.bill().values()) == 3
 
     def test_of_a_server_of_unknown_abilities_begin_with_a_live_one(self, journal: Path) -> None:

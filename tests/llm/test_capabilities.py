@@ -246,7 +246,7 @@ def test_a_listed_model_and_a_server_without_a_list_are_let_through(
 class Probed:
     """An endpoint that ignores schemas; probes are answered when the test says so, or raise."""
 
-    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+    fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault, self.raise_if_cancelled = fault, asyncio.Event()

@@ -118,14 +118,14 @@ SCHEMAS = st.none() | st.recursive(
     st.integers(0, 3),
     st.booleans(),
 )
-def test_a_digest_is_that_of_one_json_list(identity, turns, drawing, form, sample, json_mode):
+def test_a_digest_is_that_of_one_json_list(fingerprint, turns, drawing, form, sample, json_mode):
     messages = tuple(Message(role, content) for role, content in turns)
     request = ChatRequest(messages, *drawing, form[1], form[0], sample, json_mode)
     temperature, top_p, max_tokens = (None if each is None else float(each) for each in drawing)
     drawn = [temperature, top_p, int(max_tokens)]
-    parts = ["chat-request-1", sorted(identity.items()), turns, drawn, form, sample]
+    parts = ["chat-request-1", sorted(fingerprint.items()), turns, drawn, form, sample]
     payload = json.dumps(parts + ["json_mode"] * json_mode, separators=(",", ":"))
-    assert request.digest(identity) == hashlib.sha256(payload.encode()).hexdigest()
+    assert request.digest(fingerprint) == hashlib.sha256(payload.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

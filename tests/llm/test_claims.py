@@ -76,7 +76,7 @@ def test_two_runs_share_the_work_and_send_nothing_twice(path: Path, tmp_path: Pa
 
 def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: Path, tmp_path: Path) -> None:
     requests, notes = numbered(3), tmp_path / "notes"
-    first = requests[0].digest(Noting.identity)
+    first = requests[0].digest(Noting.fingerprint)
     with held_elsewhere(path, first) as holder, Journal(path) as journal:
 
         def ended(items: int) -> None:
@@ -91,8 +91,8 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
 
 def test_a_stop_ends_the_wait_for_another_run(path: Path, tmp_path: Path) -> None:
     requests, notes = numbered(2), tmp_path / "notes"
-    with held_elsewhere(path, requests[0].digest(Noting.identity)), Journal(path) as journal:
+    with held_elsewhere(path, requests[0].digest(Noting.fingerprint)), Journal(path) as journal:
         cancel = CancelToken()
-        policy = RunPolicy(cancel=cancel, heed=lambda index, reply: cancel.cancel())
+        policy = RunPolicy(cancel=cancel, on_reply=lambda index, reply: cancel.cancel())
         with pytest.raises(Preempted, match="1 of 2 items"):
             run_requests(Noting(notes), requests, journal, policy)

@@ -115,6 +115,6 @@ def test_planned_journal_leaves_no_trace(store: Store) -> None:
 
 def test_planned_model_answers_nobody() -> None:
     model = planned_model(LOCAL)
-    assert model.identity == {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}
+    assert model.fingerprint == {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}
     with pytest.raises(EndpointError):
         asyncio.run(model.generate(ChatRequest((Message("user", "hello"),), 0.0, 1.0, 5), RequestContext()))

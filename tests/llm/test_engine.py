@@ -39,7 +39,7 @@ def failed(status):
 class FakeModel:
     """Answers by `script(text, how often this text was asked before)`; counts, and knows who is in flight."""
 
-    identity = {"model": "fake-1", "base_url": "memory"}  # noqa: RUF012
+    fingerprint = {"model": "fake-1", "base_url": "memory"}  # noqa: RUF012
 
     def __init__(self, script=lambda text, times: valid(f"re: {text}"), seconds=0.0):
         self.script = script
@@ -128,7 +128,7 @@ def test_a_failure_is_tried_again_in_this_run_and_in_the_next(journal, status):
     assert [reply.status for reply in first] == [ReplyStatus.VALID, status]
     assert model.asked.count("bad") == 3
     kept = 0 if status is ReplyStatus.ERROR else 3
-    assert len(journal.replies(ask_for("bad").digest(model.identity))) == kept
+    assert len(journal.replies(ask_for("bad").digest(model.fingerprint))) == kept
     better = FakeModel()
     second = run_requests(better, requests, journal, RunPolicy(max_attempts=3))
     assert [reply.text for reply in second] == ["good", "re: bad"]
@@ -151,18 +151,18 @@ def test_accept_decides_what_ends_an_item_also_for_journalled_replies(journal):
 
 
 def test_a_new_reply_may_condemn_the_server_and_is_kept(journal):
-    def heed(index, reply):
+    def on_reply(index, reply):
         raise EndpointError(f"{index}: {reply.text}", where="memory", remedy="none")
 
     requests = [ask_for("a"), ask_for("b")]
     model = FakeModel()
     with pytest.raises(EndpointError, match="0: re: a"):
-        run_requests(model, requests, journal, RunPolicy(heed=heed))
+        run_requests(model, requests, journal, RunPolicy(on_reply=on_reply))
     assert model.asked == ["a"]
     # What is kept is not new any more.
     with pytest.raises(EndpointError, match="1: re: b"):
-        run_requests(model, requests, journal, RunPolicy(heed=heed))
-    assert [each.text for each in run_requests(model, requests, journal, RunPolicy(heed=heed))] == [
+        run_requests(model, requests, journal, RunPolicy(on_reply=on_reply))
+    assert [each.text for each in run_requests(model, requests, journal, RunPolicy(on_reply=on_reply))] == [
         "re: a",
         "re: b",
     ]
@@ -181,7 +181,7 @@ def test_a_reply_is_in_the_journal_before_anybody_sees_it(journal):
     requests = [ask_for(f"t{number}") for number in range(30)]
 
     def accept(index, reply):
-        kept = journal.replies(requests[index].digest(FakeModel.identity))
+        kept = journal.replies(requests[index].digest(FakeModel.fingerprint))
         assert kept[-1] == reply
         return True
 
@@ -323,7 +323,7 @@ def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(journal):
     requests = [ask_for(f"t{n}") for n in range(10)]
     policy = RunPolicy(reader="any")
     first = run_requests(FakeModel(), requests, journal, policy)
-    digest = requests[3].digest(FakeModel.identity)
+    digest = requests[3].digest(FakeModel.fingerprint)
     journal._connection.execute("UPDATE replies SET text = x'39' WHERE digest = ?", (digest,))
     model = FakeModel()
     assert run_requests(model, requests, journal, policy) == first

@@ -67,8 +67,8 @@ def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path
         write_rows(sound(old), tmp_path / "rows.jsonl")
     with Journal(tmp_path / "new.sqlite") as new:
         new.record("a", reply("mine"))
-        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
-        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 0
+        assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 3
+        assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 0
         assert [each.text for each in new.replies("a")] == ["mine", "one", "two"]
         assert [each.text for each in new.replies("b")] == ["three"]
 
@@ -85,8 +85,8 @@ def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path)
         )
     with Journal(tmp_path / "new.sqlite") as new:
         new.record_broken_line("b")
-        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 3
-        assert new.adopt(read_rows(tmp_path / "rows.jsonl")) == 0
+        assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 3
+        assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 0
         assert [line.digest for line in new.lost_responses() if line is not None] == ["a", "b", "b"]
 
 
@@ -114,7 +114,7 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, b
     path.write_text(f"{first}\n{broken(second)}\n", encoding="utf-8")
     with Journal(tmp_path / "j.sqlite") as journal:
         with pytest.raises(InputError, match="line 2: this is no reply of a journal"):
-            journal.adopt(read_rows(path))
+            journal.merge(read_rows(path))
         assert journal.summary().replies == 0
 
 
@@ -167,10 +167,10 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
 def test_what_a_reader_accepted_is_known_to_it_alone(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
-        journal.settle("parser 1", ["a", "a", "lost"])
+        journal.mark_accepted("parser 1", ["a", "a", "lost"])
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert journal.settled("parser 1") == {"a"}  # a request without a reply is owed, whatever was said
-        assert journal.settled("parser 2") == set()
+        assert journal.accepted("parser 1") == {"a"}  # a request without a reply is owed, whatever was said
+        assert journal.accepted("parser 2") == set()
 
 
 def test_a_damaged_row_is_told_and_the_others_stand(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_an_import_mends_a_damaged_reply_in_its_place(tmp_path: Path, column: st
         journal.record_many([Entry("a", reply("one")), Entry("a", reply("two"))])
         write_rows(sound(journal), tmp_path / "rows.jsonl")
         journal._connection.execute(f"UPDATE replies SET {column} = {value} WHERE attempt = 0")  # noqa: S608
-        assert journal.adopt(read_rows(tmp_path / "rows.jsonl")) == 1
+        assert journal.merge(read_rows(tmp_path / "rows.jsonl")) == 1
         assert [each.text for each in journal.replies("a")] == ["one", "two"]
         assert all(isinstance(row, JournalRow) for row in journal.rows())
 
@@ -210,7 +210,7 @@ def test_a_damaged_reply_gives_way_to_none_but_itself(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record("a", reply("one"))
         journal._connection.execute("UPDATE replies SET text = x'00'")
-        assert journal.adopt([JournalRow("a", 0, reply("another"), "now")]) == 1
+        assert journal.merge([JournalRow("a", 0, reply("another"), "now")]) == 1
         rows = list(journal.rows())
         assert rows == [DamagedRow("a"), JournalRow("a", 1, reply("another"), "now")]
 
@@ -231,5 +231,5 @@ def test_rows_that_an_import_mends_meanwhile_are_passed_over(tmp_path: Path) -> 
         journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'b'")
         rows = journal.rows()
         first = next(rows)
-        assert other.adopt(kept) == 1
+        assert other.merge(kept) == 1
         assert [row.digest for row in (first, *rows)] == ["a", "c"]

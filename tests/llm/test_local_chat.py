@@ -94,7 +94,7 @@ def tries(generator: AnswerGenerator, path: Path, max_attempts: int) -> list[str
     with Journal(path) as journal:
         model = opened(generator, 1, journal)
         run_requests(model, [request], journal, RunPolicy(lambda index, reply: False, max_attempts))
-        return [each.text for each in journal.replies(request.digest(model.identity))]
+        return [each.text for each in journal.replies(request.digest(model.fingerprint))]
 
 
 def test_a_later_run_draws_what_no_run_drew_before(generator: AnswerGenerator, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_what_may_be_paid_is_on_disk_before_it_is_asked_again(server, tmp_path, 
         (reply,) = run_requests(model, [request], journal, RunPolicy())
         assert (reply.text, server.count) == ("fine", 2)
         assert found == journal.lost_responses()
-    assert [line.digest for line in found] == [request.digest(model.identity)] * broken
+    assert [line.digest for line in found] == [request.digest(model.fingerprint)] * broken
 
 
 @pytest.mark.parametrize("fault", [Fault(hang=True), Fault(drip_seconds=0.1)], ids=["hang", "drip"])
@@ -395,7 +395,7 @@ def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_p
     assert server.received[0].authorization.endswith(planted_key)
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert "[key]" in told
-    assert planted_key not in told + repr(model) + repr(vars(model)) + repr(model.identity)
+    assert planted_key not in told + repr(model) + repr(vars(model)) + repr(model.fingerprint)
     files = list(tmp_path.iterdir())
     assert files
     assert not any(planted_key.encode() in file.read_bytes() for file in files)
@@ -443,7 +443,7 @@ def test_offline_refuses_what_is_not_on_this_machine_before_any_socket(monkeypat
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
 def test_offline_allows_this_machine(host):
     model = OpenAIChatModel(EndpointConfig(model="m", base_url=f"http://{host}:1/v1"), offline=True)
-    assert host in model.identity["base_url"]
+    assert host in model.fingerprint["base_url"]
 
 
 def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
@@ -454,10 +454,10 @@ def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
 
 def test_identity_holds_the_resolved_address(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert OpenAIChatModel(EndpointConfig(model="m")).identity["base_url"] == "https://api.openai.com/v1"
+    assert OpenAIChatModel(EndpointConfig(model="m")).fingerprint["base_url"] == "https://api.openai.com/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", "https://elsewhere.example/v1/")
-    identity = OpenAIChatModel(EndpointConfig(model="m")).identity
-    assert identity == {"model": "m", "base_url": "https://elsewhere.example/v1"}
+    fingerprint = OpenAIChatModel(EndpointConfig(model="m")).fingerprint
+    assert fingerprint == {"model": "m", "base_url": "https://elsewhere.example/v1"}
 
 
 @pytest.mark.parametrize(

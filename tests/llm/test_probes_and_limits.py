@@ -23,7 +23,7 @@ DOLLAR_AT_WORST = Price(Decimal(0), Decimal(0), Decimal(1000), "a test")
 class Wordy:
     """Answers in words, whatever it is asked for; the line of its first probe breaks once."""
 
-    identity: Mapping[str, str] = {"model": "wordy-1", "base_url": "memory"}
+    fingerprint: Mapping[str, str] = {"model": "wordy-1", "base_url": "memory"}
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -68,7 +68,7 @@ def test_a_probe_whose_line_breaks_holds_no_room_and_keeps_nobody_waiting(
             assert budget.spending.total + 1 > limit
         else:
             assert len(replies) == count
-        assert [line.digest for line in journal.lost_responses() if line] == [requests(1)[0].digest(model.identity)]
+        assert [line.digest for line in journal.lost_responses() if line] == [requests(1)[0].digest(model.fingerprint)]
     assert budget.spending.possibly_billed == 1
     assert budget.spending.total <= limit
     assert budget.fits(Decimal(str(limit)) - budget.spending.total), "nothing is held any more"
@@ -81,5 +81,5 @@ def test_a_server_that_the_first_reply_condemns_is_asked_nothing_more(tmp_path: 
     endpoint = Wordy()
     model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "capabilities.json"))
     with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError, match="cannot do"):
-        run_requests(model, requests(5), journal, RunPolicy(heed=condemn))
+        run_requests(model, requests(5), journal, RunPolicy(on_reply=condemn))
     assert endpoint.asked in (["reply"], ["reply", "probe"])

@@ -114,7 +114,7 @@ def test_what_it_costs_without_a_price_is_not_invented() -> None:
 class Priced:
     """Answers with the tokens that its texts ask for, and breaks lines where they say so."""
 
-    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+    fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, costs: Mapping[str, int], order: list[float]) -> None:
         self.costs, self.order = costs, order
@@ -228,7 +228,7 @@ def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None
 class Breaking:
     """Breaks the line of every try but the last, and sends as long as it is let."""
 
-    identity: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+    fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, tries: int) -> None:
         self.tries, self.sent = tries, 0
@@ -328,7 +328,7 @@ def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
 
 def test_what_several_spent_together_tells_of_broken_lines() -> None:
     some, none, unpriced = Spending(DOLLAR_PER_TOKEN), Spending(DOLLAR_PER_TOKEN), Spending(None)
-    some.possibly_billed, some.maybe_cost = 3, Decimal("1.5")
+    some.possibly_billed, some.possible_cost = 3, Decimal("1.5")
     unpriced.possibly_billed = 2
     assert spent_together([some, none])["possibly_billed"] == {"calls": 3, "cost_usd": 1.5}
     assert spent_together([some, unpriced])["possibly_billed"] == {"calls": 5, "cost_usd": None}

@@ -28,7 +28,7 @@ class ScriptedModel:
         self.asked: list[str] = []
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         return {"model": "fake-2026-01-01"}
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:

@@ -155,7 +155,7 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
         raise InputError("there is no such file", where=str(file), remedy="name one that an export wrote")
     rows = list(read_rows(file))
     with open_journal(open_store(store)) as journal:
-        taken = journal.adopt(rows)
+        taken = journal.merge(rows)
     broken = " and broken lines" if any(isinstance(row, LostResponse) for row in rows) else ""
     console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")
 

@@ -30,9 +30,9 @@ from psychocounsel.judging.injection import one_line
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.cost import Budget, budget_of
 from psychocounsel.llm.endpoints import (
+    endpoint_settings,
     open_endpoint,
     open_journal,
-    planned_identity,
     planned_journal,
     planned_model,
 )
@@ -210,7 +210,7 @@ class ChatTopicAssigner:
         asking = self._settings.asking
         return {
             "backend": "endpoint",
-            **self._model.identity,
+            **self._model.fingerprint,
             "taxonomy": self._taxonomy.digest_of_words,
             "prompt": prompt_digest(),
             "temperature": asking.temperature,
@@ -243,7 +243,7 @@ class ChatTopicAssigner:
         """Return what `assign` would have to ask at least once; nothing is asked."""
         asked = self._asked(speeches)
         requests = [item.request for item in asked]
-        places = pending_indices(requests, self._model.identity, self._journal, self._acceptance(asked))
+        places = pending_indices(requests, self._model.fingerprint, self._journal, self._acceptance(asked))
         return [requests[place] for place in places]
 
     def _asked(self, speeches: Sequence[Speech]) -> list[TopicRequest]:
@@ -271,7 +271,7 @@ def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
     taxonomy = load_taxonomy(config.taxonomy)
     if config.endpoint is None:
         return {**config.fingerprint(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).identity)}
-    endpoint = planned_identity(config.endpoint, store)
+    endpoint = endpoint_settings(config.endpoint, store)
     with plan_to_name_topics(config, config.endpoint, store) as assigner:
         return {**config.fingerprint(), "endpoint": endpoint, "taxonomy": dict(assigner.identity)}
 

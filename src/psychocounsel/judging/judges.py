@@ -45,10 +45,10 @@ from psychocounsel.llm.batch.run import run_in_batches, run_live
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.cost import Budget, Spending, budget_of, spent_together
 from psychocounsel.llm.endpoints import (
+    endpoint_settings,
     log_spending,
     open_endpoint,
     open_journal,
-    planned_identity,
     planned_journal,
     planned_model,
 )
@@ -119,7 +119,7 @@ class ChatJudge:
     @property
     def name(self) -> str:
         """The name of the model."""
-        return self._model.identity["model"]
+        return self._model.fingerprint["model"]
 
     @property
     def spending(self) -> Spending | None:
@@ -137,7 +137,7 @@ class ChatJudge:
         sampling, samples = self._settings.sampling, self._settings.samples
         return {
             "backend": "endpoint",
-            **self._model.identity,
+            **self._model.fingerprint,
             "rubric": self._rubric.digest,
             **self._scorer.identity,
             "temperature": sampling.temperature,
@@ -209,7 +209,7 @@ class ChatJudge:
     def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
         requests = [item.request for item in asked]
         places = pending_indices(
-            requests, self._model.identity, self._journal, _acceptance(asked, read), self._scorer.reader
+            requests, self._model.fingerprint, self._journal, _acceptance(asked, read), self._scorer.reader
         )
         return [requests[place] for place in places]
 
@@ -362,7 +362,7 @@ def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
         return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
     if config.score == "expected":
         require_expectable(rubric)
-    endpoint = planned_identity(config.endpoint, store)
+    endpoint = endpoint_settings(config.endpoint, store)
     prompts = decision_digests() if config.backend == "decisions" else prompt_digests()
     return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompts}, ())
 

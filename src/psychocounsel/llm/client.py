@@ -35,7 +35,7 @@ from psychocounsel.llm.types import (
     RefusedRequestError,
     RequestContext,
     api_key,
-    endpoint_identity,
+    endpoint_fingerprint,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
@@ -205,9 +205,9 @@ class OpenAIChatModel:
         self._connection: _Connection | None = None
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """The model's name, the resolved base URL, and how replies are held to a schema if that is pinned."""
-        return endpoint_identity(self._endpoint)
+        return endpoint_fingerprint(self._endpoint)
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
@@ -245,7 +245,7 @@ class OpenAIChatModel:
             tries += not fault.is_free
             if fault.nobody_listens and not connection.was_reached:
                 self._give_up_early(fault, tries)
-            key = request.digest(self.identity)
+            key = request.digest(self.fingerprint)
             backed_off_seconds = self._retry.wait_seconds(tries + turned_away, key)
             own_resume_at = clock() + max(fault.asked_wait_seconds or 0.0, backed_off_seconds)
             if fault.everybody_waits:
@@ -306,7 +306,7 @@ class OpenAIChatModel:
         # Spread out, or all who waited for the same moment would rush the server again.
         if connection.resume_at_seconds <= asyncio.get_running_loop().time():
             return 0.0
-        return connection.resume_at_seconds + self._retry.spread_seconds(request.digest(self.identity))
+        return connection.resume_at_seconds + self._retry.spread_seconds(request.digest(self.fingerprint))
 
     def _open(self) -> _Connection:
         if self._connection is None:

@@ -229,7 +229,7 @@ class Spending:
         kept: by model, what the journal held before this run.
         new: by model, what this run added.
         possibly_billed: lines that broke after a request was sent, in any run; each is reckoned at its worst.
-        maybe_cost: what those may have cost, in US dollars.
+        possible_cost: what those may have cost, in US dollars.
         failed: items of this run that ended without a reply that can be used.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
         beside: questions of the client's own in this run (what the server can do). They count towards the
@@ -241,7 +241,7 @@ class Spending:
     kept: dict[str, Spent] = field(default_factory=dict[str, Spent])
     new: dict[str, Spent] = field(default_factory=dict[str, Spent])
     possibly_billed: int = 0
-    maybe_cost: Decimal = Decimal(0)
+    possible_cost: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
     failed: int = 0
     beside: Spent = field(default_factory=Spent)
@@ -266,7 +266,7 @@ class Spending:
     def total(self) -> Decimal:
         """US dollars of all runs, what may have been paid included; 0 without a price."""
         answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
-        return self.before + answered + self._beside_cost + self.maybe_cost
+        return self.before + answered + self._beside_cost + self.possible_cost
 
     @property
     def _beside_cost(self) -> Decimal:
@@ -289,7 +289,7 @@ class Spending:
     def _maybe_as_dict(self) -> dict[str, Any]:
         if not self.possibly_billed:
             return {}
-        cost = None if self.price is None else float(round(self.maybe_cost, 6))
+        cost = None if self.price is None else float(round(self.possible_cost, 6))
         return {"possibly_billed": {"calls": self.possibly_billed, "cost_usd": cost}}
 
     @property
@@ -297,7 +297,7 @@ class Spending:
         """Return in few words what failed and what this run spent so far; empty if neither is known."""
         cost = self.cost(self.new)
         failed = f"{self.failed:,} failed" if self.failed else ""
-        spent = f"${cost + self._beside_cost + self.maybe_cost:,.2f} spent" if cost else ""
+        spent = f"${cost + self._beside_cost + self.possible_cost:,.2f} spent" if cost else ""
         return ", ".join(part for part in (failed, spent) if part)
 
     @property
@@ -307,8 +307,8 @@ class Spending:
         before = sum(each.calls for each in self.kept.values())
         if not calls and not before and not self.possibly_billed:
             return ""
-        maybe_cost = _dollars(None if self.price is None else self.maybe_cost)
-        lost = f"; {self.possibly_billed} more whose line broke may be paid{maybe_cost}"
+        possible_cost = _dollars(None if self.price is None else self.possible_cost)
+        lost = f"; {self.possibly_billed} more whose line broke may be paid{possible_cost}"
         beside_cost = _dollars(None if self.price is None else self._beside_cost)
         beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
         untold = f"; {self.untold:,} came without a count of tokens and were counted here"
@@ -395,7 +395,7 @@ class Budget:
     def line_broke(self, request: ChatRequest, times: int = 1) -> None:
         """Count lines that broke on a request, each at its worst."""
         self.spending.possibly_billed += times
-        self.spending.maybe_cost += self._worst(request) * times
+        self.spending.possible_cost += self._worst(request) * times
 
     def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
         """Count what an answered request cost."""

@@ -26,7 +26,7 @@ from psychocounsel.llm.types import (
     ChatRequest,
     RequestContext,
     UnconnectedModel,
-    endpoint_identity,
+    endpoint_fingerprint,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
@@ -48,9 +48,9 @@ class PreflightModel:
         self._is_checked = False
 
     @property
-    def identity(self) -> Mapping[str, str]:
-        """The identity of the endpoint."""
-        return self._endpoint.identity
+    def fingerprint(self) -> Mapping[str, str]:
+        """The fingerprint of the endpoint."""
+        return self._endpoint.fingerprint
 
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what the endpoint lists."""
@@ -84,7 +84,7 @@ class PreflightModel:
     async def _check(self) -> None:
         end = await end_of_life(self._endpoint)
         if end is not None:
-            log.warning(f"the model {self.identity['model']} will be shut down on {end}; choose a successor before")
+            log.warning(f"the model {self.fingerprint['model']} will be shut down on {end}; choose a successor before")
         self._is_checked = True
 
 
@@ -99,7 +99,7 @@ async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date |
         EndpointError: the endpoint does not list the model, or lists it as shut down.
     """
     listed = await endpoint.listed_models() or []
-    model, base_url = endpoint.identity["model"], endpoint.identity["base_url"]
+    model, base_url = endpoint.fingerprint["model"], endpoint.fingerprint["base_url"]
     if may_be_absent and not any(each.get("id") == model for each in listed):
         return None
     end = shutdown_of(model, listed, base_url)
@@ -156,7 +156,7 @@ JOURNAL_FILE = "journal/replies.sqlite"
 CAPABILITIES_FILE = "journal/capabilities.json"
 
 
-def planned_identity(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
+def endpoint_settings(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
     """Return what shapes an endpoint's replies: the address is the one that is really asked."""
     base_url = resolved_base_url(endpoint)
     require_reachable(base_url, store.offline)
@@ -226,12 +226,12 @@ def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> 
 
 
 def _may_load(model: PreflightModel) -> bool:
-    return is_on_this_machine(model.identity["base_url"])
+    return is_on_this_machine(model.fingerprint["base_url"])
 
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
     """Return the model behind an endpoint, known by name only."""
-    return UnconnectedModel(endpoint_identity(endpoint))
+    return UnconnectedModel(endpoint_fingerprint(endpoint))
 
 
 @contextmanager

@@ -308,7 +308,7 @@ class Journal:
         with self._turn, self._explained(), self._transaction():
             yield self._connection
 
-    def settled(self, reader: str) -> set[str]:
+    def accepted(self, reader: str) -> set[str]:
         """Return the digests of all requests that have a reply which this reader once accepted.
 
         Args:
@@ -317,7 +317,7 @@ class Journal:
         with self._turn, self._explained():
             return {digest for (digest,) in self._connection.execute(SETTLED, (reader,))}
 
-    def settle(self, reader: str, digests: Iterable[str]) -> None:
+    def mark_accepted(self, reader: str, digests: Iterable[str]) -> None:
         """Remember that a reader accepted a reply to each of these requests."""
         with self._turn, self._explained(), self._transaction():
             self._connection.executemany(
@@ -357,7 +357,7 @@ class Journal:
         told = [(LostResponse(*row[:2]), row[2]) for row in rows]
         return [line if line_checksum(*line) == told_checksum else None for line, told_checksum in told]
 
-    def adopt(self, rows: Iterable[JournalRow | LostResponse]) -> int:
+    def merge(self, rows: Iterable[JournalRow | LostResponse]) -> int:
         """Take over what another journal kept, each once; return how many were new.
 
         A reply is known by its request, its text and the time at which it was kept. A damaged one that agrees
@@ -365,13 +365,13 @@ class Journal:
         """
         with self._turn, self._explained(), self._transaction():
             return sum(
-                self._adopt_line(each) if isinstance(each, LostResponse) else self._adopt_reply(each) for each in rows
+                self._merge_lost(each) if isinstance(each, LostResponse) else self._merge_reply(each) for each in rows
             )
 
-    def _adopt_line(self, line: LostResponse) -> bool:
+    def _merge_lost(self, line: LostResponse) -> bool:
         return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line))).rowcount)
 
-    def _adopt_reply(self, offered: JournalRow) -> bool:
+    def _merge_reply(self, offered: JournalRow) -> bool:
         row = as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
         attempt = None
         for kept in self._connection.execute(SELECT, (offered.digest,)).fetchall():

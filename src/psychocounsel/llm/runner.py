@@ -207,7 +207,7 @@ def ignore_progress(items: int) -> None:
     del items
 
 
-def heed_nothing(index: int, reply: ChatReply) -> None:
+def ignore_new_reply(index: int, reply: ChatReply) -> None:
     """Take from a reply nothing that concerns others."""
     del index, reply
 
@@ -225,7 +225,7 @@ class RunPolicy:
         budget: counts what replies cost, and holds a request back that could pass the limit.
         reader: names the rule behind `accept`, so that the journal remembers whose reply it accepted; left
             empty, it does not.
-        heed: called with the index of a request and each new reply to it, once that is journalled; it raises
+        on_reply: called with the index of a request and each new reply to it, once that is journalled; it raises
             what the server would do to every other request as well.
         on_probe: see `RequestContext`; by default the budget counts it.
     """
@@ -237,7 +237,7 @@ class RunPolicy:
     progress: Callable[[int], None] = ignore_progress
     reader: str = ""
     budget: Budget | None = None
-    heed: Callable[[int, ChatReply], None] = heed_nothing
+    on_reply: Callable[[int, ChatReply], None] = ignore_new_reply
     on_probe: Callable[[ChatReply], None] | None = None
 
     def __post_init__(self) -> None:
@@ -273,7 +273,7 @@ def run_requests(
 
 def pending_indices(
     requests: Sequence[ChatRequest],
-    identity: Mapping[str, str],
+    fingerprint: Mapping[str, str],
     journal: Journal,
     accept: Callable[[int, ChatReply], bool] = accept_valid,
     reader: str = "",
@@ -284,8 +284,8 @@ def pending_indices(
     here, for that would mean to read them all; `run_requests` reads them, and asks for it again.
     """
     owed: list[int] = []
-    settled = journal.settled(reader) if reader else frozenset[str]()
-    unsettled = _distinct(requests, identity, settled)
+    settled = journal.accepted(reader) if reader else frozenset[str]()
+    unsettled = _distinct(requests, fingerprint, settled)
     replies = journal.replies_to(question.digest for question in unsettled)
     for question, kept in zip(unsettled, replies, strict=True):
         if not all(any(accept(place, reply) for reply in kept) for place in question.places):
@@ -312,7 +312,7 @@ class _Run:
         self._claims = RequestLocks(journal.path)
         self._elsewhere: deque[_Question] = deque()
         self._kept: dict[str, int] = {}
-        self._questions = _distinct(requests, model.identity)
+        self._questions = _distinct(requests, model.fingerprint)
         self._replies: list[ChatReply | None] = [None] * len(requests)
         self._accepted = bytearray(len(requests))
         self._finished = 0
@@ -455,7 +455,7 @@ class _Run:
             self._require_answers(reply)
             if reply.answered:
                 await self._scribe.record(Entry(question.digest, reply))
-                self._policy.heed(question.places[0], reply)
+                self._policy.on_reply(question.places[0], reply)
             if self._offer(question, reply):
                 break
         self._finish(question)
@@ -493,7 +493,7 @@ class _Run:
         """Return what a request ends as that is refused while others are taken; else raise the refusal."""
         if not refusal.concerns_item and not self._has_answered and not self._answered_before():
             raise refusal
-        return ChatReply(ReplyStatus.INVALID, "", self._model.identity["model"], 0, 0, refusal.what)
+        return ChatReply(ReplyStatus.INVALID, "", self._model.fingerprint["model"], 0, 0, refusal.what)
 
     def _answered_before(self) -> bool:
         return any(self._journal.replies_to(question.digest for question in self._questions))
@@ -504,7 +504,7 @@ class _Run:
         if self._unanswered_in_a_row >= self._policy.max_attempts + self._policy.concurrency:
             raise IncompleteError(
                 f"{self._unanswered_in_a_row} requests in a row were not answered: {reply.reason}",
-                where=self._model.identity.get("base_url", ""),
+                where=self._model.fingerprint.get("base_url", ""),
                 remedy="see to the endpoint, then run the same command again; only what is owed is asked",
             )
 
@@ -524,11 +524,11 @@ class _Run:
 
 
 def _distinct(
-    requests: Sequence[ChatRequest], identity: Mapping[str, str], left_out: Set[str] = frozenset()
+    requests: Sequence[ChatRequest], fingerprint: Mapping[str, str], left_out: Set[str] = frozenset()
 ) -> list[_Question]:
     places: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
-        digest = request.digest(identity)
+        digest = request.digest(fingerprint)
         if digest not in left_out:
             places.setdefault(digest, []).append(index)
     return [_Question(requests[spots[0]], digest, tuple(spots)) for digest, spots in places.items()]

@@ -76,14 +76,14 @@ class Capabilities:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def of(self, identity: Mapping[str, str]) -> Replies | None:
+    def of(self, fingerprint: Mapping[str, str]) -> Replies | None:
         """Return what is known of a model, or None."""
-        known = self._read().get(_name(identity))
+        known = self._read().get(_name(fingerprint))
         return Replies(known) if known in set(Replies) else None
 
-    def remember(self, identity: Mapping[str, str], replies: Replies) -> None:
+    def remember(self, fingerprint: Mapping[str, str], replies: Replies) -> None:
         """Keep what was found out of a model."""
-        known = {**self._read(), _name(identity): replies.value}
+        known = {**self._read(), _name(fingerprint): replies.value}
         write_bytes(self._path, json.dumps(known, indent=2, sort_keys=True).encode())
 
     def _read(self) -> dict[str, str]:
@@ -115,20 +115,20 @@ def fitted(request: ChatRequest, replies: Replies) -> ChatRequest:
 class StructuredOutputModel:
     """An endpoint of unknown abilities, asked in the way that suits it.
 
-    Its identity is the endpoint's: what the server can do is its own affair, as its weights are.
+    Its fingerprint is the endpoint's: what the server can do is its own affair, as its weights are.
     """
 
     def __init__(self, endpoint: Endpoint, capabilities: Capabilities, pinned: Replies | None = None) -> None:
         self._endpoint = endpoint
         self._capabilities = capabilities
-        self._known = pinned or capabilities.of(endpoint.identity)
+        self._known = pinned or capabilities.of(endpoint.fingerprint)
         self._probing = asyncio.Lock()
         self._settling: asyncio.Task[None] | None = None
 
     @property
-    def identity(self) -> Mapping[str, str]:
-        """The identity of the endpoint."""
-        return self._endpoint.identity
+    def fingerprint(self) -> Mapping[str, str]:
+        """The fingerprint of the endpoint."""
+        return self._endpoint.fingerprint
 
     @property
     def is_known(self) -> bool:
@@ -227,7 +227,7 @@ class StructuredOutputModel:
         self._known = found
         # A reply was just paid for; what cannot be kept of the server is found out again.
         with contextlib.suppress(IncompleteError):
-            self._capabilities.remember(self.identity, found)
+            self._capabilities.remember(self.fingerprint, found)
 
 
 def fits(text: str, schema: Mapping[str, JSON]) -> bool:
@@ -262,5 +262,5 @@ def _with_instruction(messages: tuple[Message, ...], words: str) -> tuple[Messag
     return (Message("system", f"{first.content}\n\n{words}"), *others)
 
 
-def _name(identity: Mapping[str, str]) -> str:
-    return f"{identity['model']} at {identity['base_url']}"
+def _name(fingerprint: Mapping[str, str]) -> str:
+    return f"{fingerprint['model']} at {fingerprint['base_url']}"

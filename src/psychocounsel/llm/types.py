@@ -68,14 +68,14 @@ class ChatRequest:
         if self.max_tokens < 1 or self.sample_index < 0:
             raise ValueError("max_tokens is positive, sample_index not negative")
 
-    def digest(self, identity: Mapping[str, str]) -> str:
+    def digest(self, fingerprint: Mapping[str, str]) -> str:
         """Return the SHA-256 (64 hexadecimal digits) under which replies to this request are journalled.
 
         Args:
-            identity: the model's own part, `ChatModel.identity`.
+            fingerprint: the model's own part, `ChatModel.fingerprint`.
         """
         # SHA-256 over one JSON list, written piece by piece: a million requests share all but their item.
-        hashed = _begun(tuple(sorted(identity.items())), self.messages[0]).copy()
+        hashed = _begun(tuple(sorted(fingerprint.items())), self.messages[0]).copy()
         others = "".join(f",{_turn(each)}" for each in self.messages[1:])
         drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
         form = f"[{_quoted(self.schema_name)},{schema_json(self.response_schema)}]"
@@ -115,8 +115,8 @@ def _schema_json(known: _Same) -> str:
 
 
 @lru_cache(maxsize=_MOST_FORMS)
-def _begun(identity: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
-    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(identity)},[{_turn(first)}'.encode("ascii"))
+def _begun(fingerprint: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
+    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(fingerprint)},[{_turn(first)}'.encode("ascii"))
 
 
 def _turn(message: Message) -> str:
@@ -199,7 +199,7 @@ class ChatModel(Protocol):
     """Something that answers chat requests, several at once when awaited together."""
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """The resolved `model` and `base_url` (or their like): part of every request's digest."""
         ...
 
@@ -251,7 +251,7 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
     return url.rstrip("/")
 
 
-def endpoint_identity(endpoint: EndpointConfig) -> dict[str, str]:
+def endpoint_fingerprint(endpoint: EndpointConfig) -> dict[str, str]:
     """Return what identifies the model behind an endpoint in every request's digest."""
     pinned = {} if endpoint.replies == "auto" else {"replies": endpoint.replies}
     return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
@@ -286,19 +286,19 @@ def require_reachable(base_url: str, offline: bool) -> None:
 class UnconnectedModel:
     """A chat model that is planned but not connected: it names itself and answers nothing."""
 
-    identity: Mapping[str, str]
+    fingerprint: Mapping[str, str]
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Refuse: a plan sends nothing."""
         del context
-        raise EndpointError(f"{self.identity['model']} is not asked while planning ({request.schema_name})")
+        raise EndpointError(f"{self.fingerprint['model']} is not asked while planning ({request.schema_name})")
 
 
 class LazyModel:
     """A chat model that is loaded when it is first asked: where nothing is owed, never."""
 
-    def __init__(self, identity: Mapping[str, str], load: Callable[[], ChatModel]) -> None:
-        self.identity = identity
+    def __init__(self, fingerprint: Mapping[str, str], load: Callable[[], ChatModel]) -> None:
+        self.fingerprint = fingerprint
         self._load = load
         self._model: ChatModel | None = None
 

@@ -19,7 +19,7 @@ from psychocounsel.judging.judges import plan_to_ask
 from psychocounsel.llm.batch.ledger import awaited_digests
 from psychocounsel.llm.cost import Price, TokenCounter, Tokens, price_of
 from psychocounsel.llm.endpoints import planned_journal, planned_model
-from psychocounsel.llm.types import ChatRequest, endpoint_identity, resolved_base_url
+from psychocounsel.llm.types import ChatRequest, endpoint_fingerprint, resolved_base_url
 from psychocounsel.stages.audit import able_to_gain, audit_requests, read_rated, samples_of
 from psychocounsel.stages.respond import Asked, owed_answers, speeches_of
 from psychocounsel.store.artifacts import ArtifactSpec
@@ -320,7 +320,7 @@ def _not_awaited(requests: Sequence[ChatRequest], endpoint: EndpointConfig, stor
         awaited = awaited_digests(journal)
     if not awaited:
         return requests
-    identity = endpoint_identity(endpoint)
+    identity = endpoint_fingerprint(endpoint)
     return [request for request in requests if request.digest(identity) not in awaited]
 
 

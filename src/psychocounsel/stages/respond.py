@@ -12,10 +12,10 @@ from psychocounsel.errors import DataQualityError, IncompleteError, InputError, 
 from psychocounsel.llm.cancel import CancelToken, interruptible
 from psychocounsel.llm.cost import budget_of
 from psychocounsel.llm.endpoints import (
+    endpoint_settings,
     log_spending,
     open_endpoint,
     open_journal,
-    planned_identity,
 )
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, pending_indices, run_requests
@@ -100,7 +100,7 @@ def ask_responder(model: ChatModel, asked: Asked, journal: Journal, policy: RunP
 def owed_answers(model: ChatModel, asked: Asked, journal: Journal) -> list[ChatRequest]:
     """Return what `ask_responder` would have to ask at least once; nothing is asked."""
     requests = asked.requests()
-    places = pending_indices(requests, model.identity, journal, _accept_answer)
+    places = pending_indices(requests, model.fingerprint, journal, _accept_answer)
     return [requests[place] for place in places]
 
 
@@ -174,7 +174,7 @@ def plan_responder(responder: ResponderConfig, store: Store, role: str) -> Respo
     """
     settings = responder.fingerprint()
     if responder.endpoint is not None:
-        return ResponderPlan({**settings, "endpoint": planned_identity(responder.endpoint, store)}, ())
+        return ResponderPlan({**settings, "endpoint": endpoint_settings(responder.endpoint, store)}, ())
     if responder.file is not None:
         # Neither sampling nor a chat format shapes what stands in a file.
         return ResponderPlan({"author": responder.author, "file": source_identity(responder.file, "train")}, ())

@@ -423,7 +423,7 @@ class LocalChatModel:
 
     Args:
         generator: the loaded weights.
-        identity: what tells them from other weights.
+        fingerprint: what tells them from other weights.
         batch_size: prompts answered at once; it decides the speed only.
         kept: tells of a request, by its digest, how many replies the journal holds: each decides another
             draw. So a draw that was lost is made again as it was, and one that was kept never is.
@@ -432,21 +432,21 @@ class LocalChatModel:
     def __init__(
         self,
         generator: AnswerGenerator,
-        identity: Mapping[str, str],
+        fingerprint: Mapping[str, str],
         batch_size: int,
         kept: Callable[[str], int],
     ) -> None:
         self._generator = generator
-        self._identity = dict(identity)
+        self._fingerprint = dict(fingerprint)
         self._batch_size = batch_size
         self._waiting: list[_Waiting] = []
         self._answering: asyncio.Task[None] | None = None
         self._kept = kept
 
     @property
-    def identity(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """What tells the weights from others."""
-        return self._identity
+        return self._fingerprint
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Answer together with what else is asked meanwhile; where a reply is kept, draw another."""
@@ -458,7 +458,7 @@ class LocalChatModel:
         return await reply
 
     def _drawing(self, request: ChatRequest) -> _Drawing:
-        attempt = self._kept(request.digest(self._identity))
+        attempt = self._kept(request.digest(self._fingerprint))
         sampling = SamplingConfig(
             temperature=request.temperature,
             top_p=request.top_p,
@@ -499,7 +499,7 @@ class LocalChatModel:
             status, reason = ReplyStatus.CUT, "the reply was cut at its token limit"
         elif not answer.text:
             status, reason = ReplyStatus.EMPTY, "the reply has no text"
-        model = self._identity["model"]
+        model = self._fingerprint["model"]
         return ChatReply(status, answer.text, model, prompt_tokens, len(answer.token_ids), reason)
 
 

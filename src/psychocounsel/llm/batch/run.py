@@ -376,11 +376,11 @@ def run_in_batches(
         Preempted: `policy.cancel` is cancelled; the batches go on.
         StoreError: the journal cannot be read or written.
     """
-    items = Items(requests, model.identity, journal, policy)
+    items = Items(requests, model.fingerprint, journal, policy)
     owed = items.begin()
     if owed and not road.is_known():
         owed = _ask_first(items, owed, model, journal, policy)
-    ledger = BatchLedger(journal, f"{model.identity['model']} at {model.identity['base_url']}")
+    ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
     if owed:
         run_to_end(BatchRun(road, items, ledger, policy).work(owed))
     elif ledger.has_leftovers() and not policy.cancel.is_cancelled():
@@ -397,7 +397,7 @@ def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
     """
     awaited = awaited_digests(journal)
     if awaited:  # only now, for digests take their time
-        ours = awaited.intersection(request.digest(model.identity) for request in requests)
+        ours = awaited.intersection(request.digest(model.fingerprint) for request in requests)
         if ours:
             raise StoreError(
                 f"{len(ours)} of these requests are with the provider in batches, and would be paid twice",

@@ -35,17 +35,17 @@ class Items:
     def __init__(
         self,
         requests: Sequence[ChatRequest],
-        identity: Mapping[str, str],
+        fingerprint: Mapping[str, str],
         journal: Journal,
         policy: RunPolicy,
     ) -> None:
         self._requests = requests
-        self.model = identity["model"]
+        self.model = fingerprint["model"]
         self._journal = journal
         self._policy = policy
         self._places: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            self._places.setdefault(request.digest(identity), []).append(place)
+            self._places.setdefault(request.digest(fingerprint), []).append(place)
         self._failed: dict[str, ChatReply] = {}
         self._settled: set[str] = set()
         self._tries: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class Items:
         """
         kept = self._journal.replies(digest)
         if unanswered is None and kept:
-            self._policy.heed(self._places[digest][0], kept[-1])
+            self._policy.on_reply(self._places[digest][0], kept[-1])
         if not self._is_accepted(digest, kept):
             if self._tries[digest] < self._policy.max_attempts:
                 return False
