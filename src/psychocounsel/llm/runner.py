@@ -345,7 +345,7 @@ class _Run:
         try:
             await self._scribe.drain()
             if self._policy.reader:
-                self._journal.settle(self._policy.reader, self._settled())
+                self._journal.mark_accepted(self._policy.reader, self._settled())
         finally:
             self._claims.close()
             if isinstance(self._model, Closable):

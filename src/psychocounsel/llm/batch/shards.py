@@ -131,7 +131,7 @@ class Items:
     def settle(self) -> None:
         """Let the journal remember whose replies the reader accepted."""
         if self._policy.reader:
-            self._journal.settle(self._policy.reader, self._settled.intersection(self._places))
+            self._journal.mark_accepted(self._policy.reader, self._settled.intersection(self._places))
 
     def results(self) -> list[ChatReply]:
         """Return one reply per item, in order: the first accepted one, else the last that came."""
