@@ -9,7 +9,7 @@ import pytest
 
 from psychocounsel.errors import StoreError
 from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
-from psychocounsel.store.store import Store, held
+from psychocounsel.store.store import Store, hold_lock
 
 PLAN = ArtifactSpec("speeches", "talk", "stage", 1, {})
 HOLD = """
@@ -54,11 +54,11 @@ def test_another_artifact_is_not_held_up(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), held(tmp_path / "a.lock", "a thing"):
+    with pytest.raises(KeyError), hold_lock(tmp_path / "a.lock", "a thing"):
         raise KeyError
-    second = held(tmp_path / "a.lock", "a thing")
+    second = hold_lock(tmp_path / "a.lock", "a thing")
     with (
-        held(tmp_path / "a.lock", "a thing"),
+        hold_lock(tmp_path / "a.lock", "a thing"),
         pytest.raises(StoreError, match="a thing is being made by process"),
     ):
         second.__enter__()

@@ -23,7 +23,7 @@ def test_a_name_is_its_newest_and_an_id_is_exactly_one(tmp_path: Path) -> None:
     assert resolve(store, f"talk@{old.id[:8]}") == resolve(store, old.ref) == old
     assert resolve(store, f"policies/{old.ref}") == old
     assert resolve(store, str(old.folder)) == old
-    with pytest.raises(ConfigError, match="no artifact answers to 'talk@00000000'"):
+    with pytest.raises(ConfigError, match="there is no artifact 'talk@00000000'"):
         resolve(store, "talk@00000000")
 
 
@@ -118,13 +118,13 @@ def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) ->
     policy = made(store, "policies", "tiny")
     assert resolve_model(store, "tiny", kinds).parent == policy.as_parent("model")
     assert resolve_model(store, "base-models/tiny", kinds).parent == base.as_parent("model")
-    with pytest.raises(ConfigError, match=r"no policies or base-models answers to 'tinny'; did you mean 'tiny'\?"):
+    with pytest.raises(ConfigError, match=r"there is no policies or base-models 'tinny'; did you mean 'tiny'\?"):
         resolve_model(store, "tinny", kinds)
 
 
 def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> None:
     theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
-    origin = theirs.make(ArtifactSpec("speeches", "talk", "stage", 1, {}, (), ("heed this",)), lambda writer: None)
+    origin = theirs.make(ArtifactSpec("speeches", "talk", "stage", 1, {}, (), ("a warning",)), lambda writer: None)
     planned = ArtifactSpec("policies", "talk", "stage", 1, {}, (origin.as_parent("speeches"),))
     policy = theirs.make(planned, lambda writer: None)
     found = resolve(ours, str(policy.folder), "policies")
@@ -132,7 +132,7 @@ def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> No
     child = ours.make(
         ArtifactSpec("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda writer: None
     )
-    assert child.warnings == ("heed this",)
+    assert child.warnings == ("a warning",)
     assert [each.artifact for each in ancestors(ours, child)] == [child, policy, origin]
     model = resolve_model(ours, str(policy.folder), ("base-models", "policies"))
     assert model.parent == policy.as_parent("model")
@@ -149,7 +149,7 @@ def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path
     model = resolve_model(ours, str(policy.folder), ("policies",))
     with pytest.raises(StoreError, match=r"model\.safetensors has other bytes") as fault:
         model.policy(ours)
-    assert fault.value.remedy == "put a sound copy there"
+    assert fault.value.remedy == "put an intact copy there"
     assert policy.folder.is_dir()
 
 

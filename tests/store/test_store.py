@@ -25,7 +25,7 @@ from psychocounsel.store.store import (
 )
 
 
-def plan_of(name: str = "talk", parents: tuple[Parent, ...] = (), **settings: Any) -> ArtifactSpec:
+def spec_of(name: str = "talk", parents: tuple[Parent, ...] = (), **settings: Any) -> ArtifactSpec:
     return ArtifactSpec("speeches", name, "read-corpus", 1, settings or {"seed": 0}, parents)
 
 
@@ -87,7 +87,7 @@ def test_two_parents_in_one_role_are_refused() -> None:
 
 
 def test_a_sealed_artifact_says_what_it_is(tmp_path: Path) -> None:
-    plan = plan_of()
+    plan = spec_of()
     made = Store(tmp_path).make(plan, write_text())
     assert made.is_new
     assert made.folder == tmp_path / "speeches" / f"talk-{plan.id[:8]}"
@@ -103,15 +103,17 @@ def test_a_sealed_artifact_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_the_second_make_owes_nothing(tmp_path: Path) -> None:
-    Store(tmp_path).make(plan_of(), write_text())
-    again = Store(tmp_path).make(plan_of(), must_not_build)
+    Store(tmp_path).make(spec_of(), write_text())
+    again = Store(tmp_path).make(spec_of(), must_not_build)
     assert not again.is_new
     assert again.file("data/text.txt").read_text(encoding="utf-8") == "hello"
 
 
-def test_a_build_that_dies_is_not_found_and_goes_on_in_its_folder(tmp_path: Path) -> None:
-    told: list[str] = []
-    store = Store(tmp_path, told.append)
+def test_a_build_that_dies_is_not_found_and_is_resumed_in_its_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = Store(tmp_path)
 
     def die(writer: ArtifactWriter) -> None:
         writer.file("half.txt").write_text("kept", encoding="utf-8")
@@ -120,18 +122,18 @@ def test_a_build_that_dies_is_not_found_and_goes_on_in_its_folder(tmp_path: Path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.make(plan_of(), die)
-    assert store.find(plan_of()) is None
+        store.make(spec_of(), die)
+    assert store.find(spec_of()) is None
     assert store.artifacts() == []
 
     def finish(writer: ArtifactWriter) -> None:
         assert (writer.work / "step-1").read_text(encoding="utf-8") == "checkpoint"
         assert writer.file("half.txt").read_text(encoding="utf-8") == "kept"
 
-    made = store.make(plan_of(), finish)
+    made = store.make(spec_of(), finish)
     assert set(made.manifest["files"]) == {"half.txt"}
     assert sorted(path.name for path in made.folder.iterdir()) == ["half.txt", MANIFEST]
-    assert told == [f"speeches {plan_of().ref}: going on where it was left"]
+    assert caplog.messages == [f"speeches {spec_of().ref}: resumes an unfinished build"]
 
 
 def test_the_manifest_is_written_after_everything_else_is_on_the_disk(
@@ -145,30 +147,30 @@ def test_the_manifest_is_written_after_everything_else_is_on_the_disk(
         real_fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
-    folder = Store(tmp_path).make(plan_of(), write_text()).folder
+    folder = Store(tmp_path).make(spec_of(), write_text()).folder
     manifest_at = flushed.index(MANIFEST + atomic.TEMPORARY_SUFFIX)
     assert {"text.txt", "data", "metrics.json", folder.name, "speeches"} <= set(flushed[:manifest_at])
     assert flushed[manifest_at + 1 :] == [folder.name]
 
 
-def test_a_file_of_another_size_is_set_aside_and_made_again(tmp_path: Path) -> None:
-    told: list[str] = []
-    store = Store(tmp_path, told.append)
-    made = store.make(plan_of(), write_text())
+def test_a_file_of_another_size_is_set_aside_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    store = Store(tmp_path)
+    made = store.make(spec_of(), write_text())
     made.file("data/text.txt").write_text("hell", encoding="utf-8")
-    assert store.find(plan_of()) is None
+    assert store.find(spec_of()) is None
     assert made.folder.exists(), "looking must not move anything"
-    again = store.make(plan_of(), write_text())
+    again = store.make(spec_of(), write_text())
     assert again.is_new
     assert damaged_files(again) == {}
     aside = [path for path in made.folder.parent.iterdir() if path.name.startswith(".damaged-talk-")]
     assert [(path / "data" / "text.txt").read_text(encoding="utf-8") for path in aside] == ["hell"]
-    assert "damaged, set aside as .damaged-talk-" in told[0]
+    assert "damaged, moved to .damaged-talk-" in caplog.text
     assert store.artifacts() == [again]
 
 
 def test_verify_finds_a_flipped_byte_and_a_lost_file(tmp_path: Path) -> None:
-    made = Store(tmp_path).make(plan_of(), write_text())
+    made = Store(tmp_path).make(spec_of(), write_text())
     made.file("data/text.txt").write_text("hellO", encoding="utf-8")
     assert damaged_files(made) == {"data/text.txt": "has other bytes than the manifest says"}
     made.file("data/text.txt").unlink()
@@ -189,26 +191,28 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_manifest_is_one_clear_error_and_no_end_of_the_list(tmp_path: Path, content: bytes) -> None:
-    told: list[str] = []
-    store = Store(tmp_path, told.append)
-    sound = store.make(plan_of(name="sound", seed=1), write_text())
-    broken = store.make(plan_of(), write_text())
+def test_a_broken_manifest_is_one_clear_error_and_no_end_of_the_list(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    caplog.set_level("INFO")
+    store = Store(tmp_path)
+    sound = store.make(spec_of(name="sound", seed=1), write_text())
+    broken = store.make(spec_of(), write_text())
     (broken.folder / MANIFEST).write_bytes(content)
     with pytest.raises(StoreError) as fault:
         open_artifact(broken.folder)
     assert fault.value.where == str(broken.folder / MANIFEST)
     assert "move the folder away" in fault.value.remedy
     assert [store.artifacts() for _ in range(3)] == [[sound]] * 3
-    assert [text for text in told if "left out" in text] == [f"left out: {fault.value}"]
-    again = store.make(plan_of(), write_text("other"))
+    assert caplog.messages.count(f"left out: {fault.value}") == 1
+    again = store.make(spec_of(), write_text("other"))
     assert again.is_new
     assert again.file("data/text.txt").read_text(encoding="utf-8") == "other"
     assert {each.name for each in store.artifacts()} == {"sound", "talk"}
 
 
 def test_every_cut_of_a_manifest_is_refused(tmp_path: Path) -> None:
-    made = Store(tmp_path).make(plan_of(), write_text())
+    made = Store(tmp_path).make(spec_of(), write_text())
     whole = (made.folder / MANIFEST).read_bytes().rstrip()
     for length in range(0, len(whole), 37):
         (made.folder / MANIFEST).write_bytes(whole[:length])
@@ -217,7 +221,7 @@ def test_every_cut_of_a_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is not a sealed artifact"):
+    with pytest.raises(StoreError, match="is not a complete artifact"):
         open_artifact(tmp_path)
 
 
@@ -227,7 +231,7 @@ def test_a_full_disk_is_an_unfinished_run_whoever_meets_it(tmp_path: Path, numbe
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(IncompleteError, match="free some space") as fault:
-        Store(tmp_path).make(plan_of(), fill)
+        Store(tmp_path).make(spec_of(), fill)
     assert fault.value.exit_code == ExitCode.INCOMPLETE
 
 
@@ -236,14 +240,14 @@ def test_another_system_error_of_a_build_is_ours_and_passes(tmp_path: Path) -> N
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
     with pytest.raises(ConnectionResetError):
-        Store(tmp_path).make(plan_of(), lose_the_network)
+        Store(tmp_path).make(spec_of(), lose_the_network)
 
 
 def test_a_disk_that_fills_while_sealing_leaves_earlier_artifacts_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
-    earlier = store.make(plan_of(name="earlier", seed=1), write_text())
+    earlier = store.make(spec_of(name="earlier", seed=1), write_text())
 
     def no_space(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -251,10 +255,10 @@ def test_a_disk_that_fills_while_sealing_leaves_earlier_artifacts_and_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", no_space)
         with pytest.raises(IncompleteError, match="could not write: No space left on device"):
-            store.make(plan_of(), write_text())
+            store.make(spec_of(), write_text())
     assert store.artifacts() == [earlier]
     assert damaged_files(earlier) == {}
-    assert store.make(plan_of(), write_text()).is_new
+    assert store.make(spec_of(), write_text()).is_new
 
 
 @pytest.mark.parametrize("failing", ["open", "fsync"])
@@ -274,7 +278,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_store_that_cannot_be_written_to_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     with pytest.raises(StoreError, match="the store cannot be written to"):
-        Store(tmp_path / "file").make(plan_of(), write_text())
+        Store(tmp_path / "file").make(spec_of(), write_text())
 
 
 def test_notices_are_inherited_once_and_in_order(tmp_path: Path) -> None:
@@ -291,36 +295,33 @@ def test_notices_are_inherited_once_and_in_order(tmp_path: Path) -> None:
 
 def test_a_renamed_config_gives_its_artifact_a_second_name_and_costs_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    old = store.make(plan_of(name="old"), write_text())
-    new = store.make(plan_of(name="new"), must_not_build)
+    old = store.make(spec_of(name="old"), write_text())
+    new = store.make(spec_of(name="new"), must_not_build)
     assert (new.name, new.id, new.is_new) == ("new", old.id, False)
     assert damaged_files(new) == {}
-    assert resolve(store, "new") == store.find(plan_of(name="new")) == open_artifact(new.folder)
+    assert resolve(store, "new") == store.find(spec_of(name="new")) == open_artifact(new.folder)
     assert resolve(store, "old") == old
-    assert store.make(plan_of(name="new"), must_not_build).folder == new.folder
+    assert store.make(spec_of(name="new"), must_not_build).folder == new.folder
 
 
 def test_a_child_finds_its_parent_by_id_whatever_its_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    made = store.make(plan_of(), write_text())
+    made = store.make(spec_of(), write_text())
     assert store.open(made.as_parent("x")._replace(name="forgotten")) == made
     with pytest.raises(StoreError, match=r"speeches talk@ffffffff is not in the store"):
         store.open(Parent("x", "speeches", "talk", "f" * 64))
 
 
-def test_a_changed_config_is_told_with_the_keys_that_differ_from_the_nearest(tmp_path: Path) -> None:
-    told: list[str] = []
-    store = Store(tmp_path, told.append)
-    store.make(plan_of(a={"x": 1, "y": 2}, b=1), write_text())
-    near = store.make(plan_of(a={"x": 1, "y": 3}, b=1), write_text())
-    plan = plan_of(a={"x": 1, "y": 3}, b=2)
-    nearest = store.nearest(plan)
-    assert nearest is not None
-    assert (nearest.artifact, nearest.differing_keys) == (near, ("b",))
-    told.clear()
-    store.make(plan, write_text())
-    assert told == [f"speeches {plan.ref}: new, differs from {near.ref} in b"]
-    assert store.nearest(plan_of(name="nobody")) is None
+def test_a_changed_config_shows_the_keys_that_differ_from_the_nearest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = Store(tmp_path)
+    store.make(spec_of(a={"x": 1, "y": 2}, b=1), write_text())
+    near = store.make(spec_of(a={"x": 1, "y": 3}, b=1), write_text())
+    changed = store.make(spec_of(a={"x": 1, "y": 3}, b=2), write_text())
+    store.make(spec_of(name="unlike", b=9), write_text())
+    assert caplog.messages[1:] == [f"speeches {changed.ref}: new, differs from {near.ref} in b"]
 
 
 def test_flattening_keeps_empty_blocks_and_lists() -> None:
@@ -330,8 +331,8 @@ def test_flattening_keeps_empty_blocks_and_lists() -> None:
 
 def test_keys_tell_settings_parents_and_version_apart(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    parent = store.make(plan_of(), write_text())
-    other = store.make(plan_of(seed=1), write_text())
+    parent = store.make(spec_of(), write_text())
+    other = store.make(spec_of(seed=1), write_text())
     left = store.make(ArtifactSpec("candidates", "c", "s", 1, {"a": None}, (parent.as_parent("talk"),)), write_text())
     right = store.make(ArtifactSpec("candidates", "c", "s", 2, {}, (other.as_parent("talk"),)), write_text())
     keys = differing_keys(artifact_keys(left), artifact_keys(right))
@@ -341,14 +342,14 @@ def test_keys_tell_settings_parents_and_version_apart(tmp_path: Path) -> None:
 
 def test_metrics_refuse_what_json_has_no_word_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Store(tmp_path).make(plan_of(), lambda writer: writer.write_metrics({"loss": float("nan")}))
+        Store(tmp_path).make(spec_of(), lambda writer: writer.write_metrics({"loss": float("nan")}))
 
 
 def test_artifacts_come_oldest_first_and_by_kind(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = store.make(plan_of(seed=5), write_text())
+    first = store.make(spec_of(seed=5), write_text())
     second = store.make(ArtifactSpec("scores", "z", "s", 1, {}), write_text())
-    third = store.make(plan_of(seed=3), write_text())
+    third = store.make(spec_of(seed=3), write_text())
     assert store.artifacts() == [first, second, third]
     assert store.artifacts("speeches") == [first, third]
     assert Store(tmp_path / "nothing").artifacts() == []

@@ -39,7 +39,7 @@ DEFAULT_STORE = Path("data")
 
 def open_store(folder: Path, is_offline: bool = False) -> Store:
     """Return the store at a folder."""
-    return Store(folder, console.note, is_offline)
+    return Store(folder, is_offline)
 
 
 SOURCES = ("speeches", "candidates", "judgements")

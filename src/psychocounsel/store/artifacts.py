@@ -1,26 +1,20 @@
-"""ArtifactSpec -> Artifact: what is to be made, and what was made with its manifest."""
+"""Versioned artifacts: the spec of one to be made, its folder while it is built, and the complete folder."""
 
 import json
 import os
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from psychocounsel.errors import StoreError
-from psychocounsel.store.files import (
-    TEMPORARY_SUFFIX,
-    digest_of,
-    digest_of_file,
-    sync,
-    write_bytes,
-    write_faults,
-)
+from psychocounsel.store.files import TEMPORARY_SUFFIX, digest_of, digest_of_file, sync, write_bytes, write_faults
 
 Kind = Literal[
     "base-models",
@@ -30,14 +24,12 @@ Kind = Literal[
     "audits",
     "preferences",
     "reward-models",
-    "reference-logps",
     "scores",
     "policies",
     "comparisons",
-    "annotations",
     "reports",
 ]
-KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -47,7 +39,7 @@ SHORT_ID = 8
 
 
 class Parent(NamedTuple):
-    """An artifact that another one is made from; only role and id enter the child's id."""
+    """An artifact that another one is made from. Only `role` and `id` enter the child's id."""
 
     role: str
     kind: str
@@ -61,7 +53,7 @@ class Parent(NamedTuple):
 
 
 def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
-    """Return the parent that plays a role for the artifact `child`.
+    """Return the parent that has `role` for the artifact `child`.
 
     Raises:
         StoreError: there is none.
@@ -74,7 +66,10 @@ def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
 
 @dataclass(frozen=True)
 class ArtifactSpec:
-    """An artifact before it exists: everything that decides its content, and so its id."""
+    """Everything that decides the content of an artifact, and so its id. It need not exist yet.
+
+    `name` and `warnings` are not part of the id.
+    """
 
     kind: Kind
     name: str
@@ -102,16 +97,16 @@ class ArtifactSpec:
     @property
     def ref(self) -> str:
         """`name@id8`."""
-        return f"{self.name}@{self.id[:SHORT_ID]}"
+        return self.as_parent("").ref
 
     def as_parent(self, role: str) -> Parent:
-        """Return this plan in the role it plays for a child."""
+        """Return the entry under which a child names this artifact."""
         return Parent(role, self.kind, self.name, self.id)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A sealed folder: its manifest exists, so it is complete."""
+    """A folder with a manifest, and therefore complete. `is_new` says whether this run created it."""
 
     folder: Path
     manifest: Mapping[str, Any] = field(repr=False)
@@ -119,7 +114,7 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        """The full content id."""
+        """The full id."""
         return self.manifest["id"]
 
     @property
@@ -129,13 +124,13 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The name that its config gave it."""
+        """The name from its config."""
         return self.manifest["name"]
 
     @property
     def ref(self) -> str:
         """`name@id8`, which resolves to exactly this artifact."""
-        return f"{self.name}@{self.id[:SHORT_ID]}"
+        return self.as_parent("").ref
 
     @property
     def parents(self) -> tuple[Parent, ...]:
@@ -144,19 +139,15 @@ class Artifact:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences that must head everything made from it."""
+        """Sentences that are shown first wherever it, or anything made from it, is shown."""
         return tuple(self.manifest["warnings"])
 
     def as_parent(self, role: str) -> Parent:
-        """Return this artifact in the role it plays for a child."""
+        """Return the entry under which a child names this artifact."""
         return Parent(role, self.kind, self.name, self.id)
 
     def parent(self, role: str) -> Parent:
-        """Return the parent in a role.
-
-        Raises:
-            StoreError: there is none.
-        """
+        """Return the parent with a role, or raise StoreError."""
         return parent_in(self.parents, role, self.ref)
 
     def file(self, name: str) -> Path:
@@ -165,14 +156,14 @@ class Artifact:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Every number that a report shows."""
+        """The content of `metrics.json`, empty if there is none."""
         path = self.folder / METRICS
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 @dataclass(frozen=True)
 class ArtifactWriter:
-    """An artifact in the making: its folder, a scratch folder that survives a crash, its notes."""
+    """An artifact that is being built. The builder writes files and fills in `rows` (per table) and `notes`."""
 
     spec: ArtifactSpec
     folder: Path
@@ -181,82 +172,88 @@ class ArtifactWriter:
 
     @property
     def work(self) -> Path:
-        """Scratch kept until the artifact is sealed: checkpoints and the like."""
+        """A scratch folder, for checkpoints and the like. It survives a crash and is removed on commit."""
         path = self.folder / "work"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def parent(self, role: str) -> Parent:
-        """Return the parent in a role.
-
-        Raises:
-            StoreError: the plan has none.
-        """
+        """Return the parent with a role, or raise StoreError."""
         return parent_in(self.spec.parents, role, self.spec.ref)
 
     def file(self, name: str) -> Path:
-        """Return the path at which to write one of its files; folders on the way are made."""
+        """Return the path at which to write one of its files; creates missing folders."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_card(self, text: str) -> None:
-        """Write `README.md`: the card that whoever opens the folder, or the Hub, reads first."""
+        """Write `README.md`, the card of the artifact."""
         write_bytes(self.folder / CARD, text.encode("utf-8"))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write `metrics.json`: every number of this artifact that a report may show."""
+        """Write `metrics.json`: every number of this artifact that is shown anywhere."""
         text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
 
+    def commit(self, warnings: list[str], seconds: float) -> Artifact:
+        """Complete the artifact: remove scratch, flush every file, hash them and write the manifest last.
 
-_REPORTED_PACKAGES = ("psychocounsel", "torch", "transformers", "trl", "datasets", "peft", "openai")
-
-
-def commit(writer: ArtifactWriter, warnings: list[str], seconds: float) -> Artifact:
-    """Write the manifest of a finished writer: from here on the artifact is complete.
-
-    Args:
-        writer: what was built; its scratch folder is removed.
-        warnings: sentences that head the artifact and everything made from it.
-        seconds: how long building took.
-    """
-    shutil.rmtree(writer.folder / "work", ignore_errors=True)
-    for partial in writer.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-        partial.unlink()
-    entries = sorted(writer.folder.rglob("*"))
-    # A manifest that outlives a power cut must not vouch for bytes that did not.
-    with write_faults(writer.folder):
-        for entry in (*entries, writer.folder, writer.folder.parent):
-            sync(entry)
-    files = [path for path in entries if path.is_file() and path.name != MANIFEST]
-    manifest = {"warnings": warnings, **_manifest(writer, files, seconds)}
-    return _with_manifest(writer.folder, manifest, is_new=True)
+        Args:
+            warnings: those of the parents and its own.
+            seconds: how long building took.
+        """
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+        for partial in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            partial.unlink()
+        entries = sorted(self.folder.rglob("*"))
+        # After a power cut, a manifest must not list bytes that were never on the disk.
+        with write_faults(self.folder):
+            for entry in (*entries, self.folder, self.folder.parent):
+                sync(entry)
+        files = [path for path in entries if path.is_file() and path.name != MANIFEST]
+        spec = self.spec
+        manifest = {
+            "warnings": warnings,
+            "format": FORMAT,
+            "id": spec.id,
+            "kind": spec.kind,
+            "name": spec.name,
+            "stage": spec.stage,
+            "version": spec.version,
+            "settings": json.loads(json.dumps(spec.settings)),
+            "parents": [parent._asdict() for parent in spec.parents],
+            "rows": self.rows,
+            "notes": self.notes,
+            "files": {
+                str(path.relative_to(self.folder)): {"sha256": digest_of_file(path), "bytes": path.stat().st_size}
+                for path in files
+            },
+            "created_at": _now(),
+            "seconds": round(seconds, 3),
+            "made_with": {"python": platform.python_version(), **_versions()},
+        }
+        return _with_manifest(self.folder, manifest, is_new=True)
 
 
 def alias(found: Artifact, name: str, folder: Path) -> Artifact:
-    """Keep a sealed artifact under a second name: its files are linked, or copied where links cannot be.
+    """Give a complete artifact a second name; its files are linked, or copied where links are impossible.
 
     Args:
-        found: an artifact with the wanted id.
-        name: the other name.
-        folder: where it is to stand; an unfinished build there is removed.
+        found: the artifact.
+        name: its second name.
+        folder: the folder for that name; an unfinished build there is removed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with write_faults(folder):
         for file_name in found.manifest["files"]:
-            target = folder / file_name
+            source, target = found.file(file_name), folder / file_name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(found.file(file_name), target)
-    manifest = {**found.manifest, "name": name, "created_at": _now()}
-    return _with_manifest(folder, manifest, is_new=False)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copy2(source, target)
+    return _with_manifest(folder, {**found.manifest, "name": name, "created_at": _now()}, is_new=False)
 
 
 def _with_manifest(folder: Path, manifest: dict[str, Any], is_new: bool) -> Artifact:
@@ -265,43 +262,14 @@ def _with_manifest(folder: Path, manifest: dict[str, Any], is_new: bool) -> Arti
     return Artifact(folder, manifest, is_new)
 
 
-def _manifest(writer: ArtifactWriter, files: list[Path], seconds: float) -> dict[str, Any]:
-    plan = writer.spec
-    return {
-        "format": FORMAT,
-        "id": plan.id,
-        "kind": plan.kind,
-        "name": plan.name,
-        "stage": plan.stage,
-        "version": plan.version,
-        "settings": json.loads(json.dumps(plan.settings)),
-        "parents": [parent._asdict() for parent in plan.parents],
-        "rows": writer.rows,
-        "notes": writer.notes,
-        "files": {
-            str(path.relative_to(writer.folder)): {
-                "sha256": digest_of_file(path),
-                "bytes": path.stat().st_size,
-            }
-            for path in files
-        },
-        "created_at": _now(),
-        "seconds": round(seconds, 3),
-        "made_with": {"python": platform.python_version(), **_versions()},
-    }
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _REPORTED_PACKAGES if _is_installed(name)}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    """Return the installed versions of the packages that can change a result."""
+    versions: dict[str, str] = {}
+    for name in ("psychocounsel", "torch", "transformers", "trl", "datasets", "peft", "openai"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

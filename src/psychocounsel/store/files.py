@@ -1,10 +1,10 @@
-"""Bytes -> a file that is either the old one or the new one, whenever the machine stops."""
+"""Files that are either the old version or the new one after a crash, and digests of their content."""
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 from psychocounsel.errors import IncompleteError
 
 TEMPORARY_SUFFIX = ".partial"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to the disk, then rename it into place.
+    """Write `content` to a temporary file, flush it to the disk and rename it to `path`.
 
     Raises:
-        IncompleteError: the disk is full or refuses; what stood at `path` is untouched.
+        IncompleteError: the disk is full or refuses; the old file at `path` is untouched.
     """
     partial = partial_path(path)
     with write_faults(path):
@@ -34,43 +35,30 @@ def partial_path(path: Path) -> Path:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Flush a completely written file to the disk and rename it to its name."""
+    """Flush a completely written file to the disk and rename it to `path`."""
     sync(partial)
     partial.replace(path)
     sync(path.parent)
 
 
 @contextmanager
-def write_faults(path: Path) -> Generator[None]:
-    """Tell a full or refusing disk as an unfinished run.
+def write_faults(path: Path, only: Collection[int] = ()) -> Generator[None]:
+    """Turn an `OSError` raised inside into an `IncompleteError` with a remedy.
 
-    Raises:
-        IncompleteError: whatever system error was raised inside, with its remedy.
+    Args:
+        path: what was being written.
+        only: if given, errors with another `errno` pass unchanged.
     """
     try:
         yield
     except OSError as fault:
+        if only and fault.errno not in only:
+            raise
         raise IncompleteError(
             f"could not write: {fault.strerror or fault}",
             where=str(path),
-            remedy="free some space or mend the permissions, then run the same command again",
+            remedy="free some space or correct the permissions, then run the same command again",
         ) from fault
-
-
-@contextmanager
-def full_disk_faults(path: Path) -> Generator[None]:
-    """Tell a full disk, whoever met it, as an unfinished run; other system errors pass.
-
-    Raises:
-        IncompleteError: no space or quota is left.
-    """
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        with write_faults(path):
-            raise
 
 
 def sync(path: Path) -> None:
@@ -82,33 +70,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_CHUNK_BYTES = 1 << 20
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return the one JSON spelling of `value`: keys sorted, no spaces, ASCII, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii")
-
-
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 (64 hexadecimal digits) of a JSON-able value."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    """Return the SHA-256 (64 hexadecimal digits) of a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, read in chunks of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cached_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, counted once for as long as its size and time of change stay.
+    """Return the SHA-256 of a file, computed again only if its size or modification time has changed.
 
-    Weights are many gigabytes, and a run comes back to them often.
+    A run reads the same weights several times, and they are many gigabytes.
     """
     state = path.stat()
     return _digest_in_state(path, state.st_size, state.st_mtime_ns)
@@ -116,10 +93,10 @@ def cached_digest(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_in_state(path: Path, size_bytes: int, changed_at_ns: int) -> str:
-    del size_bytes, changed_at_ns  # they only tell one state of the file from another
+    del size_bytes, changed_at_ns  # part of the cache key only
     return digest_of_file(path)
 
 
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:
-    """Return the SHA-256 over the named files of a folder and their contents."""
+    """Return the SHA-256 over the names and contents of some files in a folder."""
     return digest_of({name: cached_digest(folder / name) for name in sorted(names)})

@@ -1,7 +1,8 @@
-"""`name@id8`, `name`, a path or `hub:owner/name@revision` -> the artifact or model it means."""
+"""References (`name@id8`, `name`, `name@best`, `kind/name`, a path, `hub:owner/name@revision`) and lineage."""
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,29 +13,29 @@ from psychocounsel.store.store import Store, flatten
 from psychocounsel.types import Policy
 
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
-"""What can answer a speech."""
+"""The kinds that can answer a speech."""
 
 HUB = "hub:"
 BEST = "@best"
 
 
-class _UnansweredError(ConfigError):
-    """No artifact of the wanted kind answers to a reference."""
+class _NotFoundError(ConfigError):
+    """No artifact of the wanted kinds has this reference."""
 
 
 class ModelReference(NamedTuple):
-    """A model that a stage reads: the artifact it is, or what identifies weights from elsewhere."""
+    """A model that a stage reads: an artifact (`parent`), or weights from elsewhere and what identifies them."""
 
     parent: Parent | None
     fingerprint: dict[str, Any]
     outside: Policy | None
 
     def parents(self, role: str) -> tuple[Parent, ...]:
-        """Return the artifact as a parent in `role`; weights from elsewhere have none."""
+        """Return the artifact as a parent with this role; weights from elsewhere have none."""
         return () if self.parent is None else (self.parent._replace(role=role),)
 
     def policy(self, store: Store) -> Policy:
-        """Return where the weights lie.
+        """Return where the weights are.
 
         Raises:
             StoreError: the artifact does not exist yet.
@@ -49,50 +50,55 @@ class ModelReference(NamedTuple):
         return Policy(str(artifact.folder))
 
 
-def resolve(store: Store, ref: str, kind: Kind | None = None) -> Artifact | ArtifactSpec:
-    """Return what a reference means: an artifact, or a plan of the present recipe run.
+def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
+    """Return the artifact of a reference, or the spec of one that the present recipe run is going to make.
 
     Args:
         store: where to look.
-        ref: `name@id8`, `name` (its newest), `name@best` (where its stage names one), `kind/name`, or the
-            path of an artifact's folder.
-        kind: the kind that is wanted; None accepts every kind.
+        ref: `name@id8`, `name` (the newest), `name@best` (as noted by its stage), `kind/name`, or the path of an
+            artifact's folder.
+        kinds: the accepted kinds; none for every kind.
 
     Raises:
-        ConfigError: nothing, or more than one kind, answers to it; the message names near ones.
+        ConfigError: nothing has this reference, or artifacts of several kinds have; the message names similar ones.
     """
     if (Path(ref) / MANIFEST).is_file():
-        return _of_kind(store.open_at(Path(ref)), kind, ref)
-    if ref.endswith(BEST):
-        return _best(store, resolve(store, ref.removesuffix(BEST), kind))
-    wanted_kind, name, short_id = _parts(ref, kind)
-    for pin in store.pins:
-        if _fits(pin, wanted_kind, name, short_id):
-            return _of_kind(pin, kind, ref)
-    found = [each for each in store.artifacts(wanted_kind) if _fits(each, wanted_kind, name, short_id)]
-    kinds = {artifact.kind for artifact in found}
-    if len(kinds) > 1:
-        raise ConfigError(f"{ref!r} names {_joined(kinds)}", remedy=f"write {sorted(kinds)[0]}/{ref}")
-    if not found:
-        raise _UnansweredError(
-            f"no {wanted_kind or 'artifact'} answers to {ref!r}",
-            where=str(store.root),
-            remedy=_suggest(store, (wanted_kind,), name),
-        )
-    return _of_kind(found[-1], kind, ref)
-
-
-def _of_kind(found: Artifact | ArtifactSpec, kind: Kind | None, ref: str) -> Artifact | ArtifactSpec:
-    if kind is not None and found.kind != kind:
-        raise _UnansweredError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {kind}")
+        found: Artifact | ArtifactSpec = store.open_at(Path(ref))
+    elif ref.endswith(BEST):
+        found = _best(store, resolve(store, ref.removesuffix(BEST), *kinds))
+    else:
+        found = _named(store, ref, kinds or KINDS)
+    if kinds and found.kind not in kinds:
+        raise _NotFoundError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {', '.join(kinds)}")
     return found
 
 
-def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact | ArtifactSpec:
+def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | ArtifactSpec:
+    prefix, _, rest = ref.partition("/")
+    explicit = [kind for kind in KINDS if rest and kind == prefix]
+    kinds = explicit or wanted
+    name, _, short_id = (rest if explicit else ref).partition("@")
+
+    def matches(each: Artifact | ArtifactSpec) -> bool:
+        return each.kind in kinds and each.name == name and each.id.startswith(short_id)
+
+    for pin in store.pins:
+        if matches(pin):
+            return pin
+    found = [artifact for kind in kinds for artifact in store.artifacts(kind) if matches(artifact)]
+    found_kinds = sorted({artifact.kind for artifact in found})
+    if len(found_kinds) > 1:
+        raise ConfigError(f"{ref!r} names {', '.join(found_kinds)}", remedy=f"write {found_kinds[0]}/{ref}")
+    if not found:
+        raise _not_found(store, ref, kinds)
+    return found[-1]
+
+
+def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact:
     if isinstance(named, ArtifactSpec):
         raise ConfigError(
             f"which one is the best of {named.kind} {named.name} is known once it is made",
-            remedy="run the stage that makes it first; a dry run cannot tell",
+            remedy="run the stage that makes it first; a dry run cannot know",
         )
     best = named.manifest["notes"].get("best")
     if best is None:
@@ -103,86 +109,57 @@ def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact | ArtifactSp
 
 
 def resolve_parent(store: Store, ref: str, kind: Kind, role: str) -> Parent:
-    """Return the artifact, made or planned, that a reference means, in the role of a parent."""
+    """Return the artifact of a reference, existing or to come, as a parent with this role."""
     return resolve(store, ref, kind).as_parent(role)
 
 
 def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
-    """Return the model that a reference means.
+    """Return the model of a reference.
 
     Args:
         store: where to look.
-        ref: an artifact reference, a folder that `from_pretrained` opens, or `hub:owner/name@revision`.
+        ref: an artifact reference, a folder for `from_pretrained`, or `hub:owner/name@revision`.
         kinds: the kinds of artifact to try, in this order.
     """
     if ref.startswith(HUB):
         warn_unless_pinned(store, ref)
         location, _, revision = ref.removeprefix(HUB).partition("@")
-        outside = Policy(location, revision or None)
-        return ModelReference(None, {"hub": location, "revision": revision or None}, outside)
+        fingerprint = {"hub": location, "revision": revision or None}
+        return ModelReference(None, fingerprint, Policy(location, revision or None))
     if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
         return ModelReference(None, {"weights": _weights_digest(Path(ref))}, Policy(ref))
-    return _model_artifact(store, ref, kinds)
+    for kind in kinds:
+        with suppress(_NotFoundError):
+            return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
+    raise _not_found(store, ref, kinds)
 
 
 def warn_unless_pinned(store: Store, ref: str) -> None:
-    """Tell, once, that a name on the Hub stands without a revision."""
+    """Warn, once, about a name on the Hub without a revision."""
     if ref.startswith(HUB) and not ref.partition("@")[2]:
-        store.notify_once(f"{ref}: no revision is named, and what it holds may change; write {ref}@COMMIT")
-
-
-def _model_artifact(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
-    for kind in kinds:
-        try:
-            return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
-        except _UnansweredError:
-            continue
-    raise ConfigError(
-        f"no {' or '.join(kinds)} answers to {ref!r}",
-        where=str(store.root),
-        remedy=_suggest(store, kinds, ref.removesuffix(BEST).partition("@")[0]),
-    )
+        store.notify_once(f"{ref} has no revision, and its content may change; write {ref}@COMMIT")
 
 
 def _weights_digest(folder: Path) -> str:
-    """Return the digest of all that decides what a model says; cards and hidden files say nothing."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    names = (path.relative_to(folder) for path in files)
-    told = (name for name in names if name.suffix != ".md" and not name.as_posix().startswith("."))
-    return digest_of_files(folder, (name.as_posix() for name in told))
+    """Return the digest of everything that shapes a model's output: all files but cards and hidden ones."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return digest_of_files(folder, (str(name) for name in names if name.suffix != ".md" and str(name)[0] != "."))
 
 
-def _parts(ref: str, kind: Kind | None) -> tuple[Kind | None, str, str]:
-    prefix, slash, rest = ref.partition("/")
-    named_kind: Kind | None = next((each for each in KINDS if slash and each == prefix), None)
-    name, _, short_id = (rest if named_kind else ref).partition("@")
-    return named_kind or kind, name, short_id
-
-
-def _fits(candidate: Artifact | ArtifactSpec, kind: Kind | None, name: str, short_id: str) -> bool:
-    right_kind = kind is None or candidate.kind == kind
-    right_id = not short_id or candidate.id.startswith(short_id)
-    return right_kind and candidate.name == name and right_id
-
-
-def _suggest(store: Store, kinds: Sequence[Kind | None], name: str) -> str:
+def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> ConfigError:
+    name = ref.rpartition("/")[2].partition("@")[0]
     known = {artifact.name for kind in kinds for artifact in store.artifacts(kind)}
     close = difflib.get_close_matches(name, known, n=1)
     if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known names: {_joined(known)}" if known else "run the stage that makes it first"
-
-
-def _joined(names: set[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-_OUTSIDE = ("sha256", "hub", "weights")
-"""Keys under which settings name what lies outside the store."""
+        remedy = f"did you mean {close[0]!r}?"
+    else:
+        remedy = f"known names: {', '.join(sorted(known))}" if known else "run the stage that makes it first"
+    what = "artifact" if len(kinds) == len(KINDS) else " or ".join(kinds)
+    return _NotFoundError(f"there is no {what} {ref!r}", where=str(store.root), remedy=remedy)
 
 
 class Ancestor(NamedTuple):
-    """An artifact on the way back, how far it is, and the role it plays for its child."""
+    """An artifact, the number of steps back to it, and its role for its child."""
 
     artifact: Artifact
     depth: int
@@ -190,55 +167,56 @@ class Ancestor(NamedTuple):
 
 
 def ancestors(store: Store, artifact: Artifact) -> Iterator[Ancestor]:
-    """Yield the artifact itself, then each ancestor once, depth first, parents in their order.
+    """Yield the artifact itself, then each ancestor once: depth first, parents in their order.
 
     Raises:
         StoreError: an ancestor is not in the store.
     """
-    yield from _walk(store, artifact, 0, "", set())
+    seen: set[str] = set()
 
+    def walk(artifact: Artifact, depth: int, role: str) -> Iterator[Ancestor]:
+        seen.add(artifact.id)
+        yield Ancestor(artifact, depth, role)
+        for parent in artifact.parents:
+            if parent.id not in seen:
+                yield from walk(store.open(parent), depth + 1, parent.role)
 
-def _walk(store: Store, artifact: Artifact, depth: int, role: str, seen: set[str]) -> Iterator[Ancestor]:
-    seen.add(artifact.id)
-    yield Ancestor(artifact, depth, role)
-    for parent in artifact.parents:
-        if parent.id not in seen:
-            yield from _walk(store, store.open(parent), depth + 1, parent.role, seen)
+    return walk(artifact, 0, "")
 
 
 def raw_sources(artifact: Artifact) -> tuple[str, ...]:
-    """Return what an artifact was made from that is no artifact: files by digest, names on the Hub."""
-    outside = flatten(artifact.manifest["settings"])
+    """Return what an artifact was made from that is not an artifact: files by digest, names on the Hub."""
+    sources = {key.rpartition("."): value for key, value in flatten(artifact.manifest["settings"]).items()}
     return tuple(
-        f"{key.rpartition('.')[0]}: {key.rpartition('.')[2]} {value}"
-        for key, value in outside.items()
-        if key.rpartition(".")[2] in _OUTSIDE and isinstance(value, str)
+        f"{block}: {key} {value}"
+        for (block, _, key), value in sources.items()
+        if key in ("sha256", "hub", "weights") and isinstance(value, str)
     )
 
 
 def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:
-    """Return the judges whose ratings an artifact was made from, here or before they were imported."""
-    named = [
+    """Return the judges of the ratings that an artifact was made from, here or before they were imported."""
+    judges = (
         str(each.artifact.manifest["notes"].get("judge", ""))
         for each in ancestors(store, artifact)
         if each.artifact.kind in ("judgements", "preferences")
-    ]
-    return tuple(dict.fromkeys(name for name in named if name))
+    )
+    return tuple(dict.fromkeys(name for name in judges if name))
 
 
 def models_behind(store: Store, answers: Artifact) -> tuple[str, ...]:
-    """Return the names of the models behind one side's answers, as far as they are known.
+    """Return the names of the models that wrote some answers, as far as they are known.
 
-    That is the model of an endpoint, the author of a file, or the Hub names of weights on this machine and of
-    those that they were trained from.
+    That is the model of an endpoint, the author of a file, or the Hub names of local weights and of those that
+    they were trained from.
     """
     responder: dict[str, Any] = answers.manifest["settings"]["responder"]
     if responder.get("endpoint"):
         return (str(responder["endpoint"]["model"]),)
     if responder.get("file"):
         return (str(responder["author"]),)
-    made_from = (each.artifact for each in ancestors(store, answers))
-    policies = [each.manifest["settings"] for each in made_from if each.kind == "policies"]
     weights: list[dict[str, Any] | None] = [responder.get("model")]
-    weights += [settings.get("initial_policy") for settings in policies]
+    for each in ancestors(store, answers):
+        if each.artifact.kind == "policies":
+            weights.append(each.artifact.manifest["settings"].get("initial_policy"))
     return tuple(dict.fromkeys(str(each["hub"]) for each in weights if each and "hub" in each))
