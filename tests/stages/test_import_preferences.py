@@ -355,7 +355,7 @@ class TestCommand:
             (["FOLDER", "--set", "lekage=keep"], "did you mean 'leakage'?"),
             (["FOLDER", "--set", "safety=safe"], "there are no ratings of 'safe'; did you mean 'safety'?"),
             (["FOLDER", "--set", "dev_share=1"], "dev_share"),
-            (["FOLDER", "--set", "length={tokenizer: none}"], "answers to 'none'"),
+            (["FOLDER", "--set", "length={tokenizer: none}"], "'none'"),
         ],
     )
     def test_the_users_errors_end_with_their_code(

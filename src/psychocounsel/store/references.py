@@ -75,7 +75,7 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
 
 def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | ArtifactSpec:
     prefix, _, rest = ref.partition("/")
-    explicit = [kind for kind in KINDS if rest and kind == prefix]
+    explicit: list[Kind] = [kind for kind in KINDS if rest and kind == prefix]
     kinds = explicit or wanted
     name, _, short_id = (rest if explicit else ref).partition("@")
 

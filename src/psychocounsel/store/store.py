@@ -232,7 +232,7 @@ def open_artifact(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
         is_readable = (
             manifest["format"] == FORMAT
             and manifest.keys() >= _MANIFEST_KEYS
