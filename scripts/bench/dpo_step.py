@@ -1,9 +1,9 @@
-"""Seconds per DPO step on a processor: ours beside trl's own vocabulary projection, turn by turn.
+"""Measure the seconds per DPO step on a CPU with our vocabulary projection and with trl's.
 
     python scripts/bench/dpo_step.py --rounds 3
 
-A random Llama of the quickstart's shape trains on random pairs of the quickstart's lengths. Both ways run in
-one process, in turn, and the table gives the ratio of the medians; the losses must agree.
+A random Llama of the quickstart's shape trains on random pairs of the quickstart's lengths. Both variants run in turn
+in one process, and the table gives the ratio of the medians; the losses must agree.
 """
 
 import argparse
@@ -59,30 +59,30 @@ def step(policy: Any, reference: Any, batch: dict[str, torch.Tensor]) -> float:
 
 
 def main() -> None:
-    """Time both ways in turn and print the table."""
-    parser = argparse.ArgumentParser(description="DPO steps on a processor, ours beside trl's")
+    """Time both variants in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.manual_seed(0)
     policy, reference, batch = random_model(), random_model().eval(), random_batch()
-    ways: dict[str, tuple[Any, Any]] = {}
+    variants: dict[str, tuple[Any, Any]] = {}
     for name in ("trl", "ours"):
         pair = (copy.deepcopy(policy), copy.deepcopy(reference))
         for model in pair:
             add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
             if name == "ours":
                 project_answers_only(model)
-        ways[name] = pair
+        variants[name] = pair
     seconds: dict[str, list[float]] = {"trl": [], "ours": []}
-    losses = {name: step(*pair, batch) for name, pair in ways.items()}
+    losses = {name: step(*pair, batch) for name, pair in variants.items()}
     prepare_processor()
     for _ in range(rounds):
-        for name, pair in ways.items():
+        for name, pair in variants.items():
             started = time.perf_counter()
             step(*pair, batch)
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print("| way | seconds per micro-batch of 8 pairs, median | loss |\n|---|---|---|")
+    print("| projection | seconds per micro-batch of 8 pairs, median | loss |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.2f} | {losses[name]:.6f} |")
     ratio = medians["trl"] / medians["ours"]

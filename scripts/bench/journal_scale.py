@@ -1,17 +1,18 @@
-"""A journal of a million replies -> seconds and memory until it has told what is owed of a million requests.
+"""Measure how long a journal of a million replies takes to find the pending ones of a million requests.
 
     python scripts/bench/journal_scale.py --work /tmp/journal-scale
     python scripts/bench/journal_scale.py --work /tmp/journal-scale --requests 100000
 
-The requests are ratings, as a judging stage builds them; the replies are about 700 bytes each. One request in
-a thousand has none. Each step runs in a process of its own, whose peak memory is given:
+The requests are ratings, as a judging stage builds them; the replies are about 700 bytes each. One request in a
+thousand has no reply. Each step runs in its own process, whose peak memory is printed:
 
-    build       the requests, and their digests
-    fill        the journal, as a run does that asked for all of them
-    owed        the journal is opened and tells what is owed, of requests that are built and digests that are
-                known: by what it remembers of this reader (memo), by reading every reply as another reader
-                would (anew), and likewise with every reply parsed
-    stage       everything that a second run waits for: requests, digests, the journal opened, what is owed
+    build           build the requests and compute their digests
+    fill            write the journal, as a run that completed the requests does
+    pending-memo    open the journal and find the pending requests, given their digests, by what the journal
+                    remembers of this reader
+    pending-anew    the same for another reader, who reads every reply
+    pending-parsed  the same, with every reply parsed
+    stage           all that a second run waits for: requests, digests, journal, pending requests
 """
 
 import argparse
@@ -35,14 +36,14 @@ SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"
 IDENTITY = {"model": "gpt-4o-2024-08-06", "base_url": "https://api.openai.com/v1"}
 RUBRIC = load_rubric("seven-principles")
 READER = f"judge {PARSER_VERSION} {RUBRIC.digest}"
-OWED_EVERY = 1000
+PENDING_EVERY = 1000
 COMMIT = 5000
-STEPS = ("build", "fill", "owed-memo", "owed-anew", "owed-parsed", "stage")
+STEPS = ("build", "fill", "pending-memo", "pending-anew", "pending-parsed", "stage")
 REASONS = "The counsellor names the feeling and stays with it, asks one open question and leaves the choice. "
 
 
 class Known:
-    """A request of which the digest alone is left: what the journal does is measured, and nothing else."""
+    """A request that only has its digest, so that only the work of the journal is measured."""
 
     __slots__ = ("_digest",)
 
@@ -50,12 +51,12 @@ class Known:
         self._digest = digest
 
     def digest(self, identity: object) -> str:
-        """Return the digest, whoever is asked."""
+        """Return the digest."""
         del identity
         return self._digest
 
 
-def asked(count: int) -> Iterator[JudgeRequest]:
+def rating_requests(count: int) -> Iterator[JudgeRequest]:
     """Yield distinct rating requests."""
     texts = [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
     speeches = [Speech(text) for text in texts]
@@ -74,26 +75,26 @@ def reply_to(item: JudgeRequest) -> ChatReply:
 
 
 def fill(path: Path, count: int) -> None:
-    """Write the journal, and beside it the digests and item ids in the order of the requests."""
+    """Write the journal, and next to it the digests and item ids in the order of the requests."""
     path.unlink(missing_ok=True)
-    settled: list[str] = []
+    completed: list[str] = []
     with Journal(path) as journal, path.with_suffix(".ids").open("w", encoding="ascii") as ids:
         entries: list[Entry] = []
-        for number, item in enumerate(asked(count)):
+        for number, item in enumerate(rating_requests(count)):
             digest = item.request.digest(IDENTITY)
             ids.write(f"{digest} {item.item_id}\n")
-            if number % OWED_EVERY:
+            if number % PENDING_EVERY:
                 entries.append(Entry(digest, reply_to(item)))
-                settled.append(digest)
+                completed.append(digest)
             if len(entries) == COMMIT:
                 journal.record_many(entries)
                 entries = []
         journal.record_many(entries)
-        journal.mark_accepted(READER, settled)
+        journal.mark_accepted(READER, completed)
 
 
-def owed(path: Path, step: str) -> tuple[float, int]:
-    """Return the seconds from opening the journal until what is owed is known, and how many that are."""
+def pending(path: Path, step: str) -> tuple[float, int]:
+    """Open the journal and find the pending requests; return the seconds and their number."""
     lines = [line.split() for line in path.with_suffix(".ids").read_text(encoding="ascii").splitlines()]
     requests: Sequence[ChatRequest] = [Known(digest) for digest, _ in lines]  # type: ignore[list-item]
     item_ids = [item_id for _, item_id in lines]
@@ -107,15 +108,17 @@ def owed(path: Path, step: str) -> tuple[float, int]:
 
     started_at = time.perf_counter()
     with Journal(path) as journal:
-        reader = READER if step == "owed-memo" else ""
-        found = pending_indices(requests, IDENTITY, journal, accept_parsed if step == "owed-parsed" else accept, reader)
+        reader = READER if step == "pending-memo" else ""
+        found = pending_indices(
+            requests, IDENTITY, journal, accept_parsed if step == "pending-parsed" else accept, reader
+        )
     return time.perf_counter() - started_at, len(found)
 
 
 def build(count: int) -> str:
-    """Build all requests, then take all digests."""
+    """Build all requests, then compute their digests."""
     started_at = time.perf_counter()
-    requests = [item.request for item in asked(count)]
+    requests = [item.request for item in rating_requests(count)]
     built_at = time.perf_counter()
     digests = [request.digest(IDENTITY) for request in requests]
     done_at = time.perf_counter()
@@ -123,16 +126,16 @@ def build(count: int) -> str:
 
 
 def stage(path: Path, count: int) -> str:
-    """Do all that stands before the first call of a second run."""
+    """Do everything that precedes the first call of a second run."""
     started_at = time.perf_counter()
-    requests = [item.request for item in asked(count)]
+    requests = [item.request for item in rating_requests(count)]
     with Journal(path) as journal:
         found = pending_indices(requests, IDENTITY, journal, reader=READER)
-    return f"{time.perf_counter() - started_at:.1f} s, {len(found):,} owed"
+    return f"{time.perf_counter() - started_at:.1f} s, {len(found):,} pending"
 
 
 def run_step(step: str, path: Path, count: int) -> str:
-    """Run one step in this process and return what it took."""
+    """Run one step in this process and return what to print."""
     if step == "build":
         return build(count)
     if step == "stage":
@@ -141,14 +144,14 @@ def run_step(step: str, path: Path, count: int) -> str:
         started_at = time.perf_counter()
         fill(path, count)
         took = time.perf_counter() - started_at
-        return f"{took:.1f} s, requests and digests among it; {path.stat().st_size / 2**20:,.0f} MiB"
-    seconds, found = owed(path, step)
-    return f"{seconds:.2f} s, {found:,} owed"
+        return f"{took:.1f} s, including requests and digests; {path.stat().st_size / 2**20:,.0f} MiB"
+    seconds, found = pending(path, step)
+    return f"{seconds:.2f} s, {found:,} pending"
 
 
 def main() -> None:
-    """Run every step in a process of its own, and print a line for each."""
-    parser = argparse.ArgumentParser(description="a journal of a million replies")
+    """Run each step in its own process and print a line for it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--step", choices=STEPS)
@@ -163,9 +166,9 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, "--work", str(given.work), "--requests", str(given.requests)]
         done = subprocess.Popen([*command, "--step", step], stdout=subprocess.PIPE, text=True)
-        said = done.stdout.read().strip() if done.stdout else ""
+        output = done.stdout.read().strip() if done.stdout else ""
         _, status, used = os.wait4(done.pid, 0)
-        print(f"{step:12s} {said}; peak {used.ru_maxrss / 1024:,.0f} MiB", flush=True)
+        print(f"{step:14s} {output}; peak {used.ru_maxrss / 1024:,.0f} MiB", flush=True)
         if status:
             raise SystemExit(f"{step} failed")
 

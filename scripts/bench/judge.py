@@ -1,18 +1,18 @@
-"""Rating requests -> requests per second, CPU, memory and what is paid twice: ours beside what others use.
+"""Measure how fast this package and other clients judge: requests/s, CPU, memory, and replies paid for twice.
 
     python scripts/bench/judge.py --work /tmp/judge
-    python scripts/bench/judge.py --work /tmp/judge --ways ceiling plain ours --rounds 3 --kills 3
+    python scripts/bench/judge.py --work /tmp/judge --clients ceiling plain ours --rounds 3 --kills 3
 
-Every way asks the same requests of the same server, which answers after a fixed latency, in a process of its
-own. The ways take turns, round by round, and the table gives medians over the rounds that succeeded. A way
-tells how long it asked. `start s` is how much longer than the latency it tells for a single request: its
-`requests/s` have that in them, `after start` has not. CPU and memory are those of its process and all that it
-starts, the CPU per request, less what a run of one request takes. No figure above that of `ceiling`, bare
-sockets, says anything about a client. `paid twice`: 1,000 requests, the process killed some time after a
-drawn share is billed, and started again; `settled` are replies sent 50 ms and more before the kill.
+Every client runs in its own process and sends the same requests to the same server, which replies after a fixed
+latency. The clients take turns, and the table gives medians over the rounds that succeeded. `start s` is how much
+longer than the latency a single request takes; `requests/s` include it, `after start` does not. CPU and memory
+count the client's process and its children; CPU per request excludes what a run of one request takes. `ceiling`
+uses bare sockets: no client can be faster. For `--kills`, the process is killed some time after a random share of
+1,000 requests is billed, and started again; `avoidable` counts repeats of replies that the server had sent at least
+50 ms before the kill.
 
-A failed run keeps its folder. Peers live in environments of their own under `--work`, made on first use
-(see PEERS in `judge_runs`).
+A failed run keeps its folder. Other packages get their own environments under `--work`, created on first use
+(PEERS in `judge_runs.py`).
 """
 
 import argparse
@@ -45,7 +45,7 @@ from psychocounsel.types import Candidate, Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 COLUMNS = (
-    "way",
+    "client",
     "requests/s",
     "after start",
     "share of the bound",
@@ -62,7 +62,7 @@ SINGLE = Case(1, 0.1, 1)
 KILL_REQUESTS = 1_000
 
 Rounds = list[Outcome | None]
-"""What each round gave; nothing where it failed."""
+"""The outcome of each round; None where it failed."""
 
 
 def write_requests(work: Path, count: int) -> Path:
@@ -90,20 +90,20 @@ def write_requests(work: Path, count: int) -> Path:
 
 
 class Bench:
-    """The ways with their environments, and the folder that their runs write to."""
+    """The clients with their environments, and the folder that their runs write to."""
 
-    def __init__(self, ways: Sequence[str], work: Path) -> None:
-        self.ways = tuple(ways)
+    def __init__(self, clients: Sequence[str], work: Path) -> None:
+        self.clients = tuple(clients)
         self._work = work
-        self._pythons = {way: interpreter(way, work) for way in ways}
+        self._pythons = {client: interpreter(client, work) for client in clients}
 
-    def _run(self, way: str, requests: Path) -> Run:
-        folder = self._work / "runs" / f"{way}-{requests.stem}-{time.time_ns()}"
-        return Run(way, self._pythons[way], requests, folder)
+    def _run(self, client: str, requests: Path) -> Run:
+        folder = self._work / "runs" / f"{client}-{requests.stem}-{time.time_ns()}"
+        return Run(client, self._pythons[client], requests, folder)
 
-    def outcome(self, way: str, case: Case) -> Outcome | None:
-        """Return what a run gave, or nothing, the reason printed."""
-        run = self._run(way, write_requests(self._work, case.requests))
+    def outcome(self, client: str, case: Case) -> Outcome | None:
+        """Return the outcome of a run; if it fails, print why and return None."""
+        run = self._run(client, write_requests(self._work, case.requests))
         try:
             measured = measure(run, case)
         except RuntimeError as error:
@@ -112,32 +112,32 @@ class Bench:
         shutil.rmtree(run.folder)
         return measured
 
-    def paid_twice(self, way: str, kill: Kill) -> str:
-        """Return how many answers were paid for twice, or why that cannot be told."""
-        run = self._run(way, write_requests(self._work, KILL_REQUESTS))
+    def paid_twice(self, client: str, kill: Kill) -> str:
+        """Return how many replies were paid for twice, or why the run failed."""
+        run = self._run(client, write_requests(self._work, KILL_REQUESTS))
         try:
-            told = paid_twice(run, KILL_REQUESTS, kill)
+            repeats = paid_twice(run, KILL_REQUESTS, kill)
         except RuntimeError as error:
             return f"failed: {error}"
         shutil.rmtree(run.folder)
-        return f"{told.all} ({told.settled} settled)"
+        return f"{repeats.total} ({repeats.avoidable} avoidable)"
 
 
 def compare(bench: Bench, cases: Sequence[Case], rounds: int) -> None:
     """Measure every case and print its table."""
-    singles = {way: bench.outcome(way, SINGLE) for way in bench.ways}
+    singles = {client: bench.outcome(client, SINGLE) for client in bench.clients}
     for case in cases:
-        outcomes: dict[str, Rounds] = {way: [] for way in bench.ways}
+        outcomes: dict[str, Rounds] = {client: [] for client in bench.clients}
         for _ in range(rounds):
-            for way in bench.ways:
-                outcomes[way].append(bench.outcome(way, case))
+            for client in bench.clients:
+                outcomes[client].append(bench.outcome(client, case))
         print("\n".join(table(case, outcomes, singles)), flush=True)
 
 
 def table(case: Case, outcomes: Mapping[str, Rounds], singles: Mapping[str, Outcome | None]) -> list[str]:
-    """Return a case's table, a row for each way."""
+    """Return the table of a case, with a row for each client."""
     plain = outcomes.get("plain", [])
-    rows = [cells(case, way, runs, plain, singles[way]) for way, runs in outcomes.items()]
+    rows = [cells(case, client, runs, plain, singles[client]) for client, runs in outcomes.items()]
     return [
         f"{case.in_flight} in flight, {case.latency_seconds:g} s latency, {case.requests} requests, "
         f"at most {case.bound:.0f}/s:",
@@ -147,21 +147,21 @@ def table(case: Case, outcomes: Mapping[str, Rounds], singles: Mapping[str, Outc
     ]
 
 
-def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | None) -> list[str]:
-    """Return a way's row: medians over its rounds, the speed also as a multiple of the plain client's."""
+def cells(case: Case, client: str, runs: Rounds, plain: Rounds, single: Outcome | None) -> list[str]:
+    """Return a client's row: medians over its rounds; `times plain` is the ratio to the plain client."""
     done = [run for run in runs if run]
     if not done or not single:
-        return [way, *["failed"] * (len(COLUMNS) - 2), f"{len(done)} of {len(runs)}"]
+        return [client, *["failed"] * (len(COLUMNS) - 2), f"{len(done)} of {len(runs)}"]
     rate = statistics.median(case.requests / run.seconds for run in done)
     start_seconds = single.seconds - SINGLE.latency_seconds
     shortest_seconds = case.requests / case.bound
-    settled_seconds = statistics.median(max(run.seconds - start_seconds, shortest_seconds) for run in done)
+    steady_seconds = statistics.median(max(run.seconds - start_seconds, shortest_seconds) for run in done)
     times = [p.seconds / run.seconds for p, run in zip(plain, runs, strict=False) if p and run]
     cpu_seconds = statistics.median(run.cpu_seconds for run in done) - single.cpu_seconds
     return [
-        way,
+        client,
         f"{rate:.0f}",
-        f"{case.requests / settled_seconds:.0f}",
+        f"{case.requests / steady_seconds:.0f}",
         f"{rate / case.bound:.2f}",
         f"{statistics.median(times):.1f}" if times else "",
         f"{cpu_seconds / case.requests * 1000:.2f}",
@@ -173,32 +173,34 @@ def cells(case: Case, way: str, runs: Rounds, plain: Rounds, single: Outcome | N
     ]
 
 
-def case_of(told: str) -> Case:
-    """Read a case from IN_FLIGHT:LATENCY:REQUESTS, or the same with :PER_MINUTE, the server's limit."""
-    in_flight, latency_seconds, requests, *limit = told.split(":")
+def parse_case(text: str) -> Case:
+    """Parse IN_FLIGHT:LATENCY:REQUESTS[:PER_MINUTE]; the last is the server's rate limit."""
+    in_flight, latency_seconds, requests, *limit = text.split(":")
     return Case(int(in_flight), float(latency_seconds), int(requests), *map(int, limit))
 
 
 def main() -> None:
     """Measure, and print the tables."""
-    parser = argparse.ArgumentParser(description="the judge's speed beside others'")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", default=[*OWN_ENVIRONMENT], choices=[*OWN_ENVIRONMENT, *PEERS])
+    parser.add_argument("--clients", nargs="+", default=[*OWN_ENVIRONMENT], choices=[*OWN_ENVIRONMENT, *PEERS])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=0, help="instants at which each way is killed")
+    parser.add_argument("--kills", type=int, default=0, help="how often each client is killed")
     parser.add_argument(
-        "--cases", nargs="*", type=case_of, default=CASES, metavar="IN_FLIGHT:LATENCY:REQUESTS[:PER_MINUTE]"
+        "--cases", nargs="*", type=parse_case, default=CASES, metavar="IN_FLIGHT:LATENCY:REQUESTS[:PER_MINUTE]"
     )
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.ways, work)
+    bench = Bench(arguments.clients, work)
     compare(bench, arguments.cases, arguments.rounds)
-    draw = random.Random(0)  # noqa: S311
-    kills = [Kill(draw.uniform(0.1, 0.9), draw.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)]
-    for way in bench.ways if kills else ():
-        told = ", ".join(bench.paid_twice(way, kill) for kill in kills)
-        print(f"{way}: of {KILL_REQUESTS} paid twice, killed {len(kills)} times: {told}", flush=True)
+    generator = random.Random(0)  # noqa: S311
+    kills = [
+        Kill(generator.uniform(0.1, 0.9), generator.uniform(0, KILL_LATENCY_SECONDS)) for _ in range(arguments.kills)
+    ]
+    for client in bench.clients if kills else ():
+        counts = ", ".join(bench.paid_twice(client, kill) for kill in kills)
+        print(f"{client}: of {KILL_REQUESTS} paid twice, killed {len(kills)} times: {counts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Rating runs that are killed at drawn instants -> what was asked twice, and whether every run ends alike.
+"""Kill rating runs at random instants; count the requests sent twice and compare the results of all runs.
 
     python scripts/bench/judge_kills.py
     python scripts/bench/judge_kills.py --kills 6 --requests 120 --in-flight 16
 
-A run rates a few hundred answers over real sockets; the server is a process of its own that writes down when
-each request was there and when its reply was wholly sent. A run is killed with SIGKILL several times at drawn
-instants, from before its first request to its end, each time started again, and at last let through. An item
-that was asked before a kill and again after it is a repeat of that kill. It may be one only if its reply was
-not sent yet, or so shortly before the kill that it could not be on disk (`--allowance-ms`). In the end
-judgements and journal must hold what they hold after a run that nobody killed.
+A run rates a few hundred responses over real sockets; the server is a separate process that records when it had
+received each request and when it had sent the whole reply. A run is killed with SIGKILL several times at random
+instants between its start and its end, started again each time, and finally completed. An item that was requested
+before a kill and again after it is a repeat. A repeat is allowed only if the reply was not sent yet, or so shortly
+before the kill that it could not be on disk (`--allowance-ms`). Judgements and journal must then equal those of a run
+that was not killed.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from servers.rating_server import Bill, serving  # noqa: E402
 
 SAMPLES = ROOT / "data" / "samples" / "speeches.jsonl"
 KILLS_PER_RUN = 4
-# What the killed process had written may still lie before the server.
+# The server may not have read yet what the killed process wrote.
 SETTLE_SECONDS = 0.03
 
 
 class Case(NamedTuple):
-    """What is rated, and how."""
+    """The items to rate, and the limits."""
 
     items: Sequence[tuple[Speech, Candidate]]
     rubric: Rubric
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 class Session(NamedTuple):
-    """One process from its start to its end, and whether it was killed there."""
+    """One process from its start to its end."""
 
     started_at: float
     ended_at: float
@@ -67,9 +67,9 @@ class Repeats(NamedTuple):
     """What one kill cost.
 
     Attributes:
-        in_flight: requests that the server had received and not wholly answered, or within the allowance.
-        items: asked before the kill and again after it.
-        ages_seconds: of those, how long before the kill their reply had been sent; of sent ones only.
+        in_flight: requests whose reply was not sent yet, or sent within the allowance before the kill.
+        items: requested before the kill and again after it.
+        ages_seconds: how long before the kill the replies to these had been sent; replies not sent are left out.
     """
 
     in_flight: int
@@ -78,14 +78,14 @@ class Repeats(NamedTuple):
 
 
 def items_to_rate(count: int) -> list[tuple[Speech, Candidate]]:
-    """Return distinct answers to the speeches of the samples."""
+    """Return distinct responses to the sample speeches."""
     texts = [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
     speeches = [Speech(texts[number % len(texts)]) for number in range(count)]
     return [(speech, Candidate(speech.id, "bench", f"Number {n}.")) for n, speech in enumerate(speeches)]
 
 
 def start(case: Case, base_url: str, folder: Path) -> int:
-    """Return the process id of a run that rates everything and then writes its judgements down."""
+    """Fork a run that rates everything and then writes its judgements; return its process id."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -104,7 +104,7 @@ def start(case: Case, base_url: str, folder: Path) -> int:
 
 
 def run_until(case: Case, base_url: str, folder: Path, seconds: float) -> Session:
-    """Run a process and kill it after some seconds, unless it has ended."""
+    """Run a process and kill it after some seconds, unless it ends before."""
     started_at = time.monotonic()
     pid = start(case, base_url, folder)
     while time.monotonic() < started_at + seconds:
@@ -119,9 +119,9 @@ def run_until(case: Case, base_url: str, folder: Path, seconds: float) -> Sessio
 
 
 def content(folder: Path) -> str:
-    """Return the digest of what a run left: its judgements, and its journal but for order and times.
+    """Return the digest of a run's judgements and of its journal, without order and times.
 
-    A request's own digest holds the port of the server, which is another one in each run.
+    Request digests are left out: they contain the port of the server, which differs in each run.
     """
     hashed = hashlib.sha256((folder / "judgements.jsonl").read_bytes())
     with Journal(folder / "journal.sqlite") as journal:
@@ -131,8 +131,8 @@ def content(folder: Path) -> str:
 
 
 def repeats(sessions: Sequence[Session], bill: Bill, allowance_seconds: float) -> list[Repeats]:
-    """Return what each kill cost, by the server's books."""
-    told: list[Repeats] = []
+    """Return what each kill cost, by the records of the server."""
+    found: list[Repeats] = []
     for number, session in enumerate(sessions[:-1]):
         if not session.was_killed:
             continue
@@ -143,20 +143,20 @@ def repeats(sessions: Sequence[Session], bill: Bill, allowance_seconds: float) -
         in_flight = sum(sent.get(item, until) > session.ended_at - allowance_seconds for item in asked)
         again = asked & later
         ages = [session.ended_at - sent[item] for item in again if item in sent]
-        told.append(Repeats(in_flight, len(again), ages))
-    return told
+        found.append(Repeats(in_flight, len(again), ages))
+    return found
 
 
 class Ending(NamedTuple):
-    """What the kills of a run cost, how long its last process took, and the digest of what it left."""
+    """What the kills of a run cost, the seconds of its last process, and the digest of its results."""
 
     repeats: list[Repeats]
     seconds: float
     content: str
 
 
-def killed_run(case: Case, draw: random.Random, kills: int, whole_seconds: float, folder: Path) -> Ending:
-    """Kill a run several times and let it through.
+def killed_run(case: Case, generator: random.Random, kills: int, whole_seconds: float, folder: Path) -> Ending:
+    """Kill a run several times, then complete it.
 
     Raises:
         RuntimeError: the last process failed.
@@ -165,8 +165,9 @@ def killed_run(case: Case, draw: random.Random, kills: int, whole_seconds: float
     with serving(case.latency_seconds) as server:
         sessions: list[Session] = []
         for number in range(kills):
-            # Later processes have less to do, so their instants are drawn from less time.
-            sessions.append(run_until(case, server.base_url, folder, draw.random() * whole_seconds / (number + 1)))
+            # Later processes have less to do, so they are killed earlier.
+            seconds = generator.random() * whole_seconds / (number + 1)
+            sessions.append(run_until(case, server.base_url, folder, seconds))
         sessions.append(run_until(case, server.base_url, folder, 120.0))
         bill = server.bill()
     if sessions[-1].was_killed or not (folder / "judgements.jsonl").is_file():
@@ -175,28 +176,28 @@ def killed_run(case: Case, draw: random.Random, kills: int, whole_seconds: float
     return Ending(repeats(sessions, bill, case.allowance_seconds), seconds, content(folder))
 
 
-def summary(told: Sequence[Repeats], contents: Counter[str], case: Case) -> dict[str, float]:
-    """Return what is printed, and what decides whether the promise is kept."""
-    ages = [age for each in told for age in each.ages_seconds]
+def summary(repeated: Sequence[Repeats], contents: Counter[str], case: Case) -> dict[str, float]:
+    """Return the numbers to print, some of which decide whether the benchmark passes."""
+    ages = [age for each in repeated for age in each.ages_seconds]
     return {
-        "kills": len(told),
-        "kills_that_cost_something": sum(each.items > 0 for each in told),
-        "retry_spec": sum(each.items for each in told),
-        "most_asked_again_after_one_kill": max((each.items for each in told), default=0),
-        "most_in_flight_at_a_kill": max((each.in_flight for each in told), default=0),
+        "kills": len(repeated),
+        "kills_with_requests_sent_twice": sum(each.items > 0 for each in repeated),
+        "requests_sent_twice": sum(each.items for each in repeated),
+        "most_sent_twice_after_one_kill": max((each.items for each in repeated), default=0),
+        "most_in_flight_at_a_kill": max((each.in_flight for each in repeated), default=0),
         "kills_with_more_repeats_than_in_flight": sum(
-            each.items > min(each.in_flight, case.in_flight) for each in told
+            each.items > min(each.in_flight, case.in_flight) for each in repeated
         ),
-        "oldest_reply_asked_again_ms": round(max(ages, default=0.0) * 1000, 1),
-        "replies_asked_again_beyond_the_allowance": sum(age > case.allowance_seconds for age in ages),
+        "oldest_reply_requested_again_ms": round(max(ages, default=0.0) * 1000, 1),
+        "replies_requested_again_beyond_the_allowance": sum(age > case.allowance_seconds for age in ages),
         "runs": contents.total(),
-        "different_endings": len(contents),
+        "distinct_results": len(contents),
     }
 
 
 def main() -> int:
-    """Kill, count, and print; 1 where a promise is broken."""
-    parser = argparse.ArgumentParser(description="rating runs killed at drawn instants")
+    """Kill, count and print; return 1 if a guarantee is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--in-flight", type=int, default=64)
@@ -208,20 +209,20 @@ def main() -> int:
     items = items_to_rate(given.requests)
     rubric = load_rubric("seven-principles")
     case = Case(items, rubric, given.in_flight, given.latency_seconds, given.allowance_ms / 1000)
-    draw = random.Random(given.seed)  # noqa: S311
-    told: list[Repeats] = []
+    generator = random.Random(given.seed)  # noqa: S311
+    repeated: list[Repeats] = []
     with tempfile.TemporaryDirectory() as work:
-        alone = killed_run(case, draw, 0, 0.0, Path(work) / "alone")
+        alone = killed_run(case, generator, 0, 0.0, Path(work) / "alone")
         contents = Counter([alone.content])
-        while len(told) < given.kills:
-            kills = min(KILLS_PER_RUN, given.kills - len(told))
-            ending = killed_run(case, draw, kills, alone.seconds, Path(work) / str(contents.total()))
-            told += ending.repeats
+        while len(repeated) < given.kills:
+            kills = min(KILLS_PER_RUN, given.kills - len(repeated))
+            ending = killed_run(case, generator, kills, alone.seconds, Path(work) / str(contents.total()))
+            repeated += ending.repeats
             contents[ending.content] += 1
-    result = summary(told, contents, case)
+    result = summary(repeated, contents, case)
     print(json.dumps(result, indent=1))
-    broken = ("kills_with_more_repeats_than_in_flight", "replies_asked_again_beyond_the_allowance")
-    return int(any(result[name] for name in broken) or result["different_endings"] != 1)
+    broken = ("kills_with_more_repeats_than_in_flight", "replies_requested_again_beyond_the_allowance")
+    return int(any(result[name] for name in broken) or result["distinct_results"] != 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A way of asking, requests -> its outcome: a process that is watched, or killed and started again.
+"""Run a client in its own process and watch it to its end, or kill it and start it again.
 
-A way is a script in `judge_peers/`, called with REQUESTS.jsonl BASE_URL IN_FLIGHT WORK, in an environment of
-its own. It asks everything, keeps what it needs for a second start under WORK, and ends with a line of JSON:
-`{"seconds": ..., "answered": ...}`. No way's name is that of a package, which it would hide from all ways.
+A client is a script in `judge_peers/`, called with REQUESTS.jsonl BASE_URL IN_FLIGHT WORK in its own environment. It
+sends every request, stores what it needs for a second start under WORK, and prints `{"seconds": ..., "answered": ...}`.
+A script must not have the name of a package, because it would shadow that package.
 """
 
 import json
@@ -24,7 +24,7 @@ from servers.rating_server import Bill, serving  # noqa: E402
 
 RUNNERS = HERE / "judge_peers"
 OWN_ENVIRONMENT = ("ceiling", "plain", "ours")
-# Beside each peer: what it imports and does not ask for, litellm to read its cache, distilabel to start.
+# Each peer with the packages that it imports without requiring them: litellm to read its cache, distilabel to start.
 PEERS: dict[str, tuple[str, ...]] = {
     "litellm_gather": (
         "litellm[caching]==1.106.2",
@@ -49,11 +49,11 @@ SAMPLE_SECONDS = 0.25
 BILL_SECONDS = 0.01
 KILL_IN_FLIGHT = 64
 KILL_LATENCY_SECONDS = 0.1
-SETTLED_SECONDS = 0.05
+DURABLE_SECONDS = 0.05
 
 
 class Case(NamedTuple):
-    """How many requests are in flight, how long each takes, how many are asked; the limit, if any."""
+    """How many requests are in flight, their latency and number, and the server's rate limit (0: none)."""
 
     in_flight: int
     latency_seconds: float
@@ -62,13 +62,13 @@ class Case(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """Requests per second that no client can pass."""
+        """The highest possible number of requests per second."""
         most = self.in_flight / self.latency_seconds
         return min(most, self.requests_per_minute / 60) if self.requests_per_minute else most
 
 
 class Outcome(NamedTuple):
-    """One run: seconds of asking, CPU seconds and peak memory of the processes, and the server's bill."""
+    """One run: seconds of requests, CPU seconds and peak memory of its processes, and the server's bill."""
 
     seconds: float
     cpu_seconds: float
@@ -76,60 +76,60 @@ class Outcome(NamedTuple):
     bill: Bill
 
 
-def interpreter(way: str, work: Path) -> Path:
-    """Return the Python that a way runs in, its environment made if it does not stand yet."""
-    if way in OWN_ENVIRONMENT:
+def interpreter(client: str, work: Path) -> Path:
+    """Return the Python that a client runs in; create its environment if necessary."""
+    if client in OWN_ENVIRONMENT:
         return Path(sys.executable)
-    place, pins = work / "environments" / way, " ".join(PEERS[way])
+    place, pins = work / "environments" / client, " ".join(PEERS[client])
     python, ready = place / "bin" / "python", place / "ready"
     if not ready.is_file() or ready.read_text(encoding="utf-8") != pins:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[way]], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[client]], check=True)
         ready.write_text(pins, encoding="utf-8")
     return python
 
 
 class Run(NamedTuple):
-    """A way, the requests that it asks, and the folder that it may write to."""
+    """A client, the file of its requests, and the folder that it may write to."""
 
-    way: str
+    client: str
     python: Path
     requests: Path
     folder: Path
 
     def start(self, base_url: str, in_flight: int) -> subprocess.Popen[bytes]:
-        """Start the way's process, in a session of its own; its output goes to files, for a pipe can fill."""
+        """Start the client in its own process session; its output goes to files, because a pipe can fill up."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        runner = str(RUNNERS / f"{self.way}.py")
+        runner = str(RUNNERS / f"{self.client}.py")
         command = [str(self.python), runner, str(self.requests), base_url, str(in_flight), str(self.folder)]
-        with (self.folder / "stdout.txt").open("w") as out, (self.folder / "stderr.txt").open("a") as said:
+        with (self.folder / "stdout.txt").open("w") as out, (self.folder / "stderr.txt").open("a") as errors:
             return subprocess.Popen(
                 command,
                 stdout=out,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,
                 cwd=self.folder,
                 env=self._environment(),
             )
 
     def _environment(self) -> Mapping[str, str]:
-        # Their caches lie under the home folder, and a way must find those of its own runs only.
-        ours = self.way in OWN_ENVIRONMENT
+        # Clients cache under the home folder, and each run must only find its own cache.
+        ours = self.client in OWN_ENVIRONMENT
         kept = {name: value for name, value in os.environ.items() if ours or name != "PYTHONPATH"}
         return {**kept, "HOME": str(self.folder)}
 
-    def told(self) -> dict[str, Any]:
-        """Return the JSON that the way ended with, or nothing; others may print after it."""
+    def result(self) -> dict[str, Any]:
+        """Return the JSON that the client printed, or {}; libraries may print after it."""
         lines = (self.folder / "stdout.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         found = [line for line in lines if line.startswith('{"seconds"')]
         return json.loads(found[-1]) if found else {}
 
 
 def measure(run: Run, case: Case) -> Outcome:
-    """Run a way to its end against a fresh server.
+    """Run a client to its end against a fresh server.
 
     Raises:
-        RuntimeError: it failed, or did not answer everything.
+        RuntimeError: the client failed or did not complete every request.
     """
     with serving(case.latency_seconds, requests_per_minute=case.requests_per_minute) as server:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -137,15 +137,15 @@ def measure(run: Run, case: Case) -> Outcome:
         peak_mib = watch(process, LIMIT_SECONDS)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         bill = server.bill()
-    told = run.told()
-    if process.returncode or told.get("answered") != case.requests:
-        raise RuntimeError(f"{run.way}: status {process.returncode}, {told}, see {run.folder}/stderr.txt")
+    result = run.result()
+    if process.returncode or result.get("answered") != case.requests:
+        raise RuntimeError(f"{run.client}: status {process.returncode}, {result}, see {run.folder}/stderr.txt")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Outcome(told["seconds"], cpu, peak_mib, bill)
+    return Outcome(result["seconds"], cpu, peak_mib, bill)
 
 
 def watch(process: subprocess.Popen[bytes], limit_seconds: float) -> float:
-    """Wait for a process, killed at the limit; return the peak memory of its whole session in MiB."""
+    """Wait for a process, kill it at the limit, and return the peak memory of its session in MiB."""
     peak, deadline = 0.0, time.monotonic() + limit_seconds
     try:
         while process.poll() is None and time.monotonic() < deadline:
@@ -158,7 +158,7 @@ def watch(process: subprocess.Popen[bytes], limit_seconds: float) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it started, and wait for it."""
+    """Kill a process and its children, and wait for it."""
     for pid in session(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -166,7 +166,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def session(leader: int) -> list[int]:
-    """Return the processes of a session, its leader first."""
+    """Return the process ids of a session, the leader first."""
     found: list[int] = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -176,10 +176,10 @@ def session(leader: int) -> list[int]:
 
 
 def session_mib(leader: int) -> float:
-    """Return the memory of a session in MiB, a page that n processes share counted as 1/n in each."""
+    """Return the memory of a session in MiB (PSS: a page shared by n processes counts 1/n in each)."""
     kib = 0
     for pid in session(leader):
-        # A process that has ended in the meantime gives an empty text or none.
+        # The file of a process that has just ended is empty or gone.
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
@@ -187,9 +187,9 @@ def session_mib(leader: int) -> float:
 
 
 class Kill(NamedTuple):
-    """When a run is killed: a delay after the server has billed a share of the requests.
+    """When a run is killed: some seconds after the server has billed a share of the requests.
 
-    Replies come in bursts, and without the delay every kill would fall into one.
+    Replies come in bursts; without the delay every kill would hit one.
     """
 
     billed_share: float
@@ -197,17 +197,17 @@ class Kill(NamedTuple):
 
 
 class Repeats(NamedTuple):
-    """How many answers were paid for twice, and how many of them were sent well before the kill."""
+    """Replies paid for twice, and how many of them the server had sent well before the kill."""
 
-    all: int
-    settled: int
+    total: int
+    avoidable: int
 
 
 def paid_twice(run: Run, requests: int, kill: Kill) -> Repeats:
-    """Kill a run, start it again, and count the answers that were paid for again.
+    """Kill a run, start it again, and count the replies that were paid for twice.
 
     Raises:
-        RuntimeError: the second start failed, did not end, or did not answer everything.
+        RuntimeError: the second start failed, did not end, or did not complete every request.
     """
     with serving(KILL_LATENCY_SECONDS) as server:
         process = run.start(server.base_url, KILL_IN_FLIGHT)
@@ -219,17 +219,17 @@ def paid_twice(run: Run, requests: int, kill: Kill) -> Repeats:
         process = run.start(server.base_url, KILL_IN_FLIGHT)
         watch(process, RESUME_LIMIT_SECONDS)
         bill = server.bill()
-    told = repeats(bill, killed_at)
-    answered = run.told().get("answered", 0)
+    repeated = repeats(bill, killed_at)
+    answered = run.result().get("answered", 0)
     if process.returncode or answered != requests:
-        why = f"status {process.returncode} and {answered} answers within {RESUME_LIMIT_SECONDS:g} s"
-        raise RuntimeError(f"{run.way}: {why} of the second start, {told.all} paid twice, see {run.folder}")
-    return told
+        why = f"status {process.returncode} and {answered} replies within {RESUME_LIMIT_SECONDS:g} s"
+        raise RuntimeError(f"{run.client}: {why} of the second start, {repeated.total} paid twice, see {run.folder}")
+    return repeated
 
 
 def repeats(bill: Bill, killed_at: float) -> Repeats:
-    """Count the items that were answered again; what bears no item is a peer that tries the server out."""
+    """Count the items that were answered twice; a request without an item is a peer that probes the server."""
     first: dict[str, float] = {}
     again = [item for item, at in bill.sent if item and first.setdefault(item, at) != at]
-    settled = sum(first[item] < killed_at - SETTLED_SECONDS for item in again)
-    return Repeats(len(again), settled)
+    avoidable = sum(first[item] < killed_at - DURABLE_SECONDS for item in again)
+    return Repeats(len(again), avoidable)

@@ -1,11 +1,10 @@
-"""Seed -> row of a table: does the quickstart's outcome hold whatever the seed?
+"""Run the quickstart with several seeds and check that its outcome does not depend on the seed.
 
     python scripts/bench/seeds.py --seeds 0 1 2 3 4 --store /tmp/seeds
 
-Every seed gets a store of its own and a whole run of the recipe in a process of its own: tokenizer apart,
-base model, pool answers, reward model and policies all differ; the split of the speeches is the same.
-Prints a Markdown table, with the time of the run and its peak memory (the largest resident set of the
-process), and exits with 1 when a figure that must hold does not.
+Each seed gets its own store and a whole run of the recipe in its own process: base model, pool answers, reward model
+and policies differ; tokenizer and splits are the same. Prints a Markdown table with the time and the peak resident
+memory of each run, and exits with 1 if an expectation does not hold.
 """
 
 import argparse
@@ -77,34 +76,34 @@ def row(run: Run) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def broken_promises(run: Run) -> list[str]:
-    """Return what should hold of a run and does not."""
+def failed_expectations(run: Run) -> list[str]:
+    """Return the expectations that a run does not meet."""
     accuracy = run.reward["test"]["accuracy"]
     longer = run.reward["baselines"]["longer_wins"]
-    promises = {
+    expectations = {
         "reward accuracy above chance": accuracy["low"] > CHANCE,
         "reward accuracy above 'longer wins'": accuracy["low"] > longer["high"],
         "online policy beats its base": run.online["win_rate"]["low"] > CHANCE,
         "at least 40 test speeches": run.online["win_rate"]["n"] >= 40,
     }
-    return [f"seed {run.seed}: {promise}" for promise, holds in promises.items() if not holds]
+    return [f"seed {run.seed}: {expectation}" for expectation, holds in expectations.items() if not holds]
 
 
 def main() -> None:
-    """Run every seed, print the table, and fail where a promise is broken."""
-    parser = argparse.ArgumentParser(description="the quickstart over several seeds")
+    """Run every seed, print the table, and fail if an expectation is not met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--recipe", default="quickstart")
     arguments = parser.parse_args()
     print(HEADER, flush=True)
-    broken: list[str] = []
+    failed: list[str] = []
     for seed in arguments.seeds:
         run = run_seed(arguments.recipe, seed, arguments.store / f"seed-{seed}")
         print(row(run), flush=True)
-        broken += broken_promises(run)
-    if broken:
-        sys.exit("\n".join(broken))
+        failed += failed_expectations(run)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by bare sockets: what the server can give, and no figure above it counts.
+"""Send rating requests through bare sockets: the upper bound for any client.
 
 python ceiling.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -41,7 +41,7 @@ async def run_requests(bodies: list[bytes], base_url: str, in_flight: int) -> in
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = Path(path).read_bytes().splitlines()
     started = time.monotonic()

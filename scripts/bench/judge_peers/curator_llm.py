@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by curator: an `LLM` with a response format, its folder kept for a restart.
+"""Send rating requests with curator: an `LLM` with a response format; its folder is kept for a restart.
 
 python curator_llm.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -16,7 +16,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     LITELLM_LOCAL_MODEL_COST_MAP="True",
     HF_HOME=str(Path(sys.argv[4]) / "huggingface"),
-    # It counts tokens before it asks, and would download the tokenizer that litellm brings along.
+    # It counts tokens before a request and would download the tokenizer that litellm contains.
     TIKTOKEN_CACHE_DIR=str(Path(get_path("purelib"), "litellm", "litellm_core_utils", "tokenizers")),
 )
 
@@ -28,7 +28,7 @@ TOKENS_PER_MINUTE = PER_MINUTE * 10_000
 
 
 def reply_type(schema: dict[str, Any], name: str = "Reply") -> type[BaseModel]:
-    """Return the model that a user would write for a schema of objects, texts and enumerated numbers."""
+    """Return the pydantic model for a schema of objects, texts and enumerated numbers."""
     fields: dict[str, Any] = {}
     for key, part in schema["properties"].items():
         if part["type"] == "object":
@@ -39,7 +39,7 @@ def reply_type(schema: dict[str, Any], name: str = "Reply") -> type[BaseModel]:
 
 
 class Judge(curator.LLM):
-    """Asks with the row's own messages, and keeps the reply as a row."""
+    """Sends the messages of a row and stores the reply as a row."""
 
     def prompt(self, input: dict[str, Any]) -> list[dict[str, str]]:
         """Return a row's messages."""
@@ -51,11 +51,11 @@ class Judge(curator.LLM):
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, work = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     first = bodies[0]
-    # It imports most of what it needs here, which is not asking.
+    # Most imports happen here; they do not count as requests.
     judge = Judge(
         model_name=first["model"],
         response_format=reply_type(first["response_format"]["json_schema"]["schema"]),

@@ -1,10 +1,9 @@
-"""Rating requests -> replies, by distilabel: a pipeline of one task, with its cache for a second start.
+"""Send rating requests with distilabel: a pipeline of one task, with its cache for a restart.
 
 python distilabel_pipeline.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 
-The schema goes in as `extra_body`, for its own `response_format` takes flat texts only and its structured
-output asks by way of tool calls. A step asks a batch at once and waits for all of it: the batch is what is in
-flight.
+The schema goes in as `extra_body`, because its own `response_format` takes only flat texts and its structured output
+uses tool calls. A step sends a batch at once and waits for all of it, so the batch size is the number in flight.
 """
 
 import json
@@ -22,7 +21,7 @@ from distilabel.steps.tasks import ChatGeneration
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, work = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     first, batch = bodies[0], int(in_flight)

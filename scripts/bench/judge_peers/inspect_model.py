@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by inspect_ai: its model's `generate` under gather, cached for a restart.
+"""Send rating requests with inspect_ai: `Model.generate` under gather, cached for a restart.
 
 python inspect_model.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -28,7 +28,7 @@ KINDS = {"system": ChatMessageSystem, "user": ChatMessageUser}
 
 
 def model_for(body: dict[str, Any], base_url: str, in_flight: int) -> Model:
-    """Return the model, asked as the first request says; the others differ in their messages only."""
+    """Return the model with the settings of the first request; the others differ only in their messages."""
     schema = body["response_format"]["json_schema"]
     config = GenerateConfig(
         max_connections=in_flight,
@@ -54,10 +54,10 @@ async def run_requests(model: Model, bodies: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    # It imports most of what it needs here, which is not asking.
+    # Most imports happen here; they do not count as requests.
     model = model_for(bodies[0], base_url, int(in_flight))
     started = time.monotonic()
     replies = asyncio.run(run_requests(model, bodies))

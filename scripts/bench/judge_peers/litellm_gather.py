@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by litellm: `acompletion` under gather, with its disk cache for a second start.
+"""Send rating requests with litellm: `acompletion` under gather, with its disk cache for a restart.
 
 python litellm_gather.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -36,7 +36,7 @@ async def run_requests(bodies: list[dict[str, Any]], base_url: str, in_flight: i
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, work = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Rating requests -> readable ratings, by this package, as a judging stage asks: journalled, counted, read.
+"""Send rating requests with this package, as a judging stage does: journalled, counted and parsed.
 
 python ours.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psychocounsel.llm.client  # noqa: F401  # loaded when an endpoint is opened; here it is timed for nobody
+import psychocounsel.llm.client  # noqa: F401  # imported when an endpoint opens; here the import is not timed
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.judging.parsing import ParseFailure, parse_ratings
 from psychocounsel.judging.rubric import load_rubric
@@ -27,13 +27,13 @@ _ITEM_ID = re.compile(r'"item_id": "([^"]+)"')
 
 
 def item_id(request: ChatRequest) -> str:
-    """Return the id that the reply has to echo."""
+    """Return the id that the reply must echo."""
     found = _ITEM_ID.search(request.messages[-1].content)
     return found[1] if found else ""
 
 
 def read_requests(path: Path) -> list[ChatRequest]:
-    """Return the requests; what they have in common is held once, as a judging stage holds it."""
+    """Return the requests; what they have in common is stored once, as in a judging stage."""
     shared: dict[str, Any] = {}
     requests: list[ChatRequest] = []
     for line in path.open(encoding="utf-8"):
@@ -47,7 +47,7 @@ def read_requests(path: Path) -> list[ChatRequest]:
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, work = sys.argv[1:5]
     os.environ.setdefault("OPENAI_API_KEY", "sk-benchmark")
     requests = read_requests(Path(path))

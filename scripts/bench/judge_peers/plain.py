@@ -1,4 +1,4 @@
-"""Rating requests -> replies, by the plain `openai` client: as many tasks as requests in flight, no journal.
+"""Send rating requests with the plain `openai` client: as many tasks as requests in flight, no journal.
 
 python plain.py REQUESTS.jsonl BASE_URL IN_FLIGHT WORK
 """
@@ -27,7 +27,7 @@ async def run_requests(bodies: list[dict[str, Any]], base_url: str, in_flight: i
 
 
 def main() -> None:
-    """Ask everything once and print the seconds that it took."""
+    """Send every request once and print the seconds."""
     path, base_url, in_flight, _ = sys.argv[1:5]
     bodies = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     started = time.monotonic()
