@@ -48,7 +48,7 @@ def test_pairs_that_do_not_fit_are_told(store: Store) -> None:
 def test_win_rate_with_interval(store: Store) -> None:
     text, metrics = told(store, "comparisons", "mini")
     assert f"win rate {percent(metrics['win_rate'])}" in text
-    assert percent(metrics["flip_rate"]) in text
+    assert percent(metrics["position_inconsistent_rate"]) in text
     assert f"{metrics['wins']} wins" in text
     assert "of the family that rated" in text  # the offline judge, twice
 

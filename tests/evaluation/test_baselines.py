@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.reward_metrics import (
-    Scale,
     author_identity,
     author_means,
     longer_wins,
@@ -85,15 +84,14 @@ def test_the_tier_is_strictly_under_a_quarter_and_exact() -> None:
 def test_the_tier_is_a_share_of_the_scale() -> None:
     wider = [pair("one", ("good", (7,)), ("fair", (2,))), pair("two", ("fair", (10,)), ("good", (5,)))]
     level = pair("t", ("good", (3,)), ("fair", (1,)))
-    assert same_tier(wider, [level], Scale(0, 10)) == [True]  # 6 and 6
+    assert same_tier(wider, [level], (0, 10)) == [True]  # 6 and 6
     # 6 and 5.5, then 6 and 5: a sixteenth of ten points is 0.625.
     for fair, is_near in ((9, True), (8, False)):
         train = [wider[0], pair("two", ("fair", (fair,)), ("good", (5,)))]
-        assert same_tier(train, [level], Scale(0, 10)) == [is_near]
+        assert same_tier(train, [level], (0, 10)) == [is_near]
         assert same_tier(train, [level]) == [False]
-        found = measure_baselines(train, [level], [1.0], FAST, Scale(0, 10))
+        found = measure_baselines(train, [level], [1.0], FAST, (0, 10))
         assert (found.same_tier is not None) == is_near
-    assert Scale(1, 5).same_tier_gap == Fraction(1, 4)
 
 
 def test_longer_wins_counts_words_and_not_letters() -> None:

@@ -1,7 +1,7 @@
 """All figures of a comparison, with speeches that one side did not answer."""
 
 from psychocounsel.evaluation.statistics import BootstrapSettings
-from psychocounsel.evaluation.winrate import Answers, Asked, BothOrders, Unanswered, measure
+from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, winrate_metrics
 from psychocounsel.types import OVERALL, Candidate, Comparison, ReplyStatus, Speech, Winner
 
 FAST = BootstrapSettings(samples=200)
@@ -24,9 +24,9 @@ def test_what_was_not_answered_is_missing_overall_and_from_its_topic() -> None:
     answered = SPEECHES[:3]
     policy = {speech.id: answer(speech, "p", 5) for speech in SPEECHES[:4]}
     reference = {speech.id: answer(speech, "r", 7) for speech in answered}
-    rounds: list[Asked] = [policy_wins(speech) for speech in answered]
+    rounds: list[Compared] = [policy_wins(speech) for speech in answered]
     rounds += [Unanswered(speech.id) for speech in SPEECHES[3:]]
-    metrics = measure(rounds, Answers(BY_ID, policy, reference), FAST)
+    metrics = winrate_metrics(rounds, BY_ID, policy, reference, FAST)
     assert (metrics["win_rate"]["estimate"], metrics["win_rate"]["missing"]) == (1.0, 3)
     assert metrics["wins"] + metrics["missing"] == 6
     assert metrics["missing_by_topic"] == {

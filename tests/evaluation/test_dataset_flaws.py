@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from psychocounsel.evaluation.reward_metrics import RowFacts, flaws
+from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
 
 ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))
 

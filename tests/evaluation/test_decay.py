@@ -9,9 +9,9 @@ from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.text_quality import (
     LengthWords,
     distinct_4gram_ratio,
+    has_loop,
     length_words,
     measure_text_quality,
-    repeats_itself,
 )
 from psychocounsel.types import Candidate
 
@@ -37,7 +37,7 @@ def said(speech: str, text: str, finished: bool = True) -> Candidate:
     ],
 )
 def test_a_run_of_four_words_three_times_is_a_loop(text: str, loops: bool) -> None:
-    assert repeats_itself(text) is loops
+    assert has_loop(text) is loops
 
 
 def test_the_ratio_of_distinct_runs_by_hand() -> None:
@@ -50,7 +50,7 @@ def test_the_ratio_of_distinct_runs_by_hand() -> None:
 def test_lengths_by_hand() -> None:
     texts = [" ".join(["word"] * count) for count in range(1, 22)]  # 1 to 21 words
     assert length_words(texts) == LengthWords(mean=11.0, median=11.0, p95=20.0)
-    assert length_words(["It's a start.", ""]) == (1.5, 1.5, pytest.approx(2.85))
+    assert length_words(["It's a start.", ""]) == LengthWords(1.5, 1.5, pytest.approx(2.85))
 
 
 def test_the_health_of_four_texts() -> None:
@@ -91,7 +91,7 @@ def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
 def test_a_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> None:
     ratio = distinct_4gram_ratio(text)
     assert ratio is None or 0 < ratio <= 1
-    if repeats_itself(text):
+    if has_loop(text):
         assert ratio is not None
         assert ratio < 1
-    assert repeats_itself(text.upper()) == repeats_itself(text)
+    assert has_loop(text.upper()) == has_loop(text)

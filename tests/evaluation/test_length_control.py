@@ -54,13 +54,13 @@ def test_the_fit_worked_by_hand() -> None:
     # The weights drown the ridge.
     x = np.array([1.0] * 4 + [-1.0] * 4)
     y = np.array([1.0, 1, 1, 0, 1, 0, 0, 0])
-    fit = fit_logistic(x, y, np.full((1, 8), 1000.0))
-    assert fit.theta[0] == pytest.approx(0, abs=1e-9)
-    assert fit.beta[0] == pytest.approx(math.log(3), abs=1e-4)
+    ((theta, beta),) = fit_logistic(x, y, np.full((1, 8), 1000.0))
+    assert theta == pytest.approx(0, abs=1e-9)
+    assert beta == pytest.approx(math.log(3), abs=1e-4)
     # Counted three times, the loss at 1 brings that side to 3 of 6: logits 0 and -ln 3.
-    heavier = fit_logistic(x, y, np.array([[1.0, 1, 1, 3, 1, 1, 1, 1]]) * 1000)
-    assert heavier.theta[0] == pytest.approx(-math.log(3) / 2, abs=1e-4)
-    assert heavier.beta[0] == pytest.approx(math.log(3) / 2, abs=1e-4)
+    ((theta, beta),) = fit_logistic(x, y, np.array([[1.0, 1, 1, 3, 1, 1, 1, 1]]) * 1000)
+    assert theta == pytest.approx(-math.log(3) / 2, abs=1e-4)
+    assert beta == pytest.approx(math.log(3) / 2, abs=1e-4)
 
 
 def test_the_fit_is_where_the_gradient_vanishes() -> None:
@@ -68,7 +68,7 @@ def test_the_fit_is_where_the_gradient_vanishes() -> None:
     x, y = np.tanh(rng.normal(size=50)), rng.choice([0.0, 0.5, 1.0], 50)
     weights = rng.integers(0, 4, (6, 50)).astype(float)
     fit = fit_logistic(x, y, weights)
-    for theta, beta, weight in zip(fit.theta, fit.beta, weights, strict=True):
+    for theta, beta, weight in zip(*fit.T, weights, strict=True):
         error = weight * (1 / (1 + np.exp(-(theta + beta * x))) - y)
         assert error.sum() + 1e-6 * theta == pytest.approx(0, abs=1e-7)
         assert error @ x + 1e-2 * beta == pytest.approx(0, abs=1e-7)
@@ -78,10 +78,10 @@ def test_the_fit_converges_where_full_newton_steps_run_away() -> None:
     # Sixteen thousand losses against twenty ties: undamped steps from zero end beyond 1e10 here.
     x, y = np.array([-0.63, -0.27, 0.66]), np.array([0.5, 0.001, 0.0])
     weights = np.array([[20.0, 11130.0, 5231.0]])
-    fit = fit_logistic(x, y, weights)
-    error = weights[0] * (1 / (1 + np.exp(-(fit.theta[0] + fit.beta[0] * x))) - y)
-    assert error.sum() + 1e-6 * fit.theta[0] == pytest.approx(0, abs=1e-6)
-    assert error @ x + 1e-2 * fit.beta[0] == pytest.approx(0, abs=1e-6)
+    ((theta, beta),) = fit_logistic(x, y, weights)
+    error = weights[0] * (1 / (1 + np.exp(-(theta + beta * x))) - y)
+    assert error.sum() + 1e-6 * theta == pytest.approx(0, abs=1e-6)
+    assert error @ x + 1e-2 * beta == pytest.approx(0, abs=1e-6)
 
 
 def test_separation_by_length_stays_finite() -> None:
@@ -115,16 +115,6 @@ def test_missing_outcomes_are_left_out_with_their_lengths() -> None:
     assert length_controlled_rate(more, FAST).rate.estimate == length_controlled_rate(rows, FAST).rate.estimate
     with pytest.raises(DataQualityError):
         length_controlled_rate(comparisons([None], [1.0]), FAST)
-
-
-def test_the_shape_for_metrics() -> None:
-    result = length_controlled_rate(simulated(0.5, 0.5, 60), FAST)
-    assert result.as_dict() == {
-        "rate": result.rate.as_dict(),
-        "length_effect": result.length_effect,
-        "sigma": result.sigma,
-        "controlled": True,
-    }
 
 
 @settings(max_examples=30)

@@ -53,10 +53,10 @@ def always_first(first: str, second: str) -> Winner:
         (FIRST, SECOND, Outcome.WIN),
         (SECOND, FIRST, Outcome.LOSS),
         (TIE, TIE, Outcome.TIE),
-        (FIRST, FIRST, Outcome.FLIP),
-        (SECOND, SECOND, Outcome.FLIP),
-        (FIRST, TIE, Outcome.FLIP),
-        (TIE, FIRST, Outcome.FLIP),
+        (FIRST, FIRST, Outcome.POSITION_INCONSISTENT),
+        (SECOND, SECOND, Outcome.POSITION_INCONSISTENT),
+        (FIRST, TIE, Outcome.POSITION_INCONSISTENT),
+        (TIE, FIRST, Outcome.POSITION_INCONSISTENT),
         (None, SECOND, Outcome.MISSING),
         (FIRST, None, Outcome.MISSING),
         (None, None, Outcome.MISSING),
@@ -69,7 +69,7 @@ def test_two_verdicts_make_one_outcome(forward: Winner | None, backward: Winner 
 def test_an_oracle_judge_gives_every_win_to_the_better_side() -> None:
     rounds = [judged(f"s{i}", "policy-9", "reference-1", oracle) for i in range(20)]
     rates = win_rates(rounds, FAST)
-    assert (rates.overall.estimate, rates.wins, rates.flip_rate.estimate) == (1.0, 20, 0.0)
+    assert (rates.overall.estimate, rates.wins, rates.position_inconsistent_rate.estimate) == (1.0, 20, 0.0)
     assert rates.first_position_rate.estimate == 0.5
     worse = win_rates([judged(f"s{i}", "policy-1", "reference-9", oracle) for i in range(20)], FAST)
     assert (worse.overall.estimate, worse.losses) == (0.0, 20)
@@ -80,7 +80,7 @@ def test_a_judge_that_always_says_first_gives_exactly_one_half() -> None:
     rates = win_rates(rounds, FAST)
     assert rates.overall.estimate == 0.5
     assert (rates.wins, rates.ties, rates.losses) == (0, 20, 0)
-    assert (rates.flip_rate.estimate, rates.first_position_rate.estimate) == (1.0, 1.0)
+    assert (rates.position_inconsistent_rate.estimate, rates.first_position_rate.estimate) == (1.0, 1.0)
 
 
 def test_the_figures_worked_by_hand() -> None:
@@ -96,7 +96,10 @@ def test_the_figures_worked_by_hand() -> None:
     assert rates.overall.estimate == pytest.approx((2 + 0.5 + 0.5) / 5)
     assert (rates.overall.n, rates.overall.missing) == (5, 1)
     assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 2, 1, 1)
-    assert (rates.flip_rate.estimate, rates.flip_rate.missing) == (pytest.approx(1 / 5), 1)
+    assert (rates.position_inconsistent_rate.estimate, rates.position_inconsistent_rate.missing) == (
+        pytest.approx(1 / 5),
+        1,
+    )
     # Halves but for the flip, which gave both to the first place; the lone valid verdict of "f" is out.
     assert rates.first_position_rate.estimate == pytest.approx((4 * 0.5 + 1) / 5)
     assert rates.first_position_rate.n == 5
@@ -139,7 +142,7 @@ def test_the_swapped_win_rate_is_one_minus_it(rows: list[tuple[Winner | None, Wi
     assert other.overall.estimate == pytest.approx(1 - rates.overall.estimate)
     assert (other.overall.low, other.overall.high) == pytest.approx((1 - rates.overall.high, 1 - rates.overall.low))
     assert (other.wins, other.ties, other.losses) == (rates.losses, rates.ties, rates.wins)
-    assert other.flip_rate == rates.flip_rate
+    assert other.position_inconsistent_rate == rates.position_inconsistent_rate
     assert rates.wins + rates.ties + rates.losses + rates.missing == len(rounds)
     assert rounds[0].swap().swap() == rounds[0]
 
@@ -165,7 +168,7 @@ def test_a_speech_without_an_answer_is_missing_from_every_figure_and_a_win_for_n
     without = win_rates(answered, FAST)
     assert rates.overall.estimate == without.overall.estimate == pytest.approx(2 / 3)
     assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 0, 1, 2)
-    for rate in (rates.overall, rates.flip_rate, rates.first_position_rate):
+    for rate in (rates.overall, rates.position_inconsistent_rate, rates.first_position_rate):
         assert (rate.n, rate.missing) == (3, 2)
     assert Unanswered("d").swap() == Unanswered("d")
     with pytest.raises(DataQualityError, match="missing"):

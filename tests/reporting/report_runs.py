@@ -68,7 +68,7 @@ def policy_history(steps: int) -> list[dict[str, float]]:
     ]
 
 
-def health(unfinished: float = 0.05) -> dict[str, Any]:
+def text_quality(unfinished: float = 0.05) -> dict[str, Any]:
     return {
         "repetition_rate": rate(0.03, 0.03),
         "distinct_4gram_ratio": rate(0.98, 0.02),
@@ -97,13 +97,13 @@ def verdict_metrics(**changes: Any) -> dict[str, Any]:
         "ties": 4,
         "losses": 9,
         "missing": 1,
-        "flip_rate": rate(0.05, 0.04),
+        "position_inconsistent_rate": rate(0.05, 0.04),
         "first_position_rate": rate(0.5, 0.02),
         "length_controlled": {"rate": rate(0.68), "length_effect": 0.4, "sigma": 12.0, "controlled": True},
         "crisis": rate(0.66, 0.3, n=5),
         "by_topic": {topic: rate(0.7, 0.2, n=9) for topic in topics},
-        "policy_health": health(),
-        "reference_health": health(0.2),
+        "policy_text_quality": text_quality(),
+        "reference_text_quality": text_quality(0.2),
         "judges": {
             "labels": ["offline"],
             "evaluation": "offline",
@@ -233,7 +233,7 @@ def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFa
     sampled = artifact(
         "candidates",
         name,
-        {"speeches": 60, "health": health()},
+        {"speeches": 60, "text_quality": text_quality()},
         parents={"speeches": made["speeches"], "previous policy": before},
         rows={"candidates.parquet": 240},
     )
@@ -256,7 +256,7 @@ def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFa
     )
     dev = {
         "reward": {"mean": 0.2 * number, "std": 0.9, "n": 16},
-        "health": health(),
+        "text_quality": text_quality(),
     }
     earlier = list(before.metrics.get("rounds", []))
     policy = artifact(

@@ -77,7 +77,7 @@ def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli,
         assert server.count == 16
     metrics = newest(store).metrics
     assert metrics["win_rate"]["estimate"] == 0.5
-    assert metrics["flip_rate"]["estimate"] == 1.0
+    assert metrics["position_inconsistent_rate"]["estimate"] == 1.0
     assert (metrics["wins"], metrics["ties"], metrics["losses"]) == (0, 8, 0)
     assert "win rate 50.0%" in ended.out
 
@@ -99,7 +99,7 @@ def test_oracle_is_heard_in_both_orders(
         assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
     metrics = newest(store).metrics
     assert metrics["win_rate"]["estimate"] == rate
-    assert metrics["flip_rate"]["estimate"] == 0.0
+    assert metrics["position_inconsistent_rate"]["estimate"] == 0.0
     assert len(metrics["win_rate_by_criterion"]) >= 7
     assert {each["estimate"] for each in metrics["win_rate_by_criterion"].values()} == {rate}
 
@@ -319,5 +319,5 @@ def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, sto
         "unanimous": 0,
         "comparisons": 16,
     }
-    assert verdicts.metrics["flip_rate"]["estimate"] == 1.0  # the one who is not for a tie decides
+    assert verdicts.metrics["position_inconsistent_rate"]["estimate"] == 1.0  # the one who is not for a tie decides
     assert pq.read_table(verdicts.file("votes.parquet")).num_rows == 32

@@ -156,7 +156,7 @@ class TestLength:
     TOKENS = 560
 
     def test_pairs_with_a_side_that_is_too_long_are_dropped_and_counted(self, judged: Judged, tokenizer: Path) -> None:
-        from psychocounsel.training.generate import encode_exchange, load_tokenizer
+        from psychocounsel.training.tokenize import encode_exchange, load_tokenizer
         from psychocounsel.types import Policy
 
         loaded = load_tokenizer(Policy(str(tokenizer)))

@@ -91,7 +91,7 @@ class TestOpens:
             assert scorer.scale.normalise(raw) == pytest.approx(expected)
 
     def test_scores_tell_the_length_of_every_answer(self, store: Store) -> None:
-        from psychocounsel.training.generate import encode_exchange, load_tokenizer
+        from psychocounsel.training.tokenize import encode_exchange, load_tokenizer
 
         made = artifact(store, "reward-models", "mini")
         tokenizer = load_tokenizer(Policy(str(made.folder)))

@@ -15,8 +15,9 @@ from psychocounsel.config.schema import (
     SpeechSource,
     TinyLlamaShape,
 )
-from psychocounsel.training.generate import AnswerGenerator, load_tokenizer
+from psychocounsel.training.generate import AnswerGenerator
 from psychocounsel.training.tiny_llama import make_tiny_llama
+from psychocounsel.training.tokenize import load_tokenizer
 from psychocounsel.types import Candidate, Policy, Speech
 
 SPEECHES = (

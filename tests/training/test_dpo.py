@@ -26,8 +26,8 @@ from psychocounsel.errors import IncompleteError
 from psychocounsel.training import dpo as dpo_module
 from psychocounsel.training import trainer as arguments
 from psychocounsel.training.dpo import DpoRun, chosen_nll, train_dpo
-from psychocounsel.training.generate import load_causal_model, load_tokenizer
-from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.generate import load_causal_model
+from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, tokenize_pairs
 from psychocounsel.training.trainer import TrainingOutput
 from psychocounsel.types import Policy
 
@@ -37,7 +37,7 @@ ALL_PAIRS = {"global_batch_size": 14, "per_device_batch_size": 14}
 
 def token_rows(folder: Path) -> list[TokenizedPair]:
     config = align_config()
-    return tokenize_pairs(make_pairs(), load_tokenizer(Policy(str(folder))), config.length, CHAT).rows
+    return tokenize_pairs(make_pairs(), load_tokenizer(Policy(str(folder))), config.length, CHAT)[0]
 
 
 def answer_logps(model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> torch.Tensor:

@@ -28,7 +28,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
 from psychocounsel.training import trainer as arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
-from psychocounsel.training.generate import load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
     Exchange,
@@ -40,6 +39,7 @@ from psychocounsel.training.reward import (
     write_normalisation,
 )
 from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.tokenize import load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.training.trainer import (
     HISTORY_ROWS,
     Schedule,

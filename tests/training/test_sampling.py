@@ -11,11 +11,10 @@ from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.training.generate import (
     AnswerGenerator,
-    SampleRequest,
-    draw_tokens,
-    encode_prompt,
     sample_candidates,
+    sample_tokens,
 )
+from psychocounsel.training.tokenize import encode_prompt
 from psychocounsel.types import Candidate, Policy, Speech
 
 CHAT = ChatFormat()
@@ -129,7 +128,7 @@ PROBABILITIES = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
 def draw(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int:
     numbers = torch.tensor([uniform], dtype=torch.float64)
     sampling = SamplingConfig(temperature=temperature, top_p=top_p)
-    return int(draw_tokens(PROBABILITIES.log(), numbers, sampling)[0])
+    return int(sample_tokens(PROBABILITIES.log(), numbers, sampling)[0])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_low_temperature_sharpens() -> None:
 def test_equally_likely_tokens_are_kept_together() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     sampling = SamplingConfig(top_p=0.3)
-    drawn = {int(draw_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)}
+    drawn = {int(sample_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)}
     assert drawn == {1, 3}
 
 
@@ -168,14 +167,16 @@ def test_draw_never_leaves_the_nucleus(uniform: float, temperature: float, top_p
 def test_candidates_carry_author_speech_and_ending(
     tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]
 ) -> None:
-    request = SampleRequest("tiny", 3, WARM, CHAT, seed=5)
     told: list[tuple[int, int]] = []
     candidates = sample_candidates(
         tiny_generator,
-        tiny_generator.tokenizer,
         speeches,
-        request,
-        lambda done, total: told.append((done, total)),
+        author="tiny",
+        per_speech=3,
+        sampling=WARM,
+        chat=CHAT,
+        seed=5,
+        progress=lambda done, total: told.append((done, total)),
     )
     assert [one.speech_id for one in candidates] == [one.id for one in speeches for _ in range(3)]
     assert {one.author for one in candidates} == {"tiny"}
@@ -190,10 +191,13 @@ def test_empty_answers_are_kept(tiny_generator: AnswerGenerator, speeches: tuple
     with ScriptedModel(tiny_generator, [end]):
         candidates = sample_candidates(
             tiny_generator,
-            tiny_generator.tokenizer,
             speeches[:1],
-            SampleRequest("tiny", 2, GREEDY, CHAT, 0),
-            ignore,
+            author="tiny",
+            per_speech=2,
+            sampling=GREEDY,
+            chat=CHAT,
+            seed=0,
+            progress=ignore,
         )
     assert candidates == [Candidate(speeches[0].id, "tiny", "", True)] * 2
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from psychocounsel.config.schema import BaseModelConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
-from psychocounsel.training.generate import AnswerGenerator, EncodedExchange, pad_token_id
+from psychocounsel.training.generate import AnswerGenerator
 from psychocounsel.training.tiny_llama import (
     PROMPT_WEIGHT,
     Pack,
@@ -24,6 +24,7 @@ from psychocounsel.training.tiny_llama import (
     pack,
     train_sft,
 )
+from psychocounsel.training.tokenize import EncodedExchange, pad_token_id
 from psychocounsel.types import Candidate, Speech
 
 PAD = 386

@@ -1,6 +1,5 @@
 """Laws of the one road from text to ids, and of the only length policy."""
 
-from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -11,16 +10,18 @@ from transformers import PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError
-from psychocounsel.training.generate import (
+from psychocounsel.training.tiny_llama import train_tokenizer
+from psychocounsel.training.tokenize import (
+    LengthTable,
     TemplateError,
+    TokenizedPair,
     encode_exchange,
     encode_prompt,
     pad_token_id,
     special_ids,
     terminator_id,
+    tokenize_pairs,
 )
-from psychocounsel.training.tiny_llama import train_tokenizer
-from psychocounsel.training.tokenize import LengthTable, TokenizedPair, tokenize_pairs
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
 
 CHAT = ChatFormat()
@@ -172,7 +173,7 @@ def test_both_sides_are_measured_and_the_limit_itself_fits(tiny_tokenizer: PreTr
 
     def count(max_length_tokens: int) -> LengthTable:
         length = replace_length(max_length_tokens)
-        return tokenize_pairs(pairs, tiny_tokenizer, length, CHAT).table
+        return tokenize_pairs(pairs, tiny_tokenizer, length, CHAT)[1]
 
     assert count(fits) == LengthTable(kept=3)
     assert count(fits - 1) == LengthTable(kept=1, too_long_chosen=1, too_long_rejected=1)
@@ -207,7 +208,7 @@ def test_kept_and_dropped_add_up_and_nothing_is_cut(
 
 def test_sides_of_equal_tokens_are_dropped(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     pairs = [make_pair("Tell me more.", " Tell me more.\n"), make_pair("Tell me.", "Oh.")]
-    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT).table == LengthTable(kept=1, identical_tokens=1)
+    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT)[1] == LengthTable(kept=1, identical_tokens=1)
 
 
 def test_prompt_that_is_no_prefix_is_counted() -> None:
@@ -216,7 +217,7 @@ def test_prompt_that_is_no_prefix_is_counted() -> None:
         "{% if messages | length > 1 %} {{ messages[1].content }}<|eot_id|>{% endif %}"
     )
     pairs = [make_pair("Good.", "Bad."), make_pair("Bad.", "Good."), make_pair("Good.", "Fair.")]
-    table = tokenize_pairs(pairs, tokenizer, ANY_SHARE, CHAT).table
+    table = tokenize_pairs(pairs, tokenizer, ANY_SHARE, CHAT)[1]
     assert table == LengthTable(kept=1, not_a_prefix=2)
     assert table.dropped == 2
 
@@ -224,8 +225,8 @@ def test_prompt_that_is_no_prefix_is_counted() -> None:
 def test_too_many_dropped_pairs_end_the_stage(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     long_pair = make_pair("What happened? " * 60, "Oh.")
     pairs = [long_pair, *(make_pair(f"Tell me {number}.", "Oh.") for number in range(3))]
-    kept = tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.25), CHAT)
-    assert kept.table.dropped == 1
+    _, table = tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.25), CHAT)
+    assert table.dropped == 1
     with pytest.raises(DataQualityError, match=r"1 of 4 pairs .*too_long_chosen 1") as failure:
         tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.24), CHAT)
     assert failure.value.exit_code == 4
@@ -239,8 +240,8 @@ def test_nothing_left_ends_the_stage(tiny_tokenizer: PreTrainedTokenizerBase, co
 
 def test_a_tables_counts_are_its_own() -> None:
     table = LengthTable(kept=5, too_long_chosen=1)
-    assert replace(table, too_long_rejected=2).dropped == 3
-    assert table.as_dict() == {
+    assert table._replace(too_long_rejected=2).dropped == 3
+    assert table._asdict() == {
         "kept": 5,
         "too_long_chosen": 1,
         "too_long_rejected": 0,

@@ -190,7 +190,7 @@ def _policy(metrics: Metrics) -> list[str]:
         losses = f"loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}"
         return [f"trained on pairs: {_trained_on(metrics)}", f"{steps} steps: {losses}"]
     rewards = " -> ".join(f"{each['dev']['reward']['mean']:+.3f}" for each in rounds)
-    words = " -> ".join(f"{each['dev']['health']['length_words']['mean']:.0f}" for each in rounds)
+    words = " -> ".join(f"{each['dev']['text_quality']['length_words']['mean']:.0f}" for each in rounds)
     pairs = ", ".join(f"{each['trained_on']} of {each['pairs']}" for each in rounds)
     return [f"dev reward by round: {rewards}", f"  words of an answer: {words}; trained on pairs: {pairs}"]
 
@@ -200,7 +200,7 @@ def _verdicts(metrics: Metrics) -> list[str]:
     controlled = _rate(metrics["length_controlled"]["rate"])
     lines = [
         f"win rate {_rate(metrics['win_rate'])} (ties count half): {counts}",
-        f"  the order decided {_rate(metrics['flip_rate'])}; at equal length {controlled}",
+        f"  the order decided {_rate(metrics['position_inconsistent_rate'])}; at equal length {controlled}",
         *_unanswered(metrics),
         *_missing_by_topic(metrics),
     ]

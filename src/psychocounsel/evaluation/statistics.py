@@ -1,8 +1,8 @@
-"""Values by speech -> Rate: intervals by bootstrap over speeches.
+"""Confidence intervals by bootstrap over speeches.
 
-Responses to one speech resemble each other, so the speech and not the row is the unit that is drawn again.
-A resample is a vector of weights (how often each speech was drawn); a statistic that takes weights is
-computed on many resamples at once, a block at a time so that memory stays bounded.
+Responses to one speech resemble each other, so speeches and not rows are resampled. A resample is a vector of weights
+(how often each speech was sampled); a statistic that takes weights is computed on many resamples at once, in blocks
+that bound the memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +20,18 @@ FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
 
 Statistic = Callable[[FloatArray, FloatArray], FloatArray]
-"""Rows `[n, ...]` and weights `[resamples, n]` -> one figure in 0..1 per resample, `[resamples]`."""
+"""Maps rows `[n, ...]` and weights `[resamples, n]` to one figure in 0..1 per resample, `[resamples]`."""
 
 _BLOCK_CELLS = 1_000_000
 """Weights held at once (8 MB of float64); statistics make a few temporary arrays of the same size."""
 
 _EQUAL_WITHIN = 1e-12
-"""Resampled figures closer than this are one figure: they differ by rounding only."""
+"""Resampled figures closer than this differ by rounding only."""
 
 
 @dataclass(frozen=True)
 class BootstrapSettings:
-    """How intervals are drawn.
-
-    Args:
-        samples: number of resamples.
-        confidence: probability that the interval should cover, between 0 and 1.
-        seed: of the draw; equal seeds give equal intervals.
-    """
+    """Number of resamples, the probability that an interval should cover, and the seed of the resampling."""
 
     samples: int = 10_000
     confidence: float = 0.95
@@ -45,20 +39,13 @@ class BootstrapSettings:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError("a bootstrap draws at least one sample")
+            raise ValueError("a bootstrap needs at least one sample")
         if not 0 < self.confidence < 1:
             raise ValueError("confidence lies between 0 and 1")
 
 
-class Interval(NamedTuple):
-    """The two ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
 class Present(NamedTuple):
-    """The values that are there, with their clusters, and the number of those that are not."""
+    """The values that are not missing, with their clusters, and the number of missing ones."""
 
     values: FloatArray
     clusters: list[str]
@@ -66,15 +53,15 @@ class Present(NamedTuple):
 
 
 def present(values: Sequence[float | None], clusters: Sequence[str]) -> Present:
-    """Set the missing values (None) apart, so that none is ever read as a number.
+    """Separate the missing values (None), so that none is ever read as a number.
 
     Args:
         values: one figure per row, None where it is missing.
         clusters: the speech id of each row.
 
     Raises:
-        ValueError: when the lengths differ or a value is not finite (a missing one is None, not NaN).
-        DataQualityError: when no value is left.
+        ValueError: the lengths differ or a value is not finite (a missing one is None, not NaN).
+        DataQualityError: all values are missing.
     """
     kept = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None]
     if not kept:
@@ -91,20 +78,17 @@ def present(values: Sequence[float | None], clusters: Sequence[str]) -> Present:
 def bootstrap_rate(values: Sequence[float | None], clusters: Sequence[str], settings: BootstrapSettings) -> Rate:
     """Return the mean of `values` with a percentile interval over resampled clusters.
 
-    The estimator is the ratio of sums (sum of values over number of values), so a speech with three rows
-    weighs three times one with a single row, in the estimate and in every resample alike.
+    The estimator is the ratio of sums (sum of values over number of values), so a speech with three rows weighs three
+    times one with a single row, in the estimate and in every resample.
 
     Args:
-        values: figures in 0..1, None where missing: counted in `missing`, never as a number.
+        values: figures in 0..1, None where missing; `Rate.missing` counts those and `Rate.n` the others.
         clusters: the speech id of each value.
-        settings: how the interval is drawn.
-
-    Returns:
-        The rate; `n` is the number of values used.
+        settings: of the interval.
 
     Raises:
-        ValueError: when a value lies outside 0..1 or is not finite.
-        DataQualityError: when every value is missing.
+        ValueError: a value lies outside 0..1 or is not finite.
+        DataQualityError: every value is missing.
     """
     rows = present(values, clusters)
     if rows.values.min() < 0 or rows.values.max() > 1:
@@ -113,40 +97,34 @@ def bootstrap_rate(values: Sequence[float | None], clusters: Sequence[str], sett
     sums = np.bincount(cluster_of_row, weights=rows.values).astype(np.float64)
     sizes = np.bincount(cluster_of_row).astype(np.float64)
     totals = np.stack([sums, sizes], axis=1)  # [clusters, 2]
-    return _interval_rate(
-        totals, np.arange(len(totals)), _ratio_of_sums, settings, n=len(rows.values), missing=rows.missing
-    )
+    return _interval_rate(totals, np.arange(len(totals)), _ratio_of_sums, settings, len(rows.values), rows.missing)
 
 
 def bootstrap_statistic(
-    rows: FloatArray,
-    clusters: Sequence[str],
-    statistic: Statistic,
-    settings: BootstrapSettings,
-    missing: int = 0,
+    rows: FloatArray, clusters: Sequence[str], statistic: Statistic, settings: BootstrapSettings, missing: int = 0
 ) -> Rate:
     """Return a statistic of all rows with a percentile interval over resampled clusters.
 
     Args:
-        rows: `[n, ...]`, what the statistic looks at.
+        rows: `[n, ...]`, what the statistic reads.
         clusters: the speech id of each row.
-        statistic: maps rows and weights `[resamples, n]` to figures `[resamples]`, each in 0..1.
-        settings: how the interval is drawn.
-        missing: rows that were left out before, told in the result.
+        statistic: see `Statistic`.
+        settings: of the interval.
+        missing: number of rows left out before, for the result.
 
     Raises:
-        ValueError: when lengths differ or the statistic leaves 0..1.
-        DataQualityError: when there are no rows.
+        ValueError: lengths differ or the statistic leaves 0..1.
+        DataQualityError: there are no rows.
     """
     if len(rows) != len(clusters):
         raise ValueError("one cluster per row")
     if len(rows) == 0:
         raise DataQualityError("no figure can be given: there are no rows", remedy="check the slice")
-    return _interval_rate(rows, _cluster_index(clusters), statistic, settings, n=len(rows), missing=missing)
+    return _interval_rate(rows, _cluster_index(clusters), statistic, settings, len(rows), missing)
 
 
-def wilson_interval(rate: float, n: int, confidence: float) -> Interval:
-    """Return the score interval of a proportion: it keeps its width where every outcome was the same.
+def wilson_interval(rate: float, n: int, confidence: float) -> tuple[float, float]:
+    """Return the score interval of a proportion; it keeps its width where every outcome is the same.
 
     With z the normal quantile: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
@@ -162,7 +140,12 @@ def wilson_interval(rate: float, n: int, confidence: float) -> Interval:
     shrink = 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     reach = z * ((rate * (1 - rate) + z * z / (4 * n)) / n) ** 0.5 / shrink
-    return Interval(max(0.0, min(rate, centre - reach)), min(1.0, max(rate, centre + reach)))
+    return max(0.0, min(rate, centre - reach)), min(1.0, max(rate, centre + reach))
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Return 1 / (1 + exp(-logits)) without overflow."""
+    return 0.5 * (1 + np.tanh(logits / 2))
 
 
 def _interval_rate(
@@ -170,7 +153,6 @@ def _interval_rate(
     cluster_of_row: IndexArray,
     statistic: Statistic,
     settings: BootstrapSettings,
-    *,
     n: int,
     missing: int,
 ) -> Rate:
@@ -180,44 +162,41 @@ def _interval_rate(
     n_clusters = int(cluster_of_row.max()) + 1
     blocks = _weights(cluster_of_row, n_clusters, settings)
     figures = np.concatenate([statistic(rows, weights) for weights in blocks])
-    low, high = _ends(figures, estimate, n_clusters, settings.confidence)
-    return Rate(estimate, low, high, n, missing)
+    return Rate(estimate, *_interval(figures, estimate, n_clusters, settings.confidence), n, missing)
 
 
 def _weights(cluster_of_row: IndexArray, n_clusters: int, settings: BootstrapSettings) -> Iterator[FloatArray]:
-    """Yield blocks `[resamples, n]`: how often the cluster of each row was drawn."""
+    """Yield blocks `[resamples, n]`: how often the cluster of each row was sampled."""
     rng = np.random.default_rng(settings.seed)
     block = max(1, _BLOCK_CELLS // max(n_clusters, len(cluster_of_row)))
     one_row_each = np.array_equal(cluster_of_row, np.arange(n_clusters))
     for start in range(0, settings.samples, block):
         size = min(block, settings.samples - start)
-        drawn = rng.integers(n_clusters, size=(size, n_clusters))
-        drawn += np.arange(size)[:, None] * n_clusters
-        counts = np.bincount(drawn.ravel(), minlength=size * n_clusters).astype(np.float64)
+        sampled = rng.integers(n_clusters, size=(size, n_clusters))
+        sampled += np.arange(size)[:, None] * n_clusters
+        counts = np.bincount(sampled.ravel(), minlength=size * n_clusters).astype(np.float64)
         by_cluster = counts.reshape(size, n_clusters)
         yield by_cluster if one_row_each else by_cluster[:, cluster_of_row]
 
 
-def _ends(figures: FloatArray, estimate: float, n_clusters: int, confidence: float) -> Interval:
-    """Return the percentile interval, widened to hold the estimate.
+def _interval(figures: FloatArray, estimate: float, n_clusters: int, confidence: float) -> tuple[float, float]:
+    """Return the percentile interval, widened to contain the estimate.
 
-    Where all resamples agree (one cluster, or all outcomes equal) the percentile interval has no width,
-    which claims a certainty that a few equal outcomes do not give: Wilson's interval with the clusters as
-    units stands in. It is an outer bound, for no variable in 0..1 varies more than a yes or no of the same
-    mean. The estimate itself can lie outside for a statistic that resampling biases (the calibration error
-    grows), hence the widening.
+    Where all resamples agree (one cluster, or all outcomes equal) the percentile interval has no width, which claims
+    more certainty than a few equal outcomes give. Wilson's interval with the clusters as units replaces it; it is an
+    outer bound, because no variable in 0..1 varies more than a yes or no of the same mean. The estimate can lie outside
+    the percentile interval of a statistic that resampling biases (calibration error grows), hence the widening.
     """
     if np.ptp(figures) <= _EQUAL_WITHIN:
         return wilson_interval(estimate, n_clusters, confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(figures, [tail, 1 - tail])
-    return Interval(min(float(low), estimate), max(float(high), estimate))
+    return min(float(low), estimate), max(float(high), estimate)
 
 
 def _cluster_index(clusters: Sequence[str]) -> IndexArray:
     """Number the clusters by the order of their names, so that the order of rows does not matter."""
-    number = {cluster: index for index, cluster in enumerate(sorted(set(clusters)))}
-    return np.array([number[cluster] for cluster in clusters], dtype=np.intp)
+    return np.unique(np.array(clusters, dtype=object), return_inverse=True)[1]
 
 
 def _ratio_of_sums(totals: FloatArray, weights: FloatArray) -> FloatArray:

@@ -1,50 +1,48 @@
-"""Verdicts in both orders -> WinRates: how often the policy is preferred to the reference.
+"""Win rates: how often a judge prefers the policy's answers to the reference's, raw and at equal length.
 
-A judge leans towards a place on the page, so every comparison is made twice with the places exchanged, and
-only a win in both orders is a win.
+Judges favour a position, so each pair of answers is compared in both orders, and only a win in both is a win.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from psychocounsel.config.schema import EvalWinrateConfig
 from psychocounsel.evaluation.statistics import (
     BootstrapSettings,
     FloatArray,
     bootstrap_rate,
     bootstrap_statistic,
     present,
+    sigmoid,
 )
 from psychocounsel.evaluation.text_quality import measure_text_quality, word_count
-from psychocounsel.store.schemas import SplitSpeech
 from psychocounsel.types import OVERALL, Candidate, Comparison, Rate, ReplyStatus, Speech, Winner, content_id
 
 _FIRST_POINTS = {Winner.FIRST: 1.0, Winner.TIE: 0.5, Winner.SECOND: 0.0}
 
 
 class Outcome(StrEnum):
-    """What two orders together say of the policy; a FLIP is a disagreement and counts as a tie."""
+    """The result for the policy of two comparisons in opposite orders; disagreement counts as a tie."""
 
     WIN = "win"
     TIE = "tie"
-    FLIP = "flip"
+    POSITION_INCONSISTENT = "position-inconsistent"
     LOSS = "loss"
     MISSING = "missing"
 
     @property
     def points(self) -> float | None:
-        """The policy's share of the win: 1, a half or 0; None where a verdict failed."""
+        """The policy's share of the win: 1, a half or 0; None where a comparison failed."""
         return _POINTS[self]
 
 
 _POINTS: Mapping[Outcome, float | None] = {
     Outcome.WIN: 1.0,
     Outcome.TIE: 0.5,
-    Outcome.FLIP: 0.5,
+    Outcome.POSITION_INCONSISTENT: 0.5,
     Outcome.LOSS: 0.0,
     Outcome.MISSING: None,
 }
@@ -53,7 +51,7 @@ _AGREED = {Winner.FIRST: Outcome.WIN, Winner.TIE: Outcome.TIE, Winner.SECOND: Ou
 
 @dataclass(frozen=True)
 class BothOrders:
-    """One comparison judged twice: the policy's response first in `forward`, second in `backward`."""
+    """Two answers compared twice: the policy's response first in `forward`, second in `backward`."""
 
     forward: Comparison
     backward: Comparison
@@ -61,8 +59,7 @@ class BothOrders:
     def __post_init__(self) -> None:
         if self.forward.speech_id != self.backward.speech_id:
             raise ValueError("both orders answer one speech")
-        shown_swapped = (self.backward.second_id, self.backward.first_id)
-        if (self.forward.first_id, self.forward.second_id) != shown_swapped:
+        if (self.forward.first_id, self.forward.second_id) != (self.backward.second_id, self.backward.first_id):
             raise ValueError("the second order shows the same two responses in exchanged places")
 
     @property
@@ -72,29 +69,26 @@ class BothOrders:
 
     @property
     def valid(self) -> bool:
-        """Whether both verdicts succeeded."""
+        """Whether both comparisons succeeded."""
         return self.forward.status is self.backward.status is ReplyStatus.VALID
 
     def swap(self) -> "BothOrders":
-        """Return the same comparison told from the reference's side."""
+        """Return the same comparison from the reference's side."""
         return BothOrders(forward=self.backward, backward=self.forward)
 
     def outcome(self, criterion: str = OVERALL) -> Outcome:
-        """Return what the two verdicts together say on one criterion; one failed verdict makes it missing."""
-        forward = self.forward.winners.get(criterion)
-        backward = self.backward.winners.get(criterion)
+        """Return the joint outcome on one criterion; one failed comparison makes it missing."""
+        forward, backward = self.forward.winners.get(criterion), self.backward.winners.get(criterion)
         if forward is None or backward is None:
             return Outcome.MISSING
-        return _AGREED[forward] if forward is backward.swap() else Outcome.FLIP
+        return _AGREED[forward] if forward is backward.swap() else Outcome.POSITION_INCONSISTENT
 
     def first_position_points(self, criterion: str = OVERALL) -> float | None:
-        """Return the share of the two verdicts that went to the first place, ties half; None if one failed.
+        """Return the share of the two comparisons that the first position won, ties half; None if one failed.
 
-        A failed partner leaves the other verdict out as well: only the two together cancel the responses'
-        merit.
+        Only both together cancel the responses' merit, so a comparison whose partner failed is left out.
         """
-        forward = self.forward.winners.get(criterion)
-        backward = self.backward.winners.get(criterion)
+        forward, backward = self.forward.winners.get(criterion), self.backward.winners.get(criterion)
         if forward is None or backward is None:
             return None
         return (_FIRST_POINTS[forward] + _FIRST_POINTS[backward]) / 2
@@ -102,7 +96,7 @@ class BothOrders:
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A speech that a side left without an answer: there is nothing to compare, and it is missing."""
+    """A speech that one side left without an answer: nothing can be compared, so its outcome is missing."""
 
     speech_id: str
 
@@ -111,26 +105,25 @@ class Unanswered:
         return self
 
     def outcome(self, criterion: str = OVERALL) -> Outcome:
-        """Return that the outcome is missing, whatever the criterion."""
+        """Return MISSING for every criterion."""
         del criterion
         return Outcome.MISSING
 
     def first_position_points(self, criterion: str = OVERALL) -> None:
-        """Return that nobody was shown first."""
+        """Return None: no comparison was made."""
         del criterion
 
 
-Asked = BothOrders | Unanswered
-"""What became of a speech that both sides were asked to answer."""
+Compared = BothOrders | Unanswered
 
 
 @dataclass(frozen=True)
 class WinRates:
-    """The policy's win rates over the reference, ties half, with what they rest on.
+    """The policy's win rates over the reference; ties count half.
 
-    `wins`, `ties`, `losses` and `missing` count speeches on the overall criterion and add up to all that were
-    asked; `ties` holds the flips too. `by_criterion` holds every criterion but the overall one. A judge
-    without a favourite place has a `first_position_rate` of one half.
+    `wins`, `ties`, `losses` and `missing` count speeches on the overall criterion and add up to all of them; `ties`
+    include the position-inconsistent ones. `by_criterion` holds every other criterion. A judge that favours no position
+    has a `first_position_rate` of one half.
     """
 
     overall: Rate
@@ -139,59 +132,46 @@ class WinRates:
     ties: int
     losses: int
     missing: int
-    flip_rate: Rate
+    position_inconsistent_rate: Rate
     first_position_rate: Rate
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the shape in which `metrics.json` holds the figures."""
-        return {
-            "win_rate": self.overall.as_dict(),
-            "win_rate_by_criterion": {name: rate.as_dict() for name, rate in self.by_criterion.items()},
-            "wins": self.wins,
-            "ties": self.ties,
-            "losses": self.losses,
-            "missing": self.missing,
-            "flip_rate": self.flip_rate.as_dict(),
-            "first_position_rate": self.first_position_rate.as_dict(),
-        }
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as `metrics.json` holds them."""
+        figures = asdict(self)
+        return {"win_rate": figures.pop("overall"), "win_rate_by_criterion": figures.pop("by_criterion"), **figures}
 
 
-def win_rates(rounds: Sequence[Asked], settings: BootstrapSettings) -> WinRates:
+def win_rates(compared: Sequence[Compared], settings: BootstrapSettings) -> WinRates:
     """Return win rates, overall and by criterion, with intervals by bootstrap over speeches.
 
     Args:
-        rounds: the comparisons (a speech may have several), and the speeches that could not be compared.
-        settings: how the intervals are drawn.
+        compared: the comparisons (a speech may have several), and the speeches that could not be compared.
+        settings: of the intervals.
 
     Raises:
-        DataQualityError: when no comparison has two valid verdicts.
+        DataQualityError: no comparison is valid in both orders.
     """
-    speeches = [both.speech_id for both in rounds]
-    outcomes = [both.outcome() for both in rounds]
-    flips = [None if outcome is Outcome.MISSING else float(outcome is Outcome.FLIP) for outcome in outcomes]
-    first_places = [both.first_position_points() for both in rounds]
+    speeches = [each.speech_id for each in compared]
+
+    def rate(criterion: str) -> Rate:
+        return bootstrap_rate([each.outcome(criterion).points for each in compared], speeches, settings)
+
+    outcomes = [each.outcome() for each in compared]
+    inconsistent = [
+        None if each is Outcome.MISSING else float(each is Outcome.POSITION_INCONSISTENT) for each in outcomes
+    ]
+    judged = [each for each in compared if isinstance(each, BothOrders) and each.valid]
+    criteria = dict.fromkeys(name for each in judged for name in each.forward.winners if name != OVERALL)
     return WinRates(
-        overall=_rate(rounds, OVERALL, settings),
-        by_criterion={name: _rate(rounds, name, settings) for name in _criteria(rounds)},
+        overall=rate(OVERALL),
+        by_criterion={name: rate(name) for name in criteria},
         wins=outcomes.count(Outcome.WIN),
-        ties=outcomes.count(Outcome.TIE) + outcomes.count(Outcome.FLIP),
+        ties=outcomes.count(Outcome.TIE) + outcomes.count(Outcome.POSITION_INCONSISTENT),
         losses=outcomes.count(Outcome.LOSS),
         missing=outcomes.count(Outcome.MISSING),
-        flip_rate=bootstrap_rate(flips, speeches, settings),
-        first_position_rate=bootstrap_rate(first_places, speeches, settings),
+        position_inconsistent_rate=bootstrap_rate(inconsistent, speeches, settings),
+        first_position_rate=bootstrap_rate([each.first_position_points() for each in compared], speeches, settings),
     )
-
-
-def _rate(rounds: Sequence[Asked], criterion: str, settings: BootstrapSettings) -> Rate:
-    points = [both.outcome(criterion).points for both in rounds]
-    return bootstrap_rate(points, [both.speech_id for both in rounds], settings)
-
-
-def _criteria(rounds: Sequence[Asked]) -> list[str]:
-    """Return the criteria of the valid comparisons but the overall one, in the order of the judge."""
-    judged = [both for both in rounds if isinstance(both, BothOrders) and both.valid]
-    named = dict.fromkeys(name for both in judged for name in both.forward.winners)
-    return [name for name in named if name != OVERALL]
 
 
 _RIDGE = np.array([1e-6, 1e-2])  # on theta, on beta
@@ -213,12 +193,11 @@ class LengthComparison(NamedTuple):
 class LengthControlled:
     """The length-controlled win rate.
 
-    Args:
+    Attributes:
         rate: sigmoid(theta), or the raw rate where `controlled` is False.
         length_effect: beta; positive where the longer answer is favoured, 0 where `controlled` is False.
         sigma: standard deviation of the length differences, in their unit.
-        controlled: False when length cannot explain anything, because all differences in length are equal
-            or all outcomes are.
+        controlled: False where length can explain nothing, because all differences in length or all outcomes are equal.
     """
 
     rate: Rate
@@ -226,31 +205,15 @@ class LengthControlled:
     sigma: float
     controlled: bool
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the shape in which `metrics.json` holds the figures."""
-        return {
-            "rate": self.rate.as_dict(),
-            "length_effect": self.length_effect,
-            "sigma": self.sigma,
-            "controlled": self.controlled,
-        }
-
-
-class LogisticFit(NamedTuple):
-    """Coefficients of the model for each vector of weights, both `[resamples]`."""
-
-    theta: FloatArray
-    beta: FloatArray
-
 
 def length_controlled_rate(comparisons: Sequence[LengthComparison], settings: BootstrapSettings) -> LengthControlled:
-    """Fit the model and return the win rate at equal length, refitted on every resample of speeches.
+    """Fit `P(win) = sigmoid(theta + beta * tanh(length difference / sigma))` and return the win rate at equal length.
 
-    At most 1,000 refits are made, enough for the ends of an interval; sigma stays that of all comparisons,
-    for it is a unit of measure.
+    The model is refitted on every resample of speeches, 1,000 times at most: enough for the ends of an interval.
+    Sigma, a unit of measurement, stays that of all comparisons. Source: Dubois et al. 2024, arXiv 2404.04475.
 
     Raises:
-        DataQualityError: when every outcome is missing.
+        DataQualityError: every outcome is missing.
     """
     clusters = [row.speech_id for row in comparisons]
     used = present([row.points for row in comparisons], clusters)
@@ -262,44 +225,43 @@ def length_controlled_rate(comparisons: Sequence[LengthComparison], settings: Bo
     rows = np.stack([np.tanh(differences / sigma), used.values], axis=1)  # [n, 2]
     refits = replace(settings, samples=min(settings.samples, _MAX_REFITS))
     rate = bootstrap_statistic(rows, used.clusters, _rate_at_equal_length, refits, used.missing)
-    beta = fit_logistic(rows[:, 0], rows[:, 1], np.ones((1, len(rows)))).beta
-    return LengthControlled(rate, float(beta[0]), sigma, controlled=True)
+    beta = fit_logistic(rows[:, 0], rows[:, 1], np.ones((1, len(rows))))[0, 1]
+    return LengthControlled(rate, float(beta), sigma, controlled=True)
 
 
-def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray) -> LogisticFit:
+def _rate_at_equal_length(rows: FloatArray, weights: FloatArray) -> FloatArray:
+    return sigmoid(fit_logistic(rows[:, 0], rows[:, 1], weights)[:, 0])
+
+
+def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """Fit `P(y) = sigmoid(theta + beta * x)` by Newton's method for many weightings at once.
 
-    A step that does not lower the penalised loss is halved and tried again, so the fit converges from zero
-    even where the outcomes are nearly separated.
+    A step that does not lower the penalised loss is halved and tried again, so the fit converges from zero even where
+    the outcomes are nearly separated.
 
     Args:
         x: `[n]`, within -1..1.
         y: `[n]`, soft labels in 0..1.
         weights: `[resamples, n]`.
+
+    Returns:
+        theta and beta, `[resamples, 2]`.
     """
     design = np.stack([np.ones_like(x), x], axis=1)  # [n, 2]
     coefficients = np.zeros((len(weights), 2))
     loss = _loss(design, y, weights, coefficients)
-    reach = np.ones(len(weights))
+    step_size = np.ones(len(weights))
     for _ in range(_MAX_STEPS):
         step = _newton_step(design, y, weights, coefficients)
         if np.abs(step).max() < _STEP_TOLERANCE:
             break
-        proposed = coefficients - reach[:, None] * step
+        proposed = coefficients - step_size[:, None] * step
         proposed_loss = _loss(design, y, weights, proposed)
         better = proposed_loss <= loss + 1e-12 * np.abs(loss)
         coefficients = np.where(better[:, None], proposed, coefficients)
         loss = np.where(better, proposed_loss, loss)
-        reach = np.where(better, np.minimum(1.0, 2 * reach), reach / 2)
-    return LogisticFit(theta=coefficients[:, 0], beta=coefficients[:, 1])
-
-
-def _rate_at_equal_length(rows: FloatArray, weights: FloatArray) -> FloatArray:
-    return _sigmoid(fit_logistic(rows[:, 0], rows[:, 1], weights).theta)
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    return 0.5 * (1 + np.tanh(logits / 2))
+        step_size = np.where(better, np.minimum(1.0, 2 * step_size), step_size / 2)
+    return coefficients
 
 
 def _loss(design: FloatArray, y: FloatArray, weights: FloatArray, coefficients: FloatArray) -> FloatArray:
@@ -311,7 +273,7 @@ def _loss(design: FloatArray, y: FloatArray, weights: FloatArray, coefficients: 
 
 def _newton_step(design: FloatArray, y: FloatArray, weights: FloatArray, coefficients: FloatArray) -> FloatArray:
     """Return inverse Hessian times gradient, `[resamples, 2]`."""
-    chance = _sigmoid(coefficients @ design.T)  # [resamples, n]
+    chance = sigmoid(coefficients @ design.T)  # [resamples, n]
     gradient = (weights * (chance - y)) @ design + coefficients * _RIDGE
     products = (design[:, :, None] * design[:, None, :]).reshape(len(design), 4)
     hessian = ((weights * chance * (1 - chance)) @ products).reshape(-1, 2, 2) + np.diag(_RIDGE)
@@ -319,62 +281,65 @@ def _newton_step(design: FloatArray, y: FloatArray, weights: FloatArray, coeffic
     return step
 
 
-class Answers(NamedTuple):
-    """Speeches by id, and each side's answer by speech id; a speech without one was left unanswered."""
+def winrate_metrics(
+    compared: Sequence[Compared],
+    speeches: Mapping[str, Speech],
+    policy: Mapping[str, Candidate],
+    reference: Mapping[str, Candidate],
+    settings: BootstrapSettings,
+) -> dict[str, Any]:
+    """Return the figures of a comparison for `metrics.json`: win rates raw, length-controlled and by topic.
 
-    speeches: Mapping[str, Speech]
-    policy: Mapping[str, Candidate]
-    reference: Mapping[str, Candidate]
+    The text quality of both sides is included. A topic in which nothing was judged is None.
 
-
-def measure(rounds: Sequence[Asked], answers: Answers, settings: BootstrapSettings) -> dict[str, Any]:
-    """Return what `metrics.json` holds of a comparison: win rates, raw, length-controlled and by slice.
-
-    Beside them stands the health of each side's texts. A slice of which nothing was judged is None.
+    Args:
+        compared: the comparisons, and the speeches that could not be compared.
+        speeches: by id.
+        policy: its answers by speech id, where it gave one.
+        reference: its answers by speech id, where it gave one.
+        settings: of the intervals.
     """
-    crisis = [each for each in rounds if answers.speeches[each.speech_id].crisis]
-    compared = [_lengths(each, answers) for each in rounds]
-    by_topic: dict[str, list[Asked]] = {}
-    for each in rounds:
-        by_topic.setdefault(answers.speeches[each.speech_id].topic, []).append(each)
+
+    def words(answer: Candidate | None) -> int:
+        return 0 if answer is None else word_count(answer.text)
+
+    def overall(part: Sequence[Compared]) -> dict[str, float] | None:
+        points = [each.outcome().points for each in part]
+        if set(points) <= {None}:
+            return None
+        return bootstrap_rate(points, [each.speech_id for each in part], settings).as_dict()
+
+    lengths = [
+        LengthComparison(
+            each.speech_id,
+            each.outcome().points,
+            words(policy.get(each.speech_id)),
+            words(reference.get(each.speech_id)),
+        )
+        for each in compared
+    ]
+    topics = sorted({speeches[each.speech_id].topic for each in compared})
+    by_topic = {topic: [each for each in compared if speeches[each.speech_id].topic == topic] for topic in topics}
     return {
-        **win_rates(rounds, settings).as_dict(),
-        "length_controlled": length_controlled_rate(compared, settings).as_dict(),
-        "missing_by_topic": {topic: _missing(group) for topic, group in sorted(by_topic.items())},
-        "crisis": _slice_rate(crisis, settings),
-        "by_topic": {topic: _slice_rate(group, settings) for topic, group in sorted(by_topic.items())},
-        "policy_health": measure_text_quality(list(answers.policy.values()), settings).as_dict(),
-        "reference_health": measure_text_quality(list(answers.reference.values()), settings).as_dict(),
+        **win_rates(compared, settings).as_dict(),
+        "length_controlled": asdict(length_controlled_rate(lengths, settings)),
+        "missing_by_topic": {
+            topic: {"missing": sum(each.outcome() is Outcome.MISSING for each in part), "total": len(part)}
+            for topic, part in by_topic.items()
+        },
+        "crisis": overall([each for each in compared if speeches[each.speech_id].crisis]),
+        "by_topic": {topic: overall(part) for topic, part in by_topic.items()},
+        "policy_text_quality": measure_text_quality(list(policy.values()), settings).as_dict(),
+        "reference_text_quality": measure_text_quality(list(reference.values()), settings).as_dict(),
     }
 
 
-def _missing(rounds: Sequence[Asked]) -> dict[str, int]:
-    missing = sum(each.outcome() is Outcome.MISSING for each in rounds)
-    return {"missing": missing, "total": len(rounds)}
+def sample_speeches(speeches: Sequence[Speech], max_speeches: int | None, seed: int) -> list[Speech]:
+    """Return at most `max_speeches` of some speeches, in their order.
 
-
-def _slice_rate(rounds: Sequence[Asked], settings: BootstrapSettings) -> dict[str, float] | None:
-    if all(each.outcome() is Outcome.MISSING for each in rounds):
-        return None
-    return win_rates(rounds, settings).overall.as_dict()
-
-
-def _lengths(each: Asked, answers: Answers) -> LengthComparison:
-    policy, reference = (_length(side.get(each.speech_id)) for side in (answers.policy, answers.reference))
-    return LengthComparison(each.speech_id, each.outcome().points, policy, reference)
-
-
-def _length(answer: Candidate | None) -> int:
-    return 0 if answer is None else word_count(answer.text)
-
-
-def held_out_speeches(rows: Iterable[SplitSpeech], config: EvalWinrateConfig) -> list[Speech]:
-    """Return the speeches of the config's split, `max_speeches` of them at most, in their order.
-
-    Which ones is decided by a hash of seed and content: a corpus sorted by topic gives every topic, and a
-    larger sample holds the smaller one.
+    A hash of seed and content decides which: a corpus sorted by topic gives every topic, and a larger sample contains
+    the smaller one.
     """
-    speeches = [row.speech for row in rows if row.split == config.split]
-    by_draw = sorted(speeches, key=lambda each: content_id("held out", str(config.seed), each.id))
-    drawn = {each.id for each in by_draw[: config.max_speeches]}
-    return [each for each in speeches if each.id in drawn]
+    ranked = sorted(speeches, key=lambda each: content_id("held out", str(seed), each.id))
+    sampled = {each.id for each in ranked[:max_speeches]}
+    return [each for each in speeches if each.id in sampled]

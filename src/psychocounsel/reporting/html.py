@@ -98,7 +98,7 @@ def headline_numbers(data: ReportData) -> dict[str, object]:
             each.ref: {
                 "win_rate": each.value("win_rate"),
                 "length_controlled": each.value("length_controlled", "rate"),
-                "flip_rate": each.value("flip_rate"),
+                "position_inconsistent_rate": each.value("position_inconsistent_rate"),
             }
             for each in data.of_kind("comparisons")
         },
@@ -156,7 +156,7 @@ def _winrate_cards(data: ReportData, verdicts: ArtifactFacts) -> list[Card]:
     against = f"{sides.policy} against {sides.reference}"
     confidence = confidence_words(verdicts)
     raw, controlled = verdicts.rate("win_rate"), verdicts.rate("length_controlled", "rate")
-    flips = verdicts.rate("flip_rate")
+    flips = verdicts.rate("position_inconsistent_rate")
     flip_words = f"; the two orders disagree on {percent(flips.estimate)}" if flips else ""
     cards: list[Card] = []
     if raw is not None:

@@ -356,7 +356,7 @@ def _counts(verdicts: ArtifactFacts, sides: Sides) -> Table:
     for name, words in (
         ("win_rate", "win rate, raw"),
         ("length_controlled", "win rate, length-controlled"),
-        ("flip_rate", "flip rate: the two orders disagree"),
+        ("position_inconsistent_rate", "flip rate: the two orders disagree"),
         ("first_position_rate", "share of verdicts for the first place"),
     ):
         rate = verdicts.rate("length_controlled", "rate") if name == "length_controlled" else verdicts.rate(name)
@@ -402,13 +402,13 @@ def health_section(data: ReportData) -> Section:
     """Return signs of decay of both sides' answers, side by side."""
     tables: list[Block] = []
     for verdicts in data.of_kind("comparisons"):
-        if verdicts.table("policy_health") or verdicts.table("reference_health"):
+        if verdicts.table("policy_text_quality") or verdicts.table("reference_text_quality"):
             tables.append(_health_table(verdicts, sides_of(data, verdicts)))
     return Section("Text health", "health", tuple(tables))
 
 
 def _health_table(verdicts: ArtifactFacts, sides: Sides) -> Table:
-    names = ("policy_health", "reference_health")
+    names = ("policy_text_quality", "reference_text_quality")
     rows = [(words, *(_rate_words(verdicts.rate(side, figure)) for side in names)) for figure, words in _HEALTH.items()]
     rows.append(("length in words: mean, median, 95th percentile", *(_length_words(verdicts, side) for side in names)))
     caption = "Answers to the test speeches: share of answers with its interval."

@@ -229,10 +229,12 @@ _ROUND_PLOTS = (
     RoundPlot(
         "Signs of decay in answers to dev speeches, by round.",
         "percent",
-        {"unfinished": ("health", "unfinished_rate"), "repetitive": ("health", "repetition_rate")},
+        {"unfinished": ("text_quality", "unfinished_rate"), "repetitive": ("text_quality", "repetition_rate")},
         100,
     ),
-    RoundPlot("Mean length of answers to dev speeches, by round.", "words", {"mean": ("health", "length_words")}, 1),
+    RoundPlot(
+        "Mean length of answers to dev speeches, by round.", "words", {"mean": ("text_quality", "length_words")}, 1
+    ),
 )
 
 

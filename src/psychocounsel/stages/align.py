@@ -113,8 +113,8 @@ def sample_round(
     policy = current_policy(config, store, writer)
     candidates = _answers(config, online, Asked(policy, speeches, seed), cancel)
     write_candidates(writer, candidates)
-    health = measure_text_quality(candidates, _bootstrap(config))
-    writer.write_metrics({"speeches": len(speeches), "health": health.as_dict()})
+    quality = measure_text_quality(candidates, _bootstrap(config))
+    writer.write_metrics({"speeches": len(speeches), "text_quality": quality.as_dict()})
 
 
 def current_policy(config: AlignConfig, store: Store, writer: ArtifactWriter) -> Policy:
@@ -134,18 +134,21 @@ class Asked(NamedTuple):
 
 
 def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, cancel: CancelToken) -> list[Candidate]:
-    from psychocounsel.training.generate import (
-        AnswerGenerator,  # torch: only when answers are sampled
-        SampleRequest,
-        sample_candidates,
-    )
+    from psychocounsel.training.generate import AnswerGenerator, sample_candidates  # imports torch
 
     generator = AnswerGenerator.load(asked.policy)
-    per_speech = online.candidates_per_speech
-    request = SampleRequest(AUTHOR, per_speech, online.sampling, config.chat, asked.seed)
     with step_progress("sampling answers") as report:
         watch = interruptible(report, cancel, config.name)
-        return sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
+        return sample_candidates(
+            generator,
+            asked.speeches,
+            author=AUTHOR,
+            per_speech=online.candidates_per_speech,
+            sampling=online.sampling,
+            chat=config.chat,
+            seed=asked.seed,
+            progress=watch,
+        )
 
 
 def score_round(
@@ -249,7 +252,7 @@ def measure_dev(
     scores = _rewards(config, online, store, answers, CancelToken())
     return {
         "reward": _mean_and_spread(scores),
-        "health": measure_text_quality(candidates, _bootstrap(config)).as_dict(),
+        "text_quality": measure_text_quality(candidates, _bootstrap(config)).as_dict(),
     }
 
 

@@ -121,8 +121,8 @@ def token_limit(length: PairLengthConfig, store: Store) -> Unfit:
         ConfigError: the tokenizer cannot be loaded.
     """
     # transformers: only where pairs are measured in tokens
-    from psychocounsel.training.generate import TemplateError, encode_exchange, load_tokenizer
     from psychocounsel.training.runtime import quiet_libraries
+    from psychocounsel.training.tokenize import TemplateError, encode_exchange, load_tokenizer
 
     tokenizer = load_tokenizer(_tokenizer(length, store).policy(store))
 

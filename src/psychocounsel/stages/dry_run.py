@@ -13,7 +13,7 @@ from psychocounsel.config.components import EndpointConfig, JudgeConfig, PoolCon
 from psychocounsel.config.schema import BuildPreferencesConfig, EvalWinrateConfig, TopicsConfig
 from psychocounsel.corpus.build import CorpusPlans, read_corpus
 from psychocounsel.corpus.topic_model import plan_to_name_topics
-from psychocounsel.evaluation.winrate import held_out_speeches
+from psychocounsel.evaluation.winrate import sample_speeches
 from psychocounsel.judging.judge import ComparisonTask, ComparisonTasks
 from psychocounsel.judging.judges import plan_to_ask
 from psychocounsel.llm.batch.ledger import awaited_digests
@@ -203,7 +203,9 @@ def winrate_costs(
     corpus = resolve(store, config.speeches, "speeches")
     if isinstance(corpus, ArtifactSpec):
         return _unknown_yet(config)
-    speeches = held_out_speeches(read_speeches(corpus), config)
+    speeches = sample_speeches(
+        [row.speech for row in read_speeches(corpus) if row.split == config.split], config.max_speeches, config.seed
+    )
     found = [store.find(planned) for planned in (policy, reference)]
     sides = [{each.speech_id: each for each in read_candidates(one)} for one in found if one is not None]
     if len(sides) == 2:

@@ -6,14 +6,7 @@ from psychocounsel.config.components import EndpointConfig, ResponderConfig
 from psychocounsel.config.schema import EvalWinrateConfig
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.statistics import BootstrapSettings
-from psychocounsel.evaluation.winrate import (
-    Answers,
-    Asked,
-    BothOrders,
-    Unanswered,
-    held_out_speeches,
-    measure,
-)
+from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
 from psychocounsel.judging.judge import (
     ComparisonTasks,
     missing_share,
@@ -37,7 +30,7 @@ from psychocounsel.store.schemas import (
     write_comparisons,
 )
 from psychocounsel.store.store import Store, note_failed, retry_spec
-from psychocounsel.types import OVERALL, Candidate
+from psychocounsel.types import OVERALL, Candidate, Speech
 
 VERSION = 2
 STAGE = "eval-winrate"
@@ -148,7 +141,7 @@ def _answer(
     writer: ArtifactWriter,
     cancel: CancelToken,
 ) -> None:
-    speeches = held_out_speeches(read_speeches(store.open(writer.parent("speeches"))), config)
+    speeches = held_out_speeches(config, store.open(writer.parent("speeches")))
     if not speeches:
         raise DataQualityError(
             f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"
@@ -160,8 +153,7 @@ def _answer(
 
 
 def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    asked = held_out_speeches(read_speeches(store.open(writer.parent("speeches"))), config)
-    speeches = {each.id: each for each in asked}
+    speeches = {each.id: each for each in held_out_speeches(config, store.open(writer.parent("speeches")))}
     policy = _by_speech(store, writer, "policy")
     reference = _by_speech(store, writer, "reference")
     compared = ComparisonTasks.of(speeches, policy, reference)
@@ -178,10 +170,10 @@ def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, ca
     ordered += [OrderedComparison(each.backward, "backward") for each in rounds]
     write_comparisons(writer, ordered, criteria)
     unanswered = [Unanswered(each) for each in speeches if each not in policy or each not in reference]
-    every: list[Asked] = [*rounds, *unanswered]
+    every: list[Compared] = [*rounds, *unanswered]
     writer.write_metrics(
         {
-            **measure(every, Answers(speeches, policy, reference), _bootstrap(config)),
+            **winrate_metrics(every, speeches, policy, reference, _bootstrap(config)),
             "judges": _judges(config, store, writer),
             "answered_by_both": both,
             **vote_metrics(verdicts),
@@ -193,6 +185,12 @@ def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, ca
 
 def _answers(store: Store, writer: ArtifactWriter, side: str) -> Artifact:
     return store.open(writer.parent(f"{side} answers"))
+
+
+def held_out_speeches(config: EvalWinrateConfig, speeches: Artifact) -> list[Speech]:
+    """Return the speeches of the config's split on which the win rate is measured."""
+    of_split = [row.speech for row in read_speeches(speeches) if row.split == config.split]
+    return sample_speeches(of_split, config.max_speeches, config.seed)
 
 
 def _by_speech(store: Store, writer: ArtifactWriter, side: str) -> dict[str, Candidate]:

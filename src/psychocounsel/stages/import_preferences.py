@@ -25,7 +25,7 @@ from psychocounsel.corpus.sources import (
 )
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
-from psychocounsel.evaluation.reward_metrics import RowFacts, flaws
+from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
 from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
 from psychocounsel.stages.build_preferences import length_identity, token_limit, words_by_side

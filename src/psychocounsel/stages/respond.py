@@ -267,20 +267,23 @@ def _require_replies(responder: ResponderConfig, endpoint: EndpointConfig, answe
 
 
 def _sample(responder: ResponderConfig, asked: ResponseRequest, store: Store, cancel: CancelToken) -> Responded:
-    from psychocounsel.training.generate import (
-        AnswerGenerator,  # torch: only when a model answers
-        SampleRequest,
-        sample_candidates,
-    )
+    from psychocounsel.training.generate import AnswerGenerator, sample_candidates  # imports torch
 
     policy = resolve_model(store, responder.model or "", POLICY_KINDS).policy(store)
     generator = AnswerGenerator.load(policy)
-    seed = draw_number(responder.author, asked.seed)
-    request = SampleRequest(responder.author, 1, responder.sampling, responder.chat, seed)
     label = f"answers of {responder.author}"
     with step_progress(label) as report:
         watch = interruptible(report, cancel, label)
-        candidates = sample_candidates(generator, generator.tokenizer, asked.speeches, request, watch)
+        candidates = sample_candidates(
+            generator,
+            asked.speeches,
+            author=responder.author,
+            per_speech=1,
+            sampling=responder.sampling,
+            chat=responder.chat,
+            seed=draw_number(responder.author, asked.seed),
+            progress=watch,
+        )
     return Responded(candidates, {}, {})
 
 

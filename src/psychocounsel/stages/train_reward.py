@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.reward_metrics import USUAL_SCALE, Scale, measure_baselines, reward_metrics
+from psychocounsel.evaluation.reward_metrics import DEFAULT_SCALE, measure_baselines, reward_metrics
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import ModelFacts, model_card
@@ -116,9 +116,10 @@ def _scores(scorer: "RewardScorer", scale: RewardModel, scored: Margins) -> list
     ]
 
 
-def _scale(preferences: Artifact) -> Scale:
+def _scale(preferences: Artifact) -> tuple[int, int]:
     """Return the scale on which the responses of a dataset were rated."""
-    return Scale(*preferences.manifest["notes"].get("scale", USUAL_SCALE))
+    low, high = preferences.manifest["notes"].get("scale", DEFAULT_SCALE)
+    return low, high
 
 
 def _measure(
@@ -126,7 +127,7 @@ def _measure(
     test: Sequence[PreferencePair],
     margins: Sequence[float],
     seed: int,
-    scale: Scale,
+    scale: tuple[int, int],
 ) -> dict[str, Any]:
     settings = BootstrapSettings(seed=seed)
     speeches = [pair.speech.id for pair in test]

@@ -15,9 +15,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from psychocounsel.config.schema import AlignConfig
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.generate import load_causal_model, load_tokenizer, pad_token_id
+from psychocounsel.training.generate import load_causal_model
 from psychocounsel.training.runtime import quiet_libraries
-from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
     CarefulTrainer,
     ModelConfigs,
@@ -174,17 +174,17 @@ def train_dpo(run: DpoRun, pairs: Sequence[PreferencePair], output: TrainingOutp
         Preempted: `output.cancel` is cancelled.
     """
     tokenizer = load_tokenizer(run.policy)
-    tokens = tokenize_pairs(pairs, tokenizer, run.config.length, run.config.chat)
-    schedule = Schedule(len(tokens.rows), run.config.epochs, run.seed, run.max_steps)
+    rows, table = tokenize_pairs(pairs, tokenizer, run.config.length, run.config.chat)
+    schedule = Schedule(len(rows), run.config.epochs, run.seed, run.max_steps)
     with quiet_libraries():
         model = load_causal_model(run.policy, torch.float32)
         configs = ModelConfigs.of(model)
-        trainer = _trainer(run, model, [_row(row) for row in tokens.rows], _arguments(run, schedule, output.work))
-        trainer.row_lengths = [row.length for row in tokens.rows]
+        trainer = _trainer(run, model, [_row(row) for row in rows], _arguments(run, schedule, output.work))
+        trainer.row_lengths = [row.length for row in rows]
         seconds = run_trainer(trainer, output, run_fingerprint(pairs, [*run.settings, output.run_id]))
         save_plain(trainer.model, configs, tokenizer, output.folder)
     steps = trainer.state.global_step
-    return TrainingSummary(steps, seconds, tokens.table, history(trainer, HISTORY_COLUMNS))
+    return TrainingSummary(steps, seconds, table, history(trainer, HISTORY_COLUMNS))
 
 
 def _trainer(

@@ -1,25 +1,20 @@
-"""Speech -> token ids -> Generation: the one road by which weights on this machine are loaded and asked.
+"""Local policies that answer chats: sampling from weights on this machine.
 
-Stages, trainers and samplers all encode a chat here: the template is turned into ids once, never into a
-string that is tokenized again, so there is one beginning-of-text token and one terminator per answer.
-
-A token is drawn by inverting the cumulative distribution at a number that belongs to the prompt (a hash of
-seed, prompt and repeat) and not to the batch. So neither the batch size nor the order of the prompts decides
-what is answered, and torch's global random state is never touched.
+A token is sampled by inverting the cumulative distribution at a number that depends on the prompt (a hash of seed,
+prompt and repeat) and not on the batch. So neither batch size nor the order of the prompts changes an answer, and
+torch's global random state is never touched.
 """
 
 import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     GenerationConfig,
     PreTrainedModel,
@@ -27,178 +22,19 @@ from transformers import (
 )
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
-from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.errors import ConfigError
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.tokenize import encode_prompt, load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.types import Candidate, Policy, ReplyStatus, Speech, content_id
 
 
-@dataclass
-class _Rows:
-    """The answers that are still being written: their places in the batch, and what the model reads next."""
-
-    places: torch.Tensor  # [rows]
-    input_ids: torch.Tensor  # [rows, width] at first, then [rows, 1]
-    mask: torch.Tensor  # [rows, width + tokens written]
-    cache: DynamicCache
-
-    def next_logits(self, model: PreTrainedModel) -> torch.Tensor:
-        """Return the logits of each row's next token, [rows, vocabulary]."""
-        positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
-        output = cast(Any, model)(
-            input_ids=self.input_ids,
-            attention_mask=self.mask,
-            position_ids=positions[:, -self.input_ids.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
-
-    def append(self, tokens: torch.Tensor, going: torch.Tensor) -> None:
-        """Go on with the rows that are `going` ([rows], bool), each longer by its token."""
-        if not going.all():
-            self.places, self.mask, tokens = self.places[going], self.mask[going], tokens[going]
-            self.cache.batch_select_indices(going.nonzero()[:, 0])
-        self.input_ids = tokens[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
-
-
-@torch.inference_mode()
-def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    pad_id: int,
-    eos_ids: Sequence[int],
-    uniforms: torch.Tensor,
-    sampling: SamplingConfig,
-) -> list[list[int]]:
-    """Return the answer to each prompt: at most `max_new_tokens` ids, the ending one included.
-
-    Args:
-        model: causal language model, which is asked for one token at a time.
-        prompts: token ids; they are padded on the left.
-        pad_id: fills up short prompts.
-        eos_ids: an answer ends with the first of these.
-        uniforms: [prompts, max_new_tokens], the numbers in [0, 1) that decide what is drawn.
-        sampling: temperature 0 takes the likeliest token.
-    """
-    rows = _begin(prompts, pad_id, model)
-    ends = torch.tensor(list(eos_ids), device=model.device)
-    numbers = uniforms.to(model.device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    for step in range(sampling.max_new_tokens):
-        logits = rows.next_logits(model)
-        tokens = choose_tokens(logits, numbers[rows.places, step], sampling)
-        for place, token in zip(rows.places.tolist(), tokens.tolist(), strict=True):
-            answers[place].append(token)
-        going = ~torch.isin(tokens, ends)
-        if not going.any():
-            break
-        rows.append(tokens, going)
-    return answers
-
-
-def _begin(prompts: Sequence[Sequence[int]], pad_id: int, model: PreTrainedModel) -> _Rows:
-    width, device = max(map(len, prompts)), model.device
-    padded = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return _Rows(
-        places=torch.arange(len(prompts), device=device),
-        input_ids=torch.tensor(padded, device=device),
-        mask=torch.tensor(mask, device=device),
-        cache=DynamicCache(config=model.config),
-    )
-
-
-def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """Return one id per row: the likeliest at temperature 0, else a drawn one (see `draw_tokens`)."""
-    return draw_tokens(logits, uniforms, sampling) if sampling.local_temperature else logits.argmax(dim=-1)
-
-
-def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """Return one id per row, drawn from softmax(logits / temperature) cut to its top_p nucleus.
-
-    The kept probabilities are cumulated over the vocabulary; the drawn token is where that sum first passes
-    its number's share of the whole.
-
-    Args:
-        logits: [batch, vocabulary].
-        uniforms: [batch], each in [0, 1).
-        sampling: temperature above 0, and top_p: the smallest set of likeliest tokens with that mass is kept,
-            and tokens as likely as the least of them.
-    """
-    probabilities = torch.softmax(logits.double() / sampling.local_temperature, dim=-1)
-    if sampling.local_top_p < 1:
-        floor = _nucleus_floor(probabilities, sampling.local_top_p)
-        probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
-    cumulated = probabilities.cumsum(dim=-1)  # [batch, vocabulary]
-    mass = cumulated[:, -1:]
-    place = torch.searchsorted(cumulated, uniforms[:, None] * mass, right=True)
-    last_kept = (cumulated < mass).sum(dim=-1, keepdim=True)
-    return torch.minimum(place, last_kept)[:, 0]
-
-
-def _nucleus_floor(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return the probability of the least likely token in each row's nucleus ([batch, 1])."""
-    falling = _falling(probabilities)
-    before = falling.cumsum(dim=-1) - falling
-    return torch.where(before < top_p, falling, 1.0).amin(dim=-1, keepdim=True)
-
-
-def _falling(probabilities: torch.Tensor) -> torch.Tensor:
-    if probabilities.is_cuda:
-        return probabilities.sort(dim=-1, descending=True).values
-    # On a processor torch sorts the places along, which takes five times as long.
-    return torch.from_numpy(np.sort(probabilities.numpy(), axis=-1)).flip(-1)
-
-
-PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
-RESERVED_PREFIX = "<|reserved_special_token_"
-STOPPED_CLOCK = '{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ "" }}'
-"""Put before a chat template, it answers with the configured date where the template asks for today's."""
-
-
-class EncodedExchange(NamedTuple):
-    """A prompt and its answer as ids; `response_ids` end in the one terminator of the answer."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-
-
 class Generation(NamedTuple):
-    """An answer: its stripped text, its ids (the ending one included), and whether it came to its end."""
+    """An answer: its stripped text, its ids (the ending one included), and whether it is finished."""
 
     text: str
     token_ids: tuple[int, ...]
     finished: bool
-
-
-class TemplateError(InputError):
-    """A chat template (or a text in it) whose ids cannot be split into a prompt and a terminated answer."""
-
-
-def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that lies beside the weights of `policy`.
-
-    Raises:
-        ConfigError: there is none, or it has no chat template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(policy.location, revision=policy.revision or "main")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            "no tokenizer can be loaded",
-            where=policy.location,
-            remedy=f"check the folder or Hub id ({error})",
-        ) from error
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "the tokenizer has no chat template",
-            where=policy.location,
-            remedy="use an instruction-tuned model",
-        )
-    return tokenizer
 
 
 def load_causal_model(policy: Policy, dtype: torch.dtype) -> PreTrainedModel:
@@ -213,116 +49,8 @@ def load_causal_model(policy: Policy, dtype: torch.dtype) -> PreTrainedModel:
                 policy.location, revision=policy.revision or "main", dtype=dtype, use_safetensors=True
             )
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "no model can be loaded", where=policy.location, remedy=f"check the folder or Hub id ({error})"
-        ) from error
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids that stand for no text: begin, end, headers, padding, reserved."""
-    return frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills up short rows; it never ends an answer, so an end is never taken for padding.
-
-    Llama 3 has a token of its own for it; else the tokenizer's, if it is not the end; else a reserved one.
-
-    Raises:
-        ConfigError: the vocabulary has none of these.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if PAD_TOKEN in vocabulary:
-        return vocabulary[PAD_TOKEN]
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return cast(int, tokenizer.pad_token_id)
-    reserved = [index for token, index in vocabulary.items() if token.startswith(RESERVED_PREFIX)]
-    if not reserved:
-        raise ConfigError(
-            "the tokenizer has no padding token distinct from its end-of-text token",
-            where=tokenizer.name_or_path,
-            remedy="add one to the tokenizer (add_special_tokens) and save it beside the model",
-        )
-    return min(reserved)
-
-
-def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that the chat template writes to end an answer (`<|eot_id|>` in Llama 3).
-
-    Raises:
-        TemplateError: the template writes none.
-    """
-    return encode_exchange(tokenizer, "Hello", "Hello", ChatFormat()).response_ids[-1]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, speech_text: str, chat: ChatFormat) -> list[int]:
-    """Return the ids of the chat up to where the assistant begins to speak.
-
-    Raises:
-        TemplateError: there is not exactly one beginning-of-text token, where the tokenizer has one.
-    """
-    return _checked_prompt(tokenizer, _encode(tokenizer, _messages(speech_text, chat), chat, opens_answer=True))
-
-
-def encode_exchange(
-    tokenizer: PreTrainedTokenizerBase, speech_text: str, response: str, chat: ChatFormat
-) -> EncodedExchange:
-    """Return the ids of prompt and answer, cut out of one rendering of the whole chat.
-
-    Raises:
-        TemplateError: the prompt is no prefix of the chat, or the answer has not exactly one terminator.
-    """
-    prompt = encode_prompt(tokenizer, speech_text, chat)
-    messages = [*_messages(speech_text, chat), {"role": "assistant", "content": response}]
-    whole = _encode(tokenizer, messages, chat, opens_answer=False)
-    if whole[: len(prompt)] != prompt:
-        raise TemplateError(
-            "the prompt's token ids are not a prefix of the chat's",
-            remedy="use a chat template that only appends",
-        )
-    return EncodedExchange(prompt, _cut_after_terminator(tokenizer, whole[len(prompt) :]))
-
-
-def _messages(speech_text: str, chat: ChatFormat) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-    return [*system, {"role": "user", "content": speech_text}]
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
-    chat: ChatFormat,
-    *,
-    opens_answer: bool,
-) -> list[int]:
-    ids = tokenizer.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=opens_answer,
-        date_string=chat.date_string,
-        chat_template=STOPPED_CLOCK + tokenizer.get_chat_template(),
-        sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
-    )
-    return cast(list[int], ids)
-
-
-def _checked_prompt(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    begin = cast(int | None, tokenizer.bos_token_id)
-    if begin is not None and (ids.count(begin) != 1 or ids[0] != begin):
-        raise TemplateError(f"{ids.count(begin)} beginning-of-text tokens in one prompt", remedy="mend the template")
-    return ids
-
-
-def _cut_after_terminator(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    special = special_ids(tokenizer)
-    places = [place for place, index in enumerate(ids) if index in special]
-    if len(places) != 1:
-        raise TemplateError(
-            f"the template ends an answer with {len(places)} special tokens instead of one",
-            remedy="use a chat template that closes the assistant's turn with its end-of-turn token",
-        )
-    return ids[: places[0] + 1]
+        remedy = f"check the folder or Hub id ({error})"
+        raise ConfigError("no model can be loaded", where=policy.location, remedy=remedy) from error
 
 
 class AnswerGenerator:
@@ -332,8 +60,11 @@ class AnswerGenerator:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.pad_id = pad_token_id(tokenizer)
-        self.eos_ids = _eos_ids(model, tokenizer)
-        # Whatever decoding the model's author prefers must not leak into ours.
+        ends = cast(Any, model.generation_config).eos_token_id
+        if ends is None:
+            ends = terminator_id(tokenizer)
+        self.eos_ids = frozenset([ends] if isinstance(ends, int) else ends)
+        # The decoding that the model's author prefers must not change ours.
         self.model.generation_config = GenerationConfig()
 
     @classmethod
@@ -360,36 +91,66 @@ class AnswerGenerator:
 
         Args:
             prompts: token ids, as `encode_prompt` gives them.
-            sampling: temperature 0 takes the likeliest token; `batch_size` decides the speed only.
-            seed: the same seed draws the same answers.
-            progress: told the number of prompts answered so far, and of all.
+            sampling: temperature 0 takes the most likely token; `batch_size` affects the speed only.
+            seed: equal seeds sample equal answers.
+            progress: called with the number of prompts answered so far, and of all.
         """
         repeats = _repeats(prompts)
         by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         answers: dict[int, Generation] = {}
         for start in range(0, len(by_length), sampling.batch_size):
             places = by_length[start : start + sampling.batch_size]
-            streams = [_uniforms(prompts[i], repeats[i], seed, sampling.max_new_tokens) for i in places]
-            batch = [prompts[i] for i in places]
-            ids = decode(self.model, batch, self.pad_id, sorted(self.eos_ids), torch.stack(streams), sampling)
-            answers.update(zip(places, map(self._read, ids), strict=True))
+            uniforms = [_uniforms(prompts[i], repeats[i], seed, sampling.max_new_tokens) for i in places]
+            batch = self._decode([prompts[i] for i in places], torch.stack(uniforms), sampling)
+            for place, ids in zip(places, batch, strict=True):
+                text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
+                answers[place] = Generation(text.strip(), tuple(ids), ids[-1] in self.eos_ids)
             progress(len(answers), len(prompts))
         return [answers[place] for place in range(len(prompts))]
 
-    def _read(self, ids: list[int]) -> Generation:
-        text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
-        return Generation(text.strip(), tuple(ids), ids[-1] in self.eos_ids)
+    @torch.inference_mode()
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], uniforms: torch.Tensor, sampling: SamplingConfig
+    ) -> list[list[int]]:
+        """Return the answer to each prompt: at most `max_new_tokens` ids, the ending one included.
 
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = cast(Any, model.generation_config).eos_token_id
-    if configured is None:
-        configured = terminator_id(tokenizer)
-    return frozenset([configured] if isinstance(configured, int) else configured)
+        `uniforms` is [prompts, max_new_tokens], the numbers in [0, 1) that decide what is sampled. Rows leave the
+        batch when they are finished.
+        """
+        device, width = self.model.device, max(map(len, prompts))
+        ends, uniforms = torch.tensor(sorted(self.eos_ids), device=device), uniforms.to(device)
+        padded = [[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        input_ids = torch.tensor(padded, device=device)  # [rows, width] at first, then [rows, 1]
+        rows = torch.arange(len(prompts), device=device)
+        cache = DynamicCache(config=self.model.config)
+        answers: list[list[int]] = [[] for _ in prompts]
+        for step in range(sampling.max_new_tokens):
+            positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+            output = cast(Any, self.model)(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=positions[:, -input_ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            tokens = sample_tokens(output.logits[:, -1], uniforms[rows, step], sampling)  # [rows]
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                answers[row].append(token)
+            unfinished = ~torch.isin(tokens, ends)
+            if not unfinished.any():
+                break
+            if not unfinished.all():
+                rows, mask, tokens = rows[unfinished], mask[unfinished], tokens[unfinished]
+                cache.batch_select_indices(unfinished.nonzero()[:, 0])
+            input_ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        return answers
 
 
 def _repeats(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Return for each prompt how many equal ones stand before it."""
+    """Return for each prompt how many equal ones precede it."""
     seen: Counter[tuple[int, ...]] = Counter()
     repeats: list[int] = []
     for prompt in map(tuple, prompts):
@@ -403,6 +164,65 @@ def _uniforms(prompt: Sequence[int], repeat: int, seed: int, count: int) -> torc
     digest = hashlib.sha256(repr((seed, repeat, tuple(prompt))).encode("ascii")).digest()
     stream = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=stream, dtype=torch.float64)
+
+
+def sample_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """Return one id per row: the most likely at temperature 0, else one sampled from the top_p nucleus.
+
+    The nucleus is the smallest set of most likely tokens whose softmax(logits / temperature) sums to top_p, together
+    with tokens as likely as the least of them. Its probabilities are cumulated over the vocabulary; the sampled token
+    is where that sum first exceeds the row's uniform number times the nucleus' mass.
+
+    Args:
+        logits: [batch, vocabulary].
+        uniforms: [batch], each in [0, 1).
+        sampling: temperature and top_p.
+    """
+    if not sampling.local_temperature:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.double() / sampling.local_temperature, dim=-1)
+    if sampling.local_top_p < 1:
+        falling = _sorted_descending(probabilities)
+        before = falling.cumsum(dim=-1) - falling
+        least = torch.where(before < sampling.local_top_p, falling, 1.0).amin(dim=-1, keepdim=True)  # [batch, 1]
+        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+    cumulated = probabilities.cumsum(dim=-1)  # [batch, vocabulary]
+    mass = cumulated[:, -1:]
+    sampled = torch.searchsorted(cumulated, uniforms[:, None] * mass, right=True)
+    last_kept = (cumulated < mass).sum(dim=-1, keepdim=True)
+    return torch.minimum(sampled, last_kept)[:, 0]
+
+
+def _sorted_descending(values: torch.Tensor) -> torch.Tensor:
+    if values.is_cuda:
+        return values.sort(dim=-1, descending=True).values
+    # On a CPU torch sorts the indices as well, which takes five times as long.
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+
+
+def sample_candidates(
+    generator: AnswerGenerator,
+    speeches: Sequence[Speech],
+    *,
+    author: str,
+    per_speech: int,
+    sampling: SamplingConfig,
+    chat: ChatFormat,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Candidate]:
+    """Return `per_speech` candidates for each speech, those of one speech next to each other.
+
+    A text may be empty, and an answer that reached its token limit is marked as unfinished; the caller decides what to
+    do with them. `progress` is called with the number of answers so far, and of all.
+    """
+    repeated = [speech for speech in speeches for _ in range(per_speech)]
+    prompts = {speech.id: encode_prompt(generator.tokenizer, speech.text, chat) for speech in speeches}
+    answers = generator.generate([prompts[speech.id] for speech in repeated], sampling, seed, progress)
+    return [
+        Candidate(speech.id, author, answer.text, answer.finished)
+        for speech, answer in zip(repeated, answers, strict=True)
+    ]
 
 
 class _Drawing(NamedTuple):
@@ -501,40 +321,3 @@ class LocalChatModel:
             status, reason = ReplyStatus.EMPTY, "the reply has no text"
         model = self._fingerprint["model"]
         return ChatReply(status, answer.text, model, prompt_tokens, len(answer.token_ids), reason)
-
-
-class SampleRequest(NamedTuple):
-    """Who answers, how many times each speech is answered, and how the answers are drawn."""
-
-    author: str
-    per_speech: int
-    sampling: SamplingConfig
-    chat: ChatFormat
-    seed: int
-
-
-def sample_candidates(
-    generator: AnswerGenerator,
-    tokenizer: PreTrainedTokenizerBase,
-    speeches: Sequence[Speech],
-    request: SampleRequest,
-    progress: Callable[[int, int], None],
-) -> list[Candidate]:
-    """Return `per_speech` candidates for each speech, those of one speech side by side.
-
-    A text may be empty, and an answer that met its token limit is marked as unfinished: the caller decides.
-
-    Args:
-        generator: the policy.
-        tokenizer: the policy's own.
-        speeches: whom to answer.
-        request: see `SampleRequest`.
-        progress: told the number of answers so far, and of all.
-    """
-    prompts = [encode_prompt(tokenizer, speech.text, request.chat) for speech in speeches]
-    asked = [place for place in range(len(speeches)) for _ in range(request.per_speech)]
-    answers = generator.generate([prompts[i] for i in asked], request.sampling, request.seed, progress)
-    return [
-        Candidate(speeches[i].id, request.author, answer.text, answer.finished)
-        for i, answer in zip(asked, answers, strict=True)
-    ]

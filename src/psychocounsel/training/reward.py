@@ -17,9 +17,8 @@ from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.store.files import write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.generate import encode_exchange, load_tokenizer, pad_token_id
 from psychocounsel.training.runtime import quiet_libraries
-from psychocounsel.training.tokenize import TokenizedPair, tokenize_pairs
+from psychocounsel.training.tokenize import TokenizedPair, encode_exchange, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
     CarefulTrainer,
     ModelConfigs,
@@ -100,8 +99,8 @@ def train_reward_model(
     """
     tokenizer = load_tokenizer(base)
     tokenizer.pad_token_id = pad_token_id(tokenizer)
-    tokens = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
-    schedule = Schedule(len(tokens.rows), config.epochs, config.seed)
+    rows, table = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
+    schedule = Schedule(len(rows), config.epochs, config.seed)
     fingerprint = run_fingerprint(pairs, [config.fingerprint(), output.run_id])
     with quiet_libraries():
         model = load_with_new_head(base, tokenizer, config.seed)
@@ -110,15 +109,15 @@ def train_reward_model(
             model=model,
             args=_arguments(config, schedule, output.work),
             data_collator=PooledTokenCollator(pad_token_id(tokenizer)),
-            train_dataset=Dataset.from_list([_row(row) for row in tokens.rows]),
+            train_dataset=Dataset.from_list([_row(row) for row in rows]),
             processing_class=tokenizer,
             peft_config=peft_config(config.optimisation.lora, "SEQ_CLS", ["score"]),
         )
-        trainer.row_lengths = [row.length for row in tokens.rows]
+        trainer.row_lengths = [row.length for row in rows]
         seconds = run_trainer(trainer, output, fingerprint)
         save_plain(trainer.model, configs, tokenizer, output.folder)
     steps = trainer.state.global_step
-    return TrainingSummary(steps, seconds, tokens.table, history(trainer, HISTORY_COLUMNS))
+    return TrainingSummary(steps, seconds, table, history(trainer, HISTORY_COLUMNS))
 
 
 def load_with_new_head(base: Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -21,8 +21,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
-from psychocounsel.training.generate import EncodedExchange, encode_exchange, pad_token_id
 from psychocounsel.training.runtime import prepare_processor, quiet_libraries, saving
+from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
 from psychocounsel.types import Candidate, Speech
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"

@@ -1,21 +1,152 @@
-"""PreferencePair -> TokenizedPair: token ids, and the only length policy there is.
+"""Chats and preference pairs as token ids.
 
-Nothing is ever cut: a cut side has lost its terminator, and two cut sides may have become the same text. A
-pair of which either side does not fit is dropped and counted, and too many dropped pairs end the stage.
+A chat template is applied once and gives ids; no rendered text is tokenized again, so a chat has one beginning-of-text
+token and an answer one terminator. Nothing is truncated: a truncated side has lost its terminator, and two truncated
+sides may be the same text. A pair with a side that does not fit is dropped and counted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
-from psychocounsel.errors import DataQualityError
-from psychocounsel.training.generate import TemplateError, encode_exchange
+from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.training.runtime import quiet_libraries
-from psychocounsel.types import PreferencePair
+from psychocounsel.types import Policy, PreferencePair
+
+PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
+RESERVED_PREFIX = "<|reserved_special_token_"
+PINNED_DATE = '{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ "" }}'
+"""Prepended to a chat template, it gives the configured date where the template asks for today's."""
+
+
+class EncodedExchange(NamedTuple):
+    """A prompt and its answer as ids; `response_ids` end in the answer's one terminator."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+class TemplateError(InputError):
+    """A chat template (or a text in it) whose ids cannot be split into a prompt and a terminated answer."""
+
+
+def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that is stored with the weights of `policy`.
+
+    Raises:
+        ConfigError: there is none, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(policy.location, revision=policy.revision or "main")
+    except (OSError, ValueError) as error:
+        remedy = f"check the folder or Hub id ({error})"
+        raise ConfigError("no tokenizer can be loaded", where=policy.location, remedy=remedy) from error
+    if not tokenizer.chat_template:
+        remedy = "use an instruction-tuned model"
+        raise ConfigError("the tokenizer has no chat template", where=policy.location, remedy=remedy)
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that stand for no text: begin, end, headers, padding, reserved."""
+    return frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that pads short rows. It never ends an answer, so no end is taken for padding.
+
+    It is Llama 3's own padding token, or the tokenizer's if that is not the end-of-text token, or a reserved one.
+
+    Raises:
+        ConfigError: the vocabulary has none of these.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if PAD_TOKEN in vocabulary:
+        return vocabulary[PAD_TOKEN]
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return cast(int, tokenizer.pad_token_id)
+    reserved = [index for token, index in vocabulary.items() if token.startswith(RESERVED_PREFIX)]
+    if not reserved:
+        raise ConfigError(
+            "the tokenizer has no padding token distinct from its end-of-text token",
+            where=tokenizer.name_or_path,
+            remedy="add one to the tokenizer (add_special_tokens) and save it with the model",
+        )
+    return min(reserved)
+
+
+def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id with which the chat template ends an answer (`<|eot_id|>` in Llama 3).
+
+    Raises:
+        TemplateError: the template writes none.
+    """
+    return encode_exchange(tokenizer, "Hello", "Hello", ChatFormat()).response_ids[-1]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, speech_text: str, chat: ChatFormat) -> list[int]:
+    """Return the ids of the chat up to where the assistant begins to speak.
+
+    Raises:
+        TemplateError: there is not exactly one beginning-of-text token, where the tokenizer has one.
+    """
+    ids = _apply_template(tokenizer, _messages(speech_text, chat), chat, add_generation_prompt=True)
+    begin = cast(int | None, tokenizer.bos_token_id)
+    if begin is not None and (ids.count(begin) != 1 or ids[0] != begin):
+        raise TemplateError(
+            f"the chat template gives {ids.count(begin)} beginning-of-text tokens in one prompt, not one at its start",
+            remedy="correct the chat template",
+        )
+    return ids
+
+
+def encode_exchange(
+    tokenizer: PreTrainedTokenizerBase, speech_text: str, response: str, chat: ChatFormat
+) -> EncodedExchange:
+    """Return the ids of prompt and answer, taken from one encoding of the whole chat.
+
+    Raises:
+        TemplateError: the prompt is no prefix of the chat, or the answer has not exactly one terminator.
+    """
+    prompt = encode_prompt(tokenizer, speech_text, chat)
+    messages = [*_messages(speech_text, chat), {"role": "assistant", "content": response}]
+    whole = _apply_template(tokenizer, messages, chat, add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise TemplateError(
+            "the prompt's token ids are not a prefix of the chat's", remedy="use a chat template that only appends"
+        )
+    special, rest = special_ids(tokenizer), whole[len(prompt) :]
+    ends = [place for place, index in enumerate(rest) if index in special]
+    if len(ends) != 1:
+        raise TemplateError(
+            f"the template ends an answer with {len(ends)} special tokens instead of one",
+            remedy="use a chat template that closes the assistant's turn with its end-of-turn token",
+        )
+    return EncodedExchange(prompt, rest[: ends[0] + 1])
+
+
+def _messages(speech_text: str, chat: ChatFormat) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
+    return [*system, {"role": "user", "content": speech_text}]
+
+
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], chat: ChatFormat, *, add_generation_prompt: bool
+) -> list[int]:
+    ids = tokenizer.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=add_generation_prompt,
+        date_string=chat.date_string,
+        chat_template=PINNED_DATE + tokenizer.get_chat_template(),
+        sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
+    )
+    return cast(list[int], ids)
 
 
 class TokenizedPair(NamedTuple):
@@ -32,9 +163,8 @@ class TokenizedPair(NamedTuple):
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-@dataclass(frozen=True)
-class LengthTable:
-    """How many pairs were kept, and why the others were dropped: each counts under its first reason."""
+class LengthTable(NamedTuple):
+    """How many pairs are kept, and how many are dropped for which reason; a pair counts under its first reason."""
 
     kept: int = 0
     too_long_chosen: int = 0
@@ -44,74 +174,51 @@ class LengthTable:
 
     @property
     def dropped(self) -> int:
-        """Number of pairs that were left out."""
-        return self.total - self.kept
-
-    @property
-    def total(self) -> int:
-        """Number of pairs that were looked at."""
-        return sum(self.as_dict().values())
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts by reason, in the order in which a table shows them."""
-        return asdict(self)
-
-
-class TokenizedPairs(NamedTuple):
-    """The pairs that fit, in their order, and the count of those that do not."""
-
-    rows: list[TokenizedPair]
-    table: LengthTable
+        """Number of pairs that are left out."""
+        return sum(self) - self.kept
 
 
 def tokenize_pairs(
-    pairs: Sequence[PreferencePair],
-    tokenizer: PreTrainedTokenizerBase,
-    length: LengthConfig,
-    chat: ChatFormat,
-) -> TokenizedPairs:
-    """Encode `pairs`; leave out, and count, those that do not fit into `length.max_length_tokens`.
+    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, length: LengthConfig, chat: ChatFormat
+) -> tuple[list[TokenizedPair], LengthTable]:
+    """Return the pairs that fit into `length.max_length_tokens`, in their order, and the counts of all.
 
     Raises:
-        DataQualityError: more than `length.max_dropped_share` of the pairs was dropped, or none is left.
+        DataQualityError: more than `length.max_dropped_share` of the pairs is dropped, or none is left.
     """
     rows: list[TokenizedPair] = []
-    reasons: list[str] = []
+    reasons: Counter[str] = Counter()
     for pair in pairs:
-        with quiet_libraries():  # a text beyond the model's positions is our business: it is dropped
-            row = _encode(pair, tokenizer, chat)
-        reason = "not_a_prefix" if row is None else _reason_to_drop(row, length.max_length_tokens)
-        if row is not None and reason is None:
+        try:
+            with quiet_libraries():  # the warning on texts beyond the model's positions: such pairs are dropped here
+                row = _encode_pair(pair, tokenizer, chat)
+        except TemplateError:
+            reasons["not_a_prefix"] += 1
+            continue
+        reason = _reason_to_drop(row, length.max_length_tokens)
+        reasons[reason] += 1
+        if reason == "kept":
             rows.append(row)
-        reasons.append(reason or "kept")
-    table = LengthTable(**{reason: reasons.count(reason) for reason in set(reasons)})
-    _check(table, length)
-    return TokenizedPairs(rows, table)
+    table = LengthTable(**reasons)
+    if not rows or table.dropped > length.max_dropped_share * len(pairs):
+        counts = ", ".join(f"{reason} {count}" for reason, count in table._asdict().items())
+        raise DataQualityError(
+            f"{table.dropped} of {len(pairs)} pairs cannot be trained on ({counts})",
+            remedy="raise length.max_length_tokens or length.max_dropped_share, or use shorter responses",
+        )
+    return rows, table
 
 
-def _encode(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> TokenizedPair | None:
-    try:
-        chosen = encode_exchange(tokenizer, pair.speech.text, pair.chosen.candidate.text, chat)
-        rejected = encode_exchange(tokenizer, pair.speech.text, pair.rejected.candidate.text, chat)
-    except TemplateError:
-        return None
+def _encode_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> TokenizedPair:
+    chosen = encode_exchange(tokenizer, pair.speech.text, pair.chosen.candidate.text, chat)
+    rejected = encode_exchange(tokenizer, pair.speech.text, pair.rejected.candidate.text, chat)
     return TokenizedPair(pair.id, chosen.prompt_ids, chosen.response_ids, rejected.response_ids)
 
 
-def _reason_to_drop(row: TokenizedPair, max_length_tokens: int) -> str | None:
-    room = max_length_tokens - len(row.prompt_ids)
-    if len(row.chosen_ids) > room:
+def _reason_to_drop(row: TokenizedPair, max_length_tokens: int) -> str:
+    longest_answer = max_length_tokens - len(row.prompt_ids)
+    if len(row.chosen_ids) > longest_answer:
         return "too_long_chosen"
-    if len(row.rejected_ids) > room:
+    if len(row.rejected_ids) > longest_answer:
         return "too_long_rejected"
-    return "identical_tokens" if row.chosen_ids == row.rejected_ids else None
-
-
-def _check(table: LengthTable, length: LengthConfig) -> None:
-    if table.kept and table.dropped <= length.max_dropped_share * table.total:
-        return
-    counts = ", ".join(f"{reason} {count}" for reason, count in table.as_dict().items())
-    raise DataQualityError(
-        f"{table.dropped} of {table.total} pairs cannot be trained on ({counts})",
-        remedy="raise length.max_length_tokens or length.max_dropped_share, or use shorter responses",
-    )
+    return "identical_tokens" if row.chosen_ids == row.rejected_ids else "kept"

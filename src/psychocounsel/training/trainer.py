@@ -108,7 +108,7 @@ class TrainingSummary:
         return {
             "steps": self.steps,
             "seconds": self.seconds,
-            "lengths": self.lengths.as_dict(),
+            "lengths": self.lengths._asdict(),
             "history": [dict(row) for row in self.history],
         }
 
