@@ -14,7 +14,7 @@ from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.schemas import read_judgements, read_pairs, read_samples
+from psychocounsel.store.schemas import read_judgements, read_pairs, read_table
 from psychocounsel.store.store import Store
 from running import Cli, Ended
 
@@ -58,6 +58,14 @@ def by_number(request: Mapping[str, Any], number: int) -> Reply:
     return Reply(json.dumps(told))
 
 
+def sample_ratings(judged: Artifact, candidate_id: str) -> list[dict[str, float]]:
+    return [
+        {column.removesuffix("_rating"): value for column, value in row.items() if column.endswith("_rating")}
+        for row in read_table(judged, "samples.parquet")
+        if row["candidate_id"] == candidate_id
+    ]
+
+
 class TestSamples:
     def test_means_and_draws_are_kept_and_paired(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(by_number) as server:
@@ -70,10 +78,9 @@ class TestSamples:
             assert built(cli, recipe, judge).code == 0
             assert server.count == 3 * 128
         judged = newest(recipe, "judgements")
-        samples = read_samples(judged)
-        assert len(samples) == 3 * 128
-        for judgement in read_judgements(judged):
-            own = [each.sample.ratings for each in samples if each.candidate_id == judgement.candidate_id]
+        assert len(list(read_table(judged, "samples.parquet"))) == 3 * 128
+        for judgement in read_judgements(judged)[:9]:
+            own = sample_ratings(judged, judgement.candidate_id)
             assert judgement.ratings == {name: pytest.approx(sum(each[name] for each in own) / 3) for name in own[0]}
         table = pq.read_table(judged.file("judgements.parquet")).to_pylist()
         assert {row["samples"] for row in table} == {row["valid_samples"] for row in table} == {3}
@@ -165,7 +172,7 @@ class TestPanel:
         means = judged.metrics["disagreement"]["mean_rating"]
         assert means[names[0]]["safety"] < means[names[1]]["safety"]
         first = read_judgements(judged)[0]
-        own = [each.sample.ratings for each in read_samples(judged) if each.candidate_id == first.candidate_id]
+        own = sample_ratings(judged, first.candidate_id)
         assert len(own) == 3
         assert first.ratings == {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
         assert judged.metrics["spend"]["models"].keys() >= set(names[:2])

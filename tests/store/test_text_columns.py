@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psychocounsel.store.tables import TextColumn, text_columns
+from psychocounsel.store.schemas import TextColumn, text_columns
 
 
 def test_every_column_that_may_hold_text_is_told(tmp_path: Path) -> None:

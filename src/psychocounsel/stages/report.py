@@ -98,11 +98,11 @@ def _opened(store: Store, artifact: Artifact, role: str) -> Artifact:
 
 def _both_orders(verdicts: Artifact) -> dict[str, BothOrders]:
     rows = read_comparisons(verdicts)
-    backward = {each.verdict.speech_id: each.verdict for each in rows if each.order == "backward"}
+    backward = {each.comparison.speech_id: each.comparison for each in rows if each.order == "backward"}
     return {
-        each.verdict.speech_id: BothOrders(each.verdict, backward[each.verdict.speech_id])
+        each.comparison.speech_id: BothOrders(each.comparison, backward[each.comparison.speech_id])
         for each in rows
-        if each.order == "forward" and each.verdict.speech_id in backward
+        if each.order == "forward" and each.comparison.speech_id in backward
     }
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, InputError, StoreError
 from psychocounsel.store.artifacts import CARD, MANIFEST, METRICS, Artifact, ArtifactSpec
 from psychocounsel.store.references import HUB, ancestors, resolve
+from psychocounsel.store.schemas import text_columns
 from psychocounsel.store.store import Store, damaged_files, flatten
-from psychocounsel.store.tables import text_columns
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

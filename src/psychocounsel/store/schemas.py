@@ -1,203 +1,69 @@
-# pyright: standard, for its libraries come without types
-"""Nouns <-> Parquet: every table of an artifact, and the only home of column names.
+# pyright: standard
+"""The Parquet tables of artifacts: the only place that knows column names.
 
 Schemas are explicit, so that equal rows give equal bytes and a column of nulls keeps its type.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from psychocounsel.errors import InputError
+from psychocounsel.errors import InputError, StoreError
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
-from psychocounsel.store.tables import read_table, write_table
+from psychocounsel.store.files import digest_of_file, partial_path, put_in_place, write_faults
 from psychocounsel.types import (
     Candidate,
     Comparison,
     Judgement,
     PreferencePair,
     Rating,
-    RatingSample,
     ReplyStatus,
     ScoredCandidate,
-    Scoring,
     Speech,
     Winner,
 )
 
-SAMPLES_FILE = "samples.parquet"
-VOTES_FILE = "votes.parquet"
-RATING = "_rating"
-WINNER = "_winner"
-
-_SPREAD = "_spread"
-
-
-class OrderedComparison(NamedTuple):
-    """A verdict and which order the judge saw: `forward` puts the policy first."""
-
-    verdict: Comparison
-    order: str
-
-
-class StoredSample(NamedTuple):
-    """A sample and the response that it is about."""
-
-    candidate_id: str
-    sample: RatingSample
-
-
-def write_averaged(
-    writer: ArtifactWriter, name: str, judgements: Iterable[Judgement], principles: Sequence[str]
-) -> None:
-    """Write judgements that are means of samples.
-
-    `samples` were asked for, `valid_samples` stand behind the means; `PRINCIPLE_spread` is the standard deviation
-    of these (over their number, not one less), null where there is only one. `scored_by` says how ratings
-    were had from replies; `mixed` where not all of a judgement's were had in the same way.
-    """
-    texts = [(column, pa.string()) for column in ("candidate_id", "judge", "status")]
-    ratings = [(principle + RATING, pa.float64()) for principle in principles]
-    counts = [("reason", pa.string()), ("samples", pa.int64()), ("valid_samples", pa.int64())]
-    spreads = [(principle + _SPREAD, pa.float64()) for principle in principles]
-    schema = pa.schema([*texts, *ratings, *counts, ("scored_by", pa.string()), *spreads])
-    write_table(writer, name, (_averaged_row(each, principles) for each in judgements), schema)
-
-
-def _averaged_row(judgement: Judgement, principles: Sequence[str]) -> dict[str, Any]:
-    valid = [sample for sample in judgement.samples if sample.status is ReplyStatus.VALID]
-    ways = {sample.scored_by.value for sample in valid}
-    spreads = {name + _SPREAD: _spread([sample.ratings[name] for sample in valid]) for name in principles}
-    return {
-        "candidate_id": judgement.candidate_id,
-        "judge": judgement.judge,
-        "status": judgement.status.value,
-        **{name + RATING: judgement.ratings.get(name) for name in principles},
-        "reason": judgement.reason,
-        "samples": len(judgement.samples),
-        "valid_samples": len(valid),
-        "scored_by": "mixed" if len(ways) > 1 else "".join(ways),
-        **spreads,
-    }
-
-
-def _spread(ratings: Sequence[float]) -> float | None:
-    if len(ratings) < 2:
-        return None
-    mean = math.fsum(ratings) / len(ratings)
-    return math.sqrt(math.fsum((rating - mean) ** 2 for rating in ratings) / len(ratings))
-
-
-def write_samples(writer: ArtifactWriter, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
-    """Write every sample of every judgement; a failed one has nulls where its ratings would stand."""
-    schema = pa.schema(
-        [
-            ("candidate_id", pa.string()),
-            ("judge", pa.string()),
-            ("sample_index", pa.int64()),
-            ("status", pa.string()),
-            *((principle + RATING, pa.float64()) for principle in principles),
-            ("scored_by", pa.string()),
-            ("reason", pa.string()),
-        ]
-    )
-    rows = (
-        {
-            "candidate_id": judgement.candidate_id,
-            "judge": sample.judge,
-            "sample_index": sample.sample_index,
-            "status": sample.status.value,
-            **{principle + RATING: sample.ratings.get(principle) for principle in principles},
-            "scored_by": sample.scored_by.value,
-            "reason": sample.reason,
-        }
-        for judgement in judgements
-        for sample in judgement.samples
-    )
-    write_table(writer, SAMPLES_FILE, rows, schema)
-
-
-def read_samples(artifact: Artifact) -> list[StoredSample]:
-    """Read the samples behind an artifact's judgements, in order; none where each is one reply's own."""
-    if SAMPLES_FILE not in artifact.manifest["files"]:
-        return []
-    return [StoredSample(row["candidate_id"], _sample(row)) for row in read_table(artifact, SAMPLES_FILE)]
-
-
-def _sample(row: Mapping[str, Any]) -> RatingSample:
-    ratings = {
-        column.removesuffix(RATING): value
-        for column, value in row.items()
-        if column.endswith(RATING) and value is not None
-    }
-    status, scored_by = ReplyStatus(row["status"]), Scoring(row["scored_by"])
-    return RatingSample(row["judge"], row["sample_index"], status, ratings, row["reason"], scored_by)
-
-
-def write_votes(writer: ArtifactWriter, verdicts: Iterable[OrderedComparison], criteria: Sequence[str]) -> None:
-    """Write every vote of every verdict; a failed one has nulls where its winners would stand."""
-    texts = ("speech_id", "order", "judge", "status", *(name + WINNER for name in criteria))
-    schema = pa.schema([*((name, pa.string()) for name in texts), ("sample_index", pa.int64())])
-    rows = (
-        {
-            "speech_id": verdict.speech_id,
-            "order": order,
-            "judge": vote.judge,
-            "status": vote.status.value,
-            **{name + WINNER: _told(vote.winners.get(name)) for name in criteria},
-            "sample_index": vote.sample_index,
-        }
-        for verdict, order in verdicts
-        for vote in verdict.votes
-    )
-    write_table(writer, VOTES_FILE, rows, schema)
-
-
-def _told(winner: Winner | None) -> str | None:
-    return None if winner is None else winner.value
-
-
 SPEECHES_FILE = "speeches.parquet"
 CANDIDATES_FILE = "candidates.parquet"
 JUDGEMENTS_FILE = "judgements.parquet"
+SAMPLES_FILE = "samples.parquet"
 SCORES_FILE = "scores.parquet"
 COMPARISONS_FILE = "comparisons.parquet"
+VOTES_FILE = "votes.parquet"
+ROWS_FILE = "rows.parquet"
+BATCH_ROWS = 8192
 
-_SPEECH_SCHEMA = pa.schema(
-    [
-        ("speech_id", pa.string()),
-        ("text", pa.string()),
-        ("topic", pa.string()),
-        ("fine_topic", pa.string()),
-        ("crisis", pa.bool_()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("cluster", pa.string()),
-    ]
+TEXT, INT, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+RATING = "_rating"
+SPREAD = "_spread"
+WINNER = "_winner"
+
+SPEECH_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("speech_id", "text", "topic", "fine_topic"), TEXT),
+        "crisis": FLAG,
+        **dict.fromkeys(("source", "split", "cluster"), TEXT),
+    }
 )
-_CANDIDATE_SCHEMA = pa.schema(
-    [
-        ("candidate_id", pa.string()),
-        ("speech_id", pa.string()),
-        ("author", pa.string()),
-        ("text", pa.string()),
-        ("finished", pa.bool_()),
-    ]
-)
-_SCORE_SCHEMA = pa.schema(
-    [
-        ("candidate_id", pa.string()),
-        ("raw_reward", pa.float64()),
-        ("reward", pa.float64()),
-        ("tokens", pa.int64()),
-    ]
+CANDIDATE_SCHEMA = pa.schema({**dict.fromkeys(("candidate_id", "speech_id", "author", "text"), TEXT), "finished": FLAG})
+SCORE_SCHEMA = pa.schema({"candidate_id": TEXT, "raw_reward": FLOAT, "reward": FLOAT, "tokens": INT})
+ROW_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("source", "where", "key", "raw_digest", "text_id"), TEXT),
+        "changed_by": pa.list_(TEXT),
+        **dict.fromkeys(("dropped_by", "reason", "detail"), TEXT),
+    }
 )
 
 
 class SplitSpeech(NamedTuple):
-    """A speech, the split it belongs to and the cluster of near-duplicates that decided it."""
+    """A speech, its split and the cluster of near-duplicates that decided the split."""
 
     speech: Speech
     split: str
@@ -213,34 +79,124 @@ class RewardScore(NamedTuple):
     tokens: int
 
 
+class OrderedComparison(NamedTuple):
+    """A comparison and the order that the judge saw: in `forward` the policy stands first."""
+
+    comparison: Comparison
+    order: str
+
+
+class RowProvenance(NamedTuple):
+    """One row of a source and what happened to it.
+
+    `text_id` is the id of the speech or candidate in it, kept or not, and empty if there is none. `raw_digest` is a
+    digest of the text as the source has it. `dropped_by` and `reason` are empty for a row that was kept.
+    """
+
+    source: str
+    where: str
+    key: str
+    raw_digest: str
+    text_id: str
+    changed_by: tuple[str, ...] = ()
+    dropped_by: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+class TextColumn(NamedTuple):
+    """Consecutive cells of one column. `first_row` is the row of the first cell, counted from 1."""
+
+    first_row: int
+    name: str
+    texts: list[str]
+
+
+def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write a table in batches, so that it may be larger than memory, and note its number of rows.
+
+    Raises:
+        IncompleteError: the disk is full; there is no partial table.
+    """
+    path = writer.file(name)
+    partial = partial_path(path)
+    written = 0
+    source = iter(rows)
+    with write_faults(path):
+        with pq.ParquetWriter(partial, schema) as parquet:
+            while batch := list(islice(source, BATCH_ROWS)):
+                parquet.write_table(pa.Table.from_pylist(batch, schema=schema))
+                written += len(batch)
+        put_in_place(partial, path)
+    writer.rows[name] = written
+
+
+def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
+    """Return the rows of a table, after comparing its digest with the manifest: Parquet misses many a flipped byte.
+
+    Raises:
+        StoreError: the table is missing or damaged.
+    """
+    path = artifact.file(name)
+    try:
+        is_intact = digest_of_file(path) == artifact.manifest["files"][name]["sha256"]
+    except (OSError, KeyError):
+        is_intact = False
+    if not is_intact:
+        raise StoreError(
+            "the table is missing or damaged",
+            where=str(path),
+            remedy="check it with `psychocounsel verify`; move the folder away to make it again",
+        )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
+
+    return rows()
+
+
+def text_columns(path: Path) -> Iterator[TextColumn]:
+    """Yield the columns of a Parquet file that may hold text, in pieces. Lists become JSON, nulls empty texts."""
+    with pq.ParquetFile(path) as table:
+        fields = [each for each in table.schema_arrow if not (pa.types.is_primitive(each.type))]
+        names = [each.name for each in fields if not pa.types.is_null(each.type)]
+        first_row = 1
+        for batch in table.iter_batches(BATCH_ROWS, columns=names):
+            for name in names:
+                yield TextColumn(first_row, name, [_as_text(cell) for cell in batch.column(name).to_pylist()])
+            first_row += batch.num_rows
+
+
+def _as_text(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None else json.dumps(cell, ensure_ascii=False, default=str)
+
+
 def write_speeches(writer: ArtifactWriter, speeches: Iterable[SplitSpeech]) -> None:
     """Write the speeches of a corpus with their splits."""
     rows = (
         {
-            "speech_id": each.speech.id,
-            "text": each.speech.text,
-            "topic": each.speech.topic,
-            "fine_topic": each.speech.fine_topic,
-            "crisis": each.speech.crisis,
-            "source": each.speech.source,
-            "split": each.split,
-            "cluster": each.cluster,
+            "speech_id": speech.id,
+            "text": speech.text,
+            "topic": speech.topic,
+            "fine_topic": speech.fine_topic,
+            "crisis": speech.crisis,
+            "source": speech.source,
+            "split": split,
+            "cluster": cluster,
         }
-        for each in speeches
+        for speech, split, cluster in speeches
     )
-    write_table(writer, SPEECHES_FILE, rows, _SPEECH_SCHEMA)
+    write_table(writer, SPEECHES_FILE, rows, SPEECH_SCHEMA)
 
 
 def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
     """Read every speech of a corpus, in its order."""
-    return [
-        SplitSpeech(
-            Speech(row["text"], row["topic"], row["crisis"], row["source"], row["fine_topic"]),
-            row["split"],
-            row["cluster"],
-        )
-        for row in read_table(artifact, SPEECHES_FILE)
-    ]
+    rows = read_table(artifact, SPEECHES_FILE)
+    return [SplitSpeech(_speech(row, "text"), row["split"], row["cluster"]) for row in rows]
 
 
 def _speech(row: Mapping[str, Any], text_column: str) -> Speech:
@@ -259,7 +215,7 @@ def write_candidates(writer: ArtifactWriter, candidates: Iterable[Candidate]) ->
         }
         for each in candidates
     )
-    write_table(writer, CANDIDATES_FILE, rows, _CANDIDATE_SCHEMA)
+    write_table(writer, CANDIDATES_FILE, rows, CANDIDATE_SCHEMA)
 
 
 def read_candidates(artifact: Artifact) -> list[Candidate]:
@@ -271,42 +227,97 @@ def read_candidates(artifact: Artifact) -> list[Candidate]:
 
 
 def write_judgements(writer: ArtifactWriter, judgements: Iterable[Judgement], principles: Sequence[str]) -> None:
-    """Write judgements; a failed one has nulls where its ratings would stand.
+    """Write judgements; a failed one has nulls instead of ratings.
 
-    Where they are means of samples, these get a table of their own, and their numbers stand beside the means.
+    Ratings that are means of several samples have four more kinds of columns: the number of `samples`, the number of
+    `valid_samples` in the means, `scored_by` (`mixed` if not all were read from replies in the same way), and
+    `PRINCIPLE_spread`, their population standard deviation, null for a single one. The samples get a table of their
+    own.
     """
-    kept = list(judgements)
-    if any(each.samples for each in kept):
-        write_averaged(writer, JUDGEMENTS_FILE, kept, principles)
-        write_samples(writer, kept, principles)
-        return
-    columns = [("candidate_id", pa.string()), ("judge", pa.string()), ("status", pa.string())]
-    ratings = [(principle + RATING, pa.int64()) for principle in principles]
-    schema = pa.schema([*columns, *ratings, ("reason", pa.string())])
+    judgements = list(judgements)
+    is_averaged = any(each.samples for each in judgements)
+    columns = {
+        **dict.fromkeys(("candidate_id", "judge", "status"), TEXT),
+        **dict.fromkeys((name + RATING for name in principles), FLOAT if is_averaged else INT),
+        "reason": TEXT,
+    }
+    if is_averaged:
+        columns |= {"samples": INT, "valid_samples": INT, "scored_by": TEXT}
+        columns |= dict.fromkeys((name + SPREAD for name in principles), FLOAT)
+        _write_samples(writer, judgements, principles)
     rows = (
         {
             "candidate_id": each.candidate_id,
             "judge": each.judge,
             "status": each.status.value,
+            **{name + RATING: each.ratings.get(name) for name in principles},
             "reason": each.reason,
-            **{principle + RATING: each.ratings.get(principle) for principle in principles},
+            **(_sample_statistics(each, principles) if is_averaged else {}),
         }
-        for each in kept
+        for each in judgements
     )
-    write_table(writer, JUDGEMENTS_FILE, rows, schema)
+    write_table(writer, JUDGEMENTS_FILE, rows, pa.schema(columns))
+
+
+def _sample_statistics(judgement: Judgement, principles: Sequence[str]) -> dict[str, Any]:
+    valid = [sample for sample in judgement.samples if sample.status is ReplyStatus.VALID]
+    scored_by = {sample.scored_by.value for sample in valid}
+    return {
+        "samples": len(judgement.samples),
+        "valid_samples": len(valid),
+        "scored_by": "mixed" if len(scored_by) > 1 else "".join(scored_by),
+        **{name + SPREAD: _spread([sample.ratings[name] for sample in valid]) for name in principles},
+    }
+
+
+def _spread(ratings: Sequence[float]) -> float | None:
+    if len(ratings) < 2:
+        return None
+    mean = math.fsum(ratings) / len(ratings)
+    return math.sqrt(math.fsum((rating - mean) ** 2 for rating in ratings) / len(ratings))
+
+
+def _write_samples(writer: ArtifactWriter, judgements: Sequence[Judgement], principles: Sequence[str]) -> None:
+    columns = {
+        **{"candidate_id": TEXT, "judge": TEXT, "sample_index": INT, "status": TEXT},
+        **dict.fromkeys((name + RATING for name in principles), FLOAT),
+        **{"scored_by": TEXT, "reason": TEXT},
+    }
+    rows = (
+        {
+            "candidate_id": judgement.candidate_id,
+            "judge": sample.judge,
+            "sample_index": sample.sample_index,
+            "status": sample.status.value,
+            **{name + RATING: sample.ratings.get(name) for name in principles},
+            "scored_by": sample.scored_by.value,
+            "reason": sample.reason,
+        }
+        for judgement in judgements
+        for sample in judgement.samples
+    )
+    write_table(writer, SAMPLES_FILE, rows, pa.schema(columns))
 
 
 def read_judgements(artifact: Artifact) -> list[Judgement]:
-    """Read judgements, in their order."""
+    """Read judgements, in their order, without the samples behind them."""
     return [
-        Judgement(row["candidate_id"], row["judge"], ReplyStatus(row["status"]), _ratings(row, ""), row["reason"])
+        Judgement(row["candidate_id"], row["judge"], ReplyStatus(row["status"]), _ratings(row), row["reason"])
         for row in read_table(artifact, JUDGEMENTS_FILE)
     ]
 
 
+def _ratings(row: Mapping[str, Any], prefix: str = "") -> dict[str, Rating]:
+    return {
+        column.removeprefix(prefix).removesuffix(RATING): value
+        for column, value in row.items()
+        if column.endswith(RATING) and column.startswith(prefix) and value is not None
+    }
+
+
 def write_scores(writer: ArtifactWriter, scores: Iterable[RewardScore]) -> None:
     """Write rewards of candidates."""
-    write_table(writer, SCORES_FILE, [each._asdict() for each in scores], _SCORE_SCHEMA)
+    write_table(writer, SCORES_FILE, (each._asdict() for each in scores), SCORE_SCHEMA)
 
 
 def read_scores(artifact: Artifact) -> list[RewardScore]:
@@ -314,128 +325,111 @@ def read_scores(artifact: Artifact) -> list[RewardScore]:
     return [RewardScore(**row) for row in read_table(artifact, SCORES_FILE)]
 
 
-def write_comparisons(writer: ArtifactWriter, verdicts: Iterable[OrderedComparison], criteria: Sequence[str]) -> None:
-    """Write verdicts of both orders; a failed one has nulls where its winners would stand.
+def write_comparisons(
+    writer: ArtifactWriter, comparisons: Iterable[OrderedComparison], criteria: Sequence[str]
+) -> None:
+    """Write comparisons in both orders; a failed one has nulls instead of winners.
 
-    Where they are counted from votes, these get a table of their own.
+    The votes behind comparisons, if there are any, get a table of their own.
     """
-    verdicts = list(verdicts)
-    if any(each.verdict.votes for each in verdicts):
-        write_votes(writer, verdicts, criteria)
-    names = [
-        "speech_id",
-        "order",
-        "first_id",
-        "second_id",
-        "status",
-        *(f"{name}_winner" for name in criteria),
-    ]
+    comparisons = list(comparisons)
+    winners = dict.fromkeys((name + WINNER for name in criteria), TEXT)
+    texts = ("speech_id", "order", "first_id", "second_id", "status")
     rows = (
         {
-            "speech_id": verdict.speech_id,
+            "speech_id": comparison.speech_id,
             "order": order,
-            "first_id": verdict.first_id,
-            "second_id": verdict.second_id,
-            "status": verdict.status.value,
-            **{f"{name}_winner": _winner(verdict, name) for name in criteria},
+            "first_id": comparison.first_id,
+            "second_id": comparison.second_id,
+            "status": comparison.status.value,
+            **{name + WINNER: comparison.winners.get(name) for name in criteria},
         }
-        for verdict, order in verdicts
+        for comparison, order in comparisons
     )
-    write_table(writer, COMPARISONS_FILE, rows, pa.schema([(name, pa.string()) for name in names]))
+    write_table(writer, COMPARISONS_FILE, rows, pa.schema({**dict.fromkeys(texts, TEXT), **winners}))
+    if not any(comparison.votes for comparison, _ in comparisons):
+        return
+    votes = (
+        {
+            "speech_id": comparison.speech_id,
+            "order": order,
+            "judge": vote.judge,
+            "status": vote.status.value,
+            **{name + WINNER: vote.winners.get(name) for name in criteria},
+            "sample_index": vote.sample_index,
+        }
+        for comparison, order in comparisons
+        for vote in comparison.votes
+    )
+    texts = ("speech_id", "order", "judge", "status")
+    schema = pa.schema({**dict.fromkeys(texts, TEXT), **winners, "sample_index": INT})
+    write_table(writer, VOTES_FILE, votes, schema)
 
 
 def read_comparisons(artifact: Artifact) -> list[OrderedComparison]:
-    """Read verdicts of both orders."""
-    return [OrderedComparison(_verdict(row), row["order"]) for row in read_table(artifact, COMPARISONS_FILE)]
-
-
-def _winner(verdict: Comparison, criterion: str) -> str | None:
-    winner = verdict.winners.get(criterion)
-    return None if winner is None else winner.value
-
-
-def _verdict(row: Mapping[str, Any]) -> Comparison:
-    winners = {
-        column.removesuffix("_winner"): Winner(value)
-        for column, value in row.items()
-        if column.endswith("_winner") and value is not None
-    }
-    return Comparison(row["speech_id"], row["first_id"], row["second_id"], ReplyStatus(row["status"]), winners)
-
-
-def pairs_schema(principles: Sequence[str], rating_type: pa.DataType | None = None) -> pa.Schema:
-    """Return the released columns of a preference dataset followed by ours.
-
-    The first columns are those of the released data set (arXiv 2502.19731), in which ratings are whole
-    numbers; means of samples need another type.
-    """
-    released = [("ID", pa.string()), ("prefID", pa.int64())]
-    texts = ["question", "chosen", "rejected", "chosen_model", "rejected_model"]
-    ratings = [f"{side}_{principle}{RATING}" for side in ("chosen", "rejected") for principle in principles]
-    ours = [
-        ("pair_id", pa.string()),
-        ("speech_id", pa.string()),
-        ("topic", pa.string()),
-        ("fine_topic", pa.string()),
-        ("crisis", pa.bool_()),
-        ("source", pa.string()),
-        ("chosen_score", pa.float64()),
-        ("rejected_score", pa.float64()),
-        ("chosen_finished", pa.bool_()),
-        ("rejected_finished", pa.bool_()),
-    ]
-    return pa.schema(
-        [
-            *released,
-            *((name, pa.string()) for name in texts),
-            *((name, rating_type or pa.int64()) for name in ratings),
-            *ours,
-        ]
-    )
+    """Read comparisons in both orders, without the votes behind them."""
+    read: list[OrderedComparison] = []
+    for row in read_table(artifact, COMPARISONS_FILE):
+        winners = {
+            column.removesuffix(WINNER): Winner(value)
+            for column, value in row.items()
+            if column.endswith(WINNER) and value is not None
+        }
+        status = ReplyStatus(row["status"])
+        comparison = Comparison(row["speech_id"], row["first_id"], row["second_id"], status, winners)
+        read.append(OrderedComparison(comparison, row["order"]))
+    return read
 
 
 def pairs_file(split: str) -> str:
-    """Return the file of one split, named as the Hub's data set loader expects."""
+    """Return the file of one split, with the name that `datasets.load_dataset` expects."""
     return f"data/{split}-00000-of-00001.parquet"
 
 
 def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePair], principles: Sequence[str]) -> None:
-    """Write one split of a preference dataset."""
-    rows = (_pair_row(number, pair) for number, pair in enumerate(pairs))
-    write_table(writer, pairs_file(split), rows, pairs_schema(principles, _rating_type(pairs)))
+    """Write one split of a preference dataset.
 
-
-def _rating_type(pairs: Iterable[PreferencePair]) -> pa.DataType:
+    The first columns are those of the released data set (arXiv 2502.19731), with whole ratings; ratings that are
+    means of samples are floats. Our own columns follow.
+    """
     ratings = (rating for pair in pairs for rating in pair.chosen.ratings.values())
-    return pa.float64() if any(isinstance(rating, float) for rating in ratings) else pa.int64()
-
-
-def _pair_row(number: int, pair: PreferencePair) -> dict[str, Any]:
-    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
-    ratings = {
-        f"{side}_{principle}{RATING}": rating
-        for side, scored in sides.items()
-        for principle, rating in scored.ratings.items()
+    rating_type = FLOAT if any(isinstance(rating, float) for rating in ratings) else INT
+    columns = {
+        **{"ID": TEXT, "prefID": INT},
+        **dict.fromkeys(("question", "chosen", "rejected", "chosen_model", "rejected_model"), TEXT),
+        **dict.fromkeys(
+            (f"{side}_{name}{RATING}" for side in ("chosen", "rejected") for name in principles), rating_type
+        ),
+        **dict.fromkeys(("pair_id", "speech_id", "topic", "fine_topic"), TEXT),
+        **{"crisis": FLAG, "source": TEXT, "chosen_score": FLOAT, "rejected_score": FLOAT},
+        **{"chosen_finished": FLAG, "rejected_finished": FLAG},
     }
+    rows = (
+        {
+            "ID": pair.speech.id,
+            "prefID": number,
+            "question": pair.speech.text,
+            **_side_row("chosen", pair.chosen),
+            **_side_row("rejected", pair.rejected),
+            "pair_id": pair.id,
+            "speech_id": pair.speech.id,
+            "topic": pair.speech.topic,
+            "fine_topic": pair.speech.fine_topic,
+            "crisis": pair.speech.crisis,
+            "source": pair.speech.source,
+        }
+        for number, pair in enumerate(pairs)
+    )
+    write_table(writer, pairs_file(split), rows, pa.schema(columns))
+
+
+def _side_row(side: str, scored: ScoredCandidate) -> dict[str, Any]:
     return {
-        "ID": pair.speech.id,
-        "prefID": number,
-        "question": pair.speech.text,
-        "chosen": pair.chosen.candidate.text,
-        "rejected": pair.rejected.candidate.text,
-        "chosen_model": pair.chosen.candidate.author,
-        "rejected_model": pair.rejected.candidate.author,
-        **ratings,
-        "pair_id": pair.id,
-        "speech_id": pair.speech.id,
-        "topic": pair.speech.topic,
-        "fine_topic": pair.speech.fine_topic,
-        "crisis": pair.speech.crisis,
-        "source": pair.speech.source,
-        "chosen_score": float(pair.chosen.score),
-        "rejected_score": float(pair.rejected.score),
-        "chosen_finished": pair.chosen.candidate.finished,
-        "rejected_finished": pair.rejected.candidate.finished,
+        side: scored.candidate.text,
+        f"{side}_model": scored.candidate.author,
+        f"{side}_score": float(scored.score),
+        f"{side}_finished": scored.candidate.finished,
+        **{f"{side}_{name}{RATING}": rating for name, rating in scored.ratings.items()},
     }
 
 
@@ -447,74 +441,40 @@ def read_pairs(artifact: Artifact, split: str) -> list[PreferencePair]:
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
     speech = _speech(row, "question")
-    return PreferencePair(speech, _side(row, speech, "chosen"), _side(row, speech, "rejected"))
+    chosen, rejected = (
+        ScoredCandidate(
+            Candidate(speech.id, row[f"{side}_model"], row[side], row[f"{side}_finished"]),
+            row[f"{side}_score"],
+            _ratings(row, f"{side}_"),
+        )
+        for side in ("chosen", "rejected")
+    )
+    return PreferencePair(speech, chosen, rejected)
 
 
-def _side(row: Mapping[str, Any], speech: Speech, side: str) -> ScoredCandidate:
-    candidate = Candidate(speech.id, row[f"{side}_model"], row[side], row.get(f"{side}_finished", True))
-    return ScoredCandidate(candidate, row[f"{side}_score"], _ratings(row, f"{side}_"))
-
-
-def _ratings(row: Mapping[str, Any], prefix: str) -> dict[str, Rating]:
-    return {
-        column.removeprefix(prefix).removesuffix(RATING): value
-        for column, value in row.items()
-        if column.endswith(RATING) and column.startswith(prefix) and value is not None
-    }
-
-
-ROWS_FILE = "rows.parquet"
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("source", "where", "key", "raw_digest", "text_id")),
-        ("changed_by", pa.list_(pa.string())),
-        *((name, pa.string()) for name in ("dropped_by", "reason", "detail")),
-    ]
-)
-
-
-class RowProvenance(NamedTuple):
-    """One row of a source and what became of it.
-
-    `text_id` is the id of the speech or candidate that it holds, kept or not; empty where it holds no text.
-    `raw_digest` is a digest of the text as it stood in the source; `dropped_by` and `reason` are empty for a
-    row that was kept.
-    """
-
-    source: str
-    where: str
-    key: str
-    raw_digest: str
-    text_id: str
-    changed_by: tuple[str, ...] = ()
-    dropped_by: str = ""
-    reason: str = ""
-    detail: str = ""
-
-
-def write_row_provenance(writer: ArtifactWriter, fates: Iterable[RowProvenance]) -> None:
-    """Write what became of each row, in the order of the sources."""
-    write_table(writer, ROWS_FILE, (each._asdict() for each in fates), _SCHEMA)
+def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) -> None:
+    """Write what happened to each row, in the order of the sources."""
+    write_table(writer, ROWS_FILE, (each._asdict() for each in rows), ROW_SCHEMA)
 
 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
-    """Yield what became of each row, in the order of the sources."""
+    """Yield what happened to each row, in the order of the sources."""
     for row in read_table(artifact, ROWS_FILE):
         yield RowProvenance(**{**row, "changed_by": tuple(row["changed_by"])})
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split of `owner/name@revision` through `datasets.load_dataset`.
+    """Yield the rows of one split of a data set on the Hub.
 
     Args:
-        name: the data set, with a revision or without.
+        name: `owner/name` or `owner/name@revision`.
         split: the split to read.
-        config: the configuration to read; None for a data set that has one only.
+        config: the configuration to read; None for a data set that has only one.
 
     Raises:
-        InputError: the data set, its revision or the network is not there, or was lost on the way.
+        InputError: the data set, its revision or the network is missing, or the connection broke.
     """
-    from datasets import load_dataset  # heavy, both: loaded when a Hub source is read, not before
+    from datasets import load_dataset  # both are heavy, and only needed for sources on the Hub
     from httpx import HTTPError
 
     repository, _, revision = name.partition("@")
