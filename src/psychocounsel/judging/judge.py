@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.judging.audit import agreement, squared_deviations
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure
-from psychocounsel.llm.types import JSON
+from psychocounsel.llm.types import JSON, ChatReply
 from psychocounsel.types import (
     OVERALL,
     Candidate,
@@ -165,6 +165,54 @@ def require_judged(results: Sequence[Judgement | Comparison], what: str, max_mis
             where="judge.max_missing_share",
             remedy=_REMEDIES.get(commonest, _LOOK),
         )
+
+
+PILOT_RESULTS = 20
+"""If none of so many can be read, the judge is given up."""
+
+
+class FailureLimit:
+    """Ends a run of a judge as soon as `max_missing_share` cannot be met any more.
+
+    Args:
+        what: name of the results in a message.
+        results: how many are wanted, with `samples` requests each; more than half of them have to succeed.
+        samples: requests for one result.
+        max_missing_share: the largest share of the results that may fail; at 1 nothing is limited.
+    """
+
+    def __init__(self, what: str, results: int, samples: int, max_missing_share: float) -> None:
+        self._what, self._results, self._samples, self._share = what, results, samples, max_missing_share
+        self._ended: dict[int, bool] = {}
+        self._failures: Counter[int] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._readable = self._failed = 0
+
+    def note(self, place: int, reply: ChatReply, accepted: bool) -> None:
+        """Note how a request ended; one that got no reply says nothing of the judge.
+
+        Raises:
+            DataQualityError: too many failed, or none of the first `PILOT_RESULTS` can be read.
+        """
+        if place in self._ended or not reply.answered:
+            return
+        self._ended[place] = accepted
+        self._readable += accepted
+        if accepted:
+            return
+        status = ReplyStatus.INVALID if reply.status is ReplyStatus.VALID else reply.status
+        self._statuses[status.value] += 1
+        self._failures[place // self._samples] += 1
+        self._failed += self._failures[place // self._samples] == self._samples // 2 + 1
+        is_pilot_lost = not self._readable and len(self._failures) >= PILOT_RESULTS < self._results
+        if self._share < 1 and (self._failed > self._share * self._results or is_pilot_lost):
+            commonest = self._statuses.most_common(1)[0][0]
+            raise DataQualityError(
+                f"{self._failed} of the first {len({place // self._samples for place in self._ended})} {self._what} failed "
+                f"({counted(self._statuses)}), and of {self._results} no more than {self._share:.0%} may",
+                where="judge.max_missing_share",
+                remedy=_REMEDIES.get(commonest, _LOOK),
+            )
 
 
 def missing_by_topic(

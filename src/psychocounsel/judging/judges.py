@@ -18,7 +18,9 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.judging.judge import (
     ADDRESSES_JUDGE,
     BETWEEN_NAMES,
+    PILOT_RESULTS,
     ComparisonTask,
+    FailureLimit,
     Judge,
     Progress,
     averaged,
@@ -90,6 +92,7 @@ class ChatJudgeSettings:
         ask: the road to the model: live, or in batches.
         samples: how often each question is asked; ratings are means of the samples, verdicts their vote.
         scorer: how a rubric is put to the model, and how its replies are read.
+        max_missing_share: the run ends as soon as a larger share has failed.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -100,6 +103,7 @@ class ChatJudgeSettings:
     ask: RunRequests = run_requests
     samples: int = 1
     scorer: Callable[[Rubric], Scorer] = TextScorer
+    max_missing_share: float = 1.0
 
 
 class ChatJudge:
@@ -168,7 +172,7 @@ class ChatJudge:
         """
         samples = self._settings.samples
         asked = self._rating_requests(items)
-        replies = self._ask(asked, self._scorer.read_ratings, in_parts(progress, samples))
+        replies = self._ask(asked, self._scorer.read_ratings, in_parts(progress, samples), "judgements")
         candidates = [candidate for _, candidate in items for _ in range(samples)]
         parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
         return parts if samples == 1 else grouped(parts, samples, lambda samples: averaged(self.name, samples))
@@ -185,7 +189,7 @@ class ChatJudge:
         """Compare in exactly the order given; errors as for `rate`."""
         samples = self._settings.samples
         asked = self._comparison_requests(items)
-        replies = self._ask(asked, self._scorer.read_winners, in_parts(progress, samples))
+        replies = self._ask(asked, self._scorer.read_winners, in_parts(progress, samples), "comparisons")
         compared = [item for item in items for _ in range(samples)]
         parts = [self._verdict(*each) for each in zip(compared, asked, replies, strict=True)]
         return parts if samples == 1 else grouped(parts, samples, voted)
@@ -213,7 +217,7 @@ class ChatJudge:
         )
         return [requests[place] for place in places]
 
-    def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress) -> list[ChatReply]:
+    def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress, what: str) -> list[ChatReply]:
         settings = self._settings
         policy = RunPolicy(
             _acceptance(asked, read),
@@ -224,6 +228,10 @@ class ChatJudge:
             self._scorer.reader,
             settings.budget,
             lambda index, reply: self._scorer.heed(asked[index], reply),
+            on_finished=FailureLimit(
+                what, len(asked) // settings.samples, settings.samples, settings.max_missing_share
+            ).note,
+            pilot=PILOT_RESULTS if settings.max_missing_share < 1 else 0,
         )
         return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
 
@@ -368,7 +376,9 @@ def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
 
 
 @contextmanager
-def open_judge(config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool = False) -> Generator[Judge]:
+def open_judge(
+    config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool = False, max_missing_share: float = 1.0
+) -> Generator[Judge]:
     """Yield the judge of a config; its replies are journalled in the store.
 
     Args:
@@ -376,31 +386,35 @@ def open_judge(config: JudgeConfig, store: Store, cancel: CancelToken, may_wait:
         store: holds the journal.
         cancel: once cancelled, nothing new is sent.
         may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
+        max_missing_share: the run ends as soon as a larger share has failed.
     """
     if config.panel:
         with ExitStack() as members:
-            opened = (_open_asked(each, store, cancel, may_wait) for each in config.members)
+            opened = (_open_asked(each, store, cancel, may_wait, 0.999) for each in config.members)
             yield PanelJudge([members.enter_context(each) for each in opened])
     elif config.endpoint is None and config.model is None:
         yield OfflineJudge(load_rubric(config.rubric))
     else:
-        with _open_asked(config, store, cancel, may_wait) as judge:
+        with _open_asked(config, store, cancel, may_wait, max_missing_share) as judge:
             yield judge
 
 
 @contextmanager
-def _open_asked(config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool) -> Generator[ChatJudge]:
+def _open_asked(
+    config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool, max_missing_share: float
+) -> Generator[ChatJudge]:
     rubric = load_rubric(config.rubric)
     if config.model is not None:
         with open_journal(store) as journal:
             model = _open_local(config, config.model, store, journal)
-            yield ChatJudge(model, rubric, journal, _local_settings(config, cancel))
+            settings = replace(_local_settings(config, cancel), max_missing_share=max_missing_share)
+            yield ChatJudge(model, rubric, journal, settings)
         return
     if config.endpoint is None:
         raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
     endpoint = config.endpoint
     model = open_endpoint(endpoint, store)
-    settings = _judge_settings(config, endpoint, cancel)
+    settings = replace(_judge_settings(config, endpoint, cancel), max_missing_share=max_missing_share)
     if may_wait and config.batch.enabled:
         from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
 

@@ -212,6 +212,11 @@ def ignore_new_reply(index: int, reply: ChatReply) -> None:
     del index, reply
 
 
+def ignore_outcome(index: int, reply: ChatReply, accepted: bool) -> None:
+    """Ignore how an item ended."""
+    del index, reply, accepted
+
+
 @dataclass(frozen=True)
 class RunPolicy:
     """How requests are asked.
@@ -228,6 +233,9 @@ class RunPolicy:
         on_reply: called with the index of a request and each new reply to it, once that is journalled; it raises
             what the server would do to every other request as well.
         on_probe: see `RequestContext`; by default the budget counts it.
+        on_finished: called with the index of each item that ends, its last reply and whether that was accepted;
+            it may raise to end the run. What is in flight then is still journalled.
+        pilot: before batches are submitted, requests are sent live until one reply is accepted, at most so many.
     """
 
     accept: Callable[[int, ChatReply], bool] = accept_valid
@@ -239,6 +247,8 @@ class RunPolicy:
     budget: Budget | None = None
     on_reply: Callable[[int, ChatReply], None] = ignore_new_reply
     on_probe: Callable[[ChatReply], None] | None = None
+    on_finished: Callable[[int, ChatReply, bool], None] = ignore_outcome
+    pilot: int = 0
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.concurrency < 1:
@@ -521,6 +531,10 @@ class _Run:
         if self._policy.budget is not None:
             self._policy.budget.spending.failed += sum(not self._accepted[place] for place in question.places)
         self._policy.progress(len(question.places))
+        for place in question.places:
+            reply = self._replies[place]
+            if reply is not None:
+                self._policy.on_finished(place, reply, bool(self._accepted[place]))
 
 
 def _distinct(

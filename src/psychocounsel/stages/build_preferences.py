@@ -405,7 +405,9 @@ def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter,
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
     candidates = distinct_candidates(store, writer.spec.parents)
     items = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    with open_judge(config.judge, store, cancel, may_wait=True) as judge:
+    with open_judge(
+        config.judge, store, cancel, may_wait=True, max_missing_share=config.judge.max_missing_share
+    ) as judge:
         with progress("judging responses", len(items), lambda: judge_standing(judge)) as advance:
             judgements = judge.rate(items, advance)
         writer.notes["judge"] = judge.name

@@ -158,7 +158,9 @@ def _compare(config: EvalWinrateConfig, store: Store, writer: ArtifactWriter, ca
     reference = _by_speech(store, writer, "reference")
     compared = ComparisonTasks.of(speeches, policy, reference)
     both = len(compared.forward)
-    with open_judge(config.judge, store, cancel, may_wait=True) as judge:
+    with open_judge(
+        config.judge, store, cancel, may_wait=True, max_missing_share=config.judge.max_missing_share
+    ) as judge:
         with progress("comparing answers, both orders", 2 * both, lambda: judge_standing(judge)) as advance:
             verdicts = judge.compare([*compared.forward, *compared.backward], advance)
         criteria, spend = (OVERALL, *judge.principles), judge_spending(judge)

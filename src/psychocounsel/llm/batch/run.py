@@ -36,7 +36,14 @@ from psychocounsel.llm.batch.shards import (
 )
 from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests, run_to_end
+from psychocounsel.llm.runner import (
+    RunPolicy,
+    ignore_new_reply,
+    ignore_outcome,
+    ignore_progress,
+    run_requests,
+    run_to_end,
+)
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest
 
 _POLL_GROWTH = 1.5
@@ -378,7 +385,7 @@ def run_in_batches(
     """
     items = Items(requests, model.fingerprint, journal, policy)
     owed = items.begin()
-    if owed and not road.is_known():
+    if owed and (not road.is_known() or (policy.pilot and not items.done)):
         owed = _ask_first(items, owed, model, journal, policy)
     ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
     if owed:
@@ -408,11 +415,25 @@ def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
 
 
 def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
-    """Ask the first owed request live: its reply tells what the server can do. Return what is owed then."""
+    """Send requests live until one reply is accepted, at most `policy.pilot`; return what is pending then.
+
+    The first reply shows what the server can do. A judge that nobody can read is found out here, before batches
+    are paid.
+    """
     if policy.cancel.is_cancelled() or awaited_digests(journal).intersection(owed):
         return owed
-    digest, place = owed[0], items.place(owed[0])
-    request = items.request(digest)
+    pilot = owed[: max(1, policy.pilot)]
+    for digest in pilot:
+        if _is_accepted_live(items, digest, model, journal, policy):
+            return [each for each in owed if each != digest]
+    if len(pilot) == policy.pilot:
+        for digest in pilot:
+            items.report(digest, journal.replies(digest))
+    return owed
+
+
+def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
+    place, request = items.place(digest), items.request(digest)
     if policy.budget is not None:
         policy.budget.require(request)
 
@@ -424,6 +445,8 @@ def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal
         policy,
         accept=accept,
         progress=ignore_progress,
+        on_reply=ignore_new_reply,
+        on_finished=ignore_outcome,
         reader="",
         max_attempts=1,
         budget=None,
@@ -431,4 +454,4 @@ def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal
     )
     with items.counting_live(digest):
         run_requests(model, [request], journal, alone)
-    return owed[1:] if items.close(digest, None) else owed
+    return items.close(digest, None)

@@ -69,7 +69,7 @@ class Items:
                     self._policy.budget.count(self.request(digest), reply, is_new=False)
             # What the journal remembers of its reader does not do: a reply may be damaged since.
             if self._is_accepted(digest, kept):
-                self._finish(digest)
+                self._finish(digest, kept)
             else:
                 owed.append(digest)
         return owed
@@ -120,7 +120,7 @@ class Items:
             if unanswered is not None or not kept:
                 reason = unanswered or "no batch brought a reply"
                 self._failed[digest] = ChatReply(ReplyStatus.ERROR, "", self.model, 0, 0, reason)
-        self._finish(digest)
+        self._finish(digest, kept)
         return True
 
     def refuse(self, digest: str, reason: str) -> None:
@@ -162,11 +162,19 @@ class Items:
         self._settled.add(digest)
         return True
 
-    def _finish(self, digest: str) -> None:
+    def _finish(self, digest: str, kept: Sequence[ChatReply] = ()) -> None:
         self.done += len(self._places[digest])
         if digest not in self._settled and self._policy.budget is not None:
             self._policy.budget.spending.failed += len(self._places[digest])
         self._policy.progress(len(self._places[digest]))
+        self.report(digest, kept)
+
+    def report(self, digest: str, kept: Sequence[ChatReply]) -> None:
+        """Call `on_finished` with the last reply to a request; it may end the run."""
+        last = self._failed.get(digest, kept[-1] if kept else None)
+        if last is not None:
+            for place in self._places[digest]:
+                self._policy.on_finished(place, last, digest in self._settled)
 
 
 _BYTES_PER_MB = 1_000_000
