@@ -230,17 +230,16 @@ class TestFailingJudge:
             config = config_with(recipe, judge=endpoint_judge(server.base_url, max_missing_share=0.05))
             first = build(cli, config)
             assert first.code == 4
-            assert "16 of 128 judgements failed (16 refusal)" in first.err
+            assert "7 of the first" in first.err, first.err
             assert "the same command asks those again" in first.err
-            refused = {each.prompt for each in server.received[::8]}
             asked = server.count
+            assert asked <= 49 + ENDPOINT["concurrency"]
             server.script = answer_by_schema
             second = build(cli, config)
             assert second.code == 0
-            assert {each.prompt for each in server.received[asked:]} == refused
-            assert server.count == asked + len(refused) == 128 + 16
+            assert server.count == 128 + 7
             assert build(cli, config).code == 0
-            assert server.count == 128 + 16
+            assert server.count == 128 + 7
 
     def test_few_failures_are_left_out_and_told(self, recipe: Path, cli: Cli) -> None:
         def garble_once(request: Mapping[str, Any], number: int) -> Reply:

@@ -54,12 +54,12 @@ def test_the_same_bytes_as_a_live_run_for_half_the_price(build: Build, server: B
     planned = build("--batch", "--dry-run", *price)
     in_batches = build("--batch", *price)
     assert in_batches.code == 0, in_batches.err
-    assert sorted(server.bill().values()) == [1] * 128
-    assert len(server.live) == 130 + 2, "only the audit is asked live"
+    assert sorted(server.bill().values()) == [1] * 127
+    assert len(server.live) == 130 + 1 + 2, "only the first request and the audit are asked live"
     assert tables(tmp_path / "store") == tables(tmp_path / "live")
     assert ", as a batch $38,400.00" in planned.out
-    assert "128 calls in this run ($448.00)" in in_batches.err
-    assert "3 batches with the provider: 0 of 128 requests answered there" in in_batches.err
+    assert "128 calls in this run ($451.50)" in in_batches.err
+    assert "3 batches with the provider: 0 of 127 requests answered there" in in_batches.err
     assert "nothing owed" in build("--batch", *price).out
     left = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert left == []
@@ -75,11 +75,11 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     server.watch, server.plan.work_seconds = interrupt, 60
     stopped = build("--batch")
     assert stopped.code == 75
-    assert "stopped with 0 of 128 items done; 3 batches with 128 of them go on at the provider" in stopped.err
+    assert "stopped with 1 of 128 items done; 3 batches with 127 of them go on at the provider" in stopped.err
     assert "run the same command again: it picks them up" in stopped.err
     (rating,) = [line for line in build("--batch", "--dry-run").out.splitlines() if "rating answers" in line]
     assert ": 0 calls, about 0 prompt tokens" in rating
-    assert "; 128 more wait in batches with the provider" in rating
+    assert "; 127 more wait in batches with the provider" in rating
     refused = build()
     assert refused.code == 2
     assert "would be paid twice; run with --batch to pick them up" in refused.err

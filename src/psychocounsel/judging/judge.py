@@ -198,20 +198,22 @@ class FailureLimit:
             return
         self._ended[place] = accepted
         self._readable += accepted
-        if accepted:
-            return
-        status = ReplyStatus.INVALID if reply.status is ReplyStatus.VALID else reply.status
-        self._statuses[status.value] += 1
-        self._failures[place // self._samples] += 1
-        self._failed += self._failures[place // self._samples] == self._samples // 2 + 1
+        if not accepted:
+            status = ReplyStatus.INVALID if reply.status is ReplyStatus.VALID else reply.status
+            self._statuses[status.value] += 1
+            self._failures[place // self._samples] += 1
+            self._failed += self._failures[place // self._samples] == self._samples // 2 + 1
+            self._raise_if_lost()
+
+    def _raise_if_lost(self) -> None:
         is_pilot_lost = not self._readable and len(self._failures) >= PILOT_RESULTS < self._results
         if self._share < 1 and (self._failed > self._share * self._results or is_pilot_lost):
-            commonest = self._statuses.most_common(1)[0][0]
+            ended = len({place // self._samples for place in self._ended})
             raise DataQualityError(
-                f"{self._failed} of the first {len({place // self._samples for place in self._ended})} {self._what} failed "
-                f"({counted(self._statuses)}), and of {self._results} no more than {self._share:.0%} may",
+                f"{self._failed} of the first {ended} {self._what} failed ({counted(self._statuses)}), "
+                f"and of {self._results} no more than {self._share:.0%} may",
                 where="judge.max_missing_share",
-                remedy=_REMEDIES.get(commonest, _LOOK),
+                remedy=_REMEDIES.get(self._statuses.most_common(1)[0][0], _LOOK),
             )
 
 
