@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from batch_server import ArtifactSpec, BatchServer
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
@@ -198,3 +199,52 @@ def test_a_second_run_of_the_same_judgements_is_told_of_the_first(recipe: Path, 
         assert first.wait().code == 0
         assert server.count == ITEMS
     assert len(Store(recipe.parent / "store").artifacts("judgements")) == 1
+
+
+PILOT = 20
+
+
+class TestJudgeThatCannotBeRead:
+    def test_is_given_up_after_the_pilot_and_what_it_answered_is_kept(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(lambda body, number: Reply("Five stars!")) as server:
+            config = config_for(recipe, server.base_url, max_attempts=3, replies="json_schema")
+            more = ["--set", "judge.max_missing_share=0.9"]
+            ended = cli("build-preferences", config, "--store", recipe.parent / "store", *more)
+            assert ended.code == 4, ended
+            assert server.count <= 3 * (PILOT + IN_FLIGHT)
+            assert f"{PILOT} of the first {PILOT} judgements failed ({PILOT} invalid)" in ended.err
+            assert "endpoint.replies" in ended.err
+            exported = recipe / "journal.jsonl"
+            assert cli("journal", "export", exported, "--store", recipe.parent / "store").code == 0
+            assert len(exported.read_text(encoding="utf-8").splitlines()) == server.count
+
+    def test_is_given_up_as_soon_as_too_many_have_failed(self, recipe: Path, cli: Cli) -> None:
+        def garble_every_third(body: Mapping[str, Any], number: int) -> Reply | Fault:
+            return Reply("Five!") if number % 3 == 1 else answer_by_schema(body, number)
+
+        with ChatServer(garble_every_third) as server:
+            config = config_for(recipe, server.base_url, replies="json_schema")
+            ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+            assert ended.code == 4, ended
+            assert "7 of the first" in ended.err  # 5 % of 128 are 6
+            assert server.count <= 3 * 7 + IN_FLIGHT
+            server.script, asked = answer_by_schema, server.count
+            assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
+            assert server.count - asked == ITEMS - asked + 7
+
+    def test_may_fail_altogether_where_everything_may_be_missing(self, recipe: Path, cli: Cli) -> None:
+        with ChatServer(lambda body, number: Reply("Five stars!")) as server:
+            more = ["--set", "judge.max_missing_share=1.0"]
+            config = config_for(recipe, server.base_url, replies="json_schema")
+            assert cli("build-preferences", config, "--store", recipe.parent / "store", *more).code == 4
+            assert server.count == ITEMS
+
+    def test_is_given_up_before_a_batch_is_submitted(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+        with BatchServer(ArtifactSpec(script=lambda body, number: Reply("Five stars!"))) as server:
+            config = config_for(recipe, server.base_url, replies="json_schema")
+            ended = cli("build-preferences", config, "--store", recipe.parent / "store", "--batch")
+            assert ended.code == 4, ended
+            assert (len(server.live), server.batches) == (PILOT, {})
