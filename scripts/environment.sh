@@ -1,4 +1,4 @@
-# Clone -> .venv with the pins: what both commands need before they can do their job. Sourced, not run.
+# Create .venv with the pinned packages. Sourced by scripts/quickstart and scripts/test.
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null && pwd -P)"
 venv="$root/.venv"
@@ -10,7 +10,7 @@ fail() {
     exit 2
 }
 
-# Print the first Python on the PATH that is 3.11 or newer and can make virtual environments.
+# Print the first Python on the PATH that is 3.11 or newer and can create virtual environments.
 find_python() {
     local name
     for name in python3.11 python3.12 python3.13 python3 python; do
@@ -23,7 +23,7 @@ find_python() {
         "(on Debian and Ubuntu: python3.11 and python3.11-venv) and run this again"
 }
 
-# Print what an installation stands for: the clone's place, and what the pins and the package's metadata say.
+# Print a digest of the clone's location, the pins and the package's metadata.
 fingerprint() {
     "$venv/bin/python" - "$root" "$root/pyproject.toml" "$@" << 'PYTHON'
 import hashlib, pathlib, sys
@@ -36,7 +36,7 @@ print(digest.hexdigest())
 PYTHON
 }
 
-# A moved clone, or an installation that was cut off, leaves an environment that cannot be mended in place.
+# Create the environment again if there is none, it was interrupted, or the clone has moved.
 require_venv() {
     if "$venv/bin/python" -m pip --version > /dev/null 2>&1 \
         && grep -qsF -- "$venv" "$venv/bin/activate"; then
@@ -44,18 +44,18 @@ require_venv() {
     fi
     local python
     python="$(find_python)"
-    say "making .venv with $("$python" --version 2>&1)"
+    say "creating .venv with $("$python" --version 2>&1)"
     "$python" -m venv --clear "$venv"
 }
 
-# is_installed STAMP FILE...: the environment holds what these files pin.
+# is_installed STAMP FILE...: the packages that these files pin are installed.
 is_installed() {
     local stamp="$venv/.installed-$1"
     shift
     [[ -f "$stamp" ]] && [[ "$(cat -- "$stamp")" == "$(fingerprint "$@")" ]]
 }
 
-# prepare WHAT: make .venv hold the pins of WHAT, `run` or `dev`, and the package itself from this clone.
+# prepare WHAT: install the pins of WHAT (`run` or `dev`) and this package into .venv.
 prepare() {
     local what="$1" started="$SECONDS" pins="$root/requirements.txt"
     local -a run_files=("$root/requirements.txt")
@@ -71,7 +71,7 @@ prepare() {
     say "installing $(cat -- "${files[@]}" | grep -c '==') pinned packages of ${pins##*/} into .venv: one to three minutes, most of it torch"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$pins"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
-    # The stamps come last: an installation that was cut off is done again.
+    # The stamps come last, so that an interrupted installation is repeated.
     fingerprint "${run_files[@]}" > "$venv/.installed-run"
     if [[ "$what" == dev ]]; then
         fingerprint "${files[@]}" > "$venv/.installed-dev"

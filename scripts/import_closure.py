@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print how much of the package each module needs, and fail if modules import each other in a circle.
+"""Print how many modules each module imports, directly or not, and fail if there is an import cycle.
 
     scripts/import_closure.py                                     the stages
     scripts/import_closure.py stages.align llm.runner             these modules

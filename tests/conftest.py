@@ -1,4 +1,4 @@
-"""The command line for every room, and one whole miniature run to look at."""
+"""Fixtures for all tests: the command line, one miniature run of the pipeline, and a guard against network access."""
 
 import os
 import signal
@@ -12,21 +12,32 @@ from typing import Any
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "servers"))
-
 from miniature import write_recipe
 from psychocounsel.cli.main import main
 from running import ENVIRONMENT, Cli, Ended, Miniature, Warm
 
-# How long one example takes depends on who else uses the machine; which ones are tried must depend on nobody.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("house")
+TESTS = Path(__file__).parent
+
+# No deadline: an example may be slow because the machine is busy. Derandomized: every run tries the same examples.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.load_profile("default")
+
+INTEGRATION_FOLDERS = {"bench", "stages", "training"}
+INTEGRATION_FIXTURES = {"miniature", "warm"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs stages, trains models or starts processes; `scripts/test --fast` leaves it out."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in INTEGRATION_FOLDERS or INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Run commands in this process, as `psychocounsel` would; environment and signals come back after."""
+    """Run commands in this process; restore environment, umask and signal handlers afterwards."""
 
     def run(*argv: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["psychocounsel", *map(str, argv)])
@@ -38,36 +49,38 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             code = int(ending.code or 0)
         return Ended(code, *capsys.readouterr())
 
-    environment, handler, mask = dict(os.environ), signal.getsignal(signal.SIGTERM), os.umask(0o022)
+    environment, umask = dict(os.environ), os.umask(0o022)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield run
-    os.umask(mask)
-    signal.signal(signal.SIGTERM, handler)
+    os.umask(umask)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     os.environ.clear()
     os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    child = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "warm.py")],
+    """Start the process that forks runs of the command line (`warm.py`)."""
+    server = subprocess.Popen(
+        [sys.executable, str(TESTS / "warm.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **ENVIRONMENT},
     )
-    with child:
-        yield Warm(child, tmp_path_factory.mktemp("warm"))
-        child.kill()
+    with server:
+        yield Warm(server, tmp_path_factory.mktemp("warm"))
+        server.kill()
 
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
-    """The whole road once, by the command that a user types."""
+    """Run the whole pipeline once, in a process of its own. Tests must not write into its folders."""
     folder = tmp_path_factory.mktemp("miniature")
     recipe, store = write_recipe(folder / "recipe"), folder / "store"
-    command = [sys.executable, "-m", "psychocounsel", "run", str(recipe), "--store", str(store)]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "psychocounsel", "run", str(recipe), "--store", str(store)],
         capture_output=True,
         text=True,
         env={**os.environ, **ENVIRONMENT},
@@ -80,27 +93,32 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
 
 @pytest.fixture
 def no_way_out(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Refuse, and return, every address beyond this machine that anybody tries to reach."""
+    """Refuse connections beyond this machine; return the list of addresses that were tried."""
     tried: list[object] = []
 
+    def is_local(host: object) -> bool:
+        return host in (None, "localhost") or str(host).startswith(("127.", "::1"))
+
+    def refuse(address: object) -> None:
+        tried.append(address)
+        raise OSError(f"beyond this machine: {address}")
+
     def guarded(name: str) -> Callable[..., Any]:
-        reach = getattr(socket.socket, name)
+        method = getattr(socket.socket, name)
 
         def connect(self: socket.socket, address: Any) -> Any:
-            if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1")):
-                tried.append(address)
-                raise OSError(f"beyond this machine: {address}")
-            return reach(self, address)
+            if self.family != socket.AF_UNIX and not is_local(address[0]):
+                refuse(address)
+            return method(self, address)
 
         return connect
 
-    def resolve(host: str | None, *rest: Any, **more: Any) -> Any:
-        if host not in (None, "localhost") and not str(host).startswith(("127.", "::1")):
-            tried.append(host)
-            raise OSError(f"beyond this machine: {host}")
-        return look_up(host, *rest, **more)
+    def resolve(host: str | None, *args: Any, **options: Any) -> Any:
+        if not is_local(host):
+            refuse(host)
+        return getaddrinfo(host, *args, **options)
 
-    look_up = socket.getaddrinfo
+    getaddrinfo = socket.getaddrinfo
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guarded(name))
     monkeypatch.setattr(socket, "getaddrinfo", resolve)

@@ -1,6 +1,6 @@
-"""A recipe so small that a test can run all of it: few sample speeches, a model of one layer.
+"""A recipe that a test can run in seconds: a few sample speeches and a model of one layer.
 
-Its folder is written anew for every session, so that no shipped config can change what these tests see.
+It is written for every session, so that the shipped configs do not influence these tests.
 """
 
 import json
@@ -58,7 +58,7 @@ def responder(author: str, model: str) -> dict[str, Any]:
 
 
 def configs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the content of every config, by file name without its ending."""
+    """Return the content of every config by file name without extension."""
     online = {
         "speeches": "mini",
         "reward_model": "mini",
@@ -129,7 +129,7 @@ def write_recipe(folder: Path) -> Path:
     for name, content in configs(folder).items():
         write_yaml(folder / f"{name}.yaml", content)
     steps = [{"stage": stage, "config": f"{name}.yaml"} for stage, name in STEPS]
-    write_yaml(folder / "recipe.yaml", {"description": "all of it, tiny", "steps": steps})
+    write_yaml(folder / "recipe.yaml", {"description": "the whole pipeline, tiny", "steps": steps})
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A preference dataset in the released columns, written by the test that reads it."""
+"""Write a preference dataset in the columns of the released one."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ Ratings = tuple[int | None, int | None]
 
 
 class Row(NamedTuple):
-    """One row; ratings are those of PRINCIPLES."""
+    """One row; ratings are in the order of PRINCIPLES."""
 
     split: str
     question: str
@@ -39,7 +39,7 @@ TEXTS = ("question", "chosen", "rejected", "chosen_model", "rejected_model")
 
 
 def speech(number: int) -> str:
-    """Return a text that shares hardly a run of letters with that of another number."""
+    """Return a text that shares hardly any run of letters with that of another number."""
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     return " ".join(digest[at : at + 6] for at in range(0, 60, 6))
 
@@ -49,7 +49,7 @@ def near_copy(number: int) -> str:
 
 
 def write_release(folder: Path, rows: Iterable[Row], splits: Sequence[str] = ("train", "test")) -> Path:
-    """Write one Parquet file a split, named as the Hub's are."""
+    """Write one Parquet file per split, named as on the Hub."""
     by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     for row in rows:
         by_split[row.split].append(row.columns)

@@ -1,6 +1,6 @@
-"""A store with one small preference dataset and everything it was made from, written table by table.
+"""A store with one small preference dataset and its ancestors, written table by table without running a stage.
 
-No stage runs: the shapes are those that stages write, the numbers are few enough to count by hand.
+The numbers are small enough to count by hand.
 """
 
 import json
@@ -118,7 +118,7 @@ def candidates() -> list[Candidate]:
 
 
 def judgements() -> list[Judgement]:
-    """Rate every response but the last one, on which the judge refused."""
+    """Rate every response except the last, on which the judge refused."""
     rated = {text: ratings_of(ratings) for _, text, ratings in ANSWERS}
     valid = [Judgement(each.id, JUDGE, ReplyStatus.VALID, rated[each.text]) for each in candidates()]
     return [*valid[:-1], Judgement(valid[-1].candidate_id, JUDGE, ReplyStatus.REFUSAL, reason="no")]
@@ -146,7 +146,7 @@ def speech_plan(data_class: str = "public") -> ArtifactSpec:
 
 
 def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: str) -> tuple[Parent, ...]:
-    """Make what a dataset is made from; return it as the dataset's parents."""
+    """Create the ancestors of a dataset; return its parents."""
 
     def build_speeches(writer: ArtifactWriter) -> None:
         write_speeches(writer, SPEECHES)
@@ -168,7 +168,7 @@ def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: st
 
 
 def write_dataset(writer: ArtifactWriter) -> None:
-    """Write tables and metrics, not the card."""
+    """Write the tables and metrics of the dataset, without the card."""
     for split, each in pairs().items():
         write_pairs(writer, split, each, PRINCIPLES)
     writer.write_metrics(preference_metrics())
@@ -186,7 +186,7 @@ def make_dataset(
     speech_metrics: Mapping[str, Any] = SPEECH_METRICS,
     data_class: str = "public",
 ) -> Artifact:
-    """Make the dataset and everything before it; `write_card` ends the dataset's writer."""
+    """Create the dataset and its ancestors; `write_card` finishes the dataset."""
 
     def build(writer: ArtifactWriter) -> None:
         write_dataset(writer)

@@ -1,4 +1,4 @@
-"""Runs of the command line and what came of them."""
+"""Run the command line in a fork of a warm process, and what a run returned."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ENVIRONMENT = {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "
 
 
 class Ended(NamedTuple):
-    """A command that came to its end."""
+    """A completed command: its exit code (-signal if it was killed) and its output."""
 
     code: int
     out: str
@@ -25,9 +25,10 @@ class Ended(NamedTuple):
 
 
 def await_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Poll until the condition holds; the limit only ends a test that would hang."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.002)
 
 
@@ -36,49 +37,48 @@ class Cli(Protocol):
 
 
 class WarmRun:
-    """One run in a fork of the warm process."""
+    """One run of the command line in a fork of the warm process."""
 
-    def __init__(self, child: subprocess.Popen[str], folder: Path, argv: list[str], env: dict[str, str]) -> None:
-        self._child = child
-        self._logs = {"out": folder / "stdout", "err": folder / "stderr"}
-        order = {"argv": argv, "env": env, **{name: str(path) for name, path in self._logs.items()}}
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(order) + "\n")
-        child.stdin.flush()
-        self.pid = self._number()
+    def __init__(self, server: subprocess.Popen[str], folder: Path, argv: list[str], env: dict[str, str]) -> None:
+        self._server = server
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        order = {"argv": argv, "env": env, "out": str(self._out), "err": str(self._err)}
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(order) + "\n")
+        server.stdin.flush()
+        self.pid = self._read_number()
 
     def send(self, signum: signal.Signals) -> None:
         os.kill(self.pid, signum)
 
     def err(self) -> str:
-        return self._logs["err"].read_text(encoding="utf-8") if self._logs["err"].exists() else ""
+        return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
 
     def wait(self) -> Ended:
-        """Return the run's end; a run that a signal killed has the code -signal."""
-        code = os.waitstatus_to_exitcode(self._number())
-        return Ended(code, self._logs["out"].read_text(encoding="utf-8"), self.err())
+        code = os.waitstatus_to_exitcode(self._read_number())
+        return Ended(code, self._out.read_text(encoding="utf-8"), self.err())
 
-    def _number(self) -> int:
-        assert self._child.stdout is not None
-        return int(self._child.stdout.readline())
+    def _read_number(self) -> int:
+        assert self._server.stdout is not None
+        return int(self._server.stdout.readline())
 
 
 @dataclass(frozen=True)
 class Warm:
-    """A process that has imported everything and forks runs."""
+    """A process that has imported torch and all stages; each run is a fork of it and starts at once."""
 
-    child: subprocess.Popen[str]
+    server: subprocess.Popen[str]
     folder: Path
 
     def start(self, *argv: str | Path, **env: str) -> WarmRun:
-        return WarmRun(self.child, self.folder, [str(each) for each in argv], env)
+        return WarmRun(self.server, self.folder, [str(each) for each in argv], env)
 
     def run(self, *argv: str | Path, **env: str) -> Ended:
         return self.start(*argv, **env).wait()
 
 
 class Miniature(NamedTuple):
-    """A miniature recipe, the store that it filled, and what the run printed; do not write into either."""
+    """The miniature recipe, the store that it filled, and the output of the run."""
 
     recipe: Path
     store: Path

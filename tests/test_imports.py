@@ -1,4 +1,4 @@
-"""What no other checker holds the package to: no import cycles, and bundled files where the code looks for them."""
+"""No import cycles, and every bundled folder has its files."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(psychocounsel.__file__).parent
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_import_cycle() -> None:
     script = ROOT / "scripts" / "import_closure.py"
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -1,6 +1,6 @@
-"""A process that forks runs of the command line, to be signalled or waited for: imports are paid once.
+"""Fork runs of the command line from a process that has already imported everything (see `running.Warm`).
 
-Reads one JSON line per run, writes the pid of the fork, then (when it ends, however) its wait status.
+Reads one JSON line per run from stdin. Prints the pid of the fork, and its wait status when it has ended.
 """
 
 import json
@@ -33,30 +33,20 @@ def run(order):
         main()
     except SystemExit as ending:
         return ending.code or 0
-    except Exception:  # noqa: BLE001, for a fault of ours must reach the test as a traceback
+    except Exception:  # noqa: BLE001, a bug must reach the test as a traceback
         traceback.print_exc()
         return 1
     return 0
 
 
-def serve():
+if __name__ == "__main__":
     for line in sys.stdin:
-        order = json.loads(line)
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            code = run(order)
+            code = run(json.loads(line))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        tell(pid)
-        tell(os.waitpid(pid, 0)[1])
-
-
-def tell(number):
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    serve()
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
