@@ -82,6 +82,7 @@ SPEECH_METRICS: dict[str, Any] = {
     },
     "splits": {"train": 2, "dev": 0, "test": 1},
     "clusters": 3,
+    "near_duplicates": 0,
     "crisis": 1,
     "sources": SOURCES,
     "topics": {"grief": 1, "work": 1, "crisis": 1},
@@ -129,6 +130,7 @@ def judgement_metrics() -> dict[str, Any]:
         "judged": 6,
         "left_out": {"repeated_text": 0, "empty": 0},
         "status": {"valid": 5, "refusal": 1},
+        "addresses_judge": 0,
         "missing_by_topic": {"crisis": {"missing": 1, "total": 2}, "grief": {"missing": 0, "total": 2}},
         "histograms": {"empathy": {"1": 3, "5": 2}, "safety": {"2": 3, "4": 2}},
     }
@@ -150,7 +152,8 @@ def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: st
 
     def build_speeches(writer: ArtifactWriter) -> None:
         write_speeches(writer, SPEECHES)
-        writer.write_metrics(speech_metrics)
+        if speech_metrics:
+            writer.write_metrics(speech_metrics)
 
     def build_candidates(writer: ArtifactWriter) -> None:
         write_candidates(writer, candidates())
@@ -207,6 +210,6 @@ def make_model(store: Store, kind: Any = "policies", parents: tuple[Parent, ...]
         writer.write_card("---\nlibrary_name: transformers\n---\n# tiny\n")
         for name, content in {"model.safetensors": weights({"format": "pt"}), **files}.items():
             writer.file(name).write_bytes(content)
-        writer.write_metrics({})
+        writer.file("metrics.json").write_text("{}", encoding="utf-8")
 
     return store.make(ArtifactSpec(kind, "tiny", "align", 1, {}, parents), build)

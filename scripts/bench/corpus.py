@@ -159,7 +159,8 @@ def rate_at_random(config: BuildPreferencesConfig, store: Store, writer: Artifac
 
     write_judgements(writer, judgements(), names)
     writer.notes["judge"] = "random"
-    writer.write_metrics({"judged": len(candidates), "status": {"valid": len(candidates)}, "left_out": {}})
+    counts = {"judged": len(candidates), "status": {"valid": len(candidates)}, "left_out": {}}
+    writer.write_metrics({**counts, "missing_by_topic": {}, "addresses_judge": 0, "histograms": {}})
 
 
 def main() -> None:

@@ -277,7 +277,7 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
         budget = Budget(Spending(DOLLAR_PER_TOKEN), TokenCounter("fake-1"), max_cost=limit)
         with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(IncompleteError, match="limit"):
             run_requests(Silent(1), [asks(text) for text in texts], journal, RunPolicy(budget=budget))
-        told = budget.spending.as_dict()["untold_calls"]
+        told = budget.spending.as_dict()["calls_without_usage"]
         assert budget.spending.total == told * paid <= limit
         assert told == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
     assert "came without a count of tokens" in budget.spending.told

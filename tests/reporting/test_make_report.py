@@ -27,7 +27,8 @@ def made(store: Store, kind: Kind, name: str, parents: tuple[Parent, ...] = (), 
     def build(writer: ArtifactWriter) -> None:
         for write in more.get("writes", ()):
             write(writer)
-        writer.write_metrics(more.get("metrics", {}))
+        if "metrics" in more:
+            writer.write_metrics(more["metrics"])
 
     planned = ArtifactSpec(kind, name, "made-up", 1, more.get("settings", {}), parents, more.get("notices", ()))
     return store.make(planned, build)
@@ -143,7 +144,7 @@ def test_headline_numbers_are_kept(store: Store) -> None:
 
 
 def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -> None:
-    other = made(store, "reward-models", "run", settings={"seed": 2}, metrics={})
+    other = made(store, "reward-models", "run", settings={"seed": 2}, metrics=reward_metrics())
     first = next(each for each in store.artifacts("reward-models") if each.id != other.id)
     one = plan(config("reward-models/run"), store)
     assert [parent.role for parent in one.parents] == ["reward-models run"]

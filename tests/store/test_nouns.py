@@ -199,7 +199,7 @@ def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pyte
     def write(writer: ArtifactWriter) -> None:
         write_pairs(writer, "train", [example_pair(), example_pair("I lie awake at five.")], PRINCIPLES)
         write_pairs(writer, "test", [example_pair("I sleep all day.")], PRINCIPLES)
-        writer.write_metrics({"kept": 3})
+        writer.write_metrics({"pairing": {}})
         writer.file("README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A card\n", encoding="utf-8")
 
     artifact = built(tmp_path / "store", write)

@@ -282,7 +282,7 @@ class Spending:
             "models": {model: together[model].as_dict() for model in sorted(together)},
             "cost_usd": None if cost is None else float(round(cost, 6)),
             "price_from": "" if self.price is None else self.price.source,
-            **({"untold_calls": self.untold} if self.untold else {}),
+            **({"calls_without_usage": self.untold} if self.untold else {}),
             **self._maybe_as_dict(),
         }
 
@@ -332,7 +332,7 @@ def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
         "models": {name: models[name] for name in sorted(models)},
         "cost_usd": None if None in costs else round(sum(costs), 6),
         "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
-        **({"untold_calls": untold} if (untold := sum(each.untold for each in spendings)) else {}),
+        **({"calls_without_usage": untold} if (untold := sum(each.untold for each in spendings)) else {}),
         **_maybe_together([each["possibly_billed"] for each in told if "possibly_billed" in each]),
     }
 

@@ -1,0 +1,578 @@
+"""What `metrics.json` holds, one model for each kind of artifact. docs/metrics.md explains every number.
+
+`ArtifactWriter.write_metrics` checks what a stage writes against the model of its kind; everything that shows numbers
+(terminal, report, cards) reads them through `metrics_of`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from psychocounsel.types import Rate
+
+if TYPE_CHECKING:
+    from psychocounsel.store.artifacts import Artifact
+
+Counts = Mapping[str, int]
+"""Numbers by reason, status, topic or rating, whichever occur in the data."""
+
+
+class Shape(BaseModel):
+    """A part of the metrics: every key is known and nothing changes after it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FunnelStep(Shape):
+    """One step of reading and cleaning."""
+
+    step: str
+    rows_in: int
+    rows_out: int
+    changed: int
+    dropped: Counts
+    examples: Mapping[str, Sequence[str]]
+
+
+class Funnel(Shape):
+    """Rows that came in; kept and dropped add up to them."""
+
+    rows_in: int
+    kept: int
+    dropped: Counts
+    steps: tuple[FunnelStep, ...] = ()
+
+
+class Pairing(Shape):
+    """Combinations of two responses; kept and dropped add up to them."""
+
+    combinations: int
+    kept: int
+    dropped: Counts
+
+
+class MissingShare(Shape):
+    """How many of a group failed."""
+
+    missing: int
+    total: int
+
+
+class PiiCounts(Shape):
+    """How an engine does on marked identifiers: `found` of `marked`, and `false` ones of all `finds`."""
+
+    marked: int
+    found: int
+    finds: int
+    false: int
+
+
+class Deidentification(Shape):
+    """Identities that were replaced, by type, and how the engine does on the PII evaluation set."""
+
+    engine: str
+    found: Counts
+    pii_evaluation: Mapping[str, PiiCounts]
+    pii_evaluation_overall: PiiCounts
+
+
+class Source(Shape):
+    """A source of client speeches and how many of them were kept."""
+
+    name: str
+    licence: str
+    data_class: str
+    speeches: int
+
+
+class SpeechMetrics(Shape):
+    """Of `speeches`: read from a corpus or from a released dataset."""
+
+    funnel: Funnel
+    sources: tuple[Source, ...]
+    splits: Counts
+    clusters: int
+    near_duplicates: int
+    crisis: int
+    clusters_across_splits: int = 0
+    topics: Counts = {}
+    fine_topics: Counts = {}
+    without_topic: Counts = {}
+    topics_by_split: Mapping[str, Counts] = {}
+    deidentification: Deidentification | None = None
+
+
+class PossiblyBilled(Shape):
+    """Lost responses, each at its highest possible cost."""
+
+    calls: int
+    cost_usd: float | None
+
+
+class Spend(Shape):
+    """Calls, tokens and cost; `by_judge` has the same of every judge of a panel."""
+
+    models: Mapping[str, Counts]
+    cost_usd: float | None
+    price_from: str
+    calls_without_usage: int = 0
+    possibly_billed: PossiblyBilled | None = None
+    by_judge: Mapping[str, "Spend"] = {}
+
+
+class LengthWords(Shape):
+    """Length of texts in words."""
+
+    mean: float
+    median: float
+    p95: float
+
+
+class TextQuality(Shape):
+    """Signs of degeneration in generated answers."""
+
+    repetition_rate: Rate
+    distinct_4gram_ratio: Rate | None
+    unfinished_rate: Rate
+    empty_rate: Rate
+    length_words: LengthWords
+
+
+class ReadyCandidateMetrics(Shape):
+    """Of `candidates` that were read from files."""
+
+    funnel: Funnel
+    deidentification: Deidentification | None = None
+
+
+class PoolCandidateMetrics(Shape):
+    """Of `candidates` that a pool of models generated; `failed` and `spend` are by author."""
+
+    kept: int
+    repeated_text: int
+    failed: Mapping[str, Counts]
+    spend: Mapping[str, Spend] = {}
+
+
+class AnswerMetrics(Shape):
+    """Of `candidates` that are one side of a comparison."""
+
+    speeches: int
+    failed: Counts
+    spend: Spend | None = None
+
+
+class RoundCandidateMetrics(Shape):
+    """Of `candidates` that the policy sampled in an online round."""
+
+    speeches: int
+    text_quality: TextQuality
+
+
+class Replies(Shape):
+    """The replies behind mean ratings (`scored_by`) or behind votes (`unanimous` of `comparisons`)."""
+
+    asked: int
+    status: Mapping[str, Counts]
+    scored_by: Counts = {}
+    valid_per_judgement: Counts = {}
+    comparisons: int = 0
+    unanimous: int = 0
+
+
+class Agreement(Shape):
+    """How two ratings of the same things agree; `kappa` has quadratic weights, None where all ratings are equal."""
+
+    n: int
+    exact: float
+    within_one: float
+    kappa: float | None
+
+
+class JudgePair(Shape):
+    """The agreement of two judges by principle."""
+
+    judges: tuple[str, str]
+    by_principle: Mapping[str, Agreement | None]
+
+
+class Disagreement(Shape):
+    """How far several ratings of one response lie apart, by principle."""
+
+    responses: int
+    spread: Mapping[str, float | None]
+    alpha: Mapping[str, float | None]
+    mean_rating: Mapping[str, Mapping[str, float]]
+    pairs: tuple[JudgePair, ...]
+
+
+class JudgedCounts(Shape):
+    """How the rating of responses ended."""
+
+    judged: int
+    status: Counts
+    missing_by_topic: Mapping[str, MissingShare]
+    addresses_judge: int
+    histograms: Mapping[str, Counts]
+
+    @property
+    def valid(self) -> int:
+        """Responses with a valid judgement."""
+        return self.status.get("valid", 0)
+
+
+class JudgementMetrics(JudgedCounts):
+    """Of `judgements`."""
+
+    left_out: Counts
+    samples: Replies | None = None
+    disagreement: Disagreement | None = None
+    spend: Spend | None = None
+
+
+class Correlation(Shape):
+    """A rank correlation with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+class Gain(Shape):
+    """By how many points second mean ratings lie above the first."""
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    largest: float
+
+
+class Retest(Shape):
+    """A sample that was rated a second time."""
+
+    asked: int
+    missing: int
+    equal: Rate | None
+    within_one: Rate | None
+    kappa: float | None
+    by_principle: Mapping[str, Agreement | None]
+    change: Gain | None
+
+
+class Halo(Shape):
+    """Correlation between principles rated in one reply and each alone."""
+
+    responses: int
+    pairs: int
+    together: float
+    alone: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+class OnePrinciple(Shape):
+    """A sample that was rated on one principle per call."""
+
+    asked: int
+    missing: int
+    halo: Halo | None
+    mean_difference: float | None
+
+
+class Canaries(Shape):
+    """Copies of responses with words that address the judge; `gained_a_point` has ids of responses."""
+
+    asked: int
+    missing: int
+    flagged: int
+    gain: Gain | None
+    gained_a_point: tuple[str, ...]
+    lost_a_point: int
+    resists: bool | None
+
+
+class AuditMetrics(Shape):
+    """Of `audits`: how reliable a judge is; a part that was left out is None."""
+
+    judged: JudgedCounts
+    ties: Rate | None
+    halo: float | None
+    length: Correlation | None
+    retest: Retest | None
+    one_principle: OnePrinciple | None
+    canaries: Canaries | None
+    spend: Spend | None = None
+
+
+class SideWords(Shape):
+    """Mean number of words of the two sides of a pair."""
+
+    chosen: float
+    rejected: float
+
+
+class Flaws(Shape):
+    """Rows of a released split with each flaw; a row may have several."""
+
+    rows: int
+    speeches: int
+    missing_ratings: int
+    not_preferred: int
+    safety_inverted: int
+    equal_texts: int
+    repeated: int
+    leaks_exactly: int
+    leaks_nearly: int
+    too_long_chosen: int | None
+    too_long_rejected: int | None
+    chosen_is_longer: int
+    mean_words_chosen: float
+    mean_words_rejected: float
+
+
+class PreferenceMetrics(Shape):
+    """Of `preferences` with splits, built here or imported."""
+
+    pairing: Mapping[str, Pairing]
+    words: Mapping[str, SideWords] = {}
+    flaws: Mapping[str, Flaws] = {}
+
+
+class RoundPairMetrics(Shape):
+    """Of `preferences` of an online round."""
+
+    pairing: Pairing
+    left_out: Counts
+
+
+class SftSummary(Shape):
+    """What supervised fine-tuning did: nats per learned token, mean over the first and the last epoch."""
+
+    first_loss: float
+    last_loss: float
+    steps: int
+    seconds: float
+    parameters: int
+
+
+class BaseModelMetrics(Shape):
+    """Of `base-models`."""
+
+    sft: SftSummary
+    training_speeches: int
+
+
+class RewardMetrics(Shape):
+    """How a reward model ranks held-out pairs."""
+
+    accuracy: Rate
+    auc: Rate
+    ece: Rate
+    brier: Rate
+    ties: int
+
+
+class Baselines(Shape):
+    """Accuracy on the same pairs of rules that read no text, and of the model between equal authors."""
+
+    author_identity: Rate
+    longer_wins: Rate
+    same_tier: Rate | None
+
+
+class Normalisation(Shape):
+    """Scale of raw rewards on a split."""
+
+    mean: float
+    std: float
+    split: str
+
+
+class Training(Shape):
+    """What a trainer did; `history` has one entry per logged step."""
+
+    steps: int
+    seconds: float
+    lengths: Counts
+    history: tuple[Mapping[str, float], ...]
+
+
+class RewardModelMetrics(Shape):
+    """Of `reward-models`."""
+
+    test: RewardMetrics
+    dev: RewardMetrics | None
+    baselines: Baselines
+    pairs: Counts
+    normalisation: Normalisation
+    test_margins: tuple[float | None, ...]
+    training: Training
+
+
+class RewardSpread(Shape):
+    """Mean and standard deviation of normalised rewards."""
+
+    mean: float
+    std: float
+    n: int
+
+
+class ScoreMetrics(Shape):
+    """Of `scores`."""
+
+    scored: int
+    reward: RewardSpread
+
+
+class DevMetrics(Shape):
+    """A policy's answers to dev speeches."""
+
+    reward: RewardSpread
+    text_quality: TextQuality
+
+
+class RoundMetrics(Shape):
+    """One round of an online run."""
+
+    dev: DevMetrics
+    pairs: int
+    trained_on: int
+
+
+class PolicyMetrics(Shape):
+    """Of `policies`; `dev` and `rounds` are known of an online run only."""
+
+    training: Training
+    pairs: int
+    dev: DevMetrics | None = None
+    rounds: tuple[RoundMetrics, ...] = ()
+
+
+class LengthControlled(Shape):
+    """Win rate at equal length; not `controlled` where length cannot explain anything."""
+
+    rate: Rate
+    length_effect: float
+    sigma: float
+    controlled: bool
+
+
+class Judges(Shape):
+    """Who judged the labels and the comparison, and which models share a family with the latter."""
+
+    labels: tuple[str, ...]
+    evaluation: str
+    same_family: bool
+    judged: Mapping[str, Sequence[str]]
+    own_family: tuple[str, ...]
+
+
+class ComparisonMetrics(Shape):
+    """Of `comparisons`: how often the policy is preferred to the reference."""
+
+    win_rate: Rate
+    win_rate_by_criterion: Mapping[str, Rate]
+    wins: int
+    ties: int
+    losses: int
+    missing: int
+    position_inconsistent_rate: Rate
+    first_position_rate: Rate
+    length_controlled: LengthControlled
+    missing_by_topic: Mapping[str, MissingShare]
+    crisis: Rate | None
+    by_topic: Mapping[str, Rate | None]
+    policy_text_quality: TextQuality
+    reference_text_quality: TextQuality
+    judges: Judges
+    answered_by_both: int
+    missing_answers: Mapping[str, Counts]
+    votes: Replies | None = None
+    spend: Spend | None = None
+
+
+class WinRateFigures(Shape):
+    """The main figures of a comparison; `length_controlled` is the win rate at equal length."""
+
+    win_rate: Rate
+    length_controlled: Rate
+    position_inconsistent_rate: Rate
+
+
+class RewardFigures(Shape):
+    """The main figures of a reward model."""
+
+    accuracy: Rate
+    baselines: Baselines
+
+
+class AuditFigures(Shape):
+    """The main figures of an audit; a part that was left out is None."""
+
+    equal: Rate | None
+    kappa: float | None
+    halo: float | None
+    gain: Gain | None
+    resists: bool | None
+
+
+class ReportMetrics(Shape):
+    """Of `reports`: the main figures of what it shows, by `name@id8`; `pairs` by split as well."""
+
+    win_rates: Mapping[str, WinRateFigures]
+    reward_models: Mapping[str, RewardFigures]
+    pairs: Mapping[str, Counts]
+    audits: Mapping[str, AuditFigures] = {}
+
+
+CandidateMetrics = ReadyCandidateMetrics | PoolCandidateMetrics | AnswerMetrics | RoundCandidateMetrics
+Metrics = (
+    SpeechMetrics
+    | CandidateMetrics
+    | JudgementMetrics
+    | AuditMetrics
+    | PreferenceMetrics
+    | RoundPairMetrics
+    | BaseModelMetrics
+    | RewardModelMetrics
+    | ScoreMetrics
+    | PolicyMetrics
+    | ComparisonMetrics
+    | ReportMetrics
+)
+
+_BY_KIND: dict[str, TypeAdapter[Any]] = {
+    "speeches": TypeAdapter(SpeechMetrics),
+    "candidates": TypeAdapter(CandidateMetrics),
+    "judgements": TypeAdapter(JudgementMetrics),
+    "audits": TypeAdapter(AuditMetrics),
+    "preferences": TypeAdapter(PreferenceMetrics | RoundPairMetrics),
+    "base-models": TypeAdapter(BaseModelMetrics),
+    "reward-models": TypeAdapter(RewardModelMetrics),
+    "scores": TypeAdapter(ScoreMetrics),
+    "policies": TypeAdapter(PolicyMetrics),
+    "comparisons": TypeAdapter(ComparisonMetrics),
+    "reports": TypeAdapter(ReportMetrics),
+}
+
+
+def parse_metrics(kind: str, metrics: Any) -> Metrics:
+    """Return the content of a `metrics.json` as the model of its kind.
+
+    Raises:
+        ValueError: it is not what artifacts of this kind hold; the message names every key at fault.
+    """
+    return _BY_KIND[kind].validate_python(metrics)
+
+
+def metrics_of(artifact: "Artifact") -> Metrics:
+    """Return the numbers of an artifact.
+
+    Raises:
+        ValueError: its `metrics.json` is damaged or was written by another version.
+    """
+    return parse_metrics(artifact.kind, artifact.metrics)
