@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from psychocounsel.judging.parsing import PARSER_VERSION, ParsedRatings, parse_ratings
-from psychocounsel.judging.prompts import JudgeRequest, SamplingParams, rating_request
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.scorers import JudgeRequest, SamplingParams, TextScorer
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import pending_indices
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -64,7 +64,7 @@ def rating_requests(count: int) -> Iterator[JudgeRequest]:
     for number in range(count):
         speech = speeches[number % len(speeches)]
         answer = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-        yield rating_request(speech, answer, RUBRIC, sampling)
+        yield TextScorer(RUBRIC).rating_request(speech, answer, sampling)
 
 
 def reply_to(item: JudgeRequest) -> ChatReply:

@@ -39,8 +39,8 @@ from judge_runs import (
     paid_twice,
 )
 
-from psychocounsel.judging.prompts import SamplingParams, rating_request
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.scorers import SamplingParams, TextScorer
 from psychocounsel.types import Candidate, Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -75,7 +75,7 @@ def write_requests(work: Path, count: int) -> Path:
         for number in range(count):
             speech = Speech(texts[number % len(texts)])
             candidate = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-            request = rating_request(speech, candidate, rubric, sampling).request
+            request = TextScorer(rubric).rating_request(speech, candidate, sampling).request
             schema = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
             body: dict[str, Any] = {
                 "model": "judge",

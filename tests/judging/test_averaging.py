@@ -10,22 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_model import FakeModel, failed, item_of, valid
+from psychocounsel.judging.audit import histograms, interval_alpha, sample_metrics, vote_metrics
+from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import (
-    ADDRESSES_JUDGE,
     ComparisonTask,
     averaged,
-    histograms,
     in_parts,
-    interval_alpha,
-    sample_metrics,
-    vote_metrics,
     voted,
     with_sample,
     with_vote,
 )
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings, PanelJudge
-from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.scorers import SamplingParams
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import (
@@ -79,7 +76,7 @@ class NamedModel(FakeModel):
         self.name = name
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         return {"model": self.name, "base_url": "http://127.0.0.1/v1"}
 
 
@@ -228,7 +225,7 @@ def test_one_sample_is_what_it_always_was(journal: Journal) -> None:
     judge = ChatJudge(FakeModel(lambda request: rated(request, 4)), RUBRIC, journal)
     (judgement,) = judge.rate(ITEMS[:1], ignore)
     assert (judgement.samples, judgement.ratings[FIRST], type(judgement.ratings[FIRST])) == ((), 4, int)
-    assert "samples" not in judge.identity
+    assert "samples" not in judge.fingerprint
 
 
 def test_a_panel_is_the_mean_of_its_judges_and_keeps_what_each_said(journal: Journal) -> None:

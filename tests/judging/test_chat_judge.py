@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from fake_model import FakeModel, failed, item_of, valid
-from psychocounsel.judging.judge import ADDRESSES_JUDGE, ComparisonTask, Judge
+from psychocounsel.judging.injection import ADDRESSES_JUDGE
+from psychocounsel.judging.judge import ComparisonTask, Judge
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.scorers import SamplingParams
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import run_requests
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -163,7 +164,7 @@ def test_a_text_that_addresses_the_judge_is_flagged(journal: Journal) -> None:
 
 def test_the_identity_holds_what_shapes_the_ratings(journal: Journal) -> None:
     judge, _ = judge_with(journal, rating_reply)
-    identity = judge.identity
+    identity = judge.fingerprint
     assert identity["model"] == "fake-2026-01-01"
     assert identity["rubric"] == RUBRIC.digest
     assert {"base_url", "prompts", "temperature", "max_tokens", "parser"} <= set(identity)

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from fake_model import FakeModel, item_of, valid
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.judging.judge import ComparisonTask, sample_metrics
+from psychocounsel.judging.audit import sample_metrics
+from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import (
     ParsedRatings,
-    Unexpected,
+    ParseFailure,
     expected_ratings,
+    has_distinct_tokens,
     parse_ratings,
-    points_are_told_apart,
     rating_places,
 )
-from psychocounsel.judging.prompts import SamplingParams
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.judging.scorers import LogprobScorer, require_expectable
+from psychocounsel.judging.scorers import LogprobScorer, SamplingParams, require_expectable
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.replies import kept_choices, read_choices, read_completion
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -109,19 +109,19 @@ def test_letters_of_several_tokens_are_counted_by_their_bytes() -> None:
 def test_too_little_mass_on_the_scale_is_told() -> None:
     shares = {"7": 0.6, "4": 0.3, "3": 0.1}
     found = expected([token('{"empathy": '), token_among("4", shares), token("}")])
-    assert found == Unexpected("of 'empathy' the scale has 40% of the probability")
+    assert found == ParseFailure("of 'empathy' the scale has 40% of the probability")
 
 
 def test_a_number_of_two_tokens_tells_nothing() -> None:
     wide = replace(ONE, minimum=-2, maximum=2)
     found = expected([token('{"empathy": '), token("-"), token("2"), token("}")], wide)
-    assert found == Unexpected("no single token writes the rating of 'empathy'")
+    assert found == ParseFailure("no single token writes the rating of 'empathy'")
 
 
 def test_tokens_that_do_not_add_up_to_the_text_tell_nothing() -> None:
     tokens = [token('{"empathy": '), token("5"), token("}")]
     assert kept_choices(tokens, '{"empathy": 4}') == "[]"
-    assert isinstance(expected(tokens, text='{"empathy": 4}'), Unexpected)
+    assert isinstance(expected(tokens, text='{"empathy": 4}'), ParseFailure)
 
 
 @pytest.mark.parametrize("told", [None, [], {}, "4", 4])
@@ -140,7 +140,7 @@ def test_a_server_that_sends_no_tokens(told: object) -> None:
 )
 def test_broken_entries_tell_nothing_and_harm_nobody(entry: Token) -> None:
     found = expected([token('{"empathy": '), entry, token("}")])
-    assert found == Unexpected("of 'empathy' the scale has 0% of the probability")
+    assert found == ParseFailure("of 'empathy' the scale has 0% of the probability")
 
 
 def test_only_numbers_that_are_values_are_kept() -> None:
@@ -159,7 +159,7 @@ def test_places_are_those_of_the_principles_at_their_depth() -> None:
     text = "Here: " + json.dumps({"item_id": "i", "reasons": reasons, "ratings": ratings}, indent=1)
     places = rating_places(text, SEVEN)
     assert list(places) == list(SEVEN.principle_ids)
-    assert {text[place.start : place.end] for place in places.values()} == {"3"}
+    assert {text[place.start : place.stop] for place in places.values()} == {"3"}
     assert min(places.values()).start > text.index('"ratings"')
 
 
@@ -171,7 +171,7 @@ def test_a_key_beside_the_ratings_that_holds_a_principle_is_not_its_rating() -> 
     text = json.dumps({"item_id": "i", "reasons": "", "ratings": ratings, "notes": notes})
     assert isinstance(parse_ratings(text, rubric, "i"), ParsedRatings)
     places = rating_places(text, rubric)
-    assert {text[place.start : place.end] for place in places.values()} == {"4"}
+    assert {text[place.start : place.stop] for place in places.values()} == {"4"}
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5))
@@ -186,9 +186,9 @@ def test_an_expectation_lies_on_the_scale_and_scaling_all_changes_nothing(weight
 
 
 def test_scales_whose_points_begin_alike_are_refused() -> None:
-    assert points_are_told_apart(range(1, 6))
-    assert points_are_told_apart(range(-2, 3))
-    assert not points_are_told_apart(range(1, 11))
+    assert has_distinct_tokens(range(1, 6))
+    assert has_distinct_tokens(range(-2, 3))
+    assert not has_distinct_tokens(range(1, 11))
     with pytest.raises(ConfigError, match="begin alike"):
         require_expectable(replace(ONE, minimum=0, maximum=10))
 
@@ -230,7 +230,7 @@ def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     # (2 + 3 + 5) * 0.25 + 4 * 0.5, over 1.25
     assert judgements[0].ratings == dict.fromkeys(SEVEN.principle_ids, 3.6)
     assert [(draw.scored_by, draw.status) for draw in judgements[0].samples] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
-    assert judge.identity["score"] == "expected"
+    assert judge.fingerprint["score"] == "expected"
     unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
     assert ChatJudge(unasked, SEVEN, journal, EXPECTED).rate(ITEMS, ignore) == judgements
 

@@ -1,8 +1,8 @@
 import pytest
 
 from psychocounsel.errors import DataQualityError, IncompleteError
+from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import (
-    ADDRESSES_JUDGE,
     addressing_judge,
     missing_by_topic,
     missing_share,

@@ -14,8 +14,8 @@ from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
-from psychocounsel.judging.prompts import rating_request
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.scorers import TextScorer
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.rate_limit import RetryPolicy
@@ -186,7 +186,7 @@ def test_every_answer_is_kept_and_every_broken_line_is_told(outcome: Outcome) ->
 def test_the_ratings_are_those_that_were_sent(outcome: Outcome) -> None:
     sampling = ChatJudgeSettings().sampling
     for (speech, candidate), judgement in zip(PAIRS, outcome.judgements, strict=True):
-        request = rating_request(speech, candidate, RUBRIC, sampling).request
+        request = TextScorer(RUBRIC).rating_request(speech, candidate, sampling).request
         turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
         schema = {"json_schema": {"schema": request.response_schema}}
         sent = json.loads(answer_by_schema({"messages": turns, "response_format": schema}, 0).text or "")

@@ -9,8 +9,8 @@ import pytest
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure, parse_ratings
-from psychocounsel.judging.prompts import SamplingParams, rating_request
 from psychocounsel.judging.rubric import Principle, Rubric, load_rubric
+from psychocounsel.judging.scorers import SamplingParams, TextScorer
 from psychocounsel.types import Candidate, Speech
 
 RUBRIC_FILE = Path(__file__).parent / "seven-attributes.yaml"
@@ -68,7 +68,11 @@ def test_two_commas_are_not_repaired() -> None:
 
 def test_the_judge_is_asked_for_what_is_read() -> None:
     speech = Speech("I cannot sleep.")
-    request = rating_request(speech, Candidate(speech.id, "a", "What keeps you up?"), RUBRIC, SamplingParams()).request
+    request = (
+        TextScorer(RUBRIC)
+        .rating_request(speech, Candidate(speech.id, "a", "What keeps you up?"), SamplingParams())
+        .request
+    )
     schema: Any = request.response_schema
     assert list(schema["properties"]) == schema["required"] == [*RATINGS, *EXTRAS]
     assert schema["properties"]["Overall"] == {"type": "number"}
@@ -90,7 +94,7 @@ def test_a_principle_of_a_flat_reply_is_named_as_no_other_key(tmp_path: Path, ke
     text = RUBRIC_FILE.read_text(encoding="utf-8").replace("- id: Empathy", f"- id: {key}")
     faulty, nested = tmp_path / "faulty.yaml", tmp_path / "nested.yaml"
     faulty.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=rf"principles\.\d\.id: '{key}' has a meaning of its own"):
+    with pytest.raises(ConfigError, match=rf"principles\.\d\.id: '{key}' is another key"):
         load_rubric(str(faulty))
     nested.write_text(text.replace("flat: true", "flat: false"), encoding="utf-8")
     assert key in load_rubric(str(nested)).principle_ids

@@ -177,7 +177,7 @@ class TestFaults:
             ("min: 0", "min: 2", "line 4: scale: min is not below max; write {min: 1, max: 5}"),
             ("min: 0", "min: true", "scale.min: Input should be a valid integer"),
             ("id: presence", "id: my principle", "is no column name; use letters, digits and underscores"),
-            ("id: presence", "id: overall", "principles.0.id: means the verdict as a whole; choose another"),
+            ("id: presence", "id: overall", "principles.0.id: means the comparison as a whole"),
             ("language: en", "language: en\ncolour: red", "colour: unknown key"),
             ("language: en", "language: en\nsafty: presence", "safty: unknown key; did you mean 'safety'?"),
             ("language: en", "language: en\nlanguage: de", "the key 'language' stands twice"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from psychocounsel.config.components import ChatFormat
-from psychocounsel.judging.offline import NOTICE
+from psychocounsel.judging.offline import WARNING
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_pairs, read_scores, read_speeches
@@ -139,14 +139,14 @@ class TestNotices:
         judged = artifact(store, "judgements", "mini").id
         for each in store.artifacts():
             came_from = {one.artifact.id for one in ancestors(store, each)}
-            expected = (NOTICE,) if judged in came_from or each.kind == "comparisons" else ()
+            expected = (WARNING,) if judged in came_from or each.kind == "comparisons" else ()
             assert each.warnings == expected, each.ref
 
     def test_notice_stands_in_the_first_lines(self, store: Store) -> None:
         for each in store.artifacts():
             if each.warnings:
                 manifest = each.file("manifest.json").read_text(encoding="utf-8").splitlines()
-                assert NOTICE in "".join(manifest[:4]), each.ref
+                assert WARNING in "".join(manifest[:4]), each.ref
 
     @pytest.mark.parametrize(
         ("kind", "name"),
@@ -160,11 +160,11 @@ class TestNotices:
     def test_cards_begin_with_it(self, store: Store, kind: str, name: str) -> None:
         card = artifact(store, kind, name).file("README.md").read_text(encoding="utf-8")
         body = card.split("---\n", 2)[2].split("\n\n")
-        assert NOTICE in body[1] or NOTICE in body[0]
+        assert WARNING in body[1] or WARNING in body[0]
 
     def test_report_begins_with_it(self, store: Store) -> None:
         page = artifact(store, "reports", "mini").file("report.html").read_text(encoding="utf-8")
-        assert page.index(NOTICE) < page.index('<p class="lead">')
+        assert page.index(WARNING) < page.index('<p class="lead">')
 
     def test_command_line_begins_with_it(self, miniature: Miniature) -> None:
-        assert miniature.ended.out.startswith(f"! {NOTICE}\n")
+        assert miniature.ended.out.startswith(f"! {WARNING}\n")

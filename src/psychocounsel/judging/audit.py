@@ -1,13 +1,26 @@
-"""Judgements -> what the judge is worth: agreement with itself, halo, ties, length, gains by asking."""
+"""How good a judge is, as pure functions: agreement, halo, ties, correlation with length, gains, spread of samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from statistics import fmean, stdev, variance
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from psychocounsel.types import Rating, exact_mean, exact_rating
+from psychocounsel.judging.judge import mean_ratings
+from psychocounsel.types import (
+    OVERALL,
+    Comparison,
+    Judgement,
+    Rating,
+    RatingSample,
+    ReplyStatus,
+    Vote,
+    exact_mean,
+    exact_rating,
+)
 
 Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
@@ -19,6 +32,29 @@ _STUDENT_T = (
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
 _JACKKNIFE_GROUPS = 50
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t.
+
+    From a table up to 30 degrees of freedom, then by the first two terms of Cornish and Fisher's expansion in
+    z, (z^3 + z) / 4d + (5z^5 + 16z^3 + 3z) / 96d^2, right to 0.001.
+    """
+    if degrees < 1:
+        raise ValueError("a quantile of t needs a degree of freedom")
+    if degrees <= len(_STUDENT_T):
+        return _STUDENT_T[degrees - 1]
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
+    return _Z + (_Z**3 + _Z) / (4 * degrees) + second
+
+
+def squared_deviations(values: Sequence[Rating]) -> float:
+    """Return the sum of squared deviations from the mean."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values)
+
+
+# --- Agreement of two ratings of the same responses ------------------------------------------------------------------
 
 
 class Agreement(NamedTuple):
@@ -38,7 +74,7 @@ class Agreement(NamedTuple):
 
 
 def is_within(points: int, first: Rating, second: Rating) -> bool:
-    """Say whether two ratings lie at most so many points apart: as the fractions that they stand for."""
+    """Return whether two ratings lie at most so many points apart: as the fractions that they stand for."""
     return abs(exact_rating(first) - exact_rating(second)) <= points
 
 
@@ -53,7 +89,7 @@ def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     n = len(pairs)
     firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
     distance = math.fsum((first - second) ** 2 for first, second in pairs) / n
-    # What every first rating with every second comes to, without n^2 steps.
+    # The mean over every first rating with every second, without n^2 steps.
     apart = fmean(firsts) - fmean(seconds)
     by_chance = (squared_deviations(firsts) + squared_deviations(seconds)) / n + apart * apart
     return Agreement(
@@ -64,20 +100,63 @@ def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     )
 
 
-def squared_deviations(values: Sequence[Rating]) -> float:
-    """Return the sum of squared deviations from the mean."""
-    mean = fmean(values)
-    return math.fsum((value - mean) ** 2 for value in values)
-
-
 def agreement_by_principle(
     first: Sequence[Ratings], second: Sequence[Ratings], principles: Sequence[str]
 ) -> dict[str, Agreement | None]:
     """Return the agreement of two ratings of the same responses, principle by principle."""
-    return {
-        name: agreement([(one[name], other[name]) for one, other in zip(first, second, strict=True)])
-        for name in principles
-    }
+    both = list(zip(first, second, strict=True))
+    return {name: agreement([(one[name], other[name]) for one, other in both]) for name in principles}
+
+
+def mean_difference(first: Sequence[Ratings], second: Sequence[Ratings], principles: Sequence[str]) -> float | None:
+    """Return the mean absolute difference of two ratings of the same responses, in points."""
+    both = zip(first, second, strict=True)
+    differences = [abs(one[name] - other[name]) for one, other in both for name in principles]
+    return fmean(differences) if differences else None
+
+
+class Gain(NamedTuple):
+    """By how much second ratings lie above the first: points of the mean rating, over some responses.
+
+    Attributes:
+        n: responses that were rated twice.
+        mean: of all of them.
+        low: end of its 95 % interval, by Student's t; None for a single response.
+        high: the other end.
+        largest: of one response.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    largest: float
+
+
+def gains(first: Sequence[Ratings], second: Sequence[Ratings]) -> list[float]:
+    """Return by how many points the mean rating of each response rose; a whole point is exactly 1."""
+    both = zip(first, second, strict=True)
+    return [float(exact_mean(later.values()) - exact_mean(earlier.values())) for earlier, later in both]
+
+
+def gain(first: Sequence[Ratings], second: Sequence[Ratings]) -> Gain | None:
+    """Return by how much the second ratings lie above the first; None without any."""
+    rises = gains(first, second)
+    if not rises:
+        return None
+    mean = fmean(rises)
+    if len(rises) == 1:
+        return Gain(1, mean, None, None, mean)
+    half = student_t(len(rises) - 1) * stdev(rises) / math.sqrt(len(rises))
+    return Gain(len(rises), mean, mean - half, mean + half, max(rises))
+
+
+def ties(totals: Sequence[int | Fraction]) -> list[bool]:
+    """Return of each pair of responses to one speech whether they have the same total."""
+    return [one == other for one, other in combinations(totals, 2)]
+
+
+# --- Correlations ----------------------------------------------------------------------------------------------------
 
 
 class Correlation(NamedTuple):
@@ -87,6 +166,16 @@ class Correlation(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Return the product-moment correlation; None where one side does not vary."""
+    if len(set(xs)) < 2 or len(set(ys)) < 2:
+        return None
+    x_mean, y_mean = fmean(xs), fmean(ys)
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    spread = math.sqrt(sum((x - x_mean) ** 2 for x in xs) * sum((y - y_mean) ** 2 for y in ys))
+    return max(-1.0, min(1.0, covariance / spread))
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
@@ -104,27 +193,15 @@ def spearman(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
     if abs(r) == 1:
         return Correlation(r, r, r, n)
     half = _Z * math.sqrt((1 + r * r / 2) / (n - 3))
-    middle = math.atanh(r)
-    return Correlation(r, math.tanh(middle - half), math.tanh(middle + half), n)
+    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n)
 
 
-def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Return the product-moment correlation; None where one side does not vary."""
-    if len(set(xs)) < 2 or len(set(ys)) < 2:
-        return None
-    x_mean, y_mean = fmean(xs), fmean(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    spread = math.sqrt(sum((x - x_mean) ** 2 for x in xs) * sum((y - y_mean) ** 2 for y in ys))
-    return max(-1.0, min(1.0, covariance / spread))
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
 
 
-def halo(ratings: Sequence[Ratings], principles: Sequence[str]) -> float | None:
-    """Return the mean correlation between two principles; None where no two of them vary.
-
-    Near 1, the judge has one impression and writes it under every name.
-    """
-    known = [each for each in _correlations(ratings, principles).values() if each is not None]
-    return fmean(known) if known else None
+# --- Halo: do principles rated in one reply correlate more than each rated alone? ------------------------------------
 
 
 class Halo(NamedTuple):
@@ -149,6 +226,15 @@ class Halo(NamedTuple):
     high: float | None
 
 
+def halo(ratings: Sequence[Ratings], principles: Sequence[str]) -> float | None:
+    """Return the mean correlation between two principles; None where no two of them vary.
+
+    Near 1, the judge has one impression and writes it under every name.
+    """
+    known = [each for each in _correlations(ratings, principles) if each is not None]
+    return fmean(known) if known else None
+
+
 def halo_both_ways(together: Sequence[Ratings], alone: Sequence[Ratings], principles: Sequence[str]) -> Halo | None:
     """Return the halo of ratings made together and one by one; None where no two principles vary both ways.
 
@@ -156,116 +242,140 @@ def halo_both_ways(together: Sequence[Ratings], alone: Sequence[Ratings], princi
     (g - 1) / g times the sum of squares about the mean of the g differences that are left (Efron and Stein
     1981), and the interval takes Student's t with g - 1 degrees of freedom.
     """
-    found = _halo_means(together, alone, principles)
-    if found is None:
-        return None
-    n, difference = len(together), found.together - found.alone
-    groups = min(n, _JACKKNIFE_GROUPS)
-    kept = [[at for at in range(n) if at % groups != group] for group in range(groups)]
-    without = [
-        _halo_means([together[at] for at in places], [alone[at] for at in places], principles) for places in kept
-    ]
-    left = [each.together - each.alone for each in without if each is not None]
-    if len(left) < 3:
-        return Halo(n, *found, difference, None, None)
-    half = student_t(len(left) - 1) * math.sqrt(variance(left) * (len(left) - 1) ** 2 / len(left))
-    return Halo(n, *found, difference, difference - half, difference + half)
-
-
-class _HaloMeans(NamedTuple):
-    pairs: int
-    together: float
-    alone: float
-
-
-def _halo_means(together: Sequence[Ratings], alone: Sequence[Ratings], principles: Sequence[str]) -> _HaloMeans | None:
-    first, second = _correlations(together, principles), _correlations(alone, principles)
-    both = [(r, second[pair]) for pair, r in first.items()]
-    known = [(one, other) for one, other in both if one is not None and other is not None]
+    known = _known_both_ways(together, alone, principles)
     if not known:
         return None
-    return _HaloMeans(len(known), fmean(one for one, _ in known), fmean(other for _, other in known))
+    n, first, second = len(together), fmean(one for one, _ in known), fmean(other for _, other in known)
+    difference = first - second
+    left: list[float] = []
+    groups = min(n, _JACKKNIFE_GROUPS)
+    for group in range(groups):
+        kept = [at for at in range(n) if at % groups != group]
+        if without := _known_both_ways([together[at] for at in kept], [alone[at] for at in kept], principles):
+            left.append(fmean(one for one, _ in without) - fmean(other for _, other in without))
+    if len(left) < 3:
+        return Halo(n, len(known), first, second, difference, None, None)
+    half = student_t(len(left) - 1) * math.sqrt(variance(left) * (len(left) - 1) ** 2 / len(left))
+    return Halo(n, len(known), first, second, difference, difference - half, difference + half)
 
 
-def _correlations(ratings: Sequence[Ratings], principles: Sequence[str]) -> dict[tuple[str, str], float | None]:
-    columns = {name: [each[name] for each in ratings] for name in principles}
-    return {pair: pearson(columns[pair[0]], columns[pair[1]]) for pair in combinations(principles, 2)}
+def _known_both_ways(
+    together: Sequence[Ratings], alone: Sequence[Ratings], principles: Sequence[str]
+) -> list[tuple[float, float]]:
+    both = zip(_correlations(together, principles), _correlations(alone, principles), strict=True)
+    return [(one, other) for one, other in both if one is not None and other is not None]
 
 
-def mean_difference(first: Sequence[Ratings], second: Sequence[Ratings], principles: Sequence[str]) -> float | None:
-    """Return the mean absolute difference of two ratings of the same responses, in points."""
-    differences = [
-        abs(one[name] - other[name]) for one, other in zip(first, second, strict=True) for name in principles
-    ]
-    return fmean(differences) if differences else None
+def _correlations(ratings: Sequence[Ratings], principles: Sequence[str]) -> list[float | None]:
+    columns = [[each[name] for each in ratings] for name in principles]
+    return [pearson(one, other) for one, other in combinations(columns, 2)]
 
 
-def ties(totals: Sequence[int | Fraction]) -> list[bool]:
-    """Return of each pair of responses to one speech whether they have the same total."""
-    return [one == other for one, other in combinations(totals, 2)]
+# --- Replies behind judgements and comparisons, for `metrics.json` ---------------------------------------------------
 
 
-class Gain(NamedTuple):
-    """By how much second ratings lie above the first: points of the mean rating, over some responses.
+def histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return by principle how often each rating was given, over all replies, to the nearest point."""
+    given = [reply.ratings for each in judgements for reply in (each.samples or (each,)) if reply.ratings]
+    counts = {name: Counter(math.floor(ratings[name] + 0.5) for ratings in given) for name in principles}
+    return {name: {str(rating): count for rating, count in sorted(by.items())} for name, by in counts.items()}
 
-    Attributes:
-        n: responses that were rated twice.
-        mean: of all of them.
-        low: end of its 95 % interval, by Student's t; None for a single response.
-        high: the other end.
-        largest: of one response.
+
+def sample_metrics(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
+    """Return counts and disagreement of the samples behind judgements; empty where there are none."""
+    samples = [sample for each in judgements for sample in each.samples]
+    if not samples:
+        return {}
+    valid = Counter(sum(sample.status is ReplyStatus.VALID for sample in each.samples) for each in judgements)
+    counts = {
+        "asked": len(samples),
+        "status": _status_by_judge(samples),
+        "scored_by": _counted(each.scored_by.value for each in samples if each.status is ReplyStatus.VALID),
+        "valid_per_judgement": {str(count): n for count, n in sorted(valid.items())},
+    }
+    return {"samples": counts, "disagreement": _disagreement(judgements, principles)}
+
+
+def vote_metrics(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return counts of the votes behind comparisons; empty where there are none."""
+    votes = [vote for each in comparisons for vote in each.votes]
+    if not votes:
+        return {}
+    valid = [each for each in comparisons if each.status is ReplyStatus.VALID]
+    overall = [{vote.winners[OVERALL] for vote in each.votes if vote.status is ReplyStatus.VALID} for each in valid]
+    return {
+        "votes": {
+            "asked": len(votes),
+            "status": _status_by_judge(votes),
+            "unanimous": sum(len(winners) == 1 for winners in overall),
+            "comparisons": len(overall),
+        }
+    }
+
+
+def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
+    """Return Krippendorff's alpha for interval data; None where nothing differs, or nothing was rated twice.
+
+    alpha = 1 - observed / expected squared difference, over all values of units with at least two of them
+    (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+
+    Args:
+        units: the ratings of one thing each, as many as there are.
     """
-
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-    largest: float
-
-
-def gains(first: Sequence[Ratings], second: Sequence[Ratings]) -> list[float]:
-    """Return by how many points the mean rating of each response rose; a whole point is exactly 1."""
-    return [
-        float(exact_mean(later.values()) - exact_mean(earlier.values()))
-        for earlier, later in zip(first, second, strict=True)
-    ]
-
-
-def gain(first: Sequence[Ratings], second: Sequence[Ratings]) -> Gain | None:
-    """Return by how much the second ratings lie above the first; None without any."""
-    rises = gains(first, second)
-    if not rises:
+    paired = [unit for unit in units if len(unit) > 1]
+    values = [value for unit in paired for value in unit]
+    if len(set(values)) < 2:
         return None
-    mean = fmean(rises)
-    if len(rises) == 1:
-        return Gain(1, mean, None, None, mean)
-    half = student_t(len(rises) - 1) * stdev(rises) / math.sqrt(len(rises))
-    return Gain(len(rises), mean, mean - half, mean + half, max(rises))
+    observed = math.fsum(_squared_differences(unit) / (len(unit) - 1) for unit in paired)
+    return 1 - observed * (len(values) - 1) / _squared_differences(values)
 
 
-def student_t(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t.
-
-    From a table up to 30 degrees of freedom, then by the first two terms of Cornish and Fisher's expansion in
-    z, (z^3 + z) / 4d + (5z^5 + 16z^3 + 3z) / 96d^2, right to 0.001.
-    """
-    if degrees < 1:
-        raise ValueError("a quantile of t needs a degree of freedom")
-    if degrees <= len(_STUDENT_T):
-        return _STUDENT_T[degrees - 1]
-    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
-    return _Z + (_Z**3 + _Z) / (4 * degrees) + second
+def _squared_differences(values: Sequence[Rating]) -> float:
+    """Return the sum over all ordered pairs of two values."""
+    return 2 * len(values) * squared_deviations(values)
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for place in order[start:end]:
-            ranks[place] = (start + end - 1) / 2 + 1
-        start = end
-    return ranks
+def _status_by_judge(replies: Sequence[RatingSample] | Sequence[Vote]) -> dict[str, dict[str, int]]:
+    judges = dict.fromkeys(reply.judge for reply in replies)
+    return {judge: _counted(reply.status.value for reply in replies if reply.judge == judge) for judge in judges}
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:
+    """Return how far the opinions on each response differ, over the responses with at least two."""
+    opinions = [opinion for each in judgements if len(opinion := _opinions(each)) > 1]
+    judges = list(dict.fromkeys(judge for opinion in opinions for judge in opinion))
+    units = {name: [[ratings[name] for ratings in opinion.values()] for opinion in opinions] for name in principles}
+    # A standard deviation over the number of opinions and not one less.
+    spreads = {name: [math.sqrt(squared_deviations(unit) / len(unit)) for unit in units[name]] for name in principles}
+    means: dict[str, dict[str, float]] = {}
+    for judge in judges:
+        own = [opinion[judge] for opinion in opinions if judge in opinion]
+        means[judge] = {name: fmean(ratings[name] for ratings in own) for name in principles}
+    pairs: list[dict[str, Any]] = []
+    for one, other in combinations(judges, 2):
+        both = [(opinion[one], opinion[other]) for opinion in opinions if one in opinion and other in opinion]
+        found = agreement_by_principle([left for left, _ in both], [right for _, right in both], principles)
+        by_principle = {name: each and each._asdict() for name, each in found.items()}
+        pairs.append({"judges": [one, other], "by_principle": by_principle})
+    return {
+        "responses": len(opinions),
+        "spread": {name: fmean(each) if each else None for name, each in spreads.items()},
+        "alpha": {name: interval_alpha(each) for name, each in units.items()},
+        "mean_rating": means,
+        "pairs": pairs,
+    }
+
+
+def _opinions(judgement: Judgement) -> dict[str, Ratings]:
+    """Return who said what of a response: the judges of a panel, or the repeated samples of one judge."""
+    valid = [sample for sample in judgement.samples if sample.status is ReplyStatus.VALID]
+    if len({sample.judge for sample in judgement.samples}) == 1:
+        return {f"sample {sample.sample_index}": sample.ratings for sample in valid}
+    by_judge: dict[str, list[Ratings]] = {}
+    for sample in valid:
+        by_judge.setdefault(sample.judge, []).append(sample.ratings)
+    return {judge: ratings[0] if len(ratings) == 1 else mean_ratings(ratings) for judge, ratings in by_judge.items()}

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig, JudgeConfig
 from psychocounsel.errors import ConfigError
+from psychocounsel.judging.injection import ADDRESSES_JUDGE, addresses_judge
 from psychocounsel.judging.judge import (
-    ADDRESSES_JUDGE,
     BETWEEN_NAMES,
     PILOT_RESULTS,
     ComparisonTask,
@@ -31,16 +31,17 @@ from psychocounsel.judging.judge import (
     with_vote,
 )
 from psychocounsel.judging.offline import OfflineJudge
-from psychocounsel.judging.offline_text import addresses_judge
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
-from psychocounsel.judging.prompts import JudgeRequest, SamplingParams, prompt_digests
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.judging.scorers import (
     DecisionScorer,
+    JudgeRequest,
     LogprobScorer,
+    SamplingParams,
     Scorer,
     TextScorer,
     decision_digests,
+    prompt_digests,
     require_expectable,
 )
 from psychocounsel.llm.batch.run import run_in_batches, run_live
@@ -109,7 +110,7 @@ class ChatJudgeSettings:
 class ChatJudge:
     """Judges with a chat model; every reply that was paid for is in the journal before it is used."""
 
-    notice = ""
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self, model: ChatModel, rubric: Rubric, journal: Journal, settings: ChatJudgeSettings | None = None
@@ -136,14 +137,14 @@ class ChatJudge:
         return self._rubric.principle_ids
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
+    def fingerprint(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
         sampling, samples = self._settings.sampling, self._settings.samples
         return {
             "backend": "endpoint",
             **self._model.fingerprint,
             "rubric": self._rubric.digest,
-            **self._scorer.identity,
+            **self._scorer.fingerprint,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
@@ -196,13 +197,13 @@ class ChatJudge:
 
     def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
         return [
-            self._scorer.rating(speech, candidate, sampling)
+            self._scorer.rating_request(speech, candidate, sampling)
             for speech, candidate in items
             for sampling in self._samplings()
         ]
 
     def _comparison_requests(self, items: Sequence[ComparisonTask]) -> list[JudgeRequest]:
-        return [self._scorer.comparison(item, sampling) for item in items for sampling in self._samplings()]
+        return [self._scorer.comparison_request(item, sampling) for item in items for sampling in self._samplings()]
 
     def _samplings(self) -> list[SamplingParams]:
         """Return how one question is asked, once for each sample: side by side, for they share a prompt."""
@@ -227,7 +228,7 @@ class ChatJudge:
             progress,
             self._scorer.reader,
             settings.budget,
-            lambda index, reply: self._scorer.heed(asked[index], reply),
+            lambda index, reply: self._scorer.check_server(asked[index], reply),
             on_finished=FailureLimit(
                 what, len(asked) // settings.samples, settings.samples, settings.max_missing_share
             ).note,
@@ -270,7 +271,7 @@ class PanelJudge:
         labels: their names; of one that sits twice, the second is told by its number.
     """
 
-    notice = ""
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, judges: Sequence[ChatJudge]) -> None:
         self.judges = tuple(judges)
@@ -282,9 +283,9 @@ class PanelJudge:
         return BETWEEN_NAMES.join(self.labels)
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
+    def fingerprint(self) -> Mapping[str, JSON]:
         """What shapes the ratings: the members, in order."""
-        return {"backend": "panel", "judges": [judge.identity for judge in self.judges]}
+        return {"backend": "panel", "judges": [judge.fingerprint for judge in self.judges]}
 
     @property
     def principles(self) -> tuple[str, ...]:
@@ -367,7 +368,7 @@ def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
         return JudgePlan({**settings, "prompts": prompt_digests()}, ())
     if config.endpoint is None:
         offline = OfflineJudge(rubric)
-        return JudgePlan({**settings, "offline": dict(offline.identity)}, (offline.notice,))
+        return JudgePlan({**settings, "offline": dict(offline.fingerprint)}, offline.warnings)
     if config.score == "expected":
         require_expectable(rubric)
     endpoint = endpoint_settings(config.endpoint, store)

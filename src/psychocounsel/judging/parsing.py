@@ -1,8 +1,8 @@
-"""Reply text -> ratings or winners, or the reason why it holds none.
+"""Reads a judge's reply: ratings or winners, or the reason why it holds none.
 
-A reading is strict or it is none: one corpus was ruined by a "10" read as "1". Nothing is guessed,
-and no digit is ever picked out of prose. What models put around the one JSON object is put aside: a Markdown
-fence, words before and after it, thoughts that end in `</think>` before it, a comma before a closing bracket.
+A reply is read strictly or not at all: one corpus was ruined by a "10" read as "1". Nothing is guessed, and no digit
+is ever picked out of prose. What models put around the one JSON object is ignored: a Markdown fence, words before and
+after it, thoughts that end in `</think>` before it, a comma before a closing bracket.
 """
 
 import json
@@ -19,13 +19,21 @@ from psychocounsel.types import OVERALL, Rating, ReplyStatus, Scoring, Winner
 PARSER_VERSION = 3
 """Raised by hand whenever a reply may be read differently than before."""
 
-# A whole string is taken along, so that a comma in it stays; any other comma right before a bracket goes.
+WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
+"""What a reply may answer to a comparison: the first response, the second, neither."""
+
+LEAST_MASS = 0.5
+"""Share of probability that the points of the scale must have together for an expected rating."""
+
+# A whole string is matched, so that a comma in it stays; any other comma right before a bracket goes.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 _MARK = re.compile(rf'[{{}}"]|{_THOUGHTS_END}')
 _REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|[{}:]', re.DOTALL)
+_NUMBER = re.compile(r"(-?\d+)(?![\d.eE])")
+_DECIMALS = 6
 
 
 class ParsedRatings(NamedTuple):
@@ -48,10 +56,13 @@ class ParsedWinners(NamedTuple):
 
 
 class ParseFailure(NamedTuple):
-    """Why a reply is not read, and what the judgement ends as."""
+    """Why a reply is not read, and the status of its judgement."""
 
     reason: str
     status: ReplyStatus = ReplyStatus.INVALID
+
+
+# --- Written ratings and winners -------------------------------------------------------------------------------------
 
 
 def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRatings | ParseFailure:
@@ -59,7 +70,7 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
 
     Args:
         reply_text: a JSON object, bare, in a Markdown fence, or alone among other text.
-        rubric: declares the principles, the scale, and what else such a reply may look like.
+        rubric: declares the principles, the scale, and the layout of the reply.
         item_id: what the reply must echo, unless the rubric leaves that out.
     """
     layout, names = rubric.reply, rubric.principle_ids
@@ -88,17 +99,19 @@ def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinner
     return ParsedWinners(winners, reasons)
 
 
-def _object(text: str) -> object:
-    bare = text.strip()
-    if bare.startswith("{"):
-        # Almost every reply is its object and nothing else; looking for one takes ten times as long.
-        with suppress(UnreadableReplyError):
-            return read_json(bare)
-    return _load(only_object(text))
+def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise UnreadableReplyError(f"{place} is not an object")
+    block = cast("dict[str, object]", value)
+    if missing := [name for name in names if name not in block]:
+        raise UnreadableReplyError(f"{place} lacks {', '.join(missing)}")
+    if len(block) > len(names):
+        raise UnreadableReplyError(f"{place} has unknown keys")
+    return block
 
 
 def _heads(reply: Mapping[str, object], item_id: str) -> str:
-    """Check the item's id, where there has to be one, and return the reasons, where there are any."""
+    """Check the item's id, where the layout has one, and return the reasons, where it has any."""
     if reply.get("item_id", item_id) != item_id:
         raise UnreadableReplyError("the reply is about another item")
     reasons = reply.get("reasons", "")
@@ -107,13 +120,47 @@ def _heads(reply: Mapping[str, object], item_id: str) -> str:
     return reasons
 
 
+def _point(name: str, value: object, rubric: Rubric) -> int:
+    # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
+    if type(value) is not int or value not in rubric.scale:
+        raise UnreadableReplyError(f"'{name}' is not a whole number of the scale")
+    return value
+
+
+def _winner(name: str, value: object) -> Winner:
+    if not isinstance(value, str) or value not in WINNERS:
+        raise UnreadableReplyError(f"'{name}' is neither A nor B nor tie")
+    return WINNERS[value]
+
+
+# --- The one JSON object of a reply ----------------------------------------------------------------------------------
+
+
+def _object(text: str) -> object:
+    bare = text.strip()
+    if bare.startswith("{"):
+        # Almost every reply is its object and nothing else; looking for one takes ten times as long.
+        with suppress(UnreadableReplyError):
+            return read_json(bare)
+    found = only_object(text)
+    try:
+        return read_json(found)
+    except UnreadableReplyError:
+        return read_json(_TRAILING_COMMA.sub(lambda match: match[1] or "", found))
+
+
 def only_object(reply_text: str) -> str:
     """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count.
 
     Raises:
-        ValueError: there is none, there are several, or the last one stays open.
+        UnreadableReplyError: there is none, there are several, or the last one stays open.
     """
-    text = _after_thoughts(reply_text)
+    text = reply_text
+    if text.lstrip().startswith(_THOUGHTS_BEGIN):
+        # An object among the thoughts is no answer, least of all where the reply was cut before the answer came.
+        _, end, text = text.partition(_THOUGHTS_END)
+        if not end:
+            raise UnreadableReplyError("the reply ends among its thoughts")
     spans: list[str] = []
     start = depth = 0
     for mark, depth in _marks(text):
@@ -129,10 +176,10 @@ def only_object(reply_text: str) -> str:
 
 
 def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Yield braces and ends of thoughts, each with how many objects are open behind it.
+    """Yield braces and ends of thoughts outside of strings, each with how many objects are open behind it.
 
-    What stands in a string of an object is none of them. A template may have opened the thoughts in the
-    prompt, so their end need not have a beginning; an object that is open there was a writer.
+    A template may have opened the thoughts in the prompt, so their end need not have a beginning; an object that is
+    open there was part of the thoughts.
     """
     at = depth = 0
     while mark := _MARK.search(text, at):
@@ -145,77 +192,18 @@ def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
             yield mark, depth
 
 
-def _after_thoughts(text: str) -> str:
-    # A writer among the thoughts is no answer, least of all where the reply was cut before the answer came.
-    if not text.lstrip().startswith(_THOUGHTS_BEGIN):
-        return text
-    _, end, answer = text.partition(_THOUGHTS_END)
-    if not end:
-        raise UnreadableReplyError("the reply ends among its thoughts")
-    return answer
+# --- Expected ratings, from the probabilities of tokens --------------------------------------------------------------
 
 
-def _load(text: str) -> object:
-    try:
-        return read_json(text)
-    except UnreadableReplyError:
-        return read_json(_TRAILING_COMMA.sub(lambda match: match[1] or "", text))
-
-
-def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise UnreadableReplyError(f"{place} is not an object")
-    block = cast("dict[str, object]", value)
-    missing = [name for name in names if name not in block]
-    if missing:
-        raise UnreadableReplyError(f"{place} lacks {', '.join(missing)}")
-    if len(block) > len(names):
-        raise UnreadableReplyError(f"{place} has keys that were not asked for")
-    return block
-
-
-def _point(name: str, value: object, rubric: Rubric) -> int:
-    # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
-    if type(value) is not int or value not in rubric.scale:
-        raise UnreadableReplyError(f"'{name}' is not a whole number of the scale")
-    return value
-
-
-def _winner(name: str, value: object) -> Winner:
-    winner = WINNERS.get(value) if isinstance(value, str) else None
-    if winner is None:
-        raise UnreadableReplyError(f"'{name}' is neither A nor B nor tie")
-    return winner
-
-
-LEAST_MASS = 0.5
-"""Share of probability that the points of the scale must have together, or they say little."""
-
-_DECIMALS = 6
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|[{}:]', re.DOTALL)
-_NUMBER = re.compile(r"(-?\d+)(?![\d.eE])")
-
-
-class Place(NamedTuple):
-    """Where a number stands in a reply: its first character, and the one behind its last."""
-
-    start: int
-    end: int
-
-
-class Unexpected(NamedTuple):
-    """Why the token choices tell no rating."""
-
-    reason: str
-
-
-def points_are_told_apart(scale: Sequence[int]) -> bool:
-    """Whether no point of a scale begins as another one does: a token 1 may be all of 1, or begin 10."""
+def has_distinct_tokens(scale: Sequence[int]) -> bool:
+    """Return whether no point of a scale begins as another one does: a token 1 may be all of 1, or begin 10."""
     written = [str(point) for point in scale]
     return not any(one != other and other.startswith(one) for one in written for other in written)
 
 
-def expected_ratings(reply_text: str, choices: Sequence[TokenChoice], rubric: Rubric) -> dict[str, float] | Unexpected:
+def expected_ratings(
+    reply_text: str, choices: Sequence[TokenChoice], rubric: Rubric
+) -> dict[str, float] | ParseFailure:
     """Return the expected rating on every principle, rounded to a millionth of a point.
 
     Args:
@@ -225,33 +213,36 @@ def expected_ratings(reply_text: str, choices: Sequence[TokenChoice], rubric: Ru
     """
     places = rating_places(reply_text, rubric)
     ratings: dict[str, float] = {}
-    for name in rubric.principle_ids:
-        choice = _covering(choices, places[name])
+    for name, place in places.items():
+        covering = (
+            each for each in choices if each.start <= place.start and place.stop <= each.start + len(each.token)
+        )
+        choice = next(covering, None)
         if choice is None:
-            return Unexpected(f"no single token writes the rating of '{name}'")
-        masses = point_masses(choice, reply_text[choice.start : places[name].start], rubric.scale)
+            return ParseFailure(f"no single token writes the rating of '{name}'")
+        masses = point_masses(choice, reply_text[choice.start : place.start], rubric.scale)
         whole = math.fsum(masses.values())
         if whole < LEAST_MASS:
-            return Unexpected(f"of '{name}' the scale has {whole:.0%} of the probability")
+            return ParseFailure(f"of '{name}' the scale has {whole:.0%} of the probability")
         mean = math.fsum(point * mass for point, mass in masses.items()) / whole
         ratings[name] = round(mean, _DECIMALS)
     return ratings
 
 
-def rating_places(reply_text: str, rubric: Rubric) -> dict[str, Place]:
+def rating_places(reply_text: str, rubric: Rubric) -> dict[str, slice]:
     """Return where each principle's number stands in a reply that `parse_ratings` reads."""
-    told = only_object(reply_text)
-    offset = reply_text.rindex(told)  # nothing behind the object holds another one
+    block = only_object(reply_text)
+    offset = reply_text.rindex(block)  # nothing behind the object holds another one
     around = () if rubric.reply.flat else ("ratings",)
-    places = {path: Place(offset + number.start(), offset + number.end()) for path, number in _numbers(told)}
+    places = {path: slice(offset + number.start(), offset + number.end()) for path, number in _numbers(block)}
     return {name: places[*around, name] for name in rubric.principle_ids}
 
 
-def _numbers(told: str) -> Iterator[tuple[tuple[str, ...], re.Match[str]]]:
+def _numbers(block: str) -> Iterator[tuple[tuple[str, ...], re.Match[str]]]:
     """Yield every whole number that is a value, with the keys that lead to it."""
     around: list[str] = []
     key, last = "", ""
-    for token in _TOKENS.finditer(told):
+    for token in _TOKENS.finditer(block):
         sign = token[0]
         if sign == "{":
             around.append(key)
@@ -275,17 +266,11 @@ def point_masses(choice: TokenChoice, head: str, scale: Sequence[int]) -> Mappin
         scale: every point.
     """
     masses: dict[int, float] = {}
+    before = head.strip()
     for text, logprob in choice.alternatives:
-        other, before = text.lstrip(), head.strip()
+        other = text.lstrip()
         number = _NUMBER.match(other.removeprefix(before).lstrip()) if other.startswith(before) else None
         if number is not None and int(number[1]) in scale:
             point = int(number[1])
             masses[point] = masses.get(point, 0.0) + math.exp(logprob)
     return masses
-
-
-def _covering(choices: Sequence[TokenChoice], place: Place) -> TokenChoice | None:
-    for choice in choices:
-        if choice.start <= place.start and place.end <= choice.start + len(choice.token):
-            return choice
-    return None

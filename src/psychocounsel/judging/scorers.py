@@ -1,11 +1,16 @@
-"""Rubric -> how a model is asked and its reply is read: as written, or by the probabilities of its tokens."""
+"""How a model is asked and its reply read, by one rubric: written numbers, token probabilities, or scored questions.
+
+In every request the part that never changes comes first and alone, so that servers can cache it; the item comes
+last. Texts to be judged may address the judge: they stand as JSON between markers made from a hash of the item, which
+no text can contain.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple, Protocol, cast
@@ -19,23 +24,35 @@ from psychocounsel.judging.parsing import (
     ParsedRatings,
     ParsedWinners,
     ParseFailure,
-    Unexpected,
     expected_ratings,
+    has_distinct_tokens,
     parse_ratings,
     parse_winners,
-    points_are_told_apart,
-)
-from psychocounsel.judging.prompts import (
-    JudgeRequest,
-    SamplingParams,
-    comparison_request,
-    prompt_digests,
-    rating_request,
 )
 from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.llm.replies import MOST_ALTERNATIVES, mapping_of, read_choices
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, content_id
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a judging model is sampled; a temperature or top_p of None is not sent.
+
+    `sample_index` distinguishes repeated samples: each is requested, and billed, on its own.
+    """
+
+    temperature: float | None = 0.0
+    max_tokens: int = 600
+    top_p: float | None = 1.0
+    sample_index: int = 0
+
+
+class JudgeRequest(NamedTuple):
+    """A request and the id that its reply has to echo."""
+
+    item_id: str
+    request: ChatRequest
 
 
 class Scorer(Protocol):
@@ -44,6 +61,7 @@ class Scorer(Protocol):
     Attributes:
         reader: names the rule by which a reply counts as read.
         keeps_samples: whether a rating may be more than the number that a reply has written.
+        fingerprint: what shapes the ratings besides the model and its sampling.
     """
 
     @property
@@ -51,31 +69,38 @@ class Scorer(Protocol):
     @property
     def keeps_samples(self) -> bool: ...  # noqa: D102
     @property
-    def identity(self) -> Mapping[str, JSON]: ...  # noqa: D102
+    def fingerprint(self) -> Mapping[str, JSON]: ...  # noqa: D102
 
-    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
-        """Return what is asked to rate a response."""
+    def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
+        """Return the request that rates a response."""
         ...
 
-    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
-        """Return what is asked to compare two."""
+    def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
+        """Return the request that compares two."""
         ...
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
-        """Read a finished reply to `rating`."""
+        """Read a finished reply to a rating request."""
         ...
 
     def read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
-        """Read a finished reply to `comparison`."""
+        """Read a finished reply to a comparison request."""
         ...
 
-    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
-        """Take from a new reply what it tells of its server.
+    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Check by a new reply that the server can do what the scorer needs.
 
         Raises:
-            EndpointError: the server cannot do what the form needs.
+            EndpointError: it cannot.
         """
         ...
+
+
+# --- Written numbers -------------------------------------------------------------------------------------------------
+
+_PROMPTS = files("psychocounsel.judging") / "prompts"
+_ITEM_LINE = "=== ITEM ===\n"
+_TEXT: JSON = {"type": "string"}
 
 
 class TextScorer:
@@ -92,17 +117,21 @@ class TextScorer:
         return f"judge {PARSER_VERSION} {self.rubric.digest}"
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
-        """What shapes the ratings beside the model and its sampling."""
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """Prompts and parser."""
         return {"prompts": {**prompt_digests()}, "parser": PARSER_VERSION}
 
-    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
+    def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a whole number for every principle."""
-        return rating_request(speech, candidate, self.rubric, sampling)
+        item_id = content_id("rate", speech.text, candidate.text)
+        item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
+        return JudgeRequest(item_id, _text_request("rate", item, self.rubric, sampling))
 
-    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
-        """Ask for one JSON object with a winner for every criterion."""
-        return comparison_request(item, self.rubric, sampling)
+    def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
+        """Ask for one JSON object with a winner for every criterion; A is the first response."""
+        shown = _shown(item)
+        item_id = content_id("compare", *shown.values())
+        return JudgeRequest(item_id, _text_request("compare", {"item_id": item_id, **shown}, self.rubric, sampling))
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the whole numbers."""
@@ -112,86 +141,205 @@ class TextScorer:
         """Read the winners."""
         return parse_winners(reply.text, self.rubric, asked.item_id)
 
-    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
         """Any server will do."""
+
+
+def prompt_digests() -> dict[str, str]:
+    """SHA-256 of each prompt's text, by name."""
+    return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in ("rate", "compare")}
+
+
+@cache
+def _prompt(name: str) -> str:
+    return (_PROMPTS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _shown(item: ComparisonTask) -> dict[str, str]:
+    return {"client": item.speech.text, "response_A": item.first.text, "response_B": item.second.text}
+
+
+def _marked(item: Mapping[str, str]) -> dict[str, str]:
+    """Return an item as data between markers that its texts cannot contain, ready for a template."""
+    data = one_line(item)
+    return {"marker": f"<<{content_id('marker', data)}>>", "data": data}
+
+
+def _text_request(name: str, item: Mapping[str, str], rubric: Rubric, sampling: SamplingParams) -> ChatRequest:
+    fixed = _fixed_part(name, _ByDigest(rubric.digest, rubric))
+    return ChatRequest(
+        messages=(fixed.message, Message("user", fixed.item.substitute(_marked(item)))),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        response_schema=fixed.schema,
+        schema_name=name,
+        sample_index=sampling.sample_index,
+    )
+
+
+@dataclass(frozen=True)
+class _ByDigest:
+    """A rubric, known by the digest of what a judge is shown."""
+
+    digest: str
+    rubric: Rubric = field(compare=False)
+
+
+class _FixedPart(NamedTuple):
+    """What all requests of one kind share; a million of them hold one copy."""
+
+    message: Message
+    item: Template
+    schema: Mapping[str, JSON]
+
+
+@lru_cache(maxsize=32)
+def _fixed_part(name: str, known: _ByDigest) -> _FixedPart:
+    rubric = known.rubric
+    system, item = _prompt(name).split(_ITEM_LINE)
+    in_language = "" if rubric.language == "en" else f" in the language of the rubric ({rubric.language})"
+    text = Template(system).substitute(
+        version=rubric.version,
+        minimum=rubric.minimum,
+        maximum=rubric.maximum,
+        rubric="".join(
+            f'"{each.id}" - {each.name}. {each.description}\n'
+            + "".join(f"  {point}: {each.anchors[point]}\n" for point in rubric.scale)
+            + "\n"
+            for each in rubric.principles
+        ),
+        principles=_quoted(rubric.principle_ids),
+        fields=_fields(rubric, in_language),
+        in_language=in_language,
+    )
+    schema = _rating_schema(rubric) if name == "rate" else _comparison_schema(rubric)
+    return _FixedPart(Message("system", text), Template(item), schema)
+
+
+def _fields(rubric: Rubric, in_language: str) -> str:
+    """Return what a rating reply holds, in words, in the order of `_rating_schema`."""
+    layout = rubric.reply
+    fields = ['"item_id", the item\'s identifier exactly as given with the item'] if layout.echo_id else []
+    if layout.reasons:
+        fields.append(f'"reasons", two to four sentences{in_language} naming what decided the ratings')
+    where = "" if layout.flat else '"ratings", '
+    fields.append(f"{where}one whole number for each of these principles: {_quoted(rubric.principle_ids)}")
+    return "; ".join([*fields, *(f'"{key}" (a {kind})' for key, kind in layout.extra_keys.items())])
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _rating_schema(rubric: Rubric) -> dict[str, JSON]:
+    layout = rubric.reply
+    point: JSON = {"type": "integer", "enum": list(rubric.scale)}
+    ratings: dict[str, JSON] = dict.fromkeys(rubric.principle_ids, point)
+    # The reasons come before the numbers, so that a model thinks before it decides on them.
+    before: dict[str, JSON] = {"item_id": _TEXT} if layout.echo_id else {}
+    before |= {"reasons": _TEXT} if layout.reasons else {}
+    shown = ratings if layout.flat else {"ratings": _strict_object(ratings)}
+    after: dict[str, JSON] = {key: {"type": kind} for key, kind in layout.extra_keys.items()}
+    return _strict_object({**before, **shown, **after})
+
+
+def _comparison_schema(rubric: Rubric) -> dict[str, JSON]:
+    side: JSON = {"type": "string", "enum": list(WINNERS)}
+    winners: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
+    return _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": _strict_object(winners)})
+
+
+def _strict_object(properties: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+# --- Token probabilities ---------------------------------------------------------------------------------------------
 
 
 class LogprobScorer(TextScorer):
     """The ratings are expectations over the scale, by the log-probabilities of the tokens that write them.
 
-    A reply whose tokens do not tell keeps its written numbers, and says so. Verdicts are read as written.
+    Where the tokens of a reply do not determine them, it keeps its written numbers, with a remark. Winners are read
+    as written.
     """
 
     keeps_samples = True
 
     def __init__(self, rubric: Rubric) -> None:
         super().__init__(rubric)
-        self._tells_choices = False
+        self._has_logprobs = False
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
-        """What shapes the ratings beside the model and its sampling."""
-        return {**super().identity, "score": Scoring.EXPECTED.value}
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """Prompts, parser and the way of scoring."""
+        return {**super().fingerprint, "score": Scoring.EXPECTED.value}
 
-    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
+    def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for the same, and for the alternatives of every token."""
-        item_id, request = super().rating(speech, candidate, sampling)
+        item_id, request = super().rating_request(speech, candidate, sampling)
         return JudgeRequest(item_id, replace(request, top_logprobs=MOST_ALTERNATIVES))
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the expected ratings, or the written ones with a remark.
 
         A reply without log-probabilities is not read before another one had some: it may come from a time
-        when the server gave none, and is asked for anew.
+        when the server sent none, and is requested anew.
         """
         written = super().read_ratings(asked, reply)
         if isinstance(written, ParseFailure):
             return written
-        self._tells_choices = self._tells_choices or bool(reply.choices)
-        if not self._tells_choices:
+        self._has_logprobs = self._has_logprobs or bool(reply.choices)
+        if not self._has_logprobs:
             return ParseFailure("the reply has no log-probabilities")
         expected = expected_ratings(reply.text, read_choices(reply.choices), self.rubric)
-        if isinstance(expected, Unexpected):
+        if isinstance(expected, ParseFailure):
             return written._replace(remark=expected.reason)
         return written._replace(ratings=expected, scored_by=Scoring.EXPECTED)
 
-    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
-        """Refuse a server whose first reply that can be read comes without log-probabilities.
+    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
+        """Refuse a server whose first readable reply comes without log-probabilities.
 
         Raises:
             EndpointError: with the remedy.
         """
-        is_silent = asked.request.top_logprobs and not self._tells_choices and not reply.choices
+        is_silent = asked.request.top_logprobs and not self._has_logprobs and not reply.choices
         if not is_silent or reply.status is not ReplyStatus.VALID:
             return
         if isinstance(super().read_ratings(asked, reply), ParsedRatings):
             raise EndpointError(
                 f"{reply.model} answers without log-probabilities, so no rating can be expected from them",
                 where="judge.score",
-                remedy="leave score out, name a model that gives them, or ask for the mean of several samples "
+                remedy="leave score out, name a model that gives them, or take the mean of several samples "
                 "(samples: 5, temperature: 1.0)",
             )
 
 
 def require_expectable(rubric: Rubric) -> None:
-    """Refuse a scale whose points one token cannot tell.
+    """Refuse a scale whose points cannot be told from one token.
 
     Raises:
         ConfigError: a point begins as another does.
     """
-    if not points_are_told_apart(rubric.scale):
+    if not has_distinct_tokens(rubric.scale):
         raise ConfigError(
             f"the scale {rubric.minimum} to {rubric.maximum} has points that begin alike (1 and 10), and the "
-            "probability of a token does not tell them apart",
+            "probability of a token does not distinguish them",
             where="judge.score",
-            remedy="leave score out, or rate on a scale of one figure, such as 1 to 5",
+            remedy="leave score out, or rate on a scale of one digit, such as 1 to 5",
         )
 
+
+# --- Scored questions ------------------------------------------------------------------------------------------------
 
 DECISION_VERSION = 1
 """Raised by hand whenever a decision may be read differently than before."""
 
-_PROMPT = files("psychocounsel.judging") / "prompts" / "decide.txt"
 _CHOICES: Sequence[Mapping[str, JSON]] = (
     {"value": "A", "description": "response_A is better"},
     {"value": "B", "description": "response_B is better"},
@@ -201,28 +349,8 @@ _LARGEST_ERROR = 0.02
 _DECIMALS = 6
 
 
-class _Prompts(NamedTuple):
-    item: Template
-    rate: Template
-    compare: Template
-    overall: str
-
-
-class _UnreadableError(ValueError):
-    """Answers that are not what was asked for; `status` is what the judgement ends as."""
-
-    def __init__(self, reason: str, status: ReplyStatus = ReplyStatus.INVALID) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-def decision_digests() -> dict[str, str]:
-    """SHA-256 of the prompt's text, by name."""
-    return {"decide": hashlib.sha256(_PROMPT.read_bytes()).hexdigest()}
-
-
 class DecisionScorer:
-    """Every principle is one question with the points of the scale as its levels."""
+    """An endpoint scores questions directly: each principle is one, with the points of the scale as its levels."""
 
     keeps_samples = True
 
@@ -235,28 +363,29 @@ class DecisionScorer:
         return f"decision {DECISION_VERSION} {self.rubric.digest}"
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
-        """What shapes the ratings beside the model."""
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """Prompt and reader."""
         return {"prompts": {**decision_digests()}, "parser": f"decision {DECISION_VERSION}"}
 
-    def rating(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
+    def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a distribution over the scale on every principle."""
-        item_id = content_id("decide", speech.text, candidate.text)
+        questions = [
+            _question("score", each, _decision_prompt().rate)
+            | {"levels": [{"label": str(at), "description": each.anchors[at]} for at in self.rubric.scale]}
+            for each in self.rubric.principles
+        ]
         shown = {"client": speech.text, "response": candidate.text}
-        questions = tuple(_score_question(each, self.rubric.scale) for each in self.rubric.principles)
-        return JudgeRequest(item_id, _request(shown, questions, sampling))
+        return _decision_request(shown, questions, sampling)
 
-    def comparison(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
+    def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a choice on every criterion; A is the first."""
-        texts = (item.speech.text, item.first.text, item.second.text)
-        shown: dict[str, str] = dict(zip(("client", "response_A", "response_B"), texts, strict=True))
-        whole = Principle(OVERALL, _prompts().overall, "", {})
-        questions = tuple(map(_choice_question, (whole, *self.rubric.principles)))
-        return JudgeRequest(content_id("decide", *texts), _request(shown, questions, sampling))
+        prompt = _decision_prompt()
+        criteria = (Principle(OVERALL, prompt.overall, "", {}), *self.rubric.principles)
+        questions = [_question("choice", each, prompt.compare) | {"choices": _CHOICES} for each in criteria]
+        return _decision_request(_shown(item), questions, sampling)
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the expectation of every distribution."""
-        del asked
         try:
             answers = _answers(reply.text, self.rubric.principle_ids)
             ratings = {name: _expectation(answers[name], self.rubric.scale) for name in answers}
@@ -266,59 +395,71 @@ class DecisionScorer:
 
     def read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
         """Read the choices."""
-        del asked
         try:
             answers = _answers(reply.text, (OVERALL, *self.rubric.principle_ids))
-            sides = {name: _side(answer) for name, answer in answers.items()}
+            winners = {name: WINNERS[_side(answer)] for name, answer in answers.items()}
         except _UnreadableError as fault:
             return ParseFailure(str(fault), fault.status)
-        return ParsedWinners({name: WINNERS[side] for name, side in sides.items()}, "")
+        return ParsedWinners(winners, "")
 
-    def heed(self, asked: JudgeRequest, reply: ChatReply) -> None:
+    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
         """Any server of that endpoint will do."""
 
 
+class _DecisionPrompt(NamedTuple):
+    item: Template
+    rate: Template
+    compare: Template
+    overall: str
+
+
+def decision_digests() -> dict[str, str]:
+    """SHA-256 of the prompt's text, by name."""
+    return {"decide": hashlib.sha256(_prompt("decide").encode()).hexdigest()}
+
+
 @cache
-def _prompts() -> _Prompts:
-    item, _, rest = _PROMPT.read_text(encoding="utf-8").partition("=== RATE ===\n")
+def _decision_prompt() -> _DecisionPrompt:
+    item, _, rest = _prompt("decide").partition("=== RATE ===\n")
     rate, _, rest = rest.partition("\n=== COMPARE ===\n")
     compare, _, overall = rest.partition("\n=== OVERALL ===\n")
-    return _Prompts(Template(item), Template(rate), Template(compare), overall.strip())
+    return _DecisionPrompt(Template(item), Template(rate), Template(compare), overall.strip())
 
 
-def _score_question(principle: Principle, scale: Sequence[int]) -> dict[str, JSON]:
-    levels = [{"label": str(point), "description": principle.anchors[point]} for point in scale]
-    told = _prompts().rate.substitute(name=principle.name, description=principle.description)
-    return {"type": "score", "name": principle.id, "instructions": told, "levels": levels}
+def _question(kind: str, principle: Principle, instructions: Template) -> dict[str, JSON]:
+    text = instructions.substitute(name=principle.name, description=principle.description)
+    return {"type": kind, "name": principle.id, "instructions": text}
 
 
-def _choice_question(principle: Principle) -> dict[str, JSON]:
-    told = _prompts().compare.substitute(name=principle.name, description=principle.description)
-    return {"type": "choice", "name": principle.id, "instructions": told, "choices": _CHOICES}
-
-
-def _request(
-    shown: Mapping[str, str], questions: tuple[Mapping[str, JSON], ...], sampling: SamplingParams
-) -> ChatRequest:
-    data = one_line(shown)
-    marker = f"<<{content_id('marker', data)}>>"
-    return ChatRequest(
-        messages=(Message("user", _prompts().item.substitute(marker=marker, data=data)),),
+def _decision_request(
+    shown: Mapping[str, str], questions: Iterable[Mapping[str, JSON]], sampling: SamplingParams
+) -> JudgeRequest:
+    request = ChatRequest(
+        messages=(Message("user", _decision_prompt().item.substitute(_marked(shown))),),
         temperature=None,
         top_p=None,
         max_tokens=1,
         schema_name="decide",
         sample_index=sampling.sample_index,
-        questions=questions,
+        questions=tuple(questions),
     )
+    return JudgeRequest(content_id("decide", *shown.values()), request)
+
+
+class _UnreadableError(ValueError):
+    """Answers that do not fit the questions; `status` is that of the judgement."""
+
+    def __init__(self, reason: str, status: ReplyStatus = ReplyStatus.INVALID) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def _answers(text: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return each question's answer by its name: exactly those that were asked, and none declined."""
-    told = list(map(mapping_of, cast("list[Any]", json.loads(text))))
-    by_name = {str(answer.get("name")): answer for answer in told}
-    if len(told) != len(names) or set(by_name) != set(names):
-        raise _UnreadableError("the answers are not those to the questions that were asked")
+    """Return each question's answer by its name: exactly one to each question, and none declined."""
+    answers = list(map(mapping_of, cast("list[Any]", json.loads(text))))
+    by_name = {str(answer.get("name")): answer for answer in answers}
+    if len(answers) != len(names) or set(by_name) != set(names):
+        raise _UnreadableError("the answers are not those to the questions")
     declined = [name for name in names if by_name[name].get("type") == "refusal"]
     if declined:
         raise _UnreadableError(f"the model declined {', '.join(declined)}", ReplyStatus.REFUSAL)
@@ -331,23 +472,17 @@ def _expectation(answer: Mapping[str, Any], scale: Sequence[int]) -> float:
         raise _UnreadableError("an answer has no distribution over the levels")
     points = {str(point): point for point in scale}
     masses = dict.fromkeys(scale, 0.0)
-    for entry in cast("list[Any]", entries):
-        label, mass = _level(entry)
+    for entry in map(mapping_of, cast("list[Any]", entries)):
+        label, mass = str(entry.get("label")), entry.get("probability")
+        if isinstance(mass, bool) or not isinstance(mass, int | float) or not 0 <= mass <= 1:
+            raise _UnreadableError("a level has no probability")
         if label not in points:
-            raise _UnreadableError(f"a level {label!r} was not asked for")
+            raise _UnreadableError(f"the answer has an unknown level {label!r}")
         masses[points[label]] += mass
     whole = math.fsum(masses.values())
     if abs(whole - 1) > _LARGEST_ERROR:
         raise _UnreadableError(f"the probabilities of an answer add up to {whole:.3g}")
     return round(math.fsum(point * mass for point, mass in masses.items()) / whole, _DECIMALS)
-
-
-def _level(entry: object) -> tuple[str, float]:
-    told = mapping_of(entry)
-    mass = told.get("probability")
-    if isinstance(mass, bool) or not isinstance(mass, int | float) or not 0 <= mass <= 1:
-        raise _UnreadableError("a level has no probability")
-    return str(told.get("label")), float(mass)
 
 
 def _side(answer: Mapping[str, Any]) -> str:

@@ -14,14 +14,8 @@ from psychocounsel.config.schema import BuildPreferencesConfig, PairLengthConfig
 from psychocounsel.corpus.build import CorpusPlans, open_corpus, plan_corpus
 from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError, counted
 from psychocounsel.evaluation.text_quality import word_count
-from psychocounsel.judging.judge import (
-    addressing_judge,
-    histograms,
-    missing_by_topic,
-    missing_share,
-    require_judged,
-    sample_metrics,
-)
+from psychocounsel.judging.audit import histograms, sample_metrics
+from psychocounsel.judging.judge import addressing_judge, missing_by_topic, missing_share, require_judged
 from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judge_standing, open_judge
 from psychocounsel.judging.pairing import (
     Pairing,

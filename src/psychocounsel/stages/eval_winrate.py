@@ -7,13 +7,8 @@ from psychocounsel.config.schema import EvalWinrateConfig
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
-from psychocounsel.judging.judge import (
-    ComparisonTasks,
-    missing_share,
-    require_judged,
-    same_family,
-    vote_metrics,
-)
+from psychocounsel.judging.audit import vote_metrics
+from psychocounsel.judging.judge import ComparisonTasks, missing_share, require_judged, same_family
 from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judge_standing, open_judge
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable

@@ -1,0 +1,523 @@
+"""What can be pointed at in an English text: words, sentences, listed phrases, and the features made of them.
+
+The offline judge weighs these features. Everything is decided by word lists and punctuation, so a reader can follow
+each step by hand.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, lru_cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+import yaml
+
+from psychocounsel.types import Candidate, Speech
+
+# --- Words and sentences ---------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
+_SENTENCE = re.compile(r"[^.!?…]+(?:[.!?…]+|$)")
+_CLAUSE_EDGE = re.compile("[,;:()\n\u2013\u2014]|\\s-\\s|--")
+_QUOTES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
+_IRREGULAR = {
+    "can't": "can not",
+    "cannot": "can not",
+    "won't": "will not",
+    "shan't": "shall not",
+    "let's": "let us",
+}
+_ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am", "'d": " would"}
+_IS_AFTER = frozenset({"what", "that", "it", "there", "who", "how", "where", "he", "she", "here", "when", "why"})
+_SUFFIXES = ("ings", "ing", "edly", "ed", "ies", "es", "ly", "s")
+_SHORTEST_STEM = 3
+
+Words = Sequence[str]
+
+
+def split_words(text: str) -> list[str]:
+    """Return the lower-case words of `text` with contractions undone ("you're" is two words)."""
+    tokens: list[str] = _WORD.findall(text.translate(_QUOTES).lower())
+    return [word for token in tokens for word in _expand(token).split()]
+
+
+def _expand(token: str) -> str:
+    if token in _IRREGULAR:
+        return _IRREGULAR[token]
+    for ending, full in _ENDINGS.items():
+        if token.endswith(ending) and len(token) > len(ending):
+            return token.removesuffix(ending) + full
+    owner = token.removesuffix("'s")
+    return f"{owner} is" if owner != token and owner in _IS_AFTER else owner
+
+
+class Sentence(NamedTuple):
+    """The words of one sentence, how it ended, and the places in it where a clause opens."""
+
+    words: tuple[str, ...]
+    is_question: bool
+    is_exclamation: bool
+    clause_starts: tuple[int, ...]
+    is_finished: bool
+
+
+def split_sentences(text: str) -> list[Sentence]:
+    """Cut `text` after each run of `.`, `!`, `?` or an ellipsis; a piece without words is no sentence."""
+    sentences: list[Sentence] = []
+    for piece in _SENTENCE.findall(text.translate(_QUOTES)):
+        words: list[str] = []
+        starts: list[int] = []
+        for clause in filter(None, map(split_words, _CLAUSE_EDGE.split(piece))):
+            starts.append(len(words))
+            words += clause
+        if words:
+            ending = piece[-3:]
+            sentences.append(Sentence(tuple(words), "?" in ending, "!" in ending, tuple(starts), piece[-1] in ".!?…"))
+    return sentences
+
+
+def stem(word: str) -> str:
+    """Cut the commonest English endings so that "driving", "drives" and "drive" meet; no dictionary."""
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= _SHORTEST_STEM:
+            word = word.removesuffix(suffix)
+            break
+    if len(word) > _SHORTEST_STEM and word[-1] == word[-2] and word[-1] not in "aeiousl":
+        return word[:-1]
+    return word[:-1] if len(word) > _SHORTEST_STEM and word[-1] in "ey" else word
+
+
+# --- Word lists ------------------------------------------------------------------------------------------------------
+
+
+class Hit(NamedTuple):
+    """A phrase of a word list found in a text: its category, its words there, and the place of the first."""
+
+    category: str
+    found: str
+    start: int
+
+
+class PhraseBook:
+    """Phrases by category, found in one pass over the words of a text; `frighten*` finds every such beginning."""
+
+    def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
+        self.phrases = {name: tuple(map(_normal, entries)) for name, entries in phrases.items()}
+        self._by_opening: dict[str, list[tuple[str, Words]]] = {}
+        for category, entries in self.phrases.items():
+            for entry in entries:
+                pattern = entry.split()
+                head, star, _ = pattern[0].partition("*")
+                self._by_opening.setdefault(head + star, []).append((category, pattern))
+
+    def hits(self, words: Words) -> list[Hit]:
+        """Return every phrase found, in order of place; phrases of different categories may overlap."""
+        found: list[Hit] = []
+        for start, word in enumerate(words):
+            for opening in (word, *(f"{word[:length]}*" for length in range(1, len(word) + 1))):
+                for category, pattern in self._by_opening.get(opening, ()):
+                    window = words[start : start + len(pattern)]
+                    if len(window) == len(pattern) and all(map(_fits, pattern, window)):
+                        found.append(Hit(category, " ".join(window), start))
+        return found
+
+
+def _normal(entry: str) -> str:
+    return " ".join(word if "*" in word else " ".join(split_words(word)) for word in entry.split())
+
+
+def _fits(pattern: str, word: str) -> bool:
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return word == pattern
+    return word.startswith(head) and word.endswith(tail) and len(word) >= len(head) + len(tail)
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The bundled English word lists.
+
+    Attributes:
+        phrases: every category of phrases except the feelings.
+        feelings: one category per family of feelings.
+        functional: the small words that carry grammar; they never count as a client's own words.
+        ordinary: stems of content words too common to count fully.
+        imperatives: verbs that order the client about when a clause opens with one.
+        salad: sets of words, and of pairs of words, that mark word salad.
+        questions: sets of words and phrases that separate open questions from closed ones.
+        digest: SHA-256 of the files.
+    """
+
+    phrases: PhraseBook
+    feelings: PhraseBook
+    functional: frozenset[str]
+    ordinary: frozenset[str]
+    imperatives: frozenset[str]
+    salad: Mapping[str, frozenset[str]]
+    questions: Mapping[str, frozenset[str]]
+    digest: str
+
+
+@cache
+def load_lexicon() -> Lexicon:
+    """Read the bundled English word lists."""
+    folder = files("psychocounsel.judging") / "lexicons"
+    raw = [(folder / name).read_bytes() for name in ("english.yaml", "grammar.yaml")]
+    lists = cast("dict[str, list[str]]", yaml.safe_load(raw[0]))
+    grammar = cast("dict[str, dict[str, list[str]]]", yaml.safe_load(raw[1]))
+    return Lexicon(
+        feelings=PhraseBook(cast("dict[str, list[str]]", lists.pop("feelings"))),
+        functional=frozenset(lists.pop("functional")),
+        ordinary=frozenset(map(stem, lists.pop("ordinary"))),
+        imperatives=frozenset(lists.pop("imperatives")),
+        phrases=PhraseBook(lists),
+        salad={name: frozenset(entries) for name, entries in grammar["salad"].items()},
+        questions={name: frozenset(entries) for name, entries in grammar["questions"].items()},
+        digest=hashlib.sha256(b"\0".join(raw)).hexdigest(),
+    )
+
+
+def _by_category(hits: Iterable[Hit]) -> dict[str, tuple[str, ...]]:
+    """Return the words found by category, without those that overlap a longer phrase of their own category."""
+    taken: dict[str, set[int]] = {}
+    kept: dict[str, list[Hit]] = {}
+    for hit in sorted(hits, key=lambda hit: (-hit.found.count(" "), hit.start)):
+        places = set(range(hit.start, hit.start + hit.found.count(" ") + 1))
+        if not places & taken.setdefault(hit.category, set()):
+            taken[hit.category] |= places
+            kept.setdefault(hit.category, []).append(hit)
+    return {name: tuple(hit.found for hit in sorted(found, key=lambda hit: hit.start)) for name, found in kept.items()}
+
+
+# --- Questions -------------------------------------------------------------------------------------------------------
+
+_OPENING_WORDS = 3
+_SHORTEST_OPEN = 3
+_PERSONAL = frozenset({"you", "your", "it", "that"})
+
+
+class _Question(StrEnum):
+    """OPEN asks for a story, CLOSED for a fact, INVITATION may be declined, SAFETY is about danger."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    INVITATION = "invitation"
+    SAFETY = "safety"
+
+
+def _kind_of_question(sentence: Sentence, in_crisis: bool) -> _Question | None:
+    """Return the kind of question that a sentence is, or None when it asks nothing."""
+    lists, words = load_lexicon().questions, sentence.words
+    invites = _holds(words, lists["inviting"]) and _holds(words, lists["invited_to"])
+    if not sentence.is_question:
+        return _Question.INVITATION if invites or _holds(words, lists["wondering"]) else None
+    if in_crisis and "you" in words and any(hit.category == "risk" for hit in load_lexicon().phrases.hits(words)):
+        return _Question.SAFETY
+    # An asking clause opens where a clause starts or just after ("and what", "so then how").
+    places = (place for start in sentence.clause_starts for place in range(start, start + _OPENING_WORDS))
+    if any(_asks_openly(words[place:]) for place in places):
+        return _Question.OPEN
+    return _Question.INVITATION if invites else _Question.CLOSED
+
+
+def _asks_openly(words: Words) -> bool:
+    lists = load_lexicon().questions
+    if len(words) < _SHORTEST_OPEN or words[0] not in lists["openers"] - lists["never_open"]:
+        return False
+    return (
+        words[1] not in lists["facts"] and not _PERSONAL.isdisjoint(words) and not lists["inner"].isdisjoint(words[1:])
+    )
+
+
+def _holds(words: Words, phrases: Iterable[str]) -> bool:
+    text = f" {' '.join(words)} "
+    return any(f" {phrase} " in text for phrase in phrases)
+
+
+# --- A client and a reply, taken apart once for all features ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Client:
+    """What a speech says about its client: feelings, own words with their weights, danger, readiness to act."""
+
+    words: Words
+    feelings: frozenset[str]
+    own_words: Mapping[str, float]
+    in_crisis: bool
+    readiness: float
+
+
+@dataclass(frozen=True)
+class _Reply:
+    sentences: Sequence[Sentence]
+    words: Words
+    hits: Mapping[str, tuple[str, ...]]
+    feelings: Mapping[str, str]
+    questions: Sequence[_Question]
+
+    def phrases(self, category: str) -> tuple[str, ...]:
+        """Return the distinct phrases of a category, in order of place."""
+        return tuple(dict.fromkeys(self.hits.get(category, ())))
+
+
+@lru_cache(maxsize=4096)
+def _view_client(speech: Speech) -> _Client:
+    lexicon, words = load_lexicon(), split_words(speech.text)
+    hits = _by_category(lexicon.phrases.hits(words))
+    # Rare and long words tell most of a client's story.
+    own_words: dict[str, float] = {}
+    for word in words:
+        if word not in lexicon.functional and (len(word) > 2 or word.isdigit()):
+            root = stem(word)
+            own_words[root] = 0.25 if root in lexicon.ordinary else 0.8 + 0.05 * min(8, len(word))
+    return _Client(
+        words=words,
+        feelings=frozenset(hit.category for hit in lexicon.feelings.hits(words)),
+        own_words=own_words,
+        in_crisis=speech.crisis or "crisis_speech" in hits,
+        readiness=_ramp(len(hits.get("readiness", ())) - 0.25 * len(hits.get("ambivalence", ())), 0.0, 2.0),
+    )
+
+
+def _view_reply(text: str, client: _Client) -> _Reply | None:
+    lexicon, sentences = load_lexicon(), split_sentences(text)
+    if not sentences:
+        return None
+    words = [word for sentence in sentences for word in sentence.words]
+    questions = (_kind_of_question(sentence, client.in_crisis) for sentence in sentences)
+    return _Reply(
+        sentences=sentences,
+        words=words,
+        hits=_by_category(hit for sentence in sentences for hit in lexicon.phrases.hits(sentence.words)),
+        feelings={hit.category: hit.found for hit in lexicon.feelings.hits(words)},
+        questions=[kind for kind in questions if kind],
+    )
+
+
+# --- Features --------------------------------------------------------------------------------------------------------
+
+
+class Feature(NamedTuple):
+    """How strongly something shows, from 0 to 1, and the words that showed it."""
+
+    value: float
+    evidence: tuple[str, ...] = ()
+
+
+Rule = Callable[[_Client, _Reply], Feature]
+
+_NGRAM = 3
+_ECHO_GRAM = 5
+_SECOND_PERSON = frozenset({"you", "your", "yours", "yourself"})
+_ADDRESSED_TO_THERAPIST = frozenset({"me", "us"})
+_PRAISED = ("choice", "strengths", "tentative", "warmth")
+_SHORT_CLAUSE_WORDS = 2
+
+
+def measure(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None:
+    """Return every feature of a response to a speech, by name; None when the response holds no word."""
+    client = _view_client(speech)
+    reply = _view_reply(candidate.text, client)
+    if reply is None:
+        return None
+    features = {name: rule(client, reply) for name, rule in _RULES.items()}
+    return features if candidate.finished else {**features, "unfinished": Feature(1.0, ("ran into its token limit",))}
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    """Return 0 at or below `low`, 1 at or above `high`, a straight line between."""
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _found(words: Iterable[str], start: float, enough: float) -> Feature:
+    """Return a feature that is 0 up to `start` words or phrases, and 1 from `enough` on."""
+    evidence = tuple(words)
+    return Feature(_ramp(len(evidence), start, enough), evidence)
+
+
+def _listed(category: str, enough: float, start: float = 0.0) -> Rule:
+    """Make the rule that counts distinct phrases of a category of the word lists."""
+    return lambda client, reply: _found(reply.phrases(category), start, enough)
+
+
+def _own_words(client: _Client, reply: _Reply) -> Feature:
+    """Weigh the client's own words said back; a long reply needs more of them."""
+    shared = {stem(word): word for word in reply.words if stem(word) in client.own_words}
+    weight = sum(client.own_words[root] for root in shared)
+    return Feature(_ramp(weight, 0.5, 4.0 + 0.02 * len(reply.words)), tuple(shared.values()))
+
+
+def _lecturing(client: _Client, reply: _Reply) -> Feature:
+    """Measure the share of words in sentences that speak of no client at all."""
+    away = [s for s in reply.sentences if not _SECOND_PERSON & set(s.words) and len(s.words) > 5]
+    return Feature(_ramp(sum(len(s.words) for s in away) / len(reply.words), 0.45, 0.95))
+
+
+def _open_question(client: _Client, reply: _Reply) -> Feature:
+    if _Question.OPEN in reply.questions:
+        return Feature(1.0, ("an open question",))
+    if _Question.INVITATION in reply.questions:
+        return Feature(0.7, ("an invitation to say more",))
+    return Feature(0.0)
+
+
+def _closed_questions(client: _Client, reply: _Reply) -> Feature:
+    closed, stacked = reply.questions.count(_Question.CLOSED), _ramp(len(reply.questions), 2, 5)
+    if not closed:
+        return Feature(0.7 * stacked)
+    return Feature(max(_ramp(closed, 0.5, 3.0), stacked), (f"{closed} closed question(s)",))
+
+
+def _directives(client: _Client, reply: _Reply) -> Feature:
+    commands = [command for sentence in reply.sentences for command in _commands(sentence)]
+    return _found(dict.fromkeys([*reply.phrases("directives"), *commands]), 0.5, 5.0)
+
+
+def _commands(sentence: Sentence) -> list[str]:
+    """Return the clauses that open with a verb of command, unless they ask or leave the client free."""
+    if sentence.is_question or sentence.words[0] in {"if", "when", "whenever"}:
+        return []
+    found: list[str] = []
+    for start in sentence.clause_starts:
+        place = start + (sentence.words[start] in {"and", "then", "so", "please", "or", "just"})
+        verb, *rest = sentence.words[place : place + 3] or ("",)
+        is_command = rest and verb in load_lexicon().imperatives and _ADDRESSED_TO_THERAPIST.isdisjoint(rest)
+        if is_command and (start == 0 or found):
+            found.append(" ".join((verb, *rest)))
+    return found
+
+
+def _pushing(client: _Client, reply: _Reply) -> Feature:
+    """Weigh pushing against where the client stands: advice to one who asks for it pushes less."""
+    directives, orders, medication = (_RULES[name](client, reply) for name in ("directives", "orders", "medication"))
+    push = max(directives.value, orders.value, 0.7 * medication.value)
+    return Feature(push * (1.0 - 0.6 * client.readiness), directives.evidence + orders.evidence if push else ())
+
+
+def _long_sentences(client: _Client, reply: _Reply) -> Feature:
+    mean = len(reply.words) / len(reply.sentences)
+    return Feature(_ramp(mean, 19, 38), (f"{mean:.0f} words per sentence",))
+
+
+def _long_words(client: _Client, reply: _Reply) -> Feature:
+    found = tuple(dict.fromkeys(word for word in reply.words if len(word) >= 11))
+    return Feature(_ramp(len(found) / len(reply.words), 0.02, 0.12), found)
+
+
+def _repetition(client: _Client, reply: _Reply) -> Feature:
+    """Take the largest of: words said twice running, trigrams said again, too few distinct words."""
+    words = reply.words
+    doubled = sum(first == second for first, second in pairwise(words))
+    again = sum(count - 1 for count in Counter(_grams(words, _NGRAM)).values())
+    # A text of n ordinary words uses fewer distinct ones as it grows: about 0.9 at 20, 0.6 at 150. One or two
+    # repeats mean nothing in a short text.
+    expected = max(0.35, 0.92 - 0.0022 * len(words))
+    distinct = len(set(words)) / len(words)
+    return Feature(
+        max(
+            _ramp(doubled / len(words), 0.01, 0.08),
+            _ramp(again / max(1, len(words) - _NGRAM + 1), 0.04, 0.25),
+            _ramp(expected - distinct - 1.5 / len(words), 0.08, 0.35),
+        )
+    )
+
+
+def _salad(client: _Client, reply: _Reply) -> Feature:
+    """Take the larger of: neighbours that no English sentence holds ("the of", "you is"), words without grammar."""
+    lexicon = load_lexicon()
+    lists = lexicon.salad
+    neighbours = [pair for sentence in reply.sentences for pair in pairwise(sentence.words)]
+    bad = sum(
+        (first in lists["determiners"] and second in lists["after_no_determiner"])
+        or (first in lists["prepositions"] and second in lists["after_no_preposition"])
+        or f"{first} {second}" in lists["never_neighbours"]
+        for first, second in neighbours
+    )
+    bare = 0
+    for words in (sentence.words for sentence in reply.sentences):
+        small = sum(word in lexicon.functional for word in words)
+        if small / len(words) < 0.2 or len(set(words)) <= len(words) / 2:
+            bare += len(words)
+    return Feature(max(_ramp(bad / max(1, len(neighbours)), 0.012, 0.08), _ramp(bare / len(reply.words), 0.45, 0.9)))
+
+
+def _echo(client: _Client, reply: _Reply) -> Feature:
+    """Measure the share of five-word runs that are copied from the client."""
+    grams, known = _grams(reply.words, _ECHO_GRAM), set(_grams(client.words, _ECHO_GRAM))
+    return Feature(_ramp(sum(gram in known for gram in grams) / max(1, len(grams)), 0.35, 0.8))
+
+
+def _grams(words: Words, size: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+def _stuffing(client: _Client, reply: _Reply) -> Feature:
+    """Measure how much of the text is praiseworthy phrases strung together, or lists of clauses of one or two words."""
+    phrases = sum(len(reply.hits.get(name, ())) for name in _PRAISED) + len(reply.feelings)
+    longest = 0
+    for sentence in reply.sentences:
+        run = 0
+        for start, end in pairwise((*sentence.clause_starts, len(sentence.words))):
+            run = run + 1 if end - start <= _SHORT_CLAUSE_WORDS else 0
+            longest = max(longest, run)
+    return Feature(max(_ramp(phrases / max(20, len(reply.words)), 0.2, 0.34), _ramp(longest, 4, 7)))
+
+
+def _crisis_unmet(client: _Client, reply: _Reply) -> Feature:
+    """In a crisis a reply asks about safety and offers help; outside one neither is expected."""
+    offered = _RULES["support_offered"](client, reply).value
+    unmet = 1.0 - min(1.0, 0.7 * (_Question.SAFETY in reply.questions) + 0.5 * offered) if client.in_crisis else 0.0
+    return Feature(unmet, ("neither asks about safety nor offers help",) if unmet == 1.0 else ())
+
+
+_RULES: Mapping[str, Rule] = {
+    "feelings_mirrored": lambda client, reply: _found(
+        (word for family, word in reply.feelings.items() if family in client.feelings), 0, 2
+    ),
+    "feelings_named": lambda client, reply: _found(reply.feelings.values(), 0, 3),
+    "tentative": _listed("tentative", 2),
+    "warmth": _listed("warmth", 2),
+    "own_words": _own_words,
+    "to_the_client": lambda client, reply: Feature(
+        _ramp(sum(word in _SECOND_PERSON for word in reply.words) / len(reply.words), 0.0, 0.06)
+    ),
+    "lecturing": _lecturing,
+    "open_question": _open_question,
+    "closed_questions": _closed_questions,
+    "choice": _listed("choice", 2),
+    "strengths": _listed("strengths", 2),
+    "platitudes": _listed("platitudes", 3),
+    "directives": _directives,
+    "orders": _listed("orders", 2),
+    "diagnosis": _listed("diagnosis", 3),
+    "medication": _listed("medication", 2),
+    "minimising": _listed("minimising", 3),
+    "jargon": _listed("jargon", 5, 0.5),
+    "long_words": _long_words,
+    "too_short": lambda client, reply: Feature(_ramp(-len(reply.words), -18, -4), (f"{len(reply.words)} words",)),
+    "too_long": lambda client, reply: Feature(_ramp(len(reply.words), 120, 320), (f"{len(reply.words)} words",)),
+    "long_sentences": _long_sentences,
+    "exclamations": lambda client, reply: Feature(_ramp(sum(s.is_exclamation for s in reply.sentences), 0, 2)),
+    "repetition": _repetition,
+    "salad": _salad,
+    "echo": _echo,
+    "stuffing": _stuffing,
+    "unfinished": lambda client, reply: Feature(0.0 if reply.sentences[-1].is_finished else 1.0),
+    "judge_talk": _listed("judge_talk", 1),
+    "safety_question": lambda client, reply: (
+        Feature(1.0, ("a question about safety",)) if _Question.SAFETY in reply.questions else Feature(0.0)
+    ),
+    "support_offered": lambda client, reply: (
+        _found(reply.phrases("support"), 0.0, 2) if client.in_crisis else Feature(0.0)
+    ),
+    "crisis_unmet": _crisis_unmet,
+    "pushing": _pushing,
+}
+FEATURE_NAMES = tuple(_RULES)
+"""Every feature that `measure` returns; the `offline` block of a rubric weighs these."""

@@ -1,0 +1,95 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psychocounsel.judging.offline_features import (
+    FEATURE_NAMES,
+    Feature,
+    PhraseBook,
+    load_lexicon,
+    measure,
+    split_sentences,
+    split_words,
+    stem,
+)
+from psychocounsel.types import Candidate, Speech
+
+SPEECH = Speech("I lost my job.")
+
+
+def features(text: str, speech: Speech = SPEECH) -> dict[str, Feature]:
+    found = measure(speech, Candidate(speech.id, "x", text))
+    assert found is not None
+    return found
+
+
+def test_contractions_are_undone_whatever_the_apostrophe() -> None:
+    expected = "you are not there and i will not go can not let us it is sam coat"
+    text = "You're not there, and I won't go. Can't. Let's. It\u2019s Sam's coat"
+    assert " ".join(split_words(text)) == expected
+
+
+def test_sentences_know_how_they_ended() -> None:
+    ended = [(s.words[-1], s.is_question, s.is_finished) for s in split_sentences("One. Two?! And thr")]
+    assert ended == [("one", False, True), ("two", True, True), ("thr", False, False)]
+
+
+@pytest.mark.parametrize(("one", "other"), [("driving", "drives"), ("stopped", "stop"), ("letters", "letter")])
+def test_forms_of_a_word_share_a_stem(one: str, other: str) -> None:
+    assert stem(one) == stem(other)
+
+
+def test_phrases_are_found_by_words_and_by_beginnings() -> None:
+    book = PhraseBook({"fear": ("frighten*", "on edge"), "odd": ("f*t",)})
+    found = [(hit.category, hit.found, hit.start) for hit in book.hits(split_words("On edge, frightened, fit."))]
+    assert found == [("fear", "on edge", 0), ("fear", "frightened", 2), ("odd", "fit", 3)]
+
+
+def test_every_entry_of_the_word_lists_can_be_found() -> None:
+    for book in (load_lexicon().phrases, load_lexicon().feelings):
+        for category, entries in book.phrases.items():
+            for entry in entries:
+                words = split_words(entry.replace("*", ""))
+                assert any(hit.category == category for hit in book.hits(words)), (category, entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open", "is_closed"),
+    [
+        ("What was that like for you?", 1.0, False),
+        ("And with the door shut, how do you feel?", 1.0, False),
+        ("How often do you drink?", 0.0, True),
+        ("Did you tell him?", 0.0, True),
+        ("Would you tell me about Biscuit?", 0.7, False),
+        ("I wonder what the coat holds.", 0.7, False),
+        ("You told me what it was like.", 0.0, False),
+    ],
+)
+def test_open_and_closed_questions_and_invitations(text: str, is_open: float, is_closed: bool) -> None:
+    found = features(text)
+    assert found["open_question"].value == is_open
+    assert bool(found["closed_questions"].value) is is_closed
+
+
+@pytest.mark.parametrize(
+    ("speech", "in_crisis"),
+    [
+        (SPEECH, False),
+        (Speech(SPEECH.text, crisis=True), True),
+        (Speech("Some nights I want to die."), True),
+        (Speech("Some nights I want to dance."), False),
+    ],
+)
+def test_a_crisis_is_tagged_or_heard_and_calls_for_a_question_about_safety(speech: Speech, in_crisis: bool) -> None:
+    found = features("Are you safe tonight?", speech)
+    assert bool(found["safety_question"].value) is in_crisis
+    assert bool(found["closed_questions"].value) is not in_crisis
+    assert bool(features("I see.", speech)["crisis_unmet"].value) is in_crisis
+
+
+@given(st.text())
+def test_any_text_can_be_measured(text: str) -> None:
+    found = measure(SPEECH, Candidate(SPEECH.id, "x", text))
+    assert found is None or tuple(found) == FEATURE_NAMES
+    assert all(0 <= feature.value <= 1 for feature in (found or {}).values())
+    assert (found is None) == (not split_words(text))
