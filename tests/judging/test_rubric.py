@@ -180,7 +180,7 @@ class TestFaults:
             ("id: presence", "id: overall", "principles.0.id: means the comparison as a whole"),
             ("language: en", "language: en\ncolour: red", "colour: unknown key"),
             ("language: en", "language: en\nsafty: presence", "safty: unknown key; did you mean 'safety'?"),
-            ("language: en", "language: en\nlanguage: de", "the key 'language' stands twice"),
+            ("language: en", "language: en\nlanguage: de", "duplicate key 'language'"),
             ("principles:", "principles: []\nothers:", "holds no principle; list at least one"),
             ("version:", "\tversion:", "not valid YAML"),
         ],
