@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from psychocounsel.config.schema import SplitConfig
 from psychocounsel.corpus.deduplicate import SKETCH_BYTES, cluster_ids, runs
-from psychocounsel.corpus.parallel import TextSpool
+from psychocounsel.corpus.reading import TextSpool
 from psychocounsel.types import Speech
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"

@@ -1,8 +1,15 @@
-"""The chain of cleaning: named steps, in order, and nothing left for a second run."""
+"""Named cleaning steps, spaces between sentences, and many texts in parallel."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +18,119 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import CleaningConfig
-from psychocounsel.corpus.cleaning import SPEECH_STEPS, Cleaned, Step, clean, response_steps
-from psychocounsel.corpus.contacts import BUNDLED
+from psychocounsel.corpus.cleaning import (
+    SPEECH_STEPS,
+    Cleaned,
+    Step,
+    clean,
+    parallel_map,
+    response_steps,
+    with_sentence_spacing,
+)
+from psychocounsel.corpus.contacts import BUNDLED, web_addresses
+from psychocounsel.corpus.text import sentences
+
+unspaced_pieces = st.sampled_from(
+    [
+        ".", "...", "!", "?", '"', "”", ")", "(", " ", "\n", "I", "feel", "Sad", "3", "www.x.org", "http://a.com/b",
+        "a@b.org", "e.g", "U.S", "été", "¿", "😀", "م", "p.m", "i",
+    ]
+)  # fmt: skip
+unspaced = st.lists(unspaced_pieces, max_size=20).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("glued", "apart"),
+    [
+        ("I am sad.I feel alone.My", "I am sad. I feel alone. My"),
+        ("I am sad.My mother left!She did?Yes", "I am sad. My mother left! She did? Yes"),
+        ("I don't.It hurts", "I don't. It hurts"),
+        ("so sad...I cry", "so sad... I cry"),
+        ("what?!I cannot", "what?! I cannot"),
+        ('He said "go."Then he left', 'He said "go." Then he left'),
+        ('He said."Go away" was all', 'He said. "Go away" was all'),
+        ("(it hurts).Once more", "(it hurts). Once more"),
+        ("since 2015.Now", "since 2015. Now"),
+        ("at 9 p.m.We met", "at 9 p.m. We met"),
+        ("I am sad.i feel it", "I am sad. i feel it"),
+        ("rest.2. Eat", "rest. 2. Eat"),
+        ("1.Talk to her", "1. Talk to her"),
+        ("Estoy triste.\u00bfPor qu\u00e9?", "Estoy triste. \u00bfPor qu\u00e9?"),
+        ("I have PTSD.The doctor", "I have PTSD. The doctor"),
+        ("see https://x.org/helpI hope", "see https://x.org/help I hope"),
+        ("see www.x.org.Be well", "see www.x.org. Be well"),
+        ("Jane Roewww.x.org", "Jane Roe www.x.org"),
+        ("this helps.https://x.org", "this helps. https://x.org"),
+    ],
+)
+def test_a_missing_space_is_put_in(glued: str, apart: str) -> None:
+    assert with_sentence_spacing(glued) == apart
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "www.Example.Org/A.B and https://x.org/a.Html?b=C.D", "write to Jane.Doe@Mail.Org",
+        "report.PDF, notes.Docx, Node.JS, ASP.NET", "e.g. this, i.e. That, e.g.This",
+        "the U.S.A and the U.S.Army, J.R.R. Tolkien, Ph.D. or M.Ed. or Psy.D", "3.5 times, 1.000, v2.0, 12.5%",
+        "I...don't know...maybe", "a.m. and p.m. are fine", "He said. She said! Who? (Me.) \u201cYes.\u201d End",
+        "one.\ntwo?\n\nThree", "(Nods, wiping tears) Yes...",
+    ],
+)  # fmt: skip
+def test_what_is_right_stays(text: str) -> None:
+    assert with_sentence_spacing(text) == text
+
+
+@given(unspaced)
+def test_only_spaces_are_put_in(text: str) -> None:
+    spaced = with_sentence_spacing(text)
+    assert spaced.replace(" ", "") == text.replace(" ", "")
+
+
+@given(unspaced)
+def test_sentences_join_to_the_text(text: str) -> None:
+    assert "".join(sentences(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Dr. Roe came. She left.", ["Dr. Roe came. ", "She left."]),
+        ("1. Rest. 2. Eat.", ["1. Rest. ", "2. Eat."]),
+        ("Why? because. So did I. Then", ["Why? ", "because. ", "So did I. ", "Then"]),
+        ("wait... and go... Now", ["wait... and go... ", "Now"]),
+        ("\u201cStop.\u201d He did", ["\u201cStop.\u201d ", "He did"]),
+        ("Help:\nCall me\nor not", ["Help:\n", "Call me\nor not"]),
+        ("e.g. this. That", ["e.g. this. ", "That"]),
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("see www.x.org, and (http://y.com/a_(b)).", ["www.x.org", "http://y.com/a_(b)"]),
+        ("psychologytoday.com/foo or Alz.org or bit.ly/abc", ["psychologytoday.com/foo", "Alz.org", "bit.ly/abc"]),
+        ("mail jane.roe+x@mail.co.uk or jane (at) x (dot) org", ["jane.roe+x@mail.co.uk", "jane (at) x (dot) org"]),
+        ("x.org/statshttps://y.org/z", ["x.org/stats", "https://y.org/z"]),
+        ("sad.it is so.me and help.me in.it be.at", []),
+        ("3.5 e.g. U.S.A p.m. report.pdf", []),
+        ("go to example dot com", ["example dot com"]),
+    ],
+)
+def test_addresses_are_found_from_end_to_end(text: str, addresses: list[str]) -> None:
+    assert [text[each.start : each.end] for each in web_addresses(text)] == addresses
+
+
+@pytest.mark.parametrize(
+    "text", ["a.A" * 30_000, "http://" * 20_000, "a@" * 30_000, "x.org " * 10_000, "a. b. " * 20_000]
+)
+def test_a_hostile_text_does_not_hang(text: str) -> None:
+    assert len(with_sentence_spacing(text)) >= len(text)
+    assert "".join(sentences(text)) == text
+
 
 AUTHORS = ["https://x.org/therapists/jane-roe-lcsw", "Robin Landwehr, LPC", "gpt-4o"]
 CONFIGS = [
@@ -24,52 +142,13 @@ STEPS = [SPEECH_STEPS, *(response_steps(config, AUTHORS) for config in CONFIGS)]
 
 fragments = st.sampled_from(
     [
-        "I am sad.",
-        "I feel",
-        "Best,",
-        "Jane Roe",
-        ", LCSW",
-        "- Robin",
-        "www.x.org",
-        "https://y.org/zI",
-        "a@b.org",
-        "988",
-        "call 1-800-273-8255",
-        "514-690-2469",
-        "<br>",
-        "<p>",
-        "&amp;",
-        "lt;",
-        "&#38;",
-        "&nbsp;",
-        "\xa0",
-        "\n",
-        " ",
-        "  ",
-        ".",
-        "...",
-        "!",
-        '"',
-        "(Nods)",
-        "e\u0301",
-        "\u200d",
-        "\u200b",
-        "\u202e",
-        "👩\u200d👧",
-        "\xad",
-        "Here is a link:",
-        "1. ",
-        "- ",
-        "Warmly,",
-        "My name is Jane",
-        "[URL_1]",
-        "[PERSON_1]",
-        "م",
-        "\u2028",
-        "<",
+        "I am sad.", "I feel", "Best,", "Jane Roe", ", LCSW", "- Robin", "www.x.org", "https://y.org/zI", "a@b.org",
+        "988", "call 1-800-273-8255", "514-690-2469", "<br>", "<p>", "&amp;", "lt;", "&#38;", "&nbsp;", "\xa0", "\n",
+        " ", "  ", ".", "...", "!", '"', "(Nods)", "e\u0301", "\u200d", "\u200b", "\u202e", "👩\u200d👧", "\xad",
+        "Here is a link:", "1. ", "- ", "Warmly,", "My name is Jane", "[URL_1]", "[PERSON_1]", "م", "\u2028", "<",
         ">",
     ]
-)
+)  # fmt: skip
 tangled = st.lists(fragments | st.characters(exclude_categories=["Cs"]), max_size=18).map("".join)
 spaced = st.lists(fragments, max_size=18).map(" ".join)
 
@@ -201,26 +280,9 @@ def test_no_address_is_left_in_counsel_chat(contacts: str) -> None:
 
 
 _NOT_NAMES = {
-    "dr",
-    "ms",
-    "ma",
-    "lpc",
-    "lmhc",
-    "lcsw",
-    "lmsw",
-    "phd",
-    "ncc",
-    "dbh",
-    "lpcc",
-    "psyd",
-    "lmft",
-    "mft",
-    "m",
-    "ph",
-    "d",
-    "2",
-    "3",
-}
+    "dr", "ms", "ma", "lpc", "lmhc", "lcsw", "lmsw", "phd", "ncc", "dbh", "lpcc", "psyd", "lmft", "mft", "m", "ph",
+    "d", "2", "3",
+}  # fmt: skip
 
 
 def _letters(text: str) -> str:
@@ -249,3 +311,100 @@ def test_crisis_lines_of_counsel_chat_stay() -> None:
     number = re.compile(r"8\d\d.273.8255|911|741741|988\b|866.488.7386|800.422.4453|877.565.8860")
     for raw, cleaned in _cleaned_answers("drop_sentence"):
         assert sorted(number.findall(raw)) == sorted(number.findall(cleaned.text)), raw
+
+
+TEXTS = [f"text {number}" for number in range(1_000)]
+UPPER = [text.upper() for text in TEXTS]
+
+
+def with_pid(text: str) -> tuple[str, int]:
+    return text.upper(), os.getpid()
+
+
+def open_with_pid() -> Callable[[str], tuple[str, int]]:
+    return with_pid
+
+
+def in_parent(text: str) -> tuple[str, int]:
+    return text.upper(), 0
+
+
+def dies(text: str) -> tuple[str, int]:
+    if text == "text 900":
+        os._exit(7)
+    return text.upper(), os.getpid()
+
+
+def open_dying() -> Callable[[str], tuple[str, int]]:
+    return dies
+
+
+def test_many_texts_are_mapped_by_workers_in_order() -> None:
+    results = list(parallel_map(in_parent, iter(TEXTS), open_with_pid, workers=2, first=100, chunk=30))
+    assert [text for text, _ in results] == UPPER
+    assert {pid for _, pid in results[:100]} == {0}
+    assert {pid for _, pid in results[100:]}.isdisjoint({0, os.getpid()})
+
+
+@pytest.mark.parametrize(("workers", "count"), [(2, 100), (0, 1_000)])
+def test_few_texts_start_no_worker(workers: int, count: int) -> None:
+    def open_in_worker() -> Callable[[str], tuple[str, int]]:
+        raise AssertionError("a local function cannot be sent to a worker")
+
+    results = parallel_map(in_parent, TEXTS[:count], open_in_worker, workers, first=100)
+    assert list(results) == [(text, 0) for text in UPPER[:count]]
+
+
+def test_no_more_is_read_ahead_than_workers_can_take() -> None:
+    read: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    results = parallel_map(in_parent, texts(), open_with_pid, workers=2, first=100, chunk=30)
+    for _ in range(101):
+        next(results)
+    assert len(read) <= 100 + 30 * (2 * 3 + 1)
+
+
+def test_a_worker_that_dies_loses_no_text() -> None:
+    results = parallel_map(in_parent, TEXTS, open_dying, workers=2, first=100, chunk=30)
+    assert [text for text, _ in results] == UPPER
+
+
+PARENT = """
+import sys, time
+sys.path[:0] = {path!r}
+from psychocounsel.corpus.cleaning import parallel_map
+from test_cleaning import in_parent, open_with_pid
+if __name__ == "__main__":
+    def texts():
+        yield from map(str, range(10))
+        time.sleep(60)
+    for text, pid in parallel_map(in_parent, texts(), open_with_pid, workers=1, first=1, chunk=1):
+        if pid:
+            print(pid, flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(path=[str(Path(__file__).parent), *sys.path]), encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = next(int(line) for line in parent.stdout if line.strip().isdigit())
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(500):
+        if not _is_running(worker):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the worker outlived its parent")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,7 @@
-"""Rows -> Speech, Candidate: what enters, what is dropped and why, adding up to the last row."""
+"""Rows become speeches and responses: what is kept, what is dropped and why, counted to the last row."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -10,22 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import CandidateColumns, CleaningConfig, SpeechColumns
-from psychocounsel.corpus.cleaning import SPEECH_STEPS, response_steps
+from psychocounsel.corpus.cleaning import SPEECH_STEPS, Prepared, clean, prepare
 from psychocounsel.corpus.contacts import mentions_crisis
 from psychocounsel.corpus.reading import (
-    CandidateReading,
-    CandidateScreens,
     Funnel,
+    ResponseFilters,
+    SpeechFilters,
     SpeechIndex,
-    SpeechScreens,
-    SpeechSource,
-    beyond_limit,
+    SpeechRows,
     read_candidates,
     read_speeches,
 )
+from psychocounsel.corpus.sources import SourceRow
 from psychocounsel.errors import InputError
 from psychocounsel.store.schemas import RowProvenance
-from psychocounsel.types import Speech
+from psychocounsel.types import Candidate, Speech
 
 TEXT = SpeechColumns(text="text")
 KEYED = SpeechColumns(text="text", key="key")
@@ -35,36 +35,35 @@ BY_TEXT = CandidateColumns(text="reply", author="who", speech_text="speech")
 SHORT = CleaningConfig(min_chars=3, max_chars=12, drop_empty=True)
 
 
-class FakeRow(NamedTuple):
-    where: str
-    values: Mapping[str, object]
+def rows(*cells: Mapping[str, object]) -> list[SourceRow]:
+    return [SourceRow(f"a.csv line {number}", each) for number, each in enumerate(cells, start=2)]
 
 
-def rows(*cells: Mapping[str, object]) -> list[FakeRow]:
-    return [FakeRow(f"a.csv line {number}", each) for number, each in enumerate(cells, start=2)]
+def prepare_all(**steps: Callable[[str], Any]) -> Callable[[Iterable[str]], Iterator[Prepared]]:
+    return lambda raws: map(partial(prepare, steps=SPEECH_STEPS, **steps), raws)
+
+
+FILTERS = SpeechFilters(prepare_all())
+NAMES = [step.name for step in SPEECH_STEPS]
 
 
 class Read(NamedTuple):
-    """What a reading of speeches came to, its scratch files gone."""
+    """The result of a reading, its scratch files gone."""
 
     speeches: list[Speech]
-    fates: list[RowProvenance]
+    rows: list[RowProvenance]
     funnel: Funnel
 
-    @property
-    def counts(self) -> dict[str, Any]:
-        return {key: self.funnel.as_dict()[key] for key in ("rows_in", "kept", "dropped")}
+
+class ReadCandidates(NamedTuple):
+    candidates: list[Candidate]
+    funnel: Funnel
 
 
-SCREENS = SpeechScreens(SPEECH_STEPS)
-
-
-def read_all(sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens = SCREENS) -> Read:
+def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters = FILTERS) -> Read:
     with TemporaryDirectory() as folder:
-        reading = read_speeches(sources, cleaning, screens, Path(folder))
-        left_out = beyond_limit(reading, cleaning.max_speeches)
-        speeches = [speech for at, speech in enumerate(reading.kept) if at not in left_out]
-        read = Read(speeches, list(reading.fates()), reading.funnel)
+        reading = read_speeches(sources, cleaning, filters, Path(folder))
+        read = Read(list(reading.speeches), list(reading.rows()), reading.funnel)
         reading.close()
         return read
 
@@ -73,37 +72,33 @@ def read(
     *cells: Mapping[str, object],
     columns: SpeechColumns = TEXT,
     cleaning: CleaningConfig = SHORT,
-    screens: SpeechScreens = SCREENS,
+    filters: SpeechFilters = FILTERS,
 ) -> Read:
-    return read_all([("a.csv", columns, rows(*cells))], cleaning, screens)
+    return read_all([("a.csv", columns, rows(*cells))], cleaning, filters)
 
 
-def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY) -> CandidateReading:
-    screens = CandidateScreens(response_steps(SHORT, []), SCREENS.text_of)
-    return read_candidates([("a.csv", columns, rows(*cells))], SpeechIndex(speeches.fates), screens)
+def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY) -> ReadCandidates:
+    filters = ResponseFilters(NAMES, prepare_all(), lambda raw: clean(raw, SPEECH_STEPS).text)
+    with TemporaryDirectory() as folder:
+        sources = [("a.csv", columns, rows(*cells))]
+        reading = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
+        assert [row.text_id for row in reading.rows if not row.reason] == [each.id for each in reading.candidates]
+        reading.rows.close()
+        return ReadCandidates(reading.candidates, reading.rows.funnel)
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:
-    row: dict[str, object] = {
-        "text": " I am\ttired ",
-        "topic": " sleep",
-        "crisis": "False",
-        "key": "k1",
-        "more": 3,
-    }
+    row: dict[str, object] = {"text": " I am\ttired ", "topic": " sleep", "crisis": "False", "key": "k1", "more": 3}
     reading = read(row, columns=FULL)
     assert reading.speeches == [Speech("I am tired", "sleep", False, "a.csv")]
-    assert [(fate.key, fate.text_id) for fate in reading.fates] == [("k1", Speech("I am tired").id)]
+    assert [(row.key, row.text_id) for row in reading.rows] == [("k1", Speech("I am tired").id)]
 
 
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
     reading = read(*({"text": text} for text in ["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12]))
     assert [speech.text for speech in reading.speeches] == ["tired", "abc", "x" * 12]
-    assert reading.counts == {
-        "rows_in": 8,
-        "kept": 3,
-        "dropped": {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1},
-    }
+    assert (reading.funnel.rows_in, reading.funnel.kept) == (8, 3)
+    assert reading.funnel.dropped == {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1}
 
 
 def test_beyond_the_limit_repeats_are_still_repeats() -> None:
@@ -133,7 +128,7 @@ def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
     assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
     assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
     assert limit is None or len(reading.speeches) <= limit
-    assert sum(not fate.reason for fate in reading.fates) >= reading.funnel.kept
+    assert sum(not row.reason for row in reading.rows) == reading.funnel.kept
     assert_steps_add_up(reading.funnel)
 
 
@@ -149,16 +144,17 @@ def assert_steps_add_up(funnel: Funnel) -> None:
 
 @given(st.permutations(["one &amp; two", "one  & two", "zwei", "three", "x", "benchmark", "", "three"]))
 def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> None:
-    screens = SpeechScreens(
-        SPEECH_STEPS,
-        other_language=lambda text: "de" if text == "zwei" else None,
+    filters = SpeechFilters(
+        prepare_all(
+            other_language=lambda text: "de" if text == "zwei" else None,
+            deidentify=lambda text: text.replace("three", "[PERSON_1]"),
+        ),
         benchmark=lambda text: "exam.csv" if text == "benchmark" else None,
-        deidentify=lambda text: text.replace("three", "[PERSON_1]"),
     )
     cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
     funnels = [
-        read(*({"text": text} for text in rows), cleaning=cleaning, screens=screens).funnel.as_dict()
-        for rows in (order, sorted(order))
+        read(*({"text": text} for text in texts), cleaning=cleaning, filters=filters).funnel.as_dict()
+        for texts in (order, sorted(order))
     ]
     assert funnels[0] == funnels[1]
     by_step = {step["step"]: step for step in funnels[0]["steps"]}
@@ -199,24 +195,15 @@ def test_the_order_of_rows_does_not_change_what_is_kept(order: list[str]) -> Non
 
 
 def test_sources_are_read_together_and_remembered() -> None:
-    sources = [
-        ("a.csv", TEXT, rows({"text": "one"})),
-        ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"})),
-    ]
+    sources = [("a.csv", TEXT, rows({"text": "one"})), ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"}))]
     reading = read_all(sources, SHORT)
-    assert [(speech.text, speech.source) for speech in reading.speeches] == [
-        ("one", "a.csv"),
-        ("two", "b.csv"),
-    ]
+    assert [(speech.text, speech.source) for speech in reading.speeches] == [("one", "a.csv"), ("two", "b.csv")]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (
-            {"txt": "one", "b": "two"},
-            "a.csv line 2: there is no column 'text'; set columns to one of: txt, b",
-        ),
+        ({"txt": "one", "b": "two"}, "a.csv line 2: there is no column 'text'; set columns to one of: txt, b"),
         ({"text": 3}, "a.csv line 2: 'text' is int, not text"),
         ({"text": "a\x00b"}, "a.csv line 2: 'text' holds a NUL character; remove it, or drop the row"),
         ({"text": "a\ud800b"}, "a.csv line 2: 'text' holds a lone surrogate"),
@@ -230,10 +217,7 @@ def test_sources_are_read_together_and_remembered() -> None:
 )
 def test_a_cell_that_cannot_be_used_is_named(row: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as fault:
-        read(
-            {**dict.fromkeys(("topic", "key"), "x"), "crisis": False, **row} if "text" in row else row,
-            columns=FULL,
-        )
+        read({**dict.fromkeys(("topic", "key"), "x"), "crisis": False, **row} if "text" in row else row, columns=FULL)
     assert message in str(fault.value)
 
 
@@ -248,7 +232,7 @@ def test_a_missing_topic_is_an_empty_one() -> None:
     row: dict[str, object] = {"text": "one", "topic": None, "crisis": True, "key": 7}
     reading = read(row, columns=FULL)
     assert reading.speeches == [Speech("one", "", True, "a.csv")]
-    assert [fate.key for fate in reading.fates] == ["7"]
+    assert [row.key for row in reading.rows] == ["7"]
 
 
 def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
@@ -273,12 +257,7 @@ def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
     assert [each.text for each in reading.candidates] == ["Oh.", "Ah."]
     assert (reading.funnel.rows_in, reading.funnel.kept) == (7, 2)
-    assert reading.funnel.dropped == {
-        "empty": 1,
-        "its_speech_was_dropped": 2,
-        "no_such_speech": 1,
-        "repeated_text": 1,
-    }
+    assert reading.funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
 
 
 def test_replies_joined_by_text_tell_dropped_speeches_from_unknown_ones() -> None:
@@ -301,22 +280,13 @@ def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "I have been suicidal since spring.",
-        "I just want to end it all.",
-        "Ending it all would be easier",
-        "I think about ending my life",
-        "she took her own life",
-        "I wish I was dead, mostly at night",
-        "I don't want to be alive",
-        "I don\u2019t want to wake up",
-        "I want to die",
-        "I started cutting myself again",
-        "hurting myself",
-        "self-harm",
-        "He said he'd kill himself",
+        "I have been suicidal since spring.", "I just want to end it all.", "Ending it all would be easier",
+        "I think about ending my life", "she took her own life", "I wish I was dead, mostly at night",
+        "I don't want to be alive", "I don\u2019t want to wake up", "I want to die",
+        "I started cutting myself again", "hurting myself", "self-harm", "He said he'd kill himself",
         "They are better off without me.",
     ],
-)
+)  # fmt: skip
 def test_plain_words_of_crisis_are_seen(text: str) -> None:
     assert mentions_crisis(text)
 
@@ -324,15 +294,10 @@ def test_plain_words_of_crisis_are_seen(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "I am ending my marriage in spring.",
-        "ending my lease was a relief",
-        "We took his car to the garage",
-        "My brother wants to diet",
-        "I do not want to stay with my parents",
-        "I cut my hair myself",
-        "This job is killing me",
-        "I wish I were taller",
+        "I am ending my marriage in spring.", "ending my lease was a relief", "We took his car to the garage",
+        "My brother wants to diet", "I do not want to stay with my parents", "I cut my hair myself",
+        "This job is killing me", "I wish I were taller",
     ],
-)
+)  # fmt: skip
 def test_other_endings_are_no_crisis(text: str) -> None:
     assert not mentions_crisis(text)

@@ -1,4 +1,4 @@
-"""CorpusConfig -> the tables of its speeches and ready responses, with funnels that add up."""
+"""Builds the artifacts of a corpus: its split speeches and the ready responses to them."""
 
 import re
 from collections import Counter
@@ -12,27 +12,32 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from psychocounsel.config.schema import ENTITIES, CandidateSource, CorpusConfig, ExcludedSource, SpeechSource
 from psychocounsel.corpus.authors import author_name
-from psychocounsel.corpus.cleaning import SPEECH_STEPS, Prepared, prepare, response_steps
+from psychocounsel.corpus.cleaning import (
+    SPEECH_STEPS,
+    Prepared,
+    clean,
+    parallel_map,
+    prepare,
+    response_steps,
+    worker_count,
+)
 from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
 from psychocounsel.corpus.deduplicate import SPLITS, assign_splits, cluster_ids
-from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, read_pii_set
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
-from psychocounsel.corpus.deidentify.spans import deidentify
+from psychocounsel.corpus.deidentify import deidentify
+from psychocounsel.corpus.deidentify.patterns import open_deidentifier
+from psychocounsel.corpus.deidentify.pii_evaluation import evaluate, read_pii_set
 from psychocounsel.corpus.language import OfflineIdentifier, is_foreign
-from psychocounsel.corpus.parallel import KeptSpeeches, SideBySide, processors
 from psychocounsel.corpus.reading import (
-    LIMIT,
     CandidateReading,
-    CandidateScreens,
-    Screen,
+    PrepareAll,
+    ResponseFilters,
+    SpeechFilters,
     SpeechIndex,
     SpeechReading,
-    SpeechScreens,
-    beyond_limit,
+    SpooledSpeeches,
     read_candidates,
     read_speeches,
 )
@@ -44,7 +49,6 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import keep_restricted_text_here
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import (
-    RowProvenance,
     SplitSpeech,
     read_row_provenance,
     write_candidates,
@@ -54,144 +58,14 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, ReplyStatus, Speech, content_id
 
-_Opened = Callable[[], Callable[[str], Prepared]]
+STAGE = "read-corpus"
+VERSION = 3
+
+_TOPIC_BATCH = 4096
 _PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 
-
-def screens_identity(config: CorpusConfig) -> dict[str, Any]:
-    """Return what identifies those who look: the language identifier and the engine for identities.
-
-    Raises:
-        ConfigError: an engine is not installed.
-    """
-    identity: dict[str, Any] = {}
-    if config.cleaning.languages:
-        identity["language_identifier"] = f"py3langid {version('py3langid')}"
-    deidentifier = open_deidentifier(config.deidentification)
-    identity["deidentification"] = None if deidentifier is None else dict(deidentifier.identity)
-    return identity
-
-
-class Filters:
-    """Those who look at the texts of one corpus, and what was found by them."""
-
-    def __init__(self, config: CorpusConfig) -> None:
-        """Open what a config asks for.
-
-        Raises:
-            ConfigError: an engine is not installed.
-            InputError: an excluded source cannot be read.
-        """
-        self._config = config
-        self._deidentifier = open_deidentifier(config.deidentification)
-        self._found: Counter[str] = Counter()
-        deidentify = None if self._deidentifier is None else self._hide
-        self.for_speeches = SpeechScreens(
-            SPEECH_STEPS,
-            _other_language(config),
-            _benchmark(config),
-            deidentify,
-            self._together(partial(open_for_speeches, config)),
-        )
-
-    def for_candidates(self, authors: Iterable[str]) -> CandidateScreens:
-        """Return how responses are cleaned; the authors who are people are looked for in every text."""
-        cleaning = self._config.cleaning
-        return CandidateScreens(
-            response_steps(cleaning, authors),
-            self.for_speeches.text_of,
-            _pseudonym if cleaning.signatures == "remove" else str,
-            self.for_speeches.deidentify,
-            self._together(partial(open_for_candidates, self._config, frozenset(authors))),
-        )
-
-    def _together(self, opened: _Opened) -> Callable[[Iterable[str]], Iterator[Prepared]]:
-        # An engine with a language model of its own would be loaded by every worker.
-        workers = 0 if self._config.deidentification.engine == "presidio" else processors()
-        parallel_map = SideBySide(opened(), opened, workers)
-
-        def prepare_all(raws: Iterable[str]) -> Iterator[Prepared]:
-            for prepared in parallel_map.each(raws):
-                self._count(prepared.plain, prepared.text)
-                yield prepared
-
-        return prepare_all
-
-    def _hide(self, text: str) -> str:
-        assert self._deidentifier is not None  # noqa: S101
-        hidden = deidentify(text, self._deidentifier)
-        self._count(text, hidden)
-        return hidden
-
-    def _count(self, text: str, hidden: str) -> None:
-        if hidden != text:
-            new = set(_PLACEHOLDER.findall(hidden)) - set(_PLACEHOLDER.findall(text))
-            self._found.update(entity for entity, _ in new)
-
-    def found(self) -> dict[str, Any] | None:
-        """Return what the engine for identities found, and how it does on texts with planted identities."""
-        if self._deidentifier is None:
-            return None
-        planted = evaluate(self._deidentifier, read_pii_set("held_out"))
-        return {
-            "engine": self._config.deidentification.engine,
-            "found": dict(sorted(self._found.items())),
-            "pii_evaluation": {name: _entity_counts(each) for name, each in sorted(planted.by_entity.items())},
-            "pii_evaluation_overall": _entity_counts(planted.overall),
-        }
-
-
-def open_for_speeches(config: CorpusConfig) -> Callable[[str], Prepared]:
-    """Return what prepares one speech, here or in a worker."""
-    return partial(prepare, steps=SPEECH_STEPS, deidentify=_hiding(config), other_language=_other_language(config))
-
-
-def open_for_candidates(config: CorpusConfig, authors: Iterable[str]) -> Callable[[str], Prepared]:
-    """Return what prepares one response, here or in a worker."""
-    steps = response_steps(config.cleaning, sorted(authors))
-    return partial(prepare, steps=steps, deidentify=_hiding(config))
-
-
-def _hiding(config: CorpusConfig) -> Callable[[str], str] | None:
-    engine = open_deidentifier(config.deidentification)
-    return None if engine is None else partial(deidentify, finder=engine)
-
-
-def _entity_counts(counts: Counts) -> dict[str, int]:
-    return {**counts._asdict()}
-
-
-def _other_language(config: CorpusConfig) -> Screen | None:
-    if not config.cleaning.languages:
-        return None
-    identifier = OfflineIdentifier()
-    wanted = config.cleaning.languages
-    told = f"not {' or '.join(wanted)}"
-    return lambda text: told if is_foreign(text, wanted, identifier) else None
-
-
-def _benchmark(config: CorpusConfig) -> Screen | None:
-    if not config.exclude:
-        return None
-    sources = (
-        ExcludedTexts(source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
-        for each in config.exclude
-    )
-    return ExclusionIndex(sources, config.exclude_span_words).shares_span
-
-
-def _pseudonym(author: str) -> str:
-    """Return a name that can be published: a person's, or a page's, gives way to a number of its own."""
-    is_public = author_name(author) is None and "://" not in author
-    return author if is_public else f"person-{content_id('author', author)[:8]}"
-
-
-VERSION = 2
-
-_BATCH = 4096
-
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows how far work with a label and a total is: a context that yields `advance(count)`."""
+"""Shows the progress of work with a label and a total: a context that yields `advance(count)`."""
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -200,182 +74,7 @@ def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[int]
     return nullcontext(lambda count: None)
 
 
-def build_speeches(
-    config: CorpusConfig,
-    topics: TopicAssigner | None,
-    writer: ArtifactWriter,
-    progress: Progress = no_progress,
-) -> None:
-    """Read, clean, de-duplicate and split the speeches of a corpus.
-
-    Raises:
-        InputError: a source cannot be read.
-        DataQualityError: nothing is left, a split stays empty, or too many speeches got no topic.
-    """
-    screens = Filters(config)
-    with _read(config, screens, writer.work) as reading:
-        left_out = beyond_limit(reading, config.cleaning.max_speeches)
-        kept = _within_limit(reading, left_out, writer.work)
-        assigned = [] if topics is None else _assign(topics, config, kept, progress)
-        clusters = cluster_ids(kept.ids, kept.texts, config.split.near_duplicate_similarity)
-        splits = assign_splits(clusters, kept.topics, config.split)
-        write_speeches(writer, _rows(kept, splits, clusters))
-        write_row_provenance(writer, _with_limit(reading.fates(), left_out))
-        writer.write_metrics(
-            {
-                "funnel": reading.funnel.as_dict(),
-                "sources": _sources(config, kept),
-                "topics": _counts(kept.topics),
-                "fine_topics": _counts(kept.fine_topics),
-                "without_topic": unassigned_by_reason(assigned),
-                "splits": {name: splits.count(name) for name in SPLITS},
-                "topics_by_split": _by_split(splits, kept.topics),
-                "clusters": len(np.unique(clusters)),
-                "near_duplicates": len(kept) - len(np.unique(clusters)),
-                "crisis": kept.crisis_count,
-                "deidentification": screens.found(),
-            }
-        )
-
-
-@contextmanager
-def _read(config: CorpusConfig, screens: Filters, folder: Path) -> Generator[SpeechReading]:
-    sources = (
-        (source_name(each.path), each.columns, read_rows(each.path, each.split, each.config))
-        for each in config.speeches
-    )
-    reading = read_speeches(sources, config.cleaning, screens.for_speeches, folder)
-    try:
-        if not reading.kept:
-            raise DataQualityError(
-                f"no speech is left of {reading.funnel.rows_in} rows: {counted(reading.funnel.dropped)}",
-                where="corpus.speeches",
-                remedy="check the columns, or loosen corpus.cleaning",
-            )
-        yield reading
-    finally:
-        reading.close()
-
-
-def _within_limit(reading: SpeechReading, left_out: frozenset[int], folder: Path) -> KeptSpeeches:
-    if not left_out:
-        return reading.kept
-    places = (at for at in range(len(reading.kept)) if at not in left_out)
-    return reading.kept.chosen(places, folder / "chosen.texts")
-
-
-def _with_limit(fates: Iterable[RowProvenance], left_out: frozenset[int]) -> Iterator[RowProvenance]:
-    """Yield what became of each row, now that it is known which kept speeches the limit leaves out."""
-    place = 0
-    for fate in fates:
-        if fate.reason:
-            yield fate
-            continue
-        beyond = place in left_out
-        yield fate._replace(dropped_by=LIMIT, reason="beyond_max_speeches") if beyond else fate
-        place += 1
-
-
-def _assign(assigner: TopicAssigner, config: CorpusConfig, kept: KeptSpeeches, progress: Progress) -> list[Assigned]:
-    """Give every speech its topic, where one was found; the others have none, whatever their source said."""
-    assigned: list[Assigned] = []
-    speeches = iter(kept)
-    with progress("naming topics", len(kept)) as advance:
-        while batch := list(islice(speeches, _BATCH)):
-            assigned += assigner.assign(batch, advance)
-    for at, topic in enumerate(assigned):
-        kept.name_topic(at, *(topic if isinstance(topic, Topic) else ("", "")))
-    _require_few_failed(assigned, config)
-    return assigned
-
-
-def _require_few_failed(assigned: Sequence[Assigned], config: CorpusConfig) -> None:
-    failed = Counter(each.reason for each in assigned if isinstance(each, Unassigned) and each.is_failure)
-    if lost := failed[ReplyStatus.ERROR.value]:
-        raise IncompleteError(
-            f"{lost} of {len(assigned)} speeches got no answer from whom names topics",
-            where="corpus.topics.endpoint",
-            remedy="see to the endpoint, then run the same command again; only what is owed is asked",
-        )
-    allowed = 0.0 if config.topics is None else config.topics.max_missing_share
-    if failed.total() > allowed * len(assigned):
-        raise DataQualityError(
-            f"{failed.total()} of {len(assigned)} speeches got no topic: {counted(failed)}",
-            where="corpus.topics.max_missing_share",
-            remedy="run the same command to ask those again",
-        )
-
-
-def _rows(kept: KeptSpeeches, splits: Iterable[str], clusters: NDArray[np.uint64]) -> Iterator[SplitSpeech]:
-    for speech, split, cluster in zip(kept, splits, clusters.tolist(), strict=True):
-        yield SplitSpeech(speech, split, f"{cluster:016x}")
-
-
-def _sources(config: CorpusConfig, kept: KeptSpeeches) -> list[dict[str, Any]]:
-    """Tell of each source once, though several columns of it may be read."""
-    speeches = Counter(kept.sources)
-    terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
-    return [
-        {"name": name, "licence": licence, "data_class": data_class, "speeches": speeches[name]}
-        for name, (licence, data_class) in terms.items()
-    ]
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
-
-
-def _by_split(splits: Iterable[str], topics: Iterable[str]) -> dict[str, dict[str, int]]:
-    counts = Counter(zip(splits, topics, strict=True))
-    return {split: {topic: counts[at, topic] for at, topic in sorted(counts) if at == split} for split in SPLITS}
-
-
-def build_candidates(config: CorpusConfig, speeches: Artifact, writer: ArtifactWriter) -> None:
-    """Read and clean the ready responses to the speeches of a corpus.
-
-    Raises:
-        DataQualityError: no response is left.
-    """
-    screens = Filters(config)
-    reading = _read_candidates(config, SpeechIndex(read_row_provenance(speeches)), screens)
-    if not reading.candidates:
-        raise DataQualityError(
-            f"no response is left: {counted(reading.funnel.dropped)}",
-            where="corpus.candidates",
-            remedy="check that speech_key or speech_text names the column that repeats the speech",
-        )
-    write_candidates(writer, reading.candidates)
-    write_row_provenance(writer, reading.fates)
-    writer.write_metrics({"funnel": reading.funnel.as_dict(), "deidentification": screens.found()})
-
-
-def _read_candidates(config: CorpusConfig, index: SpeechIndex, screens: Filters) -> CandidateReading:
-    sources = [
-        (source_name(each.path), each.columns, list(read_rows(each.path, each.split, each.config)))
-        for each in config.candidates
-    ]
-    authors = {text_cell(row, columns.author) for _, columns, rows in sources for row in rows}
-    return read_candidates(sources, index, screens.for_candidates(authors))
-
-
-class Corpus(NamedTuple):
-    """The speeches of a corpus and the ready responses to them, in memory."""
-
-    speeches: list[Speech]
-    candidates: list[Candidate]
-
-
-def read_corpus(config: CorpusConfig) -> Corpus:
-    """Read and clean a corpus without making an artifact of it, its topics left as the sources give them."""
-    screens = Filters(config)
-    with TemporaryDirectory() as folder, _read(config, screens, Path(folder)) as reading:
-        left_out = beyond_limit(reading, config.cleaning.max_speeches)
-        speeches = list(_within_limit(reading, left_out, Path(folder)))
-        index = SpeechIndex(_with_limit(reading.fates(), left_out))
-        return Corpus(speeches, _read_candidates(config, index, screens).candidates)
-
-
-STAGE = "read-corpus"
+# --- Artifacts --------------------
 
 
 class CorpusPlans(NamedTuple):
@@ -393,20 +92,23 @@ class CorpusArtifacts(NamedTuple):
 
 
 def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
-    """Return what the corpus is, by the content of its files.
+    """Return the specs of a corpus, which depend on the content of its files.
 
     Raises:
-        ConfigError: the model that names topics is not on this machine, and the run is offline or the text
-            restricted.
+        ConfigError: an engine is not installed; or the model that names topics is remote, and the run is offline
+            or the text restricted.
     """
     if config.topics is not None:
         keep_restricted_text_here([config.topics.endpoint], {each.path: each.data_class for each in config.speeches})
+    deidentifier = open_deidentifier(config.deidentification)
     settings: dict[str, Any] = {
         "speeches": [_source(each) for each in config.speeches],
         "cleaning": config.cleaning.fingerprint(),
         "split": config.split.fingerprint(),
-        **screens_identity(config),
+        "deidentification": None if deidentifier is None else dict(deidentifier.fingerprint),
     }
+    if config.cleaning.languages:
+        settings["language_identifier"] = f"py3langid {version('py3langid')}"
     if config.exclude:
         settings["exclude"] = [_source(each) for each in config.exclude]
         settings["exclude_span_words"] = config.exclude_span_words
@@ -421,7 +123,6 @@ def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
 
 
 def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str, Any]:
-    """Return what identifies a source: its content, and the name under which its rows remember it."""
     content = source_identity(source.path, source.split, source.config)
     return {**source.fingerprint(), "path": content, "name": source_name(source.path)}
 
@@ -429,24 +130,272 @@ def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str
 def open_corpus(
     config: CorpusConfig, store: Store, cancel: CancelToken, progress: Progress = no_progress
 ) -> CorpusArtifacts:
-    """Return the corpus, reading its sources only if it is not in the store yet.
+    """Return the corpus, and build it if it is not in the store yet.
 
     Raises:
-        Preempted: a signal asked to stop while a model named topics; what it said is kept.
+        InputError: a source cannot be read.
+        DataQualityError: nothing is left, a split is empty, or too many speeches have no topic.
+        Preempted: cancelled while a model named topics; its replies are kept.
     """
-    plans = plan_corpus(config, store)
-    speeches = store.make(plans.speeches, lambda writer: _build_speeches(config, store, writer, cancel, progress))
-    if plans.candidates is None:
+    specs = plan_corpus(config, store)
+
+    def build_speeches(writer: ArtifactWriter) -> None:
+        if config.topics is None:
+            _build_speeches(config, None, writer, progress)
+            return
+        with open_topics(config.topics, store, cancel) as assigner:
+            _build_speeches(config, assigner, writer, progress)
+
+    speeches = store.make(specs.speeches, build_speeches)
+    if specs.candidates is None:
         return CorpusArtifacts(speeches, None)
-    candidates = store.make(plans.candidates, lambda writer: build_candidates(config, speeches, writer))
+    candidates = store.make(specs.candidates, lambda writer: _build_candidates(config, speeches, writer))
     return CorpusArtifacts(speeches, candidates)
 
 
+class Corpus(NamedTuple):
+    """The speeches of a corpus and the ready responses to them, in memory."""
+
+    speeches: list[Speech]
+    candidates: list[Candidate]
+
+
+def read_corpus(config: CorpusConfig) -> Corpus:
+    """Read and clean a corpus without creating artifacts; topics are those of the sources."""
+    cleaner = _Cleaner(config)
+    with TemporaryDirectory() as folder, _read_speeches(config, cleaner, Path(folder)) as reading:
+        speeches = list(reading.speeches)
+        with _read_candidates(config, SpeechIndex(reading.rows()), cleaner, Path(folder)) as ready:
+            return Corpus(speeches, ready.candidates)
+
+
+# --- Speeches --------------------
+
+
 def _build_speeches(
-    config: CorpusConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken, progress: Progress
+    config: CorpusConfig, topics: TopicAssigner | None, writer: ArtifactWriter, progress: Progress
 ) -> None:
-    if config.topics is None:
-        build_speeches(config, None, writer, progress)
-        return
-    with open_topics(config.topics, store, cancel) as assigner:
-        build_speeches(config, assigner, writer, progress)
+    cleaner = _Cleaner(config)
+    with _read_speeches(config, cleaner, writer.work) as reading:
+        speeches = reading.speeches
+        assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
+        clusters = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
+        splits = assign_splits(clusters, speeches.topics, config.split)
+        rows = zip(speeches, splits, clusters.tolist(), strict=True)
+        write_speeches(writer, (SplitSpeech(speech, split, f"{cluster:016x}") for speech, split, cluster in rows))
+        write_row_provenance(writer, reading.rows())
+        cluster_count = len(np.unique(clusters))
+        by_split = Counter(zip(splits, speeches.topics, strict=True))
+        writer.write_metrics(
+            {
+                "funnel": reading.funnel.as_dict(),
+                "sources": _sources(config, speeches),
+                "topics": _counts(speeches.topics),
+                "fine_topics": _counts(speeches.fine_topics),
+                "without_topic": unassigned_by_reason(assigned),
+                "splits": {name: splits.count(name) for name in SPLITS},
+                "topics_by_split": {
+                    name: {topic: count for (split, topic), count in sorted(by_split.items()) if split == name}
+                    for name in SPLITS
+                },
+                "clusters": cluster_count,
+                "near_duplicates": len(speeches) - cluster_count,
+                "crisis": speeches.crisis_count,
+                "deidentification": cleaner.deidentification(),
+            }
+        )
+
+
+@contextmanager
+def _read_speeches(config: CorpusConfig, cleaner: "_Cleaner", folder: Path) -> Generator[SpeechReading]:
+    sources = (
+        (source_name(each.path), each.columns, read_rows(each.path, each.split, each.config))
+        for each in config.speeches
+    )
+    reading = read_speeches(sources, config.cleaning, cleaner.speech_filters(), folder)
+    try:
+        if not len(reading.speeches):
+            raise DataQualityError(
+                f"no speech is left of {reading.funnel.rows_in} rows: {counted(reading.funnel.dropped)}",
+                where="corpus.speeches",
+                remedy="check the columns, or loosen corpus.cleaning",
+            )
+        yield reading
+    finally:
+        reading.close()
+
+
+def _assign_topics(
+    assigner: TopicAssigner, config: CorpusConfig, speeches: SpooledSpeeches, progress: Progress
+) -> list[Assigned]:
+    """Replace the topics of all speeches by assigned ones; a speech without one gets an empty topic."""
+    assigned: list[Assigned] = []
+    remaining = iter(speeches)
+    with progress("naming topics", len(speeches)) as advance:
+        while batch := list(islice(remaining, _TOPIC_BATCH)):
+            assigned += assigner.assign(batch, advance)
+    for at, topic in enumerate(assigned):
+        speeches.set_topic(at, *(topic if isinstance(topic, Topic) else ("", "")))
+    _require_few_failed(assigned, config)
+    return assigned
+
+
+def _require_few_failed(assigned: Sequence[Assigned], config: CorpusConfig) -> None:
+    failed = Counter(each.reason for each in assigned if isinstance(each, Unassigned) and each.is_failure)
+    if lost := failed[ReplyStatus.ERROR.value]:
+        raise IncompleteError(
+            f"{lost} of {len(assigned)} speeches got no reply from the model that names topics",
+            where="corpus.topics.endpoint",
+            remedy="check the endpoint, then run the same command again; only pending requests are sent",
+        )
+    allowed = 0.0 if config.topics is None else config.topics.max_missing_share
+    if failed.total() > allowed * len(assigned):
+        raise DataQualityError(
+            f"{failed.total()} of {len(assigned)} speeches got no topic: {counted(failed)}",
+            where="corpus.topics.max_missing_share",
+            remedy="run the same command to request those again",
+        )
+
+
+def _sources(config: CorpusConfig, speeches: SpooledSpeeches) -> list[dict[str, Any]]:
+    """Return each source once, though several of its columns may be read."""
+    counts = Counter(speeches.sources)
+    terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
+    return [
+        {"name": name, "licence": licence, "data_class": data_class, "speeches": counts[name]}
+        for name, (licence, data_class) in terms.items()
+    ]
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+# --- Responses --------------------
+
+
+def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: ArtifactWriter) -> None:
+    cleaner = _Cleaner(config)
+    index = SpeechIndex(read_row_provenance(speeches))
+    with _read_candidates(config, index, cleaner, writer.work) as reading:
+        funnel = reading.rows.funnel
+        if not reading.candidates:
+            raise DataQualityError(
+                f"no response is left: {counted(funnel.dropped)}",
+                where="corpus.candidates",
+                remedy="check that speech_key or speech_text names the column that repeats the speech",
+            )
+        write_candidates(writer, reading.candidates)
+        write_row_provenance(writer, reading.rows)
+        writer.write_metrics({"funnel": funnel.as_dict(), "deidentification": cleaner.deidentification()})
+
+
+@contextmanager
+def _read_candidates(
+    config: CorpusConfig, index: SpeechIndex, cleaner: "_Cleaner", folder: Path
+) -> Generator[CandidateReading]:
+    sources = [
+        (source_name(each.path), each.columns, list(read_rows(each.path, each.split, each.config)))
+        for each in config.candidates
+    ]
+    authors = {text_cell(row, columns.author) for _, columns, rows in sources for row in rows}
+    reading = read_candidates(sources, index, cleaner.response_filters(authors), folder)
+    try:
+        yield reading
+    finally:
+        reading.rows.close()
+
+
+# --- Cleaning --------------------
+
+
+class _Cleaner:
+    """Cleans and de-identifies the texts of one corpus, and counts what it replaced."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self._config = config
+        self._deidentifier = open_deidentifier(config.deidentification)
+        self._replaced: Counter[str] = Counter()
+
+    def speech_filters(self) -> SpeechFilters:
+        return SpeechFilters(self._prepare_all(partial(_speech_preparation, self._config)), _benchmark(self._config))
+
+    def response_filters(self, authors: Iterable[str]) -> ResponseFilters:
+        """Return how responses are cleaned; the authors who are people are looked for in every text."""
+        cleaning, people = self._config.cleaning, tuple(sorted(authors))
+        return ResponseFilters(
+            [step.name for step in response_steps(cleaning, people)],
+            self._prepare_all(partial(_response_preparation, self._config, people)),
+            self._speech_text,
+            _pseudonym if cleaning.signatures == "remove" else str,
+        )
+
+    def _prepare_all(self, open_preparation: Callable[[], Callable[[str], Prepared]]) -> PrepareAll:
+        # Each worker would load a language model of its own.
+        workers = 0 if self._config.deidentification.engine == "presidio" else worker_count()
+
+        def prepare_all(raws: Iterable[str]) -> Iterator[Prepared]:
+            for prepared in parallel_map(open_preparation(), raws, open_preparation, workers):
+                self._count(prepared.plain, prepared.text)
+                yield prepared
+
+        return prepare_all
+
+    def _speech_text(self, raw: str) -> str:
+        """Return the text under which a speech is known, whether or not it is kept."""
+        plain = clean(raw, SPEECH_STEPS).text
+        text = plain if self._deidentifier is None else deidentify(plain, self._deidentifier)
+        self._count(plain, text)
+        return text
+
+    def _count(self, plain: str, text: str) -> None:
+        if text != plain:
+            new = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(plain))
+            self._replaced.update(entity for entity, _ in new)
+
+    def deidentification(self) -> dict[str, Any] | None:
+        """Return the counts of what was replaced, and how well the engine does on the PII evaluation set."""
+        if self._deidentifier is None:
+            return None
+        evaluation = evaluate(self._deidentifier, read_pii_set("held_out"))
+        return {
+            "engine": self._config.deidentification.engine,
+            "found": dict(sorted(self._replaced.items())),
+            "pii_evaluation": {name: each._asdict() for name, each in sorted(evaluation.by_entity.items())},
+            "pii_evaluation_overall": evaluation.overall._asdict(),
+        }
+
+
+def _speech_preparation(config: CorpusConfig) -> Callable[[str], Prepared]:
+    wanted = config.cleaning.languages
+    identifier, fault = OfflineIdentifier() if wanted else None, f"not {' or '.join(wanted)}"
+
+    def other_language(text: str) -> str | None:
+        return fault if identifier is not None and is_foreign(text, wanted, identifier) else None
+
+    return partial(prepare, steps=SPEECH_STEPS, deidentify=_deidentification(config), other_language=other_language)
+
+
+def _response_preparation(config: CorpusConfig, authors: Sequence[str]) -> Callable[[str], Prepared]:
+    return partial(prepare, steps=response_steps(config.cleaning, authors), deidentify=_deidentification(config))
+
+
+def _deidentification(config: CorpusConfig) -> Callable[[str], str] | None:
+    engine = open_deidentifier(config.deidentification)
+    return None if engine is None else partial(deidentify, finder=engine)
+
+
+def _benchmark(config: CorpusConfig) -> Callable[[str], str | None] | None:
+    if not config.exclude:
+        return None
+    sources = (
+        ExcludedTexts(source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
+        for each in config.exclude
+    )
+    return ExclusionIndex(sources, config.exclude_span_words).shares_span
+
+
+def _pseudonym(author: str) -> str:
+    """Return a name that can be published: a person or a page becomes a number of its own."""
+    is_public = author_name(author) is None and "://" not in author
+    return author if is_public else f"person-{content_id('author', author)[:8]}"

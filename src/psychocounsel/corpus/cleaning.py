@@ -1,74 +1,72 @@
-"""Text -> text with the spaces that are missing behind sentences, never inside addresses or numbers."""
+"""Named cleaning steps for speeches and responses, applied to many texts on all processors."""
 
+import itertools
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import islice, pairwise
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple, TypeVar
 
 from psychocounsel.config.schema import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import Contact, holds, web_addresses, with_placeholders, without_contacts
 from psychocounsel.corpus.text import normalise, without_markup
 
+# --- Spaces between sentences --------------------
+
 _LOWER = "a-zß-öø-ÿ"
 _UPPER = "A-ZÀ-ÖØ-Þ"
 _FILE_TYPES = "PDF|DOCX?|XLSX?|PPTX?|JPE?G|PNG|GIF|TXT|HTML?|CSV|EXE|ZIP|MP[34]|JS|NET|MD|Docx?|Pdf|Txt|Net|Js"
 _SMALL_STARTS = "i|im|ive|but|and|so|then|my|he|she|we|they|it|its|because|the|this|that|you|your|if|when|what|now|also"
-# A sentence's last mark with what closes it, and no space behind. Written so that `re` skips to the marks.
+# The marks that end a sentence, what closes it, and no space; written so that `re` skips to the marks.
 _MARK = re.compile(r"(?P<mark>[.!?…][.!?…]*)(?P<closing>[)\]”\u2019]?\"?)(?=[^\s.!?…])")
-
-
-class _Rule(NamedTuple):
-    """Where a space is missing: what stands before the marks, which they are, what stands behind them."""
-
-    before: re.Pattern[str]
-    marks: re.Pattern[str]
-    ahead: re.Pattern[str]
-
-
-def _rule(before: str, marks: str, ahead: str) -> _Rule:
-    return _Rule(re.compile(before, re.MULTILINE), re.compile(marks), re.compile(ahead))
-
-
-_STOPS = r"[.…]+"
-_STOP = r"\."
-_CALLS = r"[!?][.!?…]*"
-_CALL = r"[!?]+"
-
-
 _OPENING = r"[“\u2018\"¿¡(\[]?"
 _CAPITAL = (
     rf"{_OPENING}(?!(?:{_FILE_TYPES})\b)"
     rf"(?:[{_UPPER}][{_LOWER}'\u2019]|[IAÉÓYO](?=[\s'\u2019,])|[A-Z]{{2,}}(?![.\w]))"
 )
 _ENDS_BEFORE_ADDRESS = re.compile(r"(?:[^\W_]|[.,;:!?…]|[.!?…][)\]\"”])\Z")
-_BEHIND_ADDRESS = re.compile(rf"\)?[.!?]+(?={_CAPITAL})")
-_RULES = (
-    # A word of two letters or a number: "U.S.A", "e.g." and initials have one letter before the stop.
-    _rule(rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019][{_LOWER}0-9])|(?<=[A-Z][A-Z][A-Z])", _STOPS, _CAPITAL),
-    _rule(rf"(?<=[)\]\"”\u2019%])|(?<=[{_LOWER}] )", _STOPS, _CAPITAL),
-    _rule(rf"(?<=[{_LOWER}'\u2019][{_LOWER}])", _STOP, rf"(?:{_SMALL_STARTS})(?:['\u2019][a-z]+)?[\s,]"),
-    _rule(rf"(?<=[{_LOWER}]{{3}})", _STOP, r"\d+[.)]?\s"),
-    _rule(r"(?<=[.!?\s]\d)|(?<=^\d)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
-    _rule(r"(?<=[ap]\.m)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
-    _rule(rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])", _CALL, rf"{_OPENING}[{_LOWER}{_UPPER}]"),
-    _rule(rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])|(?<=[{_LOWER}{_UPPER}] )", _CALLS, _CAPITAL),
-)
+_AFTER_ADDRESS = re.compile(rf"\)?[.!?]+(?={_CAPITAL})")
+_STOP, _STOPS, _CALL, _CALLS = r"\.", r"[.…]+", r"[!?]+", r"[!?][.!?…]*"
+# What precedes the marks, the marks, what follows them.
+_MISSING_SPACE = [
+    (re.compile(before, re.MULTILINE), re.compile(marks), re.compile(after))
+    for before, marks, after in (
+        # A word of two letters or a number: "U.S.A", "e.g." and initials have one letter before the stop.
+        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019][{_LOWER}0-9])|(?<=[A-Z][A-Z][A-Z])", _STOPS, _CAPITAL),
+        (rf"(?<=[)\]\"”\u2019%])|(?<=[{_LOWER}] )", _STOPS, _CAPITAL),
+        (rf"(?<=[{_LOWER}'\u2019][{_LOWER}])", _STOP, rf"(?:{_SMALL_STARTS})(?:['\u2019][a-z]+)?[\s,]"),
+        (rf"(?<=[{_LOWER}]{{3}})", _STOP, r"\d+[.)]?\s"),
+        (r"(?<=[.!?\s]\d)|(?<=^\d)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
+        (r"(?<=[ap]\.m)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
+        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])", _CALL, rf"{_OPENING}[{_LOWER}{_UPPER}]"),
+        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])|(?<=[{_LOWER}{_UPPER}] )", _CALLS, _CAPITAL),
+    )
+]
 
 
 def with_sentence_spacing(text: str) -> str:
-    """Return the text with a space behind every sentence and around every web address.
+    """Return the text with a space after every sentence and around every web address.
 
-    `I am sad.I feel alone` becomes `I am sad. I feel alone`; `3.5`, `p.m.`, `U.S.A`, `e.g.`, names of files
-    and `www.example.org` stay.
+    `I am sad.I feel alone` becomes `I am sad. I feel alone`; `3.5`, `p.m.`, `U.S.A`, `e.g.`, file names and
+    `www.example.org` stay.
     """
     marks = list(_MARK.finditer(text))
     if not marks:
         return text
     addresses = web_addresses(text)
-    gaps = {*_around(addresses, text), *_behind_sentences(text, marks, addresses)}
-    edges = [0, *sorted(gaps), len(text)]
+    gaps = {*_around(addresses, text)}
+    gaps.update(_after(text, mark) for mark in marks if not holds(addresses, mark.start()))
+    edges = [0, *sorted(gaps - {-1}), len(text)]
     return " ".join(text[start:end] for start, end in pairwise(edges))
 
 
@@ -79,32 +77,23 @@ def _around(addresses: list[Contact], text: str) -> Iterator[int]:
             yield address.start
         if after.isalnum() or (after and after in "¿¡"):
             yield address.end
-        elif closing := _BEHIND_ADDRESS.match(text, address.end):
+        elif closing := _AFTER_ADDRESS.match(text, address.end):
             yield closing.end()
 
 
-def _behind_sentences(text: str, marks: list[re.Match[str]], addresses: list[Contact]) -> Iterator[int]:
-    for mark in marks:
-        if not holds(addresses, mark.start()) and (gap := _gap(text, mark)) is not None:
-            yield gap
-
-
-def _gap(text: str, mark: re.Match[str]) -> int | None:
+def _after(text: str, mark: re.Match[str]) -> int:
+    """Return where a space is missing after the marks, -1 where none is."""
     end = mark.end()
-    if mark["closing"].endswith('"') and _is_outside_quotes(text, mark.start()):
-        end -= 1  # the quotation mark opens what follows
-    if end == mark.start():
-        return None
-    for rule in _RULES:
-        if rule.marks.fullmatch(mark["mark"]) and rule.before.match(text, mark.start()) and rule.ahead.match(text, end):
+    if mark["closing"].endswith('"'):
+        paragraph = text.rfind("\n", 0, mark.start()) + 1
+        end -= text.count('"', paragraph, mark.start()) % 2 == 0  # the quotation mark opens what follows
+    for before, marks, after in _MISSING_SPACE:
+        if marks.fullmatch(mark["mark"]) and before.match(text, mark.start()) and after.match(text, end):
             return end
-    return None
+    return -1
 
 
-def _is_outside_quotes(text: str, position: int) -> bool:
-    paragraph = text.rfind("\n", 0, position) + 1
-    return text.count('"', paragraph, position) % 2 == 0
-
+# --- Steps --------------------
 
 DEIDENTIFICATION = "deidentification"
 
@@ -126,9 +115,9 @@ class Cleaned(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A text as the cleaning left it, as it is known once identities are hidden, and what changed it.
+    """A text before and after de-identification, and the steps that changed it.
 
-    `foreign` says that it is in none of the wanted languages; None where nobody looked.
+    `foreign` says that it is in none of the wanted languages; None where this was not checked.
     """
 
     plain: str
@@ -145,16 +134,16 @@ SPEECH_STEPS = (
 
 
 def response_steps(config: CleaningConfig, authors: Iterable[str]) -> tuple[Step, ...]:
-    """Return the steps for responses: those for speeches, then signatures and contacts as the config says.
+    """Return the steps for responses: those for speeches, then signatures and contacts as configured.
 
     Args:
-        config: `signatures` and `contacts` are read.
-        authors: names or page addresses of all authors; people among them are looked for in every response.
+        config: its `signatures` and `contacts` are read.
+        authors: names or page addresses of all authors; the people among them are looked for in every response.
     """
     steps = list(SPEECH_STEPS)
     if config.signatures == "remove":
         known = KnownPeople.of_authors(authors)
-        # Where addresses go, they go as a whole, and the names in them too.
+        # Addresses that go take the names in them along.
         in_addresses = config.contacts == "keep"
         steps.append(Step("signatures", partial(without_signatures, known=known, in_addresses=in_addresses)))
     if config.contacts != "keep":
@@ -163,26 +152,10 @@ def response_steps(config: CleaningConfig, authors: Iterable[str]) -> tuple[Step
     return tuple(steps)
 
 
-def prepare(
-    raw: str,
-    steps: Sequence[Step],
-    deidentify: Callable[[str], str] | None = None,
-    other_language: Callable[[str], str | None] | None = None,
-) -> Prepared:
-    """Clean a text, look at its language, and hide identities; an empty text stays as it is."""
-    plain, changed_by = clean(raw, steps)
-    if not plain:
-        return Prepared(plain, plain, changed_by)
-    foreign = None if other_language is None else other_language(plain)
-    hidden = plain if deidentify is None else deidentify(plain)
-    changed_by = (*changed_by, DEIDENTIFICATION) if hidden != plain else changed_by
-    return Prepared(plain, hidden, changed_by, foreign)
-
-
 def clean(text: str, steps: Sequence[Step]) -> Cleaned:
-    """Apply the steps in order, again and again, until none changes the text: a clean text stays as it is."""
+    """Apply the steps in order, again and again, until none changes the text."""
     changed_by: set[str] = set()
-    unchanged: dict[str, str] = {}  # a step that left this very text alone is not asked again
+    unchanged: dict[str, str] = {}  # step -> the text that it last left alone
     for _ in range(_MAX_ROUNDS):
         before = text
         for step in steps:
@@ -197,3 +170,106 @@ def clean(text: str, steps: Sequence[Step]) -> Cleaned:
         if text == before:
             break
     return Cleaned(text, tuple(step.name for step in steps if step.name in changed_by))
+
+
+def prepare(
+    raw: str,
+    steps: Sequence[Step],
+    deidentify: Callable[[str], str] | None = None,
+    other_language: Callable[[str], str | None] | None = None,
+) -> Prepared:
+    """Clean a text, check its language, and de-identify it."""
+    plain, changed_by = clean(raw, steps)
+    if not plain:
+        return Prepared(plain, plain, changed_by)
+    foreign = None if other_language is None else other_language(plain)
+    text = plain if deidentify is None else deidentify(plain)
+    return Prepared(plain, text, changed_by if text == plain else (*changed_by, DEIDENTIFICATION), foreign)
+
+
+# --- Many texts --------------------
+
+_Result = TypeVar("_Result")
+_Function = Callable[[str], _Result]
+
+
+def parallel_map(
+    function: _Function[_Result],
+    texts: Iterable[str],
+    open_in_worker: Callable[[], _Function[_Result]],
+    workers: int,
+    first: int = 4_000,
+    chunk: int = 250,
+) -> Iterator[_Result]:
+    """Yield `function(text)` for each text, in order.
+
+    A worker that dies costs time only: its chunk is done here. Workers end with their parent, however it ends.
+
+    Args:
+        function: runs in this process.
+        texts: read no further ahead than the workers need.
+        open_in_worker: picklable; called once in each worker, it returns the same function.
+        workers: processes besides this one; 0 for none.
+        first: texts done here before the workers are started, which takes a second or two.
+        chunk: texts per task of a worker.
+    """
+    remaining = iter(texts)
+    yield from map(function, islice(remaining, first if workers else None))
+    chunks = iter(lambda: list(islice(remaining, chunk)), [])
+    if (beyond := next(chunks, None)) is None:
+        return
+    chunks = itertools.chain([beyond], chunks)
+    with _pool(workers, open_in_worker) as pool:
+        ahead = deque((each, _submit(pool, each)) for each in islice(chunks, workers * 3))
+        while ahead:
+            batch, future = ahead.popleft()
+            try:
+                results = None if future is None else future.result()
+            except BrokenProcessPool:
+                results = None
+            yield from map(function, batch) if results is None else results
+            ahead.extend((each, _submit(pool, each)) for each in islice(chunks, 1))
+
+
+def worker_count() -> int:
+    """Return one worker per processor, at most eight, none on a single processor."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, 8) if count > 1 else 0
+
+
+@contextmanager
+def _pool(workers: int, open_in_worker: Callable[[], _Function[Any]]) -> Generator[ProcessPoolExecutor]:
+    # Spawned, not forked: a fork would inherit locks that other threads of this process hold.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_in_worker,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, texts: list[str]) -> "Future[list[Any]] | None":
+    try:
+        return pool.submit(_work, texts)
+    except BrokenProcessPool:
+        return None
+
+
+_function: _Function[Any]  # of a worker
+
+
+def _start_worker(open_in_worker: Callable[[], _Function[Any]]) -> None:
+    global _function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _function = open_in_worker()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(texts: Sequence[str]) -> list[Any]:
+    return [_function(text) for text in texts]

@@ -1,18 +1,22 @@
-"""Response -> response without phone numbers, e-mail and web addresses; crisis lines stay."""
+"""Phone numbers, e-mail and web addresses in a text, and how responses lose them; crisis lines stay."""
 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
+from phonenumbers import Leniency, PhoneNumberMatcher
 from pydantic import Field
 
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.text import sentences
+
+if TYPE_CHECKING:
+    from tldextract import TLDExtract
 
 Kind = Literal["PHONE", "EMAIL", "URL"]
 
@@ -25,78 +29,18 @@ class Contact(NamedTuple):
     end: int
 
 
-# Endings that are no words; the rest only counts with a path behind it, for "help.me" is a missing space.
-_GENERIC = "com org net edu gov mil info biz"
-_SURE = "io ca uk au nz ie de fr es nl ch eu co app dev"
-_WORDLIKE = "me us tv ly bz be in it so to gl gle la ai"
-_WORDLIKE_TOO = "blog care club health help life live online one page site tips"
-
-
-def _any_case(words: str) -> str:
-    return "|".join(f"{word}|{word.title()}|{word.upper()}" for word in words.split())
-
-
-_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_SURE.split())})(?:\\.(?:uk|au|nz|za|br|in))?"
-_WEAK_ENDING = f"(?:{'|'.join([*_WORDLIKE.split(), *_WORDLIKE_TOO.split()])})"
-# Every repetition has a bound, so that no cell of a megabyte takes minutes.
-_LABELS = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}"
-_STOP = r"\s<>\"“”«»¿¡\[\]{}|\\"
-_URL = re.compile(
-    rf"(?P<long>[hH][tT][tT][pP][sS]?://[^{_STOP}]{{1,2000}}"
-    rf"|[wW][wW][wW]\.(?=[A-Za-z0-9-]+\.[A-Za-z])[^{_STOP}]{{1,2000}})"
-    rf"|(?<![A-Za-z0-9@-])(?![A-Za-z0-9-]{{0,63}}[wW]{{3}}\.){_LABELS}(?:{_ENDING}(?![a-z0-9_-]*[a-z-])|{_WEAK_ENDING}(?=/))(?P<path>[/?#:][^{_STOP}]{{0,2000}})?"
-    r"|\b[A-Za-z0-9-]{1,63} (?:dot|DOT) (?:com|org|net)\b"
-)
-_MAIL_SIGNS = ("@", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
-_WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
-_MAY_END = re.compile(rf"\.(?:{_ENDING}(?![a-z])|{_WEAK_ENDING}/)")
-_EMAIL = re.compile(
-    r"(?:mailto:)?[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,6}[A-Za-z]{2,24}"
-    r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
-    r"|[\w.+-]{1,63} at [\w-]{1,63} dot (?:com|org|net|edu)\b",
-    re.IGNORECASE,
-)
-_NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
-_HOST_END = re.compile(rf"\.{_ENDING}(?=[A-Z]|\.[A-Z])|\.(?:{_any_case(_GENERIC)})(?=[0-9])")
-_GLUED_WORD = re.compile(
-    r"(?<=[a-z0-9])[A-Z][a-z'\u2019]*$|[A-Z][a-z'\u2019]+,$|(?<=[/.)])(?:I|If|It|In|A|As|At|The|This|That|There|These|What|When"
-    r"|You|Your|We|My|Be|Some|One|For|To|And|But|So|Once|Now|Hope|Here|Another|After|Besides|Also)(?:['\u2019][a-z]+)?$"
-)
-_TRAILING = ".,;:!?'\"\u2019*_~"
-
-
-def web_addresses(text: str) -> list[Contact]:
-    """Return the e-mail and web addresses of a text, in order and apart from each other.
-
-    A web address has a scheme, a `www.` or a well-known ending. A sentence that follows without a space is no
-    part of it, as in `example.org/helpI hope`.
-    """
-    may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
-    if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
-        return []
-    found = [_mail(match) for match in _EMAIL.finditer(text)] if may_hold_mail else []
-    # A mail address is blanked, so that its domain does not count again.
-    rest = blanked(text, [(mail.start, mail.end) for mail in found])
-    position = 0
-    while match := _URL.search(rest, position):
-        contact = _url(match)
-        found.append(contact)
-        position = contact.end
-    return sorted(found, key=_start)
-
-
-def holds(contacts: Sequence[Contact], position: int) -> bool:
-    """Say whether a position lies in one of the contacts, which are in order and apart."""
-    at = bisect_right(contacts, position, key=_start) - 1
-    return at >= 0 and position < contacts[at].end
-
-
 def _start(contact: Contact) -> int:
     return contact.start
 
 
+def holds(contacts: Sequence[Contact], position: int) -> bool:
+    """Return whether a position lies in one of the contacts, which are sorted and do not overlap."""
+    at = bisect_right(contacts, position, key=_start) - 1
+    return at >= 0 and position < contacts[at].end
+
+
 def blanked(text: str, spans: Iterable[tuple[int, int]], filler: str = " ") -> str:
-    """Return the text with a filler in the spans, so that every other character keeps its place."""
+    """Return the text with a filler in the spans, so that every other character keeps its position."""
     pieces: list[str] = []
     position = 0
     for start, end in sorted(spans):
@@ -105,13 +49,106 @@ def blanked(text: str, spans: Iterable[tuple[int, int]], filler: str = " ") -> s
     return "".join([*pieces, text[position:]])
 
 
+# --- E-mail and web addresses --------------------
+
+# Top-level domains that are no words count alone. Any other counts with a path only: "help.me" lacks a space.
+_GENERIC = "com org net edu gov mil info biz"
+_COUNTRIES = "io ca uk au nz ie de fr es nl ch eu co app dev"
+
+
+def _any_case(words: str) -> str:
+    return "|".join(f"{word}|{word.title()}|{word.upper()}" for word in words.split())
+
+
+_SURE_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_COUNTRIES.split())})(?:\\.(?:uk|au|nz|za|br|in))?"
+# Every repetition has a bound, so that no cell of a megabyte takes minutes.
+_LABELS = r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,6}"
+_STOP = r"\s<>\"“”«»¿¡\[\]{}|\\"
+_URL = re.compile(
+    rf"(?P<long>[hH][tT][tT][pP][sS]?://[^{_STOP}]{{1,2000}}"
+    rf"|[wW][wW][wW]\.(?=[\w-]+\.[A-Za-z])[^{_STOP}]{{1,2000}})"
+    rf"|(?<![\w@-])(?![A-Za-z0-9-]{{0,63}}[wW]{{3}}\.)"
+    rf"(?P<host>{_LABELS}(?:{_SURE_ENDING}(?![a-z0-9_-]*[a-z-])|(?P<unsure>[a-z]{{2,24}})(?=/)))"
+    rf"(?P<path>[/?#:][^{_STOP}]{{0,2000}})?"
+    r"|\b[A-Za-z0-9-]{1,63} (?:dot|DOT) (?:com|org|net)\b"
+)
+_EMAIL = re.compile(
+    r"(?:mailto:)?[^\W_][\w.%+-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
+    r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
+    r"|[\w.+-]{1,63} at [\w-]{1,63} dot (?:com|org|net|edu)\b",
+    re.IGNORECASE,
+)
+_MAIL_SIGNS = ("@", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
+_WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
+_MAY_END = re.compile(rf"\.(?:{_SURE_ENDING}(?![a-z])|[a-z]{{2,24}}/)")
+_NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
+_HOST_END = re.compile(rf"\.{_SURE_ENDING}(?=[A-Z]|\.[A-Z])|\.(?:{_any_case(_GENERIC)})(?=[0-9])")
+# A sentence that begins without a space: `example.org/helpI hope`.
+_GLUED_WORD = re.compile(
+    r"(?<=[a-z0-9])[A-Z][a-z'\u2019]*$|[A-Z][a-z'\u2019]+,$|(?<=[/.)])(?:I|If|It|In|A|As|At|The|This|That|There|These|What|When"
+    r"|You|Your|We|My|Be|Some|One|For|To|And|But|So|Once|Now|Hope|Here|Another|After|Besides|Also)(?:['\u2019][a-z]+)?$"
+)
+_TRAILING = ".,;:!?'\"\u2019*_~"
+
+
+@lru_cache(maxsize=10_000)
+def is_host(name: str) -> bool:
+    """Return whether a name ends in a public suffix, by the list that comes with tldextract: no network."""
+    return bool(_suffixes()(name).suffix)
+
+
+@cache
+def _suffixes() -> "TLDExtract":
+    from tldextract import TLDExtract  # its imports take a tenth of a second; few texts need it
+
+    return TLDExtract(cache_dir=None, suffix_list_urls=())
+
+
+def web_addresses(text: str) -> list[Contact]:
+    """Return the e-mail and web addresses of a text, sorted and without overlap.
+
+    A web address has a scheme, a `www.`, a well-known ending, or any public suffix and a path. A sentence that
+    follows without a space is not part of it, as in `example.org/helpI hope`.
+    """
+    may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
+    if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
+        return []
+    found = [_mail(match) for match in _EMAIL.finditer(text)] if may_hold_mail else []
+    # Mail addresses are blanked, so that their domains do not count again.
+    rest = blanked(text, [(mail.start, mail.end) for mail in found])
+    position = 0
+    while match := _URL.search(rest, position):
+        if match["unsure"] and not is_host(match["host"]):
+            position = match.end("host")
+            continue
+        found.append(_url(match))
+        position = found[-1].end
+    return sorted(found, key=_start)
+
+
 def _mail(match: re.Match[str]) -> Contact:
     glued = _GLUED_WORD.search(match.group())
     length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
     return Contact("EMAIL", match.start(), match.start() + length)
 
 
-def _end_of_brackets(run: str) -> int:
+def _url(match: re.Match[str]) -> Contact:
+    run = match.group()
+    if (following := _NEXT_ADDRESS.search(run)) is not None:
+        run = run[: following.start()]
+    run = run[: _closing_bracket(run)]
+    if match["long"] is not None:
+        host = _HOST_END.search(run)
+        slash = run.find("/", run.find("://") + 3 if "://" in run else 0)
+        if host is not None and (slash < 0 or host.end() <= slash):
+            run = run[: host.end()]
+    glued = _GLUED_WORD.search(run)
+    if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
+        run = run[: glued.start()]
+    return Contact("URL", match.start(), match.start() + len(run.rstrip(_TRAILING)))
+
+
+def _closing_bracket(run: str) -> int:
     """Return where a bracket closes that was opened before the address, or the length."""
     depth = 0
     for bracket in re.finditer(r"[()]", run):
@@ -121,39 +158,29 @@ def _end_of_brackets(run: str) -> int:
     return len(run)
 
 
-def _url(match: re.Match[str]) -> Contact:
-    run = match.group()
-    following = _NEXT_ADDRESS.search(run)
-    if following is not None:
-        run = run[: following.start()]
-    run = run[: _end_of_brackets(run)]
-    if match["long"] is not None:
-        host = _HOST_END.search(run)
-        slash = run.find("/", run.find("://") + 3 if "://" in run else 0)
-        if host is not None and (slash < 0 or host.end() <= slash):
-            run = run[: host.end()]
-    glued = _GLUED_WORD.search(run)
-    if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
-        run = run[: glued.start()]
-    run = run.rstrip(_TRAILING)
-    return Contact("URL", match.start(), match.start() + len(run))
+# --- Phone numbers --------------------
 
-
-_GAP = r"[ .\-\u2013/·]{0,2}"
-_EXTENSION = r"(?:,? ?(?:ext\.?|extension|x) ?[0-9]{1,5})?"
-_NORTH_AMERICAN = (
-    rf"(?:\+?1[ .\-\u2013]{{0,2}})?(?:\([2-9][0-9]{{2}}\)|[2-9][0-9]{{2}}){_GAP}[0-9]{{3}}{_GAP}[0-9]{{4}}"
-)
-_ABROAD = r"(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9]"
-_TRUNK = r"\(?0[1-9][0-9]{0,3}\)?[ .\-\u2013/]{1,2}[0-9][0-9 .\-\u2013]{4,11}[0-9]|0[1-9][0-9]{8,9}"
-_FREEPHONE = r"1[38]00[ -]?[0-9]{3}[ -]?[0-9]{3}"
-_TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
-_LETTERS = rf"1[-. ]{_TOLL_FREE}-[A-Za-z0-9][A-Za-z0-9-]{{5,11}}|1 {_TOLL_FREE}(?: [A-Z0-9]{{2,8}}){{1,3}}"
+# North America for every run of digits, the others where it begins as theirs do at home.
+_HOME_REGION = "US"
+_REGIONS_ABROAD = ("GB", "IE", "FR", "BE", "NL", "DE", "AT", "CH", "AU", "NZ", "ZA", "IN")
+_BEGINS_ABROAD = re.compile(r"\(?0|1[38]00")
 _NOT_BEFORE = r"(?<![0-9$€£+])(?<![0-9][.,:/\u2013-])"
 _NOT_BEHIND = r"(?![0-9]|[.,:/%][0-9])"
-_ANY_NUMBER = rf"(?:{_ABROAD}|{_NORTH_AMERICAN}|{_TRUNK}|{_FREEPHONE}){_EXTENSION}"
-_NUMBER = re.compile(rf"{_NOT_BEFORE}{_ANY_NUMBER}{_NOT_BEHIND}|\b(?:{_LETTERS})\b")
-# Any run of seven digits or more is a number to call where the text says so.
+_DIGITS = r"[+(]{0,2}[0-9][0-9 .\-\u2013()/·]{5,400}[0-9]"
+_RUN = re.compile(rf"{_NOT_BEFORE}{_DIGITS}(?:,? ?(?:ext\.?|extension|x) ?[0-9]{{1,5}})?{_NOT_BEHIND}")
+# Grouped as in North America, or with a country's code: a number even where its area is not assigned.
+_GAP = r"[ .\-\u2013/·]"
+_GROUPED = re.compile(
+    rf"(?<![0-9])(?:\+?1{_GAP}{{0,2}})?"
+    rf"(?:\([2-9][0-9]{{2}}\){_GAP}?|[2-9][0-9]{{2}}{_GAP}{{1,2}})[0-9]{{3}}{_GAP}{{1,2}}[0-9]{{4}}"
+    r"|(?<![0-9])(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9]"
+)
+_TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
+_VANITY = re.compile(
+    rf"\b(?:1[-.]{_TOLL_FREE}(?=[-.A-Za-z0-9]{{6}})(?:[-.][A-Za-z0-9]{{1,11}}){{1,4}}"
+    rf"|1 {_TOLL_FREE}(?:[ -][A-Z0-9]{{2,8}}){{1,3}})\b"
+)
+# Any run of seven digits or more is a number where the text says to call it.
 _CALLED = re.compile(
     r"\b(?:call|calling|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
     r"|helpline|reach (?:me|us|him|her|them)|llam\w+|número|numero|number is)\b[^0-9\n]{0,30}?"
@@ -165,37 +192,53 @@ _DATE = re.compile(
     r"|(?:19|20)[0-9]{2} ?[/\u2013-] ?(?:19|20)[0-9]{2}\b)"
 )
 _BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
+_BOOK_LOOK_BACK_CHARS = 24
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
 _MIN_DIGITS, _MAX_DIGITS = 7, 15
-_BOOK_LOOK_BACK_CHARS = 24
 
 
 def phone_numbers(text: str) -> list[Contact]:
-    """Return the telephone numbers of a text, in order and apart from each other.
+    """Return the telephone numbers of a text, sorted and without overlap, the longest at each place.
 
-    North American numbers, numbers with a country's code or a leading zero count anywhere; other runs of
-    seven to fifteen digits where the text says to call them.
+    A number is one that `phonenumbers` holds valid in North America, with a country's code, or as it is dialled
+    in some other countries; one grouped as in North America; one spelt in letters; and any other run of seven
+    to fifteen digits where the text says to call it.
     """
     if not _MANY_DIGITS.search(text):
         return []
-    spans = [match.span() for match in _NUMBER.finditer(text)]
+    spans = [match.span() for match in _VANITY.finditer(text)]
+    spelt = len(spans)
     spans += [match.span("number") for match in _CALLED.finditer(text)]
+    for run in _RUN.finditer(text):
+        spans += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
+    is_number = [at < spelt or _has_form(text, *span) for at, span in enumerate(spans)]
     found: list[Contact] = []
-    for start, end in sorted(spans):
-        is_new = not found or start >= found[-1].end
-        if is_new and _is_number(text, start, end):
+    for start, end in sorted((span for span, holds in zip(spans, is_number, strict=True) if holds), key=_longest_first):
+        if not found or start >= found[-1].end:
             found.append(Contact("PHONE", start, end))
     return found
 
 
-def _is_number(text: str, start: int, end: int) -> bool:
-    run = text[start:end]
-    if any(character.isalpha() for character in run) and "ext" not in run.lower():
-        return True
-    digits = sum(character.isdigit() for character in run)
-    is_book = _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
-    return _MIN_DIGITS <= digits <= _MAX_DIGITS and not _DATE.match(run) and not is_book
+def _longest_first(span: tuple[int, int]) -> tuple[int, int]:
+    return span[0], -span[1]
 
+
+@lru_cache(maxsize=10_000)
+def _numbers_in(run: str) -> list[tuple[int, int]]:
+    spans = [match.span() for match in _GROUPED.finditer(run)]
+    for region in (_HOME_REGION, *(_REGIONS_ABROAD if _BEGINS_ABROAD.match(run) else ())):
+        if found := [(each.start, each.end) for each in PhoneNumberMatcher(run, region, Leniency.VALID)]:
+            return [*spans, *found]
+    return spans
+
+
+def _has_form(text: str, start: int, end: int) -> bool:
+    digits = sum(map(str.isdigit, text[start:end]))
+    is_book = _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
+    return digits >= _MIN_DIGITS and not _DATE.match(text, start, end) and not is_book
+
+
+# --- Crisis lines --------------------
 
 BUNDLED = Path(__file__).resolve().parent / "crisis_lines.yaml"
 
@@ -234,7 +277,7 @@ class Country(Settings):
 
 
 class CrisisLinesFile(Settings):
-    """The whole list, as it is written."""
+    """The content of `crisis_lines.yaml`."""
 
     countries: Annotated[tuple[Country, ...], Field(strict=False, min_length=1)]
 
@@ -247,16 +290,17 @@ class CrisisLines:
         certain: set[str] = set()
         for country in file.countries:
             for number in (number for line in country.lines for number in line.numbers):
-                keys = _keys(number)
-                is_unsure = len(keys[0]) < _CERTAIN_DIGITS
-                (unsure if is_unsure else certain).update(_pattern(key, country.calling_code) for key in keys)
+                written = re.sub(r"[^0-9A-Z]", "", number)
+                digits = written.translate(_KEYPAD)
+                patterns = {_number_pattern(key, country.calling_code) for key in (digits, written)}
+                (unsure if len(digits) < _CERTAIN_DIGITS else certain).update(patterns)
         self._unsure = _any_of(unsure)
         self._certain = _any_of(certain)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return where listed numbers stand, as (start, end) in order.
+        """Return where listed numbers stand, as sorted (start, end).
 
-        A number of fewer than six digits counts near words such as "call" or "hotline" only.
+        A number of fewer than six digits counts only near words such as "call" or "hotline".
         """
         found: list[tuple[int, int]] = []
         position = 0
@@ -282,26 +326,20 @@ def crisis_lines(path: Path = BUNDLED) -> CrisisLines:
     """Read a list of crisis lines, by default the bundled one.
 
     Raises:
-        ConfigError: the file is no such list; names each fault with its line.
+        ConfigError: the file is not such a list; each fault with its line.
     """
     return CrisisLines(load_config(CrisisLinesFile, path))
 
 
 def names_crisis_line(text: str, begin: int = 0) -> bool:
-    """Say whether a text names a bundled crisis line at or behind a position."""
+    """Return whether a text names a bundled crisis line that ends after a position."""
     if _NUMBER_BEGINS.search(text, begin) is None:
         return False
     return any(end > begin for _, end in crisis_lines().spans(text))
 
 
-def _keys(number: str) -> tuple[str, ...]:
-    """Return the number in digits and, where it has letters, as it is written too; without punctuation."""
-    written = re.sub(r"[^0-9A-Z]", "", number)
-    digits = written.translate(_KEYPAD)
-    return (digits,) if digits == written else (digits, written)
-
-
-def _pattern(key: str, calling_code: str) -> str:
+def _number_pattern(key: str, calling_code: str) -> str:
+    """Return a pattern for a number; `key` is its digits, or digits and letters, without punctuation."""
     if len(key) < _CERTAIN_DIGITS:
         return _spread(key)
     if calling_code == _NORTH_AMERICA:
@@ -321,9 +359,26 @@ def _any_of(patterns: set[str]) -> re.Pattern[str]:
     return re.compile(rf"\(?(?:{'|'.join(longest_first)})(?![0-9]|[.,:/%-][0-9])")
 
 
+_CRISIS = re.compile(
+    r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
+    r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
+    r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
+    r"|\bbetter off (dead|without me)\b"
+    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
+    re.IGNORECASE,
+)
+
+
+def mentions_crisis(text: str) -> bool:
+    """Return whether a text speaks of suicide or self-harm in plain words; a hint, not an assessment."""
+    return _CRISIS.search(text) is not None
+
+
+# --- Responses without contacts --------------------
+
 _DIGIT = re.compile(r"[0-9]")
 _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
-_BEHIND_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ])")
+_AFTER_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ])")
 _BEFORE_ADDRESS = re.compile(r"[.!?…][)\]\"”\u2019]*\s+$")
 # What leads up to a contact and means nothing without it.
 _LEAD = re.compile(
@@ -336,13 +391,12 @@ _LEAD = re.compile(
 )
 _LEAD_CHARS = 80
 _ANNOUNCES = re.compile(
-    r"\b(?:here(?:['\u2019]?s| is| are)|links?|web ?sites?|this (?:site|page|article|video|blog|post))\b",
-    re.IGNORECASE,
+    r"\b(?:here(?:['\u2019]?s| is| are)|links?|web ?sites?|this (?:site|page|article|video|blog|post))\b", re.IGNORECASE
 )
 _EMPTY_BRACKETS = re.compile(r"\s*[(\[]\s*[,;/]?\s*[)\]]")
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
-_NUMBERED = re.compile(r"\[(?P<kind>PHONE|EMAIL|URL)_(?P<number>[0-9]{1,6})\]")
-_ORPHAN = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
+_PLACEHOLDER = re.compile(r"\[(PHONE|EMAIL|URL)_([0-9]{1,6})\]")
+_EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
 
 class _Piece(NamedTuple):
@@ -351,13 +405,12 @@ class _Piece(NamedTuple):
 
 
 def contacts_in(text: str, crisis: CrisisLines) -> list[Contact]:
-    """Return the contacts of a text in order, crisis lines left out."""
+    """Return the contacts of a text, sorted, without crisis lines."""
     found = web_addresses(text)
     if not _DIGIT.search(text):
         return found
     taken = [(contact.start, contact.end) for contact in found] + crisis.spans(text)
-    numbers = phone_numbers(blanked(text, taken, _NOT_IN_NUMBERS))
-    return sorted([*found, *numbers], key=lambda contact: contact.start)
+    return sorted([*found, *phone_numbers(blanked(text, taken, _NOT_IN_NUMBERS))], key=_start)
 
 
 def with_placeholders(text: str) -> str:
@@ -365,35 +418,33 @@ def with_placeholders(text: str) -> str:
     found = contacts_in(text, crisis_lines())
     if not found:
         return text
+    last: dict[str, int] = {}
+    for kind, number in _PLACEHOLDER.findall(text):
+        last[kind] = max(last.get(kind, 0), int(number))
+    placeholders: dict[tuple[str, str], str] = {}
     pieces: list[str] = []
-    numbers: dict[tuple[str, str], int] = {}
-    last = {kind: _highest(text, kind) for kind in ("PHONE", "EMAIL", "URL")}
     position = 0
-    for contact in found:
-        key = (contact.kind, _plain(contact, text))
-        if key not in numbers:
-            last[contact.kind] += 1
-            numbers[key] = last[contact.kind]
-        pieces += [text[position : contact.start], f"[{contact.kind}_{numbers[key]}]"]
-        position = contact.end
+    for kind, start, end in found:
+        key = kind, _bare(kind, text[start:end])
+        if key not in placeholders:
+            last[kind] = last.get(kind, 0) + 1
+            placeholders[key] = f"[{kind}_{last[kind]}]"
+        pieces += [text[position:start], placeholders[key]]
+        position = end
     return "".join([*pieces, text[position:]])
 
 
-def _highest(text: str, kind: str) -> int:
-    return max((int(match["number"]) for match in _NUMBERED.finditer(text) if match["kind"] == kind), default=0)
-
-
-def _plain(contact: Contact, text: str) -> str:
-    written = text[contact.start : contact.end].lower()
-    if contact.kind == "PHONE":
-        return re.sub(r"[^0-9a-z]", "", written).removeprefix("1")
-    return re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written).rstrip("/")
+def _bare(kind: Kind, written: str) -> str:
+    """Return what two spellings of one contact have in common."""
+    if kind == "PHONE":
+        return re.sub(r"[^0-9a-z]", "", written.lower()).removeprefix("1")
+    return re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written.lower()).rstrip("/")
 
 
 def without_contacts(text: str) -> str:
     """Return the text without each sentence or line that holds a contact.
 
-    A sentence that names a crisis line stays, and only its other contacts go.
+    A sentence that names a crisis line stays, and loses only its other contacts.
     """
     crisis = crisis_lines()
     found = contacts_in(text, crisis)
@@ -402,53 +453,42 @@ def without_contacts(text: str) -> str:
     lines = [start for start, _ in crisis.spans(text)]
     starts = [contact.start for contact in found]
     kept: list[_Piece] = []
-    end = 0
-    for piece in _pieces(text, found):
-        start, end = end, end + len(piece)
+    for start, end in pairwise(_edges(text, found)):
+        piece = text[start:end]
         held = found[bisect_left(starts, start) : bisect_left(starts, end)]
         names_crisis_line = bisect_left(lines, start) < bisect_left(lines, end)
         if not held:
             kept.append(_Piece(piece, names_crisis_line))
         elif names_crisis_line:
             spans = [(contact.start - start, contact.end - start) for contact in held]
-            kept.append(_Piece(_taken_out(piece, spans), names_crisis_line))
+            kept.append(_Piece(_cut_out(piece, spans), names_crisis_line))
         else:
-            _drop_announcement(kept, is_address_alone=held[0].start == start)
+            stands_alone = held[0].start == start
+            if stands_alone and kept and not kept[-1].names_crisis_line and _ANNOUNCES.search(kept[-1].text):
+                kept.pop()  # "Here is a link."
             kept.append(_Piece(piece[len(piece.rstrip("\n")) :], names_crisis_line))
-    _drop_headings(kept)
-    return _ORPHAN.sub("", "".join(piece.text for piece in kept)).strip()
-
-
-def _drop_announcement(kept: list[_Piece], *, is_address_alone: bool) -> None:
-    """Drop "Here is a link." where the link stood alone behind it."""
-    if is_address_alone and kept and not kept[-1].names_crisis_line and _ANNOUNCES.search(kept[-1].text):
-        kept.pop()
-
-
-def _drop_headings(kept: list[_Piece]) -> None:
-    """Drop a last line such as "Resources:" under which nothing is left."""
     while kept and not kept[-1].names_crisis_line and kept[-1].text.rstrip()[-1:] in ("", ":"):
-        kept.pop()
+        kept.pop()  # a last heading such as "Resources:" with nothing under it
+    return _EMPTY_BULLET.sub("", "".join(piece.text for piece in kept)).strip()
 
 
-def _pieces(text: str, found: Sequence[Contact]) -> list[str]:
-    """Cut into sentences; an address behind a full stop, and a capital behind an address, begin one too."""
+def _edges(text: str, found: Sequence[Contact]) -> list[int]:
+    """Return where sentences begin; an address after a full stop, and a capital after an address, begin one too."""
     edges = {0, len(text)}
     end = 0
     for piece in sentences(text):
         end += len(piece)
         edges.add(end)
     for contact in found:
-        if (gap := _BEHIND_ADDRESS.match(text, contact.end)) is not None:
+        if (gap := _AFTER_ADDRESS.match(text, contact.end)) is not None:
             edges.add(gap.end())
         if _BEFORE_ADDRESS.search(text[max(0, contact.start - 8) : contact.start]):
             edges.add(contact.start)
-    ordered = sorted(edges)
-    return [text[start:end] for start, end in pairwise(ordered)]
+    return sorted(edges)
 
 
-def _taken_out(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Cut the spans out of a sentence, each with the words that led up to it and the brackets around it."""
+def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Cut the spans out of a sentence, each with the words that lead up to it and the brackets around it."""
     kept: list[str] = []
     position = 0
     for start, end in spans:
@@ -461,18 +501,3 @@ def _taken_out(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
         position = end + 1 if is_bracketed else end
     kept.append(sentence[position:])
     return _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", "".join(kept)))
-
-
-_CRISIS = re.compile(
-    r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
-    r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
-    r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
-    r"|\bbetter off (dead|without me)\b"
-    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
-    re.IGNORECASE,
-)
-
-
-def mentions_crisis(text: str) -> bool:
-    """Whether a text speaks of suicide or self-harm by plain words; a hint, not an assessment."""
-    return _CRISIS.search(text) is not None

@@ -1,14 +1,14 @@
-"""Speech -> cluster of near-duplicates, with 250 bytes of memory a speech.
+"""Clusters of near-duplicate speeches, in 250 bytes of memory per speech, and splits that keep clusters whole.
 
 Texts with equal runs of letters are one from the start. Of the others, two are compared where four bytes in
 a row of their sketches are equal, and joined where the Jaccard similarity of their runs of five letters,
-counted on the texts themselves, reaches the one asked for; clusters are the connected components. So no two
+counted on the texts themselves, reaches the threshold; clusters are the connected components. So no two
 are joined that are less alike, but a pair may be missed: at a similarity of 0.5 one in nine is, at 0.6 one in
 a hundred, at 0.7 one in six thousand. Speeches that say the same in other words are not found.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple, Protocol, cast
@@ -23,6 +23,8 @@ from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import DataQualityError
 from psychocounsel.types import content_id
 
+# --- Sketches --------------------
+
 RUN_LETTERS = 5
 SKETCH_BYTES = 128
 
@@ -35,6 +37,15 @@ _FACTORS = [np.uint64(pow(0x9E3779B97F4A7C15, place, 1 << 64)) for place in rang
 
 Hashes = NDArray[np.uint64]
 SketchArray = NDArray[np.uint8]
+Positions = NDArray[np.intp]
+
+
+class Texts(Protocol):
+    """Texts in memory or on disk."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __getitem__(self, at: int, /) -> str: ...
 
 
 class Sketches(NamedTuple):
@@ -59,21 +70,24 @@ _min_hashes = cast(
 )
 
 
-def sketch(texts: Collection[str]) -> Sketches:
+def sketch(texts: Texts) -> Sketches:
     """Sketch texts one batch at a time; 136 bytes of each stay in memory."""
     whole = Sketches(np.empty((len(texts), SKETCH_BYTES), np.uint8), np.empty(len(texts), np.uint64))
     stream = iter(texts)
     start = 0
     while batch := list(islice(stream, _BATCH)):
+        hashes, offsets = _run_hashes(batch)
+        rows = _min_hashes(hashes, offsets, SKETCH_BYTES, _SEED).to_rows()
         place = slice(start, start := start + len(batch))
-        whole.sketches[place], whole.digests[place] = _sketch_batch(batch)
+        whole.sketches[place] = (np.array(rows, dtype=np.uint32) & 0xFF).astype(np.uint8)
+        whole.digests[place] = np.add.reduceat(hashes, offsets[:-1].astype(np.intp))
     return whole
 
 
 def letters(text: str) -> str:
-    """Return the letters and digits of a text in lower case, without what stands between them.
+    """Return the letters and digits of a text in lower case, without anything between them.
 
-    A text of signs alone, such as emoji, is left as it is but for white space.
+    A text without letters, such as emoji, stays as it is, without white space.
     """
     if text.isascii():
         bare = text.encode("ascii").translate(_LOWER, _NO_LETTERS).decode("ascii")
@@ -88,23 +102,16 @@ def runs(text: str) -> set[str]:
     return {bare[at : at + RUN_LETTERS] for at in range(max(1, len(bare) - RUN_LETTERS + 1))}
 
 
-def similarity_estimates(sketches: SketchArray, left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.float64]:
+def similarity_estimates(sketches: SketchArray, left: Positions, right: Positions) -> NDArray[np.float64]:
     """Return the estimated Jaccard similarity of each pair of rows; standard deviation below 0.045."""
     equal = (sketches[left] == sketches[right]).mean(axis=1)
     return (equal - _CHANCE) / (1 - _CHANCE)
 
 
-def _sketch_batch(texts: Sequence[str]) -> Sketches:
-    hashes, offsets = _run_hashes(texts)
-    rows = _min_hashes(hashes, offsets, SKETCH_BYTES, _SEED).to_rows()
-    low_bytes = (np.array(rows, dtype=np.uint32) & 0xFF).astype(np.uint8)
-    return Sketches(low_bytes, np.add.reduceat(hashes, offsets[:-1].astype(np.intp)))
-
-
 def _run_hashes(texts: Sequence[str]) -> tuple[Hashes, Hashes]:
     """Return a 64-bit hash of every run of every text, and where each text's hashes start and end.
 
-    The hash depends on nothing but the letters, so sketches agree between runs and machines.
+    The hash depends only on the letters, so sketches agree between runs and machines.
     """
     padded = [letters(text).ljust(RUN_LETTERS, "\0") for text in texts]
     ends = np.cumsum([len(bare) for bare in padded])
@@ -129,17 +136,17 @@ def _mixed(hashes: Hashes) -> Hashes:
     return hashes
 
 
+# --- Clusters --------------------
+
 _NEIGHBOURS = 8  # bounds the pairs of each band by 8 n
 _MARGIN = 0.15  # four standard deviations of an estimate
-_REFUSALS = 8
+_MAX_REFUSALS = 8
 _BLOCK = 1 << 15
 _CACHED_TEXTS = 256
-_NOBODY = np.full(_NEIGHBOURS, 1 << 63, dtype=np.uint64)
-
-Positions = NDArray[np.intp]
+_PAST_THE_END = np.full(_NEIGHBOURS, 1 << 63, dtype=np.uint64)
 
 
-def cluster_ids(ids: Hashes, texts: Sequence[str], similarity: float) -> Hashes:
+def cluster_ids(ids: Hashes, texts: Texts, similarity: float) -> Hashes:
     """Return for each text the smallest id in its cluster; the order of the input makes no difference.
 
     Args:
@@ -151,7 +158,8 @@ def cluster_ids(ids: Hashes, texts: Sequence[str], similarity: float) -> Hashes:
         return ids
     by_id = np.argsort(ids, kind="stable")
     sketches, digests = sketch(texts)
-    leaders = _first_equals(digests[by_id])
+    _, first, group = np.unique(digests[by_id], return_index=True, return_inverse=True)
+    leaders = first[group]
     distinct = np.unique(leaders)
     roots = _Comparison(texts, sketches, by_id[distinct], similarity).roots()
     smallest = distinct[roots][np.searchsorted(distinct, leaders)]
@@ -160,15 +168,10 @@ def cluster_ids(ids: Hashes, texts: Sequence[str], similarity: float) -> Hashes:
     return found
 
 
-def _first_equals(digests: Hashes) -> Positions:
-    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    return first[group]
-
-
 class _Comparison:
-    """Finds who of the distinct texts belongs together; `rows` says where they stand, smallest id first."""
+    """Joins distinct texts into clusters; `rows` are their positions, smallest id first."""
 
-    def __init__(self, texts: Sequence[str], sketches: SketchArray, rows: Positions, similarity: float) -> None:
+    def __init__(self, texts: Texts, sketches: SketchArray, rows: Positions, similarity: float) -> None:
         def runs_of(text: int) -> set[str]:
             return runs(texts[int(rows[text])])
 
@@ -189,43 +192,37 @@ class _Comparison:
         apart = roots[left] != roots[right]
         left, right = left[apart], right[apart]
         estimates = similarity_estimates(self._sketches, self._rows[left], self._rows[right])
-        # Where whole families of texts lie just below the similarity, counting every pair would take hours.
-        tired = np.minimum(self._refusals[left], self._refusals[right]) >= _REFUSALS
-        worth = estimates >= self._similarity + np.where(tired, _MARGIN, -_MARGIN)
-        for pair in zip(left[worth].tolist(), right[worth].tolist(), strict=True):
-            self._join_if_alike(*pair)
-
-    def _join_if_alike(self, left: int, right: int) -> None:
-        if self._forest.root(left) == self._forest.root(right):
-            return
-        if _jaccard(self._runs(left), self._runs(right)) >= self._similarity:
-            self._forest.join(left, right)
-        else:
-            self._refusals[[left, right]] += 1
+        # Where many texts lie just below the threshold, counting every pair would take hours.
+        refused = np.minimum(self._refusals[left], self._refusals[right]) >= _MAX_REFUSALS
+        likely = estimates >= self._similarity + np.where(refused, _MARGIN, -_MARGIN)
+        for one, other in zip(left[likely].tolist(), right[likely].tolist(), strict=True):
+            if self._forest.root(one) == self._forest.root(other):
+                continue
+            one_runs, other_runs = self._runs(one), self._runs(other)
+            both = len(one_runs & other_runs)
+            if both / (len(one_runs) + len(other_runs) - both) >= self._similarity:
+                self._forest.join(one, other)
+            else:
+                self._refusals[[one, other]] += 1
 
 
 def neighbours(sketches: SketchArray, rows: Positions) -> Iterator[tuple[Positions, Positions]]:
     """Yield pairs of texts that share a band of their sketches, one band in memory at a time.
 
-    A band that n texts share, as where one phrase opens them all, does not give n² pairs: they are put in the
-    order of the band that follows, and each is paired with the next few only.
+    A band that n texts share, as where one phrase opens them all, does not give n² pairs: they are sorted by
+    the band that follows, and each is paired with the next few only.
     """
     bands = sketches.view("<u4")  # [texts, bands] of four bytes
     count = bands.shape[1]
     for band in range(count):
         keys = bands[rows, band].astype(np.uint64) << np.uint64(32) | bands[rows, (band + 1) % count]
         order = np.argsort(keys, kind="stable")
-        shared = np.append(keys[order] >> np.uint64(32), _NOBODY)
+        shared = np.append(keys[order] >> np.uint64(32), _PAST_THE_END)
         following = sliding_window_view(shared, _NEIGHBOURS + 1)  # [texts, itself and the next few]
         for start in range(0, len(rows), _BLOCK):
             part = following[start : start + _BLOCK]
             at, step = np.nonzero(part[:, 1:] == part[:, :1])
             yield order[start + at], order[start + at + step + 1]
-
-
-def _jaccard(left: set[str], right: set[str]) -> float:
-    both = len(left & right)
-    return both / (len(left) + len(right) - both)
 
 
 class _Forest:
@@ -246,82 +243,53 @@ class _Forest:
         self._parents[second] = first
 
     def roots(self) -> Positions:
-        """Return the root of every text, and shorten every way there to one step."""
+        """Return the root of every text, and shorten every path to one step."""
         while not np.array_equal(above := self._parents[self._parents], self._parents):
             self._parents = above
         return self._parents
 
 
+# --- Splits --------------------
+
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 
 
-class _Cluster(NamedTuple):
-    """Speeches that stay together: their id, topic and number."""
+def assign_splits(cluster_ids: Hashes, topics: Sequence[str], config: SplitConfig) -> list[str]:
+    """Return `train`, `dev` or `test` for each speech; clusters stay whole.
 
-    id: str
-    topic: str
-    size: int
-
-
-def assign_splits(cluster_ids: NDArray[np.uint64], topics: Sequence[str], config: SplitConfig) -> list[str]:
-    """Return `train`, `dev` or `test` for each speech.
-
-    Within a topic, clusters are put in the order of a hash of seed and cluster id and fill test, then dev,
-    then train; what one topic could not give in whole clusters, the next one does. So a cluster is never
-    divided, and the same speeches are split alike whatever order they come in.
+    Within a topic, clusters are sorted by a hash of seed and cluster id and fill test, then dev, then train;
+    what one topic lacks in whole clusters, the next one adds. The order of the speeches makes no difference.
 
     Args:
         cluster_ids: [speeches].
-        topics: of each speech; the first in the alphabet counts for a cluster of several.
+        topics: [speeches]; a cluster with several counts for the first in the alphabet.
         config: shares, seed, and whether topics matter.
 
     Raises:
-        DataQualityError: a split that was asked for stays empty.
+        DataQualityError: a split with a share above 0 is empty.
     """
     unique, place, sizes = np.unique(cluster_ids, return_inverse=True, return_counts=True)
-    named = [f"{number:016x}" for number in unique.tolist()]
-    topic_of = _topics(place.tolist(), topics, len(named)) if config.stratify else [""] * len(named)
-    clusters = [_Cluster(*each) for each in zip(named, topic_of, sizes.tolist(), strict=True)]
-    split_of = _fill(clusters, config)
-    return [split_of[named[at]] for at in place.tolist()]
-
-
-def _topics(place: Sequence[int], topics: Sequence[str], clusters: int) -> list[str]:
-    first: list[str | None] = [None] * clusters
-    for at, topic in zip(place, topics, strict=True):
-        present = first[at]
-        first[at] = topic if present is None else min(present, topic)
-    return [topic or "" for topic in first]
-
-
-def _fill(clusters: Sequence[_Cluster], config: SplitConfig) -> dict[str, str]:
-    split_of: dict[str, str] = {}
+    topic_of: dict[int, str] = {}
+    for at, topic in zip(place.tolist(), topics, strict=True):
+        topic_of[at] = min(topic_of.get(at, topic), topic) if config.stratify else ""
+    by_topic: dict[str, list[int]] = defaultdict(list)
+    for at, topic in topic_of.items():
+        by_topic[topic].append(at)
+    keys = [content_id("split", str(config.seed), f"{number:016x}") for number in unique.tolist()]
+    split_of = [""] * len(keys)
     filled = dict.fromkeys(SPLITS, 0)
     seen = 0
-    for _, group in sorted(_by_topic(clusters).items()):
-        seen += sum(cluster.size for cluster in group)
+    for topic in sorted(by_topic):
+        seen += int(sizes[by_topic[topic]].sum())
         wanted = {"test": round(config.test_share * seen), "dev": round(config.dev_share * seen)}
-        for cluster in sorted(group, key=lambda each: content_id("split", str(config.seed), each.id)):
-            split = next((name for name, size in wanted.items() if filled[name] < size), "train")
-            split_of[cluster.id] = split
-            filled[split] += cluster.size
-    _require_filled(filled, config, seen)
-    return split_of
-
-
-def _by_topic(clusters: Sequence[_Cluster]) -> dict[str, list[_Cluster]]:
-    groups: dict[str, list[_Cluster]] = defaultdict(list)
-    for cluster in clusters:
-        groups[cluster.topic].append(cluster)
-    return groups
-
-
-def _require_filled(filled: dict[str, int], config: SplitConfig, speeches: int) -> None:
-    asked = {"train": True, "dev": config.dev_share > 0, "test": config.test_share > 0}
-    empty = [name for name, is_asked in asked.items() if is_asked and not filled[name]]
-    if empty:
+        for at in sorted(by_topic[topic], key=keys.__getitem__):
+            split_of[at] = next((name for name, size in wanted.items() if filled[name] < size), "train")
+            filled[split_of[at]] += int(sizes[at])
+    required = {"train": True, "dev": config.dev_share > 0, "test": config.test_share > 0}
+    if empty := [name for name in SPLITS if required[name] and not filled[name]]:
         raise DataQualityError(
-            f"no speech is left for {' and '.join(empty)}: {speeches} were kept",
+            f"no speech is left for {' and '.join(empty)}: {seen} were kept",
             where="corpus.split",
             remedy="add speeches, loosen corpus.cleaning, or change the shares",
         )
+    return [split_of[at] for at in place.tolist()]

@@ -1,28 +1,150 @@
-"""Rows in -> rows out: what every step of a reading changed and dropped, counted to the last row."""
+"""Reads rows into clean speeches and responses, and counts what every step changed and dropped.
+
+A million speeches need little memory: their texts and the provenance of their rows are spooled to disk.
+"""
 
 import json
+import os
+from array import array
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from psychocounsel.config.schema import CandidateColumns, CleaningConfig, SpeechColumns
-from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Prepared, Step, clean, prepare
+from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
 from psychocounsel.corpus.contacts import mentions_crisis
-from psychocounsel.corpus.parallel import KeptSpeeches, TextSpool
-from psychocounsel.corpus.sources import Row, flag_cell, key_cell, name_cell, text_cell
+from psychocounsel.corpus.sources import SourceRow, flag_cell, key_cell, name_cell, text_cell
 from psychocounsel.errors import InputError
+from psychocounsel.store.files import write_faults
 from psychocounsel.store.schemas import RowProvenance
 from psychocounsel.types import Candidate, Speech, content_id
+
+# --- Spools --------------------
+
+_BUFFER_BYTES = 1 << 20
+
+
+class TextSpool:
+    """A list of texts on disk that grows at its end; eight bytes per text stay in memory.
+
+    The file is scratch: nothing reads it after a crash, so it is never synced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Start an empty spool; an existing file is replaced."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._ends = array("Q", [0])
+        self._flushed = 0
+        self._file = path.open("w+b", buffering=_BUFFER_BYTES)
+
+    def append(self, text: str) -> None:
+        """Add one text; raises IncompleteError if the disk is full."""
+        content = text.encode("utf-8")
+        with write_faults(self._path):
+            self._file.write(content)
+        self._ends.append(self._ends[-1] + len(content))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, at: int) -> str:
+        self._flush()
+        start, end = self._ends[at], self._ends[at + 1]
+        return os.pread(self._file.fileno(), end - start, start).decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        self._flush()
+        with self._path.open("rb", buffering=_BUFFER_BYTES) as stream:
+            for at in range(len(self)):
+                yield stream.read(self._ends[at + 1] - self._ends[at]).decode("utf-8")
+
+    def _flush(self) -> None:
+        if self._flushed < len(self):
+            with write_faults(self._path):
+                self._file.flush()
+            self._flushed = len(self)
+
+    def close(self) -> None:
+        """Close the file and remove it."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class SpooledSpeeches:
+    """Speeches in the order of their rows; everything but their texts is held in memory."""
+
+    def __init__(self, scratch: Path) -> None:
+        """Start an empty list whose texts lie in the file `scratch` until it is closed."""
+        self.texts = TextSpool(scratch)
+        self.sources: list[str] = []
+        self._ids = array("Q")
+        self._topics: list[tuple[str, str]] = []
+        self._crisis = bytearray()
+        self._known_topics: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def append(self, speech: Speech) -> None:
+        """Add a speech at the end."""
+        self.texts.append(speech.text)
+        self._ids.append(int(speech.id, 16))
+        self._topics.append(self._shared((speech.topic, speech.fine_topic)))
+        self._crisis.append(speech.crisis)
+        self.sources.append(speech.source)
+
+    def set_topic(self, at: int, coarse: str, fine: str) -> None:
+        """Replace the topic of a speech."""
+        self._topics[at] = self._shared((coarse, fine))
+
+    def _shared(self, topic: tuple[str, str]) -> tuple[str, str]:
+        return self._known_topics.setdefault(topic, topic)
+
+    @property
+    def ids(self) -> NDArray[np.uint64]:
+        """[speeches]; the ids as numbers."""
+        return np.array(self._ids, dtype=np.uint64)
+
+    @property
+    def topics(self) -> list[str]:
+        """[speeches]; the coarse topics."""
+        return [coarse for coarse, _ in self._topics]
+
+    @property
+    def fine_topics(self) -> list[str]:
+        """[speeches]; empty where there are no fine topics."""
+        return [fine for _, fine in self._topics]
+
+    @property
+    def crisis_count(self) -> int:
+        """The number of speeches that mention a crisis."""
+        return sum(self._crisis)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[Speech]:
+        for at, text in enumerate(self.texts):
+            coarse, fine = self._topics[at]
+            yield Speech(text, coarse, bool(self._crisis[at]), self.sources[at], fine)
+
+    def close(self) -> None:
+        """Remove the scratch file."""
+        self.texts.close()
+
+
+# --- The funnel --------------------
 
 EXAMPLES = 3
 
 
 class Dropped(NamedTuple):
-    """The one reason for which a row was dropped, and the step that found it; `detail` names what it met."""
+    """Why a row was dropped, and by which step; `detail` names what was found, such as a benchmark."""
 
     step: str
     reason: str
@@ -31,60 +153,48 @@ class Dropped(NamedTuple):
 
 @dataclass
 class FunnelStep:
-    """Counts of one step, and the ids of a few texts it touched.
+    """Counts of one step, and the ids of a few texts that it changed or dropped.
 
-    The examples are those with the smallest ids, so that the order of the rows does not choose them.
+    The examples are those with the smallest ids, so that they do not depend on the order of the rows.
     """
 
     changed: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
-    def show(self, what: str, text_id: str) -> None:
-        """Remember the id as an example of what happened, where it is among the smallest."""
+    def add_example(self, what: str, text_id: str) -> None:
+        """Remember the id as an example of what happened, if it is among the smallest."""
         shown = self.examples.setdefault(what, [])
-        if not text_id or text_id in shown or (len(shown) == EXAMPLES and text_id > shown[-1]):
-            return
-        insort(shown, text_id)
-        del shown[EXAMPLES:]
+        if text_id and text_id not in shown:
+            insort(shown, text_id)
+            del shown[EXAMPLES:]
 
 
 class Funnel:
-    """A reading's steps in order; the rows that enter one are those that the steps before it let pass."""
+    """The steps of a reading in order; a row enters a step if all steps before it let it pass."""
 
     def __init__(self, steps: Sequence[str]) -> None:
         self._steps = {name: FunnelStep() for name in steps}
-        self._rows_in = 0
+        self.rows_in = 0
 
     def keep(self, text_id: str, changed_by: Iterable[str] = ()) -> None:
-        """Count one row that passed every step."""
-        self._rows_in += 1
-        self._change(text_id, changed_by)
-
-    def drop(self, dropped: Dropped, text_id: str = "", changed_by: Iterable[str] = ()) -> None:
-        """Count one row that a step dropped; it may have been changed on the way there."""
-        self._rows_in += 1
-        self._change(text_id, changed_by)
-        step = self._steps[dropped.step]
-        step.dropped[dropped.reason] += 1
-        step.show(dropped.reason, text_id)
-
-    def drop_kept(self, dropped: Dropped, text_id: str) -> None:
-        """Take back a row that was counted as kept: only all rows together could tell."""
-        step = self._steps[dropped.step]
-        step.dropped[dropped.reason] += 1
-        step.show(dropped.reason, text_id)
-
-    def _change(self, text_id: str, changed_by: Iterable[str]) -> None:
+        """Count a row that passed every step."""
+        self.rows_in += 1
         for name in changed_by:
             step = self._steps[name]
             step.changed += 1
-            step.show("changed", text_id)
+            step.add_example("changed", text_id)
 
-    @property
-    def rows_in(self) -> int:
-        """Every row that was read."""
-        return self._rows_in
+    def drop(self, dropped: Dropped, text_id: str = "", changed_by: Iterable[str] = ()) -> None:
+        """Count a row that a step dropped; earlier steps may have changed it."""
+        self.keep(text_id, changed_by)
+        self.drop_kept(dropped, text_id)
+
+    def drop_kept(self, dropped: Dropped, text_id: str) -> None:
+        """Drop a row that was counted as kept."""
+        step = self._steps[dropped.step]
+        step.dropped[dropped.reason] += 1
+        step.add_example(dropped.reason, text_id)
 
     @property
     def dropped(self) -> Counter[str]:
@@ -94,12 +204,12 @@ class Funnel:
     @property
     def kept(self) -> int:
         """Rows that passed every step."""
-        return self._rows_in - self.dropped.total()
+        return self.rows_in - self.dropped.total()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the shape in which `metrics.json` holds a funnel: the whole, then step by step."""
+        """Return the funnel as in `metrics.json`: the whole, then step by step."""
         steps: list[dict[str, Any]] = []
-        rows = self._rows_in
+        rows = self.rows_in
         for name, step in self._steps.items():
             left = rows - step.dropped.total()
             steps.append(
@@ -114,125 +224,149 @@ class Funnel:
             )
             rows = left
         dropped = dict(sorted(self.dropped.items()))
-        return {"rows_in": self._rows_in, "kept": rows, "dropped": dropped, "steps": steps}
+        return {"rows_in": self.rows_in, "kept": rows, "dropped": dropped, "steps": steps}
 
+
+class RowLog:
+    """Counts the rows of a reading and spools the provenance of each."""
+
+    def __init__(self, scratch: Path, steps: Sequence[str]) -> None:
+        self.funnel = Funnel(steps)
+        self._spool = TextSpool(scratch)
+
+    def keep(self, row: RowProvenance) -> None:
+        """Record a row that was kept."""
+        self.funnel.keep(row.text_id, row.changed_by)
+        self._spool.append(json.dumps(row._asdict()))
+
+    def drop(self, row: RowProvenance, dropped: Dropped) -> None:
+        """Record a row that was dropped, with its reason."""
+        self.funnel.drop(dropped, row.text_id, row.changed_by)
+        self._spool.append(json.dumps(_with_reason(row, dropped)._asdict()))
+
+    def __iter__(self) -> Iterator[RowProvenance]:
+        for line in self._spool:
+            row = RowProvenance(**json.loads(line))
+            yield row._replace(changed_by=tuple(row.changed_by))
+
+    def close(self) -> None:
+        """Remove the scratch file."""
+        self._spool.close()
+
+
+def _with_reason(row: RowProvenance, dropped: Dropped) -> RowProvenance:
+    return row._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail)
+
+
+def raw_digest(raw: str) -> str:
+    """Return a digest that identifies a text before cleaning; its words cannot be read back from it."""
+    return content_id("raw", raw)
+
+
+# --- Speeches --------------------
 
 NONE_EMPTY = "none_empty"
-LANGUAGE = "language"
-EXCLUSION = "exclusion"
-LENGTH = "length"
 REPETITION = "repetition"
-LIMIT = "limit"
+_BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
+SPEECH_FUNNEL = (
+    NONE_EMPTY,
+    *(step.name for step in SPEECH_STEPS),
+    DEIDENTIFICATION,
+    REPETITION,
+    "language",
+    "exclusion",
+    "length",
+    _BEYOND_LIMIT.step,
+)
 
-SpeechSource = tuple[str, SpeechColumns, Iterable[Row]]
-"""Name, columns and rows of one source."""
+PrepareAll = Callable[[Iterable[str]], Iterator[Prepared]]
+SpeechRows = tuple[str, SpeechColumns, Iterable[SourceRow]]
+"""Name, columns and rows of a source."""
 
 
-class Screen(Protocol):
-    """Looks at a clean text and says what speaks against it: a language, a benchmark; None for nothing."""
-
-    def __call__(self, text: str) -> str | None:
-        """Return what was met."""
-        ...
-
-
-class SpeechScreens(NamedTuple):
-    """How a speech is cleaned and what it must pass.
+class SpeechFilters(NamedTuple):
+    """What is done to the text of a speech, and what it must pass.
 
     Args:
-        cleaning: named steps from raw to clean text.
-        other_language: the language of a text, where it is none of those that were asked for.
-        benchmark: the name of a benchmark that the text shares a span with.
-        deidentify: text -> text with placeholders.
-        prepare_all: does the first two and the last of these for many texts, in order; None: one by one.
+        prepare_all: cleans raw texts, checks their language and de-identifies them, in order.
+        benchmark: returns the name of the benchmark with which a text shares a span, or None.
     """
 
-    cleaning: Sequence[Step]
-    other_language: Screen | None = None
-    benchmark: Screen | None = None
-    deidentify: Callable[[str], str] | None = None
-    prepare_all: Callable[[Iterable[str]], Iterator[Prepared]] | None = None
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names of all steps, in the order in which a row passes them."""
-        return (
-            NONE_EMPTY,
-            *(step.name for step in self.cleaning),
-            DEIDENTIFICATION,
-            REPETITION,
-            LANGUAGE,
-            EXCLUSION,
-            LENGTH,
-            LIMIT,
-        )
-
-    def prepared(self, raws: Iterable[str]) -> Iterator[Prepared]:
-        """Yield each text cleaned and looked at."""
-        if self.prepare_all is not None:
-            return self.prepare_all(raws)
-        return (prepare(raw, self.cleaning, self.deidentify, self.other_language) for raw in raws)
-
-    def text_of(self, raw: str) -> str:
-        """Return the text under which a speech is known, whether or not it is kept."""
-        text = clean(raw, self.cleaning).text
-        return text if self.deidentify is None else self.deidentify(text)
+    prepare_all: PrepareAll
+    benchmark: Callable[[str], str | None] | None = None
 
 
 class SpeechReading:
-    """Distinct speeches in the order of their sources, what became of every row, and the funnel.
+    """The distinct speeches that were kept, and the log of all rows."""
 
-    `kept` holds the speeches that passed every row's checks; the limit may still leave some of them out.
-    """
+    def __init__(self, folder: Path) -> None:
+        """Start an empty reading whose scratch files lie in `folder`."""
+        self._folder = folder
+        self.speeches = SpooledSpeeches(folder / "speeches.texts")
+        self._log = RowLog(folder / "speeches.rows", SPEECH_FUNNEL)
+        self._beyond_limit: frozenset[int] = frozenset()
 
-    def __init__(self, folder: Path, steps: Sequence[str]) -> None:
-        """Begin an empty reading whose scratch files lie in `folder`."""
-        self.kept = KeptSpeeches(folder / "speeches.texts")
-        self.funnel = Funnel(steps)
-        self._fates = TextSpool(folder / "speeches.rows")
+    @property
+    def funnel(self) -> Funnel:
+        """The counts of all rows."""
+        return self._log.funnel
 
-    def keep(self, speech: Speech, fate: RowProvenance) -> None:
-        """Take a speech in."""
-        self.kept.append(speech)
-        self.funnel.keep(fate.text_id, fate.changed_by)
-        self._fates.append(json.dumps(fate))
+    def keep(self, speech: Speech, row: RowProvenance) -> None:
+        """Add a speech."""
+        self.speeches.append(speech)
+        self._log.keep(row)
 
-    def drop(self, dropped: Dropped, fate: RowProvenance) -> None:
-        """Leave a row out, for its one reason."""
-        self.funnel.drop(dropped, fate.text_id, fate.changed_by)
-        whole = fate._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail)
-        self._fates.append(json.dumps(whole))
+    def drop(self, row: RowProvenance, dropped: Dropped) -> None:
+        """Record a row that holds no speech to keep."""
+        self._log.drop(row, dropped)
 
-    def fates(self) -> Iterator[RowProvenance]:
-        """Yield what became of each row."""
-        for line in self._fates:
-            values = json.loads(line)
-            values[RowProvenance._fields.index("changed_by")] = tuple(values[RowProvenance._fields.index("changed_by")])
-            yield RowProvenance(*values)
+    def limit_to(self, count: int) -> None:
+        """Drop all speeches but `count`; hashes decide, so the order of rows and files does not matter."""
+        ids = [f"{number:016x}" for number in self.speeches.ids.tolist()]
+        order = sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))
+        self._beyond_limit = frozenset(order[count:])
+        kept = SpooledSpeeches(self._folder / "limited.texts")
+        for at, speech in enumerate(self.speeches):
+            if at in self._beyond_limit:
+                self.funnel.drop_kept(_BEYOND_LIMIT, ids[at])
+            else:
+                kept.append(speech)
+        self.speeches.close()
+        self.speeches = kept
+
+    def rows(self) -> Iterator[RowProvenance]:
+        """Yield the provenance of each row."""
+        place = 0
+        for row in self._log:
+            is_beyond = not row.reason and place in self._beyond_limit
+            place += not row.reason
+            yield _with_reason(row, _BEYOND_LIMIT) if is_beyond else row
 
     def close(self) -> None:
         """Remove the scratch files."""
-        self.kept.close()
-        self._fates.close()
+        self.speeches.close()
+        self._log.close()
 
 
 def read_speeches(
-    sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens, folder: Path
+    sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters, folder: Path
 ) -> SpeechReading:
-    """Read the speeches of all sources.
+    """Read the speeches of all sources; the caller closes the result.
 
     Args:
         sources: name, columns and rows of each.
         cleaning: lengths and limits.
-        screens: how texts are cleaned and what they must pass.
+        filters: how texts are cleaned and what they must pass.
         folder: for scratch files.
 
     Raises:
-        InputError: a column is missing, a cell holds what no table can, or one key names two speeches.
+        InputError: a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
     """
-    reading = SpeechReading(folder, screens.steps)
+    reading = SpeechReading(folder)
     try:
-        _read_into(reading, sources, cleaning, screens)
+        _read_into(reading, sources, cleaning, filters)
+        if cleaning.max_speeches is not None and len(reading.speeches) > cleaning.max_speeches:
+            reading.limit_to(cleaning.max_speeches)
     except BaseException:
         reading.close()
         raise
@@ -240,244 +374,182 @@ def read_speeches(
 
 
 def _read_into(
-    reading: SpeechReading, sources: Iterable[SpeechSource], cleaning: CleaningConfig, screens: SpeechScreens
+    reading: SpeechReading, sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters
 ) -> None:
     seen: set[int] = set()
-    keys: dict[str, str] = {}
+    text_of_key: dict[str, str] = {}
     for name, columns, rows in sources:
         ahead, rows_in_order = tee(rows)
-        texts = screens.prepared(text_cell(row, columns.text) for row in ahead)
-        for row, clean_text in zip(rows_in_order, texts, strict=True):
-            raw = text_cell(row, columns.text)
-            speech = _speech(clean_text.text, row, columns, name) if clean_text.text else None
-            fate = _fate(name, row, columns, raw, speech)._replace(changed_by=clean_text.changed_by)
-            _require_one_speech(keys, fate)
+        texts = filters.prepare_all(text_cell(row, columns.text) for row in ahead)
+        for row, text in zip(rows_in_order, texts, strict=True):
+            speech = _speech(text.text, row, columns, name) if text.text else None
+            provenance = RowProvenance(
+                source=name,
+                where=row.where,
+                key="" if columns.key is None else key_cell(row, columns.key),
+                raw_digest=raw_digest(text_cell(row, columns.text)),
+                text_id="" if speech is None else speech.id,
+                changed_by=text.changed_by,
+            )
+            _require_one_speech(text_of_key, provenance)
             if speech is None:
-                _require_empty_may_go(row, cleaning)
-                reading.drop(Dropped(NONE_EMPTY, "empty"), fate)
+                if not cleaning.drop_empty:
+                    remedy = "drop the row or set corpus.cleaning.drop_empty"
+                    raise InputError("the speech is empty", where=row.where, remedy=remedy)
+                reading.drop(provenance, Dropped(NONE_EMPTY, "empty"))
                 continue
-            dropped = _reason_to_drop(speech, clean_text, seen, cleaning, screens)
+            dropped = _reason_to_drop(speech, text, seen, cleaning, filters)
             seen.add(int(speech.id, 16))
             if dropped is None:
-                reading.keep(speech, fate)
+                reading.keep(speech, provenance)
             else:
-                reading.drop(dropped, fate)
+                reading.drop(provenance, dropped)
 
 
-def _reason_to_drop(
-    speech: Speech, text: Prepared, seen: set[int], cleaning: CleaningConfig, screens: SpeechScreens
-) -> Dropped | None:
-    """Return the first reason; languages and benchmarks are recognised by the words that stood there."""
-    if int(speech.id, 16) in seen:
-        return Dropped(REPETITION, "repeated_speech")
-    if text.foreign is not None:
-        return Dropped(LANGUAGE, "other_language", text.foreign)
-    shared = None if screens.benchmark is None else screens.benchmark(text.plain)
-    if shared is not None:
-        return Dropped(EXCLUSION, "shares_span_with_benchmark", shared)
-    return _wrong_length(speech.text, cleaning)
-
-
-def beyond_limit(reading: SpeechReading, limit: int | None) -> frozenset[int]:
-    """Return the places of the kept speeches that the limit leaves out, and count them as dropped.
-
-    Hashes of the speeches decide, so that neither the order of the rows nor that of the files does.
-    """
-    if limit is None or len(reading.kept) <= limit:
-        return frozenset()
-    ids = [f"{number:016x}" for number in reading.kept.ids.tolist()]
-    order = sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))
-    left_out = frozenset(order[limit:])
-    for at in left_out:
-        reading.funnel.drop_kept(Dropped(LIMIT, "beyond_max_speeches"), ids[at])
-    return left_out
-
-
-def _require_empty_may_go(row: Row, cleaning: CleaningConfig) -> None:
-    if not cleaning.drop_empty:
-        raise InputError(
-            "the speech is empty", where=row.where, remedy="drop the row or set corpus.cleaning.drop_empty"
-        )
-
-
-def _wrong_length(text: str, cleaning: CleaningConfig) -> Dropped | None:
-    if len(text) < cleaning.min_chars:
-        return Dropped(LENGTH, "too_short")
-    return Dropped(LENGTH, "too_long") if len(text) > cleaning.max_chars else None
-
-
-def _speech(text: str, row: Row, columns: SpeechColumns, source: str) -> Speech:
+def _speech(text: str, row: SourceRow, columns: SpeechColumns, source: str) -> Speech:
     topic = " ".join(text_cell(row, columns.topic).split()) if columns.topic else ""
     crisis = flag_cell(row, columns.crisis) if columns.crisis else mentions_crisis(text)
     return Speech(text, topic, crisis, source)
 
 
-def _fate(source: str, row: Row, columns: SpeechColumns, raw: str, speech: Speech | None) -> RowProvenance:
-    key = "" if columns.key is None else key_cell(row, columns.key)
-    return RowProvenance(source, row.where, key, raw_digest(raw), "" if speech is None else speech.id)
-
-
-def raw_digest(raw: str) -> str:
-    """Return what a text is known by before it is cleaned; its words cannot be read back from it."""
-    return content_id("raw", raw)
-
-
-def _require_one_speech(keys: dict[str, str], fate: RowProvenance) -> None:
-    if fate.key and keys.setdefault(fate.key, fate.text_id) != fate.text_id:
+def _require_one_speech(text_of_key: dict[str, str], row: RowProvenance) -> None:
+    if row.key and text_of_key.setdefault(row.key, row.text_id) != row.text_id:
         raise InputError(
-            f"the key {fate.key!r} already names another speech",
-            where=fate.where,
+            f"the key {row.key!r} already names another speech",
+            where=row.where,
             remedy="make keys distinct over all sources, or join responses by speech_text",
         )
 
 
-JOIN = "join"
-REMAINDER = "remainder"
+def _reason_to_drop(
+    speech: Speech, text: Prepared, seen: set[int], cleaning: CleaningConfig, filters: SpeechFilters
+) -> Dropped | None:
+    if int(speech.id, 16) in seen:
+        return Dropped(REPETITION, "repeated_speech")
+    if text.foreign is not None:
+        return Dropped("language", "other_language", text.foreign)
+    shared = None if filters.benchmark is None else filters.benchmark(text.plain)
+    if shared is not None:
+        return Dropped("exclusion", "shares_span_with_benchmark", shared)
+    if len(speech.text) < cleaning.min_chars:
+        return Dropped("length", "too_short")
+    return Dropped("length", "too_long") if len(speech.text) > cleaning.max_chars else None
 
-CandidateSource = tuple[str, CandidateColumns, Iterable[Row]]
-"""Name, columns and rows of one source."""
+
+# --- Responses --------------------
+
+CandidateRows = tuple[str, CandidateColumns, Iterable[SourceRow]]
+"""Name, columns and rows of a source."""
 
 
 class SpeechIndex:
-    """Which speech a key or a text names, and whether it was kept: from the rows of a corpus's speeches."""
+    """Which speech a key or a raw text names, and whether it was kept."""
 
-    def __init__(self, fates: Iterable[RowProvenance]) -> None:
+    def __init__(self, rows: Iterable[RowProvenance]) -> None:
         self._by_key: dict[str, str] = {}
         self._by_raw: dict[str, str] = {}
         self._is_kept: dict[str, bool] = {}
-        for fate in fates:
-            if fate.key:
-                self._by_key[fate.key] = fate.text_id
-            self._by_raw[fate.raw_digest] = fate.text_id
-            self._is_kept[fate.text_id] = self._is_kept.get(fate.text_id, False) or not fate.reason
+        for row in rows:
+            if row.key:
+                self._by_key[row.key] = row.text_id
+            self._by_raw[row.raw_digest] = row.text_id
+            self._is_kept[row.text_id] = self._is_kept.get(row.text_id, False) or not row.reason
 
     def by_key(self, key: str) -> str | None:
         """Return the id of the speech that a key names."""
         return self._by_key.get(key)
 
     def by_raw(self, raw: str) -> str | None:
-        """Return the id of the speech that was read with just this text."""
+        """Return the id of the speech that was read from exactly this text."""
         return self._by_raw.get(raw_digest(raw))
 
     def fault(self, speech_id: str) -> Dropped | None:
-        """Return why a response to this speech has to go, None where the speech is there."""
-        kept = self._is_kept.get(speech_id)
-        if kept:
+        """Return why a response to this speech has to be dropped, None if the speech was kept."""
+        is_kept = self._is_kept.get(speech_id)
+        if is_kept:
             return None
-        return Dropped(JOIN, "no_such_speech" if kept is None else "its_speech_was_dropped")
+        return Dropped("join", "no_such_speech" if is_kept is None else "its_speech_was_dropped")
 
 
-class CandidateScreens(NamedTuple):
+class ResponseFilters(NamedTuple):
     """How a response is cleaned.
 
     Args:
-        cleaning: named steps from raw to clean text.
-        speech_text: raw text of a speech -> the text under which it is known.
-        author: name in the source -> name that may be published.
-        deidentify: text -> text with placeholders.
-        prepare_all: does the first and the last of these for many texts, in order; None: one by one, here.
+        steps: names of the cleaning steps.
+        prepare_all: cleans and de-identifies raw responses, in order.
+        speech_text: returns the clean text of a speech from its raw one.
+        author: returns the name to publish from the name in the source.
     """
 
-    cleaning: Sequence[Step]
+    steps: Sequence[str]
+    prepare_all: PrepareAll
     speech_text: Callable[[str], str]
     author: Callable[[str], str] = str
-    deidentify: Callable[[str], str] | None = None
-    prepare_all: Callable[[Iterable[str]], Iterator[Prepared]] | None = None
-
-    def prepared(self, raws: Iterable[str]) -> Iterator[Prepared]:
-        """Yield each text cleaned and looked at."""
-        if self.prepare_all is not None:
-            return self.prepare_all(raws)
-        return (prepare(raw, self.cleaning, self.deidentify) for raw in raws)
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names of all steps, in the order in which a row passes them."""
-        return (
-            NONE_EMPTY,
-            *(step.name for step in self.cleaning),
-            DEIDENTIFICATION,
-            REMAINDER,
-            REPETITION,
-            JOIN,
-        )
 
 
 class CandidateReading(NamedTuple):
-    """Distinct candidates in order, what became of every row, and the funnel."""
+    """The distinct responses that were kept, and the log of all rows."""
 
     candidates: list[Candidate]
-    fates: list[RowProvenance]
-    funnel: Funnel
-
-    def keep(self, candidate: Candidate, fate: RowProvenance) -> None:
-        """Take a response in."""
-        self.candidates.append(candidate)
-        self.funnel.keep(fate.text_id, fate.changed_by)
-        self.fates.append(fate)
-
-    def drop(self, dropped: Dropped, fate: RowProvenance) -> None:
-        """Leave a row out, for its one reason."""
-        self.funnel.drop(dropped, fate.text_id, fate.changed_by)
-        self.fates.append(fate._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail))
+    rows: RowLog
 
 
 def read_candidates(
-    sources: Iterable[CandidateSource], index: SpeechIndex, screens: CandidateScreens
+    sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, folder: Path
 ) -> CandidateReading:
-    """Read ready responses to the speeches that were kept.
+    """Read ready responses to the speeches that were kept; the caller closes `rows`.
 
     Raises:
-        InputError: a column is missing, or a cell holds what no table can.
+        InputError: a column is missing, or a cell holds what Parquet cannot.
     """
-    reading = CandidateReading([], [], Funnel(screens.steps))
+    steps = (NONE_EMPTY, *filters.steps, DEIDENTIFICATION, "remainder", REPETITION, "join")
+    log = RowLog(folder / "candidates.rows", steps)
+    try:
+        return CandidateReading(list(_read_responses(sources, index, filters, log)), log)
+    except BaseException:
+        log.close()
+        raise
+
+
+def _read_responses(
+    sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, log: RowLog
+) -> Iterator[Candidate]:
     seen: set[tuple[str, str]] = set()
     for name, columns, rows in sources:
         ahead, rows_in_order = tee(rows)
-        texts = screens.prepared(text_cell(row, columns.text) for row in ahead)
+        texts = filters.prepare_all(text_cell(row, columns.text) for row in ahead)
         for row, text in zip(rows_in_order, texts, strict=True):
-            fate, read = _read((name, columns, row), text, index, screens)
-            dropped = read if isinstance(read, Dropped) else _reason_to_drop_candidate(read, seen, index)
-            if isinstance(read, Candidate):
-                seen.add((read.speech_id, read.text))
-            if isinstance(read, Candidate) and dropped is None:
-                reading.keep(read, fate)
-            elif dropped is not None:
-                reading.drop(dropped, fate)
-    return reading
+            key, speech_id = _speech_of(row, columns, index, filters)
+            raw = text_cell(row, columns.text)
+            provenance = RowProvenance(name, row.where, key, raw_digest(raw), "", text.changed_by)
+            if not raw:
+                log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
+                continue
+            if not text.text:
+                log.drop(provenance, Dropped("remainder", "nothing_left_after_cleaning"))
+                continue
+            candidate = Candidate(speech_id, filters.author(name_cell(row, columns.author)), text.text)
+            provenance = provenance._replace(text_id=candidate.id)
+            is_repeated = (speech_id, candidate.text) in seen
+            seen.add((speech_id, candidate.text))
+            dropped = Dropped(REPETITION, "repeated_text") if is_repeated else index.fault(speech_id)
+            if dropped is None:
+                log.keep(provenance)
+                yield candidate
+            else:
+                log.drop(provenance, dropped)
 
 
-def _reason_to_drop_candidate(candidate: Candidate, seen: set[tuple[str, str]], index: SpeechIndex) -> Dropped | None:
-    if (candidate.speech_id, candidate.text) in seen:
-        return Dropped(REPETITION, "repeated_text")
-    return index.fault(candidate.speech_id)
-
-
-def _read(
-    found: tuple[str, CandidateColumns, Row], text: Prepared, index: SpeechIndex, screens: CandidateScreens
-) -> tuple[RowProvenance, Candidate | Dropped]:
-    source, columns, row = found
-    key, speech_id = _speech_id(row, columns, index, screens)
-    raw = text_cell(row, columns.text)
-    fate = RowProvenance(source, row.where, key, raw_digest(raw), "")
-    if not raw:
-        return fate, Dropped(NONE_EMPTY, "empty")
-    fate = fate._replace(changed_by=text.changed_by)
-    if not text.text:
-        return fate, Dropped(REMAINDER, "nothing_left_after_cleaning")
-    candidate = Candidate(speech_id, screens.author(name_cell(row, columns.author)), text.text)
-    return fate._replace(text_id=candidate.id), candidate
-
-
-def _speech_id(row: Row, columns: CandidateColumns, index: SpeechIndex, screens: CandidateScreens) -> tuple[str, str]:
+def _speech_of(
+    row: SourceRow, columns: CandidateColumns, index: SpeechIndex, filters: ResponseFilters
+) -> tuple[str, str]:
     """Return the key that a row gives, and the id of the speech that it answers."""
     if columns.speech_key is not None:
         key = key_cell(row, columns.speech_key)
         known = index.by_key(key)
         return key, f"unknown {key}" if known is None else known
     raw = text_cell(row, columns.speech_text or "")
-    known = index.by_raw(raw)
-    if known is not None:
+    if (known := index.by_raw(raw)) is not None:
         return "", known
-    text = screens.speech_text(raw) if raw else ""
+    text = filters.speech_text(raw) if raw else ""
     return "", Speech(text).id if text else ""

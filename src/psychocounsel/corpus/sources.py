@@ -1,18 +1,18 @@
-# pyright: standard, for its libraries come without types
-"""CSV, JSONL, Parquet or a Hub data set -> rows with their place: the user's raw files."""
+# pyright: standard
+"""Rows of CSV, JSONL and Parquet files and of Hub data sets, each with its location."""
 
 import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import PREFIX, locate
-from psychocounsel.corpus.text import refusal
+from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.references import HUB
@@ -26,33 +26,29 @@ MAX_LINE_BYTES = 1_000_000
 
 
 class SourceRow(NamedTuple):
-    """One row and where it stands, such as `speeches.csv line 812`."""
+    """One row and its location, such as `speeches.csv line 812`."""
 
     where: str
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
 
 def source_identity(path: str, split: str, config: str | None = None) -> dict[str, Any]:
-    """Return what identifies a raw source: its content, or the Hub name with revision."""
+    """Return what identifies a source: the digest of its content, or the Hub name with its revision."""
     if path.startswith(HUB):
         return {"hub": path.removeprefix(HUB), "split": split, "config": config}
     return {"sha256": digest_of_file(existing_file(path))}
 
 
 def source_name(path: str) -> str:
-    """Return the name under which rows remember their source; its folder, like its identity, is left out."""
+    """Return the name of a source in the provenance of its rows: without its folder."""
     return path if path.startswith((HUB, PREFIX)) else Path(path).name
 
 
 def existing_file(path: str) -> Path:
-    """Return the path of a readable, non-empty file.
-
-    Raises:
-        InputError: it is missing, a folder, or empty.
-    """
+    """Return the path of a readable, non-empty file; raises InputError otherwise."""
     place = locate(path)
     if not place.exists():
-        raise InputError("no such file", where=path, remedy="check the path; it is taken from where you stand")
+        raise InputError("no such file", where=path, remedy="check the path; it is relative to the working directory")
     if not place.is_file():
         raise InputError("is not a file", where=path, remedy="name a .csv, .jsonl or .parquet file")
     if place.stat().st_size == 0:
@@ -65,11 +61,11 @@ def read_rows(path: str, split: str = "train", config: str | None = None) -> Ite
 
     Args:
         path: a .csv, .jsonl or .parquet file, `bundled:FILE`, or `hub:owner/name@revision`.
-        split: the split to read of a Hub data set.
-        config: the configuration to read of a Hub data set that has several.
+        split: the split to read, of a Hub data set.
+        config: the configuration to read, of a Hub data set with several.
 
     Raises:
-        InputError: unreadable content, with the line.
+        InputError: the content cannot be read; names the line.
     """
     if path.startswith(HUB):
         rows = hub_rows(path.removeprefix(HUB), split, config)
@@ -87,32 +83,20 @@ def read_rows(path: str, split: str = "train", config: str | None = None) -> Ite
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines of UTF-8 text; only a line feed ends one: U+2028 inside a text must not.
-
-    Raises:
-        InputError: bytes that are no text, or a line too long to be one, with the line.
-    """
-    with _opened(path) as stream:
+    """Yield numbered lines of UTF-8 text; only a line feed ends one: U+2028 inside a text does not."""
+    try:
+        stream = path.open("rb")
+    except OSError as fault:
+        message = f"cannot be opened: {fault.strerror}"
+        raise InputError(message, where=str(path), remedy="check its permissions") from None
+    with stream:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
             number += 1
-            fault = _not_text(line, number)
-            if fault is not None:
-                raise InputError(
-                    fault,
-                    where=f"{path.name} line {number}",
-                    remedy="save the file as UTF-8 text, one row a line",
-                )
+            if (fault := _not_text(line, number)) is not None:
+                where, remedy = f"{path.name} line {number}", "save the file as UTF-8 text, one row per line"
+                raise InputError(fault, where=where, remedy=remedy)
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as fault:
-        raise InputError(
-            f"cannot be opened: {fault.strerror}", where=str(path), remedy="check its permissions"
-        ) from None
 
 
 def _not_text(line: bytes, number: int) -> str | None:
@@ -132,64 +116,50 @@ def _not_text(line: bytes, number: int) -> str | None:
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
-    header = next(_csv_records(reader, path), None)
-    if header is None:
+    where, names = next(_csv_records(reader, path), ("", None))
+    if names is None:
         raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
-    names = header.fields
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise InputError(f"two columns are called {repeated[0]!r}", where=header.where, remedy="give each its own name")
-    for record in _csv_records(reader, path):
-        if len(record.fields) != len(names):
+        raise InputError(f"two columns are called {repeated[0]!r}", where=where, remedy="give each its own name")
+    for where, fields in _csv_records(reader, path):
+        if len(fields) != len(names):
             raise InputError(
-                f"has {len(record.fields)} fields where the header has {len(names)}",
-                where=record.where,
-                remedy="quote fields that hold commas, quotes or line breaks",
+                f"has {len(fields)} fields where the header has {len(names)}",
+                where=where,
+                remedy="quote fields that contain commas, quotes or line breaks",
             )
-        yield SourceRow(record.where, dict(zip(names, record.fields, strict=True)))
+        yield SourceRow(where, dict(zip(names, fields, strict=True)))
 
 
-class _CsvRecord(NamedTuple):
-    """The fields of one record and the line where it begins."""
-
-    where: str
-    fields: list[str]
-
-
-def _csv_records(reader: "_csv.Reader", path: Path) -> Iterator[_CsvRecord]:
-    """Yield the records that are left, blank lines skipped."""
+def _csv_records(reader: "_csv.Reader", path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the fields of each remaining record, and the line where it begins; blank lines are skipped."""
     while True:
         where = f"{path.name} line {reader.line_num + 1}"
         try:
             fields = next(reader, None)
         except csv.Error as fault:
-            raise InputError(
-                f"cannot be read as CSV: {fault}",
-                where=where,
-                remedy="mend or drop the row that begins there",
-            ) from None
+            remedy = "correct or drop the row that begins there"
+            raise InputError(f"cannot be read as CSV: {fault}", where=where, remedy=remedy) from None
         if fields is None:
             return
         if fields:
-            yield _CsvRecord(where, fields)
+            yield where, fields
 
 
 def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
-    for number, line in _lines(path):
-        if line.strip():
-            where = f"{path.name} line {number}"
-            yield SourceRow(where, _json_object(line, where))
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
     remedy = "write one JSON object per line"
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as fault:
-        raise InputError(f"is not JSON: {fault}", where=where, remedy=remedy) from None
-    if not isinstance(values, dict):
-        raise InputError("is not a JSON object", where=where, remedy=remedy)
-    return dict(values)
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as fault:
+            raise InputError(f"is not JSON: {fault}", where=where, remedy=remedy) from None
+        if not isinstance(values, dict):
+            raise InputError("is not a JSON object", where=where, remedy=remedy)
+        yield SourceRow(where, values)
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
@@ -202,16 +172,59 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
                     yield SourceRow(f"{path.name} row {number}", values)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as fault:
         raise InputError(
-            f"cannot be read as Parquet: {fault}",
-            where=f"{path.name} after row {number}",
-            remedy="check the file",
+            f"cannot be read as Parquet: {fault}", where=f"{path.name} after row {number}", remedy="check the file"
         ) from None
 
+
+# --- Cells --------------------
+
+
+def cell(row: SourceRow, column: str) -> object:
+    """Return the value in a column; raises InputError with the known columns if there is none."""
+    if column not in row.values:
+        known = ", ".join(str(name) for name in row.values)
+        raise InputError(f"there is no column {column!r}", where=row.where, remedy=f"set columns to one of: {known}")
+    return row.values[column]
+
+
+def text_cell(row: SourceRow, column: str) -> str:
+    """Return a cell's text without outer space; a null is an empty one.
+
+    Raises:
+        InputError: there is no such column, it holds no text, or text that Parquet cannot hold.
+    """
+    return require_text(cell(row, column), column, row.where).strip()
+
+
+def name_cell(row: SourceRow, column: str) -> str:
+    """Return a cell's text with single spaces; raises InputError if it is empty or no text."""
+    name = " ".join(text_cell(row, column).split())
+    if not name:
+        raise InputError(f"{column!r} is empty", where=row.where, remedy="fill it, or drop the row")
+    return name
+
+
+def key_cell(row: SourceRow, column: str) -> str:
+    """Return a key: a text or a whole number; raises InputError if it is empty or anything else."""
+    value = cell(row, column)
+    return str(value) if type(value) is int else name_cell(row, column)
+
+
+def flag_cell(row: SourceRow, column: str) -> bool:
+    """Return a cell that is true or false, or one of these words; raises InputError otherwise."""
+    value = cell(row, column)
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if not isinstance(value, bool):
+        raise InputError(f"{column!r} is {value!r}", where=row.where, remedy="write true or false")
+    return value
+
+
+# --- Released preference data sets --------------------
 
 SPLITS = ("train", "test")
 _TEXTS = ("question", "chosen", "rejected", "chosen_model", "rejected_model")
 _RATING = "_rating"
-_SCHEMA = "name a data set in the released columns"
 
 
 class ReleasedSide(NamedTuple):
@@ -245,19 +258,23 @@ def read_released(source: str, config: str | None = None) -> Iterator[ReleasedRo
     """Yield the rows of a released preference data set, train before test; all have the same principles.
 
     Args:
-        source: `hub:owner/name@revision`, or a folder that holds `train*.parquet` and `test*.parquet`, as a
-            copy of the Hub's has them in `data/`.
-        config: the configuration to read of a Hub data set that has several.
+        source: `hub:owner/name@revision`, or a folder that contains `train*.parquet` and `test*.parquet`, as a
+            copy of the Hub's does in `data/`.
+        config: the configuration to read of a Hub data set with several.
 
     Raises:
         InputError: a file or column is missing, or a cell is not what its column holds.
     """
-    principles: tuple[str, ...] = ()
+    principles: list[str] = []
     for split in SPLITS:
         for path in _paths(source, split):
-            for where, values in read_rows(path, split, config):
-                principles = principles or _principles(where, values)
-                yield _row(where, split, values, principles)
+            for row in read_rows(path, split, config):
+                principles = principles or [
+                    name.removeprefix("chosen_").removesuffix(_RATING)
+                    for name in row.values
+                    if name.startswith("chosen_") and name.endswith(_RATING)
+                ]
+                yield _released_row(row, split, principles)
 
 
 def _paths(source: str, split: str) -> list[str]:
@@ -273,126 +290,35 @@ def _paths(source: str, split: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def _principles(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    rated = [name for name in values if name.startswith("chosen_") and name.endswith(_RATING)]
-    if not rated:
-        raise InputError(f"there is no column chosen_PRINCIPLE{_RATING}", where=where, remedy=_SCHEMA)
-    return tuple(name.removeprefix("chosen_").removesuffix(_RATING) for name in rated)
-
-
-def _row(where: str, split: str, values: Mapping[str, Any], principles: tuple[str, ...]) -> ReleasedRow:
-    ratings = {side: {name: f"{side}_{name}{_RATING}" for name in principles} for side in ("chosen", "rejected")}
-    wanted = [*_TEXTS, *(column for by_name in ratings.values() for column in by_name.values())]
-    missing = [column for column in wanted if column not in values]
-    if missing:
-        raise InputError(f"there is no column {', '.join(missing)}", where=where, remedy=_SCHEMA)
+def _released_row(row: SourceRow, split: str, principles: list[str]) -> ReleasedRow:
+    ratings = [f"{side}_{name}{_RATING}" for side in ("chosen", "rejected") for name in principles]
+    missing = [column for column in (*_TEXTS, *ratings) if column not in row.values]
+    if missing or not principles:
+        fault = f"there is no column {', '.join(missing) or f'chosen_PRINCIPLE{_RATING}'}"
+        raise InputError(fault, where=row.where, remedy="name a data set in the released columns")
     chosen, rejected = (
         ReleasedSide(
-            _text(where, values, side),
-            _text(where, values, f"{side}_model"),
-            {name: _rating(where, values, column) for name, column in by_name.items()},
+            _released_text(row, side),
+            _released_text(row, f"{side}_model"),
+            {name: _rating(row, f"{side}_{name}{_RATING}") for name in principles},
         )
-        for side, by_name in ratings.items()
+        for side in ("chosen", "rejected")
     )
-    return ReleasedRow(where, split, _text(where, values, "question"), chosen, rejected)
+    return ReleasedRow(row.where, split, _released_text(row, "question"), chosen, rejected)
 
 
-def _text(where: str, values: Mapping[str, Any], column: str) -> str:
-    value = values[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(f"{column!r} is {type(value).__name__}, not text", where=where, remedy="mend or drop the row")
-    return value
+def _released_text(row: SourceRow, column: str) -> str:
+    value = row.values[column]
+    if value is not None and not isinstance(value, str):
+        fault = f"{column!r} is {type(value).__name__}, not text"
+        raise InputError(fault, where=row.where, remedy="correct or drop the row")
+    return value or ""
 
 
-def _rating(where: str, values: Mapping[str, Any], column: str) -> int | None:
-    value = values[column]
+def _rating(row: SourceRow, column: str) -> int | None:
+    value = row.values[column]
     if value is not None and type(value) is not int:
-        raise InputError(f"{column!r} is {value!r}, not a whole number", where=where, remedy="mend or drop the row")
-    return value
-
-
-class Row(Protocol):
-    """A row of a source: its values by column, and where it stands."""
-
-    @property
-    def where(self) -> str:
-        """File and line."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, object]:
-        """Cells by column."""
-        ...
-
-
-def cell(row: Row, column: str) -> object:
-    """Return the value in a column.
-
-    Raises:
-        InputError: there is no such column; names those that there are.
-    """
-    if column not in row.values:
-        known = ", ".join(str(name) for name in row.values)
-        raise InputError(f"there is no column {column!r}", where=row.where, remedy=f"set columns to one of: {known}")
-    return row.values[column]
-
-
-def text_cell(row: Row, column: str) -> str:
-    """Return a cell's text as it stands, its outer space removed; a null is an empty one.
-
-    Raises:
-        InputError: there is no such column, it holds no text, or text that no table can hold.
-    """
-    value = cell(row, column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
         raise InputError(
-            f"{column!r} is {type(value).__name__}, not text",
-            where=row.where,
-            remedy="quote it, or drop the row",
+            f"{column!r} is {value!r}, not a whole number", where=row.where, remedy="correct or drop the row"
         )
-    fault = refusal(value)
-    if fault is not None:
-        raise InputError(f"{column!r} holds {fault}", where=row.where, remedy="remove it, or drop the row")
-    return value.strip()
-
-
-def name_cell(row: Row, column: str) -> str:
-    """Return a cell that must not be empty.
-
-    Raises:
-        InputError: it is, or it holds no text.
-    """
-    name = " ".join(text_cell(row, column).split())
-    if not name:
-        raise InputError(f"{column!r} is empty", where=row.where, remedy="fill it, or drop the row")
-    return name
-
-
-def key_cell(row: Row, column: str) -> str:
-    """Return a key, which may be a whole number.
-
-    Raises:
-        InputError: it is empty, or neither a text nor a whole number.
-    """
-    value = cell(row, column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return name_cell(row, column)
-
-
-def flag_cell(row: Row, column: str) -> bool:
-    """Return a cell that says true or false.
-
-    Raises:
-        InputError: it says something else.
-    """
-    value = cell(row, column)
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    raise InputError(f"{column!r} is {value!r}", where=row.where, remedy="write true or false")
+    return value

@@ -1,4 +1,4 @@
-"""Text -> words: the plain view in which two spellings of one text are equal."""
+"""Plain text: its words and sentences, one form of its characters, no markup."""
 
 import html
 import re
@@ -10,10 +10,7 @@ _WORD = re.compile(r"[^\W_]+")
 # Apostrophes, and marks without width that stand inside words: "don't" and "dont" are one word.
 _DROPPED = re.compile("[\u00ad\u00b4\u02b9\u02bc\u200b-\u200d\u2018\u2019\u2032\u2060\ufeff\uff07]")
 _TYPOGRAPHY = re.compile("[\u00a0\u2010-\u2015\u201c\u201d\u2026]")
-_ASCII_EDGES = {code: " " for code in range(128) if not chr(code).isalnum()} | {
-    ord("'"): None,
-    ord("`"): None,
-}
+_ASCII_EDGES = {code: " " for code in range(128) if not chr(code).isalnum()} | {ord("'"): None, ord("`"): None}
 
 
 def plain_words(text: str) -> list[str]:
@@ -28,7 +25,7 @@ def plain_words(text: str) -> list[str]:
     return _WORD.findall(folded.replace("'", "").replace("`", ""))
 
 
-# Written so that `re` skips to line feeds and marks.
+# A line feed, or closing marks and space; written so that `re` skips to the first character.
 _END = re.compile(
     r"[\n.!?…](?:(?<=\n)\n*(?=(?P<line>\S)?)"
     r"|(?<!\n)[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
@@ -47,16 +44,16 @@ _ENDS = tuple('.!?…:;"”)')
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a text behind each sentence and each line; the space behind a sentence belongs to it.
+    """Split a text after each sentence and each line; the space after a sentence belongs to it.
 
     A full stop ends a sentence when a capital, a digit or a quotation mark follows, and no abbreviation,
-    initial or number of a list goes before it. A line ends one unless its paragraph is wrapped there.
+    initial or list number precedes it. A line feed ends one unless the paragraph is wrapped there.
     """
     pieces: list[str] = []
     start = 0
     for end in _END.finditer(text):
-        goes_on = _is_wrapped(text, end) if text[end.start()] == "\n" else _goes_on(text, start, end)
-        if not goes_on:
+        continues = _is_wrapped(text, end) if text[end.start()] == "\n" else _continues(text, start, end)
+        if not continues:
             pieces.append(text[start : end.end()])
             start = end.end()
     if start < len(text):
@@ -67,13 +64,12 @@ def sentences(text: str) -> list[str]:
 def _is_wrapped(text: str, end: re.Match[str]) -> bool:
     if end.end() - end.start() > 1 or end["line"] is None:
         return False
-    line_start = text.rfind("\n", 0, end.start()) + 1
-    is_full = end.start() - line_start >= _WRAPPED_LINE_CHARS
-    is_open = not text[line_start : end.start()].rstrip().endswith(_ENDS)
-    return is_open and (is_full or end["line"].islower())
+    line = text[text.rfind("\n", 0, end.start()) + 1 : end.start()]
+    is_full = len(line) >= _WRAPPED_LINE_CHARS
+    return not line.rstrip().endswith(_ENDS) and (is_full or end["line"].islower())
 
 
-def _goes_on(text: str, start: int, end: re.Match[str]) -> bool:
+def _continues(text: str, start: int, end: re.Match[str]) -> bool:
     mark = _MARKS.match(text, end.start())
     marks = mark.group() if mark is not None else ""
     following = end["next"][-1]
@@ -88,67 +84,64 @@ def _goes_on(text: str, start: int, end: re.Match[str]) -> bool:
     return bool(is_numbering or _ABBREVIATION.search(before))
 
 
-_REFUSED = {"\x00": "a NUL character"}
 _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
-# Directions that a text sets for its reader, marks without width, hyphens that only show at a line's end.
+# Directional marks, characters without width, soft hyphens.
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 # Joiners form emoji and letters of Arabic or Indic scripts; between other characters they only hide.
 _JOINERS = "\u200c\u200d"
 _IDLE_JOINERS = re.compile(f"(?<![\u0590-\u1dff\u2190-\U0010ffff])[{_JOINERS}]+")
-# Anything but one plain space, for most spaces need no change.
+# Anything but one plain space, because most spaces need no change.
 _SPACES = re.compile("[ \t\u00a0\u2007\u202f](?:[ \t\u00a0\u2007\u202f]+|(?<! ))")
-_UNTIDY = (" \n", "\n ", "\n\n\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def refusal(text: str) -> str | None:
-    """Return what in a text no table can hold: a NUL or a lone surrogate; None when it is fine."""
-    if not text.isascii() and _SURROGATE.search(text):
+    """Return what in a text Parquet cannot hold: a NUL or a lone surrogate; None when it is fine."""
+    if not text.isascii() and _LONE_SURROGATE.search(text):
         return "a lone surrogate"
-    return next((name for character, name in _REFUSED.items() if character in text), None)
+    return "a NUL character" if "\x00" in text else None
 
 
 def normalise(text: str) -> str:
     """Return the text in Unicode NFC with plain spaces and line feeds, outer space removed.
 
-    Emoji with joiners, right-to-left letters and U+2028 stay as they are; other control characters, marks of
-    direction, characters without width and soft hyphens go.
+    Emoji with joiners, right-to-left letters and U+2028 stay; other control characters, directional marks,
+    characters without width and soft hyphens go.
     """
     visible = _CONTROLS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     if not visible.isascii():
-        visible = _composed(visible)
+        # Invisible characters go first: one may separate a letter from its accent. Joiners go last: composing
+        # may change the letter that precedes them.
+        visible = unicodedata.normalize("NFC", _INVISIBLE.sub("", visible))
+        if any(joiner in visible for joiner in _JOINERS):
+            visible = unicodedata.normalize("NFC", _IDLE_JOINERS.sub("", visible))
     spaced = _SPACES.sub(" ", visible)
-    if any(sign in spaced for sign in _UNTIDY):
+    if any(sign in spaced for sign in (" \n", "\n ", "\n\n\n")):
         spaced = _BLANK_LINES.sub("\n\n", "\n".join(line.strip(" ") for line in spaced.split("\n")))
     return spaced.strip()
 
 
-def _composed(text: str) -> str:
-    # Only after invisible characters are gone, for one of them may have parted a letter from its accent;
-    # and before joiners are judged, for composing may change the letter that a joiner stands behind.
-    composed = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
-    if any(joiner in composed for joiner in _JOINERS):
-        composed = unicodedata.normalize("NFC", _IDLE_JOINERS.sub("", composed))
-    return composed
-
-
-def clean_text(value: object, column: str, where: str) -> str:
-    """Return a cell of a source as clean text; a null is an empty one.
+def require_text(value: object, column: str, where: str) -> str:
+    """Return a cell's text as it is; a null is an empty one.
 
     Raises:
-        InputError: the cell holds no text, or text that no table can hold.
+        InputError: the cell holds no text, or text that Parquet cannot hold.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InputError(
-            f"{column!r} is {type(value).__name__}, not text", where=where, remedy="quote it, or drop the row"
-        )
-    fault = refusal(value)
-    if fault is not None:
-        raise InputError(f"{column!r} holds {fault}", where=where, remedy="remove it, or drop the row")
-    return normalise(value)
+        fault, remedy = f"{column!r} is {type(value).__name__}, not text", "quote it, or drop the row"
+    elif (problem := refusal(value)) is not None:
+        fault, remedy = f"{column!r} holds {problem}", "remove it, or drop the row"
+    else:
+        return value
+    raise InputError(fault, where=where, remedy=remedy)
+
+
+def clean_text(value: object, column: str, where: str) -> str:
+    """Return a cell's text, normalised; raises InputError as `require_text` does."""
+    return normalise(require_text(value, column, where))
 
 
 _LINE_TAGS = """
@@ -160,52 +153,46 @@ _INLINE_TAGS = """
     label link mark meta q s samp small span strike strong sub sup td th title tt u var wbr
 """
 _LINE_NAMES = frozenset(_LINE_TAGS.split())
-_PARAGRAPHS = frozenset(("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"))
-_CELLS = frozenset(("td", "th"))
-_BULLETED = "li"
+_PARAGRAPH_TAGS = frozenset(("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"))
 
 # An attribute has a value: "<i cry>" is a stage direction, not an italic.
-_ATTRIBUTE = r"""\s+[A-Za-z_:][\w:.-]*\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+)"""
-_NAMES = "|".join(sorted([*_LINE_NAMES, *_INLINE_TAGS.split()], key=len, reverse=True))
-_TAG = re.compile(rf"<(?P<closing>/?)(?P<name>{_NAMES})(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
-# A comment or a script holds no other one, or a text of openings alone would take for ever.
+_ATTRIBUTE = r"""\s+[A-Za-z_:][\w:.-]*\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>=]+)"""
+_TAG_NAMES = "|".join(sorted([*_LINE_NAMES, *_INLINE_TAGS.split()], key=len, reverse=True))
+_TAG = re.compile(rf"<(?P<closing>/?)(?P<name>{_TAG_NAMES})(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
+# A comment or a script contains no other one, or a text of openings alone would take quadratic time.
 _HIDDEN = re.compile(
     r"<!--(?:(?!<!--).)*?-->|<(script|style)\b[^<>]*>(?:(?!<\1).)*?</\1\s*>", re.IGNORECASE | re.DOTALL
 )
+# References end in a semicolon; others stand in addresses, such as `?a=1&copy=2`.
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _MAX_NESTING = 20
 
 
 def without_markup(text: str) -> str:
-    """Return the text that a browser would show, more or less, with line feeds for its breaks.
+    """Return roughly the text that a browser would show, with line feeds for its breaks.
 
-    Only the names of HTML elements count as tags, so `I <3 you`, `a < b` and `<sighs>` stay. A text that was
+    Only complete tags of known HTML elements count, so `I <3 you`, `a < b` and `<sighs>` stay. A text that was
     escaped more than once is decoded to the end.
     """
     for _ in range(_MAX_NESTING):
-        plain = _decoded(text)
-        if "<" in plain:
+        plain = text
+        if "<" in plain:  # before decoding: `&quot;` inside an attribute does not end it
             plain = _TAG.sub(_shown, _HIDDEN.sub("", plain))
+        if "&" in plain:
+            plain = _REFERENCE.sub(lambda reference: html.unescape(reference.group()), plain)
         if plain == text:
             return text
         text = plain
-    # Tags within tags within tags: nobody wrote that as prose, and the loop must end somewhere.
+    # Tags nested this deep are no prose, and the loop has to end.
     return text.replace("<", "").replace("&", "")
-
-
-def _decoded(text: str) -> str:
-    """Decode references that end in a semicolon; others stand in addresses, such as `?a=1&copy=2`."""
-    if "&" not in text:
-        return text
-    return _REFERENCE.sub(lambda found: html.unescape(found.group()), text)
 
 
 def _shown(tag: re.Match[str]) -> str:
     name = tag["name"].lower()
-    if name in _CELLS:
-        return "" if tag["closing"] else " "
-    if name not in _LINE_NAMES:
-        return ""
-    if name == _BULLETED:
+    if name == "li":
         return "" if tag["closing"] else "\n- "
-    return "\n\n" if name in _PARAGRAPHS else "\n"
+    if name in ("td", "th"):
+        return "" if tag["closing"] else " "
+    if name in _PARAGRAPH_TAGS:
+        return "\n\n"
+    return "\n" if name in _LINE_NAMES else ""

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
-from psychocounsel.corpus.deidentify.spans import Span
+from psychocounsel.corpus.deidentify import Span
 from psychocounsel.store.files import digest_of_files
 
 _FOLDER = Path(__file__).resolve().parent / "lists"
@@ -62,20 +62,7 @@ _TITLED_CUE, _NAMED_CUE = Cue(Trust.NAMED, 0.9), Cue(Trust.NAMED, 0.95)
 RELATION, RELATION_DOUBTFUL = Cue(Trust.NAMED, 0.85), Cue(Trust.LISTED, 0.8)
 _LISTED_CUE = Cue(Trust.LISTED, 0.8)
 
-_PERSONS = (
-    "someone",
-    "somebody",
-    "guy",
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "friend",
-    "person",
-    "kid",
-    "dog",
-    "cat",
-)
+_PERSONS = ("someone", "somebody", "guy", "man", "woman", "boy", "girl", "friend", "person", "kid", "dog", "cat")
 _GREETINGS = ("Hi", "hi", "Hello", "hello", "Dear", "dear", "Hi,", "hi,", "Hello,", "hello,")
 
 RELATIONS = frozenset(word + plural for word in words("relations") for plural in ("", "s"))

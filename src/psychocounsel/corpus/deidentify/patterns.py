@@ -1,13 +1,13 @@
-"""Text -> Spans by patterns and lists: the engine that is always there."""
+"""De-identification by patterns and lists of names; needs no extra package."""
 
 import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
-from psychocounsel.config.schema import Entity
-from psychocounsel.corpus.contacts import phone_numbers, web_addresses
+from psychocounsel.config.schema import DeidentificationConfig, Entity
+from psychocounsel.corpus.contacts import CrisisLines, crisis_lines, phone_numbers, web_addresses
+from psychocounsel.corpus.deidentify import Deidentifier, Fingerprint, Span
 from psychocounsel.corpus.deidentify.names import LISTS_DIGEST, find_people
-from psychocounsel.corpus.deidentify.spans import CrisisSpans, Identity, Span
 
 _MAIL_HOSTS = ("gmail", "yahoo", "hotmail", "outlook", "icloud", "proton", "aol")
 _SPOKEN_EMAIL = re.compile(
@@ -17,10 +17,10 @@ _SPOKEN_EMAIL = re.compile(
 )
 
 
-def find_addresses_of_the_net(text: str, lowered: str) -> Iterator[Span]:
-    """Find e-mail addresses, also as `sam dot lee at gmail dot com`, and web addresses."""
+def _internet_addresses(text: str, lowered: str) -> Iterator[Span]:
+    """Yield e-mail addresses, also as `sam dot lee at gmail dot com`, and web addresses."""
     for contact in web_addresses(text):
-        yield Span(contact.start, contact.end, "EMAIL" if contact.kind == "EMAIL" else "URL", 0.9)
+        yield Span(contact.start, contact.end, contact.kind, 0.9)
     if any(host in lowered for host in _MAIL_HOSTS):
         yield from (Span(*match.span(), "EMAIL", 0.85) for match in _SPOKEN_EMAIL.finditer(text))
 
@@ -32,28 +32,16 @@ _LOCAL_PHONE = re.compile(
 )
 
 
-def find_phones(text: str) -> Iterator[Span]:
-    """Find phone numbers; one of seven digits needs a word such as `called` before it."""
+def _phones(text: str) -> Iterator[Span]:
+    """Yield phone numbers; one of seven digits needs a word such as `called` before it."""
     yield from (Span(contact.start, contact.end, "PHONE", 0.8) for contact in phone_numbers(text))
     yield from (Span(*match.span("number"), "PHONE", 0.7) for match in _LOCAL_PHONE.finditer(text))
 
 
 _HANDLE = re.compile(r"(?<![\w@.&/$-])@[^\W\d]\w{2,29}(?:\.\w{1,29})*(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
-_SITES = (
-    "insta",
-    "snap",
-    "twitter",
-    "tiktok",
-    "discord",
-    "reddit",
-    "tumblr",
-    "facebook",
-    "username",
-    "handle",
-    "account",
-)
-# A plain word after `my snapchat is` tells nothing; a digit, a dot or an underscore makes it an account.
+_SITES = "insta snap twitter tiktok discord reddit tumblr facebook username handle account".split()  # noqa: SIM905
+# A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
     r"\b(?:insta(?:gram)?|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name|handle"
     r"|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s"
@@ -62,8 +50,8 @@ _NAMED_HANDLE = re.compile(
 )
 
 
-def find_handles(text: str, lowered: str) -> Iterator[Span]:
-    """Find names of accounts: `@quiet_riot`, `nightowl#4471`, `my snapchat is quiet_riot22`."""
+def _handles(text: str, lowered: str) -> Iterator[Span]:
+    """Yield names of accounts: `@quiet_riot`, `nightowl#4471`, `my snapchat is quiet_riot22`."""
     if "@" in text:
         yield from (Span(*match.span(), "HANDLE", 0.85) for match in _HANDLE.finditer(text))
     if "#" in text:
@@ -76,22 +64,17 @@ _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-f:]*[0-9])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:]|\.\d)",
     re.IGNORECASE,
 )
-_SHORTEST_IP = len("::1") + 3
+_SHORTEST_IP_CHARS = 6
 
 
-def find_ips(text: str) -> Iterator[Span]:
-    """Find IP addresses of both versions."""
+def _ips(text: str) -> Iterator[Span]:
     for match in _IP.finditer(text):
-        if len(match.group()) >= _SHORTEST_IP and _is_ip(match.group()):
+        if len(match.group()) >= _SHORTEST_IP_CHARS:
+            try:
+                ip_address(match.group())
+            except ValueError:
+                continue
             yield Span(*match.span(), "IP", 0.9)
-
-
-def _is_ip(found: str) -> bool:
-    try:
-        ip_address(found)
-    except ValueError:
-        return False
-    return True
 
 
 _SSN = re.compile(r"(?<![\w-])(?!000|666)\d{3}(?P<gap>[- ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-])")
@@ -107,24 +90,20 @@ _CUED = re.compile(
 _CUED_DIGITS, _BARE_DIGITS = 4, 6
 
 
-def find_id_numbers(text: str) -> Iterator[Span]:
-    """Find social security numbers and cards by their form, other numbers by the word before them."""
+def _id_numbers(text: str) -> Iterator[Span]:
+    """Yield social security numbers and cards by their form, other numbers by the word before them."""
     yield from (Span(*match.span(), "ID_NUMBER", 0.9) for match in _SSN.finditer(text))
     for match in _CARD.finditer(text):
-        if passes_luhn(match.group()):
+        if _passes_luhn(match.group()):
             yield Span(*match.span(), "ID_NUMBER", 0.9)
     for match in _CUED.finditer(text):
         enough = _CUED_DIGITS if match["sure"] or match["number"] else _BARE_DIGITS
-        if _digits(match["value"]) >= enough:
+        if sum(map(str.isdigit, match["value"])) >= enough:
             yield Span(*match.span("value"), "ID_NUMBER", 0.85)
 
 
-def _digits(value: str) -> int:
-    return sum(character.isdigit() for character in value)
-
-
-def passes_luhn(number: str) -> bool:
-    """Whether the last digit checks the others, as on bank cards (ISO/IEC 7812-1, annex B)."""
+def _passes_luhn(number: str) -> bool:
+    """Return whether the last digit checks the others, as on bank cards (ISO/IEC 7812-1, annex B)."""
     digits = [int(character) for character in number if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
@@ -150,11 +129,9 @@ _BIRTH = re.compile(
 _BIRTH_SIGNS = ("born", "birth", "dob", "d.o.b", "turn")
 
 
-def find_birth_dates(text: str, lowered: str) -> Iterator[Span]:
-    """Find a day beside words such as `born` or `birthday`; a year or a month alone stays."""
-    if not any(sign in lowered for sign in _BIRTH_SIGNS):
-        return
-    for match in _BIRTH.finditer(text):
+def _birth_dates(text: str, lowered: str) -> Iterator[Span]:
+    """Yield a day near words such as `born` or `birthday`; a year or a month alone stays."""
+    for match in _BIRTH.finditer(text) if any(sign in lowered for sign in _BIRTH_SIGNS) else ():
         yield Span(*match.span("after" if match["after"] else "before"), "DATE_OF_BIRTH", 0.85)
 
 
@@ -195,25 +172,25 @@ _CODE = re.compile(r"\d{5}|[A-Z]\d")
 _HOME_SIGNS = ("live", "living", "stay", "address", "located", "reside", "moved")
 
 
-def find_addresses(text: str, lowered: str) -> Iterator[Span]:
-    """Find postal addresses; every one of them holds a digit. A town or a country alone stays."""
+def _postal_addresses(text: str, lowered: str) -> Iterator[Span]:
+    """Yield postal addresses; every one contains a digit. A town or a country alone stays."""
     if _NUMBER_AND_NAME.search(text):
-        yield from _spans(_STREET, text, 0.8)
+        yield from _matches(_STREET, text, 0.8)
     if _CODE.search(text):
-        yield from _spans(_TOWN_AND_ZIP, text, 0.85)
-        yield from _spans(_POST_CODE, text, 0.7)
-        yield from _spans(_CUED_ZIP, text, 0.8)
+        yield from _matches(_TOWN_AND_ZIP, text, 0.85)
+        yield from _matches(_POST_CODE, text, 0.7)
+        yield from _matches(_CUED_ZIP, text, 0.8)
     if "box" in lowered:
-        yield from _spans(_POST_BOX, text, 0.9)
+        yield from _matches(_POST_BOX, text, 0.9)
     if any(sign in lowered for sign in _HOME_SIGNS):
-        yield from _spans(_LIVED_AT, text, 0.7)
+        yield from _matches(_LIVED_AT, text, 0.7)
 
 
-def _spans(pattern: re.Pattern[str], text: str, score: float) -> Iterator[Span]:
+def _matches(pattern: re.Pattern[str], text: str, score: float) -> Iterator[Span]:
     return (Span(*match.span("address"), "ADDRESS", score) for match in pattern.finditer(text))
 
 
-VERSION = 1
+VERSION = 2
 # Signs without which the slower patterns cannot match; most texts have none.
 _DIGIT = re.compile(r"[0-9]")
 _FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}")
@@ -225,22 +202,21 @@ _NUMBERS = ("PHONE", "ID_NUMBER")
 
 
 class PatternDeidentifier:
-    """Patterns for what has a form, cues and lists of names for people."""
+    """Finds people by cues and lists of names, everything else by its form.
 
-    def __init__(self, entities: Sequence[Entity], min_score: float, crisis_spans: CrisisSpans) -> None:
-        """Set up what is looked for.
+    Args:
+        entities: what to find.
+        min_score: finds with a lower score, in 0 to 1, are left out.
+        crisis: lines that are no finds.
+    """
 
-        Args:
-            entities: what is looked for.
-            min_score: finds below it are left out, in 0 to 1.
-            crisis_spans: where in a text crisis lines stand.
-        """
+    def __init__(self, entities: Sequence[Entity], min_score: float, crisis: CrisisLines) -> None:
         self._entities = frozenset(entities)
         self._min_score = min_score
-        self._crisis_spans = crisis_spans
+        self._crisis = crisis
 
     @property
-    def identity(self) -> Identity:
+    def fingerprint(self) -> Fingerprint:
         """Engine, version, entities and threshold."""
         return {
             "engine": "patterns",
@@ -252,41 +228,55 @@ class PatternDeidentifier:
 
     def find(self, text: str) -> list[Span]:
         """Return the finds of all patterns; they may overlap."""
-        found = [span for span in _candidates(text) if span.entity in self._entities and span.score >= self._min_score]
-        return without_crisis_lines(text, found, self._crisis_spans)
+        found = [span for span in _all_finds(text) if span.entity in self._entities and span.score >= self._min_score]
+        return without_crisis_lines(text, found, self._crisis)
 
 
-def _candidates(text: str) -> Iterator[Span]:
+def _all_finds(text: str) -> Iterator[Span]:
     lowered = text.lower()
     yield from find_people(text)
     has_digit = _DIGIT.search(text) is not None
     has_net_sign = _NET_SIGN.search(text) is not None or any(sign in lowered for sign in _NET_SIGNS)
     if has_net_sign:
-        yield from find_addresses_of_the_net(text, lowered)
+        yield from _internet_addresses(text, lowered)
     if has_net_sign or has_digit or "_" in text:
-        yield from find_handles(text, lowered)
-    if has_digit:
-        yield from _numbers(text, lowered)
-
-
-def _numbers(text: str, lowered: str) -> Iterator[Span]:
-    yield from find_birth_dates(text, lowered)
-    yield from find_addresses(text, lowered)
+        yield from _handles(text, lowered)
+    if not has_digit:
+        return
+    yield from _birth_dates(text, lowered)
+    yield from _postal_addresses(text, lowered)
     if _FOUR_DIGITS.search(text):
-        yield from find_id_numbers(text)
+        yield from _id_numbers(text)
         if _IP_SIGN.search(text):
-            yield from find_ips(text)
+            yield from _ips(text)
         if _SIX_DIGITS.search(text):
-            yield from find_phones(text)
+            yield from _phones(text)
 
 
-def without_crisis_lines(text: str, spans: list[Span], crisis_spans: CrisisSpans) -> list[Span]:
-    """Return the finds without the numbers of crisis lines: those stay in every text."""
+def without_crisis_lines(text: str, spans: list[Span], crisis: CrisisLines) -> list[Span]:
+    """Return the finds without the numbers of crisis lines, which stay in every text."""
     if not any(span.entity in _NUMBERS for span in spans):
         return spans
-    lines = crisis_spans(text)
+    lines = crisis.spans(text)
     return [
         span
         for span in spans
         if span.entity not in _NUMBERS or not any(start < span.end and span.start < end for start, end in lines)
     ]
+
+
+def open_deidentifier(config: DeidentificationConfig, crisis: CrisisLines | None = None) -> Deidentifier | None:
+    """Return the configured engine, or None for `engine: none`; `crisis` defaults to the bundled lines.
+
+    Raises:
+        ConfigError: the engine or its pipeline is not installed.
+    """
+    if config.engine == "none":
+        return None
+    crisis = crisis or crisis_lines()
+    patterns = PatternDeidentifier(config.entities, config.min_score, crisis)
+    if config.spacy_model is None:
+        return patterns
+    from psychocounsel.corpus.deidentify.presidio import PresidioDeidentifier
+
+    return PresidioDeidentifier(patterns, config.spacy_model, config.entities, config.min_score, crisis)

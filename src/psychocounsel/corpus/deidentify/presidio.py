@@ -1,16 +1,15 @@
-"""Text -> Spans by Presidio on a local spaCy pipeline, beside the patterns; it opens no connection."""
+"""De-identification by Presidio on a local spaCy pipeline, in addition to the patterns; it opens no connection."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from psychocounsel.config.schema import DeidentificationConfig, Entity
-from psychocounsel.corpus.contacts import crisis_lines
-from psychocounsel.corpus.deidentify.patterns import PatternDeidentifier, without_crisis_lines
-from psychocounsel.corpus.deidentify.spans import CrisisSpans, Deidentifier, Identity, Span
+from psychocounsel.config.schema import Entity
+from psychocounsel.corpus.contacts import CrisisLines, is_host
+from psychocounsel.corpus.deidentify import Deidentifier, Fingerprint, Span
+from psychocounsel.corpus.deidentify.patterns import without_crisis_lines
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -38,38 +37,42 @@ _PERSON_LABELS = ("PERSON", "PER", "PATIENT", "STAFF", "HCW")
 
 
 class PresidioDeidentifier:
-    """The finds of the patterns, and those of Presidio: names by the pipeline, numbers by its recognisers.
+    """Finds what the patterns find, and what Presidio finds: names by the pipeline, numbers by its recognisers.
 
-    Towns and countries stay, as they do for the patterns.
+    Towns and countries stay, as they do for the patterns. The pipeline is loaded with the first text.
+
+    Args:
+        patterns: found in addition.
+        spacy_model: an installed package, or the folder of a pipeline.
+        entities: what to find.
+        min_score: finds with a lower score, in 0 to 1, are left out.
+        crisis: lines that are no finds.
+
+    Raises:
+        ConfigError: the extra or the pipeline is not installed.
     """
 
     def __init__(
-        self, spacy_model: str, entities: Sequence[Entity], min_score: float, crisis_spans: CrisisSpans
+        self,
+        patterns: Deidentifier,
+        spacy_model: str,
+        entities: Sequence[Entity],
+        min_score: float,
+        crisis: CrisisLines,
     ) -> None:
-        """Check that everything is installed; the pipeline is loaded with the first text.
-
-        Args:
-            spacy_model: an installed package, or the folder of a pipeline.
-            entities: what is looked for.
-            min_score: finds below it are left out, in 0 to 1.
-            crisis_spans: where in a text crisis lines stand.
-
-        Raises:
-            ConfigError: the extra or the pipeline is not installed.
-        """
-        self._patterns = PatternDeidentifier(entities, min_score, crisis_spans)
+        self._patterns = patterns
         self._entities = frozenset(entities)
         self._min_score = min_score
-        self._crisis_spans = crisis_spans
+        self._crisis = crisis
         self._spacy_model = spacy_model
         self._versions = {name: _version(name) for name in _PACKAGES}
-        self._pipeline = _pipeline_identity(spacy_model)
+        self._pipeline = _pipeline_fingerprint(spacy_model)
 
     @property
-    def identity(self) -> Identity:
-        """That of the patterns, the version of every package, and the pipeline by version or digest."""
+    def fingerprint(self) -> Fingerprint:
+        """That of the patterns, the version of every package, and the version or digest of the pipeline."""
         return {
-            **{f"patterns_{key}": value for key, value in self._patterns.identity.items()},
+            **{f"patterns_{key}": value for key, value in self._patterns.fingerprint.items()},
             "engine": "presidio",
             "version": str(VERSION),
             "pipeline": self._pipeline,
@@ -79,7 +82,7 @@ class PresidioDeidentifier:
     def find(self, text: str) -> list[Span]:
         """Return the finds of both; they may overlap."""
         found = list(self._finds_of_presidio(text)) if self._names else []
-        return self._patterns.find(text) + without_crisis_lines(text, found, self._crisis_spans)
+        return [*self._patterns.find(text), *without_crisis_lines(text, found, self._crisis)]
 
     def _finds_of_presidio(self, text: str) -> Iterator[Span]:
         results = self._analyzer.analyze(
@@ -116,23 +119,23 @@ class PresidioDeidentifier:
 
 def _version(package: str) -> str:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         raise ConfigError(
             f"engine: presidio needs the package {package}",
             where=f"{_WHERE}.engine",
-            remedy="pip install 'psychocounsel[deid]', or take engine: patterns",
+            remedy="pip install 'psychocounsel[deid]', or set engine: patterns",
         ) from None
 
 
-def _pipeline_identity(spacy_model: str) -> str:
+def _pipeline_fingerprint(spacy_model: str) -> str:
     folder = Path(spacy_model)
     if (folder / "config.cfg").is_file():
         names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         return digest_of_files(folder, names)
     try:
-        return f"{spacy_model} {version(spacy_model)}"
-    except (PackageNotFoundError, ValueError):
+        return f"{spacy_model} {metadata.version(spacy_model)}"
+    except (metadata.PackageNotFoundError, ValueError):
         raise ConfigError(
             f"{spacy_model!r} is neither an installed spaCy pipeline nor the folder of one",
             where=f"{_WHERE}.spacy_model",
@@ -141,7 +144,7 @@ def _pipeline_identity(spacy_model: str) -> str:
 
 
 def _loaded_engine(spacy_model: str) -> Any:
-    """Return Presidio's engine with the pipeline in it; by itself it would download a missing one."""
+    """Return Presidio's engine around the pipeline; by itself it would download a missing one."""
     engines = import_module("presidio_analyzer.nlp_engine")
     pipeline = import_module("spacy").load(spacy_model)
     others = {label for labels in pipeline.pipe_labels.values() for label in labels} - set(_PERSON_LABELS)
@@ -152,33 +155,7 @@ def _loaded_engine(spacy_model: str) -> Any:
 
 
 def _offline_email_recognizer() -> Any:
-    """Return Presidio's recogniser of e-mail addresses with the suffix list that comes with its package.
-
-    By itself it would fetch the newest list with the first address.
-    """
-    suffixes = import_module("tldextract").TLDExtract(cache_dir=None, suffix_list_urls=())
+    """Return Presidio's recogniser of e-mail addresses; by itself it would fetch the newest list of suffixes."""
     recognizer = import_module("presidio_analyzer.predefined_recognizers").EmailRecognizer()
-
-    def has_domain(found: str) -> bool:
-        return bool(suffixes(found).fqdn)
-
-    recognizer.validate_result = has_domain
+    recognizer.validate_result = is_host
     return recognizer
-
-
-def open_deidentifier(config: DeidentificationConfig, crisis_spans: CrisisSpans | None = None) -> Deidentifier | None:
-    """Return the engine, or None for `engine: none`.
-
-    Args:
-        config: engine, entities and threshold.
-        crisis_spans: where in a text crisis lines stand; those of the bundled list when left out.
-
-    Raises:
-        ConfigError: the engine or its pipeline is not installed.
-    """
-    if config.engine == "none":
-        return None
-    lines = crisis_spans or crisis_lines().spans
-    if config.engine == "presidio" and config.spacy_model is not None:
-        return PresidioDeidentifier(config.spacy_model, config.entities, config.min_score, lines)
-    return PatternDeidentifier(config.entities, config.min_score, lines)

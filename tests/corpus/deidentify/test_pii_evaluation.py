@@ -7,16 +7,16 @@ from importlib.resources import files
 import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
+from psychocounsel.corpus.deidentify import Fingerprint, Span
+from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, parse_marks, read_pii_set
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
-from psychocounsel.corpus.deidentify.spans import Identity, Span
 
 
 class ListFinder:
     """Finds what it was told to find in each text."""
 
     def __init__(self, finds: dict[str, list[Span]]) -> None:
-        self.identity: Identity = {}
+        self.fingerprint: Fingerprint = {}
         self.finds = finds
 
     def find(self, text: str) -> Sequence[Span]:

@@ -28,30 +28,11 @@ NOBODY = KnownPeople.of_authors(["gpt-4o", "llama-3.1-8b"])
 
 pieces = st.sampled_from(
     [
-        "I hear you.",
-        "Best,",
-        "Warmly,",
-        "Robin Landwehr",
-        "Jane",
-        "roe",
-        ", LCSW",
-        "\n",
-        "- Jane",
-        "~Grace",
-        "www.x.org",
-        "988",
-        "call 988",
-        "My name is Jane Roe",
-        "Hi, I'm Robin.",
-        "[PERSON_1]",
-        "Take care",
-        "Dr.",
-        ".",
-        "!",
-        "and",
-        "- ",
+        "I hear you.", "Best,", "Warmly,", "Robin Landwehr", "Jane", "roe", ", LCSW", "\n", "- Jane", "~Grace",
+        "www.x.org", "988", "call 988", "My name is Jane Roe", "Hi, I'm Robin.", "[PERSON_1]", "Take care", "Dr.",
+        ".", "!", "and", "- ",
     ]
-)
+)  # fmt: skip
 tangled = st.lists(pieces, max_size=14).map(" ".join)
 
 
@@ -107,31 +88,18 @@ def test_models_practices_and_single_words_are_no_people(author: str) -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        "Robin Landwehr",
-        "robin landwehr",
-        "ROBIN  LANDWEHR",
-        "Robin-Landwehr",
-        "Robin J. Landwehr",
-        "Robin, Landwehr",
-        "RobinLandwehr",
-        "Shawn Thomas Berthel",
-        "Shawn Berthel",
-        "Eric Ström",
-        "Jose Perez",
-        "José Pérez",
-        "Mary Ann O\u2019Meara",
-        "Stephanie C",
-        "LeeKing",
+        "Robin Landwehr", "robin landwehr", "ROBIN  LANDWEHR", "Robin-Landwehr", "Robin J. Landwehr",
+        "Robin, Landwehr", "RobinLandwehr", "Shawn Thomas Berthel", "Shawn Berthel", "Eric Ström", "Jose Perez",
+        "José Pérez", "Mary Ann O\u2019Meara", "Stephanie C", "LeeKing",
     ],
-)
+)  # fmt: skip
 def test_a_name_is_found_however_it_is_written(written: str) -> None:
     found = KNOWN.find(f"As {written}, my colleague, says.")
     assert [(each.start, each.end) for each in found] == [(3, 3 + len(written))]
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["to sleeking cats", "Robin and Landwehr", "Grace bells", "stephanie can", "Jane, roe deer or", ""],
+    "text", ["to sleeking cats", "Robin and Landwehr", "Grace bells", "stephanie can", "Jane, roe deer or", ""]
 )
 def test_other_words_are_no_names(text: str) -> None:
     assert [each.name for each in KNOWN.find(text)] == (["Jane Roe"] if "roe deer" in text else [])
@@ -171,20 +139,13 @@ def test_a_closing_signature_goes(signed: str, unsigned: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "You deserve the best, and peace.",
-        "Tell it to your sister, Grace.",
-        "Try these:\n- Journaling\n- Walking",
-        "As they say: \u201cThis too shall pass.\u201d - Buddha",
-        "Take care, and remember to rest.",
-        "Good luck!\nStay strong.",
-        "With love and grace",
-        "I am Catholic. This is hard. (Nods)",
-        "Lines that listen:\n- Samaritans 116 123",
-        "Please call one of them. - Lifeline 988",
-        "He said you are kind.",
-        "",
+        "You deserve the best, and peace.", "Tell it to your sister, Grace.", "Try these:\n- Journaling\n- Walking",
+        "As they say: \u201cThis too shall pass.\u201d - Buddha", "Take care, and remember to rest.",
+        "Good luck!\nStay strong.", "With love and grace", "I am Catholic. This is hard. (Nods)",
+        "Lines that listen:\n- Samaritans 116 123", "Please call one of them. - Lifeline 988",
+        "He said you are kind.", "",
     ],
-)
+)  # fmt: skip
 def test_prose_and_crisis_lines_at_the_end_stay(text: str) -> None:
     assert without_signatures(text, KNOWN) == text
 
@@ -196,10 +157,7 @@ def test_prose_and_crisis_lines_at_the_end_stay(text: str) -> None:
         ("Hello there, my name is Anna Smith and I can help. You are brave.", "You are brave."),
         ("You are brave. I am Dr. Jane Roe. Rest now and then.", "You are brave. Rest now and then."),
         ("Hi! I'm Grace. You are brave.", "Hi! You are brave."),
-        (
-            "As Jane Roe says, and Robin Landwehr, and jane roe.",
-            "As [PERSON_1] says, and [PERSON_2], and [PERSON_1].",
-        ),
+        ("As Jane Roe says, and Robin Landwehr, and jane roe.", "As [PERSON_1] says, and [PERSON_2], and [PERSON_1]."),
         ("[PERSON_1] and Jane Roe's books help.", "[PERSON_1] and [PERSON_2]'s books help."),
         ("I am Jane Roe, call 988. You are brave.", "I am [PERSON_1], call 988. You are brave."),
         ("As written by Jane Roe, LCSW", "As written by [PERSON_1], LCSW"),

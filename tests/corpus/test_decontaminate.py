@@ -2,22 +2,17 @@
 
 import tracemalloc
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, _SpanHashes, texts_in
+from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
+from psychocounsel.corpus.sources import SourceRow
 from psychocounsel.errors import InputError
 
 TWELVE = "Since the move I do not sleep and nobody here knows me."
 LONGER = f"Well. {TWELVE} What should I do about it, and when?"
-
-
-class PlainRow(NamedTuple):
-    where: str
-    values: dict[str, Any]
 
 
 def index_of(*texts: str, span_words: int = 12) -> ExclusionIndex:
@@ -124,13 +119,6 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
     assert peak < 100_000 * 12 + 800_000
 
 
-def test_hashes_are_the_same_in_every_run() -> None:
-    assert [f"{each:016x}" for each in _SpanHashes(3).of("one two three four")] == [
-        "6a964491c9110d3f",
-        "8655b841551f2c23",
-    ]
-
-
 def test_a_source_without_a_text_to_compare_is_an_error() -> None:
     with pytest.raises(InputError, match=r"b\.csv: it has no text of 5 words or more; check the columns"):
         ExclusionIndex([ExcludedTexts("a.csv", [TWELVE]), ExcludedTexts("b.csv", ["too short", ""])], 12)
@@ -138,8 +126,8 @@ def test_a_source_without_a_text_to_compare_is_an_error() -> None:
 
 def test_texts_of_the_named_columns_row_by_row() -> None:
     rows = [
-        PlainRow("x line 2", {"q": "one", "a": "two", "n": 3}),
-        PlainRow("x line 3", {"q": None, "a": "", "n": 4}),
+        SourceRow("x line 2", {"q": "one", "a": "two", "n": 3}),
+        SourceRow("x line 3", {"q": None, "a": "", "n": 4}),
     ]
     assert list(texts_in(rows, ["q", "a"])) == ["one", "two", ""]
 
@@ -153,4 +141,4 @@ def test_texts_of_the_named_columns_row_by_row() -> None:
 )
 def test_a_column_that_cannot_be_compared_is_an_error(column: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        list(texts_in([PlainRow("x line 2", {"q": "one", "n": ["a"]})], [column]))
+        list(texts_in([SourceRow("x line 2", {"q": "one", "n": ["a"]})], [column]))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.config.schema import DeidentificationConfig
-from psychocounsel.corpus.deidentify import presidio
-from psychocounsel.corpus.deidentify.patterns import PatternDeidentifier
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
-from psychocounsel.corpus.deidentify.spans import Span, deidentify
+from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
+from psychocounsel.corpus.contacts import crisis_lines
+from psychocounsel.corpus.deidentify import Fingerprint, Span, deidentify
+from psychocounsel.corpus.deidentify.patterns import open_deidentifier
+from psychocounsel.corpus.deidentify.presidio import PresidioDeidentifier
 from psychocounsel.errors import ConfigError
 
 REASON = "the extra psychocounsel[deid] is not installed"
@@ -40,12 +40,14 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture
-def without_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_nothing(engine: PatternDeidentifier, text: str) -> list[Span]:
-        return []
+class FindsNothing:
+    """Stands for the patterns, so that only the finds of Presidio are left."""
 
-    monkeypatch.setattr(PatternDeidentifier, "find", find_nothing)
+    def __init__(self) -> None:
+        self.fingerprint: Fingerprint = {}
+
+    def find(self, text: str) -> list[Span]:
+        return []
 
 
 def open_on(pipeline: Path, **settings: object):
@@ -55,14 +57,14 @@ def open_on(pipeline: Path, **settings: object):
     return engine
 
 
-@pytest.mark.usefixtures("without_patterns")
 def test_presidio_finds_names_and_numbers_and_opens_no_socket(pipeline):
     text = (
         "Zyx Qwf of Springfield, in sadness, wrote to m.g84@gmail.com, https://a.example.com/x, "
         "from 203.0.113.47. "
         "Card 4539 1488 0343 6467, SSN 219-09-4817, or 212-555-0142, not 1-800-273-8255."
     )
-    assert deidentify(text, open_on(pipeline)) == (
+    engine = PresidioDeidentifier(FindsNothing(), str(pipeline), ENTITIES, 0.4, crisis_lines())
+    assert deidentify(text, engine) == (
         "[PERSON_1] of Springfield, in sadness, wrote to [EMAIL_1], [URL_1], from [IP_1]. "
         "Card [ID_NUMBER_1], SSN [ID_NUMBER_2], or [PHONE_1], not 1-800-273-8255."
     )
@@ -82,14 +84,14 @@ def test_only_the_entities_that_were_asked_for_are_hidden(pipeline):
 
 
 def test_identity_names_packages_and_pipeline(pipeline, tmp_path):
-    identity = open_on(pipeline).identity
-    assert identity["engine"] == "presidio"
-    assert {"presidio-analyzer", "spacy", "phonenumbers", "tldextract"} <= set(identity)
+    fingerprint = open_on(pipeline).fingerprint
+    assert fingerprint["engine"] == "presidio"
+    assert {"presidio-analyzer", "spacy", "phonenumbers", "tldextract"} <= set(fingerprint)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.cfg").write_text("[nlp]\n")
-    assert open_on(other).identity["pipeline"] != identity["pipeline"]
-    assert open_on(pipeline, min_score=0.5).identity != identity
+    assert open_on(other).fingerprint["pipeline"] != fingerprint["pipeline"]
+    assert open_on(pipeline, min_score=0.5).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize("name", ["en_core_web_none", "no/such/folder", ""])
@@ -98,10 +100,10 @@ def test_a_pipeline_that_is_not_there_is_not_fetched(pipeline, name):
         open_on(Path(name))
 
 
-def test_without_the_extra_the_remedy_is_named(monkeypatch):
+def test_without_the_extra_the_remedy_is_named(pipeline, monkeypatch):
     def missing(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(presidio, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     with pytest.raises(ConfigError, match=r"pip install 'psychocounsel\[deid\]'"):
-        open_on(Path("en_core_web_sm"))
+        open_on(pipeline)

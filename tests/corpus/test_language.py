@@ -47,21 +47,12 @@ def test_other_languages_are_foreign_to_english_only(language: str, identifier: 
 @pytest.mark.parametrize(
     "text",
     [
-        "(Nods.)",
-        "(Se seca las l\u00e1grimas) I just can't do this any more, I am so tired.",
-        "ok",
-        "Lol idk",
-        "Nothing helps.",
-        "my mum's proper doing my head in innit",
-        "HELP ME PLEASE I CANT BREATHE",
-        "d\u00e9j\u00e0 vu, je ne sais quoi, I have it all the time honestly",
-        "*sighs* No.",
-        "[PERSON_1] [URL_1]",
-        "Certainly.",
-        "12, 13 and 14!!",
-        "",
+        "(Nods.)", "(Se seca las l\u00e1grimas) I just can't do this any more, I am so tired.", "ok", "Lol idk",
+        "Nothing helps.", "my mum's proper doing my head in innit", "HELP ME PLEASE I CANT BREATHE",
+        "d\u00e9j\u00e0 vu, je ne sais quoi, I have it all the time honestly", "*sighs* No.", "[PERSON_1] [URL_1]",
+        "Certainly.", "12, 13 and 14!!", "",
     ],
-)
+)  # fmt: skip
 def test_english_short_texts_and_directions_are_not_foreign(text: str, identifier: OfflineIdentifier) -> None:
     assert not is_foreign(text, ("en",), identifier)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import ENTITIES, Entity
-from psychocounsel.corpus.deidentify.spans import Identity, Placeholders, Span, deidentify, resolve
+from psychocounsel.corpus.deidentify import Fingerprint, Placeholders, Span, deidentify, resolve
 
 SURROGATE = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
 
@@ -18,7 +18,7 @@ class WordFinder:
     """Finds given words wherever they stand, within placeholders too."""
 
     def __init__(self, words: dict[str, Entity]) -> None:
-        self.identity: Identity = {}
+        self.fingerprint: Fingerprint = {}
         self.words = words
 
     def find(self, text: str) -> Sequence[Span]:
@@ -49,11 +49,7 @@ def test_the_same_person_keeps_the_surrogate_and_numbers_follow_the_text():
         ("ANNA and anna", ["ANNA", "anna"], "[PERSON_1] and [PERSON_1]"),
         ("Anna Smith or Dr. Smith", ["Anna Smith", "Smith"], "[PERSON_1] or Dr. [PERSON_1]"),
         ("Anna Smith, Anna Jones", ["Anna Smith", "Anna Jones"], "[PERSON_1], [PERSON_2]"),
-        (
-            "Anna Smith, Bo Jones; Jones",
-            ["Anna Smith", "Bo Jones", "Jones"],
-            "[PERSON_1], [PERSON_2]; [PERSON_2]",
-        ),
+        ("Anna Smith, Bo Jones; Jones", ["Anna Smith", "Bo Jones", "Jones"], "[PERSON_1], [PERSON_2]; [PERSON_2]"),
         ("Anna M. Smith is Anna Smith", ["Anna M. Smith", "Anna Smith"], "[PERSON_1] is [PERSON_1]"),
         ("James\u2019 and James", ["James\u2019", "James"], "[PERSON_1]\u2019 and [PERSON_1]"),
     ],

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import DeidentificationConfig
-from psychocounsel.corpus.deidentify.patterns import passes_luhn
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
-from psychocounsel.corpus.deidentify.spans import deidentify, resolve
+from psychocounsel.corpus.contacts import CrisisLines, CrisisLinesFile
+from psychocounsel.corpus.deidentify import deidentify, resolve
+from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 
 COUNSEL_CHAT = Path(__file__).parents[4] / "shared" / "data" / "counsel-chat.csv"
 ENGINE = open_deidentifier(DeidentificationConfig(engine="patterns"))
@@ -55,6 +54,8 @@ NUMBERS = [
     ("from 203.0.113.47 and 2001:db8::8a2e:370", "from [IP_1] and [IP_2]"),
     ("SSN 219-09-4817", "SSN [ID_NUMBER_1]"),
     ("card 4539 1488 0343 6467", "card [ID_NUMBER_1]"),
+    ("write to k.o-brien+help@uni-köln.de", "write to [EMAIL_1]"),
+    ("text 1-800-555-HELPS", "text [PHONE_1]"),
     ("my case number is 24-1187 and MRN 00482913", "my case number is [ID_NUMBER_1] and MRN [ID_NUMBER_2]"),
     ("born on March 14, 1987; DOB: 3/4/87", "born on [DATE_OF_BIRTH_1]; DOB: [DATE_OF_BIRTH_2]"),
     ("May 5 is my son's birthday", "[DATE_OF_BIRTH_1] is my son's birthday"),
@@ -64,6 +65,7 @@ NUMBERS = [
     ("P.O. Box 44 and SW1A 2AA", "[ADDRESS_1] and [ADDRESS_2]"),
 ]
 LEFT_ALONE = [
+    "The long number 4539 1488 0343 6468 fails its check digit.",
     "Will I ever cope? I will. May I hope? In May, by the grace of God, Joy and Hope will do.",
     "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02/2022.",
     "My GAD-7 is 15, my PHQ-9 is 18, and Borderline Personality Disorder, CBT, EMDR, Lexapro are words.",
@@ -93,8 +95,10 @@ def test_crisis_lines_stay_beside_a_number_that_goes():
     assert hidden(text) == text.replace("(503) 555-0142", "[PHONE_1]")
 
 
-def test_crisis_lines_are_those_that_one_is_told():
-    engine = open_deidentifier(DeidentificationConfig(engine="patterns"), lambda text: [(5, 17)])
+def test_another_list_of_crisis_lines_can_be_given():
+    line = {"name": "Line", "numbers": ["503-555-0142"]}
+    listed = CrisisLinesFile.model_validate({"countries": [{"country": "US", "calling_code": "1", "lines": [line]}]})
+    engine = open_deidentifier(DeidentificationConfig(engine="patterns"), CrisisLines(listed))
     assert engine is not None
     assert deidentify("Call 503-555-0142 or 1-800-273-8255", engine) == "Call 503-555-0142 or [PHONE_1]"
 
@@ -106,11 +110,6 @@ def test_only_the_entities_that_were_asked_for_are_hidden():
 def test_a_threshold_leaves_the_doubtful_finds_out():
     text = "My wife Anna and i think stephanie lied"
     assert hidden(text, min_score=0.6) == "My wife [PERSON_1] and i think stephanie lied"
-
-
-@pytest.mark.parametrize(("number", "passes"), [("79927398713", True), ("79927398710", False), ("0", True)])
-def test_luhn(number, passes):
-    assert passes_luhn(number) is passes
 
 
 PIECES = (
@@ -134,27 +133,15 @@ def test_spans_lie_in_the_text(text):
 
 
 REPEATED = [
-    "a",
-    "A-",
-    "1 ",
-    "1-",
-    "@",
-    "a.",
-    "Anna ",
-    "my sister ",
-    "born 1 ",
-    "case 1 ",
-    "12 A ",
-    "live at 1 a ",
-    ":1:",
-]
+    "a", "A-", "1 ", "1-", "@", "a.", "Anna ", "my sister ", "born 1 ", "case 1 ", "12 A ", "live at 1 a ", ":1:",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", REPEATED)
-def test_no_text_takes_for_ever(piece):
-    start = time.process_time()
-    deidentify(piece * (40_000 // len(piece)), ENGINE)
-    assert time.process_time() - start < 5
+def test_a_hostile_text_does_not_hang(piece):
+    text = piece * (40_000 // len(piece))
+    once = deidentify(text, ENGINE)
+    assert deidentify(once, ENGINE) == once
 
 
 def test_identity_tells_what_shapes_the_finds():
@@ -164,8 +151,8 @@ def test_identity_tells_what_shapes_the_finds():
     surer = open_deidentifier(DeidentificationConfig(engine="patterns", min_score=0.9))
     engine = open_deidentifier(plain)
     assert engine is not None and same is not None and fewer is not None and surer is not None
-    assert engine.identity == same.identity
-    assert len({str(each.identity) for each in (engine, fewer, surer)}) == 3
+    assert engine.fingerprint == same.fingerprint
+    assert len({str(each.fingerprint) for each in (engine, fewer, surer)}) == 3
 
 
 def test_no_engine_is_none():

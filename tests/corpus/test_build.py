@@ -1,0 +1,262 @@
+"""The artifacts of a corpus: read once, split once, counted to the last row."""
+
+import csv
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from counsel_chat import PATH, counsel_chat
+
+from psychocounsel.config.loading import load_config
+from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.corpus.build import CorpusArtifacts, CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.corpus.cleaning import SPEECH_STEPS, clean
+from psychocounsel.corpus.contacts import BUNDLED
+from psychocounsel.errors import DataQualityError, InputError
+from psychocounsel.llm.cancel import CancelToken
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.schemas import SplitSpeech, read_candidates, read_row_provenance, read_speeches
+from psychocounsel.store.store import Store
+from psychocounsel.types import Candidate, Speech
+
+WORDS = [
+    "harbour", "lantern", "orchard", "pebble", "quarry", "ribbon", "saddle", "timber", "umbrella", "velvet",
+    "walnut", "yellow",
+]  # fmt: skip
+
+
+def speech_text(number: int) -> str:
+    return " ".join(WORDS[(number * step + step) % len(WORDS)] + str(number) for step in range(1, 12))
+
+
+def corpus_files(folder: Path, speeches: int = 20) -> dict[str, Any]:
+    """Write a small corpus with one repeated, one short and one unanswered row, and return its config."""
+    rows = [{"key": f"k{at}", "text": speech_text(at), "topic": "t"} for at in range(speeches)]
+    rows += [{**rows[0], "key": "again"}, {"key": "short", "text": "no", "topic": "t"}]
+    replies = [
+        {"key": f"k{at}", "who": who, "reply": f"{who} {at}"} for at in range(speeches) for who in ("elm", "oak")
+    ]
+    replies += [{"key": "short", "who": "elm", "reply": "lost"}, {"key": "nobody", "who": "elm", "reply": "lost"}]
+    for name, lines in (("speeches.jsonl", rows), ("replies.jsonl", replies)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {
+        "name": "talk",
+        "speeches": [
+            {
+                "path": str(folder / "speeches.jsonl"),
+                "columns": {"text": "text", "topic": "topic", "key": "key"},
+                "licence": "cc0-1.0",
+                "data_class": "public",
+            }
+        ],
+        "candidates": [
+            {"path": str(folder / "replies.jsonl"), "columns": {"text": "reply", "author": "who", "speech_key": "key"}}
+        ],
+        "cleaning": {"min_chars": 20},
+    }
+
+
+def counts(funnel: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
+    return funnel["rows_in"], funnel["kept"], funnel["dropped"]
+
+
+def opened(settings: dict[str, Any], store: Store) -> CorpusArtifacts:
+    return open_corpus(CorpusConfig.model_validate(settings), store, CancelToken())
+
+
+def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusPlans:
+    return plan_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store"))
+
+
+def test_a_corpus_is_read_split_and_counted(tmp_path: Path) -> None:
+    corpus = opened(corpus_files(tmp_path), Store(tmp_path / "store"))
+    assert corpus.candidates is not None
+    rows = read_speeches(corpus.speeches)
+    assert [row.speech.text for row in rows] == [speech_text(at) for at in range(20)]
+    assert {row.speech.source for row in rows} == {"speeches.jsonl"}
+    metrics = corpus.speeches.metrics
+    assert counts(metrics["funnel"]) == (22, 20, {"repeated_speech": 1, "too_short": 1})
+    assert metrics["splits"] == {"train": 16, "dev": 2, "test": 2}
+    assert (metrics["clusters"], metrics["near_duplicates"], metrics["crisis"]) == (20, 0, 0)
+    assert metrics["topics_by_split"] == {"train": {"t": 16}, "dev": {"t": 2}, "test": {"t": 2}}
+    assert metrics["sources"] == [
+        {"name": "speeches.jsonl", "licence": "cc0-1.0", "data_class": "public", "speeches": 20}
+    ]
+    assert len(read_candidates(corpus.candidates)) == 40
+    funnel = corpus.candidates.metrics["funnel"]
+    assert counts(funnel) == (42, 40, {"its_speech_was_dropped": 1, "no_such_speech": 1})
+    assert corpus.candidates.parents == (corpus.speeches.as_parent("speeches"),)
+
+
+def test_a_corpus_is_read_once_and_known_by_content(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    store = Store(tmp_path / "store")
+    first = opened(settings, store)
+    assert [each.is_new for each in opened(settings, store) if each] == [False] * 2
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "speeches.jsonl"
+    (tmp_path / "speeches.jsonl").rename(moved)
+    settings["speeches"][0]["path"] = str(moved)
+    assert planned(settings, tmp_path).speeches.id == first.speeches.id
+    moved.write_text(moved.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    changed = planned(settings, tmp_path)
+    assert changed.speeches.id != first.speeches.id
+    assert changed.candidates is not None
+    assert first.candidates is not None
+    assert changed.candidates.id != first.candidates.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cleaning": {"min_chars": 21}},
+        {"split": {"seed": 1}},
+        {"split": {"test_share": 0.2}},
+        {"split": {"near_duplicate_similarity": 0.8}},
+    ],
+)
+def test_how_it_is_cleaned_and_split_is_in_its_id(tmp_path: Path, change: dict[str, Any]) -> None:
+    settings = corpus_files(tmp_path)
+    base = planned(settings, tmp_path).speeches.id
+    assert planned({**settings, **change}, tmp_path).speeches.id != base
+
+
+def test_a_corpus_without_ready_responses_has_no_candidates(tmp_path: Path) -> None:
+    settings = {**corpus_files(tmp_path), "candidates": []}
+    assert opened(settings, Store(tmp_path / "store")).candidates is None
+
+
+def test_a_join_that_finds_nobody_ends_with_data_quality(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    settings["candidates"][0]["columns"]["speech_key"] = "who"
+    with pytest.raises(
+        DataQualityError, match=r"no response is left: 1 repeated_text, 41 no_such_speech; check that speech_key"
+    ):
+        opened(settings, Store(tmp_path / "store"))
+
+
+def test_a_wrong_column_lists_those_that_are_there_and_seals_nothing(tmp_path: Path) -> None:
+    settings = corpus_files(tmp_path)
+    settings["speeches"][0]["columns"]["text"] = "txt"
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"speeches\.jsonl line 1: there is no column 'txt'; .*: key, text, topic"):
+        opened(settings, store)
+    assert store.artifacts() == []
+
+
+CONFIG = Path(__file__).parents[2] / "configs" / "counsel-chat" / "build-preferences.yaml"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusArtifacts:
+    counsel_chat()
+    sources = [f"corpus.{kind}.0.path={PATH}" for kind in ("speeches", "candidates")]
+    config = load_config(BuildPreferencesConfig, CONFIG, sources)
+    return open_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")), CancelToken())
+
+
+@pytest.fixture(scope="module")
+def speeches(corpus: CorpusArtifacts) -> list[SplitSpeech]:
+    return read_speeches(corpus.speeches)
+
+
+@pytest.fixture(scope="module")
+def candidates(corpus: CorpusArtifacts) -> list[Candidate]:
+    return read_candidates(ready(corpus))
+
+
+def ready(corpus: CorpusArtifacts) -> Artifact:
+    assert corpus.candidates is not None
+    return corpus.candidates
+
+
+def test_the_funnel_goes_from_2129_rows_over_824_questions_to_710_speeches(corpus: CorpusArtifacts) -> None:
+    funnel = corpus.speeches.metrics["funnel"]
+    assert (funnel["rows_in"], funnel["kept"]) == (2129, 710)
+    assert funnel["dropped"] == {"repeated_speech": 1305, "too_long": 27, "too_short": 87}
+    assert {step["step"]: step["rows_out"] for step in funnel["steps"]}["repetition"] == 824
+
+
+def test_all_but_two_of_2009_distinct_answers_have_something_to_say(corpus: CorpusArtifacts) -> None:
+    funnel = ready(corpus).metrics["funnel"]
+    assert (funnel["rows_in"], funnel["kept"]) == (2129, 1657)
+    after = {step["step"]: step["rows_out"] for step in funnel["steps"]}
+    assert after["remainder"] == 2129 - 2  # their only sentence held an address
+    assert after["repetition"] == 2009 - 2
+
+
+def test_every_dropped_row_has_one_reason_and_the_rows_give_the_funnel_again(corpus: CorpusArtifacts) -> None:
+    for artifact in (corpus.speeches, ready(corpus)):
+        fates = list(read_row_provenance(artifact))
+        assert len(fates) == 2129
+        assert all(bool(fate.reason) == bool(fate.dropped_by) for fate in fates)
+        reasons = Counter(fate.reason for fate in fates if fate.reason)
+        assert dict(reasons) == artifact.metrics["funnel"]["dropped"]
+        changes = Counter(step for fate in fates for step in fate.changed_by)
+        assert changes == {
+            step["step"]: step["changed"] for step in artifact.metrics["funnel"]["steps"] if step["changed"]
+        }
+
+
+def test_the_answers_on_two_sides_of_the_files_own_split_are_on_one_of_ours(speeches: list[SplitSpeech]) -> None:
+    with PATH.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    theirs: dict[str, set[str]] = defaultdict(set)
+    questions: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        theirs[row["answerText"]].add(row["split"])
+        questions[row["answerText"]].add(Speech(clean(row["questionText"], SPEECH_STEPS).text).id)
+    split_of = {each.speech.id: each.split for each in speeches}
+    leaked = [answer for answer, splits in theirs.items() if len(splits) > 1]
+    assert len(leaked) == 40
+    ours = [{split_of[each] for each in questions[answer] if each in split_of} for answer in leaked]
+    assert all(len(splits) <= 1 for splits in ours)
+    assert sum(len(splits) for splits in ours) > 30
+
+
+def crisis_numbers() -> set[str]:
+    numbers = re.findall(r"[\d][\d\s().-]{6,}\d", BUNDLED.read_text(encoding="utf-8"))
+    return {re.sub(r"\D", "", number)[-10:] for number in numbers}
+
+
+def test_no_phone_number_but_listed_crisis_lines_is_left(candidates: list[Candidate]) -> None:
+    written = re.compile(r"(?<!\d)\(?\d{3}\)?[\s.\-/]*\d{3}[\s.\-/]*\d{4}(?!\d)")
+    found = [re.sub(r"\D", "", number) for each in candidates for number in written.findall(each.text)]
+    assert set(found) <= crisis_numbers()
+    assert Counter(found)["8002738255"] >= 7
+
+
+def test_no_address_is_left(candidates: list[Candidate]) -> None:
+    address = re.compile(r"(?i)https?:|www\.|\w@\w+\.\w|\b[\w-]+\.(?:com|org|net|edu|gov|info|uk|ca|au)\b")
+    assert [match.group() for each in candidates for match in address.finditer(each.text)] == []
+
+
+def plain(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return f" {' '.join(re.findall('[a-z]+', letters))} "
+
+
+def full_names() -> Iterator[str]:
+    """Yield the first two words of every slug, its title left out: a therapist's first and last name."""
+    for author in {answer.author for answer in counsel_chat()}:
+        words = [word for word in author.rpartition("/")[2].split("-") if word not in ("dr", "mr", "ms", "mrs")]
+        if len(words) > 1:
+            yield f" {words[0]} {words[1]} "
+
+
+def test_no_author_is_named_in_full(candidates: list[Candidate]) -> None:
+    texts = plain(" | ".join(each.text.replace("|", " ") for each in candidates))
+    assert [name for name in full_names() if name in texts] == []
+    assert all(re.fullmatch(r"person-[0-9a-f]{8}", each.author) for each in candidates)
+
+
+def test_no_cluster_crosses_splits(speeches: list[SplitSpeech]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for each in speeches:
+        splits[each.cluster].add(each.split)
+    assert all(len(each) == 1 for each in splits.values())
