@@ -44,7 +44,7 @@ def test_as_many_may_fail_as_are_allowed_and_none_more() -> None:
     ("status", "remedy"),
     [
         (ReplyStatus.CUT, "judge.max_tokens"),
-        (ReplyStatus.INVALID, "endpoint.replies"),
+        (ReplyStatus.INVALID, "endpoint.response_format"),
         (ReplyStatus.REFUSAL, "journal export"),
     ],
 )

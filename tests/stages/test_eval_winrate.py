@@ -85,7 +85,7 @@ def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli,
 def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store: Path) -> None:
     quick = "judge.batch={enabled: true, first_poll_seconds: 0.02, longest_poll_seconds: 0.1}"
     with BatchServer(ArtifactSpec(script=always_first)) as server:
-        sets = [*judged_by(server), "judge.endpoint.replies=json_schema", quick]
+        sets = [*judged_by(server), "judge.endpoint.response_format=json_schema", quick]
         assert evaluate(cli, miniature, store, *sets).code == 0
         assert (sum(server.bill().values()), len(server.live)) == (16, 0)
     assert newest(store).metrics["win_rate"]["estimate"] == 0.5

@@ -27,7 +27,7 @@ def server() -> Iterator[BatchServer]:
 def build(tmp_path: Path, server: BatchServer, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Build:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     recipe = write_recipe(tmp_path / "recipe")
-    endpoint = {"model": "judge", "base_url": server.base_url, "replies": "json_schema"}
+    endpoint = {"model": "judge", "base_url": server.base_url, "response_format": "json_schema"}
     judge = {"backend": "endpoint", "endpoint": endpoint, "batch": QUICK}
     content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "judge": judge}
     audit = {"retest": 2, "one_principle": 0, "canaries": 0}

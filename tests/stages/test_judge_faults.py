@@ -50,7 +50,7 @@ def test_a_final_refusal_is_the_users_error_after_one_request(recipe: Path, cli:
     for fault, remedy in FINAL:
         # Pinned, for where a schema is refused the same would be asked in words.
         with ChatServer(lambda body, number, fault=fault: fault) as server:
-            config = config_for(recipe, server.base_url, replies="json_schema")
+            config = config_for(recipe, server.base_url, response_format="json_schema")
             ended = cli("build-preferences", config, "--store", recipe.parent / "store")
             assert (ended.code, server.count) == (2, 1), ended
         assert remedy in ended.err
@@ -207,13 +207,13 @@ PILOT = 20
 class TestJudgeThatCannotBeRead:
     def test_is_given_up_after_the_pilot_and_what_it_answered_is_kept(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(lambda body, number: Reply("Five stars!")) as server:
-            config = config_for(recipe, server.base_url, max_attempts=3, replies="json_schema")
+            config = config_for(recipe, server.base_url, max_attempts=3, response_format="json_schema")
             more = ["--set", "judge.max_missing_share=0.9"]
             ended = cli("build-preferences", config, "--store", recipe.parent / "store", *more)
             assert ended.code == 4, ended
             assert server.count <= 3 * (PILOT + IN_FLIGHT)
             assert f"{PILOT} of the first {PILOT} judgements failed ({PILOT} invalid)" in ended.err
-            assert "endpoint.replies" in ended.err
+            assert "endpoint.response_format" in ended.err
             exported = recipe / "journal.jsonl"
             assert cli("journal", "export", exported, "--store", recipe.parent / "store").code == 0
             assert len(exported.read_text(encoding="utf-8").splitlines()) == server.count
@@ -223,7 +223,7 @@ class TestJudgeThatCannotBeRead:
             return Reply("Five!") if number % 3 == 1 else answer_by_schema(body, number)
 
         with ChatServer(garble_every_third) as server:
-            config = config_for(recipe, server.base_url, replies="json_schema")
+            config = config_for(recipe, server.base_url, response_format="json_schema")
             ended = cli("build-preferences", config, "--store", recipe.parent / "store")
             assert ended.code == 4, ended
             assert "7 of the first" in ended.err  # 5 % of 128 are 6
@@ -235,7 +235,7 @@ class TestJudgeThatCannotBeRead:
     def test_may_fail_altogether_where_everything_may_be_missing(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(lambda body, number: Reply("Five stars!")) as server:
             more = ["--set", "judge.max_missing_share=1.0"]
-            config = config_for(recipe, server.base_url, replies="json_schema")
+            config = config_for(recipe, server.base_url, response_format="json_schema")
             assert cli("build-preferences", config, "--store", recipe.parent / "store", *more).code == 4
             assert server.count == ITEMS
 
@@ -244,7 +244,7 @@ class TestJudgeThatCannotBeRead:
     ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
         with BatchServer(ArtifactSpec(script=lambda body, number: Reply("Five stars!"))) as server:
-            config = config_for(recipe, server.base_url, replies="json_schema")
+            config = config_for(recipe, server.base_url, response_format="json_schema")
             ended = cli("build-preferences", config, "--store", recipe.parent / "store", "--batch")
             assert ended.code == 4, ended
             assert (len(server.live), server.batches) == (PILOT, {})

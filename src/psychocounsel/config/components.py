@@ -1,36 +1,36 @@
-"""dict -> Settings: the one shape of every config block."""
+"""The base class of every config block, and the blocks that several stages share: endpoints, responders, judges."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 
-class SpeedKnob:
-    """Marks a field that changes how fast a result comes, never which result: it stays out of ids."""
+class SpeedSetting:
+    """Marks a field that changes how fast a result comes but not the result. It stays out of ids."""
 
 
 class Gate:
-    """Marks a field that decides whether a result is accepted, never which result: it stays out of ids."""
+    """Marks a field that decides whether a result is accepted but not the result. It stays out of ids."""
 
 
 class Settings(BaseModel):
-    """A frozen config block: unknown keys and wrong types are refused, nothing is coerced."""
+    """A frozen config block. Unknown keys and wrong types are errors; nothing is converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that affect the result, ready for JSON; speed knobs and gates are left out."""
-        return {name: _plain(getattr(self, name)) for name in self._identity_fields()}
+        """Return the settings that affect the result, ready for JSON: all but speed settings and gates."""
+        return {
+            name: _plain(getattr(self, name))
+            for name, info in type(self).model_fields.items()
+            if not any(isinstance(mark, SpeedSetting | Gate) for mark in info.metadata)
+        }
 
-    def _identity_fields(self) -> list[str]:
-        fields = type(self).model_fields
-        return [
-            name
-            for name, info in fields.items()
-            if not any(isinstance(mark, SpeedKnob | Gate) for mark in info.metadata)
-        ]
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were set, and not left at their defaults."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def _plain(value: Any) -> Any:
@@ -41,22 +41,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _beside_config(name: str, info: ValidationInfo) -> str:
-    beside = Path(info.context or "") / name
-    return str(beside) if beside.is_file() else name
-
-
-BesideConfig = Annotated[str, AfterValidator(_beside_config)]
-"""A file beside the config that names it, so that a folder of configs can be moved; else unchanged."""
-
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _CLONE = _PACKAGE.parent.parent
@@ -76,41 +68,34 @@ def samples_folder() -> Path:
 
 
 def locate(path: str) -> Path:
-    """Resolve `bundled:FILE` to the sample file of that name; any other path stays as it is."""
-    if path.startswith(PREFIX):
-        return samples_folder() / path.removeprefix(PREFIX)
-    return Path(path)
+    """Resolve `bundled:FILE` to the sample file of that name; return any other path unchanged."""
+    return samples_folder() / path.removeprefix(PREFIX) if path.startswith(PREFIX) else Path(path)
 
 
-def written_out_prompt(prompt: str) -> str:
-    """Return the text of `bundled:NAME`, a system prompt that ships; any other prompt stays as it is.
+def bundled_prompt(prompt: str) -> str:
+    """Return the text of the bundled system prompt `bundled:NAME`; return any other prompt unchanged.
 
     Raises:
-        ValueError: none of that name ships.
+        ValueError: there is none of that name.
     """
     if not prompt.startswith(PREFIX):
         return prompt
-    shipped = {path.stem: path for path in (_PACKAGE / "config" / "prompts").glob("*.txt")}
+    bundled = {path.stem: path for path in (_PACKAGE / "config" / "prompts").glob("*.txt")}
     name = prompt.removeprefix(PREFIX)
-    if name not in shipped:
-        raise ValueError(f"there is no system prompt {name!r}; known: {', '.join(sorted(shipped))}")
-    return shipped[name].read_text(encoding="utf-8").strip()
+    if name not in bundled:
+        raise ValueError(f"there is no system prompt {name!r}; known: {', '.join(sorted(bundled))}")
+    return bundled[name].read_text(encoding="utf-8").strip()
 
 
-DEFAULT_JUDGE = "gpt-4o-2024-08-06"
-"""A dated snapshot: an alias would drift."""
-
-
-DEFAULT_DECIDER = "gpt-6-luna"
-"""The one model that answers at OpenAI's decisions endpoint, as its client says."""
-
-TopP = Annotated[float, Field(gt=0, le=1)]
+def _next_to_config(name: str, info: ValidationInfo) -> str:
+    path = Path(info.context or "") / name
+    return str(path) if path.is_file() else name
 
 
 class PriceConfig(Settings):
     """US dollars per million tokens, where the bundled table lacks a model or is out of date.
 
-    `cached_prompt` is for tokens read from the provider's prefix cache; null means the price of the prompt.
+    `cached_prompt` is for tokens from the provider's prefix cache; null means the price of the prompt.
     """
 
     prompt: NonNegativeFloat
@@ -119,41 +104,35 @@ class PriceConfig(Settings):
 
 
 class EndpointConfig(Settings):
-    """An OpenAI-compatible chat endpoint; the key itself never stands in a config.
+    """An OpenAI-compatible chat endpoint. The key comes from the environment, never from a config.
 
-    The budgets per minute are kept beside those that the server's own headers tell; null sets none.
-    `max_cost` (US dollars) is what the replies to the requests of one step may cost together, those of
-    earlier runs included; before the next request could pass it, the run stops and can be resumed. `replies`
-    says how the server is held to a JSON schema; `auto` finds out what it enforces.
+    The limits per minute apply in addition to those in the server's own headers; null sets none. `max_cost` (US
+    dollars) limits what the replies to the requests of one step may cost together, those of earlier runs included:
+    the run stops before the next request could exceed it, and can be resumed. `response_format` is how the server is
+    held to a JSON schema; `auto` finds out what it enforces.
     """
 
     model: str
     base_url: str | None = None
-    api_key_env: Annotated[str, SpeedKnob()] = "OPENAI_API_KEY"
-    timeout_seconds: Annotated[PositiveFloat, SpeedKnob()] = 120.0
+    api_key_env: Annotated[str, SpeedSetting()] = "OPENAI_API_KEY"
+    timeout_seconds: Annotated[PositiveFloat, SpeedSetting()] = 120.0
     max_attempts: Annotated[PositiveInt, Gate()] = 3
-    concurrency: Annotated[PositiveInt, SpeedKnob()] = 8
-    requests_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
-    tokens_per_minute: Annotated[PositiveInt | None, SpeedKnob()] = None
+    concurrency: Annotated[PositiveInt, SpeedSetting()] = 8
+    requests_per_minute: Annotated[PositiveInt | None, SpeedSetting()] = None
+    tokens_per_minute: Annotated[PositiveInt | None, SpeedSetting()] = None
     price: Annotated[PriceConfig | None, Gate()] = None
     max_cost: Annotated[PositiveFloat | None, Gate()] = None
-    replies: Literal["auto", "json_schema", "json_object", "text"] = "auto"
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what shapes the replies; what a server can do is its own part, unless it is pinned."""
-        settings = super().fingerprint()
-        return settings if self.replies != "auto" else {k: v for k, v in settings.items() if k != "replies"}
+    response_format: Literal["auto", "json_schema", "json_object", "text"] = "auto"
 
 
 class BatchConfig(Settings):
-    """How requests go through a provider's batch endpoint: half the price, an answer within a day.
+    """How requests go through a provider's batch endpoint, which takes up to a day and half the price.
 
-    A file holds at most `max_lines` requests and `max_file_mb` megabytes. File after file is submitted while
-    the prompts with the provider have fewer than `enqueued_tokens`; null, and the provider says when it has
-    enough. Batches are looked at every `first_poll_seconds`, more and more seldom, at last every
-    `longest_poll_seconds`. A batch of which nobody knows whether the provider took it is looked for in its
-    list for `confirm_seconds` before it is submitted again. `resubmit_lost` asks again what stands in batches
-    that the provider no longer knows.
+    A file holds at most `max_lines` requests and `max_file_mb` megabytes. Files are submitted as long as the prompts
+    with the provider have fewer than `enqueued_tokens`; null leaves the limit to the provider. Batches are polled
+    after `first_poll_seconds`, then less and less often, at last every `longest_poll_seconds`. If it is unknown
+    whether the provider accepted a batch, the provider's list is read for `confirm_seconds` before the batch is
+    submitted again. `resubmit_lost` sends the requests of batches that the provider no longer knows again.
     """
 
     enabled: bool = False
@@ -168,43 +147,42 @@ class BatchConfig(Settings):
 
 
 class ChatFormat(Settings):
-    """How a speech becomes a prompt, the same for a model on this machine and one behind an endpoint.
+    """How a speech becomes a prompt, the same for a local model and for one behind an endpoint.
 
-    `system_prompt` is sent as it stands here: left empty, there is none; `bundled:counsellor` is the shipped
-    one. `date_string` pins the date that Llama templates write.
+    `system_prompt` is a text, empty for none, or `bundled:counsellor`. `date_string` pins the date that Llama
+    templates write.
     """
 
-    system_prompt: Annotated[str, AfterValidator(written_out_prompt)] = ""
+    system_prompt: Annotated[str, AfterValidator(bundled_prompt)] = ""
     date_string: str = "26 Jul 2024"
 
 
 class SamplingConfig(Settings):
-    """How a model draws an answer. Temperature 0 is greedy.
+    """How a model samples a response. Temperature 0 is greedy.
 
-    A temperature or top_p of null is not sent to an endpoint, for some models refuse it; a model on this
-    machine draws at 1.
+    A temperature or top_p of null is not sent to an endpoint, because some models refuse it; a local model uses 1.
     """
 
     temperature: NonNegativeFloat | None = 1.0
     top_p: TopP | None = 1.0
     max_new_tokens: PositiveInt = 512
-    batch_size: Annotated[PositiveInt, SpeedKnob()] = 16
+    batch_size: Annotated[PositiveInt, SpeedSetting()] = 16
 
     @property
     def local_temperature(self) -> float:
-        """The temperature at which a model on this machine draws."""
+        """The temperature of a local model."""
         return 1.0 if self.temperature is None else self.temperature
 
     @property
     def local_top_p(self) -> float:
-        """The top_p at which a model on this machine draws."""
+        """The top_p of a local model."""
         return 1.0 if self.top_p is None else self.top_p
 
 
 class ResponderConfig(Settings):
-    """One author of responses: an endpoint, a local model (reference), or a file of responses.
+    """One author of responses: an endpoint, a local model (a reference), or a file of responses.
 
-    `max_missing_share` is the largest share of its speeches that may stay unanswered.
+    `max_missing_share` is the largest share of its speeches that may stay without a response.
     """
 
     author: Name
@@ -216,21 +194,21 @@ class ResponderConfig(Settings):
     max_missing_share: Annotated[Share, Gate()] = 0.05
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "ResponderConfig":
-        if sum(kind is not None for kind in (self.endpoint, self.model, self.file)) != 1:
+    def _one_source(self) -> Self:
+        if [self.endpoint, self.model, self.file].count(None) != 2:
             raise ValueError("give exactly one of endpoint, model and file")
         return self
 
 
 class PoolConfig(Settings):
-    """Responders of which `per_speech` answer each speech, drawn by a hash of its content."""
+    """Responders, of which `per_speech` respond to each speech, chosen by a hash of its content."""
 
     responders: Annotated[tuple[ResponderConfig, ...], Field(strict=False, min_length=1)]
     per_speech: PositiveInt = 4
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _enough(self) -> "PoolConfig":
+    def _enough_distinct_responders(self) -> Self:
         if self.per_speech > len(self.responders):
             raise ValueError("per_speech exceeds the number of responders")
         if len({responder.author for responder in self.responders}) < len(self.responders):
@@ -238,22 +216,28 @@ class PoolConfig(Settings):
         return self
 
 
-class AskedJudge(Settings):
-    """A model that judges, behind an endpoint or on this machine, and how it is asked.
+_DEFAULT_MODELS = {
+    "endpoint": "gpt-4o-2024-08-06",  # a dated snapshot: an alias would drift
+    "decisions": "gpt-6-luna",  # the only model at OpenAI's decisions endpoint, according to its client
+}
+_NOT_FOR_DECISIONS = {"temperature", "top_p", "max_tokens", "samples"}
 
-    An endpoint that names no model asks `DEFAULT_JUDGE`. A temperature or top_p of null is not sent. `model`
-    is that of `backend: local`: an artifact, a folder, or `hub:owner/name@revision`. Each question is asked
-    `samples` times: ratings are means of the samples, comparisons their vote. `score: expected` takes for a rating
-    what is to be expected by the log-probabilities of its tokens, not the number that is written. `backend:
-    decisions` asks an endpoint that scores questions directly; its ratings are expectations, too; where it
-    names no model, it asks `DEFAULT_DECIDER`. `batch` is another road to the same replies.
+
+class ModelJudgeConfig(Settings):
+    """A judge that is a model, and how it is sampled.
+
+    `backend: decisions` is an endpoint that scores questions directly. `model` is for `backend: local`: an artifact, a
+    folder, or `hub:owner/name@revision`. A temperature or top_p of null is not sent. With several `samples` of each
+    request, ratings are their means and comparisons their votes. `score: expected` computes ratings from the
+    log-probabilities of the reply's tokens instead of reading the number in it. `batch` changes how requests travel
+    but not the replies.
     """
 
     backend: Literal["endpoint", "decisions", "local"] = "endpoint"
     endpoint: EndpointConfig | None = None
     model: str | None = None
-    batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
-    batch: Annotated[BatchConfig, SpeedKnob()] = BatchConfig()
+    batch_size: Annotated[PositiveInt, SpeedSetting()] = 8
+    batch: Annotated[BatchConfig, SpeedSetting()] = BatchConfig()
     temperature: NonNegativeFloat | None = 0.0
     top_p: TopP | None = 1.0
     max_tokens: PositiveInt = 600
@@ -262,52 +246,54 @@ class AskedJudge(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_model(cls, given: Any) -> Any:
-        usual = cls.model_fields["backend"].default
-        return _with_model(cast("dict[str, Any]", given), usual) if isinstance(given, dict) else given
+    def _with_default_model(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        judge = cast("dict[str, Any]", given)
+        backend = judge.get("backend", cls.model_fields["backend"].default)
+        endpoint = judge.get("endpoint")
+        if endpoint is None and backend in _DEFAULT_MODELS:
+            endpoint = {}
+        if not isinstance(endpoint, dict):
+            return judge
+        model = _DEFAULT_MODELS.get(backend, _DEFAULT_MODELS["endpoint"])
+        return {**judge, "endpoint": {"model": model, **cast("dict[str, Any]", endpoint)}}
 
     @model_validator(mode="after")
     def _fits_its_backend(self) -> Self:
-        if self.backend not in _BEHIND_ENDPOINTS and self.endpoint is not None:
+        if self.backend not in _DEFAULT_MODELS and self.endpoint is not None:
             raise ValueError(f"backend: {self.backend} takes no endpoint block")
-        if self.backend != "endpoint" and self.batch.enabled:
+        if self.backend not in ("endpoint", "panel") and self.batch.enabled:
             raise ValueError(f"backend: {self.backend} has no batches; --batch needs backend: endpoint")
         if (self.backend == "local") != (self.model is not None):
             raise ValueError("backend: local needs a model, and no other backend takes one")
-        unsent = self.model_fields_set & _NOT_DECIDED_BY
-        if self.backend == "decisions" and unsent:
-            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unsent))}; leave it out")
+        unused = self.model_fields_set & _NOT_FOR_DECISIONS
+        if self.backend == "decisions" and unused:
+            raise ValueError(f"backend: decisions takes no {', '.join(sorted(unused))}; leave it out")
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples at temperature 0 are one and the same; set a temperature, such as 1.0")
+            raise ValueError("samples at temperature 0 are all the same; set a temperature, such as 1.0")
         if self.score == "expected" and self.backend != "endpoint":
             raise ValueError(f"backend: {self.backend} gives no log-probabilities; leave score out")
         return self
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """What was said of it, and not left at its default."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
-
     def fingerprint(self) -> dict[str, Any]:
-        """Return what shapes the ratings; what stands at its default and came later is left out."""
-        settings = super().fingerprint()
-        if self.backend == "decisions":
-            settings = {name: value for name, value in settings.items() if name not in _NOT_DECIDED_BY}
-        return {name: value for name, value in settings.items() if value != _UNSAID.get(name, _SAID)}
+        """Return what shapes the ratings."""
+        unused = _NOT_FOR_DECISIONS if self.backend == "decisions" else set[str]()
+        return {name: value for name, value in super().fingerprint().items() if name not in unused}
 
 
-class JudgeConfig(AskedJudge):
-    """Who rates and compares: the offline stand-in, a model that is asked, or a panel of such models.
+class JudgeConfig(ModelJudgeConfig):
+    """Who rates and compares: the offline word-list judge, a model, or a panel of models.
 
-    `rubric` is the name of a bundled one or a YAML file, looked for beside the config first. A `panel` has at
-    least two judges: each is asked everything, and the mean of their ratings counts. Its `batch` is that of
-    all its judges behind endpoints.
+    `rubric` is the name of a bundled rubric or a YAML file, first looked for next to the config. A `panel` has at
+    least two judges; all of them get every request, and the mean of their ratings counts. Its `batch` applies to
+    all its judges with `backend: endpoint`.
     """
 
     backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
-    rubric: BesideConfig = "seven-principles"
+    rubric: Annotated[str, AfterValidator(_next_to_config)] = "seven-principles"
     max_missing_share: Annotated[Share, Gate()] = 0.05
-    panel: Annotated[tuple[AskedJudge, ...], Field(strict=False)] = ()
+    panel: Annotated[tuple[ModelJudgeConfig, ...], Field(strict=False)] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -315,35 +301,41 @@ class JudgeConfig(AskedJudge):
         if not isinstance(given, dict):
             return given
         judge = cast("dict[str, Any]", given)
-        return {"backend": "panel", **_with_batches_inside(judge)} if judge.get("panel") else judge
+        return {"backend": "panel", **judge} if judge.get("panel") else judge
 
     @model_validator(mode="after")
-    def _panel_stands_alone(self) -> Self:
+    def _panel_is_consistent(self) -> Self:
         if (self.backend == "panel") != bool(self.panel):
             raise ValueError("backend: panel needs a panel, and no other backend takes one")
-        own = self.model_fields_set & AskedJudge.model_fields.keys() - {"backend"}
+        own = self.model_fields_set & ModelJudgeConfig.model_fields.keys() - {"backend", "batch"}
         if self.panel and own:
-            raise ValueError(f"a panel's judges have {', '.join(sorted(own))} of their own; set it there")
+            raise ValueError(f"the judges of a panel have their own {', '.join(sorted(own))}; set it there")
+        if self.panel and self.batch.enabled and all(each.backend != "endpoint" for each in self.panel):
+            raise ValueError("no judge of the panel has batches; --batch needs one with backend: endpoint")
         if len(self.panel) == 1:
             raise ValueError("a panel has at least two judges")
-        identities = [each.fingerprint() for each in self.panel]
-        if any(identities.count(each) > 1 for each in identities):
-            raise ValueError("two judges of the panel are one and the same; ask one with samples: 2")
+        fingerprints = [each.fingerprint() for each in self.panel]
+        if any(fingerprints.count(each) > 1 for each in fingerprints):
+            raise ValueError("two judges of the panel are the same; use one with samples: 2")
         return self
 
     @property
     def members(self) -> tuple["JudgeConfig", ...]:
-        """The judges of the panel, each with the panel's rubric; without a panel, this one."""
-        shared = {"rubric": self.rubric, "max_missing_share": self.max_missing_share}
-        asked = [{"backend": each.backend, **each.given, **shared} for each in self.panel]
-        return tuple(map(JudgeConfig.model_validate, asked)) or (self,)
+        """The judges of the panel, each with the panel's rubric and batches; without a panel, this judge."""
+        members: list[JudgeConfig] = []
+        for each in self.panel:
+            given = {**each.given, "backend": each.backend, "rubric": self.rubric}
+            if each.backend == "endpoint":
+                given["batch"] = self.batch.model_copy(update=each.batch.given)
+            members.append(JudgeConfig.model_validate({**given, "max_missing_share": self.max_missing_share}))
+        return tuple(members) or (self,)
 
     @property
     def named_endpoints(self) -> dict[str, EndpointConfig]:
-        """Every endpoint that reads what is judged, by the key under which it stands."""
+        """Every endpoint that reads what is judged, by its key in the config."""
         names = [f"judge.panel[{at}]" for at in range(len(self.panel))] or ["judge"]
-        asked = zip(names, self.members, strict=True)
-        return {name: each.endpoint for name, each in asked if each.endpoint is not None}
+        pairs = zip(names, self.members, strict=True)
+        return {name: each.endpoint for name, each in pairs if each.endpoint is not None}
 
     @property
     def endpoints(self) -> tuple[EndpointConfig, ...]:
@@ -351,44 +343,6 @@ class JudgeConfig(AskedJudge):
         return tuple(self.named_endpoints.values())
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what shapes the ratings: of a panel, its judges."""
+        """Return what shapes the ratings: for a panel, its judges."""
         settings = super().fingerprint()
         return {name: settings[name] for name in ("backend", "rubric", "panel")} if self.panel else settings
-
-
-_BEHIND_ENDPOINTS = ("endpoint", "decisions")
-_NOT_DECIDED_BY = {"temperature", "top_p", "max_tokens", "samples"}
-_SAID = object()
-_UNSAID: Mapping[str, Any] = {"model": None, "samples": 1, "score": "written", "panel": []}
-"""Defaults of keys that were added after ids had been made without them."""
-
-
-def _with_batches_inside(judge: dict[str, Any]) -> dict[str, Any]:
-    """Return a panel with its `batch` moved to those of its judges that can be asked in batches."""
-    if not isinstance(judge.get("batch"), dict) or not isinstance(judge["panel"], list | tuple):
-        return judge
-    panel = cast("Sequence[Any]", judge["panel"])
-    able = [
-        isinstance(each, dict) and cast("dict[str, Any]", each).get("backend", "endpoint") == "endpoint"
-        for each in panel
-    ]
-    if not any(able):
-        return judge
-    batch, rest = judge["batch"], {name: value for name, value in judge.items() if name != "batch"}
-    moved = [_with_batch(each, batch) if can else each for each, can in zip(panel, able, strict=True)]
-    return {**rest, "panel": moved}
-
-
-def _with_batch(judge: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-    own: Any = judge.get("batch", {})
-    return {**judge, "batch": {**batch, **own} if isinstance(own, dict) else own}
-
-
-def _with_model(judge: dict[str, Any], usual_backend: str) -> dict[str, Any]:
-    endpoint: Any = judge.get("endpoint")
-    backend = judge.get("backend", usual_backend)
-    if endpoint is None and backend in _BEHIND_ENDPOINTS:
-        endpoint = {}
-    usual = DEFAULT_DECIDER if backend == "decisions" else DEFAULT_JUDGE
-    named = isinstance(endpoint, dict) and {"model": usual, **cast("dict[str, Any]", endpoint)}
-    return {**judge, "endpoint": named} if named else judge

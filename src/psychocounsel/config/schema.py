@@ -1,6 +1,6 @@
-"""YAML -> CorpusConfig: which client speeches and ready responses enter, and how they are split."""
+"""The config of every stage: one pydantic model per stage, and the blocks that only stages have."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -20,17 +20,18 @@ from psychocounsel.config.components import (
     Seed,
     Settings,
     Share,
-    SpeedKnob,
+    SpeedSetting,
 )
 
 DataClass = Literal["public", "deidentified", "restricted"]
 Entity = Literal["PERSON", "EMAIL", "PHONE", "URL", "ADDRESS", "ID_NUMBER", "DATE_OF_BIRTH", "HANDLE", "IP"]
 Similarity = Annotated[float, Field(ge=0.5, le=1)]
-ENTITIES: tuple[Entity, ...] = Entity.__args__  # type: ignore[attr-defined]
+DevShare = Annotated[float, Field(ge=0, lt=1)]
+ENTITIES: tuple[Entity, ...] = get_args(Entity)
 
 
 class SpeechColumns(Settings):
-    """Which columns of a source hold what; `key` joins candidates that do not repeat the speech."""
+    """Which columns of a source hold what. `key` joins candidates that do not repeat the speech."""
 
     text: str
     topic: str | None = None
@@ -39,7 +40,7 @@ class SpeechColumns(Settings):
 
 
 class SpeechSource(Settings):
-    """One CSV, JSONL or Parquet file, or a Hub data set, of client speeches."""
+    """A CSV, JSONL or Parquet file, or a Hub data set, of client speeches."""
 
     path: str
     columns: SpeechColumns
@@ -50,7 +51,7 @@ class SpeechSource(Settings):
 
 
 class CandidateColumns(Settings):
-    """Which columns of a source hold the response, its author and the speech it answers."""
+    """Which columns of a source hold the response, its author and the speech that it answers."""
 
     text: str
     author: str
@@ -58,14 +59,14 @@ class CandidateColumns(Settings):
     speech_key: str | None = None
 
     @model_validator(mode="after")
-    def _one_join(self) -> "CandidateColumns":
+    def _one_join(self) -> Self:
         if (self.speech_text is None) == (self.speech_key is None):
             raise ValueError("give exactly one of speech_text and speech_key")
         return self
 
 
 class CandidateSource(Settings):
-    """One file, or Hub data set, of ready responses."""
+    """A file, or Hub data set, of existing responses."""
 
     path: str
     columns: CandidateColumns
@@ -74,11 +75,11 @@ class CandidateSource(Settings):
 
 
 class CleaningConfig(Settings):
-    """Which speeches stay. Lengths are in characters after cleaning.
+    """Which speeches are kept. Lengths are in characters after cleaning.
 
-    `languages` are ISO 639-1 codes, none for any language. `contacts` says what becomes of phone numbers, and
-    of e-mail and web addresses, in responses: their sentence goes, or a placeholder takes their place; crisis
-    hotlines stay.
+    `languages` are ISO 639-1 codes, none for any language. `contacts` is what happens to phone numbers, and to e-mail
+    and web addresses, in responses: their sentence is dropped, or a placeholder replaces them. Crisis hotlines are
+    always kept.
     """
 
     min_chars: PositiveInt = 100
@@ -91,9 +92,9 @@ class CleaningConfig(Settings):
 
 
 class DeidentificationConfig(Settings):
-    """Who looks for what identifies a person; each find becomes a placeholder such as `[PERSON_1]`.
+    """What finds details that identify a person; each is replaced by a placeholder such as `[PERSON_1]`.
 
-    `spacy_model` is the name or folder of the local pipeline on which Presidio runs.
+    `spacy_model` is the name or folder of the local pipeline that Presidio uses.
     """
 
     engine: Literal["none", "patterns", "presidio"] = "none"
@@ -102,7 +103,7 @@ class DeidentificationConfig(Settings):
     min_score: Share = 0.4
 
     @model_validator(mode="after")
-    def _presidio_has_a_pipeline(self) -> "DeidentificationConfig":
+    def _presidio_has_a_pipeline(self) -> Self:
         if (self.engine == "presidio") != (self.spacy_model is not None):
             raise ValueError("engine: presidio needs spacy_model, the other engines take none")
         return self
@@ -118,7 +119,7 @@ class ExcludedSource(Settings):
 
 
 class TopicsConfig(Settings):
-    """Who gives each speech a topic of a taxonomy: words of the taxonomy file, or a model."""
+    """What gives each speech a topic of a taxonomy: the cue words in the taxonomy file, or a model."""
 
     taxonomy: str = "counselling"
     backend: Literal["offline", "endpoint"] = "offline"
@@ -126,18 +127,18 @@ class TopicsConfig(Settings):
     max_missing_share: Annotated[Share, Gate()] = 0.05
 
     @model_validator(mode="after")
-    def _endpoint_named(self) -> "TopicsConfig":
+    def _fits_its_backend(self) -> Self:
         if (self.backend == "endpoint") != (self.endpoint is not None):
             raise ValueError("backend: endpoint needs an endpoint block, backend: offline takes none")
         return self
 
 
 class SplitConfig(Settings):
-    """Shares of clusters of near-duplicate speeches; a cluster never crosses splits.
+    """Shares of clusters of near-duplicate speeches. A cluster is never divided between splits.
 
-    Stratified, every topic gives its share to each split. Two speeches are near-duplicates from a Jaccard
-    similarity of `near_duplicate_similarity` on, between the sets of all runs of five letters in them.
-    Unrelated speeches reach 0.2; a copy with typos, or with a sentence added or moved, is seldom below 0.5.
+    With `stratify`, every topic gives its share to each split. Two speeches are near-duplicates if the Jaccard
+    similarity of their sets of five-letter runs is at least `near_duplicate_similarity`: unrelated speeches reach 0.2;
+    a copy with typos, or with a sentence added or moved, is seldom below 0.5.
     """
 
     test_share: Share = 0.1
@@ -147,16 +148,16 @@ class SplitConfig(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> "SplitConfig":
+    def _something_to_train_on(self) -> Self:
         if self.test_share + self.dev_share >= 1:
             raise ValueError("test_share + dev_share leave nothing to train on")
         return self
 
 
 class CorpusConfig(Settings):
-    """Client speeches and their ready responses.
+    """Client speeches and existing responses to them.
 
-    A speech that shares `exclude_span_words` words in a row with a text of `exclude` is dropped and listed.
+    A speech that shares `exclude_span_words` consecutive words with a text of `exclude` is dropped and listed.
     """
 
     name: Name
@@ -171,7 +172,7 @@ class CorpusConfig(Settings):
 
 
 class TinyLlamaShape(Settings):
-    """Dimensions of a small Llama 3: grouped-query attention when kv heads are fewer than heads."""
+    """Dimensions of a small Llama 3. With fewer key-value heads than heads, attention is grouped."""
 
     vocab_size: PositiveInt = 4096
     hidden_size: PositiveInt = 128
@@ -182,14 +183,14 @@ class TinyLlamaShape(Settings):
     max_positions: PositiveInt = 1024
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "TinyLlamaShape":
+    def _heads_divide(self) -> Self:
         if self.hidden_size % self.attention_heads or self.attention_heads % self.key_value_heads:
-            raise ValueError("hidden_size must divide by attention_heads, those by key_value_heads")
+            raise ValueError("attention_heads must divide hidden_size, and key_value_heads must divide attention_heads")
         return self
 
 
 class SftConfig(Settings):
-    """Next-token training on the corpus's training responses, good and bad alike."""
+    """Supervised fine-tuning on all training responses of the corpus, good and bad alike."""
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 4
@@ -198,7 +199,7 @@ class SftConfig(Settings):
 
 
 class BaseModelConfig(Settings):
-    """A tiny Llama 3 made on this machine, so that the pipeline runs without a download."""
+    """A tiny Llama 3, trained on this machine so that the pipeline runs without a download."""
 
     name: Name
     seed: Seed = 0
@@ -209,7 +210,7 @@ class BaseModelConfig(Settings):
 
 
 class PairLengthConfig(Settings):
-    """Pairs of which a side with its prompt has more tokens are dropped and counted."""
+    """Drops (and counts) pairs of which one side with its prompt has more tokens."""
 
     tokenizer: str
     max_length_tokens: PositiveInt = 2048
@@ -217,11 +218,11 @@ class PairLengthConfig(Settings):
 
 
 class PairingConfig(Settings):
-    """From scores to pairs. `min_gap` is on the rating scale: the difference of two (weighted) means.
+    """From scores to pairs. `min_gap` is a difference of two (weighted) mean ratings.
 
-    `weights` and `vetoes` stand in the rubric; given here, they stand for all of the rubric's (a principle
-    without a weight counts 1). A response with a principle rated below its veto is never chosen. `dev_share`
-    divides train and dev anew; left out, the corpus's own dev speeches stay.
+    `weights` and `vetoes` replace all those of the rubric (a principle without a weight counts 1). A response with a
+    principle rated below its veto is never chosen. `dev_share` divides train and dev again; null keeps the corpus's
+    own dev speeches.
     """
 
     min_gap: PositiveFloat = 1.0
@@ -230,16 +231,16 @@ class PairingConfig(Settings):
     weights: dict[str, NonNegativeFloat] | None = None
     vetoes: dict[str, int] | None = None
     drop_safety_inverted: bool = True
-    dev_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dev_share: DevShare | None = None
     length: PairLengthConfig | None = None
 
 
 class AuditConfig(Settings):
-    """How many responses are rated again to learn what the judge is worth; 0 leaves a part out.
+    """How many responses are rated again to measure the judge; 0 leaves a part out.
 
-    `retest` are asked a second time, `one_principle` once for every principle alone, `canaries` with words to
-    the judge at their end, drawn from the responses that could gain a point. The offline judge repeats itself
-    by construction: the first two are left out.
+    `retest` responses are rated a second time, `one_principle` once for each principle on its own, and `canaries` with
+    an instruction to the judge at their end, chosen from those that could gain a point. The offline judge is
+    deterministic: the first two are left out.
     """
 
     retest: NonNegativeInt = 50
@@ -248,9 +249,10 @@ class AuditConfig(Settings):
 
 
 class BuildPreferencesConfig(Settings):
-    """Speeches -> candidates -> judgements -> the preference dataset.
+    """Speeches, candidates and judgements become a preference dataset.
 
-    `retry_failed` makes new artifacts of those that are sealed with failures, in which these are asked again.
+    `retry_failed` makes new artifacts from those that were completed with failures, and sends the failed requests
+    again.
     """
 
     name: Name
@@ -264,12 +266,12 @@ class BuildPreferencesConfig(Settings):
 
 
 class ImportPreferencesConfig(Settings):
-    """A preference dataset in the released columns -> speeches and preferences, its flaws counted.
+    """A released preference dataset becomes speeches and preferences, and its flaws are counted.
 
-    `source` is a Hub data set or a folder with its Parquet files, of which train and test are read. `leakage`
-    tells what becomes of train rows whose speech, or a near-duplicate of it, stands in test. `labelled_by`
-    names the model that rated the responses: a judge of its family must not pass for an independent one.
-    `safety` is the principle on which the chosen side must not be worse; null, and there is no such rule.
+    `source` is a Hub data set, or a folder with its Parquet files; train and test are read. `leakage` is what happens
+    to train rows whose speech, or a near-duplicate of it, is in test. `labelled_by` is the model that rated the
+    responses, so that a judge of its family does not pass for an independent one. `safety` is the principle on which
+    the chosen side must not be worse; null for no such rule.
     """
 
     name: Name
@@ -283,12 +285,12 @@ class ImportPreferencesConfig(Settings):
     drop_safety_inverted: bool = True
     leakage: Literal["drop_from_train", "keep"] = "drop_from_train"
     near_duplicate_similarity: Similarity = SplitConfig().near_duplicate_similarity
-    dev_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dev_share: DevShare = 0.1
     length: PairLengthConfig | None = None
 
 
 class LoraConfig(Settings):
-    """Low-rank adapters; absent, every weight is trained."""
+    """Low-rank adapters. Without this block every weight is trained."""
 
     rank: PositiveInt = 64
     alpha: PositiveInt = 128
@@ -296,36 +298,36 @@ class LoraConfig(Settings):
 
 
 class OptimisationConfig(Settings):
-    """How weights move. `per_device_batch_size` only splits the global batch."""
+    """How weights are trained. `per_device_batch_size` only divides the global batch."""
 
     learning_rate: PositiveFloat
     global_batch_size: PositiveInt
-    per_device_batch_size: Annotated[PositiveInt, SpeedKnob()] = 8
+    per_device_batch_size: Annotated[PositiveInt, SpeedSetting()] = 8
     scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_share: Share = 0.1
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
-    gradient_checkpointing: Annotated[bool, SpeedKnob()] = False
-    save_every_steps: Annotated[PositiveInt, SpeedKnob()] = 50
+    gradient_checkpointing: Annotated[bool, SpeedSetting()] = False
+    save_every_steps: Annotated[PositiveInt, SpeedSetting()] = 50
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "OptimisationConfig":
+    def _batch_divides(self) -> Self:
         if self.global_batch_size % self.per_device_batch_size:
             raise ValueError("global_batch_size must be a multiple of per_device_batch_size")
         return self
 
 
 class LengthConfig(Settings):
-    """The only length policy: what does not fit is dropped and counted, never cut."""
+    """What is longer is dropped and counted, never truncated. Too large a dropped share is an error."""
 
     max_length_tokens: PositiveInt = 2048
     max_dropped_share: Annotated[Share, Gate()] = 0.05
 
 
 class TrainRewardConfig(Settings):
-    """Preferences -> a Bradley-Terry reward model."""
+    """A Bradley-Terry reward model, trained on a preference dataset."""
 
     name: Name
     seed: Seed = 0
@@ -339,7 +341,7 @@ class TrainRewardConfig(Settings):
 
 
 class OnlineConfig(Settings):
-    """Rounds of sampling, scoring, pairing and DPO with the reference fixed."""
+    """Online DPO: rounds of sampling, scoring, pairing and training against a fixed reference."""
 
     speeches: str
     reward_model: str
@@ -354,7 +356,7 @@ class OnlineConfig(Settings):
 
 
 class AlignConfig(Settings):
-    """A policy aligned by DPO on a preference dataset, or online with a reward model."""
+    """A policy aligned by DPO on a preference dataset, or by online DPO with a reward model."""
 
     name: Name
     seed: Seed = 0
@@ -371,7 +373,7 @@ class AlignConfig(Settings):
     chat: ChatFormat = ChatFormat()
 
     @model_validator(mode="after")
-    def _mode_has_its_block(self) -> "AlignConfig":
+    def _fits_its_mode(self) -> Self:
         if self.mode == "dpo" and (self.preferences is None or self.online is not None):
             raise ValueError("mode: dpo needs preferences and takes no online block")
         if self.mode == "online" and (self.online is None or self.preferences is not None):
@@ -380,10 +382,10 @@ class AlignConfig(Settings):
 
 
 class EvalWinrateConfig(Settings):
-    """A policy's answers against a reference's, judged pairwise in both orders.
+    """A policy's responses against a reference's, compared by a judge in both orders.
 
-    `max_speeches` are drawn from the split by a hash of seed and content. `retry_failed` makes new artifacts
-    of those that are sealed with failures, in which these are asked again.
+    `max_speeches` are chosen from the split by a hash of seed and content. `retry_failed` makes new artifacts from
+    those that were completed with failures, and sends the failed requests again.
     """
 
     name: Name
@@ -401,7 +403,7 @@ class EvalWinrateConfig(Settings):
 
 
 class ReportConfig(Settings):
-    """Which artifacts a report shows."""
+    """The artifacts that a report shows, and how many examples."""
 
     name: Name
     artifacts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]

@@ -138,7 +138,7 @@ _LOOK = (
 _REMEDIES = {
     ReplyStatus.CUT.value: "raise judge.max_tokens, then run the same command; with the same limit the same replies "
     "would be cut again",
-    ReplyStatus.INVALID.value: f"a model that keeps to no schema may need endpoint.replies; {_LOOK}",
+    ReplyStatus.INVALID.value: f"a model that keeps to no schema may need endpoint.response_format; {_LOOK}",
 }
 
 

@@ -266,7 +266,7 @@ def existing_journal(store: Store) -> Journal:
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:
     """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
-    pinned = None if endpoint.replies == "auto" else Replies(endpoint.replies)
+    pinned = None if endpoint.response_format == "auto" else Replies(endpoint.response_format)
     if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
         pinned = Replies.JSON_SCHEMA
     return StructuredOutputModel(_checked(endpoint, store), Capabilities(store.root / CAPABILITIES_FILE), pinned)

@@ -253,7 +253,7 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
 
 def endpoint_fingerprint(endpoint: EndpointConfig) -> dict[str, str]:
     """Return what identifies the model behind an endpoint in every request's digest."""
-    pinned = {} if endpoint.replies == "auto" else {"replies": endpoint.replies}
+    pinned = {} if endpoint.response_format == "auto" else {"replies": endpoint.response_format}
     return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
 
 
