@@ -75,7 +75,7 @@ def test_windows_line_ends_are_read(tmp_path: Path) -> None:
         ("length: {max_length_tokens: 1e3}", "length.max_length_tokens: Input should be a valid integer"),
         ("centre_rewards_coefficient: .inf", "centre_rewards_coefficient: Input should be a valid number"),
         ("centre_rewards_coefficient: 1e999", "should be a finite number"),
-        ("name: Two Words", "line 8: the key 'name' stands twice"),
+        ("name: Two Words", "line 8: duplicate key 'name'"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_remedy(tmp_path: Path, line: str, fragment: str) -> None:
@@ -111,10 +111,10 @@ def test_a_fault_between_keys_names_their_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
-        (b"", "the file holds no keys"),
-        (b"# only a comment\n", "the file holds no keys"),
-        (b"- a\n- b\n", "the file holds no keys"),
-        (b"just words\n", "the file holds no keys"),
+        (b"", "the file has no keys"),
+        (b"# only a comment\n", "the file has no keys"),
+        (b"- a\n- b\n", "the file has no keys"),
+        (b"just words\n", "the file has no keys"),
         (REWARD.encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
         (REWARD.encode("utf-16-le"), "not valid YAML"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00", "is not UTF-8 text"),
@@ -191,8 +191,8 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("optimisation.lr=1", "--set optimisation.lr: optimisation.lr: unknown key"),
         ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
         ("epochs='3'", "write it without quotes"),
-        ("name.first=x", "--set name.first: there is no such place"),
-        ("name.0=x", "--set name.0: there is no such place"),
+        ("name.first=x", "--set name.first: there is no such key"),
+        ("name.0=x", "--set name.0: there is no such key"),
         ("optimisation.0=x", "--set optimisation.0"),
         ("\u00b2=x", "--set \u00b2: \u00b2: unknown key"),
         ("a..b=x", "a: unknown key"),
@@ -211,7 +211,7 @@ def test_set_refuses_a_list_item_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, CORPUS, "corpus.yaml")
     path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
     for override in ("corpus.speeches.3=x", "corpus.speeches.3.path=x", "corpus.speeches.first.path=x"):
-        with pytest.raises(ConfigError, match=f"--set {override.split('=')[0]}: there is no such place"):
+        with pytest.raises(ConfigError, match=f"--set {override.split('=')[0]}: there is no such key"):
             load_config(BuildPreferencesConfig, path, [override])
 
 

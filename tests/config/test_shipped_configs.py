@@ -7,8 +7,8 @@ import pytest
 
 from psychocounsel.config.components import locate, recipes_folder, samples_folder
 from psychocounsel.config.loading import load_config, read_config_file
+from psychocounsel.config.recipe import RECIPE_FILE, load_recipe
 from psychocounsel.config.schema import CorpusConfig
-from psychocounsel.stages.recipe import RECIPE_FILE, load_recipe
 
 FOLDERS = sorted(path.parent for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
 
@@ -21,9 +21,9 @@ def named_files(path: Path) -> set[str]:
     return steps | blocks
 
 
-def test_the_corpus_that_the_readme_shows_is_a_valid_one(tmp_path: Path) -> None:
-    readme = (recipes_folder().parent / "README.md").read_text(encoding="utf-8")
-    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "speeches:" in block)
+def test_the_corpus_in_the_guide_is_a_valid_one(tmp_path: Path) -> None:
+    guide = (recipes_folder().parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "speeches:" in block)
     path = tmp_path / "corpus.yaml"
     path.write_text(shown, encoding="utf-8")
     assert load_config(CorpusConfig, path).candidates[0].columns.speech_key == "id"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pytest
 
 from miniature import SAMPLES, rows
+from psychocounsel.config.recipe import load_recipe, recipe_folder
 from psychocounsel.corpus.build import open_corpus
-from psychocounsel.stages.recipe import load_recipe, recipe_folder
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store

@@ -9,7 +9,7 @@ import pytest
 from batch_server import ArtifactSpec, BatchServer
 
 from miniature import write_recipe, write_yaml
-from psychocounsel.stages.recipe import load_recipe
+from psychocounsel.config.recipe import load_recipe
 from running import Cli, Ended
 
 KEY = "sk-planted-in-a-batch-5511"

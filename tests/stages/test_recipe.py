@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from miniature import STEPS, write_recipe, write_yaml
+from psychocounsel.config.recipe import load_recipe, recipe_folder
 from psychocounsel.errors import ConfigError
-from psychocounsel.stages.recipe import load_recipe, plan_recipe, recipe_folder
+from psychocounsel.stages.recipe import plan_recipe
 from psychocounsel.store.store import Store
 from running import Cli, Miniature, Warm
 

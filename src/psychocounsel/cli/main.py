@@ -33,8 +33,8 @@ from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
     from psychocounsel.config.components import Settings
+    from psychocounsel.config.recipe import StageName
     from psychocounsel.config.schema import ImportPreferencesConfig
-    from psychocounsel.stages.recipe import StageName
 
 
 Recipe = Annotated[
@@ -87,21 +87,20 @@ def run(
 
     What exists is reused; run again, a recipe owes nothing.
     """
-    from psychocounsel.stages import recipe as recipes
+    from psychocounsel.config.recipe import load_recipe, recipe_folder
+    from psychocounsel.stages.recipe import plan_recipe, run_recipe
 
     _go_offline(offline)
     changes = [*(sets or []), *([IN_BATCHES] if batch else [])]
-    steps = recipes.load_recipe(recipes.recipe_folder(recipe), changes)
+    steps = load_recipe(recipe_folder(recipe), changes)
     opened = open_store(store, offline)
     if dry_run:
-        for planned in recipes.plan_recipe(steps, opened):
+        for planned in plan_recipe(steps, opened):
             console.result(f"# {planned.step.name}")
             show_plans(planned.plans, opened)
             show_costs(planned.costs)
         return
-    results = recipes.run_recipe(
-        steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}")
-    )
+    results = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
     made = [result.artifact for result in results]
     tell(made, opened)
     tell_end_of_recipe(made, opened)
@@ -145,7 +144,7 @@ def retrying_command(stage: "StageName", text: str) -> Callable[..., None]:
 
 def _run_stage(stage: "StageName", path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
     from psychocounsel.config.loading import load_config
-    from psychocounsel.stages.recipe import CONFIGS
+    from psychocounsel.config.recipe import CONFIGS
 
     made = run_config(stage, load_config(CONFIGS[stage], path, sets), is_dry_run, store)
     if made is not None:

@@ -18,8 +18,8 @@ from psychocounsel.store.store import Store
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    from psychocounsel.config.recipe import StageName
     from psychocounsel.stages.dry_run import PaidCalls
-    from psychocounsel.stages.recipe import StageName
 
 
 Sets = Annotated[
@@ -322,7 +322,7 @@ def next_config(stage: "StageName", config: Path) -> Following | None:
 
 def _next_in_recipe(config: Path) -> Following | None:
     from psychocounsel.config.loading import load_config
-    from psychocounsel.stages.recipe import RECIPE_FILE, RecipeConfig
+    from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig
 
     recipe = config.with_name(RECIPE_FILE)
     if not recipe.is_file():

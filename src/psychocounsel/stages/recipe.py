@@ -4,75 +4,14 @@ Within a run a name means what this run made or will make, so that an older conf
 newer artifacts of the same name.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from pydantic import Field
-
-from psychocounsel.config.components import Settings, recipes_folder
-from psychocounsel.config.loading import load_config
-from psychocounsel.config.schema import (
-    AlignConfig,
-    BaseModelConfig,
-    BuildPreferencesConfig,
-    EvalWinrateConfig,
-    ImportPreferencesConfig,
-    ReportConfig,
-    TrainRewardConfig,
-)
-from psychocounsel.errors import ConfigError
+from psychocounsel.config.components import Settings
+from psychocounsel.config.recipe import StageName, Step
 from psychocounsel.stages.dry_run import PaidCalls
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.store import Store
-
-StageName = Literal[
-    "make-base-model",
-    "build-preferences",
-    "import-preferences",
-    "train-reward",
-    "align",
-    "eval-winrate",
-    "report",
-]
-RECIPE_FILE = "recipe.yaml"
-SHARED = ("corpus", "judge")
-"""Blocks that several steps have; a `--set` of one reaches them all."""
-
-
-class StepConfig(Settings):
-    """One stage of a recipe and the file that configures it."""
-
-    stage: StageName
-    config: str
-
-
-class RecipeConfig(Settings):
-    """The steps of a recipe, in order; `seed`, if given, goes to every step that sets none by `--set`."""
-
-    description: str
-    steps: Annotated[tuple[StepConfig, ...], Field(strict=False, min_length=1)]
-    seed: int | None = None
-
-
-class Step(NamedTuple):
-    """A step with its validated config."""
-
-    name: str
-    stage: StageName
-    config: Any
-
-
-CONFIGS: dict[StageName, type[Settings]] = {
-    "make-base-model": BaseModelConfig,
-    "build-preferences": BuildPreferencesConfig,
-    "import-preferences": ImportPreferencesConfig,
-    "train-reward": TrainRewardConfig,
-    "align": AlignConfig,
-    "eval-winrate": EvalWinrateConfig,
-    "report": ReportConfig,
-}
 
 
 def _nothing_is_paid(config: Any, store: Store) -> list[PaidCalls]:
@@ -130,66 +69,6 @@ def _flat(plans: object) -> list[ArtifactSpec]:
         return []
     nested = cast("Sequence[object]", plans)
     return [each for group in nested for each in _flat(group)]
-
-
-def recipe_folder(name: str) -> Path:
-    """Return the folder of a recipe: a path, or the name of one that ships with the package.
-
-    Raises:
-        ConfigError: there is none; near names are told.
-    """
-    for folder in (Path(name), recipes_folder() / name):
-        if (folder / RECIPE_FILE).is_file():
-            return folder
-    known = sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known recipes: {', '.join(known)}"
-    raise ConfigError("is no recipe: there is no recipe.yaml in it", where=name, remedy=hint)
-
-
-def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
-    """Read every config of a recipe before anything runs, so that all errors come first.
-
-    Args:
-        folder: holds `recipe.yaml` and the files it names.
-        overrides: `seed=N`; `STEP.key=value`, where STEP is a config's file name without `.yaml`; or
-            `corpus.key=value` and `judge.key=value`, which reach every step that has such a block.
-
-    Raises:
-        ConfigError: every fault of every file.
-    """
-    own = [text for text in overrides if "." not in text.partition("=")[0]]
-    recipe = load_config(RecipeConfig, folder / RECIPE_FILE, own)
-    names = [Path(step.config).stem for step in recipe.steps]
-    _require_known_steps(overrides, own, names)
-    steps: list[Step] = []
-    faults: list[str] = []
-    for name, step in zip(names, recipe.steps, strict=True):
-        prefix = f"{name}."
-        mine = [text for text in overrides if text.startswith(prefix)]
-        for block in SHARED:
-            if block in CONFIGS[step.stage].model_fields:
-                mine += [text for text in overrides if text.startswith(f"{block}.")]
-        seed = [f"seed={recipe.seed}"] if recipe.seed is not None and step.stage != "report" else []
-        try:
-            config = load_config(CONFIGS[step.stage], folder / step.config, [*seed, *mine], name)
-        except ConfigError as fault:
-            faults.append(str(fault))
-        else:
-            steps.append(Step(name, step.stage, config))
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return steps
-
-
-def _require_known_steps(overrides: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
-    for text in overrides:
-        step = text.partition(".")[0]
-        known = [*names, *SHARED]
-        if text not in own and step not in known:
-            close = difflib.get_close_matches(step, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known steps: {', '.join(known)}"
-            raise ConfigError(f"there is no step {step!r}", where=f"--set {text}", remedy=hint)
 
 
 class StepResult(NamedTuple):

@@ -1,0 +1,129 @@
+"""Recipes: a folder with a `recipe.yaml` that lists stages, and the config file of each."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from psychocounsel.config.components import Settings, recipes_folder
+from psychocounsel.config.loading import keys_of, load_config
+from psychocounsel.config.schema import (
+    AlignConfig,
+    BaseModelConfig,
+    BuildPreferencesConfig,
+    EvalWinrateConfig,
+    ImportPreferencesConfig,
+    ReportConfig,
+    TrainRewardConfig,
+)
+from psychocounsel.errors import ConfigError
+
+StageName = Literal[
+    "make-base-model",
+    "build-preferences",
+    "import-preferences",
+    "train-reward",
+    "align",
+    "eval-winrate",
+    "report",
+]
+CONFIGS: dict[StageName, type[Settings]] = {
+    "make-base-model": BaseModelConfig,
+    "build-preferences": BuildPreferencesConfig,
+    "import-preferences": ImportPreferencesConfig,
+    "train-reward": TrainRewardConfig,
+    "align": AlignConfig,
+    "eval-winrate": EvalWinrateConfig,
+    "report": ReportConfig,
+}
+RECIPE_FILE = "recipe.yaml"
+SHARED = ("corpus", "judge")
+"""Blocks that several steps have; `--set` of a key in one of them reaches all these steps."""
+
+
+class StepConfig(Settings):
+    """One stage of a recipe and its config file."""
+
+    stage: StageName
+    config: str
+
+
+class RecipeConfig(Settings):
+    """The steps of a recipe, in order. `seed`, if given, goes to every step whose seed `--set` does not change."""
+
+    description: str
+    steps: Annotated[tuple[StepConfig, ...], Field(strict=False, min_length=1)]
+    seed: int | None = None
+
+
+class Step(NamedTuple):
+    """A step with its validated config. Its name is that of the config file, without `.yaml`."""
+
+    name: str
+    stage: StageName
+    config: Any
+
+
+def recipe_folder(name: str) -> Path:
+    """Return the folder of a recipe, given as a path or as the name of a bundled recipe.
+
+    Raises:
+        ConfigError: there is none; the message suggests a name.
+    """
+    for folder in (Path(name), recipes_folder() / name):
+        if (folder / RECIPE_FILE).is_file():
+            return folder
+    known = sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
+    close = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"known recipes: {', '.join(known)}"
+    raise ConfigError("is not a recipe: it has no recipe.yaml", where=name, remedy=remedy)
+
+
+def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
+    """Read every config of a recipe before anything runs, so that all errors come first.
+
+    Args:
+        folder: the folder with `recipe.yaml` and the files that it names.
+        overrides: `seed=N`, `STEP.key=value`, or `corpus.key=value` and `judge.key=value` for every step with such
+            a block.
+
+    Raises:
+        ConfigError: listing the faults of all files.
+    """
+    first_keys = {text: text.partition("=")[0].partition(".")[0] for text in overrides}
+    own = [text for text, key in first_keys.items() if key in RecipeConfig.model_fields or "=" not in text]
+    recipe = load_config(RecipeConfig, folder / RECIPE_FILE, own)
+    steps = [(Path(step.config).stem, step) for step in recipe.steps]
+    for text, key in first_keys.items():
+        if text not in own and key not in (*SHARED, *(name for name, _ in steps)):
+            raise _unknown_key(text, steps)
+    read: list[Step] = []
+    faults: list[str] = []
+    for name, step in steps:
+        model = CONFIGS[step.stage]
+        reaching = [name, *(block for block in SHARED if block in model.model_fields)]
+        mine = [text for text, key in first_keys.items() if key in reaching]
+        seed = [f"seed={recipe.seed}"] if recipe.seed is not None and "seed" in model.model_fields else []
+        try:
+            read.append(Step(name, step.stage, load_config(model, folder / step.config, [*seed, *mine], name)))
+        except ConfigError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return read
+
+
+def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> ConfigError:
+    """Suggest the full path of the key if some step has it, or else a similar name."""
+    key = override.partition("=")[0]
+    paths = dict.fromkeys(
+        path if path.startswith(tuple(f"{block}." for block in SHARED)) else f"{name}.{path}"
+        for name, step in steps
+        for path in keys_of(CONFIGS[step.stage], ending=key)
+    )
+    known = [*(name for name, _ in steps), *SHARED, *RecipeConfig.model_fields]
+    suggestions = list(paths)[:4] or difflib.get_close_matches(key.partition(".")[0], known, n=1)
+    hint = f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else f"known: {', '.join(known)}"
+    return ConfigError("there is no such key in the recipe", where=f"--set {override}", remedy=hint)
