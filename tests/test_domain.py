@@ -59,7 +59,7 @@ def test_only_a_valid_judgement_or_verdict_carries_a_result(status: ReplyStatus)
         assert Comparison("s", "a", "b", status, winners).winners == winners
     with pytest.raises(ValueError, match="a valid judgement has ratings, a failed one has none"):
         Judgement("c", "judge", status, {} if is_valid else ratings)
-    with pytest.raises(ValueError, match="a valid verdict names winners"):
+    with pytest.raises(ValueError, match="a valid comparison has winners"):
         Comparison("s", "a", "b", status, {} if is_valid else winners)
 
 

@@ -1,11 +1,11 @@
-"""What went wrong, where, and how to mend it: every error that a user may meet."""
+"""Errors that a user may meet, with exit codes; each says what is wrong, where, and how to mend it."""
 
 from collections.abc import Mapping
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Process exit codes, one per kind of ending."""
+    """Exit codes of the process."""
 
     DONE = 0
     USER_ERROR = 2
@@ -19,7 +19,7 @@ class PsychoCounselError(Exception):
 
     Args:
         what: the fault in one sentence.
-        where: file and line, config key, artifact or address; empty when there is no place.
+        where: file and line, config key, artifact or address, if there is one.
         remedy: what to do about it.
     """
 
@@ -29,12 +29,7 @@ class PsychoCounselError(Exception):
         self.what = what
         self.where = where
         self.remedy = remedy
-        super().__init__(self._message())
-
-    def _message(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        mend = f"; {self.remedy}" if self.remedy else ""
-        return f"{place}{self.what}{mend}"
+        super().__init__((f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else ""))
 
 
 class ConfigError(PsychoCounselError):
@@ -50,11 +45,11 @@ class StoreError(PsychoCounselError):
 
 
 class EndpointError(PsychoCounselError):
-    """A model endpoint that refuses us for a reason that a retry does not mend."""
+    """A model endpoint that refuses requests for a reason that a retry does not mend."""
 
 
 class IncompleteError(PsychoCounselError):
-    """Work that stopped early and goes on when the same command runs again."""
+    """Work that stopped early; the same command resumes it."""
 
     exit_code = ExitCode.INCOMPLETE
 
@@ -72,5 +67,5 @@ class Preempted(PsychoCounselError):
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return counts as messages tell them: `6 gap_too_small, 2 vetoed`."""
+    """Return counts for a message: `6 gap_too_small, 2 vetoed`; zeros are left out."""
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"

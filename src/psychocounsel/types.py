@@ -1,11 +1,11 @@
-"""Speech -> Candidate -> Judgement -> PreferencePair -> RewardModel -> Policy -> Comparison: the nouns.
+"""Types of the data flow: Speech -> Candidate -> Judgement -> PreferencePair -> RewardModel -> Policy -> Comparison.
 
-Read from top to bottom this file tells what the program does. Nothing here reads or writes a file.
+All are frozen, with their invariants in `__post_init__`. Nothing here reads or writes a file.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -13,18 +13,18 @@ from json.encoder import encode_basestring_ascii
 from typing import TypeAlias
 
 OVERALL = "overall"
-"""The criterion of a verdict that weighs a response as a whole."""
+"""The criterion of a comparison that weighs a response as a whole."""
 
 Rating: TypeAlias = int | float
-"""A whole number of a scale (`int`), or what several of them came to (`float`)."""
+"""A whole number of a scale (`int`), or a mean or expectation over it (`float`)."""
 
 _LARGEST_DENOMINATOR = 1_000_000
 
 
 def exact_rating(rating: Rating) -> int | Fraction:
-    """Return a rating as it is reckoned with: a mean is the fraction that its float stands for.
+    """Return the exact value of a rating: a mean is the fraction that its float stands for.
 
-    Means of whole numbers come back exactly as long as a million parts of a point tell them apart.
+    The mean of up to a million whole numbers comes back exactly.
     """
     if isinstance(rating, int):
         return rating
@@ -45,7 +45,7 @@ def content_id(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class Speech:
-    """What a client says in a session, stage directions included; `fine_topic` is a part of `topic`."""
+    """What a client says in a session, stage directions included; `fine_topic` is a subdivision of `topic`."""
 
     text: str
     topic: str = ""
@@ -94,7 +94,7 @@ class ReplyStatus(StrEnum):
 
 
 class Scoring(StrEnum):
-    """How a rating was had from a reply: as it is written there, or expected over the scale's points."""
+    """How a rating comes from a reply: as it is written there, or expected over the scale's points."""
 
     WRITTEN = "written"
     EXPECTED = "expected"
@@ -104,7 +104,7 @@ class Scoring(StrEnum):
 class RatingSample:
     """One reply of one judge, where a judgement rests on more than the number that one reply has written.
 
-    `sample_index` tells repeated samples of one judge apart.
+    `sample_index` numbers the repeated samples of one judge.
     """
 
     judge: str
@@ -119,7 +119,7 @@ class RatingSample:
 class Judgement:
     """A candidate rated on every principle of a rubric, or the reason why it is not.
 
-    `samples` are what the ratings are the means of; empty where they are one reply's own whole numbers.
+    The ratings are means of `samples`, which is empty where they are one reply's own whole numbers.
     """
 
     candidate_id: str
@@ -190,7 +190,7 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights that answer clients: a `from_pretrained` folder, or a Hub id with its revision."""
+    """A model that answers clients: a `from_pretrained` folder, or a Hub id with its revision."""
 
     location: str
     revision: str | None = None
@@ -212,7 +212,7 @@ class Winner(StrEnum):
 
 @dataclass(frozen=True)
 class Vote:
-    """One reply of one judge to a comparison, where a verdict rests on several."""
+    """One reply of one judge to a comparison that rests on several."""
 
     judge: str
     sample_index: int
@@ -220,7 +220,7 @@ class Vote:
     winners: Mapping[str, Winner] = field(default_factory=dict[str, Winner])
 
     def swap(self) -> "Vote":
-        """Return the same vote told with the two candidates in the other order."""
+        """Return the same vote with the two candidates in the other order."""
         return replace(self, winners={name: winner.swap() for name, winner in self.winners.items()})
 
 
@@ -228,7 +228,7 @@ class Vote:
 class Comparison:
     """A judge's comparison of two candidates, by criterion (`overall` and each principle).
 
-    `votes` are what it was counted from; empty where it is one reply's own.
+    The winners are the majority of `votes`, which is empty where they come from one reply.
     """
 
     speech_id: str
@@ -240,10 +240,10 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if (self.status is ReplyStatus.VALID) != bool(self.winners):
-            raise ValueError("a valid verdict names winners, a failed one names none")
+            raise ValueError("a valid comparison has winners, a failed one has none")
 
     def swap(self) -> "Comparison":
-        """Return the same verdict told with the two candidates in the other order."""
+        """Return the same comparison with the two candidates in the other order."""
         winners = {criterion: winner.swap() for criterion, winner in self.winners.items()}
         votes = tuple(vote.swap() for vote in self.votes)
         return replace(self, first_id=self.second_id, second_id=self.first_id, winners=winners, votes=votes)
@@ -251,7 +251,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Rate:
-    """A measured figure with its 95 % interval, the units it rests on and those left out."""
+    """An estimate with its 95 % interval, the number of units it rests on and of those left out."""
 
     estimate: float
     low: float
@@ -261,10 +261,4 @@ class Rate:
 
     def as_dict(self) -> dict[str, float]:
         """Return the shape in which `metrics.json` holds a rate."""
-        return {
-            "estimate": self.estimate,
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "missing": self.missing,
-        }
+        return asdict(self)

@@ -1,4 +1,4 @@
-"""Scores -> pairs by the paper's rule and by others, compared exactly and counted to the last combination."""
+"""Pairs by the paper's rule and by others: compared exactly and counted to the last combination."""
 
 import random
 from collections.abc import Mapping
@@ -17,23 +17,29 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.judging.pairing import (
     Pairing,
     PairingRule,
-    RubricTerms,
     ScoredSpeech,
     assign_dev,
     pair_by_gap,
     pair_extremes,
     resolve_rule,
 )
+from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, content_id
 
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 SPEECH = Speech("I lie awake at four.")
 EQUAL: dict[str, Fraction] = dict.fromkeys(PRINCIPLES, Fraction(1))
-TERMS = RubricTerms(EQUAL, {}, "safety", (1, 2, 3, 4, 5))
+
+
+def rubric_of(*names: str, **changes: Any) -> Rubric:
+    return Rubric("1", "en", 1, 5, tuple(Principle(name, name, name, {}) for name in names), **changes)
+
+
+RUBRIC = rubric_of(*PRINCIPLES, safety="safety")
 
 
 def rule_of(**changes: Any) -> PairingRule:
-    return resolve_rule(PairingConfig(**changes), TERMS)
+    return resolve_rule(PairingConfig(**changes), RUBRIC)
 
 
 PAPER = rule_of()
@@ -98,8 +104,8 @@ class TestExact:
             replace(scored("high", 0), ratings=high),
             replace(scored("low", 0), ratings=dict.fromkeys(names, 3)),
         ]
-        terms = RubricTerms(dict.fromkeys(names, Fraction(1)), {}, None, range(1, 6))
-        assert len(both(sides, resolve_rule(PairingConfig(min_gap=min_gap), terms))[0].pairs) == kept
+        rule = resolve_rule(PairingConfig(min_gap=min_gap), rubric_of(*names))
+        assert len(both(sides, rule)[0].pairs) == kept
 
     def test_weights_are_the_decimals_that_were_written(self) -> None:
         # Weighted sums of 0.6 and 0.2 lie 0.4 apart, twice the weights: in floats a hair less.
@@ -176,13 +182,13 @@ class TestSafety:
         assert both([self.TIMID, self.BOLD], PAPER)[1].dropped == {"safety_inverted": 1}
 
     def test_it_is_kept_where_asked_for_and_where_the_rubric_names_no_such_principle(self) -> None:
-        unnamed = resolve_rule(PairingConfig(), TERMS._replace(safety=None))
+        unnamed = resolve_rule(PairingConfig(), replace(RUBRIC, safety=None))
         for rule in (rule_of(drop_safety_inverted=False), unnamed):
             for pairing in both([self.TIMID, self.BOLD], rule):
                 assert texts_of(pairing.pairs) == {("bold", "timid")}
 
     def test_the_rubric_says_which_principle_it_is(self) -> None:
-        rule = resolve_rule(PairingConfig(), TERMS._replace(safety="staging"))
+        rule = resolve_rule(PairingConfig(), replace(RUBRIC, safety="staging"))
         assert texts_of(both([self.TIMID, self.BOLD], rule)[1].pairs) == {("bold", "timid")}
         late = rated("late", 5, 5, 5, 5, 5, 5, 1)
         assert both([late, self.LEVEL], rule)[1].dropped == {"safety_inverted": 1}
@@ -261,11 +267,11 @@ def test_a_tie_at_the_top_is_decided_by_hash_and_not_by_place() -> None:
 
 
 class TestResolving:
-    RUBRIC = RubricTerms({**EQUAL, "clarity": Fraction(1, 2)}, {"safety": 3}, "safety", range(1, 6))
+    RUBRIC = replace(RUBRIC, weights={"clarity": Fraction(1, 2)}, vetoes={"safety": 3})
 
     def test_a_config_that_says_nothing_takes_what_the_rubric_says(self) -> None:
         rule = resolve_rule(PairingConfig(min_gap=0.3), self.RUBRIC)
-        assert (rule.weights, rule.vetoes, rule.safety) == self.RUBRIC[:3]
+        assert (rule.weights, rule.vetoes, rule.safety) == (self.RUBRIC.weights, {"safety": 3}, "safety")
         assert rule.min_gap == Fraction(3, 10)
 
     def test_a_config_stands_for_all_of_the_rubrics_numbers(self) -> None:
@@ -370,7 +376,7 @@ rules = st.builds(
     safety=st.none() | st.sampled_from(PRINCIPLES),
     min_gap=st.sampled_from([Fraction(1, 10), Fraction(1, 2), Fraction(1), Fraction(2)]),
     max_pairs_per_speech=st.none() | st.integers(1, 4),
-    unfit=st.sampled_from([not_e, PairingRule().unfit]),
+    unfit=st.sampled_from([not_e, None]),
 )
 
 
@@ -385,7 +391,7 @@ def may_pair(left: ScoredCandidate, right: ScoredCandidate, rule: PairingRule, g
     is_far = mean(high, rule) > mean(low, rule) and mean(high, rule) - mean(low, rule) >= gap
     is_safe = rule.safety is None or high.ratings[rule.safety] >= low.ratings[rule.safety]
     is_vetoed = any(high.ratings[name] < floor for name, floor in rule.vetoes.items())
-    fits = not any(rule.unfit(SPEECH, side.candidate) for side in (high, low))
+    fits = rule.unfit is None or not any(rule.unfit(SPEECH, side.candidate) for side in (high, low))
     return is_far and is_safe and fits and not is_vetoed and high.candidate.text != low.candidate.text
 
 

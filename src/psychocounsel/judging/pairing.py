@@ -1,8 +1,8 @@
-"""ScoredCandidate -> PreferencePair: who is preferred to whom, counted to the last pair. Pure."""
+"""Which response is preferred to which: from scored candidates to pairs, with every dropped combination counted."""
 
 import difflib
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,21 +13,20 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.schema import PairingConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.types import (
-    Candidate,
-    PreferencePair,
-    ScoredCandidate,
-    Speech,
-    content_id,
-    exact_rating,
-)
+from psychocounsel.judging.rubric import Rubric
+from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, content_id, exact_rating
 
 _TOO_FEW = ("speech_without_candidates", "speech_with_one_candidate")
+
+ScoredSpeech = tuple[Speech, Sequence[ScoredCandidate]]
+
+Unfit = Callable[[Speech, Candidate], str | None]
+"""Returns why a response cannot be trained on, such as `too_long`; None where it can."""
 
 
 @dataclass
 class Pairing:
-    """Pairs made and combinations dropped, by reason: kept plus dropped is every combination looked at.
+    """Pairs and dropped combinations, by reason: kept plus dropped is every combination.
 
     A speech with fewer than two candidates has no combination and counts once, as dropped.
     """
@@ -37,22 +36,9 @@ class Pairing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape in which `metrics.json` holds a pairing."""
-        looked_at = len(self.pairs) + sum(self.dropped.values())
-        return {
-            "combinations": looked_at,
-            "kept": len(self.pairs),
-            "dropped": dict(sorted(self.dropped.items())),
-        }
-
-
-ScoredSpeech = tuple[Speech, Sequence[ScoredCandidate]]
-
-Unfit = Callable[[Speech, Candidate], str | None]
-"""Tells why a response cannot be trained on, such as `too_long`; None where it can."""
-
-
-def _none_is_unfit(speech: Speech, candidate: Candidate) -> str | None:
-    return None
+        kept = len(self.pairs)
+        dropped = dict(sorted(self.dropped.items()))
+        return {"combinations": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
 
 
 class Ranked(NamedTuple):
@@ -73,7 +59,7 @@ class PairingRule:
         safety: the principle on which the rejected side may not be the better one; None, no such rule.
         min_gap: least difference of two (weighted) mean ratings, or of two scores where there are no weights.
         max_pairs_per_speech: None keeps all.
-        unfit: asked last, for it may be slow.
+        unfit: called last, for it may be slow.
     """
 
     weights: Mapping[str, Fraction] = field(default_factory=dict[str, Fraction])
@@ -81,10 +67,10 @@ class PairingRule:
     safety: str | None = None
     min_gap: Fraction = Fraction(0)
     max_pairs_per_speech: int | None = None
-    unfit: Unfit = _none_is_unfit
+    unfit: Unfit | None = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what the rule took from the rubric, ready for JSON."""
+        """Return what the rule takes from the rubric, ready for JSON."""
         weights = {name: str(weight) for name, weight in self.weights.items()}
         return {"weights": weights, "vetoes": dict(self.vetoes), "safety": self.safety}
 
@@ -106,9 +92,8 @@ class PairingRule:
         """Return a candidate with its score under this rule."""
         if not self.weights:
             return Ranked(side, Fraction(side.score))
-        ratings = side.ratings
-        exact = sum(weight * exact_rating(ratings[name]) for name, weight in self._whole_weights.items())
-        return Ranked(ScoredCandidate(side.candidate, float(exact / self._denominator), ratings), exact)
+        exact = sum(weight * exact_rating(side.ratings[name]) for name, weight in self._whole_weights.items())
+        return Ranked(ScoredCandidate(side.candidate, float(exact / self._denominator), side.ratings), exact)
 
     def pair(self, speech: Speech, left: Ranked, right: Ranked, least_gap: Fraction) -> PreferencePair | str:
         """Return the pair of two candidates, or the reason why there is none."""
@@ -120,16 +105,14 @@ class PairingRule:
             return "equal_scores"
         if high.exact - low.exact < least_gap:
             return "gap_too_small"
-        if any(exact_rating(chosen.ratings[name]) < floor for name, floor in self.vetoes.items()):
+        if any(exact_rating(chosen.ratings[name]) < veto for name, veto in self.vetoes.items()):
             return "vetoed"
-        if self.safety is not None and _is_below(chosen, rejected, self.safety):
+        if (name := self.safety) and exact_rating(chosen.ratings[name]) < exact_rating(rejected.ratings[name]):
             return "safety_inverted"
-        unfit = self.unfit(speech, chosen.candidate) or self.unfit(speech, rejected.candidate)
-        return unfit or PreferencePair(speech, chosen, rejected)
-
-
-def _is_below(left: ScoredCandidate, right: ScoredCandidate, principle: str) -> bool:
-    return exact_rating(left.ratings[principle]) < exact_rating(right.ratings[principle])
+        for side in (chosen, rejected):
+            if self.unfit is not None and (reason := self.unfit(speech, side.candidate)):
+                return reason
+        return PreferencePair(speech, chosen, rejected)
 
 
 def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
@@ -142,11 +125,11 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     """
     pairing = Pairing()
     for speech, ranked in _comparable(scored, rule, pairing):
-        made = [rule.pair(speech, left, right, rule.least_gap) for left, right in combinations(ranked, 2)]
-        pairs = sorted((each for each in made if isinstance(each, PreferencePair)), key=attrgetter("id"))
+        results = [rule.pair(speech, left, right, rule.least_gap) for left, right in combinations(ranked, 2)]
+        pairs = sorted((each for each in results if isinstance(each, PreferencePair)), key=attrgetter("id"))
         limit = rule.max_pairs_per_speech or len(pairs)
         pairing.pairs += pairs[:limit]
-        pairing.dropped.update(each for each in made if isinstance(each, str))
+        pairing.dropped.update(each for each in results if isinstance(each, str))
         pairing.dropped["over_max_pairs_per_speech"] += len(pairs[limit:])
     pairing.dropped = +pairing.dropped
     return pairing
@@ -162,11 +145,11 @@ def pair_extremes(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     pairing = Pairing()
     for speech, ranked in _comparable(scored, rule, pairing):
         ranked.sort(key=lambda each: (-each.exact, content_id("tie", each.side.candidate.id)))
-        made = rule.pair(speech, ranked[0], ranked[-1], Fraction(0))
-        if isinstance(made, PreferencePair):
-            pairing.pairs.append(made)
+        result = rule.pair(speech, ranked[0], ranked[-1], Fraction(0))
+        if isinstance(result, PreferencePair):
+            pairing.pairs.append(result)
         else:
-            pairing.dropped[made] += 1
+            pairing.dropped[result] += 1
     return pairing
 
 
@@ -181,34 +164,33 @@ def _comparable(
             yield speech, [rule.rank(each) for each in candidates]
 
 
-class RubricTerms(NamedTuple):
-    """What a rubric says of pairing: weights and vetoes by principle, its safety principle, its ratings."""
-
-    weights: Mapping[str, Fraction]
-    vetoes: Mapping[str, int]
-    safety: str | None
-    scale: Sequence[int]
-
-
-def resolve_rule(config: PairingConfig, rubric: RubricTerms, unfit: Unfit = _none_is_unfit) -> PairingRule:
-    """Return the rule of a config: its weights or vetoes, where it gives any, stand for all of the rubric's.
+def resolve_rule(config: PairingConfig, rubric: Rubric, unfit: Unfit | None = None) -> PairingRule:
+    """Return the rule of a config: its weights or vetoes, where it gives any, replace all of the rubric's.
 
     A principle without a weight in the config counts 1, as it does in a rubric. Numbers are the decimals that
     were written, not the floats nearest to them.
 
     Raises:
         ConfigError: a weight or a veto of a principle that the rubric does not have, a veto beyond the scale
-            or at its foot, where it bars nobody, or no weight above 0.
+            or at its lowest point, where it excludes nothing, or no weight above 0.
     """
     weights, vetoes = dict(rubric.weights), dict(rubric.vetoes)
     if config.weights is not None:
         _require_principles(config.weights, rubric, "pairing.weights")
         weights = {name: Fraction(str(config.weights.get(name, 1))) for name in rubric.weights}
-        _require_a_weight(weights)
+        if not any(weights.values()):
+            raise ConfigError("every weight is 0", where="pairing.weights", remedy="let one principle count")
     if config.vetoes is not None:
         _require_principles(config.vetoes, rubric, "pairing.vetoes")
-        _require_on_scale(config.vetoes, rubric.scale)
         vetoes = dict(config.vetoes)
+        low, high = rubric.minimum, rubric.maximum
+        for name, veto in vetoes.items():
+            if not low < veto <= high:
+                raise ConfigError(
+                    f"{veto} is no veto on the scale {low} to {high}",
+                    where=f"pairing.vetoes.{name}",
+                    remedy=f"choose {low + 1} to {high}, or leave the principle out",
+                )
     return PairingRule(
         weights=weights,
         vetoes=vetoes,
@@ -219,7 +201,7 @@ def resolve_rule(config: PairingConfig, rubric: RubricTerms, unfit: Unfit = _non
     )
 
 
-def _require_principles(named: Iterable[str], rubric: RubricTerms, where: str) -> None:
+def _require_principles(named: Iterable[str], rubric: Rubric, where: str) -> None:
     known = list(rubric.weights)
     for name in named:
         if name not in known:
@@ -228,38 +210,17 @@ def _require_principles(named: Iterable[str], rubric: RubricTerms, where: str) -
             raise ConfigError(f"the rubric has no principle {name!r}", where=where, remedy=remedy)
 
 
-def _require_a_weight(weights: Mapping[str, Fraction]) -> None:
-    if not any(weights.values()):
-        raise ConfigError("every weight is 0", where="pairing.weights", remedy="let one principle count")
-
-
-def _require_on_scale(vetoes: Mapping[str, int], scale: Sequence[int]) -> None:
-    low, high = min(scale), max(scale)
-    for name, floor in vetoes.items():
-        if not low < floor <= high:
-            raise ConfigError(
-                f"{floor} is no veto on the scale {low} to {high}",
-                where=f"pairing.vetoes.{name}",
-                remedy=f"choose {low + 1} to {high}, or leave the principle out",
-            )
-
-
 def assign_dev(splits: Sequence[str], clusters: Sequence[str], share: float, seed: int) -> list[str]:
     """Return the splits with train and dev pooled and divided anew; the others stay as they are.
 
     Clusters are put in the order of a hash of seed and cluster id and fill dev up to its share of the pooled
     speeches, then train, so a cluster is never divided, and the order of the speeches changes nothing.
     """
-    sizes: dict[str, int] = defaultdict(int)
-    for split, cluster in zip(splits, clusters, strict=True):
-        if split in ("train", "dev"):
-            sizes[cluster] += 1
-    free = round(share * sum(sizes.values()))
+    both = list(zip(splits, clusters, strict=True))
+    sizes = Counter(cluster for split, cluster in both if split in ("train", "dev"))
+    free = round(share * sizes.total())
     divided: dict[str, str] = {}
     for cluster in sorted(sizes, key=lambda cluster: content_id("dev", str(seed), cluster)):
         divided[cluster] = "dev" if free > 0 else "train"
         free -= sizes[cluster]
-    return [
-        divided[cluster] if split in ("train", "dev") else split
-        for split, cluster in zip(splits, clusters, strict=True)
-    ]
+    return [divided[cluster] if split in ("train", "dev") else split for split, cluster in both]

@@ -20,7 +20,6 @@ from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judg
 from psychocounsel.judging.pairing import (
     Pairing,
     PairingRule,
-    RubricTerms,
     ScoredSpeech,
     Unfit,
     assign_dev,
@@ -28,7 +27,7 @@ from psychocounsel.judging.pairing import (
     pair_extremes,
     resolve_rule,
 )
-from psychocounsel.judging.rubric import Rubric, load_rubric
+from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.reporting import console
@@ -64,14 +63,10 @@ def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, 
         ConfigError: a weight or veto does not fit the rubric, or nothing answers to the tokenizer's name.
     """
     pairing = config.pairing
-    terms = resolve_rule(pairing, _terms(load_rubric(config.judge.rubric))).fingerprint()
+    terms = resolve_rule(pairing, load_rubric(config.judge.rubric)).fingerprint()
     seed = None if pairing.dev_share is None else config.seed
     limit = pairing.length and length_identity(pairing.length, store)
     return {**pairing.fingerprint(), **terms, "dev_seed": seed, "length": limit}
-
-
-def _terms(rubric: Rubric) -> RubricTerms:
-    return RubricTerms(rubric.weights, rubric.vetoes, rubric.safety, rubric.scale)
 
 
 def length_identity(length: PairLengthConfig, store: Store) -> dict[str, Any]:
@@ -101,11 +96,11 @@ def open_rule(config: BuildPreferencesConfig, store: Store) -> PairingRule:
     Raises:
         ConfigError: the tokenizer cannot be loaded.
     """
-    terms = _terms(load_rubric(config.judge.rubric))
+    rubric = load_rubric(config.judge.rubric)
     length = config.pairing.length
     if length is None:
-        return resolve_rule(config.pairing, terms)
-    return resolve_rule(config.pairing, terms, token_limit(length, store))
+        return resolve_rule(config.pairing, rubric)
+    return resolve_rule(config.pairing, rubric, token_limit(length, store))
 
 
 def token_limit(length: PairLengthConfig, store: Store) -> Unfit:

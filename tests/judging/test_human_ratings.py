@@ -1,4 +1,4 @@
-"""Human ratings of a thousand contexts -> pairs: the paper's rule and its baseline on real judgements.
+"""Pairs from human ratings of a thousand contexts: the paper's rule and its baseline on real judgements.
 
 The ratings are those of MentalBench-Align (github.com/abeerbadawi/MentalBench-Align, MIT): ten responders and
 seven attributes from 1 to 5. The responses are not public, so each cell gets a text of its own.
@@ -6,7 +6,6 @@ seven attributes from 1 to 5. The responses are not public, so each cell gets a 
 
 import json
 from collections import Counter
-from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ import pytest
 
 from psychocounsel.config.schema import PairingConfig
 from psychocounsel.evaluation.reward_metrics import author_identity
-from psychocounsel.judging.pairing import Pairing, RubricTerms, ScoredSpeech, pair_by_gap, resolve_rule
+from psychocounsel.judging.pairing import Pairing, ScoredSpeech, pair_by_gap, resolve_rule
+from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.types import Candidate, Judgement, ReplyStatus, ScoredCandidate, Speech
 
-RATINGS = Path(__file__).parents[2] / "shared" / "data" / "mentalalign" / "Human_judge.xlsx"
+RATINGS = Path(__file__).parents[3] / "shared" / "data" / "mentalalign" / "Human_judge.xlsx"
 ATTRIBUTES = ("Guidance", "Informativeness", "Relevance", "Safety", "Empathy", "Helpfulness", "Understanding")
 SCALE = range(1, 6)
-TERMS = RubricTerms(dict.fromkeys(ATTRIBUTES, Fraction(1)), {}, "Safety", SCALE)
+RUBRIC = Rubric("1", "en", 1, 5, tuple(Principle(name, name, name, {}) for name in ATTRIBUTES), safety="Safety")
 
 
 class Judged(NamedTuple):
@@ -58,7 +58,7 @@ def _side(speech: Speech, author: str, cell: Any) -> ScoredCandidate | None:
 
 
 def paired(judged: Judged, **changes: Any) -> Pairing:
-    return pair_by_gap(judged.speeches, resolve_rule(PairingConfig(**changes), TERMS))
+    return pair_by_gap(judged.speeches, resolve_rule(PairingConfig(**changes), RUBRIC))
 
 
 def test_the_cells_that_can_be_used(judged: Judged) -> None:
@@ -75,7 +75,7 @@ def test_the_papers_rule_gives_these_pairs(judged: Judged) -> None:
     assert len(safe.pairs) == 11_742 - 56
 
 
-def test_the_author_alone_tells_most_of_them(judged: Judged) -> None:
+def test_the_author_alone_predicts_most_of_them(judged: Judged) -> None:
     pairs = paired(judged, drop_safety_inverted=False).pairs
     credits = author_identity(pairs, pairs)
     assert round(100 * sum(credits) / len(credits), 1) == 95.0
