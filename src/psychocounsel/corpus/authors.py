@@ -1,4 +1,4 @@
-"""Response -> response without the names of its authors: signatures, self-introductions, names in between."""
+"""Removes the names of authors from responses: signatures, introductions, names in the text."""
 
 import re
 import unicodedata
@@ -17,6 +17,8 @@ from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.contacts import blanked, holds, names_crisis_line, phone_numbers, web_addresses
 from psychocounsel.corpus.text import sentences
+
+# --- Who the authors are --------------------
 
 _FILE = Path(__file__).resolve().parent / "people.yaml"
 
@@ -39,78 +41,60 @@ class PeopleWords(Settings):
 
 @cache
 def people_words() -> PeopleWords:
-    """Read the bundled word lists.
-
-    Raises:
-        ConfigError: the file lacks a list; names it.
-    """
+    """Read the bundled word lists."""
     return load_config(PeopleWords, _FILE)
 
 
-_ADDRESS = re.compile(r"^(?:https?://|www\.)", re.IGNORECASE)
+_PAGE = re.compile(r"^(?:https?://|www\.)", re.IGNORECASE)
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
 _BRACKETED = re.compile(r"\([^)]*\)")
 _MAX_NAME_WORDS, _MIN_NAME_WORDS = 5, 2
 
 
 def author_name(author: str) -> str | None:
-    """Return the full name in the address of an author's page, its last part, or a plain name; else None.
+    """Return a person's full name from a plain name or the last part of a page's address; else None.
 
     `https://example.org/therapists/dr-jane-doe-lcsw-2` and `Dr. Jane Doe, LCSW` are both `Jane Doe`. Names of
     models and practices, and single words, are no full names.
     """
     text = author.strip()
-    if _ADDRESS.match(text):
+    if _PAGE.match(text):
         text = text.partition("?")[0].rstrip("/").rsplit("/", maxsplit=1)[-1].lower()
     elif "/" in text and " " not in text:
-        return None  # a model and its maker
-    words = _slug_words(text) if _SLUG.fullmatch(text) else _plain_words(text)
+        return None  # a model and its publisher
+    if _SLUG.fullmatch(text):
+        words = text.split("-")
+        if words[-1].isdigit() and not _is_no_person(words[:-1]):
+            words = words[:-1]  # the second of its name
+        words = [word.capitalize() for word in _without_place(_bare_name(words))]
+    else:
+        words = _bare_name(_BRACKETED.sub(" ", text.partition(",")[0]).split())
+        words = [word.strip(".-") for word in words if word.strip(".-")]
     is_name = _MIN_NAME_WORDS <= len(words) <= _MAX_NAME_WORDS and len(words[0]) > 1
     return " ".join(words) if is_name and not _is_no_person(words) else None
 
 
-def _slug_words(slug: str) -> list[str]:
-    words = slug.split("-")
-    if words[-1].isdigit() and not _is_no_person(words[:-1]):
-        words = words[:-1]  # the second of its name
-    words = _without_place(_until_credentials(_without_title(words)))
-    return [word.capitalize() for word in words]
-
-
-def _plain_words(name: str) -> list[str]:
-    words = _BRACKETED.sub(" ", name.partition(",")[0]).split()
-    return [word.strip(".-") for word in _until_credentials(_without_title(words)) if word.strip(".-")]
-
-
 def _is_no_person(words: Sequence[str]) -> bool:
     lists = people_words()
-    lower = [word.lower() for word in words]
-    return any(
-        word in lists.organisations or word in lists.not_people or any(character.isdigit() for character in word)
-        for word in lower
-    )
+    return any(word.lower() in lists.organisations | lists.not_people or any(map(str.isdigit, word)) for word in words)
 
 
-def _without_title(words: list[str]) -> list[str]:
-    while words and bare(words[0]) in people_words().titles:
+def _bare_name(words: list[str]) -> list[str]:
+    """Drop titles before a name, and everything from the first credential after two of its words."""
+    lists = people_words()
+    while words and bare(words[0]) in lists.titles:
         words = words[1:]
+    for at, word in enumerate(words):
+        joined = bare(word) + (bare(words[at + 1]) if at + 1 < len(words) and len(bare(word)) <= 3 else "")
+        is_credential = bare(word) in lists.credentials | lists.professions or joined in lists.credentials
+        if at >= _MIN_NAME_WORDS and is_credential:  # "Ma" and "Do" may be names
+            return words[:at]
     return words
 
 
 def bare(word: str) -> str:
     """Return a word as people.yaml spells it: lower case, without punctuation."""
     return "".join(character for character in word.lower() if character.isalnum() or character == "-").strip("-")
-
-
-def _until_credentials(words: list[str]) -> list[str]:
-    """Cut at the first credential behind two words of a name; "Ma" and "Do" may be names, so two stay."""
-    lists = people_words()
-    for at, word in enumerate(words):
-        joined = bare(word) + (bare(words[at + 1]) if at + 1 < len(words) and len(bare(word)) <= 3 else "")
-        is_credential = bare(word) in lists.credentials | lists.professions or joined in lists.credentials
-        if at >= _MIN_NAME_WORDS and is_credential:
-            return words[:at]
-    return words
 
 
 def _without_place(words: list[str]) -> list[str]:
@@ -122,6 +106,9 @@ def _without_place(words: list[str]) -> list[str]:
         if len(words) - length >= _MIN_NAME_WORDS and " ".join(words[-length:]) in lists.cities:
             return words[:-length]
     return words
+
+
+# --- Their names in texts --------------------
 
 
 class NameSpan(NamedTuple):
@@ -141,71 +128,6 @@ _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _HANDLE = re.compile(r"[@#][\w.-]{8,64}")
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG_NAME_LETTERS = 10
-_MIN_PARTS = 2
-
-
-@dataclass(frozen=True)
-class KnownPeople:
-    """Full names that are looked for in texts, whatever their case, punctuation and middle initials.
-
-    Attributes:
-        names: full names, as `author_name` gives them.
-        first_names: lower case.
-    """
-
-    names: frozenset[str]
-    first_names: frozenset[str]
-    _by_first: dict[str, tuple["_Pattern", ...]]
-    _spelt_firsts: frozenset[str]
-
-    @classmethod
-    def of_authors(cls, authors: Iterable[str]) -> "KnownPeople":
-        """Collect the names of all authors that are people."""
-        names = frozenset(name for name in map(author_name, set(authors)) if name is not None)
-        by_first: dict[str, list[_Pattern]] = defaultdict(list)
-        for name in sorted(names):
-            for parts in _spellings(name):
-                by_first[parts[0]].append(_Pattern(name, _compiled(parts), len("".join(parts))))
-        ordered = {first: tuple(sorted(known, key=_longest_first)) for first, known in by_first.items()}
-        spelt = frozenset(case(first) for first in ordered for case in (str.lower, str.title, str.upper))
-        return cls(names, frozenset(ordered), ordered, spelt)
-
-    def first_names_in(self, text: str) -> set[str]:
-        """Return the known first names that a text holds as words, lower case."""
-        if not self.names:
-            return set()
-        words = set(_LETTERS.findall(text))
-        hits = {word.lower() for word in words & self._spelt_firsts}
-        for word in words if _INNER_CAPITAL.search(text) else ():  # "informationLaura", "JanaLee"
-            if not (word.islower() or word[1:].islower()):
-                hits |= self.first_names.intersection([word.lower(), *map(str.lower, _CAMEL.findall(word))])
-        return hits
-
-    def find(self, text: str) -> list[NameSpan]:
-        """Return where known full names stand, in order and apart from each other."""
-        if not self.names:
-            return []
-        found: list[NameSpan] = []
-        for spelling in _spelt(text):
-            firsts = self.first_names_in(spelling)
-            for joined in _joined(spelling):
-                firsts |= {first for first in self.first_names if first in joined}
-            for first in firsts:
-                found += _places(self._by_first[first], spelling)
-        return _apart(found)
-
-
-def _joined(text: str) -> Iterator[str]:
-    """Yield the runs in which words are written together, in lower case."""
-    yield from (text[address.start : address.end].lower() for address in web_addresses(text))
-    if "@" in text or "#" in text:
-        yield from (handle.lower() for handle in _HANDLE.findall(text))
-
-
-def _places(patterns: Iterable["_Pattern"], text: str) -> Iterator[NameSpan]:
-    for pattern in patterns:
-        for match in pattern.expression.finditer(text):
-            yield NameSpan(pattern.name, *match.span())
 
 
 class _Pattern(NamedTuple):
@@ -214,15 +136,61 @@ class _Pattern(NamedTuple):
     letters: int
 
 
-def _longest_first(pattern: _Pattern) -> tuple[int, str]:
-    return -pattern.letters, pattern.name
+@dataclass(frozen=True)
+class KnownPeople:
+    """Full names that are looked for in texts, whatever their case, punctuation and middle initials.
 
+    Attributes:
+        names: full names, as `author_name` returns them.
+        first_names: lower case.
+    """
 
-def _spelt(text: str) -> Iterator[str]:
-    """Yield the text, and where it has accents the text without them; each letter keeps its place."""
-    yield text
-    if not text.isascii() and _ACCENTED.search(text):
-        yield _unaccented(text)
+    names: frozenset[str]
+    first_names: frozenset[str]
+    _by_first: dict[str, list[_Pattern]]
+    _spelt_firsts: frozenset[str]
+
+    @classmethod
+    def of_authors(cls, authors: Iterable[str]) -> "KnownPeople":
+        """Collect the names of all authors who are people."""
+        names = frozenset(name for name in map(author_name, set(authors)) if name is not None)
+        by_first: dict[str, list[_Pattern]] = defaultdict(list)
+        for name in sorted(names):
+            for parts in _spellings(name):
+                by_first[parts[0]].append(_Pattern(name, _compiled(parts), len("".join(parts))))
+        for patterns in by_first.values():
+            patterns.sort(key=lambda pattern: (-pattern.letters, pattern.name))
+        spelt = frozenset(case(first) for first in by_first for case in (str.lower, str.title, str.upper))
+        return cls(names, frozenset(by_first), dict(by_first), spelt)
+
+    def first_names_in(self, text: str) -> set[str]:
+        """Return the known first names that a text contains as words, lower case."""
+        words = set(_LETTERS.findall(text)) if self.names else set[str]()
+        hits = {word.lower() for word in words & self._spelt_firsts}
+        for word in words if _INNER_CAPITAL.search(text) else ():  # "informationLaura", "JanaLee"
+            if not (word.islower() or word[1:].islower()):
+                hits |= self.first_names.intersection([word.lower(), *map(str.lower, _CAMEL.findall(word))])
+        return hits
+
+    def find(self, text: str) -> list[NameSpan]:
+        """Return where known full names stand, sorted and without overlap."""
+        if not self.names:
+            return []
+        found: list[NameSpan] = []
+        # Without accents too; each letter keeps its place.
+        for spelling in (text, _unaccented(text)) if not text.isascii() and _ACCENTED.search(text) else (text,):
+            firsts = self.first_names_in(spelling)
+            joined = [spelling[address.start : address.end] for address in web_addresses(spelling)]
+            joined += _HANDLE.findall(spelling) if "@" in text or "#" in text else []
+            for run in joined:
+                firsts |= {first for first in self.first_names if first in run.lower()}
+            for pattern in (each for first in firsts for each in self._by_first[first]):
+                found += [NameSpan(pattern.name, *match.span()) for match in pattern.expression.finditer(spelling)]
+        apart: list[NameSpan] = []
+        for span in sorted(found, key=lambda each: (each.start, -each.end)):
+            if not apart or span.start >= apart[-1].end:
+                apart.append(span)
+        return apart
 
 
 def _unaccented(text: str) -> str:
@@ -233,46 +201,40 @@ def _spellings(name: str) -> Iterator[tuple[str, ...]]:
     """Yield the parts of a name in lower case: in full, without middle names, with one surname alone."""
     for spelling in {_unaccented(name), name}:
         parts = tuple(re.findall(r"[a-z0-9]+", spelling.lower()))
-        if len(parts) < _MIN_PARTS:
+        if len(parts) < _MIN_NAME_WORDS:
             continue
         yield parts
         whole = [part for part in parts[1:] if len(part) > 1]
-        if len(parts) > _MIN_PARTS and whole:
+        if len(parts) > _MIN_NAME_WORDS and whole:
             yield from {(parts[0], whole[-1]), (parts[0], whole[0])} - {parts}
 
 
 def _compiled(parts: Sequence[str]) -> re.Pattern[str]:
-    """A short name must stand apart from other letters; a long one is also found inside an address."""
+    """Return the pattern of a name. A short name must stand apart from other letters; a long one need not."""
     body = f"(?i:{re.escape(parts[0])}){_INITIAL}(?i:{_BETWEEN.join(map(re.escape, parts[1:]))})"
     if len("".join(parts)) >= _LONG_NAME_LETTERS and len(parts[-1]) > 1:
         return re.compile(body)
     return re.compile(rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])){body}(?:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))")
 
 
-def _apart(found: list[NameSpan]) -> list[NameSpan]:
-    apart: list[NameSpan] = []
-    for span in sorted(found, key=lambda each: (each.start, -each.end)):
-        if not apart or span.start >= apart[-1].end:
-            apart.append(span)
-    return apart
+# --- Closing words at the end of a text --------------------
 
-
-TAIL_CHARS = 280
+_TAIL_CHARS = 280
 
 _CAPITALISED = r"[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿA-Z'\u2019.-]*"
-TITLE = r"(?:\b(?:[Dd]r|DR|[Mm]rs?|[Mm]s|Prof)\b\.?\s*)"
-_PLACEHOLDER = r"\[(?:(?:[Yy]our|[Tt]herapist|[Cc]ounsel+or|[Nn]ame)[^\]\n]{0,30}|PERSON_[0-9]+)\]"
-ANY_NAME = rf"(?:{TITLE}?{_CAPITALISED}(?:[ \t-]+{_CAPITALISED}){{0,3}}|{_PLACEHOLDER})"
-FULL_NAME = rf"(?:{TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?)"
+_TITLE = r"(?:\b(?:[Dd]r|DR|[Mm]rs?|[Mm]s|Prof)\b\.?\s*)"
+_BLANK_NAME = r"\[(?:(?:[Yy]our|[Tt]herapist|[Cc]ounsel+or|[Nn]ame)[^\]\n]{0,30}|PERSON_[0-9]+)\]"
+_ANY_NAME = rf"(?:{_TITLE}?{_CAPITALISED}(?:[ \t-]+{_CAPITALISED}){{0,3}}|{_BLANK_NAME})"
+_FULL_NAME = rf"(?:{_TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?)"
 
 _BOUNDARY = re.compile(r"[.!?…\n\"”)]\s*")
-_LOOSE_END = re.compile(rf"[\s\u2013—~-]+{TITLE}?$|\s+$")
+_LOOSE_END = re.compile(rf"[\s\u2013—~-]+{_TITLE}?$|\s+$")
 _LOOSE_MARK = re.compile(r"\s*[,;~\u2013—-]+$")
 _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 
 
-class _Patterns(NamedTuple):
-    """Closing words with a name behind them, before a name that was found, and such as mean nothing alone."""
+class _ClosingPatterns(NamedTuple):
+    """Closing words with a name after them, before a name that was found, and those that need a name."""
 
     signed: re.Pattern[str]
     ending: re.Pattern[str]
@@ -280,13 +242,13 @@ class _Patterns(NamedTuple):
 
 
 @cache
-def _patterns() -> _Patterns:
+def _closing_patterns() -> _ClosingPatterns:
     words = people_words()
     every = rf"(?i:{_either(words.closings | words.farewells)}){_TO_WHOM}"
     gap = r"(?P<gap>[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
     rest = r"(?P<rest>[^.!?\n]*(?:\n[^\n]*){0,4})"
-    return _Patterns(
-        signed=re.compile(rf"{every}{gap}{ANY_NAME}{rest}$"),
+    return _ClosingPatterns(
+        signed=re.compile(rf"{every}{gap}{_ANY_NAME}{rest}$"),
         ending=re.compile(rf"{every}[\s,!.~\u2013—-]*$"),
         dangling=re.compile(rf"(?i:{_either(words.closings)})\s*[,.~\u2013—-]*\s*$"),
     )
@@ -298,28 +260,18 @@ def _either(phrases: frozenset[str]) -> str:
 
 
 def _at_boundaries(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """Match the pattern behind the last sentences and lines of a text, the earliest first."""
-    begin = max(0, len(text) - TAIL_CHARS)
+    """Match the pattern after the last sentences and lines of a text, the earliest first."""
+    begin = max(0, len(text) - _TAIL_CHARS)
     places = [match.end() for match in _BOUNDARY.finditer(text, begin)]
     if begin == 0:
         places.insert(0, 0)
     return next((match for place in places if (match := pattern.match(text, place))), None)
 
 
-def signed_by_anybody(text: str) -> re.Match[str] | None:
-    """Return closing words with a name behind them at the end of a text; group `rest` follows the name."""
-    return _at_boundaries(_patterns().signed, text)
-
-
-def ends_in_closing(text: str) -> bool:
-    """Say whether a text ends in closing words, so that what follows is a signature."""
-    return _at_boundaries(_patterns().ending, text) is not None
-
-
-def without_loose_end(text: str) -> str:
-    """Take from the end what only led up to a signature; a farewell stays and gets its full stop."""
+def _without_loose_end(text: str) -> str:
+    """Cut from the end what only led up to a signature; a farewell stays and gets its full stop."""
     text = _cut_from_tail(_LOOSE_END, text)
-    closing = _at_boundaries(_patterns().dangling, text)
+    closing = _at_boundaries(_closing_patterns().dangling, text)
     if closing is not None:
         return text[: closing.start()].rstrip()
     text = _cut_from_tail(_LOOSE_MARK, text)
@@ -327,36 +279,52 @@ def without_loose_end(text: str) -> str:
 
 
 def _cut_from_tail(pattern: re.Pattern[str], text: str) -> str:
-    begin = max(0, len(text) - TAIL_CHARS)
+    begin = max(0, len(text) - _TAIL_CHARS)
     return text[:begin] + pattern.sub("", text[begin:])
 
 
-def has_loose_closing(text: str) -> bool:
-    """Say whether a text ends in closing words that mean nothing without a name."""
-    return _at_boundaries(_patterns().dangling, text) is not None
+# --- Responses without names --------------------
 
-
-SURROGATE = re.compile(r"\[PERSON_([0-9]{1,6})\]")
-
-_BEFORE_NAME = re.compile(
+_PLACEHOLDER = re.compile(r"\[PERSON_([0-9]{1,6})\]")
+_BEFORE_OWN_NAME = re.compile(
     r"(?:\bmy name(?:['\u2019]?s| is)|\bi am|\bi['\u2019]m|\bthis is|\bme llamo|\bmi nombre es|\bsoy)"
-    rf"\s+{TITLE}?$",
+    rf"\s+{_TITLE}?$",
     re.IGNORECASE,
 )
 _GREETING = re.compile(
     r"\s*(?:(?:Hi|[Hh]ello|[Hh]ey)\b[^.!?\n]{0,20}?\b(?:I am|I['\u2019]m|[Tt]his is|[Mm]y name is)"
     r"|[Mm]y name is)"
-    rf"\s+{ANY_NAME}(?=\s*[,.!(-]|\s+(?:and|from|with|here)\b|\s*$)"
+    rf"\s+{_ANY_NAME}(?=\s*[,.!(-]|\s+(?:and|from|with|here)\b|\s*$)"
 )
 _I_AM = re.compile(
-    rf"\s*(?:I am|I['\u2019]m|This is)\s+{TITLE}?(?P<first>[A-Z][a-z]+)"
+    rf"\s*(?:I am|I['\u2019]m|This is)\s+{_TITLE}?(?P<first>[A-Z][a-z]+)"
     r"(?: [A-Z][\w'\u2019-]*\.?){0,3}\s*[.!]?\s*$"
 )
 _GREETING_SIGNS = ("y name", "Hi", "Hello", "Hey", "hello", " hey ", " hey,")
 _LOOK_BACK_CHARS = 40
 
 
-def without_greetings(text: str, known: KnownPeople) -> str:
+def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = True) -> str:
+    """Return the text without its closing signature, and without the names of the known authors.
+
+    At the end a name goes with its credentials, addresses and closing words; a sentence such as "my name is
+    Jane" goes; elsewhere a known full name becomes `[PERSON_1]`. A crisis line always stays.
+
+    Args:
+        text: a response with spaces between its sentences.
+        known: the authors of all responses.
+        in_addresses: whether names inside addresses are replaced; not needed where addresses go.
+    """
+    names = known.find(text)
+    text = _without_greetings(_unsigned(text.rstrip(), names, known), known)
+    if not names:
+        return text
+    text = _without_introductions(text, known.find(text))
+    names = known.find(text)
+    return _with_placeholders(text, names if in_addresses else _outside_addresses(names, text))
+
+
+def _without_greetings(text: str, known: KnownPeople) -> str:
     """Drop each sentence that says "Hello, I'm Jane" of anybody, or "I'm Jane." of a known author."""
     if not any(sign in text for sign in _GREETING_SIGNS):
         return text
@@ -369,8 +337,8 @@ def _gives_name(sentence: str, known: KnownPeople) -> bool:
     return (is_known or _GREETING.match(sentence) is not None) and not names_crisis_line(sentence)
 
 
-def without_introductions(text: str, names: Sequence[NameSpan]) -> str:
-    """Drop each sentence in which one of the names is given as the writer's own."""
+def _without_introductions(text: str, names: Sequence[NameSpan]) -> str:
+    """Drop each sentence that gives one of the names as the writer's own."""
     starts = [name.start for name in names]
     kept: list[str] = []
     end = 0
@@ -378,14 +346,13 @@ def without_introductions(text: str, names: Sequence[NameSpan]) -> str:
         start, end = end, end + len(sentence)
         inside = starts[bisect_left(starts, start) : bisect_left(starts, end)]
         before = (text[max(start, at - _LOOK_BACK_CHARS) : at] for at in inside)
-        if not any(map(_BEFORE_NAME.search, before)) or names_crisis_line(sentence):
+        if not any(map(_BEFORE_OWN_NAME.search, before)) or names_crisis_line(sentence):
             kept.append(sentence)
     return "".join(kept).rstrip()
 
 
-def with_placeholders(text: str, names: Sequence[NameSpan]) -> str:
-    """Return the text with `[PERSON_1]` for the names; equal ones share a number."""
-    taken = max(map(int, SURROGATE.findall(text)), default=0)
+def _with_placeholders(text: str, names: Sequence[NameSpan]) -> str:
+    taken = max(map(int, _PLACEHOLDER.findall(text)), default=0)
     numbers: dict[str, int] = {}
     pieces: list[str] = []
     position = 0
@@ -396,17 +363,18 @@ def with_placeholders(text: str, names: Sequence[NameSpan]) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def outside_addresses(names: Sequence[NameSpan], text: str) -> list[NameSpan]:
-    """Return the names that do not stand in a web or mail address."""
+def _outside_addresses(names: Sequence[NameSpan], text: str) -> list[NameSpan]:
     addresses = web_addresses(text) if names else []
     return [name for name in names if not holds(addresses, name.start)]
 
 
+# --- Signatures --------------------
+
 _MAX_SIGNATURE_WORDS = 16
 _WORD = re.compile(r"[^\s,;:|/~*_()&\u2013—]+")
-_TITLE_BEFORE = re.compile(rf"{TITLE}$")
+_TITLE_BEFORE = re.compile(rf"{_TITLE}$")
 _STANDS_APART = re.compile(r"(?:^|[.!?…\n\"”)~:]|[,;\u2013—-])\s*$")
-# Words behind which a name belongs to the sentence, credentials or not.
+# After these words a name belongs to the sentence, even with credentials.
 _IN_SENTENCE = re.compile(
     r"\b(?:by|of|with|from|as|to|and|or|is|am|than|like|for|see|colleague|friend|doctor|author|named|called)\s+$",
     re.IGNORECASE,
@@ -415,86 +383,60 @@ _FIRST_NAME = re.compile(
     r"(?P<kept>[.!?…\"”)]*)(?P<mark>\s*[-\u2013—~]+\s*|(?<=[a-zA-Z)\"”]),\s*|(?<=[.!?…\n\"”)])\s*|\n\s*|^)"
     r"(?P<first>[A-Za-z]+)(?P<rest>~[^.!?\n]*|(?:\s[A-Z][a-z]{0,3}\.?)?\s*[~.!]?\s*(?:\([^()\n]*\))?)\s*$"
 )
-_DASHED = re.compile(rf"(?P<before>[.!?…)]\s*)[-\u2013—~]+[ \t]*{ANY_NAME}(?P<rest>[^.!?\n]*)\.?\s*$")
-_WITH_CREDENTIALS = re.compile(rf"(?P<before>^|[.!?…\n)])\s*{FULL_NAME},?[ \t]+(?P<rest>[A-Z][^\n]*)$")
+_DASHED = re.compile(rf"(?P<before>[.!?…)]\s*)[-\u2013—~]+[ \t]*{_ANY_NAME}(?P<rest>[^.!?\n]*)\.?\s*$")
+_WITH_CREDENTIALS = re.compile(rf"(?P<before>^|[.!?…\n)])\s*{_FULL_NAME},?[ \t]+(?P<rest>[A-Z][^\n]*)$")
 _BULLET = re.compile(r"\s*(?:[-*•·\u2013—]|\(?\d{1,2}[.)])\s")
-
-
-def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = True) -> str:
-    """Return the text without its closing signature, and without the names of the known authors.
-
-    At the end a name goes with its credentials, addresses and closing words; a sentence in which somebody
-    says "my name is" goes; elsewhere a known full name becomes `[PERSON_1]`. A crisis line always stays.
-
-    Args:
-        text: a response, its lines and sentences already apart.
-        known: the authors of all responses.
-        in_addresses: whether names inside addresses become placeholders; not needed where addresses go.
-    """
-    names = known.find(text)
-    text = without_greetings(_unsigned(text.rstrip(), names, known), known)
-    if not names:
-        return text
-    text = without_introductions(text, known.find(text))
-    names = known.find(text)
-    return with_placeholders(text, names if in_addresses else outside_addresses(names, text))
 
 
 def _unsigned(text: str, names: Sequence[NameSpan], known: KnownPeople) -> str:
     """Cut signatures off the end until none is left."""
-    left = outside_addresses(names, text)
+    left = _outside_addresses(names, text)
     while (start := _signature_start(text, left, known)) is not None:
         if names_crisis_line(text, start):
             return text
-        text = without_loose_end(text[:start])
+        text = _without_loose_end(text[:start])
         while left and left[-1].end > len(text):
             left.pop()
-    return without_loose_end(text) if has_loose_closing(text) else text
+    return _without_loose_end(text) if _at_boundaries(_closing_patterns().dangling, text) else text
 
 
 def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -> int | None:
-    begin = max(0, len(text) - TAIL_CHARS)
+    begin = max(0, len(text) - _TAIL_CHARS)
     tail = text[begin:]
     near = takewhile(lambda name: name.start >= begin, reversed(names))
     spans = [(name.start - begin, name.end - begin) for name in near]
-    start = _named_start(tail, [*spans, *(match.span() for match in SURROGATE.finditer(tail))])
+    start = _named_start(tail, [*spans, *(match.span() for match in _PLACEHOLDER.finditer(tail))])
     if start is None:
         start = _first_name_start(tail, known)
     if start is None:
         start = _dashed_or_credited_start(tail)
     if start is not None:
         return begin + start
-    signed = signed_by_anybody(text)
+    signed = _at_boundaries(_closing_patterns().signed, text)
     return signed.start("gap") if signed is not None and _is_signature_rest(signed["rest"]) else None
 
 
 def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
-    """Find the earliest of the names that is a signature, and not a part of a sentence."""
+    """Return where the earliest of the names stands that is a signature and not a part of a sentence."""
     for start, end in sorted(spans):
-        before = _TITLE_BEFORE.sub("", tail[:start])
-        if _signs(before, tail[start], tail[end:]) and _is_signature_rest(tail[end:]):
+        before, rest = _TITLE_BEFORE.sub("", tail[:start]), tail[end:]
+        is_glued = before[-1:].islower() and tail[start].isupper()
+        is_apart = is_glued or _STANDS_APART.search(before) or _at_boundaries(_closing_patterns().ending, before)
+        is_credited = _first_is_credential(rest) and not _IN_SENTENCE.search(before)
+        if (is_apart or is_credited) and _is_signature_rest(rest):
             return len(before)
     return None
 
 
-def _signs(before: str, initial: str, rest: str) -> bool:
-    is_glued = before[-1:].islower() and initial.isupper()
-    if is_glued or _STANDS_APART.search(before) or ends_in_closing(before):
-        return True
-    return _first_is_credential(rest) and not _IN_SENTENCE.search(before)
-
-
 def _first_is_credential(rest: str) -> bool:
     word = _WORD.search(rest)
-    return word is not None and _is_credential(word.group())
-
-
-def _is_credential(word: str) -> bool:
-    return bare(word).replace("-", "") in people_words().credentials and any(map(str.isupper, word))
+    if word is None:
+        return False
+    return bare(word.group()).replace("-", "") in people_words().credentials and any(map(str.isupper, word.group()))
 
 
 def _is_signature_rest(rest: str) -> bool:
-    """Say whether what follows a name is credentials, a profession, a practice or an address: no sentence."""
+    """Return whether what follows a name is credentials, a profession, a practice or an address: no sentence."""
     contacts = [*web_addresses(rest), *phone_numbers(rest)]
     rest = blanked(rest, [(contact.start, contact.end) for contact in contacts])
     words = [word for word in _WORD.findall(rest) if any(map(str.isalnum, word))]
@@ -506,7 +448,7 @@ def _is_signature_rest(rest: str) -> bool:
 
 
 def _first_name_start(tail: str, known: KnownPeople) -> int | None:
-    """Find a lone first name of an author at the end, behind a dash, a comma or a closed sentence."""
+    """Return where a lone first name of an author ends the text, after a dash, a comma or a closed sentence."""
     firsts = known.first_names_in(tail)
     if not firsts:
         return None
@@ -516,13 +458,11 @@ def _first_name_start(tail: str, known: KnownPeople) -> int | None:
     is_dashed = match["mark"].strip() not in ("", ",")
     # "Tell it to your sister, Grace." is a sentence; "Hope that helps, Grace" is signed.
     ends_in_sentence = match["rest"].strip() in (".", "!")
-    if is_dashed or (match["first"][0].isupper() and not ends_in_sentence):
-        return match.end("kept")
-    return None
+    return match.end("kept") if is_dashed or (match["first"][0].isupper() and not ends_in_sentence) else None
 
 
 def _dashed_or_credited_start(tail: str) -> int | None:
-    """Find a name of anybody behind a dash, or before credentials."""
+    """Return where any name stands after a dash, or before credentials."""
     dashed = _DASHED.search(tail)
     if dashed is not None and _is_signature_rest(dashed["rest"]) and not _in_list(tail, dashed.end("before")):
         return dashed.end("before")
@@ -533,7 +473,7 @@ def _dashed_or_credited_start(tail: str) -> int | None:
 
 
 def _in_list(tail: str, start: int) -> bool:
-    """Say whether a line that begins with a dash is an item of a list, or names who is quoted."""
+    """Return whether a line that begins with a dash is an item of a list, or names who is quoted."""
     before = tail[:start].rstrip()
     last_line = before.rpartition("\n")[2]
     return before.endswith((":", '"', "”")) or (tail[:start].endswith("\n") and bool(_BULLET.match(last_line)))
