@@ -1,8 +1,7 @@
-"""Speech -> Topic: what a client talks about, or the reason why nobody can say."""
+"""What clients talk about: taxonomies of topics, and their offline assignment by cue words."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol, TypeAlias
@@ -18,33 +17,28 @@ from psychocounsel.store.files import digest_of
 from psychocounsel.types import Speech
 
 NO_CUE = "no_cue"
-"""Why the offline assigner leaves a speech without a topic: no word of the taxonomy stands in it."""
+"""The reason for which the offline assigner leaves a speech without a topic: it contains no cue."""
 
 Progress = Callable[[int], None]
-"""Called with the number of speeches newly done."""
+"""Called with the number of speeches completed since the last call."""
 
 
 class Topic(NamedTuple):
-    """Ids of a fine topic and of the coarse one that holds it."""
+    """Ids of a fine topic and of the coarse one that contains it."""
 
     coarse: str
     fine: str
 
 
 class Unassigned(NamedTuple):
-    """Why a speech has no topic.
-
-    Attributes:
-        reason: `no_cue`, or how the request ended (a `ReplyStatus`).
-        detail: what was wrong with a reply, where there was one.
-    """
+    """Why a speech has no topic: `no_cue`, or how the request ended (a `ReplyStatus`), with details of a reply."""
 
     reason: str
     detail: str = ""
 
     @property
     def is_failure(self) -> bool:
-        """Whether asking again might give a topic: true of a model's failed reply, not of a missing cue."""
+        """Whether another request might give a topic: true of a model's failed reply, not of a missing cue."""
         return self.reason != NO_CUE
 
 
@@ -52,17 +46,17 @@ Assigned: TypeAlias = Topic | Unassigned
 
 
 class TopicAssigner(Protocol):
-    """Gives each speech a topic of a taxonomy, or none; never a guess.
+    """Assigns each speech a topic of a taxonomy, or none; never a guess.
 
     Attributes:
-        identity: everything that shapes the topics, for ids and caches.
+        fingerprint: everything that affects the topics, for ids and caches.
     """
 
     @property
-    def identity(self) -> Mapping[str, JSON]: ...  # noqa: D102
+    def fingerprint(self) -> Mapping[str, JSON]: ...  # noqa: D102
 
     def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
-        """Return what was found for each speech, in their order."""
+        """Return the result for each speech, in order."""
         ...
 
 
@@ -72,9 +66,10 @@ def unassigned_by_reason(results: Sequence[Assigned]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+# --- Taxonomies --------------------
+
 _BUNDLED = Path(__file__).resolve().parent / "taxonomies"
 MIN_STEM_CHARS = 3
-"""A shorter stem would fit half the dictionary."""
 
 
 def _one_spelling(cue: str) -> str:
@@ -103,10 +98,7 @@ Cue = Annotated[str, AfterValidator(_one_spelling)]
 
 
 class FineTopic(Settings):
-    """One topic: what it is about, and the words by which the offline assigner knows it.
-
-    `cues` speak for the topic by themselves; `hints` are words that often go with it and count less.
-    """
+    """One topic. The offline assigner finds it by its `cues`, and by `hints`, which count less."""
 
     id: Id
     name: Text
@@ -124,7 +116,7 @@ class CoarseTopic(Settings):
 
 
 class Taxonomy(Settings):
-    """Fine topics in coarse ones; every id names one topic, every cue speaks for one."""
+    """Fine topics in coarse ones; ids and cues are unique."""
 
     version: Text
     language: Text
@@ -159,12 +151,18 @@ class Taxonomy(Settings):
 
     @property
     def digest_of_cues(self) -> str:
-        """SHA-256 over what the offline assigner goes by: ids, cues, hints, grouping and order."""
-        heard = [
+        """SHA-256 over what the offline assigner uses: ids, cues, hints, grouping and order."""
+        used = [
             [coarse.id, [[fine.id, sorted(fine.cues), sorted(fine.hints)] for fine in coarse.fine]]
             for coarse in self.topics
         ]
-        return digest_of([self.version, heard])
+        return digest_of([self.version, used])
+
+
+def _refuse_repeats(kind: str, values: Iterable[str], remedy: str) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{kind} used twice: {', '.join(repeated)}; {remedy}")
 
 
 def load_taxonomy(name_or_path: str) -> Taxonomy:
@@ -179,7 +177,7 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
     path = Path(name_or_path)
     if not path.is_file():
         raise ConfigError(
-            "no taxonomy can be read there",
+            "there is no such taxonomy",
             where=name_or_path,
             remedy=f"name a bundled taxonomy ({', '.join(bundled)}) or the path of a UTF-8 YAML file",
         )
@@ -188,27 +186,22 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
 
 @cache
 def _load_bundled(path: Path) -> Taxonomy:
-    # No user edits the package's own files, and a run asks for the taxonomy at every plan.
     return load_config(Taxonomy, path)
 
 
-def _refuse_repeats(kind: str, values: Iterable[str], remedy: str) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{kind} used twice: {', '.join(repeated)}; {remedy}")
-
+# --- Assignment by cues --------------------
 
 VERSION = 1
-"""Raised by hand whenever the same cues may give another topic than before."""
+"""Raised whenever the same cues may give another topic than before."""
 
 CUE_WEIGHT = 3
 HINT_WEIGHT = 1
 
-_MAX_REMEMBERED_WORDS = 200_000
+_MAX_CACHED_WORDS = 200_000
 
 
-class HeardCue(NamedTuple):
-    """A cue found in a text, the fine topic that it speaks for, and how much."""
+class FoundCue(NamedTuple):
+    """A cue found in a text, the fine topic that it stands for, and its weight."""
 
     fine: str
     cue: str
@@ -223,131 +216,101 @@ class OfflineTopicAssigner:
     """
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        self._digest = taxonomy.digest_of_cues
-        self._topics = [Topic(coarse.id, fine.id) for coarse in taxonomy.topics for fine in coarse.fine]
-        group_of = {coarse.id: rank for rank, coarse in enumerate(taxonomy.topics)}
-        self._groups = [group_of[topic.coarse] for topic in self._topics]
-        self._openings = _Openings(_entries(taxonomy))
+        self._taxonomy = taxonomy
+        self._rank = {fine.id: rank for rank, fine in enumerate(taxonomy.fine_topics)}
+        self._group = {coarse.id: rank for rank, coarse in enumerate(taxonomy.topics)}
+        self._cues = _CuesByFirstWord(taxonomy)
 
     @property
-    def identity(self) -> Mapping[str, JSON]:
-        """What shapes the topics: the cues and the way of counting."""
-        return {"backend": "offline", "version": VERSION, "taxonomy": self._digest}
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """The cues and the version of the counting."""
+        return {"backend": "offline", "version": VERSION, "taxonomy": self._taxonomy.digest_of_cues}
 
     def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
-        """Return the topic of each speech, or that it holds no cue."""
+        """Return the topic of each speech, or that it contains no cue."""
         results: list[Assigned] = []
         for speech in speeches:
             results.append(self._assigned(speech.text))
             progress(1)
         return results
 
-    def cues_heard(self, text: str) -> list[HeardCue]:
-        """Return the distinct cues of a text in the order of their first place in it."""
-        return [
-            HeardCue(self._topics[entry.topic].fine, " ".join(entry.words), entry.weight)
-            for entry in dict.fromkeys(self._heard(text))
-        ]
-
     def _assigned(self, text: str) -> Assigned:
-        by_topic: dict[int, int] = {}
-        by_group: dict[int, int] = {}
-        for entry in set(self._heard(text)):
-            topic, group = entry.topic, self._groups[entry.topic]
-            by_topic[topic] = by_topic.get(topic, 0) + entry.weight
-            by_group[group] = by_group.get(group, 0) + entry.weight
-        if not by_topic:
+        fine_weights, coarse_weights = Counter[str](), Counter[str]()
+        for cue in self.find_cues(text):
+            fine_weights[cue.fine] += cue.weight
+            coarse_weights[self._taxonomy.coarse_of[cue.fine]] += cue.weight
+        if not fine_weights:
             return Unassigned(NO_CUE)
-        heaviest = _first_heaviest(by_group)
-        within = {topic: weight for topic, weight in by_topic.items() if self._groups[topic] == heaviest}
-        return self._topics[_first_heaviest(within)]
+        coarse = min(coarse_weights, key=lambda each: (-coarse_weights[each], self._group[each]))
+        within = [each for each in fine_weights if self._taxonomy.coarse_of[each] == coarse]
+        return Topic(coarse, min(within, key=lambda each: (-fine_weights[each], self._rank[each])))
 
-    def _heard(self, text: str) -> Iterator["_Entry"]:
-        """Yield cues from left to right, at each place the longest; a word belongs to one cue."""
+    def find_cues(self, text: str) -> list[FoundCue]:
+        """Return the distinct cues of a text from left to right, at each place the longest; a word has one cue."""
         words = plain_words(text)
-        openings = self._openings
+        found: dict[FoundCue, None] = {}
         free_from = 0
         for place, word in enumerate(words):
-            opening = openings[word]
-            if opening is None or place < free_from:
-                continue
-            entry = opening.longest(words, place)
-            if entry is not None:
-                free_from = place + len(entry.words)
-                yield entry
+            cue = self._cues[word].longest(words, place) if place >= free_from else None
+            if cue is not None:
+                free_from = place + len(cue.words)
+                found[cue.found] = None
+        return list(found)
 
 
-def _first_heaviest(weights: Mapping[int, int]) -> int:
-    return min(weights, key=lambda rank: (-weights[rank], rank))
+class _Cue(NamedTuple):
+    """A cue as words, any of which may end in a star."""
 
-
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """One cue as words, of which any may end in a star, and the rank of its topic; each is only itself."""
-
-    topic: int
     words: tuple[str, ...]
-    weight: int
-
-    def goes_on(self, words: Sequence[str], place: int) -> bool:
-        """Whether the rest of the cue follows a place where its first word stands."""
-        rest = words[place + 1 : place + len(self.words)]
-        return len(rest) == len(self.words) - 1 and all(map(_fits, self.words[1:], rest))
+    found: FoundCue
 
 
-class _Opening:
-    """The cues that one word may open: those of more words by the start of their second, and the one of one.
+class _CuesOfWord:
+    """The cues that may begin with one word.
 
-    A word such as "my" opens a hundred phrases; with the next word in hand only a few are left to try.
+    A word such as "my" begins a hundred phrases; the start of the next word leaves only a few to try.
     """
 
-    def __init__(self, closest_first: Sequence[_Entry]) -> None:
-        self._alone = next((entry for entry in closest_first if len(entry.words) == 1), None)
-        self._phrases: dict[str, list[_Entry]] = {}
-        for entry in closest_first:
-            if len(entry.words) > 1:
-                self._phrases.setdefault(_start(entry.words[1]), []).append(entry)
+    def __init__(self, longest_first: Sequence[_Cue]) -> None:
+        self._single = next((cue for cue in longest_first if len(cue.words) == 1), None)
+        self._phrases: dict[str, list[_Cue]] = defaultdict(list)
+        for cue in longest_first:
+            if len(cue.words) > 1:
+                self._phrases[cue.words[1][:MIN_STEM_CHARS]].append(cue)
 
-    def longest(self, words: Sequence[str], place: int) -> _Entry | None:
-        if self._phrases and place + 1 < len(words):
-            for entry in self._phrases.get(_start(words[place + 1]), ()):
-                if entry.goes_on(words, place):
-                    return entry
-        return self._alone
+    def longest(self, words: Sequence[str], place: int) -> _Cue | None:
+        following = words[place + 1][:MIN_STEM_CHARS] if self._phrases and place + 1 < len(words) else ""
+        for cue in self._phrases.get(following, ()):
+            rest = words[place + 1 : place + len(cue.words)]
+            if len(rest) == len(cue.words) - 1 and all(map(_fits, cue.words[1:], rest)):
+                return cue
+        return self._single
 
 
-class _Openings(dict[str, _Opening | None]):
-    """Word -> the cues that it may open, None where there are none; filled as words are met."""
+class _CuesByFirstWord(dict[str, _CuesOfWord]):
+    """The cues that may begin with a word; filled as words occur."""
 
-    def __init__(self, entries: Iterator[_Entry]) -> None:
+    def __init__(self, taxonomy: Taxonomy) -> None:
         super().__init__()
-        self._by_start: dict[str, list[_Entry]] = {}
-        for entry in sorted(entries, key=_closeness, reverse=True):
-            self._by_start.setdefault(_start(entry.words[0]), []).append(entry)
+        cues = [
+            _Cue(tuple(cue.split()), FoundCue(fine.id, cue, weight))
+            for fine in taxonomy.fine_topics
+            for some, weight in ((fine.cues, CUE_WEIGHT), (fine.hints, HINT_WEIGHT))
+            for cue in some
+        ]
+        self._none = _CuesOfWord(())
+        # A stem and every word that fits it share their first letters.
+        self._by_start: dict[str, list[_Cue]] = defaultdict(list)
+        # Of "panic*" and "panic attack" the second says more.
+        for cue in sorted(cues, key=lambda each: (len(each.words), len(each.found.cue)), reverse=True):
+            self._by_start[cue.words[0][:MIN_STEM_CHARS]].append(cue)
 
-    def __missing__(self, word: str) -> _Opening | None:
-        if len(self) >= _MAX_REMEMBERED_WORDS:
+    def __missing__(self, word: str) -> _CuesOfWord:
+        if len(self) >= _MAX_CACHED_WORDS:
             self.clear()
-        near = [entry for entry in self._by_start.get(_start(word), ()) if _fits(entry.words[0], word)]
-        self[word] = found = _Opening(near) if near else None
+        near = [cue for cue in self._by_start.get(word[:MIN_STEM_CHARS], ()) if _fits(cue.words[0], word)]
+        self[word] = found = _CuesOfWord(near) if near else self._none
         return found
-
-
-def _start(word: str) -> str:
-    """Return the letters that a word and every cue that fits it have in common."""
-    return word[:MIN_STEM_CHARS]
-
-
-def _closeness(entry: _Entry) -> tuple[int, int]:
-    """Words first, then letters: of "panic*" and "panic attack" the second says more."""
-    return len(entry.words), len(" ".join(entry.words))
-
-
-def _entries(taxonomy: Taxonomy) -> Iterator[_Entry]:
-    for rank, topic in enumerate(taxonomy.fine_topics):
-        for cues, weight in ((topic.cues, CUE_WEIGHT), (topic.hints, HINT_WEIGHT)):
-            for cue in cues:
-                yield _Entry(rank, tuple(cue.split()), weight)
 
 
 def _fits(cue_word: str, word: str) -> bool:

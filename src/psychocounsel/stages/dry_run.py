@@ -235,7 +235,7 @@ def _naming_topics(config: TopicsConfig | None, store: Store, speeches: Sequence
     if config is None or config.endpoint is None:
         return []
     with plan_to_name_topics(config, config.endpoint, store) as assigner:
-        return [_calls(store, config.endpoint, _TOPICS, assigner.owed(speeches), 0)]
+        return [_calls(store, config.endpoint, _TOPICS, assigner.pending(speeches), 0)]
 
 
 def _rating(
