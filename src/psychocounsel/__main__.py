@@ -1,4 +1,4 @@
-"""`python -m psychocounsel` -> the command line."""
+"""`python -m psychocounsel`: the command line."""
 
 from psychocounsel.cli.main import main
 

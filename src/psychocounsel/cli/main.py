@@ -1,10 +1,11 @@
-"""`psychocounsel STAGE CONFIG`, `psychocounsel run RECIPE` -> artifacts."""
+"""The command line: one command per stage, `run` for a recipe, and the commands that look at artifacts."""
 
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,49 +35,73 @@ from psychocounsel.store.store import Store
 if TYPE_CHECKING:
     from psychocounsel.config.components import Settings
     from psychocounsel.config.recipe import StageName
-    from psychocounsel.config.schema import ImportPreferencesConfig
 
-
-Recipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Folder with a recipe.yaml, or the name of a bundled recipe.")
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
 ]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the stage.")]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the stage.")]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a folder, or the stage's YAML file.")
+]
 RetryFailed = Annotated[
-    bool,
-    typer.Option("--retry-failed", help="Ask again what failed in sealed results; new artifacts are made."),
+    bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
 ]
-
 Batch = Annotated[
-    bool,
-    typer.Option("--batch", help="Ask the judge in batches: half the price, an answer within a day."),
+    bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
 ]
-IN_BATCHES = "judge.batch.enabled=true"
+ImportName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else 'released', or the file's.")
+]
 
-RETRYING: tuple["StageName", ...] = ("build-preferences", "eval-winrate")
 STAGES: dict["StageName", str] = {
-    "make-base-model": "Make a tiny Llama 3 on this machine.\n\nIt lets the pipeline be tried without a download.",
-    "build-preferences": "Judge responses to clients and pair them.\n\n"
-    "Client speeches and candidate responses become a preference dataset.",
-    "train-reward": "Train a reward model and test it.\n\n"
-    "It is a Bradley-Terry model of a preference dataset, measured on its test split.",
-    "align": "Align a policy, by DPO or in online rounds.\n\n"
-    "DPO learns from a preference dataset, online rounds from a reward model.",
-    "eval-winrate": "Judge a policy against a reference.\n\n"
-    "Their answers to held-out speeches are compared pairwise and in both orders.",
-    "report": "Write one HTML page about a run.\n\nThe page is self-contained: it loads nothing from elsewhere.",
+    "make-base-model": "Train a tiny Llama 3 on this machine.\n\nWith it the pipeline runs without a download.",
+    "build-preferences": "Build a preference dataset with a judge.\n\n"
+    "Rates candidate responses to client speeches and pairs them.",
+    "train-reward": "Train and test a reward model.\n\n"
+    "A Bradley-Terry model of a preference dataset, measured on its test split.",
+    "align": "Align a policy by DPO or online DPO.\n\n"
+    "DPO learns from a preference dataset, online DPO from a reward model.",
+    "eval-winrate": "Measure a policy's win rate.\n\n"
+    "A judge compares its responses to held-out speeches with a reference's, in both orders.",
+    "report": "Write an HTML report about a run.\n\nThe page is self-contained and loads nothing from elsewhere.",
 }
+STAGES_WITH_JUDGE: tuple["StageName", ...] = ("build-preferences", "eval-winrate")
+RELEASED = "released"
+"""Default name of an imported dataset, and the name of the recipe that trains on it."""
+INTERRUPTED = 130
+"""The exit code that typer gives a KeyboardInterrupt."""
+BROKEN_PIPE = 141
+"""The exit code of a program that SIGPIPE ends."""
+
+app = typer.Typer(
+    name="psychocounsel",
+    help="Teach a language model to answer counselling clients, and measure how well it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def add_stages_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("run")(run)
-    for stage, text in STAGES.items():
-        made = retrying_command(stage, text) if stage in RETRYING else stage_command(stage, text)
-        app.command(stage)(made)
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.result(f"psychocounsel {version('psychocounsel')}")
+        raise typer.Exit
 
 
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Teach a language model to answer counselling clients, and measure how well it does."""
+
+
+@app.command()
 def run(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     sets: Sets = None,
     batch: Batch = False,
     dry_run: DryRun = False,
@@ -85,18 +110,18 @@ def run(
 ) -> None:
     """Run the stages of a recipe in order.
 
-    What exists is reused; run again, a recipe owes nothing.
+    Existing artifacts are reused, and unfinished ones are resumed.
     """
     from psychocounsel.config.recipe import load_recipe, recipe_folder
     from psychocounsel.stages.recipe import plan_recipe, run_recipe
 
     _go_offline(offline)
-    changes = [*(sets or []), *([IN_BATCHES] if batch else [])]
-    steps = load_recipe(recipe_folder(recipe), changes)
+    steps = load_recipe(recipe_folder(recipe), _overrides(sets, batch=batch))
     opened = open_store(store, offline)
     if dry_run:
         for planned in plan_recipe(steps, opened):
             console.result(f"# {planned.step.name}")
+            console.result(planned.step.config.model_dump_json(indent=2))
             show_plans(planned.plans, opened)
             show_costs(planned.costs)
         return
@@ -107,26 +132,26 @@ def run(
 
 
 def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
-    """Return the command of a stage that asks nobody."""
+    """Return the command of a stage without a judge."""
 
     def command(
-        config: Config,
+        config: ConfigArgument,
         sets: Sets = None,
         dry_run: DryRun = False,
         offline: Offline = False,
         store: StoreFolder = DEFAULT_STORE,
     ) -> None:
-        _run_stage(stage, config, sets or [], dry_run, open_store(store, offline))
+        _run_stage(stage, config, _overrides(sets), dry_run, open_store(store, offline))
 
     command.__doc__ = text
     return command
 
 
-def retrying_command(stage: "StageName", text: str) -> Callable[..., None]:
-    """Return the command of a stage that asks models, some of which may fail."""
+def judge_stage_command(stage: "StageName", text: str) -> Callable[..., None]:
+    """Return the command of a stage with a judge: some of its requests may fail, or go in batches."""
 
     def command(
-        config: Config,
+        config: ConfigArgument,
         sets: Sets = None,
         retry_failed: RetryFailed = False,
         batch: Batch = False,
@@ -134,25 +159,76 @@ def retrying_command(stage: "StageName", text: str) -> Callable[..., None]:
         offline: Offline = False,
         store: StoreFolder = DEFAULT_STORE,
     ) -> None:
-        retry = ["retry_failed=true"] if retry_failed else []
-        batches = [IN_BATCHES] if batch else []
-        _run_stage(stage, config, [*(sets or []), *retry, *batches], dry_run, open_store(store, offline))
+        overrides = _overrides(sets, retry_failed=retry_failed, batch=batch)
+        _run_stage(stage, config, overrides, dry_run, open_store(store, offline))
 
     command.__doc__ = text
     return command
 
 
-def _run_stage(stage: "StageName", path: Path, sets: Sequence[str], is_dry_run: bool, store: Store) -> None:
+for name, text in STAGES.items():
+    app.command(name)((judge_stage_command if name in STAGES_WITH_JUDGE else stage_command)(name, text))
+
+
+@app.command()
+def import_preferences(
+    source: SourceArgument,
+    name: ImportName = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Import a released preference dataset.
+
+    Counts its flaws. The other stages read the result like a dataset built here.
+    """
+    from psychocounsel.config.components import recipes_folder
+    from psychocounsel.config.loading import config_of, load_config
+    from psychocounsel.config.schema import ImportPreferencesConfig
+
+    overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
+    if source.endswith(".yaml"):
+        config = load_config(ImportPreferencesConfig, Path(source), overrides)
+        following = next_config("import-preferences", Path(source))
+    else:
+        config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
+        following = None
+    opened = open_store(store, offline)
+    made = run_config("import-preferences", config, dry_run, opened)
+    if made is None:
+        return
+    if following is not None:
+        words: list[str] = [following.stage, str(following.config)]
+    else:
+        bundled = recipes_folder() / RELEASED / "train-reward.yaml"
+        path = bundled.relative_to(Path.cwd()) if bundled.is_relative_to(Path.cwd()) else bundled
+        change = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
+        words = ["train-reward", str(path), *change]
+    tell_end(made, words, opened)
+
+
+add_artifacts_to(app)
+add_push_to(app)
+add_journal_to(app)
+
+
+def _overrides(sets: Sequence[str] | None, *, retry_failed: bool = False, batch: bool = False) -> list[str]:
+    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch}
+    return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
+
+
+def _run_stage(stage: "StageName", path: Path, overrides: Sequence[str], is_dry_run: bool, store: Store) -> None:
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import CONFIGS
 
-    made = run_config(stage, load_config(CONFIGS[stage], path, sets), is_dry_run, store)
+    made = run_config(stage, load_config(CONFIGS[stage], path, overrides), is_dry_run, store)
     if made is not None:
         tell_end(made, next_words(made, stage, path), store)
 
 
 def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
-    """Run a stage, print what it made and return it; a dry run prints what it would make."""
+    """Run a stage and print its result; a dry run prints the config and what it would create."""
     from psychocounsel.stages.recipe import stage_tools
 
     _go_offline(store.offline)
@@ -173,91 +249,14 @@ def _go_offline(is_offline: bool) -> None:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
-RELEASED = "released"
-"""Name of what is imported, where nobody names it, and of the recipe that trains on it."""
-
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a folder, or the stage's YAML file.")
-]
-Named = Annotated[
-    str | None,
-    typer.Option("--name", metavar="NAME", help=f"Name of what is made; {RELEASED}, or what the file says."),
-]
-
-
-def add_import_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command("import-preferences")(import_preferences)
-
-
-def import_preferences(
-    source: Source,
-    name: Named = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Import a released preference dataset.
-
-    Its flaws are counted; train-reward, align and eval-winrate read it like one made here.
-    """
-    config = _config(source, name, sets or [])
-    opened = open_store(store, offline)
-    made = run_config("import-preferences", config, dry_run, opened)
-    if made is not None:
-        tell_end(made, _next_words(Path(source), config.name), opened)
-
-
-def _config(source: str, name: str | None, sets: list[str]) -> "ImportPreferencesConfig":
-    from psychocounsel.config.loading import config_of, load_config
-    from psychocounsel.config.schema import ImportPreferencesConfig
-
-    named = [] if name is None else [f"name={json.dumps(name)}"]
-    if source.endswith(".yaml"):
-        return load_config(ImportPreferencesConfig, Path(source), [*named, *sets])
-    return config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, [*named, *sets])
-
-
-def _next_words(source: Path, name: str) -> list[str]:
-    """Return the command that trains on what was made: by the config beside, or by the recipe that ships."""
-    from psychocounsel.config.components import recipes_folder
-
-    following = next_config("import-preferences", source) if source.suffix == ".yaml" else None
-    if following is not None:
-        return [following.stage, str(following.config)]
-    shipped = recipes_folder() / RELEASED / "train-reward.yaml"
-    place = shipped.relative_to(Path.cwd()) if shipped.is_relative_to(Path.cwd()) else shipped
-    return ["train-reward", str(place), *([] if name == RELEASED else ["--set", f"preferences={name}"])]
-
-
-app = typer.Typer(
-    name="psychocounsel",
-    help="Teach a language model to answer counselling clients, and measure how well it does.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-add_stages_to(app)
-add_import_to(app)
-add_artifacts_to(app)
-add_push_to(app)
-add_journal_to(app)
-
-
-INTERRUPTED = 130
-"""With which typer ends the process after a KeyboardInterrupt."""
-
-
 def main() -> None:
-    """Run the command line; the user's errors end without a traceback, ours always show one."""
+    """Run the command line. Only bugs show a traceback."""
     console.show_log()
-    # Threads that wait by spinning slow everything down on a machine that others use as well.
+    # Threads that wait by spinning slow down everything else on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Clients' words are nobody else's business on a machine that others use as well.
+    # On a shared machine nobody else may read what clients said.
     os.umask(0o077)
-    # Stages that save their work listen for both signals themselves; elsewhere one ends like the other.
+    # Stages that save their work handle both signals; elsewhere SIGTERM ends a run like SIGINT.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="psychocounsel")
@@ -265,7 +264,9 @@ def main() -> None:
         console.error(fault)
         sys.exit(fault.exit_code)
     except SystemExit as ending:
+        if isinstance(ending.__context__, BrokenPipeError):  # the reader of our output is gone, as with `| head`
+            sys.exit(BROKEN_PIPE)
         if ending.code != INTERRUPTED:
             raise
-        console.note("stopped; the same command goes on where it was")
+        console.note("stopped; run the same command again to resume")
         sys.exit(ExitCode.PREEMPTED)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config. Repeatable."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved config, the ids and what is owed; make nothing.")
+    bool, typer.Option("--dry-run", help="Print the resolved config and what would be created; create nothing.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection beyond this machine.")]
 StoreFolder = Annotated[
-    Path, typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="Folder that holds the artifacts.")
+    Path, typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="The folder of the artifacts.")
 ]
 
 DEFAULT_STORE = Path("data")

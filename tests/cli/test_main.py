@@ -1,0 +1,127 @@
+"""The command line: help without heavy imports, exit codes, and tracebacks for bugs only."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from miniature import write_recipe
+from psychocounsel.cli.main import STAGES
+from running import ENVIRONMENT, SOURCE, Cli, Miniature, Warm, await_until
+
+COMMANDS = ("run", *STAGES, "import-preferences", "list", "show", "verify", "diff", "push", "journal")
+HEAVY = {"torch", "transformers", "pyarrow", "datasets", "openai", "trl", "peft", "numpy", "matplotlib", "jinja2"}
+PRINT_MODULES = """
+import sys
+from psychocounsel.cli.main import main
+try:
+    main()
+except SystemExit:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["list", "--help"], ["run", "--help"]])
+def test_help_imports_nothing_heavy(argv: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    command = [sys.executable, "-c", PRINT_MODULES, *argv]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.startswith("Usage: ")
+    assert HEAVY.isdisjoint(ended.stderr.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_under_both_names(cli: Cli, command: str) -> None:
+    short, long = cli(command, "-h"), cli(command, "--help")
+    assert short == long
+    assert short.code == 0
+    assert short.out.startswith(f"Usage: psychocounsel {command} ")
+
+
+def test_help_lists_every_command_in_full(cli: Cli) -> None:
+    listed = cli("-h").out.partition("Commands:")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "] == [*COMMANDS]
+    assert "..." not in listed
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"psychocounsel {version('psychocounsel')}\n"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["list"]])
+def test_a_closed_pipe_ends_quietly(tmp_path: Path, argv: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, **ENVIRONMENT, "PSYCHOCOUNSEL_STORE": str(tmp_path)}
+    command = [sys.executable, "-m", "psychocounsel", *argv]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["alignn"], "Did you mean 'align'?"),
+        (["run"], "Missing argument"),
+        (["run", "x", "--dry"], "--dry-run"),
+        (["list", "--store"], "requires an argument"),
+    ],
+)
+def test_a_misspelt_command_is_a_user_error(cli: Cli, argv: list[str], hint: str) -> None:
+    ended = cli(*argv)
+    assert ended.code == 2
+    assert hint in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_no_command_shows_the_help(cli: Cli) -> None:
+    ended = cli()
+    assert ended.code == 2
+    assert "build-preferences" in ended.err
+
+
+def test_a_dry_run_of_a_recipe_prints_the_config_of_every_step(cli: Cli, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe")
+    change = ["--set", "train-reward.optimisation.learning_rate=0.125"]
+    ended = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", *change)
+    assert ended.code == 0, ended.err
+    assert '"learning_rate": 0.125' in ended.out
+    assert '"bootstrap_samples": 200' in ended.out
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_stage_as_preempted(
+    warm: Warm, miniature: Miniature, tmp_path: Path, signum: signal.Signals
+) -> None:
+    config = miniature.recipe / "make-base-model.yaml"
+    run = warm.start("make-base-model", config, "--store", tmp_path, "--set", "sft.epochs=100000")
+    await_until(lambda: bool(list(tmp_path.glob("base-models/*"))))
+    run.send(signum)
+    ended = run.wait()
+    assert ended.code == 75
+    assert "Traceback" not in ended.err
+    assert "same command" in ended.err
+
+
+def test_only_the_owner_may_read_what_a_run_wrote(miniature: Miniature) -> None:
+    paths = [miniature.store, *miniature.store.rglob("*")]
+    modes = {path: path.stat().st_mode & 0o777 for path in paths}
+    assert len(modes) > 100
+    assert {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+
+
+def test_a_bug_shows_its_traceback(warm: Warm, tmp_path: Path, miniature: Miniature) -> None:
+    """A metrics file that we wrote and cannot read is not the user's error."""
+    store = Path(shutil.copytree(miniature.store, tmp_path / "store"))
+    metrics = next(store.glob("policies/mini-dpo-*/metrics.json"))
+    metrics.write_bytes(b"{" * metrics.stat().st_size)
+    ended = warm.run("align", miniature.recipe / "align-dpo.yaml", "--store", store)
+    assert ended.code == 1
+    assert "Traceback" in ended.err
