@@ -9,11 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import yaml
 
@@ -35,7 +34,6 @@ _IRREGULAR = {
 _ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am", "'d": " would"}
 _IS_AFTER = frozenset({"what", "that", "it", "there", "who", "how", "where", "he", "she", "here", "when", "why"})
 _SUFFIXES = ("ings", "ing", "edly", "ed", "ies", "es", "ly", "s")
-_SHORTEST_STEM = 3
 
 Words = Sequence[str]
 
@@ -84,12 +82,11 @@ def split_sentences(text: str) -> list[Sentence]:
 def stem(word: str) -> str:
     """Cut the commonest English endings so that "driving", "drives" and "drive" meet; no dictionary."""
     for suffix in _SUFFIXES:
-        if word.endswith(suffix) and len(word) - len(suffix) >= _SHORTEST_STEM:
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             word = word.removesuffix(suffix)
             break
-    if len(word) > _SHORTEST_STEM and word[-1] == word[-2] and word[-1] not in "aeiousl":
-        return word[:-1]
-    return word[:-1] if len(word) > _SHORTEST_STEM and word[-1] in "ey" else word
+    is_doubled = word[-1] == word[-2:-1] and word[-1] not in "aeiousl"
+    return word[:-1] if len(word) > 3 and (is_doubled or word[-1] in "ey") else word
 
 
 # --- Word lists ------------------------------------------------------------------------------------------------------
@@ -140,23 +137,12 @@ def _fits(pattern: str, word: str) -> bool:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The bundled English word lists.
+    """The bundled English word lists; `digest` is the SHA-256 of the files, which explain each list."""
 
-    Attributes:
-        phrases: every category of phrases except the feelings.
-        feelings: one category per family of feelings.
-        functional: the small words that carry grammar; they never count as a client's own words.
-        ordinary: stems of content words too common to count fully.
-        imperatives: verbs that order the client about when a clause opens with one.
-        salad: sets of words, and of pairs of words, that mark word salad.
-        questions: sets of words and phrases that separate open questions from closed ones.
-        digest: SHA-256 of the files.
-    """
-
-    phrases: PhraseBook
-    feelings: PhraseBook
+    phrases: PhraseBook  # every category but the feelings
+    feelings: PhraseBook  # one category per family of feelings
     functional: frozenset[str]
-    ordinary: frozenset[str]
+    ordinary: frozenset[str]  # stems
     imperatives: frozenset[str]
     salad: Mapping[str, frozenset[str]]
     questions: Mapping[str, frozenset[str]]
@@ -196,42 +182,33 @@ def _by_category(hits: Iterable[Hit]) -> dict[str, tuple[str, ...]]:
 
 # --- Questions -------------------------------------------------------------------------------------------------------
 
-_OPENING_WORDS = 3
-_SHORTEST_OPEN = 3
 _PERSONAL = frozenset({"you", "your", "it", "that"})
 
 
-class _Question(StrEnum):
-    """OPEN asks for a story, CLOSED for a fact, INVITATION may be declined, SAFETY is about danger."""
-
-    OPEN = "open"
-    CLOSED = "closed"
-    INVITATION = "invitation"
-    SAFETY = "safety"
+Question = Literal["open", "closed", "invitation", "safety"]
+"""Open asks for a story, closed for a fact, an invitation may be declined, safety is about danger."""
 
 
-def _kind_of_question(sentence: Sentence, in_crisis: bool) -> _Question | None:
+def _kind_of_question(sentence: Sentence, in_crisis: bool) -> Question | None:
     """Return the kind of question that a sentence is, or None when it asks nothing."""
     lists, words = load_lexicon().questions, sentence.words
     invites = _holds(words, lists["inviting"]) and _holds(words, lists["invited_to"])
     if not sentence.is_question:
-        return _Question.INVITATION if invites or _holds(words, lists["wondering"]) else None
+        return "invitation" if invites or _holds(words, lists["wondering"]) else None
     if in_crisis and "you" in words and any(hit.category == "risk" for hit in load_lexicon().phrases.hits(words)):
-        return _Question.SAFETY
+        return "safety"
     # An asking clause opens where a clause starts or just after ("and what", "so then how").
-    places = (place for start in sentence.clause_starts for place in range(start, start + _OPENING_WORDS))
+    places = (place for start in sentence.clause_starts for place in range(start, start + 3))
     if any(_asks_openly(words[place:]) for place in places):
-        return _Question.OPEN
-    return _Question.INVITATION if invites else _Question.CLOSED
+        return "open"
+    return "invitation" if invites else "closed"
 
 
 def _asks_openly(words: Words) -> bool:
     lists = load_lexicon().questions
-    if len(words) < _SHORTEST_OPEN or words[0] not in lists["openers"] - lists["never_open"]:
+    if len(words) < 3 or words[0] not in lists["openers"] - lists["never_open"] or words[1] in lists["facts"]:
         return False
-    return (
-        words[1] not in lists["facts"] and not _PERSONAL.isdisjoint(words) and not lists["inner"].isdisjoint(words[1:])
-    )
+    return not _PERSONAL.isdisjoint(words) and not lists["inner"].isdisjoint(words[1:])
 
 
 def _holds(words: Words, phrases: Iterable[str]) -> bool:
@@ -259,7 +236,7 @@ class _Reply:
     words: Words
     hits: Mapping[str, tuple[str, ...]]
     feelings: Mapping[str, str]
-    questions: Sequence[_Question]
+    questions: Sequence[Question]
 
     def phrases(self, category: str) -> tuple[str, ...]:
         """Return the distinct phrases of a category, in order of place."""
@@ -290,13 +267,13 @@ def _view_reply(text: str, client: _Client) -> _Reply | None:
     if not sentences:
         return None
     words = [word for sentence in sentences for word in sentence.words]
-    questions = (_kind_of_question(sentence, client.in_crisis) for sentence in sentences)
+    kinds = [_kind_of_question(sentence, client.in_crisis) for sentence in sentences]
     return _Reply(
         sentences=sentences,
         words=words,
         hits=_by_category(hit for sentence in sentences for hit in lexicon.phrases.hits(sentence.words)),
         feelings={hit.category: hit.found for hit in lexicon.feelings.hits(words)},
-        questions=[kind for kind in questions if kind],
+        questions=[kind for kind in kinds if kind is not None],
     )
 
 
@@ -312,12 +289,9 @@ class Feature(NamedTuple):
 
 Rule = Callable[[_Client, _Reply], Feature]
 
-_NGRAM = 3
-_ECHO_GRAM = 5
 _SECOND_PERSON = frozenset({"you", "your", "yours", "yourself"})
 _ADDRESSED_TO_THERAPIST = frozenset({"me", "us"})
 _PRAISED = ("choice", "strengths", "tentative", "warmth")
-_SHORT_CLAUSE_WORDS = 2
 
 
 def measure(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None:
@@ -360,15 +334,15 @@ def _lecturing(client: _Client, reply: _Reply) -> Feature:
 
 
 def _open_question(client: _Client, reply: _Reply) -> Feature:
-    if _Question.OPEN in reply.questions:
+    if "open" in reply.questions:
         return Feature(1.0, ("an open question",))
-    if _Question.INVITATION in reply.questions:
+    if "invitation" in reply.questions:
         return Feature(0.7, ("an invitation to say more",))
     return Feature(0.0)
 
 
 def _closed_questions(client: _Client, reply: _Reply) -> Feature:
-    closed, stacked = reply.questions.count(_Question.CLOSED), _ramp(len(reply.questions), 2, 5)
+    closed, stacked = reply.questions.count("closed"), _ramp(len(reply.questions), 2, 5)
     if not closed:
         return Feature(0.7 * stacked)
     return Feature(max(_ramp(closed, 0.5, 3.0), stacked), (f"{closed} closed question(s)",))
@@ -414,17 +388,14 @@ def _repetition(client: _Client, reply: _Reply) -> Feature:
     """Take the largest of: words said twice running, trigrams said again, too few distinct words."""
     words = reply.words
     doubled = sum(first == second for first, second in pairwise(words))
-    again = sum(count - 1 for count in Counter(_grams(words, _NGRAM)).values())
+    again = sum(count - 1 for count in Counter(_grams(words, 3)).values())
     # A text of n ordinary words uses fewer distinct ones as it grows: about 0.9 at 20, 0.6 at 150. One or two
     # repeats mean nothing in a short text.
     expected = max(0.35, 0.92 - 0.0022 * len(words))
     distinct = len(set(words)) / len(words)
+    too_few = _ramp(expected - distinct - 1.5 / len(words), 0.08, 0.35)
     return Feature(
-        max(
-            _ramp(doubled / len(words), 0.01, 0.08),
-            _ramp(again / max(1, len(words) - _NGRAM + 1), 0.04, 0.25),
-            _ramp(expected - distinct - 1.5 / len(words), 0.08, 0.35),
-        )
+        max(_ramp(doubled / len(words), 0.01, 0.08), _ramp(again / max(1, len(words) - 2), 0.04, 0.25), too_few)
     )
 
 
@@ -449,7 +420,7 @@ def _salad(client: _Client, reply: _Reply) -> Feature:
 
 def _echo(client: _Client, reply: _Reply) -> Feature:
     """Measure the share of five-word runs that are copied from the client."""
-    grams, known = _grams(reply.words, _ECHO_GRAM), set(_grams(client.words, _ECHO_GRAM))
+    grams, known = _grams(reply.words, 5), set(_grams(client.words, 5))
     return Feature(_ramp(sum(gram in known for gram in grams) / max(1, len(grams)), 0.35, 0.8))
 
 
@@ -464,7 +435,7 @@ def _stuffing(client: _Client, reply: _Reply) -> Feature:
     for sentence in reply.sentences:
         run = 0
         for start, end in pairwise((*sentence.clause_starts, len(sentence.words))):
-            run = run + 1 if end - start <= _SHORT_CLAUSE_WORDS else 0
+            run = run + 1 if end - start <= 2 else 0
             longest = max(longest, run)
     return Feature(max(_ramp(phrases / max(20, len(reply.words)), 0.2, 0.34), _ramp(longest, 4, 7)))
 
@@ -472,7 +443,7 @@ def _stuffing(client: _Client, reply: _Reply) -> Feature:
 def _crisis_unmet(client: _Client, reply: _Reply) -> Feature:
     """In a crisis a reply asks about safety and offers help; outside one neither is expected."""
     offered = _RULES["support_offered"](client, reply).value
-    unmet = 1.0 - min(1.0, 0.7 * (_Question.SAFETY in reply.questions) + 0.5 * offered) if client.in_crisis else 0.0
+    unmet = 1.0 - min(1.0, 0.7 * ("safety" in reply.questions) + 0.5 * offered) if client.in_crisis else 0.0
     return Feature(unmet, ("neither asks about safety nor offers help",) if unmet == 1.0 else ())
 
 
@@ -511,7 +482,7 @@ _RULES: Mapping[str, Rule] = {
     "unfinished": lambda client, reply: Feature(0.0 if reply.sentences[-1].is_finished else 1.0),
     "judge_talk": _listed("judge_talk", 1),
     "safety_question": lambda client, reply: (
-        Feature(1.0, ("a question about safety",)) if _Question.SAFETY in reply.questions else Feature(0.0)
+        Feature(1.0, ("a question about safety",)) if "safety" in reply.questions else Feature(0.0)
     ),
     "support_offered": lambda client, reply: (
         _found(reply.phrases("support"), 0.0, 2) if client.in_crisis else Feature(0.0)

@@ -24,8 +24,6 @@ REPLY_KEYS = ("item_id", "reasons", "ratings")
 
 _BUNDLED = Path(__file__).resolve().parent / "rubrics"
 
-# --- The file --------------------------------------------------------------------------------------------------------
-
 
 def _one_line(text: str) -> str:
     """Return the words on one line, however the YAML breaks them."""
@@ -41,12 +39,6 @@ def _column_name(text: str) -> str:
     if text == OVERALL:
         raise ValueError("means the comparison as a whole; choose another id")
     return text
-
-
-def _at_least_one(principles: tuple["PrincipleBlock", ...]) -> tuple["PrincipleBlock", ...]:
-    if not principles:
-        raise ValueError("holds no principle; list at least one")
-    return principles
 
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -122,7 +114,7 @@ class RubricFile(Settings):
     version: Words
     language: Words
     scale: ScaleBlock
-    principles: Annotated[tuple[PrincipleBlock, ...], Field(strict=False), AfterValidator(_at_least_one)]
+    principles: Annotated[tuple[PrincipleBlock, ...], Field(strict=False)]
     safety: str | None = None
     reply: ReplyLayout = ReplyLayout()
     offline: OfflineWeights | None = None
@@ -139,6 +131,9 @@ def _faults(file: RubricFile) -> Iterator[Fault]:
     if not low < high:
         yield ("scale",), "min is not below max; write {min: 1, max: 5}"
         return
+    if not file.principles:
+        yield ("principles",), "holds no principle; list at least one"
+        return
     ids = [each.id for each in file.principles]
     for at, each in enumerate(file.principles):
         # Counted first: a mistyped scale may have more points than memory holds.
@@ -148,8 +143,7 @@ def _faults(file: RubricFile) -> Iterator[Fault]:
             remedy = f"choose {low + 1} to {high}, or leave it out"
             yield ("principles", at, "veto"), f"{each.veto} is no veto on the scale {low} to {high}; {remedy}"
         if file.reply.flat and each.id in REPLY_KEYS:
-            what = f"{each.id!r} is another key of a flat reply; choose another id"
-            yield ("principles", at, "id"), what
+            yield ("principles", at, "id"), f"{each.id!r} is another key of a flat reply; choose another id"
     for name, count in Counter(ids).items():
         if count > 1:
             yield ("principles",), f"the id {name!r} is used twice; give each principle its own"
@@ -197,7 +191,7 @@ class Rubric:
     """A scale of whole numbers and the principles rated on it.
 
     Attributes:
-        version: raised by whoever edits the words.
+        version: raised when the words are edited.
         language: in which the words stand, and in which a judge gives its reasons; `en`, for example.
         minimum: the lowest rating.
         maximum: the highest rating.
@@ -278,7 +272,9 @@ def load_rubric(name_or_path: str) -> Rubric:
     file = load_config(RubricFile, path)
     if faults := list(_faults(file)):
         lines = read_config_file(path).lines
-        raise ConfigError("\n".join(f"{_line(place, lines)}: {_key(place)}: {what}" for place, what in faults))
+        raise ConfigError(
+            "\n".join(f"{_line(place, lines)}: {'.'.join(map(str, place))}: {what}" for place, what in faults)
+        )
     blocks = file.principles
     return Rubric(
         version=file.version,
@@ -302,7 +298,3 @@ def _line(place: Place, lines: Mapping[Place, str]) -> str:
     """Return the line of a place, or that of the innermost block around it that is written."""
     around = (place[:length] for length in range(len(place), -1, -1))
     return next(lines[each] for each in around if each in lines)
-
-
-def _key(place: Place) -> str:
-    return ".".join(map(str, place))

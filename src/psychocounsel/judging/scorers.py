@@ -8,12 +8,13 @@ no text can contain.
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from string import Template
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.injection import one_line
@@ -55,45 +56,47 @@ class JudgeRequest(NamedTuple):
     request: ChatRequest
 
 
-class Scorer(Protocol):
-    """How one rubric is put to a model, and how replies are read.
+class Scorer(ABC):
+    """How one rubric is put to a model, and how replies are read; another way of scoring is another subclass."""
 
-    Attributes:
-        reader: names the rule by which a reply counts as read.
-        keeps_samples: whether a rating may be more than the number that a reply has written.
-        fingerprint: what shapes the ratings besides the model and its sampling.
-    """
+    keeps_samples = True
+    """Whether a rating may be more than the number that a reply has written."""
+
+    def __init__(self, rubric: Rubric) -> None:
+        self.rubric = rubric
 
     @property
-    def reader(self) -> str: ...  # noqa: D102
-    @property
-    def keeps_samples(self) -> bool: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]: ...  # noqa: D102
+    @abstractmethod
+    def reader(self) -> str:
+        """The rule by which a reply counts as read: parser and rubric."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """What shapes the ratings besides the model and its sampling: prompts and parser."""
+
+    @abstractmethod
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
-        """Return the request that rates a response."""
-        ...
+        """Return the request that rates a response on every principle."""
 
+    @abstractmethod
     def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
-        """Return the request that compares two."""
-        ...
+        """Return the request for a winner on every criterion; A is the first response."""
 
+    @abstractmethod
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read a finished reply to a rating request."""
-        ...
 
+    @abstractmethod
     def read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
         """Read a finished reply to a comparison request."""
-        ...
 
-    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
+    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:  # noqa: B027 (most scorers need nothing)
         """Check by a new reply that the server can do what the scorer needs.
 
         Raises:
             EndpointError: it cannot.
         """
-        ...
 
 
 # --- Written numbers -------------------------------------------------------------------------------------------------
@@ -103,13 +106,10 @@ _ITEM_LINE = "=== ITEM ===\n"
 _TEXT: JSON = {"type": "string"}
 
 
-class TextScorer:
-    """The ratings are the whole numbers that the reply has written."""
+class TextScorer(Scorer):
+    """Asks for one JSON object; the ratings are the whole numbers that the reply has written."""
 
     keeps_samples = False
-
-    def __init__(self, rubric: Rubric) -> None:
-        self.rubric = rubric
 
     @property
     def reader(self) -> str:
@@ -140,9 +140,6 @@ class TextScorer:
     def read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
         """Read the winners."""
         return parse_winners(reply.text, self.rubric, asked.item_id)
-
-    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
-        """Any server will do."""
 
 
 def prompt_digests() -> dict[str, str]:
@@ -349,13 +346,8 @@ _LARGEST_ERROR = 0.02
 _DECIMALS = 6
 
 
-class DecisionScorer:
+class DecisionScorer(Scorer):
     """An endpoint scores questions directly: each principle is one, with the points of the scale as its levels."""
-
-    keeps_samples = True
-
-    def __init__(self, rubric: Rubric) -> None:
-        self.rubric = rubric
 
     @property
     def reader(self) -> str:
@@ -401,9 +393,6 @@ class DecisionScorer:
         except _UnreadableError as fault:
             return ParseFailure(str(fault), fault.status)
         return ParsedWinners(winners, "")
-
-    def check_server(self, asked: JudgeRequest, reply: ChatReply) -> None:
-        """Any server of that endpoint will do."""
 
 
 class _DecisionPrompt(NamedTuple):
