@@ -51,7 +51,7 @@ def made(tmp_path: Path) -> Artifact:
 @pytest.fixture
 def push(cli: Cli, made: Artifact, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     def run(target: str = "hub:me/pairs", *options: str) -> tuple[int, str, str]:
-        return cli("push", f"preferences/{made.ref}", target, "--store", tmp_path / "store", *options)
+        return cli("push", made.name, target, "--store", tmp_path / "store", *options)
 
     return run
 
@@ -112,7 +112,7 @@ def test_a_public_repository_is_no_place_for_a_private_upload(hub: HubServer, pu
     hub.repositories[NAME] = Repository(private=False)
     code, _, err = push()
     assert code == 2
-    assert "is open to all; say --public" in err
+    assert "is public; add --public" in err
     assert not written(hub)
     assert push("hub:me/pairs", "--public")[0] == 0
 

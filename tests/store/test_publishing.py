@@ -72,8 +72,18 @@ def test_scratch_and_pickles_are_never_allowed(kind: str, name: str) -> None:
 def test_other_kinds_are_not_published(tmp_path: Path) -> None:
     store = Store(tmp_path)
     make_dataset(store, card)
-    with pytest.raises(ConfigError, match="judgements are not published"):
+    with pytest.raises(ConfigError, match="is one of judgements; name one of preferences, reward-models, policies"):
         prepare_publication(store, "judgements/small")
+
+
+def test_a_bare_name_means_the_artifact_that_can_be_published(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = make_dataset(store, card)
+    assert {each.kind for each in store.artifacts() if each.name == "small"} >= {"judgements", "preferences"}
+    assert prepare_publication(store, "small").artifact == made
+    store.make(ArtifactSpec("policies", "small", "align", 1, {}), card)
+    with pytest.raises(ConfigError, match="'small' names policies, preferences; write policies/small"):
+        prepare_publication(store, "small")
 
 
 def test_a_dataset_without_a_card_is_not_published(tmp_path: Path) -> None:

@@ -234,6 +234,6 @@ def push(
         console.result(f"  stays here: {', '.join(publication.left_out)}")
     what = f"{len(publication.files)} files, {publication.bytes:,} bytes of {artifact.kind} {artifact.ref}"
     if dry_run:
-        console.result(f"would upload {what} to {repository.words}, branch {repository.branch}")
+        console.result(f"would upload {what} to {repository.ref}, branch {repository.branch}")
         return
     console.result(f"uploaded {what} to {upload(publication, repository)}")

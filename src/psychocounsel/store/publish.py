@@ -1,4 +1,4 @@
-"""Artifact -> the files of it that may be published: listed by kind, sound, open to all, free of secrets."""
+"""Publishing on the Hub: only listed files, intact, made from open sources, and free of secrets."""
 
 import os
 import re
@@ -8,25 +8,24 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, InputError, StoreError
-from psychocounsel.store.artifacts import CARD, MANIFEST, METRICS, Artifact, ArtifactSpec
+from psychocounsel.store.artifacts import CARD, MANIFEST, METRICS, Artifact, ArtifactSpec, Kind
 from psychocounsel.store.references import HUB, ancestors, resolve
 from psychocounsel.store.schemas import text_columns
 from psychocounsel.store.store import Store, damaged_files, flatten
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 
 _MIN_VALUE_CHARS = 8
-"""A shorter value of a variable, such as `none` or `EMPTY`, is a placeholder and stands in many a text."""
+"""A shorter value of a variable, such as `none` or `EMPTY`, is a placeholder that occurs in many texts."""
 
 
 class SecretKind(NamedTuple):
-    """A kind of secret; a text without any of its markers holds none, which is quick to see."""
+    """A kind of secret. A text without any of its `markers` has none; that is quick to check."""
 
     name: str
     markers: tuple[str, ...]
@@ -55,7 +54,7 @@ _HOME = SecretKind(
 
 
 def key_kinds(environment: Mapping[str, str] = os.environ) -> list[SecretKind]:
-    """Return the kinds of keys to look for, the values of this machine's own keys and tokens among them."""
+    """Return the kinds of keys to look for, including the values of this machine's own keys and tokens."""
     own = [
         SecretKind(f"the value of {name}", (value.strip(),), re.compile(re.escape(value.strip())))
         for name, value in environment.items()
@@ -65,22 +64,20 @@ def key_kinds(environment: Mapping[str, str] = os.environ) -> list[SecretKind]:
 
 
 def home_kinds() -> list[SecretKind]:
-    """Return the kinds of paths that name a person: home folders, this machine's own among them."""
+    """Return the kinds of paths that name a person: home folders, including this machine's own."""
     home = str(Path.home()).rstrip("/")
     own = SecretKind(_HOME.name, (home,), re.compile(re.escape(home) + r"(?![\w.-])"))
     return [_HOME, own] if home else [_HOME]
 
 
 def kinds_in(text: str, kinds: Sequence[SecretKind]) -> Iterator[str]:
-    """Yield the names of the kinds of secrets that a text holds, each once."""
-    names = (
-        kind.name for kind in kinds if any(marker in text for marker in kind.markers) and kind.pattern.search(text)
-    )
-    yield from dict.fromkeys(names)
+    """Yield the names of the kinds of secrets in a text, each once."""
+    found = (kind for kind in kinds if any(marker in text for marker in kind.markers) and kind.pattern.search(text))
+    yield from dict.fromkeys(kind.name for kind in found)
 
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a text with every key and token in it blotted out."""
+    """Return a text with every key and token replaced by `[...]`."""
     for kind in key_kinds(environment):
         text = kind.pattern.sub("[...]", text)
     return text
@@ -93,28 +90,28 @@ _MODEL = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
 )
-ALLOWED = {
+PUBLISHED_KINDS: tuple[Kind, ...] = ("preferences", "reward-models", "policies")
+ALLOWED: dict[str, tuple[str, ...]] = {
     "preferences": (*_ABOUT, "data/*.parquet", "figures/*.png"),
     "reward-models": _MODEL,
     "policies": _MODEL,
 }
-"""What may leave the store, by kind of artifact. A file that no pattern names stays, whatever it is."""
+"""The files that may be published, by kind of artifact. Any other file stays, whatever it is."""
 
 _TEXT_SUFFIXES = {".md", ".json", ".jinja", ".txt"}
-_WEIGHTS_SUFFIX = ".safetensors"
 _HEADER_LENGTH_BYTES = 8
-_FINDINGS_TOLD = 20
+_MAX_FINDINGS = 20
 
 
 class PublishedFile(NamedTuple):
-    """A file that goes: its name in the artifact and its size."""
+    """The name in the artifact, and the size, of a file to be published."""
 
     name: str
     bytes: int
 
 
 class Publication(NamedTuple):
-    """What of an artifact is published, and the names of the files that stay."""
+    """The files of an artifact to be published, and the names of those that stay."""
 
     artifact: Artifact
     files: tuple[PublishedFile, ...]
@@ -122,65 +119,22 @@ class Publication(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size of all that goes."""
+        """Size of all published files."""
         return sum(each.bytes for each in self.files)
 
 
-class Finding(NamedTuple):
-    """A secret: in which file, at which line or row, of what kind."""
-
-    name: str
-    place: str
-    kind: str
-
-
 def prepare_publication(store: Store, ref: str) -> Publication:
-    """Return what of an artifact may be published.
+    """Return what to publish of an artifact. A name shared by several kinds means the one that can be published.
 
     Raises:
-        ConfigError: nothing answers to the reference, or artifacts of its kind are not published.
+        ConfigError: there is no artifact of such a kind.
         StoreError: a file is damaged, the card is missing, or an ancestor is not in the store.
-        InputError: it was made from restricted text, or a file holds a secret.
+        InputError: it was made from restricted text, or a file has a secret in it.
     """
-    artifact = resolve(store, ref)
+    artifact = resolve(store, ref, *PUBLISHED_KINDS)
     if isinstance(artifact, ArtifactSpec):
-        raise ConfigError(f"{ref!r} is not made yet", remedy="run its stage first")
-    if artifact.kind not in ALLOWED:
-        raise ConfigError(
-            f"{artifact.kind} are not published",
-            where=artifact.ref,
-            remedy=f"name one of {', '.join(ALLOWED)}",
-        )
+        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
     _require_open_sources(store, artifact)
-    _require_sound(artifact)
-    names = sorted(name for name in artifact.manifest["files"] if is_allowed(artifact.kind, name))
-    if CARD not in names:
-        raise StoreError("has no card", where=artifact.ref, remedy="publish one that a stage wrote a card for")
-    _require_no_secrets(artifact, [*names, MANIFEST])
-    files = tuple(PublishedFile(name, artifact.file(name).stat().st_size) for name in sorted([*names, MANIFEST]))
-    return Publication(artifact, files, tuple(sorted(set(artifact.manifest["files"]) - set(names))))
-
-
-def is_allowed(kind: str, name: str) -> bool:
-    """Whether a file of an artifact of this kind may be published; `*` stands for no folder."""
-    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in ALLOWED[kind])
-
-
-def _require_open_sources(store: Store, artifact: Artifact) -> None:
-    for each in ancestors(store, artifact):
-        settings: dict[str, Any] = flatten(each.artifact.manifest["settings"])
-        restricted = [
-            key for key, value in settings.items() if key.rpartition(".")[2] == "data_class" and value == "restricted"
-        ]
-        if restricted:
-            raise InputError(
-                f"was made from restricted text: {restricted[0]} of {each.artifact.kind} {each.artifact.ref}",
-                where=artifact.ref,
-                remedy="leave that source out, or declare it deidentified once it is, and make it again",
-            )
-
-
-def _require_sound(artifact: Artifact) -> None:
     damage = [f"{name} {what}" for name, what in damaged_files(artifact).items()]
     if damage:
         raise StoreError(
@@ -188,58 +142,79 @@ def _require_sound(artifact: Artifact) -> None:
             where=str(artifact.folder),
             remedy="move the artifact's folder away and run its stage again",
         )
+    all_names = {*artifact.manifest["files"], MANIFEST}
+    names = sorted(name for name in all_names if is_allowed(artifact.kind, name))
+    if CARD not in names:
+        raise StoreError("has no card", where=artifact.ref, remedy="publish an artifact whose stage wrote a card")
+    _require_no_secrets(artifact, names)
+    files = tuple(PublishedFile(name, artifact.file(name).stat().st_size) for name in names)
+    return Publication(artifact, files, tuple(sorted(all_names - set(names))))
+
+
+def is_allowed(kind: str, name: str) -> bool:
+    """Whether a file of an artifact of this kind may be published; `*` does not match a folder."""
+    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in ALLOWED[kind])
+
+
+def _require_open_sources(store: Store, artifact: Artifact) -> None:
+    for each in ancestors(store, artifact):
+        for key, value in flatten(each.artifact.manifest["settings"]).items():
+            if key.rpartition(".")[2] == "data_class" and value == "restricted":
+                raise InputError(
+                    f"was made from restricted text: {key} of {each.artifact.kind} {each.artifact.ref}",
+                    where=artifact.ref,
+                    remedy="leave that source out, or de-identify it and declare it deidentified, and make it again",
+                )
 
 
 def _require_no_secrets(artifact: Artifact, names: Sequence[str]) -> None:
     keys, homes = key_kinds(), home_kinds()
-    findings = (each for name in names for each in find_secrets(artifact.file(name), name, keys, homes))
-    told = [f"{each.name} {each.place}: {each.kind}" for each in islice(findings, _FINDINGS_TOLD + 1)]
-    if len(told) > _FINDINGS_TOLD:
-        told[-1] = "and more"
-    if told:
+    places = [
+        f"{name} {place}: {kind}"
+        for name in names
+        for place, kind in islice(find_secrets(artifact.file(name), keys, homes), _MAX_FINDINGS + 1)
+    ]
+    if len(places) > _MAX_FINDINGS:
+        places[_MAX_FINDINGS:] = ["and more"]
+    if places:
         raise InputError(
-            "nothing is published, for these places hold what looks like a secret:\n" + "\n".join(told),
+            "nothing is published, because these places hold what looks like a secret:\n" + "\n".join(places),
             where=artifact.ref,
-            remedy="take it out of the source or the config that it came from and make the artifact again; "
-            "a key that may have been seen is a key to be replaced",
+            remedy="remove it from the source or the config that it came from and make the artifact again; "
+            "a key that may have been seen must be replaced",
         )
 
 
-def find_secrets(path: Path, name: str, keys: Sequence[SecretKind], homes: Sequence[SecretKind]) -> Iterator[Finding]:
-    """Yield the secrets in a file's text, in the cells of a table, in the header of weights.
+def find_secrets(path: Path, keys: Sequence[SecretKind], homes: Sequence[SecretKind]) -> Iterator[tuple[str, str]]:
+    """Yield place and kind of the secrets in a text file, in the cells of a table or in the header of weights.
 
     Args:
         path: the file.
-        name: by which it is told.
         keys: looked for everywhere.
-        homes: looked for in what a program wrote: cells of a table may tell of anything.
+        homes: looked for in what a program wrote; people may write about any path, so not in cells of a table.
     """
     if path.suffix == ".parquet":
         for column in text_columns(path):
             for row, kind in _in_texts(column.texts, column.first_row, keys):
-                yield Finding(name, f"row {row}, column {column.name}", kind)
-    elif path.suffix == _WEIGHTS_SUFFIX:
-        for kind in kinds_in(_header_of_weights(path), [*keys, *homes]):
-            yield Finding(name, "header", kind)
+                yield f"row {row}, column {column.name}", kind
+    elif path.suffix == ".safetensors":
+        with path.open("rb") as stream:  # the header is JSON, and the only text in the file
+            length = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
+            header = stream.read(length).decode("utf-8", errors="replace")
+        for kind in kinds_in(header, [*keys, *homes]):
+            yield "header", kind
     elif path.suffix in _TEXT_SUFFIXES:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, kind in _in_texts(lines, 1, [*keys, *homes]):
-            yield Finding(name, f"line {number}", kind)
+            yield f"line {number}", kind
 
 
 def _in_texts(texts: Sequence[str], first: int, kinds: Sequence[SecretKind]) -> Iterator[tuple[int, str]]:
-    """Yield number and kind of every text with a secret; all are looked through at once, which is quick."""
+    """Yield number and kind of every text with a secret; a quick look at all of them at once comes first."""
     if any(kinds_in("\n".join(texts), kinds)):
         for number, text in enumerate(texts, start=first):
             for kind in kinds_in(text, kinds):
                 yield number, kind
-
-
-def _header_of_weights(path: Path) -> str:
-    """Return the JSON with which a safetensors file opens: its only text."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
-        return stream.read(length).decode("utf-8", errors="replace")
 
 
 DEFAULT_BRANCH = "main"
@@ -255,124 +230,109 @@ class HubTarget(NamedTuple):
     branch: str = DEFAULT_BRANCH
 
     @property
-    def words(self) -> str:
+    def ref(self) -> str:
         """The repository as a reference."""
         return f"{HUB}{self.repository}"
 
 
 def parse_target(target: str, is_private: bool) -> HubTarget:
-    """Return what `hub:owner/name` or `hub:owner/name@branch` means.
+    """Parse `hub:owner/name` or `hub:owner/name@branch`.
 
     Raises:
-        ConfigError: it is written otherwise.
+        ConfigError: it has another form.
     """
     found = _TARGET.fullmatch(target)
     if found is None:
-        raise ConfigError(f"{target!r} names no repository", remedy="write hub:owner/name, or hub:owner/name@branch")
+        raise ConfigError(f"{target!r} is not a repository", remedy="write hub:owner/name, or hub:owner/name@branch")
     return HubTarget(found[1], is_private, found[2] or DEFAULT_BRANCH)
 
 
 def upload(publication: Publication, target: HubTarget) -> str:
     """Commit the files of a publication; return the address of the commit as the Hub reports it.
 
-    What an earlier upload left there and this one does not have is deleted: no old split beside a new one.
+    Files of an earlier upload that this one lacks are deleted, so that no old split remains next to a new one.
 
     Raises:
-        ConfigError: the repository is open to all and should be private.
+        ConfigError: the repository is public and should be private.
         EndpointError: the Hub refuses.
-        IncompleteError: it could not be reached or broke off; the same command goes on.
+        IncompleteError: it could not be reached, or the connection broke; the same command resumes.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.utils import disable_progress_bars  # heavy: loaded to upload, never for a dry run
+    from huggingface_hub.utils import disable_progress_bars  # heavy: not needed for a dry run
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     artifact = publication.artifact
+    kind = "dataset" if artifact.kind == "preferences" else "model"
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    with _told(target):
-        _open_repository(api, publication, target)
+    with _hub_errors(target):
+        _create_repository(api, target, kind)
         new = {each.name: str(artifact.file(each.name)) for each in publication.files}
-        stale = [name for name in _stands(api, publication, target) if name not in new]
+        existing = api.list_repo_files(target.repository, repo_type=kind, revision=target.branch)
+        stale = [name for name in existing if name not in new and is_allowed(artifact.kind, name)]
         commit = api.create_commit(
             target.repository,
             [
-                *(CommitOperationDelete(name) for name in stale if is_allowed(artifact.kind, name)),
+                *(CommitOperationDelete(name) for name in stale),
                 *(CommitOperationAdd(name, path) for name, path in new.items()),
             ],
             commit_message=f"{artifact.kind} {artifact.ref}",
-            repo_type=_repository_type(publication),
+            repo_type=kind,
             revision=target.branch,
         )
     return commit.commit_url
 
 
-def _repository_type(publication: Publication) -> str:
-    return "dataset" if publication.artifact.kind == "preferences" else "model"
+def _create_repository(api: "HfApi", target: HubTarget, kind: str) -> None:
+    """Create repository and branch if necessary; refuse a public repository for a private upload."""
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-
-def _open_repository(api: "HfApi", publication: Publication, target: HubTarget) -> None:
-    """Make repository and branch, if need be; one that is open to all is no place for a private upload."""
-    kind = _repository_type(publication)
-    found = _find(api, target, kind)
-    if found is None:
+    try:
+        found = api.repo_info(target.repository, repo_type=kind)
+    except RepositoryNotFoundError:
         api.create_repo(target.repository, repo_type=kind, private=target.is_private, exist_ok=True)
-    elif target.is_private and not found.private:
-        raise ConfigError(
-            "is open to all",
-            where=target.words,
-            remedy="say --public if that is meant, or make the repository private first",
-        )
+    else:
+        if target.is_private and not found.private:
+            raise ConfigError(
+                "is public",
+                where=target.ref,
+                remedy="add --public if that is intended, or make the repository private first",
+            )
     if target.branch != DEFAULT_BRANCH:
         api.create_branch(target.repository, branch=target.branch, repo_type=kind, exist_ok=True)
 
 
-def _find(api: "HfApi", target: HubTarget, kind: str) -> "ModelInfo | DatasetInfo | None":
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        if kind == "dataset":
-            return api.dataset_info(target.repository)
-        return api.model_info(target.repository)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _stands(api: "HfApi", publication: Publication, target: HubTarget) -> list[str]:
-    return api.list_repo_files(target.repository, repo_type=_repository_type(publication), revision=target.branch)
-
-
 @contextmanager
-def _told(target: HubTarget) -> Generator[None]:
-    """Tell whatever the Hub or the way to it raises as an error with its remedy, keys blotted out."""
+def _hub_errors(target: HubTarget) -> Generator[None]:
+    """Turn what the Hub's client raises into errors with a remedy, without keys in them."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
     except HfHubHTTPError as fault:
-        raise _refusal(fault.response.status_code, _first_line(fault), target) from None
+        status, text = fault.response.status_code, _first_line(fault)
+        if status == 429 or status >= 500:
+            raise IncompleteError(
+                f"the Hub failed: {text}", where=target.ref, remedy="run the same command again later"
+            ) from None
+        remedy = _LOGIN if status in (401, 403) else "check owner, name and branch"
+        raise EndpointError(f"the Hub refuses: {text}", where=target.ref, remedy=remedy) from None
     except OfflineModeIsEnabled:
-        raise ConfigError("HF_HUB_OFFLINE is set", where=target.words, remedy="unset it to write to the Hub") from None
+        raise ConfigError("HF_HUB_OFFLINE is set", where=target.ref, remedy="unset it to write to the Hub") from None
     except ValueError as fault:
         raise InputError(
-            redacted(str(fault)), where=target.words, remedy="mend what the Hub names, then push again"
+            redacted(str(fault)), where=target.ref, remedy="correct what the Hub names, then push again"
         ) from None
     except (httpx2.HTTPError, OSError, RuntimeError) as fault:
         cause = fault.__cause__ or fault
         raise IncompleteError(
-            f"the Hub could not be reached or broke off: {_first_line(cause)}",
-            where=target.words,
-            remedy="run the same command again; what has arrived is not sent twice",
+            f"the Hub could not be reached, or the connection broke: {_first_line(cause)}",
+            where=target.ref,
+            remedy="run the same command again; files that have arrived are not sent twice",
         ) from None
 
 
 def _first_line(fault: BaseException) -> str:
     lines = [line for line in redacted(str(fault)).splitlines() if line.strip()]
     return lines[0] if lines else type(fault).__name__
-
-
-def _refusal(status: int, said: str, target: HubTarget) -> EndpointError | IncompleteError:
-    if status == 429 or status >= 500:
-        return IncompleteError(f"the Hub failed: {said}", where=target.words, remedy="run the same command again later")
-    remedy = _LOGIN if status in (401, 403) else "check owner, name and branch"
-    return EndpointError(f"the Hub refuses: {said}", where=target.words, remedy=remedy)
