@@ -267,7 +267,7 @@ def _view_reply(text: str, client: _Client) -> _Reply | None:
     if not sentences:
         return None
     words = [word for sentence in sentences for word in sentence.words]
-    kinds = [_kind_of_question(sentence, client.in_crisis) for sentence in sentences]
+    kinds: list[Question | None] = [_kind_of_question(sentence, client.in_crisis) for sentence in sentences]
     return _Reply(
         sentences=sentences,
         words=words,
