@@ -1,8 +1,7 @@
-"""CSV, JSONL, Parquet -> rows with their place, or an error that names it; never a crash."""
+"""Files and Hub data sets: rows that know their place, or an error that names it."""
 
 import json
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus import sources
-from psychocounsel.corpus.sources import MAX_LINE_BYTES, read_rows, source_identity, source_name
-from psychocounsel.errors import InputError
-from psychocounsel.store.schemas import hub_rows
+from psychocounsel.corpus.sources import (
+    MAX_LINE_BYTES,
+    read_released,
+    read_rows,
+    released_identity,
+    source_identity,
+    source_name,
+)
+from psychocounsel.errors import ExitCode, InputError
+from release_files import Row, speech, write_columns, write_release
 
 JOINED = "\U0001f469\u200d\U0001f467"
 
@@ -52,7 +57,7 @@ def test_csv_from_windows_with_a_mark_and_no_last_line_end(tmp_path: Path) -> No
     assert rows_of(path) == [("a.csv line 2", {"text": "one\u2028more", "topic": "x"})]
 
 
-def test_an_unnamed_index_column_is_no_hindrance(tmp_path: Path) -> None:
+def test_an_unnamed_index_column_is_read(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path, "a.csv", ",text\n0,one\n")) == [("a.csv line 2", {"": "0", "text": "one"})]
 
 
@@ -164,23 +169,23 @@ def test_parquet_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_a_damaged_parquet_file_is_told_and_never_a_crash(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_an_error_and_never_a_crash(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [f"row {at}" for at in range(50)]}), tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()
-    told = 0
+    refused = 0
     for at in range(0, len(whole), 3):
         path = write(tmp_path, "b.parquet", whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             rows_of(path)
         except InputError as fault:
             assert str(fault).startswith("b.parquet after row ")
-            told += 1
-    assert told > 0
+            refused += 1
+    assert refused > 0
     assert "cannot be read as Parquet" in fault_of(write(tmp_path, "c.parquet", b"no parquet at all"))
     assert "cannot be read as Parquet" in fault_of(write(tmp_path, "c.parquet", whole[:-5]))
 
 
-def test_what_is_no_readable_file_is_told_before_any_row(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error_before_any_row(tmp_path: Path) -> None:
     assert "no such file; check the path" in fault_of(str(tmp_path / "a.csv"))
     assert "is not a file; name a .csv" in fault_of(str(tmp_path))
     assert "is empty; give a file with rows" in fault_of(write(tmp_path, "a.csv", b""))
@@ -192,7 +197,7 @@ def test_an_ending_is_known_in_capitals_too(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path, "A.CSV", "text\none\n")) == [("A.CSV line 2", {"text": "one"})]
 
 
-def test_a_raw_file_is_its_content_not_its_place(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_content_not_its_place(tmp_path: Path) -> None:
     first, moved = write(tmp_path, "a.csv", "text\none\n"), write(tmp_path, "b.csv", "text\none\n")
     assert source_identity(first, "train") == source_identity(moved, "test")
     assert source_identity(first, "train") != source_identity(write(tmp_path, "c.csv", "text\ntwo\n"), "train")
@@ -210,38 +215,14 @@ def test_rows_remember_the_name_of_their_source_and_not_its_folder() -> None:
     assert names == ["a.csv", "a.csv", "bundled:a.csv", "hub:owner/name@abc"]
 
 
-def test_a_hub_dataset_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str, str | None]] = []
-
-    def rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
-        asked.append((name, split, config))
+def test_rows_of_the_hub_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*names: Any, split: str, **options: Any) -> list[dict[str, Any]]:
+        assert (names, split) == (("owner/name", "small"), "test")
         return [{"text": "one"}]
 
-    monkeypatch.setattr(sources, "hub_rows", rows)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     found = list(read_rows("hub:owner/name@abc", "test", "small"))
     assert found == [("hub:owner/name@abc row 1", {"text": "one"})]
-    assert asked == [("owner/name@abc", "test", "small")]
-
-
-class BrokenStream:
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield {"text": "one"}
-        raise ConnectionError("the connection was lost")
-
-
-def test_a_hub_stream_that_breaks_off_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def load_dataset(*names: Any, **options: Any) -> BrokenStream:
-        asked.append((*names, options))
-        return BrokenStream()
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    rows = hub_rows("owner/name@abc", "test", "small")
-    assert next(rows) == {"text": "one"}
-    with pytest.raises(InputError, match=r"hub:owner/name@abc split test: cannot be read: .* was lost"):
-        next(rows)
-    assert asked == [("owner/name", "small", {"split": "test", "revision": "abc", "streaming": True})]
 
 
 def test_memory_stays_bounded_on_a_line_without_end(tmp_path: Path) -> None:
@@ -253,3 +234,105 @@ def test_memory_stays_bounded_on_a_line_without_end(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+ROWS = (Row("test", speech(2)), Row("train", speech(1), chosen_ratings=(4, None)))
+
+
+def released_fault_of(source: Path | str) -> InputError:
+    with pytest.raises(InputError) as fault:
+        list(read_released(str(source)))
+    assert fault.value.exit_code == ExitCode.USER_ERROR
+    assert fault.value.remedy
+    return fault.value
+
+
+def test_rows_are_read_train_first_and_know_their_place(tmp_path: Path) -> None:
+    train, test = read_released(str(write_release(tmp_path, ROWS)))
+    assert (train.split, train.question) == ("train", speech(1))
+    assert train.where == "train-00000-of-00001.parquet row 1"
+    assert (test.split, test.question) == ("test", speech(2))
+    assert train.chosen == (ROWS[1].chosen, "large", {"empathy": 4, "safety": None})
+    assert train.rejected == (ROWS[1].rejected, "small", {"empathy": 2, "safety": 2})
+
+
+def test_every_file_of_a_split_is_read_in_order(tmp_path: Path) -> None:
+    write_release(tmp_path, ROWS)
+    write_columns(tmp_path / "data" / "train-00001-of-00002.parquet", [Row("train", speech(3)).columns])
+    assert [row.question for row in read_released(str(tmp_path))] == [speech(1), speech(3), speech(2)]
+
+
+def test_a_release_is_identified_by_the_content_of_its_files(tmp_path: Path) -> None:
+    here, there = (write_release(tmp_path / name, ROWS) for name in ("a", "b"))
+    assert released_identity(str(here), None) == released_identity(str(there), None)
+    write_release(there, [*ROWS, Row("test", speech(3))])
+    changed = released_identity(str(there), None)
+    assert changed["train"] == released_identity(str(here), None)["train"]
+    assert changed["test"] != released_identity(str(here), None)["test"]
+
+
+def test_a_release_on_the_hub_is_identified_by_name_revision_and_configuration() -> None:
+    found = released_identity("hub:owner/name@abc", "small")
+    assert found["train"] == [{"hub": "owner/name@abc", "split": "train", "config": "small"}]
+    assert found["test"] == [{"hub": "owner/name@abc", "split": "test", "config": "small"}]
+
+
+def test_both_splits_are_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*names: Any, split: str, **options: Any) -> list[dict[str, Any]]:
+        return [row.columns for row in ROWS if row.split == split]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found = list(read_released("hub:owner/name@abc"))
+    assert [(row.split, row.question) for row in found] == [("train", speech(1)), ("test", speech(2))]
+    assert found[0].where == "hub:owner/name@abc row 1"
+
+
+@pytest.mark.parametrize("splits", [(), ("train",), ("test",)])
+def test_a_folder_without_a_split_is_refused(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    write_release(tmp_path, [row for row in ROWS if row.split in splits], splits)
+    fault = released_fault_of(tmp_path)
+    missing = "train" if "train" not in splits else "test"
+    assert fault.what == f"there is no {missing}*.parquet"
+    assert fault.where == str(tmp_path)
+    with pytest.raises(InputError, match=r"there is no .*\.parquet"):
+        released_identity(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("column", ["question", "rejected_model", "rejected_safety_rating", "chosen_empathy_rating"])
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    rows = [row.columns for row in ROWS]
+    without = [{name: value for name, value in row.items() if name != column} for row in rows]
+    write_columns(tmp_path / "train.parquet", rows if column.startswith("chosen_") else without)
+    write_columns(tmp_path / "test.parquet", without)
+    assert released_fault_of(tmp_path).what == f"there is no column {column}"
+
+
+def test_a_dataset_without_ratings_is_refused(tmp_path: Path) -> None:
+    unrated = [{name: value for name, value in row.columns.items() if "_rating" not in name} for row in ROWS]
+    write_columns(tmp_path / "train.parquet", unrated)
+    write_columns(tmp_path / "test.parquet", unrated)
+    assert released_fault_of(tmp_path).what == "there is no column chosen_PRINCIPLE_rating"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("chosen_empathy_rating", 4.0, "'chosen_empathy_rating' is 4.0, not a whole number"),
+        ("rejected_safety_rating", float("nan"), "'rejected_safety_rating' is nan, not a whole number"),
+        ("chosen_safety_rating", "5", "'chosen_safety_rating' is '5', not a whole number"),
+        ("chosen_safety_rating", True, "'chosen_safety_rating' is True, not a whole number"),
+        ("question", 7, "'question' is int, not text"),
+        ("chosen_model", 7.5, "'chosen_model' is float, not text"),
+    ],
+)
+def test_a_cell_of_another_type_is_refused(tmp_path: Path, column: str, value: object, what: str) -> None:
+    write_columns(tmp_path / "train.parquet", [{**ROWS[1].columns, column: value}])
+    write_columns(tmp_path / "test.parquet", [ROWS[0].columns])
+    fault = released_fault_of(tmp_path)
+    assert (fault.what, fault.where) == (what, "train.parquet row 1")
+
+
+def test_a_null_text_is_an_empty_one(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.parquet", [{**ROWS[1].columns, "chosen": None}, ROWS[1].columns])
+    write_columns(tmp_path / "test.parquet", [ROWS[0].columns])
+    assert next(read_released(str(tmp_path))).chosen.text == ""
