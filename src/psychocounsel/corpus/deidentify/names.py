@@ -1,13 +1,14 @@
-"""Text -> Spans of people's names: those of a list, and those that a word beside them announces."""
+"""Names of people: those of bundled lists, and those that a nearby word announces."""
 
 import re
 from collections.abc import Iterable, Iterator
-from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
 from psychocounsel.corpus.deidentify import Span
 from psychocounsel.store.files import digest_of_files
+
+# --- Word lists --------------------
 
 _FOLDER = Path(__file__).resolve().parent / "lists"
 # Shorter ones in capitals are abbreviations more often than names: ED, IAN, KIM.
@@ -15,21 +16,21 @@ _SHORTEST_IN_CAPITALS = 4
 _SHORTEST_IN_LOWER_CASE = 5
 
 
-def words(name: str) -> frozenset[str]:
-    """Return the words of a bundled list; its lines that start with `#` are remarks."""
+def word_list(name: str) -> frozenset[str]:
+    """Return the words of a bundled list; its lines that start with `#` are comments."""
     lines = (_FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
-GIVEN = words("given_names")
-AMBIGUOUS = words("ambiguous_names")
-SURNAMES = words("surnames")
-NOT_NAMES = words("not_names")
+GIVEN = word_list("given_names")
+AMBIGUOUS = word_list("ambiguous_names")
+SURNAMES = word_list("surnames")
+NOT_NAMES = word_list("not_names")
 
 GIVEN_LOWER = frozenset(name.lower() for name in GIVEN)
 AMBIGUOUS_LOWER = frozenset(name.lower() for name in AMBIGUOUS)
 SURNAMES_LOWER = frozenset(name.lower() for name in SURNAMES)
-NO_WORDS_LOWER = GIVEN_LOWER - words("words_in_lower_case")
+NO_WORDS_LOWER = GIVEN_LOWER - word_list("words_in_lower_case")
 GIVEN_ANYHOW = (
     GIVEN
     | {name.upper() for name in GIVEN if len(name) >= _SHORTEST_IN_CAPITALS}
@@ -43,45 +44,41 @@ UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143
 NAME = rf"[{UPPER}](?:[^\W\d_]|['\u2019-](?=[{UPPER}])){{1,40}}"
 
 
-class Trust(Enum):
-    """What a cue says of the word after it."""
-
-    TITLED = auto()  # whatever is capitalised
-    NAMED = auto()  # what is capitalised and no ordinary word
-    LISTED = auto()  # a given name of the lists
-
-
 class Cue(NamedTuple):
-    """How far the next word is a name; the score is in 0 to 1."""
+    """What a word says of the next one.
 
-    trust: Trust
+    Attributes:
+        is_sure: the next word is a name if it is capitalised and no ordinary word; else only if it is listed.
+        score: in 0 to 1.
+    """
+
+    is_sure: bool
     score: float
 
 
-_TITLED_CUE, _NAMED_CUE = Cue(Trust.NAMED, 0.9), Cue(Trust.NAMED, 0.95)
-RELATION, RELATION_DOUBTFUL = Cue(Trust.NAMED, 0.85), Cue(Trust.LISTED, 0.8)
-_LISTED_CUE = Cue(Trust.LISTED, 0.8)
+_TITLE_CUE, _NAME_CUE = Cue(True, 0.9), Cue(True, 0.95)
+_RELATION_CUE, _DOUBTFUL_RELATION_CUE, _LISTED_CUE = Cue(True, 0.85), Cue(False, 0.8), Cue(False, 0.8)
 
 _PERSONS = ("someone", "somebody", "guy", "man", "woman", "boy", "girl", "friend", "person", "kid", "dog", "cat")
 _GREETINGS = ("Hi", "hi", "Hello", "hello", "Dear", "dear", "Hi,", "hi,", "Hello,", "hello,")
 
-RELATIONS = frozenset(word + plural for word in words("relations") for plural in ("", "s"))
+RELATIONS = frozenset(word + plural for word in word_list("relations") for plural in ("", "s"))
 AFTER_WORD = {
-    **dict.fromkeys((*words("titles"), "named", "Named"), _TITLED_CUE),
-    **dict.fromkeys(("name's", "Name's", "name:", "Name:"), _NAMED_CUE),
+    **dict.fromkeys((*word_list("titles"), "named", "Named"), _TITLE_CUE),
+    **dict.fromkeys(("name's", "Name's", "name:", "Name:"), _NAME_CUE),
     **dict.fromkeys(("called", "I'm", "i'm", "Im", "im", *_GREETINGS), _LISTED_CUE),
 }
 AFTER_TWO_WORDS = {
-    **{(name, verb): _NAMED_CUE for name in ("name", "Name", "names") for verb in ("is", "was")},
-    **{(person, "called"): RELATION for person in _PERSONS},
+    **{(name, verb): _NAME_CUE for name in ("name", "Name", "names") for verb in ("is", "was")},
+    **{(person, "called"): _RELATION_CUE for person in _PERSONS},
     **{(call, "me"): _LISTED_CUE for call in ("call", "Call", "calls", "called")},
     **{(go, "by"): _LISTED_CUE for go in ("go", "goes", "going")},
     **dict.fromkeys((("known", "as"), ("I", "am"), ("i", "am"), ("This", "is"), ("this", "is")), _LISTED_CUE),
 }
-MEETING = words("meeting_verbs")
+MEETING = word_list("meeting_verbs")
 SHORT_TITLES = frozenset(("Dr", "Drs", "Mr", "Mrs", "Ms", "Mx", "Prof", "dr", "mr", "mrs", "ms", "mx", "prof"))
 TITLED = re.compile(rf"\b(?:[DdMm]rs?|[Mm][sx]|[Pp]rof)\b\.? ?(?P<name>{NAME}|[^\W\d_]{{3,}})(?!\w)")
-NO_TITLED_NAMES = words("not_after_titles")
+NO_TITLED_NAMES = word_list("not_after_titles")
 SIGN_OFF = re.compile(
     r"(?:\b(?:[Tt]hanks|[Tt]hank you|[Ss]incerely|[Rr]egards|[Bb]est|[Ll]ove|[Yy]ours|[Ss]igned)[^\w\n]{0,3}?"
     r"(?:,\s{0,3}|\s{0,2}\n\s{0,3}|\s?[\u2013\u2014~-]+\s?)|\n\s{0,3}[\u2013\u2014~-]+\s?)"
@@ -113,50 +110,50 @@ PLACES = frozenset(("St", "St.", "San", "Santa", "Saint", "Mt", "Mt.", "Mount", 
 TIMES = frozenset(("in", "since", "last", "next", "this", "every", "until", "till", "of", "by", "early", "late"))
 
 
+# --- Finding names --------------------
+
 _CAPITALISED = re.compile(rf"(?<![\w@#/]){NAME}(?![\w@])")
 _ANY_CAPITALISED = re.compile(rf"[{UPPER}][^\W\d_]+")
 _WORD = re.compile(r"(?<![\w@#/'\u2019-])[^\W\d_]{2,}(?![\w@])")
 _PUNCTUATION = ",.!?'\u2019()\""
 _LOWER_SIGNS = GIVEN_LOWER | SHORT_TITLES
-_AGAIN = 0.65
-_MOST_PARTS = 4
+_MAX_REPEATED_SCORE = 0.65
+_MAX_PARTS = 4
 _LOOK_BACK_CHARS = 40
 _OPENING = "(\u2013\u2014-"
 _SENTENCE_END = frozenset('.!?:;"\u201c[*\u2026\u00b7\u2022-')
 
 
 def find_people(text: str) -> list[Span]:
-    """Find names; titles and possessive endings are no part of them.
+    """Return the names in a text, without titles and possessive endings; they may overlap.
 
-    A name that was found once is found wherever the text repeats it, also where nothing announces it.
+    A name that was found once is found wherever the text repeats it, even without an announcement.
     """
-    words = _words(text)
+    bare = text
+    for mark in _PUNCTUATION:  # a regular expression takes five times as long
+        bare = bare.replace(mark, " ")
+    words = set(bare.split())
     capitals = set(_ANY_CAPITALISED.findall(text)) - ORDINARY_CAPITALISED
     has_lower = not words.isdisjoint(_LOWER_SIGNS)
     if not has_lower and not any(not word.isupper() or word in GIVEN_ANYHOW for word in capitals):
         return []
     found = list(_capitalised(text))
-    found.extend(_signed(text))
+    signed = SIGN_OFF.search(text, max(0, len(text) - SIGN_OFF_CHARS))
+    if signed is not None and _is_name(signed["name"], is_sure=True):
+        found.append(_named(text, *signed.span("name"), 0.75))
     if has_lower:
         found.extend(_in_lower_case(text))
     if not words.isdisjoint(SHORT_TITLES):
         found.extend(_titled(text))
-    if found:
-        found.extend(_joined(text, found))
-        found.extend(_repeated(text, found))
+    for joined in [JOINED.match(text, span.end) for span in found]:
+        if joined is not None and _is_name(joined["name"], is_sure=True):
+            found.append(_named(text, *joined.span("name"), 0.7))
+    found.extend(_repeated(text, found) if found else ())
     return found
 
 
-def _words(text: str) -> set[str]:
-    """Return the words of the text; a regular expression takes five times as long."""
-    for mark in _PUNCTUATION:
-        if mark in text:
-            text = text.replace(mark, " ")
-    return set(text.split())
-
-
 class _Before(NamedTuple):
-    """What stands before a word: its two neighbours, and whether a sentence starts with it."""
+    """The two words before a word, and whether it starts a sentence."""
 
     second: str
     last: str
@@ -183,7 +180,7 @@ def _cue(text: str, before: _Before, end: int) -> Cue | None:
         return None
     is_direct = not before.is_apart and last[-1] not in ",:"
     is_sure = word.islower() and (is_direct or text[end : end + 1] in (",", ")"))
-    return RELATION if is_sure else RELATION_DOUBTFUL
+    return _RELATION_CUE if is_sure else _DOUBTFUL_RELATION_CUE
 
 
 def _capitalised(text: str) -> Iterator[Span]:
@@ -193,7 +190,7 @@ def _capitalised(text: str) -> Iterator[Span]:
             continue
         before = _before(text, match.start())
         cue = _cue(text, before, match.end())
-        if cue is not None and _is_name(word, cue.trust):
+        if cue is not None and _is_name(word, is_sure=cue.is_sure):
             yield _named(text, *match.span(), cue.score)
         elif _is_listed(word):
             if before.last not in PLACES and not INSTITUTION.match(text, match.end()):
@@ -207,7 +204,7 @@ def _is_listed(word: str) -> bool:
 
 
 def _doubtful(text: str, match: re.Match[str], before: _Before) -> Iterator[Span]:
-    """Find a word that may be a name by its surname, or, within a sentence, by the verb beside it."""
+    """Yield a word that may be a name if a surname or, within a sentence, a verb follows it."""
     word = match.group()
     more = MORE_OF_NAME.match(text, match.end()) if word in AMBIGUOUS else None
     if more is not None and more["more"] in SURNAMES and not INSTITUTION.match(text, match.end()):
@@ -221,20 +218,20 @@ def _doubtful(text: str, match: re.Match[str], before: _Before) -> Iterator[Span
             yield Span(*match.span(), "PERSON", 0.5)
 
 
-def _is_name(word: str, trust: Trust) -> bool:
+def _is_name(word: str, *, is_sure: bool) -> bool:
     lower = word.lower()
     if not word[0].isupper() or word.isupper():
         return lower in GIVEN_LOWER
     head = lower.partition("-")[0]
     if head in AMBIGUOUS_LOWER:
-        return trust is Trust.NAMED or head not in NOT_NAMES
-    return head in GIVEN_LOWER or (trust is Trust.NAMED and lower not in NOT_NAMES)
+        return is_sure or head not in NOT_NAMES
+    return head in GIVEN_LOWER or (is_sure and lower not in NOT_NAMES)
 
 
 def _named(text: str, start: int, end: int, score: float) -> Span:
-    """Return the span of the whole name that starts here: middle names, initials and surname are in it."""
-    parts = 1 if text[start].isupper() else _MOST_PARTS
-    while parts < _MOST_PARTS and (more := MORE_OF_NAME.match(text, end)) and _is_surname(more["more"]):
+    """Return the span of the whole name that starts here, with middle names, initials and surname."""
+    parts = 1 if text[start].isupper() else _MAX_PARTS
+    while parts < _MAX_PARTS and (more := MORE_OF_NAME.match(text, end)) and _is_surname(more["more"]):
         end = more.end()
         parts += 1
     return Span(start, end, "PERSON", score)
@@ -243,12 +240,6 @@ def _named(text: str, start: int, end: int, score: float) -> Span:
 def _is_surname(word: str) -> bool:
     lower = word.lower()
     return not word.isupper() and (lower in SURNAMES_LOWER or lower not in NOT_NAMES)
-
-
-def _signed(text: str) -> Iterator[Span]:
-    signed = SIGN_OFF.search(text, max(0, len(text) - SIGN_OFF_CHARS))
-    if signed is not None and _is_name(signed["name"], Trust.NAMED):
-        yield _named(text, *signed.span("name"), 0.75)
 
 
 def _in_lower_case(text: str) -> Iterator[Span]:
@@ -269,17 +260,8 @@ def _titled(text: str) -> Iterator[Span]:
             yield _named(text, *match.span("name"), 0.95)
 
 
-def _joined(text: str, found: Iterable[Span]) -> list[Span]:
-    matches = (JOINED.match(text, span.end) for span in found)
-    return [
-        _named(text, *match.span("name"), 0.7)
-        for match in matches
-        if match is not None and _is_name(match["name"], Trust.NAMED)
-    ]
-
-
 def _repeated(text: str, found: Iterable[Span]) -> Iterator[Span]:
-    """Find every word of the names again, no surer than they were; in lower case too if it is no word."""
+    """Yield every word of the names again, with no higher score; in lower case too if it is no ordinary word."""
     capitalised, lower = dict[str, float](), dict[str, float]()
     for span in sorted(found, key=lambda each: each.score):
         name = text[span.start : span.end]
@@ -291,14 +273,14 @@ def _repeated(text: str, found: Iterable[Span]) -> Iterator[Span]:
                 lower[word.lower()] = span.score
     for match in _CAPITALISED.finditer(text):
         if match.group() in capitalised and _is_name_again(text, match):
-            yield _named(text, *match.span(), min(_AGAIN, capitalised[match.group()]))
+            yield _named(text, *match.span(), min(_MAX_REPEATED_SCORE, capitalised[match.group()]))
     for match in _WORD.finditer(text) if lower else ():
         if match.group() in lower:
-            yield Span(*match.span(), "PERSON", min(_AGAIN, lower[match.group()]))
+            yield Span(*match.span(), "PERSON", min(_MAX_REPEATED_SCORE, lower[match.group()]))
 
 
 def _is_name_again(text: str, match: re.Match[str]) -> bool:
-    """Whether a name seen before is one here too: `Will said`, but not `Will I ever`, nor `in May`."""
+    """Return whether a name found before is one here too: `Will said`, but not `Will I ever`, nor `in May`."""
     word = match.group().lower()
     if word not in AMBIGUOUS_LOWER and word not in NOT_NAMES:
         return True
