@@ -47,10 +47,10 @@ DIRT = (
 )
 
 
-def dirty(text: str, draw: random.Random) -> str:
+def dirty(text: str, rng: random.Random) -> str:
     """Return the text with a fault of real sources in one of three."""
-    clean, fault = draw.choice(DIRT)
-    return text.replace(clean, fault, 1) if draw.random() < 1 / 3 else text
+    clean, fault = rng.choice(DIRT)
+    return text.replace(clean, fault, 1) if rng.random() < 1 / 3 else text
 
 
 def random_speeches(count: int) -> Iterator[str]:
@@ -64,29 +64,29 @@ def random_speeches(count: int) -> Iterator[str]:
 
 def recombined(file: str, count: int, seed: int) -> Iterator[str]:
     """Yield texts of three to six sentences of the samples."""
-    draw = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     texts = [json.loads(line)["text"] for line in (SAMPLES / file).read_text(encoding="utf-8").splitlines()]
     pool = [sentence for text in texts for sentence in sentences(text)]
     for _ in range(count):
-        yield " ".join(draw.sample(pool, draw.randrange(3, 7)))
+        yield " ".join(rng.sample(pool, rng.randrange(3, 7)))
 
 
 def write_speeches(path: Path, texts: Iterator[str]) -> None:
     """Write rows with a key and a text."""
-    draw = random.Random(1)  # noqa: S311
+    rng = random.Random(1)  # noqa: S311
     with path.open("w", encoding="utf-8") as file:
         for number, text in enumerate(texts):
-            file.write(json.dumps({"key": str(number), "text": dirty(text, draw)}) + "\n")
+            file.write(json.dumps({"key": str(number), "text": dirty(text, rng)}) + "\n")
 
 
 def write_responses(path: Path, texts: Iterator[str]) -> None:
     """Write four responses to each speech, two of five with an address or a signature."""
-    draw = random.Random(3)  # noqa: S311
+    rng = random.Random(3)  # noqa: S311
     endings = ("", "", "", " See www.example.org/help.", "\n\nWarmly,\nJane Doe, LCSW")
     with path.open("w", encoding="utf-8") as file:
         for number, text in enumerate(texts):
-            whole = dirty(text, draw) + draw.choice(endings)
-            author = f"model-{draw.randrange(20)}"
+            whole = dirty(text, rng) + rng.choice(endings)
+            author = f"model-{rng.randrange(20)}"
             row = {"key": str(number // RESPONSES), "author": author, "text": whole}
             file.write(json.dumps(row) + "\n")
 
@@ -149,12 +149,12 @@ def run_dataset(folder: Path, store: Store) -> None:
 
 def rate_at_random(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter) -> None:
     """Write random ratings of every response."""
-    draw, names = random.Random(4), load_rubric(config.judge.rubric).principle_ids  # noqa: S311
+    rng, names = random.Random(4), load_rubric(config.judge.rubric).principle_ids  # noqa: S311
     candidates = read_candidates(store.open(writer.parent("ready candidates")))
 
     def judgements() -> Iterator[Judgement]:
         for candidate in candidates:
-            ratings = {name: draw.randint(1, 5) for name in names}
+            ratings = {name: rng.randint(1, 5) for name in names}
             yield Judgement(candidate.id, "random", ReplyStatus.VALID, ratings)
 
     write_judgements(writer, judgements(), names)

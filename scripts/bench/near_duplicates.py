@@ -1,14 +1,14 @@
-"""Synthetic speeches -> table: time, memory and planted copies found, ours beside a plain datasketch loop.
+"""Time, memory and near copies found in synthetic speeches, by our code and by a plain datasketch loop.
 
     python -m pip install datasketch==2.0.0
     python scripts/bench/near_duplicates.py --speeches 100000
     python scripts/bench/near_duplicates.py --speeches 1000000 --ours-only
 
-Speeches of about 400 characters lie in a scratch file, and both ways read them there. Their words are drawn
+Speeches of about 400 characters lie in a scratch file, and both ways read them there. Their words are words
 as often as they stand in the samples, and each has one sentence of the samples, so that strangers share some.
 One speech in twenty is a near copy of another: other case or punctuation, typos in 5 % of its words, or a
 sentence added or moved. Both ways get the same shingles and as many permutations. The memory is what the
-largest resident set of the process grows by. "Joined besides" counts joins that no planted copy explains.
+largest resident set of the process grows by. "Joined besides" counts joins that no near copy explains.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from psychocounsel.types import Speech
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "speeches.jsonl"
 SIMILARITY = SplitConfig().near_duplicate_similarity
 COPY_EVERY = 20
-HEADER = "| way | seconds | memory | planted copies found | joined besides |\n|---|---|---|---|---|"
+HEADER = "| way | seconds | memory | near copies found | joined besides |\n|---|---|---|---|---|"
 
 
-class Planted(NamedTuple):
+class Copy(NamedTuple):
     """A copy and its original, by their places."""
 
     copy: int
@@ -60,32 +60,32 @@ class Generator:
 
     def speech(self, number: int) -> str:
         """Return an original speech of some 300 to 500 characters."""
-        draw = random.Random(self._seed * 1_000_003 + number)  # noqa: S311
-        drawn = draw.choices(self._words, cum_weights=self._up_to, k=draw.randrange(45, 80))
-        own = [draw.choice(self._sentences)]
-        while drawn:
-            length = draw.randrange(6, 18)
-            own.append(" ".join(drawn[:length]).capitalize() + draw.choice([".", ".", "!", "?", "..."]))
-            del drawn[:length]
-        draw.shuffle(own)
+        rng = random.Random(self._seed * 1_000_003 + number)  # noqa: S311
+        words = rng.choices(self._words, cum_weights=self._up_to, k=rng.randrange(45, 80))
+        own = [rng.choice(self._sentences)]
+        while words:
+            length = rng.randrange(6, 18)
+            own.append(" ".join(words[:length]).capitalize() + rng.choice([".", ".", "!", "?", "..."]))
+            del words[:length]
+        rng.shuffle(own)
         return " ".join(own)
 
     def near_copy(self, number: int, original: int) -> str:
         """Return the original speech changed in one of five ways."""
-        draw = random.Random(f"{self._seed} {number}")  # noqa: S311
+        rng = random.Random(f"{self._seed} {number}")  # noqa: S311
         text = self.speech(original)
         own = sentences(text)
         match number // COPY_EVERY % 5:
             case 0:
-                return draw.choice([str.upper, str.lower, str.title])(text)
+                return rng.choice([str.upper, str.lower, str.title])(text)
             case 1:
-                return re.sub(r"[.!?]+", lambda _: draw.choice(["", ";", " -", "!!"]), text)
+                return re.sub(r"[.!?]+", lambda _: rng.choice(["", ";", " -", "!!"]), text)
             case 2:
-                return typos(text, draw)
+                return typos(text, rng)
             case 3:
-                own.insert(draw.randrange(len(own) + 1), draw.choice(self._sentences))
+                own.insert(rng.randrange(len(own) + 1), rng.choice(self._sentences))
             case _:
-                own.insert(draw.randrange(len(own)), own.pop(draw.randrange(len(own))))
+                own.insert(rng.randrange(len(own)), own.pop(rng.randrange(len(own))))
         return " ".join(own)
 
 
@@ -94,30 +94,30 @@ def sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", text)
 
 
-def typos(text: str, draw: random.Random) -> str:
+def typos(text: str, rng: random.Random) -> str:
     """Put a wrong letter into 5 % of the words."""
     words = text.split()
-    for at in draw.sample(range(len(words)), round(0.05 * len(words))):
-        place = draw.randrange(len(words[at]))
-        words[at] = words[at][:place] + draw.choice(string.ascii_lowercase) + words[at][place + 1 :]
+    for at in rng.sample(range(len(words)), round(0.05 * len(words))):
+        place = rng.randrange(len(words[at]))
+        words[at] = words[at][:place] + rng.choice(string.ascii_lowercase) + words[at][place + 1 :]
     return " ".join(words)
 
 
-def write(texts: TextSpool, count: int, seed: int) -> tuple[NDArray[np.uint64], list[Planted]]:
+def write(texts: TextSpool, count: int, seed: int) -> tuple[NDArray[np.uint64], list[Copy]]:
     """Write the speeches; return their ids and where the copies are."""
-    generator, draw = Generator(seed), random.Random(seed)  # noqa: S311
+    generator, rng = Generator(seed), random.Random(seed)  # noqa: S311
     ids = np.empty(count, dtype=np.uint64)
-    planted: list[Planted] = []
+    copies: list[Copy] = []
     for number in range(count):
         if number % COPY_EVERY == COPY_EVERY - 1:
-            original = draw.randrange(number // COPY_EVERY + 1) * COPY_EVERY
-            planted.append(Planted(number, original))
+            original = rng.randrange(number // COPY_EVERY + 1) * COPY_EVERY
+            copies.append(Copy(number, original))
             text = generator.near_copy(number, original)
         else:
             text = generator.speech(number)
         texts.append(text)
         ids[number] = int(Speech(text).id, 16)
-    return ids, planted
+    return ids, copies
 
 
 def plain_datasketch(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -146,14 +146,14 @@ def joined(pairs: Iterator[tuple[int, int]], count: int) -> NDArray[np.intp]:
     return np.array([root(at) for at in range(count)])
 
 
-def measured(name: str, find: Callable[[], NDArray[np.generic]], planted: list[Planted]) -> float:
+def measured(name: str, find: Callable[[], NDArray[np.generic]], copies: list[Copy]) -> float:
     """Run one way, print its row of the table, and return its seconds."""
     before, started = peak_mib(), time.monotonic()
     found = find()
     seconds, memory = time.monotonic() - started, peak_mib() - before
-    hits = sum(bool(found[pair.copy] == found[pair.original]) for pair in planted)
+    hits = sum(bool(found[pair.copy] == found[pair.original]) for pair in copies)
     besides = len(found) - len(np.unique(found)) - hits
-    print(f"| {name} | {seconds:.1f} | {memory:.0f} MiB | {hits} of {len(planted)} | {besides} |", flush=True)
+    print(f"| {name} | {seconds:.1f} | {memory:.0f} MiB | {hits} of {len(copies)} | {besides} |", flush=True)
     return seconds
 
 
@@ -172,7 +172,7 @@ def require_datasketch() -> None:
 
 def main() -> None:
     """Write the speeches, run both ways over them, print the table and the ratio."""
-    parser = argparse.ArgumentParser(description="near-duplicates beside a plain datasketch loop")
+    parser = argparse.ArgumentParser(description="near-duplicates, by our code and by a plain datasketch loop")
     parser.add_argument("--speeches", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ours-only", action="store_true")
@@ -181,11 +181,11 @@ def main() -> None:
         require_datasketch()
     with tempfile.TemporaryDirectory() as folder:
         texts = TextSpool(Path(folder) / "speeches")
-        ids, planted = write(texts, arguments.speeches, arguments.seed)
+        ids, copies = write(texts, arguments.speeches, arguments.seed)
         print(HEADER, flush=True)
-        ours = measured("ours", lambda: cluster_ids(ids, texts, SIMILARITY), planted)
+        ours = measured("ours", lambda: cluster_ids(ids, texts, SIMILARITY), copies)
         if not arguments.ours_only:
-            plain = measured("datasketch", lambda: joined(plain_datasketch(texts), len(texts)), planted)
+            plain = measured("datasketch", lambda: joined(plain_datasketch(texts), len(texts)), copies)
             print(f"\nours is {plain / ours:.1f} times as fast")
         texts.close()
 

@@ -14,13 +14,16 @@ class Answer(NamedTuple):
     question: str
     author: str
     text: str
+    topic: str
+    split: str
 
 
 @cache
 def _read() -> tuple[Answer, ...]:
     with PATH.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        return tuple(Answer(row["questionText"], row["therapistURL"], row["answerText"]) for row in rows)
+        columns = ("questionText", "therapistURL", "answerText", "topic", "split")
+        return tuple(Answer(*(row[column] for column in columns)) for row in rows)
 
 
 def counsel_chat() -> tuple[Answer, ...]:
