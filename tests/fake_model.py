@@ -1,8 +1,9 @@
-"""A chat model that answers from a function, and counts."""
+"""A chat model that answers from a function, and what tests ask of a journal."""
 
 import json
 from collections.abc import Callable, Mapping
 
+from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.types import ReplyStatus
 
@@ -34,3 +35,8 @@ class FakeModel:
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         self.asked.append(request)
         return self._script(request)
+
+
+def count_replies(journal: Journal) -> int:
+    """Return how many replies a journal holds, damaged ones included."""
+    return sum(1 for _ in journal.rows())

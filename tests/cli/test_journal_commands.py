@@ -35,7 +35,7 @@ def test_replies_travel_from_store_to_store(store: Path, tmp_path: Path) -> None
 
 def test_lines_that_broke_travel_too(store: Path, tmp_path: Path) -> None:
     with Journal(store / JOURNAL_FILE) as journal:
-        journal.record_broken_line("c")
+        journal.record_lost_responses(["c"])
     file, other = tmp_path / "replies.jsonl", tmp_path / "other"
     assert call("export", file, "--store", store).output == f"exported 2 replies and 1 broken lines to {file}\n"
     said = call("import", file, "--store", other).output

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_model import FakeModel, item_of, valid
+from fake_model import FakeModel, count_replies, item_of, valid
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.audit import sample_metrics
 from psychocounsel.judging.judge import ComparisonTask
@@ -254,7 +254,7 @@ def test_a_server_without_probabilities_costs_one_request_and_is_named(journal: 
         ChatJudge(model, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
     assert "samples: 5" in refused.value.remedy
     assert len(model.asked) == 1
-    assert journal.summary().replies == 1
+    assert count_replies(journal) == 1
 
 
 def test_a_server_that_was_mended_is_asked_anew_what_it_answered_without_probabilities(

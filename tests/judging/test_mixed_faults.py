@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
+from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.rubric import load_rubric
@@ -155,7 +156,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         model = OpenAIChatModel(endpoint, offline=True, retry=QUICK)
         settings = ChatJudgeSettings(max_attempts=ATTEMPTS, concurrency=IN_FLIGHT)
         judgements = ChatJudge(model, RUBRIC, journal, settings).rate(PAIRS, lambda _: None)
-        return Outcome(storm, judgements, journal.summary().replies, len(journal.lost_responses()))
+        return Outcome(storm, judgements, count_replies(journal), len(journal.lost_responses()))
 
 
 def test_all_of_them_end_as_they_should(outcome: Outcome) -> None:

@@ -36,7 +36,9 @@ def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
     return EndpointConfig(model="judge", base_url=base_url, timeout_seconds=5.0, **changes)
 
 
-def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing, **limits: Any) -> BatchTransport:
+def transport_to(
+    endpoint: EndpointConfig, report: Callable[[str], None] = say_nothing, **limits: Any
+) -> BatchTransport:
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
     return BatchTransport(
@@ -45,7 +47,7 @@ def road_to(endpoint: EndpointConfig, tell: Callable[[str], None] = say_nothing,
         check=model.check,
         is_known=lambda: True,
         limits=batch,
-        tell=tell,
+        report=report,
     )
 
 
@@ -54,7 +56,7 @@ def run(base_url: str, path: Path, count: int, policy: RunPolicy | None = None, 
     endpoint = endpoint_at(base_url)
     with Journal(path) as journal:
         return run_in_batches(
-            road_to(endpoint, **limits),
+            transport_to(endpoint, **limits),
             OpenAIChatModel(endpoint),
             questions(count),
             journal,

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import Answer, ArtifactSpec, BatchServer
+from batch_server import Answer, BatchServer, ProviderScript
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from batch_runs import endpoint_at, questions, road_to, run
+from batch_runs import endpoint_at, questions, run, transport_to
 
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
-from psychocounsel.llm.batch.provider import AwayError, Batch
-from psychocounsel.llm.batch.run import _worth, run_in_batches, run_live
-from psychocounsel.llm.batch.shards import Items
+from psychocounsel.llm.batch.provider import Batch, ProviderAwayError
+from psychocounsel.llm.batch.run import Items, run_in_batches, run_live
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import Spending, budget_of
 from psychocounsel.llm.journal import Entry, Journal
@@ -77,7 +76,7 @@ class TestDamagedRows:
 class TestRefusals:
     @pytest.mark.parametrize("status", [400, 403, 404])
     def test_are_over_once_they_are_mended(self, journal: Path, status: int) -> None:
-        with BatchServer(ArtifactSpec(line_fault=lambda digest, before: status)) as server:
+        with BatchServer(ProviderScript(line_fault=lambda digest, before: status)) as server:
             with pytest.raises(EndpointError, match=f"refused .HTTP {status}"):
                 run(server.base_url, journal, ITEMS)
             server.plan.line_fault = lambda digest, before: None
@@ -101,7 +100,7 @@ class TestRefusals:
 class Portal(BatchServer):
     """Something that answers some paths with a page of its own, so many times."""
 
-    def __init__(self, pattern: str, times: int, plan: ArtifactSpec | None = None) -> None:
+    def __init__(self, pattern: str, times: int, plan: ProviderScript | None = None) -> None:
         super().__init__(plan)
         self.pattern, self.times = pattern, times
 
@@ -115,7 +114,7 @@ class Portal(BatchServer):
 class TestStrangeAnswers:
     def test_to_questions_about_a_batch_are_not_listened_to_for_ever(self, journal: Path) -> None:
         with Portal("/batches/", 999) as server:
-            with pytest.raises(AwayError, match="something that is no batch was answered"):
+            with pytest.raises(ProviderAwayError, match="not a batch"):
                 run(server.base_url, journal, 5)
             assert 999 - server.times == 31
             server.times = 3
@@ -123,7 +122,7 @@ class TestStrangeAnswers:
             assert server.repeats == 0
 
     def test_are_no_empty_list_of_batches(self, journal: Path) -> None:
-        with Portal("/batches?", 1) as server, pytest.raises(AwayError, match="no list was answered"):
+        with Portal("/batches?", 1) as server, pytest.raises(ProviderAwayError, match="not a list"):
             run(server.base_url, journal, 5)
 
     def test_are_no_empty_output(self, journal: Path) -> None:
@@ -133,7 +132,7 @@ class TestStrangeAnswers:
 
     def test_that_stay_are_given_up_only_if_told_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
-            with pytest.raises(AwayError, match=r"no line that can be read; .*resubmit_lost: true"):
+            with pytest.raises(ProviderAwayError, match=r"no line that can be read; .*resubmit_lost: true"):
                 run(server.base_url, journal, 5)
             server.times = 1
             assert len(run(server.base_url, journal, 5, resubmit_lost=True)) == 5
@@ -151,8 +150,8 @@ class Stubborn(BatchServer):
         return super()._one(batch_id, is_cancelled)
 
 
-class TestTwins:
-    LOST = ArtifactSpec(lose_creations=1, list_lag_seconds=0.4, work_seconds=0.8)
+class TestDuplicates:
+    LOST = ProviderScript(lose_creations=1, list_lag_seconds=0.4, work_seconds=0.8)
 
     def test_that_cannot_be_cancelled_block_nothing(self, journal: Path) -> None:
         with Stubborn(replace(self.LOST)) as server:
@@ -186,10 +185,10 @@ class TestOldBills:
         model, budget = OpenAIChatModel(endpoint), budget_of(endpoint)
         policy = RunPolicy(budget=budget)
         known = [True] if knows else []
-        road = replace(road_to(endpoint), is_known=lambda: bool(known))
+        transport = replace(transport_to(endpoint), is_known=lambda: bool(known))
         with Journal(path) as opened:
             if ask is run_in_batches:
-                run_in_batches(road, model, questions(3), opened, policy)
+                run_in_batches(transport, model, questions(3), opened, policy)
             else:
                 ask(model, questions(3), opened, policy)
         return budget.spending
@@ -201,7 +200,7 @@ class TestOldBills:
             for ask, path in ((run_in_batches, journal), (run_requests, tmp_path / "live.sqlite")):
                 with Journal(path) as opened:
                     for number in (0, 0, 1, 2):
-                        opened.record_broken_line(digest_of(server, number))
+                        opened.record_lost_responses([digest_of(server, number)])
                 told.append(self.spent(server, path, ask, knows))
         assert [each.possibly_billed for each in told] == [4, 4]
         assert told[0].possible_cost == told[1].possible_cost > Decimal("0.08")  # 20 tokens at 0.001 each, four times
@@ -226,7 +225,7 @@ class TestOldBills:
         self, journal: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def break_once(model: Any, requests: Any, opened: Journal, policy: RunPolicy) -> list[ChatReply]:
-            opened.record_broken_line(requests[0].digest(model.fingerprint))
+            opened.record_lost_responses([requests[0].digest(model.fingerprint)])
             return run_requests(model, requests, opened, policy)
 
         monkeypatch.setattr("psychocounsel.llm.batch.run.run_requests", break_once)
@@ -257,5 +256,5 @@ def test_every_fault_is_one_that_is_told(journal: Path) -> None:
         (Batch("b", "in_progress", 1), Batch("a", "in_progress", 2)),
     ],
 )
-def test_of_two_twins_the_one_is_kept_that_was_paid_for_more(better: Batch, worse: Batch) -> None:
-    assert min([worse, better], key=_worth) is better
+def test_of_two_duplicates_the_one_is_kept_that_was_paid_for_more(better: Batch, worse: Batch) -> None:
+    assert min([worse, better], key=lambda batch: batch.rank) is better

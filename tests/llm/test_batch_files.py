@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, awaited_digests
+from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, digests_in_batches
 from psychocounsel.llm.batch.provider import input_line, read_output
 from psychocounsel.llm.cost import Price, Spending, Tokens
 from psychocounsel.llm.journal import Entry, Journal, JournalRow, read_rows, write_rows
@@ -56,10 +56,10 @@ def test_an_answered_line_is_read_as_a_live_reply_is() -> None:
         ({"response": response(200, {"error": {}})}, "unreadable answer: ", False, False),
         ({"response": response(200, None)}, "unreadable answer: ", False, False),
         ({"response": response(429, {"error": {"message": "slow"}})}, "HTTP 429: slow", False, False),
-        ({"response": response(500, "<html>")}, "HTTP 500: no reason is told", False, False),
+        ({"response": response(500, "<html>")}, "HTTP 500: no reason given", False, False),
         ({"response": response(400, {"error": {"message": "no"}})}, "HTTP 400: no", True, False),
         ({"response": response(401, {"error": {"message": "no"}})}, "HTTP 401: no", False, True),
-        ({}, "no reason is told", False, False),
+        ({}, "no reason given", False, False),
     ],
 )
 def test_an_unanswered_line_says_why(
@@ -93,51 +93,51 @@ def journal(tmp_path: Path) -> Journal:
 def test_a_request_stands_in_one_unfinished_shard_at_most(journal: Journal) -> None:
     with journal:
         ledger = BatchLedger(journal, "here")
-        ledger.intend(Shard("one", "run", "sha", 2), ["a", "b"])
+        ledger.add(Shard("one", "run", "sha", 2), ["a", "b"])
         with pytest.raises(StoreError, match="another run has submitted"):
-            BatchLedger(journal, "here").intend(Shard("two", "run", "sha", 2), ["c", "b"])
-        assert [each.id for each in ledger.unfinished()] == ["one"]
-        ledger.intend(Shard("three", "run", "sha", 1), ["c"])
+            BatchLedger(journal, "here").add(Shard("two", "run", "sha", 2), ["c", "b"])
+        assert [each.id for each in ledger.open_shards()] == ["one"]
+        ledger.add(Shard("three", "run", "sha", 1), ["c"])
         ledger.close("one", ShardState.VOID)
-        ledger.intend(Shard("four", "run", "sha", 1), ["b"])
-        assert [each.id for each in ledger.unfinished()] == ["three", "four"]
-        assert BatchLedger(journal, "elsewhere").unfinished() == []
+        ledger.add(Shard("four", "run", "sha", 1), ["b"])
+        assert [each.id for each in ledger.open_shards()] == ["three", "four"]
+        assert BatchLedger(journal, "elsewhere").open_shards() == []
 
 
 def test_states_follow_each_other_and_only_what_may_be_sent_is_awaited(journal: Journal) -> None:
     with journal:
         ledger = BatchLedger(journal, "here")
-        ledger.intend(Shard("one", "run", "sha", 1), ["a"])
-        assert awaited_digests(journal) == set()
+        ledger.add(Shard("one", "run", "sha", 1), ["a"])
+        assert digests_in_batches(journal) == set()
         ledger.advance("one", ShardState.SENDING)
-        assert awaited_digests(journal) == {"a"}
+        assert digests_in_batches(journal) == {"a"}
         ledger.advance("one", ShardState.RUNNING, "batch")
-        (shard,) = ledger.unfinished()
+        (shard,) = ledger.open_shards()
         assert (shard.state, shard.batch) == (ShardState.RUNNING, "batch")
         ledger.close("one", ShardState.ENDED)
-        assert (ledger.unfinished(), awaited_digests(journal)) == ([], set())
+        assert (ledger.open_shards(), digests_in_batches(journal)) == ([], set())
 
 
 def test_one_run_at_a_time_submits(journal: Journal) -> None:
     with journal:
         first, second = BatchLedger(journal, "here"), BatchLedger(journal, "here")
-        with first.turn() as one, second.turn() as two:
+        with first.submitting() as one, second.submitting() as two:
             assert (one, two) == (True, False)
-        with second.turn() as again:
+        with second.submitting() as again:
             assert again
 
 
 def test_a_reply_is_kept_once_however_often_its_file_is_read(journal: Journal) -> None:
     with journal:
         ledger = BatchLedger(journal, "here")
-        ledger.intend(Shard("one", "run", "sha", 1), ["a"])
+        ledger.add(Shard("one", "run", "sha", 1), ["a"])
         entries = [Entry("a", REPLY), Entry("a", REPLY), Entry("stranger", REPLY)]
-        assert ledger.keep("another", entries) == []
-        assert ledger.keep("one", entries) == entries[:1]
-        assert ledger.keep("one", entries) == []
+        assert ledger.record("another", entries) == []
+        assert ledger.record("one", entries) == entries[:1]
+        assert ledger.record("one", entries) == []
         assert journal.replies("a") == [REPLY]
         assert journal.replies("stranger") == []
-        assert ledger.members("one") == set()
+        assert ledger.pending_of("one") == set()
 
 
 def test_a_journal_without_batches_is_taken_over(tmp_path: Path) -> None:

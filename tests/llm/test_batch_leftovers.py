@@ -8,11 +8,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from batch_server import Answer, ArtifactSpec, BatchServer
+from batch_server import Answer, BatchServer, ProviderScript
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from batch_runs import endpoint_at, questions, road_to, run
+from batch_runs import endpoint_at, questions, run, transport_to
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
@@ -43,10 +43,10 @@ def told_by(
     """Return what a run through batches says."""
     said: list[str] = []
     endpoint = endpoint_at(server.base_url)
-    road = road_to(endpoint, said.append)
-    road = road if connect is None else replace(road, connect=connect)
+    transport = transport_to(endpoint, said.append)
+    transport = transport if connect is None else replace(transport, connect=connect)
     with Journal(path) as opened:
-        replies = run_in_batches(road, OpenAIChatModel(endpoint), questions(items), opened, RunPolicy())
+        replies = run_in_batches(transport, OpenAIChatModel(endpoint), questions(items), opened, RunPolicy())
     assert {each.status for each in replies} == {ReplyStatus.VALID}
     return said
 
@@ -56,13 +56,13 @@ class TestFilesAreDeleted:
         def fail_some(digest: str, before: int) -> int | None:
             return 500 if before == 0 and digest < "8" else None
 
-        with BatchServer(ArtifactSpec(line_fault=fail_some)) as server:
+        with BatchServer(ProviderScript(line_fault=fail_some)) as server:
             run(server.base_url, journal, ITEMS)
             assert len(server.written) > 2 * len(server.batches), "inputs, outputs and errors"
             assert server.files == {}
 
     def test_of_a_batch_that_failed_or_whose_lines_were_refused(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(fails=["odd", "token_limit_exceeded"])) as server:
+        with BatchServer(ProviderScript(fails=["odd", "token_limit_exceeded"])) as server:
             run(server.base_url, journal, 5)
             assert (len(server.batches), server.files) == (5, {})
             server.plan.line_fault = lambda digest, before: 403
@@ -86,7 +86,7 @@ class TestFilesAreDeleted:
             digest = questions(1)[0].digest(OpenAIChatModel(endpoint).fingerprint)
             with Journal(journal) as opened:
                 shard = Shard("run-0001", "run", "sha", 1)
-                BatchLedger(opened, f"judge at {server.base_url}").intend(shard, [digest])
+                BatchLedger(opened, f"judge at {server.base_url}").add(shard, [digest])
             server.files["file-of-the-dead"] = b"what a client said"
             server.names["file-of-the-dead"] = "run-0001.jsonl"
             server.files["file-of-others"] = b"not ours"
@@ -95,7 +95,7 @@ class TestFilesAreDeleted:
             assert list(server.files) == ["file-of-others"]
 
     def test_by_either_of_two_runs_that_wait_for_them(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+        with BatchServer(ProviderScript(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
             both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
             assert both[0].result() == both[1].result()
             assert (server.repeats, server.files) == (0, {})
@@ -107,7 +107,7 @@ class TestFilesAreDeleted:
             assert {each.output_seconds for each in server.batches.values()} == {30 * 86_400}
 
     def test_though_a_provider_knows_no_expiry(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(expires=False)) as server:
+        with BatchServer(ProviderScript(expires=False)) as server:
             told_by(server, journal)
             assert set(server.expiry_seconds.values()) == {0}
             assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
@@ -116,7 +116,7 @@ class TestFilesAreDeleted:
 
 class TestFilesThatStay:
     def test_are_told_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(deletes=False)) as server:
+        with BatchServer(ProviderScript(deletes=False)) as server:
             (stays,) = [line for line in told_by(server, journal) if "deleted" in line]
             assert "could not be deleted at the provider" in stays
             assert "this key may not delete files" in stays
@@ -132,7 +132,7 @@ class TestFilesThatStay:
         def without_key() -> Provider:
             raise ConfigError("there is no key")
 
-        with BatchServer(ArtifactSpec(deletes=False)) as server:
+        with BatchServer(ProviderScript(deletes=False)) as server:
             told_by(server, journal)
             (stays,) = told_by(server, journal, without_key)
             assert "(there is no key); the next run tries again" in stays
@@ -174,7 +174,7 @@ class TestFilesThatStay:
             told_by(server, journal, items=10 if whole else ITEMS)
             assert (server.repeats, server.files) == (0, {})
             with Journal(journal) as opened:
-                assert BatchLedger(opened, f"judge at {server.base_url}").unfinished() == []
+                assert BatchLedger(opened, f"judge at {server.base_url}").open_shards() == []
 
     def test_with_lines_that_cannot_be_read(self, journal: Path) -> None:
         with BatchServer() as server:
@@ -192,7 +192,7 @@ class TestFilesThatStay:
 def test_a_shard_that_another_run_has_read_needs_no_file(journal: Path) -> None:
     """Its files are deleted while this run still waits for it."""
     reply = ChatReply(ReplyStatus.VALID, "read elsewhere", "judge", 1, 1, batched=True)
-    with BatchServer(ArtifactSpec(work_seconds=0.1)) as server:
+    with BatchServer(ProviderScript(work_seconds=0.1)) as server:
 
         def read_elsewhere(event: str) -> None:
             if event != "content asked":
@@ -200,8 +200,8 @@ def test_a_shard_that_another_run_has_read_needs_no_file(journal: Path) -> None:
             server.files.clear()
             with Journal(journal) as opened:
                 ledger = BatchLedger(opened, f"judge at {server.base_url}")
-                (shard,) = ledger.unfinished()
-                ledger.keep(shard.id, [Entry(digest, reply) for digest in ledger.members(shard.id)])
+                (shard,) = ledger.open_shards()
+                ledger.record(shard.id, [Entry(digest, reply) for digest in ledger.pending_of(shard.id)])
                 ledger.close(shard.id, ShardState.ENDED)
 
         server.watch = read_elsewhere

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import ArtifactSpec, Batch, BatchServer
+from batch_server import Batch, BatchServer, ProviderScript
 
 import psychocounsel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from batch_runs import endpoint_at, questions, road_to, run, told
+from batch_runs import endpoint_at, questions, run, told, transport_to
 
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
@@ -29,7 +29,7 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import budget_of
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy, run_to_end
+from psychocounsel.llm.runner import RunPolicy, run_in_loop
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -76,7 +76,7 @@ class TestReplies:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)
             twice = [*questions(3), *questions(3)]
-            replies = run_in_batches(road_to(endpoint), OpenAIChatModel(endpoint), twice, opened, RunPolicy())
+            replies = run_in_batches(transport_to(endpoint), OpenAIChatModel(endpoint), twice, opened, RunPolicy())
             assert replies[:3] == replies[3:]
             assert sum(server.bill().values()) == 3
 
@@ -117,14 +117,14 @@ class TestReplies:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)
             known: list[bool] = []
-            road = replace(road_to(endpoint), is_known=lambda: bool(known))
-            run_in_batches(road, OpenAIChatModel(endpoint), questions(5), opened, RunPolicy())
+            transport = replace(transport_to(endpoint), is_known=lambda: bool(known))
+            run_in_batches(transport, OpenAIChatModel(endpoint), questions(5), opened, RunPolicy())
             assert (len(server.live), sum(server.bill().values())) == (1, 4)
 
 
 class TestFaults:
     def test_what_expired_is_submitted_again_and_nothing_else(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(expired_share=0.4)) as server:
+        with BatchServer(ProviderScript(expired_share=0.4)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 4]
@@ -135,7 +135,7 @@ class TestFaults:
         def first_time(digest: str, before: int) -> int | None:
             return status if before == 0 and digest < "8" else None
 
-        with BatchServer(ArtifactSpec(line_fault=first_time)) as server:
+        with BatchServer(ProviderScript(line_fault=first_time)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert server.repeats == 0
@@ -146,7 +146,7 @@ class TestFaults:
             del before
             return 500 if digest < "8" else None
 
-        with BatchServer(ArtifactSpec(line_fault=always)) as server:
+        with BatchServer(ProviderScript(line_fault=always)) as server:
             replies = run(server.base_url, journal, ITEMS, RunPolicy(max_attempts=2))
             lost = [each for each in replies if each.status is ReplyStatus.ERROR]
             assert 0 < len(lost) == ITEMS - len(server.billed)
@@ -163,7 +163,7 @@ class TestFaults:
             refused.extend([digest] if not refused else [])
             return 400 if digest in refused else None
 
-        with BatchServer(ArtifactSpec(line_fault=refuse_one)) as server:
+        with BatchServer(ProviderScript(line_fault=refuse_one)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert Counter(each.status for each in replies) == {ReplyStatus.VALID: 24, ReplyStatus.INVALID: 1}
             assert server.submitted[refused[0]] == 1
@@ -171,27 +171,27 @@ class TestFaults:
     @pytest.mark.parametrize("status", [400, 404])
     def test_lines_that_are_all_refused_end_the_run(self, journal: Path, status: int) -> None:
         refused = pytest.raises(EndpointError, match=f"refused .HTTP {status}: scripted fault")
-        with BatchServer(ArtifactSpec(line_fault=lambda digest, before: status)) as server, refused:
+        with BatchServer(ProviderScript(line_fault=lambda digest, before: status)) as server, refused:
             run(server.base_url, journal, ITEMS)
 
     def test_a_batch_that_fails_as_a_whole_is_tried_again_so_often(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(fails=["odd"])) as server:
+        with BatchServer(ProviderScript(fails=["odd"])) as server:
             assert len(run(server.base_url, journal, 5)) == 5
             assert server.repeats == 0
-        with BatchServer(ArtifactSpec(fails=["odd"] * 9)) as server:
+        with BatchServer(ProviderScript(fails=["odd"] * 9)) as server:
             with pytest.raises(EndpointError, match="the batch failed: scripted: odd"):
                 run(server.base_url, journal.with_name("other"), 5)
             assert ordered(server) == 3
 
     def test_a_full_queue_makes_smaller_files(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(queue_tokens=120, work_seconds=0.05)) as server:
+        with BatchServer(ProviderScript(queue_tokens=120, work_seconds=0.05)) as server:
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert server.repeats == 0
             assert "failed" in {batch.status for batch in server.batches.values()}
 
     def test_a_queue_without_any_room_ends_resumably(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(queue_tokens=1)) as server:
+        with BatchServer(ProviderScript(queue_tokens=1)) as server:
             with pytest.raises(IncompleteError, match="the provider's queue has no room"):
                 run(server.base_url, journal, 3)
             server.plan.queue_tokens = 0
@@ -200,7 +200,7 @@ class TestFaults:
 
     def test_the_queue_holds_no_more_than_told(self, journal: Path) -> None:
         at_once: list[int] = []
-        with BatchServer(ArtifactSpec(work_seconds=0.05)) as server:
+        with BatchServer(ProviderScript(work_seconds=0.05)) as server:
 
             def watch(event: str) -> None:
                 if event == "batch made":
@@ -212,19 +212,19 @@ class TestFaults:
             assert server.repeats == 0
 
     def test_a_lost_answer_to_an_order_is_looked_for_before_it_is_given_again(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
+        with BatchServer(ProviderScript(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
             run(server.base_url, journal, 5, confirm_seconds=2.0)
             assert (ordered(server), server.repeats) == (1, 0)
 
     def test_twins_that_appear_after_all_are_cancelled(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
+        with BatchServer(ProviderScript(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
             run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert len(server.batches) == 2
             assert server.cancelled == ["batch-1"]
             assert server.repeats == 0
 
     def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_told_so(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(work_seconds=9)) as server:
+        with BatchServer(ProviderScript(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             server.batches.clear()
             with pytest.raises(EndpointError, match=r"does not know the batch batch-0.*of the project"):
@@ -233,7 +233,7 @@ class TestFaults:
             assert len(run(server.base_url, journal, 5, resubmit_lost=True)) == 5
 
     def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(work_seconds=0.1)) as server:
+        with BatchServer(ProviderScript(work_seconds=0.1)) as server:
 
             def cancel(event: str) -> None:
                 if event == "state asked":
@@ -246,13 +246,13 @@ class TestFaults:
             assert server.repeats == 0
 
     def test_a_provider_that_is_away_for_a_while_is_waited_for(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(outages=12)) as server:  # five tries make one look
+        with BatchServer(ProviderScript(outages=12)) as server:  # five tries make one look
             assert {each.status for each in run(server.base_url, journal, 5)} == {ReplyStatus.VALID}
             assert server.repeats == 0
 
     def test_a_list_of_many_pages_is_read_to_its_end_and_no_further_than_asked(self) -> None:
         async def listed(base_url: str, since: float) -> list[str]:
-            provider = road_to(endpoint_at(base_url)).connect()
+            provider = transport_to(endpoint_at(base_url)).connect()
             try:
                 return [batch.id for batch in await provider.newest(since)]
             finally:
@@ -260,19 +260,19 @@ class TestFaults:
 
         with BatchServer() as server:
             server.batches = {f"batch-{at}": Batch(f"batch-{at}", [], {}, made_at=float(at)) for at in range(250)}
-            assert run_to_end(listed(server.base_url, 0.0)) == [f"batch-{at}" for at in reversed(range(250))]
+            assert run_in_loop(listed(server.base_url, 0.0)) == [f"batch-{at}" for at in reversed(range(250))]
             server.requests.clear()
-            assert len(run_to_end(listed(server.base_url, 180.0))) == 70
+            assert len(run_in_loop(listed(server.base_url, 180.0))) == 70
             assert len(server.requests) == 1
 
     def test_no_batch_api(self, journal: Path) -> None:
         refused = pytest.raises(EndpointError, match="there is no batch API here; leave --batch out")
-        with BatchServer(ArtifactSpec(has_batches=False)) as server, refused:
+        with BatchServer(ProviderScript(has_batches=False)) as server, refused:
             run(server.base_url, journal, 3)
 
     def test_wrong_key(self, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-123")
-        with BatchServer(ArtifactSpec(key="another")) as server:
+        with BatchServer(ProviderScript(key="another")) as server:
             with pytest.raises(EndpointError, match="the key is not accepted") as caught:
                 run(server.base_url, journal, 3)
             assert "OPENAI_API_KEY" in str(caught.value)
@@ -297,16 +297,16 @@ def stop_while_waiting(server: BatchServer, path: Path, count: int = 5) -> Preem
 
 class TestStopping:
     def test_says_that_the_batches_go_on_and_the_next_run_picks_them_up(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(work_seconds=0.4)) as server:
+        with BatchServer(ProviderScript(work_seconds=0.4)) as server:
             stopped = stop_while_waiting(server, journal, 15)
-            assert "2 batches with 15 of them go on at the provider" in str(stopped)
+            assert "2 batches with 15 of them" in str(stopped)
             assert "run the same command again: it picks them up" in str(stopped)
             assert len(run(server.base_url, journal, ITEMS)) == ITEMS
             assert [len(batch.lines) for batch in server.batches.values()] == [10, 5, 10]
             assert server.repeats == 0
 
     def test_what_is_with_the_provider_is_not_asked_live(self, journal: Path) -> None:
-        with BatchServer(ArtifactSpec(work_seconds=9)) as server:
+        with BatchServer(ProviderScript(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             with pytest.raises(StoreError, match=r"5 of these requests are with the provider.*run with"):
                 live(server, journal)
@@ -317,7 +317,7 @@ class TestStopping:
 
 
 def test_two_runs_at_once_share_what_is_with_the_provider(journal: Path) -> None:
-    with BatchServer(ArtifactSpec(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
+    with BatchServer(ProviderScript(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
         both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
         first, second = (each.result() for each in both)
         assert first == second
@@ -334,7 +334,7 @@ class TestCost:
         budget = budget_of(endpoint)
         with Journal(path) as journal:
             run_in_batches(
-                road_to(endpoint),
+                transport_to(endpoint),
                 OpenAIChatModel(endpoint),
                 questions(10),
                 journal,
@@ -424,7 +424,7 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
                 os.kill(pids[0], signal.SIGKILL)
                 pids[0] = 0
 
-    plan = ArtifactSpec(work_seconds=0.1)
+    plan = ProviderScript(work_seconds=0.1)
     with BatchServer(plan, kill) as server:
         whole = told(run(server.base_url, tmp_path / "whole.sqlite", ITEMS))
         server.billed.clear()

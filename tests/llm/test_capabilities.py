@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
+from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError
 from psychocounsel.llm.cost import budget_of
@@ -17,11 +18,11 @@ from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_j
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.structured_output import (
     Capabilities,
-    Replies,
+    OutputMode,
     StructuredOutputModel,
     enforces_schemas,
     fits,
-    fitted,
+    in_mode,
 )
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.store.store import Store
@@ -147,8 +148,8 @@ def test_a_request_refused_for_another_reason_stays_refused_and_nothing_is_remem
     assert remembered(store) == {}
 
 
-@pytest.mark.parametrize("pinned", list(Replies))
-def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pinned: Replies) -> None:
+@pytest.mark.parametrize("pinned", list(OutputMode))
+def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pinned: OutputMode) -> None:
     with ChatServer(Ignoring("text")) as server:
         asked(server, store, response_format=pinned.value)
         assert {kind(each.body) for each in server.received} == {pinned.value}
@@ -193,10 +194,10 @@ def test_a_reply_fits_its_schema_wholly_or_not(text: str, whether: bool) -> None
 
 def test_a_request_without_a_system_message_gets_one_for_the_schema() -> None:
     request = ChatRequest((Message("user", "Rate it."),), 0.0, 1.0, 9, SCHEMA)
-    told = fitted(request, Replies.TEXT)
+    told = in_mode(request, OutputMode.TEXT)
     assert [turn.role for turn in told.messages] == ["system", "user"]
     assert told.response_schema is None
-    assert fitted(request, Replies.JSON_SCHEMA) is request
+    assert in_mode(request, OutputMode.JSON_SCHEMA) is request
 
 
 def listed(name: str, **more: str | None) -> dict[str, Any]:
@@ -247,14 +248,14 @@ class Probed:
     fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
     def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.raise_if_cancelled = fault, asyncio.Event()
+        self.fault, self.released = fault, asyncio.Event()
         self.asked: list[str] = []
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         is_probe = "good morning" in request.messages[-1].content
         self.asked.append("probe" if is_probe else kind_of(request))
         if is_probe:
-            await self.raise_if_cancelled.wait()
+            await self.released.wait()
             if self.fault is not None:
                 raise self.fault
         return ChatReply(ReplyStatus.VALID, "Well.", "fake-1", 4, 1)
@@ -285,7 +286,7 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
         later = asyncio.create_task(model.generate(second, RequestContext()))
         await asyncio.sleep(0.01)
         assert endpoint.asked == ["json_schema", "probe"], "the second waits until it is known how to ask"
-        endpoint.raise_if_cancelled.set()
+        endpoint.released.set()
         await later
         await model.aclose()
         assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
@@ -298,7 +299,7 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
 def test_a_probe_that_fails_loses_no_reply_and_stops_nobody(tmp_path: Path, fault: Exception) -> None:
     async def work() -> list[str]:
         endpoint = Probed(fault)
-        endpoint.raise_if_cancelled.set()
+        endpoint.released.set()
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         for request in requests(2):
             assert (await model.generate(request, RequestContext())).text == "Well."
@@ -318,7 +319,7 @@ def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: St
         with pytest.raises(EndpointError, match="quota"):
             asked(server, store)
         with open_journal(store) as journal:
-            assert journal.summary().replies == 1
+            assert count_replies(journal) == 1
 
 
 def test_what_it_costs_to_find_out_counts_towards_the_limit(store: Store) -> None:
@@ -338,7 +339,7 @@ def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
 
     async def work() -> None:
         endpoint = Probed()
-        endpoint.raise_if_cancelled.set()
+        endpoint.released.set()
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
         replies = [await model.generate(request, RequestContext()) for request in requests(2)]
         await model.aclose()

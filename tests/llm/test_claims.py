@@ -20,8 +20,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from psychocounsel.llm.runner import RequestLocks
-claims = RequestLocks(Path(sys.argv[1]))
-assert all(claims.take(digest) for digest in sys.argv[2:])
+locks = RequestLocks(Path(sys.argv[1]))
+assert all(locks.acquire(digest) for digest in sys.argv[2:])
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -47,18 +47,18 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_claim_is_one_process_s_until_it_ends(path: Path) -> None:
-    claims = RequestLocks(path)
+    locks = RequestLocks(path)
     with held_elsewhere(path, "a" * 64, "b" * 64) as holder:
-        assert not claims.take("a" * 64)
-        assert not claims.take("b" * 64)
-        assert claims.take("c" * 64)
+        assert not locks.acquire("a" * 64)
+        assert not locks.acquire("b" * 64)
+        assert locks.acquire("c" * 64)
         holder.kill()
         holder.wait()
-        assert claims.take("a" * 64)
-    claims.drop("a" * 64)
+        assert locks.acquire("a" * 64)
+    locks.release("a" * 64)
     with held_elsewhere(path, "a" * 64):
-        assert not claims.take("a" * 64)
-    claims.close()
+        assert not locks.acquire("a" * 64)
+    locks.close()
 
 
 def test_two_runs_share_the_work_and_send_nothing_twice(path: Path, tmp_path: Path) -> None:

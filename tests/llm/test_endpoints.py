@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fake_model import count_replies
 from psychocounsel.config.components import (
     ChatFormat,
     EndpointConfig,
@@ -108,7 +109,7 @@ def test_a_system_prompt_is_part_of_what_a_model_is(store: Store) -> None:
 
 def test_planned_journal_leaves_no_trace(store: Store) -> None:
     with planned_journal(store) as journal:
-        assert journal.summary().replies == 0
+        assert count_replies(journal) == 0
     assert not store.root.exists()
     assert not (store.root / JOURNAL_FILE).exists()
 

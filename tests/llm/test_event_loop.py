@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from psychocounsel.llm.runner import run_to_end
+from psychocounsel.llm.runner import run_in_loop
 
 
 async def loop_name() -> str:
@@ -13,19 +13,19 @@ async def loop_name() -> str:
 
 def test_work_runs_in_the_fastest_loop_there_is() -> None:
     pytest.importorskip("uvloop")
-    assert run_to_end(loop_name()).startswith("uvloop")
+    assert run_in_loop(loop_name()).startswith("uvloop")
 
 
 def test_without_it_pythons_own_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert run_to_end(loop_name()).startswith("asyncio")
+    assert run_in_loop(loop_name()).startswith("asyncio")
 
 
 def test_each_piece_of_work_has_a_loop_of_its_own_that_ends_with_it() -> None:
     async def mine() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 
-    first, second = run_to_end(mine()), run_to_end(mine())
+    first, second = run_in_loop(mine()), run_in_loop(mine())
     assert first is not second
     assert first.is_closed()
     assert second.is_closed()
@@ -47,7 +47,7 @@ def test_an_error_comes_out_as_it_is_and_what_still_ran_is_ended() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        run_to_end(failing())
+        run_in_loop(failing())
     assert ended == ["lasting"]
 
 
@@ -58,9 +58,9 @@ def test_what_there_was_before_is_not_collected_meanwhile() -> None:
     async def failing() -> None:
         raise KeyError("mine")
 
-    assert run_to_end(frozen()) > 1000
+    assert run_in_loop(frozen()) > 1000
     with pytest.raises(KeyError):
-        run_to_end(failing())
+        run_in_loop(failing())
     assert gc.get_freeze_count() == 0
 
 
@@ -70,5 +70,5 @@ def test_work_in_threads_is_waited_for() -> None:
     async def leaving() -> None:
         asyncio.get_running_loop().run_in_executor(None, done.append, 1)
 
-    run_to_end(leaving())
+    run_in_loop(leaving())
     assert done == [1]

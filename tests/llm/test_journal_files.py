@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_model import count_replies
 from psychocounsel.errors import IncompleteError, InputError
 from psychocounsel.llm.journal import (
     DamagedRow,
@@ -76,15 +77,15 @@ def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path
 def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path) -> None:
     with Journal(tmp_path / "old.sqlite") as old:
         old.record("a", reply("one"))
-        old.record_broken_line("a")
-        old.record_broken_line("b")
+        old.record_lost_responses(["a"])
+        old.record_lost_responses(["b"])
         kept = [line for line in old.lost_responses() if line is not None]
         assert (
             write_rows([*(row for row in old.rows() if isinstance(row, JournalRow)), *kept], tmp_path / "rows.jsonl")
             == 3
         )
     with Journal(tmp_path / "new.sqlite") as new:
-        new.record_broken_line("b")
+        new.record_lost_responses(["b"])
         assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 3
         assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 0
         assert [line.digest for line in new.lost_responses() if line is not None] == ["a", "b", "b"]
@@ -113,16 +114,16 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, b
     first, second = path.read_text(encoding="utf-8").splitlines()
     path.write_text(f"{first}\n{broken(second)}\n", encoding="utf-8")
     with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(InputError, match="line 2: this is no reply of a journal"):
+        with pytest.raises(InputError, match="line 2: .*not a reply"):
             journal.merge(read_rows(path))
-        assert journal.summary().replies == 0
+        assert count_replies(journal) == 0
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"])
 def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="line 1: this is no reply of a journal"):
+    with pytest.raises(InputError, match="line 1: .*not a reply"):
         list(read_rows(path))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers_server import make_untrained_llama
 
+from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, SamplingConfig
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.judges import judge_fingerprint, open_judge
@@ -120,7 +121,7 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
         statuses = rate(judge)
     assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
     with open_journal(store) as journal:
-        assert journal.summary().replies == len(ITEMS)
+        assert count_replies(journal) == len(ITEMS)
 
 
 def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: Store) -> None:

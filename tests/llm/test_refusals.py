@@ -1,4 +1,4 @@
-"""The same refusal is read alike on every road."""
+"""The same refusal is read alike on every transport."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,10 @@ import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
-from psychocounsel.llm.client import broken_by, has_no_quota, may_pass, quoted, refusal_of_key
+from psychocounsel.llm.client import broken_connection, codes_of, key_refusal, quoted
+from psychocounsel.llm.rate_limit import RETRIED, on_status, quota_is_used_up
 
-KEY = "sk-planted"
+KEY = "sk-secret"
 
 
 @dataclass
@@ -33,16 +34,17 @@ class Refused:
     ],
 )
 def test_what_may_pass_and_what_no_wait_mends(error: Refused, passes: bool, is_quota: bool) -> None:
-    assert (may_pass(error), has_no_quota(error)) == (passes, is_quota)
+    status, codes = error.status_code, codes_of(error)
+    assert (on_status(status, codes) in RETRIED, quota_is_used_up(status, codes)) == (passes, is_quota)
 
 
 def test_whose_fault_it_is_if_the_keys() -> None:
-    quota, wrong = refusal_of_key(Refused(402), "MY_KEY"), refusal_of_key(Refused(401), "MY_KEY")
+    quota, wrong = key_refusal(Refused(402), "MY_KEY"), key_refusal(Refused(401), "MY_KEY")
     assert quota is not None
     assert "quota" in quota.what
     assert wrong is not None
     assert "MY_KEY" in wrong.remedy
-    assert refusal_of_key(Refused(403), "MY_KEY") is None
+    assert key_refusal(Refused(403), "MY_KEY") is None
 
 
 @pytest.mark.parametrize(
@@ -65,5 +67,5 @@ def test_a_line_that_never_came_about_and_one_that_broke() -> None:
     cause = aiohttp.ClientConnectorError(where, ConnectionRefusedError(111, "refused"))
     nobody = RuntimeError("wrapped")
     nobody.__cause__ = cause
-    assert broken_by(nobody).nobody_listens
-    assert not broken_by(aiohttp.ServerDisconnectedError()).nobody_listens
+    assert broken_connection(nobody).is_unreachable
+    assert not broken_connection(aiohttp.ServerDisconnectedError()).is_unreachable

@@ -46,8 +46,3 @@ def test_different_requests_spread_out():
 )
 def test_what_the_server_asks_for(headers, seconds):
     assert retry_after_seconds(headers, NOW) == seconds
-
-
-@pytest.mark.parametrize("tries", [66, 1_026, 10**6])
-def test_any_number_of_tries_has_a_wait(tries):
-    assert 15.0 <= RetryPolicy().wait_seconds(tries, "key") <= 30.0

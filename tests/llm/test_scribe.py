@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fake_model import count_replies
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.journal import Claim, Entry, Journal
 from psychocounsel.llm.runner import JournalWriter
@@ -23,14 +24,14 @@ class Slow(Journal):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.raise_if_cancelled = threading.Event()
+        self.released = threading.Event()
         self.began = threading.Event()
         self.sizes: list[int] = []
         self.fault: Exception | None = None
 
     def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
         self.began.set()
-        assert self.raise_if_cancelled.wait(10)
+        assert self.released.wait(10)
         kept = list(entries)
         self.sizes.append(len(kept))
         if self.fault is not None:
@@ -38,24 +39,24 @@ class Slow(Journal):
         return super().record_many(kept, claim)
 
 
-async def begun(journal: Slow, scribe: JournalWriter, count: int) -> list["asyncio.Task[None]"]:
+async def begun(journal: Slow, writer: JournalWriter, count: int) -> list["asyncio.Task[None]"]:
     """Record one entry, and others while its commit runs."""
-    tasks = [asyncio.create_task(scribe.record(entry(0)))]
+    tasks = [asyncio.create_task(writer.record(entry(0)))]
     await asyncio.to_thread(journal.began.wait, 10)
-    tasks += [asyncio.create_task(scribe.record(entry(number))) for number in range(1, count)]
+    tasks += [asyncio.create_task(writer.record(entry(number))) for number in range(1, count)]
     await asyncio.sleep(0)
     return tasks
 
 
 def test_all_that_arrive_during_a_commit_share_the_next(tmp_path: Path) -> None:
     async def work(journal: Slow) -> None:
-        scribe = JournalWriter(journal)
-        tasks = await begun(journal, scribe, 200)
+        writer = JournalWriter(journal)
+        tasks = await begun(journal, writer, 200)
         assert not any(task.done() for task in tasks)
-        journal.raise_if_cancelled.set()
+        journal.released.set()
         await asyncio.gather(*tasks)
-        await scribe.record(entry(200))
-        await scribe.drain()
+        await writer.record(entry(200))
+        await writer.drain()
 
     with Slow(tmp_path / "j.sqlite") as journal:
         asyncio.run(work(journal))
@@ -65,31 +66,31 @@ def test_all_that_arrive_during_a_commit_share_the_next(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_gone_leaves_its_entry(tmp_path: Path) -> None:
     async def work(journal: Slow) -> None:
-        scribe = JournalWriter(journal)
-        tasks = await begun(journal, scribe, 3)
+        writer = JournalWriter(journal)
+        tasks = await begun(journal, writer, 3)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert all(task.cancelled() for task in tasks)
-        journal.raise_if_cancelled.set()
-        await scribe.drain()
+        journal.released.set()
+        await writer.drain()
 
     with Slow(tmp_path / "j.sqlite") as journal:
         asyncio.run(work(journal))
-        assert journal.summary().replies == 3
+        assert count_replies(journal) == 3
 
 
 @pytest.mark.parametrize("are_gone", [False, True])
 def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: bool) -> None:
     async def work(journal: Slow) -> list[object]:
-        scribe = JournalWriter(journal)
-        tasks = await begun(journal, scribe, 3)
+        writer = JournalWriter(journal)
+        tasks = await begun(journal, writer, 3)
         for task in tasks if are_gone else ():
             task.cancel()
-        journal.raise_if_cancelled.set()
+        journal.released.set()
         outcomes: list[object] = list(await asyncio.gather(*tasks, return_exceptions=True))
         try:
-            await scribe.drain()
+            await writer.drain()
         except StoreError as fault:
             outcomes.append(fault)
         return outcomes
@@ -113,18 +114,18 @@ def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path
             order.append("replies")
             return super().record_many(entries, claim)
 
-        def record_broken_lines(self, digests: Iterable[str]) -> None:
+        def record_lost_responses(self, digests: Iterable[str]) -> None:
             kept = list(digests)
-            super().record_broken_lines(kept)
+            super().record_lost_responses(kept)
             order.append(f"{len(kept)} lines")
 
     async def work(journal: Watched) -> None:
-        scribe = JournalWriter(journal)
-        tasks = await begun(journal, scribe, 1)
-        tasks += [asyncio.create_task(scribe.record_broken_line(f"b{number}")) for number in range(400)]
-        tasks.append(asyncio.create_task(scribe.record(entry(1))))
+        writer = JournalWriter(journal)
+        tasks = await begun(journal, writer, 1)
+        tasks += [asyncio.create_task(writer.record(f"b{number}")) for number in range(400)]
+        tasks.append(asyncio.create_task(writer.record(entry(1))))
         await asyncio.sleep(0)
-        journal.raise_if_cancelled.set()
+        journal.released.set()
         await asyncio.gather(*tasks)
 
     with Watched(tmp_path / "j.sqlite") as journal:
@@ -135,18 +136,18 @@ def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path
 
 def test_a_line_that_cannot_be_kept_is_heard_of_and_replies_are_kept_all_the_same(tmp_path: Path) -> None:
     class Lineless(Journal):
-        def record_broken_lines(self, digests: Iterable[str]) -> None:
+        def record_lost_responses(self, digests: Iterable[str]) -> None:
             raise StoreError(f"no room for {list(digests)}")
 
     async def work(journal: Journal) -> list[object]:
-        scribe = JournalWriter(journal)
-        both = scribe.record_broken_line("b"), scribe.record(entry(1))
+        writer = JournalWriter(journal)
+        both = writer.record("b"), writer.record(entry(1))
         outcomes = await asyncio.gather(*both, return_exceptions=True)
-        await scribe.drain()
+        await writer.drain()
         return list(outcomes)
 
     with Lineless(tmp_path / "j.sqlite") as journal:
         fault, kept = asyncio.run(work(journal))
         assert isinstance(fault, StoreError)
         assert kept is None
-        assert journal.summary().replies == 1
+        assert count_replies(journal) == 1

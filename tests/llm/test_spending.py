@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
@@ -101,14 +102,14 @@ def test_spending_adds_up_by_the_name_in_the_reply() -> None:
         "cost_usd": 14.0,
         "price_from": "a test",
     }
-    assert spending.told == "1 calls in this run ($9.00), 1 in earlier ones ($5.00)"
+    assert spending.summary == "1 calls in this run ($9.00), 1 in earlier ones ($5.00)"
 
 
 def test_what_it_costs_without_a_price_is_not_invented() -> None:
     spending = Spending(None)
     spending.add(reply(3, 2), is_new=True)
     assert spending.as_dict()["cost_usd"] is None
-    assert spending.told == "1 calls in this run, 0 in earlier ones"
+    assert spending.summary == "1 calls in this run, 0 in earlier ones"
 
 
 class Priced:
@@ -167,7 +168,7 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
                 run_requests(model, [asks(text) for text in costs], journal, policy)
             except IncompleteError:
                 assert limit == 20
-            assert journal.summary().replies == answered
+            assert count_replies(journal) == answered
 
 
 def test_what_failed_and_what_this_run_spent_is_told_in_a_few_words(tmp_path: Path) -> None:
@@ -189,11 +190,11 @@ def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> N
         policy = RunPolicy(max_attempts=2, concurrency=1, budget=Budget(spending, TokenCounter("fake-1"), None))
         with Journal(tmp_path / "j.sqlite") as journal:
             run_requests(Priced(costs, [0.0] * 3), [asks(text) for text in costs], journal, policy)
-        endings.append(spending.told.partition("ones")[2])
+        endings.append(spending.summary.partition("ones")[2])
     # Twice 4, and two tries of 10 in each run.
     assert endings == [
-        " ($0.00); 2 more whose line broke may be paid ($20.00)",
-        " ($8.00); 4 more whose line broke may be paid ($40.00)",
+        " ($0.00); 2 lost responses, possibly billed ($20.00)",
+        " ($8.00); 4 lost responses, possibly billed ($40.00)",
     ]
     assert spending.total == 48
     assert spending.as_dict()["possibly_billed"] == {"calls": 4, "cost_usd": 40.0}
@@ -280,7 +281,7 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
         told = budget.spending.as_dict()["calls_without_usage"]
         assert budget.spending.total == told * paid <= limit
         assert told == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
-    assert "came without a count of tokens" in budget.spending.told
+    assert "without a token count" in budget.spending.summary
 
 
 def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
         with pytest.raises(Preempted):
             run_requests(model, [asks(text) for text in costs], journal, policy)
         assert model.billed <= 4  # beside the third, one was in flight
-        assert journal.summary().replies == model.billed
+        assert count_replies(journal) == model.billed
     assert budget.fits(Decimal(30 - model.billed)), "nothing is held any more"
 
 
@@ -338,8 +339,8 @@ def test_what_several_spent_together_tells_of_broken_lines() -> None:
 def test_replies_beside_the_requests_count_towards_the_limit_and_are_told() -> None:
     spending = Spending(DOLLAR_PER_TOKEN)
     spending.add(reply(3, 2), is_new=True)
-    spending.add_beside(reply(4, 1))
+    spending.add_probe(reply(4, 1))
     assert spending.total == 10
     assert spending.standing == "$10.00 spent"
-    assert "1 more found out what the server can do ($5.00)" in spending.told
+    assert "1 probes of what the server can do ($5.00)" in spending.summary
     assert spending.as_dict()["cost_usd"] == 5.0, "a resumed run, which does not find out again, is equal"

@@ -3,9 +3,9 @@
 Speaks `POST|GET /v1/files`, `GET /v1/files/ID/content`, `DELETE /v1/files/ID`, `POST|GET /v1/batches` and
 `POST /v1/chat/completions`. A file that was deleted is forgotten.
 Replies are those of the scripted chat server, so that live and batch say the same. Output comes in another
-order than input, with a line that nobody asked for. A `ArtifactSpec` says what goes wrong. In a test:
+order than input, with a line that nobody asked for. A `ProviderScript` says what goes wrong. In a test:
 
-    with BatchServer(ArtifactSpec(...)) as server: ... server.base_url ... server.billed
+    with BatchServer(ProviderScript(...)) as server: ... server.base_url ... server.billed
 
 From another process: `with serving() as server: ... server.bill()`.
 """
@@ -47,7 +47,7 @@ def nobody(event: str) -> None:
 
 
 @dataclass
-class ArtifactSpec:
+class ProviderScript:
     """How the provider behaves.
 
     Args:
@@ -104,8 +104,8 @@ class Batch:
 class BatchServer:
     """Serves from threads of its own until the `with` block ends; `watch` is told of every step."""
 
-    def __init__(self, plan: ArtifactSpec | None = None, watch: Watch = nobody) -> None:
-        self.plan = plan or ArtifactSpec()
+    def __init__(self, plan: ProviderScript | None = None, watch: Watch = nobody) -> None:
+        self.plan = plan or ProviderScript()
         self.watch = watch
         self.batches: dict[str, Batch] = {}
         self.files: dict[str, bytes] = {}
@@ -436,7 +436,7 @@ def main() -> None:
     parser.add_argument("--work-seconds", type=float, default=0.2)
     parser.add_argument("--list-lag-seconds", type=float, default=0.0)
     options = parser.parse_args()
-    plan = ArtifactSpec(work_seconds=options.work_seconds, list_lag_seconds=options.list_lag_seconds)
+    plan = ProviderScript(work_seconds=options.work_seconds, list_lag_seconds=options.list_lag_seconds)
     with BatchServer(plan) as server:
         sys.stdout.write(f"{server.base_url}\n")
         sys.stdout.flush()

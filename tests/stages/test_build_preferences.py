@@ -323,7 +323,7 @@ class TestFailingPool:
         ended = build(cli, config_with(recipe, pool=pool_of(dead, "elm")))
         assert ended.code == 3
         assert time.monotonic() - start < 10
-        assert f"{dead}: nobody answers: no connection" in ended.err
+        assert f"{dead}: no server answers: no connection" in ended.err
         assert "start the server" in ended.err
         assert [each.name for each in Store(recipe.parent / "store").artifacts("candidates")] == ["mini"]
 

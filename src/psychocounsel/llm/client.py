@@ -1,12 +1,12 @@
-"""An answer that is none -> whether it may pass, and how it is told: alike on every road to a provider.
+"""A chat model behind an OpenAI-compatible endpoint, through the official client over aiohttp.
 
-What a road alone asks for (a model, a batch) it words itself.
+How often and when a request is sent, and what each HTTP status means, is decided in `rate_limit`.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
@@ -17,9 +17,17 @@ import httpx2
 import openai
 
 from psychocounsel.config.components import EndpointConfig
-from psychocounsel.errors import ConfigError, EndpointError, IncompleteError
+from psychocounsel.errors import EndpointError, IncompleteError
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.rate_limit import RateLimiter, RetryPolicy, retry_after_seconds
+from psychocounsel.llm.rate_limit import (
+    RETRIED,
+    OnStatus,
+    RateLimiter,
+    RetryPolicy,
+    on_status,
+    quota_is_used_up,
+    retry_after_seconds,
+)
 from psychocounsel.llm.replies import (
     DECISIONS_PATH,
     UnreadableBodyError,
@@ -43,13 +51,19 @@ from psychocounsel.llm.types import (
 )
 from psychocounsel.types import ReplyStatus
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-_LONGEST_QUOTE_CHARS = 200
+CONTENT_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
+LONGEST_QUOTE_CHARS = 200
+
+_TOO_LONG_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
+_TRIES_WHILE_UNREACHABLE = 2
+_UNLIMITED = 0
+_LISTING_SECONDS = 15.0
+_DEFAULT_RETRY = RetryPolicy()
+_LIMIT_HEADERS = b"x-ratelimit-"
 
 
 class StatusError(Protocol):
-    """An answer whose HTTP status is an error, as the official client raises it."""
+    """A response with an HTTP error status, as the official client raises it."""
 
     status_code: int
     message: str
@@ -58,18 +72,18 @@ class StatusError(Protocol):
     type: str | None
 
 
-class Worded(NamedTuple):
+class Refusal(NamedTuple):
     """What is refused, and what to do about it."""
 
     what: str
     remedy: str
 
 
-class Broken(NamedTuple):
-    """A line that broke; `nobody_listens` says that no connection came about, so that nothing was sent."""
+class BrokenConnection(NamedTuple):
+    """A connection that failed; `is_unreachable` means that there was none, so nothing was sent."""
 
     reason: str
-    nobody_listens: bool
+    is_unreachable: bool
 
 
 def codes_of(error: StatusError) -> set[str]:
@@ -77,131 +91,92 @@ def codes_of(error: StatusError) -> set[str]:
     return {str(error.code), str(error.type)}
 
 
-def has_no_quota(error: StatusError) -> bool:
-    """Whether the key has used up what it may spend; no wait mends that."""
-    return error.status_code == 402 or bool(codes_of(error) & _NO_QUOTA)
-
-
-def may_pass(error: StatusError) -> bool:
-    """Whether the same request may be answered later."""
-    return error.status_code in _PASSING and not has_no_quota(error)
-
-
 def quoted(error: StatusError, key: str) -> str:
-    """Return the server's own words on one line, without the key and not too long."""
-    return " ".join(_said(error).split()).replace(key, "[key]")[:_LONGEST_QUOTE_CHARS]
+    """Return the server's message on one line, without the key and not too long."""
+    message = error.body
+    if isinstance(message, dict):  # OpenAI nests a message, other servers send a detail or a bare string
+        fields = cast("dict[str, Any]", message)
+        message = fields.get("message") or fields.get("detail")
+    if not isinstance(message, str) or not message.strip():
+        message = error.message
+    return " ".join(message.split()).replace(key, "[key]")[:LONGEST_QUOTE_CHARS]
 
 
-def refusal_of_key(error: StatusError, key_variable: str) -> Worded | None:
-    """Return what is wrong with the key itself; None where it is not the key.
-
-    Args:
-        error: the refusal.
-        key_variable: name of the environment variable that holds the key.
-    """
-    if has_no_quota(error):
-        return Worded("the quota of this key is used up", "add credit or raise the limit, then run again")
+def key_refusal(error: StatusError, key_variable: str) -> Refusal | None:
+    """Return what is wrong with the key, which stands in the environment variable; None if it is not the key."""
+    if quota_is_used_up(error.status_code, codes_of(error)):
+        return Refusal("the quota of this key is used up", "add credit or raise the limit, then run again")
     if error.status_code == 401:
-        return Worded("the key is not accepted", f"put a valid key into the environment variable {key_variable}")
+        return Refusal("the key is not accepted", f"put a valid key into the environment variable {key_variable}")
     return None
 
 
-def broken_by(error: Exception) -> Broken:
-    """Return what became of a line, by the error that the client raised."""
+def broken_connection(error: Exception) -> BrokenConnection:
+    """Return what became of a connection, by the error that the client raised."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
         if isinstance(cause, aiohttp.ClientConnectorError):
-            return Broken(f"no connection ({cause.os_error})", nobody_listens=True)
-    return Broken(f"no connection, or it broke ({type(cause).__name__})", nobody_listens=False)
-
-
-def _said(error: StatusError) -> str:
-    """Return the server's own words: OpenAI has an error's message, others a bare error or a detail."""
-    said = error.body
-    if isinstance(said, dict):
-        named = cast("dict[str, Any]", said)
-        said = named.get("message") or named.get("detail")
-    return said if isinstance(said, str) and said.strip() else error.message
-
-
-_FILTERED = frozenset({"content_filter", "content_policy_violation"})
-_NOT_TAKEN = frozenset({400, 413, 422})
-_TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
-_TRIES_BEFORE_THE_FIRST_ANSWER = 2
-_UNLIMITED = 0
-_LISTING_SECONDS = 15.0
-_DEFAULT_RETRY = RetryPolicy()
-_LIMIT_HEADERS = b"x-ratelimit-"
+            return BrokenConnection(f"no connection ({cause.os_error})", is_unreachable=True)
+    return BrokenConnection(f"no connection, or it broke ({type(cause).__name__})", is_unreachable=False)
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """A fault that may pass; `asked_wait_seconds` is what the server asked for."""
+class _FailedTry:
+    """A try that brought no reply; the request may be sent again, after `retry_after_seconds` if the server says so."""
 
     reason: str
-    asked_wait_seconds: float | None = None
-    everybody_waits: bool = False
-    nobody_listens: bool = False
+    retry_after_seconds: float = 0.0
+    slows_down: bool = False
     is_free: bool = False
-    possibly_billed: bool = False
-
-
-class _Route(NamedTuple):
-    """Where a request goes, and who reads what comes back."""
-
-    path: str
-    read: Callable[[bytes], ChatReply]
-
-
-_CHAT = _Route("/chat/completions", read_completion)
-_DECISIONS = _Route(DECISIONS_PATH, read_decision)
-
-
-def _route(request: ChatRequest) -> _Route:
-    return _DECISIONS if request.questions else _CHAT
-
-
-class _Span(NamedTuple):
-    """The moments between which a request may go, by the event loop's clock."""
-
-    begin: float
-    end: float
+    is_unreachable: bool = False
+    is_possibly_billed: bool = False
 
 
 @dataclass
 class _Connection:
-    """What lives as long as one event loop."""
+    """What lives as long as one event loop.
+
+    Attributes:
+        client: the official client.
+        limiter: decides when requests go.
+        refused: set with `refusal`, the error with which the endpoint refuses every request.
+        resume_at: when requests may go after a pause for all of them, by the event loop's clock.
+        was_reached: whether the server ever responded.
+    """
 
     client: openai.AsyncOpenAI
-    pace: RateLimiter
+    limiter: RateLimiter
     refused: asyncio.Event
     refusal: EndpointError | None = None
-    resume_at_seconds: float = 0.0
+    resume_at: float = 0.0
     was_reached: bool = False
+
+    async def wait_until(self, resume_at: float, cancel: CancelToken) -> None:
+        """Wait, at most until the run is cancelled or the endpoint refuses another request for good."""
+        if self.refusal is None and resume_at > asyncio.get_running_loop().time():
+            async with cancel.interrupting():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(resume_at):
+                        await self.refused.wait()
+        if self.refusal is not None:
+            raise self.refusal
 
 
 class OpenAIChatModel:
-    """A model behind `endpoint`; the key is read from the environment and kept in no attribute of ours.
+    """The model behind `endpoint`. The key is read from the environment, and no attribute of ours keeps it.
 
     Raises:
-        ConfigError: the key is missing or unusable, `base_url` is no plain http(s) address, or `offline` is
-            set and the endpoint is not on this machine. Raised before any socket is opened.
+        ConfigError: the key is missing or unusable, `base_url` is no plain http(s) address, or the run is
+            `offline` and the endpoint is not on this machine. Raised before any socket is opened.
     """
 
     def __init__(self, endpoint: EndpointConfig, offline: bool = False, retry: RetryPolicy = _DEFAULT_RETRY) -> None:
         self._endpoint = endpoint
         self._retry = retry
         self._base_url = resolved_base_url(endpoint)
-        self._loopback = is_on_this_machine(self._base_url)
-        if not endpoint.api_key_env.isidentifier():
-            raise ConfigError(
-                "api_key_env is no name of an environment variable (and not the place for the key itself)",
-                where="endpoint.api_key_env",
-                remedy="write the variable's name, as in OPENAI_API_KEY, and export the key under it",
-            )
         require_reachable(self._base_url, offline)
-        self._key()
+        api_key(endpoint)
         self._connection: _Connection | None = None
 
     @property
@@ -211,90 +186,161 @@ class OpenAIChatModel:
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
-        connection = self._open()
-        body = self._body(request)
-        if not connection.pace.enter_at_once():
+        connection = self._connect()
+        body = self.body(request)
+        if not connection.limiter.acquire_at_once():
             async with context.cancel.interrupting():
-                await connection.pace.enter()
+                await connection.limiter.acquire()
         try:
-            return await self._generate(connection, request, context, body)
+            return await self._send_with_retries(connection, request, body, context)
         finally:
-            connection.pace.leave()
+            connection.limiter.release()
 
-    async def _generate(
-        self, connection: _Connection, request: ChatRequest, context: RequestContext, body: bytes
+    async def _send_with_retries(
+        self, connection: _Connection, request: ChatRequest, body: bytes, context: RequestContext
     ) -> ChatReply:
         clock = asyncio.get_running_loop().time
-        allowed_seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
-        fault = _Fault("the deadline passed while the server asked everybody to wait")
-        own_resume_at, tries, turned_away = 0.0, 0, 0
-        deadline = clock() + allowed_seconds
+        reason = "the deadline passed while the server asked all requests to wait"
+        resume_at, tries, free_tries = 0.0, 0, 0
+        deadline = clock() + self._endpoint.timeout_seconds * self._retry.deadline_factor
         while tries < self._retry.max_tries:
-            span = _Span(own_resume_at, deadline)
-            queued_seconds = await self._queue(connection, request, context.cancel, len(body), span)
+            queued_seconds = await self._wait_for_slot(
+                connection, request, len(body), resume_at, deadline, context.cancel
+            )
             if queued_seconds is None:
                 break
             deadline += queued_seconds
-            outcome = await self._send(connection, _route(request), body, deadline - clock())
+            outcome = await self._send(connection, request, body, deadline - clock())
             if isinstance(outcome, ChatReply):
                 return outcome
-            fault = outcome
-            if fault.possibly_billed:
+            reason = outcome.reason
+            if outcome.is_possibly_billed:
                 await context.on_lost_response()
-            turned_away += fault.is_free
-            tries += not fault.is_free
-            if fault.nobody_listens and not connection.was_reached:
-                self._give_up_early(fault, tries)
-            key = request.digest(self.fingerprint)
-            backed_off_seconds = self._retry.wait_seconds(tries + turned_away, key)
-            own_resume_at = clock() + max(fault.asked_wait_seconds or 0.0, backed_off_seconds)
-            if fault.everybody_waits:
-                connection.pace.pushed_back()
-                connection.resume_at_seconds = max(connection.resume_at_seconds, own_resume_at)
-        return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, fault.reason)
+            free_tries += outcome.is_free
+            tries += not outcome.is_free
+            if outcome.is_unreachable and not connection.was_reached and tries >= _TRIES_WHILE_UNREACHABLE:
+                raise IncompleteError(
+                    f"no server answers: {reason}",
+                    where=self._base_url,
+                    remedy="start the server, or check endpoint.base_url and the network; then run the same "
+                    "command again",
+                )
+            backoff_seconds = self._retry.wait_seconds(tries + free_tries, request.digest(self.fingerprint))
+            resume_at = clock() + max(outcome.retry_after_seconds, backoff_seconds)
+            if outcome.slows_down:
+                connection.limiter.slow_down()
+                connection.resume_at = max(connection.resume_at, resume_at)
+        return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, reason)
 
-    async def _queue(
-        self, connection: _Connection, request: ChatRequest, cancel: CancelToken, body_chars: int, span: _Span
+    async def _wait_for_slot(
+        self,
+        connection: _Connection,
+        request: ChatRequest,
+        body_chars: int,
+        earliest: float,
+        deadline: float,
+        cancel: CancelToken,
     ) -> float | None:
-        """Wait until the request may go; return for how long it queued by our own pace, None if too long.
+        """Wait until the request may go; return for how many seconds our own limits made it wait.
 
-        Every sending takes a turn, the first and those after a fault: all of them count for the server. The
-        deadline is for the server, and what we make a request queue does not count for it.
+        None if it may not go before the deadline, which is the server's: what our own limits take is added to
+        it. Every try takes a slot, for the server counts all of them.
         """
         clock = asyncio.get_running_loop().time
         queued_seconds = 0.0
         while True:
-            resume_at = max(span.begin, self._shared_resume_at(connection, request))
-            if resume_at >= span.end + queued_seconds:
+            resume_at = earliest
+            if connection.resume_at > clock():
+                # Spread out, or all that waited for the same moment would rush the server again.
+                spread_seconds = self._retry.spread_seconds(request.digest(self.fingerprint))
+                resume_at = max(earliest, connection.resume_at + spread_seconds)
+            if resume_at >= deadline + queued_seconds:
                 return None
-            await _wait_until(resume_at, connection, cancel)
+            await connection.wait_until(resume_at, cancel)
             joined_at = clock()
-            turn_at = connection.pace.turn_at_seconds(body_chars)
-            await _wait_until(turn_at, connection, cancel)
+            slot = connection.limiter.next_slot(body_chars)
+            await connection.wait_until(slot, cancel)
             queued_seconds += clock() - joined_at
-            # While it queued, the server may have asked everybody to wait: then all take turns anew.
-            if turn_at <= joined_at or connection.resume_at_seconds <= clock():
+            # While it queued, the server may have asked all to wait: then all take new slots.
+            if slot <= joined_at or connection.resume_at <= clock():
                 cancel.raise_if_cancelled()
                 return queued_seconds
 
-    def _give_up_early(self, fault: _Fault, tries: int) -> None:
-        if tries >= _TRIES_BEFORE_THE_FIRST_ANSWER:
-            raise IncompleteError(
-                f"nobody answers: {fault.reason}",
-                where=self._base_url,
-                remedy="start the server, or check endpoint.base_url and the network; then run the same command again",
-            )
+    async def _send(
+        self, connection: _Connection, request: ChatRequest, body: bytes, seconds_left: float
+    ) -> ChatReply | _FailedTry:
+        path, read = (DECISIONS_PATH, read_decision) if request.questions else ("/chat/completions", read_completion)
+        limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
+        try:
+            # A limit for the whole: a server that drips would never meet one for each read.
+            async with asyncio.timeout(limit_seconds):
+                response = await connection.client.post(path, content=body, cast_to=httpx2.Response)
+            connection.was_reached = True
+            reply = read(response.content)
+        except TimeoutError:
+            return _FailedTry(f"no answer within {limit_seconds:.3g} s", is_possibly_billed=True)
+        except UnreadableBodyError as fault:
+            return _FailedTry(f"unreadable answer: {fault}", is_possibly_billed=True)
+        except openai.APIStatusError as error:
+            status_error = error
+        except (openai.OpenAIError, aiohttp.ClientError) as error:
+            reason, is_unreachable = broken_connection(error)
+            return _FailedTry(reason, is_unreachable=is_unreachable, is_possibly_billed=not is_unreachable)
+        else:
+            connection.limiter.on_reply(_limit_headers(response.headers), reply.prompt_tokens + reply.completion_tokens)
+            return reply
+        # Outside the handler, so that no traceback drags the request and its headers along.
+        return self._read_status(connection, status_error)
 
-    async def aclose(self) -> None:
-        """Close the connections of the present event loop."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.pace.close()
-            await connection.client.close()
+    def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _FailedTry:
+        connection.was_reached = True
+        status, codes = error.status_code, codes_of(error)
+        if status == 400 and codes & CONTENT_FILTER_CODES:
+            reason = "the provider filtered the prompt"
+            return ChatReply(ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, reason)
+        action = on_status(status, codes)
+        if action in RETRIED:
+            headers = error.response.headers
+            connection.limiter.read_headers(_limit_headers(headers))
+            return _FailedTry(
+                f"the server answered HTTP {status}",
+                retry_after_seconds(headers) or 0.0,
+                slows_down=action is not OnStatus.RETRY,
+                is_free=action is OnStatus.SLOW_DOWN_FREE,
+            )
+        message = quoted(error, api_key(self._endpoint))
+        if action is OnStatus.REFUSE_REQUEST:
+            raise RefusedRequestError(
+                f"the request is refused (HTTP {status}: {message})",
+                where=self._base_url,
+                remedy="check that endpoint.model takes these parameters (a temperature or top_p of null is not "
+                "sent), a JSON schema for its reply and, for score: expected, logprobs",
+                concerns_item=status == 413 or bool(codes & _TOO_LONG_CODES) or "context length" in message,
+            )
+        if connection.refusal is None:
+            refusal = key_refusal(error, self._endpoint.api_key_env) or self._model_refusal(status)
+            connection.refusal = EndpointError(
+                f"{refusal.what} (HTTP {status}: {message})", where=self._base_url, remedy=refusal.remedy
+            )
+            connection.refused.set()
+        raise connection.refusal
+
+    def _model_refusal(self, status: int) -> Refusal:
+        endpoint = self._endpoint
+        if status == 403:
+            remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
+            return Refusal(f"the key may not use the model {endpoint.model!r}", remedy)
+        if status == 404:
+            remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
+            return Refusal(f"there is no model {endpoint.model!r} here", remedy)
+        return Refusal("the request is refused", "check endpoint.model and endpoint.base_url")
+
+    async def check(self) -> None:
+        """Return: nothing is known of the model before it is used."""
 
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
-        """Return what `GET /models` lists; None where there is no such list, or none that can be read."""
-        client = self._open().client
+        """Return what `GET /models` lists; None if there is no such list, or none that can be read."""
+        client = self._connect().client
         try:
             async with asyncio.timeout(min(self._endpoint.timeout_seconds, _LISTING_SECONDS)):
                 response = await client.get("/models", cast_to=httpx2.Response)
@@ -302,161 +348,82 @@ class OpenAIChatModel:
         except (TimeoutError, openai.OpenAIError, aiohttp.ClientError):
             return None
 
-    def _shared_resume_at(self, connection: _Connection, request: ChatRequest) -> float:
-        # Spread out, or all who waited for the same moment would rush the server again.
-        if connection.resume_at_seconds <= asyncio.get_running_loop().time():
-            return 0.0
-        return connection.resume_at_seconds + self._retry.spread_seconds(request.digest(self.fingerprint))
+    async def aclose(self) -> None:
+        """Close the connections of the current event loop."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.limiter.close()
+            await connection.client.close()
 
-    def _open(self) -> _Connection:
+    def _connect(self) -> _Connection:
         if self._connection is None:
             endpoint = self._endpoint
-            http = openai.DefaultAioHttpClient(
-                # Every request has one time limit for all of it, set where it is sent.
-                timeout=None,
-                # As many connections as requests in flight, and all are kept.
-                limits=httpx2.Limits(max_connections=_UNLIMITED),
-                # Neither a proxy from the environment nor a redirect may lead off this machine.
-                trust_env=not self._loopback,
-                follow_redirects=False,
-            )
-            client = openai.AsyncOpenAI(
-                api_key=self._key(), base_url=self._base_url, max_retries=0, timeout=None, http_client=http
-            )
-            pace = RateLimiter(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
-            self._connection = _Connection(client, pace, asyncio.Event())
+            limiter = RateLimiter(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+            self._connection = _Connection(open_client(endpoint), limiter, asyncio.Event())
         return self._connection
 
-    async def _send(
-        self, connection: _Connection, route: _Route, body: bytes, seconds_left: float
-    ) -> ChatReply | _Fault:
-        limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
-        try:
-            # A limit for the whole: a server that drips would never meet one for each read.
-            async with asyncio.timeout(limit_seconds):
-                response = await connection.client.post(route.path, content=body, cast_to=httpx2.Response)
-            connection.was_reached = True
-            reply = route.read(response.content)
-            connection.pace.answered(_limits_told(response.headers), reply.prompt_tokens + reply.completion_tokens)
-        except TimeoutError:
-            return _Fault(f"no answer within {limit_seconds:.3g} s", possibly_billed=True)
-        except UnreadableBodyError as fault:
-            return _Fault(f"unreadable answer: {fault}", possibly_billed=True)
-        except openai.APIStatusError as error:
-            status_error = error
-        except (openai.OpenAIError, aiohttp.ClientError) as error:
-            reason, nobody_listens = broken_by(error)
-            return _Fault(reason, nobody_listens=nobody_listens, possibly_billed=not nobody_listens)
-        else:
-            return reply
-        # Outside the handler, so that no traceback drags the request and its headers along.
-        return self._read_status(connection, status_error)
-
-    def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _Fault:
-        connection.was_reached = True
-        if error.status_code == 400 and codes_of(error) & _FILTERED:
-            return ChatReply(
-                ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, "the provider filtered the prompt"
-            )
-        if may_pass(error):
-            connection.pace.learn(_limits_told(error.response.headers))
-            return _Fault(
-                f"the server answered HTTP {error.status_code}",
-                retry_after_seconds(error.response.headers),
-                everybody_waits=error.status_code in (429, 503, 529),
-                is_free=error.status_code == 429,
-            )
-        if error.status_code in _NOT_TAKEN and not has_no_quota(error):
-            raise self._not_taken(error)
-        connection.refusal = connection.refusal or self._refusal(error)
-        connection.refused.set()
-        raise connection.refusal
-
-    def _not_taken(self, error: openai.APIStatusError) -> RefusedRequestError:
-        said = quoted(error, self._key())
-        is_too_long = error.status_code == 413 or bool(codes_of(error) & _TOO_LONG) or "context length" in said
-        return RefusedRequestError(
-            f"the request is refused (HTTP {error.status_code}: {said})",
-            where=self._base_url,
-            remedy="check that endpoint.model takes these parameters (a temperature or top_p of null is not "
-            "sent), a JSON schema for its reply and, for score: expected, logprobs",
-            concerns_item=is_too_long,
-        )
-
-    def _refusal(self, error: openai.APIStatusError) -> EndpointError:
-        endpoint, status = self._endpoint, error.status_code
-        if of_key := refusal_of_key(error, endpoint.api_key_env):
-            what, remedy = of_key
-        elif status == 403:
-            what = f"the key may not use the model {endpoint.model!r}"
-            remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
-        elif status == 404:
-            what = f"there is no model {endpoint.model!r} here"
-            remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
-        else:
-            what = "the request is refused"
-            remedy = "check endpoint.model and endpoint.base_url"
-        said = quoted(error, self._key())
-        return EndpointError(f"{what} (HTTP {status}: {said})", where=self._base_url, remedy=remedy)
-
-    async def check(self) -> None:
-        """Return: nothing is known of the model before it is asked."""
-
     def body(self, request: ChatRequest) -> bytes:
-        """Return what is sent for a request, whichever road it takes."""
-        return self._body(request)
-
-    def _body(self, request: ChatRequest) -> bytes:
+        """Return what is sent for a request, live or in a batch."""
         if request.questions:
             return _json(decision_body(self._endpoint.model, request)).encode()
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
-        official = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
-        turns = (_shared_turn_json(turn) if turn.role == "system" else _turn_json(turn) for turn in request.messages)
-        limit = "max_completion_tokens" if official else "max_tokens"
+        is_openai = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
+        messages = (
+            _shared_message_json(each) if each.role == "system" else _message_json(each) for each in request.messages
+        )
         fields = [
             f'"model":{_json(self._endpoint.model)}',
-            f'"messages":[{",".join(turns)}]',
-            f'"{limit}":{request.max_tokens}',
+            f'"messages":[{",".join(messages)}]',
+            f'"{"max_completion_tokens" if is_openai else "max_tokens"}":{request.max_tokens}',
         ]
-        drawing = {"temperature": request.temperature, "top_p": request.top_p}
-        fields += [f'"{name}":{_json(value)}' for name, value in drawing.items() if value is not None]
+        if request.temperature is not None:
+            fields.append(f'"temperature":{_json(request.temperature)}')
+        if request.top_p is not None:
+            fields.append(f'"top_p":{_json(request.top_p)}')
         if request.response_schema is not None:
-            told = f'"name":{_json(request.schema_name)},"strict":true'
-            told += f',"schema":{schema_json(request.response_schema)}'
-            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{{{told}}}}}')
+            schema = (
+                f'"name":{_json(request.schema_name)},"strict":true,"schema":{schema_json(request.response_schema)}'
+            )
+            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{{{schema}}}}}')
         elif request.json_mode:
             fields.append('"response_format":{"type":"json_object"}')
         if request.top_logprobs:
             fields.append(f'"logprobs":true,"top_logprobs":{request.top_logprobs}')
         return f"{{{','.join(fields)}}}".encode()
 
-    def _key(self) -> str:
-        return api_key(self._endpoint)
+
+def open_client(endpoint: EndpointConfig) -> openai.AsyncOpenAI:
+    """Return the official client for an endpoint, without its own retries and time limits.
+
+    Raises:
+        ConfigError: the key is missing or unusable.
+    """
+    base_url = resolved_base_url(endpoint)
+    http = openai.DefaultAioHttpClient(
+        timeout=None,
+        # As many connections as requests in flight, and all are kept.
+        limits=httpx2.Limits(max_connections=_UNLIMITED),
+        # Neither a proxy from the environment nor a redirect may lead off this machine.
+        trust_env=not is_on_this_machine(base_url),
+        follow_redirects=False,
+    )
+    return openai.AsyncOpenAI(
+        api_key=api_key(endpoint), base_url=base_url, max_retries=0, timeout=None, http_client=http
+    )
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def _turn_json(turn: Message) -> str:
-    return f'{{"role":{_json(turn.role)},"content":{_json(turn.content)}}}'
+def _message_json(message: Message) -> str:
+    return f'{{"role":{_json(message.role)},"content":{_json(message.content)}}}'
 
 
-_shared_turn_json = lru_cache(maxsize=16)(_turn_json)
-"""Of the system message, which many requests share: what it says is written once."""
+_shared_message_json = lru_cache(maxsize=16)(_message_json)
+"""For the system message, which many requests share."""
 
 
-def _limits_told(headers: httpx2.Headers) -> dict[str, str]:
+def _limit_headers(headers: httpx2.Headers) -> dict[str, str]:
     """Return the rate-limit headers, names in lower case; looking each up would decode them all each time."""
-    told = ((name.lower(), value) for name, value in headers.raw)
-    return {name.decode(): value.decode("latin-1") for name, value in told if name.startswith(_LIMIT_HEADERS)}
-
-
-async def _wait_until(resume_at_seconds: float, connection: _Connection, cancel: CancelToken) -> None:
-    """Wait, but for no longer than until the run is cancelled or the endpoint refuses another request for good."""
-    if connection.refusal is None and resume_at_seconds > asyncio.get_running_loop().time():
-        async with cancel.interrupting():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(resume_at_seconds):
-                    await connection.refused.wait()
-    if connection.refusal is not None:
-        raise connection.refusal
+    raw = ((name.lower(), value) for name, value in headers.raw)
+    return {name.decode(): value.decode("latin-1") for name, value in raw if name.startswith(_LIMIT_HEADERS)}

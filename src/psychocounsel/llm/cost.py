@@ -1,10 +1,11 @@
-# pyright: standard, for its libraries come without types
-"""Requests and replies -> what they cost, and a stop before a limit is passed.
+# pyright: standard
+# genai_prices and bpe_openai come without types.
+"""What requests and replies cost, and a limit that no run passes.
 
-What is in flight counts at its worst: the prompt, and an answer of the full length. A reply counts as the
-server reports it; where it reports nothing, prompt and answer are counted here. A connection that broke after
-the request was sent may have been paid for, and counts as one prompt with a full answer; before it is sent
-again, it needs room within the limit again.
+A request in flight counts at its worst: the prompt, and a reply of the full length. A reply counts as the server
+reports it; if it reports nothing, its tokens are counted here. A lost response (the request was sent and the
+connection broke) is possibly billed and counts at its worst, too; before the request is sent again, it must fit
+within the limit again.
 """
 
 import asyncio
@@ -17,13 +18,22 @@ from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
-from psychocounsel.config.components import EndpointConfig, PriceConfig
+from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.types import ChatReply, ChatRequest, is_on_this_machine, resolved_base_url
 
 MILLION = Decimal(1_000_000)
 BATCH_SHARE = Decimal("0.5")
-"""Of the live price: what the provider's batch endpoint charges."""
+"""Of the live price: what providers charge for a batch."""
+
+TOKENS_PER_MESSAGE = 4
+CHARS_PER_TOKEN = 4
+"""Of English text, roughly, under current tokenizers."""
+
+_VOCABULARIES = (
+    ("o200k_base", ("gpt-4o", "chatgpt-4o", "gpt-4.1", "gpt-4.5", "gpt-5", "o1", "o3", "o4", "gpt-oss")),
+    ("cl100k_base", ("gpt-4", "gpt-3.5")),
+)
 
 
 class Tokens(NamedTuple):
@@ -43,7 +53,7 @@ class Tokens(NamedTuple):
 
 
 class Price(NamedTuple):
-    """US dollars per million tokens, and where the figures stand."""
+    """US dollars per million tokens, and the source of the figures."""
 
     prompt: Decimal
     cached: Decimal
@@ -51,39 +61,35 @@ class Price(NamedTuple):
     source: str
 
     def cost(self, tokens: Tokens) -> Decimal:
-        """Return what the tokens cost, in US dollars; no more of a prompt is cached than there is of it."""
+        """Return what the tokens cost, in US dollars; at most the whole prompt is cached."""
         cached = min(tokens.cached, tokens.prompt)
         fresh = (tokens.prompt - cached) * self.prompt
         return (fresh + cached * self.cached + tokens.completion * self.completion) / MILLION
 
     def batch_cost(self, tokens: Tokens) -> Decimal:
-        """Return what the tokens cost in a batch, in US dollars; a cached prefix is no cheaper."""
+        """Return what the tokens cost in a batch, in US dollars; there a cached prefix is not cheaper."""
         return self.cost(tokens._replace(cached=0)) * BATCH_SHARE
 
 
 def price_of(endpoint: EndpointConfig) -> Price | None:
-    """Return the price of an endpoint's model; None where nobody told it.
+    """Return the price of an endpoint's model; None if it is unknown.
 
     A price in the config wins. A server on this machine costs nothing unless the config says so.
     """
-    if endpoint.price is not None:
-        return _configured(endpoint.price)
+    if (price := endpoint.price) is not None:
+        prompt = Decimal(str(price.prompt))
+        cached = prompt if price.cached_prompt is None else Decimal(str(price.cached_prompt))
+        return Price(prompt, cached, Decimal(str(price.completion)), "the config")
     base_url = resolved_base_url(endpoint)
     if is_on_this_machine(base_url):
         return Price(Decimal(0), Decimal(0), Decimal(0), "a server on this machine")
     return _from_table(endpoint.model, base_url)
 
 
-def _configured(price: PriceConfig) -> Price:
-    prompt = Decimal(str(price.prompt))
-    cached = prompt if price.cached_prompt is None else Decimal(str(price.cached_prompt))
-    return Price(prompt, cached, Decimal(str(price.completion)), "the config")
-
-
 def _from_table(model: str, base_url: str) -> Price | None:
-    from genai_prices import Usage, calc_price  # a quarter of a second: only where a price is asked for
+    from genai_prices import Usage, calc_price  # takes a quarter of a second to import
 
-    # Some prices rise with the length of a call; ours are of this order.
+    # Some prices rise with the length of a call; ours are about this long.
     amount, calls = 1_000, MILLION / 1_000
     try:
         fresh, cached = (
@@ -100,16 +106,6 @@ def _from_table(model: str, base_url: str) -> Price | None:
         return None
     source = f"genai-prices, {fresh.provider.id}/{fresh.model.id}"
     return Price(fresh.input_price * calls, cached.input_price * calls, fresh.output_price * calls, source)
-
-
-TOKENS_PER_MESSAGE = 4
-CHARS_PER_TOKEN = 4
-"""Of English text, roughly, under the tokenizers of present models."""
-
-_VOCABULARIES = (
-    ("o200k_base", ("gpt-4o", "chatgpt-4o", "gpt-4.1", "gpt-4.5", "gpt-5", "o1", "o3", "o4", "gpt-oss")),
-    ("cl100k_base", ("gpt-4", "gpt-3.5")),
-)
 
 
 class _Encoding(Protocol):
@@ -137,7 +133,7 @@ class TokenCounter:
         return messages + self.text(_schema_text(request))
 
     def at_most(self, request: ChatRequest) -> int:
-        """Return a number that the prompt's tokens do not pass, whatever the model's vocabulary."""
+        """Return an upper bound on the prompt's tokens, whatever the model's vocabulary."""
         if self.is_exact:
             return self.prompt(request)
         texts = [*(each.content for each in request.messages), _schema_text(request)]
@@ -146,7 +142,7 @@ class TokenCounter:
 
 
 def vocabulary_of(model: str) -> str | None:
-    """Return the name of the vocabulary that a model reads with; None if it is not known.
+    """Return the name of a model's vocabulary; None if it is not known.
 
     A provider's prefix (`openai/gpt-4o`) and a fine-tune's (`ft:gpt-4o:...`) do not matter.
     """
@@ -159,15 +155,15 @@ def vocabulary_of(model: str) -> str | None:
 def _count(vocabulary: str | None, text: str) -> int:
     if vocabulary is None:
         return -(-len(text) // CHARS_PER_TOKEN)
-    # A lone surrogate is sent as a replacement character, too.
+    # A lone surrogate is sent as a replacement character.
     return len(_encoding(vocabulary).encode_ordinary(text.encode("utf-8", "replace").decode()))
 
 
 @cache
 def _encoding(vocabulary: str) -> _Encoding:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the package opens its files in an old way
-        import bpe_openai  # 70 MB: only where something is counted
+        warnings.simplefilter("ignore", DeprecationWarning)  # from the way it opens its files
+        import bpe_openai  # 70 MB, only when tokens are counted
 
         return cast("_Encoding", bpe_openai.get_encoding(vocabulary))
 
@@ -179,14 +175,14 @@ def _schema_text(request: ChatRequest) -> str:
 
 
 class NoRoomError(PsychoCounselError):
-    """A request whose line broke does not fit beside what is in flight."""
+    """After a lost response, a request does not fit within the limit while others are in flight."""
 
     def __init__(self) -> None:
         super().__init__("there is no room within the limit to send this request again at present")
 
 
 class Spent(NamedTuple):
-    """Calls that were answered by one model, as it names itself, and their tokens; those in batches again."""
+    """Calls answered by one model, by the name in its replies, and their tokens; those in batches once more."""
 
     calls: int = 0
     tokens: Tokens = Tokens()
@@ -195,11 +191,10 @@ class Spent(NamedTuple):
 
     def with_reply(self, reply: ChatReply) -> "Spent":
         """Return the sum with one reply more."""
-        # Of each reply, not of the sum: what one server tells too much of would make others cheaper.
+        # Capped for each reply: the surplus of one server must not make other replies cheaper.
         cached = min(reply.cached_tokens, reply.prompt_tokens)
         tokens = Tokens(reply.prompt_tokens, cached, reply.completion_tokens)
-        one = Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens)
-        return self.plus(one)
+        return self.plus(Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens))
 
     def plus(self, other: "Spent") -> "Spent":
         """Return the sum."""
@@ -215,7 +210,7 @@ class Spent(NamedTuple):
         return price.cost(self.tokens.less(self.batched)) + price.batch_cost(self.batched)
 
     def as_dict(self) -> dict[str, int]:
-        """Return the shape in which `metrics.json` holds it."""
+        """Return the form in `metrics.json`."""
         batched = {"batched_calls": self.batched_calls} if self.batched_calls else {}
         return {"calls": self.calls, **self.tokens._asdict(), **batched}
 
@@ -225,16 +220,16 @@ class Spending:
     """What the replies to some requests cost: those kept by earlier runs, and those of this one.
 
     Attributes:
-        price: of the model that is asked; None if nobody told it.
+        price: of the model; None if it is unknown.
         kept: by model, what the journal held before this run.
         new: by model, what this run added.
-        possibly_billed: lines that broke after a request was sent, in any run; each is reckoned at its worst.
+        possibly_billed: lost responses of all runs; each is counted at its worst.
         possible_cost: what those may have cost, in US dollars.
-        failed: items of this run that ended without a reply that can be used.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
-        beside: questions of the client's own in this run (what the server can do). They count towards the
-            limit; they are in no journal, so `metrics.json`, which is that of all runs, leaves them out.
-        untold: replies, of all runs, whose tokens the server did not report.
+        failed: items of this run that ended without a usable reply.
+        probes: this run's replies to requests of the model's own (what the server can do). They count towards
+            the limit. The journal does not hold them, so `metrics.json`, which covers all runs, leaves them out.
+        uncounted: replies of all runs whose tokens the server did not report.
     """
 
     price: Price | None
@@ -244,12 +239,12 @@ class Spending:
     possible_cost: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
     failed: int = 0
-    beside: Spent = field(default_factory=Spent)
-    untold: int = 0
+    probes: Spent = field(default_factory=Spent)
+    uncounted: int = 0
 
-    def add_beside(self, reply: ChatReply) -> None:
-        """Count a reply that answers none of the requests."""
-        self.beside = self.beside.with_reply(reply)
+    def add_probe(self, reply: ChatReply) -> None:
+        """Count the reply to a probe."""
+        self.probes = self.probes.with_reply(reply)
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
@@ -257,92 +252,94 @@ class Spending:
         book[reply.model] = book.get(reply.model, Spent()).with_reply(reply)
 
     def cost(self, book: Mapping[str, Spent]) -> Decimal | None:
-        """Return what the calls of a book cost in US dollars; None without a price."""
+        """Return what the calls of `kept` or `new` cost in US dollars; None without a price."""
         if self.price is None:
             return None
         return sum((each.cost(self.price) for each in book.values()), Decimal(0))
 
     @property
     def total(self) -> Decimal:
-        """US dollars of all runs, what may have been paid included; 0 without a price."""
+        """US dollars of all runs, with what is possibly billed; 0 without a price."""
         answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
-        return self.before + answered + self._beside_cost + self.possible_cost
+        return self.before + answered + self._probe_cost + self.possible_cost
 
     @property
-    def _beside_cost(self) -> Decimal:
-        return Decimal(0) if self.price is None else self.beside.cost(self.price)
+    def _probe_cost(self) -> Decimal:
+        return Decimal(0) if self.price is None else self.probes.cost(self.price)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the shape in which `metrics.json` holds it; all runs together, so a resumed one is equal."""
+        """Return the form in `metrics.json`; of all runs together, so that a resumed run gives the same."""
         together = dict(self.kept)
         for model, spent in self.new.items():
             together[model] = together.get(model, Spent()).plus(spent)
-        cost = self.cost(together)
+        possibly_billed = {
+            "calls": self.possibly_billed,
+            "cost_usd": None if self.price is None else _rounded(self.possible_cost),
+        }
         return {
             "models": {model: together[model].as_dict() for model in sorted(together)},
-            "cost_usd": None if cost is None else float(round(cost, 6)),
+            "cost_usd": _rounded(self.cost(together)),
             "price_from": "" if self.price is None else self.price.source,
-            **({"calls_without_usage": self.untold} if self.untold else {}),
-            **self._maybe_as_dict(),
+            **({"calls_without_usage": self.uncounted} if self.uncounted else {}),
+            **({"possibly_billed": possibly_billed} if self.possibly_billed else {}),
         }
-
-    def _maybe_as_dict(self) -> dict[str, Any]:
-        if not self.possibly_billed:
-            return {}
-        cost = None if self.price is None else float(round(self.possible_cost, 6))
-        return {"possibly_billed": {"calls": self.possibly_billed, "cost_usd": cost}}
 
     @property
     def standing(self) -> str:
-        """Return in few words what failed and what this run spent so far; empty if neither is known."""
+        """For a progress display: what failed and what this run has spent so far, as far as it is known."""
         cost = self.cost(self.new)
         failed = f"{self.failed:,} failed" if self.failed else ""
-        spent = f"${cost + self._beside_cost + self.possible_cost:,.2f} spent" if cost else ""
+        spent = f"${cost + self._probe_cost + self.possible_cost:,.2f} spent" if cost else ""
         return ", ".join(part for part in (failed, spent) if part)
 
     @property
-    def told(self) -> str:
-        """Return what was spent, in words; empty if nothing was answered."""
+    def summary(self) -> str:
+        """What was spent, in words; empty if no response came."""
         calls = sum(each.calls for each in self.new.values())
         before = sum(each.calls for each in self.kept.values())
         if not calls and not before and not self.possibly_billed:
             return ""
-        possible_cost = _dollars(None if self.price is None else self.possible_cost)
-        lost = f"; {self.possibly_billed} more whose line broke may be paid{possible_cost}"
-        beside_cost = _dollars(None if self.price is None else self._beside_cost)
-        beside = f"; {self.beside.calls} more found out what the server can do{beside_cost}"
-        untold = f"; {self.untold:,} came without a count of tokens and were counted here"
-        return (
+        parts = [
             f"{calls:,} calls in this run{_dollars(self.cost(self.new))}, "
             f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
-            f"{beside if self.beside.calls else ''}{lost if self.possibly_billed else ''}"
-            f"{untold if self.untold else ''}"
-        )
+        ]
+        if self.probes.calls:
+            cost = _dollars(None if self.price is None else self._probe_cost)
+            parts.append(f"{self.probes.calls} probes of what the server can do{cost}")
+        if self.possibly_billed:
+            cost = _dollars(None if self.price is None else self.possible_cost)
+            parts.append(f"{self.possibly_billed} lost responses, possibly billed{cost}")
+        if self.uncounted:
+            parts.append(f"{self.uncounted:,} replies without a token count, counted here")
+        return "; ".join(parts)
 
 
 def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
-    """Return what several askers spent, in the shape of one; the cost is null where one price is unknown."""
-    told = [each.as_dict() for each in spendings]
+    """Return what several models spent, in the form of one; the cost is null if one price is unknown."""
+    each_spent = [each.as_dict() for each in spendings]
     models: dict[str, dict[str, int]] = {}
-    for name, counts in (pair for each in told for pair in each["models"].items()):
+    for name, counts in (pair for each in each_spent for pair in each["models"].items()):
         before = models.get(name, {})
         models[name] = {key: before.get(key, 0) + count for key, count in counts.items()}
-    costs = [each["cost_usd"] for each in told]
+    possibly_billed = [each["possibly_billed"] for each in each_spent if "possibly_billed" in each]
+    lost = {"calls": sum(each["calls"] for each in possibly_billed), "cost_usd": _sum_of_costs(possibly_billed)}
+    uncounted = sum(each.uncounted for each in spendings)
     return {
         "models": {name: models[name] for name in sorted(models)},
-        "cost_usd": None if None in costs else round(sum(costs), 6),
-        "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in told if each["price_from"])),
-        **({"calls_without_usage": untold} if (untold := sum(each.untold for each in spendings)) else {}),
-        **_maybe_together([each["possibly_billed"] for each in told if "possibly_billed" in each]),
+        "cost_usd": _sum_of_costs(each_spent),
+        "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in each_spent if each["price_from"])),
+        **({"calls_without_usage": uncounted} if uncounted else {}),
+        **({"possibly_billed": lost} if possibly_billed else {}),
     }
 
 
-def _maybe_together(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if not told:
-        return {}
-    costs = [each["cost_usd"] for each in told]
-    cost = None if None in costs else round(sum(costs), 6)
-    return {"possibly_billed": {"calls": sum(each["calls"] for each in told), "cost_usd": cost}}
+def _sum_of_costs(spent: Sequence[Mapping[str, Any]]) -> float | None:
+    costs = [each["cost_usd"] for each in spent]
+    return None if None in costs else round(sum(costs), 6)
+
+
+def _rounded(cost: Decimal | None) -> float | None:
+    return None if cost is None else float(round(cost, 6))
 
 
 def _dollars(cost: Decimal | None) -> str:
@@ -350,7 +347,7 @@ def _dollars(cost: Decimal | None) -> str:
 
 
 class Budget:
-    """Lets a request through when even the worst that is in flight stays within the limit.
+    """Lets a request through if the limit holds even when everything in flight costs its worst.
 
     Args:
         spending: where replies are counted.
@@ -363,11 +360,11 @@ class Budget:
         self._counter = counter
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
         self._reserved: dict[str, Decimal] = {}
-        # Futures, for each belongs to the event loop of who waits: one budget may serve several in turn.
+        # Futures, for each belongs to an event loop of its own: one budget may serve several in turn.
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def reserve(self, digest: str, request: ChatRequest) -> None:
-        """Wait until the request fits beside what is in flight.
+        """Wait until the request fits next to those in flight.
 
         Raises:
             IncompleteError: it does not fit although nothing else is in flight.
@@ -375,106 +372,107 @@ class Budget:
         if self._max_cost is None:
             return
         worst = self._worst(request)
-        while self.spending.total + sum(self._reserved.values()) + worst > self._max_cost:
+        while not self.fits(worst):
             if not self._reserved:
-                raise self.refusal(worst)
+                raise self.limit_error(worst)
             freed = asyncio.get_running_loop().create_future()
             self._waiting.append(freed)
             await freed
         self._reserved[digest] = worst
 
     def require_room_again(self, digest: str) -> None:
-        """Return if a request that may have been paid fits once more; nobody waits within the client.
+        """Return if a request may be sent again after a lost response; the client does not wait for room.
 
         Raises:
-            NoRoomError: it does not at present, and has to be reserved anew.
+            NoRoomError: it does not fit at present, and has to be reserved anew.
         """
         if digest in self._reserved and not self.fits(Decimal(0)):
             raise NoRoomError
 
-    def line_broke(self, request: ChatRequest, times: int = 1) -> None:
-        """Count lines that broke on a request, each at its worst."""
+    def count_lost(self, request: ChatRequest, times: int = 1) -> None:
+        """Count lost responses to a request, each at its worst."""
         self.spending.possibly_billed += times
         self.spending.possible_cost += self._worst(request) * times
 
     def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
         """Count what an answered request cost."""
-        if not reply.prompt_tokens:  # no prompt has none
-            self.spending.untold += 1
-            answer_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
-            reply = replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=answer_tokens)
+        if not reply.prompt_tokens:  # no prompt is empty
+            self.spending.uncounted += 1
+            reply_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
+            reply = replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=reply_tokens)
         self.spending.add(reply, is_new=is_new)
 
-    def settle(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
-        """Put what a request really cost in the place of its worst.
+    def finish(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
+        """Replace what was reserved for a request by what its reply cost.
 
         Args:
             digest: of the request.
             request: the request itself.
-            reply: what came; None or `ERROR` where nothing was answered.
+            reply: None or `ERROR` if no response came.
         """
         if reply is not None and reply.answered:
             self.count(request, reply, is_new=True)
         self.release(digest)
 
     def worst_in_batch(self, request: ChatRequest) -> Decimal:
-        """Return what a request costs at most in a batch, in US dollars; 0 where there is no limit."""
+        """Return what a request costs at most in a batch, in US dollars; 0 without a limit."""
         return Decimal(0) if self._max_cost is None else self._worst(request) * BATCH_SHARE
 
     def require(self, request: ChatRequest) -> None:
-        """Return if one live request fits now.
-
-        Raises:
-            IncompleteError: it does not.
-        """
+        """Raise IncompleteError if one live request does not fit now."""
         worst = self._worst(request)
         if not self.fits(worst):
-            raise self.refusal(worst)
+            raise self.limit_error(worst)
 
     def fits(self, worst: Decimal) -> bool:
-        """Whether so much more stays within the limit, beside all that is held."""
+        """Whether so much more stays within the limit, next to all that is reserved."""
         if self._max_cost is None:
             return True
         return self.spending.total + sum(self._reserved.values()) + worst <= self._max_cost
 
     def hold(self, name: str, worst: Decimal) -> None:
-        """Reckon with so much until `release`; asked nobody whether it fits, for it may be paid already."""
+        """Reserve an amount until `release`, whether it fits or not: it may be paid already."""
         self._reserved[name] = worst
 
     def release(self, name: str) -> None:
-        """Give back what was held under a name; whoever waits looks again."""
+        """Free what was reserved under a name, and have all that wait for room look again."""
         self._reserved.pop(name, None)
         while self._waiting:
             freed = self._waiting.popleft()
             if not freed.done():
                 freed.set_result(None)
 
-    def _worst(self, request: ChatRequest) -> Decimal:
-        if self.spending.price is None:
-            return Decimal(0)
-        return self.spending.price.cost(Tokens(self._counter.at_most(request), 0, request.max_tokens))
-
-    def refusal(self, worst: Decimal) -> IncompleteError:
-        """Return the error of a request that does not fit."""
+    def limit_error(self, worst: Decimal) -> IncompleteError:
+        """Return the error for a request that does not fit."""
         return IncompleteError(
             f"the next request could cost ${worst:.4f}, and with ${self.spending.total:.4f} spent "
             f"the limit of ${self._max_cost:f} would be passed",
             where="endpoint.max_cost",
-            remedy="raise it and run the same command again; what was answered is kept and not paid twice",
+            remedy="raise it and run the same command again; replies are kept and not paid for twice",
         )
+
+    def _worst(self, request: ChatRequest) -> Decimal:
+        if self.spending.price is None:
+            return Decimal(0)
+        return self.spending.price.cost(Tokens(self._counter.at_most(request), 0, request.max_tokens))
 
 
 def budget_of(endpoint: EndpointConfig) -> Budget:
     """Return what counts the replies of an endpoint and keeps them within `max_cost`.
 
     Raises:
-        ConfigError: there is a limit, and nobody told the price.
+        ConfigError: there is a limit, and the price is unknown.
     """
     price = price_of(endpoint)
     if price is None and endpoint.max_cost is not None:
         raise ConfigError(
-            f"nobody told what {endpoint.model} costs, so max_cost cannot be kept",
+            f"the price of {endpoint.model} is unknown, so max_cost cannot be kept",
             where="endpoint.max_cost",
             remedy="write its price under endpoint.price, in US dollars per million tokens, or drop max_cost",
         )
     return Budget(Spending(price), TokenCounter(endpoint.model), endpoint.max_cost)
+
+
+def unlimited_budget() -> Budget:
+    """Return a budget that counts tokens roughly, without a price and without a limit."""
+    return Budget(Spending(None), TokenCounter(""), None)

@@ -1,4 +1,4 @@
-"""Config -> endpoint, journal, bill: what every stage needs that asks a model at an address."""
+"""Config -> endpoint and journal: what every stage needs that uses a model behind an address."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError, InputError
 from psychocounsel.llm.cost import Spending
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import run_to_end
+from psychocounsel.llm.runner import run_in_loop
 from psychocounsel.llm.structured_output import (
     Capabilities,
     Endpoint,
-    Replies,
+    OutputMode,
     StructuredOutputModel,
     enforces_schemas,
 )
@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 
 
 class PreflightModel:
-    """An endpoint whose list of models is read before it is asked for the first time."""
+    """Reads the endpoint's list of models before its first request."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._turn = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._is_checked = False
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """The fingerprint of the endpoint."""
+        """The endpoint's fingerprint."""
         return self._endpoint.fingerprint
 
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
@@ -57,16 +57,16 @@ class PreflightModel:
         return await self._endpoint.listed_models()
 
     def body(self, request: ChatRequest) -> bytes:
-        """Return what is sent for a request."""
+        """Return what is sent for a request, live or in a batch."""
         return self._endpoint.body(request)
 
     async def aclose(self) -> None:
-        """Close the connections of the present event loop."""
+        """Close the connections of the current event loop."""
         await self._endpoint.aclose()
-        self._turn = asyncio.Lock()  # the next event loop is another one
+        self._checking = asyncio.Lock()  # the next event loop is a different one
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        """Ask, once it is known that the model is there.
+        """Return the reply of a model that the endpoint lists.
 
         Raises:
             EndpointError: the endpoint does not list the model, or lists it as shut down.
@@ -77,23 +77,18 @@ class PreflightModel:
     async def check(self) -> None:
         """Read the list once; errors as those of `generate`."""
         if not self._is_checked:
-            async with self._turn:
-                if not self._is_checked:
-                    await self._check()
-
-    async def _check(self) -> None:
-        end = await end_of_life(self._endpoint)
-        if end is not None:
-            log.warning(f"the model {self.fingerprint['model']} will be shut down on {end}; choose a successor before")
-        self._is_checked = True
+            async with self._checking:
+                if not self._is_checked and (end := await end_of_life(self._endpoint)) is not None:
+                    log.warning(f"the model {self.fingerprint['model']} will be shut down on {end}; choose a successor")
+                self._is_checked = True
 
 
 async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date | None:
-    """Return the day to come on which an endpoint's model ends; None where its list names no day.
+    """Return the future day on which an endpoint's model is shut down; None if its list names no day.
 
     Args:
         endpoint: a model behind an address.
-        may_be_absent: whether the model may come to be listed before it is asked.
+        may_be_absent: whether the model may be loaded later.
 
     Raises:
         EndpointError: the endpoint does not list the model, or lists it as shut down.
@@ -107,16 +102,16 @@ async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date |
         raise EndpointError(
             f"the model {model!r} was shut down on {end}",
             where=base_url,
-            remedy=f"put a successor into endpoint.model; here are {_some_names(listed)}",
+            remedy=f"set endpoint.model to a successor, one of {_some_names(listed)}",
         )
     return end
 
 
 def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) -> date | None:
-    """Return the day on which a list of models ends one of them; None where it names no day.
+    """Return the day on which a model is shut down; None if the list names no day.
 
     Raises:
-        EndpointError: the list does not name the model; an empty list names none and refuses none.
+        EndpointError: the list has models, but not this one.
     """
     names = {str(each.get("id")): each for each in listed}
     entry = names.get(model, names.get(f"{model}:latest"))
@@ -124,12 +119,12 @@ def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) 
         raise EndpointError(
             f"there is no model {model!r} here: unknown, or retired",
             where=base_url,
-            remedy=f"put one that is there into endpoint.model: {_some_names(listed)}",
+            remedy=f"set endpoint.model to one of {_some_names(listed)}",
         )
-    return _end_told(entry or {})
+    return _shutdown_date(entry or {})
 
 
-def _end_told(entry: Mapping[str, Any]) -> date | None:
+def _shutdown_date(entry: Mapping[str, Any]) -> date | None:
     ends = (_day(entry.get(key)) for key in _END_KEYS)
     return next((end for end in ends if end is not None), None)
 
@@ -146,7 +141,7 @@ def _day(value: object) -> date | None:
 
 
 def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
-    ends = {str(each.get("id")): _end_told(each) for each in listed}
+    ends = {str(each.get("id")): _shutdown_date(each) for each in listed}
     names = sorted(name for name, end in ends.items() if end is None or not _is_past(end))
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more or "none"
@@ -157,18 +152,18 @@ CAPABILITIES_FILE = "journal/capabilities.json"
 
 
 def endpoint_settings(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
-    """Return what shapes an endpoint's replies: the address is the one that is really asked."""
+    """Return the settings of an endpoint that shape its replies, with the address that is really used."""
     base_url = resolved_base_url(endpoint)
     require_reachable(base_url, store.offline)
     return {**endpoint.fingerprint(), "base_url": base_url}
 
 
 def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]) -> None:
-    """Refuse to show restricted client text to a model that is not on this machine.
+    """Refuse to send restricted client text to a model that is not on this machine.
 
     Args:
-        endpoints: whoever would read the text; None for one that needs no endpoint.
-        data_classes: by source of speeches, what it is declared to be.
+        endpoints: of the models that read the text; None for one that needs no endpoint.
+        data_classes: the declared `data_class` by source of speeches.
 
     Raises:
         ConfigError: naming the source, the address and the remedy.
@@ -188,11 +183,11 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
     """Check key and address of every endpoint before anything long or paid begins.
 
     Args:
-        endpoints: by whose they are; None is always usable.
+        endpoints: by owner, for the message; None is always usable.
         store: says whether the run is offline.
 
     Raises:
-        ConfigError: a key is missing, or an address cannot be used; every fault of every endpoint.
+        ConfigError: a key is missing, or an address cannot be used; lists every fault.
     """
     faults: list[str] = []
     for whose, endpoint in endpoints.items():
@@ -206,10 +201,9 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
 
 
 def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> None:
-    """Look for models in what their servers list, where others are asked and paid before them.
+    """Check that servers list the models that are needed later, before anything is paid.
 
-    A server that lists nothing, or is not there yet, is asked when its turn comes; one on this machine may
-    load the model until then.
+    A server that lists nothing or does not answer yet passes, and one on this machine may load the model later.
 
     Raises:
         EndpointError: a server does not list the model, or lists it as shut down.
@@ -218,57 +212,55 @@ def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> 
     async def look() -> None:
         models = [_checked(each, store) for each in endpoints if each is not None]
         try:
-            await asyncio.gather(*(end_of_life(each, _may_load(each)) for each in models))
+            await asyncio.gather(
+                *(end_of_life(each, is_on_this_machine(each.fingerprint["base_url"])) for each in models)
+            )
         finally:
             await asyncio.gather(*(model.aclose() for model in models))
 
-    run_to_end(look())
-
-
-def _may_load(model: PreflightModel) -> bool:
-    return is_on_this_machine(model.fingerprint["base_url"])
+    run_in_loop(look())
 
 
 def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
-    """Return the model behind an endpoint, known by name only."""
+    """Return the model behind an endpoint without a connection."""
     return UnconnectedModel(endpoint_fingerprint(endpoint))
 
 
 @contextmanager
 def planned_journal(store: Store) -> Generator[Journal]:
-    """Yield the store's journal to read in; where there is none yet, an empty one that leaves no trace."""
-    with TemporaryDirectory() as nowhere:
+    """Yield the store's journal for reading; if there is none yet, an empty temporary one."""
+    with TemporaryDirectory() as folder:
         path = store.root / JOURNAL_FILE
-        with Journal(path if path.exists() else Path(nowhere) / path.name) as journal:
+        with Journal(path if path.exists() else Path(folder) / path.name) as journal:
             yield journal
 
 
 def open_journal(store: Store) -> Journal:
-    """Return the journal of paid replies, one per store."""
+    """Return the store's journal of replies."""
     return Journal(store.root / JOURNAL_FILE)
 
 
 def existing_journal(store: Store) -> Journal:
-    """Return the journal of a store in which something was asked.
+    """Return the store's journal of replies.
 
     Raises:
-        InputError: nothing was.
+        InputError: there is none.
     """
     path = store.root / JOURNAL_FILE
     if not path.is_file():
         raise InputError(
-            "no reply was ever kept here",
+            "there is no journal of replies",
             where=str(path),
-            remedy="name the store of a run that asked an endpoint",
+            remedy="give the store of a run that used an endpoint",
         )
     return Journal(path)
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:
-    """Return the model behind an endpoint: checked before its first call, held to a schema as it can be."""
-    pinned = None if endpoint.response_format == "auto" else Replies(endpoint.response_format)
+    """Return the model behind an endpoint, with preflight checks and structured output."""
+    pinned = None if endpoint.response_format == "auto" else OutputMode(endpoint.response_format)
     if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
-        pinned = Replies.JSON_SCHEMA
+        pinned = OutputMode.JSON_SCHEMA
     return StructuredOutputModel(_checked(endpoint, store), Capabilities(store.root / CAPABILITIES_FILE), pinned)
 
 
@@ -279,8 +271,8 @@ def _checked(endpoint: EndpointConfig, store: Store) -> PreflightModel:
 
 
 def log_spending(spending: Spending | None, whose: str) -> dict[str, Any]:
-    """Tell what replies cost and return it for `metrics.json`; empty where nobody counted."""
-    if spending is None or not spending.told:
+    """Log what replies cost and return it for `metrics.json`; empty if nothing was spent."""
+    if spending is None or not spending.summary:
         return {}
-    log.info(f"spent on {whose}: {spending.told}")
+    log.info(f"spent on {whose}: {spending.summary}")
     return {"spend": spending.as_dict()}

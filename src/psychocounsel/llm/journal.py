@@ -1,9 +1,8 @@
-"""ChatReply -> SQLite: every reply that was paid for, durable before anybody uses it.
+"""The journal: every reply that was paid for, in SQLite, durable before it is used.
 
 One row per reply, keyed by the request's digest and the number of the attempt. Write-ahead log with
-`synchronous=FULL`: `record` returns when the reply has reached the disk, so a crash costs at most what was
-still in flight. Each row carries a checksum; a damaged row is skipped and counted, never believed, and its
-request is simply owed again.
+`synchronous=FULL`: a method that records returns once its rows are on disk. Each row has a checksum; a damaged row
+is skipped and counted, and its request is pending again.
 """
 
 import codecs
@@ -12,9 +11,8 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,7 +24,7 @@ from psychocounsel.llm.types import ChatReply
 from psychocounsel.store.files import write_faults
 from psychocounsel.types import ReplyStatus
 
-CREATE = """
+_CREATE_REPLIES = """
 CREATE TABLE IF NOT EXISTS replies (
     digest TEXT NOT NULL,
     attempt INTEGER NOT NULL,
@@ -44,17 +42,14 @@ CREATE TABLE IF NOT EXISTS replies (
     PRIMARY KEY (digest, attempt)
 )
 """
-FROM_VERSION_1 = "ALTER TABLE replies ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0"
-FROM_VERSION_2 = "ALTER TABLE replies ADD COLUMN batched INTEGER NOT NULL DEFAULT 0"
-ADD_CHOICES = "ALTER TABLE replies ADD COLUMN choices BLOB"
-CREATE_READINGS = """
+_CREATE_READINGS = """
 CREATE TABLE IF NOT EXISTS readings (
     reader TEXT NOT NULL,
     digest TEXT NOT NULL,
     PRIMARY KEY (reader, digest)
 ) WITHOUT ROWID
 """
-CREATE_BROKEN_LINES = """
+_CREATE_LOST_RESPONSES = """
 CREATE TABLE IF NOT EXISTS lost_responses (
     digest TEXT NOT NULL,
     created_at TEXT NOT NULL,
@@ -62,38 +57,38 @@ CREATE TABLE IF NOT EXISTS lost_responses (
     PRIMARY KEY (digest, created_at)
 ) WITHOUT ROWID
 """
-SELECT_BROKEN_LINES = "SELECT digest, created_at, checksum FROM lost_responses ORDER BY digest, created_at"
-INSERT_BROKEN_LINE = "INSERT OR IGNORE INTO lost_responses VALUES (?, ?, ?)"
-SETTLED = """
+_ADDED_COLUMNS = {
+    "cached_tokens": "INTEGER NOT NULL DEFAULT 0",
+    "batched": "INTEGER NOT NULL DEFAULT 0",
+    "choices": "BLOB",
+}
+"""What journals of earlier versions lack."""
+
+_SELECT_LOST = "SELECT digest, created_at, checksum FROM lost_responses ORDER BY digest, created_at"
+_INSERT_LOST = "INSERT OR IGNORE INTO lost_responses VALUES (?, ?, ?)"
+_SELECT_ACCEPTED = """
 SELECT readings.digest FROM readings WHERE reader = ? AND EXISTS
     (SELECT 1 FROM replies WHERE replies.digest = readings.digest)
 """
-COLUMNS = """
+_COLUMNS = """
 digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, created_at, cached_tokens,
-batched, choices
+batched, choices, checksum
 """
-NEXT_ATTEMPT = "SELECT COALESCE(MAX(attempt) + 1, 0) FROM replies WHERE digest = ?"
-NEXT_ATTEMPTS = "SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({}) GROUP BY digest"
-ROWS_AT_ONCE = 70
-INSERT_SEVERAL = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES "  # noqa: S608
-INSERT = f"INSERT INTO replies ({COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-SELECT = f"SELECT {COLUMNS}, checksum FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
-DIGESTS_AT_ONCE = 200
-SELECT_SEVERAL = f"""
-SELECT {COLUMNS}, checksum FROM replies WHERE digest IN ({", ".join("?" * DIGESTS_AT_ONCE)})
+_ROW_MARKS = f"({', '.join('?' * 13)})"
+_ROWS_AT_ONCE = 70
+_DIGESTS_AT_ONCE = 200
+_INSERT = f"INSERT INTO replies ({_COLUMNS}) VALUES "  # noqa: S608
+_SELECT_AT = f"SELECT {_COLUMNS} FROM replies WHERE rowid = ?"  # noqa: S608
+_SELECT_ONE = f"SELECT {_COLUMNS} FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
+_SELECT_SEVERAL = f"""
+SELECT {_COLUMNS} FROM replies WHERE digest IN ({", ".join("?" * _DIGESTS_AT_ONCE)})
 ORDER BY attempt
 """  # noqa: S608
-SELECT_PLACES = "SELECT rowid FROM replies ORDER BY digest, attempt"
-SELECT_AT = f"SELECT {COLUMNS}, checksum FROM replies WHERE rowid = ?"  # noqa: S608
-DELETE = "DELETE FROM replies WHERE digest = ? AND attempt = ?"
-COUNTS = """
-SELECT status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY status
-"""
 
 JournalTuple: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int, bytes | None]
 
 
-def as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> JournalTuple:
+def _as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> JournalTuple:
     """Return a reply as it is written, without its checksum."""
     # Bytes, for SQLite refuses text with lone surrogates, and a paid reply is kept whatever it holds.
     return (
@@ -112,8 +107,7 @@ def as_row(digest: str, attempt: int, reply: ChatReply, created_at: str) -> Jour
     )
 
 
-def as_reply(row: JournalTuple) -> ChatReply:
-    """Return the reply of a row."""
+def _as_reply(row: JournalTuple) -> ChatReply:
     return ChatReply(
         status=ReplyStatus(row[2]),
         text=row[3].decode("utf-8", "surrogatepass"),
@@ -127,23 +121,21 @@ def as_reply(row: JournalTuple) -> ChatReply:
     )
 
 
-def checksum(row: JournalTuple) -> bytes:
-    """Return the SHA-256 (32 bytes) that a row is written with."""
-    # Rows of formats 1 and 2 were shorter, and their checksums stay as they are.
-    told = row if row[11] is not None else row[:11] if row[10] else row[:10] if row[9] else row[:9]
-    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).digest()
+def _row_checksum(row: JournalTuple) -> bytes:
+    # Rows of formats 1 and 2 were shorter, and their checksums stay valid.
+    covered = row if row[11] is not None else row[:11] if row[10] else row[:10] if row[9] else row[:9]
+    return _sha256(covered)
 
 
-def is_sound(values: tuple[object, ...]) -> bool:
-    """Tell whether a row as it is read, its checksum last, is what was written."""
+def _is_intact(values: tuple[object, ...]) -> bool:
+    """Whether a row as it is read, its checksum last, is what was written."""
     row = cast("JournalTuple", values[:-1])
-    # What a checksum leaves out is nought, and nothing else that is false.
-    return type(row[9]) is int and type(row[10]) is int and checksum(row) == values[-1]
+    # What a checksum leaves out is the integer 0, and no other false value.
+    return type(row[9]) is int and type(row[10]) is int and _row_checksum(row) == values[-1]
 
 
-def line_checksum(digest: str, created_at: str) -> bytes:
-    """Return the SHA-256 (32 bytes) that a broken line is written with."""
-    return hashlib.sha256(repr((digest, created_at)).encode("utf-8", "backslashreplace")).digest()
+def _sha256(values: tuple[object, ...]) -> bytes:
+    return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).digest()
 
 
 _SCHEMA_VERSION = 3
@@ -159,7 +151,7 @@ class Entry(NamedTuple):
 
 
 class JournalRow(NamedTuple):
-    """A kept reply: to which request, the how-manieth, and when (ISO 8601, UTC)."""
+    """A kept reply: the digest of its request, the number of the attempt, and the time (ISO 8601, UTC)."""
 
     digest: str
     attempt: int
@@ -168,34 +160,23 @@ class JournalRow(NamedTuple):
 
 
 class DamagedRow(NamedTuple):
-    """In the place of a reply that does not fit its checksum; the digest is as it is read."""
+    """In the place of a reply that does not fit its checksum; the digest may be damaged, too."""
 
     digest: str
 
 
 class LostResponse(NamedTuple):
-    """A request was sent and no answer came, though it may be charged; when (ISO 8601, UTC)."""
+    """A request was sent and no response came: it is possibly billed; when (ISO 8601, UTC)."""
 
     digest: str
     created_at: str
 
 
-@dataclass(frozen=True)
-class JournalSummary:
-    """How many replies are kept, for how many distinct requests, and what they cost in tokens."""
-
-    replies: int
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    by_status: Mapping[str, int] = field(default_factory=dict[str, int])
-
-
 class Journal:
-    """The journal file at `path` (made with mode 0600); use it as a context manager.
+    """The journal file at `path` (created with mode 0600); use it as a context manager.
 
-    Calls may come from several threads: they take turns at one connection. Several processes may share the
-    file: SQLite makes their commits take turns.
+    Several threads may call it: a lock guards the one connection. Several processes may share the file: SQLite
+    serialises their commits.
 
     Raises:
         StoreError: the file is no journal, is damaged, or is held by another run.
@@ -205,13 +186,13 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damaged_rows = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         with self._explained():
             _make_private(path)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )
-        # A flipped byte must not end in a decoding error: the row's checksum tells.
+        # A flipped byte must not end in a decoding error: the checksum finds it.
         self._connection.text_factory = _lenient_text
         try:
             self._prepare()
@@ -231,175 +212,150 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file; whatever was recorded is already on disk."""
-        with self._turn, self._explained():
+        """Close the file; everything recorded is on disk already."""
+        with self._lock, self._explained():
             self._connection.close()
 
     def replies(self, digest: str) -> list[ChatReply]:
         """Return the intact replies to the request with this digest, oldest attempt first."""
-        with self._turn, self._explained():
-            rows = self._connection.execute(SELECT, (digest,)).fetchall()
-        intact = [row[:-1] for row in rows if is_sound(row)]
+        with self._lock, self._explained():
+            rows = self._connection.execute(_SELECT_ONE, (digest,)).fetchall()
+        intact = [row[:-1] for row in rows if _is_intact(row)]
         self.damaged_rows += len(rows) - len(intact)
-        return [as_reply(row) for row in intact]
+        return [_as_reply(row) for row in intact]
 
     def replies_to(self, digests: Iterable[str]) -> Iterator[list[ChatReply]]:
         """Yield what `replies` returns for each digest, in their order; many are read at once."""
         remaining = iter(digests)
-        while several := list(islice(remaining, DIGESTS_AT_ONCE)):
+        while several := list(islice(remaining, _DIGESTS_AT_ONCE)):
             kept = {digest: list[ChatReply]() for digest in several}
-            filled = (*several, *[None] * (DIGESTS_AT_ONCE - len(several)))
-            with self._turn, self._explained():
-                rows = self._connection.execute(SELECT_SEVERAL, filled).fetchall()
+            filled = (*several, *[None] * (_DIGESTS_AT_ONCE - len(several)))
+            with self._lock, self._explained():
+                rows = self._connection.execute(_SELECT_SEVERAL, filled).fetchall()
             for values in rows:
-                if is_sound(values):
-                    kept[values[0]].append(as_reply(values[:-1]))
+                if _is_intact(values):
+                    kept[values[0]].append(_as_reply(values[:-1]))
                 else:
                     self.damaged_rows += 1
             yield from (kept[digest] for digest in several)
 
     def record(self, digest: str, reply: ChatReply) -> None:
-        """Keep one reply; it is on disk when this returns."""
+        """Keep one reply."""
         self.record_many([Entry(digest, reply)])
 
     def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
-        """Keep several replies in one commit: all are on disk when this returns, or none is.
+        """Keep several replies in one commit, and return those that were kept.
 
         Args:
             entries: the replies.
-            claim: asked for each digest within that commit; a reply that it declines is not kept.
-
-        Returns:
-            Those that were kept.
+            claim: called with the connection and each digest within that commit; where it returns False, the
+                reply is not kept.
 
         Raises:
-            ValueError: an `ERROR` reply is among them; nothing was answered, so there is nothing to keep.
+            ValueError: an `ERROR` reply is among them; it holds no response to keep.
         """
         kept = list(entries)
         if not all(entry.reply.answered for entry in kept):
-            raise ValueError("a reply that was never answered is not journalled")
+            raise ValueError("an ERROR reply holds no response to keep")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._turn, self._explained(), self._transaction():
+        with self._lock, self._explained(), self._transaction():
             if claim is not None:
                 kept = [entry for entry in kept if claim(self._connection, entry.digest)]
-            for start in range(0, len(kept), ROWS_AT_ONCE):
-                self._insert(kept[start : start + ROWS_AT_ONCE], created_at)
+            for start in range(0, len(kept), _ROWS_AT_ONCE):
+                self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
         return kept
 
     def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
-        """Insert with two statements: each gives the interpreter away, and a busy event loop takes it."""
-        attempts = self._next_attempts({digest for digest, _ in entries})
+        # Two statements for all rows: each statement releases the GIL, and a busy event loop takes it.
+        digests = tuple({digest for digest, _ in entries})
+        query = f"SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({', '.join('?' * len(digests))}) GROUP BY digest"  # noqa: E501, S608
+        attempts = dict.fromkeys(digests, 0) | dict(self._connection.execute(query, digests).fetchall())
         values: list[object] = []
         for digest, reply in entries:
-            row = as_row(digest, attempts[digest], reply, created_at)
+            row = _as_row(digest, attempts[digest], reply, created_at)
             attempts[digest] += 1
-            values += (*row, checksum(row))
-        marks = f"({', '.join('?' * (len(values) // len(entries)))})"
-        self._connection.execute(INSERT_SEVERAL + ", ".join([marks] * len(entries)), values)
-
-    def _next_attempts(self, digests: Set[str]) -> dict[str, int]:
-        query = NEXT_ATTEMPTS.format(", ".join("?" * len(digests)))
-        known = self._connection.execute(query, tuple(digests)).fetchall()
-        return dict.fromkeys(digests, 0) | dict(known)
+            values += (*row, _row_checksum(row))
+        self._connection.execute(_INSERT + ", ".join([_ROW_MARKS] * len(entries)), values)
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
-        """Yield the connection, for tables beside the replies: all that is done there is kept, or nothing."""
-        with self._turn, self._explained(), self._transaction():
+        """Yield the connection, for tables of other modules; commit all that is done there, or nothing."""
+        with self._lock, self._explained(), self._transaction():
             yield self._connection
 
     def accepted(self, reader: str) -> set[str]:
-        """Return the digests of all requests that have a reply which this reader once accepted.
+        """Return the digests of all requests that have a reply which this reader accepted.
 
         Args:
-            reader: names the rule by which replies are accepted; another rule, another name.
+            reader: names the rule by which replies are accepted; a different rule has a different name.
         """
-        with self._turn, self._explained():
-            return {digest for (digest,) in self._connection.execute(SETTLED, (reader,))}
+        with self._lock, self._explained():
+            return {digest for (digest,) in self._connection.execute(_SELECT_ACCEPTED, (reader,))}
 
     def mark_accepted(self, reader: str, digests: Iterable[str]) -> None:
-        """Remember that a reader accepted a reply to each of these requests."""
-        with self._turn, self._explained(), self._transaction():
+        """Note that a reader accepted a reply to each of these requests."""
+        with self._lock, self._explained(), self._transaction():
             self._connection.executemany(
                 "INSERT OR IGNORE INTO readings VALUES (?, ?)", ((reader, digest) for digest in digests)
             )
 
     def rows(self) -> Iterator[JournalRow | DamagedRow]:
-        """Yield every reply, sound or damaged, by request and attempt."""
-        with self._turn, self._explained():
-            places = self._connection.execute(SELECT_PLACES).fetchall()
+        """Yield every reply, intact or damaged, ordered by request and attempt."""
+        with self._lock, self._explained():
+            places = self._connection.execute("SELECT rowid FROM replies ORDER BY digest, attempt").fetchall()
         for place in places:
-            # A turn for each: whoever takes the rows may stop half-way, and close the journal.
-            with self._turn, self._explained():
-                values = self._connection.execute(SELECT_AT, place).fetchone()
-            if values is None:  # an import mended it meanwhile, in another place
+            # A lock for each: the caller may stop half-way, and close the journal.
+            with self._lock, self._explained():
+                values = self._connection.execute(_SELECT_AT, place).fetchone()
+            if values is None:  # an import replaced it meanwhile
                 continue
-            if is_sound(values):
-                yield JournalRow(values[0], values[1], as_reply(values[:-1]), values[8])
+            if _is_intact(values):
+                yield JournalRow(values[0], values[1], _as_reply(values[:-1]), values[8])
             else:
                 yield DamagedRow(values[0])
 
-    def record_broken_line(self, digest: str) -> None:
-        """Keep that a request was sent and no answer came; it is on disk when this returns."""
-        self.record_broken_lines([digest])
-
-    def record_broken_lines(self, digests: Iterable[str]) -> None:
-        """Keep the broken lines of several requests in one commit: all are on disk when this returns."""
+    def record_lost_responses(self, digests: Iterable[str]) -> None:
+        """Keep, in one commit, that each of these requests was sent and no response came."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        lines = [LostResponse(digest, now) for digest in digests]
-        with self._turn, self._explained(), self._transaction():
-            self._connection.executemany(INSERT_BROKEN_LINE, [(*line, line_checksum(*line)) for line in lines])
+        with self._lock, self._explained(), self._transaction():
+            rows = [(digest, now, _sha256((digest, now))) for digest in digests]
+            self._connection.executemany(_INSERT_LOST, rows)
 
     def lost_responses(self) -> list[LostResponse | None]:
-        """Return every broken line, by request and time; None in the place of a damaged one."""
-        with self._turn, self._explained():
-            rows = self._connection.execute(SELECT_BROKEN_LINES).fetchall()
-        told = [(LostResponse(*row[:2]), row[2]) for row in rows]
-        return [line if line_checksum(*line) == told_checksum else None for line, told_checksum in told]
+        """Return every lost response, ordered by request and time; None in the place of a damaged one."""
+        with self._lock, self._explained():
+            rows = self._connection.execute(_SELECT_LOST).fetchall()
+        return [LostResponse(*row[:2]) if _sha256(row[:2]) == row[2] else None for row in rows]
 
     def merge(self, rows: Iterable[JournalRow | LostResponse]) -> int:
         """Take over what another journal kept, each once; return how many were new.
 
-        A reply is known by its request, its text and the time at which it was kept. A damaged one that agrees
-        in its attempt, and in text or time, gives way to it.
+        Two replies are the same if request, text and time agree. A damaged one gives way to a reply that agrees
+        in request and attempt, and in text or time.
         """
-        with self._turn, self._explained(), self._transaction():
+        with self._lock, self._explained(), self._transaction():
             return sum(
                 self._merge_lost(each) if isinstance(each, LostResponse) else self._merge_reply(each) for each in rows
             )
 
-    def _merge_lost(self, line: LostResponse) -> bool:
-        return bool(self._connection.execute(INSERT_BROKEN_LINE, (*line, line_checksum(*line))).rowcount)
+    def _merge_lost(self, lost: LostResponse) -> bool:
+        return bool(self._connection.execute(_INSERT_LOST, (*lost, _sha256(tuple(lost)))).rowcount)
 
     def _merge_reply(self, offered: JournalRow) -> bool:
-        row = as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
-        attempt = None
-        for kept in self._connection.execute(SELECT, (offered.digest,)).fetchall():
-            is_intact = is_sound(kept)
-            same_text, same_time = kept[3] == row[3], kept[8] == row[8]
-            if is_intact and same_text and same_time:
-                return False
-            if not is_intact and kept[1] == offered.attempt and (same_text or same_time):
+        row = _as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
+        kept = self._connection.execute(_SELECT_ONE, (offered.digest,)).fetchall()
+        attempt = max((each[1] for each in kept), default=-1) + 1
+        for each in kept:
+            same_text, same_time = each[3] == row[3], each[8] == row[8]
+            if _is_intact(each):
+                if same_text and same_time:
+                    return False
+            elif each[1] == offered.attempt and (same_text or same_time):
                 attempt = offered.attempt
-        if attempt is None:
-            (attempt,) = self._connection.execute(NEXT_ATTEMPT, (offered.digest,)).fetchone()
         row = (row[0], attempt, *row[2:])
-        self._connection.execute(DELETE, row[:2])
-        self._connection.execute(INSERT, (*row, checksum(row)))
+        self._connection.execute("DELETE FROM replies WHERE digest = ? AND attempt = ?", row[:2])
+        self._connection.execute(_INSERT + _ROW_MARKS, (*row, _row_checksum(row)))
         return True
-
-    def summary(self) -> JournalSummary:
-        """Return the counts of everything kept, damaged rows included."""
-        with self._turn, self._explained():
-            counts = self._connection.execute(COUNTS).fetchall()
-            (requests,) = self._connection.execute("SELECT COUNT(DISTINCT digest) FROM replies").fetchone()
-        return JournalSummary(
-            replies=sum(row[1] for row in counts),
-            requests=requests,
-            prompt_tokens=sum(row[2] for row in counts),
-            completion_tokens=sum(row[3] for row in counts),
-            by_status={row[0]: row[1] for row in counts},
-        )
 
     def _prepare(self) -> None:
         with self._explained():
@@ -409,25 +365,24 @@ class Journal:
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
                 if version > _SCHEMA_VERSION:
                     raise StoreError(
-                        f"this journal has format {version}, known here is {_SCHEMA_VERSION}",
+                        f"this journal has format {version}, and the newest known format is {_SCHEMA_VERSION}",
                         where=str(self.path),
                         remedy="use the newer version of psychocounsel that wrote it",
                     )
-                if version == 1:
-                    self._connection.execute(FROM_VERSION_1)
-                if version in (1, 2):
-                    self._connection.execute(FROM_VERSION_2)
-                self._connection.execute(CREATE)
-                self._add_choices()
-                self._connection.execute(CREATE_READINGS)
-                # Older programs read the replies as before, so this table raises no version.
-                self._connection.execute(CREATE_BROKEN_LINES)
+                for statement in (_CREATE_REPLIES, _CREATE_READINGS, _CREATE_LOST_RESPONSES):
+                    self._connection.execute(statement)
+                self._migrate()
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
-    def _add_choices(self) -> None:
-        columns = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
-        if "choices" not in columns:
-            self._connection.execute(ADD_CHOICES)
+    def _migrate(self) -> None:
+        """Bring the tables of an earlier version up to date."""
+        known = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
+        for name, kind in _ADDED_COLUMNS.items():
+            if name not in known:
+                self._connection.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
+        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'broken_lines'").fetchone():
+            self._connection.execute("INSERT OR IGNORE INTO lost_responses SELECT * FROM broken_lines")
+            self._connection.execute("DROP TABLE broken_lines")
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -447,27 +402,27 @@ class Journal:
         except sqlite3.ProgrammingError:
             raise
         except (sqlite3.DatabaseError, OSError) as fault:
-            raise self._told(fault) from fault
+            raise self._as_error(fault) from fault
 
-    def _told(self, fault: Exception) -> StoreError | IncompleteError:
+    def _as_error(self, fault: Exception) -> StoreError | IncompleteError:
         name = getattr(fault, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            what, remedy = "another run holds this journal", "let it end, then run the same command again"
+            what, remedy = "another run holds this journal", "wait for it to end, then run the same command again"
         elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             return IncompleteError(
-                f"the disk is full or fails ({fault}); every reply that was acknowledged is safe",
+                f"the disk is full or fails ({fault}); every reply that was recorded is safe",
                 where=str(self.path),
                 remedy="free some space, then run the same command again",
             )
         elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":
-            what = f"this is no journal of replies, or a damaged one ({fault})"
+            what = f"this is not a journal of replies, or it is damaged ({fault})"
             remedy = (
-                f"set it and its -wal file aside (say, as {self.path.name}.damaged), or put a copy back; "
-                "replies that are only in there will be asked and paid for again"
+                f"move it and its -wal file away (to {self.path.name}.damaged, say), or restore a copy; "
+                "requests whose replies are lost are sent and paid for again"
             )
         else:
             what = f"the journal of replies cannot be used ({fault})"
-            remedy = "check that its folder exists and that you may write there"
+            remedy = "check that its folder exists and is writable"
         return StoreError(what, where=str(self.path), remedy=remedy)
 
 
@@ -488,27 +443,27 @@ _COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
 
 
 def write_rows(rows: Iterable[JournalRow | LostResponse], path: Path) -> int:
-    """Write one reply or broken line per line, replacing the file as a whole; return how many.
+    """Write one reply or lost response per line, replacing the file as a whole; return how many.
 
     Raises:
-        IncompleteError: the disk is full or refuses; the file is as it was.
+        IncompleteError: the disk is full or fails; the file is unchanged.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     count = 0
     with write_faults(path):
         with unfinished.open("w", encoding="utf-8") as file:
             for count, row in enumerate(rows, start=1):  # noqa: B007
-                # ASCII alone: a paid reply may hold a lone surrogate, which no file can.
+                # ASCII only: a paid reply may hold a lone surrogate, which no file can.
                 file.write(json.dumps(_as_line(row)) + "\n")
         unfinished.replace(path)
     return count
 
 
 def read_rows(path: Path) -> Iterator[JournalRow | LostResponse]:
-    """Yield the replies and broken lines of a file that `write_rows` wrote.
+    """Yield the replies and lost responses of a file that `write_rows` wrote.
 
     Raises:
-        InputError: a line that is no reply, or does not fit its checksum; names it.
+        InputError: a line is not a reply, or does not fit its checksum; names the line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -539,63 +494,49 @@ def _as_line(row: JournalRow | LostResponse) -> dict[str, Any]:
 
 def _checksum(row: JournalRow | LostResponse) -> str:
     if isinstance(row, LostResponse):
-        return line_checksum(*row).hex()
-    return checksum(as_row(row.digest, row.attempt, row.reply, row.created_at)).hex()
+        return _sha256(tuple(row)).hex()
+    return _row_checksum(_as_row(row.digest, row.attempt, row.reply, row.created_at)).hex()
 
 
 def _from_line(line: bytes, where: str) -> JournalRow | LostResponse:
-    told = ""
+    written = ""
     try:
         values = json.loads(line)
-        row = _broken_line(values) if "lost_response" in values else _row(values)
-        told = values.get("checksum", "")  # files of older versions have none
-    except (ValueError, KeyError, TypeError, RecursionError):
+        # Files of earlier versions call it a broken line.
+        is_lost = values.get("lost_response", values.get("broken_line"))
+        row = _as_lost_response(values) if is_lost is True else _as_journal_row(values)
+        written = values.get("checksum", "")  # files of earlier versions have none
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         row = None
     if row is None or (isinstance(row, JournalRow) and not row.reply.answered):
         raise InputError(
-            "this is no reply of a journal",
+            "this is not a reply of a journal",
             where=where,
             remedy="give a file that `psychocounsel journal export` wrote",
         )
-    if told and told != _checksum(row):
+    if written and written != _checksum(row):
         raise InputError(
-            "this reply does not fit its checksum: somebody changed it, or the file is damaged",
+            "this reply does not fit its checksum: it was changed, or the file is damaged",
             where=where,
-            remedy="export it again, or take the line out; the others can be imported",
+            remedy="export it again, or remove the line; the others can be imported",
         )
     return row
 
 
-def _broken_line(values: Mapping[str, Any]) -> LostResponse | None:
-    told = values["digest"], values["created_at"]
-    is_one = all(isinstance(each, str) for each in told) and values["lost_response"] is True
-    return LostResponse(*told) if is_one else None
+def _as_lost_response(values: Mapping[str, Any]) -> LostResponse | None:
+    lost = values["digest"], values["created_at"]
+    return LostResponse(*lost) if all(isinstance(each, str) for each in lost) else None
 
 
-def _row(values: Mapping[str, Any]) -> JournalRow | None:
-    digest, status, text, model, reason, created_at = (values[name] for name in _TEXTS)
-    attempt, prompt_tokens, completion_tokens, cached_tokens = (values[name] for name in _COUNTS)
-    choices = values.get("choices", "")
-    texts = (digest, status, text, model, reason, created_at, choices)
-    counts = (attempt, prompt_tokens, completion_tokens, cached_tokens)
-    if not all(isinstance(each, str) for each in texts) or not all(_is_count(each) for each in counts):
+def _as_journal_row(values: Mapping[str, Any]) -> JournalRow | None:
+    digest, status, text, model, reason, created_at = texts = [values[name] for name in _TEXTS]
+    attempt, prompt_tokens, completion_tokens, cached_tokens = counts = [values[name] for name in _COUNTS]
+    choices, batched = values.get("choices", ""), values.get("batched", False)  # earlier versions wrote neither
+    if not all(isinstance(each, str) for each in (*texts, choices)) or not isinstance(batched, bool):
         return None
-    if not isinstance(values.get("batched", False), bool):
+    if not all(type(each) is int and 0 <= each <= _MOST_COUNTED for each in counts):
         return None
-    batched = values.get("batched", False)  # files of older versions do not say
     reply = ChatReply(
-        ReplyStatus(status),
-        text,
-        model,
-        prompt_tokens,
-        completion_tokens,
-        reason,
-        cached_tokens,
-        batched,
-        choices,
+        ReplyStatus(status), text, model, prompt_tokens, completion_tokens, reason, cached_tokens, batched, choices
     )
     return JournalRow(digest, attempt, reply, created_at)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MOST_COUNTED

@@ -1,190 +1,92 @@
-"""Replies and their headers -> when the next request may go, and how many may be in flight.
+"""When a request may be sent, and sent again: limits per minute, requests in flight, retries.
 
-All requests to one endpoint share a pace. Budgets per minute, ours and those that the server's headers
-tell, are spent evenly, so that none is exceeded in a burst. The number in flight starts small and grows with
-every reply, fourfold by the round, and from the first reply on by the clock: where replies take seconds it is
-soon there, and requests sent evenly come back evenly. Once the server asks for less it halves, and grows by a
-few with every round. It also shrinks when this process falls behind: a reply that waits unread is paid but
-not yet safe.
+`ON_STATUS` says what each HTTP status means, for live requests and for batches.
 """
 
 import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import Enum, auto
 
 _MINUTE_SECONDS = 60.0
 _FIRST_WINDOW = 64.0
-_GROWTH_BEFORE_PUSH_BACK = 3.0
-_GROWTH_PER_LOOK = 8.0
+_GROWTH_BEFORE_SLOWDOWN = 3.0
+_GROWTH_PER_TICK = 8.0
 _GROWTH_PER_ROUND = 8.0
 _SHRINK_EVERY_SECONDS = 1.0
-_LOOK_EVERY_SECONDS = 0.02
-_LONGEST_LAG_SECONDS = 0.03
+_TICK_SECONDS = 0.02
+_MAX_LAG_SECONDS = 0.03
 _LAG_SHRINK = 0.9
 _CHARS_PER_TOKEN = 4
-_MOST_DIGITS = 15
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class RateLimiter:
-    """The common pace of one endpoint in one event loop.
+class OnStatus(Enum):
+    """What the client does about an HTTP error status."""
+
+    RETRY = auto()
+    """Send this request again after its own back-off."""
+    SLOW_DOWN = auto()
+    """As RETRY; all requests to the endpoint wait as well, and half as many are in flight."""
+    SLOW_DOWN_FREE = auto()
+    """As SLOW_DOWN, and not counted as one of the request's tries: the server has not looked at it."""
+    REFUSE_REQUEST = auto()
+    """The endpoint does not accept this request; it may accept others."""
+    REFUSE_ALL = auto()
+    """The endpoint would refuse every request: end the run."""
+
+
+ON_STATUS = {
+    400: OnStatus.REFUSE_REQUEST,
+    401: OnStatus.REFUSE_ALL,  # the key is not accepted
+    402: OnStatus.REFUSE_ALL,  # the quota is used up
+    403: OnStatus.REFUSE_ALL,  # the key may not use the model
+    404: OnStatus.REFUSE_ALL,  # no such model, or no such path
+    408: OnStatus.RETRY,
+    409: OnStatus.RETRY,
+    413: OnStatus.REFUSE_REQUEST,
+    422: OnStatus.REFUSE_REQUEST,
+    425: OnStatus.RETRY,
+    429: OnStatus.SLOW_DOWN_FREE,
+    500: OnStatus.RETRY,
+    502: OnStatus.RETRY,
+    503: OnStatus.SLOW_DOWN,
+    504: OnStatus.RETRY,
+    529: OnStatus.SLOW_DOWN,  # "overloaded", as some providers say
+}
+RETRIED = (OnStatus.RETRY, OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE)
+_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+
+
+def quota_is_used_up(status: int, codes: Set[str]) -> bool:
+    """Whether the key has used up what it may spend, which no wait mends.
 
     Args:
-        concurrency: requests in flight at most.
-        requests_per_minute: our own budget; None leaves it to the server's headers.
-        tokens_per_minute: likewise, prompt and reply together.
+        status: the HTTP status.
+        codes: the names that the server gives to the error.
     """
-
-    def __init__(
-        self, concurrency: int, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._most = float(concurrency)
-        self._window = min(_FIRST_WINDOW, self._most)
-        self._in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._own_requests, self._own_tokens = requests_per_minute, tokens_per_minute
-        self._request_limit = float(requests_per_minute or 0)
-        self._token_limit = float(tokens_per_minute or 0)
-        self._tokens_per_request = 0.0
-        self._next_at_seconds = 0.0
-        self._shrunk_at_seconds = 0.0
-        self._was_answered = False
-        self._was_pushed_back = False
-        self._watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, self._loop.time())
-
-    @property
-    def window(self) -> int:
-        """How many requests may be in flight at present."""
-        return int(self._window)
-
-    def enter_at_once(self) -> bool:
-        """Take a place among those in flight if one is free; `leave` gives it back."""
-        if self._in_flight >= self.window:
-            return False
-        self._in_flight += 1
-        return True
-
-    async def enter(self) -> None:
-        """Wait for a place among those in flight; `leave` gives it back."""
-        if self.enter_at_once():
-            return
-        place = self._loop.create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        """Give a place back; those who wait longest come first."""
-        self._in_flight -= 1
-        self._admit()
-
-    def turn_at_seconds(self, body_chars: int) -> float:
-        """Take the next turn within the budgets, and return when it is by the event loop's clock."""
-        interval = 0.0
-        if self._request_limit:
-            interval = _MINUTE_SECONDS / self._request_limit
-        if self._token_limit:
-            tokens = self._tokens_per_request or body_chars / _CHARS_PER_TOKEN
-            interval = max(interval, tokens * _MINUTE_SECONDS / self._token_limit)
-        turn = max(self._loop.time(), self._next_at_seconds)
-        self._next_at_seconds = turn + interval
-        return turn
-
-    def answered(self, headers: Mapping[str, str], tokens: int) -> None:
-        """Learn from a reply what it cost and which limits its headers tell; there is room for one more."""
-        before = self._tokens_per_request
-        self._tokens_per_request = 0.9 * before + 0.1 * tokens if before else float(tokens)
-        self.learn(headers)
-        self._was_answered = True
-        grown = _GROWTH_PER_ROUND / self._window if self._was_pushed_back else _GROWTH_BEFORE_PUSH_BACK
-        self._grow(min(grown, _GROWTH_BEFORE_PUSH_BACK))
-
-    def learn(self, headers: Mapping[str, str]) -> None:
-        """Read the rate-limit headers of any answer (lower-case names); ones that cannot be read are none."""
-        if told := _whole(headers.get("x-ratelimit-limit-requests")):
-            self._request_limit = float(min(told, self._own_requests or told))
-        if told := _whole(headers.get("x-ratelimit-limit-tokens")):
-            self._token_limit = float(min(told, self._own_tokens or told))
-        for name, limit in (("requests", self._request_limit), ("tokens", self._token_limit)):
-            if _whole(headers.get(f"x-ratelimit-remaining-{name}")) == 0:
-                reset_seconds = duration_seconds(headers.get(f"x-ratelimit-reset-{name}", "")) or 0.0
-                # With a known limit the reset is that of the whole budget; one request's share comes sooner.
-                wait_seconds = min(reset_seconds, _MINUTE_SECONDS / limit) if limit else reset_seconds
-                later = self._loop.time() + min(wait_seconds, _MINUTE_SECONDS)
-                self._next_at_seconds = max(self._next_at_seconds, later)
-
-    def pushed_back(self) -> None:
-        """Halve what may be in flight: the server asks for less. A burst of refusals counts as one."""
-        now = self._loop.time()
-        self._was_pushed_back = True
-        if now - self._shrunk_at_seconds >= _SHRINK_EVERY_SECONDS:
-            self._shrunk_at_seconds = now
-            self._window = max(1.0, self._window / 2)
-
-    def close(self) -> None:
-        """Stop watching; the event loop is about to end."""
-        self._watch.cancel()
-
-    def _grow(self, by: float) -> None:
-        if self._window < self._most:
-            self._window = min(self._most, self._window + by)
-            self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self._in_flight < self.window:
-            place = self._waiting.popleft()
-            if not place.done():
-                self._in_flight += 1
-                place.set_result(None)
-
-    def _look(self, last_at_seconds: float) -> None:
-        now = self._loop.time()
-        if now - last_at_seconds - _LOOK_EVERY_SECONDS > _LONGEST_LAG_SECONDS:
-            # No smaller than it began, unless the server made it so.
-            least = min(_FIRST_WINDOW, self._window)
-            self._window = max(least, self._window * _LAG_SHRINK)
-        elif self._waiting and self._was_answered and not self._was_pushed_back:
-            self._grow(_GROWTH_PER_LOOK)
-        self._watch = self._loop.call_later(_LOOK_EVERY_SECONDS, self._look, now)
+    return status == 402 or not codes.isdisjoint(_QUOTA_CODES)
 
 
-def duration_seconds(told: str) -> float | None:
-    """Return the seconds of a duration such as `1m30.5s`, `120ms` or `7`; None for anything else."""
-    parts = _DURATION.findall(told)
-    if parts and "".join(number + unit for number, unit in parts) == told:
-        return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
-    return float(told) if re.fullmatch(r"\d+(\.\d+)?", told) else None
-
-
-def _whole(told: str | None) -> int | None:
-    if told is None or not told.isascii() or not told.isdigit():
-        return None
-    # Python turns only so many digits into a number, and such a limit is none.
-    return int(told) if len(told) <= _MOST_DIGITS else None
-
-
-_MOST_DOUBLINGS = 64
+def on_status(status: int, codes: Set[str]) -> OnStatus:
+    """Return what to do about an HTTP error; arguments as those of `quota_is_used_up`."""
+    return OnStatus.REFUSE_ALL if quota_is_used_up(status, codes) else ON_STATUS.get(status, OnStatus.REFUSE_ALL)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a request is tried again after a fault that may pass.
+    """How often and how long a request is tried again.
 
     Args:
         max_tries: requests sent at most, the first included.
-        first_wait_seconds: the wait after the first fault; it doubles with every further one.
-        longest_wait_seconds: where the doubling ends.
+        first_wait_seconds: the wait after the first failed try; it doubles with every further one.
+        longest_wait_seconds: the longest such wait.
         deadline_factor: all tries and waits together take at most this multiple of one try's time limit.
     """
 
@@ -194,17 +96,16 @@ class RetryPolicy:
     deadline_factor: float = 3.0
 
     def wait_seconds(self, tries: int, key: str) -> float:
-        """Return between one half and the whole of the back-off after `tries` faults in a row.
+        """Return the back-off after so many failed tries, shortened by up to one half.
 
-        `key` names the request; it decides where in that range the wait falls.
+        `key` names the request; its hash decides by how much.
         """
-        doublings = min(tries - 1, _MOST_DOUBLINGS)
-        whole = min(self.first_wait_seconds * 2**doublings, self.longest_wait_seconds)
-        return whole * (0.5 + 0.5 * _draw(f"{key}/{tries}"))
+        longest = min(self.first_wait_seconds * 2 ** (tries - 1), self.longest_wait_seconds)
+        return longest * (0.5 + 0.5 * _jitter(f"{key}/{tries}"))
 
     def spread_seconds(self, key: str) -> float:
-        """Return up to `first_wait_seconds` by which a request lets others go first after a common pause."""
-        return self.first_wait_seconds * _draw(key)
+        """Return up to `first_wait_seconds` by which a request waits longer than others after a common pause."""
+        return self.first_wait_seconds * _jitter(key)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
@@ -215,19 +116,156 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
-    asked = headers.get("retry-after", "")
-    seconds = _number(asked)
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
     if seconds is not None:
         return seconds
     try:
-        moment = parsedate_to_datetime(asked)
+        moment = parsedate_to_datetime(value)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
     except (ValueError, OverflowError, TypeError, LookupError):  # the parser meets odd dates with any of them
         return None
 
 
-def _draw(key: str) -> float:
+def duration_seconds(text: str) -> float | None:
+    """Return the seconds of a duration such as `1m30.5s`, `120ms` or `7`; None for anything else."""
+    parts = _DURATION.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return _number(text)
+
+
+class RateLimiter:
+    """Shared by all requests to one endpoint in one event loop.
+
+    Limits per minute, ours and those in the server's headers, are spent evenly, never in a burst. The window,
+    which is the number of requests in flight, starts small and grows with every reply, fourfold by the round,
+    and from the first reply on by the clock. When the server asks for less the window halves, and then grows
+    by a few with every round. It also shrinks when this process falls behind: a reply that waits unread is
+    paid for but not yet safe.
+
+    Args:
+        concurrency: requests in flight at most.
+        requests_per_minute: our own limit; None leaves it to the server's headers.
+        tokens_per_minute: likewise, prompt and reply together.
+    """
+
+    def __init__(
+        self, concurrency: int, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._concurrency = float(concurrency)
+        self._window = min(_FIRST_WINDOW, self._concurrency)
+        self._in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._own_requests, self._own_tokens = requests_per_minute, tokens_per_minute
+        self._request_limit = float(requests_per_minute or 0)
+        self._token_limit = float(tokens_per_minute or 0)
+        self._tokens_per_request = 0.0
+        self._next_slot = 0.0
+        self._shrunk_at = 0.0
+        self._had_reply = False
+        self._was_slowed = False
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick, self._loop.time())
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight at present."""
+        return int(self._window)
+
+    def acquire_at_once(self) -> bool:
+        """Join the requests in flight if there is room now; `release` leaves them again."""
+        if self._in_flight >= self.window:
+            return False
+        self._in_flight += 1
+        return True
+
+    async def acquire(self) -> None:
+        """Wait until there is room among the requests in flight; `release` makes room again."""
+        if self.acquire_at_once():
+            return
+        room = self._loop.create_future()
+        self._waiting.append(room)
+        try:
+            await room
+        except asyncio.CancelledError:
+            if room.done() and not room.cancelled():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Make room for another request; those that wait longest come first."""
+        self._in_flight -= 1
+        self._admit()
+
+    def next_slot(self, body_chars: int) -> float:
+        """Take the next moment within the limits per minute, and return it by the event loop's clock."""
+        interval = _MINUTE_SECONDS / self._request_limit if self._request_limit else 0.0
+        if self._token_limit:
+            tokens = self._tokens_per_request or body_chars / _CHARS_PER_TOKEN
+            interval = max(interval, tokens * _MINUTE_SECONDS / self._token_limit)
+        slot = max(self._loop.time(), self._next_slot)
+        self._next_slot = slot + interval
+        return slot
+
+    def on_reply(self, headers: Mapping[str, str], tokens: int) -> None:
+        """Learn from a reply how many tokens a request takes and which limits there are; widen the window."""
+        before = self._tokens_per_request
+        self._tokens_per_request = 0.9 * before + 0.1 * tokens if before else float(tokens)
+        self.read_headers(headers)
+        self._had_reply = True
+        growth = _GROWTH_PER_ROUND / self._window if self._was_slowed else _GROWTH_BEFORE_SLOWDOWN
+        self._grow(min(growth, _GROWTH_BEFORE_SLOWDOWN))
+
+    def read_headers(self, headers: Mapping[str, str]) -> None:
+        """Read the rate-limit headers of any response (lower-case names); what cannot be read is left out."""
+        if limit := _number(headers.get("x-ratelimit-limit-requests", "")):
+            self._request_limit = min(limit, self._own_requests or limit)
+        if limit := _number(headers.get("x-ratelimit-limit-tokens", "")):
+            self._token_limit = min(limit, self._own_tokens or limit)
+        for name, limit in (("requests", self._request_limit), ("tokens", self._token_limit)):
+            if _number(headers.get(f"x-ratelimit-remaining-{name}", "")) == 0:
+                reset_seconds = duration_seconds(headers.get(f"x-ratelimit-reset-{name}", "")) or 0.0
+                # With a known limit the reset is that of the whole minute; one request's share comes sooner.
+                wait_seconds = min(reset_seconds, _MINUTE_SECONDS / limit) if limit else reset_seconds
+                self._next_slot = max(self._next_slot, self._loop.time() + min(wait_seconds, _MINUTE_SECONDS))
+
+    def slow_down(self) -> None:
+        """Halve the window: the server asks for less. A burst of refusals counts as one."""
+        self._was_slowed = True
+        if self._loop.time() - self._shrunk_at >= _SHRINK_EVERY_SECONDS:
+            self._shrunk_at = self._loop.time()
+            self._window = max(1.0, self._window / 2)
+
+    def close(self) -> None:
+        """Stop the timer; the event loop is about to end."""
+        self._timer.cancel()
+
+    def _grow(self, by: float) -> None:
+        if self._window < self._concurrency:
+            self._window = min(self._concurrency, self._window + by)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._in_flight < self.window:
+            room = self._waiting.popleft()
+            if not room.done():
+                self._in_flight += 1
+                room.set_result(None)
+
+    def _tick(self, last_tick: float) -> None:
+        now = self._loop.time()
+        if now - last_tick - _TICK_SECONDS > _MAX_LAG_SECONDS:
+            # No smaller than it began, unless the server made it so.
+            self._window = max(min(_FIRST_WINDOW, self._window), self._window * _LAG_SHRINK)
+        elif self._waiting and self._had_reply and not self._was_slowed:
+            self._grow(_GROWTH_PER_TICK)
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick, now)
+
+
+def _jitter(key: str) -> float:
+    """Return a number from 0 to 1 that depends on the key alone."""
     return hashlib.sha256(key.encode()).digest()[0] / 255
 
 

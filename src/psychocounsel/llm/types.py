@@ -1,7 +1,4 @@
-"""Messages -> ChatReply: the one shape in which every model is asked, whoever stands behind it.
-
-Crafts receive a `ChatModel`; only stages connect one, so a fake in a test needs no patching.
-"""
+"""Requests, replies and the protocol of chat models; where their endpoints are, and the keys to them."""
 
 import hashlib
 import ipaddress
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _DIGEST_FORMAT = "chat-request-1"
-_MOST_FORMS = 16
+_SHARED_PARTS = 16
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -41,14 +38,20 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """Everything that shapes a reply, except the model that gives it.
+    """Everything that shapes a reply, except the model.
 
-    `response_schema` is a JSON schema that the reply must fit (its key order counts: it is the order in
-    which a model writes), and does not change once a request holds it; `json_mode` asks for any JSON object
-    where there is no schema. `sample_index` tells repeated draws of one prompt apart. A temperature or top_p
-    of None is not sent. `top_logprobs` asks for so many alternatives of every token with their
-    log-probabilities. A request with `questions` goes to the decisions endpoint, and the reply's text is the
-    JSON list of their answers.
+    Args:
+        messages: at least one.
+        temperature: None is not sent.
+        top_p: None is not sent.
+        max_tokens: of the reply.
+        response_schema: a JSON schema that the reply must fit. Models write keys in the schema's order. Do not
+            change it afterwards: its JSON is cached.
+        schema_name: sent with the schema.
+        sample_index: distinguishes repeated samples of one prompt.
+        json_mode: request any JSON object; without a schema only.
+        top_logprobs: how many alternatives of every token to return with their log-probabilities.
+        questions: makes it a request to the decisions endpoint; the reply is the JSON list of answers.
     """
 
     messages: tuple[Message, ...]
@@ -64,33 +67,33 @@ class ChatRequest:
 
     def __post_init__(self) -> None:
         if not self.messages:
-            raise ValueError("a request has at least one message")
+            raise ValueError("a request needs at least one message")
         if self.max_tokens < 1 or self.sample_index < 0:
-            raise ValueError("max_tokens is positive, sample_index not negative")
+            raise ValueError("max_tokens must be positive, sample_index not negative")
 
     def digest(self, fingerprint: Mapping[str, str]) -> str:
         """Return the SHA-256 (64 hexadecimal digits) under which replies to this request are journalled.
 
         Args:
-            fingerprint: the model's own part, `ChatModel.fingerprint`.
+            fingerprint: `ChatModel.fingerprint`.
         """
-        # SHA-256 over one JSON list, written piece by piece: a million requests share all but their item.
-        hashed = _begun(tuple(sorted(fingerprint.items())), self.messages[0]).copy()
-        others = "".join(f",{_turn(each)}" for each in self.messages[1:])
-        drawing = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
-        form = f"[{_quoted(self.schema_name)},{schema_json(self.response_schema)}]"
+        # Over one JSON list, written piece by piece: a million requests share all but their item.
+        hashed = _shared_start(tuple(sorted(fingerprint.items())), self.messages[0]).copy()
+        others = "".join(f",{_message_json(each)}" for each in self.messages[1:])
+        sampling = f"[{_exactly(self.temperature)},{_exactly(self.top_p)},{self.max_tokens}]"
+        schema = f"[{_quoted(self.schema_name)},{schema_json(self.response_schema)}]"
         more: list[JSON] = ["json_mode"] if self.json_mode else []
         if self.top_logprobs:
             more.append(f"top_logprobs {self.top_logprobs}")
         if self.questions:
             more.append(["questions", self.questions])
         rest = f",{_ENCODER.encode(more)[1:]}" if more else "]"
-        hashed.update(f"{others}],{drawing},{form},{self.sample_index}{rest}".encode("ascii"))
+        hashed.update(f"{others}],{sampling},{schema},{self.sample_index}{rest}".encode("ascii"))
         return hashed.hexdigest()
 
 
-class _Same:
-    """A schema that is known by being the same object; comparing what it holds would take longer."""
+class _SchemaKey:
+    """A cache key that compares a schema by identity; comparing contents would take longer."""
 
     __slots__ = ("schema",)
 
@@ -101,25 +104,25 @@ class _Same:
         return id(self.schema)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.schema is other.schema
+        return isinstance(other, _SchemaKey) and self.schema is other.schema
 
 
 def schema_json(schema: Mapping[str, JSON] | None) -> str:
-    """Return a schema as ASCII JSON without spaces; one that many requests share is written once."""
-    return _schema_json(_Same(schema))
+    """Return a schema as compact ASCII JSON, cached for schemas that many requests share."""
+    return _schema_json(_SchemaKey(schema))
 
 
-@lru_cache(maxsize=_MOST_FORMS)
-def _schema_json(known: _Same) -> str:
-    return _ENCODER.encode(known.schema)
+@lru_cache(maxsize=_SHARED_PARTS)
+def _schema_json(key: _SchemaKey) -> str:
+    return _ENCODER.encode(key.schema)
 
 
-@lru_cache(maxsize=_MOST_FORMS)
-def _begun(fingerprint: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
-    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(fingerprint)},[{_turn(first)}'.encode("ascii"))
+@lru_cache(maxsize=_SHARED_PARTS)
+def _shared_start(fingerprint: tuple[tuple[str, str], ...], first: Message) -> "_Hash":
+    return hashlib.sha256(f'["{_DIGEST_FORMAT}",{_ENCODER.encode(fingerprint)},[{_message_json(first)}'.encode("ascii"))
 
 
-def _turn(message: Message) -> str:
+def _message_json(message: Message) -> str:
     return f"[{_quoted(message.role)},{_quoted(message.content)}]"
 
 
@@ -127,7 +130,7 @@ def _exactly(number: float | None) -> str:
     if number is None:
         return "null"
     if not isfinite(number):
-        raise ValueError("temperature and top_p are finite numbers")
+        raise ValueError("temperature and top_p must be finite")
     return repr(float(number))
 
 
@@ -135,12 +138,17 @@ def _exactly(number: float | None) -> str:
 class ChatReply:
     """What came back, or why nothing did.
 
-    `VALID` says that the text is there and finished, not that it says what was asked for: that is the
-    parser's business. A refusal, a filtered or a cut reply keeps the text that came. `ERROR` means that
-    nothing was answered after bounded retries. `model` is the name that the reply itself gives;
-    `cached_tokens` are those of the prompt that the provider read from its prefix cache; `batched` says that
-    it was paid at the price of a batch. `choices` tells what else could have stood where the text has numbers
-    (`llm.token_choices`); empty where the server told none.
+    Args:
+        status: VALID means that the text is complete, not that it can be parsed. ERROR means that no response
+            came after bounded retries.
+        text: also of a refused, filtered or cut reply, as far as it came.
+        model: the name that the reply itself gives.
+        prompt_tokens: as the server reports them; 0 if it does not.
+        completion_tokens: likewise.
+        reason: why the status is not VALID.
+        cached_tokens: those of the prompt that the provider read from its prefix cache.
+        batched: whether it is paid at the price of a batch.
+        choices: alternatives of the numbers in the text (`replies.kept_choices`); empty without logprobs.
     """
 
     status: ReplyStatus
@@ -155,15 +163,15 @@ class ChatReply:
 
     @property
     def answered(self) -> bool:
-        """True when the server answered, and the reply may therefore have been paid for."""
+        """Whether a response came, which is paid for."""
         return self.status is not ReplyStatus.ERROR
 
 
 class RefusedRequestError(EndpointError):
-    """A request that the endpoint does not take.
+    """A request that the endpoint does not accept.
 
-    Where it took others, the fault is this one's; where it took none yet, it would refuse them all alike,
-    unless what it says is about this one only (`concerns_item`: it is too long).
+    If it accepted others, the fault is this request's. If it accepted none yet, it would refuse all of them,
+    unless its message is about this one (`concerns_item`: it is too long).
     """
 
     def __init__(self, what: str, *, where: str, remedy: str, concerns_item: bool = False) -> None:
@@ -200,7 +208,7 @@ class ChatModel(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """The resolved `model` and `base_url` (or their like): part of every request's digest."""
+        """The resolved `model` and `base_url`: part of every request's digest."""
         ...
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
@@ -210,8 +218,8 @@ class ChatModel(Protocol):
             RunCancelledError: the context was cancelled before the request was sent, or sent again.
             EndpointError: the endpoint refuses for a reason that a retry does not mend (a wrong key, an
                 unknown model, an exhausted quota). The message never holds the key.
-            RefusedRequestError: the endpoint does not take this request, which says nothing of others.
-            IncompleteError: nothing listens at the address; told before the first reply only.
+            RefusedRequestError: the endpoint does not accept this request; it may accept others.
+            IncompleteError: nothing listens at the address, and nothing has answered yet.
         """
         ...
 
@@ -221,7 +229,7 @@ class Closable(Protocol):
     """A chat model that holds connections; `run_requests` closes it before its event loop ends."""
 
     async def aclose(self) -> None:
-        """Close what is open; the next `generate` opens it anew, in whatever loop it runs."""
+        """Close what is open; the next `generate` opens it again, in its own event loop."""
         ...
 
 
@@ -238,27 +246,27 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            "base_url is no web address",
+            "base_url is not an http(s) address",
             where="endpoint.base_url",
             remedy=f"write it out, as in {DEFAULT_BASE_URL}",
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError(
-            "base_url holds more than an address, perhaps a secret",
+            "base_url holds credentials, a query or a fragment",
             where="endpoint.base_url",
-            remedy=f"leave only scheme, host and path; the key belongs into {endpoint.api_key_env}",
+            remedy=f"keep only scheme, host and path; the key belongs into {endpoint.api_key_env}",
         )
     return url.rstrip("/")
 
 
 def endpoint_fingerprint(endpoint: EndpointConfig) -> dict[str, str]:
-    """Return what identifies the model behind an endpoint in every request's digest."""
+    """Return the fingerprint of the model behind an endpoint."""
     pinned = {} if endpoint.response_format == "auto" else {"replies": endpoint.response_format}
     return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
 
 
 def is_on_this_machine(base_url: str) -> bool:
-    """Whether an address stays on this machine, whatever a name server would say."""
+    """Whether an address is on this machine, without a DNS lookup."""
     host = urlsplit(base_url).hostname or ""
     if host == "localhost":
         return True
@@ -269,11 +277,7 @@ def is_on_this_machine(base_url: str) -> bool:
 
 
 def require_reachable(base_url: str, offline: bool) -> None:
-    """Refuse an address beyond this machine to an offline run.
-
-    Raises:
-        ConfigError: with the remedy.
-    """
+    """Raise ConfigError if the run is offline and the address is not on this machine."""
     if offline and not is_on_this_machine(base_url):
         raise ConfigError(
             f"offline, but the endpoint {base_url} is not on this machine",
@@ -284,18 +288,18 @@ def require_reachable(base_url: str, offline: bool) -> None:
 
 @dataclass(frozen=True)
 class UnconnectedModel:
-    """A chat model that is planned but not connected: it names itself and answers nothing."""
+    """A chat model that has a fingerprint and no connection: for dry runs."""
 
     fingerprint: Mapping[str, str]
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        """Refuse: a plan sends nothing."""
+        """Raise: a dry run sends nothing."""
         del context
-        raise EndpointError(f"{self.fingerprint['model']} is not asked while planning ({request.schema_name})")
+        raise EndpointError(f"a dry run sends nothing to {self.fingerprint['model']} ({request.schema_name})")
 
 
 class LazyModel:
-    """A chat model that is loaded when it is first asked: where nothing is owed, never."""
+    """A chat model that is loaded at its first request: never, if nothing is pending."""
 
     def __init__(self, fingerprint: Mapping[str, str], load: Callable[[], ChatModel]) -> None:
         self.fingerprint = fingerprint
@@ -313,12 +317,18 @@ _DUMMY_KEY = "no-key-needed"
 
 
 def api_key(endpoint: EndpointConfig) -> str:
-    """Return the key of an endpoint; a server on this machine needs none.
+    """Return the API key of an endpoint; a server on this machine needs none.
 
     Raises:
-        ConfigError: the variable holds none, or something that cannot be one.
+        ConfigError: the environment variable is empty, or holds something that cannot be a key.
     """
     variable, base_url = endpoint.api_key_env, resolved_base_url(endpoint)
+    if not variable.isidentifier():
+        raise ConfigError(
+            "api_key_env is not the name of an environment variable (nor the place for the key itself)",
+            where="endpoint.api_key_env",
+            remedy="write the variable's name, as in OPENAI_API_KEY, and export the key under it",
+        )
     key = os.environ.get(variable, "").strip()
     if not key and is_on_this_machine(base_url):
         return _DUMMY_KEY

@@ -16,7 +16,7 @@ from psychocounsel.corpus.topic_model import plan_to_name_topics
 from psychocounsel.evaluation.winrate import sample_speeches
 from psychocounsel.judging.judge import ComparisonTask, ComparisonTasks
 from psychocounsel.judging.judges import plan_to_ask
-from psychocounsel.llm.batch.ledger import awaited_digests
+from psychocounsel.llm.batch.ledger import digests_in_batches
 from psychocounsel.llm.cost import Price, TokenCounter, Tokens, price_of
 from psychocounsel.llm.endpoints import planned_journal, planned_model
 from psychocounsel.llm.types import ChatRequest, endpoint_fingerprint, resolved_base_url
@@ -319,7 +319,7 @@ def _calls(
 def _not_awaited(requests: Sequence[ChatRequest], endpoint: EndpointConfig, store: Store) -> Sequence[ChatRequest]:
     """Return the requests that are not with the provider in batches already."""
     with planned_journal(store) as journal:
-        awaited = awaited_digests(journal)
+        awaited = digests_in_batches(journal)
     if not awaited:
         return requests
     identity = endpoint_fingerprint(endpoint)

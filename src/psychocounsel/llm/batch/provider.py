@@ -1,4 +1,4 @@
-"""Batch -> what its provider tells of it; what a provider is, and the way there."""
+"""What a provider of batches is, without the client behind it; the lines of batch files."""
 
 import json
 import logging
@@ -8,23 +8,38 @@ from typing import Any, NamedTuple, Protocol
 
 from psychocounsel.config.components import BatchConfig
 from psychocounsel.errors import IncompleteError
+from psychocounsel.llm.rate_limit import OnStatus, on_status
 from psychocounsel.llm.replies import UnreadableBodyError, mapping_of, read_completion
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import ReplyStatus
 
 log = logging.getLogger(__name__)
 
-FULL_QUEUE = "token_limit_exceeded"
+ENDPOINT = "/v1/chat/completions"
+QUEUE_IS_FULL = "token_limit_exceeded"
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
-_GIVEN_UP = frozenset({"failed", "cancelling", "cancelled"})
+_CONTENT_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
+_HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
+# Some readers take these for the end of a line; in JSON they can only be inside strings.
+_LINE_ENDS = {"\u2028": b"\\u2028", "\u2029": b"\\u2029", "\x85": b"\\u0085"}
+_LONGEST_QUOTE_CHARS = 200
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a provider tells of a batch; times in Unix seconds, `codes` and `faults` of its failure.
+    """A batch as the provider describes it.
 
-    `input_file` and `files`, of its output and its errors, are ids; an unknown one is left out.
+    Args:
+        id: its name at the provider.
+        status: `in_progress`, `completed`, `failed`, `expired`, `cancelling`, `cancelled`, ...
+        created_at: in Unix seconds; 0 if the provider does not say.
+        answered: requests that are done, failed ones included.
+        input_file: id of the file of requests; empty if unknown.
+        files: ids of the output and error files, as far as they exist.
+        metadata: what its shard gave it.
+        codes: error codes, if it failed.
+        faults: error messages, if it failed.
     """
 
     id: str
@@ -43,21 +58,20 @@ class Batch:
         return self.status in _OVER
 
     @property
-    def is_given_up(self) -> bool:
-        """Whether it ends, or has ended, before its work is done."""
-        return self.status in _GIVEN_UP
+    def rank(self) -> tuple[bool, bool, bool, int, float, str]:
+        """Sorts duplicates by how much they have brought, the best first."""
+        is_lost = self.status in ("failed", "cancelling", "cancelled")
+        # One without a time was created last.
+        age = (self.created_at or float("inf"), self.id)
+        return (is_lost, self.status == "expired", not self.is_over, -self.answered, *age)
 
-    def carries(self, metadata: Mapping[str, str]) -> bool:
-        """Whether all of this stands in its metadata."""
-        return metadata.items() <= self.metadata.items()
 
-
-class AwayError(IncompleteError):
-    """The provider did not answer, however often it was asked, or not as a provider of batches does."""
+class ProviderAwayError(IncompleteError):
+    """The provider did not answer, after all retries, or not as a provider of batches does."""
 
 
 class LostAnswerError(Exception):
-    """A batch may have been made, or not: no answer came."""
+    """No response came, so the batch may have been created or not."""
 
 
 class UnknownBatchError(Exception):
@@ -65,32 +79,32 @@ class UnknownBatchError(Exception):
 
 
 class Provider(Protocol):
-    """Where batches are done; errors as those of `OpenAIBatches`."""
+    """Where batches are done; errors are those of `OpenAIBatches`."""
 
     base_url: str
 
     async def require_batches(self) -> None:
-        """Return if there is a batch endpoint that takes our key."""
+        """Return if there is a batch endpoint that accepts our key."""
         ...
 
     async def newest(self, since: float) -> list[Batch]:
-        """Return the batches that were made after a time in Unix seconds."""
+        """Return the batches created after a time in Unix seconds."""
         ...
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Hand in a file of requests, which costs nothing yet; return its id."""
+        """Upload a file of requests, which costs nothing yet; return its id."""
         ...
 
     async def uploads(self, name: str) -> list[str]:
-        """Return the ids of lately uploaded files of this name."""
+        """Return the ids of recently uploaded files of this name."""
         ...
 
     async def delete(self, file_id: str) -> None:
-        """Delete a file; one that is not there is deleted already."""
+        """Delete a file, if it is there."""
         ...
 
-    async def create(self, file_id: str, metadata: Mapping[str, str]) -> Batch:
-        """Make a batch of a file."""
+    async def create(self, file_id: str, metadata: Mapping[str, str]) -> str:
+        """Create a batch from a file; return its id."""
         ...
 
     async def state(self, batch_id: str) -> Batch:
@@ -98,11 +112,11 @@ class Provider(Protocol):
         ...
 
     async def cancel(self, batch_id: str) -> None:
-        """Ask the provider to do no more of a batch."""
+        """Cancel a batch."""
         ...
 
     async def content(self, file_id: str) -> bytes:
-        """Return what a file holds."""
+        """Return the content of a file."""
         ...
 
     async def aclose(self) -> None:
@@ -118,9 +132,9 @@ class BatchTransport:
         connect: opens the provider; called within the event loop that uses it.
         body: what a live request would send.
         check: raises what is wrong with the model, before anything is submitted.
-        is_known: whether it is known how the server is asked; if not, one request goes live and finds out.
+        is_known: whether the server's output mode is known; if not, one request goes live to find it out.
         limits: of files, queue and polling.
-        tell: is told how far the batches are, now and then.
+        report: receives a line on how far the batches are, now and then.
     """
 
     connect: Callable[[], Provider]
@@ -128,29 +142,18 @@ class BatchTransport:
     check: Callable[[], Awaitable[None]]
     is_known: Callable[[], bool]
     limits: BatchConfig
-    tell: Callable[[str], None] = log.info
-
-
-ENDPOINT = "/v1/chat/completions"
-FILTERED = frozenset({"content_filter", "content_policy_violation"})
-
-_HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
-# What some readers take for the end of a line; in JSON these stand in strings only.
-_LINE_ENDS = {"\u2028": b"\\u2028", "\u2029": b"\\u2029", "\x85": b"\\u0085"}
-_NOT_TAKEN = frozenset({400, 413, 422})
-_REFUSES_ALL = frozenset({401, 402, 403, 404})
-_LONGEST_QUOTE_CHARS = 200
+    report: Callable[[str], None] = log.info
 
 
 class Outcome(NamedTuple):
-    """What a line of output says of one request.
+    """What a line of output says about one request.
 
     Attributes:
         digest: the request's.
-        reply: what was answered; None where nothing was.
-        reason: why nothing was.
-        is_refused: asked again, the request would be refused again.
-        refuses_all: so would every other.
+        reply: None if there is none.
+        reason: why there is none.
+        is_refused: the request would be refused again.
+        refuses_all: so would every other request.
     """
 
     digest: str
@@ -161,57 +164,59 @@ class Outcome(NamedTuple):
 
 
 def input_line(digest: str, body: bytes) -> bytes:
-    """Return the line of a request, whose body is what a live request sends."""
+    """Return the line of a request; `body` is what a live request sends."""
     for end, escaped in _LINE_ENDS.items():
         body = body.replace(end.encode(), escaped)
     return _HEAD % (digest.encode(), body)
 
 
 def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:
-    """Yield what each line of an output or error file says, in whatever order they stand; None if unreadable.
+    """Yield what each line of an output or error file says; None for a line that cannot be read.
 
     Args:
-        content: the file.
-        model: named by a reply that names none itself.
+        content: the file; its lines may stand in any order.
+        model: for replies that do not name theirs.
     """
     for line in content.split(b"\n"):
         if line.strip():
-            yield _outcome(line, model)
+            yield _read_line(line, model)
 
 
-def _outcome(line: bytes, model: str) -> Outcome | None:
+def _read_line(line: bytes, model: str) -> Outcome | None:
     try:
-        told = mapping_of(json.loads(line))
+        result = mapping_of(json.loads(line))
     except (ValueError, RecursionError):
         return None
-    digest = told.get("custom_id")
+    digest = result.get("custom_id")
     if not isinstance(digest, str):
         return None
-    response = mapping_of(told.get("response"))
+    response = mapping_of(result.get("response"))
     status = response.get("status_code")
     if status == 200:
-        return _answered(digest, response.get("body"))
-    error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(told.get("error"))
+        # As ASCII, for a lone surrogate in it has no UTF-8; the parser deals with it.
+        body = json.dumps(response.get("body")).encode()
+        try:
+            return Outcome(digest, replace(read_completion(body), batched=True))
+        except UnreadableBodyError as fault:
+            return Outcome(digest, None, f"unreadable answer: {fault}")
+    error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(result.get("error"))
     return _unanswered(digest, status if isinstance(status, int) else 0, error, model)
-
-
-def _answered(digest: str, body: object) -> Outcome:
-    # ASCII, for a lone surrogate in it is nothing that bytes can hold; the parser deals with it.
-    whole = json.dumps(body).encode()
-    try:
-        return Outcome(digest, replace(read_completion(whole), batched=True))
-    except UnreadableBodyError as fault:
-        return Outcome(digest, None, f"unreadable answer: {fault}")
 
 
 def _unanswered(digest: str, status: int, error: Mapping[str, Any], model: str) -> Outcome:
     codes = {str(error.get("code")), str(error.get("type"))}
-    if status == 400 and codes & FILTERED:
+    if status == 400 and codes & _CONTENT_FILTER_CODES:
         reason = "the provider filtered the prompt"
         return Outcome(digest, ChatReply(ReplyStatus.CONTENT_FILTER, "", model, 0, 0, reason, 0, True))
-    words = " ".join(str(error.get("message") or error.get("code") or "no reason is told").split())
-    said = words[:_LONGEST_QUOTE_CHARS]
+    message = " ".join(str(error.get("message") or error.get("code") or "no reason given").split())
+    message = message[:_LONGEST_QUOTE_CHARS]
     if not status:
-        return Outcome(digest, None, said)
-    reason = f"HTTP {status}: {said}"
-    return Outcome(digest, None, reason, status in _NOT_TAKEN, status in _REFUSES_ALL)
+        return Outcome(digest, None, message)
+    action = on_status(status, codes)
+    return Outcome(
+        digest,
+        None,
+        f"HTTP {status}: {message}",
+        is_refused=action is OnStatus.REFUSE_REQUEST,
+        refuses_all=action is OnStatus.REFUSE_ALL,
+    )

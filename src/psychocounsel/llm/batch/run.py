@@ -1,59 +1,320 @@
-"""Owed requests -> batches -> journalled replies: submit, watch, collect, and begin where a run was killed.
+"""Run requests in batches: submit, poll, collect, clean up, and resume where a run was killed.
 
-Whatever may be paid is written down first: a shard before its upload, and once more just before its batch is
-made. A run that finds it there afterwards looks through the provider's list before it submits anything again.
+Whatever may be paid is written down first: a shard before its upload, and again just before its batch is created. A
+run that finds such a shard looks through the provider's list before it submits anything.
 """
 
 import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import count
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import count, islice
 from typing import NamedTuple
 
-from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
-from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, awaited_digests
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted, PsychoCounselError, StoreError
+from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, digests_in_batches
 from psychocounsel.llm.batch.provider import (
-    FULL_QUEUE,
-    AwayError,
+    QUEUE_IS_FULL,
     Batch,
     BatchTransport,
     LostAnswerError,
     Outcome,
+    Provider,
+    ProviderAwayError,
     UnknownBatchError,
+    input_line,
+    read_output,
 )
-from psychocounsel.llm.batch.shards import (
-    BatchReader,
-    Draft,
-    Drafts,
-    Items,
-    Tidying,
-    require_readable,
-    require_taken,
-    tidy_alone,
-)
-from psychocounsel.llm.cost import TokenCounter
-from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import (
-    RunPolicy,
-    ignore_new_reply,
-    ignore_outcome,
-    ignore_progress,
-    run_requests,
-    run_to_end,
-)
-from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest
+from psychocounsel.llm.cancel import RunCancelledError
+from psychocounsel.llm.cost import TokenCounter, unlimited_budget
+from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
+from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
+from psychocounsel.types import ReplyStatus
 
 _POLL_GROWTH = 1.5
-_STOP_EVERY_SECONDS = 0.2
 _CLOCK_SLACK_SECONDS = 86_400.0
 """By how much the provider's clock may be behind ours."""
 _MOST_LOST_POLLS = 30
 _MOST_ORDERS = 3
-_TELL_EVERY_SECONDS = 30.0
-_AGAIN = "run the same command again: it picks them up, and pays for none twice"
+_REPORT_EVERY_SECONDS = 30.0
+_BYTES_PER_MB = 1_000_000
+_LINES_PER_COMMIT = 1_000
+_RESUME = "run the same command again: it picks them up, and pays for none twice"
+
+
+def run_in_batches(
+    transport: BatchTransport,
+    model: ChatModel,
+    requests: Sequence[ChatRequest],
+    journal: Journal,
+    policy: RunPolicy,
+) -> list[ChatReply]:
+    """Return what `run_requests` would: one reply per request, journalled before it is used.
+
+    A request without an accepted reply goes into a further batch, `max_attempts` in all; so does one that a batch
+    left unanswered, which ends as an `ERROR` reply. `policy.concurrency` does not apply. Files of batches that are
+    over are deleted at the provider, by the next run if that fails.
+
+    Raises:
+        EndpointError: there is no batch API, or it refuses; what is running there is collected next time.
+        IncompleteError: the provider is away for long, its queue stays full, or the cost limit is met.
+        Preempted: `policy.cancel` is cancelled; the batches continue.
+        StoreError: the journal cannot be read or written.
+    """
+    items = Items(requests, model.fingerprint, journal, policy)
+    pending = items.read_journal()
+    if pending and (not transport.is_known() or (policy.pilot and not items.done)):
+        pending = _run_pilot(items, pending, model, journal, policy)
+    ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
+    if pending:
+        run_in_loop(_BatchRun(transport, items, ledger, policy).work(pending))
+    elif (ledger.left_files() or ledger.fully_read()) and not policy.cancel.is_cancelled():
+        run_in_loop(_clean_up_alone(transport, ledger))
+    items.mark_accepted()
+    return items.results()
+
+
+def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy) -> list[ChatReply]:
+    """Return what `run_requests` does, unless some of the requests are with the provider in a batch already.
+
+    Raises:
+        StoreError: they are, and would be paid for twice.
+    """
+    in_batches = digests_in_batches(journal)
+    if in_batches:  # only then, for digests take their time
+        ours = in_batches.intersection(request.digest(model.fingerprint) for request in requests)
+        if ours:
+            raise StoreError(
+                f"{len(ours)} of these requests are with the provider in batches, and would be paid for twice",
+                where=str(journal.path),
+                remedy="run with --batch to pick them up",
+            )
+    return run_requests(model, requests, journal, policy)
+
+
+def _run_pilot(
+    items: "Items", pending: list[str], model: ChatModel, journal: Journal, policy: RunPolicy
+) -> list[str]:
+    """Run requests live until one reply is accepted, at most `policy.pilot`; return what is pending then.
+
+    The first reply shows the server's output mode. A judge whose replies cannot be read is found out before batches
+    are paid for.
+    """
+    if policy.cancel.is_cancelled() or digests_in_batches(journal).intersection(pending):
+        return pending
+    pilot = pending[: max(1, policy.pilot)]
+    for digest in pilot:
+        if _is_accepted_live(items, digest, model, journal, policy):
+            return [each for each in pending if each != digest]
+    if len(pilot) == policy.pilot:
+        for digest in pilot:
+            items.report_outcome(digest, journal.replies(digest))
+    return pending
+
+
+def _is_accepted_live(items: "Items", digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
+    """Run one request live, count what comes of it, and return whether that ends its item."""
+    place, request, budget = items.place(digest), items.request(digest), unlimited_budget()
+    items.budget.require(request)
+    alone = RunPolicy(
+        lambda _, reply: policy.accept(place, reply), max_attempts=1, cancel=policy.cancel, budget=budget
+    )
+    kept, lost = len(journal.replies(digest)), items.count_lost_rows()[digest]
+    try:
+        run_requests(model, [request], journal, alone)
+    finally:
+        items.budget.spending.probes = items.budget.spending.probes.plus(budget.spending.probes)
+        items.count_new(Entry(digest, reply) for reply in journal.replies(digest)[kept:])
+        items.budget.count_lost(request, items.count_lost_rows()[digest] - lost)
+    return items.close(digest, None)
+
+
+class Items:
+    """Distinct requests by digest: which are done, and what each ends as."""
+
+    def __init__(
+        self, requests: Sequence[ChatRequest], fingerprint: Mapping[str, str], journal: Journal, policy: RunPolicy
+    ) -> None:
+        self._requests = requests
+        self.model = fingerprint["model"]
+        self.budget = policy.budget or unlimited_budget()
+        self._journal = journal
+        self._policy = policy
+        self._places: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            self._places.setdefault(request.digest(fingerprint), []).append(place)
+        self._failed: dict[str, ChatReply] = {}
+        self._accepted: set[str] = set()
+        self._tries: Counter[str] = Counter()
+        self.total = len(requests)
+        self.done = 0
+        self.has_replies = False
+
+    def read_journal(self) -> list[str]:
+        """Count what is kept already, and return the pending digests, in the items' order."""
+        pending: list[str] = []
+        lost = self.count_lost_rows()
+        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
+            self.has_replies = self.has_replies or bool(kept)
+            self.budget.count_lost(self.request(digest), lost[digest])
+            for reply in kept:
+                self.budget.count(self.request(digest), reply, is_new=False)
+            # What the journal noted as accepted is read again: a reply may be damaged since.
+            if self._is_accepted(digest, kept):
+                self._finish(digest, kept)
+            else:
+                pending.append(digest)
+        return pending
+
+    def count_lost_rows(self) -> Counter[str]:
+        """Return how many responses were lost in any run, by request."""
+        return Counter(lost.digest for lost in self._journal.lost_responses() if lost is not None)
+
+    def place(self, digest: str) -> int:
+        """Return the first place of a request."""
+        return self._places[digest][0]
+
+    def request(self, digest: str) -> ChatRequest:
+        """Return the request of a digest."""
+        return self._requests[self.place(digest)]
+
+    def count_new(self, entries: Iterable[Entry]) -> None:
+        """Count what new replies cost."""
+        for digest, reply in entries:
+            self.has_replies = True
+            if digest in self._places:
+                self.budget.count(self.request(digest), reply, is_new=True)
+
+    def count_tries(self, digests: Iterable[str], times: int = 1) -> None:
+        """Count a try of each, or take it back."""
+        for digest in digests:
+            self._tries[digest] += times
+
+    def close(self, digest: str, unanswered: str | None) -> bool:
+        """End an item after a batch, if its reply is accepted or its tries are used up; return whether it ended.
+
+        Args:
+            digest: of the request.
+            unanswered: why the batch brought no reply; None if it did.
+        """
+        kept = self._journal.replies(digest)
+        if unanswered is None and kept:
+            self._policy.on_reply(self.place(digest), kept[-1])
+        if not self._is_accepted(digest, kept):
+            if self._tries[digest] < self._policy.max_attempts:
+                return False
+            if unanswered is not None or not kept:
+                reason = unanswered or "no batch brought a reply"
+                self._failed[digest] = ChatReply(ReplyStatus.ERROR, "", self.model, 0, 0, reason)
+        self._finish(digest, kept)
+        return True
+
+    def refuse(self, digest: str, reason: str) -> None:
+        """End an item that the provider does not accept."""
+        self._failed[digest] = ChatReply(ReplyStatus.INVALID, "", self.model, 0, 0, reason)
+        self._finish(digest)
+
+    def mark_accepted(self) -> None:
+        """Have the journal note which requests have an accepted reply."""
+        if self._policy.reader:
+            self._journal.mark_accepted(self._policy.reader, self._accepted)
+
+    def results(self) -> list[ChatReply]:
+        """Return one reply per item, in order: the first accepted one, else the last that came."""
+        results: dict[int, ChatReply] = {}
+        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
+            last = self._failed.get(digest, kept[-1] if kept else None)
+            for place in self._places[digest]:
+                reply = next((each for each in kept if self._policy.accept(place, each)), last)
+                if reply is None:
+                    raise RuntimeError(f"request {place} is done without a reply")
+                results[place] = reply
+        return [results[place] for place in range(self.total)]
+
+    def _is_accepted(self, digest: str, kept: Sequence[ChatReply]) -> bool:
+        if not all(any(self._policy.accept(place, reply) for reply in kept) for place in self._places[digest]):
+            return False
+        self._accepted.add(digest)
+        return True
+
+    def report_outcome(self, digest: str, kept: Sequence[ChatReply]) -> None:
+        """Call `on_finished` with the last reply to a request; it may end the run."""
+        last = self._failed.get(digest, kept[-1] if kept else None)
+        if last is not None:
+            for place in self._places[digest]:
+                self._policy.on_finished(place, last, digest in self._accepted)
+
+    def _finish(self, digest: str, kept: Sequence[ChatReply] = ()) -> None:
+        self.done += len(self._places[digest])
+        if digest not in self._accepted:
+            self.budget.spending.failed += len(self._places[digest])
+        self._policy.progress(len(self._places[digest]))
+        self.report_outcome(digest, kept)
+
+
+class PendingShard(NamedTuple):
+    """A file to be submitted, and the digests of its requests."""
+
+    digests: list[str]
+    content: bytes
+
+
+class ShardBuilder:
+    """Packs pending requests into files, in order, within the limits of files, queue and cost."""
+
+    def __init__(self, items: Items, transport: BatchTransport) -> None:
+        self._items, self._body, self._limits = items, transport.body, transport.limits
+        self._counter = TokenCounter(items.model)
+        self.pending: deque[str] = deque()
+        self.queue_tokens = transport.limits.enqueued_tokens
+
+    def tokens(self, digest: str) -> int:
+        """Return the tokens of a request's prompt."""
+        return self._counter.prompt(self._items.request(digest))
+
+    def worst_cost(self, digest: str) -> Decimal:
+        """Return what a request costs at most, in US dollars."""
+        return self._items.budget.worst_in_batch(self._items.request(digest))
+
+    def next(self, queued_tokens: int) -> PendingShard | None:
+        """Return the next file; None if it has to wait until one of ours is done.
+
+        Args:
+            queued_tokens: of our prompts that are with the provider.
+
+        Raises:
+            IncompleteError: none is there, and one more request could pass the cost limit.
+        """
+        digests: list[str] = []
+        lines: list[bytes] = []
+        size, tokens, worst = 0, queued_tokens, Decimal(0)
+        while self.pending and len(lines) < self._limits.max_lines:
+            digest = self.pending[0]
+            line = input_line(digest, self._body(self._items.request(digest)))
+            size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
+            is_alone = not lines and not queued_tokens
+            if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
+                break
+            # A request that is larger than the queue goes alone: the provider says what it thinks of it.
+            if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
+                break
+            if not self._items.budget.fits(worst):
+                if is_alone:
+                    raise self._items.budget.limit_error(worst)
+                break
+            digests.append(self.pending.popleft())
+            lines.append(line)
+        return PendingShard(digests, b"".join(lines)) if lines else None
+
+    def remove(self, digests: AbstractSet[str]) -> None:
+        """Leave out requests that another shard holds."""
+        self.pending = deque(digest for digest in self.pending if digest not in digests)
 
 
 class _Running(NamedTuple):
@@ -64,82 +325,144 @@ class _Running(NamedTuple):
     tokens: int
 
 
-class BatchRun:
-    """One run over what is owed; made and used within one event loop."""
+@dataclass
+class _Reading:
+    """What a batch's files say.
 
-    def __init__(self, road: BatchTransport, items: Items, ledger: BatchLedger, policy: RunPolicy) -> None:
-        self._road, self._limits = road, road.limits
+    Attributes:
+        lines: that could be read.
+        unreadable: lines that could not.
+        replies: lines with a reply, new or not.
+        unanswered: by digest, what is said of a request without a reply.
+        files: those of which every line could be read.
+    """
+
+    lines: int = 0
+    unreadable: int = 0
+    replies: int = 0
+    unanswered: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
+    files: list[str] = field(default_factory=list[str])
+
+
+class _BatchRun:
+    """One run over pending requests, in one event loop."""
+
+    def __init__(self, transport: BatchTransport, items: Items, ledger: BatchLedger, policy: RunPolicy) -> None:
+        self._transport, self._limits = transport, transport.limits
         self._items, self._ledger, self._policy = items, ledger, policy
-        counter = TokenCounter(items.model)
-        self._drafts = Drafts(items.request, road.body, road.limits, counter, policy.budget)
+        self._builder = ShardBuilder(items, transport)
         self._id = uuid.uuid4().hex[:16]
         self._numbers = count(1)
         self._running: dict[str, _Running] = {}
         self._answered: dict[str, int] = {}
-        self._singled_out: set[str] = set()
-        self._poll_seconds = road.limits.first_poll_seconds
+        self._failed_alone: set[str] = set()
+        self._poll_seconds = self._limits.first_poll_seconds
         self._lost_polls = 0
-        self._told_at = float("-inf")
-        self._told_batches = 0
-        self._tidying = Tidying(ledger, road.tell)
+        self._reported_at = float("-inf")
+        self._reported_batches = 0
+        self._cleanup = _Cleanup(ledger, transport)
 
-    async def work(self, owed: Sequence[str]) -> None:
-        """Return when nothing more comes of any item; errors as those of `run_in_batches`."""
-        self._go_on()
-        self._provider = self._road.connect()
-        self._drafts.pending.extend(owed)
+    async def work(self, pending: Sequence[str]) -> None:
+        """Return when every item is done; errors are those of `run_in_batches`."""
+        self._raise_if_cancelled()
+        self._provider = self._transport.connect()
+        self._builder.pending.extend(pending)
         try:
             await self._provider.require_batches()
-            await self._road.check()
-            while self._drafts.pending or self._running:
+            await self._transport.check()
+            while self._builder.pending or self._running:
                 await self._submit()
                 self._report()
                 await self._pause(self._poll_seconds)
-                await self._look()
-                await self._tidying.tidy(self._provider)
+                await self._poll()
+                await self._cleanup.run(self._provider)
         except (EndpointError, IncompleteError) as fault:
-            if not isinstance(fault, AwayError):
-                await self._tidying.tidy(self._provider)
+            if not isinstance(fault, ProviderAwayError):
+                await self._cleanup.run(self._provider)
             if self._running:
-                self._road.tell(f"{len(self._running)} batches go on at the provider; {_AGAIN}")
+                self._transport.report(f"{len(self._running)} batches continue at the provider; {_RESUME}")
             raise
         finally:
-            self._items.settle()
+            self._items.mark_accepted()
             await self._provider.aclose()
 
-    # What earlier runs left.
+    # Submit.
 
-    async def _adopt(self) -> None:
-        """Take over the shards that hold what we are owed."""
-        unknown = [each for each in self._ledger.unfinished() if each.id not in self._running]
-        for shard in unknown:
-            ours = self._ledger.members(shard.id).intersection(self._drafts.pending)
-            if not ours:
+    async def _submit(self) -> None:
+        """Take over shards of earlier runs, then submit as much of the rest as there is room for."""
+        if not self._builder.pending:
+            return
+        with self._ledger.submitting() as may_submit:
+            # One run at a time: an `intended` or `sending` shard of another run was left there when that run died.
+            if may_submit:
+                await self._take_over()
+                while self._builder.pending:
+                    self._raise_if_cancelled()
+                    shard = self._builder.next(sum(each.tokens for each in self._running.values()))
+                    if shard is None:
+                        return
+                    await self._submit_shard(shard)
+                    self._poll_seconds = self._limits.first_poll_seconds
+
+    async def _take_over(self) -> None:
+        """Wait for the batches of earlier runs that hold pending requests."""
+        for shard in self._ledger.open_shards():
+            ours = self._ledger.pending_of(shard.id).intersection(self._builder.pending)
+            if shard.id in self._running or not ours:
                 continue
-            batch = await self._batch_of(shard)
+            batch = await self._find(shard) if shard.state is ShardState.SENDING else shard.batch
             if batch:
-                self._drafts.remove(ours)
-                self._begin(shard._replace(batch=batch), ours)
+                self._builder.remove(ours)
+                self._start_waiting(shard._replace(batch=batch), ours)
             else:
-                left = await self._tidying.uploads_of(shard, self._provider)
+                left = await self._cleanup.uploads_of(shard, self._provider)
                 self._ledger.close(shard.id, ShardState.VOID, left)
 
-    async def _batch_of(self, shard: Shard) -> str:
-        """Return the name of a shard's batch; empty if none was made."""
-        if shard.state is not ShardState.SENDING:
-            return shard.batch
-        return await self._find(shard)
+    async def _submit_shard(self, pending: PendingShard) -> None:
+        sha256 = hashlib.sha256(pending.content).hexdigest()
+        shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(pending.digests))
+        self._ledger.add(shard, pending.digests)
+        try:
+            file_id = await self._provider.upload(shard.file_name, pending.content)
+        except (EndpointError, ProviderAwayError):
+            self._ledger.close(shard.id, ShardState.VOID)
+            raise
+        batch = await self._create_batch(shard, file_id)
+        self._start_waiting(shard._replace(batch=batch), set(pending.digests))
+
+    async def _create_batch(self, shard: Shard, file_id: str) -> str:
+        """Return the id of a new batch, which is noted."""
+        for orders in range(1, _MOST_ORDERS + 1):
+            self._ledger.advance(shard.id, ShardState.SENDING, files=[file_id])
+            try:
+                created = await self._provider.create(file_id, shard.metadata)
+            except LostAnswerError:
+                created = ""
+            except (EndpointError, ProviderAwayError):
+                self._ledger.close(shard.id, ShardState.VOID)
+                raise
+            if created and orders == 1:
+                self._ledger.advance(shard.id, ShardState.RUNNING, created)
+                return created
+            if found := await self._find(shard._replace(changed_at=time.time()), created, orders):
+                return found
+        raise ProviderAwayError(
+            "the provider did not respond to several orders for a batch",
+            where=self._provider.base_url,
+            remedy="run the same command again later; it looks for them first",
+        )
 
     async def _find(self, shard: Shard, known: str = "", orders: int = 1) -> str:
-        """Look through the provider's list for a batch that may exist; empty if there is none.
+        """Look through the provider's list for a batch that may exist; return its id, empty if there is none.
 
-        After several orders there may be twins: all is waited for, one is kept and the others are cancelled.
+        After several orders there may be duplicates: then the whole time is waited, one batch is kept, and the
+        others are cancelled.
         """
         until = min(shard.changed_at, time.time()) + self._limits.confirm_seconds
         while True:
             is_last = time.time() >= until
             listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
-            ours = [each for each in listed if each.carries(shard.metadata)]
+            ours = [each for each in listed if shard.metadata.items() <= each.metadata.items()]
             if is_last or (ours and orders == 1):
                 break
             await self._pause(min(self._limits.first_poll_seconds, self._limits.confirm_seconds))
@@ -147,92 +470,30 @@ class BatchRun:
             ours.append(Batch(known, ""))
         if not ours:
             return ""
-        kept = min(ours, key=_worth)
-        # Before it is noted: a run that is killed here finds them once more.
-        for twin in ours:
-            if twin.id != kept.id and not twin.is_over:
-                await self._cancel(twin.id)
+        kept = min(ours, key=lambda batch: batch.rank)
+        # Cancelled before the kept one is noted: a run that is killed here finds them again.
+        for duplicate in ours:
+            if duplicate.id != kept.id and not duplicate.is_over:
+                try:
+                    await self._provider.cancel(duplicate.id)
+                except (EndpointError, ProviderAwayError, UnknownBatchError) as fault:
+                    self._transport.report(
+                        f"the batch {duplicate.id} duplicates another and could not be cancelled: {fault}"
+                    )
         self._ledger.advance(shard.id, ShardState.RUNNING, kept.id)
         return kept.id
 
-    async def _cancel(self, twin: str) -> None:
-        """Cancel a batch if that can be done; one that is done meanwhile cannot be cancelled."""
-        try:
-            await self._provider.cancel(twin)
-        except (EndpointError, AwayError, UnknownBatchError) as fault:
-            self._road.tell(f"the batch {twin} repeats another and could not be cancelled: {fault}")
+    def _start_waiting(self, shard: Shard, digests: set[str]) -> None:
+        tokens = sum(self._builder.tokens(digest) for digest in digests)
+        self._running[shard.id] = _Running(shard, digests, tokens)
+        self._items.count_tries(digests)
+        worst = sum((self._builder.worst_cost(digest) for digest in digests), Decimal(0))
+        self._items.budget.hold(shard.id, worst)
 
-    # What is submitted.
+    # Poll and collect.
 
-    async def _submit(self) -> None:
-        """Take over what there is, and submit the rest as far as there is room."""
-        if not self._drafts.pending:
-            return
-        with self._ledger.turn() as is_ours:
-            # One run at a time: whatever another has only intended, it left there when it died.
-            if is_ours:
-                await self._adopt()
-                await self._submit_what_fits()
-
-    async def _submit_what_fits(self) -> None:
-        while self._drafts.pending:
-            self._go_on()
-            draft = self._drafts.next(sum(each.tokens for each in self._running.values()))
-            if draft is None:
-                return
-            await self._send(draft)
-            self._poll_seconds = self._limits.first_poll_seconds
-
-    async def _send(self, draft: Draft) -> None:
-        sha256 = hashlib.sha256(draft.content).hexdigest()
-        shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(draft.digests))
-        self._ledger.intend(shard, draft.digests)
-        try:
-            file_id = await self._provider.upload(shard.file_name, draft.content)
-        except (EndpointError, AwayError):
-            self._ledger.close(shard.id, ShardState.VOID)
-            raise
-        batch = await self._make(shard, file_id)
-        self._begin(shard._replace(batch=batch), set(draft.digests))
-
-    async def _make(self, shard: Shard, file_id: str) -> str:
-        """Return the name of a new batch, which is noted."""
-        for orders in range(1, _MOST_ORDERS + 1):
-            self._ledger.advance(shard.id, ShardState.SENDING, files=[file_id])
-            made = await self._order(shard, file_id)
-            if made and orders == 1:
-                self._ledger.advance(shard.id, ShardState.RUNNING, made)
-                return made
-            found = await self._find(shard._replace(changed_at=time.time()), made, orders)
-            if found:
-                return found
-        raise AwayError(
-            "the provider took an order for a batch several times, and answered none",
-            where=self._provider.base_url,
-            remedy="run the same command again later; it looks for them first",
-        )
-
-    async def _order(self, shard: Shard, file_id: str) -> str:
-        """Return the name of the batch that the provider makes; empty if no answer came."""
-        try:
-            return (await self._provider.create(file_id, shard.metadata)).id
-        except LostAnswerError:
-            return ""
-        except (EndpointError, AwayError):
-            self._ledger.close(shard.id, ShardState.VOID)
-            raise
-
-    def _begin(self, shard: Shard, digests: set[str]) -> None:
-        load = self._drafts.load(digests)
-        self._running[shard.id] = _Running(shard, digests, load.tokens)
-        self._items.tried(digests)
-        if self._policy.budget is not None:
-            self._policy.budget.hold(shard.id, load.worst)
-
-    # What comes back.
-
-    async def _look(self) -> None:
-        """Look at every batch once, and read those that are over."""
+    async def _poll(self) -> None:
+        """Look at every batch once, and collect those that are over."""
         for running in list(self._running.values()):
             try:
                 batch = await self._provider.state(running.shard.batch)
@@ -241,217 +502,223 @@ class BatchRun:
                     await self._collect(running, batch)
                     self._poll_seconds = self._limits.first_poll_seconds
                 self._lost_polls = 0
-            except AwayError:
+            except ProviderAwayError:
                 self._lost_polls += 1
                 if self._lost_polls > _MOST_LOST_POLLS:
                     raise
             except UnknownBatchError:
-                # Another run that waited for it too may have read it to its end, and deleted its files.
-                if self._ledger.is_over(running.shard.id):
-                    self._end(running, {}, "another run has read the batch")
-                else:
-                    self._forget(running)
-            self._go_on()
+                self._end_unknown(running)
+            self._raise_if_cancelled()
 
-    def _forget(self, running: _Running) -> None:
+    def _end_unknown(self, running: _Running) -> None:
+        if self._ledger.is_closed(running.shard.id):
+            # Another run waited for it too, read it to its end, and deleted its files.
+            self._end(running, {}, "another run has read the batch")
+            return
         if not self._limits.resubmit_lost:
             raise EndpointError(
                 f"the provider does not know the batch {running.shard.batch}, or its files, with "
                 f"{len(running.digests)} of these requests",
                 where=self._provider.base_url,
-                remedy="use a key of the project that made it; if it was deleted, set "
+                remedy="use a key of the project that created it; if it was deleted, set "
                 "judge.batch.resubmit_lost: true to submit its requests again",
             )
         self._end(running, {}, "the provider lost the batch")
 
     async def _collect(self, running: _Running, batch: Batch) -> None:
-        if FULL_QUEUE in batch.codes and not batch.files:
-            self._queue_was_full(running, batch)
+        if QUEUE_IS_FULL in batch.codes and not batch.files:
+            self._shrink_queue(running, batch)
             return
-        why = {"expired": "the batch expired", "cancelled": "the batch was cancelled"}
-        failure = f"the batch failed: {' '.join(batch.faults)}" if batch.status == "failed" else ""
-        reading = await BatchReader(self._provider, self._ledger, self._items).read(running.shard, batch)
-        if not self._limits.resubmit_lost:
-            require_readable(reading, batch, self._provider.base_url)
-        otherwise = failure or why.get(batch.status, "the batch left it out")
-        self._end(running, reading.unanswered, otherwise, (batch.input_file, *reading.files))
-        require_taken(reading, self._items.has_answers, self._singled_out, self._provider.base_url)
-        if reading.replies:
-            self._singled_out |= reading.unanswered.keys()
-        if failure and running.digests.isdisjoint(self._drafts.pending):
-            raise EndpointError(
-                failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to ask live"
+        reading = await self._read(running.shard, batch)
+        is_strange = batch.files and not reading.lines and (reading.unreadable or batch.answered)
+        if is_strange and not self._limits.resubmit_lost:
+            raise ProviderAwayError(
+                f"the files of the batch {batch.id} hold no line that can be read",
+                where=self._provider.base_url,
+                remedy="run the same command again later; if that does not help, set judge.batch.resubmit_lost: "
+                "true to submit its requests again",
             )
+        failure = f"the batch failed: {' '.join(batch.faults)}" if batch.status == "failed" else ""
+        reasons = {"expired": "the batch expired", "cancelled": "the batch was cancelled"}
+        otherwise = failure or reasons.get(batch.status, "the batch left it out")
+        self._end(running, reading.unanswered, otherwise, (batch.input_file, *reading.files))
+        self._require_accepted(reading)
+        if failure and running.digests.isdisjoint(self._builder.pending):
+            raise EndpointError(
+                failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to run live"
+            )
+
+    async def _read(self, shard: Shard, batch: Batch) -> _Reading:
+        """Journal the replies in a batch's files; a file may be read again, and each reply is kept once."""
+        reading = _Reading()
+        for file_id in batch.files:
+            lines = read_output(await self._provider.content(file_id), self._items.model)
+            unreadable_before = reading.unreadable
+            while group := list(islice(lines, _LINES_PER_COMMIT)):
+                outcomes = [each for each in group if each is not None]
+                entries = [Entry(each.digest, each.reply) for each in outcomes if each.reply is not None]
+                self._items.count_new(self._ledger.record(shard.id, entries))
+                reading.lines += len(outcomes)
+                reading.unreadable += len(group) - len(outcomes)
+                reading.replies += len(entries)
+                reading.unanswered |= {each.digest: each for each in outcomes if each.reply is None}
+            if reading.unreadable == unreadable_before:
+                reading.files.append(file_id)
+        return reading
+
+    def _require_accepted(self, reading: _Reading) -> None:
+        """Raise RefusedRequestError for what every other request would meet as well.
+
+        A batch with a reply shows that the others would not. A request that failed in such a batch says nothing
+        about others in the next one.
+        """
+        if reading.replies:
+            self._failed_alone |= reading.unanswered.keys()
+            return
+        for each in reading.unanswered.values():
+            if each.digest in self._failed_alone:
+                continue
+            if each.refuses_all or (each.is_refused and not self._items.has_replies):
+                raise RefusedRequestError(
+                    f"the requests of a batch are refused ({each.reason})",
+                    where=self._provider.base_url,
+                    remedy="check endpoint.model, and that it takes these parameters and a JSON schema",
+                )
 
     def _end(
         self, running: _Running, outcomes: Mapping[str, Outcome], otherwise: str, files: Sequence[str] = ()
     ) -> None:
-        """Close a shard; what it did not answer well is owed again, as long as an item has tries left."""
-        left = self._ledger.members(running.shard.id)
+        """Close a shard; requests without an accepted reply are pending again, while they have tries left."""
+        unanswered = self._ledger.pending_of(running.shard.id)
         self._ledger.close(running.shard.id, ShardState.ENDED, files)
-        self._leave(running)
+        self._stop_waiting(running)
         for digest in sorted(running.digests):
             outcome = outcomes.get(digest)
-            if digest in left and outcome is not None and outcome.is_refused:
+            if digest in unanswered and outcome is not None and outcome.is_refused:
                 self._items.refuse(digest, outcome.reason)
                 continue
-            reason = (outcome.reason if outcome else otherwise) if digest in left else None
+            reason = (outcome.reason if outcome else otherwise) if digest in unanswered else None
             if not self._items.close(digest, reason):
-                self._drafts.pending.append(digest)
+                self._builder.pending.append(digest)
 
-    def _queue_was_full(self, running: _Running, batch: Batch) -> None:
-        """Submit it again in smaller files; nothing of it was done, so it counts as no try."""
+    def _shrink_queue(self, running: _Running, batch: Batch) -> None:
+        """Submit a batch again in smaller files; nothing of it was done, so it counts as no try."""
         self._ledger.close(running.shard.id, ShardState.VOID, [batch.input_file])
-        self._leave(running)
-        self._items.tried(running.digests, -1)
-        self._drafts.pending.extend(sorted(running.digests))
+        self._stop_waiting(running)
+        self._items.count_tries(running.digests, -1)
+        self._builder.pending.extend(sorted(running.digests))
         others = sum(each.tokens for each in self._running.values())
         if not others and len(running.digests) == 1:
             raise IncompleteError(
                 f"the provider's queue has no room: {' '.join(batch.faults)}",
                 where=self._provider.base_url,
-                remedy="let other batches of the account end, then run the same command again",
+                remedy="wait for other batches of the account, then run the same command again",
             )
-        self._drafts.queue_tokens = max(1, others, running.tokens // 2)
+        self._builder.queue_tokens = max(1, others, running.tokens // 2)
 
-    def _leave(self, running: _Running) -> None:
+    def _stop_waiting(self, running: _Running) -> None:
         del self._running[running.shard.id]
         self._answered.pop(running.shard.id, None)
-        if self._policy.budget is not None:
-            self._policy.budget.release(running.shard.id)
+        self._items.budget.release(running.shard.id)
 
-    # Waiting.
+    # Wait.
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, though no longer than until a stop is asked for; the next wait is longer."""
+        """Wait, at most until the run is cancelled; the next wait is longer."""
         self._poll_seconds = min(self._poll_seconds * _POLL_GROWTH, self._limits.longest_poll_seconds)
-        until = time.monotonic() + seconds
-        self._go_on()
-        while (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, _STOP_EVERY_SECONDS))
-            self._go_on()
+        try:
+            async with self._policy.cancel.interrupting():
+                await asyncio.sleep(seconds)
+        except RunCancelledError:
+            self._raise_if_cancelled()
 
-    def _go_on(self) -> None:
+    def _raise_if_cancelled(self) -> None:
         if not self._policy.cancel.is_cancelled():
             return
-        told = f"stopped with {self._items.done} of {self._items.total} items done"
+        message = f"stopped with {self._items.done} of {self._items.total} items done"
         if not self._running:
-            raise Preempted(told, remedy="run the same command again; what was answered is not asked again")
+            raise Preempted(
+                message, remedy="run the same command again to resume; replies are kept and not paid for twice"
+            )
         waiting = sum(len(each.digests) for each in self._running.values())
         raise Preempted(
-            f"{told}; {len(self._running)} batches with {waiting} of them go on at the provider",
-            remedy=_AGAIN,
+            f"{message}; {len(self._running)} batches with {waiting} of them continue at the provider", remedy=_RESUME
         )
 
     def _report(self) -> None:
         now, batches = time.monotonic(), len(self._running)
-        if batches == self._told_batches and now - self._told_at < _TELL_EVERY_SECONDS:
+        if batches == self._reported_batches and now - self._reported_at < _REPORT_EVERY_SECONDS:
             return
-        self._told_at, self._told_batches = now, batches
+        self._reported_at, self._reported_batches = now, batches
         if batches:
             waiting = sum(each.shard.lines for each in self._running.values())
             answered = sum(self._answered.values())
-            self._road.tell(
+            self._transport.report(
                 f"{batches} batches with the provider: {answered:,} of {waiting:,} requests answered there; "
                 f"{self._items.done:,} of {self._items.total:,} items done"
             )
 
 
-def _worth(batch: Batch) -> tuple[bool, bool, bool, int, float, str]:
-    """Return what sorts the best of several twins first: one that is done, one that runs, one out of time."""
-    # One of which no time is told was made last.
-    age = (batch.created_at or float("inf"), batch.id)
-    return (batch.is_given_up, batch.status == "expired", not batch.is_over, -batch.answered, *age)
+# Clean up.
+
+_FAULTS = (EndpointError, IncompleteError, UnknownBatchError)
 
 
-def run_in_batches(
-    road: BatchTransport,
-    model: ChatModel,
-    requests: Sequence[ChatRequest],
-    journal: Journal,
-    policy: RunPolicy,
-) -> list[ChatReply]:
-    """Return what the engine's `run_requests` would: one reply per request, journalled before it is used.
+class _Cleanup:
+    """Deletes the files of closed shards; after the first fault it leaves the rest to the next run."""
 
-    A reply that is not accepted is asked for again in a further batch, `max_attempts` in all; so is what a
-    batch left unanswered, which ends as an `ERROR` reply. `policy.concurrency` does not matter here. Files of
-    batches that are over are deleted at the provider, by the next run where that fails.
+    def __init__(self, ledger: BatchLedger, transport: BatchTransport) -> None:
+        self._ledger, self._report = ledger, transport.report
+        self._has_failed = False
 
-    Raises:
-        EndpointError: there is no batch API, or it refuses; what is running there is collected next time.
-        IncompleteError: the provider is away for long, its queue stays full, or the limit of cost is met.
-        Preempted: `policy.cancel` is cancelled; the batches go on.
-        StoreError: the journal cannot be read or written.
-    """
-    items = Items(requests, model.fingerprint, journal, policy)
-    owed = items.begin()
-    if owed and (not road.is_known() or (policy.pilot and not items.done)):
-        owed = _ask_first(items, owed, model, journal, policy)
-    ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
-    if owed:
-        run_to_end(BatchRun(road, items, ledger, policy).work(owed))
-    elif ledger.has_leftovers() and not policy.cancel.is_cancelled():
-        run_to_end(tidy_alone(road, ledger))
-    items.settle()
-    return items.results()
+    async def run(self, provider: Provider) -> None:
+        """Delete the files of every closed shard; faults are reported, never raised."""
+        if self._has_failed:
+            return
+        try:
+            for shard in self._ledger.fully_read():
+                await self._close(shard, provider)
+            for left in self._ledger.left_files():
+                await provider.delete(left.id)
+                self._ledger.forget_file(left)
+        except _FAULTS as fault:
+            self.give_up(str(fault) or "files cannot be deleted there")
 
+    def give_up(self, reason: str) -> None:
+        """Report what is left, and leave it."""
+        self._has_failed = True
+        self._report(
+            f"{len(self._ledger.left_files())} files of finished batches could not be deleted at the provider "
+            f"({reason}); the next run tries again"
+        )
 
-def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy) -> list[ChatReply]:
-    """Return what `run_requests` does, unless some of the requests are with the provider in a batch already.
+    async def uploads_of(self, shard: Shard, provider: Provider) -> list[str]:
+        """Return what was uploaded for a shard of which no batch was created."""
+        try:
+            return await provider.uploads(shard.file_name)
+        except _FAULTS:
+            return []
 
-    Raises:
-        StoreError: they are, and would be paid twice.
-    """
-    awaited = awaited_digests(journal)
-    if awaited:  # only now, for digests take their time
-        ours = awaited.intersection(request.digest(model.fingerprint) for request in requests)
-        if ours:
-            raise StoreError(
-                f"{len(ours)} of these requests are with the provider in batches, and would be paid twice",
-                where=str(journal.path),
-                remedy="run with --batch to pick them up",
-            )
-    return run_requests(model, requests, journal, policy)
+    async def _close(self, shard: Shard, provider: Provider) -> None:
+        """Close a shard of which every reply is kept: its run was killed before it could."""
+        try:
+            batch = await provider.state(shard.batch)
+        except UnknownBatchError:
+            self._ledger.close(shard.id, ShardState.ENDED)
+            return
+        if batch.is_over:
+            self._ledger.close(shard.id, ShardState.ENDED, (batch.input_file, *batch.files))
 
 
-def _ask_first(items: Items, owed: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
-    """Send requests live until one reply is accepted, at most `policy.pilot`; return what is pending then.
-
-    The first reply shows what the server can do. A judge that nobody can read is found out here, before batches
-    are paid.
-    """
-    if policy.cancel.is_cancelled() or awaited_digests(journal).intersection(owed):
-        return owed
-    pilot = owed[: max(1, policy.pilot)]
-    for digest in pilot:
-        if _is_accepted_live(items, digest, model, journal, policy):
-            return [each for each in owed if each != digest]
-    if len(pilot) == policy.pilot:
-        for digest in pilot:
-            items.report(digest, journal.replies(digest))
-    return owed
-
-
-def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
-    place, request = items.place(digest), items.request(digest)
-    if policy.budget is not None:
-        policy.budget.require(request)
-
-    def accept(index: int, reply: ChatReply) -> bool:
-        del index  # there is one item
-        return policy.accept(place, reply)
-
-    alone = replace(
-        policy,
-        accept=accept,
-        progress=ignore_progress,
-        on_reply=ignore_new_reply,
-        on_finished=ignore_outcome,
-        reader="",
-        max_attempts=1,
-        budget=None,
-        on_probe=None if policy.budget is None else policy.budget.spending.add_beside,
-    )
-    with items.counting_live(digest):
-        run_requests(model, [request], journal, alone)
-    return items.close(digest, None)
+async def _clean_up_alone(transport: BatchTransport, ledger: BatchLedger) -> None:
+    """Clean up in a run that has nothing pending."""
+    cleanup = _Cleanup(ledger, transport)
+    try:
+        provider = transport.connect()
+    except PsychoCounselError as fault:
+        cleanup.give_up(str(fault))
+        return
+    try:
+        await cleanup.run(provider)
+    finally:
+        await provider.aclose()
