@@ -114,7 +114,7 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, b
     first, second = path.read_text(encoding="utf-8").splitlines()
     path.write_text(f"{first}\n{broken(second)}\n", encoding="utf-8")
     with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(InputError, match="line 2: .*not a reply"):
+        with pytest.raises(InputError, match=r"line 2: .*not a reply"):
             journal.merge(read_rows(path))
         assert count_replies(journal) == 0
 
@@ -123,7 +123,7 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, b
 def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="line 1: .*not a reply"):
+    with pytest.raises(InputError, match=r"line 1: .*not a reply"):
         list(read_rows(path))
 
 

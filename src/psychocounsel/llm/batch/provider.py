@@ -1,13 +1,16 @@
-"""What a provider of batches is, without the client behind it; the lines of batch files."""
+"""What a provider of batches is, the files of requests that it takes, and the files of replies that it gives."""
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from psychocounsel.config.components import BatchConfig
 from psychocounsel.errors import IncompleteError
+from psychocounsel.llm.cost import Budget, TokenCounter
 from psychocounsel.llm.rate_limit import OnStatus, on_status
 from psychocounsel.llm.replies import UnreadableBodyError, mapping_of, read_completion
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -24,6 +27,7 @@ _HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":
 # Some readers take these for the end of a line; in JSON they can only be inside strings.
 _LINE_ENDS = {"\u2028": b"\\u2028", "\u2029": b"\\u2029", "\x85": b"\\u0085"}
 _LONGEST_QUOTE_CHARS = 200
+_BYTES_PER_MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,74 @@ def input_line(digest: str, body: bytes) -> bytes:
     for end, escaped in _LINE_ENDS.items():
         body = body.replace(end.encode(), escaped)
     return _HEAD % (digest.encode(), body)
+
+
+class PendingShard(NamedTuple):
+    """A file to be submitted, and the digests of its requests."""
+
+    digests: list[str]
+    content: bytes
+
+
+class ShardBuilder:
+    """Packs pending requests into files, in order, within the limits of files, queue and cost.
+
+    Args:
+        request: returns the request of a digest.
+        transport: says what is sent, and holds the limits.
+        model: whose tokens are counted.
+        budget: keeps the cost limit.
+    """
+
+    def __init__(
+        self, request: Callable[[str], ChatRequest], transport: BatchTransport, model: str, budget: Budget
+    ) -> None:
+        self._request, self._body, self._limits, self._budget = request, transport.body, transport.limits, budget
+        self._counter = TokenCounter(model)
+        self.pending: deque[str] = deque()
+        self.queue_tokens = transport.limits.enqueued_tokens
+
+    def tokens(self, digest: str) -> int:
+        """Return the tokens of a request's prompt."""
+        return self._counter.prompt(self._request(digest))
+
+    def worst_cost(self, digest: str) -> Decimal:
+        """Return what a request costs at most, in US dollars."""
+        return self._budget.worst_in_batch(self._request(digest))
+
+    def next(self, queued_tokens: int) -> PendingShard | None:
+        """Return the next file; None if it has to wait until one of ours is done.
+
+        Args:
+            queued_tokens: of our prompts that are with the provider.
+
+        Raises:
+            IncompleteError: none is there, and one more request could pass the cost limit.
+        """
+        digests: list[str] = []
+        lines: list[bytes] = []
+        size, tokens, worst = 0, queued_tokens, Decimal(0)
+        while self.pending and len(lines) < self._limits.max_lines:
+            digest = self.pending[0]
+            line = input_line(digest, self._body(self._request(digest)))
+            size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
+            is_alone = not lines and not queued_tokens
+            if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
+                break
+            # A request that is larger than the queue goes alone: the provider says what it thinks of it.
+            if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
+                break
+            if not self._budget.fits(worst):
+                if is_alone:
+                    raise self._budget.limit_error(worst)
+                break
+            digests.append(self.pending.popleft())
+            lines.append(line)
+        return PendingShard(digests, b"".join(lines)) if lines else None
+
+    def remove(self, digests: Set[str]) -> None:
+        """Leave out requests that another shard holds."""
+        self.pending = deque(digest for digest in self.pending if digest not in digests)
 
 
 def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:

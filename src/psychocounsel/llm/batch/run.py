@@ -8,9 +8,8 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count, islice
@@ -24,14 +23,15 @@ from psychocounsel.llm.batch.provider import (
     BatchTransport,
     LostAnswerError,
     Outcome,
+    PendingShard,
     Provider,
     ProviderAwayError,
+    ShardBuilder,
     UnknownBatchError,
-    input_line,
     read_output,
 )
 from psychocounsel.llm.cancel import RunCancelledError
-from psychocounsel.llm.cost import TokenCounter, unlimited_budget
+from psychocounsel.llm.cost import unlimited_budget
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
@@ -43,7 +43,6 @@ _CLOCK_SLACK_SECONDS = 86_400.0
 _MOST_LOST_POLLS = 30
 _MOST_ORDERS = 3
 _REPORT_EVERY_SECONDS = 30.0
-_BYTES_PER_MB = 1_000_000
 _LINES_PER_COMMIT = 1_000
 _RESUME = "run the same command again: it picks them up, and pays for none twice"
 
@@ -98,9 +97,7 @@ def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
     return run_requests(model, requests, journal, policy)
 
 
-def _run_pilot(
-    items: "Items", pending: list[str], model: ChatModel, journal: Journal, policy: RunPolicy
-) -> list[str]:
+def _run_pilot(items: "Items", pending: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
     """Run requests live until one reply is accepted, at most `policy.pilot`; return what is pending then.
 
     The first reply shows the server's output mode. A judge whose replies cannot be read is found out before batches
@@ -122,9 +119,7 @@ def _is_accepted_live(items: "Items", digest: str, model: ChatModel, journal: Jo
     """Run one request live, count what comes of it, and return whether that ends its item."""
     place, request, budget = items.place(digest), items.request(digest), unlimited_budget()
     items.budget.require(request)
-    alone = RunPolicy(
-        lambda _, reply: policy.accept(place, reply), max_attempts=1, cancel=policy.cancel, budget=budget
-    )
+    alone = RunPolicy(lambda _, reply: policy.accept(place, reply), max_attempts=1, cancel=policy.cancel, budget=budget)
     kept, lost = len(journal.replies(digest)), items.count_lost_rows()[digest]
     try:
         run_requests(model, [request], journal, alone)
@@ -258,65 +253,6 @@ class Items:
         self.report_outcome(digest, kept)
 
 
-class PendingShard(NamedTuple):
-    """A file to be submitted, and the digests of its requests."""
-
-    digests: list[str]
-    content: bytes
-
-
-class ShardBuilder:
-    """Packs pending requests into files, in order, within the limits of files, queue and cost."""
-
-    def __init__(self, items: Items, transport: BatchTransport) -> None:
-        self._items, self._body, self._limits = items, transport.body, transport.limits
-        self._counter = TokenCounter(items.model)
-        self.pending: deque[str] = deque()
-        self.queue_tokens = transport.limits.enqueued_tokens
-
-    def tokens(self, digest: str) -> int:
-        """Return the tokens of a request's prompt."""
-        return self._counter.prompt(self._items.request(digest))
-
-    def worst_cost(self, digest: str) -> Decimal:
-        """Return what a request costs at most, in US dollars."""
-        return self._items.budget.worst_in_batch(self._items.request(digest))
-
-    def next(self, queued_tokens: int) -> PendingShard | None:
-        """Return the next file; None if it has to wait until one of ours is done.
-
-        Args:
-            queued_tokens: of our prompts that are with the provider.
-
-        Raises:
-            IncompleteError: none is there, and one more request could pass the cost limit.
-        """
-        digests: list[str] = []
-        lines: list[bytes] = []
-        size, tokens, worst = 0, queued_tokens, Decimal(0)
-        while self.pending and len(lines) < self._limits.max_lines:
-            digest = self.pending[0]
-            line = input_line(digest, self._body(self._items.request(digest)))
-            size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
-            is_alone = not lines and not queued_tokens
-            if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
-                break
-            # A request that is larger than the queue goes alone: the provider says what it thinks of it.
-            if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
-                break
-            if not self._items.budget.fits(worst):
-                if is_alone:
-                    raise self._items.budget.limit_error(worst)
-                break
-            digests.append(self.pending.popleft())
-            lines.append(line)
-        return PendingShard(digests, b"".join(lines)) if lines else None
-
-    def remove(self, digests: AbstractSet[str]) -> None:
-        """Leave out requests that another shard holds."""
-        self.pending = deque(digest for digest in self.pending if digest not in digests)
-
-
 class _Running(NamedTuple):
     """A shard with the provider; `digests` are those of its requests that this run waits for."""
 
@@ -350,7 +286,7 @@ class _BatchRun:
     def __init__(self, transport: BatchTransport, items: Items, ledger: BatchLedger, policy: RunPolicy) -> None:
         self._transport, self._limits = transport, transport.limits
         self._items, self._ledger, self._policy = items, ledger, policy
-        self._builder = ShardBuilder(items, transport)
+        self._builder = ShardBuilder(items.request, transport, items.model, items.budget)
         self._id = uuid.uuid4().hex[:16]
         self._numbers = count(1)
         self._running: dict[str, _Running] = {}
