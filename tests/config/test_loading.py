@@ -197,10 +197,7 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("\u00b2=x", "--set \u00b2: \u00b2: unknown key"),
         ("a..b=x", "a: unknown key"),
         ("length=[1", "--set length line 1: not valid YAML"),
-        (
-            "length={max_length_tokens: 0}",
-            "--set length: length.max_length_tokens: Input should be greater than 0",
-        ),
+        ("length={max_length_tokens: 0}", "--set length: length.max_length_tokens: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_set_is_named(tmp_path: Path, override: str, fragment: str) -> None:

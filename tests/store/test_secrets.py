@@ -54,8 +54,7 @@ def test_the_values_of_this_machines_own_keys_are_looked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["/home/anna/data", "file:///home/anna/x", '"/Users/anna/c.csv"', "C:\\\\Users\\\\anna", "/root/x"],
+    "text", ["/home/anna/data", "file:///home/anna/x", '"/Users/anna/c.csv"', "C:\\\\Users\\\\anna", "/root/x"]
 )
 def test_paths_of_home_folders_are_found(text: str) -> None:
     assert list(kinds_in(text, home_kinds())) == ["a path of a home folder"]

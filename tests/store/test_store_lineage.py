@@ -59,8 +59,7 @@ def test_a_lost_ancestor_is_named(tmp_path: Path) -> None:
 def answered_by(store: Store, responder: dict[str, object], *parents: Artifact) -> Artifact:
     roles = tuple(parent.as_parent("model") for parent in parents)
     return store.make(
-        ArtifactSpec("candidates", "answers", "stage", 1, {"responder": responder}, roles),
-        lambda writer: None,
+        ArtifactSpec("candidates", "answers", "stage", 1, {"responder": responder}, roles), lambda writer: None
     )
 
 

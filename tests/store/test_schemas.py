@@ -1,24 +1,27 @@
-"""Nouns <-> Parquet: what is written is read, in the released columns."""
+"""Parquet tables: what is written is read, in the released columns."""
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.errors import IncompleteError, StoreError
+from psychocounsel.errors import IncompleteError, InputError, StoreError
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import (
     SPEECHES_FILE,
     OrderedComparison,
     RewardScore,
     SplitSpeech,
+    TextColumn,
+    hub_rows,
     pairs_file,
     read_candidates,
     read_comparisons,
@@ -26,6 +29,7 @@ from psychocounsel.store.schemas import (
     read_pairs,
     read_scores,
     read_speeches,
+    text_columns,
     write_candidates,
     write_comparisons,
     write_judgements,
@@ -45,15 +49,7 @@ from psychocounsel.types import (
     Winner,
 )
 
-PRINCIPLES: tuple[str, ...] = (
-    "empathy",
-    "relevance",
-    "clarity",
-    "safety",
-    "exploration",
-    "autonomy",
-    "staging",
-)
+PRINCIPLES: tuple[str, ...] = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 AWKWARD = (
     "\U0001f469\u200d\U0001f467 and \U0001f3f4\U000e0067\U000e0062\U000e007f",
     "\u200f\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627\u200e",
@@ -89,7 +85,7 @@ judgements = st.builds(Judgement, texts, texts, st.just(ReplyStatus.VALID), rati
 )
 CRITERIA = ("overall", *PRINCIPLES)
 winners = st.fixed_dictionaries({name: st.sampled_from(Winner) for name in CRITERIA})
-verdicts = st.builds(Comparison, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
+comparisons = st.builds(Comparison, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
     Comparison, texts, texts, texts, statuses, st.just({})
 )
 
@@ -138,8 +134,8 @@ def test_scores_come_back(rows: list[RewardScore]) -> None:
 
 
 @settings(max_examples=25)
-@given(st.lists(st.builds(OrderedComparison, verdicts, st.sampled_from(["forward", "backward"])), max_size=4))
-def test_verdicts_come_back(rows: list[OrderedComparison]) -> None:
+@given(st.lists(st.builds(OrderedComparison, comparisons, st.sampled_from(["forward", "backward"])), max_size=4))
+def test_comparisons_come_back(rows: list[OrderedComparison]) -> None:
     assert round_trip(lambda writer: write_comparisons(writer, rows, CRITERIA), read_comparisons)[0] == rows
 
 
@@ -147,8 +143,7 @@ def test_verdicts_come_back(rows: list[OrderedComparison]) -> None:
 @given(st.lists(pairs(), max_size=4))
 def test_pairs_come_back(rows: list[PreferencePair]) -> None:
     read, counts = round_trip(
-        lambda writer: write_pairs(writer, "train", rows, PRINCIPLES),
-        lambda artifact: read_pairs(artifact, "train"),
+        lambda writer: write_pairs(writer, "train", rows, PRINCIPLES), lambda artifact: read_pairs(artifact, "train")
     )
     assert read == rows
     assert [pair.id for pair in read] == [pair.id for pair in rows]
@@ -166,29 +161,9 @@ def example_pair(question: str = "I lie awake at four.") -> PreferencePair:
 def test_the_released_columns_come_first_in_their_order_and_types(tmp_path: Path) -> None:
     artifact = built(tmp_path, lambda writer: write_pairs(writer, "train", [example_pair()], PRINCIPLES))
     schema = pq.read_schema(artifact.file("data/train-00000-of-00001.parquet"))
-    released = [
-        ("ID", "string"),
-        ("prefID", "int64"),
-        ("question", "string"),
-        ("chosen", "string"),
-        ("rejected", "string"),
-        ("chosen_model", "string"),
-        ("rejected_model", "string"),
-        ("chosen_empathy_rating", "int64"),
-        ("chosen_relevance_rating", "int64"),
-        ("chosen_clarity_rating", "int64"),
-        ("chosen_safety_rating", "int64"),
-        ("chosen_exploration_rating", "int64"),
-        ("chosen_autonomy_rating", "int64"),
-        ("chosen_staging_rating", "int64"),
-        ("rejected_empathy_rating", "int64"),
-        ("rejected_relevance_rating", "int64"),
-        ("rejected_clarity_rating", "int64"),
-        ("rejected_safety_rating", "int64"),
-        ("rejected_exploration_rating", "int64"),
-        ("rejected_autonomy_rating", "int64"),
-        ("rejected_staging_rating", "int64"),
-    ]
+    released = [("ID", "string"), ("prefID", "int64")]
+    released += [(name, "string") for name in ("question", "chosen", "rejected", "chosen_model", "rejected_model")]
+    released += [(f"{side}_{name}_rating", "int64") for side in ("chosen", "rejected") for name in PRINCIPLES]
     assert [(column.name, str(column.type)) for column in schema][: len(released)] == released
     assert len(schema) > len(released)
 
@@ -259,3 +234,51 @@ def test_a_full_disk_under_a_table_is_an_unfinished_run(tmp_path: Path, monkeypa
             built(tmp_path, lambda writer: write_speeches(writer, rows))
     assert damaged_files(earlier) == {}
     assert read_speeches(built(tmp_path, lambda writer: write_speeches(writer, rows))) == rows
+
+
+def test_only_columns_that_may_hold_text_are_searched(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "number": [1, 2],
+            "text": ["a", None],
+            "large": pa.array(["b", "c"], pa.large_string()),
+            "named": pa.array(["d", "d"]).dictionary_encode(),
+            "many": [["e"], ["g", "h"]],
+            "within": [{"key": "i"}, None],
+            "flag": [True, False],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert list(text_columns(tmp_path / "t.parquet")) == [
+        TextColumn(1, "text", ["a", ""]),
+        TextColumn(1, "large", ["b", "c"]),
+        TextColumn(1, "named", ["d", "d"]),
+        TextColumn(1, "many", ['["e"]', '["g", "h"]']),
+        TextColumn(1, "within", ['{"key": "i"}', ""]),
+    ]
+
+
+def test_pieces_of_a_column_know_their_first_row(tmp_path: Path) -> None:
+    texts = [f"row {row}" for row in range(1, 20_001)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    pieces = list(text_columns(tmp_path / "t.parquet"))
+    assert len(pieces) > 1
+    assert all(each.texts[0] == f"row {each.first_row}" for each in pieces)
+    assert [text for each in pieces for text in each.texts] == texts
+
+
+def test_a_hub_stream_that_breaks_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[tuple[Any, ...]] = []
+
+    def load_dataset(*names: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        requested.append((*names, options))
+        yield {"text": "one"}
+        raise ConnectionError("the connection was lost")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    rows = hub_rows("owner/name@abc", "test", "small")
+    assert next(rows) == {"text": "one"}
+    with pytest.raises(InputError, match="was lost") as fault:
+        next(rows)
+    assert fault.value.where == "hub:owner/name@abc split test"
+    assert requested == [("owner/name", "small", {"split": "test", "revision": "abc", "streaming": True})]

@@ -46,12 +46,7 @@ def test_of_a_dataset_go_the_card_tables_figures_and_numbers(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["policies", "reward-models"])
 def test_of_a_model_go_weights_configs_and_tokenizer(tmp_path: Path, kind: str) -> None:
     store = Store(tmp_path)
-    strays = {
-        "training_args.bin": b"token",
-        "scores.parquet": b"",
-        "optimizer.pt": b"",
-        "x.safetensors.old": b"",
-    }
+    strays = {"training_args.bin": b"token", "scores.parquet": b"", "optimizer.pt": b"", "x.safetensors.old": b""}
     made = make_model(store, kind, **strays)
     planned = prepare_publication(store, made.ref)
     assert {each.name for each in planned.files} == {
