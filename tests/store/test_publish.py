@@ -1,4 +1,4 @@
-"""What may leave the store: listed files, sound, of open sources, without secrets."""
+"""What may be published: listed files, intact, made from open sources, without secrets."""
 
 import shutil
 from collections.abc import Callable
@@ -8,11 +8,25 @@ import pytest
 
 from psychocounsel.errors import ConfigError, InputError, StoreError
 from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
-from psychocounsel.store.publish import ALLOWED, is_allowed, prepare_publication
+from psychocounsel.store.publish import (
+    ALLOWED,
+    home_kinds,
+    is_allowed,
+    key_kinds,
+    kinds_in,
+    prepare_publication,
+    redacted,
+)
 from psychocounsel.store.store import Store
 from released_store import MODEL_FILES, make_dataset, make_model, weights
 
-KEY = "sk-" + "Ab3" * 12
+LETTERS = "Ab3" * 12
+KEY = f"sk-{LETTERS}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
 
 
 def card(writer: ArtifactWriter) -> None:
@@ -20,14 +34,13 @@ def card(writer: ArtifactWriter) -> None:
     writer.file("figures/ratings.png").write_bytes(b"\x89PNG")
 
 
-def test_of_a_dataset_go_the_card_tables_figures_and_numbers(tmp_path: Path) -> None:
+def test_the_files_of_a_dataset(store: Store) -> None:
     def with_strays(writer: ArtifactWriter) -> None:
         card(writer)
         writer.file("notes.txt").write_text("writer", encoding="utf-8")
         writer.file("data/deep/er.parquet").write_bytes(b"")
         writer.file("data/raw.csv").write_text("a", encoding="utf-8")
 
-    store = Store(tmp_path)
     made = make_dataset(store, with_strays)
     (made.folder / "data/added-later.parquet").write_bytes(b"PAR1")
     planned = prepare_publication(store, f"preferences/{made.ref}")
@@ -44,8 +57,7 @@ def test_of_a_dataset_go_the_card_tables_figures_and_numbers(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["policies", "reward-models"])
-def test_of_a_model_go_weights_configs_and_tokenizer(tmp_path: Path, kind: str) -> None:
-    store = Store(tmp_path)
+def test_the_files_of_a_model(store: Store, kind: str) -> None:
     strays = {"training_args.bin": b"token", "scores.parquet": b"", "optimizer.pt": b"", "x.safetensors.old": b""}
     made = make_model(store, kind, **strays)
     planned = prepare_publication(store, made.ref)
@@ -64,15 +76,13 @@ def test_scratch_and_pickles_are_never_allowed(kind: str, name: str) -> None:
     assert not is_allowed(kind, name)
 
 
-def test_other_kinds_are_not_published(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_other_kinds_are_not_published(store: Store) -> None:
     make_dataset(store, card)
     with pytest.raises(ConfigError, match="is one of judgements; name one of preferences, reward-models, policies"):
         prepare_publication(store, "judgements/small")
 
 
-def test_a_bare_name_means_the_artifact_that_can_be_published(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_bare_name_means_the_artifact_that_can_be_published(store: Store) -> None:
     made = make_dataset(store, card)
     assert {each.kind for each in store.artifacts() if each.name == "small"} >= {"judgements", "preferences"}
     assert prepare_publication(store, "small").artifact == made
@@ -81,15 +91,13 @@ def test_a_bare_name_means_the_artifact_that_can_be_published(tmp_path: Path) ->
         prepare_publication(store, "small")
 
 
-def test_a_dataset_without_a_card_is_not_published(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_dataset_without_a_card_is_not_published(store: Store) -> None:
     make_dataset(store, lambda _: None)
     with pytest.raises(StoreError, match="has no card"):
         prepare_publication(store, "preferences/small")
 
 
-def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_damaged_file_is_not_published(store: Store) -> None:
     table = make_dataset(store, card).file("data/train-00000-of-00001.parquet")
     content = bytearray(table.read_bytes())
     content[40] ^= 1
@@ -98,8 +106,7 @@ def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
         prepare_publication(store, "preferences/small")
 
 
-def test_what_was_made_from_restricted_text_stays_here(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_restricted_text_is_not_published(store: Store) -> None:
     made = make_dataset(store, card, data_class="restricted")
     model = make_model(store, parents=(made.as_parent("preferences"),))
     for ref in (f"preferences/{made.ref}", f"policies/{model.ref}"):
@@ -107,10 +114,9 @@ def test_what_was_made_from_restricted_text_stays_here(tmp_path: Path) -> None:
             prepare_publication(store, ref)
 
 
-def test_what_has_lost_an_ancestor_is_not_taken_for_open(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_missing_ancestor_is_not_taken_for_open(store: Store) -> None:
     make_dataset(store, card)
-    shutil.rmtree(tmp_path / "speeches")
+    shutil.rmtree(store.root / "speeches")
     with pytest.raises(StoreError, match=r"speeches small@.* is not in the store"):
         prepare_publication(store, "preferences/small")
 
@@ -120,8 +126,7 @@ def in_card(text: str) -> Callable[[ArtifactWriter], None]:
 
 
 @pytest.mark.parametrize("text", [KEY, "/home/anna/data", "hf_" + "Ab3" * 12])
-def test_a_secret_in_a_text_file_is_told_by_its_line_and_not_by_its_words(tmp_path: Path, text: str) -> None:
-    store = Store(tmp_path)
+def test_a_secret_in_a_text_file_is_reported_by_its_line(store: Store, text: str) -> None:
     make_dataset(store, in_card(f"see {text}"))
     with pytest.raises(InputError, match=r"README\.md line 3: a") as caught:
         prepare_publication(store, "preferences/small")
@@ -129,35 +134,31 @@ def test_a_secret_in_a_text_file_is_told_by_its_line_and_not_by_its_words(tmp_pa
     assert "replaced" in caught.value.remedy
 
 
-def test_a_secret_in_a_cell_is_told_by_row_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_in_a_cell_is_reported_by_row_and_column(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     rated = (("small-model", f"my key is {KEY}", (1, 2)), ("large-model", "That sounds heavy.", (5, 4)))
     monkeypatch.setattr("released_store.ANSWERS", rated)
-    store = Store(tmp_path)
     make_dataset(store, card)
     with pytest.raises(InputError, match=r"train-00000\S* row 2, column rejected: an API key") as caught:
         prepare_publication(store, "preferences/small")
     assert KEY not in str(caught.value)
 
 
-def test_clients_may_speak_of_their_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_may_write_about_a_home_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     rated = (("small-model", "Look into /home/anna/diary", (1, 2)), ("large-model", "That is heavy.", (5, 4)))
     monkeypatch.setattr("released_store.ANSWERS", rated)
-    store = Store(tmp_path)
     make_dataset(store, card)
     assert prepare_publication(store, "preferences/small").files
 
 
-def test_the_value_of_a_key_of_this_machine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_key_of_this_machine_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNSEL_API_KEY", "plain words as a key")
-    store = Store(tmp_path)
     make_dataset(store, in_card("these are plain words as a key"))
     with pytest.raises(InputError, match=r"README\.md line 3: the value of COUNSEL_API_KEY") as caught:
         prepare_publication(store, "preferences/small")
     assert "plain words" not in str(caught.value)
 
 
-def test_secrets_in_manifest_configs_and_weights_are_found(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_secrets_in_manifest_configs_and_weights_are_found(store: Store) -> None:
     header = weights({"trained_in": "/home/anna/runs"})
     make_model(store, **{"config.json": f'{{"_name": "{KEY}"}}'.encode(), "model.safetensors": header})
     with pytest.raises(InputError) as caught:
@@ -166,18 +167,87 @@ def test_secrets_in_manifest_configs_and_weights_are_found(tmp_path: Path) -> No
     assert "model.safetensors header: a path of a home folder" in str(caught.value)
 
 
-def test_a_home_folder_in_the_settings_is_found_in_the_manifest(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_home_folder_in_the_settings_is_found_in_the_manifest(store: Store) -> None:
     plan = ArtifactSpec("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"})
     store.make(plan, lambda writer: writer.write_card("# tiny"))
     with pytest.raises(InputError, match=r"manifest.json line \d+: a path of a home folder"):
         prepare_publication(store, "policies/tiny")
 
 
-def test_of_many_findings_the_first_are_told(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_only_the_first_of_many_findings_are_listed(store: Store) -> None:
     make_dataset(store, in_card("\n".join([KEY] * 50)))
     with pytest.raises(InputError) as caught:
         prepare_publication(store, "preferences/small")
     assert str(caught.value).count("README.md line") == 20
     assert "and more" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (f"key = sk-{LETTERS}", "an API key (sk-)"),
+        (f'{{"k": "sk-proj-{LETTERS}"}}', "an API key (sk-)"),
+        (f"hf_{LETTERS}", "a Hugging Face token"),
+        ("id AKIAABCDEFGHIJKLMNOP.", "an AWS access key"),
+        (f"ghp_{LETTERS}", "a GitHub token"),
+        (f"github_pat_{LETTERS}", "a GitHub token"),
+        (f"AIza{LETTERS[:35]}", "a Google API key"),
+        (f"xoxb-{LETTERS}", "a Slack token"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("-----BEGIN PRIVATE KEY-----", "a private key"),
+    ],
+)
+def test_keys_are_found_by_their_shape(text: str, kind: str) -> None:
+    assert list(kinds_in(text, key_kinds({}))) == [kind]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a risk-taking-behaviour-that-frightens-me",
+        "the task-is-done-and-nothing-else-matters",
+        "hf_hub_download(repo_id)",
+        "sk-short",
+        "BAKIAABCDEFGHIJKLMNOPQ",
+        "my PRIVATE KEY to happiness",
+        "ghp_short",
+    ],
+)
+def test_similar_words_are_not_keys(text: str) -> None:
+    assert not list(kinds_in(text, key_kinds({})))
+
+
+def test_values_of_this_machines_keys_are_found() -> None:
+    environment = {
+        "MY_API_KEY": "correct.horse.battery",
+        "SHORT_TOKEN": "EMPTY",
+        "PATH": "/usr/bin/something",
+        "hf_token": " padded-value ",
+    }
+    kinds = key_kinds(environment)
+    assert list(kinds_in("x correct.horse.battery y", kinds)) == ["the value of MY_API_KEY"]
+    assert list(kinds_in('"padded-value"', kinds)) == ["the value of hf_token"]
+    assert not list(kinds_in("EMPTY correctXhorseXbattery /usr/bin/something", kinds))
+
+
+@pytest.mark.parametrize(
+    "text", ["/home/anna/data", "file:///home/anna/x", '"/Users/anna/c.csv"', "C:\\\\Users\\\\anna", "/root/x"]
+)
+def test_paths_of_home_folders_are_found(text: str) -> None:
+    assert list(kinds_in(text, home_kinds())) == ["a path of a home folder"]
+
+
+@pytest.mark.parametrize("text", ["https://x.org/home/page", "data/home/anna", "/srv/data", "at home/work"])
+def test_other_paths_are_not(text: str) -> None:
+    assert not list(kinds_in(text, home_kinds()))
+
+
+def test_this_machines_own_home_is_found_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/srv/people/anna")
+    assert list(kinds_in("in /srv/people/anna/data", home_kinds())) == ["a path of a home folder"]
+    assert not list(kinds_in("in /srv/people/annabel", home_kinds()))
+
+
+def test_keys_are_removed_from_messages() -> None:
+    told = redacted(f"header b'Bearer hf_{LETTERS}' and my-own-value", {"X_TOKEN": "my-own-value"})
+    assert told == "header b'Bearer [...]' and [...]"

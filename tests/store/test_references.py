@@ -1,4 +1,4 @@
-"""A reference -> the artifact or model it means, or the nearest name."""
+"""References find the artifact or model, or suggest a name; ancestors are walked once."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,32 @@ import pytest
 
 from psychocounsel.errors import ConfigError, StoreError
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
-from psychocounsel.store.references import ancestors, resolve, resolve_model, resolve_parent
+from psychocounsel.store.references import (
+    ancestors,
+    labelling_judges,
+    models_behind,
+    resolve,
+    resolve_model,
+    resolve_parent,
+)
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy
 
 
+def build_nothing(_: ArtifactWriter) -> None:
+    pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
 def made(store: Store, kind: Kind, name: str, seed: int = 0) -> Artifact:
-    return store.make(ArtifactSpec(kind, name, "stage", 1, {"seed": seed}), lambda writer: None)
+    return store.make(ArtifactSpec(kind, name, "stage", 1, {"seed": seed}), build_nothing)
 
 
-def test_a_name_is_its_newest_and_an_id_is_exactly_one(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_name_is_its_newest_and_an_id_is_exactly_one(store: Store) -> None:
     old, new = made(store, "policies", "talk", 1), made(store, "policies", "talk", 2)
     assert resolve(store, "talk") == new
     assert resolve(store, f"talk@{old.id[:8]}") == resolve(store, old.ref) == old
@@ -27,8 +42,7 @@ def test_a_name_is_its_newest_and_an_id_is_exactly_one(tmp_path: Path) -> None:
         resolve(store, "talk@00000000")
 
 
-def test_one_name_of_two_kinds_asks_which(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_name_of_two_kinds_must_be_made_clear(store: Store) -> None:
     policy, scores = made(store, "policies", "talk"), made(store, "scores", "talk")
     with pytest.raises(ConfigError, match="'talk' names policies, scores; write policies/talk"):
         resolve(store, "talk")
@@ -37,28 +51,25 @@ def test_one_name_of_two_kinds_asks_which(tmp_path: Path) -> None:
     assert resolve(store, "policies/talk") == policy
 
 
-def test_a_reference_to_another_kind_than_is_wanted_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_reference_to_an_unwanted_kind_is_refused(store: Store) -> None:
     policy = made(store, "policies", "talk")
     for ref in ("policies/talk", str(policy.folder)):
         with pytest.raises(ConfigError, match="is one of policies; name one of preferences"):
             resolve(store, ref, "preferences")
 
 
-def test_an_unknown_name_offers_a_near_one(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_an_unknown_name_suggests_a_similar_one(store: Store) -> None:
     with pytest.raises(ConfigError, match="run the stage that makes it first"):
         resolve(store, "quickstart", "policies")
     made(store, "policies", "quickstart")
     with pytest.raises(ConfigError, match=r"did you mean 'quickstart'\?") as fault:
         resolve(store, "quikstart", "policies")
-    assert fault.value.where == str(tmp_path)
+    assert fault.value.where == str(store.root)
     with pytest.raises(ConfigError, match="known names: quickstart"):
         resolve(store, "zzz")
 
 
-def test_best_is_what_its_stage_named(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_best_is_what_the_stage_noted(store: Store) -> None:
     best = made(store, "policies", "round-3")
 
     def name_best(writer: ArtifactWriter) -> None:
@@ -72,8 +83,7 @@ def test_best_is_what_its_stage_named(tmp_path: Path) -> None:
             resolve(store, ref)
 
 
-def test_a_pin_wins_over_a_newer_artifact_of_its_name(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_pin_wins_over_a_newer_artifact(store: Store) -> None:
     old = made(store, "policies", "talk", 1)
     made(store, "policies", "talk", 2)
     plan = ArtifactSpec("scores", "talk", "stage", 1, {})
@@ -84,13 +94,13 @@ def test_a_pin_wins_over_a_newer_artifact_of_its_name(tmp_path: Path) -> None:
         resolve(pinned, "scores/talk@best")
 
 
-def test_a_hub_model_is_named_with_its_revision(tmp_path: Path) -> None:
-    found = resolve_model(Store(tmp_path), "hub:owner/name@abc", ("policies",))
+def test_a_hub_model_is_named_with_its_revision(store: Store) -> None:
+    found = resolve_model(store, "hub:owner/name@abc", ("policies",))
     assert found.parent is None
     assert found.parents("policy") == ()
     assert found.fingerprint == {"hub": "owner/name", "revision": "abc"}
-    assert found.policy(Store(tmp_path)) == Policy("owner/name", "abc")
-    assert resolve_model(Store(tmp_path), "hub:owner/name", ()).fingerprint["revision"] is None
+    assert found.policy(store) == Policy("owner/name", "abc")
+    assert resolve_model(store, "hub:owner/name", ()).fingerprint["revision"] is None
 
 
 def test_a_folder_of_weights_is_named_by_their_digest(tmp_path: Path) -> None:
@@ -108,8 +118,7 @@ def test_a_folder_of_weights_is_named_by_their_digest(tmp_path: Path) -> None:
     assert resolve_model(store, str(folder), ("policies",)).fingerprint != first.fingerprint
 
 
-def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_kinds_of_models_are_tried_in_order(store: Store) -> None:
     base = made(store, "base-models", "tiny")
     kinds: tuple[Kind, ...] = ("policies", "base-models")
     found = resolve_model(store, "tiny", kinds)
@@ -122,16 +131,14 @@ def test_a_model_is_looked_for_among_the_kinds_in_their_order(tmp_path: Path) ->
         resolve_model(store, "tinny", kinds)
 
 
-def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> None:
+def test_an_artifact_of_another_store_can_be_a_parent(tmp_path: Path) -> None:
     theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
-    origin = theirs.make(ArtifactSpec("speeches", "talk", "stage", 1, {}, (), ("a warning",)), lambda writer: None)
+    origin = theirs.make(ArtifactSpec("speeches", "talk", "stage", 1, {}, (), ("a warning",)), build_nothing)
     planned = ArtifactSpec("policies", "talk", "stage", 1, {}, (origin.as_parent("speeches"),))
-    policy = theirs.make(planned, lambda writer: None)
+    policy = theirs.make(planned, build_nothing)
     found = resolve(ours, str(policy.folder), "policies")
     assert found == policy
-    child = ours.make(
-        ArtifactSpec("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), lambda writer: None
-    )
+    child = ours.make(ArtifactSpec("candidates", "talk", "stage", 1, {}, (found.as_parent("model"),)), build_nothing)
     assert child.warnings == ("a warning",)
     assert [each.artifact for each in ancestors(ours, child)] == [child, policy, origin]
     model = resolve_model(ours, str(policy.folder), ("base-models", "policies"))
@@ -139,7 +146,7 @@ def test_an_artifact_of_another_store_is_a_parent_like_any(tmp_path: Path) -> No
     assert model.policy(ours) == Policy(str(policy.folder))
 
 
-def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path) -> None:
+def test_a_damaged_model_of_another_store_is_not_moved(tmp_path: Path) -> None:
     def write(writer: ArtifactWriter) -> None:
         writer.file("model.safetensors").write_bytes(b"weights")
 
@@ -153,7 +160,68 @@ def test_a_damaged_model_of_another_store_is_left_where_it_stands(tmp_path: Path
     assert policy.folder.is_dir()
 
 
-def test_a_planned_model_has_no_weights_yet(tmp_path: Path) -> None:
+def test_a_model_to_come_has_no_weights(tmp_path: Path) -> None:
     store = Store(tmp_path).pinned(ArtifactSpec("policies", "talk", "stage", 1, {}))
     with pytest.raises(StoreError, match="is not in the store"):
         resolve_model(store, "talk", ("policies",)).policy(store)
+
+
+def made_from(store: Store, kind: Kind, *parents: Artifact, judge: str = "") -> Artifact:
+    def note_judge(writer: ArtifactWriter) -> None:
+        writer.notes.update({"judge": judge} if judge else {})
+
+    roles = tuple(parent.as_parent(f"the {parent.kind}") for parent in parents)
+    return store.make(ArtifactSpec(kind, kind, "stage", 1, {"judge": judge}, roles), note_judge)
+
+
+def test_a_diamond_is_walked_once(store: Store) -> None:
+    speeches = made_from(store, "speeches")
+    candidates = made_from(store, "candidates", speeches)
+    judgements = made_from(store, "judgements", speeches, candidates, judge="stand-in")
+    preferences = made_from(store, "preferences", judgements, speeches, candidates)
+    walked = [(each.artifact.kind, each.depth, each.role) for each in ancestors(store, preferences)]
+    assert walked == [
+        ("preferences", 0, ""),
+        ("judgements", 1, "the judgements"),
+        ("speeches", 2, "the speeches"),
+        ("candidates", 2, "the candidates"),
+    ]
+    assert labelling_judges(store, preferences) == ("stand-in",)
+    assert labelling_judges(store, candidates) == ()
+
+
+def test_two_judges_are_both_named_once(store: Store) -> None:
+    first = made_from(store, "judgements", judge="b")
+    second = made_from(store, "judgements", first, judge="a")
+    third = made_from(store, "judgements", first, judge="b")
+    last = store.make(
+        ArtifactSpec("comparisons", "v", "stage", 1, {}, tuple(each.as_parent(each.id) for each in (second, third))),
+        build_nothing,
+    )
+    assert labelling_judges(store, last) == ("a", "b")
+
+
+def test_a_missing_ancestor_is_named(store: Store) -> None:
+    speeches = made_from(store, "speeches")
+    candidates = made_from(store, "candidates", speeches)
+    speeches.folder.rename(store.root / "elsewhere")
+    with pytest.raises(StoreError, match=f"speeches {speeches.ref} is not in the store"):
+        list(ancestors(store, candidates))
+
+
+def answered_by(store: Store, responder: dict[str, object], *parents: Artifact) -> Artifact:
+    roles = tuple(parent.as_parent("model") for parent in parents)
+    return store.make(ArtifactSpec("candidates", "answers", "stage", 1, {"responder": responder}, roles), build_nothing)
+
+
+def test_models_behind_answers(store: Store) -> None:
+    online = {"initial_policy": {"hub": "meta-llama/Llama-3.1-8B-Instruct", "revision": None}}
+    policy = store.make(ArtifactSpec("policies", "tuned", "align", 1, online), build_nothing)
+    asked = answered_by(store, {"author": "a", "endpoint": {"model": "gpt-4o-2024-08-06"}})
+    collected = answered_by(store, {"author": "chatgpt", "file": {"sha256": "0"}})
+    tuned = answered_by(store, {"author": "tuned", "endpoint": None, "model": {}}, policy)
+    fetched = answered_by(store, {"author": "b", "model": {"hub": "Qwen/Qwen2.5-7B", "revision": None}})
+    assert models_behind(store, asked) == ("gpt-4o-2024-08-06",)
+    assert models_behind(store, collected) == ("chatgpt",)
+    assert models_behind(store, tuned) == ("meta-llama/Llama-3.1-8B-Instruct",)
+    assert models_behind(store, fetched) == ("Qwen/Qwen2.5-7B",)
