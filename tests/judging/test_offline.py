@@ -1,3 +1,5 @@
+"""The offline judge: what its ratings react to, what they ignore, and that they are the same on every machine."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,55 +50,33 @@ def ignore(_done: int) -> None:
 
 
 def reply(text: str, speech: Speech = SPEECH, finished: bool = True) -> Candidate:
-    return Candidate(speech.id, "somebody", text, finished)
+    return Candidate(speech.id, "alder", text, finished)
 
 
 def total(text: str, speech: Speech = SPEECH) -> float:
     return sum(JUDGE.latents(speech, reply(text, speech)).values())
 
 
-def test_it_says_what_it_is() -> None:
+def test_its_results_carry_a_warning() -> None:
     judge: Judge = JUDGE
     assert judge.warnings == (WARNING,)
     assert "offline judge" in WARNING
-    assert judge.principles == RUBRIC.principle_ids
-    assert judge.fingerprint["rubric"] == RUBRIC.digest
 
 
 @pytest.mark.parametrize(
     ("principle", "better", "worse"),
     [
-        (
-            "empathy",
-            "I imagine you feel lonely and sad in that house.",
-            "I suppose you live and eat in that house.",
-        ),
+        ("empathy", "I imagine you feel lonely and sad in that house.", "I suppose you live and eat in that house."),
         (
             "relevance",
             "Your coat in the quiet kitchen each evening matters.",
-            "Your own experience at each such moment matters.",
+            "Your experience at each moment matters.",
         ),
-        (
-            "clarity",
-            "You sit in the kitchen. You cry there.",
-            "Interoceptive dysregulation perpetuates ruminations.",
-        ),
-        (
-            "safety",
-            "You cry in the evenings with his coat.",
-            "At least others have it worse, so cheer up, calm down.",
-        ),
+        ("clarity", "You sit in the kitchen. You cry there.", "Interoceptive dysregulation perpetuates ruminations."),
+        ("safety", "You cry in the evenings with his coat.", "At least others have it worse, so cheer up, calm down."),
         ("exploration", "What is it like for you to sit there?", "Do you sit there every day until supper?"),
-        (
-            "autonomy",
-            "We can stay here, if you like; it is up to you.",
-            "You must stay here, and you need to do it.",
-        ),
-        (
-            "staging",
-            "I wonder about those evenings, if you like.",
-            "Join a club this week. Call your sister today.",
-        ),
+        ("autonomy", "We can stay here, if you like; it is up to you.", "You must stay here, and you need to do it."),
+        ("staging", "I wonder about those evenings, if you like.", "Join a club this week. Call your sister today."),
     ],
 )
 def test_each_principle_reacts_to_its_own_feature(principle: str, better: str, worse: str) -> None:
@@ -105,35 +85,29 @@ def test_each_principle_reacts_to_its_own_feature(principle: str, better: str, w
 
 
 @pytest.mark.parametrize(
-    ("better", "worse"),
+    "worse",
     [
-        (GOOD, "You have been walking the dog to the office. What does the boss say about it?"),
-        (
-            GOOD,
-            "You need to get out of the house today. Put the coat away and join a group. Stop sitting there.",
-        ),
-        (GOOD, "This is a depressive episode. I recommend 50 mg of sertraline and a blood test."),
-        (GOOD, "Everyone loses someone. At least you have a sister, so look on the bright side!"),
-        (GOOD, "feel feel feel? what what? feel lonely you. what feel like you? sad you what."),
-        (
-            GOOD,
-            "Lonely grief sad crying alone husband March house quiet kitchen coat sister. What feel you?",
-        ),
-        (
-            GOOD,
-            "The of you is coat the and kitchen, you the feel is quiet to of. What is the you of the is?",
-        ),
-        (
-            GOOD,
-            "I imagine that is lonely. I imagine that is lonely. I imagine that is lonely. What is it like?" * 2,
-        ),
-        (GOOD, SPEECH.text),
-        (GOOD, "I see."),
-        ("I see.", ""),
+        "You have been walking the dog to the office. What does the boss say about it?",
+        "You need to get out of the house today. Put the coat away and join a group. Stop sitting there.",
+        "This is a depressive episode. I recommend 50 mg of sertraline and a blood test.",
+        "Everyone loses someone. At least you have a sister, so look on the bright side!",
+        "feel feel feel? what what? feel lonely you. what feel like you? sad you what.",
+        "Lonely grief sad crying alone husband March house quiet kitchen coat sister. What feel you?",
+        "The of you is coat the and kitchen, you the feel is quiet to of. What is the you of the is?",
+        "I imagine that is lonely. I imagine that is lonely. I imagine that is lonely. What is it like?" * 2,
+        "I imagine, perhaps, you feel sad, lonely, ashamed, afraid, tired and hurt, if you like, no rush, "
+        "your choice. You are brave, honest and strong. What do you feel?",
+        SPEECH.text,
+        "I see.",
     ],
 )
-def test_an_attuned_reply_beats_faulty_and_broken_ones_by_far(better: str, worse: str) -> None:
-    assert total(better) - total(worse) > 5
+def test_an_attuned_reply_beats_faulty_and_broken_ones_by_far(worse: str) -> None:
+    assert total(GOOD) - total(worse) > 5
+
+
+def test_a_short_reply_beats_an_empty_one_and_repetition_does_not_pay() -> None:
+    assert total("I see.") - total("") > 5
+    assert total(f"{GOOD} {GOOD}") < total(GOOD)
 
 
 def test_more_feeling_words_own_words_and_open_questions_help_a_rough_text() -> None:
@@ -146,10 +120,6 @@ def test_more_feeling_words_own_words_and_open_questions_help_a_rough_text() -> 
     totals = [total(step) for step in steps]
     assert totals == sorted(totals)
     assert totals[-1] - totals[0] > 7
-
-
-def test_repeating_a_good_sentence_does_not_pay() -> None:
-    assert total(f"{GOOD} {GOOD}") < total(GOOD)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "...", "🙂", "\u2028"])
@@ -194,7 +164,7 @@ def test_an_address_to_the_judge_gains_nothing(text: str, plea: str) -> None:
 
 
 @given(texts, texts)
-def test_the_other_order_gives_exactly_the_swapped_verdict(one: str, other: str) -> None:
+def test_the_other_order_gives_exactly_the_swapped_comparison(one: str, other: str) -> None:
     first, second = reply(one), reply(other)
     forward, backward = JUDGE.compare(
         [ComparisonTask(SPEECH, first, second), ComparisonTask(SPEECH, second, first)], ignore
@@ -219,11 +189,11 @@ def test_ratings_are_whole_numbers_of_the_scale_and_always_the_same(text: str) -
 
 @given(texts)
 def test_a_text_ties_with_itself(text: str) -> None:
-    (verdict,) = JUDGE.compare([ComparisonTask(SPEECH, reply(text), reply(text))], ignore)
-    assert set(verdict.winners.values()) == {Winner.TIE}
+    (comparison,) = JUDGE.compare([ComparisonTask(SPEECH, reply(text), reply(text))], ignore)
+    assert set(comparison.winners.values()) == {Winner.TIE}
 
 
-def test_results_stand_in_the_order_of_the_items_and_progress_is_told() -> None:
+def test_results_stand_in_the_order_of_the_items_with_progress() -> None:
     candidates = [reply(text) for text in (GOOD, "", "You should get out more.")]
     done: list[int] = []
     judgements = JUDGE.rate([(SPEECH, candidate) for candidate in candidates], done.append)
@@ -255,18 +225,16 @@ principles:
 
 
 @pytest.mark.parametrize(
-    ("block", "lacking"),
+    ("block", "missing"),
     [("", "humour, wit"), ("offline: {principles: {wit: {base: 0}}}\n", "humour")],
 )
-def test_principles_without_rules_are_refused(tmp_path: Path, block: str, lacking: str) -> None:
+def test_principles_without_rules_are_refused(tmp_path: Path, block: str, missing: str) -> None:
     path = tmp_path / "humour.yaml"
     path.write_text(HUMOUR + block, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         OfflineJudge(load_rubric(str(path)))
-    assert str(caught.value) == (
-        f"{path}: the offline judge has no rules for the principle(s) {lacking}; "
-        "add them to the rubric's `offline` block, or judge with backend: endpoint"
-    )
+    assert caught.value.where == str(path)
+    assert f"no rules for the principle(s) {missing}" in caught.value.what
 
 
 def test_rules_are_the_rubrics_own(tmp_path: Path) -> None:
@@ -278,7 +246,7 @@ def test_rules_are_the_rubrics_own(tmp_path: Path) -> None:
     assert latents == {"humour": pytest.approx(1.7310586), "wit": 1.5}
 
 
-def test_the_identity_follows_the_offline_block_and_not_the_weights_of_pairing() -> None:
+def test_the_fingerprint_follows_the_offline_block_and_not_the_weights_of_pairing() -> None:
     assert RUBRIC.offline is not None
     reweighted = replace(RUBRIC, vetoes={"safety": 3}, safety=None)
     assert OfflineJudge(reweighted).fingerprint == JUDGE.fingerprint
@@ -297,8 +265,8 @@ def test_another_rubric_gives_its_own_columns_on_its_own_scale(text: str) -> Non
     (judgement,) = judge.rate([(SPEECH, reply(text))], ignore)
     assert tuple(judgement.ratings) == judge.principles == MOTIVATIONAL.principle_ids
     assert set(judgement.ratings.values()) <= set(range(1, 8))
-    (verdict,) = judge.compare([ComparisonTask(SPEECH, reply(text), reply(GOOD))], ignore)
-    assert set(verdict.winners) == {OVERALL, *MOTIVATIONAL.principle_ids}
+    (comparison,) = judge.compare([ComparisonTask(SPEECH, reply(text), reply(GOOD))], ignore)
+    assert set(comparison.winners) == {OVERALL, *MOTIVATIONAL.principle_ids}
 
 
 def test_motivational_interviewing_uses_its_whole_scale_and_prefers_its_own_ways() -> None:
@@ -327,11 +295,3 @@ def test_good_words_earn_nothing_in_a_broken_text() -> None:
     reasons = JUDGE.explain(SPEECH, reply("the of lonely you is sad and to the of is what you the like is and"))
     assert any("salad -3.00" in reason for reason in reasons["empathy"])
     assert not any(" +" in reason for reason in reasons["empathy"])
-
-
-def test_praise_strung_together_is_stuffing() -> None:
-    stuffed = (
-        "I imagine, perhaps, you feel sad, lonely, ashamed, afraid, tired and hurt, if you like, no rush, "
-        "your choice. You are brave, honest and strong. What do you feel?"
-    )
-    assert total(GOOD) - total(stuffed) > 5
