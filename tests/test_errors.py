@@ -1,5 +1,3 @@
-"""What, where and how to mend, and the exit code of each kind of ending."""
-
 import pytest
 
 from psychocounsel.errors import (
@@ -14,19 +12,15 @@ from psychocounsel.errors import (
     counted,
 )
 
+CODES: dict[type[PsychoCounselError], int] = {
+    **dict.fromkeys((ConfigError, InputError, StoreError, EndpointError), 2),
+    IncompleteError: 3,
+    DataQualityError: 4,
+    Preempted: 75,
+}
 
-@pytest.mark.parametrize(
-    ("kind", "code"),
-    [
-        (ConfigError, 2),
-        (InputError, 2),
-        (StoreError, 2),
-        (EndpointError, 2),
-        (IncompleteError, 3),
-        (DataQualityError, 4),
-        (Preempted, 75),
-    ],
-)
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items())
 def test_each_kind_has_its_exit_code(kind: type[PsychoCounselError], code: int) -> None:
     assert kind("what").exit_code == code
 
@@ -38,6 +32,6 @@ def test_a_message_is_where_what_and_remedy_as_far_as_they_are_known() -> None:
     assert (whole.what, whole.where, whole.remedy) == ("'text' is empty", "a.csv line 812", "drop the row")
 
 
-def test_counts_are_told_in_words_and_nothing_that_is_none() -> None:
+def test_counts_are_in_words_without_zeros() -> None:
     assert counted({"gap_too_small": 6, "vetoed": 0, "equal_texts": 1}) == "6 gap_too_small, 1 equal_texts"
     assert counted({}) == "none"

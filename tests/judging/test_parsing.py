@@ -1,23 +1,26 @@
+"""Written ratings and winners: read strictly, whatever stands around them, or not at all."""
+
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.judging.parsing import (
-    ParsedRatings,
-    ParsedWinners,
-    ParseFailure,
-    parse_ratings,
-    parse_winners,
-)
-from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure, parse_ratings, parse_winners
+from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.types import Winner
 
 RUBRIC = load_rubric("seven-principles")
 ITEM = "0123456789abcdef"
 GOOD: dict[str, int] = dict(zip(RUBRIC.principle_ids, (1, 2, 3, 4, 5, 4, 3), strict=True))
+
+FLAT = load_rubric(str(Path(__file__).parent / "seven-attributes.yaml"))
+FLAT_RATINGS: dict[str, int] = dict(zip(FLAT.principle_ids, (5, 4, 3, 2, 1, 2, 3), strict=True))
+EXTRAS: dict[str, Any] = {"Overall": 4.57, "Explanation": 'Says "5", { and ,} alike.'}
+REPLIES = Path(__file__).parents[3] / "shared" / "data" / "mentalalign" / "gpt-4o_llm_judge.xlsx"
 
 
 def reply(**changes: Any) -> str:
@@ -28,8 +31,11 @@ def with_rating(raw: str) -> str:
     return reply().replace('"empathy": 1', f'"empathy": {raw}')
 
 
-def reason(text: str) -> str:
-    parsed = parse_ratings(text, RUBRIC, ITEM)
+DRAFT = reply(ratings=dict.fromkeys(GOOD, 5))
+
+
+def reason(text: str, rubric: Rubric = RUBRIC) -> str:
+    parsed = parse_ratings(text, rubric, ITEM)
     assert isinstance(parsed, ParseFailure), parsed
     return parsed.reason
 
@@ -44,86 +50,82 @@ def reason(text: str) -> str:
         "Here are my ratings:\n```json\n{}\n```\nI gave 5 for [something] else.",
         "Well, 10 out of 10: {} Done.",
         "\ufeff{}",
+        f"First {DRAFT} hm.\n</think> {{}}",
+        f"<think>First {DRAFT}, it's \"odd</think> {{}}",
+        f"{DRAFT}</think>and so {DRAFT}</think>\n {{}}",
+        f"<think>{{ no</think> {DRAFT} </think> {{}}",
+        'An open one {"item_id": </think> {}',
+        "It } is </think> {}",
     ],
 )
-def test_one_object_is_read_wherever_it_stands(wrapped: str) -> None:
-    assert parse_ratings(wrapped.replace("{}", reply()), RUBRIC, ITEM) == ParsedRatings(GOOD, "Because.")
-
-
-def test_braces_quotes_and_fences_inside_the_reasons_do_not_matter() -> None:
-    text = reply(reasons='She said "}" and {then} ``` a \\ backslash')
-    assert isinstance(parse_ratings(f"```json\n{text}\n```", RUBRIC, ITEM), ParsedRatings)
+def test_one_object_is_read_wherever_it_stands_but_not_among_thoughts(wrapped: str) -> None:
+    text = reply().join(wrapped.rsplit("{}", maxsplit=1))
+    assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, "Because.")
 
 
 @pytest.mark.parametrize(
-    "raw",
-    [
-        "true",
-        "false",
-        '"5"',
-        "4.5",
-        "4.0",
-        "5e0",
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "null",
-        "[5]",
-        "{}",
-        "0",
-        "6",
-        "10",
-        "-1",
-        "9" * 5000,
-        '"10"',
-        '"five"',
-    ],
+    "reasons",
+    ['She said "}" and {then} ``` a \\ backslash', 'He wrote "</think>", and \\ then </think> {"empathy": 5}'],
 )
-def test_what_is_no_whole_number_of_the_scale_is_no_rating(raw: str) -> None:
+@pytest.mark.parametrize(
+    "around", ["{}", "Here: {}", "```json\n{}\n```", "So</think> {} Done.", "<think>So</think>\n{}"]
+)
+def test_braces_fences_and_ends_of_thoughts_inside_a_string_are_words(around: str, reasons: str) -> None:
+    text = around.replace("{}", reply(reasons=reasons))
+    assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, reasons)
+
+
+NUMBERS = ["4.5", "4.0", "5e0", "0", "6", "10", "-1", "NaN", "Infinity", "-Infinity", "9" * 5000]
+OTHERS = ["true", "false", "null", "[5]", "{}", '"5"', '"10"', '"five"']
+
+
+@pytest.mark.parametrize("raw", [*NUMBERS, *OTHERS], ids=lambda raw: raw[:9])
+def test_anything_but_a_whole_number_of_the_scale_is_no_rating(raw: str) -> None:
     assert reason(with_rating(raw))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "expected one JSON object, found 0"),
-        ("Empathy: 5, Relevance: 4", "expected one JSON object, found 0"),
+        ("", "found 0"),
+        ("Empathy: 5, Relevance: 4", "found 0"),
         (reply() + reply(), "found 2"),
         (reply() + " {", "an open one"),
         (reply()[:-1], "found 0 and an open one"),
-        (reply().replace('"item_id"', "item_id"), "the JSON is malformed"),
-        (with_rating('1, "empathy": 5'), "a key stands twice"),
-        (reply().replace('"reasons"', '"item_id": "x", "reasons"'), "a key stands twice"),
-        (reply(item_id="another"), "the reply is about another item"),
-        (reply(item_id=None), "the reply is about another item"),
+        (reply().replace('"item_id"', "item_id"), "malformed"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "malformed"),
+        (with_rating('1, "empathy": 5'), "twice"),
+        (reply().replace('"reasons"', '"item_id": "x", "reasons"'), "twice"),
+        (reply(item_id="another"), "another item"),
+        (reply(item_id=None), "another item"),
         (reply(reasons=None), "'reasons' is not text"),
-        (reply(overall=5), "the reply has unknown keys"),
+        (reply(overall=5), "unknown keys"),
         (reply(ratings=GOOD | {"warmth": 5}), "'ratings' has unknown keys"),
         (reply(ratings={k: v for k, v in GOOD.items() if k != "safety"}), "'ratings' lacks safety"),
         (reply(ratings=[1, 2, 3, 4, 5, 4, 3]), "'ratings' is not an object"),
-        ('{"item_id": "0123456789abcdef", "ratings": {}}', "the reply lacks reasons"),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, "the JSON is malformed"),
+        (f'{{"item_id": "{ITEM}", "ratings": {{}}}}', "lacks reasons"),
+        (f"First {DRAFT}. No, that ignores the crisis.\n</think>\n\nI cannot rate it.", "found 0"),
+        (f"<think>First {DRAFT}.</think> I cannot rate it.", "found 0"),
+        (f"{DRAFT}</think>", "found 0"),
+        (f"<think>It may be {DRAFT}", "ends among its thoughts"),
     ],
 )
-def test_anything_else_fails_with_its_reason(text: str, expected: str) -> None:
+def test_any_other_reply_fails_with_its_reason(text: str, expected: str) -> None:
     assert expected in reason(text)
 
 
-def test_a_rubric_of_another_scale_sets_what_is_read() -> None:
-    wide = RUBRIC.__class__("1", "en", 0, 10, RUBRIC.principles)
-    parsed = parse_ratings(with_rating("10"), wide, ITEM)
+def test_the_scale_of_the_rubric_decides_what_is_read() -> None:
+    parsed = parse_ratings(with_rating("10"), Rubric("1", "en", 0, 10, RUBRIC.principles), ITEM)
     assert isinstance(parsed, ParsedRatings)
     assert parsed.ratings["empathy"] == 10
 
 
 def test_winners_are_read_by_position() -> None:
     sides = {"overall": "A"} | dict.fromkeys(RUBRIC.principle_ids, "tie") | {"safety": "B"}
-    text = json.dumps({"item_id": ITEM, "reasons": "", "winners": sides})
-    parsed = parse_winners(text, RUBRIC, ITEM)
+    parsed = parse_winners(json.dumps({"item_id": ITEM, "reasons": "", "winners": sides}), RUBRIC, ITEM)
     assert isinstance(parsed, ParsedWinners)
-    assert parsed.winners["overall"] is Winner.FIRST
-    assert parsed.winners["safety"] is Winner.SECOND
-    assert parsed.winners["empathy"] is Winner.TIE
+    expected = {"overall": Winner.FIRST} | dict.fromkeys(RUBRIC.principle_ids, Winner.TIE) | {"safety": Winner.SECOND}
+    assert parsed.winners == expected
 
 
 @pytest.mark.parametrize("side", ['"a"', '"C"', '"Tie"', "null", "true", "1", '["A"]', '{"A": 1}'])
@@ -135,7 +137,7 @@ def test_no_other_side_wins(side: str) -> None:
 
 @given(st.text(alphabet='{}[]"\\:,0123456789 aeitrnu`\n'))
 def test_no_text_breaks_the_parser(text: str) -> None:
-    assert isinstance(parse_ratings(text, RUBRIC, ITEM), ParseFailure)
+    assert reason(text)
 
 
 @given(st.fixed_dictionaries({name: st.sampled_from(RUBRIC.scale) for name in RUBRIC.principle_ids}), st.text())
@@ -154,33 +156,47 @@ def test_a_bare_object_is_read_as_one_among_words(place: int, piece: str, cut: i
     assert parse_ratings(text, RUBRIC, ITEM) == parse_ratings(f"Well: {text}", RUBRIC, ITEM)
 
 
-def test_a_draft_before_the_end_of_thoughts_is_no_answer() -> None:
-    writer = reply(ratings=dict.fromkeys(GOOD, 5))
-    none_left = "expected one JSON object, found 0"
-    assert reason(f"First {writer}. No, that ignores the crisis.\n</think>\n\nI cannot rate it.") == none_left
-    assert reason(f"<think>First {writer}.</think> I cannot rate it.") == none_left
-    assert reason(f"{writer}</think>") == none_left
+# --- Replies to other prompts than ours, in the layout that a rubric declares ----------------------------------------
 
 
-@pytest.mark.parametrize(
-    "thoughts",
-    [
-        "First {} hm.\n</think>",
-        "<think>First {}, it's \"odd</think>",
-        "{}</think>and so {}</think>\n",
-        "<think>{ no</think> {} </think>",
-        'An open one {"item_id": </think>',
-        "It } is </think>",
-    ],
-)
-def test_what_follows_the_last_end_of_thoughts_is_the_answer(thoughts: str) -> None:
-    writer = reply(ratings=dict.fromkeys(GOOD, 5))
-    text = f"{thoughts.replace('{}', writer)} {reply()}"
-    assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, "Because.")
+def flat(**changes: Any) -> str:
+    return json.dumps(FLAT_RATINGS | EXTRAS | changes, indent=2)
 
 
-def test_an_end_of_thoughts_in_a_string_is_a_word_like_any_other() -> None:
-    said = 'He wrote "</think>", and \\ then </think> {"empathy": 5}'
-    for around in ("{}", "Here: {}", "So</think> {} Done.", "<think>So</think>\n{}"):
-        text = around.replace("{}", reply(reasons=said))
-        assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, said)
+@pytest.mark.parametrize("wrapped", ["{}", "```json\n{}\n```", "Sure!\n{}\nI hope that helps."])
+def test_a_flat_reply_with_declared_keys_is_read_and_echoes_no_id(wrapped: str) -> None:
+    assert parse_ratings(wrapped.replace("{}", flat()), FLAT, "any id") == ParsedRatings(FLAT_RATINGS, "")
+
+
+@pytest.mark.parametrize("key", [*FLAT_RATINGS, *EXTRAS])
+def test_a_missing_key_is_no_rating(key: str) -> None:
+    assert reason(json.dumps({name: each for name, each in json.loads(flat()).items() if name != key}), FLAT)
+
+
+@pytest.mark.parametrize("changes", [*({"Safety": each} for each in (4.57, "4", True, None, 0, 6)), {"Confidence": 5}])
+def test_a_rating_off_the_scale_or_an_undeclared_key_is_no_rating(changes: dict[str, Any]) -> None:
+    assert reason(flat(**changes), FLAT)
+
+
+def test_one_trailing_comma_goes_and_commas_in_texts_stay() -> None:
+    whole = flat()
+    assert parse_ratings(f"{whole[:-1]} ,\n}}", FLAT, ITEM) == ParsedRatings(FLAT_RATINGS, "")
+    assert reason(f"{whole[:-1]},,}}", FLAT)
+    reasons = 'so ,} [,] ", }'
+    text = reply(reasons=reasons).replace("}}", ",},}")
+    assert parse_ratings(text, RUBRIC, ITEM) == ParsedRatings(GOOD, reasons)
+
+
+def test_ten_thousand_real_replies_are_read_with_their_numbers() -> None:
+    if not REPLIES.is_file():
+        pytest.skip(f"the real replies are not there: {REPLIES}")
+    from python_calamine import load_workbook
+
+    _, *rows = load_workbook(REPLIES).get_sheet_by_index(0).to_python()
+    replies = [str(cell) for row in rows for cell in row[2:]]
+    assert len(replies) == 10_000
+    for text in replies:
+        # Found in another way than the parser's: line by line.
+        found = re.findall(r'^\s*"(\w+)": (\d+),?\s*$', text, re.MULTILINE)
+        expected = {name: int(number) for name, number in found if name in FLAT_RATINGS}
+        assert parse_ratings(text, FLAT, ITEM) == ParsedRatings(expected, "")

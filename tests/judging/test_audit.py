@@ -1,4 +1,4 @@
-"""Every figure by hand once, and the laws that hold of all."""
+"""Every statistic by hand once, and the rules that hold of all."""
 
 import math
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def rated(**columns: Sequence[int]) -> list[dict[str, int]]:
 class TestAgreement:
     def test_by_hand(self) -> None:
         # Squared distances 0, 1, 0, 9: mean 2.5. By chance 9.75 + 5.75 - 2 * 2.75 * 2.25 = 3.125.
-        found = agreement([(1, 1), (2, 3), (3, 3), (5, 2)])
-        assert found == Agreement(4, 0.5, 0.75, pytest.approx(0.2))
+        assert agreement([(1, 1), (2, 3), (3, 3), (5, 2)]) == Agreement(4, 0.5, 0.75, pytest.approx(0.2))
+        assert agreement([(1, 5), (5, 1)]) == Agreement(2, 0.0, 0.0, -1.0)
 
     def test_means_one_point_apart_are_one_point_apart(self) -> None:
         apart = [(7 / 3, 4 / 3), (4 / 3, 7 / 3), (11 / 6, 5 / 6), (2, 3)]
@@ -47,80 +47,62 @@ class TestAgreement:
         assert found is not None
         assert (found.exact, found.within_one) == (0.0, 0.8)
 
-    def test_opposite_ratings(self) -> None:
-        assert agreement([(1, 5), (5, 1)]) == Agreement(2, 0.0, 0.0, -1.0)
-
-    def test_one_rating_everywhere_says_nothing_about_chance(self) -> None:
+    def test_one_rating_everywhere_has_no_kappa(self) -> None:
         assert agreement([(4, 4), (4, 4)]) == Agreement(2, 1.0, 1.0, None)
         assert agreement([]) is None
 
     def test_by_principle(self) -> None:
-        found = agreement_by_principle(rated(a=[1, 2], b=[3, 3]), rated(a=[1, 2], b=[3, 5]), ("a", "b"))
+        first, second = rated(a=[1, 2], b=[3, 3]), rated(a=[1, 2], b=[3, 5])
+        found = agreement_by_principle(first, second, ("a", "b"))
         assert found == {"a": Agreement(2, 1.0, 1.0, 1.0), "b": Agreement(2, 0.5, 0.5, 0.0)}
+        assert mean_difference(first, second, ("a", "b")) == 0.5
+        assert mean_difference([], [], ("a",)) is None
 
     @given(PAIRS)
-    def test_kappa_is_what_its_definition_says(self, pairs: list[tuple[int, int]]) -> None:
+    def test_kappa_follows_its_definition_in_either_order(self, pairs: list[tuple[int, int]]) -> None:
         n = len(pairs)
         by_chance = sum((a - b) ** 2 for a, _ in pairs for _, b in pairs) / n**2
         found = agreement(pairs)
         assert found is not None
+        assert found == agreement([(b, a) for a, b in pairs])
         if by_chance:
-            seen = sum((a - b) ** 2 for a, b in pairs) / n
-            assert found.kappa == pytest.approx(1 - seen / by_chance)
+            assert found.kappa == pytest.approx(1 - sum((a - b) ** 2 for a, b in pairs) / n / by_chance)
         else:
             assert found.kappa is None
 
-    @given(PAIRS)
-    def test_it_does_not_matter_who_rated_first(self, pairs: list[tuple[int, int]]) -> None:
-        assert agreement(pairs) == agreement([(b, a) for a, b in pairs])
-
     @given(st.lists(RATING, min_size=2).filter(lambda ratings: len(set(ratings)) > 1))
-    def test_with_itself_it_is_whole(self, ratings: list[int]) -> None:
-        found = agreement([(each, each) for each in ratings])
-        assert found == Agreement(len(ratings), 1.0, 1.0, 1.0)
+    def test_equal_ratings_agree_completely(self, ratings: list[int]) -> None:
+        assert agreement([(each, each) for each in ratings]) == Agreement(len(ratings), 1.0, 1.0, 1.0)
 
 
 class TestCorrelation:
     def test_ties_share_their_mean_rank(self) -> None:
         # Ranks 1, 2.5, 2.5, 4 and 4, 1, 2.5, 2.5: covariance -2.25, both sums of squares 4.5.
-        found = spearman([10, 20, 20, 40], [3, 1, 2, 2])
-        assert found is not None
-        assert found.estimate == pytest.approx(-0.5)
-        # atanh(-0.5) -/+ 1.959964 * sqrt(1.125)
-        assert (found.low, found.high) == (
-            pytest.approx(-0.98963, abs=1e-5),
-            pytest.approx(0.91035, abs=1e-5),
-        )
-        assert found.n == 4
+        # Interval: atanh(-0.5) -/+ 1.959964 * sqrt(1.125).
+        low, high = pytest.approx(-0.98963, abs=1e-5), pytest.approx(0.91035, abs=1e-5)
+        assert spearman([10, 20, 20, 40], [3, 1, 2, 2]) == (pytest.approx(-0.5), low, high, 4)
 
-    def test_few_points_tell_nothing(self) -> None:
+    def test_few_points_have_no_interval_and_constants_no_correlation(self) -> None:
         assert spearman([1, 2, 3], [1, 2, 3]) == (pytest.approx(1.0), -1.0, 1.0, 3)
         assert spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
         assert spearman([], []) is None
-
-    @given(NUMBERS)
-    def test_only_the_order_counts(self, numbers: list[int]) -> None:
-        assert spearman(numbers, range(len(numbers))) == spearman(
-            [math.atan(each) for each in numbers], range(len(numbers))
-        )
-
-    @given(NUMBERS)
-    def test_turned_over_it_changes_its_sign(self, numbers: list[int]) -> None:
-        there = spearman(numbers, range(len(numbers)))
-        back = spearman([-each for each in numbers], range(len(numbers)))
-        if there is None or back is None:
-            assert there is back
-        else:
-            assert there.estimate == pytest.approx(-back.estimate, abs=1e-12)
-            assert -1 <= there.low <= there.estimate <= there.high <= 1
-
-    def test_pearson_by_hand(self) -> None:
         assert pearson([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
         assert pearson([1, 2, 3], [7, 7, 7]) is None
 
+    @given(NUMBERS)
+    def test_only_the_order_counts_and_its_reverse_changes_the_sign(self, numbers: list[int]) -> None:
+        places = range(len(numbers))
+        forward, backward = spearman(numbers, places), spearman([-each for each in numbers], places)
+        assert forward == spearman([math.atan(each) for each in numbers], places)
+        if forward is None or backward is None:
+            assert forward is backward
+        else:
+            assert forward.estimate == pytest.approx(-backward.estimate, abs=1e-12)
+            assert -1 <= forward.low <= forward.estimate <= forward.high <= 1
+
 
 class TestHalo:
-    def test_mean_over_pairs_that_vary(self) -> None:
+    def test_is_the_mean_over_pairs_of_principles_that_vary(self) -> None:
         ratings = rated(a=[1, 2, 3], b=[1, 2, 3], c=[3, 2, 1], still=[4, 4, 4])
         assert halo(ratings, ("a", "b", "c", "still")) == pytest.approx((1 - 1 - 1) / 3)
         assert halo(ratings, ("a", "still")) is None
@@ -129,19 +111,16 @@ class TestHalo:
     def test_both_ways_are_compared_on_the_same_principles(self) -> None:
         together = rated(a=[1, 2, 3], b=[1, 2, 3], c=[4, 4, 4])
         alone = rated(a=[1, 2, 3], b=[3, 2, 1], c=[1, 2, 3])
-        found = halo_both_ways(together, alone, ("a", "b", "c"))
-        assert found == Halo(3, 1, 1.0, -1.0, 2.0, 2.0, 2.0)
-        assert halo(alone, ("a", "b", "c")) == pytest.approx(-1 / 3)  # what it must not be compared with
+        assert halo_both_ways(together, alone, ("a", "b", "c")) == Halo(3, 1, 1.0, -1.0, 2.0, 2.0, 2.0)
 
     def test_interval_by_hand(self) -> None:
         # Left out one by one: 0.5, 33/42, 3/sqrt(28/3) twice, each less -1. Mean 1.812419, squares 0.155821.
         together = rated(a=[1, 2, 3, 4], b=[1, 2, 4, 3])
         found = halo_both_ways(together, rated(a=[1, 2, 3, 4], b=[4, 3, 2, 1]), ("a", "b"))
         assert found is not None
-        assert found.difference == pytest.approx(1.8)
         half = 3.1824 * math.sqrt(0.155821 * 3 / 4)
-        assert found.low == pytest.approx(1.8 - half, abs=1e-4)
-        assert found.high == pytest.approx(1.8 + half, abs=1e-4)
+        assert found.difference == pytest.approx(1.8)
+        assert (found.low, found.high) == (pytest.approx(1.8 - half, abs=1e-4), pytest.approx(1.8 + half, abs=1e-4))
 
     def test_two_responses_have_no_interval(self) -> None:
         both = rated(a=[1, 2], b=[1, 2])
@@ -149,17 +128,12 @@ class TestHalo:
         assert halo_both_ways([], [], ("a", "b")) is None
 
     @given(st.lists(st.tuples(RATING, RATING, RATING), min_size=51, max_size=60))
-    def test_equal_ratings_differ_by_nothing(self, rows: list[tuple[int, int, int]]) -> None:
+    def test_equal_ratings_do_not_differ(self, rows: list[tuple[int, int, int]]) -> None:
         ratings = [dict(zip("abc", row, strict=True)) for row in rows]
         found = halo_both_ways(ratings, ratings, tuple("abc"))
-        whole = halo(ratings, tuple("abc"))
         if found is not None:
-            assert found.together == found.alone == whole
+            assert found.together == found.alone == halo(ratings, tuple("abc"))
             assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-
-    def test_mean_difference(self) -> None:
-        assert mean_difference(rated(a=[1, 5], b=[2, 2]), rated(a=[3, 5], b=[1, 2]), ("a", "b")) == 0.75
-        assert mean_difference([], [], ("a",)) is None
 
 
 class TestGain:
@@ -175,16 +149,14 @@ class TestGain:
         assert gain(rated(a=[2]), rated(a=[5])) == Gain(1, 3.0, None, None, 3.0)
         assert gain([], []) is None
 
-    @given(st.integers(1, 12), st.data())
-    def test_a_whole_point_is_exactly_one(self, principles: int, data: st.DataObject) -> None:
+    @given(st.lists(st.integers(1, 4), min_size=1, max_size=12))
+    def test_a_whole_point_is_exactly_one(self, earlier: list[int]) -> None:
         # The difference of two floating means is 0.9999999999999996 for sums of 26 and 33 of seven.
-        earlier = data.draw(st.lists(st.integers(1, 4), min_size=principles, max_size=principles))
         first = {str(at): rating for at, rating in enumerate(earlier)}
-        second = {str(at): rating + 1 for at, rating in enumerate(earlier)}
-        assert gains([first], [second]) == [1.0]
+        assert gains([first], [{name: rating + 1 for name, rating in first.items()}]) == [1.0]
 
     @given(PAIRS)
-    def test_there_and_back(self, pairs: list[tuple[int, int]]) -> None:
+    def test_the_other_direction_is_the_negative(self, pairs: list[tuple[int, int]]) -> None:
         first, second = [{"a": a} for a, _ in pairs], [{"a": b} for _, b in pairs]
         there, back = gain(first, second), gain(second, first)
         assert there is not None
@@ -194,28 +166,17 @@ class TestGain:
         assert there.low is None or there.high is None or there.low <= there.mean <= there.high
 
 
-class TestStudent:
-    @pytest.mark.parametrize(
-        ("degrees", "quantile"),
-        [(1, 12.706), (2, 4.303), (19, 2.093), (31, 2.0395), (60, 2.0003), (1000, 1.9623)],
-    )
-    def test_as_tables_have_it(self, degrees: int, quantile: float) -> None:
+def test_students_t_is_as_in_tables_and_falls_towards_the_normal() -> None:
+    for degrees, quantile in [(1, 12.706), (2, 4.303), (19, 2.093), (31, 2.0395), (60, 2.0003), (1000, 1.9623)]:
         assert student_t(degrees) == pytest.approx(quantile, abs=1e-3)
-
-    def test_it_falls_towards_the_normal(self) -> None:
-        quantiles = [student_t(degrees) for degrees in range(1, 200)]
-        assert quantiles == sorted(quantiles, reverse=True)
-        assert quantiles[-1] > 1.959964
-        with pytest.raises(ValueError, match="degree of freedom"):
-            student_t(0)
+    quantiles = [student_t(degrees) for degrees in range(1, 200)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert quantiles[-1] > 1.959964
+    with pytest.raises(ValueError, match="degree of freedom"):
+        student_t(0)
 
 
-class TestTies:
-    def test_pairs_of_one_speech(self) -> None:
-        assert ties([20, 21, 20]) == [False, True, False]
-        assert ties([20]) == []
-
-    @given(st.lists(RATING, max_size=12))
-    def test_every_pair_once(self, totals: list[int]) -> None:
-        assert len(ties(totals)) == len(totals) * (len(totals) - 1) // 2
-        assert sum(ties(totals)) == sum(totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals))
+@given(st.lists(RATING, max_size=12))
+def test_ties_are_counted_over_every_pair_once(totals: list[int]) -> None:
+    assert len(ties(totals)) == len(totals) * (len(totals) - 1) // 2
+    assert sum(ties(totals)) == sum(totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals))
