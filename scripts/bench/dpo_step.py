@@ -16,8 +16,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.training.dpo import project_answers_only
-from psychocounsel.training.runtime import prepare_processor
+from psychocounsel.training.dpo import project_completions_only
+from psychocounsel.training.runtime import prepare_cpu
 
 VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS = 4096, 170, 85
 SEQUENCES = 16  # 8 pairs in a micro-batch
@@ -71,11 +71,11 @@ def main() -> None:
         for model in pair:
             add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
             if name == "ours":
-                project_answers_only(model)
+                project_completions_only(model)
         variants[name] = pair
     seconds: dict[str, list[float]] = {"trl": [], "ours": []}
     losses = {name: step(*pair, batch) for name, pair in variants.items()}
-    prepare_processor()
+    prepare_cpu()
     for _ in range(rounds):
         for name, pair in variants.items():
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Policies in the store: stopped training goes on to the same weights; online rounds keep their order."""
+"""Policies in the store: stopped training resumes to the same weights; online rounds keep their order."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def stop_in_training(run: WarmRun, store: Path, kind: str, *signals: signal.Sign
 
 
 @pytest.mark.parametrize(("kind", "signum"), [("policies", signal.SIGTERM), ("reward-models", signal.SIGINT)])
-def test_stopped_training_goes_on_to_the_same_weights(
+def test_stopped_training_resumes_to_the_same_weights(
     miniature: Miniature,
     warm: Warm,
     store: Path,
@@ -76,7 +76,7 @@ def test_stopped_training_goes_on_to_the_same_weights(
     assert whole.id not in {each.id for each in Store(store).artifacts()}
     finished = start(warm, miniature, store, kind).wait()
     assert finished.code == 0, finished.err
-    assert "going on where it was left" in finished.err
+    assert "resumes" in finished.err
     again = named(store, kind, whole.name)
     assert again.id == whole.id
     assert weights(again) == weights(whole)
@@ -107,8 +107,8 @@ def test_reference_stays_the_initial_policy_and_seeds_differ(miniature: Miniatur
     assert last.parent("previous policy").id == first.id
     assert first.manifest["settings"]["seed"] != last.manifest["settings"]["seed"]
     assert weights(first) != weights(last)
-    drawn = [named(miniature.store, "candidates", f"mini-online-round-0{number}") for number in (1, 2)]
-    assert drawn[0].manifest["settings"]["seed"] != drawn[1].manifest["settings"]["seed"]
+    sampled = [named(miniature.store, "candidates", f"mini-online-round-0{number}") for number in (1, 2)]
+    assert sampled[0].manifest["settings"]["seed"] != sampled[1].manifest["settings"]["seed"]
 
 
 def test_training_begins_at_ln_2_in_every_round_that_starts_from_the_reference(miniature: Miniature) -> None:
@@ -125,7 +125,7 @@ def test_best_names_the_round_with_the_highest_dev_reward(miniature: Miniature) 
     assert last.manifest["notes"]["best"]["name"] == expected
 
 
-def test_killed_between_rounds_goes_on_without_redoing(miniature: Miniature, warm: Warm, store: Path) -> None:
+def test_run_killed_between_rounds_resumes_without_repeating(miniature: Miniature, warm: Warm, store: Path) -> None:
     for kind in ("policies", "candidates", "scores", "preferences", "comparisons", "reports"):
         for folder in store.glob(f"{kind}/mini-online*"):
             shutil.rmtree(folder)
@@ -151,9 +151,7 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_flipped_byte_in_weights_is_found_set_aside_and_made_again(
-    miniature: Miniature, warm: Warm, store: Path
-) -> None:
+def test_flipped_byte_in_weights_is_found_set_aside_and_rebuilt(miniature: Miniature, warm: Warm, store: Path) -> None:
     base = named(store, "base-models", "mini-base")
     whole = weights(base)
     flip_byte(base.file("model.safetensors"))
@@ -173,32 +171,32 @@ def test_flipped_byte_in_weights_is_found_set_aside_and_made_again(
     assert warm.run(*align).code == 0
 
 
-def test_stopped_training_goes_on_when_the_store_is_spelt_otherwise(
+def test_stopped_training_resumes_under_another_path_to_the_store(
     miniature: Miniature, warm: Warm, store: Path
 ) -> None:
     stopped = stop_in_training(start(warm, miniature, store, "policies"), store, "policies", signal.SIGTERM)
     assert stopped.code == 75, stopped.err
     assert list(store.glob("policies/*/work/checkpoint-*"))
-    spelt = Path(os.path.relpath(store, Path.cwd()))
-    finished = start(warm, miniature, spelt, "policies").wait()
+    relative = Path(os.path.relpath(store, Path.cwd()))
+    finished = start(warm, miniature, relative, "policies").wait()
     assert finished.code == 0, finished.err
-    assert "going on where it was left" in finished.err
+    assert "resumes" in finished.err
     assert "skipped" not in finished.err  # as a checkpoint of another run is
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("policy=mini-bas", "did you mean 'mini-base'?"),
         ("preferences=mimi", "did you mean 'mini'?"),
         ("mode=online", "mode: online needs an online block"),
     ],
 )
-def test_references_to_nothing(miniature: Miniature, warm: Warm, override: str, told: str) -> None:
+def test_unresolvable_references(miniature: Miniature, warm: Warm, override: str, message: str) -> None:
     config = miniature.recipe / "align-dpo.yaml"
     ended = warm.run("align", config, "--store", miniature.store, "--set", override)
     assert ended.code == 2
-    assert told in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
 
 
@@ -207,5 +205,4 @@ def test_missing_reward_model(miniature: Miniature, warm: Warm, tmp_path: Path) 
     shutil.rmtree(store / "reward-models")
     ended = warm.run("align", miniature.recipe / "align.yaml", "--store", store)
     assert ended.code == 2
-    assert "no reward-models answers to 'mini'" in ended.err
-    assert "run the stage that makes it first" in ended.err
+    assert "reward-models 'mini'" in ended.err

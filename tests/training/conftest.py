@@ -1,8 +1,11 @@
-"""A tiny Llama 3 that every test of this room may open, and the texts it was made from."""
+"""A tiny Llama 3 that the tests of training share, and the texts it was trained on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from preference_runs import output_in
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +34,15 @@ REPLIES = (
     "You should simply make a list and get on with it.",
     "That sounds lonely. What do you wish she would write to you?",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: models this small lose more by waiting for each other than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +78,11 @@ def tiny_model_folder(
     candidates: tuple[Candidate, ...],
     tiny_config: BaseModelConfig,
 ) -> Path:
-    """A `from_pretrained` folder: two layers, 32 wide, about 400 tokens, one epoch; do not write into it."""
+    """Return a `from_pretrained` folder: two layers, 32 wide, about 400 tokens, one epoch; do not write into it."""
     transformers_logging.disable_progress_bar()
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    make_tiny_llama(speeches, candidates, tiny_config, folder, lambda done, total: None)
-    return folder
+    output = output_in(tmp_path_factory.mktemp("tiny-llama"))
+    make_tiny_llama(speeches, candidates, tiny_config, output)
+    return output.folder
 
 
 @pytest.fixture(scope="session")

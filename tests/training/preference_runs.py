@@ -1,17 +1,15 @@
 """Small preference data, settings and outputs that the tests of reward and DPO training share."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import AlignConfig, LengthConfig, OptimisationConfig, TrainRewardConfig
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.training.dpo import DpoRun, train_dpo
+from psychocounsel.training.dpo import train_dpo
 from psychocounsel.training.reward import train_reward_model
 from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
 from psychocounsel.types import Candidate, Policy, PreferencePair, ScoredCandidate, Speech
@@ -20,30 +18,24 @@ CHAT = ChatFormat()
 FEELINGS = ("sad", "tired", "angry", "lost", "afraid", "numb", "ashamed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: models this small lose more by waiting for each other than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def make_pair(speech_text: str, chosen: str, rejected: str) -> PreferencePair:
+    speech = Speech(speech_text)
+    return PreferencePair(
+        speech,
+        ScoredCandidate(Candidate(speech.id, "good", chosen), 5.0),
+        ScoredCandidate(Candidate(speech.id, "bad", rejected), 1.0),
+    )
 
 
 def make_pairs(count: int = 14) -> list[PreferencePair]:
     """Return pairs whose two sides differ in content and, from pair to pair, in length."""
-    return [_pair(number) for number in range(count)]
-
-
-def _pair(number: int) -> PreferencePair:
-    feeling = FEELINGS[number % len(FEELINGS)]
-    speech = Speech(f"I feel {feeling} since week {number}.")
-    good = "What is " + "really " * (number % 4) + f"hard about feeling {feeling}?"
-    bad = "Move on." + " Stop it." * (number % 5)
-    return PreferencePair(
-        speech,
-        ScoredCandidate(Candidate(speech.id, "good", good), 5.0),
-        ScoredCandidate(Candidate(speech.id, "bad", bad), 1.0),
-    )
+    pairs: list[PreferencePair] = []
+    for number in range(count):
+        feeling = FEELINGS[number % len(FEELINGS)]
+        good = "What is " + "really " * (number % 4) + f"hard about feeling {feeling}?"
+        bad = "Move on." + " Stop it." * (number % 5)
+        pairs.append(make_pair(f"I feel {feeling} since week {number}.", good, bad))
+    return pairs
 
 
 def optimisation(**changes: object) -> OptimisationConfig:
@@ -94,13 +86,27 @@ def stopping_after(step: int, output: TrainingOutput) -> TrainingOutput:
     return replace(output, cancel=cancel, progress=lambda now, _total: cancel.cancel() if now >= step else None)
 
 
+def watched(output: TrainingOutput) -> tuple[TrainingOutput, list[tuple[int, int]]]:
+    """Return `output` and a list that receives its progress: steps done, steps in total."""
+    seen: list[tuple[int, int]] = []
+    return replace(output, progress=lambda *step: seen.append(step)), seen
+
+
 def run_reward(base: Path, output: TrainingOutput, config: TrainRewardConfig | None = None) -> TrainingSummary:
     return train_reward_model(Policy(str(base)), make_pairs(), config or reward_config(), output)
 
 
-def run_dpo(base: Path, output: TrainingOutput, config: AlignConfig | None = None, *, seed: int = 0) -> TrainingSummary:
-    run = DpoRun(Policy(str(base)), Policy(str(base)), config or align_config(), seed)
-    return train_dpo(run, make_pairs(), output)
+def run_dpo(
+    base: Path,
+    output: TrainingOutput,
+    config: AlignConfig | None = None,
+    *,
+    seed: int = 0,
+    max_steps: int | None = None,
+    reference: Path | None = None,
+) -> TrainingSummary:
+    policies = Policy(str(base)), Policy(str(reference or base))
+    return train_dpo(*policies, make_pairs(), config or align_config(), output, seed=seed, max_steps=max_steps)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""DPO training: it starts at ln 2, against a reference that stays, on ids that nobody cut or made again."""
+"""DPO training: it starts at ln 2, against a fixed reference, on token ids that are neither cut nor made again."""
 
 import json
 import math
@@ -11,28 +11,39 @@ import torch
 from preference_runs import (
     CHAT,
     align_config,
+    make_pair,
     make_pairs,
-    one_thread,  # noqa: F401 (a fixture)
     optimisation,
     output_in,
     relative_difference,
     run_dpo,
     same_weights,
+    watched,
     weights_of,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
 
 from psychocounsel.errors import IncompleteError
-from psychocounsel.training import dpo as dpo_module
-from psychocounsel.training import trainer as arguments
-from psychocounsel.training.dpo import DpoRun, chosen_nll, train_dpo
+from psychocounsel.training import trainer as trainer_module
+from psychocounsel.training.dpo import chosen_nll, project_completions_only, train_dpo
 from psychocounsel.training.generate import load_causal_model
 from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, tokenize_pairs
-from psychocounsel.training.trainer import TrainingOutput
 from psychocounsel.types import Policy
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.2}
 ALL_PAIRS = {"global_batch_size": 14, "per_device_batch_size": 14}
+
+
+def model_in(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return load_causal_model(Policy(str(folder)), dtype)
+
+
+def save_with_tokenizer(model: PreTrainedModel, base: Path, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    load_tokenizer(Policy(str(base))).save_pretrained(folder)
+    return folder
 
 
 def token_rows(folder: Path) -> list[TokenizedPair]:
@@ -51,58 +62,45 @@ def answer_logps(model: PreTrainedModel, prompts: Sequence[list[int]], answers: 
     return torch.stack(sums)
 
 
-def disturbed(base: Path, folder: Path) -> Path:
-    """Save a policy that differs from `base`, and return its folder."""
-    model = load_causal_model(Policy(str(base)), torch.float32)
-    generator = torch.Generator().manual_seed(5)
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_training_starts_at_ln_2_without_a_margin(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
+    first, *_, last = run_dpo(tiny_model_folder, output_in(tmp_path), align_config(optimisation(lora=lora))).history
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    assert last["loss"] < first["loss"]
+    assert last["margin"] > 0
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_reference_is_the_model_that_was_named(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
+    model, generator = model_in(tiny_model_folder), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    load_tokenizer(Policy(str(base))).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_training_starts_at_ln_2_without_a_margin(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
-    summary = run_dpo(tiny_model_folder, output_in(tmp_path), align_config(optimisation(lora=lora)))
-    assert summary.first_loss == pytest.approx(math.log(2), abs=1e-6)
-    assert summary.history[0]["margin"] == pytest.approx(0, abs=1e-5)
-    assert summary.history[-1]["loss"] < summary.first_loss
-    assert summary.history[-1]["margin"] > 0
-
-
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_the_reference_is_the_model_that_was_named(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
-    policy = disturbed(tiny_model_folder, tmp_path / "policy")
+    policy = save_with_tokenizer(model, tiny_model_folder, tmp_path / "policy")
     rows = token_rows(tiny_model_folder)
     prompts = [row.prompt_ids for row in rows]
-    ratios: list[torch.Tensor] = []
-    for side in ([row.chosen_ids for row in rows], [row.rejected_ids for row in rows]):
-        logps = [
-            answer_logps(load_causal_model(Policy(str(folder)), torch.float32), prompts, side)
-            for folder in (policy, tiny_model_folder)
-        ]
-        ratios.append(logps[0] - logps[1])
+    ratios = [
+        answer_logps(model_in(policy), prompts, side) - answer_logps(model_in(tiny_model_folder), prompts, side)
+        for side in ([row.chosen_ids for row in rows], [row.rejected_ids for row in rows])
+    ]
     margins = 0.2 * (ratios[0] - ratios[1])  # [pairs]
     config = align_config(optimisation(**ALL_PAIRS, lora=lora), beta=0.2, epochs=1)
-    run = DpoRun(Policy(str(policy)), Policy(str(tiny_model_folder)), config, 0)
-    first = train_dpo(run, make_pairs(), output_in(tmp_path)).history[0]
+    first = run_dpo(policy, output_in(tmp_path), config, reference=tiny_model_folder).history[0]
     assert first["margin"] == pytest.approx(float(margins.mean()), abs=1e-4)
     assert first["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-4)
     assert abs(first["margin"]) > 1e-3
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_folder_is_a_plain_policy(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
+def test_folder_is_a_plain_policy(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
     output = output_in(tmp_path)
     run_dpo(tiny_model_folder, output, align_config(optimisation(lora=lora)))
     model = AutoModelForCausalLM.from_pretrained(output.folder)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     assert len(base.generation_config.eos_token_id) == 3
     assert model.generation_config.to_dict() == base.generation_config.to_dict()
-    names = ("config.json", "chat_template.jinja", "tokenizer.json")
-    for name in names:
+    for name in ("config.json", "chat_template.jinja", "tokenizer.json"):
         assert (output.folder / name).read_text() == (tiny_model_folder / name).read_text()
     assert AutoTokenizer.from_pretrained(output.folder).pad_token is None
     assert weights_of(output.folder).keys() == weights_of(tiny_model_folder).keys()
@@ -110,42 +108,40 @@ def test_the_folder_is_a_plain_policy(tmp_path: Path, tiny_model_folder: Path, l
     assert not list(output.folder.glob("adapter*")) + list(output.folder.glob("*.bin"))
 
 
-def test_the_trainer_sees_our_ids_whole(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trainer_sees_our_ids_uncut(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[int, ...]] = set()
-    real = dpo_module.DataCollatorForPreference.torch_call
+    real = DataCollatorForPreference.torch_call
 
-    def watching(self: dpo_module.DataCollatorForPreference, examples: list[dict[str, list[int]]]) -> object:
+    def recording(self: DataCollatorForPreference, examples: list[dict[str, list[int]]]) -> object:
         batch = real(self, examples)
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             seen.add(tuple(ids[mask.bool()].tolist()))
         return batch
 
-    monkeypatch.setattr(dpo_module.DataCollatorForPreference, "torch_call", watching)
-    run_dpo(tiny_model_folder, output_in(tmp_path))
-    rows = token_rows(tiny_model_folder)
+    monkeypatch.setattr(DataCollatorForPreference, "torch_call", recording)
+    base = Policy(str(tiny_model_folder))
+    longer_than_trl_allows_by_default = make_pair("I am tired.", "What happened? " * 150, "Move on.")
+    pairs = [*make_pairs(1), longer_than_trl_allows_by_default]
+    config = align_config(
+        optimisation(global_batch_size=2, per_device_batch_size=2), length={"max_length_tokens": 4096}
+    )
+    train_dpo(base, base, pairs, config, output_in(tmp_path), seed=0, max_steps=1)
+    rows, _ = tokenize_pairs(pairs, load_tokenizer(base), config.length, CHAT)
+    assert max(row.length for row in rows) > 1024
     chosen = {tuple(row.prompt_ids + row.chosen_ids) for row in rows}
     assert seen == chosen | {tuple(row.prompt_ids + row.rejected_ids) for row in rows}
 
 
-def test_a_sequence_longer_than_the_libraries_default_is_not_cut() -> None:
-    base = Policy("nowhere")
-    run = DpoRun(base, base, align_config(), 0)
-    made = dpo_module._arguments(run, arguments.Schedule(1, 1, 0), Path("work"))
-    assert made.max_length is None
-
-
-def test_the_likelihood_term_is_a_mean_over_pairs_of_means_over_tokens() -> None:
+def test_likelihood_term_is_a_mean_over_pairs_of_means_over_tokens() -> None:
     # Two pairs; the chosen answers have 2 and 1 tokens: ((1 + 3) / 2 + 5 / 1) / 2 = 3.5.
     log_probs = torch.tensor([[0.0, -1.0, -3.0], [-5.0, 0.0, 0.0], [-9.0, -9.0, -9.0], [-9.0, -9.0, -9.0]])
     mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
     assert float(chosen_nll(log_probs, mask)) == pytest.approx(3.5)
 
 
-def test_the_first_loss_adds_the_weighted_likelihood_term(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_first_loss_adds_the_weighted_likelihood_term(tmp_path: Path, tiny_model_folder: Path) -> None:
     rows = token_rows(tiny_model_folder)
-    model = load_causal_model(Policy(str(tiny_model_folder)), torch.float32)
+    model = model_in(tiny_model_folder)
     logps = answer_logps(model, [row.prompt_ids for row in rows], [row.chosen_ids for row in rows])
     nll = float(-(logps / torch.tensor([len(row.chosen_ids) for row in rows])).mean())
     config = align_config(optimisation(**ALL_PAIRS), nll_weight=0.25, epochs=1)
@@ -155,28 +151,21 @@ def test_the_first_loss_adds_the_weighted_likelihood_term(tmp_path: Path, tiny_m
     assert first["logps_chosen"] == pytest.approx(float(logps.mean()), abs=1e-3)
 
 
-def test_both_log_probabilities_are_in_every_row(tmp_path: Path, tiny_model_folder: Path) -> None:
-    summary = run_dpo(tiny_model_folder, output_in(tmp_path))
-    expected = {
-        "logps_chosen",
-        "logps_rejected",
-        "margin",
-        "accuracy",
-        "reward_chosen",
-        "reward_rejected",
-        "nll",
-    }
-    assert all(expected <= row.keys() for row in summary.history)
-    assert all(math.isfinite(value) for row in summary.history for value in row.values())
+def test_history_has_both_log_probabilities_and_fits_into_json(
+    tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    history = run_dpo(tiny_model_folder, output_in(tmp_path)).history
+    logps = {"logps_chosen", "logps_rejected", "nll"}
+    expected = {"margin", "accuracy", "reward_chosen", "reward_rejected", *logps}
+    assert all(expected <= row.keys() for row in history)
+    assert all(math.isfinite(value) for row in history for value in row.values())
+    assert json.loads(json.dumps(history)) == list(history)
+    assert capfd.readouterr() == ("", "")
 
 
-def test_max_steps_overrules_the_epochs(tmp_path: Path, tiny_model_folder: Path) -> None:
-    base = Policy(str(tiny_model_folder))
-    seen: list[tuple[int, int]] = []
-    output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.cancel, lambda *step: seen.append(step), output.run_id)
-    summary = train_dpo(DpoRun(base, base, align_config(epochs=7), 0, max_steps=3), make_pairs(), watched)
-    assert summary.steps == 3
+def test_max_steps_overrides_the_epochs(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output, seen = watched(output_in(tmp_path))
+    assert run_dpo(tiny_model_folder, output, align_config(epochs=7), max_steps=3).steps == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -197,10 +186,8 @@ def test_accumulated_micro_batches_equal_one_large_batch(
 def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
 ) -> None:
-    monkeypatch.setattr(arguments, "autocast_available", lambda: autocast)
-    base = tmp_path / "bf16"
-    load_causal_model(Policy(str(tiny_model_folder)), torch.bfloat16).save_pretrained(base)
-    load_tokenizer(Policy(str(tiny_model_folder))).save_pretrained(base)
+    monkeypatch.setattr(trainer_module, "autocast_available", lambda: autocast)
+    base = save_with_tokenizer(model_in(tiny_model_folder, torch.bfloat16), tiny_model_folder, tmp_path / "bf16")
     assert {values.dtype for values in weights_of(base).values()} == {torch.bfloat16}
     steady = optimisation(learning_rate=5e-7, scheduler="constant", warmup_share=0.0)
     output = output_in(tmp_path)
@@ -213,7 +200,7 @@ def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     assert 0.2 * 20 * 5e-7 < float(moves.median()) < 1.1 * 20 * 5e-7
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, tiny_model_folder: Path) -> None:
     outputs = [output_in(tmp_path / str(number)) for number in range(3)]
     for output, seed in zip(outputs, (1, 1, 2), strict=True):
         run_dpo(tiny_model_folder, output, seed=seed)
@@ -223,22 +210,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
-def test_gradient_checkpointing_changes_speed_only(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
+def test_gradient_checkpointing_affects_the_speed_only(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
     plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
     run_dpo(tiny_model_folder, plain, align_config(optimisation(lora=lora)))
     run_dpo(tiny_model_folder, frugal, align_config(optimisation(lora=lora, gradient_checkpointing=True)))
     assert same_weights(weights_of(plain.folder), weights_of(frugal.folder))
 
 
-def test_a_policy_that_holds_no_finite_numbers_is_stopped_at_once(tmp_path: Path, tiny_model_folder: Path) -> None:
-    model = load_causal_model(Policy(str(tiny_model_folder)), torch.float32)
+def test_policy_without_finite_numbers_ends_training_at_once(tmp_path: Path, tiny_model_folder: Path) -> None:
+    model = model_in(tiny_model_folder)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    model.save_pretrained(tmp_path / "nan")
-    load_tokenizer(Policy(str(tiny_model_folder))).save_pretrained(tmp_path / "nan")
-    output = output_in(tmp_path)
-    with pytest.raises(IncompleteError, match="the loss became nan at step 1"):
-        run_dpo(tmp_path / "nan", output)
+    base, output = save_with_tokenizer(model, tiny_model_folder, tmp_path / "nan"), output_in(tmp_path)
+    with pytest.raises(IncompleteError, match="loss became nan at step 1"):
+        run_dpo(base, output)
     assert not output.folder.exists()
 
 
@@ -255,12 +240,39 @@ def test_training_opens_no_connection(tmp_path: Path, tiny_model_folder: Path, m
     assert sent == []
 
 
-def test_nothing_is_printed(tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run_dpo(tiny_model_folder, output_in(tmp_path))
-    printed = capfd.readouterr()
-    assert (printed.out, printed.err) == ("", "")
+OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
-def test_history_can_be_written_as_json(tmp_path: Path, tiny_model_folder: Path) -> None:
-    summary = run_dpo(tiny_model_folder, output_in(tmp_path))
-    assert json.loads(json.dumps(summary.history)) == [dict(row) for row in summary.history]
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.arange(24).reshape(2, 12) % 7 + 20
+    labels = ids.clone()
+    labels[0, :5] = -100
+    labels[1, :3] = -100
+    labels[1, 9:] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def test_projecting_completions_only_equals_trls_head_in_value_and_gradient(
+    tiny_model_folder: Path, batch: dict[str, torch.Tensor]
+) -> None:
+    theirs, ours = model_in(tiny_model_folder), model_in(tiny_model_folder)
+    add_fused_lm_head(theirs, outputs=OUTPUTS)
+    project_completions_only(ours)
+    expected = theirs(**batch, fused_lm_head=True, use_cache=False)
+    got = ours(**batch, fused_lm_head=True, use_cache=False)
+    for name in OUTPUTS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    (-expected.log_probs.sum()).backward()
+    (-got.log_probs.sum()).backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_projecting_completions_only_leaves_other_calls_unchanged(
+    tiny_model_folder: Path, batch: dict[str, torch.Tensor]
+) -> None:
+    model = model_in(tiny_model_folder)
+    before = model(**batch).loss
+    project_completions_only(model)
+    torch.testing.assert_close(model(**batch).loss, before)

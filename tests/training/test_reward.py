@@ -1,4 +1,4 @@
-"""Reward training and scoring: the right loss, the right token, a head that survives, finite numbers."""
+"""Reward training and scoring: loss, pooled token, head and normalisation."""
 
 import json
 import math
@@ -7,26 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from preference_runs import (
     CHAT,
     make_pairs,
-    one_thread,  # noqa: F401 (a fixture)
     optimisation,
     output_in,
     relative_difference,
     reward_config,
     run_reward,
     same_weights,
+    watched,
     weights_of,
 )
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
-from psychocounsel.training import trainer as arguments
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
@@ -40,13 +37,6 @@ from psychocounsel.training.reward import (
 )
 from psychocounsel.training.runtime import quiet_libraries
 from psychocounsel.training.tokenize import load_tokenizer, pad_token_id, terminator_id
-from psychocounsel.training.trainer import (
-    HISTORY_ROWS,
-    Schedule,
-    TrainingOutput,
-    WeightWatch,
-    shared_arguments,
-)
 from psychocounsel.types import Policy
 
 LORA = {"rank": 4, "alpha": 8}
@@ -78,7 +68,7 @@ def test_it_learns_to_prefer_the_chosen_side(trained: Path) -> None:
     assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
 
 
-def test_the_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> None:
+def test_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained)
     model = AutoModelForSequenceClassification.from_pretrained(trained)
     chosen, _ = exchanges()
@@ -97,7 +87,7 @@ def test_the_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> No
     )
 
 
-def test_the_folder_pads_with_a_token_that_ends_nothing(trained: Path, tiny_model_folder: Path) -> None:
+def test_folder_pads_with_a_token_that_ends_nothing(trained: Path, tiny_model_folder: Path) -> None:
     config = json.loads((trained / "config.json").read_text())
     base = json.loads((tiny_model_folder / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(trained)
@@ -110,7 +100,7 @@ def test_the_folder_pads_with_a_token_that_ends_nothing(trained: Path, tiny_mode
     ]
 
 
-def test_the_first_loss_is_bradley_terry_of_the_new_head(
+def test_first_loss_is_bradley_terry_of_the_new_head(
     tmp_path: Path, tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     base = Policy(str(tiny_model_folder))
@@ -121,16 +111,17 @@ def test_the_first_loss_is_bradley_terry_of_the_new_head(
     chosen, rejected = (torch.tensor(scorer.raw(side, 4)) for side in exchanges())
     whole = optimisation(global_batch_size=len(chosen), per_device_batch_size=len(chosen))
     expected = -logsigmoid(chosen - rejected).mean()
-    plain = run_reward(tiny_model_folder, output_in(tmp_path / "a"), reward_config(whole, seed=3, epochs=1))
-    assert plain.first_loss == pytest.approx(float(expected), abs=1e-5)
+    summary = run_reward(tiny_model_folder, output_in(tmp_path / "a"), reward_config(whole, seed=3, epochs=1))
+    plain_first = summary.history[0]["loss"]
+    assert plain_first == pytest.approx(float(expected), abs=1e-5)
     centred = reward_config(whole, seed=3, epochs=1, centre_rewards_coefficient=0.5)
     expected += 0.5 * ((chosen + rejected) ** 2).mean()
-    summary = run_reward(tiny_model_folder, output_in(tmp_path / "b"), centred)
-    assert summary.first_loss == pytest.approx(float(expected), abs=1e-5)
-    assert summary.first_loss > plain.first_loss + 1e-3
+    centred_first = run_reward(tiny_model_folder, output_in(tmp_path / "b"), centred).history[0]["loss"]
+    assert centred_first == pytest.approx(float(expected), abs=1e-5)
+    assert centred_first > plain_first + 1e-3
 
 
-def test_a_head_comes_from_its_seed_alone_and_has_the_right_spread(
+def test_head_depends_on_its_seed_alone_and_has_the_right_spread(
     tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     base = Policy(str(tiny_model_folder))
@@ -146,7 +137,7 @@ def test_a_head_comes_from_its_seed_alone_and_has_the_right_spread(
     assert float(together.detach().std()) == pytest.approx(1 / math.sqrt(hidden + 1), rel=0.1)
 
 
-def test_the_pooled_token_must_be_the_last_real_one() -> None:
+def test_pooled_token_must_be_the_last_real_one() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     require_last_token_pooled(torch.tensor([[5, 6, 7, 0], [5, 0, 6, 7]]), mask, pad_id=0)
     require_last_token_pooled(torch.tensor([[0, 0, 6, 7]]), torch.tensor([[0, 0, 1, 1]]), pad_id=0)
@@ -154,7 +145,7 @@ def test_the_pooled_token_must_be_the_last_real_one() -> None:
         require_last_token_pooled(torch.tensor([[5, 6, 0, 0], [5, 0, 6, 7]]), mask, pad_id=0)
 
 
-def test_padding_with_the_terminator_is_noticed_in_training(base_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_padding_with_the_terminator_is_an_error_in_training(base_tokenizer: PreTrainedTokenizerBase) -> None:
     end = terminator_id(base_tokenizer)
     rows = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, end]}]
     assert PooledTokenCollator(pad_token_id(base_tokenizer))(rows)["input_ids"].shape == (2, 3)
@@ -162,7 +153,7 @@ def test_padding_with_the_terminator_is_noticed_in_training(base_tokenizer: PreT
         PooledTokenCollator(end)(rows)
 
 
-def test_a_score_does_not_depend_on_its_batch(trained: Path) -> None:
+def test_score_does_not_depend_on_its_batch(trained: Path) -> None:
     scorer = RewardScorer.load(Policy(str(trained)), CHAT)
     together = [*exchanges()[0], *exchanges()[1]]
     alone = [scorer.raw([exchange], 1)[0] for exchange in together]
@@ -171,7 +162,7 @@ def test_a_score_does_not_depend_on_its_batch(trained: Path) -> None:
     assert scorer.raw([], 4) == []
 
 
-def test_an_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path) -> None:
     output = output_in(tmp_path)
     run_reward(tiny_model_folder, output, reward_config(optimisation(lora=LORA), epochs=3))
     assert not list(output.folder.glob("adapter*"))
@@ -191,27 +182,27 @@ def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_f
     chosen, _ = exchanges()
     plain = RewardScorer.load(Policy(str(output.folder)), CHAT)
     raw = plain.raw(chosen, 8)
-    assert plain.normalised(chosen, 8) == raw
+    assert plain.scale.normalise(0.75) == 0.75
     before = json.loads((output.folder / "config.json").read_text())
     write_normalisation(output.folder, 0.5, 2.0)
     after = json.loads((output.folder / "config.json").read_text())
     assert after == {**before, "reward_mean": 0.5, "reward_std": 2.0}
     scaled = RewardScorer.load(Policy(str(output.folder)), CHAT)
     assert scaled.raw(chosen, 8) == raw
-    assert scaled.normalised(chosen, 8) == pytest.approx([(score - 0.5) / 2.0 for score in raw])
+    assert scaled.scale.normalise(0.75) == (0.75 - 0.5) / 2.0
     config = AutoModelForSequenceClassification.from_pretrained(output.folder).config
     assert (config.reward_mean, config.reward_std) == (0.5, 2.0)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
-def test_a_scale_that_scales_nothing_is_refused(tmp_path: Path, mean: float, std: float) -> None:
+def test_degenerate_normalisation_is_an_error(tmp_path: Path, mean: float, std: float) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataQualityError, match="cannot be normalised"):
         write_normalisation(tmp_path, mean, std)
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+def test_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no reward model"):
         RewardScorer.load(Policy(str(tmp_path / "missing")), CHAT)
     with pytest.raises(ConfigError):
@@ -230,7 +221,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(
     assert relative_difference(weights_of(large.folder), weights_of(small.folder), start) < 1e-3
 
 
-def test_gradient_checkpointing_changes_speed_only(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_gradient_checkpointing_affects_the_speed_only(tmp_path: Path, tiny_model_folder: Path) -> None:
     plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
     run_reward(tiny_model_folder, plain)
     run_reward(tiny_model_folder, frugal, reward_config(optimisation(gradient_checkpointing=True)))
@@ -249,12 +240,6 @@ def test_one_step_is_enough_to_move(tmp_path: Path, tiny_model_folder: Path) -> 
     assert run_reward(tiny_model_folder, output_in(tmp_path), reward_config(whole, epochs=1)).steps == 1
 
 
-def test_a_model_without_trainable_weights_is_an_error() -> None:
-    model = torch.nn.Linear(2, 2).requires_grad_(False)
-    with pytest.raises(ConfigError, match="no trainable"):
-        WeightWatch(model)
-
-
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, kind: str) -> None:
     """Make loss or gradient of one step not a number; the loss itself stays finite for a gradient."""
     real = BradleyTerryTrainer.compute_loss
@@ -269,7 +254,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient norm"])
-def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint(
+def test_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     output, whole = output_in(tmp_path / "poisoned"), output_in(tmp_path / "whole")
@@ -280,25 +265,22 @@ def test_a_number_that_is_not_finite_ends_training_with_the_last_good_checkpoint
             run_reward(tiny_model_folder, output, config)
     assert not output.folder.exists()
     fingerprint = run_fingerprint(make_pairs(), [config.fingerprint(), output.run_id])
-    point = newest_verified(output.work, fingerprint)
-    assert point.path is not None
-    assert point.step == 2
-    assert all(torch.isfinite(values).all() for values in weights_of(point.path).values())
+    checkpoint = newest_verified(output.work, fingerprint)
+    assert checkpoint == output.work / "checkpoint-2"
+    assert all(torch.isfinite(values).all() for values in weights_of(checkpoint).values())
     run_reward(tiny_model_folder, output, config)
     run_reward(tiny_model_folder, whole, config)
     assert same_weights(weights_of(output.folder), weights_of(whole.folder))
 
 
-def test_a_reward_model_of_the_hub_is_asked_for_by_name_and_revision(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, str]] = []
+def test_reward_model_on_the_hub_is_loaded_by_name_and_revision(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[str, str]] = []
 
     def serve(kind: Any) -> None:
         real = kind.from_pretrained
 
         def load(location: str, revision: str, **more: Any) -> Any:
-            asked.append((location, revision))
+            loaded.append((location, revision))
             return real(trained, **more)
 
         monkeypatch.setattr(kind, "from_pretrained", load)
@@ -307,23 +289,21 @@ def test_a_reward_model_of_the_hub_is_asked_for_by_name_and_revision(
     for kind in (AutoModelForSequenceClassification, AutoTokenizer):
         serve(kind)
     fetched = RewardScorer.load(Policy("owner/name", "abc"), CHAT)
-    assert asked == [("owner/name", "abc")] * 2
+    assert loaded == [("owner/name", "abc")] * 2
     assert fetched.raw(exchanges()[0], 8) == here.raw(exchanges()[0], 8)
     assert (fetched.scale.mean, fetched.scale.std) == (here.scale.mean, here.scale.std)
 
 
-def test_scoring_tells_how_many_it_has(trained: Path) -> None:
+def test_scoring_reports_progress(trained: Path) -> None:
     seen: list[tuple[int, int]] = []
     scorer = RewardScorer.load(Policy(str(trained)), CHAT)
     scorer.raw(exchanges()[0][:3], 2, lambda *step: seen.append(step))
     assert seen == [(2, 3), (3, 3)]
 
 
-def test_history_and_lengths_are_handed_back(tmp_path: Path, tiny_model_folder: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    output = output_in(tmp_path)
-    watched = TrainingOutput(output.folder, output.work, output.cancel, lambda *step: seen.append(step), output.run_id)
-    summary = run_reward(tiny_model_folder, watched)
+def test_summary_has_history_and_lengths(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output, seen = watched(output_in(tmp_path))
+    summary = run_reward(tiny_model_folder, output)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
     assert all({"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history)
@@ -338,29 +318,3 @@ def test_pairs_that_do_not_fit_end_training_before_it_starts(tmp_path: Path, tin
         run_reward(tiny_model_folder, output_in(tmp_path), config)
     with pytest.raises(DataQualityError):
         train_reward_model(Policy(str(tiny_model_folder)), [], config, output_in(tmp_path))
-
-
-@given(rows=st.integers(1, 100_000), epochs=st.integers(1, 5), batch=st.sampled_from([1, 8, 128]))
-def test_a_history_stays_small_enough_to_plot(rows: int, epochs: int, batch: int) -> None:
-    schedule = Schedule(rows, epochs, seed=0)
-    settings = optimisation(global_batch_size=batch, per_device_batch_size=1)
-    every = shared_arguments(settings, schedule, Path("work"))["logging_steps"]
-    logged = {1, *range(every, schedule.steps(settings) + 1, every)}
-    assert len(logged) <= HISTORY_ROWS
-
-
-def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    schedule, work = Schedule(100, 1, 0), Path("work")
-    settings = optimisation(global_batch_size=64, per_device_batch_size=8)
-    assert shared_arguments(settings, schedule, work)["gradient_accumulation_steps"] == 2
-    with pytest.raises(ConfigError, match="do not divide"):
-        shared_arguments(optimisation(global_batch_size=8, per_device_batch_size=8), schedule, work)
-
-
-def test_bf16_is_used_only_where_there_is_an_accelerator_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule, work = Schedule(100, 1, 0), Path("work")
-    for available in (False, True):
-        monkeypatch.setattr(arguments, "autocast_available", lambda here=available: here)
-        assert shared_arguments(optimisation(precision="bf16"), schedule, work)["bf16"] is available
-        assert shared_arguments(optimisation(precision="fp32"), schedule, work)["bf16"] is False

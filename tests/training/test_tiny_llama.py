@@ -1,21 +1,24 @@
-"""The tiny Llama 3 has the real one's shape and its awkward habits, and learns."""
+"""The tiny Llama 3 has the real one's shape and awkward details; it learns, and resumes."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from preference_runs import output_in, same_weights, stopping_after, watched, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from psychocounsel.config.schema import BaseModelConfig, TinyLlamaShape
-from psychocounsel.errors import DataQualityError
+from psychocounsel.errors import DataQualityError, Preempted
 from psychocounsel.training.generate import AnswerGenerator
 from psychocounsel.training.tiny_llama import (
     PROMPT_WEIGHT,
     Pack,
+    SftSummary,
     batch_loss,
     build_model,
     collate,
@@ -25,16 +28,13 @@ from psychocounsel.training.tiny_llama import (
     train_sft,
 )
 from psychocounsel.training.tokenize import EncodedExchange, pad_token_id
+from psychocounsel.training.trainer import TrainingOutput
 from psychocounsel.types import Candidate, Speech
 
 PAD = 386
 
 
-def ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-def test_opens_by_the_plain_road(tiny_model_folder: Path) -> None:
+def test_folder_opens_plainly(tiny_model_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -57,7 +57,7 @@ def test_grouped_query_attention_and_the_rest_of_llama(tiny_model_folder: Path) 
     assert model.config.pad_token_id is None
 
 
-def test_three_ends_of_text_and_a_temperature(tiny_model_folder: Path) -> None:
+def test_three_end_tokens_and_a_temperature(tiny_model_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     decoding = GenerationConfig.from_pretrained(tiny_model_folder)
     ends = tokenizer.convert_ids_to_tokens(decoding.eos_token_id)
@@ -84,35 +84,51 @@ def test_equal_configs_give_equal_weights_and_leave_the_random_state_alone(
 ) -> None:
     torch.manual_seed(1234)
     before = torch.get_rng_state()
-    make_tiny_llama(speeches, candidates, tiny_config, tmp_path / "again", ignore)
+    again, other = output_in(tmp_path / "again"), output_in(tmp_path / "other")
+    make_tiny_llama(speeches, candidates, tiny_config, again)
     assert torch.equal(before, torch.get_rng_state())
-    other = tiny_config.model_copy(update={"seed": 8})
-    make_tiny_llama(speeches, candidates, other, tmp_path / "other", ignore)
-    first, again, other_seed = (
-        (folder / "model.safetensors").read_bytes()
-        for folder in (tiny_model_folder, tmp_path / "again", tmp_path / "other")
-    )
-    assert first == again
-    assert first != other_seed
+    make_tiny_llama(speeches, candidates, tiny_config.model_copy(update={"seed": 8}), other)
+    assert same_weights(weights_of(tiny_model_folder), weights_of(again.folder))
+    assert not same_weights(weights_of(tiny_model_folder), weights_of(other.folder))
+
+
+def test_stopped_run_ends_bitwise_equal_to_an_uninterrupted_one(
+    tmp_path: Path, speeches: tuple[Speech, ...], candidates: tuple[Candidate, ...], tiny_config: BaseModelConfig
+) -> None:
+    config = tiny_config.model_copy(update={"sft": tiny_config.sft.model_copy(update={"epochs": 3})})
+
+    def make(output: TrainingOutput) -> SftSummary:
+        return make_tiny_llama(speeches, candidates, config, output)
+
+    whole, output = output_in(tmp_path / "whole"), output_in(tmp_path / "stopped")
+    straight = make(whole)
+    for stop in (1, 4):
+        with pytest.raises(Preempted, match=f"step {stop} of {straight.steps}"):
+            make(stopping_after(stop, output))
+        assert not output.folder.exists()
+    output, seen = watched(output)
+    resumed = make(output)
+    assert seen == [(step, straight.steps) for step in range(5, straight.steps + 1)]
+    assert same_weights(weights_of(output.folder), weights_of(whole.folder))
+    assert (resumed.first_loss, resumed.last_loss) == (straight.first_loss, straight.last_loss)
+    other, seen = watched(replace(output, run_id="other"))
+    make(other)
+    assert len(seen) == straight.steps
 
 
 def test_nothing_to_learn_from(tmp_path: Path, speeches: tuple[Speech, ...], tiny_config: BaseModelConfig) -> None:
-    stranger = Candidate(Speech("Somebody else entirely.").id, "a", "Hello.")
+    to_another_speech = Candidate(Speech("Somebody else entirely.").id, "a", "Hello.")
     with pytest.raises(DataQualityError, match="no response answers"):
-        make_tiny_llama(speeches, [stranger], tiny_config, tmp_path, ignore)
+        make_tiny_llama(speeches, [to_another_speech], tiny_config, output_in(tmp_path))
     own = Candidate(speeches[0].id, "a", "Hello.")
     short = tiny_config.sft.model_copy(update={"max_length_tokens": 3})
     with pytest.raises(DataQualityError, match="no response fits"):
-        make_tiny_llama(speeches, [own], tiny_config.model_copy(update={"sft": short}), tmp_path, ignore)
-
-
-def exchange(prompt: list[int], response: list[int]) -> EncodedExchange:
-    return EncodedExchange(prompt, response)
+        make_tiny_llama(speeches, [own], tiny_config.model_copy(update={"sft": short}), output_in(tmp_path))
 
 
 def test_answers_to_one_prompt_share_a_pack() -> None:
-    rows = [exchange([1, 2], [number]) for number in range(3, 8)]
-    assert pack([*rows, exchange([1], [9])]) == [
+    rows = [EncodedExchange([1, 2], [number]) for number in range(3, 8)]
+    assert pack([*rows, EncodedExchange([1], [9])]) == [
         Pack([1, 2], [[3], [4], [5], [6]]),
         Pack([1, 2], [[7]]),
         Pack([1], [[9]]),
@@ -171,19 +187,19 @@ SHAPE = TinyLlamaShape(
 )
 
 
-def test_warm_up_learns_and_counts_its_steps(
-    tiny_tokenizer: PreTrainedTokenizerBase, tiny_config: BaseModelConfig
+def test_training_learns_and_counts_its_steps(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, tiny_config: BaseModelConfig
 ) -> None:
     torch.manual_seed(0)
     model = build_model(SHAPE, tiny_tokenizer)
     config = tiny_config.sft.model_copy(
         update={"epochs": 20, "batch_size": 2, "learning_rate": 1e-2, "max_length_tokens": 6}
     )
-    rows = [exchange([1, 2, number], [4, 5, 6]) for number in (3, 7, 8)] + [exchange([1] * 9, [2])]
-    told: list[tuple[int, int]] = []
-    summary = train_sft(model, rows, config, PAD, lambda done, total: told.append((done, total)))
+    rows = [EncodedExchange([1, 2, number], [4, 5, 6]) for number in (3, 7, 8)] + [EncodedExchange([1] * 9, [2])]
+    output, seen = watched(output_in(tmp_path))
+    summary = train_sft(model, rows, config, PAD, output)
     assert summary.steps == 40  # two batches of at most two answers; the seven-token row is left out
-    assert told == [(step, 40) for step in range(1, 41)]
+    assert seen == [(step, 40) for step in range(1, 41)]
     assert summary.first_loss == pytest.approx(math.log(400), rel=0.1)
     assert summary.last_loss < 0.5 * summary.first_loss
     assert summary.parameters == sum(weight.numel() for weight in model.parameters())

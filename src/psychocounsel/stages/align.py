@@ -1,13 +1,15 @@
-"""Preferences -> policy (DPO), or speeches + reward model -> policy in rounds (online DPO).
+"""align: DPO on a preference dataset, or online DPO with a reward model.
 
-Every round's candidates, scores, pairs and policy are artifacts of their own, so a killed run goes on at the
-round, and within it at the checkpoint, where it was. The reference stays the initial policy throughout
-(arXiv 2502.19731).
+In an online round the policy answers speeches, the reward model scores the answers, the best and the worst answer to a
+speech become a pair, and DPO trains on the pairs. Candidates, scores, pairs and policy of a round are artifacts, so a
+killed run resumes at the artifact and checkpoint where it was. The reference stays the initial policy (arXiv
+2502.19731).
 """
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from psychocounsel.config.schema import AlignConfig, OnlineConfig
@@ -18,7 +20,7 @@ from psychocounsel.judging.pairing import PairingRule, pair_extremes
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals, interruptible
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.reporting.console import note, step_progress
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.schemas import (
     RewardScore,
@@ -35,200 +37,282 @@ from psychocounsel.types import Candidate, Policy, PreferencePair, ScoredCandida
 
 VERSION = 2
 STAGE = "align"
-"""Of the whole stage: a round is a part of it."""
 MAX_DEV_SPEECHES = 64
 AUTHOR = "policy"
-"""Of the answers of a round: the same whatever the round is called, for a name is no part of an id."""
+"""Of the answers of every round: a round's name is no part of an id."""
 
 
-class RoundPlans(NamedTuple):
-    """What a round makes before the policy is trained, in order."""
+def plan(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
+    """Return what the stage would create, in order; the final policy is the last."""
+    if config.online is None:
+        return [_plan_dpo(config, store)]
+    return [spec for planned in _plan_rounds(config, config.online, store) for spec in planned]
+
+
+def align(config: AlignConfig, store: Store) -> Artifact:
+    """Align the policy of a config, or return it if it exists.
+
+    Raises:
+        DataQualityError: a round ends without a pair, or too many pairs do not fit.
+        Preempted: SIGINT or SIGTERM came; finished rounds and the checkpoint are kept.
+    """
+    with cancelled_by_signals() as cancel:
+        if config.online is not None:
+            return _align_online(OnlineDpo(config, config.online, store, cancel))
+        return store.make(_plan_dpo(config, store), lambda writer: _align_on_preferences(config, store, writer, cancel))
+
+
+def _dpo_settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
+    """Return what affects one DPO training, besides the parents: models and data."""
+    without = {"name", "policy", "preferences", "online"}
+    own = {key: value for key, value in config.fingerprint().items() if key not in without}
+    return {**own, "initial_policy": initial_policy}
+
+
+def _plan_dpo(config: AlignConfig, store: Store) -> ArtifactSpec:
+    initial = resolve_model(store, config.policy, POLICY_KINDS)
+    preferences = resolve_parent(store, config.preferences or "", "preferences", "preferences")
+    parents = (preferences, *initial.parents("initial policy"))
+    return ArtifactSpec("policies", config.name, STAGE, VERSION, _dpo_settings(config, initial.fingerprint), parents)
+
+
+def _align_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
+    preferences = store.open(writer.parent("preferences"))
+    pairs = read_pairs(preferences, "train")
+    initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
+    training = _train(config, initial, initial, pairs, writer, cancel)
+    writer.write_metrics({"training": training, "pairs": len(pairs)})
+    _write_card(config, writer, preferences)
+
+
+def _train(
+    config: AlignConfig,
+    policy: Policy,
+    reference: Policy,
+    pairs: Sequence[PreferencePair],
+    writer: ArtifactWriter,
+    cancel: CancelToken,
+) -> dict[str, Any]:
+    """Train the writer's policy, from `policy`, and return the metrics of the training."""
+    from psychocounsel.training.dpo import train_dpo  # imports torch
+    from psychocounsel.training.trainer import TrainingOutput
+
+    steps = config.online.steps_per_round if config.online else config.max_steps
+    seed = int(writer.spec.settings["seed"])
+    with step_progress(f"aligning {writer.spec.name}") as report:
+        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
+        return train_dpo(policy, reference, pairs, config, output, seed=seed, max_steps=steps).as_dict()
+
+
+def _write_card(config: AlignConfig, writer: ArtifactWriter, pairs: Artifact) -> None:
+    writer.write_card(model_card(ModelFacts(config.name, f"policy aligned by {config.mode}", pairs.warnings)))
+
+
+class OnlineRound(NamedTuple):
+    """What one round creates, in order."""
 
     candidates: ArtifactSpec
     scores: ArtifactSpec
     pairs: ArtifactSpec
+    policy: ArtifactSpec
 
 
-class RoundModels(NamedTuple):
-    """What a round reads: the speeches, the reward model, and the policy as it stands."""
-
-    speeches: Parent
-    reward_model: tuple[Parent, ...]
-    reward_identity: dict[str, Any]
-    policy: tuple[Parent, ...]
-    policy_identity: dict[str, Any]
-
-
-def plan_models(config: AlignConfig, online: OnlineConfig, store: Store) -> RoundModels:
-    """Return the models of the first round, in which the policy is the initial one."""
+def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> list[OnlineRound]:
+    """Return the specs of all rounds; only what affects a step is part of its id."""
     initial = resolve_model(store, config.policy, POLICY_KINDS)
-    reward = resolve_model(store, online.reward_model, ("reward-models",))
-    return RoundModels(
-        resolve_parent(store, online.speeches, "speeches", "speeches"),
-        reward.parents("reward model"),
-        reward.fingerprint,
-        initial.parents("previous policy"),
-        initial.fingerprint,
-    )
+    reward_model = resolve_model(store, online.reward_model, ("reward-models",))
+    speeches = resolve_parent(store, online.speeches, "speeches", "speeches")
+    previous = initial.parents("previous policy")
+    rounds: list[OnlineRound] = []
+    for number in range(1, online.rounds + 1):
+        name = f"{config.name}-round-{number:02d}"
+        seed = int(content_id("round", str(config.seed), str(number)), 16) % 2**32
+        sampling = {
+            "seed": seed,
+            "speeches_per_round": online.speeches_per_round,
+            "candidates_per_speech": online.candidates_per_speech,
+            "sampling": online.sampling.fingerprint(),
+            "chat": config.chat.fingerprint(),
+            "policy": initial.fingerprint,
+        }
+        candidates = ArtifactSpec("candidates", name, STAGE, VERSION, sampling, (speeches, *previous))
+        answered = (candidates.as_parent("candidates"), speeches)
+        scoring = {"chat": config.chat.fingerprint(), "reward_model": reward_model.fingerprint}
+        scored_by = reward_model.parents("reward model")
+        scores = ArtifactSpec("scores", name, STAGE, VERSION, scoring, (*answered, *scored_by))
+        selection = {
+            "unfinished": online.unfinished,
+            "unfinished_penalty": online.unfinished_penalty,
+            "length_penalty_per_100_tokens": online.length_penalty_per_100_tokens,
+        }
+        pairs = ArtifactSpec("preferences", name, STAGE, VERSION, selection, (scores.as_parent("scores"), *answered))
+        training = {
+            **_dpo_settings(config, initial.fingerprint),
+            "seed": seed,
+            "max_steps": online.steps_per_round,
+        }
+        parents = (pairs.as_parent("pairs"), speeches, *previous, *initial.parents("initial policy"), *scored_by)
+        policy_name = config.name if number == online.rounds else name
+        policy = ArtifactSpec("policies", policy_name, STAGE, VERSION, training, parents)
+        rounds.append(OnlineRound(candidates, scores, pairs, policy))
+        previous = (policy.as_parent("previous policy"),)
+    return rounds
 
 
-def plan_round(config: AlignConfig, online: OnlineConfig, name: str, seed: int, models: RoundModels) -> RoundPlans:
-    """Return what one round makes; only what affects a step enters its id."""
-    sampling = {
-        "seed": seed,
-        "speeches_per_round": online.speeches_per_round,
-        "candidates_per_speech": online.candidates_per_speech,
-        "sampling": online.sampling.fingerprint(),
-        "chat": config.chat.fingerprint(),
-        "policy": models.policy_identity,
-    }
-    candidates = ArtifactSpec("candidates", name, STAGE, VERSION, sampling, (models.speeches, *models.policy))
-    scoring = {"chat": config.chat.fingerprint(), "reward_model": models.reward_identity}
-    answered = (candidates.as_parent("candidates"), models.speeches)
-    scores = ArtifactSpec("scores", name, STAGE, VERSION, scoring, (*answered, *models.reward_model))
-    selection = {
-        "unfinished": online.unfinished,
-        "unfinished_penalty": online.unfinished_penalty,
-        "length_penalty_per_100_tokens": online.length_penalty_per_100_tokens,
-    }
-    pairs = ArtifactSpec("preferences", name, STAGE, VERSION, selection, (scores.as_parent("scores"), *answered))
-    return RoundPlans(candidates, scores, pairs)
+def _align_online(run: "OnlineDpo") -> Artifact:
+    policies: list[Artifact] = []
+    rounds = _plan_rounds(run.config, run.online, run.store)
+    for number, planned in enumerate(rounds, start=1):
+        run.store.make(planned.candidates, run.sample)
+        run.cancel.raise_if_cancelled(planned.candidates.ref)
+        run.store.make(planned.scores, run.score)
+        run.store.make(planned.pairs, run.pair)
+        run.cancel.raise_if_cancelled(planned.pairs.ref)
+        policies.append(run.store.make(planned.policy, lambda writer: run.train(writer, policies)))
+        note(f"round {number} of {len(rounds)}: dev reward {_dev_reward(policies[-1].metrics):+.3f}")
+    return policies[-1]
 
 
-def drawn(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
-    """Return `count` of the speeches, drawn by a hash of seed and content; all of them if there are fewer."""
-    return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
+@dataclass(frozen=True)
+class OnlineDpo:
+    """An online DPO run; each method builds one artifact of a round."""
 
+    config: AlignConfig
+    online: OnlineConfig
+    store: Store
+    cancel: CancelToken
 
-def sample_round(
-    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken
-) -> None:
-    """Let the policy answer the round's speeches.
+    def sample(self, writer: ArtifactWriter) -> None:
+        """Have the policy answer the round's speeches."""
+        seed = int(writer.spec.settings["seed"])
+        speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, seed)
+        candidates = self._answers(self._current_policy(writer), speeches, seed, self.cancel)
+        write_candidates(writer, candidates)
+        quality = measure_text_quality(candidates, self._bootstrap)
+        writer.write_metrics({"speeches": len(speeches), "text_quality": quality.as_dict()})
 
-    Raises:
-        RunCancelledError: SIGINT or SIGTERM came.
-    """
-    seed = int(writer.spec.settings["seed"])
-    speeches = drawn(_split(store, writer.parent("speeches"), "train"), online.speeches_per_round, seed)
-    policy = current_policy(config, store, writer)
-    candidates = _answers(config, online, Asked(policy, speeches, seed), cancel)
-    write_candidates(writer, candidates)
-    quality = measure_text_quality(candidates, _bootstrap(config))
-    writer.write_metrics({"speeches": len(speeches), "text_quality": quality.as_dict()})
+    def score(self, writer: ArtifactWriter) -> None:
+        """Have the reward model score every answer that has a text."""
+        candidates = read_candidates(self.store.open(writer.parent("candidates")))
+        scores = self._rewards(self._speeches(writer, "train"), candidates, self.cancel)
+        write_scores(writer, scores)
+        writer.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
 
+    def pair(self, writer: ArtifactWriter) -> None:
+        """Pair the answer to each speech that ranks highest with the one that ranks lowest.
 
-def current_policy(config: AlignConfig, store: Store, writer: ArtifactWriter) -> Policy:
-    """Return the policy that a round starts from: the round's before, or the initial one."""
-    for parent in writer.spec.parents:
-        if parent.role == "previous policy":
-            return Policy(str(store.open(parent).folder))
-    return resolve_model(store, config.policy, POLICY_KINDS).policy(store)
+        Raises:
+            DataQualityError: no speech gives a pair.
+        """
+        scores = {each.candidate_id: each for each in read_scores(self.store.open(writer.parent("scores")))}
+        speeches = {each.speech.id: each.speech for each in read_speeches(self.store.open(writer.parent("speeches")))}
+        ranked: dict[str, list[ScoredCandidate]] = {}
+        left_out: Counter[str] = Counter()
+        for candidate in read_candidates(self.store.open(writer.parent("candidates"))):
+            group = ranked.setdefault(candidate.speech_id, [])
+            if not candidate.text:
+                left_out["empty"] += 1
+            elif not candidate.finished and self.online.unfinished == "leave_out":
+                left_out["unfinished"] += 1
+            else:
+                score = selection_score(candidate, scores[candidate.id], self.online)
+                group.append(ScoredCandidate(candidate, score))
+        pairing = pair_extremes([(speeches[each], group) for each, group in ranked.items()], PairingRule())
+        if not pairing.pairs:
+            raise DataQualityError(
+                f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
+                where=writer.spec.ref,
+                remedy="sample at a higher temperature, or let answers finish with a larger max_new_tokens",
+            )
+        write_pairs(writer, "train", pairing.pairs, ())
+        writer.write_metrics({"pairing": pairing.as_dict(), "left_out": dict(left_out)})
 
-
-class Asked(NamedTuple):
-    """A policy, the speeches it answers, and the seed of its draws."""
-
-    policy: Policy
-    speeches: Sequence[Speech]
-    seed: int
-
-
-def _answers(config: AlignConfig, online: OnlineConfig, asked: Asked, cancel: CancelToken) -> list[Candidate]:
-    from psychocounsel.training.generate import AnswerGenerator, sample_candidates  # imports torch
-
-    generator = AnswerGenerator.load(asked.policy)
-    with step_progress("sampling answers") as report:
-        watch = interruptible(report, cancel, config.name)
-        return sample_candidates(
-            generator,
-            asked.speeches,
-            author=AUTHOR,
-            per_speech=online.candidates_per_speech,
-            sampling=online.sampling,
-            chat=config.chat,
-            seed=asked.seed,
-            progress=watch,
-        )
-
-
-def score_round(
-    config: AlignConfig, online: OnlineConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken
-) -> None:
-    """Let the reward model score every answer that has a text.
-
-    Raises:
-        RunCancelledError: SIGINT or SIGTERM came.
-    """
-    speeches = {speech.id: speech for speech in _split(store, writer.parent("speeches"), "train")}
-    candidates = read_candidates(store.open(writer.parent("candidates")))
-    answers = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    scores = _rewards(config, online, store, answers, cancel)
-    write_scores(writer, scores)
-    writer.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
-
-
-def _rewards(
-    config: AlignConfig,
-    online: OnlineConfig,
-    store: Store,
-    answers: Sequence[tuple[Speech, Candidate]],
-    cancel: CancelToken,
-) -> list[RewardScore]:
-    from psychocounsel.training.reward import Exchange, RewardScorer  # torch: only when answers are scored
-
-    if not answers:
-        raise DataQualityError("the policy gave only empty answers", where=config.name, remedy="check the policy")
-    model = resolve_model(store, online.reward_model, ("reward-models",)).policy(store)
-    scorer = RewardScorer.load(model, config.chat)
-    exchanges = [Exchange(speech.text, candidate.text) for speech, candidate in answers]
-    with step_progress("scoring answers") as report:
-        watch = interruptible(report, cancel, config.name)
-        raw = scorer.raw(exchanges, online.sampling.batch_size, watch)
-    lengths = scorer.response_tokens(exchanges)
-    return [
-        RewardScore(candidate.id, value, scorer.scale.normalise(value), tokens)
-        for (_, candidate), value, tokens in zip(answers, raw, lengths, strict=True)
-    ]
-
-
-def _mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
-    rewards = [score.reward for score in scores]
-    return {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "n": len(rewards)}
-
-
-def pair_round(online: OnlineConfig, store: Store, writer: ArtifactWriter) -> None:
-    """Pair the highest-ranked answer of each speech with the lowest.
-
-    Raises:
-        DataQualityError: no speech gives a pair.
-    """
-    scores = {score.candidate_id: score for score in read_scores(store.open(writer.parent("scores")))}
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
-    ranked: dict[str, list[ScoredCandidate]] = {}
-    left_out: Counter[str] = Counter()
-    for candidate in read_candidates(store.open(writer.parent("candidates"))):
-        group = ranked.setdefault(candidate.speech_id, [])
-        reason = _reason_to_leave_out(candidate, online)
-        if reason is None:
-            group.append(ScoredCandidate(candidate, selection_score(candidate, scores[candidate.id], online)))
+    def train(self, writer: ArtifactWriter, earlier: Sequence[Artifact]) -> None:
+        """Train on the round's pairs; `@best` of the policy is the round with the highest dev reward so far."""
+        source = self.store.open(writer.parent("pairs"))
+        pairs = read_pairs(source, "train")
+        reference = resolve_model(self.store, self.config.policy, POLICY_KINDS).policy(self.store)
+        training = _train(self.config, self._current_policy(writer), reference, pairs, writer, self.cancel)
+        metrics = {"training": training, "pairs": len(pairs), "dev": self._measure_dev(writer)}
+        row = {"dev": metrics["dev"], "pairs": len(pairs), "trained_on": training["lengths"]["kept"]}
+        writer.write_metrics({**metrics, "rounds": [*(earlier[-1].metrics["rounds"] if earlier else ()), row]})
+        best = max(earlier, key=lambda policy: _dev_reward(policy.metrics), default=None)
+        if best is None or _dev_reward(best.metrics) <= _dev_reward(metrics):
+            writer.notes["best"] = writer.spec.as_parent("best")._asdict()
         else:
-            left_out[reason] += 1
-    scored = [(speeches[speech_id], group) for speech_id, group in ranked.items()]
-    pairing = pair_extremes(scored, PairingRule())
-    if not pairing.pairs:
-        raise DataQualityError(
-            f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
-            where=writer.spec.ref,
-            remedy="sample at a higher temperature, or let answers end by a larger max_new_tokens",
-        )
-    write_pairs(writer, "train", pairing.pairs, ())
-    writer.write_metrics({"pairing": pairing.as_dict(), "left_out": dict(left_out)})
+            writer.notes["best"] = best.as_parent("best")._asdict()
+        _write_card(self.config, writer, source)
+
+    def _measure_dev(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Return mean reward and text quality of the new policy's answers to at most 64 dev speeches.
+
+        This is not interrupted: the policy would have to be trained again.
+        """
+        held_out = self._speeches(writer, "dev") or self._speeches(writer, "train")
+        speeches = sample_by_hash(held_out, MAX_DEV_SPEECHES, self.config.seed)
+        candidates = self._answers(Policy(str(writer.folder)), speeches, self.config.seed, CancelToken())
+        scores = self._rewards(speeches, candidates, CancelToken())
+        quality = measure_text_quality(candidates, self._bootstrap)
+        return {"reward": _mean_and_spread(scores), "text_quality": quality.as_dict()}
+
+    def _current_policy(self, writer: ArtifactWriter) -> Policy:
+        """Return the policy from which a round starts: that of the previous round, or the initial one."""
+        for parent in writer.spec.parents:
+            if parent.role == "previous policy":
+                return Policy(str(self.store.open(parent).folder))
+        return resolve_model(self.store, self.config.policy, POLICY_KINDS).policy(self.store)
+
+    def _speeches(self, writer: ArtifactWriter, split: str) -> list[Speech]:
+        rows = read_speeches(self.store.open(writer.parent("speeches")))
+        return [each.speech for each in rows if each.split == split]
+
+    @property
+    def _bootstrap(self) -> BootstrapSettings:
+        return BootstrapSettings(samples=1000, seed=self.config.seed)
+
+    def _answers(self, policy: Policy, speeches: Sequence[Speech], seed: int, cancel: CancelToken) -> list[Candidate]:
+        from psychocounsel.training.generate import AnswerGenerator, sample_candidates  # imports torch
+
+        generator = AnswerGenerator.load(policy)
+        with step_progress("sampling answers") as report:
+            return sample_candidates(
+                generator,
+                speeches,
+                author=AUTHOR,
+                per_speech=self.online.candidates_per_speech,
+                sampling=self.online.sampling,
+                chat=self.config.chat,
+                seed=seed,
+                progress=interruptible(report, cancel, self.config.name),
+            )
+
+    def _rewards(
+        self, speeches: Sequence[Speech], candidates: Sequence[Candidate], cancel: CancelToken
+    ) -> list[RewardScore]:
+        """Return the reward of every candidate that has a text."""
+        from psychocounsel.training.reward import Exchange, RewardScorer  # imports torch
+
+        answers = [each for each in candidates if each.text]
+        if not answers:
+            raise DataQualityError(
+                "the policy gave only empty answers", where=self.config.name, remedy="check the policy"
+            )
+        model = resolve_model(self.store, self.online.reward_model, ("reward-models",)).policy(self.store)
+        scorer = RewardScorer.load(model, self.config.chat)
+        texts = {speech.id: speech.text for speech in speeches}
+        exchanges = [Exchange(texts[each.speech_id], each.text) for each in answers]
+        with step_progress("scoring answers") as report:
+            watch = interruptible(report, cancel, self.config.name)
+            raw = scorer.raw(exchanges, self.online.sampling.batch_size, watch)
+        return [
+            RewardScore(candidate.id, value, scorer.scale.normalise(value), tokens)
+            for candidate, value, tokens in zip(answers, raw, scorer.response_tokens(exchanges), strict=True)
+        ]
 
 
-def _reason_to_leave_out(candidate: Candidate, online: OnlineConfig) -> str | None:
-    if not candidate.text:
-        return "empty"
-    return "unfinished" if not candidate.finished and online.unfinished == "leave_out" else None
+def sample_by_hash(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
+    """Return `count` of the speeches, or all if there are fewer, in the order of a hash of seed and content."""
+    return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
 
 
 def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConfig) -> float:
@@ -237,176 +321,10 @@ def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConf
     return score.reward - unfinished - online.length_penalty_per_100_tokens * score.tokens / 100
 
 
-def measure_dev(
-    config: AlignConfig, online: OnlineConfig, store: Store, speeches: Parent, policy: Policy
-) -> dict[str, Any]:
-    """Let a policy answer at most 64 dev speeches: mean reward, length, repetition, unfinished answers.
-
-    It is not stopped: what it measures is trained already, and would be trained again.
-    """
-    held_out = _split(store, speeches, "dev") or _split(store, speeches, "train")
-    asked = drawn(held_out, MAX_DEV_SPEECHES, config.seed)
-    candidates = _answers(config, online, Asked(policy, asked, config.seed), CancelToken())
-    by_id = {speech.id: speech for speech in asked}
-    answers = [(by_id[each.speech_id], each) for each in candidates if each.text]
-    scores = _rewards(config, online, store, answers, CancelToken())
-    return {
-        "reward": _mean_and_spread(scores),
-        "text_quality": measure_text_quality(candidates, _bootstrap(config)).as_dict(),
-    }
-
-
-def _split(store: Store, parent: Parent, split: str) -> list[Speech]:
-    return [each.speech for each in read_speeches(store.open(parent)) if each.split == split]
-
-
-def _bootstrap(config: AlignConfig) -> BootstrapSettings:
-    return BootstrapSettings(samples=1000, seed=config.seed)
-
-
-class TrainedRound(NamedTuple):
-    """One round: its own artifacts and the policy that they lead to."""
-
-    own: RoundPlans
-    policy: ArtifactSpec
-
-
-def plan(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
-    """Return what a config means, without making it: every artifact in order, the final policy last."""
-    if config.online is None:
-        return [_plan_dpo(config, store)]
-    rounds = _plan_rounds(config, config.online, store)
-    return [each for planned in rounds for each in (*planned.own, planned.policy)]
-
-
-def align(config: AlignConfig, store: Store) -> Artifact:
-    """Align the policy of a config, or return it if it exists.
-
-    Raises:
-        DataQualityError: a round ends without a pair, or too many pairs do not fit.
-        RunCancelledError: SIGINT or SIGTERM came; finished rounds and the checkpoint are kept.
-    """
-    with cancelled_by_signals() as cancel:
-        if config.online is not None:
-            return _align_online(config, config.online, store, cancel)
-        planned = _plan_dpo(config, store)
-        return store.make(planned, lambda writer: _train_on_preferences(config, store, writer, cancel))
-
-
-def _settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
-    """Return what shapes one DPO training; models and data stand among the parents."""
-    left_out = {"name", "policy", "preferences", "online"}
-    own = {key: value for key, value in config.fingerprint().items() if key not in left_out}
-    return {**own, "initial_policy": initial_policy}
-
-
-def _plan_dpo(config: AlignConfig, store: Store) -> ArtifactSpec:
-    initial = resolve_model(store, config.policy, POLICY_KINDS)
-    preferences = resolve_parent(store, config.preferences or "", "preferences", "preferences")
-    parents = (preferences, *initial.parents("initial policy"))
-    return ArtifactSpec("policies", config.name, STAGE, VERSION, _settings(config, initial.fingerprint), parents)
-
-
-def _train_on_preferences(config: AlignConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    preferences = store.open(writer.parent("preferences"))
-    pairs = read_pairs(preferences, "train")
-    training = _train(config, store, writer, pairs, cancel)
-    writer.write_metrics({"training": training, "pairs": len(pairs)})
-    _write_card(config, writer, preferences.warnings)
-
-
-def _train(
-    config: AlignConfig,
-    store: Store,
-    writer: ArtifactWriter,
-    pairs: Sequence[PreferencePair],
-    cancel: CancelToken,
-) -> dict[str, Any]:
-    """Train the writer's policy on pairs, held to the initial policy, and return what training tells."""
-    from psychocounsel.training.dpo import DpoRun, train_dpo
-    from psychocounsel.training.trainer import TrainingOutput  # torch: only when a policy is trained
-
-    initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
-    steps = config.online.steps_per_round if config.online else config.max_steps
-    seed = int(writer.spec.settings["seed"])
-    run = DpoRun(current_policy(config, store, writer), initial, config, seed, steps)
-    with step_progress(f"aligning {writer.spec.name}") as report:
-        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
-        return train_dpo(run, pairs, output).as_dict()
-
-
-def _write_card(config: AlignConfig, writer: ArtifactWriter, notices: tuple[str, ...]) -> None:
-    card = model_card(ModelFacts(config.name, f"policy aligned by {config.mode}", notices))
-    writer.write_card(card)
-
-
-def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> list[TrainedRound]:
-    initial = resolve_model(store, config.policy, POLICY_KINDS)
-    models = plan_models(config, online, store)
-    rounds: list[TrainedRound] = []
-    for number in range(1, online.rounds + 1):
-        is_last = number == online.rounds
-        name = f"{config.name}-round-{number:02d}"
-        seed = int(content_id("round", str(config.seed), str(number)), 16) % 2**32
-        own = plan_round(config, online, name, seed, models)
-        settings = _settings(config, initial.fingerprint) | {"seed": seed, "max_steps": online.steps_per_round}
-        parents = (
-            own.pairs.as_parent("pairs"),
-            models.speeches,
-            *models.policy,
-            *initial.parents("initial policy"),
-            *models.reward_model,
-        )
-        policy = ArtifactSpec("policies", config.name if is_last else name, STAGE, VERSION, settings, parents)
-        rounds.append(TrainedRound(own, policy))
-        models = models._replace(policy=(policy.as_parent("previous policy"),))
-    return rounds
-
-
-def _align_online(config: AlignConfig, online: OnlineConfig, store: Store, cancel: CancelToken) -> Artifact:
-    made: list[Artifact] = []
-    rounds = _plan_rounds(config, online, store)
-    for number, planned in enumerate(rounds, start=1):
-        store.make(planned.own.candidates, lambda writer: sample_round(config, online, store, writer, cancel))
-        cancel.raise_if_cancelled(planned.own.candidates.ref)
-        store.make(planned.own.scores, lambda writer: score_round(config, online, store, writer, cancel))
-        store.make(planned.own.pairs, lambda writer: pair_round(online, store, writer))
-        cancel.raise_if_cancelled(planned.own.pairs.ref)
-        earlier = tuple(made)
-        made.append(
-            store.make(
-                planned.policy,
-                lambda writer, earlier=earlier: _train_round(config, store, writer, earlier, cancel),
-            )
-        )
-        note(f"round {number} of {len(rounds)}: dev reward {_dev_reward(made[-1].metrics):+.3f}")
-    return made[-1]
+def _mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
+    rewards = [score.reward for score in scores]
+    return {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "n": len(rewards)}
 
 
 def _dev_reward(metrics: dict[str, Any]) -> float:
     return float(metrics["dev"]["reward"]["mean"])
-
-
-def _train_round(
-    config: AlignConfig,
-    store: Store,
-    writer: ArtifactWriter,
-    earlier: Sequence[Artifact],
-    cancel: CancelToken,
-) -> None:
-    """Train on the round's pairs; `@best` of the policy is the round with the highest dev reward so far."""
-    pairs = read_pairs(store.open(writer.parent("pairs")), "train")
-    training = _train(config, store, writer, pairs, cancel)
-    policy = Policy(str(writer.folder))
-    if config.online is None:
-        return
-    dev = measure_dev(config, config.online, store, writer.parent("speeches"), policy)
-    before: list[Any] = earlier[-1].metrics["rounds"] if earlier else []
-    metrics = {"training": training, "pairs": len(pairs), "dev": dev}
-    present = {"dev": dev, "pairs": len(pairs), "trained_on": training["lengths"]["kept"]}
-    writer.write_metrics({**metrics, "rounds": [*before, present]})
-    best = max(earlier, key=lambda policy: _dev_reward(policy.metrics), default=None)
-    is_best = best is None or _dev_reward(best.metrics) <= _dev_reward(metrics)
-    chosen = writer.spec.as_parent("best") if best is None or is_best else best.as_parent("best")
-    writer.notes["best"] = chosen._asdict()
-    _write_card(config, writer, store.open(writer.parent("pairs")).warnings)

@@ -1,4 +1,4 @@
-"""Preferences -> reward model: trained on train, scaled on dev, measured on test beside its baselines."""
+"""train-reward: a reward model trained on train pairs, normalised on dev, measured on test with its baselines."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,23 +18,14 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import Policy, PreferencePair, RewardModel
 
 if TYPE_CHECKING:
-    from psychocounsel.training.reward import Exchange, RewardScorer
-
+    from psychocounsel.training.reward import RewardScorer
 
 VERSION = 2
 STAGE = "train-reward"
 
 
-class Margins(NamedTuple):
-    """The distinct candidates of some pairs, their raw rewards, and each pair's margin."""
-
-    exchanges: "dict[str, Exchange]"
-    rewards: dict[str, float]
-    margins: list[float]
-
-
 def plan(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
-    """Return what a config means, without making it."""
+    """Return what the stage would create."""
     base = resolve_model(store, config.base_model, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences, "preferences", "preferences")
     settings = config.fingerprint() | {"base_model": base.fingerprint, "preferences": None, "name": None}
@@ -47,55 +38,65 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
 
     Raises:
         DataQualityError: there is nothing to train or to test on.
-        RunCancelledError: SIGINT or SIGTERM came; the checkpoint is kept.
+        Preempted: SIGINT or SIGTERM came; the checkpoint is kept.
     """
-    planned = plan(config, store)
     with cancelled_by_signals() as cancel:
-        return store.make(planned, lambda writer: _build(config, store, writer, cancel))
+        return store.make(plan(config, store), lambda writer: _build(config, store, writer, cancel))
 
 
 def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation
-    from psychocounsel.training.trainer import TrainingOutput  # torch: only when a model is trained
+    from psychocounsel.training.reward import RewardScorer, train_reward_model, write_normalisation  # imports torch
+    from psychocounsel.training.trainer import TrainingOutput
 
     preferences = store.open(writer.parent("preferences"))
-    pairs = {split: read_pairs(preferences, split) for split in ("train", "dev", "test")}
-    _require_splits(pairs, preferences)
-    base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
-    with step_progress("training the reward model") as report:
-        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
-        summary = train_reward_model(base, pairs["train"], config, output)
-    scorer = RewardScorer.load(Policy(str(writer.folder)), config.chat)
-    batch_size = config.optimisation.per_device_batch_size
-    scaling = _margins(scorer, pairs["dev"] or pairs["train"], batch_size)
-    mean, std = statistics.fmean(scaling.rewards.values()), statistics.pstdev(scaling.rewards.values())
-    write_normalisation(writer.folder, mean, std)
-    test = _margins(scorer, pairs["test"], batch_size)
-    write_scores(writer, _scores(scorer, RewardModel(str(writer.folder), mean, std), test))
-    writer.write_metrics(
-        {
-            **_measure(pairs["train"], pairs["test"], test.margins, config.seed, _scale(preferences)),
-            "dev": _accuracy(pairs["dev"], scaling.margins, config.seed),
-            "normalisation": {"mean": mean, "std": std, "split": "dev" if pairs["dev"] else "train"},
-            "training": summary.as_dict(),
-            "test_margins": test.margins,
-        }
-    )
-    card = model_card(ModelFacts(config.name, "reward model", store.open(writer.parent("preferences")).warnings))
-    writer.write_card(card)
-
-
-def _require_splits(pairs: dict[str, list[PreferencePair]], preferences: Artifact) -> None:
-    for split in ("train", "test"):
-        if not pairs[split]:
+    train, dev, test = (read_pairs(preferences, split) for split in ("train", "dev", "test"))
+    for split, pairs in (("train", train), ("test", test)):
+        if not pairs:
             raise DataQualityError(
                 f"the split {split} has no pairs",
                 where=f"preferences {preferences.ref}",
                 remedy="build preferences with a larger share for it",
             )
+    base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
+    with step_progress("training the reward model") as report:
+        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
+        summary = train_reward_model(base, train, config, output)
+    scorer = RewardScorer.load(Policy(str(writer.folder)), config.chat)
+    batch_size = config.optimisation.per_device_batch_size
+    scaling = _score(scorer, dev or train, batch_size)
+    mean, std = statistics.fmean(scaling.rewards.values()), statistics.pstdev(scaling.rewards.values())
+    write_normalisation(writer.folder, mean, std)
+    scored = _score(scorer, test, batch_size)
+    scale = RewardModel(str(writer.folder), mean, std)
+    write_scores(
+        writer,
+        [RewardScore(each, raw, scale.normalise(raw), scored.tokens[each]) for each, raw in scored.rewards.items()],
+    )
+    low, high = preferences.manifest["notes"].get("scale", DEFAULT_SCALE)
+    bootstrap = BootstrapSettings(seed=config.seed)
+    writer.write_metrics(
+        {
+            "test": reward_metrics(scored.margins, _speech_ids(test), bootstrap).as_dict(),
+            "baselines": measure_baselines(train, test, scored.margins, bootstrap, (low, high)).as_dict(),
+            "pairs": {"train": len(train), "test": len(test)},
+            "dev": _dev_metrics(dev, scaling.margins, config.seed),
+            "normalisation": {"mean": mean, "std": std, "split": "dev" if dev else "train"},
+            "training": summary.as_dict(),
+            "test_margins": scored.margins,
+        }
+    )
+    writer.write_card(model_card(ModelFacts(config.name, "reward model", preferences.warnings)))
 
 
-def _margins(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size: int) -> Margins:
+class Scored(NamedTuple):
+    """Raw rewards and lengths in tokens of the distinct candidates of some pairs, and each pair's margin."""
+
+    rewards: dict[str, float]
+    tokens: dict[str, int]
+    margins: list[float]
+
+
+def _score(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size: int) -> Scored:
     from psychocounsel.training.reward import Exchange
 
     exchanges = {
@@ -103,43 +104,19 @@ def _margins(scorer: "RewardScorer", pairs: Sequence[PreferencePair], batch_size
         for pair in pairs
         for side in (pair.chosen, pair.rejected)
     }
-    rewards = dict(zip(exchanges, scorer.raw(list(exchanges.values()), batch_size), strict=True))
-    margins = [rewards[pair.chosen.candidate.id] - rewards[pair.rejected.candidate.id] for pair in pairs]
-    return Margins(exchanges, rewards, margins)
+    unique = list(exchanges.values())
+    rewards = dict(zip(exchanges, scorer.raw(unique, batch_size), strict=True))
+    tokens = dict(zip(exchanges, scorer.response_tokens(unique), strict=True))
+    return Scored(
+        rewards, tokens, [rewards[pair.chosen.candidate.id] - rewards[pair.rejected.candidate.id] for pair in pairs]
+    )
 
 
-def _scores(scorer: "RewardScorer", scale: RewardModel, scored: Margins) -> list[RewardScore]:
-    lengths = scorer.response_tokens(list(scored.exchanges.values()))
-    return [
-        RewardScore(candidate_id, raw, scale.normalise(raw), tokens)
-        for (candidate_id, raw), tokens in zip(scored.rewards.items(), lengths, strict=True)
-    ]
+def _speech_ids(pairs: Sequence[PreferencePair]) -> list[str]:
+    return [pair.speech.id for pair in pairs]
 
 
-def _scale(preferences: Artifact) -> tuple[int, int]:
-    """Return the scale on which the responses of a dataset were rated."""
-    low, high = preferences.manifest["notes"].get("scale", DEFAULT_SCALE)
-    return low, high
-
-
-def _measure(
-    train: Sequence[PreferencePair],
-    test: Sequence[PreferencePair],
-    margins: Sequence[float],
-    seed: int,
-    scale: tuple[int, int],
-) -> dict[str, Any]:
-    settings = BootstrapSettings(seed=seed)
-    speeches = [pair.speech.id for pair in test]
-    return {
-        "test": reward_metrics(margins, speeches, settings).as_dict(),
-        "baselines": measure_baselines(train, test, margins, settings, scale).as_dict(),
-        "pairs": {"train": len(train), "test": len(test)},
-    }
-
-
-def _accuracy(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: int) -> dict[str, Any] | None:
+def _dev_metrics(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: int) -> dict[str, Any] | None:
     if not pairs:
         return None
-    settings = BootstrapSettings(samples=1000, seed=seed)
-    return reward_metrics(margins, [pair.speech.id for pair in pairs], settings).as_dict()
+    return reward_metrics(margins, _speech_ids(pairs), BootstrapSettings(samples=1000, seed=seed)).as_dict()

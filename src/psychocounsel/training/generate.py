@@ -225,28 +225,24 @@ def sample_candidates(
     ]
 
 
-class _Drawing(NamedTuple):
-    """Requests that agree in all of it are answered in one batch."""
+class _Waiting(NamedTuple):
+    """A request with its reply to come; requests of equal sampling and seed are answered in one batch."""
 
+    request: ChatRequest
     sampling: SamplingConfig
     seed: int
-
-
-class _Waiting(NamedTuple):
-    request: ChatRequest
-    drawing: _Drawing
     reply: asyncio.Future[ChatReply]
 
 
 class LocalChatModel:
-    """A causal language model that is asked like an endpoint, and costs nothing.
+    """A causal language model behind the interface of an endpoint, free of charge.
 
     Args:
         generator: the loaded weights.
-        fingerprint: what tells them from other weights.
-        batch_size: prompts answered at once; it decides the speed only.
-        kept: tells of a request, by its digest, how many replies the journal holds: each decides another
-            draw. So a draw that was lost is made again as it was, and one that was kept never is.
+        fingerprint: identifies the weights.
+        batch_size: prompts answered at once; it affects the speed only.
+        kept: returns for a request, by its digest, how many replies the journal holds. Each of them changes the sample:
+            a lost reply is sampled again as it was, a kept one never is.
     """
 
     def __init__(
@@ -265,42 +261,42 @@ class LocalChatModel:
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What tells the weights from others."""
+        """What identifies the weights."""
         return self._fingerprint
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        """Answer together with what else is asked meanwhile; where a reply is kept, draw another."""
+        """Answer together with the requests that arrive meanwhile."""
         del context
-        reply = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(request, self._drawing(request), reply))
-        if self._answering is None:
-            self._answering = asyncio.create_task(self._answer_all())
-        return await reply
-
-    def _drawing(self, request: ChatRequest) -> _Drawing:
         attempt = self._kept(request.digest(self._fingerprint))
+        seed = int(content_id("draw", str(request.sample_index), str(attempt)), 16) >> 1
         sampling = SamplingConfig(
             temperature=request.temperature,
             top_p=request.top_p,
             max_new_tokens=request.max_tokens,
             batch_size=self._batch_size,
         )
-        return _Drawing(sampling, int(content_id("draw", str(request.sample_index), str(attempt)), 16) >> 1)
+        reply = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(request, sampling, seed, reply))
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._answer_all())
+        return await reply
 
     async def _answer_all(self) -> None:
         while self._waiting:
-            await asyncio.sleep(0)  # whoever is about to ask joins this batch
-            drawing = self._waiting[0].drawing
-            batch = [each for each in self._waiting if each.drawing == drawing][: self._batch_size]
-            self._waiting = [each for each in self._waiting if not any(each is taken for taken in batch)]
-            await self._answer(batch, drawing)
+            await asyncio.sleep(0)  # requests that are about to arrive join this batch
+            first = self._waiting[0]
+            alike = [each for each in self._waiting if (each.sampling, each.seed) == (first.sampling, first.seed)]
+            batch = alike[: self._batch_size]
+            taken = set(map(id, batch))
+            self._waiting = [each for each in self._waiting if id(each) not in taken]
+            await self._answer(batch)
         self._answering = None
 
-    async def _answer(self, batch: Sequence[_Waiting], drawing: _Drawing) -> None:
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:
             prompts = [self._prompt(each.request) for each in batch]
-            answers = await asyncio.to_thread(self._generator.generate, prompts, *drawing)
-        except Exception as fault:  # noqa: BLE001 (told to everybody who waits for this batch)
+            answers = await asyncio.to_thread(self._generator.generate, prompts, batch[0].sampling, batch[0].seed)
+        except Exception as fault:  # noqa: BLE001 (every request of the batch raises it)
             for each in batch:
                 each.reply.set_exception(fault)
             return
@@ -310,7 +306,7 @@ class LocalChatModel:
 
     def _prompt(self, request: ChatRequest) -> list[int]:
         *before, last = request.messages
-        chat = ChatFormat.model_construct(system_prompt="\n\n".join(turn.content for turn in before))
+        chat = ChatFormat.model_construct(system_prompt="\n\n".join(message.content for message in before))
         return encode_prompt(self._generator.tokenizer, last.content, chat)
 
     def _reply(self, answer: Generation, prompt_tokens: int) -> ChatReply:

@@ -1,4 +1,4 @@
-"""PreferencePair -> RewardModel: a Bradley-Terry head on a chat model, and the scores it gives."""
+"""Reward models: training a Bradley-Terry head on a chat model, and scoring answers with it."""
 
 import json
 import math
@@ -18,49 +18,31 @@ from psychocounsel.errors import ConfigError, DataQualityError, InputError, Stor
 from psychocounsel.store.files import write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.runtime import quiet_libraries
-from psychocounsel.training.tokenize import TokenizedPair, encode_exchange, load_tokenizer, pad_token_id, tokenize_pairs
+from psychocounsel.training.tokenize import encode_exchange, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
-    CarefulTrainer,
-    ModelConfigs,
-    Schedule,
+    CheckedTrainer,
     TrainingOutput,
     TrainingSummary,
+    copy_configs,
     history,
     peft_config,
     run_trainer,
     save_plain,
-    shared_arguments,
+    training_arguments,
 )
 from psychocounsel.types import Policy, PreferencePair, RewardModel
 
 MEAN_KEY = "reward_mean"
 STD_KEY = "reward_std"
-
-HISTORY_COLUMNS = {
-    "step": "step",
-    "epoch": "epoch",
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate",
-    "accuracy": "accuracy",
-    "margin": "margin",
-    "mean_reward": "mean_reward",
-}
+HISTORY_COLUMNS = {name: name for name in ("accuracy", "margin", "mean_reward")}
 
 
-class Exchange(NamedTuple):
-    """What a client said and what was answered."""
-
-    speech_text: str
-    response_text: str
-
-
-class BradleyTerryTrainer(CarefulTrainer, RewardTrainer):
+class BradleyTerryTrainer(CheckedTrainer, RewardTrainer):
     """trl's trainer; the loss is `-log sigmoid(r(x, chosen) - r(x, rejected))` (arXiv 2502.19731)."""
 
 
 class PooledTokenCollator(DataCollatorForPreference):
-    """Pads pairs to the right and makes sure that the reward is read from the last real token."""
+    """Pads pairs to the right and checks that the reward is read from the last real token."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `input_ids` and `attention_mask`: [2 * pairs, tokens], the chosen sides first."""
@@ -70,10 +52,10 @@ class PooledTokenCollator(DataCollatorForPreference):
 
 
 def require_last_token_pooled(input_ids: torch.Tensor, attention_mask: torch.Tensor, pad_id: int) -> None:
-    """Raise InputError unless the model's pooled token is the last token that the mask lets through.
+    """Raise InputError unless the model pools the last token of each row that the mask keeps.
 
-    Sequence classifiers pool the rightmost token that differs from `pad_id`; where padding is the
-    end-of-text token, that is one too early. Both tensors are [batch, tokens].
+    Sequence classifiers pool the rightmost token that differs from `pad_id`; where padding is the end-of-text token,
+    that is one too early. Both tensors are [batch, tokens].
     """
     places = torch.arange(input_ids.shape[-1], device=input_ids.device)
     pooled = ((input_ids != pad_id) * places).argmax(dim=-1)  # [batch]
@@ -94,40 +76,46 @@ def train_reward_model(
 
     Raises:
         DataQualityError: too many pairs do not fit.
-        IncompleteError: a loss or gradient was not finite, or no weight moved.
+        IncompleteError: a loss or gradient is not finite, or no weight moved.
         Preempted: `output.cancel` is cancelled.
     """
     tokenizer = load_tokenizer(base)
     tokenizer.pad_token_id = pad_token_id(tokenizer)
-    rows, table = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
-    schedule = Schedule(len(rows), config.epochs, config.seed)
-    fingerprint = run_fingerprint(pairs, [config.fingerprint(), output.run_id])
+    rows, lengths = tokenize_pairs(pairs, tokenizer, config.length, config.chat)
+    examples = [
+        {"chosen_ids": row.prompt_ids + row.chosen_ids, "rejected_ids": row.prompt_ids + row.rejected_ids}
+        for row in rows
+    ]
+    arguments = RewardConfig(
+        **training_arguments(config.optimisation, output.work, rows=len(rows), epochs=config.epochs, seed=config.seed),
+        max_length=None,
+        center_rewards_coefficient=config.centre_rewards_coefficient or None,
+    )
     with quiet_libraries():
         model = load_with_new_head(base, tokenizer, config.seed)
-        configs = ModelConfigs.of(model)
+        configs = copy_configs(model)
         trainer = BradleyTerryTrainer(
             model=model,
-            args=_arguments(config, schedule, output.work),
+            args=arguments,
             data_collator=PooledTokenCollator(pad_token_id(tokenizer)),
-            train_dataset=Dataset.from_list([_row(row) for row in rows]),
+            train_dataset=Dataset.from_list(examples),
             processing_class=tokenizer,
             peft_config=peft_config(config.optimisation.lora, "SEQ_CLS", ["score"]),
         )
         trainer.row_lengths = [row.length for row in rows]
-        seconds = run_trainer(trainer, output, fingerprint)
+        seconds = run_trainer(trainer, output, run_fingerprint(pairs, [config.fingerprint(), output.run_id]))
         save_plain(trainer.model, configs, tokenizer, output.folder)
-    steps = trainer.state.global_step
-    return TrainingSummary(steps, seconds, table, history(trainer, HISTORY_COLUMNS))
+    return TrainingSummary(trainer.state.global_step, seconds, lengths, history(trainer, HISTORY_COLUMNS))
 
 
 def load_with_new_head(base: Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Return `base` in fp32 with a linear head of its own seed, spread by `1 / sqrt(hidden + 1)`.
+    """Return `base` in fp32 with a linear head sampled from `seed`, of standard deviation `1 / sqrt(hidden + 1)`.
 
     Raises:
         ConfigError: the folder or Hub id holds no model that can carry a head.
     """
     try:
-        with quiet_libraries():  # they report the head, which the base lacks, as a fault
+        with quiet_libraries():  # they warn about the head, which the base lacks
             model = AutoModelForSequenceClassification.from_pretrained(
                 base.location,
                 revision=base.revision or "main",
@@ -136,20 +124,19 @@ def load_with_new_head(base: Policy, tokenizer: PreTrainedTokenizerBase, seed: i
                 use_safetensors=True,
             )
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "no model can be loaded", where=base.location, remedy=f"check the folder or Hub id ({error})"
-        ) from error
-    spread = 1 / math.sqrt(model.config.hidden_size + 1)
-    torch.nn.init.normal_(model.score.weight, std=spread, generator=torch.Generator().manual_seed(seed))
+        remedy = f"check the folder or Hub id ({error})"
+        raise ConfigError("no model can be loaded", where=base.location, remedy=remedy) from error
+    std = 1 / math.sqrt(model.config.hidden_size + 1)
+    torch.nn.init.normal_(model.score.weight, std=std, generator=torch.Generator().manual_seed(seed))
     model.config.pad_token_id = pad_token_id(tokenizer)
     return model
 
 
 def write_normalisation(folder: Path, mean: float, std: float) -> None:
-    """Keep mean and standard deviation of the rewards in the model's `config.json`.
+    """Write mean and standard deviation of the rewards into the model's `config.json`.
 
     Raises:
-        DataQualityError: they are not finite, or the rewards do not differ at all.
+        DataQualityError: they are not finite, or all rewards are equal.
     """
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise DataQualityError(
@@ -162,8 +149,15 @@ def write_normalisation(folder: Path, mean: float, std: float) -> None:
     write_bytes(folder / "config.json", text.encode("utf-8"))
 
 
+class Exchange(NamedTuple):
+    """What a client said and what was answered."""
+
+    speech_text: str
+    response_text: str
+
+
 class RewardScorer:
-    """A reward model that scores exchanges; a score does not depend on what shares its batch."""
+    """A reward model that scores exchanges; a score does not depend on what else is in its batch."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, scale: RewardModel
@@ -206,8 +200,12 @@ class RewardScorer:
         batch_size: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[float]:
-        """Return the model's logit for each exchange, in their order; `progress` is told how many it has."""
-        ids = [self._ids(exchange) for exchange in exchanges]
+        """Return the model's logit for each exchange, in their order.
+
+        `progress` is called with the number of exchanges scored so far, and of all.
+        """
+        encoded = [encode_exchange(self.tokenizer, *exchange, self.chat) for exchange in exchanges]
+        ids = [each.prompt_ids + each.response_ids for each in encoded]
         by_length = sorted(range(len(ids)), key=lambda place: len(ids[place]))
         scores: dict[int, float] = {}
         for start in range(0, len(ids), batch_size):
@@ -216,20 +214,9 @@ class RewardScorer:
             progress(len(scores), len(ids))
         return [scores[place] for place in range(len(ids))]
 
-    def normalised(self, exchanges: Sequence[Exchange], batch_size: int) -> list[float]:
-        """Return `(raw - mean) / std` for each exchange (arXiv 2502.19731)."""
-        return [self.scale.normalise(score) for score in self.raw(exchanges, batch_size)]
-
     def response_tokens(self, exchanges: Sequence[Exchange]) -> list[int]:
         """Return the length in tokens of each response, its terminator included."""
-        return [
-            len(encode_exchange(self.tokenizer, each.speech_text, each.response_text, self.chat).response_ids)
-            for each in exchanges
-        ]
-
-    def _ids(self, exchange: Exchange) -> list[int]:
-        encoded = encode_exchange(self.tokenizer, exchange.speech_text, exchange.response_text, self.chat)
-        return encoded.prompt_ids + encoded.response_ids
+        return [len(encode_exchange(self.tokenizer, *each, self.chat).response_ids) for each in exchanges]
 
     @torch.inference_mode()
     def _score(self, ids: list[list[int]]) -> list[float]:
@@ -240,18 +227,3 @@ class RewardScorer:
         device = self.model.device
         logits = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits  # [batch, 1]
         return logits[:, 0].float().tolist()
-
-
-def _arguments(config: TrainRewardConfig, schedule: Schedule, work: Path) -> RewardConfig:
-    return RewardConfig(
-        **shared_arguments(config.optimisation, schedule, work),
-        max_length=None,
-        center_rewards_coefficient=config.centre_rewards_coefficient or None,
-    )
-
-
-def _row(pair: TokenizedPair) -> dict[str, list[int]]:
-    return {
-        "chosen_ids": pair.prompt_ids + pair.chosen_ids,
-        "rejected_ids": pair.prompt_ids + pair.rejected_ids,
-    }

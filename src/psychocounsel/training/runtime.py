@@ -1,4 +1,4 @@
-"""Model libraries -> silence: their progress bars and expected warnings stay off the user's terminal."""
+"""The environment of model libraries: their output, reproducible arithmetic on a CPU, and a full disk."""
 
 import ctypes
 import logging
@@ -18,7 +18,7 @@ from psychocounsel.errors import IncompleteError
 
 @contextmanager
 def quiet_libraries() -> Generator[None]:
-    """Quiet transformers and trl inside the block; everything is as before after it."""
+    """Keep progress bars and expected warnings of transformers and trl off the terminal within the block."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -28,7 +28,7 @@ def quiet_libraries() -> Generator[None]:
     trl_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # trl 1.16 asks transformers 5.23 by an old name, at every step.
+            # trl 1.16 uses old names of transformers 5.23 at every step.
             warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", r"`gradient_checkpointing_(en|dis)able` is deprecated", FutureWarning)
             yield
@@ -44,8 +44,8 @@ _M_MMAP_MAX = -4
 _NEVER_BYTES = 2**31 - 1
 
 
-def prepare_processor() -> None:
-    """Make training on a processor repeatable and keep freed memory; no change with an accelerator."""
+def prepare_cpu() -> None:
+    """Make training on a CPU reproducible, and keep freed memory for reuse; no change with an accelerator."""
     if torch.accelerator.is_available():
         return
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -55,29 +55,24 @@ def prepare_processor() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_BYTES)
 
 
-_SIGNS = ("No space left", "os error 28", "quota exceeded", "os error 122")
-_NOTHING_LEFT_BYTES = 1 << 22
+_FULL_DISK_MESSAGES = ("No space left", "os error 28", "quota exceeded", "os error 122")
+_FULL_DISK_BYTES = 1 << 22
 
 
 @contextmanager
 def saving(folder: Path) -> Generator[None]:
-    """Tell a disk that is full while weights or checkpoints are written as an unfinished run.
+    """Raise IncompleteError where weights or checkpoints cannot be written because the disk is full.
 
-    Raises:
-        IncompleteError: no space or quota is left; any other fault of the libraries passes.
+    torch's error names no cause, so the free space of the disk is checked too. Other errors of the libraries pass.
     """
     try:
         yield
     except (SafetensorError, RuntimeError) as fault:
-        if not _is_full(folder, str(fault)):
+        is_named = any(each in str(fault) for each in _FULL_DISK_MESSAGES)
+        if not is_named and shutil.disk_usage(folder).free >= _FULL_DISK_BYTES:
             raise
         raise IncompleteError(
             f"could not write: {str(fault).splitlines()[0]}",
             where=str(folder),
             remedy="free some space, then run the same command again",
         ) from fault
-
-
-def _is_full(folder: Path, message: str) -> bool:
-    """Whether the message says so, or, for torch's names no cause, the disk itself does."""
-    return any(sign in message for sign in _SIGNS) or shutil.disk_usage(folder).free < _NOTHING_LEFT_BYTES

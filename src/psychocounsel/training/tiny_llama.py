@@ -1,28 +1,29 @@
-"""Speech + Candidate -> Policy: make a tiny Llama 3 on this machine, so that the pipeline needs no download.
+"""A tiny Llama 3 made on this machine, so that the pipeline needs no download.
 
-It is the real architecture in small (grouped-query attention, rotary positions scaled as in Llama 3.1,
-SwiGLU, RMSNorm), its folder opens with the same `from_pretrained` as Llama-3.1-8B-Instruct, and its
-`generation_config` names three ends of text and a temperature, as the real one's does.
+It has the real architecture at a small size (grouped-query attention, rotary positions scaled as in Llama 3.1, SwiGLU,
+RMSNorm), its folder opens with the same `from_pretrained` as Llama-3.1-8B-Instruct, and its `generation_config` names
+three end-of-text tokens and a temperature, as the real one's does.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
-from psychocounsel.training.runtime import prepare_processor, quiet_libraries, saving
+from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified
+from psychocounsel.training.runtime import prepare_cpu, quiet_libraries, saving
 from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
+from psychocounsel.training.trainer import TrainingOutput, preempted
 from psychocounsel.types import Candidate, Speech
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"
@@ -41,6 +42,7 @@ SPECIAL_TOKENS = (
     "<|python_tag|>",
     *(f"<|reserved_special_token_{number}|>" for number in range(RESERVED_TOKENS)),
 )
+CHAT_WORDS = "system\n\nCutting Knowledge Date: December 2023\nToday Date: user\n\n assistant\n\n"
 
 ENGLISH_ENDINGS = r"(?i:'(?:s|t|m|d|re|ve|ll))"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -49,16 +51,83 @@ PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 LINE_BREAKS = r"\s*[\r\n]+"
 SPACES = r"\s+(?!\S)|\s+"
 SPLIT = "|".join((ENGLISH_ENDINGS, WORD, NUMBER, PUNCTUATION, LINE_BREAKS, SPACES))
-"""Where a text may be cut before merges are learned: words with their leading space, up to three digits, …"""
+"""Pieces within which merges are learned: words with their leading space, up to three digits, …"""
+
+ROPE_THETA = 500_000.0
+ROPE_FACTOR = 4.0
+
+ANSWERS_PER_PACK = 4
+PROMPT_WEIGHT = 0.25
+"""Weight of a prompt token's loss; an answer token has 1. Clients write English to learn from, too."""
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
+WARMUP_SHARE = 0.05
+SAVE_EVERY_STEPS = 200
+
+
+@dataclass(frozen=True)
+class SftSummary:
+    """What supervised fine-tuning did: mean loss in nats per learned token over the first and the last epoch.
+
+    `seconds` counts this process only.
+    """
+
+    first_loss: float
+    last_loss: float
+    steps: int
+    seconds: float
+    parameters: int
+
+
+def make_tiny_llama(
+    speeches: Sequence[Speech],
+    candidates: Sequence[Candidate],
+    config: BaseModelConfig,
+    output: TrainingOutput,
+) -> SftSummary:
+    """Train a tokenizer and a model on the given texts alone, and save both into `output.folder`.
+
+    Args:
+        speeches: those of the training split.
+        candidates: answers to them, good and bad alike; those to other speeches are left out.
+        config: shape, supervised fine-tuning and seed; equal configs give equal weights on one machine.
+        output: its folder becomes a `from_pretrained` folder in safetensors.
+
+    Raises:
+        DataQualityError: no candidate answers one of the speeches, or none fits into the maximal length.
+        Preempted: `output.cancel` is cancelled.
+    """
+    by_id = {speech.id: speech for speech in speeches}
+    answers = [answer for answer in candidates if answer.speech_id in by_id and answer.text]
+    if not answers:
+        raise DataQualityError(
+            "no response answers a training speech", remedy="give the corpus candidates for its speeches"
+        )
+    texts = [speech.text for speech in speeches] + [answer.text for answer in answers]
+    # Every prompt contains these words: merged, they cost a dozen tokens and not one per letter.
+    texts += [CHAT_WORDS] * len(answers)
+    tokenizer = train_tokenizer(texts, config.shape.vocab_size, config.shape.max_positions)
+    with quiet_libraries():  # what is longer than the model's positions is left out below
+        exchanges = [
+            encode_exchange(tokenizer, by_id[answer.speech_id].text, answer.text, config.chat) for answer in answers
+        ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.shape, tokenizer)
+        summary = train_sft(model, exchanges, config.sft, pad_token_id(tokenizer), output)
+    with quiet_libraries(), saving(output.folder):
+        tokenizer.save_pretrained(output.folder)
+        model.save_pretrained(output.folder)
+    return summary
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length_tokens: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer learned from `texts` that can spell every Unicode text byte by byte.
+    """Return a tokenizer learned from `texts` that encodes every Unicode text, by its bytes where needed.
 
     Args:
         texts: what the merges are learned from.
         vocab_size: upper bound of the vocabulary, special tokens and the 256 bytes included.
-        model_max_length_tokens: written into the tokenizer's config; nothing is cut at it.
+        model_max_length_tokens: written into the tokenizer's config; nothing is truncated at it.
     """
     backend = Tokenizer(models.BPE())
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -71,48 +140,58 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length_toke
     )
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens(list(SPECIAL_TOKENS))
-    begin = backend.token_to_id(BEGIN_OF_TEXT)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN_OF_TEXT} $A",
         pair=f"{BEGIN_OF_TEXT} $A {BEGIN_OF_TEXT}:1 $B:1",
-        special_tokens=[(BEGIN_OF_TEXT, begin)],
+        special_tokens=[(BEGIN_OF_TEXT, backend.token_to_id(BEGIN_OF_TEXT))],
     )
+    template = files("psychocounsel.training") / "templates" / "llama3_chat.jinja"
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BEGIN_OF_TEXT,
         eos_token=END_OF_TURN,
         model_max_length=model_max_length_tokens,
         clean_up_tokenization_spaces=False,
-        chat_template=_chat_template(),
+        chat_template=template.read_text(encoding="utf-8"),
     )
 
 
-def _chat_template() -> str:
-    folder = files("psychocounsel.training") / "templates"
-    return (folder / "llama3_chat.jinja").read_text(encoding="utf-8")
-
-
-ANSWERS_PER_PACK = 4
-PROMPT_WEIGHT = 0.25
-"""Weight of a prompt token's loss beside that of an answer's: clients write English to learn from, too."""
-WEIGHT_DECAY = 0.01
-MAX_GRAD_NORM = 1.0
-WARMUP_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class WarmUpSummary:
-    """What the warm-up did: mean loss in nats per learned token over the first and the last epoch."""
-
-    first_loss: float
-    last_loss: float
-    steps: int
-    seconds: float
-    parameters: int
+def build_model(shape: TinyLlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained Llama in float32, its weights sampled from torch's global state."""
+    vocabulary = tokenizer.get_vocab()
+    begin = vocabulary[BEGIN_OF_TEXT]
+    ends = [vocabulary[token] for token in (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.attention_heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": ROPE_THETA,
+            "factor": ROPE_FACTOR,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": int(shape.max_positions / ROPE_FACTOR),
+        },
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=begin,
+        eos_token_id=ends,
+        pad_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=begin, eos_token_id=ends, do_sample=True, temperature=0.6, top_p=0.9
+    )
+    return model
 
 
 class Pack(NamedTuple):
-    """A prompt and some answers to it."""
+    """A prompt and some answers to it; `speech` are the places of the client's words, None if unknown."""
 
     prompt_ids: list[int]
     responses: list[list[int]]
@@ -120,7 +199,7 @@ class Pack(NamedTuple):
 
     @property
     def learned(self) -> range:
-        """Places of the prompt that are learned: the client's words, or all if they are not known."""
+        """Places of the prompt that are learned: the client's words, or all."""
         return range(1, len(self.prompt_ids)) if self.speech is None else self.speech
 
     @property
@@ -130,14 +209,14 @@ class Pack(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Packs padded on the right, and what is learned from them: token `targets[i]` out of place `sources[i]`.
+    """Packs padded on the right, and what is learned from them: token `targets[i]` at place `sources[i]`.
 
-    Padding is known by its position: no target lies there and no token looks there.
+    Padding is known by its position: no target is there and no token attends to it.
     """
 
     input_ids: torch.Tensor  # [batch, length]
     position_ids: torch.Tensor  # [batch, length]
-    visible: torch.Tensor  # [batch, 1, length, length], True where the row's token sees the column's
+    visible: torch.Tensor  # [batch, 1, length, length], True where the row's token attends to the column's
     sources: torch.Tensor  # [learned], index into the flattened batch
     targets: torch.Tensor  # [learned]
     weights: torch.Tensor  # [learned]
@@ -148,38 +227,72 @@ def train_sft(
     exchanges: Sequence[EncodedExchange],
     config: SftConfig,
     pad_id: int,
-    progress: Callable[[int, int], None],
-) -> WarmUpSummary:
-    """Train all weights of `model` in place; the order of the batches comes from torch's global state.
+    output: TrainingOutput,
+) -> SftSummary:
+    """Train all weights of `model` in place, from the newest checkpoint that verifies.
+
+    The order of the batches comes from torch's global state, which a resumed run must have seeded alike.
 
     Raises:
         DataQualityError: no exchange fits into `config.max_length_tokens`.
+        Preempted: `output.cancel` is cancelled; a checkpoint of the last step is in `output.work`.
     """
-    fitting = [pair for pair in exchanges if _length(pair) <= config.max_length_tokens]
+    fitting = [each for each in exchanges if len(each.prompt_ids) + len(each.response_ids) <= config.max_length_tokens]
     if not fitting:
         raise DataQualityError("no response fits", remedy="raise sft.max_length_tokens")
-    prepare_processor()
+    prepare_cpu()
     started = time.monotonic()
     batches = [collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)]
-    total = config.epochs * len(batches)
+    order = [place for _ in range(config.epochs) for place in torch.randperm(len(batches)).tolist()]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, total))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, len(order)))
     losses: list[float] = []
+    if checkpoint := newest_verified(output.work, output.run_id):
+        losses = _load_checkpoint(checkpoint, model, optimizer, scheduler)
     model.train()
-    for batch in _shuffled(batches, config.epochs):
-        losses.append(_step(model, batch, optimizer))
+    for place in order[len(losses) :]:
+        losses.append(_step(model, batches[place], optimizer))
         scheduler.step()
-        progress(len(losses), total)
+        step = len(losses)
+        output.progress(step, len(order))
+        is_cancelled = output.cancel.is_cancelled() and step < len(order)
+        if is_cancelled or step % SAVE_EVERY_STEPS == 0:
+            _save_checkpoint(output, model, optimizer, scheduler, losses)
+        if is_cancelled:
+            raise preempted(step, len(order), output.work)
     model.eval()
-    return WarmUpSummary(
-        first_loss=_mean(losses[: len(batches)]),
-        last_loss=_mean(losses[-len(batches) :]),
-        steps=total,
+    return SftSummary(
+        first_loss=sum(losses[: len(batches)]) / len(batches),
+        last_loss=sum(losses[-len(batches) :]) / len(batches),
+        steps=len(order),
         seconds=time.monotonic() - started,
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
+
+
+def _save_checkpoint(output: TrainingOutput, model: Any, optimizer: Any, scheduler: Any, losses: list[float]) -> None:
+    checkpoint = checkpoint_at(output.work, len(losses))
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "losses": losses,
+    }
+    with saving(output.work):
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        torch.save(state, checkpoint / "state.pt")
+    complete(checkpoint, output.run_id)
+
+
+def _load_checkpoint(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> list[float]:
+    """Load what `_save_checkpoint` saved, and return the losses."""
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    return state["losses"]
 
 
 def learning_rate_share(step: int, total: int) -> float:
@@ -191,7 +304,7 @@ def learning_rate_share(step: int, total: int) -> float:
 
 
 def pack(exchanges: Sequence[EncodedExchange]) -> list[Pack]:
-    """Return the exchanges gathered by prompt, at most ANSWERS_PER_PACK in one pack."""
+    """Return the exchanges grouped by prompt, at most ANSWERS_PER_PACK in one pack."""
     answers: dict[tuple[int, ...], list[list[int]]] = {}
     for exchange in exchanges:
         answers.setdefault(tuple(exchange.prompt_ids), []).append(exchange.response_ids)
@@ -208,76 +321,64 @@ def without_template(packs: Sequence[Pack]) -> list[Pack]:
     A model that learns the template's headers writes them into its answers.
     """
     prompts = [one.prompt_ids for one in packs]
-    begin = _shared(prompts)
-    end = _shared([prompt[::-1] for prompt in prompts])
+    begin = _shared_prefix(prompts)
+    end = _shared_prefix([prompt[::-1] for prompt in prompts])
     return [one._replace(speech=range(begin, max(begin, len(one.prompt_ids) - end))) for one in packs]
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> int:
+def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Return how many first elements all rows share."""
     columns = zip(*rows, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
+def _by_length(packs: Sequence[Pack], batch_size: int) -> Iterator[list[Pack]]:
+    """Return batches of packs of similar length that hold about `batch_size` answers."""
+    ordered = sorted(packs, key=lambda one: one.length)
+    size = max(1, batch_size // max(len(one.responses) for one in packs))
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
 def collate(packs: Sequence[Pack], pad_id: int) -> Batch:
-    """Lay `packs` out as tensors."""
+    """Return `packs` as tensors. Each answer attends to its prompt and itself, at the positions it has alone."""
     width = max(one.length for one in packs)
-    rows = [_lay_out(one, width, pad_id, offset=place * width) for place, one in enumerate(packs)]
-    segments = torch.tensor([row.segments for row in rows])  # [batch, width]; 0 is the prompt, -1 is padding
-    own = segments[:, :, None] == segments[:, None, :]
-    visible = (own | (segments[:, None, :] == 0)) & torch.ones(width, width, dtype=torch.bool).tril()
+    ids, positions, segments = ([[fill] * width for _ in packs] for fill in (pad_id, 0, -1))
+    sources: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    for row, one in enumerate(packs):
+        offset, end = row * width, len(one.prompt_ids)
+        ids[row][:end], positions[row][:end], segments[row][:end] = one.prompt_ids, range(end), [0] * end
+        sources += [offset + place - 1 for place in one.learned]
+        targets += [one.prompt_ids[place] for place in one.learned]
+        weights += [PROMPT_WEIGHT] * len(one.learned)
+        last_of_prompt = offset + end - 1
+        for segment, response in enumerate(one.responses, start=1):
+            begin, end = end, end + len(response)
+            ids[row][begin:end], segments[row][begin:end] = response, [segment] * len(response)
+            positions[row][begin:end] = range(len(one.prompt_ids), len(one.prompt_ids) + len(response))
+            sources += [last_of_prompt, *range(offset + begin, offset + end - 1)]
+            targets += response
+            weights += [1.0] * len(response)
+    segment_ids = torch.tensor(segments)  # [batch, width]; 0 is the prompt, -1 is padding
+    columns = segment_ids[:, None, :]
+    visible = ((segment_ids[:, :, None] == columns) | (columns == 0)) & torch.ones(
+        width, width, dtype=torch.bool
+    ).tril()
     return Batch(
-        torch.tensor([row.ids for row in rows]),
-        torch.tensor([row.positions for row in rows]),
+        torch.tensor(ids),
+        torch.tensor(positions),
         visible[:, None],
-        torch.tensor([source for row in rows for source in row.sources]),
-        torch.tensor([target for row in rows for target in row.targets]),
-        torch.tensor([weight for row in rows for weight in row.weights]),
+        torch.tensor(sources),
+        torch.tensor(targets),
+        torch.tensor(weights),
     )
-
-
-@dataclass
-class _Row:
-    ids: list[int]
-    positions: list[int]
-    segments: list[int]
-    sources: list[int]
-    targets: list[int]
-    weights: list[float]
-
-
-def _lay_out(one: Pack, width: int, pad_id: int, offset: int) -> _Row:
-    count = len(one.prompt_ids)
-    row = _Row(
-        ids=list(one.prompt_ids),
-        positions=list(range(count)),
-        segments=[0] * count,
-        sources=[offset + place - 1 for place in one.learned],
-        targets=[one.prompt_ids[place] for place in one.learned],
-        weights=[PROMPT_WEIGHT] * len(one.learned),
-    )
-    for segment, response in enumerate(one.responses, start=1):
-        begin = offset + len(row.ids)
-        row.sources += [offset + count - 1, *range(begin, begin + len(response) - 1)]
-        row.targets += response
-        row.weights += [1.0] * len(response)
-        row.ids += response
-        row.positions += range(count, count + len(response))
-        row.segments += [segment] * len(response)
-    gap = width - len(row.ids)
-    row.ids += [pad_id] * gap
-    row.positions += [0] * gap
-    row.segments += [-1] * gap
-    return row
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Return the weighted mean of the cross entropy over what `batch` teaches, in nats per token."""
+    """Return the weighted mean cross-entropy over the learned tokens of `batch`, in nats per token."""
     hidden = model.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=batch.visible,
-        use_cache=False,
+        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.visible, use_cache=False
     ).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.sources])  # [learned, vocabulary]
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
@@ -291,112 +392,3 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
     optimizer.step()
     return loss.item()
-
-
-def _by_length(packs: Sequence[Pack], batch_size: int) -> Iterator[list[Pack]]:
-    """Return batches of packs of like length that hold about `batch_size` answers."""
-    ordered = sorted(packs, key=lambda one: one.length)
-    size = max(1, batch_size // max(len(one.responses) for one in packs))
-    return (ordered[start : start + size] for start in range(0, len(ordered), size))
-
-
-def _shuffled(batches: Sequence[Batch], epochs: int) -> Iterator[Batch]:
-    for _ in range(epochs):
-        for place in torch.randperm(len(batches)).tolist():
-            yield batches[place]
-
-
-def _length(row: EncodedExchange) -> int:
-    return len(row.prompt_ids) + len(row.response_ids)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-CHAT_WORDS = "system\n\nCutting Knowledge Date: December 2023\nToday Date: user\n\n assistant\n\n"
-ROPE_THETA = 500_000.0
-ROPE_FACTOR = 4.0
-
-
-def make_tiny_llama(
-    speeches: Sequence[Speech],
-    candidates: Sequence[Candidate],
-    config: BaseModelConfig,
-    folder: Path,
-    progress: Callable[[int, int], None],
-) -> WarmUpSummary:
-    """Learn a tokenizer and a model from the given texts alone, and save both into `folder`.
-
-    Args:
-        speeches: those of the training split.
-        candidates: answers to them, good and bad alike; those to other speeches are left out.
-        config: shape, warm-up and seed; equal configs give equal weights on one machine.
-        folder: receives a `from_pretrained` folder in safetensors.
-        progress: told the training step, and their number.
-
-    Raises:
-        DataQualityError: no candidate answers one of the speeches, or none fits into the warm-up's length.
-    """
-    by_id = {speech.id: speech for speech in speeches}
-    answers = [answer for answer in candidates if answer.speech_id in by_id and answer.text]
-    if not answers:
-        raise DataQualityError(
-            "no response answers a training speech", remedy="give the corpus candidates for its speeches"
-        )
-    texts = [speech.text for speech in speeches] + [answer.text for answer in answers]
-    # Every prompt spends these words: merged, they cost a dozen tokens and not one per letter.
-    texts += [CHAT_WORDS] * len(answers)
-    tokenizer = train_tokenizer(texts, config.shape.vocab_size, config.shape.max_positions)
-    with quiet_libraries():  # what is longer than the model's positions is left out below
-        exchanges = [_encode(tokenizer, by_id[answer.speech_id], answer, config.chat) for answer in answers]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config.shape, tokenizer)
-        summary = train_sft(model, exchanges, config.sft, pad_token_id(tokenizer), progress)
-    with quiet_libraries(), saving(folder):
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-    return summary
-
-
-def build_model(shape: TinyLlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained Llama in float32, its weights drawn from torch's global state."""
-    vocabulary = tokenizer.get_vocab()
-    begin = vocabulary[BEGIN_OF_TEXT]
-    ends = [vocabulary[token] for token in (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.attention_heads,
-        num_key_value_heads=shape.key_value_heads,
-        max_position_embeddings=shape.max_positions,
-        rope_parameters=_rope(shape.max_positions),
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=begin,
-        eos_token_id=ends,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=begin, eos_token_id=ends, do_sample=True, temperature=0.6, top_p=0.9
-    )
-    return model
-
-
-def _rope(max_positions: int) -> dict[str, float | str | int]:
-    return {
-        "rope_type": "llama3",
-        "rope_theta": ROPE_THETA,
-        "factor": ROPE_FACTOR,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": int(max_positions / ROPE_FACTOR),
-    }
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, speech: Speech, answer: Candidate, chat: ChatFormat) -> EncodedExchange:
-    return encode_exchange(tokenizer, speech.text, answer.text, chat)

@@ -1,8 +1,7 @@
-"""Trainer -> TrainingSummary: training that stops, resumes and fails as promised, for reward and DPO alike.
+"""What reward and DPO training share: a trl trainer that stops, resumes and fails predictably, and its arguments.
 
-The libraries' trainer is kept. What it does not promise is added here: no step on a number that is not
-finite, weights that demonstrably moved, accumulation that equals one large batch, and a checkpoint when
-the run is asked to stop.
+The trainer of the libraries is kept. Added are: an error at the first number that is not finite, a check that weights
+moved, gradient accumulation that equals one large batch, and a checkpoint when the run is cancelled.
 """
 
 import copy
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -34,42 +33,12 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from psychocounsel.config.schema import LoraConfig, OptimisationConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.training.checkpoints import SealingCallback, newest_verified, set_aside
-from psychocounsel.training.runtime import prepare_processor, saving
+from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified, step_of
+from psychocounsel.training.runtime import prepare_cpu, saving
 from psychocounsel.training.tokenize import LengthTable
 
-
-class StepsByLength(Sampler[int]):
-    """Row numbers of an epoch, in the order in which micro-batches take them.
-
-    Args:
-        lengths: tokens of each row.
-        rows_per_step: rows of one optimiser step, over all micro-batches and processes.
-        seed: decides, with the epoch, which rows make a step.
-    """
-
-    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
-        self.lengths = lengths
-        self.rows_per_step = rows_per_step
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the steps of this epoch from now on; trainers call it, also when they resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + self.epoch)
-        order: list[int] = torch.randperm(len(self.lengths), generator=draw).tolist()
-        for start in range(0, len(order), self.rows_per_step):
-            step = order[start : start + self.rows_per_step]
-            # The longest first: what does not fit into memory shows at once.
-            yield from sorted(step, key=self.lengths.__getitem__, reverse=True)
-
-
+HISTORY_ROWS = 200
+HISTORY_COLUMNS = {name: name for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")}
 WATCHED_VALUES_PER_TENSOR = 1024
 
 
@@ -77,9 +46,12 @@ WATCHED_VALUES_PER_TENSOR = 1024
 class TrainingOutput:
     """Where training writes, and how the caller watches and stops it.
 
-    `folder` receives the final model; `work` holds checkpoints and outlives a crash. `cancel` is looked at
-    after every step; `progress` is told the steps done and the steps in total. `run_id` is the artifact's id: the
-    models that it starts from are part of it, wherever their folders lie.
+    Attributes:
+        folder: receives the final model.
+        work: receives checkpoints, and outlives a crash.
+        cancel: checked after every step.
+        progress: called after every step with the steps done and the steps in total.
+        run_id: the artifact's id, which covers the models that training starts from, wherever their folders are.
     """
 
     folder: Path
@@ -98,52 +70,70 @@ class TrainingSummary:
     lengths: LengthTable
     history: tuple[Mapping[str, float], ...]
 
-    @property
-    def first_loss(self) -> float:
-        """Loss of the first step, before any weight moved."""
-        return self.history[0]["loss"]
-
     def as_dict(self) -> dict[str, Any]:
-        """Return the shape in which `metrics.json` holds a training."""
-        return {
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "lengths": self.lengths._asdict(),
-            "history": [dict(row) for row in self.history],
-        }
+        """Return the figures as `metrics.json` holds them."""
+        return {**vars(self), "lengths": self.lengths._asdict(), "history": list(self.history)}
 
 
-class ModelConfigs(NamedTuple):
-    """A model's two configs; a classifier has no second one."""
-
-    model: PreTrainedConfig
-    generation: GenerationConfig | None
-
-    @classmethod
-    def of(cls, model: Any) -> "ModelConfigs":
-        """Return copies that training cannot change."""
-        return cls(copy.deepcopy(model.config), copy.deepcopy(getattr(model, "generation_config", None)))
+def preempted(step: int, total: int, work: Path) -> Preempted:
+    """Return the error of a training that was cancelled after `step` steps, with a checkpoint in `work`."""
+    return Preempted(
+        f"stopped after step {step} of {total}", where=str(work), remedy="run the same command again to resume"
+    )
 
 
-class CarefulTrainer(Trainer):
-    """Mixed in before a trl trainer: stops at numbers that are not finite, weights micro-batches by rows.
+class LengthGroupedSampler(Sampler[int]):
+    """Row numbers of an epoch in the order in which micro-batches take them: within a step, the longest first.
 
-    `row_lengths` are the tokens of each row of the training set, by which a step's rows are gathered.
+    Micro-batches thus hold rows of similar length, and what does not fit into memory shows at the first one.
+
+    Args:
+        lengths: tokens of each row.
+        rows_per_step: rows of one optimiser step, over all micro-batches and processes.
+        seed: decides, with the epoch, which rows make a step.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
+        self.lengths = lengths
+        self.rows_per_step = rows_per_step
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sample the steps of this epoch from now on; trainers call it, also when they resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.rows_per_step):
+            step = order[start : start + self.rows_per_step]
+            yield from sorted(step, key=self.lengths.__getitem__, reverse=True)
+
+
+class CheckedTrainer(Trainer):
+    """Mixin before a trl trainer: raises at numbers that are not finite, weights micro-batches by their rows.
+
+    `row_lengths` are the tokens of each row of the training set, by which the rows of a step are ordered.
     """
 
     row_lengths: Sequence[int] = ()
     rows_in_step = 0
     batches_in_step = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         del train_dataset
         arguments = self.args
-        together = arguments.train_batch_size * max(1, arguments.world_size)
-        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        return StepsByLength(self.row_lengths, together * arguments.gradient_accumulation_steps, seed)
+        rows = arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
+        return LengthGroupedSampler(
+            self.row_lengths, rows, arguments.seed if arguments.data_seed is None else arguments.data_seed
+        )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Fetch the micro-batches of one step and remember how many rows they hold together."""
+        """Return the micro-batches of one step, and remember how many rows they hold together."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.rows_in_step = sum(len(batch["input_ids"]) for batch in batches)
         self.batches_in_step = len(batches)
@@ -165,16 +155,15 @@ class CarefulTrainer(Trainer):
     ) -> Any:
         """Return the mean loss of a micro-batch times its share of the step's rows.
 
-        The trainer divides by the number of micro-batches, which is right for equal ones only; the last of an
-        epoch is smaller, and its rows would count for more than those of one large batch do.
+        The trainer divides by the number of micro-batches, which is right for equal ones only: the last one of an epoch
+        is smaller, and its rows would count for more than in one large batch.
         """
-        rows = len(inputs["input_ids"])
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        share = rows * self.batches_in_step / self.rows_in_step
+        share = len(inputs["input_ids"]) * self.batches_in_step / self.rows_in_step
         return loss if share == 1 else loss * share
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # The last place before the optimiser's step, so the weights of the last good step stay.
+        # The last call before the optimiser's step: an error here leaves the weights of the last good step.
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not math.isfinite(norm):
             raise self._not_finite("gradient norm", float(norm))
@@ -184,12 +173,12 @@ class CarefulTrainer(Trainer):
         return IncompleteError(
             f"the {what} became {value} at step {self.state.global_step + 1}, so training ended there",
             where=str(self.args.output_dir),
-            remedy="run again to go on from the last good checkpoint; if it recurs, lower "
+            remedy="run again to resume from the last good checkpoint; if it recurs, lower "
             "optimisation.learning_rate or set optimisation.precision to fp32",
         )
 
     def load_finished(self, checkpoint: Path) -> None:
-        """Take over weights and history of a checkpoint that lies at the last step."""
+        """Load weights and history of a checkpoint of the last step."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
@@ -197,78 +186,90 @@ class CarefulTrainer(Trainer):
         """Write none: an artifact has its own card."""
 
     def _send_telemetry(self) -> None:
-        # trl reports each use to the Hub; a run on client texts opens no connection that nobody asked for.
+        # trl reports each use to the Hub; a run on client texts opens no connection that was not requested.
         pass
 
 
-class WatchCallback(TrainerCallback):
-    """Tells progress after every step, and has the trainer save and stop when it is asked to."""
+class RunCallback(TrainerCallback):
+    """Reports progress, completes checkpoints, and has a cancelled trainer save and stop."""
 
-    def __init__(self, output: TrainingOutput) -> None:
+    def __init__(self, output: TrainingOutput, fingerprint: str) -> None:
         self.output = output
-        self.stopped = False
+        self.fingerprint = fingerprint
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop if cancelled, unless that was the last step: then the run simply finishes."""
+        """Stop if cancelled, unless that was the last step."""
         self.output.progress(state.global_step, state.max_steps)
         if state.global_step < state.max_steps and self.output.cancel.is_cancelled():
-            self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Complete the checkpoint of the current step."""
+        if state.is_world_process_zero:
+            complete(checkpoint_at(self.output.work, state.global_step), self.fingerprint)
 
-class WeightWatch:
-    """Remembers some values of every trainable tensor, to tell whether training moved anything.
+
+def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: str) -> float:
+    """Train to the end, from the newest checkpoint that verifies; return the seconds it took.
+
+    Raises:
+        ConfigError: the model has no trainable parameter.
+        Preempted: `output.cancel` is cancelled; a checkpoint of the last step is in `output.work`.
+        IncompleteError: a loss or gradient is not finite, or no weight moved.
+    """
+    prepare_cpu()
+    started = time.monotonic()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunCallback(output, fingerprint))
+    before = trainable_values(trainer.model)
+    with saving(output.work):
+        checkpoint = newest_verified(output.work, fingerprint)
+        if checkpoint is not None and step_of(checkpoint) >= _last_step(trainer):
+            trainer.load_finished(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise preempted(trainer.state.global_step, trainer.state.max_steps, output.work)
+    after = trainable_values(trainer.model)
+    if all(torch.equal(values, after[name]) for name, values in before.items()):
+        raise IncompleteError(
+            "training moved no weight", remedy="raise optimisation.learning_rate or the number of steps"
+        )
+    return time.monotonic() - started
+
+
+def _last_step(trainer: CheckedTrainer) -> int:
+    return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+
+
+def trainable_values(model: Any) -> dict[str, torch.Tensor]:
+    """Return a copy of some values of every trainable tensor, to see later whether training moved them.
 
     Raises:
         ConfigError: the model has no trainable parameter.
     """
-
-    def __init__(self, model: Any) -> None:
-        self.before = {
-            name: _some_values(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
-        if not self.before:
-            raise ConfigError("the model has no trainable parameters", remedy="unfreeze it, or set optimisation.lora")
-
-    def require_movement(self, model: Any) -> None:
-        """Raise IncompleteError when not one watched value changed."""
-        parameters = dict(model.named_parameters())
-        if all(torch.equal(values, _some_values(parameters[name])) for name, values in self.before.items()):
-            raise IncompleteError(
-                "training moved no weight", remedy="raise optimisation.learning_rate or the number of steps"
-            )
+    values: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            values[name] = flat[:: max(1, len(flat) // WATCHED_VALUES_PER_TENSOR)].cpu().clone()
+    if not values:
+        raise ConfigError("the model has no trainable parameters", remedy="unfreeze it, or set optimisation.lora")
+    return values
 
 
-def run_trainer(trainer: CarefulTrainer, output: TrainingOutput, fingerprint: str) -> float:
-    """Train to the end, from the newest checkpoint that verifies; return the seconds it took.
+ModelConfigs = tuple[PreTrainedConfig, GenerationConfig | None]
 
-    Raises:
-        Preempted: `output.cancel` is cancelled; a sealed checkpoint of the last step lies in `output.work`.
-        IncompleteError: a loss or gradient was not finite, or no weight moved.
-    """
-    prepare_processor()
-    started = time.monotonic()
-    watch = WatchCallback(output)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch)
-    trainer.add_callback(SealingCallback(output.work, fingerprint))
-    weights = WeightWatch(trainer.model)
-    with saving(output.work):
-        _train_from_newest(trainer, output, fingerprint)
-    if watch.stopped:
-        raise Preempted(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}",
-            where=str(output.work),
-            remedy="run the same command again to go on from there",
-        )
-    weights.require_movement(trainer.model)
-    return time.monotonic() - started
+
+def copy_configs(model: Any) -> ModelConfigs:
+    """Return copies of a model's configs, for `save_plain`; a classifier has no generation config."""
+    return copy.deepcopy(model.config), copy.deepcopy(getattr(model, "generation_config", None))
 
 
 def save_plain(model: Any, configs: ModelConfigs, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a `from_pretrained` folder: adapters merged into the weights, configs as before training.
+    """Write a `from_pretrained` folder: adapters merged into the weights, configs as they were before training.
 
-    The trainers set end and padding tokens and caching for their own use; the folder's reader finds ours.
+    The trainers set end and padding tokens and caching for their own use.
     """
     plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     plain.config, plain.generation_config = configs
@@ -278,61 +279,44 @@ def save_plain(model: Any, configs: ModelConfigs, tokenizer: PreTrainedTokenizer
 
 
 def history(trainer: Trainer, columns: Mapping[str, str]) -> tuple[Mapping[str, float], ...]:
-    """Return the logged steps with our names for the trainer's: `columns` maps theirs to ours."""
+    """Return the logged steps under our names; `columns` maps the trainer's own names to ours, besides the usual."""
+    names = {**HISTORY_COLUMNS, **columns}
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    return tuple({ours: float(row[theirs]) for theirs, ours in columns.items() if theirs in row} for row in rows)
+    return tuple({ours: float(row[theirs]) for theirs, ours in names.items() if theirs in row} for row in rows)
 
 
-def _train_from_newest(trainer: CarefulTrainer, output: TrainingOutput, fingerprint: str) -> None:
-    point = newest_verified(output.work, fingerprint)
-    set_aside(point.skipped)
-    if point.path is not None and point.step >= _last_step(trainer):
-        trainer.load_finished(point.path)
-    else:
-        trainer.train(resume_from_checkpoint=str(point.path) if point.path else None)
-
-
-def _last_step(trainer: CarefulTrainer) -> int:
-    return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-
-
-def _some_values(parameter: torch.Tensor) -> torch.Tensor:
-    flat = parameter.detach().flatten()
-    return flat[:: max(1, len(flat) // WATCHED_VALUES_PER_TENSOR)].cpu().clone()
-
-
-HISTORY_ROWS = 200
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long to train: whole epochs over `rows` pairs, or a set number of steps."""
-
-    rows: int
-    epochs: int
-    seed: int
-    max_steps: int | None = None
-
-    def steps(self, optimisation: OptimisationConfig) -> int:
-        """Return the number of optimiser steps; the last step of an epoch may be smaller."""
-        return self.max_steps or self.epochs * math.ceil(self.rows / optimisation.global_batch_size)
-
-
-def shared_arguments(optimisation: OptimisationConfig, schedule: Schedule, work: Path) -> dict[str, Any]:
+def training_arguments(
+    optimisation: OptimisationConfig, work: Path, *, rows: int, epochs: int, seed: int, max_steps: int | None = None
+) -> dict[str, Any]:
     """Return the `TrainingArguments` that reward and DPO training have in common.
 
-    Weights are fp32 at all times; `precision: bf16` means autocast, on an accelerator that has it.
+    Training runs for whole epochs over `rows` pairs, or for `max_steps`. Weights are fp32 at all times;
+    `precision: bf16` means autocast, on an accelerator that has it.
+
+    Raises:
+        ConfigError: the processes' batches do not divide the global batch.
     """
-    steps = schedule.steps(optimisation)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows_together = optimisation.per_device_batch_size * processes
+    if optimisation.global_batch_size % rows_together:
+        raise ConfigError(
+            f"{processes} processes of {optimisation.per_device_batch_size} rows do not divide "
+            f"a global batch of {optimisation.global_batch_size}",
+            where="optimisation.per_device_batch_size",
+            remedy="choose one that does; it affects the speed only",
+        )
+    steps = max_steps or epochs * math.ceil(rows / optimisation.global_batch_size)
+    # The libraries' plain "constant" schedule ignores warm-up steps silently.
+    has_flat_warmup = optimisation.scheduler == "constant" and optimisation.warmup_share > 0
     return {
         "output_dir": str(work),
         "per_device_train_batch_size": optimisation.per_device_batch_size,
-        "gradient_accumulation_steps": _accumulation_steps(optimisation),
-        "num_train_epochs": schedule.epochs,
-        "max_steps": schedule.max_steps or -1,
+        "gradient_accumulation_steps": optimisation.global_batch_size // rows_together,
+        "num_train_epochs": epochs,
+        "max_steps": max_steps or -1,
         "optim": "adamw_torch",
         "learning_rate": optimisation.learning_rate,
-        "lr_scheduler_type": optimisation.scheduler + ("_with_warmup" if _warms_up_flat(optimisation) else ""),
+        "lr_scheduler_type": optimisation.scheduler + ("_with_warmup" if has_flat_warmup else ""),
         # Rounded down, because the first warm-up step has learning rate 0: a run of one step must move.
         "warmup_steps": int(steps * optimisation.warmup_share),
         "weight_decay": optimisation.weight_decay,
@@ -340,8 +324,8 @@ def shared_arguments(optimisation: OptimisationConfig, schedule: Schedule, work:
         "bf16": optimisation.precision == "bf16" and autocast_available(),
         "use_cpu": not torch.accelerator.is_available(),
         "activation_checkpointing": optimisation.gradient_checkpointing,
-        "seed": schedule.seed,
-        "data_seed": schedule.seed,
+        "seed": seed,
+        "data_seed": seed,
         "save_strategy": "steps",
         "save_steps": optimisation.save_every_steps,
         "logging_steps": math.ceil(steps / (HISTORY_ROWS - 1)),
@@ -369,21 +353,3 @@ def peft_config(lora: LoraConfig | None, task: str, saved_modules: list[str] | N
         task_type=task,
         modules_to_save=saved_modules,
     )
-
-
-def _warms_up_flat(optimisation: OptimisationConfig) -> bool:
-    # The libraries' plain "constant" ignores a warm-up without a word.
-    return optimisation.scheduler == "constant" and optimisation.warmup_share > 0
-
-
-def _accumulation_steps(optimisation: OptimisationConfig) -> int:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    together = optimisation.per_device_batch_size * processes
-    if optimisation.global_batch_size % together:
-        raise ConfigError(
-            f"{processes} processes of {optimisation.per_device_batch_size} rows do not divide "
-            f"a global batch of {optimisation.global_batch_size}",
-            where="optimisation.per_device_batch_size",
-            remedy="choose one that does; it changes the speed only",
-        )
-    return optimisation.global_batch_size // together

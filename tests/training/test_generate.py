@@ -1,4 +1,4 @@
-"""Laws of drawing answers: what decides them, and what does not."""
+"""Sampling of answers: what affects them, and what does not."""
 
 import warnings
 
@@ -22,10 +22,6 @@ GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=12, batch_size=8)
 WARM = SamplingConfig(temperature=1.0, max_new_tokens=12, batch_size=8)
 
 
-def ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 def prompts_of(generator: AnswerGenerator, texts: list[str]) -> list[list[int]]:
     return [encode_prompt(generator.tokenizer, text, CHAT) for text in texts]
 
@@ -36,7 +32,7 @@ def prompts(tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]) -> li
 
 
 class ScriptedModel:
-    """Puts the model's next tokens into its mouth: the logits of `script[step]` are the highest."""
+    """Forces the model's next tokens: the logits of `script[step]` are the highest."""
 
     def __init__(self, generator: AnswerGenerator, script: list[int]) -> None:
         self.generator = generator
@@ -67,13 +63,13 @@ def test_batch_of_one_equals_batch_of_many(
     assert many == alone == small
 
 
-def test_answers_come_in_the_order_of_the_questions(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
+def test_answers_come_in_the_order_of_the_prompts(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     forward = tiny_generator.generate(prompts, WARM, seed=3)
     assert len(set(forward)) == len(prompts)
     assert tiny_generator.generate(prompts[::-1], WARM, seed=3) == forward[::-1]
 
 
-def test_seed_decides_and_nothing_else(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
+def test_only_the_seed_changes_the_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     first = tiny_generator.generate(prompts, WARM, seed=3)
     torch.manual_seed(99)
     assert tiny_generator.generate(prompts, WARM, seed=3) == first
@@ -86,13 +82,15 @@ def test_global_random_state_is_untouched(tiny_generator: AnswerGenerator, promp
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_repeated_questions_get_their_own_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
+def test_repeated_prompts_get_their_own_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     answers = tiny_generator.generate([prompts[0]] * 6, WARM, seed=3)
     assert len({answer.token_ids for answer in answers}) == 6
 
 
 @pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
-def test_each_of_three_ends_ends_an_answer(tiny_generator: AnswerGenerator, prompts: list[list[int]], end: str) -> None:
+def test_each_of_three_end_tokens_ends_an_answer(
+    tiny_generator: AnswerGenerator, prompts: list[list[int]], end: str
+) -> None:
     word = tiny_generator.tokenizer.encode(" hi", add_special_tokens=False)
     end_id = tiny_generator.tokenizer.convert_tokens_to_ids(end)
     with ScriptedModel(tiny_generator, [*word, end_id]):
@@ -112,7 +110,7 @@ def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: AnswerGenerator, 
     assert answer.text == "h" * 11
 
 
-def test_nothing_is_warned_of_and_no_foreign_decoding_leaks_in(
+def test_no_warning_and_none_of_the_models_own_decoding_settings(
     tiny_generator: AnswerGenerator, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tiny_generator.model.generation_config.temperature is None
@@ -125,7 +123,7 @@ def test_nothing_is_warned_of_and_no_foreign_decoding_leaks_in(
 PROBABILITIES = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
 
 
-def draw(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int:
+def sample(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int:
     numbers = torch.tensor([uniform], dtype=torch.float64)
     sampling = SamplingConfig(temperature=temperature, top_p=top_p)
     return int(sample_tokens(PROBABILITIES.log(), numbers, sampling)[0])
@@ -135,39 +133,41 @@ def draw(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> int
     ("uniform", "token"),
     [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.99, 3)],
 )
-def test_draw_by_hand(uniform: float, token: int) -> None:
-    assert draw(uniform) == token
+def test_sampling_by_hand(uniform: float, token: int) -> None:
+    assert sample(uniform) == token
 
 
 def test_nucleus_keeps_the_smallest_set_with_its_mass() -> None:
-    # 0.4 + 0.3 reach 0.6, so the nucleus is tokens 1 and 2, drawn as 4 to 3.
-    assert [draw((number + 0.5) / 14, top_p=0.6) for number in range(14)] == [1] * 8 + [2] * 6
+    # 0.4 + 0.3 reach 0.6, so the nucleus is tokens 1 and 2, sampled as 4 to 3.
+    assert [sample((number + 0.5) / 14, top_p=0.6) for number in range(14)] == [1] * 8 + [2] * 6
 
 
 def test_low_temperature_sharpens() -> None:
     # At temperature 1/2 the squares count: 0.01, 0.16, 0.09, 0.04 of 0.30.
-    assert [draw(number, temperature=0.5) for number in (0.03, 0.04, 0.56)] == [0, 1, 1]
-    assert [draw(number, temperature=0.5) for number in (0.57, 0.86, 0.87)] == [2, 2, 3]
+    assert [sample(number, temperature=0.5) for number in (0.03, 0.04, 0.56)] == [0, 1, 1]
+    assert [sample(number, temperature=0.5) for number in (0.57, 0.86, 0.87)] == [2, 2, 3]
 
 
 def test_equally_likely_tokens_are_kept_together() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     sampling = SamplingConfig(top_p=0.3)
-    drawn = {int(sample_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)}
-    assert drawn == {1, 3}
+    sampled = {
+        int(sample_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)
+    }
+    assert sampled == {1, 3}
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0.05, 5), st.floats(0.01, 1))
-def test_draw_never_leaves_the_nucleus(uniform: float, temperature: float, top_p: float) -> None:
+def test_sampled_token_is_in_the_nucleus(uniform: float, temperature: float, top_p: float) -> None:
     ranked = torch.softmax(PROBABILITIES[0].double().log() / temperature, -1).tolist()
-    better_mass = sum(p for p in ranked if p > ranked[draw(uniform, temperature=temperature, top_p=top_p)])
+    better_mass = sum(p for p in ranked if p > ranked[sample(uniform, temperature=temperature, top_p=top_p)])
     assert better_mass < top_p + 1e-9
 
 
 def test_candidates_carry_author_speech_and_ending(
     tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]
 ) -> None:
-    told: list[tuple[int, int]] = []
+    seen: list[tuple[int, int]] = []
     candidates = sample_candidates(
         tiny_generator,
         speeches,
@@ -176,11 +176,11 @@ def test_candidates_carry_author_speech_and_ending(
         sampling=WARM,
         chat=CHAT,
         seed=5,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda *step: seen.append(step),
     )
     assert [one.speech_id for one in candidates] == [one.id for one in speeches for _ in range(3)]
     assert {one.author for one in candidates} == {"tiny"}
-    assert told == [(8, 12), (12, 12)]
+    assert seen == [(8, 12), (12, 12)]
     prompts = prompts_of(tiny_generator, [speech.text for speech in speeches for _ in range(3)])
     answers = tiny_generator.generate(prompts, WARM, seed=5)
     assert [(one.text, one.finished) for one in candidates] == [(one.text, one.finished) for one in answers]
@@ -197,11 +197,11 @@ def test_empty_answers_are_kept(tiny_generator: AnswerGenerator, speeches: tuple
             sampling=GREEDY,
             chat=CHAT,
             seed=0,
-            progress=ignore,
+            progress=lambda done, total: None,
         )
     assert candidates == [Candidate(speeches[0].id, "tiny", "", True)] * 2
 
 
-def test_missing_folder_is_the_users_error(tmp_path: object) -> None:
+def test_missing_folder_is_an_error(tmp_path: object) -> None:
     with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
         AnswerGenerator.load(Policy(f"{tmp_path}/nowhere"), device="cpu")

@@ -1,25 +1,44 @@
-"""A full disk is an unfinished run, in whatever words a library tells it; other faults are shown."""
+"""Training on a CPU is reproducible on any number of threads; a full disk is an unfinished run."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from preference_runs import (
-    one_thread,  # noqa: F401 (a fixture)
-    optimisation,
-    output_in,
-    reward_config,
-    run_reward,
-    same_weights,
-    weights_of,
-)
+import torch
+from preference_runs import optimisation, output_in, reward_config, run_reward, same_weights, weights_of
 from safetensors import SafetensorError
 
 from psychocounsel.errors import ExitCode, IncompleteError
 from psychocounsel.training.reward import BradleyTerryTrainer
-from psychocounsel.training.runtime import saving
+from psychocounsel.training.runtime import prepare_cpu, saving
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(was_deterministic, warn_only=True)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_gradients_are_the_same_every_time_on_two_threads() -> None:
+    prepare_cpu()
+    torch.manual_seed(0)
+    rows = torch.randn(50, 64, requires_grad=True)
+    picked = torch.randint(0, 50, (40_000,))
+    weights = torch.randn(40_000, 64)
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad((rows[picked] * weights).sum(), rows)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(5))
+
 
 RUST = "I/O error: No space left on device (os error 28)"
 TORCH = "[enforce fail at inline_container.cc:659] . unexpected pos 128 vs 22\nframe #0: c10::ThrowEnforceNotMet"
@@ -28,7 +47,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return what sets how many bytes every disk has left."""
+    """Return a function that sets how many bytes every disk has free."""
 
     def leave(free_bytes: int) -> None:
         total = 100 * GIB
@@ -52,7 +71,7 @@ def fail_in(folder: Path, fault: Exception) -> None:
         (RuntimeError(TORCH), 4096),
     ],
 )
-def test_a_full_disk_is_an_unfinished_run(
+def test_full_disk_is_an_unfinished_run(
     tmp_path: Path, disk: Callable[[int], None], fault: Exception, free_bytes: int
 ) -> None:
     disk(free_bytes)
@@ -74,14 +93,14 @@ def test_a_full_disk_is_an_unfinished_run(
         KeyError("weight"),
     ],
 )
-def test_other_faults_pass(tmp_path: Path, disk: Callable[[int], None], fault: Exception) -> None:
+def test_other_errors_pass(tmp_path: Path, disk: Callable[[int], None], fault: Exception) -> None:
     disk(GIB)
     with pytest.raises(type(fault)) as caught:
         fail_in(tmp_path, fault)
     assert caught.value is fault
 
 
-def test_a_disk_that_fills_at_a_checkpoint_keeps_the_one_before(
+def test_disk_that_fills_at_a_checkpoint_keeps_the_previous_one(
     tmp_path: Path, tiny_model_folder: Path, disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = reward_config(optimisation(save_every_steps=2), epochs=2)

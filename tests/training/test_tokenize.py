@@ -1,10 +1,11 @@
-"""Laws of the one road from text to ids, and of the only length policy."""
+"""Chats and pairs as token ids: templates, padding, and which pairs fit."""
 
 from datetime import datetime
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from preference_runs import make_pair
 from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat
@@ -22,7 +23,7 @@ from psychocounsel.training.tokenize import (
     terminator_id,
     tokenize_pairs,
 )
-from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.types import PreferencePair
 
 CHAT = ChatFormat()
 ANY_SHARE = LengthConfig(max_length_tokens=512, max_dropped_share=1.0)
@@ -30,13 +31,8 @@ texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
 many_examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def make_pair(chosen: str, rejected: str, speech_text: str = "I feel low today.") -> PreferencePair:
-    speech = Speech(speech_text)
-    return PreferencePair(
-        speech,
-        ScoredCandidate(Candidate(speech.id, "a", chosen), 30),
-        ScoredCandidate(Candidate(speech.id, "b", rejected), 20),
-    )
+def reply_pair(chosen: str, rejected: str) -> PreferencePair:
+    return make_pair("I feel low today.", chosen, rejected)
 
 
 def fresh_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
@@ -59,26 +55,15 @@ def test_one_begin_and_one_terminator(tiny_tokenizer: PreTrainedTokenizerBase, s
     assert [index for index in exchange.response_ids if index in special_ids(tiny_tokenizer)] == [end]
 
 
-def test_begin_is_written_twice_by_whoever_tokenizes_a_rendered_chat(
-    tiny_tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    messages = [{"role": "user", "content": "Hello"}]
-    rendered = tiny_tokenizer.apply_chat_template(messages, tokenize=False)
-    twice = tiny_tokenizer(rendered)["input_ids"]
-    assert twice.count(tiny_tokenizer.bos_token_id) == 2
-
-
 @many_examples
 @given(speech=texts, response=texts)
-def test_prompt_is_what_the_exchange_begins_with(
-    tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str
-) -> None:
+def test_exchange_begins_with_the_prompt(tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str) -> None:
     exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
     assert exchange.prompt_ids == encode_prompt(tiny_tokenizer, speech, CHAT)
     assert tiny_tokenizer.decode(exchange.response_ids[:-1]).strip() == response.strip()
 
 
-def test_rendered_chat_is_llama_3(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_chat_is_rendered_as_in_llama_3(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     chat = ChatFormat(system_prompt=" Be kind. ", date_string="01 Jan 2026")
     ids = encode_exchange(tiny_tokenizer, " I am low. ", " Tell me more. ", chat)
     assert tiny_tokenizer.decode(ids.prompt_ids) == (
@@ -112,7 +97,7 @@ def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -
 
 
 class _Vocabulary:
-    """As much of a tokenizer as the choice of a padding token looks at."""
+    """The part of a tokenizer that decides its padding token."""
 
     name_or_path = "somewhere"
     eos_token_id = 1
@@ -144,20 +129,20 @@ def test_text_after_the_terminator_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "complaint"),
+    ("template", "message"),
     [
         ("{{ bos_token }}{{ messages[-1].content }}{% if add_generation_prompt %}think{% endif %}", "prefix"),
         ("{{ bos_token }}{% for m in messages %}\n{{ m.content }}{% endfor %}", "0 special tokens"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "2 beginning-of-text"),
     ],
 )
-def test_templates_that_do_not_fit_are_refused(template: str, complaint: str) -> None:
-    with pytest.raises(TemplateError, match=complaint):
+def test_unsuitable_templates_are_an_error(template: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
         encode_exchange(fresh_tokenizer(template), "low", "What happened?", CHAT)
 
 
 def test_pairs_keep_every_token(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    pair = make_pair("What happened today?", "Cheer up.")
+    pair = reply_pair("What happened today?", "Cheer up.")
     rows, table = tokenize_pairs([pair], tiny_tokenizer, ANY_SHARE, CHAT)
     chosen = encode_exchange(tiny_tokenizer, pair.speech.text, "What happened today?", CHAT)
     rejected = encode_exchange(tiny_tokenizer, pair.speech.text, "Cheer up.", CHAT)
@@ -169,31 +154,30 @@ def test_both_sides_are_measured_and_the_limit_itself_fits(tiny_tokenizer: PreTr
     long_text, short_text = "What happened today, and then? " * 4, "Oh."
     exchange = encode_exchange(tiny_tokenizer, "I feel low today.", long_text, CHAT)
     fits = len(exchange.prompt_ids) + len(exchange.response_ids)
-    pairs = [make_pair(long_text, short_text), make_pair(short_text, long_text), make_pair("Hm.", short_text)]
+    pairs = [reply_pair(long_text, short_text), reply_pair(short_text, long_text), reply_pair("Hm.", short_text)]
 
     def count(max_length_tokens: int) -> LengthTable:
-        length = replace_length(max_length_tokens)
-        return tokenize_pairs(pairs, tiny_tokenizer, length, CHAT)[1]
+        return tokenize_pairs(pairs, tiny_tokenizer, length(max_length_tokens), CHAT)[1]
 
     assert count(fits) == LengthTable(kept=3)
     assert count(fits - 1) == LengthTable(kept=1, too_long_chosen=1, too_long_rejected=1)
 
 
-def replace_length(max_length_tokens: int, max_dropped_share: float = 1.0) -> LengthConfig:
+def length(max_length_tokens: int, max_dropped_share: float = 1.0) -> LengthConfig:
     return LengthConfig(max_length_tokens=max_length_tokens, max_dropped_share=max_dropped_share)
 
 
 @many_examples
 @given(
     sides=st.lists(st.tuples(texts, texts).filter(lambda pair: pair[0] != pair[1]), min_size=1, max_size=5),
-    room_tokens=st.integers(22, 60),
+    answer_tokens=st.integers(22, 60),
 )
 def test_kept_and_dropped_add_up_and_nothing_is_cut(
-    tiny_tokenizer: PreTrainedTokenizerBase, sides: list[tuple[str, str]], room_tokens: int
+    tiny_tokenizer: PreTrainedTokenizerBase, sides: list[tuple[str, str]], answer_tokens: int
 ) -> None:
-    max_length_tokens = len(encode_prompt(tiny_tokenizer, "I feel low today.", CHAT)) + room_tokens
-    pairs = [make_pair("Please tell me more.", "Oh."), *(make_pair(*side) for side in sides)]
-    rows, table = tokenize_pairs(pairs, tiny_tokenizer, replace_length(max_length_tokens), CHAT)
+    max_length_tokens = len(encode_prompt(tiny_tokenizer, "I feel low today.", CHAT)) + answer_tokens
+    pairs = [reply_pair("Please tell me more.", "Oh."), *(reply_pair(*side) for side in sides)]
+    rows, table = tokenize_pairs(pairs, tiny_tokenizer, length(max_length_tokens), CHAT)
     assert table.kept + table.dropped == len(pairs)
     assert table.kept == len(rows)
     by_id = {pair.id: pair for pair in pairs}
@@ -207,7 +191,7 @@ def test_kept_and_dropped_add_up_and_nothing_is_cut(
 
 
 def test_sides_of_equal_tokens_are_dropped(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    pairs = [make_pair("Tell me more.", " Tell me more.\n"), make_pair("Tell me.", "Oh.")]
+    pairs = [reply_pair("Tell me more.", " Tell me more.\n"), reply_pair("Tell me.", "Oh.")]
     assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT)[1] == LengthTable(kept=1, identical_tokens=1)
 
 
@@ -216,35 +200,23 @@ def test_prompt_that_is_no_prefix_is_counted() -> None:
         "{{ bos_token }}{{ '!' if messages[-1].content == 'Bad.' else '' }}{{ messages[0].content }}:"
         "{% if messages | length > 1 %} {{ messages[1].content }}<|eot_id|>{% endif %}"
     )
-    pairs = [make_pair("Good.", "Bad."), make_pair("Bad.", "Good."), make_pair("Good.", "Fair.")]
+    pairs = [reply_pair("Good.", "Bad."), reply_pair("Bad.", "Good."), reply_pair("Good.", "Fair.")]
     table = tokenize_pairs(pairs, tokenizer, ANY_SHARE, CHAT)[1]
     assert table == LengthTable(kept=1, not_a_prefix=2)
     assert table.dropped == 2
 
 
-def test_too_many_dropped_pairs_end_the_stage(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    long_pair = make_pair("What happened? " * 60, "Oh.")
-    pairs = [long_pair, *(make_pair(f"Tell me {number}.", "Oh.") for number in range(3))]
-    _, table = tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.25), CHAT)
+def test_too_many_dropped_pairs_are_an_error(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    long_pair = reply_pair("What happened? " * 60, "Oh.")
+    pairs = [long_pair, *(reply_pair(f"Tell me {number}.", "Oh.") for number in range(3))]
+    _, table = tokenize_pairs(pairs, tiny_tokenizer, length(200, 0.25), CHAT)
     assert table.dropped == 1
     with pytest.raises(DataQualityError, match=r"1 of 4 pairs .*too_long_chosen 1") as failure:
-        tokenize_pairs(pairs, tiny_tokenizer, replace_length(200, 0.24), CHAT)
+        tokenize_pairs(pairs, tiny_tokenizer, length(200, 0.24), CHAT)
     assert failure.value.exit_code == 4
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_nothing_left_ends_the_stage(tiny_tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+def test_no_pair_left_is_an_error(tiny_tokenizer: PreTrainedTokenizerBase, count: int) -> None:
     with pytest.raises(DataQualityError, match=f"{count} of {count} pairs"):
-        tokenize_pairs([make_pair("Hm.", "Oh.")] * count, tiny_tokenizer, replace_length(5), CHAT)
-
-
-def test_a_tables_counts_are_its_own() -> None:
-    table = LengthTable(kept=5, too_long_chosen=1)
-    assert table._replace(too_long_rejected=2).dropped == 3
-    assert table._asdict() == {
-        "kept": 5,
-        "too_long_chosen": 1,
-        "too_long_rejected": 0,
-        "not_a_prefix": 0,
-        "identical_tokens": 0,
-    }
+        tokenize_pairs([reply_pair("Hm.", "Oh.")] * count, tiny_tokenizer, length(5), CHAT)
