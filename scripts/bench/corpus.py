@@ -1,14 +1,13 @@
-"""Synthetic corpus -> seconds and memory: from raw rows to the released folder, all but what models do.
+"""Seconds and memory for a synthetic corpus: from raw rows to the released folder, without the models' work.
 
     python scripts/bench/corpus.py speeches --count 1000000
     python scripts/bench/corpus.py dataset
 
-`speeches` reads, cleans, de-identifies, de-duplicates, splits and gives topics to that many client speeches.
+`speeches` reads, cleans, de-identifies, de-duplicates, splits and assigns topics to that many client speeches.
 `dataset` does so with the paper's 26,483 speeches and four responses to each, gives every response random
-ratings in the place of a judge's, and times all but that: reading, pairing, card and figures. The texts of
-`speeches` are those of near_duplicates.py, for a million must differ; those of `dataset` put sentences of
-the samples together anew, which reads like the real thing. Entities, HTML, names and missing spaces are
-strewn in. The memory is what the largest resident set grows by once everything is imported.
+ratings, and times reading, pairing, card and figures. The texts of `speeches` are those of near_duplicates.py,
+because a million must differ; those of `dataset` recombine sentences of the samples. Entities, HTML, names and
+missing spaces are added. The memory is the growth of the largest resident set after all imports.
 """
 
 import argparse

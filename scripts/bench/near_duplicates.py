@@ -4,8 +4,8 @@
     python scripts/bench/near_duplicates.py --speeches 100000
     python scripts/bench/near_duplicates.py --speeches 1000000 --ours-only
 
-Speeches of about 400 characters lie in a scratch file, and both ways read them there. Their words are words
-as often as they stand in the samples, and each has one sentence of the samples, so that strangers share some.
+Speeches of about 400 characters lie in a scratch file, which both ways read. Words are chosen
+as often as they occur in the samples, and each has one sentence of the samples, so that strangers share some.
 One speech in twenty is a near copy of another: other case or punctuation, typos in 5 % of its words, or a
 sentence added or moved. Both ways get the same shingles and as many permutations. The memory is what the
 largest resident set of the process grows by. "Joined besides" counts joins that no near copy explains.

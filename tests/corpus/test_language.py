@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import pytest
 from counsel_chat import counsel_chat
 
-from psychocounsel.corpus.language import OfflineIdentifier, is_foreign
+from psychocounsel.corpus.language import is_foreign
 from psychocounsel.errors import ConfigError
 
 FOREIGN = {
@@ -29,19 +28,14 @@ FOREIGN = {
 STAGE = "(Nods, wiping away tears and looking at the floor) "
 
 
-@pytest.fixture(scope="module")
-def identifier() -> OfflineIdentifier:
-    return OfflineIdentifier()
-
-
 @pytest.mark.parametrize("language", sorted(FOREIGN))
-def test_other_languages_are_foreign_to_english_only(language: str, identifier: OfflineIdentifier) -> None:
+def test_other_languages_are_foreign_to_english_only(language: str) -> None:
     text = FOREIGN[language]
-    assert is_foreign(text, ("en",), identifier)
-    assert is_foreign(STAGE + text, ("en",), identifier)
-    assert not is_foreign(text, (language,), identifier)
-    assert not is_foreign(text, ("en", language), identifier)
-    assert not is_foreign(text, (), identifier)
+    assert is_foreign(text, ("en",))
+    assert is_foreign(STAGE + text, ("en",))
+    assert not is_foreign(text, (language,))
+    assert not is_foreign(text, ("en", language))
+    assert not is_foreign(text, ())
 
 
 @pytest.mark.parametrize(
@@ -53,38 +47,21 @@ def test_other_languages_are_foreign_to_english_only(language: str, identifier: 
         "Certainly.", "12, 13 and 14!!", "",
     ],
 )  # fmt: skip
-def test_english_short_texts_and_directions_are_not_foreign(text: str, identifier: OfflineIdentifier) -> None:
-    assert not is_foreign(text, ("en",), identifier)
+def test_english_short_texts_and_directions_are_not_foreign(text: str) -> None:
+    assert not is_foreign(text, ("en",))
 
 
-class Asked(Exception):
-    pass
-
-
-class Refusing:
-    def share(self, text: str, languages: Iterable[str]) -> float:
-        raise Asked(text)
-
-
-def test_plain_english_needs_no_model_and_other_text_does() -> None:
-    assert not is_foreign("I feel that she does not want me and I know why.", ("en",), Refusing())
-    with pytest.raises(Asked):
-        is_foreign(FOREIGN["de"], ("en",), Refusing())
-    with pytest.raises(Asked):
-        is_foreign("I feel that she does not want me and I know why.", ("de",), Refusing())
-
-
-def test_an_unknown_code_names_the_key(identifier: OfflineIdentifier) -> None:
+def test_an_unknown_code_names_the_key() -> None:
     with pytest.raises(ConfigError, match=r"corpus.cleaning.languages.*xq"):
-        is_foreign(FOREIGN["de"], ("xq", "en"), identifier)
+        is_foreign(FOREIGN["de"], ("xq", "en"))
 
 
-def test_every_question_of_counsel_chat_is_english(identifier: OfflineIdentifier) -> None:
+def test_every_question_of_counsel_chat_is_english() -> None:
     questions = {answer.question for answer in counsel_chat()}
     assert len(questions) == 824
-    assert [text for text in questions if is_foreign(text, ("en",), identifier)] == []
+    assert [text for text in questions if is_foreign(text, ("en",))] == []
     beginnings = [text[:40] for text in sorted(questions)[::4]]
-    assert [text for text in beginnings if is_foreign(text, ("en",), identifier)] == []
+    assert [text for text in beginnings if is_foreign(text, ("en",))] == []
 
 
 def test_importing_it_loads_no_model() -> None:

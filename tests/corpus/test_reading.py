@@ -63,7 +63,7 @@ class ReadCandidates(NamedTuple):
 def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters = FILTERS) -> Read:
     with TemporaryDirectory() as folder:
         reading = read_speeches(sources, cleaning, filters, Path(folder))
-        read = Read(list(reading.speeches), list(reading.rows()), reading.funnel)
+        read = Read(list(reading.speeches), list(reading.rows()), reading.log.funnel)
         reading.close()
         return read
 
@@ -82,9 +82,9 @@ def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColum
     with TemporaryDirectory() as folder:
         sources = [("a.csv", columns, rows(*cells))]
         reading = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
-        assert [row.text_id for row in reading.rows if not row.reason] == [each.id for each in reading.candidates]
-        reading.rows.close()
-        return ReadCandidates(reading.candidates, reading.rows.funnel)
+        assert [row.text_id for row in reading.log if not row.reason] == [each.id for each in reading.candidates]
+        reading.log.close()
+        return ReadCandidates(reading.candidates, reading.log.funnel)
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:

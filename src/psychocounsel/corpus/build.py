@@ -29,7 +29,7 @@ from psychocounsel.corpus.deduplicate import SPLITS, assign_splits, cluster_ids
 from psychocounsel.corpus.deidentify import deidentify
 from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 from psychocounsel.corpus.deidentify.pii_evaluation import evaluate, read_pii_set
-from psychocounsel.corpus.language import OfflineIdentifier, is_foreign
+from psychocounsel.corpus.language import is_foreign
 from psychocounsel.corpus.reading import (
     CandidateReading,
     PrepareAll,
@@ -188,7 +188,7 @@ def _build_speeches(
         by_split = Counter(zip(splits, speeches.topics, strict=True))
         writer.write_metrics(
             {
-                "funnel": reading.funnel.as_dict(),
+                "funnel": reading.log.funnel.as_dict(),
                 "sources": _sources(config, speeches),
                 "topics": _counts(speeches.topics),
                 "fine_topics": _counts(speeches.fine_topics),
@@ -216,7 +216,7 @@ def _read_speeches(config: CorpusConfig, cleaner: "_Cleaner", folder: Path) -> G
     try:
         if not len(reading.speeches):
             raise DataQualityError(
-                f"no speech is left of {reading.funnel.rows_in} rows: {counted(reading.funnel.dropped)}",
+                f"no speech is left of {reading.log.funnel.rows_in} rows: {counted(reading.log.funnel.dropped)}",
                 where="corpus.speeches",
                 remedy="check the columns, or loosen corpus.cleaning",
             )
@@ -278,7 +278,7 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
     cleaner = _Cleaner(config)
     index = SpeechIndex(read_row_provenance(speeches))
     with _read_candidates(config, index, cleaner, writer.work) as reading:
-        funnel = reading.rows.funnel
+        funnel = reading.log.funnel
         if not reading.candidates:
             raise DataQualityError(
                 f"no response is left: {counted(funnel.dropped)}",
@@ -286,7 +286,7 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
                 remedy="check that speech_key or speech_text names the column that repeats the speech",
             )
         write_candidates(writer, reading.candidates)
-        write_row_provenance(writer, reading.rows)
+        write_row_provenance(writer, reading.log)
         writer.write_metrics({"funnel": funnel.as_dict(), "deidentification": cleaner.deidentification()})
 
 
@@ -303,7 +303,7 @@ def _read_candidates(
     try:
         yield reading
     finally:
-        reading.rows.close()
+        reading.log.close()
 
 
 # --- Cleaning --------------------
@@ -368,10 +368,9 @@ class _Cleaner:
 
 def _speech_preparation(config: CorpusConfig) -> Callable[[str], Prepared]:
     wanted = config.cleaning.languages
-    identifier, fault = OfflineIdentifier() if wanted else None, f"not {' or '.join(wanted)}"
 
     def other_language(text: str) -> str | None:
-        return fault if identifier is not None and is_foreign(text, wanted, identifier) else None
+        return f"not {' or '.join(wanted)}" if is_foreign(text, wanted) else None
 
     return partial(prepare, steps=SPEECH_STEPS, deidentify=_deidentification(config), other_language=other_language)
 

@@ -206,21 +206,16 @@ def phone_numbers(text: str) -> list[Contact]:
     """
     if not _MANY_DIGITS.search(text):
         return []
-    spans = [match.span() for match in _VANITY.finditer(text)]
-    spelt = len(spans)
-    spans += [match.span("number") for match in _CALLED.finditer(text)]
+    digits = [match.span("number") for match in _CALLED.finditer(text)]
     for run in _RUN.finditer(text):
-        spans += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
-    is_number = [at < spelt or _has_form(text, *span) for at, span in enumerate(spans)]
+        digits += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
+    spans = [match.span() for match in _VANITY.finditer(text)]
+    spans += [span for span in digits if _has_form(text, *span)]
     found: list[Contact] = []
-    for start, end in sorted((span for span, holds in zip(spans, is_number, strict=True) if holds), key=_longest_first):
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not found or start >= found[-1].end:
             found.append(Contact("PHONE", start, end))
     return found
-
-
-def _longest_first(span: tuple[int, int]) -> tuple[int, int]:
-    return span[0], -span[1]
 
 
 @lru_cache(maxsize=10_000)

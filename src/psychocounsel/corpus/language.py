@@ -1,4 +1,4 @@
-"""Text -> language: which texts are in none of the wanted languages, judged offline and in doubt kept."""
+"""Finds texts in none of the wanted languages, offline; in doubt a text counts as wanted."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from psychocounsel.errors import ConfigError
 
-# Dialects and close kin, which a short text cannot be told from.
+# Dialects and close kin, which look the same in a short text.
 _KIN = {
     "en": ("pcm",),
     "ar": ("arz", "ary"),
@@ -31,7 +31,7 @@ _ENGLISH_SHARE = 0.2
 
 _ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\*[^*\n]*\*|(?:https?://|www\.)\S+")
 _LETTER = re.compile(r"[^\W\d_]")
-# Scripts in which one letter tells as much as a syllable or a word.
+# Scripts in which one letter is a syllable or a word.
 _DENSE = re.compile("[\u0400-\u1cff\u3040-\u9fff\uac00-\ud7af]")
 _WORD = re.compile(r"[a-z]+")
 # Common English words that hardly stand in texts of other languages.
@@ -49,38 +49,6 @@ _ENGLISH_WORDS = """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 
 
-class LanguageIdentifier(Protocol):
-    """Tells how likely a text is in one of some languages."""
-
-    def share(self, text: str, languages: Iterable[str]) -> float:
-        """Return the probability, from 0 to 1, that the text is in one of the languages (ISO 639-1 codes)."""
-        ...
-
-
-class OfflineIdentifier:
-    """The n-gram model of `py3langid`, which lies in the package: no network, about 80 MB of memory."""
-
-    def __init__(self) -> None:
-        self._model = _load_model()
-
-    def share(self, text: str, languages: Iterable[str]) -> float:
-        """Return the probability that the text is in one of the languages, or in kin that reads alike.
-
-        Raises:
-            ConfigError: a language that the model does not know.
-        """
-        wanted = set(languages)
-        unknown = sorted(wanted - set(self._model.labels))
-        if unknown:
-            raise ConfigError(
-                f"no language is known by the code {', '.join(unknown)}",
-                where="corpus.cleaning.languages",
-                remedy="use ISO 639-1 codes such as en, or an empty list for any language",
-            )
-        wanted |= {_NO_LANGUAGE, *(kin for language in wanted for kin in _KIN.get(language, ()))}
-        return sum(share for language, share in self._model.rank(text) if language in wanted)
-
-
 class _Model(Protocol):
     labels: list[str]
 
@@ -89,34 +57,39 @@ class _Model(Protocol):
 
 @cache
 def _load_model() -> _Model:
+    """Load the n-gram model of `py3langid`, which is part of the package and takes about 80 MB of memory."""
     from py3langid import langid  # pyright: ignore[reportMissingTypeStubs]
 
     read = langid.LanguageIdentifier.from_model_file  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return cast("_Model", read(langid.MODEL_FILE, norm_probs=True))
 
 
-def is_foreign(text: str, languages: Iterable[str], identifier: LanguageIdentifier) -> bool:
-    """Say whether a text is certainly in none of the languages.
+def is_foreign(text: str, languages: Iterable[str]) -> bool:
+    """Return whether a text is certainly in none of the languages, or of those that read alike.
 
     Stage directions, placeholders and addresses do not count. Fewer than twenty letters, or six of scripts such
-    as Cyrillic or Chinese, are not judged; nor is anything if no language is asked for.
+    as Cyrillic or Chinese, are not judged; without languages nothing is.
+
+    Raises:
+        ConfigError: the model does not know one of the languages.
     """
-    wanted = tuple(languages)
+    wanted = set(languages)
     if not wanted:
         return False
     prose = _ASIDE.sub(" ", text)[:_SAMPLE_CHARS]
-    if not _is_long_enough(prose) or ("en" in wanted and _is_plain_english(prose)):
+    is_dense = not prose.isascii() and len(_DENSE.findall(prose)) >= _MIN_DENSE_LETTERS
+    if not is_dense and len(_LETTER.findall(prose)) < _MIN_LETTERS:
         return False
-    return identifier.share(prose, wanted) < _MAX_SHARE_TO_DROP
-
-
-def _is_long_enough(prose: str) -> bool:
-    if not prose.isascii() and len(_DENSE.findall(prose)) >= _MIN_DENSE_LETTERS:
-        return True
-    return len(_LETTER.findall(prose)) >= _MIN_LETTERS
-
-
-def _is_plain_english(prose: str) -> bool:
-    """Say whether common English words alone make it certain, which spares the slower model."""
-    words = _WORD.findall(prose.lower())
-    return sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words) and len(words) > 5
+    if "en" in wanted:
+        words = _WORD.findall(prose.lower())
+        if len(words) > 5 and sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words):
+            return False  # certain without the model, which is slower
+    model = _load_model()
+    if unknown := sorted(wanted - set(model.labels)):
+        raise ConfigError(
+            f"no language is known by the code {', '.join(unknown)}",
+            where="corpus.cleaning.languages",
+            remedy="use ISO 639-1 codes such as en, or an empty list for any language",
+        )
+    wanted |= {_NO_LANGUAGE, *(kin for language in wanted for kin in _KIN.get(language, ()))}
+    return sum(share for language, share in model.rank(prose) if language in wanted) < _MAX_SHARE_TO_DROP

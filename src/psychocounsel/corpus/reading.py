@@ -303,22 +303,8 @@ class SpeechReading:
         """Start an empty reading whose scratch files lie in `folder`."""
         self._folder = folder
         self.speeches = SpooledSpeeches(folder / "speeches.texts")
-        self._log = RowLog(folder / "speeches.rows", SPEECH_FUNNEL)
+        self.log = RowLog(folder / "speeches.rows", SPEECH_FUNNEL)
         self._beyond_limit: frozenset[int] = frozenset()
-
-    @property
-    def funnel(self) -> Funnel:
-        """The counts of all rows."""
-        return self._log.funnel
-
-    def keep(self, speech: Speech, row: RowProvenance) -> None:
-        """Add a speech."""
-        self.speeches.append(speech)
-        self._log.keep(row)
-
-    def drop(self, row: RowProvenance, dropped: Dropped) -> None:
-        """Record a row that holds no speech to keep."""
-        self._log.drop(row, dropped)
 
     def limit_to(self, count: int) -> None:
         """Drop all speeches but `count`; hashes decide, so the order of rows and files does not matter."""
@@ -328,7 +314,7 @@ class SpeechReading:
         kept = SpooledSpeeches(self._folder / "limited.texts")
         for at, speech in enumerate(self.speeches):
             if at in self._beyond_limit:
-                self.funnel.drop_kept(_BEYOND_LIMIT, ids[at])
+                self.log.funnel.drop_kept(_BEYOND_LIMIT, ids[at])
             else:
                 kept.append(speech)
         self.speeches.close()
@@ -337,7 +323,7 @@ class SpeechReading:
     def rows(self) -> Iterator[RowProvenance]:
         """Yield the provenance of each row."""
         place = 0
-        for row in self._log:
+        for row in self.log:
             is_beyond = not row.reason and place in self._beyond_limit
             place += not row.reason
             yield _with_reason(row, _BEYOND_LIMIT) if is_beyond else row
@@ -345,7 +331,7 @@ class SpeechReading:
     def close(self) -> None:
         """Remove the scratch files."""
         self.speeches.close()
-        self._log.close()
+        self.log.close()
 
 
 def read_speeches(
@@ -396,14 +382,15 @@ def _read_into(
                 if not cleaning.drop_empty:
                     remedy = "drop the row or set corpus.cleaning.drop_empty"
                     raise InputError("the speech is empty", where=row.where, remedy=remedy)
-                reading.drop(provenance, Dropped(NONE_EMPTY, "empty"))
+                reading.log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
                 continue
             dropped = _reason_to_drop(speech, text, seen, cleaning, filters)
             seen.add(int(speech.id, 16))
             if dropped is None:
-                reading.keep(speech, provenance)
+                reading.speeches.append(speech)
+                reading.log.keep(provenance)
             else:
-                reading.drop(provenance, dropped)
+                reading.log.drop(provenance, dropped)
 
 
 def _speech(text: str, row: SourceRow, columns: SpeechColumns, source: str) -> Speech:
@@ -491,13 +478,13 @@ class CandidateReading(NamedTuple):
     """The distinct responses that were kept, and the log of all rows."""
 
     candidates: list[Candidate]
-    rows: RowLog
+    log: RowLog
 
 
 def read_candidates(
     sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, folder: Path
 ) -> CandidateReading:
-    """Read ready responses to the speeches that were kept; the caller closes `rows`.
+    """Read ready responses to the speeches that were kept; the caller closes `log`.
 
     Raises:
         InputError: a column is missing, or a cell holds what Parquet cannot.

@@ -17,21 +17,10 @@ VERSION = 1
 _LANGUAGE = "en"
 _WHERE = "deidentification"
 _PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
-_RECOGNIZERS: dict[str, Entity] = {
-    "UrlRecognizer": "URL",
-    "IpRecognizer": "IP",
-    "PhoneRecognizer": "PHONE",
-    "CreditCardRecognizer": "ID_NUMBER",
-    "IbanRecognizer": "ID_NUMBER",
-    "MedicalLicenseRecognizer": "ID_NUMBER",
-    "NhsRecognizer": "ID_NUMBER",
-    "UkNinoRecognizer": "ID_NUMBER",
-    "UsBankRecognizer": "ID_NUMBER",
-    "UsItinRecognizer": "ID_NUMBER",
-    "UsLicenseRecognizer": "ID_NUMBER",
-    "UsPassportRecognizer": "ID_NUMBER",
-    "UsSsnRecognizer": "ID_NUMBER",
-}
+_NUMBERS = (
+    "CreditCard", "Iban", "MedicalLicense", "Nhs", "UkNino", "UsBank", "UsItin", "UsLicense", "UsPassport", "UsSsn"
+)  # fmt: skip
+_RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Ip": "IP", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, "ID_NUMBER")}
 _TRAILING = ".,;:!?"
 _PERSON_LABELS = ("PERSON", "PER", "PATIENT", "STAFF", "HCW")
 
@@ -95,11 +84,13 @@ class PresidioDeidentifier:
     @cached_property
     def _recognizers(self) -> list[tuple[Any, Entity]]:
         predefined = import_module("presidio_analyzer.predefined_recognizers")
+        email = predefined.EmailRecognizer()
+        email.validate_result = is_host  # by itself it would fetch the newest list of suffixes
         every: list[tuple[Any, Entity]] = [
             (predefined.SpacyRecognizer(supported_entities=["PERSON"]), "PERSON"),
-            (_offline_email_recognizer(), "EMAIL"),
+            (email, "EMAIL"),
+            *((getattr(predefined, f"{name}Recognizer")(), entity) for name, entity in _RECOGNIZERS.items()),
         ]
-        every.extend((getattr(predefined, name)(), entity) for name, entity in _RECOGNIZERS.items())
         return [(recognizer, entity) for recognizer, entity in every if entity in self._entities]
 
     @cached_property
@@ -109,12 +100,15 @@ class PresidioDeidentifier:
 
     @cached_property
     def _analyzer(self) -> Any:
-        presidio = import_module("presidio_analyzer")
+        presidio, engines = import_module("presidio_analyzer"), import_module("presidio_analyzer.nlp_engine")
+        pipeline = import_module("spacy").load(self._spacy_model)
+        others = {label for labels in pipeline.pipe_labels.values() for label in labels} - set(_PERSON_LABELS)
+        settings = engines.NerModelConfiguration(labels_to_ignore=sorted(others))
+        engine = engines.SpacyNlpEngine([{"lang_code": _LANGUAGE, "model_name": self._spacy_model}], settings)
+        engine.nlp = {_LANGUAGE: pipeline}  # by itself it would download a missing one
         recognizers = [recognizer for recognizer, _ in self._recognizers]
         registry = presidio.RecognizerRegistry(recognizers, supported_languages=[_LANGUAGE])
-        return presidio.AnalyzerEngine(
-            registry=registry, nlp_engine=_loaded_engine(self._spacy_model), supported_languages=[_LANGUAGE]
-        )
+        return presidio.AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[_LANGUAGE])
 
 
 def _version(package: str) -> str:
@@ -141,21 +135,3 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
             where=f"{_WHERE}.spacy_model",
             remedy="install one, for example with: python -m spacy download en_core_web_lg",
         ) from None
-
-
-def _loaded_engine(spacy_model: str) -> Any:
-    """Return Presidio's engine around the pipeline; by itself it would download a missing one."""
-    engines = import_module("presidio_analyzer.nlp_engine")
-    pipeline = import_module("spacy").load(spacy_model)
-    others = {label for labels in pipeline.pipe_labels.values() for label in labels} - set(_PERSON_LABELS)
-    settings = engines.NerModelConfiguration(labels_to_ignore=sorted(others))
-    engine = engines.SpacyNlpEngine([{"lang_code": _LANGUAGE, "model_name": spacy_model}], settings)
-    engine.nlp = {_LANGUAGE: pipeline}
-    return engine
-
-
-def _offline_email_recognizer() -> Any:
-    """Return Presidio's recogniser of e-mail addresses; by itself it would fetch the newest list of suffixes."""
-    recognizer = import_module("presidio_analyzer.predefined_recognizers").EmailRecognizer()
-    recognizer.validate_result = is_host
-    return recognizer
