@@ -1,11 +1,15 @@
-"""File + `--set` -> a config, or every error at once with file and line."""
+"""YAML with line numbers, and configs from files and `--set`: every error at once, with file and line."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psychocounsel.config.components import Settings
-from psychocounsel.config.loading import MAX_CONFIG_BYTES, load_config
+from psychocounsel.config.loading import MAX_CONFIG_BYTES, MAX_DEPTH, load_config, read_yaml
 from psychocounsel.config.schema import BuildPreferencesConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError, ExitCode
 
@@ -64,6 +68,7 @@ def test_windows_line_ends_are_read(tmp_path: Path) -> None:
     [
         ("epoch: 3", "line 8: epoch: unknown key; did you mean 'epochs'?"),
         ("zzz: 3", "line 8: zzz: unknown key; known keys: name, seed"),
+        ("rank: 3", "line 8: rank: unknown key; did you mean 'optimisation.lora.rank'?"),
         ("epochs: '3'", "line 8: epochs: Input should be a valid integer (got '3'); write it without quotes"),
         ("epochs: 2.5", "line 8: epochs: Input should be a valid integer"),
         ("epochs: true", "line 8: epochs: Input should be a valid integer"),
@@ -78,7 +83,7 @@ def test_windows_line_ends_are_read(tmp_path: Path) -> None:
         ("name: Two Words", "line 8: duplicate key 'name'"),
     ],
 )
-def test_a_wrong_line_is_named_with_its_remedy(tmp_path: Path, line: str, fragment: str) -> None:
+def test_a_wrong_line_is_reported_with_a_remedy(tmp_path: Path, line: str, fragment: str) -> None:
     assert fragment in fault_of(tmp_path, REWARD + line + "\n")
 
 
@@ -89,7 +94,7 @@ def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
     assert "a boolean as true or false" in message
 
 
-def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     lines = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n").split("\n")
     places = [line.split(": ")[0].rsplit("reward.yaml ", 1)[-1] for line in lines]
     keys = [line.split(": ")[1] for line in lines]
@@ -123,13 +128,13 @@ def test_a_fault_between_keys_names_their_block(tmp_path: Path) -> None:
         (b"name: !!python/object/apply:os.system [ls]\n", "is not allowed"),
     ],
 )
-def test_a_file_that_is_no_config_is_told_apart(tmp_path: Path, content: bytes, fragment: str) -> None:
+def test_a_file_that_is_not_a_config(tmp_path: Path, content: bytes, fragment: str) -> None:
     message = fault_of(tmp_path, content)
     assert fragment in message
     assert "reward.yaml" in message
 
 
-def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_suggests_a_similar_name(tmp_path: Path) -> None:
     write(tmp_path, REWARD, "train-reward.yaml")
     with pytest.raises(ConfigError, match=r"no such file; did you mean .*train-reward\.yaml\?"):
         load_config(TrainRewardConfig, tmp_path / "train-rewards.yaml")
@@ -137,14 +142,14 @@ def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
         load_config(TrainRewardConfig, tmp_path / "nowhere" / "c.yaml")
 
 
-def test_a_folder_and_a_path_through_a_file_are_told(tmp_path: Path) -> None:
+def test_a_folder_and_a_path_through_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(TrainRewardConfig, tmp_path)
     with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
         load_config(TrainRewardConfig, write(tmp_path, REWARD) / "c.yaml")
 
 
-def test_a_block_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_a_block_may_be_a_file_of_its_own(tmp_path: Path) -> None:
     write(tmp_path, CORPUS, "corpus.yaml")
     path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
     assert load_config(BuildPreferencesConfig, path).corpus.speeches[0].path == "speeches.csv"
@@ -162,7 +167,7 @@ def test_a_fault_in_an_included_file_points_into_it(tmp_path: Path) -> None:
     assert f"{tmp_path}/build.yaml line 1: name" in str(fault.value)
 
 
-def test_an_included_file_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+def test_an_included_file_that_is_missing_or_empty(tmp_path: Path) -> None:
     path = write(tmp_path, "name: pairs\ncorpus: corpus.yaml\n", "build.yaml")
     with pytest.raises(ConfigError, match=r"corpus\.yaml: no such file"):
         load_config(BuildPreferencesConfig, path)
@@ -189,6 +194,10 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("=3", "--set: '=3' is not key=value"),
         ("epoch=3", "--set epoch: epoch: unknown key; did you mean 'epochs'?"),
         ("optimisation.lr=1", "--set optimisation.lr: optimisation.lr: unknown key"),
+        (
+            "learning_rate=1",
+            "--set learning_rate: learning_rate: unknown key; did you mean 'optimisation.learning_rate'?",
+        ),
         ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
         ("epochs='3'", "write it without quotes"),
         ("name.first=x", "--set name.first: there is no such key"),
@@ -200,7 +209,7 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("length={max_length_tokens: 0}", "--set length: length.max_length_tokens: Input should be greater than 0"),
     ],
 )
-def test_a_wrong_set_is_named(tmp_path: Path, override: str, fragment: str) -> None:
+def test_a_wrong_set_is_reported(tmp_path: Path, override: str, fragment: str) -> None:
     assert fragment in fault_of(tmp_path, REWARD + "length:\n  max_length_tokens: 9\n", override)
 
 
@@ -216,7 +225,7 @@ def rubric_of(path: Path, *overrides: str) -> str:
     return load_config(BuildPreferencesConfig, path, overrides).judge.rubric
 
 
-def test_a_rubric_is_looked_for_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rubric_is_first_looked_for_next_to_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, here = tmp_path / "recipe", tmp_path / "here"
     folder.mkdir()
     here.mkdir()
@@ -244,11 +253,100 @@ class Shelf(Settings):
     height_metres: float
 
 
-class Room(Settings):
+class Bookcase(Settings):
     shelves: dict[str, Shelf]
 
 
 def test_a_key_of_a_block_in_a_mapping_is_suggested(tmp_path: Path) -> None:
-    path = write(tmp_path, "shelves:\n  upper: {height_metres: 2, hight_metres: 1}\n", "room.yaml")
+    path = write(tmp_path, "shelves:\n  upper: {height_metres: 2, hight_metres: 1}\n", "bookcase.yaml")
     with pytest.raises(ConfigError, match=r"line 2: .*hight_metres: unknown key; did you mean 'height_metres'\?"):
-        load_config(Room, path)
+        load_config(Bookcase, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("9e-6", 9e-6),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("-3", -3),
+        ("007", 7),
+        ("true", True),
+        ("false", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("no", "no"),
+        ("off", "off"),
+        ("True", "True"),
+        ("2024-07-26", "2024-07-26"),
+        ("26 Jul 2024", "26 Jul 2024"),
+        ("'5'", "5"),
+        ('"true"', "true"),
+        ("1_000", "1_000"),
+        ("0x10", "0x10"),
+        (".inf", ".inf"),
+        ("1:30", "1:30"),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    read = read_yaml(f"key: {text}", "c.yaml").data["key"]
+    assert (read, type(read)) == (value, type(value))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcxyz", min_size=1), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text("abcxyz", min_size=1), json_values, max_size=5))
+def test_json_is_yaml(data: dict[str, Any]) -> None:
+    assert read_yaml(json.dumps(data), "c.yaml").data == data
+
+
+def test_every_value_knows_its_line() -> None:
+    document = read_yaml("a: 1\nblock:\n  inner:\n    - x\n    - y: 2\n", "c.yaml")
+    assert document.lines[("a",)] == "c.yaml line 1"
+    assert document.lines[("block", "inner")] == "c.yaml line 3"
+    assert document.lines[("block", "inner", 1, "y")] == "c.yaml line 5"
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: duplicate key 'a'"),
+        ("a:\n  b: 1\n  b: 2\n", "line 3: duplicate key 'b'"),
+        ("a: b\n c: d\n", "line 2: not valid YAML"),
+        ("a: [1, 2\n", "not valid YAML"),
+        ("a: !!python/name:os.system\n", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
+        ("a: !!python/object/apply:os.system [ls]\n", "python/object/apply:os.system' is not allowed"),
+        ("a: !!python/dict {b: 1}\n", "python/dict' is not allowed"),
+        ("a: !custom x\n", "'!custom' is not allowed"),
+        ("? [a, b]\n: 1\n", "line 1: a key is a list or a block"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("a: 1\nb: " + "9" * 5000, "line 2: the number is too long"),
+        ("a: \x07", "not valid YAML: unacceptable character #x0007"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "line 1: nested too deeply"),
+        ("a: &again [*again]\n", "line 1: nested too deeply"),
+    ],
+)
+def test_refused_yaml_is_reported_with_its_line(text: str, fragment: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        read_yaml(text, "c.yaml")
+    assert fragment in str(fault.value)
+    assert str(fault.value).startswith("c.yaml")
+    assert fault.value.remedy
+
+
+def test_multiplying_aliases_do_not_fill_the_memory() -> None:
+    levels = [f"l{at}: &l{at} [{', '.join([f'*l{at - 1}'] * 9)}]" for at in range(1, 12)]
+    with pytest.raises(ConfigError, match="far too many values"):
+        read_yaml("\n".join(["l0: &l0 [x, x]", *levels]), "c.yaml")
+
+
+def test_an_alias_repeats_a_block() -> None:
+    data = read_yaml("a: &a {x: 1}\nb: *a\n", "c.yaml").data
+    assert data == {"a": {"x": 1}, "b": {"x": 1}}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from miniature import STEPS, write_recipe, write_yaml
+from miniature import STEPS
 from psychocounsel.config.recipe import load_recipe, recipe_folder
-from psychocounsel.errors import ConfigError
 from psychocounsel.stages.recipe import plan_recipe
 from psychocounsel.store.store import Store
 from running import Cli, Miniature, Warm
@@ -120,53 +119,6 @@ def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> N
     knobs = ["--set", "train-reward.optimisation.per_device_batch_size=8"]
     ended = cli("run", miniature.recipe, "--store", miniature.store, "--dry-run", *knobs)
     assert "owed" not in {row.split()[-1] for row in ended.out.splitlines()}
-
-
-def test_seed_goes_to_every_step(miniature: Miniature) -> None:
-    steps = load_recipe(miniature.recipe, ["seed=7", "align.seed=9"])
-    seeds = {step.name: step.config.seed for step in steps if step.stage != "report"}
-    assert seeds.pop("align") == 9
-    assert set(seeds.values()) == {7}
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["quickstrat"], "did you mean 'quickstart'?"),
-        (["RECIPE", "--set", "eval-winrat.seed=1"], "did you mean 'eval-winrate'?"),
-        (["RECIPE", "--set", "eval-winrate.sead=1"], "did you mean 'seed'?"),
-        (
-            ["RECIPE", "--set", "align.online.rounds=x"],
-            "--set align.online.rounds: online.rounds: Input",
-        ),
-        (["RECIPE", "--set", "align.online=[1"], "--set align.online line 1: not valid YAML"),
-        (["RECIPE", "--set", "stepps=1"], "did you mean 'steps'?"),
-        (["RECIPE", "--set", "seed"], "write --set key.sub=value"),
-    ],
-)
-def test_unknown_names_are_the_users_errors(
-    miniature: Miniature, cli: Cli, tmp_path: Path, argv: list[str], told: str
-) -> None:
-    asked = [str(miniature.recipe) if each == "RECIPE" else each for each in argv]
-    ended = cli("run", *asked, "--store", tmp_path)
-    assert ended.code == 2
-    assert told in ended.err
-    assert "Traceback" not in ended.err
-
-
-def test_faults_of_all_steps_are_told_at_once(tmp_path: Path) -> None:
-    folder = write_recipe(tmp_path / "recipe")
-    write_yaml(folder / "report.yaml", {"name": "mini"})
-    (folder / "align.yaml").write_text("name: mini\nmode: onlin\n", encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        load_recipe(folder)
-    assert "report.yaml" in str(caught.value)
-    assert "align.yaml" in str(caught.value)
-
-
-def test_unknown_recipe_without_a_near_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"known recipes: .*quickstart"):
-        recipe_folder(str(tmp_path / "zzz"))
 
 
 def test_names_mean_what_this_run_made(miniature: Miniature, cli: Cli, copied_store: Path) -> None:

@@ -1,0 +1,114 @@
+"""Recipes: how their configs are loaded and changed, and that every bundled one is valid."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from miniature import write_recipe, write_yaml
+from psychocounsel.config.components import locate, recipes_folder, samples_folder
+from psychocounsel.config.loading import load_config, read_config_file
+from psychocounsel.config.recipe import RECIPE_FILE, load_recipe, recipe_folder
+from psychocounsel.config.schema import CorpusConfig
+from psychocounsel.errors import ConfigError
+
+FOLDERS = sorted(path.parent for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe")
+
+
+def test_a_seed_goes_to_every_step(recipe: Path) -> None:
+    steps = load_recipe(recipe, ["seed=7", "align.seed=9"])
+    seeds = {step.name: step.config.seed for step in steps if step.stage != "report"}
+    assert seeds.pop("align") == 9
+    assert set(seeds.values()) == {7}
+
+
+def test_a_shared_block_is_changed_in_every_step(recipe: Path) -> None:
+    steps = load_recipe(recipe, ["corpus.split.seed=3", "judge.max_missing_share=0.5"])
+    configs = {step.name: step.config for step in steps}
+    assert configs["make-base-model"].corpus.split.seed == configs["build-preferences"].corpus.split.seed == 3
+    assert (
+        configs["build-preferences"].judge.max_missing_share == configs["eval-winrate"].judge.max_missing_share == 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("eval-winrat.seed=1", "did you mean 'eval-winrate'?"),
+        ("eval-winrate.sead=1", "did you mean 'seed'?"),
+        ("align.online.rounds=x", "--set align.online.rounds: online.rounds: Input"),
+        ("align.online=[1", "--set align.online line 1: not valid YAML"),
+        ("stepps=1", "did you mean 'steps'?"),
+        ("seed", "write --set key.sub=value"),
+        ("beta=0.3", "did you mean 'align-dpo.beta' or 'align.beta'?"),
+        ("split.test_share=0.3", "did you mean 'corpus.split.test_share'?"),
+        ("align.learning_rate=1", "did you mean 'align.optimisation.learning_rate'?"),
+        ("corpus.min_chars=1", "did you mean 'corpus.cleaning.min_chars'?"),
+        ("zzz=1", "known: make-base-model"),
+    ],
+)
+def test_a_wrong_override_suggests_the_full_key(recipe: Path, override: str, fragment: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        load_recipe(recipe, [override])
+    assert fragment in str(fault.value)
+
+
+def test_faults_of_all_steps_are_reported_together(recipe: Path) -> None:
+    write_yaml(recipe / "report.yaml", {"name": "mini"})
+    (recipe / "align.yaml").write_text("name: mini\nmode: onlin\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as fault:
+        load_recipe(recipe)
+    assert "report.yaml" in str(fault.value)
+    assert "align.yaml" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("quickstrat", "did you mean 'quickstart'?"), ("zzz", "known recipes: counsel-chat")]
+)
+def test_an_unknown_recipe_is_an_error(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        recipe_folder(name)
+    assert hint in str(fault.value)
+
+
+def named_files(path: Path) -> set[str]:
+    """Return the YAML files that a config names as steps or in place of a block."""
+    data = read_config_file(path).data
+    steps = {step["config"] for step in data.get("steps", [])}
+    blocks = {value for value in data.values() if isinstance(value, str) and value.endswith(".yaml")}
+    return steps | blocks
+
+
+def test_the_corpus_in_the_guide_is_valid(tmp_path: Path) -> None:
+    guide = (recipes_folder().parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "speeches:" in block)
+    path = tmp_path / "corpus.yaml"
+    path.write_text(shown, encoding="utf-8")
+    assert load_config(CorpusConfig, path).candidates[0].columns.speech_key == "id"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_file_of_a_bundled_recipe_is_loaded_by_it(folder: Path) -> None:
+    steps = load_recipe(folder)
+    files = {path.name for path in folder.glob("*.yaml")}
+    reached = {RECIPE_FILE}.union(*(named_files(folder / name) for name in files))
+    assert files == reached
+    assert {f"{step.name}.yaml" for step in steps} <= files
+
+
+@pytest.mark.parametrize(
+    "path", sorted(recipes_folder().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_every_bundled_file_begins_with_its_purpose(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_bundled_paths_are_samples() -> None:
+    assert locate("bundled:speeches.jsonl") == samples_folder() / "speeches.jsonl"
+    assert locate("bundled:speeches.jsonl").is_file()
+    assert locate("speeches.jsonl") == Path("speeches.jsonl")
