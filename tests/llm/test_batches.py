@@ -334,11 +334,7 @@ class TestCost:
         budget = budget_of(endpoint)
         with Journal(path) as journal:
             run_in_batches(
-                transport_to(endpoint),
-                OpenAIChatModel(endpoint),
-                questions(10),
-                journal,
-                RunPolicy(budget=budget),
+                transport_to(endpoint), OpenAIChatModel(endpoint), questions(10), journal, RunPolicy(budget=budget)
             )
         return budget.spending.as_dict()
 

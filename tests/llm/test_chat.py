@@ -104,9 +104,7 @@ def test_digests_of_journals_that_were_paid_for_stay_what_they_are(change, diges
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
 NUMBERS = st.none() | st.floats(0, 2) | st.integers(0, 2)
 SCHEMAS = st.none() | st.recursive(
-    TEXTS | st.booleans() | st.integers(),
-    lambda inner: st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=5,
+    TEXTS | st.booleans() | st.integers(), lambda inner: st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
 ).map(lambda inner: {"type": inner})
 
 

@@ -6,13 +6,7 @@ from pathlib import Path
 import pytest
 
 from fake_model import count_replies
-from psychocounsel.config.components import (
-    ChatFormat,
-    EndpointConfig,
-    JudgeConfig,
-    ResponderConfig,
-    SamplingConfig,
-)
+from psychocounsel.config.components import ChatFormat, EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.judges import judge_fingerprint
 from psychocounsel.llm.endpoints import (

@@ -129,10 +129,7 @@ for number in range(100000):
 def test_everything_acknowledged_survives_kill_9(tmp_path):
     path = tmp_path / "j.sqlite"
     child = subprocess.Popen(
-        [sys.executable, "-c", RECORDER, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": SOURCE},
+        [sys.executable, "-c", RECORDER, str(path)], stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": SOURCE}
     )
     with child:
         assert child.stdout is not None
@@ -285,10 +282,7 @@ def test_a_journal_of_the_first_format_keeps_its_replies(tmp_path):
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3, cached_tokens=8))
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert [(each.text, each.cached_tokens) for each in journal.replies("a")] == [
-            ("yes", 0),
-            ("again", 8),
-        ]
+        assert [(each.text, each.cached_tokens) for each in journal.replies("a")] == [("yes", 0), ("again", 8)]
         assert journal.damaged_rows == 0
 
 

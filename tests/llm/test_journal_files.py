@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 
 from fake_model import count_replies
 from psychocounsel.errors import IncompleteError, InputError
-from psychocounsel.llm.journal import (
-    DamagedRow,
-    Entry,
-    Journal,
-    JournalRow,
-    LostResponse,
-    read_rows,
-    write_rows,
-)
+from psychocounsel.llm.journal import DamagedRow, Entry, Journal, JournalRow, LostResponse, read_rows, write_rows
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 

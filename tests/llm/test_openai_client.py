@@ -59,10 +59,7 @@ def test_a_request_and_its_reply(server, planted_key):
         "temperature": 0.0,
         "top_p": 1.0,
         "max_tokens": 20,
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "rating", "strict": True, "schema": SCHEMA},
-        },
+        "response_format": {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": SCHEMA}},
     }
 
 
@@ -372,12 +369,7 @@ def test_the_model_works_in_one_event_loop_after_another(server, tmp_path):
 
 
 def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
-    faults = {
-        0: error_fault(429, "busy"),
-        1: error_fault(500, "oh"),
-        2: Fault(reset=True),
-        3: Fault(cut=True),
-    }
+    faults = {0: error_fault(429, "busy"), 1: error_fault(500, "oh"), 2: Fault(reset=True), 3: Fault(cut=True)}
     server.script = lambda body, number: faults.get(number % 17) or answer_by_schema(body, number)
     requests = [ask_for(f"t{n}") for n in range(80)]
     with Journal(tmp_path / "j.sqlite") as journal:
@@ -462,13 +454,7 @@ def test_identity_holds_the_resolved_address(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        "api.openai.com/v1",
-        "ftp://127.0.0.1/v1",
-        "http://me:pw@127.0.0.1/v1",
-        "http://127.0.0.1/v1?api-key=pw",
-    ],
+    "url", ["api.openai.com/v1", "ftp://127.0.0.1/v1", "http://me:pw@127.0.0.1/v1", "http://127.0.0.1/v1?api-key=pw"]
 )
 def test_addresses_that_are_none_or_hold_a_secret_are_refused(url):
     with pytest.raises(ConfigError, match="base_url") as caught:
@@ -571,9 +557,7 @@ ODD_ANSWERS = [
         body=b'{"choices":[{"message":{"content":"fine"}}]}',
         headers={"x-ratelimit-limit-requests": "9" * 5000, "x-ratelimit-limit-tokens": "9" * 400},
     ),
-    Fault(
-        body=b'{"choices":[{"message":{"content":"5"},"logprobs":{"content":[{"bytes":[53]}]}}]}',
-    ),
+    Fault(body=b'{"choices":[{"message":{"content":"5"},"logprobs":{"content":[{"bytes":[53]}]}}]}'),
 ]
 
 

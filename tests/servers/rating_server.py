@@ -215,10 +215,7 @@ class RatingServer:
 
 @contextmanager
 def serving(
-    latency_seconds: float = 0.1,
-    faults: Mapping[str, float] | None = None,
-    requests_per_minute: int = 0,
-    seed: int = 0,
+    latency_seconds: float = 0.1, faults: Mapping[str, float] | None = None, requests_per_minute: int = 0, seed: int = 0
 ) -> Generator[RatingServer]:
     """Yield a server in its own process; it is killed afterwards."""
     told = ",".join(f"{kind}={share}" for kind, share in (faults or {}).items())

@@ -249,9 +249,7 @@ def existing_journal(store: Store) -> Journal:
     path = store.root / JOURNAL_FILE
     if not path.is_file():
         raise InputError(
-            "there is no journal of replies",
-            where=str(path),
-            remedy="give the store of a run that used an endpoint",
+            "there is no journal of replies", where=str(path), remedy="give the store of a run that used an endpoint"
         )
     return Journal(path)
 

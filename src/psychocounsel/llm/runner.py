@@ -26,14 +26,7 @@ from psychocounsel.errors import IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.llm.cost import Budget, NoRoomError, unlimited_budget
 from psychocounsel.llm.journal import Entry, Journal
-from psychocounsel.llm.types import (
-    ChatModel,
-    ChatReply,
-    ChatRequest,
-    Closable,
-    RefusedRequestError,
-    RequestContext,
-)
+from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError, RequestContext
 from psychocounsel.types import ReplyStatus
 
 _RETRY_LOCK_SECONDS = 0.1
@@ -226,10 +219,7 @@ class JournalWriter:
             return waiting
 
     def _commit(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        write: Callable[[list[_Row]], object],
-        group: Sequence[_Waiting[_Row]],
+        self, loop: asyncio.AbstractEventLoop, write: Callable[[list[_Row]], object], group: Sequence[_Waiting[_Row]]
     ) -> None:
         if not group:
             return

@@ -137,12 +137,7 @@ class OpenAIBatches:
             EndpointError: the provider refuses it.
             ProviderAwayError: it was not created, for the provider asks for a longer wait than ours.
         """
-        order = {
-            "input_file_id": file_id,
-            "endpoint": ENDPOINT,
-            "completion_window": "24h",
-            "metadata": dict(metadata),
-        }
+        order = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": dict(metadata)}
 
         async def send() -> str:
             expiry = {"output_expires_after": _expiry(_OUTPUT_KEPT_SECONDS)} if self._has_expiry else {}

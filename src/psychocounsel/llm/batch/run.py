@@ -48,11 +48,7 @@ _RESUME = "run the same command again: it picks them up, and pays for none twice
 
 
 def run_in_batches(
-    transport: BatchTransport,
-    model: ChatModel,
-    requests: Sequence[ChatRequest],
-    journal: Journal,
-    policy: RunPolicy,
+    transport: BatchTransport, model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy
 ) -> list[ChatReply]:
     """Return what `run_requests` would: one reply per request, journalled before it is used.
 
