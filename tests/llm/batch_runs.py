@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig
-from psychocounsel.llm.batch.client import OpenAIBatches
-from psychocounsel.llm.batch.provider import BatchTransport
+from psychocounsel.llm.batch.client import BatchTransport, OpenAIBatches
 from psychocounsel.llm.batch.run import run_in_batches
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal

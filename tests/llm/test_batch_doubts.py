@@ -17,7 +17,7 @@ from batch_runs import endpoint_at, questions, run, transport_to
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.batch.provider import Batch, ProviderAwayError
-from psychocounsel.llm.batch.run import Items, run_in_batches, run_live
+from psychocounsel.llm.batch.run import run_in_batches, run_live
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import Spending, budget_of
 from psychocounsel.llm.journal import Entry, Journal
@@ -63,14 +63,6 @@ class TestDamagedRows:
                 opened.record(digest_of(server, 0), ChatReply(ReplyStatus.VALID, "no", "m", 1, 1))
             self.damage(journal, digest_of(server, 0))
             assert run(server.base_url, journal, 1, policy)[0].text != "no"
-
-    def test_an_item_without_a_reply_is_a_fault_of_ours(self, journal: Path) -> None:
-        fingerprint = {"model": "judge", "base_url": "here"}
-        with Journal(journal) as opened:
-            opened.record(questions(1)[0].digest(fingerprint), ChatReply(ReplyStatus.VALID, "yes", "m", 1, 1))
-            items = Items(questions(2), fingerprint, opened, READ)
-            with pytest.raises(RuntimeError, match="request 1 is done without a reply"):
-                items.results()
 
 
 class TestRefusals:

@@ -17,7 +17,6 @@ from batch_runs import endpoint_at, questions, run, transport_to
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
 from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState
-from psychocounsel.llm.batch.provider import Provider
 from psychocounsel.llm.batch.run import run_in_batches
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Entry, Journal
@@ -38,7 +37,7 @@ class KilledError(BaseException):
 
 
 def told_by(
-    server: BatchServer, path: Path, connect: Callable[[], Provider] | None = None, items: int = ITEMS
+    server: BatchServer, path: Path, connect: Callable[[], OpenAIBatches] | None = None, items: int = ITEMS
 ) -> list[str]:
     """Return what a run through batches says."""
     said: list[str] = []
@@ -129,7 +128,7 @@ class TestFilesThatStay:
             assert len(server.requests) == before
 
     def test_hinder_no_run_that_asks_nobody(self, journal: Path) -> None:
-        def without_key() -> Provider:
+        def without_key() -> OpenAIBatches:
             raise ConfigError("there is no key")
 
         with BatchServer(ProviderScript(deletes=False)) as server:

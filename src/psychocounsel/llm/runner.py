@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN
@@ -283,7 +283,7 @@ class RequestLocks:
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
     """One distinct request, and the places of the equal requests that wait for its reply."""
 
     request: ChatRequest
@@ -291,30 +291,113 @@ class _Item:
     places: tuple[int, ...]
 
 
+class Items:
+    """The items of a run: which are pending, what replies cost, and what each item ends as.
+
+    Attributes:
+        by_digest: the distinct items, in the order of the requests.
+        budget: counts what replies cost.
+        model: its name, for replies that never came.
+        total: the number of requests.
+        done: how many of them are finished.
+        has_replies: whether any of them was ever answered.
+        kept: by digest, the replies to a pending item that the journal held at the start.
+    """
+
+    def __init__(
+        self, requests: Sequence[ChatRequest], fingerprint: Mapping[str, str], journal: Journal, policy: RunPolicy
+    ) -> None:
+        self.by_digest = {item.digest: item for item in _distinct(requests, fingerprint)}
+        self.budget = policy.budget or unlimited_budget()
+        self.model = fingerprint["model"]
+        self.total = len(requests)
+        self.done = 0
+        self.has_replies = False
+        self.kept: dict[str, int] = {}
+        self._journal, self._policy = journal, policy
+        self._replies: list[ChatReply | None] = [None] * len(requests)
+        self._accepted = bytearray(len(requests))
+
+    def read_journal(self) -> list[Item]:
+        """Return the pending items, after counting what was paid before: a cost limit covers that, too."""
+        lost = Counter(each.digest for each in self._journal.lost_responses() if each is not None)
+        for digest in lost.keys() & self.by_digest.keys():
+            self.budget.count_lost(self.by_digest[digest].request, lost[digest])
+        pending: list[Item] = []
+        for item, kept in zip(self.by_digest.values(), self._journal.replies_to(self.by_digest), strict=True):
+            if not self.take(item, kept):
+                pending.append(item)
+                self.kept[item.digest] = len(kept)
+        return pending
+
+    def take(self, item: Item, replies: Sequence[ChatReply], *, is_new: bool = False) -> bool:
+        """Count replies from the journal; return whether they end the item."""
+        self.has_replies = self.has_replies or bool(replies)
+        for reply in replies:
+            self.budget.count(item.request, reply, is_new=is_new)
+        return self.offer(item, replies) and self.finish(item)
+
+    def offer(self, item: Item, replies: Iterable[ChatReply]) -> bool:
+        """Give replies to every place without an accepted one; return whether all places have one now."""
+        for reply in replies:
+            for place in item.places:
+                if not self._accepted[place]:
+                    self._replies[place] = reply
+                    self._accepted[place] = self._policy.accept(place, reply)
+        return self._is_accepted(item)
+
+    def fail(self, item: Item, status: ReplyStatus, reason: str) -> None:
+        """End an item without a usable reply."""
+        self.offer(item, [ChatReply(status, "", self.model, 0, 0, reason)])
+        self.finish(item)
+
+    def finish(self, item: Item) -> bool:
+        """Count an item as done, accepted or not; return True."""
+        self.done += len(item.places)
+        self.budget.spending.failed += sum(not self._accepted[place] for place in item.places)
+        self._policy.progress(len(item.places))
+        self.report_outcome(item)
+        return True
+
+    def report_outcome(self, item: Item) -> None:
+        """Call `on_finished` with the last reply to an item; it may end the run."""
+        for place in item.places:
+            if (reply := self._replies[place]) is not None:
+                self._policy.on_finished(place, reply, bool(self._accepted[place]))
+
+    def mark_accepted(self) -> None:
+        """Have the journal note which requests have an accepted reply."""
+        if self._policy.reader:
+            accepted = [item.digest for item in self.by_digest.values() if self._is_accepted(item)]
+            self._journal.mark_accepted(self._policy.reader, accepted)
+
+    def results(self) -> list[ChatReply]:
+        """Return one reply per request, in order: the first accepted one, else the last that came."""
+        return [reply for reply in self._replies if reply is not None]
+
+    def _is_accepted(self, item: Item) -> bool:
+        return all(self._accepted[place] for place in item.places)
+
+
 class _Run:
     def __init__(self, model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy) -> None:
         self._model = model
         self._journal = journal
         self._policy = policy
-        self._budget = policy.budget or unlimited_budget()
+        self._items = Items(requests, model.fingerprint, journal, policy)
+        self._budget = self._items.budget
         self._writer = JournalWriter(journal)
         self._cancel = CancelToken(policy.cancel)
         self._locks = RequestLocks(journal.path)
-        self._locked_elsewhere: deque[_Item] = deque()
-        self._kept: dict[str, int] = {}
-        self._items = _distinct(requests, model.fingerprint)
-        self._replies: list[ChatReply | None] = [None] * len(requests)
-        self._accepted = bytearray(len(requests))
-        self._finished = 0
+        self._locked_elsewhere: deque[Item] = deque()
         self._unanswered_in_a_row = 0
-        self._has_answered = False
         self._failure: Exception | None = None
         self._left_some = False
 
     async def results(self) -> list[ChatReply]:
         """Run what is pending, then return the replies in order."""
         try:
-            pending = iter(self._read_journal())
+            pending = iter(self._items.read_journal())
             first = next(pending, None)
             if first is not None:
                 await self._run_unless_locked(first)
@@ -326,12 +409,12 @@ class _Run:
             await self._close()
         if self._left_some:
             raise Preempted(
-                f"stopped with {self._finished} of {len(self._replies)} items done",
+                f"stopped with {self._items.done} of {self._items.total} items done",
                 remedy="run the same command again to resume; replies are kept and not paid for twice",
             )
-        return [reply for reply in self._replies if reply is not None]
+        return self._items.results()
 
-    async def _share_out(self, pending: Iterator[_Item]) -> None:
+    async def _share_out(self, pending: Iterator[Item]) -> None:
         # Workers share one iterator: as many tasks as requests in flight, however many items there are.
         workers = [asyncio.create_task(self._work(pending)) for _ in range(self._policy.concurrency)]
         await asyncio.gather(*workers, return_exceptions=True)
@@ -341,39 +424,13 @@ class _Run:
     async def _close(self) -> None:
         try:
             await self._writer.drain()
-            if self._policy.reader:
-                accepted = [item.digest for item in self._items if self._is_accepted(item)]
-                self._journal.mark_accepted(self._policy.reader, accepted)
+            self._items.mark_accepted()
         finally:
             self._locks.close()
             if isinstance(self._model, Closable):
                 await self._model.aclose()
 
-    def _read_journal(self) -> list[_Item]:
-        """Return the pending items, after counting what was paid before: a cost limit covers that, too."""
-        lost = Counter(each.digest for each in self._journal.lost_responses() if each is not None)
-        for item in self._items if lost else ():
-            if times := lost[item.digest]:
-                self._budget.count_lost(item.request, times)
-        pending: list[_Item] = []
-        digests = (item.digest for item in self._items)
-        for item, kept in zip(self._items, self._journal.replies_to(digests), strict=True):
-            if not self._take_kept(item, kept):
-                pending.append(item)
-                if kept:
-                    self._kept[item.digest] = len(kept)
-        return pending
-
-    def _take_kept(self, item: _Item, kept: Sequence[ChatReply]) -> bool:
-        """Count replies from the journal; return whether they end the item."""
-        for reply in kept:
-            self._budget.count(item.request, reply, is_new=False)
-        if not any(self._offer(item, reply) for reply in kept):
-            return False
-        self._finish(item)
-        return True
-
-    async def _work(self, pending: Iterator[_Item]) -> None:
+    async def _work(self, pending: Iterator[Item]) -> None:
         try:
             for item in pending:
                 await self._run_unless_locked(item)
@@ -387,14 +444,14 @@ class _Run:
             self._cancel.cancel()
             raise
 
-    async def _run_unless_locked(self, item: _Item) -> None:
+    async def _run_unless_locked(self, item: Item) -> None:
         """Run an item now, or later if another process has its request in flight: that reply serves both."""
         if self._locks.acquire(item.digest):
             await self._run_locked(item)
         else:
             self._locked_elsewhere.append(item)
 
-    async def _run_once_unlocked(self, item: _Item) -> None:
+    async def _run_once_unlocked(self, item: Item) -> None:
         try:
             async with self._cancel.interrupting():
                 while not self._locks.acquire(item.digest):
@@ -404,17 +461,17 @@ class _Run:
         else:
             await self._run_locked(item)
 
-    async def _run_locked(self, item: _Item) -> None:
+    async def _run_locked(self, item: Item) -> None:
         try:
             # Another run may have received a reply since this one began.
-            known = self._kept.pop(item.digest, 0)
+            known = self._items.kept.get(item.digest, 0)
             has_new = self._locks.count_replies(item.digest) > known
-            if not has_new or not self._take_kept(item, self._journal.replies(item.digest)[known:]):
+            if not has_new or not self._items.take(item, self._journal.replies(item.digest)[known:]):
                 await self._run_item(item)
         finally:
             self._locks.release(item.digest)
 
-    async def _run_item(self, item: _Item) -> None:
+    async def _run_item(self, item: Item) -> None:
         attempts = 0
         while attempts < self._policy.max_attempts:
             try:
@@ -425,21 +482,20 @@ class _Run:
                 self._left_some = True
                 return
             except RefusedRequestError as refusal:
-                if not refusal.concerns_item and not self._was_ever_answered():
+                if not refusal.concerns_item and not self._items.has_replies:
                     raise
-                model = self._model.fingerprint["model"]
-                self._offer(item, ChatReply(ReplyStatus.INVALID, "", model, 0, 0, refusal.what))
-                break
+                self._items.fail(item, ReplyStatus.INVALID, refusal.what)
+                return
             attempts += 1
             self._require_answers(reply)
             if reply.answered:
                 await self._writer.record(Entry(item.digest, reply))
                 self._policy.on_reply(item.places[0], reply)
-            if self._offer(item, reply):
+            if self._items.offer(item, [reply]):
                 break
-        self._finish(item)
+        self._items.finish(item)
 
-    async def _generate(self, item: _Item) -> ChatReply:
+    async def _generate(self, item: Item) -> ChatReply:
         reply: ChatReply | None = None
         try:
             async with self._cancel.interrupting():
@@ -451,16 +507,13 @@ class _Run:
         finally:
             self._budget.finish(item.digest, item.request, reply)
 
-    async def _keep_lost(self, item: _Item) -> None:
+    async def _keep_lost(self, item: Item) -> None:
         self._budget.count_lost(item.request)
         await self._writer.record(item.digest)
         self._budget.require_room_again(item.digest)
 
-    def _was_ever_answered(self) -> bool:
-        return self._has_answered or any(self._journal.replies_to(item.digest for item in self._items))
-
     def _require_answers(self, reply: ChatReply) -> None:
-        self._has_answered = self._has_answered or reply.answered
+        self._items.has_replies = self._items.has_replies or reply.answered
         self._unanswered_in_a_row = 0 if reply.answered else self._unanswered_in_a_row + 1
         if self._unanswered_in_a_row >= self._policy.max_attempts + self._policy.concurrency:
             raise IncompleteError(
@@ -469,33 +522,13 @@ class _Run:
                 remedy="check the endpoint, then run the same command again; only what is pending is sent",
             )
 
-    def _offer(self, item: _Item, reply: ChatReply) -> bool:
-        """Give the reply to every place that has no accepted one; return whether all have one now."""
-        for place in item.places:
-            if not self._accepted[place]:
-                self._replies[place] = reply
-                self._accepted[place] = self._policy.accept(place, reply)
-        return self._is_accepted(item)
-
-    def _is_accepted(self, item: _Item) -> bool:
-        return all(self._accepted[place] for place in item.places)
-
-    def _finish(self, item: _Item) -> None:
-        self._finished += len(item.places)
-        self._budget.spending.failed += sum(not self._accepted[place] for place in item.places)
-        self._policy.progress(len(item.places))
-        for place in item.places:
-            reply = self._replies[place]
-            if reply is not None:
-                self._policy.on_finished(place, reply, bool(self._accepted[place]))
-
 
 def _distinct(
     requests: Sequence[ChatRequest], fingerprint: Mapping[str, str], left_out: Set[str] = frozenset()
-) -> list[_Item]:
+) -> list[Item]:
     places: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         digest = request.digest(fingerprint)
         if digest not in left_out:
             places.setdefault(digest, []).append(index)
-    return [_Item(requests[indices[0]], digest, tuple(indices)) for digest, indices in places.items()]
+    return [Item(requests[indices[0]], digest, tuple(indices)) for digest, indices in places.items()]

@@ -6,8 +6,10 @@ same, and the caller has to look for it.
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
@@ -21,7 +23,6 @@ from psychocounsel.errors import EndpointError
 from psychocounsel.llm.batch.provider import (
     ENDPOINT,
     Batch,
-    BatchTransport,
     LostAnswerError,
     ProviderAwayError,
     UnknownBatchError,
@@ -38,7 +39,9 @@ from psychocounsel.llm.client import (
 from psychocounsel.llm.rate_limit import RETRIED, RetryPolicy, on_status, retry_after_seconds
 from psychocounsel.llm.replies import mapping_of
 from psychocounsel.llm.structured_output import StructuredOutputModel
-from psychocounsel.llm.types import api_key, require_reachable, resolved_base_url
+from psychocounsel.llm.types import ChatRequest, api_key, require_reachable, resolved_base_url
+
+log = logging.getLogger(__name__)
 
 # After these, no batch was created.
 _NOT_CREATED = frozenset({400, 409, 425, 429})
@@ -255,6 +258,27 @@ class OpenAIBatches:
             where=self.base_url,
             remedy="leave --batch out (judge.batch.enabled: false) to run live",
         ) from None
+
+
+@dataclass(frozen=True)
+class BatchTransport:
+    """How requests reach a provider in batches.
+
+    Args:
+        connect: opens the provider; called within the event loop that uses it.
+        body: what a live request would send.
+        check: raises what is wrong with the model, before anything is submitted.
+        is_known: whether the server's output mode is known; if not, one request goes live to find it out.
+        limits: of files, queue and polling.
+        report: receives a line on how far the batches are, now and then.
+    """
+
+    connect: Callable[[], OpenAIBatches]
+    body: Callable[[ChatRequest], bytes]
+    check: Callable[[], Awaitable[None]]
+    is_known: Callable[[], bool]
+    limits: BatchConfig
+    report: Callable[[str], None] = log.info
 
 
 def batch_transport(

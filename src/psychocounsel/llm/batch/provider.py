@@ -1,22 +1,20 @@
-"""What a provider of batches is, the files of requests that it takes, and the files of replies that it gives."""
+"""Batches as a provider describes them, the files of requests that it takes, and the files of replies that it gives."""
 
 import json
-import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from psychocounsel.config.components import BatchConfig
 from psychocounsel.errors import IncompleteError
-from psychocounsel.llm.cost import Budget, TokenCounter
+from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.rate_limit import OnStatus, on_status
 from psychocounsel.llm.replies import UnreadableBodyError, mapping_of, read_completion
+from psychocounsel.llm.runner import Items
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import ReplyStatus
-
-log = logging.getLogger(__name__)
 
 ENDPOINT = "/v1/chat/completions"
 QUEUE_IS_FULL = "token_limit_exceeded"
@@ -82,73 +80,6 @@ class UnknownBatchError(Exception):
     """The provider knows no such batch, or no such file."""
 
 
-class Provider(Protocol):
-    """Where batches are done; errors are those of `OpenAIBatches`."""
-
-    base_url: str
-
-    async def require_batches(self) -> None:
-        """Return if there is a batch endpoint that accepts our key."""
-        ...
-
-    async def newest(self, since: float) -> list[Batch]:
-        """Return the batches created after a time in Unix seconds."""
-        ...
-
-    async def upload(self, name: str, content: bytes) -> str:
-        """Upload a file of requests, which costs nothing yet; return its id."""
-        ...
-
-    async def uploads(self, name: str) -> list[str]:
-        """Return the ids of recently uploaded files of this name."""
-        ...
-
-    async def delete(self, file_id: str) -> None:
-        """Delete a file, if it is there."""
-        ...
-
-    async def create(self, file_id: str, metadata: Mapping[str, str]) -> str:
-        """Create a batch from a file; return its id."""
-        ...
-
-    async def state(self, batch_id: str) -> Batch:
-        """Return how far a batch is."""
-        ...
-
-    async def cancel(self, batch_id: str) -> None:
-        """Cancel a batch."""
-        ...
-
-    async def content(self, file_id: str) -> bytes:
-        """Return the content of a file."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        ...
-
-
-@dataclass(frozen=True)
-class BatchTransport:
-    """How requests reach a provider in batches.
-
-    Args:
-        connect: opens the provider; called within the event loop that uses it.
-        body: what a live request would send.
-        check: raises what is wrong with the model, before anything is submitted.
-        is_known: whether the server's output mode is known; if not, one request goes live to find it out.
-        limits: of files, queue and polling.
-        report: receives a line on how far the batches are, now and then.
-    """
-
-    connect: Callable[[], Provider]
-    body: Callable[[ChatRequest], bytes]
-    check: Callable[[], Awaitable[None]]
-    is_known: Callable[[], bool]
-    limits: BatchConfig
-    report: Callable[[str], None] = log.info
-
-
 class Outcome(NamedTuple):
     """What a line of output says about one request.
 
@@ -185,27 +116,24 @@ class ShardBuilder:
     """Packs pending requests into files, in order, within the limits of files, queue and cost.
 
     Args:
-        request: returns the request of a digest.
-        transport: says what is sent, and holds the limits.
-        model: whose tokens are counted.
-        budget: keeps the cost limit.
+        items: of the run; their budget keeps the cost limit.
+        body: what a live request would send.
+        limits: of a file, and of the provider's queue.
     """
 
-    def __init__(
-        self, request: Callable[[str], ChatRequest], transport: BatchTransport, model: str, budget: Budget
-    ) -> None:
-        self._request, self._body, self._limits, self._budget = request, transport.body, transport.limits, budget
-        self._counter = TokenCounter(model)
+    def __init__(self, items: Items, body: Callable[[ChatRequest], bytes], limits: BatchConfig) -> None:
+        self._items, self._body, self._limits = items, body, limits
+        self._counter = TokenCounter(items.model)
         self.pending: deque[str] = deque()
-        self.queue_tokens = transport.limits.enqueued_tokens
+        self.queue_tokens = limits.enqueued_tokens
 
     def tokens(self, digest: str) -> int:
         """Return the tokens of a request's prompt."""
-        return self._counter.prompt(self._request(digest))
+        return self._counter.prompt(self._items.by_digest[digest].request)
 
     def worst_cost(self, digest: str) -> Decimal:
         """Return what a request costs at most, in US dollars."""
-        return self._budget.worst_in_batch(self._request(digest))
+        return self._items.budget.worst_in_batch(self._items.by_digest[digest].request)
 
     def next(self, queued_tokens: int) -> PendingShard | None:
         """Return the next file; None if it has to wait until one of ours is done.
@@ -221,7 +149,7 @@ class ShardBuilder:
         size, tokens, worst = 0, queued_tokens, Decimal(0)
         while self.pending and len(lines) < self._limits.max_lines:
             digest = self.pending[0]
-            line = input_line(digest, self._body(self._request(digest)))
+            line = input_line(digest, self._body(self._items.by_digest[digest].request))
             size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
             is_alone = not lines and not queued_tokens
             if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
@@ -229,9 +157,9 @@ class ShardBuilder:
             # A request that is larger than the queue goes alone: the provider says what it thinks of it.
             if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
                 break
-            if not self._budget.fits(worst):
+            if not self._items.budget.fits(worst):
                 if is_alone:
-                    raise self._budget.limit_error(worst)
+                    raise self._items.budget.limit_error(worst)
                 break
             digests.append(self.pending.popleft())
             lines.append(line)

@@ -9,22 +9,20 @@ import hashlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count, islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, PsychoCounselError, StoreError
 from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, digests_in_batches
 from psychocounsel.llm.batch.provider import (
     QUEUE_IS_FULL,
     Batch,
-    BatchTransport,
     LostAnswerError,
     Outcome,
     PendingShard,
-    Provider,
     ProviderAwayError,
     ShardBuilder,
     UnknownBatchError,
@@ -33,9 +31,12 @@ from psychocounsel.llm.batch.provider import (
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.cost import unlimited_budget
 from psychocounsel.llm.journal import Entry, Journal
-from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
+from psychocounsel.llm.runner import Items, RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.types import ReplyStatus
+
+if TYPE_CHECKING:  # the client takes a second to import
+    from psychocounsel.llm.batch.client import BatchTransport, OpenAIBatches
 
 _POLL_GROWTH = 1.5
 _CLOCK_SLACK_SECONDS = 86_400.0
@@ -48,7 +49,7 @@ _RESUME = "run the same command again: it picks them up, and pays for none twice
 
 
 def run_in_batches(
-    transport: BatchTransport, model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy
+    transport: "BatchTransport", model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy
 ) -> list[ChatReply]:
     """Return what `run_requests` would: one reply per request, journalled before it is used.
 
@@ -63,12 +64,12 @@ def run_in_batches(
         StoreError: the journal cannot be read or written.
     """
     items = Items(requests, model.fingerprint, journal, policy)
-    pending = items.read_journal()
+    pending = [item.digest for item in items.read_journal()]
     if pending and (not transport.is_known() or (policy.pilot and not items.done)):
         pending = _run_pilot(items, pending, model, journal, policy)
     ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
     if pending:
-        run_in_loop(_BatchRun(transport, items, ledger, policy).work(pending))
+        run_in_loop(_BatchRun(transport, items, journal, ledger, policy).work(pending))
     elif (ledger.left_files() or ledger.fully_read()) and not policy.cancel.is_cancelled():
         run_in_loop(_clean_up_alone(transport, ledger))
     items.mark_accepted()
@@ -93,7 +94,7 @@ def run_live(model: ChatModel, requests: Sequence[ChatRequest], journal: Journal
     return run_requests(model, requests, journal, policy)
 
 
-def _run_pilot(items: "Items", pending: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
+def _run_pilot(items: Items, pending: list[str], model: ChatModel, journal: Journal, policy: RunPolicy) -> list[str]:
     """Run requests live until one reply is accepted, at most `policy.pilot`; return what is pending then.
 
     The first reply shows the server's output mode. A judge whose replies cannot be read is found out before batches
@@ -107,146 +108,34 @@ def _run_pilot(items: "Items", pending: list[str], model: ChatModel, journal: Jo
             return [each for each in pending if each != digest]
     if len(pilot) == policy.pilot:
         for digest in pilot:
-            items.report_outcome(digest, journal.replies(digest))
+            items.report_outcome(items.by_digest[digest])
     return pending
 
 
-def _is_accepted_live(items: "Items", digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
+def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
     """Run one request live, count what comes of it, and return whether that ends its item."""
-    place, request, budget = items.place(digest), items.request(digest), unlimited_budget()
-    items.budget.require(request)
-    alone = RunPolicy(lambda _, reply: policy.accept(place, reply), max_attempts=1, cancel=policy.cancel, budget=budget)
-    kept, lost = len(journal.replies(digest)), items.count_lost_rows()[digest]
+    item, budget = items.by_digest[digest], unlimited_budget()
+    items.budget.require(item.request)
+    alone = RunPolicy(
+        lambda _, reply: policy.accept(item.places[0], reply), max_attempts=1, cancel=policy.cancel, budget=budget
+    )
+    kept, lost = len(journal.replies(digest)), _count_lost(journal, digest)
     try:
-        run_requests(model, [request], journal, alone)
+        run_requests(model, [item.request], journal, alone)
     finally:
         items.budget.spending.probes = items.budget.spending.probes.plus(budget.spending.probes)
-        items.count_new(Entry(digest, reply) for reply in journal.replies(digest)[kept:])
-        items.budget.count_lost(request, items.count_lost_rows()[digest] - lost)
-    return items.close(digest, None)
+        items.budget.count_lost(item.request, _count_lost(journal, digest) - lost)
+        replies = journal.replies(digest)[kept:]
+        for reply in replies:
+            items.budget.count(item.request, reply, is_new=True)
+    if replies:
+        items.has_replies = True
+        policy.on_reply(item.places[0], replies[-1])
+    return items.offer(item, replies) and items.finish(item)
 
 
-class Items:
-    """Distinct requests by digest: which are done, and what each ends as."""
-
-    def __init__(
-        self, requests: Sequence[ChatRequest], fingerprint: Mapping[str, str], journal: Journal, policy: RunPolicy
-    ) -> None:
-        self._requests = requests
-        self.model = fingerprint["model"]
-        self.budget = policy.budget or unlimited_budget()
-        self._journal = journal
-        self._policy = policy
-        self._places: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            self._places.setdefault(request.digest(fingerprint), []).append(place)
-        self._failed: dict[str, ChatReply] = {}
-        self._accepted: set[str] = set()
-        self._tries: Counter[str] = Counter()
-        self.total = len(requests)
-        self.done = 0
-        self.has_replies = False
-
-    def read_journal(self) -> list[str]:
-        """Count what is kept already, and return the pending digests, in the items' order."""
-        pending: list[str] = []
-        lost = self.count_lost_rows()
-        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
-            self.has_replies = self.has_replies or bool(kept)
-            self.budget.count_lost(self.request(digest), lost[digest])
-            for reply in kept:
-                self.budget.count(self.request(digest), reply, is_new=False)
-            # What the journal noted as accepted is read again: a reply may be damaged since.
-            if self._is_accepted(digest, kept):
-                self._finish(digest, kept)
-            else:
-                pending.append(digest)
-        return pending
-
-    def count_lost_rows(self) -> Counter[str]:
-        """Return how many responses were lost in any run, by request."""
-        return Counter(lost.digest for lost in self._journal.lost_responses() if lost is not None)
-
-    def place(self, digest: str) -> int:
-        """Return the first place of a request."""
-        return self._places[digest][0]
-
-    def request(self, digest: str) -> ChatRequest:
-        """Return the request of a digest."""
-        return self._requests[self.place(digest)]
-
-    def count_new(self, entries: Iterable[Entry]) -> None:
-        """Count what new replies cost."""
-        for digest, reply in entries:
-            self.has_replies = True
-            if digest in self._places:
-                self.budget.count(self.request(digest), reply, is_new=True)
-
-    def count_tries(self, digests: Iterable[str], times: int = 1) -> None:
-        """Count a try of each, or take it back."""
-        for digest in digests:
-            self._tries[digest] += times
-
-    def close(self, digest: str, unanswered: str | None) -> bool:
-        """End an item after a batch, if its reply is accepted or its tries are used up; return whether it ended.
-
-        Args:
-            digest: of the request.
-            unanswered: why the batch brought no reply; None if it did.
-        """
-        kept = self._journal.replies(digest)
-        if unanswered is None and kept:
-            self._policy.on_reply(self.place(digest), kept[-1])
-        if not self._is_accepted(digest, kept):
-            if self._tries[digest] < self._policy.max_attempts:
-                return False
-            if unanswered is not None or not kept:
-                reason = unanswered or "no batch brought a reply"
-                self._failed[digest] = ChatReply(ReplyStatus.ERROR, "", self.model, 0, 0, reason)
-        self._finish(digest, kept)
-        return True
-
-    def refuse(self, digest: str, reason: str) -> None:
-        """End an item that the provider does not accept."""
-        self._failed[digest] = ChatReply(ReplyStatus.INVALID, "", self.model, 0, 0, reason)
-        self._finish(digest)
-
-    def mark_accepted(self) -> None:
-        """Have the journal note which requests have an accepted reply."""
-        if self._policy.reader:
-            self._journal.mark_accepted(self._policy.reader, self._accepted)
-
-    def results(self) -> list[ChatReply]:
-        """Return one reply per item, in order: the first accepted one, else the last that came."""
-        results: dict[int, ChatReply] = {}
-        for digest, kept in zip(self._places, self._journal.replies_to(self._places), strict=True):
-            last = self._failed.get(digest, kept[-1] if kept else None)
-            for place in self._places[digest]:
-                reply = next((each for each in kept if self._policy.accept(place, each)), last)
-                if reply is None:
-                    raise RuntimeError(f"request {place} is done without a reply")
-                results[place] = reply
-        return [results[place] for place in range(self.total)]
-
-    def _is_accepted(self, digest: str, kept: Sequence[ChatReply]) -> bool:
-        if not all(any(self._policy.accept(place, reply) for reply in kept) for place in self._places[digest]):
-            return False
-        self._accepted.add(digest)
-        return True
-
-    def report_outcome(self, digest: str, kept: Sequence[ChatReply]) -> None:
-        """Call `on_finished` with the last reply to a request; it may end the run."""
-        last = self._failed.get(digest, kept[-1] if kept else None)
-        if last is not None:
-            for place in self._places[digest]:
-                self._policy.on_finished(place, last, digest in self._accepted)
-
-    def _finish(self, digest: str, kept: Sequence[ChatReply] = ()) -> None:
-        self.done += len(self._places[digest])
-        if digest not in self._accepted:
-            self.budget.spending.failed += len(self._places[digest])
-        self._policy.progress(len(self._places[digest]))
-        self.report_outcome(digest, kept)
+def _count_lost(journal: Journal, digest: str) -> int:
+    return sum(lost is not None and lost.digest == digest for lost in journal.lost_responses())
 
 
 class _Running(NamedTuple):
@@ -279,10 +168,13 @@ class _Reading:
 class _BatchRun:
     """One run over pending requests, in one event loop."""
 
-    def __init__(self, transport: BatchTransport, items: Items, ledger: BatchLedger, policy: RunPolicy) -> None:
+    def __init__(
+        self, transport: "BatchTransport", items: Items, journal: Journal, ledger: BatchLedger, policy: RunPolicy
+    ) -> None:
         self._transport, self._limits = transport, transport.limits
-        self._items, self._ledger, self._policy = items, ledger, policy
-        self._builder = ShardBuilder(items.request, transport, items.model, items.budget)
+        self._items, self._journal, self._ledger, self._policy = items, journal, ledger, policy
+        self._builder = ShardBuilder(items, transport.body, transport.limits)
+        self._tries: Counter[str] = Counter()
         self._id = uuid.uuid4().hex[:16]
         self._numbers = count(1)
         self._running: dict[str, _Running] = {}
@@ -418,7 +310,7 @@ class _BatchRun:
     def _start_waiting(self, shard: Shard, digests: set[str]) -> None:
         tokens = sum(self._builder.tokens(digest) for digest in digests)
         self._running[shard.id] = _Running(shard, digests, tokens)
-        self._items.count_tries(digests)
+        self._tries.update(digests)
         worst = sum((self._builder.worst_cost(digest) for digest in digests), Decimal(0))
         self._items.budget.hold(shard.id, worst)
 
@@ -489,7 +381,10 @@ class _BatchRun:
             while group := list(islice(lines, _LINES_PER_COMMIT)):
                 outcomes = [each for each in group if each is not None]
                 entries = [Entry(each.digest, each.reply) for each in outcomes if each.reply is not None]
-                self._items.count_new(self._ledger.record(shard.id, entries))
+                for digest, reply in self._ledger.record(shard.id, entries):
+                    self._items.has_replies = True
+                    if (item := self._items.by_digest.get(digest)) is not None:
+                        self._items.budget.count(item.request, reply, is_new=True)
                 reading.lines += len(outcomes)
                 reading.unreadable += len(group) - len(outcomes)
                 reading.replies += len(entries)
@@ -525,19 +420,27 @@ class _BatchRun:
         self._ledger.close(running.shard.id, ShardState.ENDED, files)
         self._stop_waiting(running)
         for digest in sorted(running.digests):
-            outcome = outcomes.get(digest)
+            item, outcome = self._items.by_digest[digest], outcomes.get(digest)
             if digest in unanswered and outcome is not None and outcome.is_refused:
-                self._items.refuse(digest, outcome.reason)
+                self._items.fail(item, ReplyStatus.INVALID, outcome.reason)
                 continue
-            reason = (outcome.reason if outcome else otherwise) if digest in unanswered else None
-            if not self._items.close(digest, reason):
+            kept = self._journal.replies(digest)
+            if digest not in unanswered and kept:
+                self._policy.on_reply(item.places[0], kept[-1])
+            if self._items.offer(item, kept):
+                self._items.finish(item)
+            elif self._tries[digest] < self._policy.max_attempts:
                 self._builder.pending.append(digest)
+            elif digest in unanswered or not kept:
+                self._items.fail(item, ReplyStatus.ERROR, outcome.reason if outcome else otherwise)
+            else:
+                self._items.finish(item)
 
     def _shrink_queue(self, running: _Running, batch: Batch) -> None:
         """Submit a batch again in smaller files; nothing of it was done, so it counts as no try."""
         self._ledger.close(running.shard.id, ShardState.VOID, [batch.input_file])
         self._stop_waiting(running)
-        self._items.count_tries(running.digests, -1)
+        self._tries.subtract(running.digests)
         self._builder.pending.extend(sorted(running.digests))
         others = sum(each.tokens for each in self._running.values())
         if not others and len(running.digests) == 1:
@@ -599,11 +502,11 @@ _FAULTS = (EndpointError, IncompleteError, UnknownBatchError)
 class _Cleanup:
     """Deletes the files of closed shards; after the first fault it leaves the rest to the next run."""
 
-    def __init__(self, ledger: BatchLedger, transport: BatchTransport) -> None:
+    def __init__(self, ledger: BatchLedger, transport: "BatchTransport") -> None:
         self._ledger, self._report = ledger, transport.report
         self._has_failed = False
 
-    async def run(self, provider: Provider) -> None:
+    async def run(self, provider: "OpenAIBatches") -> None:
         """Delete the files of every closed shard; faults are reported, never raised."""
         if self._has_failed:
             return
@@ -624,14 +527,14 @@ class _Cleanup:
             f"({reason}); the next run tries again"
         )
 
-    async def uploads_of(self, shard: Shard, provider: Provider) -> list[str]:
+    async def uploads_of(self, shard: Shard, provider: "OpenAIBatches") -> list[str]:
         """Return what was uploaded for a shard of which no batch was created."""
         try:
             return await provider.uploads(shard.file_name)
         except _FAULTS:
             return []
 
-    async def _close(self, shard: Shard, provider: Provider) -> None:
+    async def _close(self, shard: Shard, provider: "OpenAIBatches") -> None:
         """Close a shard of which every reply is kept: its run was killed before it could."""
         try:
             batch = await provider.state(shard.batch)
@@ -642,7 +545,7 @@ class _Cleanup:
             self._ledger.close(shard.id, ShardState.ENDED, (batch.input_file, *batch.files))
 
 
-async def _clean_up_alone(transport: BatchTransport, ledger: BatchLedger) -> None:
+async def _clean_up_alone(transport: "BatchTransport", ledger: BatchLedger) -> None:
     """Clean up in a run that has nothing pending."""
     cleanup = _Cleanup(ledger, transport)
     try:
