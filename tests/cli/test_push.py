@@ -1,4 +1,4 @@
-"""`push` against a small Hub on this machine: what arrives, what is refused, what is never told."""
+"""`push` to a small Hub on this machine: what arrives, what is refused, what is never printed."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ def written(hub: HubServer) -> list[str]:
     return [asked.path for asked in hub.asked if asked.method != "GET"]
 
 
-def test_the_listed_files_arrive_byte_for_byte_in_one_commit(hub: HubServer, made: Artifact, push: Push) -> None:
+def test_listed_files_arrive_unchanged_in_one_commit(hub: HubServer, made: Artifact, push: Push) -> None:
     code, out, err = push()
     assert code == 0, err
     repository = hub.repositories[NAME]
@@ -88,7 +88,7 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub: HubServer, made: Artif
     assert not hub.asked
 
 
-def test_offline_it_is_refused(hub: HubServer, push: Push) -> None:
+def test_offline_a_push_is_refused(hub: HubServer, push: Push) -> None:
     code, _, err = push("hub:me/pairs", "--offline")
     assert code == 2
     assert "drop --offline, or add --dry-run" in err
@@ -96,7 +96,7 @@ def test_offline_it_is_refused(hub: HubServer, push: Push) -> None:
 
 
 @pytest.mark.parametrize("target", ["me/pairs", "hub:pairs", "hub:me/pairs/x", "hub:me/../x", "hub:me/pa rs"])
-def test_a_target_that_names_no_repository(hub: HubServer, push: Push, target: str) -> None:
+def test_a_target_that_is_not_a_repository(hub: HubServer, push: Push, target: str) -> None:
     code, _, err = push(target)
     assert code == 2
     assert "write hub:owner/name" in err
@@ -108,7 +108,7 @@ def test_a_repository_may_be_made_public(hub: HubServer, push: Push) -> None:
     assert not hub.repositories[NAME].private
 
 
-def test_a_public_repository_is_no_place_for_a_private_upload(hub: HubServer, push: Push) -> None:
+def test_a_private_upload_to_a_public_repository_is_refused(hub: HubServer, push: Push) -> None:
     hub.repositories[NAME] = Repository(private=False)
     code, _, err = push()
     assert code == 2
@@ -117,7 +117,7 @@ def test_a_public_repository_is_no_place_for_a_private_upload(hub: HubServer, pu
     assert push("hub:me/pairs", "--public")[0] == 0
 
 
-def test_another_upload_leaves_no_file_of_the_one_before(hub: HubServer, push: Push) -> None:
+def test_a_second_upload_deletes_files_of_the_first(hub: HubServer, push: Push) -> None:
     old = {"data/dev-00000-of-00001.parquet": b"old", ".gitattributes": b"kept", "LICENSE": b"kept"}
     hub.repositories[NAME] = Repository(branches={"main": old})
     assert push()[0] == 0
@@ -127,10 +127,10 @@ def test_another_upload_leaves_no_file_of_the_one_before(hub: HubServer, push: P
 
 
 def test_a_branch_is_made_and_written_to(hub: HubServer, push: Push) -> None:
-    code, out, _ = push("hub:me/pairs@drafts/one")
+    code, out, _ = push("hub:me/pairs@trial/one")
     assert code == 0
     assert hub.repositories[NAME].branches["main"] == {}
-    assert "README.md" in hub.repositories[NAME].branches["drafts/one"]
+    assert "README.md" in hub.repositories[NAME].branches["trial/one"]
     assert "/commit/" in out
 
 
@@ -143,9 +143,7 @@ def test_a_model_becomes_a_repository_of_models(hub: HubServer, cli: Cli, tmp_pa
     assert f"{hub.endpoint}/me/tiny/commit/" in ended.out
 
 
-def test_without_a_token_that_fits_the_remedy_is_told(
-    hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_token_is_refused_with_a_remedy(hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = "hf_" + "Zz9" * 12
     monkeypatch.setenv("HF_TOKEN", wrong)
     code, out, err = push()
@@ -155,7 +153,7 @@ def test_without_a_token_that_fits_the_remedy_is_told(
     assert not hub.repositories
 
 
-def test_a_hub_that_refuses_the_card_is_told(hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_card_is_reported(hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(asked: Asked) -> Answer:
         if asked.path == "/api/validate-yaml":
             return Answer(400, {"errors": [{"message": '"license" must be one of a list'}], "warnings": []})
@@ -169,7 +167,7 @@ def test_a_hub_that_refuses_the_card_is_told(hub: HubServer, push: Push, monkeyp
     assert not hub.repositories[NAME].branches["main"]
 
 
-def test_a_hub_that_fails_leaves_the_command_to_be_run_again(
+def test_after_a_failure_of_the_hub_the_same_command_succeeds(
     hub: HubServer, push: Push, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(asked: Asked) -> Answer:
@@ -185,7 +183,7 @@ def test_a_hub_that_fails_leaves_the_command_to_be_run_again(
     assert push()[0] == 0
 
 
-def test_a_hub_that_is_not_there(push: Push, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(push: Push, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, _, err = push()
     assert code == 3
@@ -193,7 +191,7 @@ def test_a_hub_that_is_not_there(push: Push, hub: HubServer, monkeypatch: pytest
     assert "Traceback" not in err
 
 
-def test_a_process_of_its_own_uploads_and_never_tells_its_token(hub: HubServer, made: Artifact, tmp_path: Path) -> None:
+def test_a_process_uploads_and_never_prints_its_token(hub: HubServer, made: Artifact, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         **ENVIRONMENT,
