@@ -60,11 +60,11 @@ def rating_requests(count: int) -> Iterator[JudgeRequest]:
     """Yield distinct rating requests."""
     texts = [json.loads(line)["text"] for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
     speeches = [Speech(text) for text in texts]
-    sampling = SamplingParams()
+    scorer, sampling = TextScorer(RUBRIC), SamplingParams()
     for number in range(count):
         speech = speeches[number % len(speeches)]
         answer = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-        yield TextScorer(RUBRIC).rating_request(speech, answer, sampling)
+        yield scorer.rating_request(speech, answer, sampling)
 
 
 def reply_to(item: JudgeRequest) -> ChatReply:

@@ -67,7 +67,7 @@ Rounds = list[Outcome | None]
 
 def write_requests(work: Path, count: int) -> Path:
     """Write `count` distinct rating requests, as the bodies of HTTP requests, one per line."""
-    rubric, sampling = load_rubric("seven-principles"), SamplingParams()
+    scorer, sampling = TextScorer(load_rubric("seven-principles")), SamplingParams()
     samples = (SAMPLES / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in samples]
     path = work / f"requests-{count}.jsonl"
@@ -75,7 +75,7 @@ def write_requests(work: Path, count: int) -> Path:
         for number in range(count):
             speech = Speech(texts[number % len(texts)])
             candidate = Candidate(speech.id, "bench", f"{texts[-1 - number % len(texts)]} ({number})")
-            request = TextScorer(rubric).rating_request(speech, candidate, sampling).request
+            request = scorer.rating_request(speech, candidate, sampling).request
             schema = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
             body: dict[str, Any] = {
                 "model": "judge",

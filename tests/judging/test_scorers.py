@@ -27,8 +27,8 @@ FIRST = Candidate(SPEECH.id, "alder", "Since the move, no sleep. What are the ni
 SECOND = Candidate(SPEECH.id, "fir", 'You should go to bed at ten.\nAnd "no screens".')
 
 
-def rating(rubric: Rubric = RUBRIC, candidate: Candidate = FIRST, speech: Speech = SPEECH) -> ChatRequest:
-    return TextScorer(rubric).rating_request(speech, candidate, SamplingParams()).request
+def rating(rubric: Rubric = RUBRIC, candidate: Candidate = FIRST) -> ChatRequest:
+    return TextScorer(rubric).rating_request(SPEECH, candidate, SamplingParams()).request
 
 
 def comparison(rubric: Rubric = RUBRIC, first: Candidate = FIRST, second: Candidate = SECOND) -> ChatRequest:
@@ -46,7 +46,8 @@ def test_prompts_are_those_that_were_reviewed(name: str, request_of: Callable[[]
 
 
 def test_the_fixed_part_is_one_copy_for_every_item_of_a_rubric_and_kind() -> None:
-    one, other = rating(), rating(candidate=SECOND, speech=Speech("Something else altogether."))
+    scorer = TextScorer(RUBRIC)
+    one, other = (scorer.rating_request(SPEECH, each, SamplingParams()).request for each in (FIRST, SECOND))
     assert one.messages[0] is other.messages[0]
     assert one.response_schema is other.response_schema
     assert one.messages[1] != other.messages[1]

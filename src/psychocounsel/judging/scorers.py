@@ -10,8 +10,8 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple, cast
@@ -102,7 +102,6 @@ class Scorer(ABC):
 # --- Written numbers -------------------------------------------------------------------------------------------------
 
 _PROMPTS = files("psychocounsel.judging") / "prompts"
-_ITEM_LINE = "=== ITEM ===\n"
 _TEXT: JSON = {"type": "string"}
 
 
@@ -125,13 +124,30 @@ class TextScorer(Scorer):
         """Ask for one JSON object with a whole number for every principle."""
         item_id = content_id("rate", speech.text, candidate.text)
         item = {"item_id": item_id, "client": speech.text, "response": candidate.text}
-        return JudgeRequest(item_id, _text_request("rate", item, self.rubric, sampling))
+        return JudgeRequest(item_id, self._request("rate", item, sampling))
 
     def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a winner for every criterion; A is the first response."""
         shown = _shown(item)
         item_id = content_id("compare", *shown.values())
-        return JudgeRequest(item_id, _text_request("compare", {"item_id": item_id, **shown}, self.rubric, sampling))
+        return JudgeRequest(item_id, self._request("compare", {"item_id": item_id, **shown}, sampling))
+
+    def _request(self, name: str, item: Mapping[str, str], sampling: SamplingParams) -> ChatRequest:
+        fixed = self._fixed_parts[name]
+        return ChatRequest(
+            messages=(fixed.message, Message("user", fixed.item.substitute(_marked(item)))),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            response_schema=fixed.schema,
+            schema_name=name,
+            sample_index=sampling.sample_index,
+        )
+
+    @cached_property
+    def _fixed_parts(self) -> Mapping[str, "_FixedPart"]:
+        schemas = {"rate": _rating_schema(self.rubric), "compare": _comparison_schema(self.rubric)}
+        return {name: _fixed_part(name, self.rubric, schema) for name, schema in schemas.items()}
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the whole numbers."""
@@ -162,27 +178,6 @@ def _marked(item: Mapping[str, str]) -> dict[str, str]:
     return {"marker": f"<<{content_id('marker', data)}>>", "data": data}
 
 
-def _text_request(name: str, item: Mapping[str, str], rubric: Rubric, sampling: SamplingParams) -> ChatRequest:
-    fixed = _fixed_part(name, _ByDigest(rubric.digest, rubric))
-    return ChatRequest(
-        messages=(fixed.message, Message("user", fixed.item.substitute(_marked(item)))),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        response_schema=fixed.schema,
-        schema_name=name,
-        sample_index=sampling.sample_index,
-    )
-
-
-@dataclass(frozen=True)
-class _ByDigest:
-    """A rubric, known by the digest of what a judge is shown."""
-
-    digest: str
-    rubric: Rubric = field(compare=False)
-
-
 class _FixedPart(NamedTuple):
     """What all requests of one kind share; a million of them hold one copy."""
 
@@ -191,26 +186,21 @@ class _FixedPart(NamedTuple):
     schema: Mapping[str, JSON]
 
 
-@lru_cache(maxsize=32)
-def _fixed_part(name: str, known: _ByDigest) -> _FixedPart:
-    rubric = known.rubric
-    system, item = _prompt(name).split(_ITEM_LINE)
+def _fixed_part(name: str, rubric: Rubric, schema: Mapping[str, JSON]) -> _FixedPart:
+    system, item = _prompt(name).split("=== ITEM ===\n")
     in_language = "" if rubric.language == "en" else f" in the language of the rubric ({rubric.language})"
+    anchors = {each.id: "".join(f"  {at}: {each.anchors[at]}\n" for at in rubric.scale) for each in rubric.principles}
     text = Template(system).substitute(
         version=rubric.version,
         minimum=rubric.minimum,
         maximum=rubric.maximum,
         rubric="".join(
-            f'"{each.id}" - {each.name}. {each.description}\n'
-            + "".join(f"  {point}: {each.anchors[point]}\n" for point in rubric.scale)
-            + "\n"
-            for each in rubric.principles
+            f'"{each.id}" - {each.name}. {each.description}\n{anchors[each.id]}\n' for each in rubric.principles
         ),
         principles=_quoted(rubric.principle_ids),
         fields=_fields(rubric, in_language),
         in_language=in_language,
     )
-    schema = _rating_schema(rubric) if name == "rate" else _comparison_schema(rubric)
     return _FixedPart(Message("system", text), Template(item), schema)
 
 
