@@ -1,6 +1,7 @@
-"""Hand-worked figures, and brute force as oracle, for accuracy, AUC, ECE and Brier."""
+"""Accuracy, AUC, ECE and Brier by hand and by brute force; baselines on pairs small enough to check by eye."""
 
 import math
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -9,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.reward_metrics import RewardMetrics, correctness, reward_metrics
+from psychocounsel.evaluation.reward_metrics import (
+    RewardMetrics,
+    author_identity,
+    author_means,
+    correctness,
+    longer_wins,
+    measure_baselines,
+    reward_metrics,
+    same_tier,
+)
 from psychocounsel.evaluation.statistics import BootstrapSettings
+from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
 
 FAST = BootstrapSettings(samples=200)
 margin_lists = st.lists(st.integers(-4, 4).map(float) | st.floats(-6, 6), min_size=1, max_size=25)
@@ -37,7 +48,7 @@ def brute_force_ece(margins: list[float]) -> float:
     return sum(abs(sum(t for _, t in held) - sum(c for c, _ in held)) for held in bins.values()) / len(seen)
 
 
-def test_the_figures_worked_by_hand() -> None:
+def test_figures_by_hand() -> None:
     # Margins ln 4, ln 4 and -ln 4 are probabilities 0.8, 0.8 and 0.2 of the chosen one.
     metrics = measured([math.log(4), math.log(4), -math.log(4)])
     assert metrics.accuracy.estimate == pytest.approx(2 / 3)
@@ -50,14 +61,14 @@ def test_the_figures_worked_by_hand() -> None:
     assert (metrics.ties, metrics.accuracy.n) == (0, 3)
 
 
-def test_equal_rewards_count_half_and_are_told() -> None:
+def test_equal_rewards_count_half() -> None:
     metrics = measured([0.0, 0.0, 1.0, -1.0])
     assert (metrics.accuracy.estimate, metrics.ties) == (0.5, 2)
     flat = measured([0.0] * 5)
     assert (flat.auc.estimate, flat.ece.estimate, flat.brier.estimate) == (0.5, 0.0, 0.25)
 
 
-def test_a_perfect_and_certain_model() -> None:
+def test_perfect_and_certain_model() -> None:
     metrics = measured([60.0] * 40)
     assert (metrics.accuracy.estimate, metrics.auc.estimate) == (1.0, 1.0)
     assert (metrics.ece.estimate, metrics.brier.estimate) == (pytest.approx(0), pytest.approx(0))
@@ -88,24 +99,24 @@ def test_calibration_and_brier_follow_their_definitions(margins: list[float]) ->
 
 
 @given(margin_lists)
-def test_turning_every_pair_round_mirrors_accuracy_and_auc(margins: list[float]) -> None:
-    metrics, turned = measured(margins), measured([-m for m in margins])
-    assert turned.accuracy.estimate == pytest.approx(1 - metrics.accuracy.estimate)
-    assert turned.auc.estimate == pytest.approx(1 - metrics.auc.estimate)
-    assert turned.ties == metrics.ties
+def test_swapping_every_pair_mirrors_accuracy_and_auc(margins: list[float]) -> None:
+    metrics, swapped = measured(margins), measured([-m for m in margins])
+    assert swapped.accuracy.estimate == pytest.approx(1 - metrics.accuracy.estimate)
+    assert swapped.auc.estimate == pytest.approx(1 - metrics.auc.estimate)
+    assert swapped.ties == metrics.ties
     for rate in (metrics.accuracy, metrics.auc, metrics.ece, metrics.brier):
         assert 0 <= rate.low <= rate.estimate <= rate.high <= 1
 
 
-def test_the_interval_of_the_auc_resamples_whole_speeches() -> None:
-    # An oracle that draws speeches one resample at a time and scores each by brute force.
+def test_interval_of_the_auc_resamples_whole_speeches() -> None:
+    # An oracle that samples speeches one resample at a time and scores each by brute force.
     rng = np.random.default_rng(3)
     margins = rng.normal(0.5, 1, 24).round(1).tolist()
     speeches = [f"s{index // 3}" for index in range(24)]
     figures: list[float] = []
     for _ in range(1500):
-        drawn = rng.integers(8, size=8)
-        figures.append(brute_force_auc([margins[3 * s + k] for s in drawn for k in range(3)]))
+        sampled = rng.integers(8, size=8)
+        figures.append(brute_force_auc([margins[3 * s + k] for s in sampled for k in range(3)]))
     rate = reward_metrics(margins, speeches, BootstrapSettings(samples=4000)).auc
     assert (rate.low, rate.high) == pytest.approx(tuple(np.quantile(figures, [0.025, 0.975])), abs=0.03)
     as_rows = measured(margins).auc
@@ -113,7 +124,7 @@ def test_the_interval_of_the_auc_resamples_whole_speeches() -> None:
     assert as_rows.low != rate.low
 
 
-def test_an_unscored_pair_is_missing_in_every_figure() -> None:
+def test_unscored_pair_is_missing_in_every_figure() -> None:
     metrics = reward_metrics([1.0, None, -2.0], ["a", "b", "c"], FAST)
     for rate in (metrics.accuracy, metrics.auc, metrics.ece, metrics.brier):
         assert (rate.n, rate.missing) == (2, 1)
@@ -122,8 +133,133 @@ def test_an_unscored_pair_is_missing_in_every_figure() -> None:
     assert metrics.as_dict()["ties"] == 0
 
 
-def test_a_broken_model_gives_no_figure() -> None:
+def test_margin_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(ValueError, match="finite"):
         measured([1.0, float("nan")])
     with pytest.raises(DataQualityError):
         reward_metrics([None], ["a"], FAST)
+
+
+def side(speech: Speech, author: str, ratings: tuple[int, ...], text: str = "") -> ScoredCandidate:
+    named = {f"principle-{index}": rating for index, rating in enumerate(ratings)}
+    reply = Candidate(speech.id, author, text or f"reply of {author} {ratings}")
+    return ScoredCandidate(reply, float(sum(ratings)), named)
+
+
+def pair(
+    speech: str,
+    chosen: tuple[str, tuple[int, ...]],
+    rejected: tuple[str, tuple[int, ...]],
+    texts: tuple[str, str] = ("", ""),
+) -> PreferencePair:
+    said = Speech(speech)
+    return PreferencePair(said, side(said, *chosen, texts[0]), side(said, *rejected, texts[1]))
+
+
+TRAIN = [
+    pair("one", ("good", (5, 5)), ("bad", (1, 2))),
+    pair("one", ("good", (5, 5)), ("fair", (4, 4))),  # the same candidate of "good" again
+    pair("two", ("fair", (5, 4)), ("good", (4, 4))),
+]
+
+
+def test_author_means_count_each_candidate_once() -> None:
+    # good: (5 + 4) / 2, where counting pairs would give (5 + 5 + 4) / 3; fair: (4 + 4.5) / 2; bad: 1.5.
+    assert author_means(TRAIN) == {"good": Fraction(9, 2), "fair": Fraction(17, 4), "bad": Fraction(3, 2)}
+
+
+def test_candidate_without_ratings_has_no_mean() -> None:
+    said = Speech("online")
+    rewards = PreferencePair(
+        said,
+        ScoredCandidate(Candidate(said.id, "policy", "warm"), 2.5),
+        ScoredCandidate(Candidate(said.id, "policy", "cold"), -1.0),
+    )
+    assert author_means([rewards]) == {}
+
+
+def test_author_identity_by_hand() -> None:
+    test = [
+        pair("t1", ("good", (3, 3)), ("bad", (1, 1))),
+        pair("t2", ("bad", (3, 3)), ("good", (1, 1))),
+        pair("t3", ("good", (3, 3)), ("good", (1, 1))),
+        pair("t4", ("stranger", (3, 3)), ("bad", (1, 1))),
+        pair("t5", ("good", (3, 3)), ("stranger", (1, 1))),
+    ]
+    assert author_identity(TRAIN, test) == [1.0, 0.0, 0.5, 0.5, 0.5]
+
+
+def test_tier_is_strictly_under_a_quarter_and_exact() -> None:
+    test = [
+        pair("t1", ("good", (3, 3)), ("fair", (1, 1))),  # 4.5 - 4.25 is a quarter: apart
+        pair("t2", ("good", (3, 3)), ("good", (1, 1))),
+        pair("t3", ("good", (3, 3)), ("bad", (1, 1))),
+        pair("t4", ("stranger", (3, 3)), ("stranger", (1, 1))),
+    ]
+    assert same_tier(TRAIN, test) == [False, True, False, False]
+    nearer = [*TRAIN, pair("three", ("fair", (5, 5)), ("bad", (1, 1)))]  # fair rises to 4.5
+    assert same_tier(nearer, test)[0] is True
+
+
+def test_tier_is_a_share_of_the_scale() -> None:
+    wider = [pair("one", ("good", (7,)), ("fair", (2,))), pair("two", ("fair", (10,)), ("good", (5,)))]
+    level = pair("t", ("good", (3,)), ("fair", (1,)))
+    assert same_tier(wider, [level], (0, 10)) == [True]  # 6 and 6
+    # 6 and 5.5, then 6 and 5: a sixteenth of ten points is 0.625.
+    for fair, is_near in ((9, True), (8, False)):
+        train = [wider[0], pair("two", ("fair", (fair,)), ("good", (5,)))]
+        assert same_tier(train, [level], (0, 10)) == [is_near]
+        assert same_tier(train, [level]) == [False]
+        found = measure_baselines(train, [level], [1.0], FAST, (0, 10))
+        assert (found.same_tier is not None) == is_near
+
+
+def test_longer_wins_counts_words_and_not_letters() -> None:
+    test = [
+        pair("t1", ("x", (3,)), ("y", (1,)), ("I hear you, friend.", "Incomprehensibilities!")),
+        pair("t2", ("x", (3,)), ("y", (1,)), ("Yes.", "No, not now.")),
+        pair("t3", ("x", (3,)), ("y", (1,)), ("That's hard.", "How so?")),
+    ]
+    assert longer_wins(test) == [1.0, 0.0, 0.5]
+
+
+def test_three_baselines_on_the_test_pairs() -> None:
+    test = [
+        pair("t1", ("good", (3, 3)), ("bad", (1, 1)), ("a b c", "a b")),
+        pair("t2", ("good", (3, 3)), ("good", (1, 1)), ("a", "a b")),
+        pair("t3", ("bad", (3, 3)), ("bad", (1, 1)), ("a", "c")),
+        pair("t4", ("fair", (3, 3)), ("fair", (1, 1)), ("a", "d")),
+    ]
+    found = measure_baselines(TRAIN, test, [-9.0, 1.0, -1.0, None], FAST)
+    assert found.author_identity.estimate == pytest.approx((1 + 3 * 0.5) / 4)
+    assert found.longer_wins.estimate == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+    assert found.same_tier is not None
+    # The wrong margin of the cross-tier pair is not looked at; the unscored one is missing.
+    assert (found.same_tier.estimate, found.same_tier.n, found.same_tier.missing) == (0.5, 2, 1)
+    assert found.as_dict()["same_tier"] == found.same_tier.as_dict()
+
+
+def test_no_pair_of_one_tier_is_none_and_not_a_number() -> None:
+    test = [pair("t1", ("good", (3, 3)), ("bad", (1, 1)))]
+    found = measure_baselines(TRAIN, test, [1.0], FAST)
+    assert found.same_tier is None
+    assert found.as_dict()["same_tier"] is None
+    unscored = measure_baselines(TRAIN, [pair("t", ("good", (3,)), ("good", (1,)))], [None], FAST)
+    assert unscored.same_tier is None
+
+
+def test_unequal_lengths_and_no_pairs_are_errors() -> None:
+    test = [pair("t1", ("good", (3, 3)), ("bad", (1, 1)))]
+    with pytest.raises(ValueError, match="zip"):
+        measure_baselines(TRAIN, test, [], FAST)
+    with pytest.raises(DataQualityError):
+        measure_baselines(TRAIN, [], [], FAST)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=8))
+def test_exchanging_authors_mirrors_author_identity(authors: list[tuple[str, str]]) -> None:
+    train = [pair("x", ("a", (5, 4)), ("b", (3, 3))), pair("y", ("b", (3, 3)), ("c", (2, 2)))]
+    one = [pair(f"t{i}", (x, (5,)), (y, (1,))) for i, (x, y) in enumerate(authors)]
+    two = [pair(f"t{i}", (y, (5,)), (x, (1,))) for i, (x, y) in enumerate(authors)]
+    assert author_identity(train, one) == [1 - credit for credit in author_identity(train, two)]
+    assert same_tier(train, one) == same_tier(train, two)

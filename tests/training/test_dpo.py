@@ -201,12 +201,12 @@ def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
 
 
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, tiny_model_folder: Path) -> None:
-    outputs = [output_in(tmp_path / str(number)) for number in range(3)]
-    for output, seed in zip(outputs, (1, 1, 2), strict=True):
-        run_dpo(tiny_model_folder, output, seed=seed)
-    first, second, other = (weights_of(output.folder) for output in outputs)
-    assert same_weights(first, second)
-    assert not same_weights(first, other)
+    weights: list[dict[str, torch.Tensor]] = []
+    for number, seed in enumerate((1, 1, 2)):
+        run_dpo(tiny_model_folder, output := output_in(tmp_path / str(number)), seed=seed)
+        weights.append(weights_of(output.folder))
+    assert same_weights(weights[0], weights[1])
+    assert not same_weights(weights[0], weights[2])
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])

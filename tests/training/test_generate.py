@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.training.generate import (
-    AnswerGenerator,
-    sample_candidates,
-    sample_tokens,
-)
+from psychocounsel.training.generate import AnswerGenerator, sample_candidates, sample_tokens
 from psychocounsel.training.tokenize import encode_prompt
 from psychocounsel.types import Candidate, Policy, Speech
 
@@ -130,8 +126,7 @@ def sample(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> i
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"),
-    [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.99, 3)],
+    ("uniform", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.99, 3)]
 )
 def test_sampling_by_hand(uniform: float, token: int) -> None:
     assert sample(uniform) == token

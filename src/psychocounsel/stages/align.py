@@ -146,11 +146,7 @@ def _plan_rounds(config: AlignConfig, online: OnlineConfig, store: Store) -> lis
             "length_penalty_per_100_tokens": online.length_penalty_per_100_tokens,
         }
         pairs = ArtifactSpec("preferences", name, STAGE, VERSION, selection, (scores.as_parent("scores"), *answered))
-        training = {
-            **_dpo_settings(config, initial.fingerprint),
-            "seed": seed,
-            "max_steps": online.steps_per_round,
-        }
+        training = {**_dpo_settings(config, initial.fingerprint), "seed": seed, "max_steps": online.steps_per_round}
         parents = (pairs.as_parent("pairs"), speeches, *previous, *initial.parents("initial policy"), *scored_by)
         policy_name = config.name if number == online.rounds else name
         policy = ArtifactSpec("policies", policy_name, STAGE, VERSION, training, parents)

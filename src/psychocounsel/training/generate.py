@@ -13,13 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
@@ -246,11 +240,7 @@ class LocalChatModel:
     """
 
     def __init__(
-        self,
-        generator: AnswerGenerator,
-        fingerprint: Mapping[str, str],
-        batch_size: int,
-        kept: Callable[[str], int],
+        self, generator: AnswerGenerator, fingerprint: Mapping[str, str], batch_size: int, kept: Callable[[str], int]
     ) -> None:
         self._generator = generator
         self._fingerprint = dict(fingerprint)

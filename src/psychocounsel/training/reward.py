@@ -117,11 +117,7 @@ def load_with_new_head(base: Policy, tokenizer: PreTrainedTokenizerBase, seed: i
     try:
         with quiet_libraries():  # they warn about the head, which the base lacks
             model = AutoModelForSequenceClassification.from_pretrained(
-                base.location,
-                revision=base.revision or "main",
-                num_labels=1,
-                dtype=torch.float32,
-                use_safetensors=True,
+                base.location, revision=base.revision or "main", num_labels=1, dtype=torch.float32, use_safetensors=True
             )
     except (OSError, ValueError) as error:
         remedy = f"check the folder or Hub id ({error})"

@@ -80,10 +80,7 @@ class SftSummary:
 
 
 def make_tiny_llama(
-    speeches: Sequence[Speech],
-    candidates: Sequence[Candidate],
-    config: BaseModelConfig,
-    output: TrainingOutput,
+    speeches: Sequence[Speech], candidates: Sequence[Candidate], config: BaseModelConfig, output: TrainingOutput
 ) -> SftSummary:
     """Train a tokenizer and a model on the given texts alone, and save both into `output.folder`.
 

@@ -1,4 +1,4 @@
-"""Loops, cut answers, empty answers and lengths, by hand."""
+"""Words, loops, unfinished and empty answers, and lengths, by hand."""
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from psychocounsel.evaluation.text_quality import (
     has_loop,
     length_words,
     measure_text_quality,
+    words,
 )
 from psychocounsel.types import Candidate
 
@@ -36,11 +37,11 @@ def said(speech: str, text: str, finished: bool = True) -> Candidate:
         ("a b c", False),
     ],
 )
-def test_a_run_of_four_words_three_times_is_a_loop(text: str, loops: bool) -> None:
+def test_run_of_four_words_three_times_is_a_loop(text: str, loops: bool) -> None:
     assert has_loop(text) is loops
 
 
-def test_the_ratio_of_distinct_runs_by_hand() -> None:
+def test_ratio_of_distinct_runs_by_hand() -> None:
     # Nine runs in twelve words; of the four different ones the first occurs three times, the others twice.
     assert distinct_4gram_ratio(LOOP) == pytest.approx(4 / 9)
     assert distinct_4gram_ratio("one two three four five") == 1.0
@@ -53,8 +54,8 @@ def test_lengths_by_hand() -> None:
     assert length_words(["It's a start.", ""]) == LengthWords(1.5, 1.5, pytest.approx(2.85))
 
 
-def test_the_health_of_four_texts() -> None:
-    health = measure_text_quality(
+def test_quality_of_four_texts() -> None:
+    quality = measure_text_quality(
         [
             said("a", LOOP, finished=False),
             said("a", "What would help you most right now?"),
@@ -63,24 +64,24 @@ def test_the_health_of_four_texts() -> None:
         ],
         FAST,
     )
-    assert (health.repetition_rate.estimate, health.repetition_rate.n) == (0.25, 4)
-    assert health.unfinished_rate.estimate == 0.25
-    assert health.empty_rate.estimate == 0.25
-    assert health.distinct_4gram_ratio is not None
-    assert health.distinct_4gram_ratio.estimate == pytest.approx((4 / 9 + 1) / 2)
-    assert (health.distinct_4gram_ratio.n, health.distinct_4gram_ratio.missing) == (2, 2)
-    assert health.length_words.mean == pytest.approx((12 + 7 + 0 + 3) / 4)
+    assert (quality.repetition_rate.estimate, quality.repetition_rate.n) == (0.25, 4)
+    assert quality.unfinished_rate.estimate == 0.25
+    assert quality.empty_rate.estimate == 0.25
+    assert quality.distinct_4gram_ratio is not None
+    assert quality.distinct_4gram_ratio.estimate == pytest.approx((4 / 9 + 1) / 2)
+    assert (quality.distinct_4gram_ratio.n, quality.distinct_4gram_ratio.missing) == (2, 2)
+    assert quality.length_words.mean == pytest.approx((12 + 7 + 0 + 3) / 4)
 
 
-def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
-    health = measure_text_quality([said("a", ""), said("b", "")], FAST)
-    assert health.distinct_4gram_ratio is None
-    assert health.empty_rate.estimate == 1.0
-    assert health.as_dict() == {
-        "repetition_rate": health.repetition_rate.as_dict(),
+def test_policy_that_says_nothing_has_rates_but_no_ratio() -> None:
+    quality = measure_text_quality([said("a", ""), said("b", "")], FAST)
+    assert quality.distinct_4gram_ratio is None
+    assert quality.empty_rate.estimate == 1.0
+    assert quality.as_dict() == {
+        "repetition_rate": quality.repetition_rate.as_dict(),
         "distinct_4gram_ratio": None,
-        "unfinished_rate": health.unfinished_rate.as_dict(),
-        "empty_rate": health.empty_rate.as_dict(),
+        "unfinished_rate": quality.unfinished_rate.as_dict(),
+        "empty_rate": quality.empty_rate.as_dict(),
         "length_words": {"mean": 0.0, "median": 0.0, "p95": 0.0},
     }
     with pytest.raises(DataQualityError):
@@ -88,10 +89,24 @@ def test_a_policy_that_says_nothing_has_no_ratio_but_a_rate() -> None:
 
 
 @given(st.text(alphabet="ab ", max_size=40))
-def test_a_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> None:
+def test_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> None:
     ratio = distinct_4gram_ratio(text)
     assert ratio is None or 0 < ratio <= 1
     if has_loop(text):
         assert ratio is not None
         assert ratio < 1
     assert has_loop(text.upper()) == has_loop(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(Nods) I hear you, Friend!", ["nods", "i", "hear", "you", "friend"]),
+        ("It's she\u2019ll 'quoted'", ["it's", "she\u2019ll", "quoted"]),
+        ("one\u2028two\tthree", ["one", "two", "three"]),
+        ("... ...", ["...", "..."]),
+        ("", []),
+    ],
+)
+def test_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected

@@ -1,0 +1,330 @@
+"""Win rates with oracle and biased judges, at equal length, and with unanswered speeches."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psychocounsel.errors import DataQualityError
+from psychocounsel.evaluation.statistics import BootstrapSettings, bootstrap_rate
+from psychocounsel.evaluation.winrate import (
+    BothOrders,
+    Compared,
+    LengthComparison,
+    Outcome,
+    Unanswered,
+    fit_logistic,
+    length_controlled_rate,
+    sample_speeches,
+    win_rates,
+    winrate_metrics,
+)
+from psychocounsel.types import OVERALL, Candidate, Comparison, ReplyStatus, Speech, Winner
+
+FAST = BootstrapSettings(samples=200)
+Judge = Callable[[str, str], Winner]
+FIRST, SECOND, TIE = Winner.FIRST, Winner.SECOND, Winner.TIE
+
+
+def comparison(speech: str, first: str, second: str, winners: Mapping[str, Winner] | None) -> Comparison:
+    status = ReplyStatus.VALID if winners else ReplyStatus.REFUSAL
+    return Comparison(speech, first, second, status, winners or {})
+
+
+def both(forward: Winner | None, backward: Winner | None, speech: str = "s", criterion: str = OVERALL) -> BothOrders:
+    """One comparison from the winner by position in each order; None is a failed comparison."""
+    return BothOrders(
+        comparison(speech, "policy", "reference", {criterion: forward} if forward else None),
+        comparison(speech, "reference", "policy", {criterion: backward} if backward else None),
+    )
+
+
+def judged(speech: str, policy: str, reference: str, judge: Judge) -> BothOrders:
+    return BothOrders(
+        comparison(speech, policy, reference, {OVERALL: judge(policy, reference)}),
+        comparison(speech, reference, policy, {OVERALL: judge(reference, policy)}),
+    )
+
+
+def oracle(first: str, second: str) -> Winner:
+    """Prefers the response whose name ends in the higher digit, wherever it stands."""
+    if first[-1] == second[-1]:
+        return TIE
+    return FIRST if first[-1] > second[-1] else SECOND
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "outcome"),
+    [
+        (FIRST, SECOND, Outcome.WIN),
+        (SECOND, FIRST, Outcome.LOSS),
+        (TIE, TIE, Outcome.TIE),
+        (FIRST, FIRST, Outcome.POSITION_INCONSISTENT),
+        (SECOND, SECOND, Outcome.POSITION_INCONSISTENT),
+        (FIRST, TIE, Outcome.POSITION_INCONSISTENT),
+        (TIE, FIRST, Outcome.POSITION_INCONSISTENT),
+        (None, SECOND, Outcome.MISSING),
+        (FIRST, None, Outcome.MISSING),
+        (None, None, Outcome.MISSING),
+    ],
+)
+def test_two_orders_make_one_outcome(forward: Winner | None, backward: Winner | None, outcome: Outcome) -> None:
+    assert both(forward, backward).outcome() is outcome
+
+
+def test_oracle_judge_gives_every_win_to_the_better_side() -> None:
+    compared = [judged(f"s{i}", "policy-9", "reference-1", oracle) for i in range(20)]
+    rates = win_rates(compared, FAST)
+    assert (rates.overall.estimate, rates.wins, rates.position_inconsistent_rate.estimate) == (1.0, 20, 0.0)
+    assert rates.first_position_rate.estimate == 0.5
+    worse = win_rates([judged(f"s{i}", "policy-1", "reference-9", oracle) for i in range(20)], FAST)
+    assert (worse.overall.estimate, worse.losses) == (0.0, 20)
+
+
+def test_judge_that_always_says_first_gives_exactly_one_half() -> None:
+    compared = [judged(f"s{i}", "policy-9", "reference-1", lambda _first, _second: FIRST) for i in range(20)]
+    rates = win_rates(compared, FAST)
+    assert rates.overall.estimate == 0.5
+    assert (rates.wins, rates.ties, rates.losses) == (0, 20, 0)
+    assert (rates.position_inconsistent_rate.estimate, rates.first_position_rate.estimate) == (1.0, 1.0)
+
+
+def test_figures_by_hand() -> None:
+    compared = [
+        both(FIRST, SECOND, "a"),  # win
+        both(FIRST, SECOND, "b"),  # win
+        both(TIE, TIE, "c"),  # tie
+        both(FIRST, FIRST, "d"),  # position-inconsistent
+        both(SECOND, FIRST, "e"),  # loss
+        both(FIRST, None, "f"),  # missing
+    ]
+    rates = win_rates(compared, FAST)
+    assert rates.overall.estimate == pytest.approx((2 + 0.5 + 0.5) / 5)
+    assert (rates.overall.n, rates.overall.missing) == (5, 1)
+    assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 2, 1, 1)
+    inconsistent = rates.position_inconsistent_rate
+    assert (inconsistent.estimate, inconsistent.missing) == (pytest.approx(1 / 5), 1)
+    # Halves but for the inconsistent one, which gave both to the first; the lone valid comparison of "f" is left out.
+    assert rates.first_position_rate.estimate == pytest.approx((4 * 0.5 + 1) / 5)
+    assert rates.first_position_rate.n == 5
+
+
+def test_criteria_are_kept_apart_and_overall_is_not_among_them() -> None:
+    def shown(empathy: Winner, overall: Winner, speech: str) -> BothOrders:
+        winners = {"empathy": empathy, OVERALL: overall}
+        swapped = {name: winner.swap() for name, winner in winners.items()}
+        return BothOrders(comparison(speech, "p", "r", winners), comparison(speech, "r", "p", swapped))
+
+    rates = win_rates([shown(FIRST, SECOND, "a"), shown(TIE, SECOND, "b"), both(FIRST, None, "c")], FAST)
+    assert rates.overall.estimate == 0.0
+    assert list(rates.by_criterion) == ["empathy"]
+    assert (rates.by_criterion["empathy"].estimate, rates.by_criterion["empathy"].missing) == (0.75, 1)
+    metrics = rates.as_dict()
+    assert metrics["win_rate"] == rates.overall.as_dict()
+    assert metrics["win_rate_by_criterion"] == {"empathy": rates.by_criterion["empathy"].as_dict()}
+    assert (metrics["losses"], metrics["missing"]) == (2, 1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([FIRST, SECOND, TIE, None]),
+            st.sampled_from([FIRST, SECOND, TIE, None]),
+            st.sampled_from("abcdef"),
+        ),
+        min_size=1,
+        max_size=20,
+    ).filter(lambda rows: any(forward and backward for forward, backward, _ in rows))
+)
+def test_swapped_win_rate_is_one_minus_it(rows: list[tuple[Winner | None, Winner | None, str]]) -> None:
+    compared = [both(*row) for row in rows]
+    rates = win_rates(compared, FAST)
+    other = win_rates([one.swap() for one in compared], FAST)
+    assert other.overall.estimate == pytest.approx(1 - rates.overall.estimate)
+    assert (other.overall.low, other.overall.high) == pytest.approx((1 - rates.overall.high, 1 - rates.overall.low))
+    assert (other.wins, other.ties, other.losses) == (rates.losses, rates.ties, rates.wins)
+    assert other.position_inconsistent_rate == rates.position_inconsistent_rate
+    assert rates.wins + rates.ties + rates.losses + rates.missing == len(compared)
+    assert compared[0].swap().swap() == compared[0]
+
+
+def test_orders_of_different_comparisons_are_an_error() -> None:
+    forward = comparison("s", "p", "r", {OVERALL: FIRST})
+    with pytest.raises(ValueError, match="exchanged places"):
+        BothOrders(forward, forward)
+    with pytest.raises(ValueError, match="exchanged places"):
+        BothOrders(forward, comparison("s", "r", "q", {OVERALL: FIRST}))
+    with pytest.raises(ValueError, match="one speech"):
+        BothOrders(forward, comparison("t", "r", "p", {OVERALL: FIRST}))
+
+
+def test_speech_without_an_answer_is_missing_from_every_figure() -> None:
+    answered = [both(FIRST, SECOND, "a"), both(SECOND, FIRST, "b"), both(FIRST, SECOND, "c")]
+    rates = win_rates([*answered, Unanswered("d"), Unanswered("e")], FAST)
+    without = win_rates(answered, FAST)
+    assert rates.overall.estimate == without.overall.estimate == pytest.approx(2 / 3)
+    assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 0, 1, 2)
+    for rate in (rates.overall, rates.position_inconsistent_rate, rates.first_position_rate):
+        assert (rate.n, rate.missing) == (3, 2)
+    assert Unanswered("d").swap() == Unanswered("d")
+    for nothing in ([Unanswered("d")], [both(None, FIRST), both(FIRST, None)]):
+        with pytest.raises(DataQualityError, match="missing"):
+            win_rates(nothing, FAST)
+
+
+def comparisons(points: Sequence[float | None], differences: Sequence[float]) -> list[LengthComparison]:
+    return [
+        LengthComparison(f"s{index}", point, 100 + difference, 100)
+        for index, (point, difference) in enumerate(zip(points, differences, strict=True))
+    ]
+
+
+def simulated(theta: float, beta: float, n: int) -> list[LengthComparison]:
+    rng = np.random.default_rng(7)
+    differences = rng.normal(60, 40, n)
+    chance = 1 / (1 + np.exp(-(theta + beta * np.tanh(differences / differences.std()))))
+    wins = (rng.random(n) < chance).astype(float)
+    return comparisons(wins.tolist(), differences.tolist())
+
+
+def test_win_rate_from_length_alone_is_controlled_to_one_half() -> None:
+    # Theta is 0: at equal length the two are equals, yet the longer policy wins far more than half.
+    rows = simulated(theta=0.0, beta=1.5, n=3000)
+    raw = bootstrap_rate([row.points for row in rows], [row.speech_id for row in rows], FAST)
+    result = length_controlled_rate(rows, FAST)
+    assert raw.low > 0.65
+    assert result.controlled
+    assert result.rate.low < 0.5 < result.rate.high
+    assert result.length_effect == pytest.approx(1.5, abs=0.3)
+
+
+def test_true_merit_survives_the_control() -> None:
+    result = length_controlled_rate(simulated(theta=1.0, beta=-0.8, n=3000), FAST)
+    truth = 1 / (1 + math.exp(-1.0))
+    assert result.rate.low < truth < result.rate.high
+    assert result.rate.high - result.rate.low < 0.12
+    assert result.length_effect == pytest.approx(-0.8, abs=0.3)
+
+
+def test_fit_by_hand() -> None:
+    # At x = 1 three of four are won, at -1 one of four: logits ±ln 3, so theta = 0 and beta = ln 3.
+    # The weights dominate the ridge.
+    x = np.array([1.0] * 4 + [-1.0] * 4)
+    y = np.array([1.0, 1, 1, 0, 1, 0, 0, 0])
+    ((theta, beta),) = fit_logistic(x, y, np.full((1, 8), 1000.0))
+    assert theta == pytest.approx(0, abs=1e-9)
+    assert beta == pytest.approx(math.log(3), abs=1e-4)
+    # Counted three times, the loss at 1 brings that side to 3 of 6: logits 0 and -ln 3.
+    ((theta, beta),) = fit_logistic(x, y, np.array([[1.0, 1, 1, 3, 1, 1, 1, 1]]) * 1000)
+    assert theta == pytest.approx(-math.log(3) / 2, abs=1e-4)
+    assert beta == pytest.approx(math.log(3) / 2, abs=1e-4)
+
+
+def test_fit_is_where_the_gradient_vanishes() -> None:
+    rng = np.random.default_rng(1)
+    x, y = np.tanh(rng.normal(size=50)), rng.choice([0.0, 0.5, 1.0], 50)
+    weights = rng.integers(0, 4, (6, 50)).astype(float)
+    fit = fit_logistic(x, y, weights)
+    for theta, beta, weight in zip(*fit.T, weights, strict=True):
+        error = weight * (1 / (1 + np.exp(-(theta + beta * x))) - y)
+        assert error.sum() + 1e-6 * theta == pytest.approx(0, abs=1e-7)
+        assert error @ x + 1e-2 * beta == pytest.approx(0, abs=1e-7)
+
+
+def test_fit_converges_where_full_newton_steps_diverge() -> None:
+    # Sixteen thousand losses against twenty ties: undamped steps from zero end beyond 1e10 here.
+    x, y = np.array([-0.63, -0.27, 0.66]), np.array([0.5, 0.001, 0.0])
+    weights = np.array([[20.0, 11130.0, 5231.0]])
+    ((theta, beta),) = fit_logistic(x, y, weights)
+    error = weights[0] * (1 / (1 + np.exp(-(theta + beta * x))) - y)
+    assert error.sum() + 1e-6 * theta == pytest.approx(0, abs=1e-6)
+    assert error @ x + 1e-2 * beta == pytest.approx(0, abs=1e-6)
+
+
+def test_separation_by_length_stays_finite() -> None:
+    rows = comparisons([1.0] * 10 + [0.0] * 10, [50.0 + i for i in range(10)] + [-50.0 - i for i in range(10)])
+    result = length_controlled_rate(rows, FAST)
+    assert result.controlled
+    assert 1 < result.length_effect < 20
+    assert result.rate.estimate == pytest.approx(0.5, abs=1e-6)
+    assert 0 <= result.rate.low <= result.rate.high <= 1
+
+
+def test_without_any_spread_of_length_the_raw_rate_is_returned() -> None:
+    rows = comparisons([1.0, 1.0, 0.0, None, 0.5], [30.1] * 5)
+    result = length_controlled_rate(rows, FAST)
+    raw = bootstrap_rate([1.0, 1.0, 0.0, None, 0.5], [row.speech_id for row in rows], FAST)
+    assert (result.controlled, result.rate, result.sigma, result.length_effect) == (False, raw, 0.0, 0.0)
+
+
+def test_equal_outcomes_leave_nothing_to_explain() -> None:
+    rows = comparisons([1.0] * 6, [1.0, 5.0, 3.0, 2.0, 8.0, 9.0])
+    result = length_controlled_rate(rows, FAST)
+    assert (result.controlled, result.rate.estimate) == (False, 1.0)
+    assert result.rate.low < 0.7
+
+
+def test_missing_outcomes_are_left_out_with_their_lengths() -> None:
+    rows = comparisons([1.0, 0.0, 1.0, 0.0, 1.0, 0.5], [40.0, 10.0, -20.0, -30.0, 5.0, 0.0])
+    more = [LengthComparison("lost", None, 5000, 1), *rows]
+    assert length_controlled_rate(more, FAST).rate.missing == 1
+    assert length_controlled_rate(more, FAST).sigma == length_controlled_rate(rows, FAST).sigma
+    assert length_controlled_rate(more, FAST).rate.estimate == length_controlled_rate(rows, FAST).rate.estimate
+    with pytest.raises(DataQualityError):
+        length_controlled_rate(comparisons([None], [1.0]), FAST)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 300), st.integers(1, 300)), min_size=2, max_size=30
+    )
+)
+def test_exchanging_the_sides_gives_one_minus_the_rate(rows: list[tuple[float, int, int]]) -> None:
+    one = [LengthComparison(str(i), point, ours, theirs) for i, (point, ours, theirs) in enumerate(rows)]
+    two = [LengthComparison(str(i), 1 - point, theirs, ours) for i, (point, ours, theirs) in enumerate(rows)]
+    result, other = length_controlled_rate(one, FAST), length_controlled_rate(two, FAST)
+    assert other.rate.estimate == pytest.approx(1 - result.rate.estimate, abs=1e-6)
+    assert (other.rate.low, other.rate.high) == pytest.approx((1 - result.rate.high, 1 - result.rate.low), abs=1e-6)
+    assert other.length_effect == pytest.approx(result.length_effect, abs=1e-5)
+    assert 0 <= result.rate.low <= result.rate.estimate <= result.rate.high <= 1
+
+
+def test_unit_of_length_does_not_matter() -> None:
+    rows = simulated(0.3, 1.0, 80)
+    tenfold = [r._replace(policy_length=10 * r.policy_length, reference_length=1000) for r in rows]
+    assert length_controlled_rate(tenfold, FAST).rate.estimate == pytest.approx(
+        length_controlled_rate(rows, FAST).rate.estimate
+    )
+
+
+SPEECHES = [Speech(f"speech {number}", "grief" if number < 4 else "sleep") for number in range(6)]
+
+
+def test_unanswered_speech_is_missing_overall_and_from_its_topic() -> None:
+    answered = SPEECHES[:3]
+    policy = {speech.id: Candidate(speech.id, "p", "word " * 5) for speech in SPEECHES[:4]}
+    reference = {speech.id: Candidate(speech.id, "r", "word " * 7) for speech in answered}
+    compared: list[Compared] = [both(FIRST, SECOND, speech.id) for speech in answered]
+    compared += [Unanswered(speech.id) for speech in SPEECHES[3:]]
+    metrics = winrate_metrics(compared, {each.id: each for each in SPEECHES}, policy, reference, FAST)
+    assert (metrics["win_rate"]["estimate"], metrics["win_rate"]["missing"]) == (1.0, 3)
+    assert metrics["wins"] + metrics["missing"] == 6
+    assert metrics["missing_by_topic"] == {"grief": {"missing": 1, "total": 4}, "sleep": {"missing": 2, "total": 2}}
+    assert (metrics["by_topic"]["grief"]["n"], metrics["by_topic"]["grief"]["missing"]) == (3, 1)
+    assert metrics["by_topic"]["sleep"] is None  # nothing of it was judged
+    assert metrics["crisis"] is None
+    assert metrics["length_controlled"]["rate"]["missing"] == 3
+
+
+def test_sample_depends_on_seed_and_content_and_keeps_the_order() -> None:
+    corpus = [Speech(f"{topic} {number}", topic) for topic in ("anger", "grief", "sleep") for number in range(25)]
+    assert sample_speeches(corpus, None, 0) == sample_speeches(corpus, 1000, 0) == corpus
+    sampled = sample_speeches(corpus, 30, 0)
+    assert len(sampled) == 30
+    assert {speech.topic for speech in sampled} == {"anger", "grief", "sleep"}
+    assert sample_speeches(corpus[::-1], 30, 0) == sampled[::-1]
+    assert set(sample_speeches(corpus, 10, 0)) < set(sampled) != set(sample_speeches(corpus, 30, 1))
