@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
+from psychocounsel.llm.session import JournalledModel, ModelClient
+from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RequestContext
 from psychocounsel.types import ReplyStatus
 
 
@@ -40,3 +42,8 @@ class FakeModel:
 def count_replies(journal: Journal) -> int:
     """Return how many replies a journal holds, damaged ones included."""
     return sum(1 for _ in journal.rows())
+
+
+def client_of(model: ChatModel, journal: Journal, max_attempts: int = 1, **settings: Any) -> ModelClient:
+    """Return a client that asks the model and keeps its replies in the journal."""
+    return JournalledModel(model, lambda: journal, max_attempts=max_attempts, **settings)

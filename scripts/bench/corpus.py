@@ -24,9 +24,8 @@ from typing import Any
 from near_duplicates import COPY_EVERY, Generator, sentences
 
 from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
-from psychocounsel.corpus.build import open_corpus
+from psychocounsel.corpus.build import make_corpus
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.stages import build_preferences
 from psychocounsel.store.artifacts import ArtifactWriter
 from psychocounsel.store.schemas import read_candidates, write_judgements
@@ -124,7 +123,7 @@ def run_speeches(folder: Path, store: Store) -> None:
     """Build the speeches of a corpus."""
     config = CorpusConfig.model_validate(corpus_settings(folder))
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    made = open_corpus(config, store, CancelToken()).speeches
+    made = make_corpus(config, store).speeches
     measured("speeches", before, started)
     metrics = made.metrics
     print({key: metrics["funnel"][key] for key in ("rows_in", "kept", "dropped")})
@@ -136,7 +135,7 @@ def run_dataset(folder: Path, store: Store) -> None:
     corpus = corpus_settings(folder) | ready_settings(folder)
     config = BuildPreferencesConfig.model_validate({"name": "synthetic", "corpus": corpus})
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    open_corpus(config.corpus, store, CancelToken())
+    make_corpus(config.corpus, store)
     measured("speeches and responses", before, started)
     plans = build_preferences.plan(config, store)
     store.make(plans.judgements, lambda writer: rate_at_random(config, store, writer))

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from psychocounsel.config.components import EndpointConfig
-from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.judges import ChatJudge
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.session import JournalledModel
 from psychocounsel.types import Candidate, Speech
 
 ROOT = Path(__file__).parents[2]
@@ -90,9 +91,9 @@ def start(case: Case, base_url: str, folder: Path) -> int:
     if pid == 0:
         try:
             endpoint = EndpointConfig(model="judge", base_url=base_url, concurrency=case.in_flight)
-            settings = ChatJudgeSettings(concurrency=case.in_flight)
             with Journal(folder / "journal.sqlite") as journal:
-                judge = ChatJudge(OpenAIChatModel(endpoint), case.rubric, journal, settings)
+                client = JournalledModel(OpenAIChatModel(endpoint), lambda: journal, concurrency=case.in_flight)
+                judge = ChatJudge(client, case.rubric)
                 lines = [json.dumps(asdict(each)) for each in judge.rate(case.items, lambda _: None)]
             (folder / "judgements.jsonl").write_text("\n".join(lines), encoding="utf-8")
         except Exception:

@@ -11,10 +11,9 @@ from counsel_chat import PATH, counsel_chat
 
 from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
-from psychocounsel.corpus.build import CorpusArtifacts, CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.corpus.build import CorpusArtifacts, CorpusSpecs, corpus_specs, make_corpus
 from psychocounsel.corpus.cleaning import SPEECH_STEPS, clean
 from psychocounsel.errors import DataQualityError, InputError
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import SplitSpeech, read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -62,11 +61,11 @@ def counts(funnel: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
 
 
 def opened(settings: dict[str, Any], store: Store) -> CorpusArtifacts:
-    return open_corpus(CorpusConfig.model_validate(settings), store, CancelToken())
+    return make_corpus(CorpusConfig.model_validate(settings), store)
 
 
-def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusPlans:
-    return plan_corpus(CorpusConfig.model_validate(settings), Store(tmp_path / "store"))
+def planned(settings: dict[str, Any], tmp_path: Path) -> CorpusSpecs:
+    return corpus_specs(CorpusConfig.model_validate(settings), None)
 
 
 def test_a_corpus_is_read_split_and_counted(tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusArtifacts:
     counsel_chat()
     sources = [f"corpus.{kind}.0.path={PATH}" for kind in ("speeches", "candidates")]
     config = load_config(BuildPreferencesConfig, CONFIG, sources)
-    return open_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")), CancelToken())
+    return make_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture(scope="module")

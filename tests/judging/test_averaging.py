@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_model import FakeModel, failed, item_of, valid
+from fake_model import FakeModel, client_of, failed, item_of, valid
 from psychocounsel.judging.audit import histograms, interval_alpha, sample_metrics, vote_metrics
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import (
@@ -43,7 +43,7 @@ FIRST, *OTHERS = RUBRIC.principle_ids
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
 PAIR = ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])
-SAMPLED = ChatJudgeSettings(SamplingParams(temperature=1.0), max_attempts=1, samples=3)
+SAMPLED = ChatJudgeSettings(SamplingParams(temperature=1.0), samples=3)
 
 Script = Callable[[ChatRequest], ChatReply]
 
@@ -81,8 +81,10 @@ class NamedModel(FakeModel):
 
 
 def panel_of(journal: Journal, **scripts: Script) -> PanelJudge:
-    once = ChatJudgeSettings(max_attempts=1)
-    return PanelJudge([ChatJudge(NamedModel(name, script), RUBRIC, journal, once) for name, script in scripts.items()])
+    once = ChatJudgeSettings()
+    return PanelJudge(
+        [ChatJudge(client_of(NamedModel(name, script), journal), RUBRIC, once) for name, script in scripts.items()]
+    )
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
@@ -180,31 +182,30 @@ def test_progress_counts_whole_items() -> None:
 def test_every_sample_is_asked_once_and_the_mean_counts(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, 2 + request.sample_index, 3))
     done: list[int] = []
-    judgements = ChatJudge(model, RUBRIC, journal, SAMPLED).rate(ITEMS, done.append)
+    judgements = ChatJudge(client_of(model, journal), RUBRIC, SAMPLED).rate(ITEMS, done.append)
     assert [each.ratings[FIRST] for each in judgements] == [3.0, 3.0, 3.0]
     assert sorted(request.sample_index for request in model.asked) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert sum(done) == 3
     again = FakeModel(lambda _: pytest.fail("nothing is owed"))
-    assert ChatJudge(again, RUBRIC, journal, SAMPLED).rate(ITEMS, ignore) == judgements
+    assert ChatJudge(client_of(again, journal), RUBRIC, SAMPLED).rate(ITEMS, ignore) == judgements
 
 
 def test_only_failed_samples_are_asked_again(journal: Journal) -> None:
     def second_fails(request: ChatRequest) -> ChatReply:
         return failed(ReplyStatus.REFUSAL, "no") if request.sample_index == 1 else rated(request, 4)
 
-    (judgement,) = ChatJudge(FakeModel(second_fails), RUBRIC, journal, SAMPLED).rate(ITEMS[:1], ignore)
+    (judgement,) = ChatJudge(client_of(FakeModel(second_fails), journal), RUBRIC, SAMPLED).rate(ITEMS[:1], ignore)
     assert (judgement.status, judgement.ratings[FIRST]) == (ReplyStatus.VALID, 4.0)
     model = FakeModel(lambda request: rated(request, 1))
-    owing = ChatJudge(model, RUBRIC, journal, SAMPLED)
-    assert [request.sample_index for request in owing.owed_ratings(ITEMS[:1])] == [1]
+    owing = ChatJudge(client_of(model, journal), RUBRIC, SAMPLED)
     (judgement,) = owing.rate(ITEMS[:1], ignore)
     assert judgement.ratings[FIRST] == 3.0
-    assert len(model.asked) == 1
+    assert [request.sample_index for request in model.asked] == [1]
 
 
 def test_a_retest_samples_what_was_not_drawn_yet(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, 3))
-    judge = ChatJudge(model, RUBRIC, journal, SAMPLED)
+    judge = ChatJudge(client_of(model, journal), RUBRIC, SAMPLED)
     judge.rate(ITEMS[:1], ignore)
     judge.resampled().rate(ITEMS[:1], ignore)
     assert [request.sample_index for request in model.asked] == [0, 1, 2, 3, 4, 5]
@@ -212,7 +213,7 @@ def test_a_retest_samples_what_was_not_drawn_yet(journal: Journal) -> None:
 
 def test_sampled_verdicts_are_votes(journal: Journal) -> None:
     model = FakeModel(lambda request: sided(request, "A" if request.sample_index else "B"))
-    (whole,) = ChatJudge(model, RUBRIC, journal, SAMPLED).compare([PAIR], ignore)
+    (whole,) = ChatJudge(client_of(model, journal), RUBRIC, SAMPLED).compare([PAIR], ignore)
     assert set(whole.winners.values()) == {Winner.FIRST}
     assert [(vote.sample_index, vote.winners[OVERALL]) for vote in whole.votes] == [
         (0, Winner.SECOND),
@@ -222,10 +223,9 @@ def test_sampled_verdicts_are_votes(journal: Journal) -> None:
 
 
 def test_one_sample_is_what_it_always_was(journal: Journal) -> None:
-    judge = ChatJudge(FakeModel(lambda request: rated(request, 4)), RUBRIC, journal)
+    judge = ChatJudge(client_of(FakeModel(lambda request: rated(request, 4)), journal), RUBRIC)
     (judgement,) = judge.rate(ITEMS[:1], ignore)
     assert (judgement.samples, judgement.ratings[FIRST], type(judgement.ratings[FIRST])) == ((), 4, int)
-    assert "samples" not in judge.fingerprint
 
 
 def test_a_panel_is_the_mean_of_its_judges_and_keeps_what_each_said(journal: Journal) -> None:
@@ -259,7 +259,9 @@ def test_a_judge_that_answers_nobody_is_owed(journal: Journal) -> None:
 def test_a_panel_of_one_model_twice_tells_its_seats_apart(journal: Journal) -> None:
     twice = [NamedModel("elm", lambda request: rated(request, 3)) for _ in range(2)]
     cool, warm = ChatJudgeSettings(), ChatJudgeSettings(SamplingParams(temperature=0.7))
-    panel = PanelJudge([ChatJudge(model, RUBRIC, journal, how) for model, how in zip(twice, (cool, warm), strict=True)])
+    panel = PanelJudge(
+        [ChatJudge(client_of(model, journal), RUBRIC, how) for model, how in zip(twice, (cool, warm), strict=True)]
+    )
     assert panel.name == "elm + elm (2)"
     (judgement,) = panel.resampled().rate(ITEMS[:1], ignore)
     assert [each.judge for each in judgement.samples] == ["elm", "elm (2)"]

@@ -1,25 +1,25 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fake_model import FakeModel, failed, item_of, valid
+from fake_model import FakeModel, client_of, failed, item_of, valid
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import ComparisonTask, Judge
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import SamplingParams
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import run_requests
+from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.session import JournalledModel
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Speech, Winner
 
 RUBRIC = load_rubric("seven-principles")
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.", topic="change")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(4)]
-ONCE = ChatJudgeSettings(max_attempts=1)
+ONCE = ChatJudgeSettings()
 
 
 @pytest.fixture
@@ -47,18 +47,18 @@ def judge_with(
     journal: Journal, script: Callable[[ChatRequest], ChatReply], settings: ChatJudgeSettings = ONCE
 ) -> tuple[Judge, FakeModel]:
     model = FakeModel(script)
-    return ChatJudge(model, RUBRIC, journal, settings), model
+    return ChatJudge(client_of(model, journal), RUBRIC, settings), model
 
 
 def test_too_few_replies_are_never_given_to_the_wrong_items(journal: Journal) -> None:
-    def ask_and_lose_one(*asked: Any) -> list[ChatReply]:
-        return run_requests(*asked)[1:]
+    class Losing(JournalledModel):
+        def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+            return super().run(requests, policy)[1:]
 
-    losing = ChatJudgeSettings(ask=ask_and_lose_one)
-    judge, _ = judge_with(journal, rating_reply, losing)
+    judge = ChatJudge(Losing(FakeModel(rating_reply), lambda: journal), RUBRIC)
     with pytest.raises(ValueError, match="shorter"):
         judge.rate(ITEMS, ignore)
-    judge, _ = judge_with(journal, lambda request: side_reply(request, "A"), losing)
+    judge = ChatJudge(Losing(FakeModel(lambda request: side_reply(request, "A")), lambda: journal), RUBRIC)
     with pytest.raises(ValueError, match="shorter"):
         judge.compare([ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])], ignore)
 

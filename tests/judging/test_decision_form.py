@@ -10,7 +10,7 @@ from openai.types.decision import Decision
 from openai.types.decision_create_params import DecisionCreateParams
 from pydantic import TypeAdapter
 
-from fake_model import FakeModel
+from fake_model import FakeModel, client_of
 from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
@@ -162,7 +162,7 @@ def test_a_judge_that_is_asked_so(journal: Journal) -> None:
             return read_decision(body([choice(str(each["name"]), "B") for each in asked]))
         return read_decision(body([score(str(each["name"]), 0.0, 0.0, 0.5, 0.5, 0.0) for each in asked]))
 
-    judge = ChatJudge(FakeModel(answer), RUBRIC, journal, ChatJudgeSettings(scorer=DecisionScorer))
+    judge = ChatJudge(client_of(FakeModel(answer), journal), RUBRIC, ChatJudgeSettings(scorer=DecisionScorer))
     (judgement,) = judge.rate([(SPEECH, FIRST)], lambda _: None)
     assert judgement.ratings == dict.fromkeys(RUBRIC.principle_ids, 3.5)
     assert [draw.scored_by for draw in judgement.samples] == [Scoring.EXPECTED]
@@ -171,9 +171,8 @@ def test_a_judge_that_is_asked_so(journal: Journal) -> None:
     (alone,) = judge.for_principle("safety").rate([(SPEECH, FIRST)], lambda _: None)
     assert alone.ratings == {"safety": 3.5}
     unasked = ChatJudge(
-        FakeModel(lambda _: pytest.fail("nothing is owed")),
+        client_of(FakeModel(lambda _: pytest.fail("nothing is pending")), journal),
         RUBRIC,
-        journal,
         ChatJudgeSettings(scorer=DecisionScorer),
     )
     assert unasked.rate([(SPEECH, FIRST)], lambda _: None) == [judgement]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_model import FakeModel, count_replies, item_of, valid
+from fake_model import FakeModel, client_of, count_replies, item_of, valid
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.audit import sample_metrics
 from psychocounsel.judging.judge import ComparisonTask
@@ -197,7 +197,7 @@ def test_scales_whose_points_begin_alike_are_refused() -> None:
 
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
-EXPECTED = ChatJudgeSettings(SamplingParams(), max_attempts=2, scorer=LogprobScorer)
+EXPECTED = ChatJudgeSettings(SamplingParams(), scorer=LogprobScorer)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def rated(request: ChatRequest, shares: Mapping[str, float] | None) -> ChatReply
 
 def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, {"4": 0.5, "3": 0.25, "5": 0.25, "2": 0.25}))
-    judge = ChatJudge(model, SEVEN, journal, EXPECTED)
+    judge = ChatJudge(client_of(model, journal, 2), SEVEN, EXPECTED)
     judgements = judge.rate(ITEMS, ignore)
     assert {request.top_logprobs for request in model.asked} == {20}
     # (2 + 3 + 5) * 0.25 + 4 * 0.5, over 1.25
@@ -232,7 +232,7 @@ def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     assert [(draw.scored_by, draw.status) for draw in judgements[0].samples] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
     assert judge.fingerprint["score"] == "expected"
     unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
-    assert ChatJudge(unasked, SEVEN, journal, EXPECTED).rate(ITEMS, ignore) == judgements
+    assert ChatJudge(client_of(unasked, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore) == judgements
 
 
 def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal: Journal) -> None:
@@ -240,7 +240,7 @@ def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal:
         told = item_of(request)["response"] != ITEMS[1][1].text
         return rated(request, {"4": 0.5, "3": 0.5} if told else {"4": 0.1, "6": 0.9})
 
-    judgements = ChatJudge(FakeModel(some), SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
+    judgements = ChatJudge(client_of(FakeModel(some), journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
     assert [each.ratings["empathy"] for each in judgements] == [3.5, 4, 3.5]
     assert judgements[1].samples[0].scored_by is Scoring.WRITTEN
     assert "10% of the probability" in judgements[1].samples[0].reason
@@ -251,7 +251,7 @@ def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal:
 def test_a_server_without_probabilities_costs_one_request_and_is_named(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, None))
     with pytest.raises(EndpointError, match="without log-probabilities") as refused:
-        ChatJudge(model, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
+        ChatJudge(client_of(model, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
     assert "samples: 5" in refused.value.remedy
     assert len(model.asked) == 1
     assert count_replies(journal) == 1
@@ -262,16 +262,14 @@ def test_a_server_that_was_mended_is_asked_anew_what_it_answered_without_probabi
 ) -> None:
     mute = FakeModel(lambda request: rated(request, None))
     with pytest.raises(EndpointError):
-        ChatJudge(mute, SEVEN, journal, EXPECTED).rate(ITEMS, ignore)
+        ChatJudge(client_of(mute, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
     mended = FakeModel(lambda request: rated(request, {"4": 0.5, "5": 0.5}))
-    judge = ChatJudge(mended, SEVEN, journal, EXPECTED)
-    assert len(judge.owed_ratings(ITEMS)) == len(ITEMS)
+    judge = ChatJudge(client_of(mended, journal, 2), SEVEN, EXPECTED)
     judgements = judge.rate(ITEMS, ignore)
     assert [each.ratings["empathy"] for each in judgements] == [4.5] * len(ITEMS)
     assert len(mended.asked) == len(ITEMS)
     unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
-    again = ChatJudge(unasked, SEVEN, journal, EXPECTED)
-    assert again.owed_ratings(ITEMS) == []
+    again = ChatJudge(client_of(unasked, journal, 2), SEVEN, EXPECTED)
     assert again.rate(ITEMS, ignore) == judgements
 
 
@@ -283,7 +281,7 @@ def test_comparisons_need_no_probabilities(journal: Journal) -> None:
         return valid(json.dumps(told))
 
     pair = ComparisonTask(ITEMS[0][0], ITEMS[0][1], ITEMS[1][1])
-    (verdict,) = ChatJudge(FakeModel(say_first), SEVEN, journal, EXPECTED).compare([pair], ignore)
+    (verdict,) = ChatJudge(client_of(FakeModel(say_first), journal, 2), SEVEN, EXPECTED).compare([pair], ignore)
     assert verdict.status is ReplyStatus.VALID
 
 
@@ -292,7 +290,7 @@ def test_draws_of_expectations_are_averaged(journal: Journal) -> None:
         return rated(request, {"4": 0.5, "3": 0.5} if request.sample_index else {"4": 1.0})
 
     both = replace(EXPECTED, samples=2)
-    (judgement,) = ChatJudge(FakeModel(by_index), SEVEN, journal, both).rate(ITEMS[:1], ignore)
+    (judgement,) = ChatJudge(client_of(FakeModel(by_index), journal, 2), SEVEN, both).rate(ITEMS[:1], ignore)
     assert judgement.ratings["empathy"] == 3.75
 
 

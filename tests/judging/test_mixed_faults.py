@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from fake_model import count_replies
+from fake_model import client_of, count_replies
 from psychocounsel.config.components import EndpointConfig
-from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
+from psychocounsel.judging.judges import ChatJudge
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.judging.scorers import TextScorer
+from psychocounsel.judging.scorers import SamplingParams, TextScorer
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.rate_limit import RetryPolicy
@@ -154,8 +154,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
             model="judge", base_url=server.base_url, timeout_seconds=SECONDS, concurrency=IN_FLIGHT
         )
         model = OpenAIChatModel(endpoint, offline=True, retry=QUICK)
-        settings = ChatJudgeSettings(max_attempts=ATTEMPTS, concurrency=IN_FLIGHT)
-        judgements = ChatJudge(model, RUBRIC, journal, settings).rate(PAIRS, lambda _: None)
+        client = client_of(model, journal, ATTEMPTS, concurrency=IN_FLIGHT)
+        judgements = ChatJudge(client, RUBRIC).rate(PAIRS, lambda _: None)
         return Outcome(storm, judgements, count_replies(journal), len(journal.lost_responses()))
 
 
@@ -185,7 +185,7 @@ def test_every_answer_is_kept_and_every_broken_line_is_told(outcome: Outcome) ->
 
 
 def test_the_ratings_are_those_that_were_sent(outcome: Outcome) -> None:
-    sampling = ChatJudgeSettings().sampling
+    sampling = SamplingParams()
     for (speech, candidate), judgement in zip(PAIRS, outcome.judgements, strict=True):
         request = TextScorer(RUBRIC).rating_request(speech, candidate, sampling).request
         turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]

@@ -1,23 +1,24 @@
 """What is connected, and what must not be: addresses, restricted text, planned models."""
 
-import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fake_model import count_replies
-from psychocounsel.config.components import ChatFormat, EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
-from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.judging.judges import judge_fingerprint
+from psychocounsel.config.components import (
+    EndpointConfig,
+    JudgeConfig,
+    ResponderConfig,
+)
+from psychocounsel.errors import ConfigError
+from psychocounsel.judging.judges import open_judge
 from psychocounsel.llm.endpoints import (
-    JOURNAL_FILE,
     keep_restricted_text_here,
-    planned_journal,
-    planned_model,
     require_usable,
 )
-from psychocounsel.llm.types import ChatRequest, Message, RequestContext
-from psychocounsel.stages.respond import plan_responder
+from psychocounsel.llm.session import Session
+from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store
 
 REMOTE = EndpointConfig(model="judge", base_url="https://judge.invalid/v1")
@@ -41,9 +42,9 @@ def test_restricted_text_and_a_remote_model_never_meet() -> None:
 def test_address_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     endpoint = EndpointConfig(model="judge")
     judge = JudgeConfig(backend="endpoint", endpoint=endpoint)
-    settings = [judge_fingerprint(judge, store).settings["endpoint"]]
+    settings = [fingerprint(judge, store)]
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    settings.append(judge_fingerprint(judge, store).settings["endpoint"])
+    settings.append(fingerprint(judge, store))
     assert [each["base_url"] for each in settings] == ["https://api.openai.com/v1", "http://127.0.0.1:9/v1"]
     keep_restricted_text_here([endpoint], {"a.csv": "restricted"})
     monkeypatch.delenv("OPENAI_BASE_URL")
@@ -51,25 +52,29 @@ def test_address_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch, stor
         keep_restricted_text_here([endpoint], {"a.csv": "restricted"})
 
 
-def test_offline_refuses_remote_endpoints_while_planning(tmp_path: Path) -> None:
-    offline = Store(tmp_path, offline=True)
-    with pytest.raises(ConfigError, match="drop --offline"):
-        judge_fingerprint(JudgeConfig(backend="endpoint", endpoint=REMOTE), offline)
-    with pytest.raises(ConfigError, match="drop --offline"):
-        plan_responder(ResponderConfig(author="a", endpoint=REMOTE), offline, "model")
-    judge_fingerprint(JudgeConfig(backend="endpoint", endpoint=LOCAL), offline)
-    judge_fingerprint(JudgeConfig(), offline)
+def fingerprint(judge: JudgeConfig, store: Store) -> Mapping[str, Any]:
+    return open_judge(judge, Session(store), "rating").fingerprint
 
 
-def test_speed_knobs_of_an_endpoint_change_no_plan(store: Store) -> None:
+def test_offline_refuses_remote_endpoints_before_anything_is_sent(tmp_path: Path) -> None:
+    offline = Session(Store(tmp_path, offline=True))
+    with pytest.raises(ConfigError, match="drop --offline"):
+        open_judge(JudgeConfig(backend="endpoint", endpoint=REMOTE), offline, "rating")
+    with pytest.raises(ConfigError, match="drop --offline"):
+        Responder(ResponderConfig(author="a", endpoint=REMOTE), offline, "model")
+    open_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), offline, "rating")
+    open_judge(JudgeConfig(), offline, "rating")
+
+
+def test_speed_settings_of_an_endpoint_change_no_fingerprint(store: Store) -> None:
     slow = REMOTE.model_copy(update={"concurrency": 1, "timeout_seconds": 5.0, "api_key_env": "OTHER"})
-    plans = [judge_fingerprint(JudgeConfig(backend="endpoint", endpoint=each), store) for each in (REMOTE, slow)]
-    assert plans[0] == plans[1]
+    one, other = (fingerprint(JudgeConfig(backend="endpoint", endpoint=each), store) for each in (REMOTE, slow))
+    assert one == other
 
 
-def test_only_the_offline_judge_brings_a_notice(store: Store) -> None:
-    assert judge_fingerprint(JudgeConfig(), store).notices
-    assert judge_fingerprint(JudgeConfig(backend="endpoint", endpoint=LOCAL), store).notices == ()
+def test_only_the_offline_judge_has_a_warning(store: Store) -> None:
+    assert open_judge(JudgeConfig(), Session(store), "rating").warnings
+    assert not open_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), Session(store), "rating").warnings
 
 
 def test_every_missing_key_is_named_with_whose_it_is(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
@@ -83,33 +88,3 @@ def test_every_missing_key_is_named_with_whose_it_is(monkeypatch: pytest.MonkeyP
     assert [line.partition(":")[0] for line in lines] == ["responder elm", "judge"]
     assert "OPENAI_API_KEY" in lines[0]
     assert "OTHER_KEY" in lines[1]
-
-
-def test_how_a_file_is_sampled_is_no_part_of_what_it_is(tmp_path: Path, store: Store) -> None:
-    path = tmp_path / "said.csv"
-    path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")
-    plain = ResponderConfig(author="said", file=str(path))
-    changed = plain.model_copy(
-        update={"sampling": SamplingConfig(temperature=0.1), "chat": ChatFormat(system_prompt="Be brief.")}
-    )
-    assert plan_responder(plain, store, "model") == plan_responder(changed, store, "model")
-
-
-def test_a_system_prompt_is_part_of_what_a_model_is(store: Store) -> None:
-    plain = ResponderConfig(author="elm", endpoint=LOCAL)
-    told = plain.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
-    assert plan_responder(plain, store, "model") != plan_responder(told, store, "model")
-
-
-def test_planned_journal_leaves_no_trace(store: Store) -> None:
-    with planned_journal(store) as journal:
-        assert count_replies(journal) == 0
-    assert not store.root.exists()
-    assert not (store.root / JOURNAL_FILE).exists()
-
-
-def test_planned_model_answers_nobody() -> None:
-    model = planned_model(LOCAL)
-    assert model.fingerprint == {"model": "judge", "base_url": "http://127.0.0.1:9/v1"}
-    with pytest.raises(EndpointError):
-        asyncio.run(model.generate(ChatRequest((Message("user", "hello"),), 0.0, 1.0, 5), RequestContext()))

@@ -13,11 +13,11 @@ from psychocounsel.config.components import EndpointConfig, JudgeConfig, Respond
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.judge import ComparisonTask, missing_share
 from psychocounsel.judging.judges import open_judge
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests
+from psychocounsel.llm.session import open_session
 from psychocounsel.llm.types import ChatRequest, Message
-from psychocounsel.stages.respond import Responded, ResponseRequest, respond
+from psychocounsel.stages.respond import Answers, Responder
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, ReplyStatus, Speech
 from running import ENVIRONMENT
@@ -57,12 +57,13 @@ def judge_of(server: TransformersServer, temperature: float, max_tokens: int) ->
     return JudgeConfig(backend="endpoint", endpoint=endpoint_of(server), temperature=temperature, max_tokens=max_tokens)
 
 
-def answers_of(server: TransformersServer, store: Store) -> Responded:
+def answers_of(server: TransformersServer, store: Store) -> Answers:
     sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=24)
     # Chance may end a reply before its first word; eight times in a row it does not.
     endpoint = endpoint_of(server, max_attempts=8)
     responder = ResponderConfig(author="elm", endpoint=endpoint, sampling=sampling)
-    return respond(responder, ResponseRequest(SPEECHES, 0), store, CancelToken())
+    with open_session(store) as session:
+        return Responder(responder, session, "model").answer(SPEECHES, 0)
 
 
 def journalled(store: Store) -> int:
@@ -98,7 +99,8 @@ def test_every_speech_is_answered_once_and_never_paid_for_twice(foreign: Transfo
 
 
 def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: TransformersServer, store: Store) -> None:
-    with open_judge(judge_of(foreign, temperature=1.0, max_tokens=300), store, CancelToken()) as judge:
+    with open_session(store) as session:
+        judge = open_judge(judge_of(foreign, temperature=1.0, max_tokens=300), session, "rating")
         judgements = judge.rate(ITEMS, ignore_progress)
     assert ReplyStatus.INVALID in {each.status for each in judgements} <= UNREADABLE
     assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
@@ -111,8 +113,8 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: Transf
 def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(foreign: TransformersServer, store: Store) -> None:
     judge = judge_of(foreign, temperature=1.0, max_tokens=40)
     for _ in range(2):
-        with open_judge(judge, store, CancelToken()) as opened:
-            judgements = opened.rate(ITEMS, ignore_progress)
+        with open_session(store) as session:
+            judgements = open_judge(judge, session, "rating").rate(ITEMS, ignore_progress)
     assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
     known = json.loads((store.root / CAPABILITIES_FILE).read_bytes())
     assert list(known.values()) == ["text"]
@@ -122,7 +124,8 @@ def test_cut_ratings_are_failures_and_owed_again(foreign: TransformersServer, st
     before = foreign.requests()
     comparison = ComparisonTask(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
     for runs in (1, 2):
-        with open_judge(judge_of(foreign, temperature=0.0, max_tokens=1), store, CancelToken()) as judge:
+        with open_session(store) as session:
+            judge = open_judge(judge_of(foreign, temperature=0.0, max_tokens=1), session, "rating")
             (judgement,) = judge.rate(ITEMS[:1], ignore_progress)
             (verdict,) = judge.compare([comparison], ignore_progress)
         assert (judgement.status, judgement.ratings) == (ReplyStatus.CUT, {})
@@ -134,8 +137,8 @@ def test_another_models_name_stops_before_the_second_item(foreign: TransformersS
     before = foreign.requests()
     endpoint = endpoint_of(foreign).model_copy(update={"model": "somebody/else"})
     judge = judge_of(foreign, temperature=0.0, max_tokens=1).model_copy(update={"endpoint": endpoint})
-    with open_judge(judge, store, CancelToken()) as opened, pytest.raises(EndpointError) as refused:
-        opened.rate(ITEMS, ignore_progress)
+    with open_session(store) as session, pytest.raises(EndpointError) as refused:
+        open_judge(judge, session, "rating").rate(ITEMS, ignore_progress)
     assert "pinned" in refused.value.what, "the server's own words are not told"
     assert "endpoint.model" in refused.value.remedy
     # With the schema, a question in JSON mode, and in words: all refused, and for the first item only.

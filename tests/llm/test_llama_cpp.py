@@ -14,13 +14,13 @@ from psychocounsel.config.components import EndpointConfig, ResponderConfig, Sam
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.parsing import ParsedRatings, parse_ratings, point_masses, rating_places
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.replies import MOST_ALTERNATIVES, read_choices
 from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.session import open_session
 from psychocounsel.llm.structured_output import fits
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
-from psychocounsel.stages.respond import ResponseRequest, respond
+from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Speech
 
@@ -106,7 +106,8 @@ def test_its_log_probabilities_give_an_expected_rating(foreign: Foreign, store: 
 def test_it_answers_speeches(foreign: Foreign, store: Store) -> None:
     sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=12)
     responder = ResponderConfig(author="elm", endpoint=endpoint_of(foreign), sampling=sampling)
-    answered = respond(responder, ResponseRequest(SPEECHES, 0), store, CancelToken())
+    with open_session(store) as session:
+        answered = Responder(responder, session, "model").answer(SPEECHES, 0)
     assert len(answered.candidates) + sum(answered.failed.values()) == len(SPEECHES)
     assert answered.candidates
 

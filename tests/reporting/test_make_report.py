@@ -7,7 +7,7 @@ from report_runs import OFFLINE, reward_metrics, verdict_metrics
 
 from psychocounsel.config.schema import ReportConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.stages.report import make_report, plan
+from psychocounsel.stages.report import make_report, specs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.schemas import (
     OrderedComparison,
@@ -146,9 +146,9 @@ def test_headline_numbers_are_kept(store: Store) -> None:
 def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -> None:
     other = made(store, "reward-models", "run", settings={"seed": 2}, metrics=reward_metrics())
     first = next(each for each in store.artifacts("reward-models") if each.id != other.id)
-    one = plan(config("reward-models/run"), store)
+    one = specs(config("reward-models/run"), store)
     assert [parent.role for parent in one.parents] == ["reward-models run"]
-    both = plan(
+    both = specs(
         config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"),
         store,
     )

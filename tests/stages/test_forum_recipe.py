@@ -7,7 +7,7 @@ import pytest
 
 from miniature import SAMPLES, rows
 from psychocounsel.config.recipe import load_recipe, recipe_folder
-from psychocounsel.corpus.build import open_corpus
+from psychocounsel.corpus.build import make_corpus
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
@@ -68,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact
     here = [f"corpus.{side}.0.path={path}" for side in ("speeches", "candidates")]
     steps = load_recipe(recipe_folder("counsel-chat"), here)
     config = next(step.config for step in steps if step.stage == "build-preferences")
-    opened = open_corpus(config.corpus, Store(folder / "store"), lambda: False)
+    opened = make_corpus(config.corpus, Store(folder / "store"))
     assert opened.candidates is not None
     return opened.speeches, opened.candidates
 

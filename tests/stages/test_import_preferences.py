@@ -10,7 +10,7 @@ from psychocounsel.config.loading import config_of, load_config
 from psychocounsel.config.schema import ImportPreferencesConfig, TrainRewardConfig
 from psychocounsel.corpus import sources
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
-from psychocounsel.stages.import_preferences import import_preferences, plan
+from psychocounsel.stages.import_preferences import import_preferences, specs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import labelling_judges
 from psychocounsel.store.schemas import read_pairs, read_speeches
@@ -171,7 +171,7 @@ class TestArtifact:
         assert again.metrics["pairing"]["train"]["dropped"] == {}
 
     def test_train_reward_reads_it(self, made: Artifact, store: Store, tmp_path: Path) -> None:
-        from psychocounsel.stages.train_reward import plan as plan_training
+        from psychocounsel.stages.train_reward import specs as training_specs
 
         optimisation = {"learning_rate": 1e-5, "global_batch_size": 8}
         config = config_of(
@@ -183,7 +183,7 @@ class TestArtifact:
                 "optimisation": optimisation,
             },
         )
-        assert plan_training(config, store).parents[0].id == made.id
+        assert training_specs(config, store).parents[0].id == made.id
 
     def test_its_labeller_reaches_whatever_is_made_from_it(self, made: Artifact, store: Store) -> None:
         parents = (made.as_parent("preferences"),)
@@ -208,7 +208,7 @@ class TestIdentity:
 
     def test_does_not_hang_on_the_place_of_the_files(self, made: Artifact, tmp_path: Path, store: Store) -> None:
         name = store.open(made.parent("speeches")).metrics["sources"][0]["name"]
-        assert plan(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
+        assert specs(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
 
     @pytest.mark.parametrize(
         ("changed", "is_of_speeches"),
@@ -227,12 +227,12 @@ class TestIdentity:
     def test_holds_every_setting(
         self, made: Artifact, folder: Path, store: Store, changed: dict[str, Any], is_of_speeches: bool
     ) -> None:
-        planned = plan(settings(folder, **changed), store)
+        planned = specs(settings(folder, **changed), store)
         assert planned.preferences.id != made.id
         assert (planned.speeches.id != made.parent("speeches").id) == is_of_speeches
 
     def test_the_name_is_no_part_of_it(self, made: Artifact, folder: Path, store: Store) -> None:
-        assert plan(settings(folder, name="other"), store).preferences.id == made.id
+        assert specs(settings(folder, name="other"), store).preferences.id == made.id
 
 
 class TestLength:

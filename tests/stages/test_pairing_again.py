@@ -15,7 +15,7 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.errors import ConfigError, DataQualityError
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.stages.build_preferences import build_preferences, plan
+from psychocounsel.stages.build_preferences import build_preferences, specs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.schemas import read_pairs, read_speeches
 from psychocounsel.store.store import Store
@@ -113,7 +113,7 @@ def test_the_rubrics_terms_are_part_of_the_pairs_and_not_of_the_judgements(judge
 def test_weights_that_the_rubric_does_not_know_are_refused_by_a_dry_run_too(judged: Judged) -> None:
     config = load_config(BuildPreferencesConfig, judged.config, ["pairing.weights={emphaty: 2}"])
     with pytest.raises(ConfigError, match=r"pairing.weights: .* 'emphaty'; did you mean 'empathy'\?"):
-        plan(config, judged.store)
+        specs(config, judged.store)
 
 
 class TestDevShare:
@@ -207,7 +207,7 @@ class TestLength:
     def test_a_tokenizer_that_nobody_knows_is_refused_by_a_dry_run_too(self, judged: Judged) -> None:
         config = load_config(BuildPreferencesConfig, judged.config, [limit("nowhere", 99)])
         with pytest.raises(ConfigError, match="answers to 'nowhere'"):
-            plan(config, judged.store)
+            specs(config, judged.store)
 
     def test_a_tokenizer_that_cannot_be_used_is_told_before_anybody_is_asked(
         self, tokenizer: Path, tmp_path: Path

@@ -8,7 +8,7 @@ import pytest
 
 from miniature import STEPS
 from psychocounsel.config.recipe import load_recipe, recipe_folder
-from psychocounsel.stages.recipe import plan_recipe
+from psychocounsel.stages.recipe import dry_run
 from psychocounsel.store.store import Store
 from running import Cli, Miniature, Warm
 
@@ -97,9 +97,9 @@ def test_changed_learning_rate_reruns_what_stands_on_the_reward_model(
 ) -> None:
     line = "train-reward.optimisation.learning_rate=0.002"
     ended = cli("run", miniature.recipe, "--store", copied_store, "--dry-run", "--set", line)
-    owed = {row.split()[0] for row in ended.out.splitlines() if row.endswith("owed")}
-    reused = {row.split()[0] for row in ended.out.splitlines() if row.endswith("reused")}
-    assert owed == {"reward-models", "scores", "preferences", "policies", "candidates", "comparisons", "reports"}
+    pending = {row.split()[0] for row in ended.out.splitlines() if row.endswith("pending")}
+    reused = {row.split()[0] for row in ended.out.splitlines() if row.endswith("up to date")}
+    assert pending == {"reward-models", "scores", "preferences", "policies", "candidates", "comparisons", "reports"}
     assert {"base-models", "speeches", "judgements"} <= reused
     round_one = next(row for row in ended.out.splitlines() if "candidates      mini-online-round-01" in row)
     assert round_one.endswith("reused")  # the first answers come from the initial policy
@@ -118,7 +118,7 @@ def test_dry_run_writes_nothing_and_tells_the_ids_of_the_real_run(
 def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> None:
     knobs = ["--set", "train-reward.optimisation.per_device_batch_size=8"]
     ended = cli("run", miniature.recipe, "--store", miniature.store, "--dry-run", *knobs)
-    assert "owed" not in {row.split()[-1] for row in ended.out.splitlines()}
+    assert "pending" not in {row.split()[-1] for row in ended.out.splitlines()}
 
 
 def test_names_mean_what_this_run_made(miniature: Miniature, cli: Cli, copied_store: Path) -> None:
@@ -132,10 +132,11 @@ def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_a
     tmp_path: Path, no_way_out: None
 ) -> None:
     steps = load_recipe(recipe_folder("llama3-8b"))
-    planned = plan_recipe(steps, Store(tmp_path))
-    asked = {call.purpose: call for call in planned[0].costs}
-    assert asked["rating answers"].model == "gpt-4o-2024-08-06"
-    assert asked["rating answers"].calls is None
-    assert "fetched from the Hub" in asked["rating answers"].hint
+    (first, *_) = dry_run(steps, Store(tmp_path))
+    calls = {each.purpose: each for each in first.calls}
+    assert calls["rating answers"].endpoint.model == "gpt-4o-2024-08-06"
+    assert calls["rating answers"].calls is None
+    assert "fetched from the Hub" in calls["rating answers"].hint
     answers = {f"answers of {each.author}" for each in steps[0].config.pool.responders}
-    assert set(asked) == {"naming topics", "rating answers", "auditing the judge", *answers}
+    assert set(calls) == {"naming topics", "rating answers", "auditing the judge", *answers}
+    assert list(tmp_path.iterdir()) == []

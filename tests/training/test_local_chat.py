@@ -10,11 +10,11 @@ from transformers_server import make_untrained_llama
 from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, SamplingConfig
 from psychocounsel.judging.judge import Judge
-from psychocounsel.judging.judges import judge_fingerprint, open_judge
-from psychocounsel.llm.cancel import CancelToken
+from psychocounsel.judging.judges import open_judge
 from psychocounsel.llm.endpoints import open_journal
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests
+from psychocounsel.llm.session import Session, open_session
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
 from psychocounsel.training.generate import AnswerGenerator, Generation, LocalChatModel
@@ -117,8 +117,8 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
         assert all(not each.ratings and each.reason and each.judge == "model" for each in judgements)
         return [each.status for each in judgements]
 
-    with open_judge(judge_of(weights), store, CancelToken()) as judge:
-        statuses = rate(judge)
+    with open_session(store) as session:
+        statuses = rate(open_judge(judge_of(weights), session, "rating"))
     assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
     with open_journal(store) as journal:
         assert count_replies(journal) == len(ITEMS)
@@ -126,8 +126,8 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
 
 def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: Store) -> None:
     for _ in range(2):
-        with open_judge(judge_of(weights, temperature=1.0), store, CancelToken()) as judge:
-            judge.rate(ITEMS[:1], ignore_progress)
+        with open_session(store) as session:
+            open_judge(judge_of(weights, temperature=1.0), session, "rating").rate(ITEMS[:1], ignore_progress)
     with open_journal(store) as journal:
         texts = [row.reply.text for row in journal.rows() if row is not None]
     assert len(texts) == len(set(texts)) == 6
@@ -136,10 +136,10 @@ def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: 
 def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(weights)
-    here, there = (judge_fingerprint(judge_of(each), store) for each in (weights, moved))
-    assert here == there
-    assert here.settings["model"]["weights"]
-    assert here.notices == ()
+    here, there = (open_judge(judge_of(each), Session(store), "rating") for each in (weights, moved))
+    assert here.fingerprint == there.fingerprint
+    assert "weights" in str(here.fingerprint["model"])
+    assert here.warnings == ()
     assert "model" not in JudgeConfig().fingerprint()
 
 

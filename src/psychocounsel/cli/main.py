@@ -21,8 +21,6 @@ from psychocounsel.cli.output import (
     next_config,
     next_words,
     open_store,
-    show_costs,
-    show_plans,
     tell,
     tell_end,
     tell_end_of_recipe,
@@ -34,7 +32,7 @@ from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
     from psychocounsel.config.components import Settings
-    from psychocounsel.config.recipe import StageName
+    from psychocounsel.config.recipe import StageName, Step
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
@@ -48,6 +46,9 @@ RetryFailed = Annotated[
 ]
 Batch = Annotated[
     bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
+]
+AllowLeakage = Annotated[
+    bool, typer.Option("--allow-leakage", help="Evaluate on training speeches too, and say so in the result.")
 ]
 ImportName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else 'released', or the file's.")
@@ -65,7 +66,6 @@ STAGES: dict["StageName", str] = {
     "A judge compares its responses to held-out speeches with a reference's, in both orders.",
     "report": "Write an HTML report about a run.\n\nThe page is self-contained and loads nothing from elsewhere.",
 }
-STAGES_WITH_JUDGE: tuple["StageName", ...] = ("build-preferences", "eval-winrate")
 RELEASED = "released"
 """Default name of an imported dataset, and the name of the recipe that trains on it."""
 INTERRUPTED = 130
@@ -104,6 +104,7 @@ def run(
     recipe: RecipeArgument,
     sets: Sets = None,
     batch: Batch = False,
+    allow_leakage: AllowLeakage = False,
     dry_run: DryRun = False,
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
@@ -113,20 +114,22 @@ def run(
     Existing artifacts are reused, and unfinished ones are resumed.
     """
     from psychocounsel.config.recipe import load_recipe, recipe_folder
-    from psychocounsel.stages.recipe import plan_recipe, run_recipe
+    from psychocounsel.stages.recipe import run_recipe
 
     _go_offline(offline)
     steps = load_recipe(recipe_folder(recipe), _overrides(sets, batch=batch))
+    if allow_leakage:
+        steps = [
+            step._replace(config=step.config.model_copy(update={"allow_leakage": True}))
+            if "allow_leakage" in type(step.config).model_fields
+            else step
+            for step in steps
+        ]
     opened = open_store(store, offline)
     if dry_run:
-        for planned in plan_recipe(steps, opened):
-            console.result(f"# {planned.step.name}")
-            console.result(planned.step.config.model_dump_json(indent=2))
-            show_plans(planned.plans, opened)
-            show_costs(planned.costs)
+        _show_dry_run(steps, opened)
         return
-    results = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
-    made = [result.artifact for result in results]
+    made = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
     tell(made, opened)
     tell_end_of_recipe(made, opened)
 
@@ -147,27 +150,55 @@ def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
     return command
 
 
-def judge_stage_command(stage: "StageName", text: str) -> Callable[..., None]:
-    """Return the command of a stage with a judge: some of its requests may fail, or go in batches."""
-
-    def command(
-        config: ConfigArgument,
-        sets: Sets = None,
-        retry_failed: RetryFailed = False,
-        batch: Batch = False,
-        dry_run: DryRun = False,
-        offline: Offline = False,
-        store: StoreFolder = DEFAULT_STORE,
-    ) -> None:
-        overrides = _overrides(sets, retry_failed=retry_failed, batch=batch)
-        _run_stage(stage, config, overrides, dry_run, open_store(store, offline))
-
-    command.__doc__ = text
-    return command
+def build_preferences(
+    config: ConfigArgument,
+    sets: Sets = None,
+    retry_failed: RetryFailed = False,
+    batch: Batch = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Run the stage; `STAGES` has the help."""
+    overrides = _overrides(sets, retry_failed=retry_failed, batch=batch)
+    _run_stage("build-preferences", config, overrides, dry_run, open_store(store, offline))
 
 
+def train_reward(
+    config: ConfigArgument,
+    sets: Sets = None,
+    allow_leakage: AllowLeakage = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Run the stage; `STAGES` has the help."""
+    overrides = _overrides(sets, allow_leakage=allow_leakage)
+    _run_stage("train-reward", config, overrides, dry_run, open_store(store, offline))
+
+
+def eval_winrate(
+    config: ConfigArgument,
+    sets: Sets = None,
+    retry_failed: RetryFailed = False,
+    batch: Batch = False,
+    allow_leakage: AllowLeakage = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Run the stage; `STAGES` has the help."""
+    overrides = _overrides(sets, retry_failed=retry_failed, batch=batch, allow_leakage=allow_leakage)
+    _run_stage("eval-winrate", config, overrides, dry_run, open_store(store, offline))
+
+
+_WITH_FLAGS: "dict[StageName, Callable[..., None]]" = {
+    "build-preferences": build_preferences,
+    "train-reward": train_reward,
+    "eval-winrate": eval_winrate,
+}
 for name, text in STAGES.items():
-    app.command(name)((judge_stage_command if name in STAGES_WITH_JUDGE else stage_command)(name, text))
+    app.command(name, help=text)(_WITH_FLAGS.get(name) or stage_command(name, text))
 
 
 @app.command()
@@ -213,8 +244,10 @@ add_push_to(app)
 add_journal_to(app)
 
 
-def _overrides(sets: Sequence[str] | None, *, retry_failed: bool = False, batch: bool = False) -> list[str]:
-    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch}
+def _overrides(
+    sets: Sequence[str] | None, *, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
+) -> list[str]:
+    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch, "allow_leakage=true": allow_leakage}
     return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
 
 
@@ -229,19 +262,30 @@ def _run_stage(stage: "StageName", path: Path, overrides: Sequence[str], is_dry_
 
 def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
     """Run a stage and print its result; a dry run prints the config and what it would create."""
-    from psychocounsel.stages.recipe import stage_tools
+    from psychocounsel.config.recipe import Step
+    from psychocounsel.stages.recipe import run_stage
 
     _go_offline(store.offline)
-    tools = stage_tools(stage)
     if is_dry_run:
-        plans, costs = tools.plans(config, store), tools.costs(config, store)
-        console.result(config.model_dump_json(indent=2))
-        show_plans(plans, store)
-        show_costs(costs)
+        _show_dry_run([Step(stage, stage, config)], store)
         return None
-    made = tools.run(config, store)
+    made = run_stage(stage, config, store)
     tell([made], store)
     return made
+
+
+def _show_dry_run(steps: "Sequence[Step]", store: Store) -> None:
+    """Print the config of each step, what it creates, and the calls that are pending."""
+    from psychocounsel.stages.recipe import dry_run
+
+    for preview in dry_run(steps, store):
+        console.result(f"# {preview.step.name}")
+        console.result(preview.step.config.model_dump_json(indent=2))
+        for spec in preview.specs:
+            state = "up to date" if store.find(spec) else "pending"
+            console.result(f"{spec.kind:15} {spec.ref:40} {state}")
+        for calls in preview.calls:
+            console.result(f"paid: {calls}")
 
 
 def _go_offline(is_offline: bool) -> None:

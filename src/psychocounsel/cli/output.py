@@ -12,14 +12,11 @@ import typer
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
 from psychocounsel.reporting.tables import BASELINES, EMPTY_REPLY, REPORT_FILE, audit_lines
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, Parent
+from psychocounsel.store.artifacts import Artifact, Parent
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from psychocounsel.config.recipe import StageName
-    from psychocounsel.stages.dry_run import PaidCalls
 
 
 Sets = Annotated[
@@ -221,9 +218,6 @@ def _rate(rate: Mapping[str, float]) -> str:
     return f"{rate['estimate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
 
 
-_CENTS = 100
-
-
 class Following(NamedTuple):
     """The stage that reads what another one made, and the config for it."""
 
@@ -246,50 +240,6 @@ NAMING = {
     "comparisons": "artifacts=[comparisons/{ref}]",
 }
 """How a config of the next stage names an artifact of a kind."""
-
-
-def show_plans(plans: Sequence[ArtifactSpec], store: Store) -> None:
-    """Print each artifact of a config and whether it exists."""
-    for plan in plans:
-        state = "exists, would be reused" if store.find(plan) else "owed"
-        console.result(f"{plan.kind:15} {plan.ref:40} {state}")
-
-
-def show_costs(costs: "Sequence[PaidCalls]") -> None:
-    """Print the paid calls that are owed; nothing for a config that asks no endpoint."""
-    for each in costs:
-        console.result(f"paid: {each.purpose}, {each.model} at {each.base_url}: {_amount(each)}")
-
-
-def _amount(cost: "PaidCalls") -> str:
-    if cost.calls is None:
-        return cost.hint
-    tokens = cost.tokens
-    counted = "upper bound: answers are still to be given" if cost.is_upper_bound else "without what the journal holds"
-    about = "" if cost.tokens_are_exact else "about "
-    most = "at most " if cost.is_upper_bound else ""
-    awaited = f"; {cost.awaited:,} more wait in batches with the provider" if cost.awaited else ""
-    shared = f" ({tokens.cached:,} of a prefix that they share)" if tokens.cached else ""
-    return (
-        f"{most}{cost.calls:,} calls, {about}{tokens.prompt:,} prompt tokens{shared}, "
-        f"at most {tokens.completion:,} of answers; {counted}{awaited}; {_price(cost)}"
-    )
-
-
-def _price(cost: "PaidCalls") -> str:
-    from psychocounsel.llm.cost import BATCH_SHARE
-
-    if cost.price is None:
-        return "price unknown: write it under endpoint.price"
-    whole = cost.price.cost(cost.tokens._replace(cached=0))
-    cached = cost.price.cost(cost.tokens)
-    from_cache = f", {_dollars(cached)} with the prefix from the cache" if cached != whole else ""
-    batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole and cost.has_batches else ""
-    return f"at most {_dollars(whole)}{from_cache}{batch} (by {cost.price.source})"
-
-
-def _dollars(cost: "Decimal") -> str:
-    return f"${cost:,.4f}" if 0 < cost * _CENTS < 1 else f"${cost:,.2f}"
 
 
 def tell(artifacts: Sequence[Artifact], store: Store) -> None:

@@ -327,7 +327,10 @@ class LengthConfig(Settings):
 
 
 class TrainRewardConfig(Settings):
-    """A Bradley-Terry reward model, trained on a preference dataset."""
+    """A Bradley-Terry reward model, trained on a preference dataset.
+
+    `allow_leakage` accepts test speeches that a model was trained on, and says so in the result.
+    """
 
     name: Name
     seed: Seed = 0
@@ -338,6 +341,7 @@ class TrainRewardConfig(Settings):
     optimisation: OptimisationConfig
     length: LengthConfig = LengthConfig()
     chat: ChatFormat = ChatFormat()
+    allow_leakage: Annotated[bool, Gate()] = False
 
 
 class OnlineConfig(Settings):
@@ -385,7 +389,8 @@ class EvalWinrateConfig(Settings):
     """A policy's responses against a reference's, compared by a judge in both orders.
 
     `max_speeches` are chosen from the split by a hash of seed and content. `retry_failed` makes new artifacts from
-    those that were completed with failures, and sends the failed requests again.
+    those that were completed with failures, and sends the failed requests again. `allow_leakage` accepts speeches that
+    a model was trained on, and says so in the result.
     """
 
     name: Name
@@ -400,6 +405,7 @@ class EvalWinrateConfig(Settings):
     bootstrap_samples: PositiveInt = 10000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     retry_failed: Annotated[bool, Gate()] = False
+    allow_leakage: Annotated[bool, Gate()] = False
 
 
 class ReportConfig(Settings):

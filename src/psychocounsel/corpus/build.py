@@ -8,7 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,10 +41,8 @@ from psychocounsel.corpus.reading import (
     read_speeches,
 )
 from psychocounsel.corpus.sources import read_rows, source_identity, source_name, text_cell
-from psychocounsel.corpus.topic_model import open_topics, plan_topics
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import keep_restricted_text_here
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import (
@@ -56,7 +53,7 @@ from psychocounsel.store.schemas import (
     write_speeches,
 )
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, ReplyStatus, Speech, content_id
+from psychocounsel.types import ReplyStatus, content_id
 
 STAGE = "read-corpus"
 VERSION = 3
@@ -77,7 +74,7 @@ def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[int]
 # --- Artifacts --------------------
 
 
-class CorpusPlans(NamedTuple):
+class CorpusSpecs(NamedTuple):
     """The two artifacts of a corpus; a corpus without ready responses has no candidates."""
 
     speeches: ArtifactSpec
@@ -91,12 +88,11 @@ class CorpusArtifacts(NamedTuple):
     candidates: Artifact | None
 
 
-def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
+def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSpecs:
     """Return the specs of a corpus, which depend on the content of its files.
 
     Raises:
-        ConfigError: an engine is not installed; or the model that names topics is remote, and the run is offline
-            or the text restricted.
+        ConfigError: an engine is not installed; or a remote model would name the topics of restricted text.
     """
     if config.topics is not None:
         keep_restricted_text_here([config.topics.endpoint], {each.path: each.data_class for each in config.speeches})
@@ -112,14 +108,14 @@ def plan_corpus(config: CorpusConfig, store: Store) -> CorpusPlans:
     if config.exclude:
         settings["exclude"] = [_source(each) for each in config.exclude]
         settings["exclude_span_words"] = config.exclude_span_words
-    if config.topics is not None:
-        settings["topics"] = plan_topics(config.topics, store)
+    if topics is not None:
+        settings["topics"] = topics.fingerprint
     speeches = ArtifactSpec("speeches", config.name, STAGE, VERSION, settings)
     if not config.candidates:
-        return CorpusPlans(speeches, None)
+        return CorpusSpecs(speeches, None)
     ready = {"candidates": [_source(each) for each in config.candidates]}
     parents = (speeches.as_parent("speeches"),)
-    return CorpusPlans(speeches, ArtifactSpec("candidates", config.name, STAGE, VERSION, ready, parents))
+    return CorpusSpecs(speeches, ArtifactSpec("candidates", config.name, STAGE, VERSION, ready, parents))
 
 
 def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str, Any]:
@@ -127,8 +123,8 @@ def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str
     return {**source.fingerprint(), "path": content, "name": source_name(source.path)}
 
 
-def open_corpus(
-    config: CorpusConfig, store: Store, cancel: CancelToken, progress: Progress = no_progress
+def make_corpus(
+    config: CorpusConfig, store: Store, topics: TopicAssigner | None = None, progress: Progress = no_progress
 ) -> CorpusArtifacts:
     """Return the corpus, and build it if it is not in the store yet.
 
@@ -137,36 +133,12 @@ def open_corpus(
         DataQualityError: nothing is left, a split is empty, or too many speeches have no topic.
         Preempted: cancelled while a model named topics; its replies are kept.
     """
-    specs = plan_corpus(config, store)
-
-    def build_speeches(writer: ArtifactWriter) -> None:
-        if config.topics is None:
-            _build_speeches(config, None, writer, progress)
-            return
-        with open_topics(config.topics, store, cancel) as assigner:
-            _build_speeches(config, assigner, writer, progress)
-
-    speeches = store.make(specs.speeches, build_speeches)
+    specs = corpus_specs(config, topics)
+    speeches = store.make(specs.speeches, lambda writer: _build_speeches(config, topics, writer, progress))
     if specs.candidates is None:
         return CorpusArtifacts(speeches, None)
     candidates = store.make(specs.candidates, lambda writer: _build_candidates(config, speeches, writer))
     return CorpusArtifacts(speeches, candidates)
-
-
-class Corpus(NamedTuple):
-    """The speeches of a corpus and the ready responses to them, in memory."""
-
-    speeches: list[Speech]
-    candidates: list[Candidate]
-
-
-def read_corpus(config: CorpusConfig) -> Corpus:
-    """Read and clean a corpus without creating artifacts; topics are those of the sources."""
-    cleaner = _Cleaner(config)
-    with TemporaryDirectory() as folder, _read_speeches(config, cleaner, Path(folder)) as reading:
-        speeches = list(reading.speeches)
-        with _read_candidates(config, SpeechIndex(reading.rows()), cleaner, Path(folder)) as ready:
-            return Corpus(speeches, ready.candidates)
 
 
 # --- Speeches --------------------

@@ -5,17 +5,15 @@ on the next run. Valid replies are kept in the journal.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from string import Template
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.schema import TopicsConfig
 from psychocounsel.corpus.topics import (
+    NO_CUE,
     Assigned,
     OfflineTopicAssigner,
     Progress,
@@ -26,20 +24,10 @@ from psychocounsel.corpus.topics import (
     load_taxonomy,
 )
 from psychocounsel.judging.injection import one_line
-from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.cost import Budget, budget_of
-from psychocounsel.llm.endpoints import (
-    endpoint_settings,
-    open_endpoint,
-    open_journal,
-    planned_journal,
-    planned_model,
-)
-from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.replies import UnreadableReplyError, read_json_at
-from psychocounsel.llm.runner import RunPolicy, pending_indices, run_requests
-from psychocounsel.llm.types import JSON, ChatModel, ChatReply, ChatRequest, Message
-from psychocounsel.store.store import Store
+from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.types import ReplyStatus, Speech, content_id
 
 PARSER_VERSION = 1
@@ -135,41 +123,18 @@ def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str:
     return topic
 
 
-@dataclass(frozen=True)
-class ChatTopicSettings:
-    """How requests are sent; nothing here affects the topics.
-
-    Args:
-        max_attempts: requests per speech in one run.
-        concurrency: requests in flight.
-        cancel: once cancelled, nothing new is sent.
-        budget: counts the cost of the replies, and limits it.
-    """
-
-    max_attempts: int = 3
-    concurrency: int = 8
-    cancel: CancelToken = field(default_factory=CancelToken)
-    budget: Budget | None = None
-
-
 class ChatTopicAssigner:
     """Sends one request per speech."""
 
-    def __init__(
-        self, model: ChatModel, taxonomy: Taxonomy, journal: Journal, settings: ChatTopicSettings | None = None
-    ) -> None:
-        self._model = model
-        self._taxonomy = taxonomy
-        self._journal = journal
-        self._settings = settings or ChatTopicSettings()
-        self._prompt = TopicPrompt(taxonomy)
+    def __init__(self, client: ModelClient, taxonomy: Taxonomy) -> None:
+        self._client, self._taxonomy, self._prompt = client, taxonomy, TopicPrompt(taxonomy)
 
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """Model, address, taxonomy, prompt, sampling, parser."""
         return {
             "backend": "endpoint",
-            **self._model.fingerprint,
+            **self._client.fingerprint,
             "taxonomy": self._taxonomy.digest_of_words,
             "prompt": prompt_digest(),
             "temperature": TEMPERATURE,
@@ -179,37 +144,23 @@ class ChatTopicAssigner:
         }
 
     def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
-        """Return the topic of each speech, or how its request ended.
+        """Return the topic of each speech, or how its request ended; a dry run finds none.
 
         Raises:
             EndpointError: the endpoint refuses for a reason that no retry mends.
-            Preempted: `settings.cancel` is cancelled; replies are kept.
+            Preempted: the run was cancelled; completed requests are in the journal.
         """
-        requests = [self._prompt.request(speech) for speech in speeches]
-        settings = self._settings
-        policy = RunPolicy(
-            self._acceptance(requests),
-            settings.max_attempts,
-            settings.concurrency,
-            settings.cancel,
-            progress,
-            budget=settings.budget,
-        )
-        replies = run_requests(self._model, [item.request for item in requests], self._journal, policy)
-        return [self._assigned(item, reply) for item, reply in zip(requests, replies, strict=True)]
-
-    def pending(self, speeches: Sequence[Speech]) -> list[ChatRequest]:
-        """Return the requests that `assign` would send at least once; nothing is sent."""
         items = [self._prompt.request(speech) for speech in speeches]
-        requests = [item.request for item in items]
-        places = pending_indices(requests, self._model.fingerprint, self._journal, self._acceptance(items))
-        return [requests[place] for place in places]
 
-    def _acceptance(self, requests: Sequence[TopicRequest]) -> Callable[[int, ChatReply], bool]:
-        """Return what completes an item: a valid reply that names a topic."""
-        return lambda index, reply: isinstance(self._assigned(requests[index], reply), Topic)
+        def names_topic(index: int, reply: ChatReply) -> bool:
+            return isinstance(self._assigned(items[index], reply), Topic)
+
+        replies = self._client.run([item.request for item in items], RunPolicy(accept=names_topic, progress=progress))
+        return [self._assigned(item, reply) for item, reply in zip(items, replies, strict=True)]
 
     def _assigned(self, item: TopicRequest, reply: ChatReply) -> Assigned:
+        if reply is PLACEHOLDER:
+            return Unassigned(NO_CUE)
         if reply.status is not ReplyStatus.VALID:
             return Unassigned(reply.status.value, reply.reason)
         try:
@@ -219,40 +170,15 @@ class ChatTopicAssigner:
         return Topic(self._taxonomy.coarse_of[fine], fine)
 
 
-def plan_topics(config: TopicsConfig, store: Store) -> dict[str, Any]:
-    """Return what decides the topics of speeches, without connecting to anybody.
+def open_topics(config: TopicsConfig | None, session: Session) -> TopicAssigner | None:
+    """Return the topic assigner of a config; None where speeches keep the topics of their sources.
 
     Raises:
         ConfigError: the taxonomy is faulty; or offline, and the endpoint is not on this machine.
     """
+    if config is None:
+        return None
     taxonomy = load_taxonomy(config.taxonomy)
     if config.endpoint is None:
-        return {**config.fingerprint(), "taxonomy": dict(OfflineTopicAssigner(taxonomy).fingerprint)}
-    endpoint = endpoint_settings(config.endpoint, store)
-    with plan_to_name_topics(config, config.endpoint, store) as assigner:
-        return {**config.fingerprint(), "endpoint": endpoint, "taxonomy": dict(assigner.fingerprint)}
-
-
-@contextmanager
-def plan_to_name_topics(config: TopicsConfig, endpoint: EndpointConfig, store: Store) -> Generator[ChatTopicAssigner]:
-    """Yield who would name topics, unconnected: it tells what it would ask, and asks nothing."""
-    with planned_journal(store) as journal:
-        yield ChatTopicAssigner(planned_model(endpoint), load_taxonomy(config.taxonomy), journal)
-
-
-@contextmanager
-def open_topics(config: TopicsConfig, store: Store, cancel: CancelToken) -> Generator[TopicAssigner]:
-    """Yield who gives speeches their topics; replies are journalled in the store."""
-    taxonomy = load_taxonomy(config.taxonomy)
-    if config.endpoint is None:
-        yield OfflineTopicAssigner(taxonomy)
-        return
-    endpoint = config.endpoint
-    settings = ChatTopicSettings(
-        max_attempts=endpoint.max_attempts,
-        concurrency=endpoint.concurrency,
-        cancel=cancel,
-        budget=budget_of(endpoint),
-    )
-    with open_journal(store) as journal:
-        yield ChatTopicAssigner(open_endpoint(endpoint, store), taxonomy, journal, settings)
+        return OfflineTopicAssigner(taxonomy)
+    return ChatTopicAssigner(session.client(config.endpoint, "naming topics"), taxonomy)

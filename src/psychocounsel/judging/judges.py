@@ -1,20 +1,16 @@
-"""Candidate -> Judgement, two Candidates -> Comparison, by a chat model that is asked with a rubric.
+"""Judges made from a config: a chat model with a rubric, a panel of such models, or the offline judge.
 
-A judge is rubric, prompt and parser. A reply that cannot be read is a failed judgement with its reason,
-never a number; on the next run it is asked again, while a valid one never is.
+A judge is known by its fingerprint from the start and connects with its first request. A reply that cannot be read
+is a failed judgement with its reason, never a number; the next run sends the request again.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from psychocounsel.config.components import EndpointConfig, JudgeConfig
-from psychocounsel.errors import ConfigError
+from psychocounsel.config.components import JudgeConfig
 from psychocounsel.judging.injection import ADDRESSES_JUDGE, addresses_judge
 from psychocounsel.judging.judge import (
     BETWEEN_NAMES,
@@ -40,262 +36,201 @@ from psychocounsel.judging.scorers import (
     SamplingParams,
     Scorer,
     TextScorer,
-    decision_digests,
-    prompt_digests,
     require_expectable,
 )
-from psychocounsel.llm.batch.run import run_in_batches, run_live
-from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.cost import Budget, Spending, budget_of, spent_together
-from psychocounsel.llm.endpoints import (
-    endpoint_settings,
-    log_spending,
-    open_endpoint,
-    open_journal,
-    planned_journal,
-    planned_model,
-)
-from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy, RunRequests, pending_indices, run_requests
-from psychocounsel.llm.types import (
-    JSON,
-    ChatModel,
-    ChatReply,
-    ChatRequest,
-    LazyModel,
-)
+from psychocounsel.llm.cost import Spending, spent_together
+from psychocounsel.llm.endpoints import log_spending
+from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
+from psychocounsel.llm.types import JSON, ChatModel, ChatReply, LazyModel
 from psychocounsel.store.references import POLICY_KINDS, resolve_model
-from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, Comparison, Judgement, ReplyStatus, Speech
+from psychocounsel.types import OVERALL, Candidate, Comparison, Judgement, ReplyStatus, Speech, Winner
 
-_Read = Callable[[JudgeRequest, ChatReply], ParsedRatings | ParsedWinners | ParseFailure]
-
-
-def _acceptance(asked: Sequence[JudgeRequest], read: _Read) -> Callable[[int, ChatReply], bool]:
-    """Return what ends an item: a finished reply that can be read."""
-
-    def accept(index: int, reply: ChatReply) -> bool:
-        return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
-
-    return accept
+_Parsed = ParsedRatings | ParsedWinners | ParseFailure
 
 
 @dataclass(frozen=True)
 class ChatJudgeSettings:
-    """How the model is asked; only `sampling` shapes what it answers.
+    """How a chat model judges.
 
     Args:
         sampling: temperature and token limit of a reply.
-        max_attempts: requests per item in one run.
-        concurrency: requests in flight.
-        cancel: once cancelled, nothing new is sent.
-        budget: counts what the replies cost, and sets their limit.
-        ask: the road to the model: live, or in batches.
-        samples: how often each question is asked; ratings are means of the samples, verdicts their vote.
+        samples: requests per question; ratings are the mean of their samples, comparisons a majority vote.
         scorer: how a rubric is put to the model, and how its replies are read.
-        max_missing_share: the run ends as soon as a larger share has failed.
+        max_missing_share: the run ends as soon as a larger share has failed; not part of the fingerprint.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_attempts: int = 3
-    concurrency: int = 8
-    cancel: CancelToken = field(default_factory=CancelToken)
-    budget: Budget | None = None
-    ask: RunRequests = run_requests
     samples: int = 1
     scorer: Callable[[Rubric], Scorer] = TextScorer
     max_missing_share: float = 1.0
 
 
 class ChatJudge:
-    """Judges with a chat model; every reply that was paid for is in the journal before it is used."""
+    """Judges with a chat model.
+
+    Args:
+        client: completes the requests.
+        rubric: what is judged.
+        settings: how.
+        known_by: identifies the model in ids of artifacts; by default the client's fingerprint.
+    """
 
     warnings: tuple[str, ...] = ()
 
     def __init__(
-        self, model: ChatModel, rubric: Rubric, journal: Journal, settings: ChatJudgeSettings | None = None
+        self,
+        client: ModelClient,
+        rubric: Rubric,
+        settings: ChatJudgeSettings | None = None,
+        known_by: Mapping[str, JSON] | None = None,
     ) -> None:
-        self._model = model
-        self._rubric = rubric
-        self._journal = journal
+        self._client, self._rubric, self._known_by = client, rubric, known_by
         self._settings = settings or ChatJudgeSettings()
         self._scorer = self._settings.scorer(rubric)
-
-    @property
-    def name(self) -> str:
-        """The name of the model."""
-        return self._model.fingerprint["model"]
+        self.name = client.fingerprint["model"]
+        self.principles = rubric.principle_ids
 
     @property
     def spending(self) -> Spending | None:
-        """What the replies cost so far; None where nobody counts."""
-        return None if self._settings.budget is None else self._settings.budget.spending
-
-    @property
-    def principles(self) -> tuple[str, ...]:
-        """Ids of the rated principles, in the order of the rubric."""
-        return self._rubric.principle_ids
+        """What the replies cost so far; None where nothing is counted."""
+        return self._client.spending
 
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
         sampling, samples = self._settings.sampling, self._settings.samples
         return {
-            "backend": "endpoint",
-            **self._model.fingerprint,
+            **(self._known_by or self._client.fingerprint),
             "rubric": self._rubric.digest,
             **self._scorer.fingerprint,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            **({"samples": samples} if samples > 1 else {}),
+            "samples": samples,
         }
 
     def resampled(self) -> "ChatJudge":
-        """Return this judge at its next samples: the same questions, asked anew."""
-        sampling = self._settings.sampling
-        after = sampling.sample_index + self._settings.samples
-        return self._changed(self._rubric, replace(sampling, sample_index=after))
+        """Return this judge at its next samples: the same questions get new replies."""
+        settings = self._settings
+        after = settings.sampling.sample_index + settings.samples
+        return self._changed(self._rubric, replace(settings, sampling=replace(settings.sampling, sample_index=after)))
 
     def for_principle(self, principle: str) -> "ChatJudge":
         """Return this judge with one principle of its rubric."""
-        return self._changed(self._rubric.only(principle), self._settings.sampling)
+        return self._changed(self._rubric.only(principle), self._settings)
 
-    def _changed(self, rubric: Rubric, sampling: SamplingParams) -> "ChatJudge":
-        return ChatJudge(self._model, rubric, self._journal, replace(self._settings, sampling=sampling))
+    def _changed(self, rubric: Rubric, settings: ChatJudgeSettings) -> "ChatJudge":
+        return ChatJudge(self._client, rubric, settings, self._known_by)
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
-        """Rate each response in a call of its own, or in `samples`; a failed one has its status and reason.
+        """Rate each response in `samples` requests of its own; a failed one has its status and reason.
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
-            Preempted: `settings.cancel` is cancelled; what was answered is kept.
+            DataQualityError: more failed than `max_missing_share`, or nothing can be read.
+            Preempted: the run was cancelled; completed requests are in the journal.
         """
-        samples = self._settings.samples
-        asked = self._rating_requests(items)
-        replies = self._ask(asked, self._scorer.read_ratings, in_parts(progress, samples), "judgements")
-        candidates = [candidate for _, candidate in items for _ in range(samples)]
-        parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
-        return parts if samples == 1 else grouped(parts, samples, lambda samples: averaged(self.name, samples))
-
-    def owed_ratings(self, items: Sequence[tuple[Speech, Candidate]]) -> list[ChatRequest]:
-        """Return what `rate` would have to ask at least once; nothing is asked."""
-        return self._owed(self._rating_requests(items), self._scorer.read_ratings)
-
-    def owed_comparisons(self, items: Sequence[ComparisonTask]) -> list[ChatRequest]:
-        """Return what `compare` would have to ask at least once; nothing is asked."""
-        return self._owed(self._comparison_requests(items), self._scorer.read_winners)
-
-    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
-        """Compare in exactly the order given; errors as for `rate`."""
-        samples = self._settings.samples
-        asked = self._comparison_requests(items)
-        replies = self._ask(asked, self._scorer.read_winners, in_parts(progress, samples), "comparisons")
-        compared = [item for item in items for _ in range(samples)]
-        parts = [self._verdict(*each) for each in zip(compared, asked, replies, strict=True)]
-        return parts if samples == 1 else grouped(parts, samples, voted)
-
-    def _rating_requests(self, items: Sequence[tuple[Speech, Candidate]]) -> list[JudgeRequest]:
-        return [
+        asked = [
             self._scorer.rating_request(speech, candidate, sampling)
             for speech, candidate in items
             for sampling in self._samplings()
         ]
+        replies = self._run(asked, self._scorer.read_ratings, progress, "judgements")
+        candidates = [candidate for _, candidate in items for _ in self._samplings()]
+        parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
+        samples = self._settings.samples
+        return parts if samples == 1 else grouped(parts, samples, lambda each: averaged(self.name, each))
 
-    def _comparison_requests(self, items: Sequence[ComparisonTask]) -> list[JudgeRequest]:
-        return [self._scorer.comparison_request(item, sampling) for item in items for sampling in self._samplings()]
+    def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
+        """Compare in exactly the order given; errors as for `rate`."""
+        asked = [self._scorer.comparison_request(item, sampling) for item in items for sampling in self._samplings()]
+        replies = self._run(asked, self._scorer.read_winners, progress, "comparisons")
+        compared = [item for item in items for _ in self._samplings()]
+        parts = [self._comparison(*each) for each in zip(compared, asked, replies, strict=True)]
+        samples = self._settings.samples
+        return parts if samples == 1 else grouped(parts, samples, voted)
 
     def _samplings(self) -> list[SamplingParams]:
-        """Return how one question is asked, once for each sample: side by side, for they share a prompt."""
+        """Return the samplings of one question; its requests follow each other, for they share a prompt."""
         sampling = self._settings.sampling
         indices = range(sampling.sample_index, sampling.sample_index + self._settings.samples)
         return [replace(sampling, sample_index=index) for index in indices]
 
-    def _owed(self, asked: Sequence[JudgeRequest], read: _Read) -> list[ChatRequest]:
-        requests = [item.request for item in asked]
-        places = pending_indices(
-            requests, self._model.fingerprint, self._journal, _acceptance(asked, read), self._scorer.reader
-        )
-        return [requests[place] for place in places]
+    def _run(
+        self,
+        asked: Sequence[JudgeRequest],
+        read: Callable[[JudgeRequest, ChatReply], _Parsed],
+        progress: Progress,
+        what: str,
+    ) -> list[ChatReply]:
+        def is_readable(index: int, reply: ChatReply) -> bool:
+            return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
 
-    def _ask(self, asked: Sequence[JudgeRequest], read: _Read, progress: Progress, what: str) -> list[ChatReply]:
-        settings = self._settings
+        samples, share = self._settings.samples, self._settings.max_missing_share
         policy = RunPolicy(
-            _acceptance(asked, read),
-            settings.max_attempts,
-            settings.concurrency,
-            settings.cancel,
-            progress,
-            self._scorer.reader,
-            settings.budget,
-            lambda index, reply: self._scorer.check_server(asked[index], reply),
-            on_finished=FailureLimit(
-                what, len(asked) // settings.samples, settings.samples, settings.max_missing_share
-            ).note,
-            pilot=PILOT_RESULTS if settings.max_missing_share < 1 else 0,
+            accept=is_readable,
+            progress=in_parts(progress, samples),
+            reader=self._scorer.reader,
+            on_reply=lambda index, reply: self._scorer.check_server(asked[index], reply),
+            on_finished=FailureLimit(what, len(asked) // samples, samples, share).note,
+            pilot=PILOT_RESULTS if share < 1 else 0,
         )
-        return settings.ask(self._model, [item.request for item in asked], self._journal, policy)
+        return self._client.run([each.request for each in asked], policy)
 
     def _judgement(self, candidate: Candidate, asked: JudgeRequest, reply: ChatReply) -> Judgement:
+        if reply is PLACEHOLDER:
+            lowest = dict.fromkeys(self.principles, self._rubric.minimum)
+            return Judgement(candidate.id, self.name, ReplyStatus.VALID, lowest)
         parsed = self._scorer.read_ratings(asked, reply) if reply.status is ReplyStatus.VALID else None
         if isinstance(parsed, ParsedRatings):
             flag = ADDRESSES_JUDGE if addresses_judge(candidate.text) else ""
             judgement = Judgement(candidate.id, self.name, ReplyStatus.VALID, parsed.ratings, reason=flag)
-        elif isinstance(parsed, ParseFailure):
-            judgement = Judgement(candidate.id, self.name, parsed.status, reason=parsed.reason)
         else:
-            judgement = Judgement(candidate.id, self.name, reply.status, reason=reply.reason)
+            failure = parsed or reply
+            judgement = Judgement(candidate.id, self.name, failure.status, reason=failure.reason)
         if self._settings.samples == 1 and not self._scorer.keeps_samples:
             return judgement
         return with_sample(judgement, asked.request.sample_index, parsed)
 
-    def _verdict(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
-        verdict = self._verdict_alone(item, asked, reply)
-        if self._settings.samples == 1:
-            return verdict
-        return with_vote(verdict, self.name, asked.request.sample_index)
-
-    def _verdict_alone(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
-        parsed = self._scorer.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
+    def _comparison(self, item: ComparisonTask, asked: JudgeRequest, reply: ChatReply) -> Comparison:
         ids = (item.speech.id, item.first.id, item.second.id)
+        if reply is PLACEHOLDER:
+            return Comparison(*ids, ReplyStatus.VALID, dict.fromkeys((OVERALL, *self.principles), Winner.TIE))
+        parsed = self._scorer.read_winners(asked, reply) if reply.status is ReplyStatus.VALID else None
         if isinstance(parsed, ParsedWinners):
-            return Comparison(*ids, ReplyStatus.VALID, parsed.winners)
-        return Comparison(*ids, reply.status if parsed is None else parsed.status)
+            comparison = Comparison(*ids, ReplyStatus.VALID, parsed.winners)
+        else:
+            comparison = Comparison(*ids, (parsed or reply).status)
+        if self._settings.samples == 1:
+            return comparison
+        return with_vote(comparison, self.name, asked.request.sample_index)
 
 
 class PanelJudge:
-    """Judges that rate and compare by one rubric, one after the other; what each says is kept as a sample.
+    """Several judges with one rubric, asked one after the other; what each says is kept as a sample.
 
     Attributes:
         judges: the members, at least two.
-        labels: their names; of one that sits twice, the second is told by its number.
+        labels: their names; a name that occurs twice gets a number.
     """
 
     warnings: tuple[str, ...] = ()
 
     def __init__(self, judges: Sequence[ChatJudge]) -> None:
+        names = [judge.name for judge in judges]
         self.judges = tuple(judges)
-        self.labels = _labels([judge.name for judge in judges])
-
-    @property
-    def name(self) -> str:
-        """The names of all members."""
-        return BETWEEN_NAMES.join(self.labels)
+        self.labels = tuple(
+            name if name not in names[:at] else f"{name} ({names[: at + 1].count(name)})"
+            for at, name in enumerate(names)
+        )
+        self.name = BETWEEN_NAMES.join(self.labels)
+        self.principles = judges[0].principles
 
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """What shapes the ratings: the members, in order."""
-        return {"backend": "panel", "judges": [judge.fingerprint for judge in self.judges]}
-
-    @property
-    def principles(self) -> tuple[str, ...]:
-        """Ids of the rated principles, in the order of the rubric."""
-        return self.judges[0].principles
-
-    @property
-    def spendings(self) -> list[Spending]:
-        """What the replies to each member cost so far, where somebody counts."""
-        return [judge.spending for judge in self.judges if judge.spending is not None]
+        return {"panel": [judge.fingerprint for judge in self.judges]}
 
     def resampled(self) -> "PanelJudge":
         """Return this panel with every member at its next samples."""
@@ -306,7 +241,7 @@ class PanelJudge:
         return PanelJudge([judge.for_principle(principle) for judge in self.judges])
 
     def rate(self, items: Sequence[tuple[Speech, Candidate]], progress: Progress) -> list[Judgement]:
-        """Return the mean ratings of those who succeeded; errors are those of any member."""
+        """Return the mean ratings of the members that succeeded; errors are those of any member."""
         advance = in_parts(progress, len(self.judges))
         opinions = [
             [_labelled(each, label) for each in judge.rate(items, advance)]
@@ -315,7 +250,7 @@ class PanelJudge:
         return [averaged(self.name, parts) for parts in zip(*opinions, strict=True)]
 
     def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
-        """Return the vote of those who succeeded; errors are those of any member."""
+        """Return the vote of the members that succeeded; errors are those of any member."""
         advance = in_parts(progress, len(self.judges))
         opinions = [
             [_labelled_vote(each, label) for each in judge.compare(items, advance)]
@@ -324,161 +259,50 @@ class PanelJudge:
         return [voted(parts) for parts in zip(*opinions, strict=True)]
 
 
-def _labels(names: Sequence[str]) -> tuple[str, ...]:
-    seen: Counter[str] = Counter()
-    labels: list[str] = []
-    for name in names:
-        seen[name] += 1
-        labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return tuple(labels)
-
-
 def _labelled(judgement: Judgement, label: str) -> Judgement:
-    told = judgement if judgement.samples else with_sample(judgement)
-    return replace(told, samples=tuple(replace(sample, judge=label) for sample in told.samples))
+    samples = (judgement if judgement.samples else with_sample(judgement)).samples
+    return replace(judgement, samples=tuple(replace(sample, judge=label) for sample in samples))
 
 
-def _labelled_vote(verdict: Comparison, label: str) -> Comparison:
-    told = verdict if verdict.votes else with_vote(verdict, label)
-    return replace(told, votes=tuple(replace(vote, judge=label) for vote in told.votes))
+def _labelled_vote(comparison: Comparison, label: str) -> Comparison:
+    votes = (comparison if comparison.votes else with_vote(comparison, label)).votes
+    return replace(comparison, votes=tuple(replace(vote, judge=label) for vote in votes))
 
 
-class JudgePlan(NamedTuple):
-    """What decides a judge's ratings, and what must head everything made with it."""
-
-    settings: dict[str, Any]
-    notices: tuple[str, ...]
-
-
-def judge_fingerprint(config: JudgeConfig, store: Store) -> JudgePlan:
-    """Return what identifies the judge of a config, without connecting to it.
-
-    Raises:
-        ConfigError: offline, and its endpoint is not on this machine; or the rubric's scale has points whose
-            tokens cannot be told apart, and the ratings are to be expected.
-    """
-    rubric = load_rubric(config.rubric)
-    settings = {**config.fingerprint(), "rubric": rubric.digest}
-    if config.panel:
-        return JudgePlan(
-            {**settings, "panel": [judge_fingerprint(each, store).settings for each in config.members]}, ()
-        )
-    if config.model is not None:
-        settings["model"] = _weights(config.model, store)
-        return JudgePlan({**settings, "prompts": prompt_digests()}, ())
-    if config.endpoint is None:
-        offline = OfflineJudge(rubric)
-        return JudgePlan({**settings, "offline": dict(offline.fingerprint)}, offline.warnings)
-    if config.score == "expected":
-        require_expectable(rubric)
-    endpoint = endpoint_settings(config.endpoint, store)
-    prompts = decision_digests() if config.backend == "decisions" else prompt_digests()
-    return JudgePlan({**settings, "endpoint": endpoint, "prompts": prompts}, ())
-
-
-@contextmanager
 def open_judge(
-    config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool = False, max_missing_share: float = 1.0
-) -> Generator[Judge]:
-    """Yield the judge of a config; its replies are journalled in the store.
+    config: JudgeConfig, session: Session, purpose: str, *, may_wait: bool = False, max_missing_share: float = 1.0
+) -> Judge:
+    """Return the judge of a config.
 
     Args:
         config: of the judge.
-        store: holds the journal.
-        cancel: once cancelled, nothing new is sent.
-        may_wait: the caller can wait for batches, a day if need be, where the config asks for them.
+        session: of the run.
+        purpose: names its calls in a dry run.
+        may_wait: the caller can wait for batches where the config asks for them.
         max_missing_share: the run ends as soon as a larger share has failed.
+
+    Raises:
+        ConfigError: offline, and its endpoint is not on this machine; a reference matches nothing; or ratings are
+            to be expectations, and tokens of the rubric's scale cannot be told apart.
     """
-    if config.panel:
-        with ExitStack() as members:
-            opened = (_open_asked(each, store, cancel, may_wait, 0.999) for each in config.members)
-            yield PanelJudge([members.enter_context(each) for each in opened])
-    elif config.endpoint is None and config.model is None:
-        yield OfflineJudge(load_rubric(config.rubric))
-    else:
-        with _open_asked(config, store, cancel, may_wait, max_missing_share) as judge:
-            yield judge
-
-
-@contextmanager
-def _open_asked(
-    config: JudgeConfig, store: Store, cancel: CancelToken, may_wait: bool, max_missing_share: float
-) -> Generator[ChatJudge]:
     rubric = load_rubric(config.rubric)
+    if config.panel:
+        # The others may make up for a member that fails, but not for one that cannot be read at all.
+        share = min(max_missing_share, 0.999)
+        members = [
+            open_judge(each, session, purpose, may_wait=may_wait, max_missing_share=share) for each in config.members
+        ]
+        return PanelJudge([each for each in members if isinstance(each, ChatJudge)])
+    sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
+    settings = ChatJudgeSettings(sampling, config.samples, _scorer(config), max_missing_share)
     if config.model is not None:
-        with open_journal(store) as journal:
-            model = _open_local(config, config.model, store, journal)
-            settings = replace(_local_settings(config, cancel), max_missing_share=max_missing_share)
-            yield ChatJudge(model, rubric, journal, settings)
-        return
+        return _open_local(config, config.model, session, settings)
     if config.endpoint is None:
-        raise ConfigError("nobody is asked", where="judge", remedy="give an endpoint or a model")
-    endpoint = config.endpoint
-    model = open_endpoint(endpoint, store)
-    settings = replace(_judge_settings(config, endpoint, cancel), max_missing_share=max_missing_share)
-    if may_wait and config.batch.enabled:
-        from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
-
-        road = batch_transport(model, endpoint, config.batch, store.offline)
-        settings = replace(settings, ask=partial(run_in_batches, road))
-    with open_journal(store) as journal:
-        yield ChatJudge(model, rubric, journal, settings)
-
-
-def _weights(ref: str, store: Store) -> dict[str, Any]:
-    """Return what tells the weights of a reference from others."""
-    model = resolve_model(store, ref, POLICY_KINDS)
-    return model.fingerprint if model.parent is None else {"artifact": model.parent.id}
-
-
-def _open_local(config: JudgeConfig, ref: str, store: Store, journal: Journal) -> ChatModel:
-    """Return a model of this machine as a chat model; its weights are loaded when it is first asked."""
-    policy = resolve_model(store, ref, POLICY_KINDS).policy(store)
-    weights = json.dumps(_weights(ref, store), sort_keys=True)
-    identity = {"model": Path(ref).name, "base_url": "local", "weights": weights}
-
-    def kept(digest: str) -> int:
-        return len(journal.replies(digest))
-
-    def load() -> ChatModel:
-        from psychocounsel.training.generate import (
-            AnswerGenerator,
-            LocalChatModel,  # torch: only when a model judges
-        )
-
-        generator = AnswerGenerator.load(policy)
-        return LocalChatModel(generator, identity, config.batch_size, kept)
-
-    return LazyModel(identity, load)
-
-
-def _local_settings(config: JudgeConfig, cancel: CancelToken) -> ChatJudgeSettings:
-    sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
-    # The likeliest tokens are the same at every try.
-    max_attempts = 1 if config.temperature == 0 else ChatJudgeSettings().max_attempts
-    return ChatJudgeSettings(sampling, max_attempts, config.batch_size, cancel, samples=config.samples)
-
-
-@contextmanager
-def plan_to_ask(config: JudgeConfig, endpoint: EndpointConfig, store: Store) -> Generator[ChatJudge]:
-    """Yield the judge behind an endpoint, unconnected: it tells what it would ask, and asks nothing."""
-    settings = _judge_settings(config, endpoint, CancelToken())
-    with planned_journal(store) as journal:
-        yield ChatJudge(planned_model(endpoint), load_rubric(config.rubric), journal, settings)
-
-
-def _judge_settings(config: JudgeConfig, endpoint: EndpointConfig, cancel: CancelToken) -> ChatJudgeSettings:
-    sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
-    return ChatJudgeSettings(
-        sampling,
-        endpoint.max_attempts,
-        endpoint.concurrency,
-        cancel,
-        budget_of(endpoint),
-        run_live,
-        config.samples,
-        _scorer(config),
-    )
+        return OfflineJudge(rubric)
+    if config.score == "expected":
+        require_expectable(rubric)
+    batch = config.batch if may_wait and config.backend == "endpoint" else None
+    return ChatJudge(session.client(config.endpoint, purpose, batch), rubric, settings)
 
 
 def _scorer(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
@@ -487,26 +311,53 @@ def _scorer(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
     return LogprobScorer if config.score == "expected" else TextScorer
 
 
-def judge_standing(judge: Judge) -> str:
-    """Return in few words what failed and what was spent so far; empty for a judge that asks nobody."""
+def _open_local(config: JudgeConfig, ref: str, session: Session, settings: ChatJudgeSettings) -> ChatJudge:
+    """Return a model on this machine as a judge; its weights are loaded with the first request."""
+    reference = resolve_model(session.store, ref, POLICY_KINDS)
+    weights = reference.fingerprint if reference.parent is None else {"artifact": reference.parent.id}
+    fingerprint = {
+        "model": Path(ref).name,
+        "base_url": "local",
+        "weights": json.dumps(weights, sort_keys=True),
+    }
+
+    def load() -> ChatModel:
+        from psychocounsel.training.generate import AnswerGenerator, LocalChatModel  # torch: only when a model judges
+
+        generator = AnswerGenerator.load(reference.policy(session.store))
+        return LocalChatModel(
+            generator, fingerprint, config.batch_size, lambda digest: len(session.journal.replies(digest))
+        )
+
+    # Greedy decoding gives the same tokens at every attempt.
+    attempts = {"max_attempts": 1} if config.temperature == 0 else {}
+    client = session.local_client(LazyModel(fingerprint, load), concurrency=config.batch_size, **attempts)
+    return ChatJudge(client, load_rubric(config.rubric), settings, {"model": weights})
+
+
+def judge_status(judge: Judge) -> str:
+    """Return in a few words what failed and what was spent so far; empty for a judge without an endpoint."""
     if isinstance(judge, PanelJudge):
-        told = ((each.name, judge_standing(each)) for each in judge.judges)
-        return "; ".join(f"{name}: {standing}" for name, standing in told if standing)
+        by_name = ((each.name, judge_status(each)) for each in judge.judges)
+        return "; ".join(f"{name}: {status}" for name, status in by_name if status)
     spending = judge.spending if isinstance(judge, ChatJudge) else None
     return "" if spending is None else spending.standing
 
 
 def judge_spending(judge: Judge) -> dict[str, Any]:
-    """Tell what the judge's replies cost and return it for `metrics.json`; empty for one that asks nobody."""
-    if isinstance(judge, PanelJudge):
-        told = [log_spending(each.spending, each.name) for each in judge.judges]
-        return {"spend": _panel_spend(judge)} if any(told) else {}
-    spending = judge.spending if isinstance(judge, ChatJudge) else None
-    return log_spending(spending, judge.name)
+    """Log what the judge's replies cost and return it for `metrics.json`; empty for a judge without an endpoint.
 
-
-def _panel_spend(judge: PanelJudge) -> dict[str, Any]:
-    # Each member has an endpoint of its own, with a limit of its own.
-    members = zip(judge.labels, judge.judges, strict=True)
-    by_judge = {label: each.spending.as_dict() for label, each in members if each.spending is not None}
-    return {**spent_together(judge.spendings), "by_judge": by_judge}
+    Each member of a panel has an endpoint, and so a cost limit, of its own: `by_judge` has their costs.
+    """
+    if not isinstance(judge, PanelJudge):
+        return log_spending(judge.spending if isinstance(judge, ChatJudge) else None, judge.name)
+    logged = [log_spending(each.spending, each.name) for each in judge.judges]
+    if not any(logged):
+        return {}
+    spendings = {
+        label: each.spending
+        for label, each in zip(judge.labels, judge.judges, strict=True)
+        if each.spending is not None
+    }
+    by_judge = {label: spending.as_dict() for label, spending in spendings.items()}
+    return {"spend": {**spent_together(list(spendings.values())), "by_judge": by_judge}}

@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from psychocounsel.config.components import EndpointConfig
@@ -25,10 +22,7 @@ from psychocounsel.llm.types import (
     ChatReply,
     ChatRequest,
     RequestContext,
-    UnconnectedModel,
-    endpoint_fingerprint,
     is_on_this_machine,
-    require_reachable,
     resolved_base_url,
 )
 from psychocounsel.store.store import Store
@@ -151,13 +145,6 @@ JOURNAL_FILE = "journal/replies.sqlite"
 CAPABILITIES_FILE = "journal/capabilities.json"
 
 
-def endpoint_settings(endpoint: EndpointConfig, store: Store) -> dict[str, Any]:
-    """Return the settings of an endpoint that shape its replies, with the address that is really used."""
-    base_url = resolved_base_url(endpoint)
-    require_reachable(base_url, store.offline)
-    return {**endpoint.fingerprint(), "base_url": base_url}
-
-
 def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]) -> None:
     """Refuse to send restricted client text to a model that is not on this machine.
 
@@ -219,20 +206,6 @@ def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> 
             await asyncio.gather(*(model.aclose() for model in models))
 
     run_in_loop(look())
-
-
-def planned_model(endpoint: EndpointConfig) -> UnconnectedModel:
-    """Return the model behind an endpoint without a connection."""
-    return UnconnectedModel(endpoint_fingerprint(endpoint))
-
-
-@contextmanager
-def planned_journal(store: Store) -> Generator[Journal]:
-    """Yield the store's journal for reading; if there is none yet, an empty temporary one."""
-    with TemporaryDirectory() as folder:
-        path = store.root / JOURNAL_FILE
-        with Journal(path if path.exists() else Path(folder) / path.name) as journal:
-            yield journal
 
 
 def open_journal(store: Store) -> Journal:

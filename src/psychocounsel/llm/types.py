@@ -286,18 +286,6 @@ def require_reachable(base_url: str, offline: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class UnconnectedModel:
-    """A chat model that has a fingerprint and no connection: for dry runs."""
-
-    fingerprint: Mapping[str, str]
-
-    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        """Raise: a dry run sends nothing."""
-        del context
-        raise EndpointError(f"a dry run sends nothing to {self.fingerprint['model']} ({request.schema_name})")
-
-
 class LazyModel:
     """A chat model that is loaded at its first request: never, if nothing is pending."""
 

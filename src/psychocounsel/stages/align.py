@@ -42,7 +42,7 @@ AUTHOR = "policy"
 """Of the answers of every round: a round's name is no part of an id."""
 
 
-def plan(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
+def specs(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
     """Return what the stage would create, in order; the final policy is the last."""
     if config.online is None:
         return [_plan_dpo(config, store)]

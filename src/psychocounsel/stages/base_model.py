@@ -1,9 +1,11 @@
 """make-base-model: a tiny Llama 3 instead of a downloaded base model, fine-tuned on the corpus's training responses."""
 
 from psychocounsel.config.schema import BaseModelConfig
-from psychocounsel.corpus.build import CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.corpus.build import CorpusSpecs, corpus_specs, make_corpus
+from psychocounsel.corpus.topic_model import open_topics
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
+from psychocounsel.llm.cancel import CancelToken
+from psychocounsel.llm.session import Session, open_session
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import read_candidates, read_speeches
@@ -13,9 +15,9 @@ VERSION = 1
 STAGE = "make-base-model"
 
 
-def plan(config: BaseModelConfig, store: Store) -> tuple[CorpusPlans, ArtifactSpec]:
+def specs(config: BaseModelConfig, store: Store) -> tuple[CorpusSpecs, ArtifactSpec]:
     """Return what the stage would create."""
-    corpus = plan_corpus(config.corpus, store)
+    corpus = corpus_specs(config.corpus, open_topics(config.corpus.topics, Session(store)))
     if corpus.candidates is None:
         raise ConfigError(
             "the corpus has no ready responses to train on", where="corpus.candidates", remedy="add a source"
@@ -36,11 +38,11 @@ def create_base_model(config: BaseModelConfig, store: Store) -> Artifact:
     Raises:
         Preempted: SIGINT or SIGTERM came; the checkpoint is kept.
     """
-    _, spec = plan(config, store)
-    with cancelled_by_signals() as cancel:
-        open_corpus(config.corpus, store, cancel, progress)
-        cancel.raise_if_cancelled(spec.ref)
-        return store.make(spec, lambda writer: _build(config, store, writer, cancel))
+    _, spec = specs(config, store)
+    with open_session(store) as session:
+        make_corpus(config.corpus, store, open_topics(config.corpus.topics, session), progress)
+        session.cancel.raise_if_cancelled(spec.ref)
+        return store.make(spec, lambda writer: _build(config, store, writer, session.cancel))
 
 
 def _build(config: BaseModelConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:

@@ -1,6 +1,6 @@
-"""Speeches -> candidates -> judgements -> pairs: the preference dataset.
+"""build-preferences: client speeches and responses become judgements, and judgements become preference pairs.
 
-Judging and pairing are artifacts of their own: another pairing rule reads the same judgements.
+Judgements and pairs are artifacts of their own, so that another pairing rule reads the same judgements.
 """
 
 from collections import Counter
@@ -9,14 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from psychocounsel.config.components import EndpointConfig, PoolConfig
+from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.schema import BuildPreferencesConfig, PairLengthConfig
-from psychocounsel.corpus.build import CorpusPlans, open_corpus, plan_corpus
+from psychocounsel.corpus.build import corpus_specs, make_corpus
+from psychocounsel.corpus.topic_model import open_topics
 from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError, counted
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.judging.audit import histograms, sample_metrics
 from psychocounsel.judging.judge import addressing_judge, missing_by_topic, missing_share, require_judged
-from psychocounsel.judging.judges import judge_fingerprint, judge_spending, judge_standing, open_judge
+from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.judging.pairing import (
     Pairing,
     PairingRule,
@@ -28,18 +29,17 @@ from psychocounsel.judging.pairing import (
     resolve_rule,
 )
 from psychocounsel.judging.rubric import load_rubric
-from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
+from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
 from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
 from psychocounsel.reporting.console import progress
 from psychocounsel.reporting.tables import audit_lines
-from psychocounsel.stages.audit import audit_judge, plan_audit
-from psychocounsel.stages.dry_run import PaidCalls, audit_costs, preference_costs
-from psychocounsel.stages.respond import NOT_IN_FILE, ResponseRequest, plan_responder, respond, speeches_of
+from psychocounsel.stages.audit import audit_judge, audit_spec
+from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import digest_of_files
-from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model
+from psychocounsel.store.references import HUB, POLICY_KINDS, ModelReference, resolve_model
 from psychocounsel.store.schemas import (
     read_candidates,
     read_judgements,
@@ -51,9 +51,224 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import Candidate, Policy, ReplyStatus, ScoredCandidate, Speech
 
+VERSION = 3
+STAGE = "build-preferences"
 SPLITS = ("train", "dev", "test")
 
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+
+
+class PreferenceSpecs(NamedTuple):
+    """What the stage makes, in order; without ready responses or without a pool, their specs are None."""
+
+    speeches: ArtifactSpec
+    ready: ArtifactSpec | None
+    pool: ArtifactSpec | None
+    judgements: ArtifactSpec
+    preferences: ArtifactSpec
+    audit: ArtifactSpec
+
+
+def specs(config: BuildPreferencesConfig, store: Store) -> PreferenceSpecs:
+    """Return what a config makes.
+
+    Raises:
+        ConfigError: nothing answers the speeches, restricted text would reach a remote judge or responder, or one is
+            remote and the run offline.
+    """
+    return _Build(config, Session(store)).specs
+
+
+def build_preferences(
+    config: BuildPreferencesConfig, store: Store, calls: list[PendingCalls] | None = None
+) -> Artifact:
+    """Build the preference dataset of a config, or return it if it exists.
+
+    The audit of its judge comes last: an error there leaves the dataset as it is.
+
+    Args:
+        config: of the stage.
+        store: holds the artifacts; in a dry run, an overlay.
+        calls: in a dry run, receives the calls that a run would make. It makes no pairs.
+
+    Raises:
+        ConfigError: restricted text would reach a remote judge or responder, or an endpoint cannot be used.
+        EndpointError: an endpoint refuses.
+        IncompleteError: an endpoint does not answer; completed requests are in the journal.
+        DataQualityError: too many answers or judgements failed, or no pair is left in a split.
+        Preempted: SIGINT or SIGTERM came; completed requests are in the journal.
+    """
+    with open_session(store, calls) as session:
+        return _Build(config, session).run()
+
+
+class _Build:
+    """One run of the stage. Its judge, responders and topic assigner connect when they are first asked."""
+
+    def __init__(self, config: BuildPreferencesConfig, session: Session) -> None:
+        self.config, self.session, self.store = config, session, session.store
+        responders = config.pool.responders if config.pool else ()
+        keep_restricted_text_here(
+            [*config.judge.endpoints, *(each.endpoint for each in responders)],
+            {source.path: source.data_class for source in config.corpus.speeches},
+        )
+        self.rubric = load_rubric(config.judge.rubric)
+        self.topics = open_topics(config.corpus.topics, session)
+        self.responders = [Responder(each, session, f"responder {each.author}") for each in responders]
+        share = config.judge.max_missing_share
+        self.judge = open_judge(config.judge, session, "rating answers", may_wait=True, max_missing_share=share)
+        self.auditor = open_judge(config.judge, session, "auditing the judge")
+        self.specs = self._specs()
+
+    def _specs(self) -> PreferenceSpecs:
+        config, store = self.config, self.store
+        corpus = corpus_specs(config.corpus, self.topics)
+        if corpus.candidates is None and config.pool is None:
+            raise ConfigError(
+                "nothing answers the speeches", where="corpus.candidates, pool", remedy="give ready responses or a pool"
+            )
+
+        speeches = corpus.speeches.as_parent("speeches")
+        parents = [speeches]
+        if corpus.candidates is not None:
+            parents.append(corpus.candidates.as_parent("ready candidates"))
+        pool = None
+        if config.pool is not None:
+            settings = {
+                "responders": [each.fingerprint for each in self.responders],
+                "per_speech": config.pool.per_speech,
+                "draw_seed": config.pool.seed,
+                "seed": config.seed,
+            }
+            models = [parent for each in self.responders for parent in each.parents]
+            pool = ArtifactSpec("candidates", f"{config.name}-pool", STAGE, VERSION, settings, (speeches, *models))
+            pool = retry_spec(pool, store) if config.retry_failed else pool
+            parents.append(pool.as_parent("asked candidates"))
+        judge = self.judge
+        judgements = ArtifactSpec(
+            "judgements", config.name, STAGE, VERSION, {"judge": judge.fingerprint}, tuple(parents), judge.warnings
+        )
+        judgements = retry_spec(judgements, store) if config.retry_failed else judgements
+        pairing = {"pairing": pairing_settings(config, store)}
+        judged = (judgements.as_parent("judgements"), *judgements.parents)
+        preferences = ArtifactSpec("preferences", config.name, STAGE, VERSION, pairing, judged)
+        audit = audit_spec(config, judgements)
+        return PreferenceSpecs(corpus.speeches, corpus.candidates, pool, judgements, preferences, audit)
+
+    def run(self) -> Artifact:
+        config, session, store, specs = self.config, self.session, self.store, self.specs
+        if session.is_dry_run:
+            sources = (*config.corpus.speeches, *config.corpus.candidates)
+            if store.find(specs.speeches) is None and any(each.path.startswith(HUB) for each in sources):
+                session.stop_counting("counted once the speeches are fetched from the Hub")
+        else:
+            self._require_usable()
+        make_corpus(config.corpus, store, self.topics, progress)
+        session.cancel.raise_if_cancelled(specs.judgements.ref)
+        if specs.pool is not None:
+            store.make(specs.pool, self._answer)
+            session.cancel.raise_if_cancelled(specs.pool.ref)
+        judgements = store.make(specs.judgements, self._judge)
+        # Placeholders for ratings make no pairs.
+        pairs = judgements if session.is_dry_run else store.make(specs.preferences, self._pair)
+        try:
+            audit = store.make(specs.audit, lambda writer: audit_judge(config, store, writer, self.auditor))
+        except PsychoCounselError:
+            console.note(
+                f"preferences {specs.preferences.ref} is complete; the audit of its judge is pending "
+                "(with retest, one_principle and canaries of audit at 0, it sends no requests)"
+            )
+            raise
+        if audit.is_new and not session.is_dry_run:
+            console.note(f"judge audit ({audit.kind}/{audit.ref}):")
+            for line in audit_lines(audit.metrics):
+                console.note(f"  {line}")
+        return pairs
+
+    def _require_usable(self) -> None:
+        """Check what is still needed before anything is paid: endpoints, the judge's model, the tokenizer."""
+        config, store, specs = self.config, self.store, self.specs
+        endpoints: dict[str, EndpointConfig | None] = {}
+        if config.corpus.topics is not None and store.find(specs.speeches) is None:
+            endpoints["corpus.topics"] = config.corpus.topics.endpoint
+        is_pool_pending = specs.pool is not None and store.find(specs.pool) is None
+        if is_pool_pending:
+            endpoints |= {f"responder {each.config.author}": each.config.endpoint for each in self.responders}
+        if store.find(specs.judgements) is not None:
+            require_usable(endpoints, store)
+            return
+        require_usable(endpoints | config.judge.named_endpoints, store)
+        if is_pool_pending:
+            require_listed(config.judge.endpoints, store)
+        open_rule(config, store)
+
+    def _answer(self, writer: ArtifactWriter) -> None:
+        """Have the pool answer every speech."""
+        pool = self.config.pool
+        assert pool is not None  # noqa: S101
+        speeches = [each.speech for each in read_speeches(self.store.open(writer.parent("speeches")))]
+        chosen = [choose_responders(speech, pool) for speech in speeches]
+        candidates: dict[tuple[str, str], Candidate] = {}
+        failed: dict[str, dict[str, int]] = {}
+        spend: dict[str, Any] = {}
+        repeated = 0
+        for responder in self.responders:
+            own = [speech for speech, by in zip(speeches, chosen, strict=True) if responder.config in by]
+            answers = responder.answer(own, self.config.seed)
+            failed[responder.config.author] = answers.failed
+            if answers.spend:
+                spend[responder.config.author] = answers.spend["spend"]
+            for candidate in answers.candidates:
+                repeated += (candidate.speech_id, candidate.text) in candidates
+                candidates.setdefault((candidate.speech_id, candidate.text), candidate)
+        order = {speech.id: at for at, speech in enumerate(speeches)}
+        write_candidates(writer, sorted(candidates.values(), key=lambda each: (order[each.speech_id], each.author)))
+        counts = {"kept": len(candidates), "repeated_text": repeated, "failed": failed}
+        writer.write_metrics({**counts, "spend": spend} if spend else counts)
+        statuses = [(why, count) for by_status in failed.values() for why, count in by_status.items()]
+        note_failed(writer, sum(count for why, count in statuses if why != NOT_IN_FILE))
+
+    def _judge(self, writer: ArtifactWriter) -> None:
+        """Rate every candidate that has a text."""
+        judge, store, parents = self.judge, self.store, writer.spec.parents
+        speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
+        candidates = distinct_candidates(store, parents)
+        items = [(speeches[each.speech_id], each) for each in candidates if each.text]
+        with progress("judging responses", len(items), lambda: judge_status(judge)) as advance:
+            judgements = judge.rate(items, advance)
+        spend = judge_spending(judge)
+        require_judged(judgements, "judgements", self.config.judge.max_missing_share)
+        note_failed(writer, missing_share(judgements).missing)
+        writer.notes["judge"] = judge.name
+        write_judgements(writer, judgements, judge.principles)
+        by_topic = missing_by_topic([speech for speech, _ in items], judgements)
+        rows = sum(len(read_candidates(store.open(each))) for each in parents if each.kind == "candidates")
+        writer.write_metrics(
+            {
+                # With `judged`, they add up to the candidates of all parents.
+                "left_out": {"repeated_text": rows - len(candidates), "empty": len(candidates) - len(items)},
+                "judged": len(judgements),
+                "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
+                "addresses_judge": addressing_judge(judgements),
+                "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
+                "histograms": histograms(judgements, judge.principles),
+                **sample_metrics(judgements, judge.principles),
+                **spend,
+            }
+        )
+
+    def _pair(self, writer: ArtifactWriter) -> None:
+        """Pair the candidates of each speech by their ratings."""
+        rubric, store = self.rubric, self.store
+        pairings = pair_splits(self.config, open_rule(self.config, store), store, writer.spec.parents)
+        for split, pairing in pairings.items():
+            if pairing.pairs:
+                write_pairs(writer, split, pairing.pairs, rubric.principle_ids)
+        writer.notes["scale"] = [rubric.minimum, rubric.maximum]
+        metrics = {split: pairing.as_dict() for split, pairing in pairings.items()}
+        writer.write_metrics({"pairing": metrics, "words": words_by_side(pairings)})
+        pairs = {split: pairing.pairs for split, pairing in pairings.items()}
+        write_dataset_card(writer, gather_dataset_facts(store, writer, pairs, rubric))
 
 
 def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, Any]:
@@ -218,222 +433,3 @@ def words_by_side(pairings: Mapping[str, Pairing]) -> dict[str, Any]:
             rejected = [word_count(pair.rejected.candidate.text) for pair in pairing.pairs]
             means[split] = {"chosen": sum(chosen) / len(chosen), "rejected": sum(rejected) / len(rejected)}
     return means
-
-
-VERSION = 2
-STAGE = "build-preferences"
-
-
-class PreferencePlans(NamedTuple):
-    """What the stage makes, in order."""
-
-    corpus: CorpusPlans
-    asked: ArtifactSpec | None
-    judgements: ArtifactSpec
-    preferences: ArtifactSpec
-    audit: ArtifactSpec
-
-
-def plan(config: BuildPreferencesConfig, store: Store) -> PreferencePlans:
-    """Return what a config means, without making it.
-
-    Raises:
-        ConfigError: nobody answers the speeches, restricted text would reach a remote judge or responder, or
-            one is remote and the run offline.
-    """
-    _keep_restricted_text_here(config)
-    corpus = plan_corpus(config.corpus, store)
-    asked = _plan_asked(config, corpus, store)
-    if corpus.candidates is None and asked is None:
-        raise ConfigError(
-            "nobody answers the speeches",
-            where="corpus.candidates, pool",
-            remedy="give ready responses or a pool",
-        )
-    judgements = _plan_judgements(config, corpus, asked, store)
-    pairs = ArtifactSpec(
-        "preferences",
-        config.name,
-        STAGE,
-        VERSION,
-        {"pairing": pairing_settings(config, store)},
-        (judgements.as_parent("judgements"), *judgements.parents),
-    )
-    return PreferencePlans(corpus, asked, judgements, pairs, plan_audit(config, judgements))
-
-
-def _plan_asked(config: BuildPreferencesConfig, corpus: CorpusPlans, store: Store) -> ArtifactSpec | None:
-    if config.pool is None:
-        return None
-    planned = [plan_responder(each, store, f"responder {each.author}") for each in config.pool.responders]
-    settings = {
-        "responders": [each.settings for each in planned],
-        "per_speech": config.pool.per_speech,
-        "draw_seed": config.pool.seed,
-        "seed": config.seed,
-    }
-    models = tuple(parent for each in planned for parent in each.parents)
-    parents = (corpus.speeches.as_parent("speeches"), *models)
-    asked = ArtifactSpec("candidates", f"{config.name}-pool", STAGE, VERSION, settings, parents)
-    return retry_spec(asked, store) if config.retry_failed else asked
-
-
-def _plan_judgements(
-    config: BuildPreferencesConfig, corpus: CorpusPlans, asked: ArtifactSpec | None, store: Store
-) -> ArtifactSpec:
-    parents = [corpus.speeches.as_parent("speeches")]
-    if corpus.candidates is not None:
-        parents.append(corpus.candidates.as_parent("ready candidates"))
-    if asked is not None:
-        parents.append(asked.as_parent("asked candidates"))
-    judge = judge_fingerprint(config.judge, store)
-    judged = ArtifactSpec(
-        "judgements", config.name, STAGE, VERSION, {"judge": judge.settings}, tuple(parents), judge.notices
-    )
-    return retry_spec(judged, store) if config.retry_failed else judged
-
-
-def build_preferences(config: BuildPreferencesConfig, store: Store) -> Artifact:
-    """Build the preference dataset of a config, or return it if it exists.
-
-    The audit of its judge comes last: an error there leaves the dataset as it stands.
-
-    Raises:
-        ConfigError: restricted text would reach a remote judge or responder, or one cannot be asked.
-        EndpointError: an endpoint refuses.
-        IncompleteError: an endpoint does not answer; what was answered is kept.
-        DataQualityError: too many answers or judgements failed, or no pair is left in a split.
-        RunCancelledError: SIGINT or SIGTERM came; what was answered is kept.
-    """
-    plans = plan(config, store)
-    _require_usable(config, plans, store)
-    if store.find(plans.judgements) is None:
-        open_rule(config, store)  # a tokenizer that cannot be loaded is told before anything is paid
-    with cancelled_by_signals() as cancel:
-        open_corpus(config.corpus, store, cancel, progress)
-        cancel.raise_if_cancelled(plans.judgements.ref)
-        if plans.asked is not None and config.pool is not None:
-            pool = config.pool
-            store.make(plans.asked, lambda writer: _ask(pool, config.seed, store, writer, cancel))
-            cancel.raise_if_cancelled(plans.asked.ref)
-        store.make(plans.judgements, lambda writer: _judge(config, store, writer, cancel))
-        pairs = store.make(plans.preferences, lambda writer: _pair(config, store, writer))
-        _audit(config, plans, store, cancel)
-    return pairs
-
-
-def _audit(config: BuildPreferencesConfig, plans: PreferencePlans, store: Store, cancel: CancelToken) -> None:
-    """Tell what the judge is worth; the dataset stands already, whatever becomes of the audit."""
-    try:
-        audit = store.make(plans.audit, lambda writer: audit_judge(config, store, writer, cancel))
-    except PsychoCounselError:
-        console.note(
-            f"preferences {plans.preferences.ref} stands; the audit of its judge is owed, and with retest, "
-            "one_principle and canaries of audit at 0 nothing is asked for it"
-        )
-        raise
-    if audit.is_new:
-        console.note(f"what the judge is worth ({audit.kind}/{audit.ref}):")
-        for line in audit_lines(audit.metrics):
-            console.note(f"  {line}")
-
-
-def _require_usable(config: BuildPreferencesConfig, plans: PreferencePlans, store: Store) -> None:
-    """Check the endpoints of whatever is still to be made, before the first of them is paid."""
-    endpoints: dict[str, EndpointConfig | None] = {}
-    if config.corpus.topics is not None and store.find(plans.corpus.speeches) is None:
-        endpoints["corpus.topics"] = config.corpus.topics.endpoint
-    if config.pool is not None and plans.asked is not None and store.find(plans.asked) is None:
-        endpoints |= {f"responder {each.author}": each.endpoint for each in config.pool.responders}
-    is_judged = store.find(plans.judgements) is not None
-    if not is_judged:
-        endpoints |= config.judge.named_endpoints
-    require_usable(endpoints, store)
-    if plans.asked is not None and store.find(plans.asked) is None and not is_judged:
-        require_listed(config.judge.endpoints, store)
-
-
-def _keep_restricted_text_here(config: BuildPreferencesConfig) -> None:
-    responders = config.pool.responders if config.pool else ()
-    endpoints = [*config.judge.endpoints, *(each.endpoint for each in responders)]
-    keep_restricted_text_here(endpoints, {source.path: source.data_class for source in config.corpus.speeches})
-
-
-def costs(config: BuildPreferencesConfig, store: Store) -> list[PaidCalls]:
-    """Return the paid calls that are still owed; nothing is asked and nothing written."""
-    plans = plan(config, store)
-    if store.find(plans.judgements) is None:
-        return preference_costs(config, plans.corpus, plans.asked, store)
-    return [] if store.find(plans.audit) else audit_costs(config, plans.judgements, store)
-
-
-def _ask(pool: PoolConfig, seed: int, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    speeches = [each.speech for each in read_speeches(store.open(writer.parent("speeches")))]
-    candidates: dict[tuple[str, str], Candidate] = {}
-    failed: dict[str, dict[str, int]] = {}
-    spend: dict[str, Any] = {}
-    repeated = 0
-    for responder in pool.responders:
-        asked = ResponseRequest(speeches_of(responder, speeches, pool), seed)
-        responded = respond(responder, asked, store, cancel)
-        failed[responder.author] = responded.failed
-        if responded.spend:
-            spend[responder.author] = responded.spend["spend"]
-        for candidate in responded.candidates:
-            repeated += (candidate.speech_id, candidate.text) in candidates
-            candidates.setdefault((candidate.speech_id, candidate.text), candidate)
-    order = {speech.id: at for at, speech in enumerate(speeches)}
-    write_candidates(writer, sorted(candidates.values(), key=lambda each: (order[each.speech_id], each.author)))
-    counts = {"kept": len(candidates), "repeated_text": repeated, "failed": failed}
-    writer.write_metrics({**counts, "spend": spend} if spend else counts)
-    statuses = [(why, count) for by_status in failed.values() for why, count in by_status.items()]
-    note_failed(writer, sum(count for why, count in statuses if why != NOT_IN_FILE))
-
-
-def _judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
-    candidates = distinct_candidates(store, writer.spec.parents)
-    items = [(speeches[each.speech_id], each) for each in candidates if each.text]
-    with open_judge(
-        config.judge, store, cancel, may_wait=True, max_missing_share=config.judge.max_missing_share
-    ) as judge:
-        with progress("judging responses", len(items), lambda: judge_standing(judge)) as advance:
-            judgements = judge.rate(items, advance)
-        writer.notes["judge"] = judge.name
-        principles, spend = judge.principles, judge_spending(judge)
-    by_topic = missing_by_topic([speech for speech, _ in items], judgements)
-    require_judged(judgements, "judgements", config.judge.max_missing_share)
-    note_failed(writer, missing_share(judgements).missing)
-    write_judgements(writer, judgements, principles)
-    writer.write_metrics(
-        {
-            "left_out": _left_out(store, writer.spec.parents, candidates),
-            "judged": len(judgements),
-            "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
-            "addresses_judge": addressing_judge(judgements),
-            "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
-            "histograms": histograms(judgements, principles),
-            **sample_metrics(judgements, principles),
-            **spend,
-        }
-    )
-
-
-def _left_out(store: Store, parents: Sequence[Parent], distinct: Sequence[Candidate]) -> dict[str, int]:
-    """Count the candidates that are not judged; with `judged` they add up to all of the parents'."""
-    rows = sum(len(read_candidates(store.open(parent))) for parent in parents if parent.kind == "candidates")
-    empty = sum(not each.text for each in distinct)
-    return {"repeated_text": rows - len(distinct), "empty": empty}
-
-
-def _pair(config: BuildPreferencesConfig, store: Store, writer: ArtifactWriter) -> None:
-    rubric = load_rubric(config.judge.rubric)
-    pairings = pair_splits(config, open_rule(config, store), store, writer.spec.parents)
-    for split, pairing in pairings.items():
-        if pairing.pairs:
-            write_pairs(writer, split, pairing.pairs, rubric.principle_ids)
-    writer.notes["scale"] = [rubric.minimum, rubric.maximum]
-    metrics = {split: pairing.as_dict() for split, pairing in pairings.items()}
-    writer.write_metrics({"pairing": metrics, "words": words_by_side(pairings)})
-    pairs = {split: pairing.pairs for split, pairing in pairings.items()}
-    write_dataset_card(writer, gather_dataset_facts(store, writer, pairs, rubric))

@@ -317,7 +317,7 @@ class ImportPlans(NamedTuple):
     preferences: ArtifactSpec
 
 
-def plan(config: ImportPreferencesConfig, store: Store) -> ImportPlans:
+def specs(config: ImportPreferencesConfig, store: Store) -> ImportPlans:
     """Return what a config means, without making it.
 
     Raises:
@@ -360,7 +360,7 @@ def import_preferences(config: ImportPreferencesConfig, store: Store) -> Artifac
         ConfigError: it has no ratings of the principle that the config calls the one of safety.
         DataQualityError: no pair is left in a split.
     """
-    plans = plan(config, store)
+    plans = specs(config, store)
     release = cache(partial(read_release, config))  # once for both, and not for what exists
     store.make(plans.speeches, lambda writer: _build_speeches(release(), writer))
     return store.make(plans.preferences, lambda writer: _build_preferences(release(), store, writer))

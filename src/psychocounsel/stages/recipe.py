@@ -1,111 +1,92 @@
-"""Folder of configs -> a run: the stages of a recipe in order, each reading what the ones before it made.
+"""Running stages: one of them, a recipe of several, or a dry run of either.
 
-Within a run a name means what this run made or will make, so that an older config run again does not pick up
-newer artifacts of the same name.
+Within a run of a recipe, a name means what this run makes, and not a newer artifact of that name.
 """
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
-from psychocounsel.config.components import Settings
 from psychocounsel.config.recipe import StageName, Step
-from psychocounsel.stages.dry_run import PaidCalls
+from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.store import Store
 
+_STAGES: dict[StageName, tuple[str, str]] = {
+    "make-base-model": ("base_model", "create_base_model"),
+    "build-preferences": ("build_preferences", "build_preferences"),
+    "import-preferences": ("import_preferences", "import_preferences"),
+    "train-reward": ("train_reward", "train_reward"),
+    "align": ("align", "align"),
+    "eval-winrate": ("eval_winrate", "eval_winrate"),
+    "report": ("report", "make_report"),
+}
+"""Module and function of each stage. A module is imported when its stage runs, for some take seconds to import."""
 
-def _nothing_is_paid(config: Any, store: Store) -> list[PaidCalls]:
-    del config, store
-    return []
-
-
-class StageTools(NamedTuple):
-    """What a recipe needs of a stage: what a config would make and cost, and how it is run."""
-
-    plan: Callable[[Any, Store], object]
-    run: Callable[[Any, Store], Artifact]
-    costs: Callable[[Any, Store], list[PaidCalls]] = _nothing_is_paid
-
-    def plans(self, config: Settings, store: Store) -> list[ArtifactSpec]:
-        """Return what a config would make, in order."""
-        return _flat(self.plan(config, store))
+_ASKING: tuple[StageName, ...] = ("build-preferences", "eval-winrate")
+"""Stages that send requests to endpoints."""
 
 
-def stage_tools(stage: StageName) -> StageTools:
-    """Return the tools of a stage; its module is imported only now, for stages import their crafts."""
-    if stage == "make-base-model":
-        from psychocounsel.stages import base_model as create_base_model
-
-        return StageTools(create_base_model.plan, create_base_model.create_base_model)
-    if stage == "build-preferences":
-        from psychocounsel.stages import build_preferences
-
-        return StageTools(build_preferences.plan, build_preferences.build_preferences, build_preferences.costs)
-    if stage == "import-preferences":
-        from psychocounsel.stages import import_preferences
-
-        return StageTools(import_preferences.plan, import_preferences.import_preferences)
-    if stage == "train-reward":
-        from psychocounsel.stages import train_reward
-
-        return StageTools(train_reward.plan, train_reward.train_reward)
-    if stage == "align":
-        from psychocounsel.stages import align
-
-        return StageTools(align.plan, align.align)
-    if stage == "eval-winrate":
-        from psychocounsel.stages import eval_winrate
-
-        return StageTools(eval_winrate.plan, eval_winrate.eval_winrate, eval_winrate.costs)
-    from psychocounsel.stages import report as make_report
-
-    return StageTools(make_report.plan, make_report.make_report)
+def run_stage(stage: StageName, config: Any, store: Store) -> Artifact:
+    """Run a stage and return what it made or found."""
+    return _function(stage)(config, store)
 
 
-def _flat(plans: object) -> list[ArtifactSpec]:
-    if isinstance(plans, ArtifactSpec):
-        return [plans]
-    if not isinstance(plans, list | tuple):
-        return []
-    nested = cast("Sequence[object]", plans)
+def stage_specs(stage: StageName, config: Any, store: Store) -> list[ArtifactSpec]:
+    """Return what a config of a stage makes, in order."""
+    module = import_module(f"psychocounsel.stages.{_STAGES[stage][0]}")
+    return _flat(module.specs(config, store))
+
+
+def _function(stage: StageName) -> Callable[..., Artifact]:
+    module, function = _STAGES[stage]
+    return getattr(import_module(f"psychocounsel.stages.{module}"), function)
+
+
+def _flat(specs: object) -> list[ArtifactSpec]:
+    if isinstance(specs, ArtifactSpec):
+        return [specs]
+    nested = cast("Sequence[object]", specs if isinstance(specs, list | tuple) else ())
     return [each for group in nested for each in _flat(group)]
 
 
-class StepResult(NamedTuple):
-    """What a step made or found."""
-
-    step: Step
-    artifact: Artifact
-
-
-def run_recipe(steps: Sequence[Step], store: Store, announce: Callable[[int, Step], None]) -> list[StepResult]:
-    """Run the steps in order; what exists is found again and costs nothing."""
-    results: list[StepResult] = []
+def run_recipe(steps: Sequence[Step], store: Store, announce: Callable[[int, Step], None]) -> list[Artifact]:
+    """Run the steps in order and return what each made or found."""
+    artifacts: list[Artifact] = []
     for number, step in enumerate(steps, start=1):
         announce(number, step)
-        tools = stage_tools(step.stage)
-        planned = tools.plans(step.config, store)
-        artifact = tools.run(step.config, store)
-        results.append(StepResult(step, artifact))
-        made = [found for found in map(store.find, planned) if found is not None]
-        store = store.pinned(*reversed(made))
-    return results
+        specs = stage_specs(step.stage, step.config, store)
+        artifacts.append(run_stage(step.stage, step.config, store))
+        found = [artifact for artifact in map(store.find, specs) if artifact is not None]
+        store = store.pinned(*reversed(found))
+    return artifacts
 
 
-class StepPlan(NamedTuple):
-    """What a step would make, in order, and the calls it would pay for."""
+class StepPreview(NamedTuple):
+    """What a dry run says of a step: the artifacts it makes, in order, and the calls that are pending."""
 
     step: Step
-    plans: list[ArtifactSpec]
-    costs: list[PaidCalls]
+    specs: list[ArtifactSpec]
+    calls: list[PendingCalls]
 
 
-def plan_recipe(steps: Sequence[Step], store: Store) -> list[StepPlan]:
-    """Return what each step would make; plans of earlier steps stand in for artifacts not made yet."""
-    planned: list[StepPlan] = []
-    for step in steps:
-        tools = stage_tools(step.stage)
-        plans = tools.plans(step.config, store)
-        planned.append(StepPlan(step, plans, tools.costs(step.config, store)))
-        store = store.pinned(*(store.find(plan) or plan for plan in reversed(plans)))
-    return planned
+def dry_run(steps: Sequence[Step], store: Store) -> list[StepPreview]:
+    """Return what each step makes and asks; nothing is sent, and nothing is left in the store.
+
+    Stages that ask endpoints run in an overlay of the store, with placeholders for replies. Of the others only the
+    specs are known.
+    """
+    previews: list[StepPreview] = []
+    with TemporaryDirectory() as folder:
+        overlay = store.overlay(Path(folder))
+        for step in steps:
+            specs = stage_specs(step.stage, step.config, overlay)
+            calls: list[PendingCalls] = []
+            if step.stage in _ASKING:
+                run = _function(step.stage)
+                calls = count_calls(lambda calls, run=run, step=step, store=overlay: run(step.config, store, calls))
+            previews.append(StepPreview(step, specs, calls))
+            overlay = overlay.pinned(*(overlay.find(spec) or spec for spec in reversed(specs)))
+    return previews

@@ -22,7 +22,7 @@ VERSION = 2
 STAGE = "report"
 
 
-def plan(config: ReportConfig, store: Store) -> ArtifactSpec:
+def specs(config: ReportConfig, store: Store) -> ArtifactSpec:
     """Return what a config means, without making it."""
     parents = _in_distinct_roles([resolve(store, ref) for ref in config.artifacts])
     return ArtifactSpec("reports", config.name, STAGE, VERSION, {"examples": config.examples}, parents)
@@ -45,7 +45,7 @@ def make_report(config: ReportConfig, store: Store) -> Artifact:
         ConfigError: a reference answers to nothing.
         StoreError: an ancestor is not in the store.
     """
-    return store.make(plan(config, store), lambda writer: _build(config, store, writer))
+    return store.make(specs(config, store), lambda writer: _build(config, store, writer))
 
 
 def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:

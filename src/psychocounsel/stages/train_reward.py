@@ -11,6 +11,7 @@ from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import ModelFacts, model_card
 from psychocounsel.reporting.console import step_progress
+from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
 from psychocounsel.store.schemas import RewardScore, read_pairs, write_scores
@@ -24,7 +25,7 @@ VERSION = 2
 STAGE = "train-reward"
 
 
-def plan(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
+def specs(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
     """Return what the stage would create."""
     base = resolve_model(store, config.base_model, POLICY_KINDS)
     preferences = resolve_parent(store, config.preferences, "preferences", "preferences")
@@ -41,7 +42,7 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
         Preempted: SIGINT or SIGTERM came; the checkpoint is kept.
     """
     with cancelled_by_signals() as cancel:
-        return store.make(plan(config, store), lambda writer: _build(config, store, writer, cancel))
+        return store.make(specs(config, store), lambda writer: _build(config, store, writer, cancel))
 
 
 def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
@@ -57,6 +58,10 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
                 where=f"preferences {preferences.ref}",
                 remedy="build preferences with a larger share for it",
             )
+    trained = [store.open(each) for each in writer.spec.parents]
+    leakage = count_leakage(store, [pair.speech for pair in test], preferences, trained, config.allow_leakage)
+    if leakage["leaked"]:
+        writer.warnings.append(leakage_warning(leakage))
     base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
     with step_progress("training the reward model") as report:
         output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
@@ -83,6 +88,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
             "normalisation": {"mean": mean, "std": std, "split": "dev" if dev else "train"},
             "training": summary.as_dict(),
             "test_margins": scored.margins,
+            "leakage": leakage,
         }
     )
     writer.write_card(model_card(ModelFacts(config.name, "reward model", preferences.warnings)))

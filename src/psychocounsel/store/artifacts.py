@@ -163,12 +163,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactWriter:
-    """An artifact that is being built. The builder writes files and fills in `rows` (per table) and `notes`."""
+    """An artifact that is being built.
+
+    The builder writes files and fills in `rows` (per table), `notes` and `warnings`, sentences that head the artifact
+    and everything made from it.
+    """
 
     spec: ArtifactSpec
     folder: Path
     rows: dict[str, int] = field(default_factory=dict[str, int])
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    warnings: list[str] = field(default_factory=list[str])
 
     @property
     def work(self) -> Path:

@@ -401,6 +401,13 @@ class Training(Shape):
     history: tuple[Mapping[str, float], ...]
 
 
+class Leakage(Shape):
+    """Of the evaluated speeches, how many were trained on, they themselves or near-duplicates of them."""
+
+    speeches: int
+    leaked: int
+
+
 class RewardModelMetrics(Shape):
     """Of `reward-models`."""
 
@@ -411,6 +418,7 @@ class RewardModelMetrics(Shape):
     normalisation: Normalisation
     test_margins: tuple[float | None, ...]
     training: Training
+    leakage: Leakage
 
 
 class RewardSpread(Shape):
@@ -491,6 +499,7 @@ class ComparisonMetrics(Shape):
     judges: Judges
     answered_by_both: int
     missing_answers: Mapping[str, Counts]
+    leakage: Leakage
     votes: Replies | None = None
     spend: Spend | None = None
 

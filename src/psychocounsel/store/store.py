@@ -43,17 +43,23 @@ class Store:
         root: the folder.
         offline: whether connections beyond this machine are forbidden.
         pins: artifacts, or specs of artifacts to come, that win over newer ones of the same kind and name.
+        base: of an overlay, the store whose artifacts it shows and never changes.
     """
 
     root: Path
     offline: bool = False
     pins: tuple[ArtifactSpec | Artifact, ...] = field(default=(), repr=False)
+    base: Path | None = None
     _shown: set[str] = field(default_factory=set[str], repr=False, compare=False)
     _other_roots: list[Path] = field(default_factory=list[Path], repr=False, compare=False)
 
     def pinned(self, *pins: ArtifactSpec | Artifact) -> "Store":
         """Return a store with more pins; they win over the earlier ones."""
         return replace(self, pins=(*pins, *self.pins))
+
+    def overlay(self, folder: Path) -> "Store":
+        """Return a store that makes its artifacts in another folder and shows those of this one as well."""
+        return replace(self, root=folder, base=self.root)
 
     def make(self, spec: ArtifactSpec, build: Callable[[ArtifactWriter], None]) -> Artifact:
         """Return the artifact of a spec, building it only if it does not exist.
@@ -78,10 +84,13 @@ class Store:
             writer = ArtifactWriter(spec, folder)
             build(writer)
             inherited = [warning for parent in spec.parents for warning in self.open(parent).warnings]
-            return writer.commit(list(dict.fromkeys([*inherited, *spec.warnings])), time.monotonic() - started)
+            warnings = list(dict.fromkeys([*inherited, *spec.warnings, *writer.warnings]))
+            return writer.commit(warnings, time.monotonic() - started)
 
     def _announce(self, spec: ArtifactSpec) -> None:
         """Show that a build resumes, or in which keys it differs from the most similar artifact of its name."""
+        if self.base is not None:
+            return
         if self.folder_of(spec).exists():
             log.info(f"{spec.kind} {spec.ref}: resumes an unfinished build")
             return
@@ -129,6 +138,7 @@ class Store:
     def _set_damaged_aside(self, spec: ArtifactSpec) -> None:
         """Rename the folders that hold damaged copies of a spec's artifact: they are kept, but no longer found."""
         folders = {artifact.folder for artifact in self.artifacts(spec.kind) if artifact.id == spec.id}
+        folders = {folder for folder in folders if folder.is_relative_to(self.root)}
         if (self.folder_of(spec) / MANIFEST).exists():
             folders.add(self.folder_of(spec))
         for folder in sorted(folders):
@@ -142,7 +152,8 @@ class Store:
         return sorted(found, key=lambda artifact: (artifact.manifest["created_at"], artifact.id))
 
     def _of_kind(self, kind: Kind) -> Iterator[Artifact]:
-        for manifest in sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}")):
+        roots = (self.root,) if self.base is None else (self.base, self.root)
+        for manifest in sorted(path for root in roots for path in (root / kind).glob(f"[!.]*/{MANIFEST}")):
             try:
                 yield open_artifact(manifest.parent)
             except StoreError as fault:
@@ -163,7 +174,7 @@ class Store:
         for pin in self.pins:
             if isinstance(pin, Artifact) and pin.id == parent.id:
                 return pin
-        for root in (self.root, *self._other_roots):
+        for root in (self.root, *([] if self.base is None else [self.base]), *self._other_roots):
             for manifest in (root / parent.kind).glob(f"[!.]*-{parent.id[:SHORT_ID]}/{MANIFEST}"):
                 artifact = open_artifact(manifest.parent)
                 if artifact.id == parent.id:

@@ -1,0 +1,317 @@
+"""One run of a stage: the models it asks, the journal of their replies, and in a dry run the calls it would make.
+
+Judges, responders and topic assigners ask a `ModelClient`. Its fingerprint is known from its config; connection
+and journal open with the first request. In a dry run the client counts the requests that are not completed and
+returns `PLACEHOLDER` for each.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn, Protocol
+
+from psychocounsel.config.components import BatchConfig, EndpointConfig
+from psychocounsel.llm.batch.ledger import digests_in_batches
+from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
+from psychocounsel.llm.cost import BATCH_SHARE, Budget, Spending, TokenCounter, Tokens, budget_of, price_of
+from psychocounsel.llm.endpoints import JOURNAL_FILE, open_endpoint
+from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.runner import RunPolicy, pending_indices, run_requests
+from psychocounsel.llm.structured_output import StructuredOutputModel
+from psychocounsel.llm.types import (
+    ChatModel,
+    ChatReply,
+    ChatRequest,
+    endpoint_fingerprint,
+    require_reachable,
+    resolved_base_url,
+)
+from psychocounsel.store.store import Store
+from psychocounsel.types import ReplyStatus
+
+PLACEHOLDER = ChatReply(ReplyStatus.VALID, "", "dry run", 0, 0)
+"""Stands for a reply in a dry run. It is recognised by being this object."""
+
+SHORTEST_CACHED_PREFIX_TOKENS = 1024
+"""A shorter beginning of a prompt is not cached by providers."""
+
+
+class ModelClient(Protocol):
+    """A model that completes many requests; every reply is journalled before it is returned.
+
+    Attributes:
+        fingerprint: what shapes the replies; part of the digest of every request.
+        spending: what the replies cost so far; None where nothing is counted.
+    """
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def spending(self) -> Spending | None: ...  # noqa: D102
+
+    def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+        """Return one reply per request, in their order; errors as those of `run_requests`.
+
+        Args:
+            requests: to be completed.
+            policy: when an item ends. Attempts, concurrency, cancel token and budget are the client's own.
+        """
+        ...
+
+
+class JournalledModel:
+    """A model and a journal, with the settings of `RunPolicy` that are the client's own."""
+
+    def __init__(self, model: ChatModel, journal: Callable[[], Journal], **settings: Any) -> None:
+        self.fingerprint = model.fingerprint
+        self.spending: Spending | None = None
+        self._model, self._journal, self._settings = model, journal, settings
+
+    def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+        """Complete the requests."""
+        return run_requests(self._model, requests, self._journal(), replace(policy, **self._settings))
+
+
+class EndpointClient:
+    """The model behind an endpoint, asked live or in batches."""
+
+    def __init__(self, endpoint: EndpointConfig, session: "Session", batch: BatchConfig | None) -> None:
+        self.fingerprint = endpoint_fingerprint(endpoint)
+        self._endpoint, self._session, self._batch = endpoint, session, batch
+
+    @property
+    def spending(self) -> Spending:
+        """What the replies cost so far."""
+        return self._budget.spending
+
+    @cached_property
+    def _budget(self) -> Budget:
+        return budget_of(self._endpoint)
+
+    @cached_property
+    def _model(self) -> StructuredOutputModel:
+        return open_endpoint(self._endpoint, self._session.store)
+
+    def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+        """Complete the requests; errors are also those of `run_in_batches`."""
+        endpoint, session = self._endpoint, self._session
+        policy = replace(
+            policy,
+            max_attempts=endpoint.max_attempts,
+            concurrency=endpoint.concurrency,
+            cancel=session.cancel,
+            budget=self._budget,
+        )
+        if self._batch is None or not self._batch.enabled:
+            return run_live(self._model, requests, session.journal, policy)
+        from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
+
+        transport = batch_transport(self._model, endpoint, self._batch, session.store.offline)
+        return run_in_batches(transport, self._model, requests, session.journal, policy)
+
+
+@dataclass
+class PendingCalls:
+    """The calls to one endpoint, for one purpose, that a dry run has counted.
+
+    Attributes:
+        endpoint: receives the calls.
+        purpose: what they are for.
+        has_batches: whether `--batch` would send them in batches.
+        calls: without retries; None if they cannot be counted yet, and `hint` says why.
+        in_batches: further calls, which are with the provider in batches and are not paid again.
+        has_placeholders: whether prompts hold answers that do not exist yet, counted at full length.
+        tokens: of prompts and completions; completions count at full length.
+        most_tokens: an upper bound of them, whatever the model's vocabulary.
+    """
+
+    endpoint: EndpointConfig
+    purpose: str
+    has_batches: bool = False
+    calls: int | None = None
+    in_batches: int = 0
+    hint: str = ""
+    has_placeholders: bool = False
+    tokens: Tokens = field(default_factory=Tokens)
+    most_tokens: Tokens = field(default_factory=Tokens)
+    _prefixes: Counter[str] = field(default_factory=Counter[str], repr=False)
+
+    def add(self, requests: Sequence[ChatRequest]) -> None:
+        """Count requests."""
+        self.calls = (self.calls or 0) + len(requests)
+        completion = sum(request.max_tokens for request in requests)
+        self.tokens = self.tokens.plus(Tokens(sum(map(self._counter.prompt, requests)), 0, completion))
+        self.most_tokens = self.most_tokens.plus(Tokens(sum(map(self._counter.at_most, requests)), 0, completion))
+        self._prefixes.update(request.messages[0].content for request in requests if len(request.messages) > 1)
+
+    @cached_property
+    def _counter(self) -> TokenCounter:
+        return TokenCounter(self.endpoint.model)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that repeat an earlier beginning, long enough to be read from the provider's cache."""
+        prefixes = ((self._counter.text(prefix), count - 1) for prefix, count in self._prefixes.items())
+        return sum(tokens * count for tokens, count in prefixes if tokens >= SHORTEST_CACHED_PREFIX_TOKENS)
+
+    def __str__(self) -> str:
+        """Return the calls, their tokens and their price in one line."""
+        head = f"{self.purpose}, {self.endpoint.model} at {resolved_base_url(self.endpoint)}: "
+        in_batches = f"; {self.in_batches:,} more wait in batches with the provider" if self.in_batches else ""
+        if self.calls is None:
+            return head + self.hint
+        if not self.calls:
+            return f"{head}nothing pending{in_batches}"
+        about = "" if self._counter.is_exact else "about "
+        shared = f" ({self.cached_tokens:,} of a prefix that they share)" if self.cached_tokens else ""
+        full = "; answers that do not exist yet count at full length" if self.has_placeholders else ""
+        return (
+            f"{head}{self.calls:,} calls, up to {self.calls * self.endpoint.max_attempts:,} with retries; "
+            f"{about}{self.tokens.prompt:,} prompt tokens{shared} and up to {self.tokens.completion:,} completion "
+            f"tokens without retries{full}{in_batches}; {self._price()}"
+        )
+
+    def _price(self) -> str:
+        price = price_of(self.endpoint)
+        if price is None:
+            return "price unknown: set endpoint.price"
+        whole, cached = price.cost(self.tokens), price.cost(self.tokens._replace(cached=self.cached_tokens))
+        from_cache = f", {_dollars(cached)} with the prefix from the cache" if cached != whole else ""
+        batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole and self.has_batches else ""
+        worst = _dollars(price.cost(self.most_tokens) * self.endpoint.max_attempts)
+        return f"{_dollars(whole)}{from_cache}{batch}, up to {worst} with retries (by {price.source})"
+
+
+def _dollars(cost: Decimal) -> str:
+    return f"${cost:,.4f}" if 0 < cost < Decimal("0.01") else f"${cost:,.2f}"
+
+
+class CountingClient:
+    """Counts the requests that are not completed, and sends none.
+
+    Returns placeholders, and the replies of the journal where the policy names no reader. (Replies that a reader
+    accepted before are not read again, for there may be a million.)
+    """
+
+    spending = None
+
+    def __init__(self, session: "Session", pending: PendingCalls) -> None:
+        self.fingerprint = endpoint_fingerprint(pending.endpoint)
+        self._session, self._pending = session, pending
+
+    def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+        """Count the requests."""
+        journal, pending = self._session.journal, self._pending
+        indices = pending_indices(requests, self.fingerprint, journal, policy.accept, policy.reader)
+        digests = {requests[index].digest(self.fingerprint): requests[index] for index in indices}
+        submitted = digests_in_batches(journal).intersection(digests)
+        pending.in_batches += len(submitted)
+        pending.has_placeholders = pending.has_placeholders or self._session.has_placeholders
+        pending.add([request for digest, request in digests.items() if digest not in submitted])
+        if policy.reader:
+            return [PLACEHOLDER] * len(requests)
+        replies = journal.replies_to(request.digest(self.fingerprint) for request in requests)
+        return [
+            next((reply for reply in kept if policy.accept(index, reply)), PLACEHOLDER)
+            for index, kept in enumerate(replies)
+        ]
+
+
+class PlaceholderClient:
+    """Stands for a model on this machine in a dry run: nothing is paid, so nothing is counted."""
+
+    spending = None
+
+    def __init__(self, fingerprint: Mapping[str, str]) -> None:
+        self.fingerprint = fingerprint
+
+    def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
+        """Return a placeholder for each."""
+        del policy
+        return [PLACEHOLDER] * len(requests)
+
+
+class _UncountableError(Exception):
+    """A dry run ends before it has counted everything."""
+
+
+@dataclass
+class Session:
+    """What one run of a stage works with. Without `open_session`, it is good for fingerprints only.
+
+    Attributes:
+        store: holds the artifacts and the journal.
+        cancel: ends the run.
+        calls: in a dry run, receives an entry per endpoint and purpose; None in a real one.
+        has_placeholders: whether a dry run has put placeholders for answers that do not exist yet.
+    """
+
+    store: Store
+    cancel: CancelToken = field(default_factory=CancelToken)
+    calls: list[PendingCalls] | None = None
+    has_placeholders: bool = False
+    _resources: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether calls are counted and not made."""
+        return self.calls is not None
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal of the store. A dry run of a store without a journal reads an empty one."""
+        path = (self.store.base or self.store.root) / JOURNAL_FILE
+        if self.is_dry_run and not path.exists():
+            path = Path(self._resources.enter_context(TemporaryDirectory())) / path.name
+        return self._resources.enter_context(Journal(path))
+
+    def client(self, endpoint: EndpointConfig, purpose: str, batch: BatchConfig | None = None) -> ModelClient:
+        """Return a client of an endpoint.
+
+        Args:
+            endpoint: to be asked.
+            purpose: names the calls in a dry run.
+            batch: the caller can wait for batches, a day if need be; None if it cannot.
+
+        Raises:
+            ConfigError: offline, and the endpoint is not on this machine.
+        """
+        require_reachable(resolved_base_url(endpoint), self.store.offline)
+        if self.calls is None:
+            return EndpointClient(endpoint, self, batch)
+        self.calls.append(PendingCalls(endpoint, purpose, batch is not None))
+        return CountingClient(self, self.calls[-1])
+
+    def local_client(self, model: ChatModel, **settings: Any) -> ModelClient:
+        """Return a client of a model on this machine; settings are those of `JournalledModel`."""
+        if self.is_dry_run:
+            return PlaceholderClient(model.fingerprint)
+        return JournalledModel(model, lambda: self.journal, cancel=self.cancel, **settings)
+
+    def stop_counting(self, hint: str) -> NoReturn:
+        """End a dry run that needs what does not exist yet; `hint` says when the other calls can be counted."""
+        raise _UncountableError(hint)
+
+
+@contextmanager
+def open_session(store: Store, calls: list[PendingCalls] | None = None) -> Generator[Session]:
+    """Yield a session that SIGINT and SIGTERM cancel; what it opened is closed at the end."""
+    with cancelled_by_signals() as cancel, ExitStack() as resources:
+        yield Session(store, cancel, calls, _resources=resources)
+
+
+def count_calls(run: Callable[[list[PendingCalls]], object]) -> list[PendingCalls]:
+    """Return the pending calls of a stage: `run` runs it with the list that its session is to fill."""
+    calls: list[PendingCalls] = []
+    try:
+        run(calls)
+    except _UncountableError as stopped:
+        for each in calls:
+            each.hint = str(stopped) if each.calls is None else ""
+    return [each for each in calls if each.calls is not None or each.hint]

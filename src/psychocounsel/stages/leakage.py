@@ -1,0 +1,91 @@
+"""Leakage: evaluated speeches that a model was trained on, they themselves or near-duplicates of them.
+
+A name means the newest artifact. After the corpus is split anew, a model made before is easily measured on its own
+training speeches.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from psychocounsel.config.schema import SplitConfig
+from psychocounsel.corpus.deduplicate import cluster_ids
+from psychocounsel.errors import DataQualityError
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.references import ancestors
+from psychocounsel.store.schemas import read_pairs, read_speeches
+from psychocounsel.store.store import Store
+from psychocounsel.types import Speech
+
+
+def training_speeches(store: Store, models: Iterable[Artifact]) -> list[Speech]:
+    """Return the distinct speeches on which some artifacts, or any of their ancestors, were trained.
+
+    These are the speeches of all training pairs, and those that a base model made here was fine-tuned on.
+
+    Raises:
+        StoreError: an ancestor is not in the store.
+    """
+    found: dict[str, Speech] = {}
+    for artifact in {each.artifact.id: each.artifact for model in models for each in ancestors(store, model)}.values():
+        if artifact.kind == "preferences":
+            found |= {pair.speech.id: pair.speech for pair in read_pairs(artifact, "train")}
+        elif artifact.kind == "base-models":
+            rows = read_speeches(store.open(artifact.parent("speeches")))
+            found |= {row.speech.id: row.speech for row in rows if row.split == "train"}
+    return list(found.values())
+
+
+def leaked_speeches(evaluated: Sequence[Speech], trained_on: Sequence[Speech], similarity: float) -> list[Speech]:
+    """Return the evaluated speeches that share a cluster of near-duplicates with one that was trained on.
+
+    Args:
+        evaluated: distinct speeches.
+        trained_on: distinct speeches.
+        similarity: from which two speeches are near-duplicates, as for splits.
+    """
+    speeches = list({speech.id: speech for speech in (*evaluated, *trained_on)}.values())
+    ids = np.array([int(speech.id, 16) for speech in speeches], dtype=np.uint64)
+    clusters = cluster_ids(ids, [speech.text for speech in speeches], similarity).tolist()
+    cluster_of = {speech.id: cluster for speech, cluster in zip(speeches, clusters, strict=True)}
+    trained = {cluster_of[speech.id] for speech in trained_on}
+    return [speech for speech in evaluated if cluster_of[speech.id] in trained]
+
+
+def count_leakage(
+    store: Store, evaluated: Sequence[Speech], source: Artifact, models: Sequence[Artifact], is_allowed: bool
+) -> dict[str, int]:
+    """Return `speeches` and `leaked` of an evaluation, for `metrics.json`.
+
+    Args:
+        store: holds the ancestors of all.
+        evaluated: the speeches; one that occurs twice counts once.
+        source: the artifact with these speeches; its corpus says what a near-duplicate is.
+        models: what is evaluated, or is made from.
+        is_allowed: whether leakage is only counted.
+
+    Raises:
+        DataQualityError: a model was trained on some of the speeches, and that is not allowed.
+    """
+    corpora = (each.artifact for each in ancestors(store, source) if each.artifact.kind == "speeches")
+    splits = (each.manifest["settings"].get("split", {}) for each in corpora)
+    usual = SplitConfig().near_duplicate_similarity
+    similarity = next((split["near_duplicate_similarity"] for split in splits if split), usual)
+    distinct = list({speech.id: speech for speech in evaluated}.values())
+    leaked = leaked_speeches(distinct, training_speeches(store, models), similarity)
+    if leaked and not is_allowed:
+        raise DataQualityError(
+            f"{len(leaked)} of {len(distinct)} evaluated speeches, or near-duplicates of them, were trained on",
+            where=", ".join(f"{model.kind} {model.ref}" for model in models),
+            remedy="name the speeches that the model was split with (NAME@ID), or train it again; "
+            "--allow-leakage measures all the same and says so in the result",
+        )
+    return {"speeches": len(distinct), "leaked": len(leaked)}
+
+
+def leakage_warning(leakage: dict[str, int]) -> str:
+    """Return the sentence that heads a result with leakage."""
+    return (
+        f"{leakage['leaked']} of {leakage['speeches']} evaluated speeches, or near-duplicates of them, were trained "
+        "on: this result does not show how a model does on speeches that are new to it."
+    )
