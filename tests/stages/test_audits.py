@@ -135,7 +135,7 @@ def audited(cli: Cli, judged: Judged, audit: Mapping[str, int], **changes: Any) 
     """Return the metrics of a new audit, and what was printed of it."""
     ended = build(cli, judged, audit, **changes)
     assert ended.code == 0, ended.err
-    told = ended.err[ended.err.index("what the judge is worth (audits/mini@") :]
+    told = ended.err[ended.err.index("judge audit (audits/mini@") :]
     return audits(judged)[-1].metrics, told
 
 
@@ -285,14 +285,15 @@ class TestWhatIsOwed:
         again = build(cli, judged, SMALL)
         assert (again.code, judged.server.count) == (0, asked)
         assert "nothing owed: preferences" in again.out
-        assert "what the judge is worth" not in again.err
+        assert "judge audit (" not in again.err
         shown = cli("show", "audits/mini", "--store", judged.store)
         assert "gained a point or more" in shown.out
 
     def test_a_dry_run_tells_what_the_run_asks(self, judged: Judged, cli: Cli) -> None:
         for audit in (SMALL, {**SMALL, "retest": 500, "canaries": 1000}):
             before = judged.server.count
-            (paid,) = (x for x in build(cli, judged, audit, "--dry-run").out.splitlines() if "paid:" in x)
+            said = build(cli, judged, audit, "--dry-run").out
+            (paid,) = (line for line in said.splitlines() if line.startswith("paid:"))
             assert judged.server.count == before
             audited(cli, judged, audit)
             assert f"auditing the judge, scripted-judge-2025-01-01 at {judged.server.base_url}" in paid
@@ -304,7 +305,8 @@ class TestWhatIsOwed:
         pool = {"responders": [{"author": "elm", "endpoint": endpoint}], "per_speech": 1}
         said = build(cli, judged, SMALL, "--dry-run", "--set", "corpus.candidates=[]", pool=pool).out
         (paid,) = (line for line in said.splitlines() if line.startswith("paid: auditing"))
-        assert f"at most {12 + 7 * 6 + 8} calls, " in paid
+        assert f": {12 + 7 * 6 + 8} calls, " in paid
+        assert "at full length" in paid
 
     def test_another_sample_makes_another_audit_and_nothing_else(self, judged: Judged, cli: Cli) -> None:
         audited(cli, judged, SMALL)
@@ -338,7 +340,7 @@ class TestFailingEndpoint:
         first = build(cli, anew, SMALL)
         assert first.code == 3, first
         (pairs,) = Store(anew.store).artifacts("preferences")
-        assert f"preferences {pairs.ref} stands; the audit of its judge is owed" in first.err
+        assert f"preferences {pairs.ref} is complete; the audit of its judge is pending" in first.err
         last = first.err.splitlines()[-1]
         assert last.startswith("error: judge.endpoint: 1 of 12 ratings of the judge's audit got no answer")
         assert "run the same command again" in last
@@ -357,8 +359,8 @@ class TestFailingEndpoint:
         judged.server.script = lambda request, number: error_fault(401, "Incorrect API key provided")
         ended = build(cli, judged, SMALL)
         assert ended.code == 2
-        assert "stands; the audit of its judge is owed" in ended.err
-        assert "with retest, one_principle and canaries of audit at 0 nothing is asked" in ended.err
+        assert "the audit of its judge is pending" in ended.err
+        assert "retest, one_principle and canaries of audit at 0" in ended.err
         assert judged.server.count == 1
         judged.server.script = by(fair)
         assert build(cli, judged, NOTHING).code == 0
@@ -373,7 +375,7 @@ class TestFailingEndpoint:
         judged.server.script = stop_here
         stopped = build(cli, judged, SMALL)
         assert stopped.code == 75, stopped
-        assert "stands; the audit of its judge is owed" in stopped.err
+        assert "the audit of its judge is pending" in stopped.err
         assert (audits(judged), judged.server.count < 12) == ([], True)
         judged.server.script = by(fair)
         assert build(cli, judged, SMALL).code == 0

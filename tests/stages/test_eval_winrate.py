@@ -276,16 +276,19 @@ class TestPlanning:
         config = miniature.recipe / "eval-winrate.yaml"
         sets = [word for override in self.JUDGE for word in ("--set", override)]
         counted = cli("eval-winrate", config, "--store", store, *sets, "--dry-run")
-        assert ": 16 calls, about" in counted.out.splitlines()[-1]
+        assert ": 16 calls, up to 48 with retries; about" in counted.out.splitlines()[-1]
         bound = cli("eval-winrate", config, "--store", store, *sets, "--dry-run", "--set", "seed=5")
-        assert "at most 16 calls" in bound.out.splitlines()[-1]
-        assert "upper bound" in bound.out.splitlines()[-1]
+        assert ": 16 calls, " in bound.out.splitlines()[-1]
+        assert "at full length" in bound.out.splitlines()[-1]
 
-    def test_recipe_that_read_nothing_yet_says_so(self, miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
+    def test_a_dry_run_of_a_recipe_counts_what_its_own_steps_will_make(
+        self, miniature: Miniature, cli: Cli, tmp_path: Path
+    ) -> None:
         sets = [word for override in self.JUDGE for word in ("--set", f"eval-winrate.{override}")]
         planned = cli("run", miniature.recipe, "--store", tmp_path / "none", *sets, "--dry-run")
         assert planned.code == 0, planned.err
-        assert "2 for each speech of the split test; counted once the speeches are read" in planned.out
+        assert re.search(r"paid: comparing answers, judge at .*: 16 calls, up to 48 with retries", planned.out)
+        assert not (tmp_path / "none").exists()
 
     def test_another_address_is_another_judge(self, miniature: Miniature, cli: Cli, store: Path) -> None:
         here = [evaluate_id(cli, miniature, store, f"http://127.0.0.1:{port}/v1") for port in (1, 2)]

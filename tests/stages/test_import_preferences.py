@@ -330,7 +330,7 @@ class TestCommand:
         for source in (str(folder), "hub:owner/name@abc"):
             ended = cli("import-preferences", source, "--store", tmp_path / "store", "--dry-run", "--offline")
             assert ended.code == 0, ended.err
-            owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("owed")]
+            owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
             assert owed == ["speeches", "preferences"]
         assert not (tmp_path / "store").exists()
         assert no_way_out == []
@@ -340,7 +340,7 @@ class TestCommand:
     ) -> None:
         ended = cli("run", "released", "--store", tmp_path / "store", "--dry-run")
         assert ended.code == 0, ended.err
-        owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("owed")]
+        owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
         assert owed[:4] == ["speeches", "preferences", "reward-models", "policies"]
         assert owed[-1] == "reports"
         assert no_way_out == []

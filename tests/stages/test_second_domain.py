@@ -133,7 +133,7 @@ def owed_after(cli: Cli, domain: Domain, folder: Path, old: str, new: str) -> se
     config = recipe / "build-preferences.yaml"
     ended = cli("build-preferences", config, "--store", domain.store.root, "--dry-run")
     assert ended.code == 0, ended.err
-    return {line.split()[0] for line in ended.out.splitlines() if line.endswith("owed")}
+    return {line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")}
 
 
 @pytest.mark.parametrize(

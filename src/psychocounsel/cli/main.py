@@ -119,10 +119,10 @@ def run(
     _go_offline(offline)
     steps = load_recipe(recipe_folder(recipe), _overrides(sets, batch=batch))
     if allow_leakage:
+        update = {"allow_leakage": True}
+        evaluations = ("train-reward", "eval-winrate")
         steps = [
-            step._replace(config=step.config.model_copy(update={"allow_leakage": True}))
-            if "allow_leakage" in type(step.config).model_fields
-            else step
+            step._replace(config=step.config.model_copy(update=update if step.stage in evaluations else {}))
             for step in steps
         ]
     opened = open_store(store, offline)

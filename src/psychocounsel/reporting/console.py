@@ -107,6 +107,8 @@ class _Lines:
             self._told = _Told(done, now)
 
     def end(self) -> None:
+        if self._told is None:
+            return  # nothing was done, as in a dry run
         seconds = time.monotonic() - self._started
         note(f"{self._label}: {self._done} of {self._total} in {seconds:.1f} s{self._more()}")
 
