@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from batch_server import ArtifactSpec, BatchServer
+from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
 from miniature import write_rows
@@ -84,7 +84,7 @@ def test_judge_that_always_says_a_gives_one_half(miniature: Miniature, cli: Cli,
 
 def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store: Path) -> None:
     quick = "judge.batch={enabled: true, first_poll_seconds: 0.02, longest_poll_seconds: 0.1}"
-    with BatchServer(ArtifactSpec(script=always_first)) as server:
+    with BatchServer(ProviderScript(script=always_first)) as server:
         sets = [*judged_by(server), "judge.endpoint.response_format=json_schema", quick]
         assert evaluate(cli, miniature, store, *sets).code == 0
         assert (sum(server.bill().values()), len(server.live)) == (16, 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from batch_server import ArtifactSpec, BatchServer
+from batch_server import BatchServer, ProviderScript
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.config.recipe import load_recipe
@@ -19,7 +19,7 @@ Build = Callable[..., Ended]
 
 @pytest.fixture
 def server() -> Iterator[BatchServer]:
-    with BatchServer(ArtifactSpec(work_seconds=0.2)) as running:
+    with BatchServer(ProviderScript(work_seconds=0.2)) as running:
         yield running
 
 

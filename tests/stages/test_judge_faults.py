@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from batch_server import ArtifactSpec, BatchServer
+from batch_server import BatchServer, ProviderScript
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from miniature import write_recipe, write_yaml
@@ -243,7 +243,7 @@ class TestJudgeThatCannotBeRead:
         self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
-        with BatchServer(ArtifactSpec(script=lambda body, number: Reply("Five stars!"))) as server:
+        with BatchServer(ProviderScript(script=lambda body, number: Reply("Five stars!"))) as server:
             config = config_for(recipe, server.base_url, response_format="json_schema")
             ended = cli("build-preferences", config, "--store", recipe.parent / "store", "--batch")
             assert ended.code == 4, ended
