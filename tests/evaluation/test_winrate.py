@@ -169,7 +169,6 @@ def test_speech_without_an_answer_is_missing_from_every_figure() -> None:
     assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 0, 1, 2)
     for rate in (rates.overall, rates.position_inconsistent_rate, rates.first_position_rate):
         assert (rate.n, rate.missing) == (3, 2)
-    assert Unanswered("d").swap() == Unanswered("d")
     for nothing in ([Unanswered("d")], [both(None, FIRST), both(FIRST, None)]):
         with pytest.raises(DataQualityError, match="missing"):
             win_rates(nothing, FAST)

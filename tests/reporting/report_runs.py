@@ -337,7 +337,7 @@ def example(text: str, *, crisis: bool = False) -> Example:
         speech,
         "That sounds heavy. What do you miss most?",
         "Cheer up.",
-        {"overall": "win", "empathy": "flip"},
+        {"overall": "win", "empathy": "position-inconsistent"},
     )
 
 

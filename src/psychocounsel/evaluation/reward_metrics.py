@@ -6,9 +6,8 @@ Bradley-Terry probability (arXiv 2502.19731), where m is r(chosen) - r(rejected)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -43,10 +42,6 @@ class RewardMetrics:
     ece: Rate
     brier: Rate
     ties: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures as `metrics.json` holds them."""
-        return asdict(self)
 
 
 def reward_metrics(
@@ -135,10 +130,6 @@ class Baselines:
     author_identity: Rate
     longer_wins: Rate
     same_tier: Rate | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures as `metrics.json` holds them."""
-        return asdict(self)
 
 
 def measure_baselines(

@@ -7,8 +7,7 @@ text shows it.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,10 +60,6 @@ class TextQuality:
     unfinished_rate: Rate
     empty_rate: Rate
     length_words: LengthWords
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures as `metrics.json` holds them."""
-        return asdict(self)
 
 
 def measure_text_quality(candidates: Sequence[Candidate], settings: BootstrapSettings) -> TextQuality:

@@ -83,15 +83,13 @@ class BothOrders:
             return Outcome.MISSING
         return _AGREED[forward] if forward is backward.swap() else Outcome.POSITION_INCONSISTENT
 
-    def first_position_points(self, criterion: str = OVERALL) -> float | None:
+    def first_position_points(self) -> float | None:
         """Return the share of the two comparisons that the first position won, ties half; None if one failed.
 
         Only both together cancel the responses' merit, so a comparison whose partner failed is left out.
         """
-        forward, backward = self.forward.winners.get(criterion), self.backward.winners.get(criterion)
-        if forward is None or backward is None:
-            return None
-        return (_FIRST_POINTS[forward] + _FIRST_POINTS[backward]) / 2
+        forward, backward = self.forward.winners.get(OVERALL), self.backward.winners.get(OVERALL)
+        return None if forward is None or backward is None else (_FIRST_POINTS[forward] + _FIRST_POINTS[backward]) / 2
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,13 @@ class Unanswered:
 
     speech_id: str
 
-    def swap(self) -> "Unanswered":
-        """Return the same: it is missing from either side."""
-        return self
-
     def outcome(self, criterion: str = OVERALL) -> Outcome:
         """Return MISSING for every criterion."""
         del criterion
         return Outcome.MISSING
 
-    def first_position_points(self, criterion: str = OVERALL) -> None:
+    def first_position_points(self) -> None:
         """Return None: no comparison was made."""
-        del criterion
 
 
 Compared = BothOrders | Unanswered
@@ -329,8 +322,8 @@ def winrate_metrics(
         },
         "crisis": overall([each for each in compared if speeches[each.speech_id].crisis]),
         "by_topic": {topic: overall(part) for topic, part in by_topic.items()},
-        "policy_text_quality": measure_text_quality(list(policy.values()), settings).as_dict(),
-        "reference_text_quality": measure_text_quality(list(reference.values()), settings).as_dict(),
+        "policy_text_quality": asdict(measure_text_quality(list(policy.values()), settings)),
+        "reference_text_quality": asdict(measure_text_quality(list(reference.values()), settings)),
     }
 
 

@@ -297,7 +297,7 @@ _WORDS = {
     "win": "The policy's answer is preferred in both orders.",
     "loss": "The reference's answer is preferred in both orders.",
     "tie": "A tie in both orders.",
-    "flip": "The two orders disagree, which counts as a tie.",
+    "position-inconsistent": "The two orders disagree, which counts as a tie.",
     "missing": "No verdict: at least one order failed.",
 }
 
@@ -356,7 +356,7 @@ def _counts(verdicts: ArtifactFacts, sides: Sides) -> Table:
     for name, words in (
         ("win_rate", "win rate, raw"),
         ("length_controlled", "win rate, length-controlled"),
-        ("position_inconsistent_rate", "flip rate: the two orders disagree"),
+        ("position_inconsistent_rate", "position-inconsistent: the two orders disagree"),
         ("first_position_rate", "share of verdicts for the first place"),
     ):
         rate = verdicts.rate("length_controlled", "rate") if name == "length_controlled" else verdicts.rate(name)

@@ -9,7 +9,7 @@ killed run resumes at the artifact and checkpoint where it was. The reference st
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from psychocounsel.config.schema import AlignConfig, OnlineConfig
@@ -185,7 +185,7 @@ class OnlineDpo:
         candidates = self._answers(self._current_policy(writer), speeches, seed, self.cancel)
         write_candidates(writer, candidates)
         quality = measure_text_quality(candidates, self._bootstrap)
-        writer.write_metrics({"speeches": len(speeches), "text_quality": quality.as_dict()})
+        writer.write_metrics({"speeches": len(speeches), "text_quality": asdict(quality)})
 
     def score(self, writer: ArtifactWriter) -> None:
         """Have the reward model score every answer that has a text."""
@@ -249,7 +249,7 @@ class OnlineDpo:
         candidates = self._answers(Policy(str(writer.folder)), speeches, self.config.seed, CancelToken())
         scores = self._rewards(speeches, candidates, CancelToken())
         quality = measure_text_quality(candidates, self._bootstrap)
-        return {"reward": _mean_and_spread(scores), "text_quality": quality.as_dict()}
+        return {"reward": _mean_and_spread(scores), "text_quality": asdict(quality)}
 
     def _current_policy(self, writer: ArtifactWriter) -> Policy:
         """Return the policy from which a round starts: that of the previous round, or the initial one."""

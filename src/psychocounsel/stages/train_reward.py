@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import TrainRewardConfig
@@ -81,8 +82,8 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     bootstrap = BootstrapSettings(seed=config.seed)
     writer.write_metrics(
         {
-            "test": reward_metrics(scored.margins, _speech_ids(test), bootstrap).as_dict(),
-            "baselines": measure_baselines(train, test, scored.margins, bootstrap, (low, high)).as_dict(),
+            "test": asdict(reward_metrics(scored.margins, _speech_ids(test), bootstrap)),
+            "baselines": asdict(measure_baselines(train, test, scored.margins, bootstrap, (low, high))),
             "pairs": {"train": len(train), "test": len(test)},
             "dev": _dev_metrics(dev, scaling.margins, config.seed),
             "normalisation": {"mean": mean, "std": std, "split": "dev" if dev else "train"},
@@ -125,4 +126,4 @@ def _speech_ids(pairs: Sequence[PreferencePair]) -> list[str]:
 def _dev_metrics(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: int) -> dict[str, Any] | None:
     if not pairs:
         return None
-    return reward_metrics(margins, _speech_ids(pairs), BootstrapSettings(samples=1000, seed=seed)).as_dict()
+    return asdict(reward_metrics(margins, _speech_ids(pairs), BootstrapSettings(samples=1000, seed=seed)))
