@@ -17,12 +17,16 @@ from psychocounsel.judging.audit import (
     gains,
     halo,
     halo_both_ways,
+    histograms,
+    interval_alpha,
     mean_difference,
     pearson,
+    sample_metrics,
     spearman,
     student_t,
     ties,
 )
+from psychocounsel.types import Judgement, RatingSample, ReplyStatus
 
 RATING = st.integers(1, 5)
 PAIRS = st.lists(st.tuples(RATING, RATING), min_size=1, max_size=30)
@@ -180,3 +184,38 @@ def test_students_t_is_as_in_tables_and_falls_towards_the_normal() -> None:
 def test_ties_are_counted_over_every_pair_once(totals: list[int]) -> None:
     assert len(ties(totals)) == len(totals) * (len(totals) - 1) // 2
     assert sum(ties(totals)) == sum(totals.count(each) * (totals.count(each) - 1) // 2 for each in set(totals))
+
+
+def test_alpha_by_hand() -> None:
+    # Observed: (2 + 0 + 2) / 6. Expected: 120 / 30 over the six values.
+    assert interval_alpha([(1, 2), (3, 3), (5, 4), (2,)]) == pytest.approx(1 - (4 / 6) / 4)
+    assert interval_alpha([(1, 1), (4, 4)]) == 1.0
+    assert interval_alpha([(3, 3), (3, 3)]) is None
+    assert interval_alpha([(3,), (4,)]) is None
+
+
+def both(low: int, high: int) -> Judgement:
+    samples = tuple(RatingSample(judge, 0, ReplyStatus.VALID, {"p": r}) for judge, r in (("a", low), ("b", high)))
+    return Judgement("c", "a + b", ReplyStatus.VALID, {"p": (low + high) / 2}, samples=samples)
+
+
+def test_disagreement_by_hand() -> None:
+    found = sample_metrics([both(1, 2), both(3, 3), both(5, 4)], ("p",))["disagreement"]
+    (pair,) = found.pop("pairs")
+    assert found == {
+        "responses": 3,
+        "spread": {"p": pytest.approx((0.5 + 0 + 0.5) / 3)},
+        "alpha": {"p": pytest.approx(5 / 6)},
+        "mean_rating": {"a": {"p": 3.0}, "b": {"p": 3.0}},
+    }
+    # Squared distance 2/3 of an expected (35 + 29) / 3 - 2 * 3 * 3 = 10/3.
+    kappa, third = pytest.approx(1 - (2 / 3) / (10 / 3)), pytest.approx(1 / 3)
+    expected = {"n": 3, "exact": third, "within_one": 1.0, "kappa": kappa}
+    assert pair == {"judges": ["a", "b"], "by_principle": {"p": expected}}
+
+
+def test_histograms_count_every_reply_to_the_nearest_point() -> None:
+    plain, missing = Judgement("c", "j", ReplyStatus.VALID, {"p": 4}), Judgement("c", "j", ReplyStatus.CUT)
+    assert histograms([plain, missing, both(1, 4)], ("p",)) == {"p": {"1": 1, "4": 2}}
+    assert histograms([Judgement("c", "j", ReplyStatus.VALID, {"p": 2.5})], ("p",)) == {"p": {"3": 1}}
+    assert sample_metrics([plain, missing], ("p",)) == {}

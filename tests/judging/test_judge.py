@@ -1,17 +1,26 @@
-"""Missing results and their limits, and which models are of one family."""
+"""Missing results and their limits, several replies as one result, and which models are of one family."""
+
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError, IncompleteError
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import (
     addressing_judge,
+    averaged,
+    in_parts,
     missing_by_topic,
     missing_share,
     require_judged,
     same_family,
+    voted,
+    with_sample,
+    with_vote,
 )
-from psychocounsel.types import Comparison, Judgement, ReplyStatus, Speech
+from psychocounsel.types import OVERALL, Comparison, Judgement, Rating, ReplyStatus, Speech, Winner, exact_rating
 
 VALID = Judgement("c", "j", ReplyStatus.VALID, {"empathy": 3})
 REFUSED, CUT, LOST = (
@@ -66,6 +75,82 @@ def test_attempts_on_the_judge_are_counted() -> None:
     attempt = Judgement("d", "j", ReplyStatus.VALID, {"empathy": 5}, reason=ADDRESSES_JUDGE)
     assert addressing_judge([VALID, attempt, REFUSED, attempt]) == 2
 
+
+# --- Several replies, one result -------------------------------------------------------------------------------------
+
+
+def part(*ratings: Rating, status: ReplyStatus = ReplyStatus.VALID, index: int = 0) -> Judgement:
+    by_principle = {f"p{at}": rating for at, rating in enumerate(ratings)}
+    return with_sample(Judgement("c", "j", status, by_principle, "" if ratings else f"it was {status}"), index)
+
+
+def vote(winner: Winner | None) -> Comparison:
+    status = ReplyStatus.VALID if winner else ReplyStatus.INVALID
+    return with_vote(Comparison("s", "a", "b", status, {OVERALL: winner} if winner else {}), "j")
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
+def test_a_mean_comes_back_exactly_from_its_float(points: list[int]) -> None:
+    mean = Fraction(sum(points), len(points))
+    assert exact_rating(float(mean)) == mean
+    assert Judgement("c", "j", ReplyStatus.VALID, {"a": 4, "b": float(mean)}).total == 4 + mean
+
+
+def test_the_mean_of_three_samples_keeps_them() -> None:
+    whole = averaged("j", [part(3, 5), part(4, 5, index=1), part(4, 4, index=2)])
+    assert whole.ratings == {"p0": 11 / 3, "p1": 14 / 3}
+    assert whole.total == Fraction(25, 3)
+    samples = [(each.sample_index, *each.ratings.values()) for each in whole.samples]
+    assert samples == [(0, 3, 5), (1, 4, 5), (2, 4, 4)]
+    assert [type(each) for each in averaged("j", [part(3), part(3)]).ratings.values()] == [float]
+    marked = with_sample(Judgement("c", "j", ReplyStatus.VALID, {"p0": 2}, ADDRESSES_JUDGE))
+    assert averaged("j", [part(status=ReplyStatus.CUT), marked]).reason == ADDRESSES_JUDGE
+
+
+@pytest.mark.parametrize(
+    ("failures", "samples", "status"),
+    [
+        (["cut"], 2, "valid"),  # half is enough
+        (["cut", "refusal", "refusal"], 5, "refusal"),
+        (["cut", "refusal"], 3, "cut"),  # as many of each: the first that came
+        (["cut", "cut"], 4, "valid"),
+        (["cut", "cut"], 3, "cut"),
+        (["error"], 5, "error"),  # pending, however many others there are
+    ],
+)
+def test_fewer_than_half_is_missing(failures: list[str], samples: int, status: str) -> None:
+    succeeded = samples - len(failures)
+    failed = [part(status=ReplyStatus(each)) for each in failures]
+    whole = averaged("j", [*failed, *(part(4) for _ in range(succeeded))])
+    assert (whole.status, len(whole.samples)) == (status, samples)
+    assert whole.reason == ("" if status == "valid" else f"{succeeded} of {samples} succeeded: it was {status}")
+
+
+@pytest.mark.parametrize(
+    ("votes", "winner"),
+    [
+        ((Winner.FIRST, Winner.FIRST, Winner.SECOND), Winner.FIRST),
+        ((Winner.FIRST, Winner.SECOND), Winner.TIE),
+        ((Winner.TIE, Winner.TIE, Winner.SECOND), Winner.SECOND),
+        ((Winner.FIRST, None, Winner.TIE), Winner.FIRST),
+        ((Winner.FIRST, None, None), None),
+    ],
+)
+def test_the_majority_of_votes_wins(votes: tuple[Winner | None, ...], winner: Winner | None) -> None:
+    whole = voted([vote(each) for each in votes])
+    assert whole.winners.get(OVERALL) is winner
+    assert [each.winners.get(OVERALL) for each in whole.votes] == list(votes)
+
+
+def test_progress_counts_whole_items() -> None:
+    reported: list[int] = []
+    advance = in_parts(reported.append, 3)
+    for newly_done in (1, 1, 2, 5):
+        advance(newly_done)
+    assert reported == [1, 2]
+
+
+# --- Families of models ----------------------------------------------------------------------------------------------
 
 SAME = [
     ("gpt-4o", "gpt-4.1-mini-2025-04-14"),
