@@ -39,7 +39,7 @@ LEFT_OUT = {
         *("api_key_env", "timeout_seconds", "concurrency", "requests_per_minute", "tokens_per_minute"),
         *("max_attempts", "max_cost", "price"),
     },
-    "EvalWinrateConfig": {"retry_failed"},
+    "EvalWinrateConfig": {"retry_failed", "allow_leakage"},
     "JudgeConfig": {"batch", "batch_size", "max_missing_share"},
     "LengthConfig": {"max_dropped_share"},
     "ModelJudgeConfig": {"batch", "batch_size"},
@@ -47,6 +47,7 @@ LEFT_OUT = {
     "ResponderConfig": {"max_missing_share"},
     "SamplingConfig": {"batch_size"},
     "TopicsConfig": {"max_missing_share"},
+    "TrainRewardConfig": {"allow_leakage"},
 }
 
 

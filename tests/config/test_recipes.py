@@ -40,7 +40,8 @@ def test_a_shared_block_is_changed_in_every_step(recipe: Path) -> None:
     ("override", "fragment"),
     [
         ("eval-winrat.seed=1", "did you mean 'eval-winrate'?"),
-        ("eval-winrate.sead=1", "did you mean 'seed'?"),
+        ("eval-winrate.sead=1", "did you mean 'eval-winrate.seed'?"),
+        ("judge.smaples=3", "did you mean 'judge.samples'?"),
         ("align.online.rounds=x", "--set align.online.rounds: online.rounds: Input"),
         ("align.online=[1", "--set align.online line 1: not valid YAML"),
         ("stepps=1", "did you mean 'steps'?"),

@@ -242,7 +242,7 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
     given = error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            message = _unknown_key(model, place, f"{step}." if where.startswith(f"--set {step}.") else "")
+            message = _unknown_key(model, place, where, step)
         case "missing":
             message = "is missing; add it"
         case "model_type":
@@ -258,15 +258,17 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
     return f"{where}: {key}: {message}"
 
 
-def _unknown_key(model: type[Settings], place: Place, prefix: str) -> str:
+def _unknown_key(model: type[Settings], place: Place, where: str, step: str) -> str:
     """Suggest the full path of a key that some block has, or else a similar key of the same block."""
     block = model
     for part in place[:-1]:
         if isinstance(part, str):
             block = _block_of(block, part) or block  # a part that names no block is a key in a mapping of blocks
     known = list(block.model_fields)
-    paths = [f"{prefix}{path}" for path in keys_of(model, ending=str(place[-1]))][:4]
-    suggestions = paths or difflib.get_close_matches(str(place[-1]), known, n=1)
-    if suggestions:
-        return f"unknown key; did you mean {' or '.join(map(repr, suggestions))}?"
-    return f"unknown key; known keys: {', '.join(known)}"
+    paths = keys_of(model, ending=str(place[-1]))[:4]
+    if not paths and (close := difflib.get_close_matches(str(place[-1]), known, n=1)):
+        paths = [".".join(map(str, (*place[:-1], close[0])))] if where.startswith("--set") else close
+    if not paths:
+        return f"unknown key; known keys: {', '.join(known)}"
+    prefix = f"{step}." if where.startswith(f"--set {step}.") else ""
+    return f"unknown key; did you mean {' or '.join(repr(prefix + path) for path in paths)}?"

@@ -111,7 +111,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         except ConfigError as fault:
             faults.append(str(fault))
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError("\n".join(dict.fromkeys(faults)))  # a wrong key of a shared block is wrong in every step
     return read
 
 

@@ -90,11 +90,6 @@ class ArtifactSpec:
         return digest_of([self.kind, self.stage, self.version, dict(self.settings), parents])
 
     @property
-    def folder_name(self) -> str:
-        """`name-id8`."""
-        return f"{self.name}-{self.id[:SHORT_ID]}"
-
-    @property
     def ref(self) -> str:
         """`name@id8`."""
         return self.as_parent("").ref

@@ -106,7 +106,7 @@ class Store:
 
     def folder_of(self, spec: ArtifactSpec) -> Path:
         """Return the folder of a spec's artifact, whether it exists or not."""
-        return self.root / spec.kind / spec.folder_name
+        return self.root / spec.kind / f"{spec.name}-{spec.id[:SHORT_ID]}"
 
     def find(self, spec: ArtifactSpec) -> Artifact | None:
         """Return the artifact with a spec's id, preferably of the same name, or None.
