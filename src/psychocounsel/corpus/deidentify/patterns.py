@@ -1,8 +1,9 @@
 """De-identification by patterns and lists of names; needs no extra package."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from psychocounsel.config.schema import DeidentificationConfig, Entity
 from psychocounsel.corpus.contacts import CrisisLines, crisis_lines, phone_numbers, web_addresses
@@ -17,14 +18,6 @@ _SPOKEN_EMAIL = re.compile(
 )
 
 
-def _internet_addresses(text: str, lowered: str) -> Iterator[Span]:
-    """Yield e-mail addresses, also as `sam dot lee at gmail dot com`, and web addresses."""
-    for contact in web_addresses(text):
-        yield Span(contact.start, contact.end, contact.kind, 0.9)
-    if any(host in lowered for host in _MAIL_HOSTS):
-        yield from (Span(*match.span(), "EMAIL", 0.85) for match in _SPOKEN_EMAIL.finditer(text))
-
-
 _LOCAL_PHONE = re.compile(
     r"\b(?:call|text|phone|cell|mobile|number|reach|dial|ring|rang|tel)\w*\b[^.!?\n\d]{0,40}"
     r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
@@ -32,15 +25,11 @@ _LOCAL_PHONE = re.compile(
 )
 
 
-def _phones(text: str) -> Iterator[Span]:
-    """Yield phone numbers; one of seven digits needs a word such as `called` before it."""
-    yield from (Span(contact.start, contact.end, "PHONE", 0.8) for contact in phone_numbers(text))
-    yield from (Span(*match.span("number"), "PHONE", 0.7) for match in _LOCAL_PHONE.finditer(text))
-
-
 _HANDLE = re.compile(r"(?<![\w@.&/$-])@[^\W\d]\w{2,29}(?:\.\w{1,29})*(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
-_SITES = "insta snap twitter tiktok discord reddit tumblr facebook username handle account".split()  # noqa: SIM905
+_SITES = (
+    "insta", "snap", "twitter", "tiktok", "discord", "reddit", "tumblr", "facebook", "username", "handle", "account"
+)  # fmt: skip
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
     r"\b(?:insta(?:gram)?|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name|handle"
@@ -50,34 +39,22 @@ _NAMED_HANDLE = re.compile(
 )
 
 
-def _handles(text: str, lowered: str) -> Iterator[Span]:
-    """Yield names of accounts: `@quiet_riot`, `nightowl#4471`, `my snapchat is quiet_riot22`."""
-    if "@" in text:
-        yield from (Span(*match.span(), "HANDLE", 0.85) for match in _HANDLE.finditer(text))
-    if "#" in text:
-        yield from (Span(*match.span(), "HANDLE", 0.8) for match in _TAG.finditer(text))
-    if any(site in lowered for site in _SITES):
-        yield from (Span(*match.span("handle"), "HANDLE", 0.8) for match in _NAMED_HANDLE.finditer(text))
-
-
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-f:]*[0-9])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:]|\.\d)",
     re.IGNORECASE,
 )
-_SHORTEST_IP_CHARS = 6
+_MIN_IP_CHARS = 6
 
 
-def _ips(text: str) -> Iterator[Span]:
-    for match in _IP.finditer(text):
-        if len(match.group()) >= _SHORTEST_IP_CHARS:
-            try:
-                ip_address(match.group())
-            except ValueError:
-                continue
-            yield Span(*match.span(), "IP", 0.9)
+def _is_ip(match: re.Match[str]) -> bool:
+    try:
+        ip_address(match.group())
+    except ValueError:
+        return False
+    return len(match.group()) >= _MIN_IP_CHARS
 
 
-_SSN = re.compile(r"(?<![\w-])(?!000|666)\d{3}(?P<gap>[- ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-])")
+_SSN = re.compile(r"(?P<id>(?<![\w-])(?!000|666)\d{3}(?P<gap>[- ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-]))")
 _CARD = re.compile(r"(?<![\w-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _CUED = re.compile(
     r"\b(?:(?P<sure>MRN|SSN|(?-i:ID)|social security|medical record|passport|NHS|IBAN|inmate|prisoner"
@@ -90,21 +67,14 @@ _CUED = re.compile(
 _CUED_DIGITS, _BARE_DIGITS = 4, 6
 
 
-def _id_numbers(text: str) -> Iterator[Span]:
-    """Yield social security numbers and cards by their form, other numbers by the word before them."""
-    yield from (Span(*match.span(), "ID_NUMBER", 0.9) for match in _SSN.finditer(text))
-    for match in _CARD.finditer(text):
-        if _passes_luhn(match.group()):
-            yield Span(*match.span(), "ID_NUMBER", 0.9)
-    for match in _CUED.finditer(text):
-        enough = _CUED_DIGITS if match["sure"] or match["number"] else _BARE_DIGITS
-        if sum(map(str.isdigit, match["value"])) >= enough:
-            yield Span(*match.span("value"), "ID_NUMBER", 0.85)
+def _has_enough_digits(match: re.Match[str]) -> bool:
+    enough = _CUED_DIGITS if match["sure"] or match["number"] else _BARE_DIGITS
+    return sum(map(str.isdigit, match["value"])) >= enough
 
 
-def _passes_luhn(number: str) -> bool:
+def _passes_luhn(match: re.Match[str]) -> bool:
     """Return whether the last digit checks the others, as on bank cards (ISO/IEC 7812-1, annex B)."""
-    digits = [int(character) for character in number if character.isdigit()]
+    digits = [int(character) for character in match.group() if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
@@ -126,13 +96,6 @@ _BIRTH = re.compile(
     rf"|(?<![\w/])(?P<before>{_DATE})\s(?:is|was)\s(?:my|his|her|our|their)\s[^.!?\n\d]{{0,20}}birthday",
     re.IGNORECASE,
 )
-_BIRTH_SIGNS = ("born", "birth", "dob", "d.o.b", "turn")
-
-
-def _birth_dates(text: str, lowered: str) -> Iterator[Span]:
-    """Yield a day near words such as `born` or `birthday`; a year or a month alone stays."""
-    for match in _BIRTH.finditer(text) if any(sign in lowered for sign in _BIRTH_SIGNS) else ():
-        yield Span(*match.span("after" if match["after"] else "before"), "DATE_OF_BIRTH", 0.85)
 
 
 _TYPES = (
@@ -167,38 +130,57 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
 
-_NUMBER_AND_NAME = re.compile(r"\d[A-Za-z]?\s[A-Z\d]")
-_CODE = re.compile(r"\d{5}|[A-Z]\d")
-_HOME_SIGNS = ("live", "living", "stay", "address", "located", "reside", "moved")
-
-
-def _postal_addresses(text: str, lowered: str) -> Iterator[Span]:
-    """Yield postal addresses; every one contains a digit. A town or a country alone stays."""
-    if _NUMBER_AND_NAME.search(text):
-        yield from _matches(_STREET, text, 0.8)
-    if _CODE.search(text):
-        yield from _matches(_TOWN_AND_ZIP, text, 0.85)
-        yield from _matches(_POST_CODE, text, 0.7)
-        yield from _matches(_CUED_ZIP, text, 0.8)
-    if "box" in lowered:
-        yield from _matches(_POST_BOX, text, 0.9)
-    if any(sign in lowered for sign in _HOME_SIGNS):
-        yield from _matches(_LIVED_AT, text, 0.7)
-
-
-def _matches(pattern: re.Pattern[str], text: str, score: float) -> Iterator[Span]:
-    return (Span(*match.span("address"), "ADDRESS", score) for match in pattern.finditer(text))
-
-
 VERSION = 2
-# Signs without which the slower patterns cannot match; most texts have none.
+# What a text must contain for the slower patterns to match; most texts do not.
 _DIGIT = re.compile(r"[0-9]")
-_FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}")
-_SIX_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){5}")
-_IP_SIGN = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f]{0,4}:")
-_NET_SIGN = re.compile(r"\.[A-Za-z]")
-_NET_SIGNS = ("@", "://", "www", " dot ", "at)", "at]")
+_SHAPES = {
+    "four digits": re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}"),
+    "six digits": re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){5}"),
+    "ip": re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f]{0,4}:"),
+    "handle": re.compile(r"[0-9_]|\.\w"),
+    "number and name": re.compile(r"\d[A-Za-z]?\s[A-Z\d]"),
+    "code": re.compile(r"\d{5}|[A-Z]\d"),
+}
 _NUMBERS = ("PHONE", "ID_NUMBER")
+
+
+class _Rule(NamedTuple):
+    """A pattern, whose named group is the find, or else the whole match.
+
+    Attributes:
+        shape: key of `_SHAPES` that the text must contain, empty for none.
+        words: one of them must be in the text in lower case, if there are any.
+        is_valid: checks a match.
+    """
+
+    entity: Entity
+    score: float
+    pattern: re.Pattern[str]
+    shape: str
+    words: tuple[str, ...] = ()
+    is_valid: Callable[[re.Match[str]], bool] = bool
+
+
+_RULES = (
+    _Rule("EMAIL", 0.85, _SPOKEN_EMAIL, "", _MAIL_HOSTS),
+    _Rule("HANDLE", 0.85, _HANDLE, "", ("@",)),
+    _Rule("HANDLE", 0.8, _TAG, "", ("#",)),
+    _Rule("HANDLE", 0.8, _NAMED_HANDLE, "handle", _SITES),
+)
+_RULES_FOR_DIGITS = (
+    _Rule("DATE_OF_BIRTH", 0.85, _BIRTH, "", ("born", "birth", "dob", "d.o.b", "turn")),
+    _Rule("ADDRESS", 0.8, _STREET, "number and name"),
+    _Rule("ADDRESS", 0.85, _TOWN_AND_ZIP, "code"),
+    _Rule("ADDRESS", 0.7, _POST_CODE, "code"),
+    _Rule("ADDRESS", 0.8, _CUED_ZIP, "code"),
+    _Rule("ADDRESS", 0.9, _POST_BOX, "", ("box",)),
+    _Rule("ADDRESS", 0.7, _LIVED_AT, "", ("live", "living", "stay", "address", "located", "reside", "moved")),
+    _Rule("ID_NUMBER", 0.9, _SSN, "four digits"),
+    _Rule("ID_NUMBER", 0.9, _CARD, "four digits", (), _passes_luhn),
+    _Rule("ID_NUMBER", 0.85, _CUED, "four digits", (), _has_enough_digits),
+    _Rule("IP", 0.9, _IP, "ip", (), _is_ip),
+    _Rule("PHONE", 0.7, _LOCAL_PHONE, "six digits"),
+)
 
 
 class PatternDeidentifier:
@@ -235,22 +217,19 @@ class PatternDeidentifier:
 def _all_finds(text: str) -> Iterator[Span]:
     lowered = text.lower()
     yield from find_people(text)
+    yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
     has_digit = _DIGIT.search(text) is not None
-    has_net_sign = _NET_SIGN.search(text) is not None or any(sign in lowered for sign in _NET_SIGNS)
-    if has_net_sign:
-        yield from _internet_addresses(text, lowered)
-    if has_net_sign or has_digit or "_" in text:
-        yield from _handles(text, lowered)
-    if not has_digit:
-        return
-    yield from _birth_dates(text, lowered)
-    yield from _postal_addresses(text, lowered)
-    if _FOUR_DIGITS.search(text):
-        yield from _id_numbers(text)
-        if _IP_SIGN.search(text):
-            yield from _ips(text)
-        if _SIX_DIGITS.search(text):
-            yield from _phones(text)
+    if has_digit:
+        yield from (Span(each.start, each.end, "PHONE", 0.8) for each in phone_numbers(text))
+    shapes = {"": True}
+    for rule in (*_RULES, *_RULES_FOR_DIGITS) if has_digit else _RULES:
+        if rule.words and not any(word in lowered for word in rule.words):
+            continue
+        if rule.shape not in shapes:
+            shapes[rule.shape] = _SHAPES[rule.shape].search(text) is not None
+        for match in rule.pattern.finditer(text) if shapes[rule.shape] else ():
+            if rule.is_valid(match):
+                yield Span(*match.span(match.lastgroup or 0), rule.entity, rule.score)
 
 
 def without_crisis_lines(text: str, spans: list[Span], crisis: CrisisLines) -> list[Span]:
