@@ -1,4 +1,4 @@
-"""Token choices -> expected ratings: by hand, with odd tokens, missing mass and servers that tell nothing."""
+"""Expected ratings from token probabilities: by hand, with odd tokens, missing mass, and servers that send none."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from psychocounsel.judging.parsing import (
     rating_places,
 )
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.judging.scorers import LogprobScorer, SamplingParams, require_expectable
+from psychocounsel.judging.scorers import LogprobScorer, require_expectable
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.replies import kept_choices, read_choices, read_completion
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -39,150 +39,112 @@ ONE = replace(SEVEN.only("empathy"), reply=FLAT)
 Token = dict[str, Any]
 
 
-def token(text: str, **others: float) -> Token:
+def token(text: str, shares: Mapping[str, float] | None = None) -> Token:
     """Return a token that is certain, or one among alternatives with their probabilities."""
-    shares = {name.removeprefix("_"): share for name, share in others.items()} or {text: 1.0}
-    return token_among(text, shares)
-
-
-def token_among(text: str, shares: Mapping[str, float]) -> Token:
+    shares = shares or {text: 1.0}
     top = [{"token": other, "logprob": math.log(share)} for other, share in shares.items()]
     return {"token": text, "logprob": math.log(shares.get(text, 1e-9)), "top_logprobs": top}
 
 
+HEAD, TAIL = token('{"empathy": '), token("}")
+
+
 def expected(tokens: Sequence[Token], rubric: Rubric = ONE, text: str | None = None) -> Any:
-    told = "".join(each["token"] for each in tokens) if text is None else text
-    return expected_ratings(told, read_choices(kept_choices(list(tokens), told)), rubric)
-
-
-def test_an_expectation_by_hand() -> None:
-    tokens = [token('{"empathy"'), token(": "), token("4", _3=0.2, _4=0.5, _5=0.1), token("}")]
-    # (3 * 0.2 + 4 * 0.5 + 5 * 0.1) / 0.8
-    assert expected(tokens) == {"empathy": 3.875}
-
-
-def test_a_certain_token_is_its_number() -> None:
-    assert expected([token('{"empathy":'), token("2"), token("}")]) == {"empathy": 2.0}
+    written = "".join(each["token"] for each in tokens) if text is None else text
+    return expected_ratings(written, read_choices(kept_choices(list(tokens), written)), rubric)
 
 
 @pytest.mark.parametrize(
     ("tokens", "rating"),
     [
-        ([token('{"empathy":'), token_among(" 4", {" 4": 0.6, " 2": 0.2, "2": 0.2}), token("}")], 3.2),
-        ([token('{"empathy"'), token_among(": 4", {": 4": 0.75, ":  1": 0.25}), token("}")], 3.25),
-        ([token('{"empathy":'), token_among("4}", {"4}": 0.5, "5}": 0.25, "5": 0.25})], 4.5),
-        ([token('{"empathy":'), token_among("4\n}", {"4\n}": 0.5, "2": 0.5})], 3.0),
-        ([token('{"empathy": '), token_among("4", {"4": 0.5, "4.5": 0.2, "44": 0.2}), token("}")], 4.0),
-        ([token('{"emp'), token('athy": '), token_among("1", {"5": 0.9, "1": 0.1}), token(" }")], 4.6),
+        ([HEAD, token("2"), TAIL], 2.0),
+        ([HEAD, token("4", {"3": 0.2, "4": 0.5, "5": 0.1}), TAIL], 3.875),  # (3 * 0.2 + 4 * 0.5 + 5 * 0.1) / 0.8
+        ([token('{"empathy":'), token(" 4", {" 4": 0.6, " 2": 0.2, "2": 0.2}), TAIL], 3.2),
+        ([token('{"empathy"'), token(": 4", {": 4": 0.75, ":  1": 0.25}), TAIL], 3.25),
+        ([token('{"empathy":'), token("4}", {"4}": 0.5, "5}": 0.25, "5": 0.25})], 4.5),
+        ([token('{"empathy":'), token("4\n}", {"4\n}": 0.5, "2": 0.5})], 3.0),
+        ([HEAD, token("4", {"4": 0.5, "4.5": 0.2, "44": 0.2}), TAIL], 4.0),
+        ([token('{"emp'), token('athy": '), token("1", {"5": 0.9, "1": 0.1}), token(" }")], 4.6),
     ],
 )
-def test_tokens_split_oddly(tokens: list[Token], rating: float) -> None:
+def test_the_expectation_is_over_the_points_however_tokens_are_split(tokens: list[Token], rating: float) -> None:
     assert expected(tokens) == {"empathy": rating}
 
 
-def test_a_fence_thoughts_and_an_end_mark_around_it() -> None:
-    answer = [token('```json\n{"empathy": '), token_among("4", {"4": 0.5, "2": 0.5}), token("}\n```")]
-    tokens = [
-        token("<think>"),
-        token(' {"empathy": '),
-        token("1"),
-        token("}</think>"),
-        *answer,
-        token("<|e|>"),
-    ]
+def test_tokens_of_thoughts_fence_and_end_mark_do_not_count() -> None:
+    answer = [token('```json\n{"empathy": '), token("4", {"4": 0.5, "2": 0.5}), token("}\n```")]
+    thoughts = [token(text) for text in ("<think>", ' {"empathy": ', "1", "}</think>")]
     text = "".join(each["token"] for each in answer)
-    assert expected(tokens, text=text) == {"empathy": 3.0}
+    assert expected([*thoughts, *answer, token("<|e|>")], text=text) == {"empathy": 3.0}
 
 
 def test_letters_of_several_tokens_are_counted_by_their_bytes() -> None:
-    pieces = ['{"reasons": "', b"\xf0\x9f", b"\x91\xa9", ' 3: 2", "empathy": ']
-    tokens: list[Token] = [
-        token(piece) if isinstance(piece, str) else {"token": "\ufffd", "bytes": list(piece), "logprob": 0.0}
-        for piece in pieces
-    ]
-    tokens += [token_among("4", {"4": 0.5, "3": 0.5}), token("}")]
-    text = '{"reasons": "\U0001f469 3: 2", "empathy": 4}'
+    halves = [{"token": "\ufffd", "bytes": list(half), "logprob": 0.0} for half in (b"\xf0\x9f", b"\x91\xa9")]
+    tokens = [token('{"reasons": "'), *halves, token(' 3: 2", "empathy": '), token("4", {"4": 0.5, "3": 0.5}), TAIL]
     rubric = replace(ONE, reply=FLAT.model_copy(update={"reasons": True}))
-    assert expected(tokens, rubric, text) == {"empathy": 3.5}
+    assert expected(tokens, rubric, '{"reasons": "\U0001f469 3: 2", "empathy": 4}') == {"empathy": 3.5}
 
 
-def test_too_little_mass_on_the_scale_is_told() -> None:
-    shares = {"7": 0.6, "4": 0.3, "3": 0.1}
-    found = expected([token('{"empathy": '), token_among("4", shares), token("}")])
-    assert found == ParseFailure("of 'empathy' the scale has 40% of the probability")
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([token("4", {"7": 0.6, "4": 0.3, "3": 0.1})], "40%"),
+        ([token("-"), token("2")], "no single token"),
+        ([{"token": "4"}], "0%"),
+        ([{"token": "4", "logprob": None, "top_logprobs": None}], "0%"),
+        ([{"token": "4", "logprob": math.nan, "top_logprobs": [{"token": None}, 3, {"logprob": 1}]}], "0%"),
+        ([{"token": "4", "logprob": -9999.0, "bytes": ["x"], "top_logprobs": {}}], "0%"),
+    ],
+)
+def test_tokens_that_do_not_determine_a_rating_are_a_failure(tokens: list[Token], reason: str) -> None:
+    found = expected([HEAD, *tokens, TAIL], replace(ONE, minimum=-2))
+    assert isinstance(found, ParseFailure)
+    assert reason in found.reason
 
 
-def test_a_number_of_two_tokens_tells_nothing() -> None:
-    wide = replace(ONE, minimum=-2, maximum=2)
-    found = expected([token('{"empathy": '), token("-"), token("2"), token("}")], wide)
-    assert found == ParseFailure("no single token writes the rating of 'empathy'")
-
-
-def test_tokens_that_do_not_add_up_to_the_text_tell_nothing() -> None:
-    tokens = [token('{"empathy": '), token("5"), token("}")]
+def test_tokens_that_do_not_add_up_to_the_text_are_not_used() -> None:
+    tokens = [HEAD, token("5"), TAIL]
     assert kept_choices(tokens, '{"empathy": 4}') == "[]"
     assert isinstance(expected(tokens, text='{"empathy": 4}'), ParseFailure)
 
 
-@pytest.mark.parametrize("told", [None, [], {}, "4", 4])
-def test_a_server_that_sends_no_tokens(told: object) -> None:
-    assert kept_choices(told, '{"empathy": 4}') == ""
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"token": "4"},
-        {"token": "4", "logprob": None, "top_logprobs": None},
-        {"token": "4", "logprob": float("nan"), "top_logprobs": [{"token": None}, 3, {"logprob": 1}]},
-        {"token": "4", "logprob": -9999.0, "bytes": ["x"], "top_logprobs": {}},
-    ],
-)
-def test_broken_entries_tell_nothing_and_harm_nobody(entry: Token) -> None:
-    found = expected([token('{"empathy": '), entry, token("}")])
-    assert found == ParseFailure("of 'empathy' the scale has 0% of the probability")
+@pytest.mark.parametrize("tokens", [None, [], {}, "4", 4])
+def test_a_server_without_tokens_leaves_nothing_to_keep(tokens: object) -> None:
+    assert kept_choices(tokens, '{"empathy": 4}') == ""
 
 
 def test_only_numbers_that_are_values_are_kept() -> None:
     text = '{"item_id": "a3f", "reasons": "3 of 5: 4", "ratings": {"empathy": 4}}'
     head, tail = '{"item_id": "a', '", "ratings": {"empathy": '
     pieces = [head, "3", 'f", "reasons": "', "3", " of ", "5", ": ", "4", tail]
-    kept = kept_choices([*map(token, pieces), token("4", _4=0.5, _of=0.5), token("}}")], text)
+    kept = kept_choices([*map(token, pieces), token("4", {"4": 0.5, "of": 0.5}), token("}}")], text)
     assert [(each.start, each.token) for each in read_choices(kept)] == [(39, "4"), (66, "4")]
     assert read_choices(kept)[-1].alternatives == (("4", round(math.log(0.5), 6)),)
     assert len(kept) < 60
 
 
-def test_places_are_those_of_the_principles_at_their_depth() -> None:
-    ratings = dict.fromkeys(SEVEN.principle_ids, 3)
+@pytest.mark.parametrize("notes", [None, {"empathy": 3, "ratings": {"safety": 3}, "list": [{"clarity": 3}, 3]}])
+def test_places_are_those_of_the_principles_at_their_depth(notes: object) -> None:
+    extra = {} if notes is None else {"notes": "string"}
+    rubric = replace(SEVEN, reply=SEVEN.reply.model_copy(update={"extra_keys": extra}))
     reasons = 'she said {"empathy": 1} and \\ "safety": 2'
-    text = "Here: " + json.dumps({"item_id": "i", "reasons": reasons, "ratings": ratings}, indent=1)
-    places = rating_places(text, SEVEN)
-    assert list(places) == list(SEVEN.principle_ids)
-    assert {text[place.start : place.stop] for place in places.values()} == {"3"}
-    assert min(places.values()).start > text.index('"ratings"')
-
-
-def test_a_key_beside_the_ratings_that_holds_a_principle_is_not_its_rating() -> None:
-    layout = SEVEN.reply.model_copy(update={"extra_keys": {"notes": "string"}})
-    rubric = replace(SEVEN, reply=layout)
-    notes = {"empathy": 3, "ratings": {"safety": 3}, "list": [{"clarity": 3}, 3]}
-    ratings = dict.fromkeys(SEVEN.principle_ids, 4)
-    text = json.dumps({"item_id": "i", "reasons": "", "ratings": ratings, "notes": notes})
+    reply = {"item_id": "i", "reasons": reasons, "ratings": dict.fromkeys(SEVEN.principle_ids, 4)}
+    text = "Here: " + json.dumps(reply | ({"notes": notes} if extra else {}), indent=1)
     assert isinstance(parse_ratings(text, rubric, "i"), ParsedRatings)
     places = rating_places(text, rubric)
-    assert {text[place.start : place.stop] for place in places.values()} == {"4"}
+    assert list(places) == list(SEVEN.principle_ids)
+    assert {text[place] for place in places.values()} == {"4"}
+    assert min(place.start for place in places.values()) > text.index('"ratings"')
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5))
 def test_an_expectation_lies_on_the_scale_and_scaling_all_changes_nothing(weights: list[float]) -> None:
     shares = {str(at): weight / sum(weights) for at, weight in enumerate(weights, start=1)}
-    head, tail = token('{"empathy": '), token("}")
-    found = expected([head, token_among("3", shares), tail])["empathy"]
+    found = expected([HEAD, token("3", shares), TAIL])["empathy"]
     by_hand = sum(at * weight for at, weight in enumerate(weights, start=1)) / sum(weights)
     assert found == pytest.approx(by_hand, abs=1e-4)
-    halved = {name: 0.6 * share for name, share in shares.items()}
-    assert expected([head, token_among("3", halved), tail])["empathy"] == pytest.approx(found, abs=1e-4)
+    scaled = {name: 0.6 * share for name, share in shares.items()}
+    assert expected([HEAD, token("3", scaled), TAIL])["empathy"] == pytest.approx(found, abs=1e-4)
 
 
 def test_scales_whose_points_begin_alike_are_refused() -> None:
@@ -193,11 +155,17 @@ def test_scales_whose_points_begin_alike_are_refused() -> None:
         require_expectable(replace(ONE, minimum=0, maximum=10))
 
 
-# --- the judge ---------------------------------------------------------------------------------------------
+def test_the_body_of_a_completion_holds_the_choices() -> None:
+    tokens = [HEAD, token("4", {"4": 0.5, "5": 0.5}), TAIL]
+    message = {"message": {"content": '{"empathy": 4}'}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    reply = read_completion(json.dumps({"model": "m", "choices": [message]}).encode())
+    assert expected_ratings(reply.text, read_choices(reply.choices), ONE) == {"empathy": 4.5}
 
-SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
+
+# --- The judge -------------------------------------------------------------------------------------------------------
+
+SPEECH = Speech("Since the move I don't sleep, and my name is known to no one here.")
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
-EXPECTED = ChatJudgeSettings(SamplingParams(), scorer=LogprobScorer)
 
 
 @pytest.fixture
@@ -206,100 +174,79 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
+def judge_of(model: FakeModel, journal: Journal, samples: int = 1) -> ChatJudge:
+    settings = ChatJudgeSettings(scorer=LogprobScorer, samples=samples)
+    return ChatJudge(client_of(model, journal, max_attempts=2), SEVEN, settings)
+
+
 def ignore(_done: int) -> None:
     return None
 
 
 def rated(request: ChatRequest, shares: Mapping[str, float] | None) -> ChatReply:
-    """Rate every principle with 4, and tell these alternatives at each."""
-    heads = [f'{"," if at else ""}"{name}":' for at, name in enumerate(SEVEN.principle_ids)]
-    before = f'{{"item_id":"{item_of(request)["item_id"]}","reasons":"so","ratings":{{'
-    tokens = [token(before)]
-    for head in heads:
-        tokens += [token(head), token_among("4", shares or {"4": 1.0})]
+    """Rate every principle with 4, with these alternatives at each."""
+    tokens = [token(f'{{"item_id":"{item_of(request)["item_id"]}","reasons":"so","ratings":{{')]
+    for at, name in enumerate(SEVEN.principle_ids):
+        tokens += [token(f'{"," if at else ""}"{name}":'), token("4", shares)]
     tokens.append(token("}}"))
     text = "".join(each["token"] for each in tokens)
     return replace(valid(text), choices=kept_choices(tokens, text) if shares else "")
 
 
+def no_request(_request: ChatRequest) -> ChatReply:
+    pytest.fail("nothing is pending")
+
+
 def test_a_judge_expects_and_says_so(journal: Journal) -> None:
     model = FakeModel(lambda request: rated(request, {"4": 0.5, "3": 0.25, "5": 0.25, "2": 0.25}))
-    judge = ChatJudge(client_of(model, journal, 2), SEVEN, EXPECTED)
+    judge = judge_of(model, journal)
     judgements = judge.rate(ITEMS, ignore)
     assert {request.top_logprobs for request in model.asked} == {20}
     # (2 + 3 + 5) * 0.25 + 4 * 0.5, over 1.25
     assert judgements[0].ratings == dict.fromkeys(SEVEN.principle_ids, 3.6)
-    assert [(draw.scored_by, draw.status) for draw in judgements[0].samples] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
+    assert [(each.scored_by, each.status) for each in judgements[0].samples] == [(Scoring.EXPECTED, ReplyStatus.VALID)]
     assert judge.fingerprint["score"] == "expected"
-    unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
-    assert ChatJudge(client_of(unasked, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore) == judgements
+    assert judge_of(FakeModel(no_request), journal).rate(ITEMS, ignore) == judgements
 
 
-def test_a_reply_whose_tokens_do_not_tell_keeps_its_numbers_and_says_so(journal: Journal) -> None:
+def test_a_reply_whose_tokens_do_not_determine_it_keeps_its_numbers_with_a_remark(journal: Journal) -> None:
     def some(request: ChatRequest) -> ChatReply:
-        told = item_of(request)["response"] != ITEMS[1][1].text
-        return rated(request, {"4": 0.5, "3": 0.5} if told else {"4": 0.1, "6": 0.9})
+        is_odd = item_of(request)["response"] == ITEMS[1][1].text
+        return rated(request, {"4": 0.1, "6": 0.9} if is_odd else {"4": 0.5, "3": 0.5})
 
-    judgements = ChatJudge(client_of(FakeModel(some), journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
+    judgements = judge_of(FakeModel(some), journal).rate(ITEMS, ignore)
     assert [each.ratings["empathy"] for each in judgements] == [3.5, 4, 3.5]
-    assert judgements[1].samples[0].scored_by is Scoring.WRITTEN
-    assert "10% of the probability" in judgements[1].samples[0].reason
+    (sample,) = judgements[1].samples
+    assert sample.scored_by is Scoring.WRITTEN
+    assert "10% of the probability" in sample.reason
     metrics = sample_metrics(judgements, SEVEN.principle_ids)
     assert metrics["samples"]["scored_by"] == {"expected": 2, "written": 1}
 
 
-def test_a_server_without_probabilities_costs_one_request_and_is_named(journal: Journal) -> None:
-    model = FakeModel(lambda request: rated(request, None))
-    with pytest.raises(EndpointError, match="without log-probabilities") as refused:
-        ChatJudge(client_of(model, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
-    assert "samples: 5" in refused.value.remedy
-    assert len(model.asked) == 1
-    assert count_replies(journal) == 1
-
-
-def test_a_server_that_was_mended_is_asked_anew_what_it_answered_without_probabilities(
-    journal: Journal,
-) -> None:
+def test_a_server_without_probabilities_costs_one_request_and_is_asked_anew_once_it_has_some(journal: Journal) -> None:
     mute = FakeModel(lambda request: rated(request, None))
-    with pytest.raises(EndpointError):
-        ChatJudge(client_of(mute, journal, 2), SEVEN, EXPECTED).rate(ITEMS, ignore)
+    with pytest.raises(EndpointError, match="without log-probabilities") as refused:
+        judge_of(mute, journal).rate(ITEMS, ignore)
+    assert "samples: 5" in refused.value.remedy
+    assert len(mute.asked) == count_replies(journal) == 1
     mended = FakeModel(lambda request: rated(request, {"4": 0.5, "5": 0.5}))
-    judge = ChatJudge(client_of(mended, journal, 2), SEVEN, EXPECTED)
-    judgements = judge.rate(ITEMS, ignore)
+    judgements = judge_of(mended, journal).rate(ITEMS, ignore)
     assert [each.ratings["empathy"] for each in judgements] == [4.5] * len(ITEMS)
     assert len(mended.asked) == len(ITEMS)
-    unasked = FakeModel(lambda _: pytest.fail("nothing is owed"))
-    again = ChatJudge(client_of(unasked, journal, 2), SEVEN, EXPECTED)
-    assert again.rate(ITEMS, ignore) == judgements
+    assert judge_of(FakeModel(no_request), journal).rate(ITEMS, ignore) == judgements
 
 
 def test_comparisons_need_no_probabilities(journal: Journal) -> None:
-    winners = dict.fromkeys(("overall", *SEVEN.principle_ids), "A")
-
     def say_first(request: ChatRequest) -> ChatReply:
-        told = {"item_id": item_of(request)["item_id"], "reasons": "so", "winners": winners}
-        return valid(json.dumps(told))
+        winners = dict.fromkeys(("overall", *SEVEN.principle_ids), "A")
+        return valid(json.dumps({"item_id": item_of(request)["item_id"], "reasons": "so", "winners": winners}))
 
-    pair = ComparisonTask(ITEMS[0][0], ITEMS[0][1], ITEMS[1][1])
-    (verdict,) = ChatJudge(client_of(FakeModel(say_first), journal, 2), SEVEN, EXPECTED).compare([pair], ignore)
-    assert verdict.status is ReplyStatus.VALID
+    pair = ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])
+    (comparison,) = judge_of(FakeModel(say_first), journal).compare([pair], ignore)
+    assert comparison.status is ReplyStatus.VALID
 
 
-def test_draws_of_expectations_are_averaged(journal: Journal) -> None:
-    def by_index(request: ChatRequest) -> ChatReply:
-        return rated(request, {"4": 0.5, "3": 0.5} if request.sample_index else {"4": 1.0})
-
-    both = replace(EXPECTED, samples=2)
-    (judgement,) = ChatJudge(client_of(FakeModel(by_index), journal, 2), SEVEN, both).rate(ITEMS[:1], ignore)
+def test_samples_of_expectations_are_averaged(journal: Journal) -> None:
+    model = FakeModel(lambda asked: rated(asked, {"4": 0.5, "3": 0.5} if asked.sample_index else {"4": 1.0}))
+    (judgement,) = judge_of(model, journal, samples=2).rate(ITEMS[:1], ignore)
     assert judgement.ratings["empathy"] == 3.75
-
-
-def test_the_body_of_a_completion_gives_its_choices() -> None:
-    tokens = [token('{"empathy": '), token("4", _4=0.5, _5=0.5), token("}")]
-    choice = {
-        "message": {"content": '{"empathy": 4}'},
-        "finish_reason": "stop",
-        "logprobs": {"content": tokens},
-    }
-    reply = read_completion(json.dumps({"model": "m", "choices": [choice]}).encode())
-    assert expected_ratings(reply.text, read_choices(reply.choices), ONE) == {"empathy": 4.5}
