@@ -228,7 +228,8 @@ def test_online_rounds_are_one_policy_with_steps_counted_on(page: Page) -> None:
 def test_crisis_examples_are_folded_and_others_open(page: Page) -> None:
     folded = [("open" in a) for tag, a in page.tags if tag == "details" and a.get("class") == "example"]
     assert folded == [True, False]
-    assert "The policy's answer is preferred in both orders. By principle, for the policy: empathy: flip." in flat(page)
+    outcome = "The policy's answer is preferred in both orders. By principle, for the policy: empathy: "
+    assert f"{outcome}position-inconsistent." in flat(page)
 
 
 def test_equal_data_give_equal_bytes(html: str) -> None:
