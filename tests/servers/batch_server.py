@@ -82,7 +82,7 @@ class ProviderScript:
 
 
 @dataclass
-class Batch:
+class ScriptedBatch:
     """One batch; its lines are answered, and billed, when its time is over or somebody asks for the bill."""
 
     id: str
@@ -104,10 +104,10 @@ class Batch:
 class BatchServer:
     """Serves from threads of its own until the `with` block ends; `watch` is told of every step."""
 
-    def __init__(self, plan: ProviderScript | None = None, watch: Watch = nobody) -> None:
-        self.plan = plan or ProviderScript()
+    def __init__(self, settings: ProviderScript | None = None, watch: Watch = nobody) -> None:
+        self.settings = settings or ProviderScript()
         self.watch = watch
-        self.batches: dict[str, Batch] = {}
+        self.batches: dict[str, ScriptedBatch] = {}
         self.files: dict[str, bytes] = {}
         self.written: dict[str, bytes] = {}
         self.names: dict[str, str] = {}
@@ -155,13 +155,13 @@ class BatchServer:
             parts = urlsplit(target)
             path, asked = parts.path.removeprefix("/v1"), parse_qs(parts.query)
             self.requests.append(f"{method} {path}")
-            if self.plan.key and headers.get("authorization") != f"Bearer {self.plan.key}":
+            if self.settings.key and headers.get("authorization") != f"Bearer {self.settings.key}":
                 return _error(401, f"Incorrect API key provided: {headers.get('authorization')}")
             if path == "/bill":
                 return Answer(200, {"billed": self.bill(), "batches": len(self.batches)})
             if (method, path) == ("POST", "/chat/completions"):
                 return self._live(json.loads(body))
-            if not self.plan.has_batches:
+            if not self.settings.has_batches:
                 return _error(404, f"no such path: {path}")
             return self._route(method, path, asked, headers, body)
 
@@ -189,7 +189,7 @@ class BatchServer:
 
     def _delete(self, file_id: str) -> "Answer":
         self.watch("deletion asked")
-        if not self.plan.deletes:
+        if not self.settings.deletes:
             return _error(403, "this key may not delete files")
         if self.files.pop(file_id, None) is None:
             return _error(404, "no such file")
@@ -198,12 +198,12 @@ class BatchServer:
 
     def _live(self, body: Mapping[str, Any]) -> "Answer":
         self.live.append(body)
-        return Answer(200, completion_of(self.plan.script(body, len(self.live)), len(self.live)))
+        return Answer(200, completion_of(self.settings.script(body, len(self.live)), len(self.live)))
 
     def _take_file(self, headers: Mapping[str, str], body: bytes) -> "Answer":
         self.watch("upload arrived")
         upload = _uploaded(headers, body)
-        if upload.expires_seconds and not self.plan.expires:
+        if upload.expires_seconds and not self.settings.expires:
             return _error(400, "Unknown parameter: 'expires_after[anchor]'.")
         file_id = self._store(upload.content)
         self.names[file_id] = upload.name
@@ -221,31 +221,31 @@ class BatchServer:
         content = self.files.get(order["input_file_id"])
         if content is None:
             return _error(400, f"Cannot find file {order['input_file_id']}")
-        if "output_expires_after" in order and not self.plan.expires:
+        if "output_expires_after" in order and not self.settings.expires:
             return _error(400, "Unknown parameter: 'output_expires_after'.")
         lines = [json.loads(line) for line in content.split(b"\n") if line]
-        batch = Batch(f"batch-{len(self.batches)}", lines, order["metadata"], time.time())
+        batch = ScriptedBatch(f"batch-{len(self.batches)}", lines, order["metadata"], time.time())
         batch.input = order["input_file_id"]
         batch.output_seconds = order.get("output_expires_after", {}).get("seconds", 0)
         self._admit(batch)
         self.batches[batch.id] = batch
         self.watch("batch made")
-        if self.plan.lose_creations:
-            self.plan.lose_creations -= 1
+        if self.settings.lose_creations:
+            self.settings.lose_creations -= 1
             return None
         return Answer(200, self._told(batch))
 
-    def _admit(self, batch: Batch) -> None:
+    def _admit(self, batch: ScriptedBatch) -> None:
         at_work = sum(each.tokens for each in self.batches.values() if each.status == "in_progress")
-        too_much = self.plan.queue_tokens and at_work + batch.tokens > self.plan.queue_tokens
-        code = "token_limit_exceeded" if too_much else self.plan.fails.pop(0) if self.plan.fails else ""
+        too_much = self.settings.queue_tokens and at_work + batch.tokens > self.settings.queue_tokens
+        code = "token_limit_exceeded" if too_much else self.settings.fails.pop(0) if self.settings.fails else ""
         if code:
             batch.status = "failed"
             batch.errors = [{"code": code, "message": f"scripted: {code}", "line": None}]
 
     def _list(self, asked: Mapping[str, list[str]]) -> "Answer":
         self.watch("list asked")
-        until = time.time() - self.plan.list_lag_seconds
+        until = time.time() - self.settings.list_lag_seconds
         listed = [each for each in reversed(self.batches.values()) if each.made_at <= until]
         after, limit = asked.get("after", [""])[0], int(asked.get("limit", ["20"])[0])
         begin = 1 + [each.id for each in listed].index(after) if after else 0
@@ -262,17 +262,17 @@ class BatchServer:
             batch.status = "cancelled" if batch.status == "in_progress" else batch.status
             return Answer(200, self._told(batch))
         self.watch("state asked")
-        if self.plan.outages:
-            self.plan.outages -= 1
+        if self.settings.outages:
+            self.settings.outages -= 1
             return _error(503, "come back later")
-        if time.time() >= batch.made_at + self.plan.work_seconds:
+        if time.time() >= batch.made_at + self.settings.work_seconds:
             self._work_off(batch)
         return Answer(200, self._told(batch))
 
-    def _work_off(self, batch: Batch) -> None:
+    def _work_off(self, batch: ScriptedBatch) -> None:
         if batch.status != "in_progress":
             return
-        left = int(len(batch.lines) * self.plan.expired_share) if batch.id == "batch-0" else 0
+        left = int(len(batch.lines) * self.settings.expired_share) if batch.id == "batch-0" else 0
         done = [self._done(line) for line in batch.lines[: len(batch.lines) - left]]
         expired = [_expired(line["custom_id"]) for line in batch.lines[len(batch.lines) - left :]]
         output = [each for each in done if each["response"]["status_code"] == 200]
@@ -285,12 +285,12 @@ class BatchServer:
 
     def _done(self, line: Mapping[str, Any]) -> dict[str, Any]:
         digest = line["custom_id"]
-        status = self.plan.line_fault(digest, self.submitted[digest]) or 200
+        status = self.settings.line_fault(digest, self.submitted[digest]) or 200
         self.submitted[digest] += 1
         told: object = {"error": {"message": "scripted fault", "code": "scripted", "type": "scripted"}}
         if status == 200:
             self.billed[digest] += 1
-            told = completion_of(self.plan.script(line["body"], 0), 0)
+            told = completion_of(self.settings.script(line["body"], 0), 0)
         response = {"status_code": status, "request_id": "r", "body": told}
         return {"id": digest[:8], "custom_id": digest, "response": response, "error": None}
 
@@ -299,7 +299,7 @@ class BatchServer:
             return ""
         return self._store("".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def _told(self, batch: Batch) -> dict[str, Any]:
+    def _told(self, batch: ScriptedBatch) -> dict[str, Any]:
         over = batch.status in ("completed", "expired")
         counts = {"total": len(batch.lines), "completed": len(batch.lines) if over else 0, "failed": 0}
         return {
@@ -436,8 +436,8 @@ def main() -> None:
     parser.add_argument("--work-seconds", type=float, default=0.2)
     parser.add_argument("--list-lag-seconds", type=float, default=0.0)
     options = parser.parse_args()
-    plan = ProviderScript(work_seconds=options.work_seconds, list_lag_seconds=options.list_lag_seconds)
-    with BatchServer(plan) as server:
+    settings = ProviderScript(work_seconds=options.work_seconds, list_lag_seconds=options.list_lag_seconds)
+    with BatchServer(settings) as server:
         sys.stdout.write(f"{server.base_url}\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):

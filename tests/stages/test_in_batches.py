@@ -72,7 +72,7 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
         if event == "state asked" and next(waiting, False):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    server.watch, server.plan.work_seconds = interrupt, 60
+    server.watch, server.settings.work_seconds = interrupt, 60
     stopped = build("--batch")
     assert stopped.code == 75
     assert "stopped with 1 of 128 items done; 3 batches with 127 of them go on at the provider" in stopped.err
@@ -83,18 +83,18 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     refused = build()
     assert refused.code == 2
     assert "would be paid twice; run with --batch to pick them up" in refused.err
-    server.plan.work_seconds = 0
+    server.settings.work_seconds = 0
     assert build("--batch").code == 0
     assert server.repeats == 0
     assert len(server.batches) == 3
 
 
 def test_faults_have_a_remedy(build: Build, server: BatchServer) -> None:
-    server.plan.has_batches = False
+    server.settings.has_batches = False
     without = build("--batch")
     assert without.code == 2
     assert "there is no batch API here; leave --batch out" in without.err
-    server.plan.key = "another"
+    server.settings.key = "another"
     refused = build("--batch")
     assert refused.code == 2
     assert "the key is not accepted (HTTP 401: Incorrect API key provided: Bearer [key])" in refused.err

@@ -43,14 +43,6 @@ class Tokens(NamedTuple):
     cached: int = 0
     completion: int = 0
 
-    def plus(self, other: "Tokens") -> "Tokens":
-        """Return the sum."""
-        return Tokens(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def less(self, other: "Tokens") -> "Tokens":
-        """Return the difference."""
-        return Tokens(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
-
 
 class Price(NamedTuple):
     """US dollars per million tokens, and the source of the figures."""
@@ -182,32 +174,21 @@ class NoRoomError(PsychoCounselError):
 
 
 class Spent(NamedTuple):
-    """Calls answered by one model, by the name in its replies, and their tokens; those in batches once more."""
+    """Calls answered by one model, by the name in its replies: their number, their tokens and US dollars."""
 
     calls: int = 0
     tokens: Tokens = Tokens()
     batched_calls: int = 0
-    batched: Tokens = Tokens()
-
-    def with_reply(self, reply: ChatReply) -> "Spent":
-        """Return the sum with one reply more."""
-        # Capped for each reply: the surplus of one server must not make other replies cheaper.
-        cached = min(reply.cached_tokens, reply.prompt_tokens)
-        tokens = Tokens(reply.prompt_tokens, cached, reply.completion_tokens)
-        return self.plus(Spent(1, tokens, 1, tokens) if reply.batched else Spent(1, tokens))
+    cost: Decimal = Decimal(0)
 
     def plus(self, other: "Spent") -> "Spent":
         """Return the sum."""
         return Spent(
             self.calls + other.calls,
-            self.tokens.plus(other.tokens),
+            Tokens(*(mine + theirs for mine, theirs in zip(self.tokens, other.tokens, strict=True))),
             self.batched_calls + other.batched_calls,
-            self.batched.plus(other.batched),
+            self.cost + other.cost,
         )
-
-    def cost(self, price: Price) -> Decimal:
-        """Return what the calls cost in US dollars."""
-        return price.cost(self.tokens.less(self.batched)) + price.batch_cost(self.batched)
 
     def as_dict(self) -> dict[str, int]:
         """Return the form in `metrics.json`."""
@@ -242,30 +223,32 @@ class Spending:
     probes: Spent = field(default_factory=Spent)
     uncounted: int = 0
 
-    def add_probe(self, reply: ChatReply) -> None:
-        """Count the reply to a probe."""
-        self.probes = self.probes.with_reply(reply)
-
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
         book = self.new if is_new else self.kept
-        book[reply.model] = book.get(reply.model, Spent()).with_reply(reply)
+        book[reply.model] = book.get(reply.model, Spent()).plus(self._spent(reply))
+
+    def add_probe(self, reply: ChatReply) -> None:
+        """Count the reply to a probe."""
+        self.probes = self.probes.plus(self._spent(reply))
+
+    def _spent(self, reply: ChatReply) -> Spent:
+        tokens = Tokens(reply.prompt_tokens, min(reply.cached_tokens, reply.prompt_tokens), reply.completion_tokens)
+        if self.price is None:
+            cost = Decimal(0)
+        else:
+            cost = self.price.batch_cost(tokens) if reply.batched else self.price.cost(tokens)
+        return Spent(1, tokens, int(reply.batched), cost)
 
     def cost(self, book: Mapping[str, Spent]) -> Decimal | None:
         """Return what the calls of `kept` or `new` cost in US dollars; None without a price."""
-        if self.price is None:
-            return None
-        return sum((each.cost(self.price) for each in book.values()), Decimal(0))
+        return None if self.price is None else sum((each.cost for each in book.values()), Decimal(0))
 
     @property
     def total(self) -> Decimal:
         """US dollars of all runs, with what is possibly billed; 0 without a price."""
-        answered = (self.cost(self.kept) or Decimal(0)) + (self.cost(self.new) or Decimal(0))
-        return self.before + answered + self._probe_cost + self.possible_cost
-
-    @property
-    def _probe_cost(self) -> Decimal:
-        return Decimal(0) if self.price is None else self.probes.cost(self.price)
+        answered = sum((each.cost for each in (*self.kept.values(), *self.new.values())), Decimal(0))
+        return self.before + answered + self.probes.cost + self.possible_cost
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form in `metrics.json`; of all runs together, so that a resumed run gives the same."""
@@ -289,7 +272,7 @@ class Spending:
         """For a progress display: what failed and what this run has spent so far, as far as it is known."""
         cost = self.cost(self.new)
         failed = f"{self.failed:,} failed" if self.failed else ""
-        spent = f"${cost + self._probe_cost + self.possible_cost:,.2f} spent" if cost else ""
+        spent = f"${cost + self.probes.cost + self.possible_cost:,.2f} spent" if cost else ""
         return ", ".join(part for part in (failed, spent) if part)
 
     @property
@@ -304,7 +287,7 @@ class Spending:
             f"{before:,} in earlier ones{_dollars(self.cost(self.kept))}"
         ]
         if self.probes.calls:
-            cost = _dollars(None if self.price is None else self._probe_cost)
+            cost = _dollars(None if self.price is None else self.probes.cost)
             parts.append(f"{self.probes.calls} probes of what the server can do{cost}")
         if self.possibly_billed:
             cost = _dollars(None if self.price is None else self.possible_cost)

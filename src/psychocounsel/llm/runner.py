@@ -52,16 +52,6 @@ def ignore_progress(items: int) -> None:
     del items
 
 
-def ignore_new_reply(index: int, reply: ChatReply) -> None:
-    """Learn nothing from a new reply."""
-    del index, reply
-
-
-def ignore_outcome(index: int, reply: ChatReply, accepted: bool) -> None:
-    """Ignore how an item ended."""
-    del index, reply, accepted
-
-
 @dataclass(frozen=True)
 class RunPolicy:
     """How requests are run.
@@ -89,8 +79,8 @@ class RunPolicy:
     progress: Callable[[int], None] = ignore_progress
     reader: str = ""
     budget: Budget | None = None
-    on_reply: Callable[[int, ChatReply], None] = ignore_new_reply
-    on_finished: Callable[[int, ChatReply, bool], None] = ignore_outcome
+    on_reply: Callable[[int, ChatReply], None] = lambda index, reply: None
+    on_finished: Callable[[int, ChatReply, bool], None] = lambda index, reply, accepted: None
     pilot: int = 0
 
     def __post_init__(self) -> None:

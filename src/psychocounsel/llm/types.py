@@ -92,29 +92,17 @@ class ChatRequest:
         return hashed.hexdigest()
 
 
-class _SchemaKey:
-    """A cache key that compares a schema by identity; comparing contents would take longer."""
-
-    __slots__ = ("schema",)
-
-    def __init__(self, schema: Mapping[str, JSON] | None) -> None:
-        self.schema = schema
-
-    def __hash__(self) -> int:
-        return id(self.schema)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SchemaKey) and self.schema is other.schema
-
-
 def schema_json(schema: Mapping[str, JSON] | None) -> str:
-    """Return a schema as compact ASCII JSON, cached for schemas that many requests share."""
-    return _schema_json(_SchemaKey(schema))
+    """Return a schema as compact ASCII JSON, cached by identity for schemas that many requests share."""
+    known = _schema_texts.get(id(schema))
+    if known is None or known[0] is not schema:
+        if len(_schema_texts) >= _SHARED_PARTS:
+            _schema_texts.clear()
+        known = _schema_texts[id(schema)] = (schema, _ENCODER.encode(schema))
+    return known[1]
 
 
-@lru_cache(maxsize=_SHARED_PARTS)
-def _schema_json(key: _SchemaKey) -> str:
-    return _ENCODER.encode(key.schema)
+_schema_texts: dict[int, tuple[Mapping[str, JSON] | None, str]] = {}
 
 
 @lru_cache(maxsize=_SHARED_PARTS)

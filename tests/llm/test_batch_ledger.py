@@ -1,4 +1,4 @@
-"""Lines of a batch's files, and the ledger of shards."""
+"""Lines of batch files, and the ledger of shards."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""The digest of a request changes with everything that shapes the reply, and with nothing else."""
+"""Digests of requests, addresses of endpoints, and what an offline run may reach."""
 
 import hashlib
 import json
@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message
+from psychocounsel.config.components import EndpointConfig
+from psychocounsel.errors import ConfigError
+from psychocounsel.llm.types import (
+    ChatReply,
+    ChatRequest,
+    Message,
+    is_on_this_machine,
+    require_reachable,
+    resolved_base_url,
+)
 from psychocounsel.types import ReplyStatus
 
 IDENTITY = {"model": "judge-1", "base_url": "http://127.0.0.1/v1"}
@@ -130,3 +139,45 @@ def test_a_digest_is_that_of_one_json_list(fingerprint, turns, drawing, form, sa
 def test_a_number_that_json_has_no_word_for_has_no_digest(number):
     with pytest.raises(ValueError, match="finite"):
         replace(REQUEST, temperature=number).digest(IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://127.8.9.1:80", "http://[::1]:8000/v1"]
+)
+def test_addresses_of_this_machine(url: str) -> None:
+    assert is_on_this_machine(url)
+    require_reachable(url, offline=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com/v1",
+        "http://127.0.0.1.judge.invalid/v1",
+        "http://localhost.judge.invalid/v1",
+        "http://10.0.0.1/v1",
+        "http://0.0.0.0/v1",
+    ],
+)
+def test_addresses_beyond_this_machine(url: str) -> None:
+    assert not is_on_this_machine(url)
+    require_reachable(url, offline=False)
+    with pytest.raises(ConfigError, match="drop --offline"):
+        require_reachable(url, offline=True)
+
+
+def test_own_address_comes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert resolved_base_url(EndpointConfig(model="m")) == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
+    assert resolved_base_url(EndpointConfig(model="m")) == "http://127.0.0.1:9/v1"
+    assert resolved_base_url(EndpointConfig(model="m", base_url="http://a.invalid/v1")) == "http://a.invalid/v1"
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a.invalid", "a.invalid/v1", "https://me:secret@a.invalid", "https://a.invalid?k=1"]
+)
+def test_addresses_that_hold_more_or_less_are_refused_unquoted(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved_base_url(EndpointConfig(model="m", base_url=url))
+    assert "secret@" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Nothing that clients said stays at the provider once it is read; what cannot be deleted hinders nobody."""
+"""Nothing that clients said stays at the provider; what cannot be deleted stops no run."""
 
 import sys
 from collections.abc import Callable
@@ -8,11 +8,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from batch_server import Answer, BatchServer, ProviderScript
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from batch_runs import endpoint_at, questions, run, transport_to
+from batch_server import Answer, BatchServer, ProviderScript
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
@@ -23,6 +20,9 @@ from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 ITEMS = 25
 
@@ -64,7 +64,7 @@ class TestFilesAreDeleted:
         with BatchServer(ProviderScript(fails=["odd", "token_limit_exceeded"])) as server:
             run(server.base_url, journal, 5)
             assert (len(server.batches), server.files) == (5, {})
-            server.plan.line_fault = lambda digest, before: 403
+            server.settings.line_fault = lambda digest, before: 403
             with pytest.raises(EndpointError, match="refused"):
                 run(server.base_url, journal, 10)
             assert server.files == {}
@@ -120,7 +120,7 @@ class TestFilesThatStay:
             assert "could not be deleted at the provider" in stays
             assert "this key may not delete files" in stays
             assert len(server.files) == len(server.written)
-            server.plan.deletes = True
+            server.settings.deletes = True
             assert told_by(server, journal) == []
             assert (server.files, len(server.batches)) == ({}, 3)
             before = len(server.requests)

@@ -1,3 +1,5 @@
+"""What replies cost, and a limit that no run passes."""
+
 import asyncio
 from collections.abc import Mapping
 from decimal import Decimal
@@ -16,7 +18,6 @@ from psychocounsel.llm.cost import (
     Budget,
     Price,
     Spending,
-    Spent,
     TokenCounter,
     Tokens,
     budget_of,
@@ -96,7 +97,7 @@ def test_spending_adds_up_by_the_name_in_the_reply() -> None:
     spending = Spending(DOLLAR_PER_TOKEN)
     spending.add(reply(3, 2, cached=1), is_new=False)
     spending.add(reply(5, 4), is_new=True)
-    assert spending.kept == {"judge-1": Spent(1, Tokens(3, 1, 2))}
+    assert spending.kept["judge-1"].tokens == Tokens(3, 1, 2)
     assert spending.as_dict() == {
         "models": {"judge-1": {"calls": 2, "prompt": 8, "cached": 1, "completion": 6}},
         "cost_usd": 14.0,
@@ -323,8 +324,15 @@ def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
 def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
     price = Price(Decimal(2), Decimal(1), Decimal(8), "a test")
     assert price.cost(Tokens(100, 5000, 10)) * 10**6 == 100 * 1 + 10 * 8
-    odd, plain = Spent().with_reply(reply(100, 10, cached=5000)), Spent().with_reply(reply(9000, 0))
-    assert odd.plus(plain).cost(price) == odd.cost(price) + plain.cost(price)
+    odd, plain, both = Spending(price), Spending(price), Spending(price)
+    for spending, replies in (
+        (odd, [reply(100, 10, cached=5000)]),
+        (plain, [reply(9000, 0)]),
+        (both, [reply(100, 10, cached=5000), reply(9000, 0)]),
+    ):
+        for each in replies:
+            spending.add(each, is_new=True)
+    assert both.total == odd.total + plain.total
 
 
 def test_what_several_spent_together_tells_of_broken_lines() -> None:

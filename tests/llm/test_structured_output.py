@@ -1,9 +1,10 @@
-"""A server's abilities are told by what it answers, once, and remembered."""
+"""What a server enforces is found out, at little cost, and kept."""
 
 import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error
 from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError
-from psychocounsel.llm.cost import budget_of
+from psychocounsel.llm.cost import Budget, Price, Spending, TokenCounter, budget_of
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.structured_output import (
     Capabilities,
@@ -347,3 +349,74 @@ def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
         assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
 
     asyncio.run(work())
+
+
+LOOSE_SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+DOLLAR_AT_WORST = Price(Decimal(0), Decimal(0), Decimal(1000), "a test")
+
+
+class Wordy:
+    """Answers in words, whatever it is asked for; the line of its first probe breaks once."""
+
+    fingerprint: Mapping[str, str] = {"model": "wordy-1", "base_url": "memory"}
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.broke = False
+
+    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+        context.cancel.raise_if_cancelled()
+        self.asked.append(request.schema_name if request.response_schema else "words")
+        await asyncio.sleep(0.01)
+        if request.schema_name == "probe" and not self.broke:
+            self.broke = True
+            await context.on_lost_response()
+        await asyncio.sleep(0.01)
+        return ChatReply(ReplyStatus.VALID, "no JSON", "wordy-1", 10, 10)
+
+    async def aclose(self) -> None: ...
+
+    async def check(self) -> None: ...
+
+    async def listed_models(self) -> None:
+        return None
+
+    def body(self, request: ChatRequest) -> bytes:
+        return b""
+
+
+def dollar_requests(count: int) -> list[ChatRequest]:
+    return [ChatRequest((Message("user", str(number)),), 0.0, 1.0, 1000, LOOSE_SCHEMA) for number in range(count)]
+
+
+@pytest.mark.parametrize(("limit", "count"), [(100.0, 9), (4.5, 9), (3.1, 60), (2.2, 3)])
+def test_a_probe_whose_line_breaks_holds_no_room_and_keeps_nobody_waiting(
+    tmp_path: Path, limit: float, count: int
+) -> None:
+    budget = Budget(Spending(DOLLAR_AT_WORST), TokenCounter("wordy-1"), limit)
+    model = StructuredOutputModel(Wordy(), Capabilities(tmp_path / "capabilities.json"))
+    with Journal(tmp_path / "j.sqlite") as journal:
+        try:
+            replies = run_requests(model, dollar_requests(count), journal, RunPolicy(concurrency=4, budget=budget))
+        except IncompleteError as stop:
+            assert "limit" in str(stop)
+            assert budget.spending.total + 1 > limit
+        else:
+            assert len(replies) == count
+        assert [line.digest for line in journal.lost_responses() if line] == [
+            dollar_requests(1)[0].digest(model.fingerprint)
+        ]
+    assert budget.spending.possibly_billed == 1
+    assert budget.spending.total <= limit
+    assert budget.fits(Decimal(str(limit)) - budget.spending.total), "nothing is held any more"
+
+
+def test_a_server_that_the_first_reply_condemns_is_asked_nothing_more(tmp_path: Path) -> None:
+    def condemn(index: int, reply: ChatReply) -> None:
+        raise EndpointError("it cannot do what is wanted")
+
+    endpoint = Wordy()
+    model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "capabilities.json"))
+    with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError, match="cannot do"):
+        run_requests(model, dollar_requests(5), journal, RunPolicy(on_reply=condemn))
+    assert endpoint.asked in (["reply"], ["reply", "probe"])
