@@ -43,6 +43,10 @@ class Tokens(NamedTuple):
     cached: int = 0
     completion: int = 0
 
+    def plus(self, other: "Tokens") -> "Tokens":
+        """Return the sum."""
+        return Tokens(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
 
 class Price(NamedTuple):
     """US dollars per million tokens, and the source of the figures."""
@@ -185,7 +189,7 @@ class Spent(NamedTuple):
         """Return the sum."""
         return Spent(
             self.calls + other.calls,
-            Tokens(*(mine + theirs for mine, theirs in zip(self.tokens, other.tokens, strict=True))),
+            self.tokens.plus(other.tokens),
             self.batched_calls + other.batched_calls,
             self.cost + other.cost,
         )
