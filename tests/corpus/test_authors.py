@@ -1,7 +1,6 @@
 """Responses without their authors' names: which authors are people, and what becomes of their names."""
 
 import re
-from time import process_time
 
 import pytest
 from hypothesis import given
@@ -24,7 +23,7 @@ KNOWN = KnownPeople.of_authors(
         "Lee King",
     ]
 )
-NOBODY = KnownPeople.of_authors(["gpt-4o", "llama-3.1-8b"])
+NO_PEOPLE = KnownPeople.of_authors(["gpt-4o", "llama-3.1-8b"])
 
 pieces = st.sampled_from(
     [
@@ -167,7 +166,7 @@ def test_introductions_go_and_other_names_become_placeholders(text: str, cleaned
     assert without_signatures(text, KNOWN) == cleaned
 
 
-def test_names_in_addresses_wait_for_their_address_to_go() -> None:
+def test_names_in_addresses_stay_where_addresses_go() -> None:
     text = "See www.robinlandwehr.com for more on it."
     assert without_signatures(text, KNOWN) == "See www.[PERSON_1].com for more on it."
     assert without_signatures(text, KNOWN, in_addresses=False) == text
@@ -175,7 +174,7 @@ def test_names_in_addresses_wait_for_their_address_to_go() -> None:
 
 def test_without_known_people_only_signatures_go() -> None:
     text = "As Jane Roe says. Rest.\n\nBest,\nJane Roe"
-    assert without_signatures(text, NOBODY) == "As Jane Roe says. Rest."
+    assert without_signatures(text, NO_PEOPLE) == "As Jane Roe says. Rest."
 
 
 @given(tangled)
@@ -183,16 +182,6 @@ def test_no_known_name_is_left_and_no_crisis_line_lost(text: str) -> None:
     cleaned = without_signatures(text, KNOWN)
     assert not re.search(r"robin\W*landwehr|jane\W*roe", cleaned, re.IGNORECASE)
     assert cleaned.count("call 988") == text.count("call 988")
-
-
-def test_the_time_for_hundreds_of_names_grows_with_the_text_only() -> None:
-    people = KnownPeople.of_authors(f"Anna{chr(97 + i % 26)}{chr(97 + i // 26)} Smith" for i in range(400))
-    assert len(people.names) == 400
-    text = "I hear you, and it is hard to be alone after so long. " * 20
-    start = process_time()
-    for _ in range(200):
-        assert people.find(text) == []
-    assert process_time() - start < 2  # 400 passes over each text would take far longer
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_line_that_announces_a_crisis_line_stays() -> None:
     assert without_contacts(text) == "Here is the link to the hotline, call 988."
 
 
-def test_equal_contacts_share_a_surrogate() -> None:
+def test_equal_contacts_share_a_placeholder() -> None:
     text = "See www.x.org, http://x.org/ and y.com, a@b.org or 514-690-2469, (514) 690 2469."
     assert with_placeholders(text) == "See [URL_1], [URL_1] and [URL_2], [EMAIL_1] or [PHONE_1], [PHONE_1]."
 

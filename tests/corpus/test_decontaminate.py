@@ -115,7 +115,7 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
     finally:
         tracemalloc.stop()
     assert kept.shares_span(TWELVE) is None
-    # 100,000 words of 8 bytes and the sieve; beside them one text, 500 known words and one chunk of work.
+    # 100,000 words of 8 bytes and the sieve; also one text, 500 known words and one chunk of work.
     assert peak < 100_000 * 12 + 800_000
 
 

@@ -1,4 +1,4 @@
-"""Texts of other languages are told apart; short ones and stage directions are not taken for them."""
+"""Texts of other languages are recognised; short ones and stage directions are not."""
 
 import subprocess
 import sys

@@ -109,7 +109,7 @@ def test_beyond_the_limit_repeats_are_still_repeats() -> None:
 
 
 @given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
-def test_the_order_of_rows_does_not_choose_whom_the_limit_leaves_out(order: list[str], limit: int) -> None:
+def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit: int) -> None:
     cleaning = SHORT.model_copy(update={"max_speeches": limit})
     kept = {speech.text for speech in read(*({"text": text} for text in order), cleaning=cleaning).speeches}
     assert kept == {
@@ -187,13 +187,6 @@ def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
     assert_steps_add_up(reading.funnel)
 
 
-@given(st.permutations(["one", "two", "three", "four", "two"]))
-def test_the_order_of_rows_does_not_change_what_is_kept(order: list[str]) -> None:
-    reading = read(*({"text": text} for text in order))
-    assert {speech.id for speech in reading.speeches} == {Speech(text).id for text in ("one", "two", "three", "four")}
-    assert reading.funnel.dropped == {"repeated_speech": 1}
-
-
 def test_sources_are_read_together_and_remembered() -> None:
     sources = [("a.csv", TEXT, rows({"text": "one"})), ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"}))]
     reading = read_all(sources, SHORT)
@@ -260,7 +253,7 @@ def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     assert reading.funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
 
 
-def test_replies_joined_by_text_tell_dropped_speeches_from_unknown_ones() -> None:
+def test_replies_joined_by_text_distinguish_dropped_and_unknown_speeches() -> None:
     speeches = read({"text": "one"}, {"text": "x"}, {"text": None})
     cells: list[Any] = ["one", "x", None, "elsewhere"]
     reading = answer(speeches, *({"speech": each, "who": "elm", "reply": "Oh."} for each in cells), columns=BY_TEXT)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from counsel_chat import counsel_chat
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -45,8 +46,13 @@ topics:
       - id: sleep
         name: Sleep
         description: Nights without rest.
-        cues: [insomnia, can't sleep, sleepless*]
-        hints: [night]
+        cues: [insomnia, can't sleep, wide awake]
+        hints: [night*]
+      - id: panic
+        name: Panic
+        description: Costs $5 & a breath.
+        cues: [panic*, heart attack*]
+        hints: [heart]
       - id: pain
         name: Pain
         description: It hurts.
@@ -57,8 +63,10 @@ topics:
       - id: friends
         name: Friends
         description: Having them or not.
-        cues: [friend*]
+        cues: [my friend*, panic buying, wide awake together, panicky]
+        hints: [friend*]
 """
+SMALL = Taxonomy.model_validate(yaml.safe_load(SMALL_YAML))
 
 
 def written(folder: Path, text: str) -> str:
@@ -83,9 +91,9 @@ def samples() -> list[dict[str, Any]]:
 
 def test_a_taxonomy_follows_its_file(tmp_path: Path) -> None:
     taxonomy = load_taxonomy(written(tmp_path, SMALL_YAML))
-    assert [fine.id for fine in taxonomy.fine_topics] == ["sleep", "pain", "friends"]
-    assert taxonomy.coarse_of == {"sleep": "body", "pain": "body", "friends": "others"}
-    assert taxonomy.fine_topics[0].cues == ("insomnia", "cant sleep", "sleepless*")
+    assert [fine.id for fine in taxonomy.fine_topics] == ["sleep", "panic", "pain", "friends"]
+    assert taxonomy.coarse_of == {"sleep": "body", "panic": "body", "pain": "body", "friends": "others"}
+    assert taxonomy.fine_topics[0].cues == ("insomnia", "cant sleep", "wide awake")
 
 
 def digests(folder: Path, text: str) -> tuple[str, str]:
@@ -100,8 +108,8 @@ def digests(folder: Path, text: str) -> tuple[str, str]:
         ("name: Body", "name: The body", [True, False]),
         ("name: Sleep", "name: Rest", [True, False]),
         ("language: en", "language: de", [True, False]),
-        ("[night]", "[nights]", [False, True]),
-        ("friend*", "friends", [False, True]),
+        ("[night*]", "[nights]", [False, True]),
+        ("[friend*]", "[friends]", [False, True]),
         ("id: pain", "id: aches", [True, True]),
         ("id: others", "id: people", [True, True]),
         ('version: "1"', 'version: "2"', [True, True]),
@@ -130,19 +138,19 @@ def test_both_digests_cover_the_order_of_topics() -> None:
         ("name: Body\n", "colour: red\n    name: Body\n", "line 5: topics.0.colour: "),
         ("name: Body\n", "nme: Body\n", "did you mean 'name'?"),
         ("name: Body\n", "name: Body\n    name: Limbs\n", "line 6: "),
-        ("description: It hurts.\n", "description: ''\n", "line 14: topics.0.fine.1.description: "),
-        ("cues: [back pain]", "cues: []", "topics.0.fine.1.cues: "),
-        ("cues: [back pain]", "cues: back pain", "topics.0.fine.1.cues: "),
-        ("[back pain]", "[back pain, 911]", "line 15: topics.0.fine.1.cues.1: "),
+        ("description: It hurts.\n", "description: ''\n", "line 19: topics.0.fine.2.description: "),
+        ("cues: [back pain]", "cues: []", "topics.0.fine.2.cues: "),
+        ("cues: [back pain]", "cues: back pain", "topics.0.fine.2.cues: "),
+        ("[back pain]", "[back pain, 911]", "line 20: topics.0.fine.2.cues.1: "),
         ("[back pain]", "['...']", "the cue '...' is not words"),
         ("[back pain]", "[ba*ck]", "the cue 'ba*ck' is not words"),
         ("[back pain]", "[in*]", "the stem in 'in*' is too short"),
         ("[back pain]", "['  ']", "a cue is empty"),
-        ("id: pain", "id: My Pain", "topics.0.fine.1.id: "),
+        ("id: pain", "id: My Pain", "topics.0.fine.2.id: "),
         ("id: pain", "id: sleep", "topic id used twice: sleep"),
         ("id: pain", "id: body", "topic id used twice: body"),
         ("back pain", "FRIEND*", "cue used twice: friend*"),
-        ("back pain", "night", "cue used twice: night"),
+        ("back pain", "night*", "cue used twice: night*"),
         ("version:", "\tversion:", "not valid YAML"),
     ],
 )
@@ -158,38 +166,6 @@ def test_a_faulty_taxonomy_is_refused_with_file_and_line(tmp_path: Path, old: st
 def test_a_missing_taxonomy_names_the_bundled_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="counselling"):
         load_taxonomy(name)
-
-
-FINE_TOPICS = {
-    "body": {
-        "sleep": ("Nights without rest.", ["insomnia", "can't sleep", "wide awake"], ["night*"]),
-        "panic": ("Costs $5 & a breath.", ["panic*", "heart attack*"], ["heart"]),
-    },
-    "others": {
-        "friends": (
-            "Having them or not.",
-            ["my friend*", "panic buying", "wide awake together", "panicky"],
-            ["friend*"],
-        )
-    },
-}
-SMALL = Taxonomy.model_validate(
-    {
-        "version": "1",
-        "language": "en",
-        "topics": [
-            {
-                "id": coarse,
-                "name": coarse.title(),
-                "fine": [
-                    {"id": fine, "name": fine.title(), "description": description, "cues": cues, "hints": hints}
-                    for fine, (description, cues, hints) in within.items()
-                ],
-            }
-            for coarse, within in FINE_TOPICS.items()
-        ],
-    }
-)
 
 
 def ignore(_count: int) -> None:
@@ -229,8 +205,8 @@ def test_cues_are_weighed_as_by_hand(text: str, topic: Assigned) -> None:
 
 
 def test_the_cues_of_a_text_are_listed() -> None:
-    heard = OfflineTopicAssigner(SMALL).find_cues("Nights with my friends, friends, a night, a heart attack")
-    assert heard == [
+    found = OfflineTopicAssigner(SMALL).find_cues("Nights with my friends, friends, a night, a heart attack")
+    assert found == [
         ("sleep", "night*", 1),
         ("friends", "my friend*", 3),
         ("friends", "friend*", 1),
@@ -268,7 +244,7 @@ def test_a_topic_does_not_depend_on_other_texts(texts: list[str]) -> None:
 
 @given(st.lists(pieces, min_size=1))
 def test_cues_are_those_that_a_search_word_by_word_finds(words: list[str]) -> None:
-    heard = OfflineTopicAssigner(SMALL).find_cues(" ".join(words))
+    cues_found = OfflineTopicAssigner(SMALL).find_cues(" ".join(words))
     cues = {cue: fine.id for fine in SMALL.fine_topics for cue in (*fine.cues, *fine.hints)}
     left, found = " ".join(words).replace("'", ""), []
     while left:
@@ -276,7 +252,7 @@ def test_cues_are_those_that_a_search_word_by_word_finds(words: list[str]) -> No
         longest = max(fits, key=lambda cue: (len(cue.split()), len(cue)), default="")
         found += [(cues[longest], longest)] if fits else []
         left = " ".join(left.split()[len(longest.split()) or 1 :])
-    assert [(cue.fine, cue.cue) for cue in heard] == list(dict.fromkeys(found))
+    assert [(cue.fine, cue.cue) for cue in cues_found] == list(dict.fromkeys(found))
 
 
 def test_on_the_samples_cues_find_far_more_coarse_topics_than_chance() -> None:
@@ -485,7 +461,7 @@ def test_a_request_shows_the_whole_list_and_allows_nothing_else() -> None:
     assert "$topics" not in system
     assert "insomnia" not in system
     schema = json.loads(json.dumps(asked.request.response_schema))
-    assert schema["properties"]["topic"]["enum"] == ["sleep", "panic", "friends"]
+    assert schema["properties"]["topic"]["enum"] == ["sleep", "panic", "pain", "friends"]
     assert list(schema["properties"]) == schema["required"] == ["item_id", "reason", "topic"]
     assert schema["additionalProperties"] is False
     assert (asked.request.temperature, asked.request.max_tokens) == (0.0, 300)

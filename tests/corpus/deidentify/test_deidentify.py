@@ -1,4 +1,4 @@
-"""Laws of placeholders: the same person keeps one, nothing is replaced twice, the rest of a text stays."""
+"""Placeholders: the same person keeps one, nothing is replaced twice, the rest of a text stays."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psychocounsel.config.schema import ENTITIES, Entity
 from psychocounsel.corpus.deidentify import Fingerprint, Placeholders, Span, deidentify, resolve
 
-SURROGATE = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
+PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
 
 
 class WordFinder:
@@ -33,7 +33,7 @@ def people(*names: str) -> WordFinder:
     return WordFinder(dict.fromkeys(names, "PERSON"))
 
 
-def test_the_same_person_keeps_the_surrogate_and_numbers_follow_the_text():
+def test_the_same_person_keeps_its_placeholder_and_numbers_follow_the_text():
     finder = WordFinder({"Bo": "PERSON", "Anna": "PERSON", "a@b.org": "EMAIL"})
     text = "Anna saw Bo. Bo wrote to a@b.org, and Anna read it."
     assert deidentify(text, finder) == (
@@ -63,7 +63,7 @@ def test_a_number_is_one_however_it_is_written():
     assert deidentify("(503) 555-0142 or 503-555-0142", finder) == "[PHONE_1] or [PHONE_1]"
 
 
-def test_a_surrogate_that_the_text_holds_is_given_to_nobody_else():
+def test_a_placeholder_of_the_text_is_not_used_again():
     assert deidentify("[PERSON_3] met Bo", people("Bo")) == "[PERSON_3] met [PERSON_4]"
 
 
@@ -118,9 +118,9 @@ def test_a_second_time_changes_nothing(text, finder):
 @given(texts, finders)
 def test_all_that_is_not_found_stays_and_so_do_placeholders(text, finder):
     out = deidentify(text, finder)
-    stays = [re.escape(piece) for piece in SURROGATE.findall(text)]
+    stays = [re.escape(piece) for piece in PLACEHOLDER.findall(text)]
     assert re.search(".*".join(stays), out)
-    assert set(SURROGATE.sub("", out)) <= set(SURROGATE.sub("", text))
+    assert set(PLACEHOLDER.sub("", out)) <= set(PLACEHOLDER.sub("", text))
 
 
 def test_a_find_of_nothing_is_no_find():

@@ -1,4 +1,4 @@
-"""The planted set is what it says, and counts on it are right."""
+"""The PII evaluation set and the counts on it."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, par
 
 
 class ListFinder:
-    """Finds what it was told to find in each text."""
+    """Returns given finds for each text."""
 
     def __init__(self, finds: dict[str, list[Span]]) -> None:
         self.fingerprint: Fingerprint = {}
@@ -33,7 +33,7 @@ def test_marks_become_spans():
 
 
 def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_nothing():
-    planted = [parse_marks("<PERSON>Anna Bo</PERSON> <PERSON>Cy</PERSON> x"), parse_marks("<PHONE>12</PHONE> z")]
+    texts = [parse_marks("<PERSON>Anna Bo</PERSON> <PERSON>Cy</PERSON> x"), parse_marks("<PHONE>12</PHONE> z")]
     finder = ListFinder(
         {
             "Anna Bo Cy x": [
@@ -45,7 +45,7 @@ def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_
             "12 z": [Span(0, 2, "ID_NUMBER", 1.0)],
         }
     )
-    evaluation = evaluate(finder, planted)
+    evaluation = evaluate(finder, texts)
     assert evaluation.by_entity["PERSON"] == Counts(marked=2, found=1, finds=4, false=1)
     assert evaluation.by_entity["PHONE"] == Counts(marked=1, found=0, finds=0, false=0)
     assert evaluation.by_entity["ID_NUMBER"] == Counts(marked=0, found=0, finds=1, false=1)
