@@ -1,6 +1,8 @@
 """Responses without contacts: phones, mail and web addresses go, crisis lines and plain numbers stay."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -119,6 +121,31 @@ def test_a_line_that_announces_a_crisis_line_stays() -> None:
 def test_equal_contacts_share_a_placeholder() -> None:
     text = "See www.x.org, http://x.org/ and y.com, a@b.org or 514-690-2469, (514) 690 2469."
     assert with_placeholders(text) == "See [URL_1], [URL_1] and [URL_2], [EMAIL_1] or [PHONE_1], [PHONE_1]."
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("write to k.o-brien+help@uni-köln.de now", "write to [EMAIL_1] now"),
+        ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
+        ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),
+        ("call 1.800.GET.HELP", "call [PHONE_1]"),
+        ("(514) 690-2469 787-466-5478", "[PHONE_1] [PHONE_2]"),
+        ("see linktr.ee/jane, discord.gg/abc", "see [URL_1], [URL_2]"),
+        ("talk to him.and/or her.so be it", "talk to him.and/or her.so be it"),
+    ],
+)
+def test_a_contact_is_replaced_as_a_whole(text: str, cleaned: str) -> None:
+    assert with_placeholders(text) == cleaned
+
+
+def test_hosts_are_recognised_without_a_network() -> None:
+    code = (
+        "import socket; from psychocounsel.corpus.contacts import is_host; socket.socket.connect = None;"
+        "socket.getaddrinfo = None; print(is_host('linktr.ee'), is_host('him.and'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_numbers_of_placeholders_go_on_from_those_in_the_text() -> None:

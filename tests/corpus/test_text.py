@@ -155,6 +155,9 @@ tangled_markup = st.lists(markup_pieces, max_size=25).map("".join)
         ('a <a href="http://x.org" target=_blank>link</a> <b>now</b>', "a link now"),
         ("tea &amp; rest&nbsp;&#39;now&#x27; &quot;ok&quot;", "tea & rest\u00a0'now' \"ok\""),
         ("&amp;nbsp;twice &amp;lt;br&amp;gt;escaped", "\u00a0twice \nescaped"),
+        ('<span style="font-family: &quot;A&quot;">hi</span>', "hi"),
+        ("&lt;i title=&quot;&amp;quot;A&amp;quot;&quot;&gt;hi&lt;/i&gt;", "hi"),
+        ('<a title="1 > 0">x</a>', "x"),
         ("x<!-- a note -->y<script>alert('<b>')</script>z<style>p {}</style>", "xyz"),
     ],
 )

@@ -194,7 +194,7 @@ _DATE = re.compile(
 _BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
 _BOOK_LOOK_BACK_CHARS = 24
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
-_MIN_DIGITS, _MAX_DIGITS = 7, 15
+_MIN_DIGITS = 7
 
 
 def phone_numbers(text: str) -> list[Contact]:
