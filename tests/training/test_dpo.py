@@ -15,7 +15,6 @@ from preference_runs import (
     make_pairs,
     optimisation,
     output_in,
-    relative_difference,
     run_dpo,
     same_weights,
     watched,
@@ -25,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.errors import IncompleteError
 from psychocounsel.training import trainer as trainer_module
 from psychocounsel.training.dpo import chosen_nll, project_completions_only, train_dpo
 from psychocounsel.training.generate import load_causal_model
@@ -169,19 +167,6 @@ def test_max_steps_overrides_the_epochs(tmp_path: Path, tiny_model_folder: Path)
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize(("per_device", "nll_weight"), [(1, 0.0), (4, 0.5)])
-def test_accumulated_micro_batches_equal_one_large_batch(
-    tmp_path: Path, tiny_model_folder: Path, per_device: int, nll_weight: float
-) -> None:
-    # 14 pairs in batches of 8: with 4 a device, the last step holds micro-batches of 4 and of 2.
-    large, small = output_in(tmp_path / "8x1"), output_in(tmp_path / "small")
-    run_dpo(tiny_model_folder, large, align_config(nll_weight=nll_weight))
-    pieces = optimisation(per_device_batch_size=per_device)
-    run_dpo(tiny_model_folder, small, align_config(pieces, nll_weight=nll_weight))
-    start = weights_of(tiny_model_folder)
-    assert relative_difference(weights_of(large.folder), weights_of(small.folder), start) < 1e-3
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
@@ -207,24 +192,6 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, t
         weights.append(weights_of(output.folder))
     assert same_weights(weights[0], weights[1])
     assert not same_weights(weights[0], weights[2])
-
-
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
-def test_gradient_checkpointing_affects_the_speed_only(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
-    plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
-    run_dpo(tiny_model_folder, plain, align_config(optimisation(lora=lora)))
-    run_dpo(tiny_model_folder, frugal, align_config(optimisation(lora=lora, gradient_checkpointing=True)))
-    assert same_weights(weights_of(plain.folder), weights_of(frugal.folder))
-
-
-def test_policy_without_finite_numbers_ends_training_at_once(tmp_path: Path, tiny_model_folder: Path) -> None:
-    model = model_in(tiny_model_folder)
-    with torch.no_grad():
-        next(model.parameters()).fill_(math.nan)
-    base, output = save_with_tokenizer(model, tiny_model_folder, tmp_path / "nan"), output_in(tmp_path)
-    with pytest.raises(IncompleteError, match="loss became nan at step 1"):
-        run_dpo(base, output)
-    assert not output.folder.exists()
 
 
 def test_training_opens_no_connection(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Sampling of answers: what affects them, and what does not."""
 
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -27,26 +29,19 @@ def prompts(tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]) -> li
     return prompts_of(tiny_generator, [*(speech.text for speech in speeches), "Low.", "I am so tired."])
 
 
-class ScriptedModel:
-    """Forces the model's next tokens: the logits of `script[step]` are the highest."""
+@contextmanager
+def scripted(generator: AnswerGenerator, script: list[int]) -> Iterator[None]:
+    """Force the model's next tokens: the logits of `script[step]` are the highest."""
+    step = iter(script)
 
-    def __init__(self, generator: AnswerGenerator, script: list[int]) -> None:
-        self.generator = generator
-        self.script = script
+    def force(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        forced = torch.zeros_like(logits)
+        forced[..., next(step)] = 100.0
+        return forced
 
-    def __enter__(self) -> None:
-        step = iter(self.script)
-        head = self.generator.model.lm_head
-
-        def force(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
-            forced = torch.zeros_like(logits)
-            forced[..., next(step)] = 100.0
-            return forced
-
-        self.hook = head.register_forward_hook(force)
-
-    def __exit__(self, *exception: object) -> None:
-        self.hook.remove()
+    hook = generator.model.lm_head.register_forward_hook(force)
+    yield
+    hook.remove()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM])
@@ -65,17 +60,15 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_generator: AnswerGenerato
     assert tiny_generator.generate(prompts[::-1], WARM, seed=3) == forward[::-1]
 
 
-def test_only_the_seed_changes_the_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
+def test_only_the_seed_changes_the_answers_and_the_global_state_is_untouched(
+    tiny_generator: AnswerGenerator, prompts: list[list[int]]
+) -> None:
     first = tiny_generator.generate(prompts, WARM, seed=3)
     torch.manual_seed(99)
-    assert tiny_generator.generate(prompts, WARM, seed=3) == first
-    assert tiny_generator.generate(prompts, WARM, seed=4) != first
-
-
-def test_global_random_state_is_untouched(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     before = torch.get_rng_state()
-    tiny_generator.generate(prompts, WARM, seed=3)
+    assert tiny_generator.generate(prompts, WARM, seed=3) == first
     assert torch.equal(before, torch.get_rng_state())
+    assert tiny_generator.generate(prompts, WARM, seed=4) != first
 
 
 def test_repeated_prompts_get_their_own_answers(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
@@ -89,7 +82,7 @@ def test_each_of_three_end_tokens_ends_an_answer(
 ) -> None:
     word = tiny_generator.tokenizer.encode(" hi", add_special_tokens=False)
     end_id = tiny_generator.tokenizer.convert_tokens_to_ids(end)
-    with ScriptedModel(tiny_generator, [*word, end_id]):
+    with scripted(tiny_generator, [*word, end_id]):
         answer = tiny_generator.generate([prompts[0]], GREEDY, seed=0)[0]
     assert answer.finished
     assert answer.token_ids == (*word, end_id)
@@ -99,7 +92,7 @@ def test_each_of_three_end_tokens_ends_an_answer(
 def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     pad = tiny_generator.tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
     word = tiny_generator.tokenizer.encode("h", add_special_tokens=False)
-    with ScriptedModel(tiny_generator, [*word * 11, pad]):
+    with scripted(tiny_generator, [*word * 11, pad]):
         answer = tiny_generator.generate([prompts[0]], GREEDY, seed=0)[0]
     assert not answer.finished
     assert len(answer.token_ids) == GREEDY.max_new_tokens
@@ -125,11 +118,9 @@ def sample(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> i
     return int(sample_tokens(PROBABILITIES.log(), numbers, sampling)[0])
 
 
-@pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.99, 3)]
-)
-def test_sampling_by_hand(uniform: float, token: int) -> None:
-    assert sample(uniform) == token
+def test_sampling_by_hand() -> None:
+    uniforms = (0.0, 0.09, 0.11, 0.49, 0.51, 0.79, 0.81, 0.99)
+    assert [sample(uniform) for uniform in uniforms] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_nucleus_keeps_the_smallest_set_with_its_mass() -> None:
@@ -159,42 +150,36 @@ def test_sampled_token_is_in_the_nucleus(uniform: float, temperature: float, top
     assert better_mass < top_p + 1e-9
 
 
-def test_candidates_carry_author_speech_and_ending(
+def candidates_for(
+    generator: AnswerGenerator,
+    speeches: Sequence[Speech],
+    sampling: SamplingConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Candidate]:
+    return sample_candidates(
+        generator, speeches, author="tiny", per_speech=3, sampling=sampling, chat=CHAT, seed=5, progress=progress
+    )
+
+
+def test_candidates_have_author_speech_and_ending(
     tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]
 ) -> None:
     seen: list[tuple[int, int]] = []
-    candidates = sample_candidates(
-        tiny_generator,
-        speeches,
-        author="tiny",
-        per_speech=3,
-        sampling=WARM,
-        chat=CHAT,
-        seed=5,
-        progress=lambda *step: seen.append(step),
-    )
-    assert [one.speech_id for one in candidates] == [one.id for one in speeches for _ in range(3)]
-    assert {one.author for one in candidates} == {"tiny"}
-    assert seen == [(8, 12), (12, 12)]
+    candidates = candidates_for(tiny_generator, speeches, WARM, lambda *step: seen.append(step))
     prompts = prompts_of(tiny_generator, [speech.text for speech in speeches for _ in range(3)])
     answers = tiny_generator.generate(prompts, WARM, seed=5)
-    assert [(one.text, one.finished) for one in candidates] == [(one.text, one.finished) for one in answers]
+    ids = [one.id for one in speeches for _ in range(3)]
+    assert candidates == [
+        Candidate(speech_id, "tiny", answer.text, answer.finished)
+        for speech_id, answer in zip(ids, answers, strict=True)
+    ]
+    assert seen == [(8, 12), (12, 12)]
 
 
 def test_empty_answers_are_kept(tiny_generator: AnswerGenerator, speeches: tuple[Speech, ...]) -> None:
-    end = tiny_generator.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    with ScriptedModel(tiny_generator, [end]):
-        candidates = sample_candidates(
-            tiny_generator,
-            speeches[:1],
-            author="tiny",
-            per_speech=2,
-            sampling=GREEDY,
-            chat=CHAT,
-            seed=0,
-            progress=lambda done, total: None,
-        )
-    assert candidates == [Candidate(speeches[0].id, "tiny", "", True)] * 2
+    with scripted(tiny_generator, [tiny_generator.tokenizer.convert_tokens_to_ids("<|eot_id|>")]):
+        candidates = candidates_for(tiny_generator, speeches[:1], GREEDY)
+    assert candidates == [Candidate(speeches[0].id, "tiny", "", True)] * 3
 
 
 def test_missing_folder_is_an_error(tmp_path: object) -> None:

@@ -13,7 +13,6 @@ from preference_runs import (
     make_pairs,
     optimisation,
     output_in,
-    relative_difference,
     reward_config,
     run_reward,
     same_weights,
@@ -42,6 +41,10 @@ from psychocounsel.types import Policy
 LORA = {"rank": 4, "alpha": 8}
 
 
+def scorer_in(folder: Path) -> RewardScorer:
+    return RewardScorer.load(Policy(str(folder)), CHAT)
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained reward model; do not write into it."""
@@ -63,7 +66,7 @@ def exchanges() -> tuple[list[Exchange], list[Exchange]]:
 
 
 def test_it_learns_to_prefer_the_chosen_side(trained: Path) -> None:
-    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
+    scorer = scorer_in(trained)
     chosen, rejected = (scorer.raw(side, 8) for side in exchanges())
     assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
 
@@ -82,9 +85,7 @@ def test_folder_opens_plainly_and_gives_the_same_logits(trained: Path) -> None:
     with torch.no_grad():
         logits = model(**batch).logits
     assert logits.shape == (len(chosen), 1)
-    assert RewardScorer.load(Policy(str(trained)), CHAT).raw(chosen, len(chosen)) == pytest.approx(
-        logits[:, 0].tolist(), abs=1e-5
-    )
+    assert scorer_in(trained).raw(chosen, len(chosen)) == pytest.approx(logits[:, 0].tolist(), abs=1e-5)
 
 
 def test_folder_pads_with_a_token_that_ends_nothing(trained: Path, tiny_model_folder: Path) -> None:
@@ -107,7 +108,7 @@ def test_first_loss_is_bradley_terry_of_the_new_head(
     model = load_with_new_head(base, base_tokenizer, seed=3)
     model.save_pretrained(tmp_path / "start")
     base_tokenizer.save_pretrained(tmp_path / "start")
-    scorer = RewardScorer.load(Policy(str(tmp_path / "start")), CHAT)
+    scorer = scorer_in(tmp_path / "start")
     chosen, rejected = (torch.tensor(scorer.raw(side, 4)) for side in exchanges())
     whole = optimisation(global_batch_size=len(chosen), per_device_batch_size=len(chosen))
     expected = -logsigmoid(chosen - rejected).mean()
@@ -154,11 +155,12 @@ def test_padding_with_the_terminator_is_an_error_in_training(base_tokenizer: Pre
 
 
 def test_score_does_not_depend_on_its_batch(trained: Path) -> None:
-    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
+    scorer = scorer_in(trained)
     together = [*exchanges()[0], *exchanges()[1]]
     alone = [scorer.raw([exchange], 1)[0] for exchange in together]
-    for batch_size in (3, len(together)):
-        assert scorer.raw(together, batch_size) == pytest.approx(alone, abs=1e-5)
+    seen: list[tuple[int, int]] = []
+    assert scorer.raw(together, 16, lambda *step: seen.append(step)) == pytest.approx(alone, abs=1e-5)
+    assert seen == [(16, 28), (28, 28)]
     assert scorer.raw([], 4) == []
 
 
@@ -171,7 +173,7 @@ def test_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path
     assert not torch.equal(weights_of(output.folder)["score.weight"], start.score.weight)
     with quiet_libraries():
         adapted = PeftModel.from_pretrained(start, str(output.work / "checkpoint-6"))
-    scorer = RewardScorer.load(Policy(str(output.folder)), CHAT)
+    scorer = scorer_in(output.folder)
     expected = RewardScorer(adapted, scorer.tokenizer, CHAT, scorer.scale).raw(exchanges()[0], 8)
     assert scorer.raw(exchanges()[0], 8) == pytest.approx(expected, abs=1e-5)
 
@@ -180,14 +182,14 @@ def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_f
     output = output_in(tmp_path)
     run_reward(tiny_model_folder, output, reward_config(epochs=1))
     chosen, _ = exchanges()
-    plain = RewardScorer.load(Policy(str(output.folder)), CHAT)
+    plain = scorer_in(output.folder)
     raw = plain.raw(chosen, 8)
     assert plain.scale.normalise(0.75) == 0.75
     before = json.loads((output.folder / "config.json").read_text())
     write_normalisation(output.folder, 0.5, 2.0)
     after = json.loads((output.folder / "config.json").read_text())
     assert after == {**before, "reward_mean": 0.5, "reward_std": 2.0}
-    scaled = RewardScorer.load(Policy(str(output.folder)), CHAT)
+    scaled = scorer_in(output.folder)
     assert scaled.raw(chosen, 8) == raw
     assert scaled.scale.normalise(0.75) == (0.75 - 0.5) / 2.0
     config = AutoModelForSequenceClassification.from_pretrained(output.folder).config
@@ -204,28 +206,9 @@ def test_degenerate_normalisation_is_an_error(tmp_path: Path, mean: float, std: 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no reward model"):
-        RewardScorer.load(Policy(str(tmp_path / "missing")), CHAT)
+        scorer_in(tmp_path / "missing")
     with pytest.raises(ConfigError):
         run_reward(tmp_path / "missing", output_in(tmp_path))
-
-
-@pytest.mark.parametrize("per_device", [1, 4])
-def test_accumulated_micro_batches_equal_one_large_batch(
-    tmp_path: Path, tiny_model_folder: Path, base_tokenizer: PreTrainedTokenizerBase, per_device: int
-) -> None:
-    # 14 pairs in batches of 8: with 4 a device, the last step holds micro-batches of 4 and of 2.
-    large, small = output_in(tmp_path / "8x1"), output_in(tmp_path / "small")
-    run_reward(tiny_model_folder, large)
-    run_reward(tiny_model_folder, small, reward_config(optimisation(per_device_batch_size=per_device)))
-    start = load_with_new_head(Policy(str(tiny_model_folder)), base_tokenizer, seed=0).state_dict()
-    assert relative_difference(weights_of(large.folder), weights_of(small.folder), start) < 1e-3
-
-
-def test_gradient_checkpointing_affects_the_speed_only(tmp_path: Path, tiny_model_folder: Path) -> None:
-    plain, frugal = output_in(tmp_path / "plain"), output_in(tmp_path / "frugal")
-    run_reward(tiny_model_folder, plain)
-    run_reward(tiny_model_folder, frugal, reward_config(optimisation(gradient_checkpointing=True)))
-    assert same_weights(weights_of(plain.folder), weights_of(frugal.folder))
 
 
 def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -285,20 +268,13 @@ def test_reward_model_on_the_hub_is_loaded_by_name_and_revision(trained: Path, m
 
         monkeypatch.setattr(kind, "from_pretrained", load)
 
-    here = RewardScorer.load(Policy(str(trained)), CHAT)
+    here = scorer_in(trained)
     for kind in (AutoModelForSequenceClassification, AutoTokenizer):
         serve(kind)
     fetched = RewardScorer.load(Policy("owner/name", "abc"), CHAT)
     assert loaded == [("owner/name", "abc")] * 2
     assert fetched.raw(exchanges()[0], 8) == here.raw(exchanges()[0], 8)
     assert (fetched.scale.mean, fetched.scale.std) == (here.scale.mean, here.scale.std)
-
-
-def test_scoring_reports_progress(trained: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    scorer = RewardScorer.load(Policy(str(trained)), CHAT)
-    scorer.raw(exchanges()[0][:3], 2, lambda *step: seen.append(step))
-    assert seen == [(2, 3), (3, 3)]
 
 
 def test_summary_has_history_and_lengths(tmp_path: Path, tiny_model_folder: Path) -> None:

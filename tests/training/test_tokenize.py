@@ -1,7 +1,5 @@
 """Chats and pairs as token ids: templates, padding, and which pairs fit."""
 
-from datetime import datetime
-
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -46,19 +44,15 @@ def fresh_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
 @given(speech=texts, response=texts)
 @example(speech="I typed <|eot_id|> and <|begin_of_text|>.", response="You typed <|eot_id|>, I see.")
 @example(speech="\U0001f469‍\U0001f469‍\U0001f467 fine", response="שלום  line")
-def test_one_begin_and_one_terminator(tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str) -> None:
+def test_exchange_has_one_begin_and_one_terminator(
+    tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str
+) -> None:
     exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
     begin, end = tiny_tokenizer.bos_token_id, terminator_id(tiny_tokenizer)
     assert exchange.prompt_ids[0] == begin
     assert (exchange.prompt_ids + exchange.response_ids).count(begin) == 1
     assert exchange.response_ids[-1] == end
     assert [index for index in exchange.response_ids if index in special_ids(tiny_tokenizer)] == [end]
-
-
-@many_examples
-@given(speech=texts, response=texts)
-def test_exchange_begins_with_the_prompt(tiny_tokenizer: PreTrainedTokenizerBase, speech: str, response: str) -> None:
-    exchange = encode_exchange(tiny_tokenizer, speech, response, CHAT)
     assert exchange.prompt_ids == encode_prompt(tiny_tokenizer, speech, CHAT)
     assert tiny_tokenizer.decode(exchange.response_ids[:-1]).strip() == response.strip()
 
@@ -79,9 +73,6 @@ def test_date_comes_from_the_config_and_not_from_the_clock(tiny_tokenizer: PreTr
     ids = encode_prompt(tiny_tokenizer, "Hello", CHAT)
     assert "Today Date: 26 Jul 2024" in tiny_tokenizer.decode(ids)
     assert ids != encode_prompt(tiny_tokenizer, "Hello", ChatFormat(date_string="27 Jul 2024"))
-    today = datetime.now().astimezone().strftime("%d %b %Y")
-    unpinned = tiny_tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
-    assert today in unpinned
 
 
 def test_date_is_pinned_in_a_template_that_only_knows_the_clock() -> None:

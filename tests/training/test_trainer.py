@@ -1,4 +1,4 @@
-"""The order of rows and the arguments that reward and DPO training share."""
+"""What reward and DPO training share: the order of rows, accumulation, and their arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from preference_runs import optimisation
+from preference_runs import (
+    align_config,
+    optimisation,
+    output_in,
+    relative_difference,
+    reward_config,
+    run_dpo,
+    run_reward,
+    same_weights,
+    weights_of,
+)
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.training import trainer as trainer_module
@@ -74,3 +84,36 @@ def test_bf16_is_used_only_where_an_accelerator_has_it(monkeypatch: pytest.Monke
 def test_model_without_trainable_weights_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no trainable"):
         trainable_values(torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+def trained(kind: str, base: Path, folder: Path, nll_weight: float = 0.0, **changes: object) -> dict[str, torch.Tensor]:
+    """Return the weights after training with these changes to the optimisation."""
+    output = output_in(folder)
+    if kind == "reward":
+        run_reward(base, output, reward_config(optimisation(**changes)))
+    else:
+        run_dpo(base, output, align_config(optimisation(**changes), nll_weight=nll_weight))
+    return weights_of(output.folder)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+@pytest.mark.parametrize(("per_device", "nll_weight"), [(1, 0.0), (4, 0.5)])
+def test_accumulated_micro_batches_equal_one_large_batch(
+    tmp_path: Path, tiny_model_folder: Path, kind: str, per_device: int, nll_weight: float
+) -> None:
+    # 14 pairs in batches of 8: with 4 a device, the last step holds micro-batches of 4 and of 2.
+    large = trained(kind, tiny_model_folder, tmp_path / "large", nll_weight)
+    small = trained(kind, tiny_model_folder, tmp_path / "small", nll_weight, per_device_batch_size=per_device)
+    assert relative_difference(large, small, weights_of(tiny_model_folder)) < 1e-3
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("reward", None), ("dpo", None), ("dpo", LORA)])
+def test_gradient_checkpointing_affects_the_speed_only(
+    tmp_path: Path, tiny_model_folder: Path, kind: str, lora: object
+) -> None:
+    plain = trained(kind, tiny_model_folder, tmp_path / "plain", lora=lora)
+    frugal = trained(kind, tiny_model_folder, tmp_path / "frugal", lora=lora, gradient_checkpointing=True)
+    assert same_weights(plain, frugal)
