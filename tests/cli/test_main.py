@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from miniature import write_recipe
-from psychocounsel.cli.main import STAGES
 from running import ENVIRONMENT, SOURCE, Cli, Miniature, Warm, await_until
 
+STAGES = ("make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report")
 COMMANDS = ("run", *STAGES, "import-preferences", "list", "show", "verify", "diff", "push", "journal")
 HEAVY = {"torch", "transformers", "pyarrow", "datasets", "openai", "trl", "peft", "numpy", "matplotlib", "jinja2"}
 PRINT_MODULES = """

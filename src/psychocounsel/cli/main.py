@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,18 +54,6 @@ ImportName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else 'released', or the file's.")
 ]
 
-STAGES: dict["StageName", str] = {
-    "make-base-model": "Train a tiny Llama 3 on this machine.\n\nWith it the pipeline runs without a download.",
-    "build-preferences": "Build a preference dataset with a judge.\n\n"
-    "Rates candidate responses to client speeches and pairs them.",
-    "train-reward": "Train and test a reward model.\n\n"
-    "A Bradley-Terry model of a preference dataset, measured on its test split.",
-    "align": "Align a policy by DPO or online DPO.\n\n"
-    "DPO learns from a preference dataset, online DPO from a reward model.",
-    "eval-winrate": "Measure a policy's win rate.\n\n"
-    "A judge compares its responses to held-out speeches with a reference's, in both orders.",
-    "report": "Write an HTML report about a run.\n\nThe page is self-contained and loads nothing from elsewhere.",
-}
 RELEASED = "released"
 """Default name of an imported dataset, and the name of the recipe that trains on it."""
 INTERRUPTED = 130
@@ -117,14 +105,8 @@ def run(
     from psychocounsel.stages.recipe import run_recipe
 
     _go_offline(offline)
-    steps = load_recipe(recipe_folder(recipe), _overrides(sets, batch=batch))
-    if allow_leakage:
-        update = {"allow_leakage": True}
-        evaluations = ("train-reward", "eval-winrate")
-        steps = [
-            step._replace(config=step.config.model_copy(update=update if step.stage in evaluations else {}))
-            for step in steps
-        ]
+    overrides = _overrides(sets, batch=batch, allow_leakage=allow_leakage)
+    steps = load_recipe(recipe_folder(recipe), overrides)
     opened = open_store(store, offline)
     if dry_run:
         _show_dry_run(steps, opened)
@@ -134,22 +116,22 @@ def run(
     tell_end_of_recipe(made, opened)
 
 
-def stage_command(stage: "StageName", text: str) -> Callable[..., None]:
-    """Return the command of a stage without a judge."""
+@app.command()
+def make_base_model(
+    config: ConfigArgument,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Train a tiny Llama 3 on this machine.
 
-    def command(
-        config: ConfigArgument,
-        sets: Sets = None,
-        dry_run: DryRun = False,
-        offline: Offline = False,
-        store: StoreFolder = DEFAULT_STORE,
-    ) -> None:
-        _run_stage(stage, config, _overrides(sets), dry_run, open_store(store, offline))
-
-    command.__doc__ = text
-    return command
+    With it the pipeline runs without a download.
+    """
+    _run_stage("make-base-model", config, _overrides(sets), dry_run, open_store(store, offline))
 
 
+@app.command()
 def build_preferences(
     config: ConfigArgument,
     sets: Sets = None,
@@ -159,11 +141,20 @@ def build_preferences(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Run the stage; `STAGES` has the help."""
-    overrides = _overrides(sets, retry_failed=retry_failed, batch=batch)
-    _run_stage("build-preferences", config, overrides, dry_run, open_store(store, offline))
+    """Build a preference dataset with a judge.
+
+    Rates candidate responses to client speeches and pairs them.
+    """
+    _run_stage(
+        "build-preferences",
+        config,
+        _overrides(sets, retry_failed=retry_failed, batch=batch),
+        dry_run,
+        open_store(store, offline),
+    )
 
 
+@app.command()
 def train_reward(
     config: ConfigArgument,
     sets: Sets = None,
@@ -172,11 +163,31 @@ def train_reward(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Run the stage; `STAGES` has the help."""
-    overrides = _overrides(sets, allow_leakage=allow_leakage)
-    _run_stage("train-reward", config, overrides, dry_run, open_store(store, offline))
+    """Train and test a reward model.
+
+    A Bradley-Terry model of a preference dataset, measured on its test split.
+    """
+    _run_stage(
+        "train-reward", config, _overrides(sets, allow_leakage=allow_leakage), dry_run, open_store(store, offline)
+    )
 
 
+@app.command()
+def align(
+    config: ConfigArgument,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Align a policy by DPO or online DPO.
+
+    DPO learns from a preference dataset, online DPO from a reward model.
+    """
+    _run_stage("align", config, _overrides(sets), dry_run, open_store(store, offline))
+
+
+@app.command()
 def eval_winrate(
     config: ConfigArgument,
     sets: Sets = None,
@@ -187,18 +198,32 @@ def eval_winrate(
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Run the stage; `STAGES` has the help."""
-    overrides = _overrides(sets, retry_failed=retry_failed, batch=batch, allow_leakage=allow_leakage)
-    _run_stage("eval-winrate", config, overrides, dry_run, open_store(store, offline))
+    """Measure a policy's win rate.
+
+    A judge compares its responses to held-out speeches with a reference's, in both orders.
+    """
+    _run_stage(
+        "eval-winrate",
+        config,
+        _overrides(sets, retry_failed=retry_failed, batch=batch, allow_leakage=allow_leakage),
+        dry_run,
+        open_store(store, offline),
+    )
 
 
-_WITH_FLAGS: "dict[StageName, Callable[..., None]]" = {
-    "build-preferences": build_preferences,
-    "train-reward": train_reward,
-    "eval-winrate": eval_winrate,
-}
-for name, text in STAGES.items():
-    app.command(name, help=text)(_WITH_FLAGS.get(name) or stage_command(name, text))
+@app.command()
+def report(
+    config: ConfigArgument,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Write an HTML report about a run.
+
+    The page is self-contained and loads nothing from elsewhere.
+    """
+    _run_stage("report", config, _overrides(sets), dry_run, open_store(store, offline))
 
 
 @app.command()

@@ -39,8 +39,8 @@ CONFIGS: dict[StageName, type[Settings]] = {
     "report": ReportConfig,
 }
 RECIPE_FILE = "recipe.yaml"
-SHARED = ("corpus", "judge")
-"""Blocks that several steps have; `--set` of a key in one of them reaches all these steps."""
+SHARED = ("corpus", "judge", "allow_leakage")
+"""Keys and blocks that several steps have; `--set` of one without a step's name reaches all of these steps."""
 
 
 class StepConfig(Settings):
@@ -86,8 +86,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
 
     Args:
         folder: the folder with `recipe.yaml` and the files that it names.
-        overrides: `seed=N`, `STEP.key=value`, or `corpus.key=value` and `judge.key=value` for every step with such
-            a block.
+        overrides: `seed=N`, `STEP.key=value`, or a key that begins with one of `SHARED` for every step that has it.
 
     Raises:
         ConfigError: listing the faults of all files.
@@ -119,7 +118,7 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
     """Suggest the full path of the key if some step has it, or else a similar name."""
     key = override.partition("=")[0]
     paths = dict.fromkeys(
-        path if path.startswith(tuple(f"{block}." for block in SHARED)) else f"{name}.{path}"
+        path if path.partition(".")[0] in SHARED else f"{name}.{path}"
         for name, step in steps
         for path in keys_of(CONFIGS[step.stage], ending=key)
     )
