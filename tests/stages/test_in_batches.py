@@ -75,7 +75,7 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     server.watch, server.settings.work_seconds = interrupt, 60
     stopped = build("--batch")
     assert stopped.code == 75
-    assert "stopped with 1 of 128 items done; 3 batches with 127 of them go on at the provider" in stopped.err
+    assert "stopped with 1 of 128 items done; 3 batches with 127 of them continue at the provider" in stopped.err
     assert "run the same command again: it picks them up" in stopped.err
     (rating,) = [line for line in build("--batch", "--dry-run").out.splitlines() if "rating answers" in line]
     assert ": nothing pending" in rating

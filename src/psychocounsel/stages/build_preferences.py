@@ -280,11 +280,11 @@ def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, 
     pairing = config.pairing
     terms = resolve_rule(pairing, load_rubric(config.judge.rubric)).fingerprint()
     seed = None if pairing.dev_share is None else config.seed
-    limit = pairing.length and length_identity(pairing.length, store)
+    limit = pairing.length and length_fingerprint(pairing.length, store)
     return {**pairing.fingerprint(), **terms, "dev_seed": seed, "length": limit}
 
 
-def length_identity(length: PairLengthConfig, store: Store) -> dict[str, Any]:
+def length_fingerprint(length: PairLengthConfig, store: Store) -> dict[str, Any]:
     """Return what decides which pairs fit.
 
     A tokenizer's artifact is known by its id: it is no parent, for none of its weights enter the pairs.

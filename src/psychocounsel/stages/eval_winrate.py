@@ -182,6 +182,8 @@ class _Evaluation:
         both = len(tasks.forward)
         with progress("comparing answers, both orders", 2 * both, lambda: judge_status(judge)) as advance:
             comparisons = judge.compare([*tasks.forward, *tasks.backward], advance)
+        if self.session.is_dry_run:
+            return  # placeholders measure nothing
         spend = judge_spending(judge)
         writer.notes["judge"] = judge.name
         require_judged(comparisons, "comparisons", config.judge.max_missing_share)

@@ -83,7 +83,9 @@ class Store:
             started = time.monotonic()
             writer = ArtifactWriter(spec, folder)
             build(writer)
-            inherited = [warning for parent in spec.parents for warning in self.open(parent).warnings]
+            # Parents of what an overlay makes may not exist yet.
+            parents = spec.parents if self.base is None else ()
+            inherited = [warning for parent in parents for warning in self.open(parent).warnings]
             warnings = list(dict.fromkeys([*inherited, *spec.warnings, *writer.warnings]))
             return writer.commit(warnings, time.monotonic() - started)
 
