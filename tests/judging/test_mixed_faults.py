@@ -1,4 +1,4 @@
-"""600 ratings through every fault of server and line: each gets its outcome, none is paid twice."""
+"""600 ratings through every fault of server and connection: each gets its outcome, none is billed twice."""
 
 import json
 import random
@@ -29,91 +29,79 @@ RUBRIC = load_rubric("seven-principles")
 SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 PAIRS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {number} like?")) for number in range(ITEMS)]
 
-FREE: Mapping[str, Fault] = {
-    "429": error_fault(429, "slow down", headers={"Retry-After": "0.01"}),
-}
-UNPAID: Mapping[str, Fault] = {
+TURNED_AWAY = {"429": error_fault(429, "slow down", headers={"Retry-After": "0.01"})}
+SERVER_ERRORS = {
     "500": error_fault(500, "oh"),
     "503": error_fault(503, "busy", headers={"Retry-After": "0"}),
 }
-MAYBE_PAID: Mapping[str, Fault] = {
+POSSIBLY_BILLED = {
     "dropped before the work": Fault(reset=True),
     "dropped after the work": Fault(reset=True, delay_seconds=0.02),
     "cut body": Fault(cut=True, body=b'{"choices": [{"index": 0, "message": {"content": "half of it'),
     "bad JSON": Fault(body=b'{"choices": [{"index": 0, "mess'),
     "no completion": Fault(body=b"<html>proxy</html>"),
 }
-DRIP: Mapping[str, Fault] = {"drip": Fault(drip_seconds=10.0)}
-FAULTS: Mapping[str, Fault] = {**FREE, **UNPAID, **MAYBE_PAID, **DRIP}
+DRIP = {"drip": Fault(drip_seconds=10.0)}
+FAULTS: Mapping[str, Fault] = {**TURNED_AWAY, **SERVER_ERRORS, **POSSIBLY_BILLED, **DRIP}
 
 ENDS: Mapping[str, ReplyStatus] = {
-    "good": ReplyStatus.VALID,
-    "fenced": ReplyStatus.VALID,
-    "among words": ReplyStatus.VALID,
-    "trailing comma": ReplyStatus.VALID,
+    **dict.fromkeys(("good", "fenced", "among words", "trailing comma"), ReplyStatus.VALID),
     "refused": ReplyStatus.REFUSAL,
-    "filtered": ReplyStatus.CONTENT_FILTER,
-    "prompt filtered": ReplyStatus.CONTENT_FILTER,
+    **dict.fromkeys(("filtered", "prompt filtered"), ReplyStatus.CONTENT_FILTER),
     "cut at its limit": ReplyStatus.CUT,
     "empty": ReplyStatus.EMPTY,
-    "wrong id": ReplyStatus.INVALID,
-    "no JSON": ReplyStatus.INVALID,
-    "off the scale": ReplyStatus.INVALID,
+    **dict.fromkeys(("wrong id", "no JSON", "off the scale"), ReplyStatus.INVALID),
     "never answered": ReplyStatus.ERROR,
 }
 
 
-class Fate(NamedTuple):
-    """What befalls a request before it is answered, and how it ends."""
+class Plan(NamedTuple):
+    """The faults that a request meets before it is answered, and how it ends."""
 
-    before: tuple[str, ...]
+    faults: tuple[str, ...]
     end: str
 
 
-def fates() -> list[Fate]:
-    """Draw who meets what: one request in ten ends badly, one in six meets faults on its way."""
-    draw = random.Random(SEED)  # noqa: S311
+def plans() -> list[Plan]:
+    """Plan each request: one in ten ends badly, one in six meets faults on its way."""
+    generator = random.Random(SEED)  # noqa: S311
     ends = [*ENDS]
-    endings = draw.choices(ends, [60 if end == "good" else 1.2 for end in ends], k=ITEMS)
-    lines = list(MAYBE_PAID)
-    drawn = [
-        Fate(tuple(draw.choices(["429", "500", "503", *lines], k=draw.randrange(1, 4))), end)
-        if draw.random() < 0.16
-        else Fate((), end)
-        for end in endings
-    ]
-    for place in draw.sample(range(ITEMS), 4):
-        drawn[place] = drawn[place]._replace(before=("drip",))
+    planned: list[Plan] = []
+    for end in generator.choices(ends, [60 if end == "good" else 1.2 for end in ends], k=ITEMS):
+        faults: list[str] = []
+        if generator.random() < 0.16:
+            faults = generator.choices(["429", *SERVER_ERRORS, *POSSIBLY_BILLED], k=generator.randrange(1, 4))
+        planned.append(Plan(tuple(faults), end))
+    for place in generator.sample(range(ITEMS), 4):
+        planned[place] = planned[place]._replace(faults=("drip",))
     # More of them than all tries together: they cost none.
-    for place in draw.sample(range(ITEMS), 3):
-        drawn[place] = Fate(("429",) * (ATTEMPTS * QUICK.max_tries + 1), "good")
-    return drawn
+    for place in generator.sample(range(ITEMS), 3):
+        planned[place] = Plan(("429",) * (ATTEMPTS * QUICK.max_tries + 1), "good")
+    return planned
 
 
 @dataclass
 class Storm:
-    """Answers each item by its fate, and counts."""
+    """Answers each item by its plan, and counts."""
 
-    fates: list[Fate]
+    plans: list[Plan]
     met: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     answered: Counter[int] = field(default_factory=Counter[int])
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, body: Mapping[str, Any], number: int) -> Reply | Fault:
-        told = re.search(r"What is night (\d+) like", body["messages"][1]["content"])
-        assert told is not None
-        item = int(told[1])
-        with self.turn:
+        item = int(body["messages"][1]["content"].partition("What is night ")[2].partition(" like")[0])
+        with self.lock:
             met = self.met.setdefault(item, [])
-            fate = self.fates[item]
-            if len(met) < len(fate.before):
-                met.append(fate.before[len(met)])
+            plan = self.plans[item]
+            if len(met) < len(plan.faults):
+                met.append(plan.faults[len(met)])
                 return FAULTS[met[-1]]
-            if fate.end == "never answered":
+            if plan.end == "never answered":
                 met.append("500")
                 return FAULTS["500"]
             self.answered[item] += 1
-            return ending(fate.end, body, number)
+            return ending(plan.end, body, number)
 
 
 def ending(end: str, body: Mapping[str, Any], number: int) -> Reply | Fault:
@@ -148,7 +136,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    storm = Storm(fates())
+    storm = Storm(plans())
     with Journal(tmp_path_factory.mktemp("storm") / "j.sqlite") as journal, ChatServer(storm) as server:
         endpoint = EndpointConfig(
             model="judge", base_url=server.base_url, timeout_seconds=SECONDS, concurrency=IN_FLIGHT
@@ -160,28 +148,28 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def test_all_of_them_end_as_they_should(outcome: Outcome) -> None:
-    expected = [ENDS[fate.end] for fate in outcome.storm.fates]
+    expected = [ENDS[plan.end] for plan in outcome.storm.plans]
     assert set(expected) == set(ReplyStatus)
     assert [judgement.status for judgement in outcome.judgements] == expected
 
 
-def test_a_good_answer_is_asked_for_once_and_a_bad_one_as_often_as_allowed(outcome: Outcome) -> None:
+def test_a_good_answer_is_requested_once_and_a_bad_one_as_often_as_allowed(outcome: Outcome) -> None:
     storm = outcome.storm
-    for item, fate in enumerate(storm.fates):
-        if fate.end == "never answered":
-            # Being turned away took none of its tries.
-            assert sum(met not in FREE for met in storm.met[item]) == ATTEMPTS * QUICK.max_tries
+    for item, plan in enumerate(storm.plans):
+        if plan.end == "never answered":
+            # Being turned away counts as no try.
+            assert sum(met not in TURNED_AWAY for met in storm.met[item]) == ATTEMPTS * QUICK.max_tries
         else:
-            is_good = ENDS[fate.end] is ReplyStatus.VALID
-            assert storm.answered[item] == (1 if is_good else ATTEMPTS), (item, fate)
-            assert tuple(storm.met[item]) == fate.before
+            is_good = ENDS[plan.end] is ReplyStatus.VALID
+            assert storm.answered[item] == (1 if is_good else ATTEMPTS), (item, plan)
+            assert tuple(storm.met[item]) == plan.faults
 
 
-def test_every_answer_is_kept_and_every_broken_line_is_told(outcome: Outcome) -> None:
+def test_every_answer_is_kept_and_every_lost_response_is_recorded(outcome: Outcome) -> None:
     met = Counter(each for faults in outcome.storm.met.values() for each in faults)
     assert set(met) == set(FAULTS)
     assert outcome.replies_kept == outcome.storm.answered.total()
-    assert outcome.lost_responses == sum(met[name] for name in (*MAYBE_PAID, *DRIP))
+    assert outcome.lost_responses == sum(met[name] for name in (*POSSIBLY_BILLED, *DRIP))
 
 
 def test_the_ratings_are_those_that_were_sent(outcome: Outcome) -> None:
