@@ -284,14 +284,6 @@ def test_motivational_interviewing_uses_its_whole_scale_and_prefers_its_own_ways
     assert min(bad.ratings.values()) == 1
 
 
-def test_explanations_name_the_features_and_their_words() -> None:
-    reasons = JUDGE.explain(SPEECH, reply("You should get out more. What is it like for you?"))
-    assert any(reason.startswith("open question +2.50") for reason in reasons["exploration"])
-    assert any("directives -" in reason and "you should" in reason for reason in reasons["autonomy"])
-    assert JUDGE.explain(SPEECH, reply("")) == {name: ["the response holds no words"] for name in RUBRIC.principle_ids}
-
-
 def test_good_words_earn_nothing_in_a_broken_text() -> None:
-    reasons = JUDGE.explain(SPEECH, reply("the of lonely you is sad and to the of is what you the like is and"))
-    assert any("salad -3.00" in reason for reason in reasons["empathy"])
-    assert not any(" +" in reason for reason in reasons["empathy"])
+    sad, not_sad = "the of lonely you is sad and to the of", "the of garage you is eight and to the of"
+    assert JUDGE.latents(SPEECH, reply(sad))["empathy"] == JUDGE.latents(SPEECH, reply(not_sad))["empathy"]

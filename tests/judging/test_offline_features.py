@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 
 from psychocounsel.judging.offline_features import (
     FEATURE_NAMES,
-    Feature,
     PhraseBook,
     load_lexicon,
     measure,
@@ -17,7 +16,7 @@ from psychocounsel.types import Candidate, Speech
 SPEECH = Speech("I lost my job.")
 
 
-def features(text: str, speech: Speech = SPEECH) -> dict[str, Feature]:
+def features(text: str, speech: Speech = SPEECH) -> dict[str, float]:
     found = measure(speech, Candidate(speech.id, "x", text))
     assert found is not None
     return found
@@ -67,8 +66,8 @@ def test_every_entry_of_the_word_lists_can_be_found() -> None:
 )
 def test_open_and_closed_questions_and_invitations(text: str, is_open: float, is_closed: bool) -> None:
     found = features(text)
-    assert found["open_question"].value == is_open
-    assert bool(found["closed_questions"].value) is is_closed
+    assert found["open_question"] == is_open
+    assert bool(found["closed_questions"]) is is_closed
 
 
 @pytest.mark.parametrize(
@@ -82,14 +81,14 @@ def test_open_and_closed_questions_and_invitations(text: str, is_open: float, is
 )
 def test_a_crisis_is_tagged_or_heard_and_calls_for_a_question_about_safety(speech: Speech, in_crisis: bool) -> None:
     found = features("Are you safe tonight?", speech)
-    assert bool(found["safety_question"].value) is in_crisis
-    assert bool(found["closed_questions"].value) is not in_crisis
-    assert bool(features("I see.", speech)["crisis_unmet"].value) is in_crisis
+    assert bool(found["safety_question"]) is in_crisis
+    assert bool(found["closed_questions"]) is not in_crisis
+    assert bool(features("I see.", speech)["crisis_unmet"]) is in_crisis
 
 
 @given(st.text())
 def test_any_text_can_be_measured(text: str) -> None:
     found = measure(SPEECH, Candidate(SPEECH.id, "x", text))
     assert found is None or tuple(found) == FEATURE_NAMES
-    assert all(0 <= feature.value <= 1 for feature in (found or {}).values())
+    assert all(0 <= feature <= 1 for feature in (found or {}).values())
     assert (found is None) == (not split_words(text))

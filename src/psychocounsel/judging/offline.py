@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.injection import ADDRESSES_JUDGE, addresses_judge
 from psychocounsel.judging.judge import ComparisonTask, Progress
-from psychocounsel.judging.offline_features import Feature, load_lexicon, measure
+from psychocounsel.judging.offline_features import load_lexicon, measure
 from psychocounsel.judging.rubric import Rubric
 from psychocounsel.llm.types import JSON
 from psychocounsel.types import OVERALL, Candidate, Comparison, Judgement, ReplyStatus, Speech, Winner
@@ -29,8 +29,6 @@ TIE_MARGIN = 0.05
 Overall the same holds of the mean over the principles.
 """
 _MUTING_FAULTS = ("repetition", "salad", "echo", "stuffing")
-_SHOWN_FROM = 0.05
-_EVIDENCE_SHOWN = 6
 
 
 class OfflineJudge:
@@ -99,31 +97,14 @@ class OfflineJudge:
         low, high = self._rubric.minimum, self._rubric.maximum
         if features is None:
             return dict.fromkeys(self.principles, float(low))
+        soundness = 1.0 - max(features[name] for name in _MUTING_FAULTS)
         latents: dict[str, float] = {}
         for name in self.principles:
-            logit = self._weights.principles[name].base + sum(self._contributions(name, features).values())
+            # A broken text earns nothing for the good words in it.
+            parts = (
+                weight * features[feature] * (soundness if weight > 0 else 1.0)
+                for feature, weight in self._weights.of(name).items()
+            )
+            logit = self._weights.principles[name].base + sum(parts)
             latents[name] = low + (high - low) * (1.0 / (1.0 + math.exp(-logit)))
         return latents
-
-    def explain(self, speech: Speech, candidate: Candidate) -> dict[str, list[str]]:
-        """Return, by principle, the features that fired, the weightiest first, with their words."""
-        features = measure(speech, candidate)
-        if features is None:
-            return {name: ["the response holds no words"] for name in self.principles}
-        reasons: dict[str, list[str]] = {name: [] for name in self.principles}
-        for name in self.principles:
-            parts = self._contributions(name, features)
-            for feature in sorted(parts, key=lambda each: -abs(parts[each])):
-                if abs(parts[feature]) >= _SHOWN_FROM:
-                    evidence = ", ".join(features[feature].evidence[:_EVIDENCE_SHOWN])
-                    reason = f"{feature.replace('_', ' ')} {parts[feature]:+.2f}"
-                    reasons[name].append(f"{reason}: {evidence}" if evidence else reason)
-        return reasons
-
-    def _contributions(self, principle: str, features: Mapping[str, Feature]) -> dict[str, float]:
-        """Return what each feature adds; a broken text earns nothing for the good words in it."""
-        soundness = 1.0 - max(features[name].value for name in _MUTING_FAULTS)
-        return {
-            name: weight * features[name].value * (soundness if weight > 0 else 1.0)
-            for name, weight in self._weights.of(principle).items()
-        }

@@ -235,12 +235,12 @@ class _Reply:
     sentences: Sequence[Sentence]
     words: Words
     hits: Mapping[str, tuple[str, ...]]
-    feelings: Mapping[str, str]
+    feelings: frozenset[str]
     questions: Sequence[Question]
 
-    def phrases(self, category: str) -> tuple[str, ...]:
-        """Return the distinct phrases of a category, in order of place."""
-        return tuple(dict.fromkeys(self.hits.get(category, ())))
+    def count(self, category: str) -> int:
+        """Return the number of distinct phrases of a category."""
+        return len(set(self.hits.get(category, ())))
 
 
 @lru_cache(maxsize=4096)
@@ -272,7 +272,7 @@ def _view_reply(text: str, client: _Client) -> _Reply | None:
         sentences=sentences,
         words=words,
         hits=_by_category(hit for sentence in sentences for hit in lexicon.phrases.hits(sentence.words)),
-        feelings={hit.category: hit.found for hit in lexicon.feelings.hits(words)},
+        feelings=frozenset(hit.category for hit in lexicon.feelings.hits(words)),
         questions=[kind for kind in kinds if kind is not None],
     )
 
@@ -280,28 +280,21 @@ def _view_reply(text: str, client: _Client) -> _Reply | None:
 # --- Features --------------------------------------------------------------------------------------------------------
 
 
-class Feature(NamedTuple):
-    """How strongly something shows, from 0 to 1, and the words that showed it."""
-
-    value: float
-    evidence: tuple[str, ...] = ()
-
-
-Rule = Callable[[_Client, _Reply], Feature]
+Rule = Callable[[_Client, _Reply], float]
 
 _SECOND_PERSON = frozenset({"you", "your", "yours", "yourself"})
 _ADDRESSED_TO_THERAPIST = frozenset({"me", "us"})
 _PRAISED = ("choice", "strengths", "tentative", "warmth")
 
 
-def measure(speech: Speech, candidate: Candidate) -> dict[str, Feature] | None:
-    """Return every feature of a response to a speech, by name; None when the response holds no word."""
+def measure(speech: Speech, candidate: Candidate) -> dict[str, float] | None:
+    """Return how strongly each feature shows in a response to a speech, from 0 to 1; None without a single word."""
     client = _view_client(speech)
     reply = _view_reply(candidate.text, client)
     if reply is None:
         return None
     features = {name: rule(client, reply) for name, rule in _RULES.items()}
-    return features if candidate.finished else {**features, "unfinished": Feature(1.0, ("ran into its token limit",))}
+    return features if candidate.finished else {**features, "unfinished": 1.0}
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -309,48 +302,35 @@ def _ramp(value: float, low: float, high: float) -> float:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _found(words: Iterable[str], start: float, enough: float) -> Feature:
-    """Return a feature that is 0 up to `start` words or phrases, and 1 from `enough` on."""
-    evidence = tuple(words)
-    return Feature(_ramp(len(evidence), start, enough), evidence)
-
-
 def _listed(category: str, enough: float, start: float = 0.0) -> Rule:
-    """Make the rule that counts distinct phrases of a category of the word lists."""
-    return lambda client, reply: _found(reply.phrases(category), start, enough)
+    """Make the rule that counts phrases of the word lists: 0 up to `start` distinct ones, 1 from `enough` on."""
+    return lambda client, reply: _ramp(reply.count(category), start, enough)
 
 
-def _own_words(client: _Client, reply: _Reply) -> Feature:
+def _own_words(client: _Client, reply: _Reply) -> float:
     """Weigh the client's own words said back; a long reply needs more of them."""
-    shared = {stem(word): word for word in reply.words if stem(word) in client.own_words}
-    weight = sum(client.own_words[root] for root in shared)
-    return Feature(_ramp(weight, 0.5, 4.0 + 0.02 * len(reply.words)), tuple(shared.values()))
+    shared = dict.fromkeys(root for root in map(stem, reply.words) if root in client.own_words)
+    return _ramp(sum(client.own_words[root] for root in shared), 0.5, 4.0 + 0.02 * len(reply.words))
 
 
-def _lecturing(client: _Client, reply: _Reply) -> Feature:
+def _lecturing(client: _Client, reply: _Reply) -> float:
     """Measure the share of words in sentences that speak of no client at all."""
     away = [s for s in reply.sentences if not _SECOND_PERSON & set(s.words) and len(s.words) > 5]
-    return Feature(_ramp(sum(len(s.words) for s in away) / len(reply.words), 0.45, 0.95))
+    return _ramp(sum(len(s.words) for s in away) / len(reply.words), 0.45, 0.95)
 
 
-def _open_question(client: _Client, reply: _Reply) -> Feature:
-    if "open" in reply.questions:
-        return Feature(1.0, ("an open question",))
-    if "invitation" in reply.questions:
-        return Feature(0.7, ("an invitation to say more",))
-    return Feature(0.0)
+def _open_question(client: _Client, reply: _Reply) -> float:
+    return 1.0 if "open" in reply.questions else 0.7 if "invitation" in reply.questions else 0.0
 
 
-def _closed_questions(client: _Client, reply: _Reply) -> Feature:
+def _closed_questions(client: _Client, reply: _Reply) -> float:
     closed, stacked = reply.questions.count("closed"), _ramp(len(reply.questions), 2, 5)
-    if not closed:
-        return Feature(0.7 * stacked)
-    return Feature(max(_ramp(closed, 0.5, 3.0), stacked), (f"{closed} closed question(s)",))
+    return max(_ramp(closed, 0.5, 3.0), stacked) if closed else 0.7 * stacked
 
 
-def _directives(client: _Client, reply: _Reply) -> Feature:
-    commands = [command for sentence in reply.sentences for command in _commands(sentence)]
-    return _found(dict.fromkeys([*reply.phrases("directives"), *commands]), 0.5, 5.0)
+def _directives(client: _Client, reply: _Reply) -> float:
+    commands = {command for sentence in reply.sentences for command in _commands(sentence)}
+    return _ramp(len(commands | set(reply.hits.get("directives", ()))), 0.5, 5.0)
 
 
 def _commands(sentence: Sentence) -> list[str]:
@@ -367,24 +347,17 @@ def _commands(sentence: Sentence) -> list[str]:
     return found
 
 
-def _pushing(client: _Client, reply: _Reply) -> Feature:
+def _pushing(client: _Client, reply: _Reply) -> float:
     """Weigh pushing against where the client stands: advice to one who asks for it pushes less."""
     directives, orders, medication = (_RULES[name](client, reply) for name in ("directives", "orders", "medication"))
-    push = max(directives.value, orders.value, 0.7 * medication.value)
-    return Feature(push * (1.0 - 0.6 * client.readiness), directives.evidence + orders.evidence if push else ())
+    return max(directives, orders, 0.7 * medication) * (1.0 - 0.6 * client.readiness)
 
 
-def _long_sentences(client: _Client, reply: _Reply) -> Feature:
-    mean = len(reply.words) / len(reply.sentences)
-    return Feature(_ramp(mean, 19, 38), (f"{mean:.0f} words per sentence",))
+def _long_words(client: _Client, reply: _Reply) -> float:
+    return _ramp(len({word for word in reply.words if len(word) >= 11}) / len(reply.words), 0.02, 0.12)
 
 
-def _long_words(client: _Client, reply: _Reply) -> Feature:
-    found = tuple(dict.fromkeys(word for word in reply.words if len(word) >= 11))
-    return Feature(_ramp(len(found) / len(reply.words), 0.02, 0.12), found)
-
-
-def _repetition(client: _Client, reply: _Reply) -> Feature:
+def _repetition(client: _Client, reply: _Reply) -> float:
     """Take the largest of: words said twice running, trigrams said again, too few distinct words."""
     words = reply.words
     doubled = sum(first == second for first, second in pairwise(words))
@@ -394,12 +367,10 @@ def _repetition(client: _Client, reply: _Reply) -> Feature:
     expected = max(0.35, 0.92 - 0.0022 * len(words))
     distinct = len(set(words)) / len(words)
     too_few = _ramp(expected - distinct - 1.5 / len(words), 0.08, 0.35)
-    return Feature(
-        max(_ramp(doubled / len(words), 0.01, 0.08), _ramp(again / max(1, len(words) - 2), 0.04, 0.25), too_few)
-    )
+    return max(_ramp(doubled / len(words), 0.01, 0.08), _ramp(again / max(1, len(words) - 2), 0.04, 0.25), too_few)
 
 
-def _salad(client: _Client, reply: _Reply) -> Feature:
+def _salad(client: _Client, reply: _Reply) -> float:
     """Take the larger of: neighbours that no English sentence holds ("the of", "you is"), words without grammar."""
     lexicon = load_lexicon()
     lists = lexicon.salad
@@ -415,20 +386,20 @@ def _salad(client: _Client, reply: _Reply) -> Feature:
         small = sum(word in lexicon.functional for word in words)
         if small / len(words) < 0.2 or len(set(words)) <= len(words) / 2:
             bare += len(words)
-    return Feature(max(_ramp(bad / max(1, len(neighbours)), 0.012, 0.08), _ramp(bare / len(reply.words), 0.45, 0.9)))
+    return max(_ramp(bad / max(1, len(neighbours)), 0.012, 0.08), _ramp(bare / len(reply.words), 0.45, 0.9))
 
 
-def _echo(client: _Client, reply: _Reply) -> Feature:
+def _echo(client: _Client, reply: _Reply) -> float:
     """Measure the share of five-word runs that are copied from the client."""
     grams, known = _grams(reply.words, 5), set(_grams(client.words, 5))
-    return Feature(_ramp(sum(gram in known for gram in grams) / max(1, len(grams)), 0.35, 0.8))
+    return _ramp(sum(gram in known for gram in grams) / max(1, len(grams)), 0.35, 0.8)
 
 
 def _grams(words: Words, size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
 
 
-def _stuffing(client: _Client, reply: _Reply) -> Feature:
+def _stuffing(client: _Client, reply: _Reply) -> float:
     """Measure how much of the text is praiseworthy phrases strung together, or lists of clauses of one or two words."""
     phrases = sum(len(reply.hits.get(name, ())) for name in _PRAISED) + len(reply.feelings)
     longest = 0
@@ -437,26 +408,27 @@ def _stuffing(client: _Client, reply: _Reply) -> Feature:
         for start, end in pairwise((*sentence.clause_starts, len(sentence.words))):
             run = run + 1 if end - start <= 2 else 0
             longest = max(longest, run)
-    return Feature(max(_ramp(phrases / max(20, len(reply.words)), 0.2, 0.34), _ramp(longest, 4, 7)))
+    return max(_ramp(phrases / max(20, len(reply.words)), 0.2, 0.34), _ramp(longest, 4, 7))
 
 
-def _crisis_unmet(client: _Client, reply: _Reply) -> Feature:
+def _support_offered(client: _Client, reply: _Reply) -> float:
+    return _ramp(reply.count("support"), 0.0, 2) if client.in_crisis else 0.0
+
+
+def _crisis_unmet(client: _Client, reply: _Reply) -> float:
     """In a crisis a reply asks about safety and offers help; outside one neither is expected."""
-    offered = _RULES["support_offered"](client, reply).value
-    unmet = 1.0 - min(1.0, 0.7 * ("safety" in reply.questions) + 0.5 * offered) if client.in_crisis else 0.0
-    return Feature(unmet, ("neither asks about safety nor offers help",) if unmet == 1.0 else ())
+    met = 0.7 * ("safety" in reply.questions) + 0.5 * _support_offered(client, reply)
+    return 1.0 - min(1.0, met) if client.in_crisis else 0.0
 
 
 _RULES: Mapping[str, Rule] = {
-    "feelings_mirrored": lambda client, reply: _found(
-        (word for family, word in reply.feelings.items() if family in client.feelings), 0, 2
-    ),
-    "feelings_named": lambda client, reply: _found(reply.feelings.values(), 0, 3),
+    "feelings_mirrored": lambda client, reply: _ramp(len(reply.feelings & client.feelings), 0, 2),
+    "feelings_named": lambda client, reply: _ramp(len(reply.feelings), 0, 3),
     "tentative": _listed("tentative", 2),
     "warmth": _listed("warmth", 2),
     "own_words": _own_words,
-    "to_the_client": lambda client, reply: Feature(
-        _ramp(sum(word in _SECOND_PERSON for word in reply.words) / len(reply.words), 0.0, 0.06)
+    "to_the_client": lambda client, reply: _ramp(
+        sum(word in _SECOND_PERSON for word in reply.words) / len(reply.words), 0.0, 0.06
     ),
     "lecturing": _lecturing,
     "open_question": _open_question,
@@ -471,22 +443,18 @@ _RULES: Mapping[str, Rule] = {
     "minimising": _listed("minimising", 3),
     "jargon": _listed("jargon", 5, 0.5),
     "long_words": _long_words,
-    "too_short": lambda client, reply: Feature(_ramp(-len(reply.words), -18, -4), (f"{len(reply.words)} words",)),
-    "too_long": lambda client, reply: Feature(_ramp(len(reply.words), 120, 320), (f"{len(reply.words)} words",)),
-    "long_sentences": _long_sentences,
-    "exclamations": lambda client, reply: Feature(_ramp(sum(s.is_exclamation for s in reply.sentences), 0, 2)),
+    "too_short": lambda client, reply: _ramp(-len(reply.words), -18, -4),
+    "too_long": lambda client, reply: _ramp(len(reply.words), 120, 320),
+    "long_sentences": lambda client, reply: _ramp(len(reply.words) / len(reply.sentences), 19, 38),
+    "exclamations": lambda client, reply: _ramp(sum(s.is_exclamation for s in reply.sentences), 0, 2),
     "repetition": _repetition,
     "salad": _salad,
     "echo": _echo,
     "stuffing": _stuffing,
-    "unfinished": lambda client, reply: Feature(0.0 if reply.sentences[-1].is_finished else 1.0),
+    "unfinished": lambda client, reply: 0.0 if reply.sentences[-1].is_finished else 1.0,
     "judge_talk": _listed("judge_talk", 1),
-    "safety_question": lambda client, reply: (
-        Feature(1.0, ("a question about safety",)) if "safety" in reply.questions else Feature(0.0)
-    ),
-    "support_offered": lambda client, reply: (
-        _found(reply.phrases("support"), 0.0, 2) if client.in_crisis else Feature(0.0)
-    ),
+    "safety_question": lambda client, reply: float("safety" in reply.questions),
+    "support_offered": _support_offered,
     "crisis_unmet": _crisis_unmet,
     "pushing": _pushing,
 }
