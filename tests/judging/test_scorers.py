@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.judging.scorers import SamplingParams, TextScorer, prompt_digests
+from psychocounsel.judging.scorers import DecisionScorer, SamplingParams, TextScorer
 from psychocounsel.llm.types import ChatRequest
 from psychocounsel.types import Candidate, Speech
 
@@ -123,6 +123,8 @@ def test_authors_do_not_show_and_the_order_of_a_comparison_does() -> None:
     assert comparison(first=SECOND, second=FIRST) != comparison()
 
 
-def test_each_prompt_has_its_digest() -> None:
-    assert prompt_digests().keys() == {"rate", "compare"}
-    assert len(set(prompt_digests().values())) == 2
+def test_the_fingerprint_holds_a_digest_of_each_prompt() -> None:
+    written: Any
+    decided: Any
+    written, decided = (scorer(RUBRIC).fingerprint["prompts"] for scorer in (TextScorer, DecisionScorer))
+    assert len(set((written | decided).values())) == 3

@@ -118,7 +118,7 @@ class TextScorer(Scorer):
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """Prompts and parser."""
-        return {"prompts": {**prompt_digests()}, "parser": PARSER_VERSION}
+        return {"prompts": _prompt_digests("rate", "compare"), "parser": PARSER_VERSION}
 
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a whole number for every principle."""
@@ -158,14 +158,13 @@ class TextScorer(Scorer):
         return parse_winners(reply.text, self.rubric, asked.item_id)
 
 
-def prompt_digests() -> dict[str, str]:
-    """SHA-256 of each prompt's text, by name."""
-    return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in ("rate", "compare")}
-
-
 @cache
 def _prompt(name: str) -> str:
     return (_PROMPTS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _prompt_digests(*names: str) -> dict[str, JSON]:
+    return {name: hashlib.sha256(_prompt(name).encode()).hexdigest() for name in names}
 
 
 def _shown(item: ComparisonTask) -> dict[str, str]:
@@ -347,7 +346,7 @@ class DecisionScorer(Scorer):
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """Prompt and reader."""
-        return {"prompts": {**decision_digests()}, "parser": f"decision {DECISION_VERSION}"}
+        return {"prompts": _prompt_digests("decide"), "parser": f"decision {DECISION_VERSION}"}
 
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a distribution over the scale on every principle."""
@@ -390,11 +389,6 @@ class _DecisionPrompt(NamedTuple):
     rate: Template
     compare: Template
     overall: str
-
-
-def decision_digests() -> dict[str, str]:
-    """SHA-256 of the prompt's text, by name."""
-    return {"decide": hashlib.sha256(_prompt("decide").encode()).hexdigest()}
 
 
 @cache
