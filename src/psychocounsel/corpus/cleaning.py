@@ -1,6 +1,5 @@
 """Named cleaning steps for speeches and responses, applied to many texts on all processors."""
 
-import itertools
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
@@ -115,10 +114,7 @@ class Cleaned(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A text before and after de-identification, and the steps that changed it.
-
-    `foreign` says that it is in none of the wanted languages; None where this was not checked.
-    """
+    """A text before and after de-identification; `foreign` says that it is in none of the wanted languages."""
 
     plain: str
     text: str
@@ -218,7 +214,7 @@ def parallel_map(
     chunks = iter(lambda: list(islice(remaining, chunk)), [])
     if (beyond := next(chunks, None)) is None:
         return
-    chunks = itertools.chain([beyond], chunks)
+    chunks = chain([beyond], chunks)
     with _pool(workers, open_in_worker) as pool:
         ahead = deque((each, _submit(pool, each)) for each in islice(chunks, workers * 3))
         while ahead:

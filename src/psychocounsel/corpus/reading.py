@@ -140,7 +140,7 @@ class SpooledSpeeches:
 
 # --- The funnel --------------------
 
-EXAMPLES = 3
+_EXAMPLES = 3
 
 
 class Dropped(NamedTuple):
@@ -152,29 +152,25 @@ class Dropped(NamedTuple):
 
 
 @dataclass
-class FunnelStep:
-    """Counts of one step, and the ids of a few texts that it changed or dropped.
-
-    The examples are those with the smallest ids, so that they do not depend on the order of the rows.
-    """
+class _FunnelStep:
+    """Counts of one step, and example ids of texts that it changed or dropped, the smallest ids of all rows."""
 
     changed: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add_example(self, what: str, text_id: str) -> None:
-        """Remember the id as an example of what happened, if it is among the smallest."""
         shown = self.examples.setdefault(what, [])
         if text_id and text_id not in shown:
             insort(shown, text_id)
-            del shown[EXAMPLES:]
+            del shown[_EXAMPLES:]
 
 
 class Funnel:
     """The steps of a reading in order; a row enters a step if all steps before it let it pass."""
 
     def __init__(self, steps: Sequence[str]) -> None:
-        self._steps = {name: FunnelStep() for name in steps}
+        self._steps = {name: _FunnelStep() for name in steps}
         self.rows_in = 0
 
     def keep(self, text_id: str, changed_by: Iterable[str] = ()) -> None:
