@@ -14,20 +14,18 @@ from hypothesis import strategies as st
 
 from fake_model import FakeModel, client_of, item_of, valid
 from psychocounsel.config.components import locate
-from psychocounsel.corpus.topic_model import (
-    ChatTopicAssigner,
-    TopicPrompt,
-    prompt_digest,
-)
 from psychocounsel.corpus.topics import (
     NO_CUE,
     Assigned,
+    ChatTopicAssigner,
     OfflineTopicAssigner,
     Taxonomy,
     Topic,
     TopicAssigner,
+    TopicPrompt,
     Unassigned,
     load_taxonomy,
+    prompt_digest,
     unassigned_by_reason,
 )
 from psychocounsel.errors import ConfigError, EndpointError, Preempted

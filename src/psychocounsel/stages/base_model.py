@@ -2,7 +2,7 @@
 
 from psychocounsel.config.schema import BaseModelConfig
 from psychocounsel.corpus.build import CorpusSpecs, corpus_specs, make_corpus
-from psychocounsel.corpus.topic_model import open_topics
+from psychocounsel.corpus.topics import open_topics
 from psychocounsel.errors import ConfigError
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.session import Session, open_session

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.schema import BuildPreferencesConfig, PairLengthConfig
 from psychocounsel.corpus.build import corpus_specs, make_corpus
-from psychocounsel.corpus.topic_model import open_topics
+from psychocounsel.corpus.topics import open_topics
 from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError, counted
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.judging.audit import histograms, sample_metrics
