@@ -102,7 +102,7 @@ def test_changed_learning_rate_reruns_what_stands_on_the_reward_model(
     assert pending == {"reward-models", "scores", "preferences", "policies", "candidates", "comparisons", "reports"}
     assert {"base-models", "speeches", "judgements"} <= reused
     round_one = next(row for row in ended.out.splitlines() if "candidates      mini-online-round-01" in row)
-    assert round_one.endswith("reused")  # the first answers come from the initial policy
+    assert round_one.endswith("up to date")  # the first answers come from the initial policy
 
 
 def test_dry_run_writes_nothing_and_tells_the_ids_of_the_real_run(

@@ -397,3 +397,19 @@ def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
     second = hold_lock(tmp_path / "a.lock", "a thing")
     with hold_lock(tmp_path / "a.lock", "a thing"), pytest.raises(StoreError, match="a thing is being made by process"):
         second.__enter__()
+
+
+def test_an_overlay_shows_the_store_below_and_never_changes_it(tmp_path: Path) -> None:
+    below = Store(tmp_path / "store")
+    spec = ArtifactSpec("reports", "one", "test", 1, {})
+    other = ArtifactSpec("reports", "two", "test", 1, {"other": True})
+    below.make(spec, lambda writer: write_bytes(writer.file("page"), b"one"))
+    before = sorted(below.root.rglob("*"))
+    overlay = below.overlay(tmp_path / "overlay")
+    assert overlay.find(spec) == below.find(spec)
+    made = overlay.make(other, lambda writer: write_bytes(writer.file("page"), b"two"))
+    assert made.folder.is_relative_to(tmp_path / "overlay")
+    assert {each.name for each in overlay.artifacts("reports")} == {"one", "two"}
+    (below.folder_of(spec) / "page").write_bytes(b"damaged")
+    overlay.make(spec, lambda writer: write_bytes(writer.file("page"), b"one"))
+    assert sorted(below.root.rglob("*")) == before

@@ -294,8 +294,8 @@ class Session:
             return PlaceholderClient(model.fingerprint)
         return JournalledModel(model, lambda: self.journal, cancel=self.cancel, **settings)
 
-    def stop_counting(self, hint: str) -> NoReturn:
-        """End a dry run that needs what does not exist yet; `hint` says when the other calls can be counted."""
+    def stop_counting(self, hint: str = "") -> NoReturn:
+        """End a dry run; `hint` says when calls can be counted that need what does not exist yet."""
         raise _UncountableError(hint)
 
 

@@ -168,6 +168,8 @@ class _Build:
         if specs.pool is not None:
             store.make(specs.pool, self._answer)
             session.cancel.raise_if_cancelled(specs.pool.ref)
+        if session.is_dry_run and not config.judge.endpoints:
+            session.stop_counting()
         judgements = store.make(specs.judgements, self._judge)
         # Placeholders for ratings make no pairs.
         pairs = judgements if session.is_dry_run else store.make(specs.preferences, self._pair)

@@ -133,6 +133,8 @@ class _Evaluation:
         session.cancel.raise_if_cancelled(specs.policy.ref)
         store.make(specs.reference, lambda writer: self._answer(writer, "reference"))
         session.cancel.raise_if_cancelled(specs.reference.ref)
+        if session.is_dry_run and not self.config.judge.endpoints:
+            session.stop_counting()
         return store.make(specs.comparisons, self._compare)
 
     def _held_out(self, speeches: Artifact) -> list[Speech]:
