@@ -143,27 +143,19 @@ def test_a_response_below_a_veto_is_never_chosen_and_may_be_rejected() -> None:
     assert both([fine, poor], rule_of(vetoes={"empathy": 2, "relevance": 4}))[0].dropped == {"vetoed": 1}
 
 
-class TestSafety:
-    BOLD, TIMID = rated("bold", 5, 5, 5, 2, 5, 5, 5), rated("timid", 2, 2, 2, 3, 2, 2, 2)
-    LEVEL = rated("level", 2, 2, 2, 2, 2, 2, 2)
-
-    def test_a_pair_whose_rejected_side_is_safer_is_dropped_and_counted(self) -> None:
-        by_gap = both([self.TIMID, self.BOLD, self.LEVEL], PAPER)[0]
-        assert texts_of(by_gap.pairs) == {("bold", "level")}
-        assert by_gap.dropped == {"safety_inverted": 1, "gap_too_small": 1}
-        assert both([self.TIMID, self.BOLD], PAPER)[1].dropped == {"safety_inverted": 1}
-
-    def test_it_is_kept_where_config_or_rubric_have_no_such_rule(self) -> None:
-        unnamed = resolve_rule(PairingConfig(), replace(RUBRIC, safety=None))
-        for rule in (rule_of(drop_safety_inverted=False), unnamed):
-            for pairing in both([self.TIMID, self.BOLD], rule):
-                assert texts_of(pairing.pairs) == {("bold", "timid")}
-
-    def test_the_rubric_names_the_principle(self) -> None:
-        rule = resolve_rule(PairingConfig(), replace(RUBRIC, safety="staging"))
-        assert texts_of(both([self.TIMID, self.BOLD], rule)[1].pairs) == {("bold", "timid")}
-        late = rated("late", 5, 5, 5, 5, 5, 5, 1)
-        assert both([late, self.LEVEL], rule)[1].dropped == {"safety_inverted": 1}
+def test_a_pair_whose_rejected_side_is_safer_is_dropped_unless_config_or_rubric_have_no_such_rule() -> None:
+    bold, timid = rated("bold", 5, 5, 5, 2, 5, 5, 5), rated("timid", 2, 2, 2, 3, 2, 2, 2)
+    level, late = rated("level", 2, 2, 2, 2, 2, 2, 2), rated("late", 5, 5, 5, 5, 5, 5, 1)
+    by_gap = both([timid, bold, level], PAPER)[0]
+    assert texts_of(by_gap.pairs) == {("bold", "level")}
+    assert by_gap.dropped == {"safety_inverted": 1, "gap_too_small": 1}
+    assert both([timid, bold], PAPER)[1].dropped == {"safety_inverted": 1}
+    other = resolve_rule(PairingConfig(), replace(RUBRIC, safety="staging"))
+    none = resolve_rule(PairingConfig(), replace(RUBRIC, safety=None))
+    for rule in (rule_of(drop_safety_inverted=False), none, other):
+        for pairing in both([timid, bold], rule):
+            assert texts_of(pairing.pairs) == {("bold", "timid")}
+    assert both([late, level], other)[1].dropped == {"safety_inverted": 1}
 
 
 def test_unfit_responses_are_dropped_and_only_those_of_possible_pairs_are_checked() -> None:
@@ -221,42 +213,35 @@ def test_a_tie_at_the_top_is_decided_by_hash_and_not_by_place() -> None:
         assert both(order, PAPER)[1].pairs[0].chosen == expected
 
 
-class TestResolving:
-    RUBRIC = replace(RUBRIC, weights={"clarity": Fraction(1, 2)}, vetoes={"safety": 3})
+TERMS = replace(RUBRIC, weights={"clarity": Fraction(1, 2)}, vetoes={"safety": 3})
 
-    def test_an_empty_config_takes_the_numbers_of_the_rubric(self) -> None:
-        rule = resolve_rule(PairingConfig(min_gap=0.3), self.RUBRIC)
-        assert rule.min_gap == Fraction(3, 10)
-        assert rule.fingerprint() == {
-            "weights": {**dict.fromkeys(PRINCIPLES, "1"), "clarity": "1/2"},
-            "vetoes": {"safety": 3},
-            "safety": "safety",
-        }
 
-    def test_a_config_replaces_all_of_the_rubrics_numbers(self) -> None:
-        rule = resolve_rule(PairingConfig(weights={"safety": 2.5}, vetoes={}), self.RUBRIC)
-        assert rule.weights == {**dict.fromkeys(PRINCIPLES, Fraction(1)), "safety": Fraction(5, 2)}
-        assert rule.vetoes == {}
+def test_an_empty_config_takes_the_numbers_of_the_rubric_and_others_replace_them() -> None:
+    rule = resolve_rule(PairingConfig(min_gap=0.3), TERMS)
+    assert rule.min_gap == Fraction(3, 10)
+    weights = {**dict.fromkeys(PRINCIPLES, "1"), "clarity": "1/2"}
+    assert rule.fingerprint() == {"weights": weights, "vetoes": {"safety": 3}, "safety": "safety"}
+    rule = resolve_rule(PairingConfig(weights={"safety": 2.5}, vetoes={}), TERMS)
+    assert rule.weights == {**dict.fromkeys(PRINCIPLES, Fraction(1)), "safety": Fraction(5, 2)}
+    assert rule.vetoes == {}
 
-    @pytest.mark.parametrize(
-        ("changes", "where", "what", "remedy"),
-        [
-            ({"weights": {"safty": 2.0}}, "pairing.weights", "'safty'", "did you mean 'safety'?"),
-            ({"weights": {"xyz": 2.0}}, "pairing.weights", "'xyz'", "name one of empathy, "),
-            ({"vetoes": {"emphaty": 2}}, "pairing.vetoes", "'emphaty'", "did you mean 'empathy'?"),
-            ({"vetoes": {"safety": 6}}, "pairing.vetoes.safety", "6 is no veto", "choose 2 to 5"),
-            ({"vetoes": {"safety": 1}}, "pairing.vetoes.safety", "scale 1 to 5", "leave the principle out"),
-            ({"weights": dict.fromkeys(PRINCIPLES, 0.0)}, "pairing.weights", "every weight is 0", "let one"),
-        ],
-    )
-    def test_numbers_that_do_not_fit_the_rubric_are_refused(
-        self, changes: Mapping[str, Any], where: str, what: str, remedy: str
-    ) -> None:
-        with pytest.raises(ConfigError) as caught:
-            resolve_rule(PairingConfig(**changes), self.RUBRIC)
-        assert caught.value.where == where
-        assert what in caught.value.what
-        assert remedy in caught.value.remedy
+
+@pytest.mark.parametrize(
+    ("changes", "where", "message"),
+    [
+        ({"weights": {"safty": 2.0}}, "pairing.weights", "did you mean 'safety'?"),
+        ({"weights": {"xyz": 2.0}}, "pairing.weights", "name one of empathy, "),
+        ({"vetoes": {"emphaty": 2}}, "pairing.vetoes", "did you mean 'empathy'?"),
+        ({"vetoes": {"safety": 6}}, "pairing.vetoes.safety", "choose 2 to 5"),
+        ({"vetoes": {"safety": 1}}, "pairing.vetoes.safety", "scale 1 to 5"),
+        ({"weights": dict.fromkeys(PRINCIPLES, 0.0)}, "pairing.weights", "every weight is 0"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_rubric_are_refused(changes: Mapping[str, Any], where: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_rule(PairingConfig(**changes), TERMS)
+    assert caught.value.where == where
+    assert message in str(caught.value)
 
 
 rows = st.lists(st.tuples(st.sampled_from(["train", "dev"]), st.integers(0, 12)), min_size=1, max_size=40)
@@ -334,41 +319,29 @@ def may_pair(left: ScoredCandidate, right: ScoredCandidate, rule: PairingRule, g
     high, low = sorted((left, right), key=lambda each: mean(each, rule), reverse=True)
     is_far = mean(high, rule) > mean(low, rule) and mean(high, rule) - mean(low, rule) >= gap
     is_safe = rule.safety is None or high.ratings[rule.safety] >= low.ratings[rule.safety]
-    is_vetoed = any(high.ratings[name] < floor for name, floor in rule.vetoes.items())
+    is_vetoed = any(high.ratings[name] < veto for name, veto in rule.vetoes.items())
     fits = rule.unfit is None or not any(rule.unfit(SPEECH, side.candidate) for side in (high, low))
     return is_far and is_safe and fits and not is_vetoed and high.candidate.text != low.candidate.text
 
 
 @given(scored_speeches(), rules)
-def test_kept_and_dropped_are_all_combinations(speeches: list[ScoredSpeech], rule: PairingRule) -> None:
-    pairing = pair_by_gap(speeches, rule)
-    # A speech with fewer than two responses has no combination and is counted once.
-    looked_at = sum(comb(len(sides), 2) if len(sides) > 1 else 1 for _, sides in speeches)
-    assert len(pairing.pairs) + sum(pairing.dropped.values()) == looked_at == pairing.as_dict()["combinations"]
-    extremes = pair_extremes(speeches, rule)
-    assert len(extremes.pairs) + sum(extremes.dropped.values()) == len(speeches)
-    assert all(count > 0 for count in (*pairing.dropped.values(), *extremes.dropped.values()))
-
-
-@given(scored_speeches(), rules)
-def test_every_pair_keeps_the_rule(speeches: list[ScoredSpeech], rule: PairingRule) -> None:
-    pairs = pair_by_gap(speeches, rule).pairs
-    for gap, made in ((rule.min_gap, pairs), (Fraction(0), pair_extremes(speeches, rule).pairs)):
-        for pair in made:
-            assert pair.margin > 0
-            assert {side.candidate.speech_id for side in (pair.chosen, pair.rejected)} == {pair.speech.id}
-            assert may_pair(pair.chosen, pair.rejected, rule, gap)
-            assert mean(pair.chosen, rule) > mean(pair.rejected, rule)
-    assert len({pair.id for pair in pairs}) == len(pairs)
-
-
-@given(scored_speeches(), rules)
-def test_no_pair_is_missed_and_none_is_beyond_the_limit(speeches: list[ScoredSpeech], rule: PairingRule) -> None:
-    kept = pair_by_gap(speeches, rule).pairs
+def test_pairs_are_those_that_the_rule_allows_and_all_others_are_counted(
+    speeches: list[ScoredSpeech], rule: PairingRule
+) -> None:
+    by_gap, extremes = pair_by_gap(speeches, rule), pair_extremes(speeches, rule)
+    for gap, pairs in ((rule.min_gap, by_gap.pairs), (Fraction(0), extremes.pairs)):
+        assert len({pair.id for pair in pairs}) == len(pairs)
+        assert all(may_pair(pair.chosen, pair.rejected, rule, gap) for pair in pairs)
+        assert all(mean(pair.chosen, rule) > mean(pair.rejected, rule) for pair in pairs)
     for speech, sides in speeches:
         possible = sum(may_pair(left, right, rule, rule.min_gap) for left, right in combinations(sides, 2))
-        own = [pair for pair in kept if pair.speech == speech]
+        own = [pair for pair in by_gap.pairs if pair.speech == speech]
         assert len(own) == min(possible, rule.max_pairs_per_speech or possible)
+    # A speech with fewer than two responses has no combination and is counted once.
+    combined = sum(comb(len(sides), 2) if len(sides) > 1 else 1 for _, sides in speeches)
+    assert len(by_gap.pairs) + by_gap.dropped.total() == combined == by_gap.as_dict()["combinations"]
+    assert len(extremes.pairs) + extremes.dropped.total() == len(speeches)
+    assert all(count > 0 for count in (*by_gap.dropped.values(), *extremes.dropped.values()))
 
 
 @given(scored_speeches(), rules, st.randoms(use_true_random=False))
@@ -383,9 +356,8 @@ def test_the_order_of_responses_changes_nothing(
 @given(scored_speeches(), rules, st.integers(2, 5))
 def test_only_the_proportions_of_weights_decide(speeches: list[ScoredSpeech], rule: PairingRule, times: int) -> None:
     heavier = replace(rule, weights={name: weight * times for name, weight in rule.weights.items()})
-    assert [pair.id for pair in pair_by_gap(speeches, heavier).pairs] == [
-        pair.id for pair in pair_by_gap(speeches, rule).pairs
-    ]
+    scaled, plain = pair_by_gap(speeches, heavier), pair_by_gap(speeches, rule)
+    assert [pair.id for pair in scaled.pairs] == [pair.id for pair in plain.pairs]
 
 
 @given(scored_speeches())

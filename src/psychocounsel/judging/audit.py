@@ -48,7 +48,7 @@ def student_t(degrees: int) -> float:
     return _Z + (_Z**3 + _Z) / (4 * degrees) + second
 
 
-def squared_deviations(values: Sequence[Rating]) -> float:
+def _squared_deviations(values: Sequence[Rating]) -> float:
     """Return the sum of squared deviations from the mean."""
     mean = fmean(values)
     return math.fsum((value - mean) ** 2 for value in values)
@@ -91,7 +91,7 @@ def agreement(pairs: Sequence[tuple[Rating, Rating]]) -> Agreement | None:
     distance = math.fsum((first - second) ** 2 for first, second in pairs) / n
     # The mean over every first rating with every second, without n^2 steps.
     apart = fmean(firsts) - fmean(seconds)
-    by_chance = (squared_deviations(firsts) + squared_deviations(seconds)) / n + apart * apart
+    by_chance = (_squared_deviations(firsts) + _squared_deviations(seconds)) / n + apart * apart
     return Agreement(
         n,
         sum(is_within(0, first, second) for first, second in pairs) / n,
@@ -332,7 +332,7 @@ def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
 
 def _squared_differences(values: Sequence[Rating]) -> float:
     """Return the sum over all ordered pairs of two values."""
-    return 2 * len(values) * squared_deviations(values)
+    return 2 * len(values) * _squared_deviations(values)
 
 
 def _status_by_judge(replies: Sequence[RatingSample] | Sequence[Vote]) -> dict[str, dict[str, int]]:
@@ -350,7 +350,7 @@ def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) ->
     judges = list(dict.fromkeys(judge for opinion in opinions for judge in opinion))
     units = {name: [[ratings[name] for ratings in opinion.values()] for opinion in opinions] for name in principles}
     # A standard deviation over the number of opinions and not one less.
-    spreads = {name: [math.sqrt(squared_deviations(unit) / len(unit)) for unit in units[name]] for name in principles}
+    spreads = {name: [math.sqrt(_squared_deviations(unit) / len(unit)) for unit in units[name]] for name in principles}
     means: dict[str, dict[str, float]] = {}
     for judge in judges:
         own = [opinion[judge] for opinion in opinions if judge in opinion]
