@@ -59,7 +59,7 @@ def test_a_reference_to_an_unwanted_kind_is_refused(store: Store) -> None:
 
 
 def test_an_unknown_name_suggests_a_similar_one(store: Store) -> None:
-    with pytest.raises(ConfigError, match="run the stage that makes it first"):
+    with pytest.raises(ConfigError, match="run the stage that creates it first"):
         resolve(store, "quickstart", "policies")
     made(store, "policies", "quickstart")
     with pytest.raises(ConfigError, match=r"did you mean 'quickstart'\?") as fault:
@@ -90,7 +90,7 @@ def test_a_pin_wins_over_a_newer_artifact(store: Store) -> None:
     pinned = store.pinned(old, plan)
     assert resolve(pinned, "talk", "policies") == old
     assert resolve(pinned, "talk", "scores") == plan
-    with pytest.raises(ConfigError, match="known once it is made"):
+    with pytest.raises(ConfigError, match="known once that exists"):
         resolve(pinned, "scores/talk@best")
 
 

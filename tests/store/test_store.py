@@ -395,7 +395,10 @@ def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), hold_lock(tmp_path / "a.lock", "a thing"):
         raise KeyError
     second = hold_lock(tmp_path / "a.lock", "a thing")
-    with hold_lock(tmp_path / "a.lock", "a thing"), pytest.raises(StoreError, match="a thing is being made by process"):
+    with (
+        hold_lock(tmp_path / "a.lock", "a thing"),
+        pytest.raises(StoreError, match="a thing is being created by process"),
+    ):
         second.__enter__()
 
 

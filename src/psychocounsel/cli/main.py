@@ -111,9 +111,9 @@ def run(
     if dry_run:
         _show_dry_run(steps, opened)
         return
-    made = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
-    tell(made, opened)
-    tell_end_of_recipe(made, opened)
+    created = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
+    tell(created, opened)
+    tell_end_of_recipe(created, opened)
 
 
 @app.command()
@@ -251,8 +251,8 @@ def import_preferences(
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
         following = None
     opened = open_store(store, offline)
-    made = run_config("import-preferences", config, dry_run, opened)
-    if made is None:
+    created = run_config("import-preferences", config, dry_run, opened)
+    if created is None:
         return
     if following is not None:
         words: list[str] = [following.stage, str(following.config)]
@@ -261,7 +261,7 @@ def import_preferences(
         path = bundled.relative_to(Path.cwd()) if bundled.is_relative_to(Path.cwd()) else bundled
         change = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
         words = ["train-reward", str(path), *change]
-    tell_end(made, words, opened)
+    tell_end(created, words, opened)
 
 
 add_artifacts_to(app)
@@ -280,9 +280,9 @@ def _run_stage(stage: "StageName", path: Path, overrides: Sequence[str], is_dry_
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import CONFIGS
 
-    made = run_config(stage, load_config(CONFIGS[stage], path, overrides), is_dry_run, store)
-    if made is not None:
-        tell_end(made, next_words(made, stage, path), store)
+    created = run_config(stage, load_config(CONFIGS[stage], path, overrides), is_dry_run, store)
+    if created is not None:
+        tell_end(created, next_words(created, stage, path), store)
 
 
 def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
@@ -294,9 +294,9 @@ def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: 
     if is_dry_run:
         _show_dry_run([Step(stage, stage, config)], store)
         return None
-    made = run_stage(stage, config, store)
-    tell([made], store)
-    return made
+    created = run_stage(stage, config, store)
+    tell([created], store)
+    return created
 
 
 def _show_dry_run(steps: "Sequence[Step]", store: Store) -> None:
@@ -323,7 +323,7 @@ def main() -> None:
     console.show_log()
     # Threads that wait by spinning slow down everything else on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # On a shared machine nobody else may read what clients said.
+    # On a shared machine no other user may read what clients said.
     os.umask(0o077)
     # Stages that save their work handle both signals; elsewhere SIGTERM ends a run like SIGINT.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Versioned artifacts: the spec of one to be made, its folder while it is built, and the complete folder."""
+"""Versioned artifacts: the spec of one to be created, its folder while it is built, and the complete folder."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
     for parent in parents:
         if parent.role == role:
             return parent
-    raise StoreError(f"has no {role}", where=child, remedy="make it again with this version")
+    raise StoreError(f"has no {role}", where=child, remedy="create it again with this version")
 
 
 @dataclass(frozen=True)

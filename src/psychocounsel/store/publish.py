@@ -163,7 +163,7 @@ def _require_open_sources(store: Store, artifact: Artifact) -> None:
                 raise InputError(
                     f"was made from restricted text: {key} of {each.artifact.kind} {each.artifact.ref}",
                     where=artifact.ref,
-                    remedy="leave that source out, or de-identify it and declare it deidentified, and make it again",
+                    remedy="leave that source out, or de-identify it and declare it deidentified, and create it again",
                 )
 
 
@@ -180,7 +180,7 @@ def _require_no_secrets(artifact: Artifact, names: Sequence[str]) -> None:
         raise InputError(
             "nothing is published, because these places hold what looks like a secret:\n" + "\n".join(places),
             where=artifact.ref,
-            remedy="remove it from the source or the config that it came from and make the artifact again; "
+            remedy="remove it from the source or the config that it came from and create the artifact again; "
             "a key that may have been seen must be replaced",
         )
 

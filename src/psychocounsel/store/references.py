@@ -51,7 +51,7 @@ class ModelReference(NamedTuple):
 
 
 def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
-    """Return the artifact of a reference, or the spec of one that the present recipe run is going to make.
+    """Return the artifact of a reference, or the spec of one that the present recipe run is going to create.
 
     Args:
         store: where to look.
@@ -97,8 +97,8 @@ def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | Artifac
 def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact:
     if isinstance(named, ArtifactSpec):
         raise ConfigError(
-            f"which one is the best of {named.kind} {named.name} is known once it is made",
-            remedy="run the stage that makes it first; a dry run cannot know",
+            f"which one is the best of {named.kind} {named.name} is known once that exists",
+            remedy="run the stage that creates it first; a dry run cannot know",
         )
     best = named.manifest["notes"].get("best")
     if best is None:
@@ -153,7 +153,7 @@ def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> ConfigError:
     if close:
         remedy = f"did you mean {close[0]!r}?"
     else:
-        remedy = f"known names: {', '.join(sorted(known))}" if known else "run the stage that makes it first"
+        remedy = f"known names: {', '.join(sorted(known))}" if known else "run the stage that creates it first"
     what = "artifact" if len(kinds) == len(KINDS) else " or ".join(kinds)
     return _NotFoundError(f"there is no {what} {ref!r}", where=str(store.root), remedy=remedy)
 

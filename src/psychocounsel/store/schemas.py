@@ -80,7 +80,7 @@ class RewardScore(NamedTuple):
 
 
 class OrderedComparison(NamedTuple):
-    """A comparison and the order that the judge saw: in `forward` the policy stands first."""
+    """A comparison and the order that the judge saw: in `forward` the policy comes first."""
 
     comparison: Comparison
     order: str
@@ -132,7 +132,7 @@ def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, A
 
 
 def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
-    """Return the rows of a table, after comparing its digest with the manifest: Parquet misses many a flipped byte.
+    """Return the rows of a table, after comparing its digest with the manifest: Parquet misses many flipped bytes.
 
     Raises:
         StoreError: the table is missing or damaged.
@@ -146,7 +146,7 @@ def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
         raise StoreError(
             "the table is missing or damaged",
             where=str(path),
-            remedy="check it with `psychocounsel verify`; move the folder away to make it again",
+            remedy="check it with `psychocounsel verify`; move the folder away to create it again",
         )
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ class Store:
         """Check every file of an artifact before a library reads them that checks nothing.
 
         Raises:
-            IncompleteError: a file is damaged; the artifact was set aside, so that its stage makes it again.
+            IncompleteError: a file is damaged; the artifact was set aside, so that its stage creates it again.
             StoreError: a file is damaged, and the artifact is in another store.
         """
         damage = damaged_files(artifact, cached_digest)
@@ -134,7 +134,7 @@ class Store:
         raise IncompleteError(
             f"{artifact.kind} {artifact.ref} is damaged: {what}",
             where=str(_set_aside(artifact.folder)),
-            remedy="it was moved there; run the recipe, or the stage that makes it, again",
+            remedy="it was moved there; run the recipe, or the stage that creates it, again",
         )
 
     def _set_damaged_aside(self, spec: ArtifactSpec) -> None:
@@ -145,7 +145,7 @@ class Store:
             folders.add(self.folder_of(spec))
         for folder in sorted(folders):
             aside = _set_aside(folder)
-            log.info(f"{spec.kind} {spec.ref}: damaged, moved to {aside.name}, made again")
+            log.info(f"{spec.kind} {spec.ref}: damaged, moved to {aside.name}, created again")
 
     def artifacts(self, kind: Kind | None = None) -> list[Artifact]:
         """Return the artifacts, oldest first. One with an unreadable manifest is left out and logged."""
@@ -184,7 +184,7 @@ class Store:
         raise StoreError(
             f"{parent.kind} {parent.ref} is not in the store",
             where=str(self.root),
-            remedy="run the stage that makes it first",
+            remedy="run the stage that creates it first",
         )
 
     def open_at(self, folder: Path) -> Artifact:
@@ -215,7 +215,7 @@ def hold_lock(path: Path, what: str) -> Generator[None]:
         lock.acquire()
     except Timeout:
         raise StoreError(
-            f"{what} is being made by {path.read_text(encoding='ascii') or 'another process'}",
+            f"{what} is being created by {path.read_text(encoding='ascii') or 'another process'}",
             where=str(path),
             remedy="wait for it to end, or stop it and run this command again",
         ) from None
