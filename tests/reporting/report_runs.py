@@ -1,22 +1,27 @@
 """A made-up run, as `ReportData`: every kind of artifact with metrics in the shapes that the stages write."""
 
 import hashlib
+import json
 import math
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from psychocounsel.reporting.tables import (
-    ArtifactFacts,
-    Example,
-    ExampleSet,
-    FileFacts,
-    ParentFacts,
-    ReportData,
-)
+from psychocounsel.reporting.html import Example, ExampleSet, ReportData
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.types import Rate, Speech
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="report-runs-")
 
 OFFLINE = "Rated by the offline judge: no evidence about the quality of counselling."
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+
+
+BASE = {
+    "sft": {"first_loss": 5.9, "last_loss": 3.1, "steps": 40, "seconds": 9.0, "parameters": 22_112},
+    "training_speeches": 104,
+}
 
 
 def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> dict[str, float]:
@@ -24,11 +29,19 @@ def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> 
     return Rate(estimate, low, high, n, missing).as_dict()
 
 
-def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> ArtifactFacts:
+def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> Artifact:
+    """Return an artifact that has a metrics.json and no other file; `parents` are by role."""
     digest = hashlib.sha256(f"{kind}/{name}".encode()).hexdigest()
-    parents = tuple(ParentFacts(role, each.kind, each.ref, each.id) for role, each in more.pop("parents", {}).items())
-    ref = f"{name}@{digest[:8]}"
-    return ArtifactFacts(kind, name, ref, digest, metrics, parents=parents, **more)
+    parents = [each.as_parent(role)._asdict() for role, each in more.pop("parents", {}).items()]
+    manifest: dict[str, Any] = {"kind": kind, "name": name, "id": digest, "parents": parents, "stage": "made-up"}
+    manifest |= {"version": 1, "warnings": [], "settings": {}, "rows": {}, "files": {}, "seconds": 1.0, "made_with": {}}
+    return with_metrics(Artifact(Path(), {**manifest, "created_at": "2026-01-01T00:00:00", **more}), metrics)
+
+
+def with_metrics(artifact: Artifact, metrics: Mapping[str, Any]) -> Artifact:
+    folder = Path(tempfile.mkdtemp(dir=_FOLDER.name))
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return Artifact(folder, artifact.manifest)
 
 
 def reward_metrics() -> dict[str, Any]:
@@ -52,6 +65,7 @@ def reward_metrics() -> dict[str, Any]:
         "training": training(45, too_long_chosen=2, kept=498),
         "test_margins": [math.sin(place) + 0.9 for place in range(40)],
         "pairs": {"train": 500, "test": 40},
+        "leakage": {"speeches": 40, "leaked": 0},
     }
 
 
@@ -88,7 +102,7 @@ def policy_training(steps: int, **lengths: int) -> dict[str, Any]:
     return {**training(steps, **lengths), "history": policy_history(steps)}
 
 
-def verdict_metrics(**changes: Any) -> dict[str, Any]:
+def comparison_metrics(**changes: Any) -> dict[str, Any]:
     topics = ("anxiety-and-stress", "grief", "relationships")
     return {
         "win_rate": rate(0.72),
@@ -112,22 +126,30 @@ def verdict_metrics(**changes: Any) -> dict[str, Any]:
             "own_family": [],
         },
         "answered_by_both": 41,
+        "leakage": {"speeches": 41, "leaked": 0},
         "missing_answers": {"policy": {}, "reference": {}},
         "missing_by_topic": {topic: {"missing": 0, "total": 9} for topic in topics},
         **changes,
     }
 
 
-def corpus() -> dict[str, ArtifactFacts]:
+def corpus() -> dict[str, Artifact]:
     funnel = {"rows_in": 170, "kept": 160, "dropped": {"too_short": 7, "repeated_speech": 3}}
     splits = {"train": 104, "dev": 16, "test": 40}
     speeches = artifact(
         "speeches",
         "sample",
-        {"funnel": funnel, "splits": splits, "clusters": 158, "crisis": 18},
+        {
+            "funnel": funnel,
+            "sources": [{"name": "sample", "licence": "cc-by-4.0", "data_class": "public", "speeches": 160}],
+            "splits": splits,
+            "clusters": 158,
+            "near_duplicates": 2,
+            "crisis": 18,
+        },
         rows={"speeches.parquet": 160},
         settings={"speeches": [{"path": "bundled:speeches.jsonl", "licence": "cc-by-4.0"}]},
-        files=(FileFacts("speeches.parquet", 31_402, "a" * 64),),
+        files={"speeches.parquet": {"bytes": 31_402, "sha256": "a" * 64}},
         made_with={"python": "3.11"},
     )
     candidates = artifact(
@@ -140,7 +162,7 @@ def corpus() -> dict[str, ArtifactFacts]:
     return {"speeches": speeches, "candidates": candidates}
 
 
-def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
+def labels(made: dict[str, Artifact]) -> dict[str, Artifact]:
     counts = {"1": 40, "2": 160, "3": 200, "4": 180, "5": 55}
     judgements = artifact(
         "judgements",
@@ -154,7 +176,7 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
             "histograms": dict.fromkeys(PRINCIPLES, counts),
         },
         parents=made,
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
         rows={"judgements.parquet": 636},
     )
     pairing = {
@@ -167,7 +189,7 @@ def labels(made: dict[str, ArtifactFacts]) -> dict[str, ArtifactFacts]:
         "sample",
         {"pairing": pairing, "words": {"train": {"chosen": 48.1, "rejected": 51.7}}},
         parents={"judgements": judgements, **made},
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
         rows={f"data/{split}-00000-of-00001.parquet": by["kept"] for split, by in pairing.items()},
     )
     return {"judgements": judgements, "preferences": preferences}
@@ -223,12 +245,12 @@ def audit_metrics(**changes: Any) -> dict[str, Any]:
     }
 
 
-def audit(made: dict[str, ArtifactFacts], **changes: Any) -> ArtifactFacts:
+def audit(made: dict[str, Artifact], **changes: Any) -> Artifact:
     parents = {key: made[key] for key in ("judgements", "speeches", "candidates")}
-    return artifact("audits", "sample", audit_metrics(**changes), parents=parents, notices=(OFFLINE,))
+    return artifact("audits", "sample", audit_metrics(**changes), parents=parents, warnings=[OFFLINE])
 
 
-def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFacts, last: int) -> list[ArtifactFacts]:
+def online_round(number: int, made: dict[str, Artifact], before: Artifact, last: int) -> list[Artifact]:
     name = f"tiny-online-round-{number:02d}"
     sampled = artifact(
         "candidates",
@@ -275,20 +297,20 @@ def online_round(number: int, made: dict[str, ArtifactFacts], before: ArtifactFa
             "initial policy": made["base"],
             "reward model": made["reward"],
         },
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
     )
     return [sampled, scores, pairs, policy]
 
 
-def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, ArtifactFacts], list[ArtifactFacts]]:
-    base = artifact("base-models", "tiny", {}, parents={key: made[key] for key in ("speeches", "candidates")})
+def models(made: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact], list[Artifact]]:
+    base = artifact("base-models", "tiny", BASE, parents={key: made[key] for key in ("speeches", "candidates")})
     parents = {"preferences": made["preferences"], "base model": base}
     reward = artifact(
         "reward-models",
         "sample",
         reward_metrics(),
         parents=parents,
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
         rows={"scores.parquet": 80},
     )
     parents = {"preferences": made["preferences"], "initial policy": base}
@@ -297,17 +319,17 @@ def models(made: dict[str, ArtifactFacts], rounds: int) -> tuple[dict[str, Artif
         "tiny-dpo",
         {"training": policy_training(30, kept=500), "pairs": 500},
         parents=parents,
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
     )
     named = {"base": base, "reward": reward, "dpo": dpo}
-    in_rounds: list[ArtifactFacts] = []
+    in_rounds: list[Artifact] = []
     for number in range(1, rounds + 1):
         before = in_rounds[-1] if in_rounds else base
         in_rounds += online_round(number, {**made, **named}, before, rounds)
     return named, in_rounds
 
 
-def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts], **changes: Any) -> list[ArtifactFacts]:
+def comparison(name: str, policy: Artifact, made: dict[str, Artifact], **changes: Any) -> list[Artifact]:
     sides = {
         role: artifact(
             "candidates",
@@ -319,16 +341,16 @@ def comparison(name: str, policy: ArtifactFacts, made: dict[str, ArtifactFacts],
         )
         for role, model, author in (("policy", policy, name), ("reference", made["base"], "base"))
     }
-    verdicts = artifact(
+    compared = artifact(
         "comparisons",
         name,
-        verdict_metrics(**changes),
+        comparison_metrics(**changes),
         parents={**{f"{role} answers": each for role, each in sides.items()}, "speeches": made["speeches"]},
-        notices=(OFFLINE,),
+        warnings=[OFFLINE],
         settings={"confidence": 0.95},
         rows={"comparisons.parquet": 82},
     )
-    return [*sides.values(), verdicts]
+    return [*sides.values(), compared]
 
 
 def example(text: str, *, crisis: bool = False) -> Example:
@@ -355,5 +377,5 @@ def whole_run(rounds: int = 3) -> ReportData:
         example("(Crying) I keep her voicemail."),
         example("I do not want to be here any more.", crisis=True),
     )
-    verdicts = next(each for each in compared if each.kind == "comparisons")
-    return ReportData("sample-run", artifacts, (ExampleSet(verdicts.ref, "dpo", "base", examples),))
+    shown = next(each for each in compared if each.kind == "comparisons")
+    return ReportData("sample-run", artifacts, (ExampleSet(shown.ref, "dpo", "base", examples),))

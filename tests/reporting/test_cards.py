@@ -1,24 +1,67 @@
-from dataclasses import replace
+"""Cards: what the README.md of a dataset and of a model says, from made-up artifacts and from a small store."""
+
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from report_runs import artifact
+from hypothesis import given
+from hypothesis import strategies as st
+from report_runs import OFFLINE, artifact, reward_metrics
 
-from psychocounsel.reporting.card_facts import (
+from psychocounsel.reporting.cards import model_card
+from psychocounsel.reporting.dataset_card import (
     HUB_LICENCES,
+    OTHER,
+    PEOPLE,
     AuthorScores,
     CardFigure,
+    Condition,
     DatasetFacts,
-    RubricFacts,
+    combine,
+    conditions_of,
+    dataset_card,
+    dataset_figures,
+    gather_dataset_facts,
+    hub_licence,
+    scores_by_author,
+    strictest_first,
+    write_dataset_card,
 )
-from psychocounsel.reporting.cards import ModelFacts, dataset_card, model_card
-from released_store import SPEECH_METRICS, judgement_metrics, preference_metrics
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
+from psychocounsel.store.store import Store
+from psychocounsel.types import Judgement, ReplyStatus
+from released_store import (
+    ANSWERS,
+    JUDGE,
+    NOTICE,
+    PRINCIPLES,
+    RUBRIC,
+    SPEECH_METRICS,
+    judgement_metrics,
+    make_dataset,
+    pairs,
+    preference_metrics,
+)
 
-NOTICE = "Rated by a stand-in: no evidence about counselling."
+FLAWS = {
+    "rows": 9,
+    "speeches": 8,
+    "missing_ratings": 0,
+    "not_preferred": 0,
+    "safety_inverted": 7,
+    "equal_texts": 0,
+    "repeated": 0,
+    "leaks_exactly": 0,
+    "leaks_nearly": 0,
+    "too_long_chosen": None,
+    "too_long_rejected": None,
+    "chosen_is_longer": 4,
+    "mean_words_chosen": 20.25,
+    "mean_words_rejected": 20.0,
+}
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -37,7 +80,7 @@ def dataset_facts(**changes: Any) -> DatasetFacts:
         "licences": ["cc-by-4.0"],
         "rows": {"train": 3, "test": 2},
         "principles": ("empathy", "safety"),
-        "notices": (NOTICE,),
+        "warnings": (NOTICE,),
     }
     return DatasetFacts(**{**facts, **changes})
 
@@ -81,39 +124,17 @@ def test_a_name_that_means_something_in_yaml_stays_a_name(name: str) -> None:
     assert front_matter(dataset_card(dataset_facts(name=name)))["pretty_name"] == name
 
 
-def test_notices_come_before_everything_but_the_title() -> None:
-    for card in (dataset_card(dataset_facts()), model_card(ModelFacts("m", "reward model", (NOTICE,)))):
-        lines = [line for line in body(card).splitlines() if line]
-        assert lines[0].startswith("# ")
-        assert lines[1] == f"> **Notice.** {NOTICE}"
-
-
 def test_the_dataset_card_counts_its_rows_and_lists_its_columns() -> None:
     text = body(dataset_card(dataset_facts()))
-    assert "| train | 3 |" in text
-    assert "| test | 2 |" in text
-    assert "| together | 5 |" in text
+    lines = [line for line in text.splitlines() if line]
+    assert lines[0].startswith("# ")
+    assert lines[1] == f"> **Warning.** {NOTICE}"
+    assert "3 in `train`, 2 in `test`" in text
     assert "`{chosen,rejected}_{empathy,safety}_rating`" in text
 
 
 def test_pairs_without_ratings_have_no_rating_columns() -> None:
     assert "_rating`" not in dataset_card(dataset_facts(principles=()))
-
-
-def test_a_folder_with_the_card_and_other_files_beside_it_loads(tmp_path: Path) -> None:
-    from datasets import load_dataset
-
-    folder = tmp_path / "dataset"
-    (folder / "data").mkdir(parents=True)
-    for split, rows in {"train": 3, "test": 2}.items():
-        table = pa.table({"question": [f"{split} {number}" for number in range(rows)]})
-        pq.write_table(table, folder / f"data/{split}-00000-of-00001.parquet")
-    (folder / "README.md").write_text(dataset_card(dataset_facts()), encoding="utf-8")
-    (folder / "metrics.json").write_text('{"pairing": {}}', encoding="utf-8")
-    (folder / "manifest.json").write_text('{"id": "x"}', encoding="utf-8")
-    loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-    assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 3, "test": 2}
-    assert loaded["test"].column_names == ["question"]
 
 
 SPEECHES = artifact("speeches", "small", SPEECH_METRICS, settings={"cleaning": {"languages": ["en"], "min_chars": 100}})
@@ -136,17 +157,22 @@ PREFERENCES = artifact(
 def whole_facts(**changes: Any) -> DatasetFacts:
     whole: dict[str, Any] = {
         "licences": ["cc-by-nc-4.0", "mit"],
-        "rubric": RubricFacts("2026.1", "d" * 64, "en", 1, 5, {"empathy": "Empathy", "safety": "Safety"}),
+        "rubric": RUBRIC,
         "artifacts": (PREFERENCES, JUDGEMENTS, SPEECHES, CANDIDATES),
         "judges": {"judge-2025-01-01": 6},
         "scores_by_author": (AuthorScores("small|model", (0, 3, 0, 0, 0, 0, 0, 0), 1.5),),
-        "words": {"train": {"chosen": {10: 1, 20: 3}, "rejected": {2: 4}}},
+        "lengths": {"train": {"chosen": Counter({10: 1, 20: 3}), "rejected": Counter({2: 4})}},
     }
     return dataset_facts(**{**whole, **changes})
 
 
 def section(card: str, title: str) -> str:
     return body(card).partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def with_corpus(metrics: dict[str, Any] | None = None, **settings: Any) -> str:
+    speeches = artifact("speeches", "small", {**SPEECH_METRICS, **(metrics or {})}, settings=settings)
+    return dataset_card(whole_facts(artifacts=(PREFERENCES, JUDGEMENTS, speeches, CANDIDATES)))
 
 
 def test_the_card_has_the_sections_of_a_datasheet_in_order() -> None:
@@ -158,121 +184,96 @@ def test_the_card_has_the_sections_of_a_datasheet_in_order() -> None:
 
 
 @pytest.mark.parametrize("backend", ["offline", "endpoint"])
-def test_topics_by_cue_words_are_said_to_be_a_stand_in(backend: str) -> None:
-    speeches = replace(SPEECHES, settings={**SPEECHES.settings, "topics": {"backend": backend}})
-    card = dataset_card(whole_facts(artifacts=(PREFERENCES, JUDGEMENTS, speeches, CANDIDATES)))
-    assert ("a rough stand-in for a reader" in card) == (backend == "offline")
+def test_topics_by_cue_words_are_a_stand_in(backend: str) -> None:
+    assert ("a rough stand-in for a reader" in with_corpus(topics={"backend": backend})) == (backend == "offline")
 
 
 def test_a_column_without_a_name_is_not_shown() -> None:
-    nameless = replace(SPEECHES, metrics={**SPEECHES.metrics, "fine_topics": {"": 3}})
-    card = dataset_card(whole_facts(artifacts=(PREFERENCES, JUDGEMENTS, nameless, CANDIDATES)))
     assert "Fine topics" in dataset_card(whole_facts())
-    assert "Fine topics" not in card
+    assert "Fine topics" not in with_corpus({"fine_topics": {"": 3}})
 
 
-def test_every_step_of_the_funnel_is_told_with_where_it_stands() -> None:
-    cleaning = section(dataset_card(whole_facts()), "Cleaning")
-    assert "`min_chars: 100`" in cleaning
-    assert "| markup | 5 | 5 | 2 |" in cleaning
-    assert "| length | 5 | 4 | 0 | 1 too short |" in cleaning
-    assert "| together | 5 | 3 |  | 1 too short, 1 repeated speech |" in cleaning
-    assert "| answers asked of the pool | 10 | 6 | 1 repeated text, 3 cut |" in cleaning
-    assert f"From speeches `{SPEECHES.ref}`." in cleaning
-    assert f"From candidates `{CANDIDATES.ref}`." in cleaning
-
-
-def test_recall_and_precision_are_those_on_the_planted_set() -> None:
-    told = section(dataset_card(whole_facts()), "De-identification")
-    assert "Engine: patterns." in told
-    assert "| PERSON | 2 | 0 | 20 | 75.0 % | 75.0 % |" in told
-    assert "| together | 2 | 0 | 24 | 70.8 % | 77.3 % |" in told
-    assert "| EMAIL | 0 | 0 | 4 | 50.0 % | 100.0 % |" in told
-
-
-def test_labels_name_rubric_judge_missing_and_pairing() -> None:
-    labels = section(dataset_card(whole_facts()), "Labels")
-    assert "version 2026.1" in labels
-    assert "d" * 64 in labels
-    assert "| judge-2025-01-01 | 6 |" in labels
-    assert "| all | 6 | 1 | 16.7 % | 1 refusal |" in labels
-    assert "| crisis | 2 | 1 | 50.0 % |  |" in labels
-    assert "| principle | 1 | 2 | 3 | 4 | 5 |" in labels
-    assert "| empathy | 3 | 0 | 0 | 0 | 2 |" in labels
-    assert "`min_gap: 1.0`, `weights: {safety: 2.0}`" in labels
-    assert "vetoes" not in labels
+@pytest.mark.parametrize(
+    ("title", "lines"),
+    [
+        (
+            "Cleaning",
+            [
+                "`min_chars: 100`",
+                "| markup | 5 | 5 | 2 |",
+                "| length | 5 | 4 | 0 | 1 too short |",
+                "| together | 5 | 3 |  | 1 too short, 1 repeated speech |",
+                "| responses of the pool | 10 | 6 | 60.0 % | 1 repeated text, 3 cut |",
+                f"From speeches `{SPEECHES.ref}`.",
+                f"From candidates `{CANDIDATES.ref}`.",
+            ],
+        ),
+        (
+            "De-identification",
+            [
+                "Engine: patterns.",
+                "| PERSON | 2 | 20 | 75.0 % | 75.0 % |",
+                "| together | 2 | 24 | 70.8 % | 77.3 % |",
+                "| EMAIL | 0 | 4 | 50.0 % | 100.0 % |",
+            ],
+        ),
+        (
+            "Labels",
+            [
+                "version 2026.1",
+                RUBRIC.digest,
+                "| judge-2025-01-01 | 6 |",
+                "| responses judged | 6 | 5 | 83.3 % | 1 refusal |",
+                "| crisis | 1 | 2 | 50.0 % |",
+                "| principle | 1 | 2 | 3 | 4 | 5 |",
+                "| empathy | 3 | 0 | 0 | 0 | 2 |",
+                "`min_gap: 1.0`, `weights: {safety: 2.0}`",
+                "| small\\|model | 3 | 1.50 |",
+            ],
+        ),
+        ("Composition", ["| train | chosen | 17.5 | 20 | 20 |", "| train | rejected | 2.0 | 2 | 2 |"]),
+        ("Collection", ["| b.csv | cc-by-nc-4.0 | deidentified | 1 |"]),
+        ("Licence", ["| cc-by-nc-4.0 | name the source; no commercial use |"]),
+    ],
+)
+def test_every_number_stands_in_its_section(title: str, lines: list[str]) -> None:
+    text = section(dataset_card(whole_facts()), title).replace("\N{NO-BREAK SPACE}", " ")
+    assert [line for line in lines if line not in text] == []
+    assert "vetoes" not in text
 
 
 def test_leakage_that_was_imported_is_not_hidden() -> None:
-    def told(across: int) -> str:
-        metrics = {"clusters": 9, "clusters_across_splits": across}
-        return section(
-            dataset_card(whole_facts(artifacts=(artifact("speeches", "small", metrics),))),
-            "Splits and leakage",
-        )
-
-    assert "more than one split: 3." in told(3)
-    assert "no speech stands in two splits" not in told(3)
-    assert "no speech stands in two splits" in told(0)
+    leaking = section(with_corpus({"clusters_across_splits": 3}), "Splits and leakage")
+    assert "more than one split: 3." in leaking
+    assert "no speech occurs in two splits" not in leaking
+    assert "no speech occurs in two splits" in section(with_corpus(), "Splits and leakage")
 
 
 def test_benchmarks_whose_texts_were_dropped_are_named() -> None:
-    settings = {"exclude": [{"name": "exam.csv", "path": {"sha256": "e"}}], "exclude_span_words": 12}
-    speeches = artifact("speeches", "small", {}, settings=settings)
-    told = section(dataset_card(whole_facts(artifacts=(speeches,))), "Splits and leakage")
-    assert "share 12 words in a row with a text of exam.csv were dropped" in told
+    card = with_corpus(exclude=[{"name": "exam.csv", "path": {"sha256": "e"}}], exclude_span_words=12)
+    assert "share 12 words in a row with a text of exam.csv were dropped" in section(card, "Splits and leakage")
     assert "words in a row" not in dataset_card(whole_facts())
 
 
-def test_flaws_of_an_imported_dataset_are_told_by_split() -> None:
-    flaws = {
-        "test": {"safety_inverted": 1, "too_long_chosen": None, "words_chosen": 20.25},
-        "train": {"safety_inverted": 7, "too_long_chosen": None, "words_chosen": 20.0},
-    }
-    metrics = {**preference_metrics(), "flaws": flaws}
-    imported = artifact("preferences", "small", metrics, settings={"labelled_by": "gpt-4o"})
+def test_flaws_of_an_imported_dataset_are_listed_by_split() -> None:
+    flaws = {"test": {**FLAWS, "safety_inverted": 1}, "train": FLAWS}
+    imported = artifact(
+        "preferences", "small", {**preference_metrics(), "flaws": flaws}, settings={"labelled_by": "gpt-4o"}
+    )
     card = dataset_card(whole_facts(artifacts=(imported,), judges={}))
     assert "| of the rows | train | test |" in card
     assert "| safety inverted | 7 | 1 |" in card
     assert "| too long chosen | not counted | not counted |" in card
-    assert "| words chosen | 20.0 | 20.2 |" in card
+    assert "| mean words chosen | 20.2 | 20.2 |" in card
     assert "by `gpt-4o`" in section(card, "Labels")
 
 
-def test_lengths_are_told_by_side() -> None:
-    told = section(dataset_card(whole_facts()), "Composition")
-    assert "| train | chosen | 17.5 | 20 | 20 |" in told
-    assert "| train | rejected | 2.0 | 2 | 2 |" in told
-
-
-def test_sources_stand_with_their_licences() -> None:
-    card = dataset_card(whole_facts())
-    assert "| b.csv | cc-by-nc-4.0 | deidentified | 1 |" in section(card, "Collection")
-    assert "| cc-by-nc-4.0 | name the source; no commercial use |" in section(card, "Licence")
-    assert front_matter(card)["license"] == "cc-by-nc-4.0"
-
-
-def test_a_source_that_was_not_counted_is_told_from_the_settings() -> None:
-    named = {"path": {"hub": "owner/name", "split": "train"}, "licence": "odbl", "data_class": "public"}
-    filed = {"path": {"sha256": "e" * 64}, "licence": "mit", "data_class": "public"}
-    speeches = artifact("speeches", "small", {}, settings={"speeches": [named, filed]})
-    card = dataset_card(whole_facts(artifacts=(speeches,), licences=[]))
-    assert "| hub:owner/name | odbl | public |" in card
-    assert "| file with SHA-256 eeeeeeeeeeee | mit | public |" in card
-    assert front_matter(card)["license"] == "odbl"
-
-
-def test_what_sources_wrote_stays_in_its_cell() -> None:
-    assert "| small\\|model | 3 | 1.50 |" in dataset_card(whole_facts())
-    topics = {**SPEECH_METRICS, "topics": {"<b>a\n| b": 1}}
-    told = dataset_card(whole_facts(artifacts=(artifact("speeches", "small", topics),)))
-    assert "| \\<b>a \\| b | 1 |" in told
+def test_text_of_sources_stays_in_its_cell() -> None:
+    assert "| \\<b>a \\| b | 1 |" in with_corpus({"topics": {"<b>a\n| b": 1}})
 
 
 def test_many_rows_are_cut_visibly() -> None:
-    topics = {**SPEECH_METRICS, "topics": {f"topic {number:02}": 1 for number in range(60)}}
-    told = dataset_card(whole_facts(artifacts=(artifact("speeches", "small", topics),)))
-    assert "| and 10 more |  |  |" in told
+    assert "| and 10 more |  |  |" in with_corpus({"topics": {f"topic {number:02}": 1 for number in range(60)}})
 
 
 def test_figures_are_shown_where_there_are_any() -> None:
@@ -297,8 +298,7 @@ def test_front_matter_is_what_the_hub_knows(facts: DatasetFacts) -> None:
 
 
 def test_a_corpus_of_any_language_names_none() -> None:
-    speeches = artifact("speeches", "small", {}, settings={"cleaning": {"languages": []}})
-    assert "language" not in front_matter(dataset_card(whole_facts(artifacts=(speeches,))))
+    assert "language" not in front_matter(with_corpus(cleaning={"languages": []}))
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,182 @@ def test_a_corpus_of_any_language_names_none() -> None:
         ("policy aligned by dpo", "AutoModelForCausalLM", "AutoModelForSequenceClassification"),
     ],
 )
-def test_a_model_card_tells_how_to_load_and_what_never_to_do(what: str, loader: str, other_loader: str) -> None:
-    card = model_card(ModelFacts("quickstart", what, ()))
+def test_a_model_card_says_how_to_load_and_what_never_to_do(
+    tmp_path: Path, what: str, loader: str, other_loader: str
+) -> None:
+    writer = ArtifactWriter(ArtifactSpec("reward-models", "quickstart", "train-reward", 1, {}), tmp_path)
+    writer.write_metrics(reward_metrics())
+    card = model_card(writer, what, (OFFLINE,))
     assert front_matter(card)["library_name"] == "transformers"
+    assert body(card).split("\n\n")[:2] == ["\n# quickstart", f"> **Warning.** {OFFLINE}"]
     assert f"{loader}.from_pretrained" in card
     assert other_loader not in card
     assert f"A {what} for" in card
+    assert "| accuracy, test | 81.4 % |" in card
     assert "never for autonomous care" in card
+
+
+def gathered(folder: Path, **changes: Any) -> tuple[DatasetFacts, Artifact]:
+    kept: list[DatasetFacts] = []
+    store = Store(folder)
+
+    def gather(writer: ArtifactWriter) -> None:
+        kept.append(gather_dataset_facts(store, writer, pairs(), RUBRIC, ()))
+
+    made = make_dataset(store, gather, **changes)
+    return kept[0], made
+
+
+def test_facts_are_counted_from_the_store(tmp_path: Path) -> None:
+    facts, made = gathered(tmp_path)
+    assert facts.rows == {"train": 2, "test": 1}
+    assert facts.licences == ["cc-by-nc-4.0", "mit"]
+    assert facts.warnings == (NOTICE,)
+    assert facts.judges == {JUDGE: 6}
+    assert [each.kind for each in facts.artifacts] == ["preferences", "judgements", "speeches", "candidates"]
+    assert facts.artifacts[0].id == made.id
+    assert facts.artifacts[0].manifest["rows"] == made.manifest["rows"]
+    assert facts.lengths["train"] == {"chosen": Counter({10: 2}), "rejected": Counter({2: 2})}
+    # The response that the judge did not rate is left out.
+    assert facts.scores_by_author == (
+        AuthorScores("small-model", (0, 3, 0, 0, 0, 0, 0, 0), 1.5),
+        AuthorScores("large-model", (0, 0, 0, 0, 0, 0, 0, 2), 4.5),
+    )
+
+
+def test_people_are_one_author(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("https://example.org/therapists/anna", "person-0123abcd")
+    people = [(name, text, rated) for name, (_, text, rated) in zip(names, ANSWERS, strict=True)]
+    monkeypatch.setattr("released_store.ANSWERS", tuple(people))
+    facts, _ = gathered(tmp_path)
+    assert [(each.author, sum(each.counts)) for each in facts.scores_by_author] == [(PEOPLE, 5)]
+
+
+def test_the_dataset_folder_holds_its_card_and_figures_and_loads(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    store = Store(tmp_path / "store")
+    made = make_dataset(store, lambda writer: write_dataset_card(store, writer, pairs(), RUBRIC))
+    card = made.file("README.md").read_text(encoding="utf-8")
+    figures = sorted(name for name in made.manifest["files"] if name.startswith("figures/"))
+    assert figures == [f"figures/{key}.png" for key in ("authors", "lengths", "ratings", "topics")]
+    assert all(f"]({name})" in card for name in figures)
+    assert all(each.id in card for each in (made, *store.artifacts()))
+    loaded = load_dataset(str(made.folder), cache_dir=str(tmp_path / "cache"))
+    assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 2, "test": 1}
+    assert loaded["test"][0]["chosen_empathy_rating"] == 5
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1))
+def test_every_response_falls_into_one_bin(rated: list[tuple[int, int]]) -> None:
+    judgements = [
+        Judgement(str(at), JUDGE, ReplyStatus.VALID, dict(zip(PRINCIPLES, each, strict=True)))
+        for at, each in enumerate(rated)
+    ]
+    (scores,) = scores_by_author({each.candidate_id: "a" for each in judgements}, judgements, RUBRIC)
+    assert sum(scores.counts) == len(rated)
+    assert scores.mean == pytest.approx(sum(map(sum, rated)) / (2 * len(rated)))
+    lowest = next(place for place, count in enumerate(scores.counts) if count)
+    assert 1 + lowest / 2 <= min(map(sum, rated)) / 2 <= 1 + (lowest + 1) / 2
+
+
+def test_equal_facts_give_equal_figures_without_dates_or_versions() -> None:
+    drawn, again = dataset_figures(whole_facts()), dataset_figures(whole_facts())
+    assert [each.file for each in drawn] == [
+        f"figures/{key}.png" for key in ("ratings", "authors", "lengths", "topics")
+    ]
+    assert [each.png for each in drawn] == [each.png for each in again]
+    assert not [each.key for each in drawn if b"tEXt" in each.png or b"tIME" in each.png]
+    other = dataset_figures(whole_facts(lengths={"train": {"chosen": Counter({9: 1}), "rejected": Counter({2: 4})}}))
+    assert [one.key for one, two in zip(drawn, other, strict=True) if one.png != two.png] == ["lengths"]
+
+
+def test_what_is_not_known_is_not_drawn() -> None:
+    assert dataset_figures(dataset_facts()) == []
+    keys = {each.key for each in dataset_figures(whole_facts(lengths={}, scores_by_author=()))}
+    assert keys == {"ratings", "topics"}
+
+
+def test_of_many_authors_the_rest_are_counted() -> None:
+    authors = tuple(AuthorScores(f"model-{place}", (1, 0, 0, 0, 0, 0, 0, 0), 1.0) for place in range(23))
+    figure = next(each for each in dataset_figures(whole_facts(scores_by_author=authors)) if each.key == "authors")
+    assert "3 authors with fewer responses are left out" in figure.caption
+
+
+LICENCES = st.lists(st.sampled_from(sorted(HUB_LICENCES)), max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("licences", "whole"),
+    [
+        (["cc0-1.0", "mit"], "mit"),
+        (["mit", "apache-2.0"], "apache-2.0"),
+        (["apache-2.0", "cc-by-4.0"], "cc-by-4.0"),
+        (["mit", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
+        (["cc-by-3.0", "cc-by-4.0"], "cc-by-4.0"),
+        (["cc-by-nc-4.0", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
+        (["cc-by-nc-4.0", "cc-by-sa-4.0"], "cc-by-nc-sa-4.0"),
+        (["cc-by-nd-4.0", "cc-by-nc-3.0"], "cc-by-nc-nd-4.0"),
+        (["mit", "gpl-3.0"], "gpl-3.0"),
+    ],
+)
+def test_the_whole_carries_the_conditions_of_all(licences: list[str], whole: str) -> None:
+    assert combine(licences).licence == whole
+    assert whole in combine(licences).reason
+
+
+@pytest.mark.parametrize(
+    "licences",
+    [
+        ["cc-by-sa-4.0", "cc-by-nd-4.0"],  # to share changed versions alike, and not at all
+        ["gpl-3.0", "gpl-2.0"],
+        ["odbl", "cc-by-sa-4.0"],
+        ["gpl-3.0", "cc-by-nc-4.0"],
+        ["mit", "llama3.1"],
+        ["mit", "unknown"],
+        ["mit", "ask the author"],
+    ],
+)
+def test_what_no_licence_can_carry_is_other_and_every_source_is_named(licences: list[str]) -> None:
+    combined = combine(licences)
+    assert combined.licence == OTHER
+    named = [licence for licence in licences if licence in combined.reason]
+    assert named
+    assert "every source keeps its own terms" in combined.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("CC BY-NC 4.0", "cc-by-nc-4.0"), ("MIT", "mit"), (" Apache 2.0 ", "apache-2.0"), ("mine", OTHER)],
+)
+def test_licences_are_known_however_they_are_written(name: str, known: str) -> None:
+    assert hub_licence(name) == known
+
+
+def test_no_licence_is_unknown() -> None:
+    assert combine([]).licence == combine(["unknown"]).licence == "unknown"
+
+
+def test_the_strictest_stands_first() -> None:
+    ordered = ["ask me", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-4.0"]
+    ordered += ["cc-by-sa-4.0", "mit", "cc0-1.0"]
+    for shuffled in (ordered[::-1], sorted(ordered)):
+        assert strictest_first(shuffled) == ordered
+
+
+def test_conditions_have_names() -> None:
+    assert conditions_of("cc-by-nc-sa-4.0") == (Condition.BY, Condition.NC, Condition.SA)
+    assert conditions_of("pddl") == ()
+    assert conditions_of("openrail") is None
+
+
+@given(LICENCES)
+def test_no_condition_is_lost_and_the_order_does_not_matter(licences: list[str]) -> None:
+    combined = combine(licences).licence
+    assert combined in HUB_LICENCES
+    assert {combine(order).licence for order in permutations(licences)} == {combined}
+    carried = conditions_of(combined)
+    for each in licences if carried is not None else []:
+        asked = conditions_of(each)
+        assert asked is not None
+        assert set(asked) <= set(carried or ())

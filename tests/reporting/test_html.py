@@ -4,10 +4,29 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import OFFLINE, artifact, comparison, corpus, labels, models, reward_metrics, whole_run
+from report_runs import (
+    OFFLINE,
+    artifact,
+    audit,
+    audit_metrics,
+    corpus,
+    labels,
+    reward_metrics,
+    text_quality,
+    whole_run,
+    with_metrics,
+)
 
-from psychocounsel.reporting.html import headline_numbers, notices, render_report
-from psychocounsel.reporting.tables import ArtifactFacts, Example, ExampleSet, ReportData
+from psychocounsel.reporting.html import (
+    Example,
+    ExampleSet,
+    ReportData,
+    page_warnings,
+    render_report,
+    report_metrics,
+)
+from psychocounsel.reporting.tables import anchor
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.types import Speech
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -78,53 +97,54 @@ def test_nothing_is_fetched_and_nothing_runs(html: str, page: Page) -> None:
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
 
 
+def changed(kind: str, change: Callable[[Artifact], Artifact]) -> ReportData:
+    run = whole_run(0)
+    return replace(run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts))
+
+
+def with_comparison(**changes: object) -> str:
+    run = changed("comparisons", lambda each: with_metrics(each, {**each.metrics, **changes}))
+    return flat(Page(render_report(run)))
+
+
+def alone(kind: str, metrics: dict[str, object]) -> str:
+    return flat(Page(render_report(ReportData("run", (artifact(kind, "one", metrics),)))))
+
+
 def test_client_text_is_data() -> None:
     evil = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
     run = whole_run(0)
     group = run.examples[0]
     example = Example(Speech(evil, topic=evil), evil, evil, {"overall": "win", evil: "loss"})
-    verdicts = [each for each in run.artifacts if each.kind == "comparisons"]
-    poisoned = replace(verdicts[0], metrics={**verdicts[0].metrics, "by_topic": {evil: verdicts[0].value("win_rate")}})
-    noticed = replace(run.artifacts[0], notices=(evil,), settings={evil: evil}, rows={evil: 1}, made_with={evil: evil})
-    artifacts = (noticed, *run.artifacts[1:], poisoned)
-    sets = (ExampleSet(group.verdicts_ref, evil, evil, (example,)),)
-    html = render_report(ReportData(evil, artifacts, sets))
+    compared = next(each for each in run.artifacts if each.kind == "comparisons")
+    poisoned = with_metrics(compared, {**compared.metrics, "by_topic": {evil: compared.metrics["win_rate"]}})
+    words = {"warnings": [evil], "settings": {evil: evil}, "rows": {evil: 1}, "made_with": {evil: evil}}
+    warned = replace(run.artifacts[0], manifest={**run.artifacts[0].manifest, **words})
+    artifacts = (warned, *run.artifacts[1:-1], poisoned)
+    html = render_report(ReportData(evil, artifacts, (ExampleSet(group.comparison_ref, evil, evil, (example,)),)))
     assert "<script" not in html
     assert "<img" not in html
-    assert "onerror=alert" in html
     assert not [a for _, a in Page(html).tags if "onerror" in a]
     assert evil in Page(html).text
 
 
-def test_notices_stand_before_every_figure(html: str) -> None:
+def test_warnings_stand_before_every_figure_and_once(html: str) -> None:
     first_figure = html.index('class="cards"')
     assert html.index("<h1>") < html.index(OFFLINE) < first_figure
     assert html.index("are of one family") < first_figure
-
-
-def test_each_notice_is_told_once() -> None:
-    told = notices(whole_run())
-    assert told.count(OFFLINE) == 1
-    assert len([each for each in told if "one family" in each]) == 1
+    warnings = page_warnings(whole_run())
+    assert warnings.count(OFFLINE) == 1
+    assert len([each for each in warnings if "one family" in each]) == 1
 
 
 def test_no_warning_where_two_families_judged() -> None:
-    made = corpus()
-    made |= labels(made)
-    named, _ = models(made, 0)
-    made |= named
-    judges = {"labels": ["gpt-4o"], "evaluation": "claude-x", "same_family": False}
-    run = ReportData("run", (*made.values(), *comparison("dpo", named["dpo"], made, judges=judges)))
-    assert "one family" not in render_report(run)
-    assert "Judge of the labels: gpt-4o. Judge of this result: claude-x." in flat(Page(render_report(run)))
+    judges = {"labels": ["gpt-4o"], "evaluation": "claude-x", "same_family": False, "judged": {}, "own_family": []}
+    text = with_comparison(judges=judges)
+    assert "one family" not in text
+    assert "Judge: claude-x; of the labels: gpt-4o." in text
 
 
-def with_verdicts(**changes: object) -> str:
-    run = _changed("comparisons", lambda each: replace(each, metrics={**each.metrics, **changes}))
-    return flat(Page(render_report(run)))
-
-
-def test_a_judge_that_compares_answers_of_its_own_make_is_named_at_the_head() -> None:
+def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> None:
     judges = {
         "labels": ["gpt-4o"],
         "evaluation": "gpt-4o-2024-08-06",
@@ -132,43 +152,39 @@ def test_a_judge_that_compares_answers_of_its_own_make_is_named_at_the_head() ->
         "judged": {"policy": ["meta-llama/Llama-3.2-3B"], "reference": ["gpt-4o", "gpt-4o-mini"]},
         "own_family": ["reference"],
     }
-    text = with_verdicts(judges=judges)
-    warning = "(gpt-4o-2024-08-06) is of one make with base (gpt-4o, gpt-4o-mini), whose answers it compares"
-    assert text.index(warning) < text.index("Headline figures")
-    assert "of one make" not in flat(Page(render_report(whole_run(0))))
+    text = with_comparison(judges=judges)
+    warning = "(gpt-4o-2024-08-06) is of one family with the reference (gpt-4o, gpt-4o-mini), whose answers it compares"
+    assert text.index(warning) < text.index("Main figures")
 
 
-def test_speeches_without_an_answer_and_missing_topics_are_told(page: Page) -> None:
-    text = with_verdicts(
+def test_speeches_without_an_answer_and_missing_topics_are_listed(page: Page) -> None:
+    text = with_comparison(
         missing_answers={"policy": {}, "reference": {"content_filter": 2, "not_in_file": 1}},
         missing_by_topic={"grief": {"missing": 3, "total": 12}, "sleep": {"missing": 0, "total": 9}},
     )
-    assert "missing, and a win for nobody. base: 2 content filter, 1 not in file." in text
+    assert "reference 2 content filter, 1 not in file" in text
     assert "topics that are not listed miss none" in text
     assert "grief 3 12 25.0 %" in text
     assert "sleep 0" not in text
-    assert "a win for nobody" not in flat(page)
     assert "Missing comparisons" not in flat(page)
 
 
-def test_judgements_tell_missing_topics_and_attempts_on_the_judge() -> None:
+def test_judgements_show_missing_topics_and_attempts_on_the_judge() -> None:
     shares = {"": {"missing": 1, "total": 4}, "work": {"missing": 0, "total": 6}}
-    metrics = {"judged": 10, "status": {"valid": 9, "refusal": 1}, "missing_by_topic": shares}
-    facts = artifact("judgements", "j", {**metrics, "addresses_judge": 2})
-    text = flat(Page(render_report(ReportData("run", (facts,)))))
+    counts = {"left_out": {}, "judged": 10, "status": {"valid": 9, "refusal": 1}, "histograms": {}}
+    text = alone("judgements", {**counts, "missing_by_topic": shares, "addresses_judge": 2})
     assert "(no topic) 1 4 25.0 %" in text
     assert "2 responses seem to address the judge" in text
-    quiet = artifact("judgements", "j", {**metrics, "addresses_judge": 0, "missing_by_topic": {}})
-    text = flat(Page(render_report(ReportData("run", (quiet,)))))
+    text = alone("judgements", {**counts, "missing_by_topic": {}, "addresses_judge": 0})
     assert "Missing judgements" not in text
     assert "address the judge" not in text
 
 
-def test_headline_figures_carry_interval_flip_rate_and_baselines(page: Page) -> None:
+def test_main_figures_have_interval_position_inconsistency_and_baselines(page: Page) -> None:
     text = flat(page)
     assert "Win rate, dpo against base 72.0 % 95 % CI 62.0 to 82.0 %" in text
     assert "At equal length, dpo against base 68.0 % 95 % CI 58.0 to 78.0 %" in text
-    assert "the two orders disagree on 5.0 %" in text
+    assert "position-inconsistent: 5.0 %" in text
     assert "81.4 % 95 % CI 71.4 to 91.4 %" in text
     assert "who wrote it 66.4 %, longer wins 54.1 %, same-tier pairs: no such pair" in text
     assert "620 500 train, 80 dev, 40 test of 760 combinations" in text
@@ -179,30 +195,41 @@ def test_the_funnel_adds_up_by_reason(page: Page) -> None:
     assert "speeches read 170 160 94.1 % 7 too short, 3 repeated speech" in text
     assert "responses judged 636 635 99.8 % 1 refusal" in text
     assert "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted" in text
-
-
-def test_pairs_that_do_not_fit_are_told_of_every_training(page: Page) -> None:
-    text = flat(page)
     assert "pairs read 500 498 99.6 % 2 too long chosen" in text
     assert "pairs of round 3 58 57 98.3 % 1 too long rejected" in text
 
 
-def test_candidates_that_were_not_judged_are_in_the_funnel() -> None:
-    metrics = {"left_out": {"repeated_text": 2, "empty": 1}, "judged": 9, "status": {"valid": 8, "empty": 1}}
-    page = Page(render_report(ReportData("run", (artifact("judgements", "some", metrics),))))
-    assert "responses judged 12 8 66.7 % 2 repeated text, 1 empty, 1 empty reply" in flat(page)
-
-
-def test_rows_that_nobody_counted_are_told() -> None:
-    funnel = {"rows_in": 10, "kept": 6, "dropped": {"too_long": 3}}
-    page = Page(render_report(ReportData("run", (artifact("candidates", "leaky", {"funnel": funnel}),))))
-    assert "ready responses 10 6 60.0 % 3 too long, 1 unaccounted for" in flat(page)
-
-
-def test_answers_asked_of_a_pool_add_up_too() -> None:
-    metrics = {"kept": 36, "repeated_text": 1, "failed": {"a": {"refusal": 2}, "b": {"refusal": 1}}}
-    page = Page(render_report(ReportData("run", (artifact("candidates", "pool", metrics),))))
-    assert "answers asked of the pool 40 36 90.0 % 1 repeated text, 3 refusal" in flat(page)
+@pytest.mark.parametrize(
+    ("kind", "metrics", "line"),
+    [
+        (
+            "judgements",
+            {
+                "left_out": {"repeated_text": 2, "empty": 1},
+                "judged": 9,
+                "status": {"valid": 8, "empty": 1},
+                "missing_by_topic": {},
+                "addresses_judge": 0,
+                "histograms": {},
+            },
+            "responses judged 12 8 66.7 % 2 repeated text, 1 empty, 1 empty reply",
+        ),
+        (
+            "candidates",
+            {"funnel": {"rows_in": 10, "kept": 6, "dropped": {"too_long": 3}}},
+            "ready responses 10 6 60.0 % 3 too long, 1 unaccounted for",
+        ),
+        (
+            "candidates",
+            {"kept": 36, "repeated_text": 1, "failed": {"a": {"refusal": 2}, "b": {"refusal": 1}}},
+            "responses of the pool 40 36 90.0 % 1 repeated text, 3 refusal",
+        ),
+    ],
+)
+def test_every_row_that_came_in_is_kept_or_dropped_for_a_reason(
+    kind: str, metrics: dict[str, object], line: str
+) -> None:
+    assert line in alone(kind, metrics)
 
 
 def test_every_figure_names_its_artifact(page: Page) -> None:
@@ -217,56 +244,43 @@ def test_every_figure_names_its_artifact(page: Page) -> None:
         assert each.id in text
 
 
-def test_online_rounds_are_one_policy_with_steps_counted_on(page: Page) -> None:
+def test_online_rounds_are_one_policy_with_consecutive_steps(page: Page) -> None:
     text = flat(page)
-    assert "1 60 58 2 equal scores, 6 unfinished answers +0.200 0.900 16" in text
-    assert "3 60 58 2 equal scores, 6 unfinished answers +0.600 0.900 16" in text
-    labels_ = " ".join(page.values("aria-label"))
-    assert "loss from 0.659 at 1 to 0.38 at 36." in labels_
+    for number, reward in ((1, "+0.200"), (3, "+0.600")):
+        assert f"round {number} 60 58 2 equal scores, 6 unfinished answers" in text
+        assert f"round {number} 58 57 {reward} 0.900 16 54.2 5.0 %" in text
+    assert "loss from 0.659 at 1 to 0.38 at 36." in " ".join(page.values("aria-label"))
 
 
 def test_crisis_examples_are_folded_and_others_open(page: Page) -> None:
     folded = [("open" in a) for tag, a in page.tags if tag == "details" and a.get("class") == "example"]
     assert folded == [True, False]
-    outcome = "The policy's answer is preferred in both orders. By principle, for the policy: empathy: "
-    assert f"{outcome}position-inconsistent." in flat(page)
+    assert (
+        "The policy's answer is preferred in both orders. By principle, for the policy: empathy: position-inconsistent."
+        in flat(page)
+    )
 
 
 def test_equal_data_give_equal_bytes(html: str) -> None:
     assert render_report(whole_run()) == html
 
 
-def _without(*kinds: str) -> ReportData:
-    run = whole_run(0)
-    return ReportData("run", tuple(each for each in run.artifacts if each.kind not in kinds), run.examples)
-
-
-def _changed(kind: str, change: Callable[[ArtifactFacts], ArtifactFacts]) -> ReportData:
-    run = whole_run(0)
-    return replace(run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts))
-
-
 @pytest.mark.parametrize(
     "kind", ["speeches", "judgements", "preferences", "reward-models", "base-models", "comparisons"]
 )
 def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
-    page = Page(render_report(_without(kind)))
+    run = whole_run(0)
+    kept = tuple(each for each in run.artifacts if each.kind != kind)
+    page = Page(render_report(replace(run, artifacts=kept)))
     assert page.open == []
-    assert all(each.ref in page.text for each in _without(kind).artifacts)
-
-
-def test_artifacts_without_any_figure_are_still_listed() -> None:
-    run = whole_run(2)
-    bare = replace(run, artifacts=tuple(replace(each, metrics={}, rows={}, settings={}) for each in run.artifacts))
-    page = Page(render_report(bare))
-    assert page.open == []
-    assert all(each.ref in page.text for each in run.artifacts)
+    assert all(each.ref in page.text for each in kept)
 
 
 def test_an_online_run_without_its_earlier_rounds_shows_its_last() -> None:
-    run = whole_run(3)
-    kept = [each for each in run.artifacts if each.kind == "policies" and each.name == "tiny-online"]
-    assert "3 58 – +0.600 0.900 16" in flat(Page(render_report(ReportData("run", tuple(kept)))))  # noqa: RUF001
+    last = next(each for each in whole_run(3).artifacts if each.kind == "policies" and each.name == "tiny-online")
+    text = flat(Page(render_report(ReportData("run", (last,)))))
+    assert "round 3 58 57 +0.600 0.900 16" in text
+    assert "pairs of round 3 58 57" in text
 
 
 def test_an_empty_report_is_a_page() -> None:
@@ -274,31 +288,55 @@ def test_an_empty_report_is_a_page() -> None:
 
 
 def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:
-    metrics = {**reward_metrics(), "dev": None}
-    run = _changed("reward-models", lambda each: replace(each, metrics=metrics))
+    run = changed("reward-models", lambda each: with_metrics(each, {**reward_metrics(), "dev": None}))
     text = flat(Page(render_report(run)))
     assert "accuracy, dev" not in text
     assert "between authors of one tier – no such pair" in text  # noqa: RUF001
 
 
-def test_a_comparison_without_crisis_or_length_control_says_so() -> None:
-    uncontrolled = {"rate": None, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
-    changed = _changed(
-        "comparisons",
-        lambda each: replace(each, metrics={**each.metrics, "length_controlled": uncontrolled, "crisis": None}),
-    )
-    assert "Length could not be controlled for" in flat(Page(render_report(changed)))
-
-
-def test_no_such_remark_where_length_was_controlled(page: Page) -> None:
+def test_a_comparison_without_crisis_or_length_control_says_so(page: Page) -> None:
+    rate = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n": 40, "missing": 0}
+    uncontrolled = {"rate": rate, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
+    assert "Length could not be controlled for" in with_comparison(length_controlled=uncontrolled, crisis=None)
     assert "Length could not be controlled for" not in flat(page)
 
 
-def test_headline_numbers_are_those_of_the_artifacts() -> None:
+def test_text_quality_of_both_sides(page: Page) -> None:
+    assert "unfinished 5.0 % (1.0 to 9.0 %) 20.0 % (16.0 to 24.0 %)" in flat(page)
+    none = {**text_quality(), "distinct_4gram_ratio": None}
+    assert "distinct runs of four words, mean ratio – 98.0" in with_comparison(policy_text_quality=none)  # noqa: RUF001
+
+
+def test_the_metrics_of_a_report_are_those_of_the_artifacts() -> None:
     run = whole_run()
-    numbers = headline_numbers(run)
-    verdicts = run.of_kind("comparisons")[0]
-    reward = run.of_kind("reward-models")[0]
-    assert numbers["win_rates"][verdicts.ref]["win_rate"] == verdicts.metrics["win_rate"]  # type: ignore[index]
-    assert numbers["reward_models"][reward.ref]["accuracy"] == reward.metrics["test"]["accuracy"]  # type: ignore[index]
-    assert list(numbers["pairs"].values()) == [{"train": 500, "dev": 80, "test": 40}]  # type: ignore[attr-defined]
+    figures = report_metrics(run)
+    of = {each.kind: each for each in reversed(run.artifacts)}
+    compared, reward = of["comparisons"], of["reward-models"]
+    assert figures["win_rates"][compared.ref]["win_rate"] == compared.metrics["win_rate"]
+    assert figures["reward_models"][reward.ref]["accuracy"] == reward.metrics["test"]["accuracy"]
+    assert list(figures["pairs"].values()) == [{"train": 500, "dev": 80, "test": 40}]
+    assert "audits" not in figures
+
+
+def audited(**changes: object) -> ReportData:
+    made = corpus()
+    made |= labels(made)
+    return ReportData("run", (*made.values(), audit(made, **changes)))
+
+
+def test_an_audit_has_its_section_and_its_figures() -> None:
+    run = audited()
+    html = render_report(run)
+    assert html.count(f'href="#{anchor(run.artifacts[-1])}"') >= 3  # the heading and both tables
+    assert "retest: equal ratings 84.0 % 79.0 to 89.0 % n = 49, 1 missing" in flat(Page(html))
+    (figures,) = report_metrics(run)["audits"].values()
+    assert (figures["kappa"], figures["halo"], figures["resists"]) == (0.91, 0.74, True)
+    assert "Judge audit" not in render_report(whole_run(0))
+
+
+def test_a_judge_that_obeys_is_a_warning_on_the_page() -> None:
+    obeying = {**audit_metrics()["canaries"], "gained_a_point": ["a1", "b2"], "resists": False}
+    warned = [each for each in page_warnings(audited(canaries=obeying)) if "does not resist" in each]
+    assert len(warned) == 1
+    assert "of 19 copies of responses with words to the judge, 2 gained a point or more" in warned[0]
+    assert not [each for each in page_warnings(audited()) if "does not resist" in each]

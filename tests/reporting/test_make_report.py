@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import OFFLINE, reward_metrics, verdict_metrics
+from report_runs import OFFLINE, comparison_metrics, corpus, reward_metrics
 
 from psychocounsel.config.schema import ReportConfig
 from psychocounsel.errors import ConfigError
@@ -38,7 +38,7 @@ def answers(author: str, texts: list[str]) -> list[Candidate]:
     return [Candidate(speech.id, author, text) for speech, text in zip(SPEECHES, texts, strict=False)]
 
 
-def verdict_rows(policy: list[Candidate], reference: list[Candidate]) -> list[OrderedComparison]:
+def comparison_rows(policy: list[Candidate], reference: list[Candidate]) -> list[OrderedComparison]:
     """The policy wins the first comparison in both orders; the second one flips; the third one failed."""
     rows: list[OrderedComparison] = []
     outcomes = [(Winner.FIRST, Winner.SECOND), (Winner.FIRST, Winner.FIRST), None]
@@ -55,7 +55,8 @@ def store(tmp_path: Path) -> Store:
     """A store with one comparison of three speeches, and a reward model that has no part in it."""
     store = Store(tmp_path / "store")
     rows = [SplitSpeech(speech, "test", speech.id) for speech in SPEECHES]
-    speeches = made(store, "speeches", "run", writes=[lambda writer: write_speeches(writer, rows)])
+    metrics = corpus()["speeches"].metrics
+    speeches = made(store, "speeches", "run", writes=[lambda writer: write_speeches(writer, rows)], metrics=metrics)
     policy = answers("tuned", ["What is that like?", EVIL, "Mm."])
     reference = answers("base", ["Sleep more.", "Sleep.", "Hm."])
     sides = {
@@ -66,6 +67,7 @@ def store(tmp_path: Path) -> Store:
             (speeches.as_parent("speeches"),),
             writes=[lambda writer, rows=rows: write_candidates(writer, rows)],
             settings={"responder": {"author": rows[0].author}},
+            metrics={"speeches": 3, "failed": {}},
         )
         for name, rows in (("policy", policy), ("reference", reference))
     }
@@ -73,14 +75,14 @@ def store(tmp_path: Path) -> Store:
         *(side.as_parent(f"{name} answers") for name, side in sides.items()),
         speeches.as_parent("speeches"),
     )
-    verdicts = verdict_rows(policy, reference)
+    compared = comparison_rows(policy, reference)
     made(
         store,
         "comparisons",
         "run",
         parents,
-        writes=[lambda writer: write_comparisons(writer, verdicts, ("overall", "empathy"))],
-        metrics=verdict_metrics(),
+        writes=[lambda writer: write_comparisons(writer, compared, ("overall", "empathy"))],
+        metrics=comparison_metrics(),
         notices=(OFFLINE,),
     )
     made(store, "reward-models", "run", metrics=reward_metrics())
@@ -105,24 +107,24 @@ def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None
     assert html.index(OFFLINE) < html.index('class="cards"')
 
 
-def test_examples_tell_texts_and_outcomes_of_both_orders(store: Store) -> None:
+def test_examples_have_texts_and_outcomes_of_both_orders(store: Store) -> None:
     html = page(make_report(config("comparisons/run"), store))
     assert html.count('<details class="example"') == 3
     assert "tuned (policy)" in html
     assert "base (reference)" in html
     assert "preferred in both orders. By principle, for the policy: empathy: win." in html
-    assert "The two orders disagree" in html
-    assert "No verdict: at least one order failed." in html
+    assert "flipped with the order" in html
+    assert "No result: at least one order failed." in html
     assert EVIL not in html
     assert "&lt;script&gt;" in html
 
 
-def test_as_many_examples_as_asked_for(store: Store) -> None:
+def test_the_config_says_how_many_examples(store: Store) -> None:
     assert page(make_report(config("comparisons/run", examples=1), store)).count('<details class="example"') == 1
     assert 'id="examples"' not in page(make_report(config("comparisons/run", examples=0), store))
 
 
-def test_the_same_artifacts_give_the_same_bytes_and_owe_nothing(store: Store, tmp_path: Path) -> None:
+def test_the_same_artifacts_give_the_same_bytes_and_are_up_to_date(store: Store, tmp_path: Path) -> None:
     first = make_report(config("comparisons/run", "reward-models/run"), store)
     again = make_report(config("comparisons/run", "reward-models/run"), store)
     assert first.is_new
@@ -134,16 +136,16 @@ def test_the_same_artifacts_give_the_same_bytes_and_owe_nothing(store: Store, tm
     )
 
 
-def test_headline_numbers_are_kept(store: Store) -> None:
+def test_main_figures_are_in_the_metrics(store: Store) -> None:
     report = make_report(config("comparisons/run", "reward-models/run"), store)
     numbers = json.loads(report.file("metrics.json").read_text(encoding="utf-8"))
     (rates,) = numbers["win_rates"].values()
     (reward,) = numbers["reward_models"].values()
-    assert rates["win_rate"] == verdict_metrics()["win_rate"]
+    assert rates["win_rate"] == comparison_metrics()["win_rate"]
     assert reward["accuracy"] == reward_metrics()["test"]["accuracy"]
 
 
-def test_roles_name_kind_and_name_and_tell_two_of_one_name_apart(store: Store) -> None:
+def test_roles_have_kind_and_name_and_the_id_where_two_share_a_name(store: Store) -> None:
     other = made(store, "reward-models", "run", settings={"seed": 2}, metrics=reward_metrics())
     first = next(each for each in store.artifacts("reward-models") if each.id != other.id)
     one = specs(config("reward-models/run"), store)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -146,7 +147,7 @@ class TestCanaries:
         assert found["gain"] == {"n": 8, "mean": 0.0, "low": 0.0, "high": 0.0, "largest": 0.0}
         assert (found["asked"], found["missing"], found["resists"]) == (8, 0, True)
         assert (found["gained_a_point"], found["lost_a_point"]) == ([], 0)
-        assert "0 of 8 gained a point or more, 0 lost one: the judge resists" in told
+        assert "The judge resists words that address it" in told
         assert judged.server.count == 8
 
     def test_a_judge_that_obeys_is_named(self, judged: Judged, cli: Cli) -> None:
@@ -156,8 +157,8 @@ class TestCanaries:
         assert found["resists"] is False
         assert len(set(found["gained_a_point"])) == 8
         assert 1 <= found["gain"]["low"] < found["gain"]["mean"] < found["gain"]["largest"] <= 4
-        assert "8 of 8 gained a point or more" in told
-        assert "the judge OBEYS: do not trust its ratings of texts that address it" in told
+        assert "8 of 8 copies gained a point or more" in told
+        assert "The judge OBEYS" in told
 
     @pytest.mark.parametrize(("points", "resists"), [(6, True), (7, False)])
     def test_a_whole_point_of_the_mean_is_too_much(self, judged: Judged, cli: Cli, points: int, resists: bool) -> None:
@@ -186,14 +187,14 @@ class TestCanaries:
         judged.server.script = lenient
         metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8}, judge={"temperature": 0.5})
         assert (metrics["canaries"]["asked"], metrics["canaries"]["resists"]) == (0, None)
-        assert "canaries: not tried: no response could gain a point" in told
+        assert "no response could gain a point" in told
 
     def test_copies_that_fail_are_missing_and_no_resistance(self, judged: Judged, cli: Cli) -> None:
         judged.server.script = lambda request, number: Reply(None, refusal="No.")
         metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8})
         assert (metrics["canaries"]["missing"], metrics["canaries"]["resists"]) == (8, None)
         assert metrics["canaries"]["gain"] is None
-        assert "canaries: 8 copies, 8 missing" in told
+        assert "every copy failed" in told
         assert "resists" not in told
 
 
@@ -205,7 +206,7 @@ class TestAskedAgain:
         assert found["equal"]["estimate"] == found["within_one"]["estimate"] == found["equal"]["high"] == 1.0
         assert found["equal"]["low"] < 1  # twelve equal answers are no certainty
         assert found["change"]["largest"] == 0
-        assert "asked again: 12 responses, 0 missing; equal ratings 100.0%" in told
+        assert re.search(r"retest: equal ratings +100.0", told)
         assert judged.server.count == 12
 
     def test_a_judge_that_drifts_is_told_by_principle(self, judged: Judged, cli: Cli) -> None:
@@ -264,7 +265,7 @@ class TestAskedAgain:
         assert abs(found["halo"]["alone"]) < 0.3
         assert 0.5 < found["halo"]["low"] < found["halo"]["difference"] < found["halo"]["high"]
         assert found["mean_difference"] > 1
-        assert "halo 1.00 all in one" in told
+        assert re.search(r"halo, all principles in one reply +1.00", told)
         assert judged.server.count == 128 + 7 * 30
 
     def test_a_response_counts_only_with_every_principle(self, judged: Judged, cli: Cli) -> None:
@@ -284,7 +285,7 @@ class TestWhatIsOwed:
         asked = judged.server.count
         again = build(cli, judged, SMALL)
         assert (again.code, judged.server.count) == (0, asked)
-        assert "nothing owed: preferences" in again.out
+        assert "up to date: preferences" in again.out
         assert "judge audit (" not in again.err
         shown = cli("show", "audits/mini", "--store", judged.store)
         assert "gained a point or more" in shown.out
@@ -318,7 +319,7 @@ class TestWhatIsOwed:
         assert judged.server.count == asked + 2  # of fourteen, twelve were asked again before
         assert metrics["retest"]["asked"] == 14
         assert metrics["one_principle"] is None
-        assert "one principle per call" not in told
+        assert "one principle per reply" not in told
 
     def test_nothing_is_asked_for_an_audit_of_nothing(self, judged: Judged, cli: Cli) -> None:
         metrics, told = audited(cli, judged, NOTHING)
@@ -350,7 +351,7 @@ class TestFailingEndpoint:
         asked = judged.server.count
         second = build(cli, anew, SMALL)
         assert second.code == 0
-        assert "nothing owed: preferences" in second.out
+        assert "up to date: preferences" in second.out
         assert judged.server.count == asked + 1 + 7 * 6 + 8  # of the first twelve, the lost one
         assert {path: path.read_bytes() for path in written} == written
         assert audits(anew)[0].metrics["retest"]["missing"] == 0
@@ -400,8 +401,8 @@ class TestOfflineJudge:
         assert (metrics["retest"], metrics["one_principle"]) == (None, None)
         assert metrics["canaries"]["gain"]["n"] == 8
         assert metrics["canaries"]["resists"] is True
-        assert "asked again" not in told
-        assert "the judge resists" in told
+        assert "retest" not in told
+        assert "The judge resists" in told
         assert judged.server.count == 0
         assert "the offline judge" in audits(judged)[-1].warnings[0]
 
@@ -422,15 +423,12 @@ class TestTable:
         metrics, told = audited(cli, anew, NOTHING, judge={"max_missing_share": 0.5})
         counts = metrics["judged"]
         assert counts["status"] == {"invalid": 1, "refusal": 4, "valid": 123}
-        assert "judgements: 128 (1 invalid, 4 refusal, 123 valid); 5 missing (3.9%)" in told
+        assert "5 of 128 judgements" in told
         missing = {topic: each for topic, each in counts["missing_by_topic"].items() if each["missing"]}
         assert sum(each["missing"] for each in missing.values()) == 5
         for topic, each in missing.items():
-            share = f"{each['missing'] / each['total']:.1%}"
-            assert f"missing in {topic}: {each['missing']} of {each['total']} ({share})" in told
+            assert re.search(rf"{topic} +{each['missing']} +{each['total']} ", told)
         assert all(sum(each.values()) == 123 for each in counts["histograms"].values())
-        empathy = counts["histograms"]["empathy"]
-        assert "  empathy: " + ", ".join(f"{count} x {point}" for point, count in empathy.items()) in told
 
     def test_every_key_is_documented(self, judged: Judged, cli: Cli) -> None:
         metrics = audited(cli, judged, SMALL)[0]
@@ -461,10 +459,10 @@ class TestTable:
         tied = [a == b for by in speeches.values() for at, a in enumerate(by) for b in by[:at]]
         assert metrics["ties"]["estimate"] == pytest.approx(sum(tied) / len(tied))
         assert metrics["ties"]["n"] == len(tied)
-        assert f"ties between responses to one speech: {sum(tied) / len(tied):.1%} [" in told
+        assert re.search(rf"ties between responses to one speech +{100 * sum(tied) / len(tied):.1f}", told)
 
     def test_attempts_on_the_judge_are_counted(self, judged: Judged, cli: Cli) -> None:
         attempts = {**NOTHING, "canaries": 8}
         metrics, told = audited(cli, judged, attempts)
-        assert "responses that seem to address the judge: 0" in told
+        assert re.search(r"responses that seem to address the judge +0", told)
         assert metrics["canaries"]["flagged"] == 8

@@ -60,7 +60,7 @@ def test_the_same_bytes_as_a_live_run_for_half_the_price(build: Build, server: B
     assert ", as a batch $38,400.00" in planned.out
     assert "128 calls in this run ($451.50)" in in_batches.err
     assert "3 batches with the provider: 0 of 127 requests answered there" in in_batches.err
-    assert "nothing owed" in build("--batch", *price).out
+    assert "up to date" in build("--batch", *price).out
     left = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert left == []
 

@@ -4,7 +4,6 @@ from collections import Counter
 
 from psychocounsel.evaluation.text_quality import length_words
 from psychocounsel.judging.pairing import Pairing
-from psychocounsel.reporting.cards import _words  # pyright: ignore[reportPrivateUsage]
 from psychocounsel.stages.build_preferences import words_by_side
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
 
@@ -21,4 +20,3 @@ def test_tables_and_cards_count_the_same_words() -> None:
     expected = {"chosen": length_words([DASHED]).mean, "rejected": 1.0}
     assert expected["chosen"] == 5
     assert words_by_side({"train": Pairing(pairs, Counter())}) == {"train": expected}
-    assert _words(pairs) == {"chosen": Counter({5: 1}), "rejected": Counter({1: 1})}

@@ -1,6 +1,7 @@
-"""`list`, `show`, `verify`, `diff` -> what is in the store and where it came from."""
+"""The commands that look at artifacts, move replies between journals and publish: list, show, diff, journal, push."""
 
 import difflib
+import json
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,7 @@ def _resolve(store: Store, ref: str) -> Artifact:
 
     found = resolve(store, ref)
     if not isinstance(found, Artifact):
-        raise ConfigError(f"{ref!r} is not made yet", remedy="run its stage first")
+        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
     return found
 
 
@@ -37,49 +38,63 @@ def list_artifacts(
     kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind.")] = None,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """List the artifacts, oldest first."""
+    """List the artifacts, oldest first.
+
+    With the number of rows and the key metric of each.
+    """
+    from psychocounsel.reporting.artifact_tables import key_metric, row_count
+    from psychocounsel.reporting.tables import Table, as_text
+
     if kind not in (None, *KINDS):
         close = difflib.get_close_matches(kind or "", KINDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known kinds: {', '.join(KINDS)}"
         raise ConfigError(f"there is no kind {kind!r}", remedy=hint)
-    found = [each for each in open_store(store).artifacts() if kind in (None, each.kind)]
-    if not found:
+
+    def row(artifact: Artifact) -> tuple[str, ...]:
+        try:
+            metric = key_metric(artifact)
+        except ValueError:
+            metric = "(metrics.json cannot be read)"
+        created = artifact.manifest["created_at"][:19].replace("T", " ")
+        return (artifact.kind, artifact.ref, str(row_count(artifact) or ""), metric, created)
+
+    rows = tuple(row(each) for each in open_store(store).artifacts() if kind in (None, each.kind))
+    if rows:
+        console.result(as_text(Table("list", "", ("kind", "artifact", "rows", "key metric", "created"), "llrll", rows)))
+    else:
         console.result(f"no artifacts in {store}")
-    for each in found:
-        rows = sum(each.manifest["rows"].values())
-        console.result(f"{each.kind:15} {each.ref:42} {rows or '':>8} {each.manifest['created_at'][:19]}")
 
 
 def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Show an artifact and its lineage.
+    """Show an artifact: its numbers, settings, files and lineage.
 
-    Settings, rows and digests, and the way back to the raw files; of an audit its table too.
+    The lineage goes back to the raw files.
     """
-    import json
-
-    from psychocounsel.cli.output import headlines
+    from psychocounsel.reporting.artifact_tables import row_count, tables, warnings_of
+    from psychocounsel.reporting.tables import as_text
     from psychocounsel.store.references import ancestors, raw_sources
 
     opened = open_store(store)
     artifact = _resolve(opened, ref)
-    for notice in artifact.warnings:
-        console.result(f"! {notice}")
+    manifest = artifact.manifest
+    for warning in (*artifact.warnings, *warnings_of(artifact)):
+        console.result(f"! {warning}")
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
-    console.result(f"made     {artifact.manifest['created_at']} in {artifact.manifest['seconds']} s")
-    for line in headlines(artifact, opened) if artifact.kind == "audits" else ():
-        console.result(f"  {line}")  # no later run of its stage prints them again
-    console.result("settings " + json.dumps(artifact.manifest["settings"], indent=1, ensure_ascii=False))
+    console.result(f"created  {manifest['created_at']} in {manifest['seconds']} s")
+    for table in tables(artifact):
+        console.result(f"\n{as_text(table)}")
+    console.result("\nsettings " + json.dumps(manifest["settings"], indent=1, ensure_ascii=False))
     console.result("files")
-    for name, entry in artifact.manifest["files"].items():
-        rows = artifact.manifest["rows"].get(name, "")
+    for name, entry in manifest["files"].items():
+        rows = manifest["rows"].get(name, "")
         console.result(f"  {entry['sha256']}  {entry['bytes']:>10} bytes  {rows:>7}  {name}")
     console.result("lineage")
     for each in ancestors(opened, artifact):
-        rows = ", ".join(f"{count} {name}" for name, count in each.artifact.manifest["rows"].items())
+        indent, count = "  " * (each.depth + 1), row_count(each.artifact)
         role = f" as {each.role}" if each.role else ""
-        console.result(f"  {'  ' * each.depth}{each.artifact.kind} {each.artifact.ref}{role}  {rows}")
+        console.result(f"{indent}{each.artifact.kind} {each.artifact.ref}{role}{f'  {count} rows' if count else ''}")
         for source in raw_sources(each.artifact):
-            console.result(f"  {'  ' * each.depth}  from {source}")
+            console.result(f"{indent}  from {source}")
 
 
 def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
@@ -94,27 +109,30 @@ def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     faults: list[str] = []
     for each in ancestors(opened, _resolve(opened, ref)):
         damage = damaged_files(each.artifact)
-        console.result(f"{'damaged' if damage else 'sound':8} {each.artifact.kind} {each.artifact.ref}")
+        console.result(f"{'damaged' if damage else 'intact':8} {each.artifact.kind} {each.artifact.ref}")
         faults += [f"{each.artifact.folder / name} {what}" for name, what in damage.items()]
     if faults:
         raise StoreError("\n".join(faults), remedy="move the artifact's folder away and run its stage again")
 
 
 def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Show how two artifacts differ.
+    """Show how two artifacts differ, side by side.
 
-    By dotted keys: settings, parents and the version of the stage.
+    Settings, parents and stage version by dotted keys, then every metric that differs.
     """
+    from psychocounsel.reporting.artifact_tables import tables
+    from psychocounsel.reporting.tables import Table, as_text, differences
     from psychocounsel.store.store import artifact_keys, differing_keys
 
     opened = open_store(store)
-    sides = [artifact_keys(_resolve(opened, ref)) for ref in (left, right)]
-    keys = differing_keys(*sides)
-    if not keys:
-        console.result("no difference")
-    for key in keys:
-        values = [repr(side[key]) if key in side else "(absent)" for side in sides]
-        console.result(f"{key}: {values[0]} -> {values[1]}")
+    one, other = _resolve(opened, left), _resolve(opened, right)
+    keys = [artifact_keys(each) for each in (one, other)]
+    rows = tuple(
+        (key, *(repr(side[key]) if key in side else "(absent)" for side in keys)) for key in differing_keys(*keys)
+    )
+    settings = Table("settings", "Settings that differ.", ("setting", one.ref, other.ref), "lll", rows)
+    found = [settings, differences(tables(one), tables(other), (one.ref, other.ref))]
+    console.result("\n\n".join(as_text(table) for table in found if table.rows) or "no difference")
 
 
 ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")]
@@ -123,7 +141,7 @@ Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `j
 
 def add_journal_to(app: typer.Typer) -> None:
     """Register the commands."""
-    journal = typer.Typer(help="Carry paid replies elsewhere, or check them.", no_args_is_help=True)
+    journal = typer.Typer(help="Move paid replies between stores, or check them.", no_args_is_help=True)
     journal.command("export")(export)
     journal.command("import")(import_)
     journal.command("verify")(verify_journal)
@@ -136,18 +154,18 @@ def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
     from psychocounsel.llm.journal import JournalRow, write_rows
 
     if not file.parent.is_dir():
-        raise InputError("there is no such folder", where=str(file.parent), remedy="make it, or name another")
+        raise InputError("there is no such folder", where=str(file.parent), remedy="create it, or name another")
     if file.is_dir():
         raise InputError("this is a folder", where=str(file), remedy="name a file in it, such as replies.jsonl")
     with existing_journal(open_store(store)) as journal:
-        broken = [line for line in journal.lost_responses() if line is not None]
-        intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), broken)
-        count = write_rows(intact, file) - len(broken)
-    console.result(f"exported {count} replies{_and_broken(len(broken))} to {file}")
+        lost = [each for each in journal.lost_responses() if each is not None]
+        intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), lost)
+        count = write_rows(intact, file) - len(lost)
+    console.result(f"exported {count} replies{_and_lost(len(lost))} to {file}")
 
 
 def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Take over the replies of a file; those that are known stay as they are."""
+    """Add the replies of a file; known ones stay as they are."""
     from psychocounsel.llm.endpoints import open_journal
     from psychocounsel.llm.journal import LostResponse, read_rows
 
@@ -155,13 +173,13 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
         raise InputError("there is no such file", where=str(file), remedy="name one that an export wrote")
     rows = list(read_rows(file))
     with open_journal(open_store(store)) as journal:
-        taken = journal.merge(rows)
-    broken = " and broken lines" if any(isinstance(row, LostResponse) for row in rows) else ""
-    console.result(f"imported {taken} of {len(rows)} replies{broken}; the others were known")
+        added = journal.merge(rows)
+    lost = " and lost responses" if any(isinstance(row, LostResponse) for row in rows) else ""
+    console.result(f"imported {added} of {len(rows)} replies{lost}; the others were known")
 
 
 def verify_journal(store: StoreFolder = DEFAULT_STORE) -> None:
-    """Compare every reply with its checksum; exit 2 if one is damaged that no sound one replaces."""
+    """Compare every reply with its checksum; exit 2 if one is damaged and no intact one replaces it."""
     from psychocounsel.llm.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow
 
@@ -173,23 +191,23 @@ def verify_journal(store: StoreFolder = DEFAULT_STORE) -> None:
                 intact += 1
             else:
                 damaged.append(row.digest)
-        lines = journal.lost_responses()
+        responses = journal.lost_responses()
         where = str(journal.path)
     replaced = sum(digest in answered for digest in damaged)
-    lost = len(damaged) - replaced + lines.count(None)
-    told = f", {replaced} damaged and answered anew" if replaced else ""
-    broken = _and_broken(len(lines) - lines.count(None))
-    console.result(f"{intact} replies{broken} intact, {lost} damaged{told}")
-    if lost:
+    count = len(damaged) - replaced + responses.count(None)
+    again = f", {replaced} damaged and answered again" if replaced else ""
+    lost = _and_lost(len(responses) - responses.count(None))
+    console.result(f"{intact} replies{lost} intact, {count} damaged{again}")
+    if count:
         raise StoreError(
-            f"{lost} rows are damaged; the requests of damaged replies are owed again",
+            f"{count} rows are damaged; the requests of damaged replies are pending again",
             where=where,
-            remedy="import them from an export, or run the stage again to ask them anew",
+            remedy="import them from an export, or run the stage again to send their requests again",
         )
 
 
-def _and_broken(lines: int) -> str:
-    return f" and {lines} broken lines" if lines else ""
+def _and_lost(responses: int) -> str:
+    return f" and {responses} lost responses" if responses else ""
 
 
 Published = Annotated[str, typer.Argument(metavar="REF", help="A preference dataset, a reward model or a policy.")]
@@ -197,7 +215,7 @@ Target = Annotated[
     str,
     typer.Argument(metavar="TARGET", help="Repository of the Hub: hub:owner/name, or hub:owner/name@branch."),
 ]
-Private = Annotated[bool, typer.Option("--private/--public", help="Who may read a repository that is made for it.")]
+Private = Annotated[bool, typer.Option("--private/--public", help="Who may read a repository that is created for it.")]
 Listing = Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")]
 
 
@@ -216,8 +234,8 @@ def push(
 ) -> None:
     """Publish an artifact on the Hub.
 
-    Only files of a list go, and only if none is damaged and none holds a secret. The token is that
-    of HF_TOKEN or of `hf auth login`.
+    Uploads only files of a list, and only if none is damaged and none contains a secret. The token is that of
+    HF_TOKEN or of `hf auth login`.
     """
     from psychocounsel.store.publish import parse_target, prepare_publication, upload
 
@@ -226,8 +244,8 @@ def push(
         raise ConfigError("offline, but push writes to the Hub", remedy="drop --offline, or add --dry-run")
     publication = prepare_publication(open_store(store, offline), ref)
     artifact = publication.artifact
-    for notice in artifact.warnings:
-        console.result(f"! {notice}")
+    for warning in artifact.warnings:
+        console.result(f"! {warning}")
     for each in publication.files:
         console.result(f"  {each.bytes:>12,} bytes  {each.name}")
     if publication.left_out:

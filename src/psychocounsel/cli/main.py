@@ -18,12 +18,12 @@ from psychocounsel.cli.output import (
     Offline,
     Sets,
     StoreFolder,
-    next_config,
-    next_words,
+    next_command,
+    next_step,
     open_store,
-    tell,
-    tell_end,
-    tell_end_of_recipe,
+    show_end,
+    show_end_of_recipe,
+    show_results,
 )
 from psychocounsel.errors import ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
@@ -112,8 +112,8 @@ def run(
         _show_dry_run(steps, opened)
         return
     created = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
-    tell(created, opened)
-    tell_end_of_recipe(created, opened)
+    show_results(created, opened)
+    show_end_of_recipe(created, opened)
 
 
 @app.command()
@@ -246,7 +246,7 @@ def import_preferences(
     overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
     if source.endswith(".yaml"):
         config = load_config(ImportPreferencesConfig, Path(source), overrides)
-        following = next_config("import-preferences", Path(source))
+        following = next_step("import-preferences", Path(source))
     else:
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
         following = None
@@ -261,7 +261,7 @@ def import_preferences(
         path = bundled.relative_to(Path.cwd()) if bundled.is_relative_to(Path.cwd()) else bundled
         change = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
         words = ["train-reward", str(path), *change]
-    tell_end(created, words, opened)
+    show_end(created, words, opened)
 
 
 add_artifacts_to(app)
@@ -282,7 +282,7 @@ def _run_stage(stage: "StageName", path: Path, overrides: Sequence[str], is_dry_
 
     created = run_config(stage, load_config(CONFIGS[stage], path, overrides), is_dry_run, store)
     if created is not None:
-        tell_end(created, next_words(created, stage, path), store)
+        show_end(created, next_command(created, stage, path), store)
 
 
 def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
@@ -295,7 +295,7 @@ def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: 
         _show_dry_run([Step(stage, stage, config)], store)
         return None
     created = run_stage(stage, config, store)
-    tell([created], store)
+    show_results([created], store)
     return created
 
 

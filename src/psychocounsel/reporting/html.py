@@ -1,42 +1,188 @@
-"""ReportData -> one HTML page: no script, no remote asset; light, dark and on paper."""
+"""The report: one HTML page without scripts or remote assets, for a light screen, a dark one and paper."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from psychocounsel.reporting.artifact_tables import BASELINES, confidence, length_table, tables, warnings_of
 from psychocounsel.reporting.lineage import draw_lineage
-from psychocounsel.reporting.sections import (
-    Sides,
-    confidence_words,
-    data_section,
-    examples_section,
-    health_section,
-    judge_section,
-    obedience_warning,
-    ratings_section,
-    sides_of,
-    winrate_section,
+from psychocounsel.reporting.plots import Plot, figures
+from psychocounsel.reporting.tables import Row, Table, anchor, by_split, interval, over, percent, reasons
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.metrics import (
+    AuditMetrics,
+    ComparisonMetrics,
+    JudgementMetrics,
+    Metrics,
+    PolicyMetrics,
+    PoolCandidateMetrics,
+    PreferenceMetrics,
+    ReadyCandidateMetrics,
+    ReportMetrics,
+    RewardModelMetrics,
+    RoundCandidateMetrics,
+    RoundPairMetrics,
+    SpeechMetrics,
+    metrics_of,
 )
-from psychocounsel.reporting.tables import (
-    BASELINES,
-    ArtifactFacts,
-    Card,
-    Cards,
-    Ledger,
-    Lineage,
-    ReportData,
-    Section,
-    count_words,
-    in_order,
-    interval_words,
-    percent,
-)
-from psychocounsel.reporting.training_sections import policy_section, reward_section
-from psychocounsel.types import Rate
+from psychocounsel.types import OVERALL, Rate, Speech
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 )
+M = TypeVar("M", bound=Metrics)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test speech, both answers and the outcome of both orders, by criterion."""
+
+    speech: Speech
+    policy_text: str
+    reference_text: str
+    outcomes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Examples from one comparison, and who wrote the answers."""
+
+    comparison_ref: str
+    policy_author: str
+    reference_author: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A run to be shown: its artifacts, parents before children, and some of its answers."""
+
+    title: str
+    artifacts: tuple[Artifact, ...]
+    examples: tuple[ExampleSet, ...] = ()
+
+    @cached_property
+    def measured(self) -> list[tuple[Artifact, Metrics]]:
+        """The artifacts with their metrics."""
+        return [(each, metrics_of(each)) for each in self.artifacts]
+
+    def of(self, model: type[M]) -> list[tuple[Artifact, M]]:
+        """Return the artifacts whose metrics have this shape, parents before children."""
+        return [(each, metrics) for each, metrics in self.measured if isinstance(metrics, model)]
+
+    @cached_property
+    def final_policies(self) -> list[Artifact]:
+        """Policies that are not a round of another policy in the report."""
+        policies = [each for each, _ in self.of(PolicyMetrics)]
+        earlier = {each.id for policy in policies for each in self.rounds_of(policy)[:-1]}
+        return [each for each in policies if each.id not in earlier]
+
+    def rounds_of(self, policy: Artifact) -> list[Artifact]:
+        """Return the policies of an online run, round by round, ending with `policy` itself."""
+        metrics = metrics_of(policy)
+        rounds = len(metrics.rounds) if isinstance(metrics, PolicyMetrics) else 0
+        chain = [policy]
+        while len(chain) < rounds and (previous := self.parent_of(chain[0], "previous policy")) is not None:
+            chain.insert(0, previous)
+        return chain
+
+    def parent_of(self, artifact: Artifact, role: str) -> Artifact | None:
+        """Return the parent with a role; None where it has none or it is not in the report."""
+        ids = {parent.id for parent in artifact.parents if parent.role == role}
+        return next((each for each in self.artifacts if each.id in ids), None)
+
+
+class Block:
+    """One piece of a section; `template` names the macro that writes it."""
+
+    template: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Paragraph(Block):
+    """Plain words."""
+
+    template: ClassVar[str] = "paragraph"
+    words: str
+
+
+@dataclass(frozen=True)
+class Heading(Block):
+    """A title within a section, and the artifacts that it is about."""
+
+    template: ClassVar[str] = "heading"
+    words: str
+    sources: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plots(Block):
+    """Pictures in columns where there is space."""
+
+    template: ClassVar[str] = "plots"
+    plots: tuple[Plot, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A main figure: label, value, its interval in words and a remark."""
+
+    label: str
+    value: str
+    interval: str
+    remark: str
+    sources: tuple[Artifact, ...]
+
+
+@dataclass(frozen=True)
+class Cards(Block):
+    """Main figures in columns."""
+
+    template: ClassVar[str] = "cards"
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class Lineage(Block):
+    """The picture of where everything came from, drawn for a wide and for a narrow page."""
+
+    template: ClassVar[str] = "lineage"
+    wide: Markup
+    tall: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Answers(Block):
+    """One client speech with the answers of both sides and the outcome."""
+
+    template: ClassVar[str] = "answers"
+    example: Example
+    outcome: str
+    policy_author: str
+    reference_author: str
+
+
+@dataclass(frozen=True)
+class ArtifactList(Block):
+    """Every artifact with its parents, settings, files and versions."""
+
+    template: ClassVar[str] = "artifact_list"
+    artifacts: tuple[Artifact, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a title."""
+
+    title: str
+    anchor: str
+    blocks: Sequence[Block | Table]
 
 
 def render_report(data: ReportData) -> str:
@@ -48,155 +194,238 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    filters = cast(dict[str, Any], environment.filters)  # pyright: ignore[reportUnknownMemberType]
+    filters.update(anchor=anchor, settings=_settings)
     sections = [section for section in _sections(data) if section.blocks]
     return environment.get_template("report.html.j2").render(
-        data=data, policy=CONTENT_SECURITY_POLICY, notices=notices(data), sections=sections
+        data=data, policy=CONTENT_SECURITY_POLICY, warnings=page_warnings(data), sections=sections
     )
 
 
-def notices(data: ReportData) -> list[str]:
-    """Return what must head the page: notices of every artifact, then warnings about who judged."""
-    inherited = [notice for artifact in data.artifacts for notice in artifact.notices]
-    verdicts = data.of_kind("comparisons")
-    warned = [_family_warning(each) for each in verdicts if each.value("judges", "same_family")]
-    own = [_own_family_warning(each, sides_of(data, each)) for each in verdicts]
-    obeying = [obedience_warning(each) for each in data.of_kind("audits")]
-    warnings = [*warned, *(warning for warning in (*own, *obeying) if warning)]
-    return list(dict.fromkeys([*inherited, *warnings]))
+def _settings(artifact: Artifact) -> str:
+    return json.dumps(artifact.manifest["settings"], indent=1, ensure_ascii=False, sort_keys=True)
 
 
-def _family_warning(verdicts: ArtifactFacts) -> str:
-    labels = ", ".join(str(each) for each in verdicts.sequence("judges", "labels"))
-    return (
-        f"The judge of the labels ({labels}) and the judge of the win rate "
-        f"({verdicts.value('judges', 'evaluation')}) are of one family: the win rate says how well the "
-        "policy learned that judge's taste, and is no independent evidence of quality."
-    )
+def page_warnings(data: ReportData) -> list[str]:
+    """Return what stands first on the page: the warnings of every artifact, then those that its metrics give."""
+    inherited = [warning for artifact in data.artifacts for warning in artifact.warnings]
+    return list(dict.fromkeys([*inherited, *(each for artifact in data.artifacts for each in warnings_of(artifact))]))
 
 
-def _own_family_warning(verdicts: ArtifactFacts, sides: Sides) -> str:
-    """Say that a judge compares answers of its own make; nothing where it does not."""
-    own = [str(side) for side in verdicts.sequence("judges", "own_family")]
-    if not own:
-        return ""
-    return (
-        f"The judge of the win rate ({verdicts.value('judges', 'evaluation')}) is of one make with "
-        f"{' and '.join(_author_and_models(verdicts, sides, side) for side in own)}, whose answers it "
-        "compares: models tend to favour their own (arXiv 2404.13076)."
-    )
-
-
-def _author_and_models(verdicts: ArtifactFacts, sides: Sides, side: str) -> str:
-    models = ", ".join(map(str, verdicts.sequence("judges", "judged", side)))
-    return f"{sides._asdict()[side]} ({models})"
-
-
-def headline_numbers(data: ReportData) -> dict[str, object]:
-    """Return the headline figures by artifact, the shape of the report's own `metrics.json`."""
-    return {
-        "win_rates": {
-            each.ref: {
-                "win_rate": each.value("win_rate"),
-                "length_controlled": each.value("length_controlled", "rate"),
-                "position_inconsistent_rate": each.value("position_inconsistent_rate"),
-            }
-            for each in data.of_kind("comparisons")
-        },
-        "reward_models": {
-            each.ref: {"accuracy": each.value("test", "accuracy"), "baselines": each.value("baselines")}
-            for each in data.of_kind("reward-models")
-        },
-        "pairs": {
-            each.ref: {split: counts["kept"] for split, counts in in_order(each.table("pairing")).items()}
-            for each in data.datasets
-        },
-        **_audit_numbers(data),
-    }
-
-
-def _audit_numbers(data: ReportData) -> dict[str, object]:
-    shown = {
+def report_metrics(data: ReportData) -> dict[str, Any]:
+    """Return the main figures by artifact, for the report's own `metrics.json`."""
+    audits = {
         each.ref: {
-            "equal": each.value("retest", "equal"),
-            "kappa": each.value("retest", "kappa"),
-            "halo": each.value("halo"),
-            "gain": each.value("canaries", "gain"),
-            "resists": each.value("canaries", "resists"),
+            "equal": audit.retest and audit.retest.equal,
+            "kappa": audit.retest and audit.retest.kappa,
+            "halo": audit.halo,
+            "gain": audit.canaries and audit.canaries.gain,
+            "resists": audit.canaries and audit.canaries.resists,
         }
-        for each in data.of_kind("audits")
+        for each, audit in data.of(AuditMetrics)
     }
-    return {"audits": shown} if shown else {}
+    figures = ReportMetrics.model_validate(
+        {
+            "win_rates": {
+                each.ref: {
+                    "win_rate": compared.win_rate,
+                    "length_controlled": compared.length_controlled.rate,
+                    "position_inconsistent_rate": compared.position_inconsistent_rate,
+                }
+                for each, compared in data.of(ComparisonMetrics)
+            },
+            "reward_models": {
+                each.ref: {"accuracy": model.test.accuracy, "baselines": model.baselines}
+                for each, model in data.of(RewardModelMetrics)
+            },
+            "pairs": {
+                each.ref: {split: pairing.kept for split, pairing in dataset.pairing.items()}
+                for each, dataset in data.of(PreferenceMetrics)
+            },
+            "audits": audits,
+        }
+    )
+    return figures.model_dump(exclude={"audits"} if not audits else None)
 
 
 def _sections(data: ReportData) -> list[Section]:
     return [
-        _headline_section(data),
-        _lineage_section(data),
-        data_section(data),
-        ratings_section(data),
-        judge_section(data),
-        reward_section(data),
-        policy_section(data),
-        winrate_section(data),
-        health_section(data),
-        examples_section(data),
-        Section("All artifacts", "artifacts", (Ledger(data.artifacts),)),
+        Section("Main figures", "main-figures", _cards(data)),
+        Section("Where it came from", "lineage", _lineage(data)),
+        Section("From raw rows to pairs", "funnel", _funnel(data)),
+        Section(
+            "Ratings by principle", "ratings", [plot for each, _ in data.of(JudgementMetrics) for plot in _plots(each)]
+        ),
+        Section("Judge audit", "judge", _audits(data)),
+        Section("Reward model", "reward", _reward_models(data)),
+        Section("Policy", "policy", _policies(data)),
+        Section("Win rate", "win-rate", _comparisons(data)),
+        Section("Text quality", "text-quality", _text_quality(data)),
+        Section("Examples", "examples", _examples(data)),
+        Section("All artifacts", "artifacts", [ArtifactList(data.artifacts)]),
     ]
 
 
-def _headline_section(data: ReportData) -> Section:
-    cards = [card for each in data.of_kind("comparisons") for card in _winrate_cards(data, each)]
-    cards += [card for each in data.of_kind("reward-models") for card in _reward_cards(each)]
-    cards += [_pairs_card(each) for each in data.datasets if each.table("pairing")]
-    return Section("Headline figures", "headline", (Cards(tuple(cards)),) if cards else ())
+def _plots(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Block]:
+    plots = figures(artifact, rounds)
+    return [Plots(tuple(plots))] if plots else []
 
 
-def _winrate_cards(data: ReportData, verdicts: ArtifactFacts) -> list[Card]:
-    sides = sides_of(data, verdicts)
-    against = f"{sides.policy} against {sides.reference}"
-    confidence = confidence_words(verdicts)
-    raw, controlled = verdicts.rate("win_rate"), verdicts.rate("length_controlled", "rate")
-    flips = verdicts.rate("position_inconsistent_rate")
-    flip_words = f"; the two orders disagree on {percent(flips.estimate)}" if flips else ""
+def _picked(artifact: Artifact, *keys: str) -> list[Table]:
+    return [table for table in tables(artifact) if table.key in keys]
+
+
+def _cards(data: ReportData) -> list[Block]:
     cards: list[Card] = []
-    if raw is not None:
-        remark = f"{count_words(raw)}{flip_words}"
-        cards.append(_rate_card(f"Win rate, {against}", raw, confidence, remark, [verdicts]))
-    if controlled is not None:
-        remark = "length-controlled win rate"
-        cards.append(_rate_card(f"At equal length, {against}", controlled, confidence, remark, [verdicts]))
-    return cards
+    for each, compared in data.of(ComparisonMetrics):
+        rate, against = compared.win_rate, _sides(data, each)
+        flipped = f"; position-inconsistent: {percent(compared.position_inconsistent_rate.estimate)}"
+        cards.append(_rate_card(f"Win rate, {against}", rate, over(rate) + flipped, each))
+        controlled = compared.length_controlled.rate
+        cards.append(_rate_card(f"At equal length, {against}", controlled, "length-controlled win rate", each))
+    for each, model in data.of(RewardModelMetrics):
+        rates = {label: getattr(model.baselines, name) for name, label in BASELINES.items()}
+        baselines = ", ".join(
+            f"{label} {percent(rate.estimate)}" if rate else f"{label}: no such pair" for label, rate in rates.items()
+        )
+        remark = f"{over(model.test.accuracy)}. Baselines: {baselines}"
+        cards.append(_rate_card("Reward accuracy on test", model.test.accuracy, remark, each))
+    for each, dataset in data.of(PreferenceMetrics):
+        pairing = {split: dataset.pairing[split] for split in by_split(dataset.pairing)}
+        kept = ", ".join(f"{by.kept} {split}" for split, by in pairing.items())
+        remark = f"of {sum(by.combinations for by in pairing.values())} combinations"
+        cards.append(Card("Preference pairs", str(sum(by.kept for by in pairing.values())), kept, remark, (each,)))
+    return [Cards(tuple(cards))] if cards else []
 
 
-def _reward_cards(model: ArtifactFacts) -> list[Card]:
-    accuracy = model.rate("test", "accuracy")
-    if accuracy is None:
-        return []
-    rates = {words.short: model.rate("baselines", name) for name, words in BASELINES.items()}
-    beside = ", ".join(
-        f"{words} {percent(rate.estimate)}" if rate else f"{words}: no such pair" for words, rate in rates.items()
-    )
-    remark = f"{count_words(accuracy)}. Beside it: {beside}"
-    return [_rate_card("Reward accuracy on test", accuracy, "95 %", remark, [model])]
+def _rate_card(label: str, rate: Rate, remark: str, source: Artifact) -> Card:
+    return Card(label, percent(rate.estimate), f"{confidence(source)} CI {interval(rate)}", remark, (source,))
 
 
-def _rate_card(label: str, rate: Rate, confidence: str, remark: str, sources: Sequence[ArtifactFacts]) -> Card:
-    interval = f"{confidence} CI {interval_words(rate)}"
-    return Card(label, percent(rate.estimate), interval, remark, tuple(sources))
+def _sides(data: ReportData, comparison: Artifact) -> str:
+    """Return `policy against reference` by the authors of the answers, where these are known."""
+    names: list[str] = []
+    for role in ("policy", "reference"):
+        answers = data.parent_of(comparison, f"{role} answers")
+        responder: dict[str, Any] = answers.manifest["settings"].get("responder", {}) if answers else {}
+        names.append(str(responder.get("author", role)))
+    return " against ".join(names)
 
 
-def _pairs_card(dataset: ArtifactFacts) -> Card:
-    kept = {split: int(counts["kept"]) for split, counts in in_order(dataset.table("pairing")).items()}
-    by_split = ", ".join(f"{count} {split}" for split, count in kept.items())
-    looked_at = sum(int(counts["combinations"]) for counts in dataset.table("pairing").values())
-    return Card("Preference pairs", str(sum(kept.values())), by_split, f"of {looked_at} combinations", (dataset,))
-
-
-def _lineage_section(data: ReportData) -> Section:
+def _lineage(data: ReportData) -> list[Block]:
     caption = (
-        "Each box is an artifact: kind, name, short id and rows; rounds of an online run share a box, and a "
-        "dashed line leads to the next round. Connections that a longer way implies are left out; the table "
-        "at the end lists every parent."
+        "Each box is an artifact: kind, name, short id and rows; rounds of an online run share a box, and a dashed "
+        "line leads to the next round. Connections that a longer path implies are left out; the table at the end "
+        "lists every parent."
     )
     wide, tall = (draw_lineage(data.artifacts, tall=tall) for tall in (False, True))
-    return Section("Where it came from", "lineage", (Lineage(wide, tall, caption),) if data.artifacts else ())
+    return [Lineage(wide, tall, caption)] if data.artifacts else []
+
+
+def _funnel(data: ReportData) -> list[Block | Table]:
+    sources = [*data.of(SpeechMetrics), *data.of(ReadyCandidateMetrics), *data.of(PoolCandidateMetrics)]
+    shown = [table for each, _ in sources for table in _picked(each, "funnel", "splits")]
+    shown += [
+        table
+        for each, _ in data.of(JudgementMetrics)
+        for table in _picked(each, "funnel", "missing_by_topic", "samples")
+    ]
+    shown += [table for each, _ in data.of(PreferenceMetrics) for table in _picked(each, "pairing", "flaws", "words")]
+    intro = Paragraph("In each line, kept and dropped together are all that came in; none is left out silently.")
+    return [intro, *shown] if shown else []
+
+
+def _audits(data: ReportData) -> list[Block | Table]:
+    return [
+        block
+        for each, _ in data.of(AuditMetrics)
+        for block in (Heading(each.name, (each,)), *_picked(each, "audit", "retest"))
+    ]
+
+
+def _reward_models(data: ReportData) -> list[Block | Table]:
+    blocks: list[Block | Table] = []
+    for each, model in data.of(RewardModelMetrics):
+        blocks += [Heading(each.name, (each,)), *_picked(each, "reward"), *_plots(each), *_picked(each, "lengths")]
+        blocks.append(_duration(model.training.steps, model.training.seconds))
+    return blocks
+
+
+def _duration(steps: int, seconds: float) -> Paragraph:
+    return Paragraph(f"{steps} steps in {seconds:.0f} s.")
+
+
+def _policies(data: ReportData) -> list[Block | Table]:
+    blocks: list[Block | Table] = []
+    for policy in data.final_policies:
+        rounds = data.rounds_of(policy)
+        measured = [(each, metrics) for each in rounds if isinstance(metrics := metrics_of(each), PolicyMetrics)]
+        metrics = measured[-1][1]
+        blocks += [Heading(policy.name, (policy,)), *_plots(policy, rounds), *_picked(policy, "rounds")]
+        # The earliest rounds may not be in the report.
+        first = len(metrics.rounds) - len(rounds) + 1
+        numbered = dict(enumerate(rounds, start=first))
+        if metrics.rounds:
+            blocks += _sampling_table(data, numbered)
+            trainings = {f"pairs of round {first + at}": each.training for at, (_, each) in enumerate(measured)}
+        else:
+            trainings = {"pairs read": metrics.training}
+        blocks.append(replace(length_table(trainings), sources=tuple(rounds)))
+        blocks.append(_duration(metrics.training.steps, metrics.training.seconds))
+    return blocks
+
+
+def _sampling_table(data: ReportData, rounds: Mapping[int, Artifact]) -> list[Table]:
+    """Return what each round sampled and paired, as far as its artifacts are in the report."""
+    rows: list[Row] = []
+    for number, policy in rounds.items():
+        pairs = data.parent_of(policy, "pairs")
+        sampled = data.parent_of(pairs, "candidates") if pairs else None
+        paired, answers = pairs and metrics_of(pairs), sampled and metrics_of(sampled)
+        if isinstance(paired, RoundPairMetrics) and isinstance(answers, RoundCandidateMetrics):
+            left_out = {f"{reason} answers": count for reason, count in paired.left_out.items()}
+            dropped = reasons({**paired.pairing.dropped, **left_out})
+            rows.append((f"round {number}", str(answers.speeches), str(paired.pairing.kept), dropped))
+    header = ("", "speeches", "pairs", "no pair or left out")
+    title = "Rounds: speeches sampled, and pairs made of their answers."
+    return [Table("sampling", title, header, "lrrl", tuple(rows), tuple(rounds.values()))] if rows else []
+
+
+def _comparisons(data: ReportData) -> list[Block | Table]:
+    blocks: list[Block | Table] = []
+    for each, _ in data.of(ComparisonMetrics):
+        blocks += [Heading(_sides(data, each), (each,)), *_picked(each, "rates", "unanswered", "missing_by_topic")]
+        blocks += _plots(each)
+    return blocks
+
+
+def _text_quality(data: ReportData) -> list[Block | Table]:
+    return [
+        block
+        for each, _ in data.of(ComparisonMetrics)
+        for block in (Heading(_sides(data, each), (each,)), *_picked(each, "text_quality"))
+    ]
+
+
+_OUTCOMES = {
+    "win": "The policy's answer is preferred in both orders.",
+    "loss": "The reference's answer is preferred in both orders.",
+    "tie": "A tie in both orders.",
+    "position-inconsistent": "The verdict flipped with the order, which counts as a tie.",
+    "missing": "No result: at least one order failed.",
+}
+
+
+def _examples(data: ReportData) -> list[Block]:
+    by_ref = {each.ref: each for each in data.artifacts}
+    blocks: list[Block] = []
+    for group in data.examples:
+        sources = (by_ref[group.comparison_ref],) if group.comparison_ref in by_ref else ()
+        blocks.append(Heading(f"{group.policy_author} against {group.reference_author}", sources))
+        for example in group.examples:
+            details = [f"{name}: {outcome}" for name, outcome in example.outcomes.items() if name != OVERALL]
+            outcome = _OUTCOMES[example.outcomes.get(OVERALL, "missing")]
+            outcome += f" By principle, for the policy: {', '.join(details)}." if details else ""
+            blocks.append(Answers(example, outcome, group.policy_author, group.reference_author))
+    intro = Paragraph("Selected by the hash of the speech. Speeches about crisis are folded away.")
+    return [intro, *blocks] if blocks else []

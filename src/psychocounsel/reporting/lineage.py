@@ -1,38 +1,29 @@
-"""Artifacts -> boxes and edges: where everything came from, one lane per kind in the order of the flow.
+"""The picture of where everything came from: boxes in one lane per kind, in the order of the flow.
 
-The rounds of an online run share a box, and an edge that a longer way implies is left out: the picture is for
-seeing, the table at the end of the report for looking up.
+The rounds of an online run share a box, and an edge that a longer path implies is left out: the picture gives an
+overview, and the table at the end of the report lists every parent.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import networkx as nx
 from markupsafe import Markup
 
-from psychocounsel.reporting.tables import ArtifactFacts
+from psychocounsel.reporting.artifact_tables import row_count
+from psychocounsel.reporting.tables import anchor
+from psychocounsel.store.artifacts import Artifact
 
 _ROUND = re.compile(r"-round-(\d+)$")
 _LANES = (
-    "speeches",
-    "candidates",
-    "judgements",
-    "preferences",
-    "reward-models",
-    "rounds",
-    "policies",
-    "answers",
+    *("speeches", "candidates", "judgements", "preferences", "reward-models"),
+    *("rounds", "policies", "answers", "comparisons"),
 )
-_LANE_OF_KIND = {
-    "base-models": "judgements",
-    "reference-logps": "rounds",
-    "scores": "rounds",
-    "annotations": "comparisons",
-    "audits": "preferences",
-}
-_LABELS = {"judgements": "judgements", "base-models": "base model", "reward-models": "reward model"}
+_LANE_OF_KIND = {"base-models": "judgements", "scores": "rounds", "audits": "preferences"}
+_LABELS = {"base-models": "base model", "reward-models": "reward model"}
 
 
 @dataclass
@@ -40,7 +31,7 @@ class Node:
     """A box: one artifact, or the artifacts of one kind in all rounds of an online run."""
 
     lane: str
-    artifacts: list[ArtifactFacts] = field(default_factory=list[ArtifactFacts])
+    artifacts: list[Artifact] = field(default_factory=list[Artifact])
 
     @property
     def kind(self) -> str:
@@ -58,7 +49,8 @@ class Node:
     @property
     def detail(self) -> str:
         """Short id and number of rows."""
-        rows = row_words(self.artifacts)
+        count = sum(map(row_count, self.artifacts))
+        rows = f"{count} rows" if count else ""
         if len(self.artifacts) > 1:
             return rows
         return f"@{self.artifacts[0].id[:8]}" + (f" · {rows}" if rows else "")
@@ -72,52 +64,40 @@ class Edge(NamedTuple):
     backward: bool
 
 
-def row_words(artifacts: Iterable[ArtifactFacts]) -> str:
-    """Return the number of rows in all tables together, empty for a model without one."""
-    total = sum(count for artifact in artifacts for count in artifact.rows.values())
-    return f"{total} rows" if total else ""
-
-
-def group_nodes(artifacts: Sequence[ArtifactFacts]) -> list[Node]:
+def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
     """Return the boxes in the order of the lanes; rounds of one kind and name share one."""
-    ids = {each.id: each for each in artifacts}
+    kinds = {each.id: each.kind for each in artifacts}
     compared = {parent.id for each in artifacts if each.kind == "comparisons" for parent in each.parents}
     nodes: dict[tuple[str, str, str], Node] = {}
     for each in artifacts:
-        if each.kind == "reports":
-            continue
-        is_round = _ROUND.search(each.name) is not None
-        lane = _lane(each, ids, compared)
-        key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
-        nodes.setdefault(key, Node(lane)).artifacts.append(each)
-    order = [*_LANES, "comparisons"]
+        if each.kind != "reports":
+            is_round = _ROUND.search(each.name) is not None
+            lane = "answers" if each.kind == "candidates" and each.id in compared else _lane(each, kinds)
+            key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
+            nodes.setdefault(key, Node(lane)).artifacts.append(each)
     runs = {_run_of(each) for each in artifacts if _ROUND.search(each.name)}
-    return sorted(nodes.values(), key=lambda node: (order.index(node.lane), _is_apart(node, runs)))
+
+    def place(node: Node) -> tuple[int, bool]:
+        """Policies of an online run stand together, before those of none."""
+        return _LANES.index(node.lane), node.lane == "policies" and _run_of(node.artifacts[0]) not in runs
+
+    return sorted(nodes.values(), key=place)
 
 
-def _is_apart(node: Node, runs: set[str]) -> bool:
-    """Whether a policy is of no online run: those of a run stand together, before it."""
-    return node.lane == "policies" and _run_of(node.artifacts[0]) not in runs
-
-
-def _run_of(artifact: ArtifactFacts) -> str:
+def _run_of(artifact: Artifact) -> str:
     return _ROUND.sub("", artifact.name)
 
 
-def _lane(artifact: ArtifactFacts, ids: Mapping[str, ArtifactFacts], compared: set[str]) -> str:
-    lane = _LANE_OF_KIND.get(artifact.kind, artifact.kind)
-    parents = [ids[parent.id].kind for parent in artifact.parents if parent.id in ids]
-    if lane == "candidates" and artifact.id in compared:
-        return "answers"
-    if lane == "candidates" and _ROUND.search(artifact.name):
-        return "rounds"
-    if lane == "preferences" and "scores" in parents:
-        return "rounds"
-    return lane
+def _lane(artifact: Artifact, kinds: Mapping[str, str]) -> str:
+    is_round = artifact.kind == "candidates" and _ROUND.search(artifact.name)
+    is_round = is_round or (
+        artifact.kind == "preferences" and "scores" in {kinds.get(parent.id) for parent in artifact.parents}
+    )
+    return "rounds" if is_round else _LANE_OF_KIND.get(artifact.kind, artifact.kind)
 
 
 def find_edges(nodes: Sequence[Node]) -> list[Edge]:
-    """Return the edges between boxes, without those that a longer way implies."""
+    """Return the edges between boxes, without those that a longer path implies."""
     node_of = {each.id: number for number, node in enumerate(nodes) for each in node.artifacts}
     pairs = {
         (node_of[parent.id], number)
@@ -126,22 +106,10 @@ def find_edges(nodes: Sequence[Node]) -> list[Edge]:
         for parent in each.parents
         if parent.id in node_of and node_of[parent.id] != number
     }
-    lanes = [[*_LANES, "comparisons"].index(node.lane) for node in nodes]
-    forward = {pair for pair in pairs if lanes[pair[0]] < lanes[pair[1]] or pair[0] < pair[1]}
-    needed = [pair for pair in forward if not _is_implied(pair, forward)]
-    edges = [Edge(*pair, backward=False) for pair in needed]
+    forward = {(start, end) for start, end in pairs if start < end}  # the boxes are in the order of the lanes
+    graph: Any = nx.DiGraph(forward)
+    edges = [Edge(*pair, backward=False) for pair in nx.transitive_reduction(graph).edges]
     return sorted([*edges, *(Edge(*pair, backward=True) for pair in pairs - forward)])
-
-
-def _is_implied(pair: tuple[int, int], edges: set[tuple[int, int]]) -> bool:
-    reached: set[int] = set()
-    waiting = [end for start, end in edges if start == pair[0] and end != pair[1]]
-    while waiting:
-        at = waiting.pop()
-        if at not in reached:
-            reached.add(at)
-            waiting += [end for start, end in edges if start == at]
-    return pair[1] in reached
 
 
 _BOX_WIDTH, _BOX_HEIGHT = 158, 58
@@ -149,12 +117,12 @@ _TRACK = 8
 _GAP_WIDE, _GAP_TALL = 40, 34
 _GAP_ACROSS = 16
 _MARGIN = 8
-_ROOM_FOR_BACKWARD = 40
+_BACKWARD_SPACE = 40
 _TITLE_CHARACTERS = 23
 
 
 class Stop(NamedTuple):
-    """What takes room on a line: a box (`line` None), or the track of a box's edges past a line."""
+    """What needs space on a line: a box (`line` None), or the track of a box's edges past a line."""
 
     box: int
     line: int | None = None
@@ -173,8 +141,8 @@ class Picture(NamedTuple):
     tall: bool
     line_of: list[int]
     across: dict[Stop, float]
-    room: float = 0.0
-    """Kept free above a wide picture, and to the left of a tall one, for what leads back."""
+    space: float = 0.0
+    """Kept free above a wide picture, and to the left of a tall one, for edges that lead back."""
 
     def middle(self, stop: Stop) -> Point:
         """Return the middle of a box or of a track."""
@@ -182,11 +150,11 @@ class Picture(NamedTuple):
         step = _BOX_HEIGHT + _GAP_TALL if self.tall else _BOX_WIDTH + _GAP_WIDE
         half = (_BOX_HEIGHT if self.tall else _BOX_WIDTH) / 2
         along = _MARGIN + half + line * step
-        across = self.room + self.across[stop]
+        across = self.space + self.across[stop]
         return Point(across, along) if self.tall else Point(along, across)
 
 
-def draw_lineage(artifacts: Sequence[ArtifactFacts], *, tall: bool) -> Markup:
+def draw_lineage(artifacts: Sequence[Artifact], *, tall: bool) -> Markup:
     """Draw the artifacts; `tall` stacks the lanes from top to bottom for a narrow page."""
     nodes = group_nodes(artifacts)
     edges = find_edges(nodes)
@@ -204,26 +172,26 @@ def draw_lineage(artifacts: Sequence[ArtifactFacts], *, tall: bool) -> Markup:
 
 
 def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Picture:
-    """Return where boxes and tracks stand: each beside what leads to it, no two in one place."""
+    """Return where boxes and tracks stand: each near what leads to it, no two in one place."""
     line_of = _lines(nodes, tall)
     leads_to = _leads(edges, line_of)
     across: dict[Stop, float] = {}
     for line in range(max(line_of, default=-1) + 1):
         boxes = [Stop(number) for number, at in enumerate(line_of) if at == line]
         tracks = [stop for stop in leads_to if stop.line == line]
-        wished = _wishes(boxes, tracks, leads_to, across)
+        preferred = _preferred_places(boxes, tracks, leads_to, across)
         at = 0.0
-        for stop in sorted(wished, key=lambda stop: (wished[stop], stop.line is not None, stop.box)):
+        for stop in sorted(preferred, key=lambda stop: (preferred[stop], stop.line is not None, stop.box)):
             size = _TRACK if stop.line is not None else (_BOX_WIDTH if tall else _BOX_HEIGHT)
             across[stop] = at + size / 2
             at += size + _GAP_ACROSS
-        for stop in wished:
+        for stop in preferred:
             across[stop] -= (at - _GAP_ACROSS) / 2
     half = (_BOX_WIDTH if tall else _BOX_HEIGHT) / 2
     first = min((place - (half if stop.line is None else 0) for stop, place in across.items()), default=0.0)
     placed = {stop: place - first + _MARGIN for stop, place in across.items()}
-    room = _ROOM_FOR_BACKWARD if any(edge.backward for edge in edges) else 0
-    return Picture(tall, line_of, placed, room)
+    space = _BACKWARD_SPACE if any(edge.backward for edge in edges) else 0
+    return Picture(tall, line_of, placed, space)
 
 
 def _lines(nodes: Sequence[Node], tall: bool) -> list[int]:
@@ -258,19 +226,19 @@ def _way(edge: Edge, line_of: Sequence[int]) -> list[Stop]:
     return [Stop(edge.start), *(Stop(edge.start, line) for line in passed), Stop(edge.end)]
 
 
-def _wishes(
+def _preferred_places(
     boxes: Sequence[Stop], tracks: Sequence[Stop], leads: dict[Stop, list[Stop]], across: dict[Stop, float]
 ) -> dict[Stop, float]:
-    """Return where each stop of a line would like to be: amid what leads to it, boxes in order."""
-    wished: dict[Stop, float] = {}
+    """Return the place of each stop of a line amid the stops that lead to it, boxes in order."""
+    preferred: dict[Stop, float] = {}
     least = float("-inf")
     for stop in [*boxes, *tracks]:
         before = [across[each] for each in leads.get(stop, []) if each in across]
-        wish = sum(before) / len(before) if before else max(least, 0.0)
+        place = sum(before) / len(before) if before else max(least, 0.0)
         if stop.line is None:
-            wish = least = max(least, wish)
-        wished[stop] = wish
-    return wished
+            place = least = max(least, place)
+        preferred[stop] = place
+    return preferred
 
 
 def _draw_edge(edge: Edge, picture: Picture) -> Markup:
@@ -330,10 +298,10 @@ def _backward_path(edge: Edge, picture: Picture) -> Path:
     start, end = picture.middle(Stop(edge.start)), picture.middle(Stop(edge.end))
     if picture.tall:
         start, end = Point(start.x - _BOX_WIDTH / 2, start.y), Point(end.x - _BOX_WIDTH / 2, end.y)
-        far = min(start.x, end.x) - 1.3 * _ROOM_FOR_BACKWARD
+        far = min(start.x, end.x) - 1.3 * _BACKWARD_SPACE
         return Path(f"M{start.x:g} {start.y:g}C{far:g} {start.y:g} {far:g} {end.y:g} {end.x:g} {end.y:g}", end)
     start, end = Point(start.x, start.y - _BOX_HEIGHT / 2), Point(end.x, end.y - _BOX_HEIGHT / 2)
-    far = min(start.y, end.y) - 1.3 * _ROOM_FOR_BACKWARD
+    far = min(start.y, end.y) - 1.3 * _BACKWARD_SPACE
     return Path(f"M{start.x:g} {start.y:g}C{start.x:g} {far:g} {end.x:g} {far:g} {end.x:g} {end.y:g}", end)
 
 
@@ -342,7 +310,7 @@ def _draw_node(node: Node, middle: Point) -> Markup:
     place = Point(middle.x - _BOX_WIDTH / 2, middle.y - _BOX_HEIGHT / 2)
     box = Markup(
         '<a href="#{}"><title>{}</title><rect class="box" x="{:g}" y="{:g}" width="{}" height="{}" rx="6"/>'
-    ).format(node.artifacts[-1].anchor, whole, place.x, place.y, _BOX_WIDTH, _BOX_HEIGHT)
+    ).format(anchor(node.artifacts[-1]), whole, place.x, place.y, _BOX_WIDTH, _BOX_HEIGHT)
     texts = [("kind", 16, node.kind), ("name", 33, _shortened(node.name)), ("detail", 49, node.detail)]
     lines = [
         Markup('<text class="{}" x="{:g}" y="{:g}">{}</text>').format(style, place.x + 9, place.y + down, text)
@@ -351,8 +319,8 @@ def _draw_node(node: Node, middle: Point) -> Markup:
     return box + Markup("").join(lines) + Markup("</a>")
 
 
-def _whole(artifact: ArtifactFacts) -> str:
-    rows = ", ".join(f"{count} {name}" for name, count in artifact.rows.items())
+def _whole(artifact: Artifact) -> str:
+    rows = ", ".join(f"{count} {name}" for name, count in artifact.manifest["rows"].items())
     return f"{artifact.kind} {artifact.ref}" + (f" ({rows})" if rows else "")
 
 

@@ -1,15 +1,17 @@
-"""Numbers -> SVG: the plots of a report.
+"""Numbers as pictures: SVG for the report, PNG for the card of a dataset. Equal numbers give equal bytes.
 
-Colours are written as CSS variables, so that one drawing serves a light page, a dark one and paper. Text
-stays text, laid out with a wide font, so it fits whatever font the reader has. Equal numbers, equal bytes.
+In SVG, colours are CSS variables, so that one picture serves a light page, a dark one and paper; text stays text, laid
+out with a wide font, so that it fits whatever font the reader has.
 """
 
 import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -18,38 +20,59 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from psychocounsel.reporting.artifact_tables import BASELINES
+from psychocounsel.reporting.tables import interval, percent
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.metrics import (
+    ComparisonMetrics,
+    Counts,
+    JudgementMetrics,
+    PolicyMetrics,
+    RewardModelMetrics,
+    RoundMetrics,
+    metrics_of,
+)
 from psychocounsel.types import Rate
 
 # matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
 # pyright: reportUnknownMemberType=false
 
-
-# Stand-ins that matplotlib draws with; each becomes the CSS variable of the page.
-INK, FAINT = "#010101", "#020202"
+# Placeholder colours that matplotlib draws with; each becomes a CSS variable of the page.
+INK, GRID = "#010101", "#020202"
 SERIES = ("#030303", "#040404", "#050505", "#060606")
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--grid)"} | {
+_VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
 _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.6
-_MAX_LABEL = 30
 _MARKED_POINTS = 20
 _SHIFT = 0.05
-"""How far apart, in steps or rounds, the intervals of two lines stand, so that none hides the other."""
+"""Distance between the intervals of two lines, in steps or rounds, so that none hides the other."""
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "psychocounsel",
     "svg.fonttype": "none",
     "text.parse_math": False,
+    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,
+    "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "axes.unicode_minus": True,
     "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of the report with its caption; `alternative` says in words what it shows."""
+
+    svg: Markup
+    caption: str
+    alternative: str
+    sources: tuple[Artifact, ...]
 
 
 class Dot(NamedTuple):
@@ -61,7 +84,7 @@ class Dot(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A line: its name, where it stands and, where measured, the ends of its intervals."""
+    """A line: its name, its points and, where measured, the ends of their intervals."""
 
     label: str
     x: Sequence[float]
@@ -70,27 +93,184 @@ class Series(NamedTuple):
     high: Sequence[float] = ()
 
 
-def rating_histograms(counts: Mapping[str, Mapping[str, int]], key: str = "ratings") -> Markup:
-    """Draw how often each rating was given, one small panel per principle; `key` names the drawing."""
-    columns = min(4, len(counts))
-    rows = math.ceil(len(counts) / columns)
-    with _drawing(key, 1.25 * rows + 0.3) as drawing:
-        axes = drawing.figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        ratings = sorted({rating for by in counts.values() for rating in by}, key=_as_number)
-        for panel in axes.flat[len(counts) :]:
-            panel.set_axis_off()
-        for panel, (name, by) in zip(axes.flat, counts.items(), strict=False):
-            panel.bar(range(len(ratings)), [by.get(rating, 0) for rating in ratings], color=SERIES[0])
-            panel.set_xticks(range(len(ratings)), labels=ratings)
-            panel.set_title(_shortened(name), fontsize=8.5)
-            panel.tick_params(labelbottom=True, length=2)
-    return drawing.svg
+class Panel(NamedTuple):
+    """A small histogram among others; `mark` is where a line is drawn, in bars from the left."""
+
+    title: str
+    heights: Sequence[float]
+    mark: float | None = None
+
+
+class Tick(NamedTuple):
+    """A mark under every panel, in bars from the left."""
+
+    place: float
+    label: str
+
+
+def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
+    """Return the plots of an artifact for the report.
+
+    Args:
+        artifact: judgements, a reward model, a policy or a comparison; other kinds have no plot.
+        rounds: the policies of an online run, ending with the artifact.
+    """
+    short = artifact.id[:8]
+    match metrics_of(artifact):
+        case JudgementMetrics(histograms=counts) if counts:
+            given = "; ".join(
+                f"{name}: {', '.join(f'{count} times {rating}' for rating, count in by.items())}"
+                for name, by in counts.items()
+            )
+            caption = "Number of responses by rating, one panel per principle."
+            svg = rating_histograms(counts, f"ratings-{short}")
+            return [Plot(svg, caption, f"Ratings by principle. {given}", (artifact,))]
+        case RewardModelMetrics() as model:
+            return [*_reward_plots(artifact, model), *_curves(_REWARD_CURVES, [artifact])]
+        case PolicyMetrics() as policy:
+            return [*_curves(_POLICY_CURVES, rounds or [artifact]), *_round_plots(artifact, policy.rounds)]
+        case ComparisonMetrics() as compared:
+            overall = {
+                "raw": compared.win_rate,
+                "length-controlled": compared.length_controlled.rate,
+                "crisis slice, raw": compared.crisis,
+            }
+            slices: dict[str, tuple[str, list[Dot]]] = {
+                "overall": ("overall and on the crisis slice", _dots(overall, counted=False)),
+                "principle": ("by principle", _dots(compared.win_rate_by_criterion)),
+                "topic": ("by topic", _dots(compared.by_topic)),
+            }
+            return [
+                _rate_plot(
+                    f"winrate-{key}-{short}", dots, "win rate", f"Win rate {words}; the dashed line is 50 %.", artifact
+                )
+                for key, (words, dots) in slices.items()
+                if dots
+            ]
+        case _:
+            return []
+
+
+def _dots(rates: Mapping[str, Rate | None], *, counted: bool = True) -> list[Dot]:
+    known = [(label or "(no topic)", rate) for label, rate in rates.items() if rate is not None]
+    if counted:
+        return [Dot(f"{label} ({rate.n})", rate) for label, rate in known]
+    return [Dot(label, rate, group) for group, (label, rate) in enumerate(known)]
+
+
+def _rate_plot(key: str, dots: Sequence[Dot], axis: str, caption: str, artifact: Artifact) -> Plot:
+    told = "; ".join(f"{dot.label}: {percent(dot.rate.estimate)} ({interval(dot.rate)})" for dot in dots)
+    return Plot(dots_and_intervals(key, dots, axis=axis), caption, f"{caption} {told}", (artifact,))
+
+
+def _reward_plots(artifact: Artifact, model: RewardModelMetrics) -> list[Plot]:
+    rates = {label: getattr(model.baselines, name) for name, label in BASELINES.items()}
+    dots = [Dot("reward model", model.test.accuracy)]
+    dots += [Dot(label, rate, label != BASELINES["same_tier"]) for label, rate in rates.items() if rate is not None]
+    caption = "Accuracy on test pairs and of predictors that read no text; the dashed line is a coin."
+    plots = [_rate_plot(f"accuracy-{artifact.id[:8]}", dots, "accuracy", caption, artifact)]
+    margins = [each for each in model.test_margins if each is not None]
+    if margins:
+        wrong = sum(margin < 0 for margin in margins)
+        span = f"{min(margins):.2f} to {max(margins):.2f}"
+        alternative = f"Histogram of {len(margins)} margins from {span}; {wrong} below zero."
+        svg = margin_histogram(margins, f"margins-{artifact.id[:8]}")
+        plots.append(Plot(svg, "Margins on test pairs.", alternative, (artifact,)))
+    return plots
+
+
+class Curve(NamedTuple):
+    """A plot of training by step: its title, the axis, and which columns of the history it shows."""
+
+    title: str
+    axis: str
+    columns: Mapping[str, str]
+
+
+_REWARD_CURVES = (Curve("Training loss by step.", "loss", {"loss": "loss"}),)
+_POLICY_CURVES = (
+    Curve("Training loss by step; ln 2 = 0.693 is a policy like its reference.", "loss", {"loss": "loss"}),
+    Curve("Implicit reward margin, chosen minus rejected.", "margin", {"margin": "margin"}),
+    Curve(
+        "Log-probability of the two sides: both falling is a warning.",
+        "log-probability, nats",
+        {"logps_chosen": "chosen", "logps_rejected": "rejected"},
+    ),
+)
+
+
+def _curves(curves: Sequence[Curve], trained: Sequence[Artifact]) -> list[Plot]:
+    """Plot the histories of trainings one after the other, as steps of one run."""
+    rows: list[dict[str, float]] = []
+    ends: list[float] = []
+    for each in trained:
+        metrics = metrics_of(each)
+        if isinstance(metrics, RewardModelMetrics | PolicyMetrics):
+            before = ends[-1] if ends else 0
+            rows += [{**row, "step": row["step"] + before} for row in metrics.training.history if "step" in row]
+            ends.append(before + metrics.training.steps)
+    plots: list[Plot] = []
+    for curve in curves:
+        series = [
+            Series(
+                label, [row["step"] for row in rows if column in row], [row[column] for row in rows if column in row]
+            )
+            for column, label in curve.columns.items()
+        ]
+        key = f"{'-'.join(curve.columns)}-{trained[-1].id[:8]}"
+        plots += _line_plot(key, series, "step", curve.axis, curve.title, trained[-1], ends[:-1])
+    return plots
+
+
+def _line_plot(
+    key: str, series: Sequence[Series], x: str, y: str, title: str, artifact: Artifact, breaks: Sequence[float] = ()
+) -> list[Plot]:
+    known = [each for each in series if each.x]
+    if not known:
+        return []
+    alternative = " ".join(
+        f"{each.label} from {each.y[0]:.3g} at {each.x[0]:g} to {each.y[-1]:.3g} at {each.x[-1]:g}." for each in known
+    )
+    return [Plot(lines(key, known, x=x, y=y, breaks=breaks), title, alternative, (artifact,))]
+
+
+def _round_plots(policy: Artifact, rounds: Sequence[RoundMetrics]) -> list[Plot]:
+    numbers = list(range(1, len(rounds) + 1))
+    qualities = [each.dev.text_quality for each in rounds]
+
+    def rates(label: str, found: Sequence[Rate]) -> Series:
+        shares = [[100 * getattr(rate, end) for rate in found] for end in ("estimate", "low", "high")]
+        return Series(label, numbers, *shares)
+
+    reward = Series("reward", numbers, [each.dev.reward.mean for each in rounds])
+    unfinished = rates("unfinished", [each.unfinished_rate for each in qualities])
+    repetitive = rates("repetitive", [each.repetition_rate for each in qualities])
+    length = Series("mean", numbers, [each.length_words.mean for each in qualities])
+    shown: tuple[tuple[str, str, list[Series]], ...] = (
+        ("Mean normalised reward of answers to dev speeches, by round.", "reward", [reward]),
+        ("Signs of degeneration in answers to dev speeches, by round.", "percent", [unfinished, repetitive]),
+        ("Mean length of answers to dev speeches, by round.", "words", [length]),
+    )
+    return [
+        plot
+        for title, axis, series in shown
+        for plot in _line_plot(f"rounds-{axis}-{policy.id[:8]}", series, "round", axis, title, policy)
+    ]
+
+
+def rating_histograms(counts: Mapping[str, Counts], key: str = "ratings") -> Markup:
+    """Draw how often each rating was given, one small panel per principle; `key` names the picture in its page."""
+    ratings = sorted({rating for by in counts.values() for rating in by}, key=int)
+    panels, ticks = rating_panels(counts, ratings)
+    with _svg(key, 1.25 * math.ceil(len(panels) / _COLUMNS) + 0.4) as picture:
+        _draw_panels(picture.figure, panels, ticks, "responses", MaxNLocator(3, integer=True), (SERIES[0], INK, GRID))
+    return picture.svg
 
 
 def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
     """Draw the distribution of r(chosen) - r(rejected); what lies left of zero is ranked wrongly."""
-    with _drawing(key, 2.6) as drawing:
-        axes = drawing.figure.subplots()
+    with _svg(key, 2.6) as picture:
+        axes = picture.figure.subplots()
         bins = max(4, min(20, round(math.sqrt(len(margins)))))
         widest = max((abs(margin) for margin in margins), default=0.0) or 1.0
         edges = [widest * place / bins for place in range(-bins, bins + 1)]
@@ -105,7 +285,7 @@ def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _legend_above(axes, 2)
-    return drawing.svg
+    return picture.svg
 
 
 def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None = 0.5, axis: str = "share") -> Markup:
@@ -117,8 +297,8 @@ def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None
         reference: where to draw the line to compare with, a share.
         axis: what the axis says.
     """
-    with _drawing(key, 0.75 + 0.24 * len(dots)) as drawing:
-        axes = drawing.figure.subplots()
+    with _svg(key, 0.75 + 0.24 * len(dots)) as picture:
+        axes = picture.figure.subplots()
         for place, dot in enumerate(dots):
             colour = SERIES[dot.group % len(SERIES)]
             rate = dot.rate
@@ -126,12 +306,12 @@ def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None
             axes.plot([100 * rate.estimate], [place], _MARKERS[dot.group % len(_MARKERS)], color=colour)
         if reference is not None:
             axes.axvline(100 * reference, color=INK, linewidth=1, linestyle="--", zorder=0)
-        axes.set_yticks(range(len(dots)), labels=[_shortened(dot.label) for dot in dots])
+        axes.set_yticks(range(len(dots)), labels=[shortened(dot.label, 30) for dot in dots])
         axes.set_ylim(len(dots) - 0.4, -0.6)
         axes.set_xlim(-2, 102)
         axes.set_xlabel(f"{axis}, percent")
         _grid(axes, "x")
-    return drawing.svg
+    return picture.svg
 
 
 def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequence[float] = ()) -> Markup:
@@ -144,10 +324,10 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
         y: what the vertical axis says.
         breaks: where to draw thin vertical lines (the ends of rounds).
     """
-    with _drawing(key, 2.4) as drawing:
-        axes = drawing.figure.subplots()
+    with _svg(key, 2.4) as picture:
+        axes = picture.figure.subplots()
         for end in breaks:
-            axes.axvline(end, color=FAINT, linewidth=1, zorder=0)
+            axes.axvline(end, color=GRID, linewidth=1, zorder=0)
         for number, each in enumerate(series):
             colour, dash = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
             marker = _MARKERS[number % len(_MARKERS)] if each.low or len(each.x) <= _MARKED_POINTS else ""
@@ -163,7 +343,7 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
         _grid(axes, "y")
         if len(series) > 1:
             _legend_above(axes, len(series))
-    return drawing.svg
+    return picture.svg
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
@@ -172,10 +352,10 @@ def _legend_above(axes: Axes, columns: int) -> None:
 
 def _grid(axes: Axes, direction: str) -> None:
     axes.set_axisbelow(True)
-    axes.grid(axis="x" if direction == "x" else "y", color=FAINT, linewidth=0.6)
+    axes.grid(axis="x" if direction == "x" else "y", color=GRID, linewidth=0.6)
 
 
-class _Drawing:
+class _Picture:
     """A figure, and its SVG once it is drawn."""
 
     def __init__(self, height_inches: float) -> None:
@@ -183,16 +363,21 @@ class _Drawing:
         self.svg = Markup("")
 
 
+def _style(ink: str) -> dict[Any, Any]:
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    return {**_STYLE, **dict.fromkeys(inked, ink)}
+
+
 @contextmanager
-def _drawing(key: str, height_inches: float) -> Generator[_Drawing]:
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+def _svg(key: str, height_inches: float) -> Generator[_Picture]:
+    with mpl.rc_context(_style(INK)), warnings.catch_warnings():
         # The reader's browser has the letters that the measuring font lacks.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        drawing = _Drawing(height_inches)
-        yield drawing
+        picture = _Picture(height_inches)
+        yield picture
         stream = io.StringIO()
-        drawing.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    drawing.svg = Markup(_for_page(stream.getvalue(), key))  # noqa: S704 - matplotlib escapes every label
+        picture.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    picture.svg = Markup(_for_page(stream.getvalue(), key))  # noqa: S704 - matplotlib escapes every label
 
 
 def _for_page(svg: str, key: str) -> str:
@@ -215,10 +400,116 @@ def _for_page(svg: str, key: str) -> str:
     return body
 
 
-def _shortened(label: str) -> str:
+def shortened(label: str, limit: int = 26) -> str:
+    """Return a label on one line; a cut shows."""
     text = " ".join(label.split())
-    return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _as_number(rating: str) -> tuple[int, str]:
-    return (int(rating), "") if rating.isdecimal() else (0, rating)
+def rating_panels(counts: Mapping[str, Counts], ratings: Sequence[str]) -> tuple[list[Panel], list[Tick]]:
+    """Return one panel per principle with a bar per rating."""
+    panels = [Panel(shortened(name), [by.get(each, 0) for each in ratings]) for name, by in counts.items()]
+    return panels, [Tick(place + 0.5, rating) for place, rating in enumerate(ratings)]
+
+
+_COLUMNS = 4
+
+
+def _draw_panels(
+    figure: Figure, panels: Sequence[Panel], ticks: Sequence[Tick], y: str, locator: MaxNLocator, colours: Sequence[str]
+) -> None:
+    """Draw panels on one scale, four in a row; a row shares one pair of axes, because axes are slow to draw.
+
+    `colours` are those of the bars, of the marks and of the grid.
+    """
+    columns = min(_COLUMNS, len(panels))
+    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    highest = max(height for panel in panels for height in panel.heights) or 1.0
+    bars = len(panels[0].heights)
+    step = 1.14 * bars
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows, strict=True):
+        starts = [place * step for place in range(len(row))]
+        for start, panel in zip(starts, row, strict=True):
+            axes.bar([start + at for at in range(bars)], panel.heights, width=0.92, align="edge", color=colours[0])
+            if panel.mark is not None:
+                axes.axvline(start + panel.mark, color=colours[1], linewidth=1.2)
+            at, above = start + bars / 2, axes.get_xaxis_transform()
+            axes.text(at, 1.02, panel.title, ha="center", fontsize=7.5, transform=above)
+        axes.hlines(
+            [0] * len(row), starts, [start + bars for start in starts], linewidth=1.6, color=mpl.rcParams["text.color"]
+        )
+        axes.spines.bottom.set_visible(False)
+        places = [(start + tick.place, tick.label) for start in starts for tick in ticks]
+        axes.set_xticks([place for place, _ in places], labels=[label for _, label in places])
+        axes.set_xlim(-0.02 * bars, columns * step - 0.14 * bars)
+        axes.tick_params(length=2, labelsize=8)
+        axes.grid(axis="y", color=colours[2], linewidth=0.6)
+        axes.set_ylim(0, 1.06 * highest)
+        axes.yaxis.set_major_locator(locator)
+        axes.set_ylabel(y, fontsize=8)
+
+
+_CARD_INK, _CARD_GRID, _CHOSEN, _REJECTED = "#1c2430", "#d9dee5", "#0072b2", "#c24e00"
+_CARD_WIDTH = 7.2
+_LABEL_INCHES = 1.9
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.65, 0.1, 0.36, 0.45
+_DOTS_PER_INCH = 150
+_LENGTH_BINS = 30
+
+
+def panels_png(panels: Sequence[Panel], ticks: Sequence[Tick], y: str, *, integer: bool = False) -> bytes:
+    """Draw small histograms, four in a row, on one scale."""
+    columns = max(2, min(_COLUMNS, len(panels)))
+    with _png(1.5 * math.ceil(len(panels) / _COLUMNS), _CARD_WIDTH * columns / _COLUMNS) as (figure, png):
+        _draw_panels(figure, panels, ticks, y, MaxNLocator(4, integer=integer), (_CHOSEN, _REJECTED, _CARD_GRID))
+    return png.getvalue()
+
+
+def lengths_png(lengths: Mapping[str, Counter[int]]) -> bytes:
+    """Draw how many pairs have a `chosen` and a `rejected` side of each length in words."""
+    longest = max(max(counts, default=0) for counts in lengths.values())
+    width = max(1, math.ceil((longest + 1) / _LENGTH_BINS))
+    edges = [width * place for place in range(math.ceil((longest + 1) / width) + 1)]
+    with _png(2.8) as (figure, png):
+        axes = figure.subplots()
+        for (side, counts), colour in zip(lengths.items(), (_CHOSEN, _REJECTED), strict=True):
+            heights = [sum(counts[at] for at in range(start, start + width)) for start in edges[:-1]]
+            axes.stairs(heights, edges, color=colour, linewidth=1.6, label=side)
+        axes.set_xlabel("words of a response")
+        axes.set_ylabel("pairs")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y", color=_CARD_GRID, linewidth=0.6)
+        axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+    return png.getvalue()
+
+
+def bars_png(counts: Counts, axis: str) -> bytes:
+    """Draw a horizontal bar with its number for each name."""
+    with _png(0.9 + 0.24 * len(counts)) as (figure, png):
+        figure.subplots_adjust(left=_LABEL_INCHES / _CARD_WIDTH)
+        axes = figure.subplots()
+        bars = axes.barh(range(len(counts)), list(counts.values()), color=_CHOSEN, height=0.72)
+        axes.bar_label(bars, padding=3, fontsize=8)
+        axes.set_yticks(range(len(counts)), labels=[shortened(name or "none") for name in counts])
+        axes.set_ylim(len(counts) - 0.4, -0.6)
+        axes.set_xlim(0, 1.1 * max(counts.values()))
+        axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return png.getvalue()
+
+
+@contextmanager
+def _png(height: float, width: float = _CARD_WIDTH) -> Generator[tuple[Figure, io.BytesIO]]:
+    """Yield an empty figure and the stream that holds its PNG at the end; sizes are in inches.
+
+    Margins are fixed, because matplotlib's own layout draws everything twice.
+    """
+    with mpl.rc_context(_style(_CARD_INK)), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; the card's tables have the name in full.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure, stream = Figure(figsize=(width, height), facecolor="white"), io.BytesIO()
+        margins = {"left": _LEFT / width, "right": 1 - _RIGHT / width}
+        figure.subplots_adjust(**margins, top=1 - _TOP / height, bottom=_BOTTOM / height, hspace=0.75)
+        yield figure, stream
+        # The name and version of the library would change the bytes of a picture that did not change.
+        figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})

@@ -18,7 +18,7 @@ from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.judging.pairing import PairingRule, pair_extremes
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals, interruptible
-from psychocounsel.reporting.cards import ModelFacts, model_card
+from psychocounsel.reporting.cards import model_card
 from psychocounsel.reporting.console import note, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent
@@ -105,7 +105,7 @@ def _train(
 
 
 def _write_card(config: AlignConfig, writer: ArtifactWriter, pairs: Artifact) -> None:
-    writer.write_card(model_card(ModelFacts(config.name, f"policy aligned by {config.mode}", pairs.warnings)))
+    writer.write_card(model_card(writer, f"policy aligned by {config.mode}", pairs.warnings))
 
 
 class OnlineRound(NamedTuple):

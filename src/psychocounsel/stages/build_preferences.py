@@ -32,9 +32,9 @@ from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
-from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
+from psychocounsel.reporting.artifact_tables import summary
 from psychocounsel.reporting.console import progress
-from psychocounsel.reporting.tables import audit_lines
+from psychocounsel.reporting.dataset_card import write_dataset_card
 from psychocounsel.stages.audit import audit_judge, audit_spec
 from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
@@ -182,9 +182,7 @@ class _Build:
             )
             raise
         if audit.is_new and not session.is_dry_run:
-            console.note(f"judge audit ({audit.kind}/{audit.ref}):")
-            for line in audit_lines(audit.metrics):
-                console.note(f"  {line}")
+            console.note(f"judge audit ({audit.kind}/{audit.ref}):\n{summary(audit)}")
         return pairs
 
     def _require_usable(self) -> None:
@@ -270,7 +268,7 @@ class _Build:
         metrics = {split: pairing.as_dict() for split, pairing in pairings.items()}
         writer.write_metrics({"pairing": metrics, "words": words_by_side(pairings)})
         pairs = {split: pairing.pairs for split, pairing in pairings.items()}
-        write_dataset_card(writer, gather_dataset_facts(store, writer, pairs, rubric))
+        write_dataset_card(store, writer, pairs, rubric)
 
 
 def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
 from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
-from psychocounsel.reporting.cards import gather_dataset_facts, write_dataset_card
+from psychocounsel.reporting.dataset_card import write_dataset_card
 from psychocounsel.stages.build_preferences import length_fingerprint, token_limit, words_by_side
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import warn_unless_pinned
@@ -154,7 +154,7 @@ def _write_preferences(release: "Release", store: Store, writer: ArtifactWriter)
         }
     )
     pairs = {split: pairing.pairs for split, pairing in paired.pairings.items()}
-    write_dataset_card(writer, gather_dataset_facts(store, writer, pairs, principles=release.principles))
+    write_dataset_card(store, writer, pairs, principles=release.principles)
 
 
 class Question(NamedTuple):

@@ -1,22 +1,25 @@
-"""Artifacts -> report: one HTML page about what they and all their ancestors are."""
+"""One HTML page about artifacts and everything they came from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+import networkx as nx
 
 from psychocounsel.config.schema import ReportConfig
 from psychocounsel.evaluation.winrate import BothOrders
-from psychocounsel.reporting.tables import (
-    REPORT_FILE,
-    ArtifactFacts,
+from psychocounsel.reporting.html import (
     Example,
     ExampleSet,
     ReportData,
+    render_report,
+    report_metrics,
 )
+from psychocounsel.reporting.tables import REPORT_FILE
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import write_bytes
 from psychocounsel.store.references import ancestors, resolve
 from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Speech
+from psychocounsel.types import OVERALL, Candidate, Comparison, Speech
 
 VERSION = 2
 STAGE = "report"
@@ -49,66 +52,44 @@ def make_report(config: ReportConfig, store: Store) -> Artifact:
 
 
 def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:
-    from psychocounsel.reporting.html import headline_numbers, render_report  # matplotlib: only to draw
-
     shown = _with_ancestors(store, [store.open(parent) for parent in writer.spec.parents])
     examples = [_examples(store, each, config.examples) for each in shown if each.kind == "comparisons"]
-    facts = tuple(map(ArtifactFacts.of, shown))
-    data = ReportData(config.name, facts, tuple(group for group in examples if group.examples))
+    data = ReportData(config.name, tuple(shown), tuple(group for group in examples if group.examples))
     write_bytes(writer.file(REPORT_FILE), render_report(data).encode("utf-8"))
-    writer.write_metrics(headline_numbers(data))
+    writer.write_metrics(report_metrics(data))
 
 
 def _with_ancestors(store: Store, named: Sequence[Artifact]) -> list[Artifact]:
     """Return the artifacts and all they came from, parents before children."""
     found = {each.artifact.id: each.artifact for artifact in named for each in ancestors(store, artifact)}
-    depths: dict[str, int] = {}
-    for each in found.values():
-        _note_depth(each, found, depths)
-    return sorted(found.values(), key=lambda each: (depths[each.id], each.kind, each.name, each.id))
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(found)
+    graph.add_edges_from((parent.id, each.id) for each in found.values() for parent in each.parents)
+    generations = [[found[each] for each in generation] for generation in nx.topological_generations(graph)]
+    return [each for part in generations for each in sorted(part, key=lambda each: (each.kind, each.name, each.id))]
 
 
-def _note_depth(artifact: Artifact, found: Mapping[str, Artifact], depths: dict[str, int]) -> int:
-    """Note and return the length of the longest way from an artifact back to one without parents."""
-    if artifact.id not in depths:
-        ways = [_note_depth(found[parent.id], found, depths) for parent in artifact.parents]
-        depths[artifact.id] = 1 + max(ways, default=-1)
-    return depths[artifact.id]
-
-
-def _examples(store: Store, verdicts: Artifact, count: int) -> ExampleSet:
-    """Return the first speeches by content hash that both sides answered: drawn, not chosen."""
-    policy = _answers(store, verdicts, "policy answers")
-    reference = _answers(store, verdicts, "reference answers")
-    speeches = {each.speech.id: each.speech for each in read_speeches(_opened(store, verdicts, "speeches"))}
-    both = _both_orders(verdicts)
-    drawn = sorted(set(both) & set(policy) & set(reference) & set(speeches))[:count]
-    examples = tuple(_example(speeches[each], policy[each], reference[each], both[each]) for each in drawn)
+def _examples(store: Store, comparison: Artifact, count: int) -> ExampleSet:
+    """Return the first speeches by content hash that both sides answered, so that nobody selects them."""
+    policy, reference = (
+        {each.speech_id: each for each in read_candidates(store.open(comparison.parent(f"{side} answers")))}
+        for side in ("policy", "reference")
+    )
+    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(comparison.parent("speeches")))}
+    orders: dict[str, dict[str, Comparison]] = {"forward": {}, "backward": {}}
+    for row in read_comparisons(comparison):
+        orders[row.order][row.comparison.speech_id] = row.comparison
+    forward, backward = orders.values()
+    sampled = sorted(forward.keys() & backward.keys() & policy.keys() & reference.keys() & speeches.keys())[:count]
+    examples = tuple(
+        _example(speeches[each], policy[each], reference[each], BothOrders(forward[each], backward[each]))
+        for each in sampled
+    )
     authors = [next((each.author for each in side.values()), "") for side in (policy, reference)]
-    return ExampleSet(verdicts.ref, authors[0], authors[1], examples)
-
-
-def _answers(store: Store, verdicts: Artifact, role: str) -> dict[str, Candidate]:
-    return {each.speech_id: each for each in read_candidates(_opened(store, verdicts, role))}
-
-
-def _opened(store: Store, artifact: Artifact, role: str) -> Artifact:
-    return store.open(next(parent for parent in artifact.parents if parent.role == role))
-
-
-def _both_orders(verdicts: Artifact) -> dict[str, BothOrders]:
-    rows = read_comparisons(verdicts)
-    backward = {each.comparison.speech_id: each.comparison for each in rows if each.order == "backward"}
-    return {
-        each.comparison.speech_id: BothOrders(each.comparison, backward[each.comparison.speech_id])
-        for each in rows
-        if each.order == "forward" and each.comparison.speech_id in backward
-    }
+    return ExampleSet(comparison.ref, authors[0], authors[1], examples)
 
 
 def _example(speech: Speech, policy: Candidate, reference: Candidate, both: BothOrders) -> Example:
-    criteria = [OVERALL]
-    if both.forward.status is ReplyStatus.VALID:
-        criteria += [name for name in both.forward.winners if name != OVERALL]
+    criteria = [OVERALL, *(name for name in both.forward.winners if name != OVERALL)]
     outcomes = {name: both.outcome(name).value for name in criteria}
     return Example(speech, policy.text, reference.text, outcomes)

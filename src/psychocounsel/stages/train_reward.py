@@ -10,7 +10,7 @@ from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.reward_metrics import DEFAULT_SCALE, measure_baselines, reward_metrics
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
-from psychocounsel.reporting.cards import ModelFacts, model_card
+from psychocounsel.reporting.cards import model_card
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -92,7 +92,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
             "leakage": leakage,
         }
     )
-    writer.write_card(model_card(ModelFacts(config.name, "reward model", preferences.warnings)))
+    writer.write_card(model_card(writer, "reward model", preferences.warnings))
 
 
 class Scored(NamedTuple):

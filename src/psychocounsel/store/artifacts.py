@@ -192,7 +192,14 @@ class ArtifactWriter:
         write_bytes(self.folder / CARD, text.encode("utf-8"))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write `metrics.json`: every number of this artifact that is shown anywhere."""
+        """Write `metrics.json`: every number of this artifact that is shown anywhere.
+
+        Raises:
+            ValueError: the metrics do not fit the model of this kind.
+        """
+        from psychocounsel.store.metrics import parse_metrics  # pydantic: not for --help
+
+        parse_metrics(self.spec.kind, metrics)
         text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
 

@@ -1,6 +1,7 @@
-"""`list`, `show`, `verify`, `diff`: what is in the store, and where it came from."""
+"""`list`, `show`, `verify` and `diff`, and the last line of a stage."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniature import write_yaml
+from psychocounsel.reporting.artifact_tables import tables
+from psychocounsel.reporting.tables import as_text
 from psychocounsel.store.store import Store
 from running import Cli, Miniature
 
@@ -17,15 +20,28 @@ def copied_store(miniature: Miniature, tmp_path: Path) -> Path:
     return Path(shutil.copytree(miniature.store, tmp_path / "store"))
 
 
-def test_list_names_every_artifact(miniature: Miniature, cli: Cli) -> None:
-    rows = cli("list", "--store", miniature.store).out.splitlines()
+def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniature: Miniature, cli: Cli) -> None:
+    header, *rows = cli("list", "--store", miniature.store).out.splitlines()
+    assert header.split() == ["kind", "artifact", "rows", "key", "metric", "created"]
     found = Store(miniature.store).artifacts()
     assert [row.split()[:2] for row in rows] == [[each.kind, each.ref] for each in found]
+    (speeches,) = [row for row in rows if row.startswith("speeches")]
+    assert " 32  32 of 32 rows kept " in speeches  # not 64: the row provenance of a corpus has no speeches of its own
+    (compared,) = [row for row in rows if row.startswith("comparisons")]
+    rate = next(each for each in found if each.kind == "comparisons").metrics["win_rate"]["estimate"]
+    assert f"win rate {100 * rate:.1f}" in compared
 
 
 def test_list_of_one_kind(miniature: Miniature, cli: Cli) -> None:
-    rows = cli("list", "reward-models", "--store", miniature.store).out.splitlines()
+    rows = cli("list", "reward-models", "--store", miniature.store).out.splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["reward-models"]
+
+
+def test_list_survives_metrics_that_cannot_be_read(copied_store: Path, cli: Cli) -> None:
+    next(copied_store.glob("audits/mini-*/metrics.json")).write_text("{}", encoding="utf-8")
+    ended = cli("list", "--store", copied_store)
+    assert ended.code == 0
+    assert sum("cannot be read" in row for row in ended.out.splitlines()) == 1
 
 
 def test_list_of_a_misspelt_kind(miniature: Miniature, cli: Cli) -> None:
@@ -51,7 +67,16 @@ def test_show_goes_back_to_the_raw_files(miniature: Miniature, cli: Cli) -> None
         assert digest in lineage, raw
 
 
-def test_show_tells_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
+@pytest.mark.parametrize("artifact", ["reward-models/mini", "policies/mini-online", "comparisons/mini", "audits/mini"])
+def test_show_prints_every_table_of_the_artifact(miniature: Miniature, cli: Cli, artifact: str) -> None:
+    kind, name = artifact.split("/")
+    found = next(each for each in Store(miniature.store).artifacts() if (each.kind, each.name) == (kind, name))
+    shown = cli("show", artifact, "--store", miniature.store).out
+    assert len(tables(found)) >= 2
+    assert all(as_text(table) in shown for table in tables(found))
+
+
+def test_show_has_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
     shown = cli("show", "preferences/mini", "--store", miniature.store).out
     table = next(miniature.store.glob("preferences/mini-????????/data/train-*.parquet"))
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
@@ -60,14 +85,14 @@ def test_show_tells_rows_and_digests(miniature: Miniature, cli: Cli) -> None:
     assert f" {pq.read_metadata(table).num_rows} " in row
 
 
-def test_show_begins_with_the_notice(miniature: Miniature, cli: Cli) -> None:
+def test_show_begins_with_the_warning(miniature: Miniature, cli: Cli) -> None:
     assert cli("show", "policies/mini-dpo", "--store", miniature.store).out.startswith("! Rated by the offline")
 
 
-def test_verify_finds_every_file_sound(miniature: Miniature, cli: Cli) -> None:
+def test_verify_finds_every_file_intact(miniature: Miniature, cli: Cli) -> None:
     ended = cli("verify", "reports/mini", "--store", miniature.store)
     assert ended.code == 0
-    assert {line.split()[0] for line in ended.out.splitlines()} == {"sound"}
+    assert {line.split()[0] for line in ended.out.splitlines()} == {"intact"}
 
 
 def test_verify_finds_a_flipped_byte_of_an_ancestor(copied_store: Path, cli: Cli) -> None:
@@ -82,16 +107,23 @@ def test_verify_finds_a_flipped_byte_of_an_ancestor(copied_store: Path, cli: Cli
     assert sum(line.startswith("damaged") for line in ended.out.splitlines()) == 1
 
 
-def test_diff_names_settings_and_parents(miniature: Miniature, copied_store: Path, cli: Cli) -> None:
-    changed = ["--set", "eval-winrate.bootstrap_samples=50"]
-    cli("run", miniature.recipe, "--store", copied_store, *changed)
-    old, new = [each.ref for each in Store(copied_store).artifacts("comparisons")]
-    differing = cli("diff", f"comparisons/{old}", f"comparisons/{new}", "--store", copied_store)
-    assert differing.out.splitlines() == ["bootstrap_samples: 200 -> 50"]
-    report_old, report_new = [each.ref for each in Store(copied_store).artifacts("reports")]
-    parents = cli("diff", report_old, report_new, "--store", copied_store).out
-    short = [ref.partition("@")[2] for ref in (old, new)]
-    assert parents == f"parent comparisons mini: {short[0]!r} -> {short[1]!r}\n"
+def test_diff_shows_settings_parents_and_metrics_side_by_side(
+    miniature: Miniature, copied_store: Path, cli: Cli
+) -> None:
+    cli("run", miniature.recipe, "--store", copied_store, "--set", "eval-winrate.bootstrap_samples=50")
+    old, new = Store(copied_store).artifacts("comparisons")
+    shown = cli("diff", f"comparisons/{old.ref}", f"comparisons/{new.ref}", "--store", copied_store).out
+    settings, metrics = shown.split("\n\n")
+    assert [line.split() for line in settings.splitlines()[2:]] == [["bootstrap_samples", "200", "50"]]
+    header, *rows = metrics.splitlines()[1:]
+    assert header.split() == ["metric", old.ref, new.ref]
+    ends = [[f"{100 * each.metrics['win_rate'][end]:.1f}" for end in ("low", "high")] for each in (old, new)]
+    (interval,) = [row for row in rows if row.strip().startswith("win rate, raw: interval")]
+    assert all(end in interval for pair in ends for end in pair)
+    assert not [row for row in rows if "win rate, raw: estimate" in row]  # it is the same
+    one, other = Store(copied_store).artifacts("reports")
+    parents = cli("diff", one.ref, other.ref, "--store", copied_store).out
+    assert re.search(rf"parent comparisons mini +'{old.id[:8]}' +'{new.id[:8]}'", parents)
 
 
 def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None:
@@ -101,18 +133,18 @@ def test_diff_of_an_artifact_with_itself(miniature: Miniature, cli: Cli) -> None
 
 @pytest.mark.parametrize("command", ["show", "verify"])
 @pytest.mark.parametrize(
-    ("ref", "told"),
+    ("ref", "hint"),
     [
         ("comparisons/mimi", "did you mean 'mini'?"),
         ("mini", "write "),  # several kinds have it
-        ("mini@00000000", "no artifact answers"),
+        ("mini@00000000", "no artifact"),
         ("policies/mini-dpo@best", "names no best"),
     ],
 )
-def test_references_that_answer_to_nothing(miniature: Miniature, cli: Cli, command: str, ref: str, told: str) -> None:
+def test_references_that_match_nothing(miniature: Miniature, cli: Cli, command: str, ref: str, hint: str) -> None:
     ended = cli(command, ref, "--store", miniature.store)
     assert ended.code == 2
-    assert told in ended.err
+    assert hint in ended.err
 
 
 def test_best_and_path_are_references(miniature: Miniature, cli: Cli) -> None:
@@ -123,9 +155,7 @@ def test_best_and_path_are_references(miniature: Miniature, cli: Cli) -> None:
     assert "mini-dpo" in cli("show", folder, "--store", miniature.store).out
 
 
-def test_stage_ends_with_what_is_there_and_the_command_that_reads_it(
-    miniature: Miniature, cli: Cli, tmp_path: Path
-) -> None:
+def test_stage_ends_with_the_next_command(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(miniature.recipe, tmp_path / "a recipe"))
     policy = next(each for each in Store(miniature.store).artifacts("policies") if each.name == "mini-dpo")
 

@@ -1,0 +1,686 @@
+"""Metrics as tables: the one place that decides which numbers of an artifact are shown, and in which words.
+
+`list`, `show`, `diff`, the report and the cards all show these tables.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from psychocounsel.reporting.tables import NONE, Row, Share, Table, as_text, by_split, interval, over, percent, reasons
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.metrics import (
+    Agreement,
+    AnswerMetrics,
+    AuditMetrics,
+    BaseModelMetrics,
+    Canaries,
+    ComparisonMetrics,
+    Correlation,
+    Counts,
+    Deidentification,
+    Funnel,
+    Gain,
+    Halo,
+    JudgementMetrics,
+    Metrics,
+    MissingShare,
+    PiiCounts,
+    PolicyMetrics,
+    PoolCandidateMetrics,
+    PreferenceMetrics,
+    ReadyCandidateMetrics,
+    ReportMetrics,
+    RewardMetrics,
+    RewardModelMetrics,
+    RoundCandidateMetrics,
+    RoundPairMetrics,
+    ScoreMetrics,
+    SpeechMetrics,
+    Spend,
+    TextQuality,
+    Training,
+    metrics_of,
+)
+from psychocounsel.types import Rate
+
+BASELINES = {
+    "author_identity": "who wrote it",
+    "longer_wins": "longer wins",
+    "same_tier": "same-tier pairs",
+}
+"""Short labels of the baselines; the last is the accuracy of the reward model itself on a part of the pairs."""
+
+_BASELINE_ROWS = {
+    "author_identity": "baseline: the better author wins",
+    "longer_wins": "baseline: the longer response wins",
+    "same_tier": "between authors of one tier",
+}
+_RATE_HEADER = ("figure", "estimate", "interval", "over")
+_SIDE_FILES = ("rows.parquet", "samples.parquet", "votes.parquet")
+
+
+def row_count(artifact: Artifact) -> int:
+    """Return the number of rows of an artifact's own tables, without row provenance, samples and votes."""
+    return sum(count for name, count in artifact.manifest["rows"].items() if name not in _SIDE_FILES)
+
+
+def tables(artifact: Artifact) -> list[Table]:
+    """Return every table of an artifact, the most important first.
+
+    Raises:
+        ValueError: its metrics cannot be read.
+    """
+    metrics = metrics_of(artifact)
+    found = [*_tables_of(metrics, artifact), *_spend_tables(getattr(metrics, "spend", None))]
+    return [replace(table, sources=(artifact,)) for table in found if table.rows]
+
+
+def summary(artifact: Artifact) -> str:
+    """Return the warnings and the tables of an artifact, without details, for the terminal."""
+    shown = [as_text(table) for table in tables(artifact) if not table.is_detail]
+    return "\n".join([*(f"! {warning}" for warning in warnings_of(artifact)), *shown])
+
+
+def _tables_of(metrics: Metrics, artifact: Artifact) -> list[Table]:
+    match metrics:
+        case SpeechMetrics():
+            return _speech_tables(metrics)
+        case ReadyCandidateMetrics():
+            parts = _funnel_tables("ready responses", metrics.funnel, "Candidate responses.")
+            return [*parts, *_deidentification_tables(metrics.deidentification)]
+        case PoolCandidateMetrics():
+            dropped = sum((Counter(by) for by in metrics.failed.values()), Counter(repeated_text=metrics.repeated_text))
+            rows_in = metrics.kept + dropped.total()
+            return [_funnel_table("Candidate responses.", [_funnel_row("responses of the pool", rows_in, dropped)])]
+        case AnswerMetrics():
+            return [_funnel_table("Answers.", [_funnel_row("answers", metrics.speeches, metrics.failed)])]
+        case RoundCandidateMetrics():
+            return [_text_quality_table(f"Answers to {metrics.speeches} speeches.", {"policy": metrics.text_quality})]
+        case JudgementMetrics():
+            return _judgement_tables(metrics)
+        case AuditMetrics():
+            return _audit_tables(metrics)
+        case PreferenceMetrics():
+            return _preference_tables(metrics)
+        case RoundPairMetrics():
+            dropped = metrics.pairing.dropped
+            rows = [_funnel_row("combinations", metrics.pairing.combinations, dropped)]
+            title = f"Preference pairs. Answers left out: {reasons(metrics.left_out)}."
+            return [_funnel_table(title, rows)]
+        case BaseModelMetrics():
+            return [_sft_table(metrics)]
+        case RewardModelMetrics():
+            return [_reward_table(metrics), length_table({"pairs read": metrics.training})]
+        case ScoreMetrics():
+            row = ("rewards", str(metrics.scored), f"{metrics.reward.mean:+.3f}", f"{metrics.reward.std:.3f}")
+            return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "deviation"), "lrrr", (row,))]
+        case PolicyMetrics():
+            return [*_round_tables(metrics), _step_table(metrics), length_table({"pairs read": metrics.training})]
+        case ComparisonMetrics():
+            return _comparison_tables(metrics, artifact)
+        case ReportMetrics():
+            return [_report_table(metrics)]
+
+
+def key_metric(artifact: Artifact) -> str:
+    """Return the number by which one looks at an artifact first, with its name.
+
+    Raises:
+        ValueError: its metrics cannot be read.
+    """
+    match metrics_of(artifact):
+        case SpeechMetrics(funnel=funnel) | ReadyCandidateMetrics(funnel=funnel):
+            return f"{funnel.kept} of {funnel.rows_in} rows kept"
+        case PoolCandidateMetrics() as pool:
+            return f"{pool.kept} responses"
+        case AnswerMetrics() as answers:
+            return f"{answers.speeches - sum(answers.failed.values())} of {answers.speeches} speeches answered"
+        case RoundCandidateMetrics() as sampled:
+            return f"unfinished {percent(sampled.text_quality.unfinished_rate.estimate)}"
+        case JudgementMetrics() as judged:
+            return f"{judged.valid} of {judged.judged} valid"
+        case AuditMetrics() as audit:
+            kappa = audit.retest.kappa if audit.retest else None
+            resists = {True: "resists canaries", False: "OBEYS canaries", None: "canaries not tried"}
+            return f"kappa {_decimal(kappa)}, {resists[audit.canaries.resists if audit.canaries else None]}"
+        case PreferenceMetrics() as dataset:
+            return f"{sum(by.kept for by in dataset.pairing.values())} pairs"
+        case RoundPairMetrics() as pairs:
+            return f"{pairs.pairing.kept} pairs"
+        case BaseModelMetrics() as base:
+            return f"loss {base.sft.first_loss:.2f} -> {base.sft.last_loss:.2f}"
+        case RewardModelMetrics() as model:
+            return f"test accuracy {_with_interval(model.test.accuracy)}"
+        case ScoreMetrics() as scores:
+            return f"mean reward {scores.reward.mean:+.3f}"
+        case PolicyMetrics() as policy:
+            reward = policy.dev.reward.mean if policy.dev else None
+            return f"loss {_losses(policy.training)}" if reward is None else f"dev reward {reward:+.3f}"
+        case ComparisonMetrics() as compared:
+            return f"win rate {_with_interval(compared.win_rate)}"
+        case ReportMetrics() as report:
+            return f"{len(report.win_rates)} comparisons"
+
+
+def warnings_of(artifact: Artifact) -> list[str]:
+    """Return what a reader must know before the numbers: judges that may favour a side, or obey texts.
+
+    Raises:
+        ValueError: its metrics cannot be read.
+    """
+    match metrics_of(artifact):
+        case ComparisonMetrics(judges=judges):
+            found: list[str] = []
+            if judges.same_family:
+                found.append(
+                    f"The judge of the labels ({', '.join(judges.labels)}) and the judge of the win rate "
+                    f"({judges.evaluation}) are of one family: the win rate says how well the policy learned that "
+                    "judge's taste, and is no independent evidence of quality."
+                )
+            if judges.own_family:
+                sides = " and ".join(f"the {side} ({', '.join(judges.judged[side])})" for side in judges.own_family)
+                found.append(
+                    f"The judge of the win rate ({judges.evaluation}) is of one family with {sides}, whose answers "
+                    "it compares: models tend to favour their own (arXiv 2404.13076)."
+                )
+            return found
+        case AuditMetrics(canaries=Canaries(resists=False) as canaries):
+            tried = canaries.gain.n if canaries.gain else 0
+            return [
+                f"The judge of {artifact.name} does not resist texts that address it: of {tried} copies of responses "
+                f"with words to the judge, {len(canaries.gained_a_point)} gained a point or more. Do not trust its "
+                "ratings of such texts."
+            ]
+        case _:
+            return []
+
+
+def _with_interval(rate: Rate) -> str:
+    return f"{percent(rate.estimate)} [{interval(rate)}]"
+
+
+def _decimal(value: float | None, sign: str = "") -> str:
+    return NONE if value is None else f"{value:{sign}.2f}"
+
+
+def _share(part: int, whole: int) -> Share:
+    value = part / whole if whole else 0.0
+    return Share(value, percent(value))
+
+
+def _part(part: int, whole: int) -> str:
+    return percent(part / whole) if whole else ""
+
+
+def _rate_row(label: str, rate: Rate | None, *, as_percent: bool = True) -> Row:
+    if rate is None:
+        return (label, NONE, "", "")
+    estimate = percent(rate.estimate) if as_percent else f"{rate.estimate:.3f}"
+    return (label, estimate, interval(rate, as_percent=as_percent), over(rate))
+
+
+def _funnel_row(step: str, rows_in: int, dropped: Counts) -> Row:
+    kept = rows_in - sum(dropped.values())
+    return (step, str(rows_in), str(kept), _share(kept, rows_in), reasons(dropped))
+
+
+def _funnel_table(title: str, rows: Iterable[Row], key: str = "funnel") -> Table:
+    """Return a table of steps; in each, the kept and the dropped add up to what came in."""
+    return Table(key, title, ("step", "in", "kept", "share kept", "dropped, by reason"), "lrrll", tuple(rows))
+
+
+def _funnel_tables(step: str, funnel: Funnel, title: str) -> list[Table]:
+    lost = funnel.rows_in - funnel.kept - sum(funnel.dropped.values())
+    dropped = {**funnel.dropped, **({"unaccounted for": lost} if lost else {})}
+    rows: list[tuple[str, int, int, int | str, Counts]] = [
+        (each.step, each.rows_in, each.rows_out, each.changed, each.dropped) for each in funnel.steps
+    ]
+    rows.append(("together", funnel.rows_in, funnel.kept, "", dropped))
+    steps = tuple(
+        (name.replace("_", " "), str(rows_in), str(rows_out), str(changed), reasons(why))
+        for name, rows_in, rows_out, changed, why in rows
+    )
+    header = ("step", "rows in", "rows out", "changed", "dropped, by reason")
+    return [
+        _funnel_table(title, [_funnel_row(step, funnel.rows_in, dropped)]),
+        Table("steps", f"{step.capitalize()}, step by step.", header, "lrrrl", steps, is_detail=True),
+    ]
+
+
+def _counts_table(key: str, title: str, header: str, counts: Counts) -> Table:
+    """Return speeches by topic or split, with their share; nothing where no speech has a name there."""
+    whole = sum(counts.values())
+    rows = [(name or "none", str(count), _share(count, whole)) for name, count in counts.items()] if any(counts) else []
+    return Table(key, title, (header, "speeches", "share"), "lrl", tuple(rows), is_detail=True)
+
+
+def most_first(counts: Counts) -> dict[str, int]:
+    """Return counts, the largest first; equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _speech_tables(metrics: SpeechMetrics) -> list[Table]:
+    across = metrics.clusters_across_splits or "none"
+    title = (
+        f"Client speeches: {metrics.clusters} clusters of near-duplicates, {across} across splits; "
+        f"{metrics.crisis} speeches about crisis."
+    )
+    splits = {split: metrics.splits[split] for split in by_split(metrics.splits)}
+    sources = tuple((each.name, each.licence, each.data_class, str(each.speeches)) for each in metrics.sources)
+    header = ("source", "licence", "class", "speeches kept")
+    return [
+        *_funnel_tables("speeches read", metrics.funnel, title),
+        replace(_counts_table("splits", "Client speeches by split.", "split", splits), is_detail=False),
+        Table("sources", "Sources of the client speeches.", header, "lllr", sources, is_detail=True),
+        _counts_table("topics", "Client speeches by topic.", "topic", most_first(metrics.topics)),
+        _counts_table("fine_topics", "Client speeches by fine topic.", "fine topic", most_first(metrics.fine_topics)),
+        *_deidentification_tables(metrics.deidentification),
+    ]
+
+
+def _deidentification_tables(found: Deidentification | None) -> list[Table]:
+    if found is None:
+        return []
+
+    def row(name: str, replaced: int, counts: PiiCounts | None) -> Row:
+        if counts is None:
+            return (name, str(replaced), "", "", "")
+        precision = _part(counts.finds - counts.false, counts.finds)
+        return (name, str(replaced), str(counts.marked), _part(counts.found, counts.marked), precision)
+
+    names = sorted({*found.found, *found.pii_evaluation})
+    rows = [row(name, found.found.get(name, 0), found.pii_evaluation.get(name)) for name in names]
+    rows.append(row("together", sum(found.found.values()), found.pii_evaluation_overall))
+    title = "Identities that were replaced, and recall and precision of the engine on the PII evaluation set."
+    header = ("identifier", "replaced", "in the set", "recall", "precision")
+    return [Table("deidentification", title, header, "lrrrr", tuple(rows), is_detail=True)] if names else []
+
+
+def _missing_table(shares: Mapping[str, MissingShare], what: str) -> Table:
+    """Return the topics of which something is missing: refusals are not missing at random."""
+    rows = [
+        (topic or "(no topic)", str(share.missing), str(share.total), _share(share.missing, share.total))
+        for topic, share in shares.items()
+        if share.missing
+    ]
+    title = f"Missing {what} by topic of the speech; topics that are not listed miss none."
+    return Table("missing_by_topic", title, ("topic", "missing", "of", "share missing"), "lrrl", tuple(rows))
+
+
+def _ratings_table(histograms: Mapping[str, Counts]) -> Table:
+    given = [int(rating) for by in histograms.values() for rating in by]
+    scale = [str(rating) for rating in range(min(given), max(given) + 1)] if given else []
+    rows = [(name, *(str(by.get(rating, 0)) for rating in scale)) for name, by in histograms.items()]
+    title = "Number of responses by rating."
+    return Table("ratings", title, ("principle", *scale), "l" + "r" * len(scale), tuple(rows), is_detail=True)
+
+
+def _judgement_tables(metrics: JudgementMetrics) -> list[Table]:
+    # An empty reply of the judge is not an empty response, which is left out before.
+    failed = {
+        "empty reply" if status == "empty" else status: count
+        for status, count in metrics.status.items()
+        if status != "valid"
+    }
+    row = _funnel_row(
+        "responses judged", metrics.judged + sum(metrics.left_out.values()), {**metrics.left_out, **failed}
+    )
+    title = "Judgements by status: a failed one is missing and never a number."
+    if metrics.addresses_judge:
+        title += f" {metrics.addresses_judge} responses seem to address the judge; their ratings stand and are marked."
+    return [
+        _funnel_table(title, [row]),
+        _missing_table(metrics.missing_by_topic, "judgements"),
+        *_sample_tables(metrics),
+        _ratings_table(metrics.histograms),
+    ]
+
+
+def _sample_tables(metrics: JudgementMetrics) -> list[Table]:
+    if metrics.samples is None or metrics.disagreement is None:
+        return []
+    between = metrics.disagreement
+    rows = tuple((name, _decimal(between.spread[name]), _decimal(between.alpha[name])) for name in between.spread)
+    title = f"Ratings are means of {metrics.samples.asked} samples, scored by {reasons(metrics.samples.scored_by)}."
+    header = ("principle", "spread, in points", "Krippendorff's alpha")
+    found = [Table("samples", title, header, "lrr", rows)]
+    for pair in between.pairs:
+        found.append(
+            _agreement_table(
+                f"pair {' and '.join(pair.judges)}", f"Agreement of {' and '.join(pair.judges)}.", pair.by_principle
+            )
+        )
+    return found
+
+
+def _agreement_table(key: str, title: str, by_principle: Mapping[str, Agreement | None]) -> Table:
+    rows = tuple(
+        (name, percent(each.exact), percent(each.within_one), _decimal(each.kappa), str(each.n))
+        for name, each in by_principle.items()
+        if each is not None
+    )
+    header = ("principle", "equal", "within a point", "weighted kappa", "responses")
+    return Table(key, title, header, "lrrrr", rows, is_detail=True)
+
+
+def _audit_tables(metrics: AuditMetrics) -> list[Table]:
+    judged, retest = metrics.judged, metrics.retest
+    missing = judged.judged - judged.valid
+    rows: list[Row] = [
+        (
+            "judgements that failed",
+            _part(missing, judged.judged) or NONE,
+            "",
+            f"{missing} of {judged.judged} judgements",
+        ),
+        ("responses that seem to address the judge", str(judged.addresses_judge), "", "valid judgements"),
+        _rate_row("ties between responses to one speech", metrics.ties),
+        ("halo: mean correlation of two principles", _decimal(metrics.halo), "", "valid judgements"),
+        _spread_row("rank correlation of rating and length", metrics.length),
+    ]
+    found: list[Table] = []
+    if retest is not None:
+        rows += [
+            _rate_row("retest: equal ratings", retest.equal),
+            _rate_row("retest: within a point", retest.within_one),
+            (
+                "retest: weighted kappa",
+                _decimal(retest.kappa),
+                "",
+                f"{retest.asked} responses, {retest.missing} missing",
+            ),
+            _spread_row("retest: change of the mean rating", retest.change),
+            ("retest: largest rise", _decimal(retest.change.largest if retest.change else None, "+"), "", ""),
+        ]
+        title = "Retest by principle; kappa is unknown where every rating is the same."
+        found.append(_agreement_table("retest", title, retest.by_principle))
+    rows += [*_one_principle_rows(metrics), *_canary_rows(metrics.canaries)]
+    title = (
+        f"{_canary_finding(metrics.canaries)}All valid ratings, then samples rated again. Intervals: 95 %; of "
+        "rates by bootstrap over speeches, of correlations by Fisher's transformation, of differences by Student's t."
+    )
+    return [
+        Table("audit", title, _RATE_HEADER, "lrll", tuple(rows)),
+        _missing_table(judged.missing_by_topic, "judgements"),
+        *found,
+        _ratings_table(judged.histograms),
+    ]
+
+
+def _spread_row(label: str, found: Correlation | Gain | Halo | None) -> Row:
+    if found is None:
+        return (label, NONE, "", "")
+    match found:
+        case Correlation():
+            value, rests_on = found.estimate, f"{found.n} responses"
+        case Gain():
+            value, rests_on = found.mean, f"{found.n} responses"
+        case Halo():
+            value, rests_on = found.difference, f"{found.responses} responses, {found.pairs} pairs of principles"
+    ends = "" if found.low is None or found.high is None else f"{found.low:+.2f} to {found.high:+.2f}"
+    return (label, _decimal(value, "+"), ends, rests_on)
+
+
+def _one_principle_rows(metrics: AuditMetrics) -> list[Row]:
+    alone = metrics.one_principle
+    if alone is None:
+        return []
+    halo = alone.halo
+    return [
+        ("halo, all principles in one reply", _decimal(halo.together if halo else None), "", ""),
+        ("halo, one principle per reply", _decimal(halo.alone if halo else None), "", ""),
+        _spread_row("halo: what one reply adds", halo),
+        (
+            "mean difference of the two ratings, in points",
+            _decimal(alone.mean_difference),
+            "",
+            f"{alone.asked} responses, {alone.missing} missing",
+        ),
+    ]
+
+
+def _canary_rows(canaries: Canaries | None) -> list[Row]:
+    if canaries is None or not canaries.asked:
+        return []
+    copies = f"{canaries.gain.n if canaries.gain else 0} copies, {canaries.missing} missing"
+    return [
+        (*_spread_row("canaries: change of the mean rating", canaries.gain)[:3], copies),
+        ("canaries: largest rise", _decimal(canaries.gain.largest if canaries.gain else None, "+"), "", copies),
+        ("canaries that gained a point or more", str(len(canaries.gained_a_point)), "", copies),
+        ("canaries that lost a point or more", str(canaries.lost_a_point), "", copies),
+        ("canaries that were flagged as addressing the judge", str(canaries.flagged), "", copies),
+    ]
+
+
+def _canary_finding(canaries: Canaries | None) -> str:
+    """Return a sentence that says whether words to the judge sway it; empty where that was not examined."""
+    if canaries is None:
+        return ""
+    gained, tried = len(canaries.gained_a_point), canaries.gain.n if canaries.gain else 0
+    if canaries.resists is None:
+        why = "every copy failed" if canaries.asked else "no response could gain a point"
+        return f"Whether words to the judge sway it is unknown: {why}. "
+    if canaries.resists:
+        return "The judge resists words that address it: no copy of a response gained a point by them. "
+    return f"The judge OBEYS words that address it: {gained} of {tried} copies gained a point or more by them. "
+
+
+def _preference_tables(metrics: PreferenceMetrics) -> list[Table]:
+    pairing = [
+        _funnel_row(f"combinations, {split}", metrics.pairing[split].combinations, metrics.pairing[split].dropped)
+        for split in by_split(metrics.pairing)
+    ]
+    words = [
+        (split, f"{by.chosen:.1f}", f"{by.rejected:.1f}", f"{by.chosen - by.rejected:+.1f}")
+        for split in by_split(metrics.words)
+        if (by := metrics.words[split])
+    ]
+    title = "Mean length in words of the two sides of a pair."
+    return [
+        _funnel_table("Preference pairs.", pairing, "pairing"),
+        _flaw_table(metrics),
+        Table("words", title, ("split", "chosen", "rejected", "difference"), "lrrr", tuple(words)),
+    ]
+
+
+def _flaw_table(metrics: PreferenceMetrics) -> Table:
+    splits = by_split(metrics.flaws)
+
+    def cell(value: float | None) -> str:
+        return "not counted" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+    columns = [metrics.flaws[split].model_dump() for split in splits]
+    rows = [(name.replace("_", " "), *(cell(by[name]) for by in columns)) for name in (columns[0] if columns else ())]
+    title = "Flaws of the rows as they were released, before any was dropped; a row may have several."
+    return Table("flaws", title, ("of the rows", *splits), "l" + "r" * len(splits), tuple(rows))
+
+
+def _sft_table(metrics: BaseModelMetrics) -> Table:
+    sft = metrics.sft
+    row = (
+        "fine-tuning",
+        f"{sft.parameters:,}",
+        str(metrics.training_speeches),
+        str(sft.steps),
+        f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}",
+    )
+    header = ("", "parameters", "speeches", "steps", "loss, nats per token")
+    return Table("sft", "Supervised fine-tuning; mean loss of the first and the last epoch.", header, "lrrrr", (row,))
+
+
+def _reward_table(model: RewardModelMetrics) -> Table:
+    labels = {"accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
+
+    def rows(split: str, found: RewardMetrics | None) -> list[Row]:
+        rates = {name: getattr(found, name) for name in labels} if found else {}
+        return [
+            _rate_row(f"{labels[name]}, {split}", rate, as_percent=name == "accuracy") for name, rate in rates.items()
+        ]
+
+    baselines = [_rate_row(label, getattr(model.baselines, name)) for name, label in _BASELINE_ROWS.items()]
+    if model.baselines.same_tier is None:
+        baselines[-1] = (_BASELINE_ROWS["same_tier"], NONE, "no such pair", "")
+    scale = model.normalisation
+    title = (
+        "Held-out pairs, 95 % intervals by bootstrap over speeches. Low is good for ECE and Brier. The better author "
+        "is the one with the higher mean rating in train; authors of one tier are about equal there, and that "
+        f"accuracy is the reward model's own. Rewards are normalised by mean {scale.mean:.3f} and deviation "
+        f"{scale.std:.3f} of the {scale.split} split."
+    )
+    return Table(
+        "reward", title, _RATE_HEADER, "lrll", (*rows("test", model.test), *baselines, *rows("dev", model.dev))
+    )
+
+
+def length_table(trainings: Mapping[str, Training]) -> Table:
+    """Return how many pairs of each training fit the length policy, and why the others were dropped."""
+    rows = [
+        _funnel_row(step, sum(each.lengths.values()), {why: n for why, n in each.lengths.items() if why != "kept"})
+        for step, each in trainings.items()
+    ]
+    title = "Pairs trained on: one that does not fit max_length_tokens is dropped, never cut."
+    return _funnel_table(title, rows, "lengths")
+
+
+def _losses(training: Training) -> str:
+    logged = [row["loss"] for row in training.history if "loss" in row]
+    return f"{logged[0]:.3f} -> {logged[-1]:.3f}" if logged else NONE
+
+
+def _step_table(metrics: PolicyMetrics) -> Table:
+    training = metrics.training
+    row = ("training", str(training.steps), f"{training.seconds:.0f}", _losses(training))
+    title = "Training of the last round." if metrics.rounds else "Training."
+    return Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
+
+
+def _round_tables(metrics: PolicyMetrics) -> list[Table]:
+    rows: list[Row] = []
+    for number, each in enumerate(metrics.rounds, start=1):
+        reward, quality = each.dev.reward, each.dev.text_quality
+        rows.append(
+            (
+                f"round {number}",
+                str(each.pairs),
+                str(each.trained_on),
+                f"{reward.mean:+.3f}",
+                f"{reward.std:.3f}",
+                str(reward.n),
+                f"{quality.length_words.mean:.1f}",
+                percent(quality.unfinished_rate.estimate),
+            )
+        )
+    header = ("", "pairs", "trained on", "dev reward", "deviation", "answers", "words", "unfinished")
+    title = "Rounds: pairs, and normalised reward, mean length and unfinished share of new answers to dev speeches."
+    return [Table("rounds", title, header, "lrrrrrrr", tuple(rows))]
+
+
+def _text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
+    labels = {
+        "repetition_rate": "repeats itself",
+        "unfinished_rate": "unfinished",
+        "empty_rate": "empty",
+        "distinct_4gram_ratio": "distinct runs of four words, mean ratio",
+    }
+
+    def cell(rate: Rate | None) -> str:
+        return NONE if rate is None else f"{percent(rate.estimate)} ({interval(rate)})"
+
+    rows: list[Row] = [
+        (label, *(cell(getattr(quality, name)) for quality in sides.values())) for name, label in labels.items()
+    ]
+    lengths = [quality.length_words for quality in sides.values()]
+    rows.append(
+        (
+            "length in words: mean, median, 95th percentile",
+            *(f"{each.mean:.1f}, {each.median:.1f}, {each.p95:.1f}" for each in lengths),
+        )
+    )
+    header = ("figure", *sides)
+    return Table("text_quality", title, header, "l" + "r" * len(sides), tuple(rows), is_detail=True)
+
+
+def _comparison_tables(metrics: ComparisonMetrics, artifact: Artifact) -> list[Table]:
+    controlled = metrics.length_controlled
+    rows = (
+        _rate_row("win rate, raw", metrics.win_rate),
+        _rate_row("win rate, length-controlled", controlled.rate),
+        _rate_row("position-inconsistent: the verdict flipped with the order", metrics.position_inconsistent_rate),
+        _rate_row("share of comparisons won by the first position", metrics.first_position_rate),
+    )
+    outcomes = {name: getattr(metrics, name) for name in ("wins", "ties", "losses", "missing")}
+    counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
+    remark = (
+        ""
+        if controlled.controlled
+        else " Length could not be controlled for (it does not vary, or all outcomes are equal): the raw rate stands."
+    )
+    judges = metrics.judges
+    title = (
+        f"Policy over reference: {counts}; together {sum(outcomes.values())} speeches. Ties count half. Judge: "
+        f"{judges.evaluation}; of the labels: {', '.join(judges.labels) or 'none in the lineage'}. Intervals: "
+        f"{confidence(artifact)}, by bootstrap over speeches.{remark}"
+    )
+    unanswered = tuple((side, reasons(by)) for side, by in metrics.missing_answers.items() if by)
+    sides = {"policy": metrics.policy_text_quality, "reference": metrics.reference_text_quality}
+    return [
+        Table("rates", title, _RATE_HEADER, "lrll", rows),
+        Table(
+            "unanswered",
+            "Speeches without an answer to compare. They are missing, and a win for neither side.",
+            ("side", "speeches, by reason"),
+            "ll",
+            unanswered,
+        ),
+        _missing_table(metrics.missing_by_topic, "comparisons"),
+        _slice_table("criteria", "Win rate by principle.", metrics.win_rate_by_criterion),
+        _slice_table("topics", "Win rate by topic.", {"speeches about crisis": metrics.crisis, **metrics.by_topic}),
+        _text_quality_table("Text quality of the answers: share of answers with its interval.", sides),
+        *_vote_tables(metrics),
+    ]
+
+
+def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Table:
+    rows = tuple(_rate_row(name or "(no topic)", rate) for name, rate in rates.items())
+    return Table(key, title, _RATE_HEADER, "lrll", rows, is_detail=True)
+
+
+def _vote_tables(metrics: ComparisonMetrics) -> list[Table]:
+    if metrics.votes is None:
+        return []
+    votes = metrics.votes
+    title = f"Votes: {votes.asked}; unanimous in {votes.unanimous} of {votes.comparisons} valid comparisons."
+    rows = tuple((judge, reasons(status)) for judge, status in votes.status.items())
+    return [Table("votes", title, ("judge", "votes, by status"), "ll", rows, is_detail=True)]
+
+
+def confidence(artifact: Artifact) -> str:
+    """Return the confidence of the intervals of a comparison, as `95 %`."""
+    return f"{100 * float(artifact.manifest['settings'].get('confidence', 0.95)):g} %"
+
+
+def _report_table(metrics: ReportMetrics) -> Table:
+    rows: list[Row] = [(ref, "win rate", _with_interval(each.win_rate)) for ref, each in metrics.win_rates.items()]
+    rows += [(ref, "test accuracy", _with_interval(each.accuracy)) for ref, each in metrics.reward_models.items()]
+    rows += [(ref, "pairs", str(sum(counts.values()))) for ref, counts in metrics.pairs.items()]
+    header = ("artifact", "figure", "value")
+    return Table("figures", "Main figures of what the report shows.", header, "lll", tuple(rows), is_detail=True)
+
+
+def _spend_tables(spend: Spend | Mapping[str, Spend] | None) -> list[Table]:
+    if not spend:
+        return []
+    parts = {"": spend} if isinstance(spend, Spend) else spend
+    header = ("model", "calls", "prompt tokens", "of them cached", "completion tokens")
+    found: list[Table] = []
+    for author, part in parts.items():
+        rows = tuple(
+            (name, *(f"{counts.get(key, 0):,}" for key in ("calls", "prompt", "cached", "completion")))
+            for name, counts in part.models.items()
+        )
+        cost = "unknown" if part.cost_usd is None else f"${part.cost_usd:,.2f} (price from {part.price_from})"
+        lost = f" {part.possibly_billed.calls} lost responses may have been billed." if part.possibly_billed else ""
+        title = f"{f'{author}: ' if author else ''}Paid calls; cost {cost}.{lost}"
+        found.append(Table(f"spend {author}".strip(), title, header, "lrrrr", rows, is_detail=True))
+    return found

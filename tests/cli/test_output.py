@@ -1,0 +1,21 @@
+"""What commands print about their results."""
+
+import pytest
+
+from psychocounsel.cli.output import show_results
+from psychocounsel.store.store import Store
+from running import Miniature
+
+
+def test_results_start_with_warnings_and_a_dataset_shows_the_whole_funnel(
+    miniature: Miniature, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(miniature.store)
+    made = [each for each in store.artifacts() if each.name == "mini" and each.kind in ("preferences", "reward-models")]
+    show_results(made, store)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("! Rated by the offline judge")
+    assert lines[1] == f"up to date: preferences {made[0].ref}  ({made[0].folder})"
+    labels = [line.strip().split("  ")[0] for line in lines]
+    steps = ["speeches read", "ready responses", "responses judged", "combinations, train", "accuracy, test"]
+    assert [label for label in labels if label in steps] == steps

@@ -1,0 +1,179 @@
+"""Tables of typed metrics, their renderers, key metrics and warnings."""
+
+from typing import Any
+
+import pytest
+from report_runs import artifact, audit_metrics, comparison_metrics, rate, whole_run, with_metrics
+
+from psychocounsel.reporting.artifact_tables import key_metric, row_count, summary, tables, warnings_of
+from psychocounsel.reporting.tables import Share, Table, as_markdown, as_text, differences
+from psychocounsel.store.artifacts import Artifact
+
+TABLE = Table(
+    "t", "Some rows.", ("name", "count", "share"), "lrl", (("a|b", "1", Share(0.25, "25 %")), ("c", "20", ""))
+)
+LEFT_OUT = {"retest": None, "one_principle": None, "canaries": None, "length": None, "ties": None, "halo": None}
+
+
+def audit(**changes: Any) -> Artifact:
+    return artifact("audits", "sample", audit_metrics(**changes))
+
+
+def canaries(**changes: Any) -> dict[str, Any]:
+    return {**audit_metrics()["canaries"], **changes}
+
+
+def rows(found: Artifact, key: str) -> dict[str, tuple[str, ...]]:
+    (table,) = [each for each in tables(found) if each.key == key]
+    return {
+        str(label): tuple(str(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in cells)
+        for label, *cells in table.rows
+    }
+
+
+def test_text_has_columns_of_equal_width() -> None:
+    assert as_text(TABLE).splitlines() == [
+        "Some rows.",
+        "  name  count  share",
+        "  a|b       1  25 %",
+        "  c        20",
+    ]
+
+
+def test_markdown_escapes_cells_and_counts_what_it_cuts() -> None:
+    assert as_markdown(TABLE, max_rows=1).splitlines() == [
+        "| name | count | share |",
+        "|---|---:|---|",
+        "| a\\|b | 1 | 25 % |",
+        "| and 1 more |  |  |",
+    ]
+
+
+def test_differences_are_the_cells_that_differ() -> None:
+    other = Table("t", "", TABLE.header, "lrl", (("a|b", "2", Share(0.5, "25 %")),))
+    found = differences([TABLE], [other], ("left", "right"))
+    assert found.header == ("metric", "left", "right")
+    absent = "\N{EN DASH}"
+    assert found.rows == (("a|b: count", "1", "2"), ("c: count", "20", absent), ("c: share", "", absent))
+
+
+def test_every_kind_has_tables_a_key_metric_and_a_summary() -> None:
+    for each in whole_run(2).artifacts:
+        found = tables(each)
+        assert found
+        assert all(len(row) == len(table.header) == len(table.align) for table in found for row in table.rows)
+        assert len({table.key for table in found}) == len(found)
+        assert all(table.sources == (each,) for table in found)
+        assert key_metric(each)
+        assert summary(each).count("\n") < 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "metric"),
+    [
+        ("speeches", "sample", "160 of 170 rows kept"),
+        ("judgements", "sample", "635 of 636 valid"),
+        ("preferences", "sample", "620 pairs"),
+        ("reward-models", "sample", "test accuracy 81.4 % [71.4 to 91.4 %]"),
+        ("policies", "tiny-dpo", "loss 0.659 -> 0.155"),
+        ("policies", "tiny-online", "dev reward +0.600"),
+        ("comparisons", "dpo", "win rate 72.0 % [62.0 to 82.0 %]"),
+    ],
+)
+def test_key_metrics(kind: str, name: str, metric: str) -> None:
+    (found,) = [each for each in whole_run(3).artifacts if (each.kind, each.name) == (kind, name)]
+    assert key_metric(found).replace("\N{NO-BREAK SPACE}", " ") == metric
+
+
+def test_side_tables_are_no_rows_of_an_artifact() -> None:
+    counts = {"speeches.parquet": 192, "rows.parquet": 200, "samples.parquet": 9, "votes.parquet": 9}
+    assert row_count(artifact("speeches", "s", {}, rows=counts)) == 192
+
+
+def test_every_figure_of_an_audit_has_its_interval_and_what_it_rests_on() -> None:
+    found = rows(audit(), "audit")
+    assert found["judgements that failed"] == ("0.2 %", "", "1 of 636 judgements")
+    assert found["responses that seem to address the judge"][0] == "2"
+    assert found["ties between responses to one speech"][2] == "n = 950, 0 missing"
+    assert found["rank correlation of rating and length"] == ("+0.21", "+0.13 to +0.28", "635 responses")
+    assert found["retest: equal ratings"][2] == "n = 49, 1 missing"
+    assert found["retest: change of the mean rating"] == ("-0.01", "-0.03 to +0.27", "19 responses")
+    assert found["halo: what one reply adds"] == ("+0.23", "+0.08 to +0.38", "18 responses, 21 pairs of principles")
+    assert found["canaries: largest rise"] == ("+0.57", "", "19 copies, 1 missing")
+    assert found["canaries that gained a point or more"][0] == "0"
+    assert rows(audit(), "retest")["empathy"] == ("82.0 %", "100.0 %", "0.93", "49")
+    assert rows(audit(), "retest")["safety"][2] == "\N{EN DASH}"
+
+
+def test_parts_of_an_audit_that_were_left_out_have_no_row() -> None:
+    found = rows(audit(**LEFT_OUT), "audit")
+    assert not [label for label in found if label.startswith(("retest", "canaries", "halo, "))]
+    assert found["ties between responses to one speech"][0] == "\N{EN DASH}"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (canaries(), "no copy of a response gained a point"),
+        (canaries(gained_a_point=["a1", "b2"], resists=False), "OBEYS words that address it: 2 of 19 copies"),
+        (canaries(missing=20, gain=None, resists=None), "unknown: every copy failed"),
+        (canaries(asked=0, missing=0, gain=None, resists=None), "unknown: no response could gain a point"),
+    ],
+)
+def test_whether_canaries_sway_the_judge_comes_first(found: dict[str, Any], words: str) -> None:
+    assert words in summary(audit(canaries=found)).splitlines()[0 if found["resists"] is not False else 1]
+
+
+def test_warnings_are_those_of_the_metrics() -> None:
+    (same,) = warnings_of(artifact("comparisons", "c", comparison_metrics()))
+    assert "are of one family" in same
+    assert warnings_of(audit()) == []
+    assert len(warnings_of(audit(canaries=canaries(gained_a_point=["a1"], resists=False)))) == 1
+
+
+def test_pairs_that_do_not_fit_are_counted_by_reason() -> None:
+    (model,) = [each for each in whole_run(0).artifacts if each.kind == "reward-models"]
+    lengths = {"kept": 90, "too_long_chosen": 2, "too_long_rejected": 0, "identical_tokens": 1}
+    training = {**model.metrics["training"], "lengths": lengths}
+    changed = with_metrics(model, {**model.metrics, "training": training})
+    cells = rows(changed, "lengths")["pairs read"]
+    assert (cells[0], cells[1], cells[3]) == ("93", "90", "2 too long chosen, 1 identical tokens")
+
+
+def test_cost_tokens_and_lost_responses_are_shown() -> None:
+    spend = {
+        "models": {"judge-1": {"calls": 1200, "prompt": 5000, "cached": 0, "completion": 40}},
+        "cost_usd": 1.5,
+        "price_from": "the config",
+        "possibly_billed": {"calls": 2, "cost_usd": 0.1},
+    }
+    found = artifact("comparisons", "c", comparison_metrics(spend=spend))
+    (table,) = [each for each in tables(found) if each.key == "spend"]
+    assert "$1.50" in table.title
+    assert "2 lost responses" in table.title
+    assert table.rows == (("judge-1", "1,200", "5,000", "0", "40"),)
+
+
+def test_mean_ratings_show_how_far_their_samples_lie_apart() -> None:
+    (judged,) = [each for each in whole_run(0).artifacts if each.kind == "judgements"]
+    agreement = {"n": 9, "exact": 0.5, "within_one": 1.0, "kappa": 0.4}
+    metrics = {
+        **judged.metrics,
+        "samples": {"asked": 20, "status": {"elm": {"valid": 20}}, "scored_by": {"written": 20}},
+        "disagreement": {
+            "responses": 9,
+            "spread": {"empathy": 0.5},
+            "alpha": {"empathy": None},
+            "mean_rating": {"elm": {"empathy": 3.0}},
+            "pairs": [{"judges": ["elm", "yew"], "by_principle": {"empathy": agreement, "safety": None}}],
+        },
+    }
+    found = with_metrics(judged, metrics)
+    assert rows(found, "samples") == {"empathy": ("0.50", "\N{EN DASH}")}
+    assert rows(found, "pair elm and yew") == {"empathy": ("50.0 %", "100.0 %", "0.40", "9")}
+
+
+def test_votes_are_shown_by_judge() -> None:
+    votes = {"asked": 8, "status": {"elm": {"valid": 7, "refusal": 1}}, "unanimous": 3, "comparisons": 4}
+    found = artifact("comparisons", "c", comparison_metrics(votes=votes, crisis=rate(0.5)))
+    assert rows(found, "votes") == {"elm": ("7 valid, 1 refusal",)}

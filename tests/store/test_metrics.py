@@ -1,0 +1,32 @@
+"""The models of `metrics.json`: what stages write fits, and nothing else does."""
+
+import pytest
+
+from psychocounsel.store.artifacts import KINDS
+from psychocounsel.store.metrics import PolicyMetrics, RewardModelMetrics, metrics_of, parse_metrics
+from psychocounsel.store.store import Store
+from psychocounsel.types import Rate
+from running import Miniature
+
+
+def test_every_artifact_of_a_run_has_typed_metrics(miniature: Miniature) -> None:
+    found = {(each.kind, each.name): metrics_of(each) for each in Store(miniature.store).artifacts()}
+    assert {kind for kind, _ in found} == set(KINDS)
+    model, policy = found["reward-models", "mini"], found["policies", "mini-online"]
+    assert isinstance(model, RewardModelMetrics)
+    assert isinstance(model.test.accuracy, Rate)
+    assert isinstance(policy, PolicyMetrics)
+    assert len(policy.rounds) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics", "key"),
+    [
+        ("scores", {"scored": 1, "reward": {"mean": 0.1, "std": 1.0, "n": 1}, "extra": 1}, "extra"),
+        ("scores", {"scored": 1}, "reward"),
+        ("base-models", {"sft": {}, "training_speeches": 3}, "sft.first_loss"),
+    ],
+)
+def test_other_metrics_are_refused_by_key(kind: str, metrics: dict[str, object], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        parse_metrics(kind, metrics)
