@@ -82,7 +82,7 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     assert "; 127 more wait in batches with the provider" in rating
     refused = build()
     assert refused.code == 2
-    assert "would be paid twice; run with --batch to pick them up" in refused.err
+    assert "run with --batch to pick them up" in refused.err
     server.settings.work_seconds = 0
     assert build("--batch").code == 0
     assert server.repeats == 0
