@@ -2,12 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +29,10 @@ from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 from psychocounsel.corpus.deidentify.pii_evaluation import evaluate, read_pii_set
 from psychocounsel.corpus.language import is_foreign
 from psychocounsel.corpus.reading import (
-    CandidateReading,
     PrepareAll,
     ResponseFilters,
     SpeechFilters,
     SpeechIndex,
-    SpeechReading,
     SpooledSpeeches,
     read_candidates,
     read_speeches,
@@ -148,8 +145,18 @@ def _build_speeches(
     config: CorpusConfig, topics: TopicAssigner | None, writer: ArtifactWriter, progress: Progress
 ) -> None:
     cleaner = _Cleaner(config)
-    with _read_speeches(config, cleaner, writer.work) as reading:
-        speeches = reading.speeches
+    sources = (
+        (source_name(each.path), each.columns, read_rows(each.path, each.split, each.config))
+        for each in config.speeches
+    )
+    with closing(read_speeches(sources, config.cleaning, cleaner.speech_filters(), writer.work)) as reading:
+        speeches, funnel = reading.speeches, reading.log.funnel
+        if not len(speeches):
+            raise DataQualityError(
+                f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
+                where="corpus.speeches",
+                remedy="check the columns, or loosen corpus.cleaning",
+            )
         assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
         clusters = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
         splits = assign_splits(clusters, speeches.topics, config.split)
@@ -160,7 +167,7 @@ def _build_speeches(
         by_split = Counter(zip(splits, speeches.topics, strict=True))
         writer.write_metrics(
             {
-                "funnel": reading.log.funnel.as_dict(),
+                "funnel": funnel.as_dict(),
                 "sources": _sources(config, speeches),
                 "topics": _counts(speeches.topics),
                 "fine_topics": _counts(speeches.fine_topics),
@@ -172,29 +179,10 @@ def _build_speeches(
                 },
                 "clusters": cluster_count,
                 "near_duplicates": len(speeches) - cluster_count,
-                "crisis": speeches.crisis_count,
+                "crisis": sum(speeches.crisis),
                 "deidentification": cleaner.deidentification(),
             }
         )
-
-
-@contextmanager
-def _read_speeches(config: CorpusConfig, cleaner: "_Cleaner", folder: Path) -> Generator[SpeechReading]:
-    sources = (
-        (source_name(each.path), each.columns, read_rows(each.path, each.split, each.config))
-        for each in config.speeches
-    )
-    reading = read_speeches(sources, config.cleaning, cleaner.speech_filters(), folder)
-    try:
-        if not len(reading.speeches):
-            raise DataQualityError(
-                f"no speech is left of {reading.log.funnel.rows_in} rows: {counted(reading.log.funnel.dropped)}",
-                where="corpus.speeches",
-                remedy="check the columns, or loosen corpus.cleaning",
-            )
-        yield reading
-    finally:
-        reading.close()
 
 
 def _assign_topics(
@@ -207,7 +195,7 @@ def _assign_topics(
         while batch := list(islice(remaining, _TOPIC_BATCH)):
             assigned += assigner.assign(batch, advance)
     for at, topic in enumerate(assigned):
-        speeches.set_topic(at, *(topic if isinstance(topic, Topic) else ("", "")))
+        speeches.topics[at], speeches.fine_topics[at] = topic if isinstance(topic, Topic) else ("", "")
     _require_few_failed(assigned, config)
     return assigned
 
@@ -248,34 +236,23 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 
 def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: ArtifactWriter) -> None:
     cleaner = _Cleaner(config)
-    index = SpeechIndex(read_row_provenance(speeches))
-    with _read_candidates(config, index, cleaner, writer.work) as reading:
-        funnel = reading.log.funnel
-        if not reading.candidates:
-            raise DataQualityError(
-                f"no response is left: {counted(funnel.dropped)}",
-                where="corpus.candidates",
-                remedy="check that speech_key or speech_text names the column that repeats the speech",
-            )
-        write_candidates(writer, reading.candidates)
-        write_row_provenance(writer, reading.log)
-        writer.write_metrics({"funnel": funnel.as_dict(), "deidentification": cleaner.deidentification()})
-
-
-@contextmanager
-def _read_candidates(
-    config: CorpusConfig, index: SpeechIndex, cleaner: "_Cleaner", folder: Path
-) -> Generator[CandidateReading]:
     sources = [
         (source_name(each.path), each.columns, list(read_rows(each.path, each.split, each.config)))
         for each in config.candidates
     ]
     authors = {text_cell(row, columns.author) for _, columns, rows in sources for row in rows}
-    reading = read_candidates(sources, index, cleaner.response_filters(authors), folder)
-    try:
-        yield reading
-    finally:
-        reading.log.close()
+    index = SpeechIndex(read_row_provenance(speeches))
+    candidates, log = read_candidates(sources, index, cleaner.response_filters(authors), writer.work)
+    with closing(log):
+        if not candidates:
+            raise DataQualityError(
+                f"no response is left: {counted(log.funnel.dropped)}",
+                where="corpus.candidates",
+                remedy="check that speech_key or speech_text names the column that repeats the speech",
+            )
+        write_candidates(writer, candidates)
+        write_row_provenance(writer, log)
+        writer.write_metrics({"funnel": log.funnel.as_dict(), "deidentification": cleaner.deidentification()})
 
 
 # --- Cleaning --------------------

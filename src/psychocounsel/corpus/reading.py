@@ -5,6 +5,7 @@ A million speeches need little memory: their texts and the provenance of their r
 
 import json
 import os
+import sys
 from array import array
 from bisect import insort
 from collections import Counter
@@ -79,59 +80,44 @@ class TextSpool:
 
 
 class SpooledSpeeches:
-    """Speeches in the order of their rows; everything but their texts is held in memory."""
+    """Speeches in the order of their rows; everything but their texts is held in memory.
+
+    Attributes:
+        texts: on disk, until `close`.
+        topics: coarse topics.
+        fine_topics: empty where there are no fine topics.
+        crisis: 1 where a speech mentions a crisis.
+        sources: names of the sources.
+    """
 
     def __init__(self, scratch: Path) -> None:
-        """Start an empty list whose texts lie in the file `scratch` until it is closed."""
         self.texts = TextSpool(scratch)
+        self.topics: list[str] = []
+        self.fine_topics: list[str] = []
+        self.crisis = bytearray()
         self.sources: list[str] = []
         self._ids = array("Q")
-        self._topics: list[tuple[str, str]] = []
-        self._crisis = bytearray()
-        self._known_topics: dict[tuple[str, str], tuple[str, str]] = {}
 
     def append(self, speech: Speech) -> None:
         """Add a speech at the end."""
         self.texts.append(speech.text)
-        self._ids.append(int(speech.id, 16))
-        self._topics.append(self._shared((speech.topic, speech.fine_topic)))
-        self._crisis.append(speech.crisis)
+        self.topics.append(sys.intern(speech.topic))
+        self.fine_topics.append(sys.intern(speech.fine_topic))
+        self.crisis.append(speech.crisis)
         self.sources.append(speech.source)
-
-    def set_topic(self, at: int, coarse: str, fine: str) -> None:
-        """Replace the topic of a speech."""
-        self._topics[at] = self._shared((coarse, fine))
-
-    def _shared(self, topic: tuple[str, str]) -> tuple[str, str]:
-        return self._known_topics.setdefault(topic, topic)
+        self._ids.append(int(speech.id, 16))
 
     @property
     def ids(self) -> NDArray[np.uint64]:
         """[speeches]; the ids as numbers."""
         return np.array(self._ids, dtype=np.uint64)
 
-    @property
-    def topics(self) -> list[str]:
-        """[speeches]; the coarse topics."""
-        return [coarse for coarse, _ in self._topics]
-
-    @property
-    def fine_topics(self) -> list[str]:
-        """[speeches]; empty where there are no fine topics."""
-        return [fine for _, fine in self._topics]
-
-    @property
-    def crisis_count(self) -> int:
-        """The number of speeches that mention a crisis."""
-        return sum(self._crisis)
-
     def __len__(self) -> int:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Speech]:
         for at, text in enumerate(self.texts):
-            coarse, fine = self._topics[at]
-            yield Speech(text, coarse, bool(self._crisis[at]), self.sources[at], fine)
+            yield Speech(text, self.topics[at], bool(self.crisis[at]), self.sources[at], self.fine_topics[at])
 
     def close(self) -> None:
         """Remove the scratch file."""
