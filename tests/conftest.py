@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, ma
 hypothesis.settings.load_profile("default")
 
 INTEGRATION_FOLDERS = {"bench", "stages", "training"}
-INTEGRATION_FIXTURES = {"miniature", "warm"}
+INTEGRATION_FIXTURES = {"foreign", "forks", "miniature", "warm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

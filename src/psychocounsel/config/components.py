@@ -37,7 +37,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.fingerprint()
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_plain(item) for item in value]
     return value
 
 
@@ -253,7 +253,7 @@ class ModelJudgeConfig(Settings):
         backend = judge.get("backend", cls.model_fields["backend"].default)
         endpoint = judge.get("endpoint")
         if endpoint is None and backend in _DEFAULT_MODELS:
-            endpoint = {}
+            endpoint = dict[str, Any]()
         if not isinstance(endpoint, dict):
             return judge
         model = _DEFAULT_MODELS.get(backend, _DEFAULT_MODELS["endpoint"])
@@ -290,7 +290,7 @@ class JudgeConfig(ModelJudgeConfig):
     all its judges with `backend: endpoint`.
     """
 
-    backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyright: ignore[reportIncompatibleVariableOverride]
+    backend: Literal["offline", "endpoint", "decisions", "local", "panel"] = "offline"  # pyrefly: ignore[bad-override]
     rubric: Annotated[str, AfterValidator(_next_to_config)] = "seven-principles"
     max_missing_share: Annotated[Share, Gate()] = 0.05
     panel: Annotated[tuple[ModelJudgeConfig, ...], Field(strict=False)] = ()

@@ -47,7 +47,7 @@ def read_yaml(text: str, origin: str) -> Document:
             with file and line.
     """
     try:
-        composed: Any = yaml.compose(text, Loader=yaml.SafeLoader)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        composed: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as fault:
         raise ConfigError(
             f"not valid YAML: {fault.problem}",
@@ -182,7 +182,8 @@ def _include_files(document: Document, model: type[Settings], folder: Path) -> N
         if isinstance(value, str) and value.endswith(".yaml") and _block_of(model, key) is not None:
             part = read_config_file(folder / value)
             document.data[key] = part.data
-            document.lines.update({(key, *place): line for place, line in part.lines.items()})
+            for place, line in part.lines.items():
+                document.lines[key, *place] = line
 
 
 def _block_of(model: type[Settings], key: str) -> type[Settings] | None:
@@ -222,9 +223,9 @@ def _apply(document: Document, override: str, step: str) -> None:
     target: Any = document.data
     try:
         for part in place[:-1]:
-            if isinstance(target, dict) and target.get(part) is None:  # pyright: ignore[reportUnknownMemberType]
+            if isinstance(target, dict) and target.get(part) is None:
                 target[part] = {}
-            target = target[part]  # pyright: ignore[reportUnknownVariableType]
+            target = target[part]
         target[place[-1]] = read_yaml(text, f"--set {key}").data
     except (IndexError, TypeError):
         raise ConfigError("there is no such key", where=f"--set {key}", remedy="check the key") from None
@@ -249,7 +250,7 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             message = f"must be a block of keys (got {given!r})"
         case kind:
             message = error["msg"].removeprefix("Value error, ")
-            if not isinstance(given, dict | list):
+            if not isinstance(given, (dict, list)):
                 message += f" (got {given!r})"
             if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
                 message += "; write it without quotes, a boolean as true or false"

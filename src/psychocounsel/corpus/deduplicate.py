@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from rensa import RMinHash  # pyright: ignore[reportMissingTypeStubs, reportAttributeAccessIssue, reportUnknownVariableType]
+from rensa import RMinHash  # pyrefly: ignore[missing-module-attribute]
 
 from psychocounsel.config.schema import SplitConfig
 from psychocounsel.corpus.text import plain_words
@@ -66,7 +66,7 @@ class _DigestMatrix(Protocol):
 
 _min_hashes = cast(
     "Callable[[Hashes, Hashes, int, int], _DigestMatrix]",
-    RMinHash.digest_matrix_from_flat_token_hashes,  # pyright: ignore[reportUnknownMemberType]
+    RMinHash.digest_matrix_from_flat_token_hashes,
 )
 
 

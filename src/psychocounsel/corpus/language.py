@@ -58,9 +58,9 @@ class _Model(Protocol):
 @cache
 def _load_model() -> _Model:
     """Load the n-gram model of `py3langid`, which is part of the package and takes about 80 MB of memory."""
-    from py3langid import langid  # pyright: ignore[reportMissingTypeStubs]
+    from py3langid import langid
 
-    read = langid.LanguageIdentifier.from_model_file  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    read = langid.LanguageIdentifier.from_model_file
     return cast("_Model", read(langid.MODEL_FILE, norm_probs=True))
 
 

@@ -1,4 +1,3 @@
-# pyright: standard
 """Rows of CSV, JSONL and Parquet files and of Hub data sets, each with its location."""
 
 import csv

@@ -1,4 +1,3 @@
-# pyright: standard
 # genai_prices and bpe_openai come without types.
 """What requests and replies cost, and a limit that no run passes.
 

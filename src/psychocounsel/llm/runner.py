@@ -204,7 +204,8 @@ class JournalWriter:
 
     def _take(self) -> list[_Waiting[Entry | str]]:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting = self._waiting
+            self._waiting = []
             self._is_writing = bool(waiting)
             return waiting
 

@@ -199,7 +199,7 @@ class CountingClient:
     accepted before are not read again, for there may be a million.)
     """
 
-    spending = None
+    spending: Spending | None = None
 
     def __init__(self, session: "Session", pending: PendingCalls) -> None:
         self.fingerprint = endpoint_fingerprint(pending.endpoint)
@@ -226,7 +226,7 @@ class CountingClient:
 class PlaceholderClient:
     """Stands for a model on this machine in a dry run: nothing is paid, so nothing is counted."""
 
-    spending = None
+    spending: Spending | None = None
 
     def __init__(self, fingerprint: Mapping[str, str]) -> None:
         self.fingerprint = fingerprint

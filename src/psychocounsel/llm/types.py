@@ -18,7 +18,7 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.types import ReplyStatus
 
 if TYPE_CHECKING:
-    from hashlib import _Hash  # pyright: ignore[reportPrivateUsage]
+    from hashlib import _Hash
 
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"

@@ -48,7 +48,7 @@ def _function(stage: StageName) -> Callable[..., Artifact]:
 def _flat(specs: object) -> list[ArtifactSpec]:
     if isinstance(specs, ArtifactSpec):
         return [specs]
-    nested = cast("Sequence[object]", specs if isinstance(specs, list | tuple) else ())
+    nested = cast("Sequence[object]", specs if isinstance(specs, (list, tuple)) else ())
     return [each for group in nested for each in _flat(group)]
 
 

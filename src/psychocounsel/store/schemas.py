@@ -1,4 +1,3 @@
-# pyright: standard
 """The Parquet tables of artifacts: the only place that knows column names.
 
 Schemas are explicit, so that equal rows give equal bytes and a column of nulls keeps its type.
@@ -460,7 +459,8 @@ def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
     """Yield what happened to each row, in the order of the sources."""
     for row in read_table(artifact, ROWS_FILE):
-        yield RowProvenance(**{**row, "changed_by": tuple(row["changed_by"])})
+        changed_by = tuple(row.pop("changed_by"))
+        yield RowProvenance(**row, changed_by=changed_by)
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:

@@ -255,7 +255,8 @@ def open_artifact(folder: Path) -> Artifact:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError("is not a complete artifact", where=str(folder), remedy="run its stage again") from None
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        manifest, is_readable = {}, False
+        manifest = {}
+        is_readable = False
     if not is_readable:
         raise StoreError(
             "is not a manifest that this version can read",
@@ -304,9 +305,9 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any]) -> tuple[str, ..
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings and lists as one mapping: `{"a": [{"b": 1}]}` becomes `{"a.0.b": 1}`."""
     if isinstance(value, dict):
-        items: list[tuple[Any, Any]] = list(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        items: list[tuple[Any, Any]] = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        items = list(enumerate(value))
     else:
         items = []
     if not items:

@@ -41,10 +41,11 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
         ConfigError: there is none, or it has no chat template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(policy.location, revision=policy.revision or "main")
+        loaded = AutoTokenizer.from_pretrained(policy.location, revision=policy.revision or "main")
     except (OSError, ValueError) as error:
         remedy = f"check the folder or Hub id ({error})"
         raise ConfigError("no tokenizer can be loaded", where=policy.location, remedy=remedy) from error
+    tokenizer = cast(PreTrainedTokenizerBase, loaded)
     if not tokenizer.chat_template:
         remedy = "use an instruction-tuned model"
         raise ConfigError("the tokenizer has no chat template", where=policy.location, remedy=remedy)

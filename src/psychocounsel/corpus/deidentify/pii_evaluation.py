@@ -67,7 +67,7 @@ def parse_marks(marked: str, half: Half = "held_out") -> MarkedText:
     text, spans, end = "", list[Span](), 0
     for match in _MARK.finditer(marked):
         text += marked[end : match.start()]
-        spans.append(Span(len(text), len(text) + len(match[2]), match[1], 1.0))  # pyright: ignore[reportArgumentType]
+        spans.append(Span(len(text), len(text) + len(match[2]), match[1], 1.0))  # pyrefly: ignore[bad-argument-type]
         text += match[2]
         end = match.end()
     return MarkedText(text + marked[end:], tuple(spans), half)

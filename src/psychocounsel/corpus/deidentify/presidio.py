@@ -20,7 +20,8 @@ _PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
 _NUMBERS = (
     "CreditCard", "Iban", "MedicalLicense", "Nhs", "UkNino", "UsBank", "UsItin", "UsLicense", "UsPassport", "UsSsn"
 )  # fmt: skip
-_RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Ip": "IP", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, "ID_NUMBER")}
+_ID: Entity = "ID_NUMBER"
+_RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Ip": "IP", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, _ID)}
 _TRAILING = ".,;:!?"
 _PERSON_LABELS = ("PERSON", "PER", "PATIENT", "STAFF", "HCW")
 
