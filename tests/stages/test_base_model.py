@@ -40,7 +40,7 @@ def test_only_answers_to_training_speeches_shape_the_model(
 
 def test_stopped_run_resumes_to_the_same_weights(miniature: Miniature, warm: Warm, tmp_path: Path) -> None:
     whole, stopped = (Path(shutil.copytree(miniature.store, tmp_path / name)) for name in ("whole", "stopped"))
-    command = ["make-base-model", miniature.recipe / "make-base-model.yaml", "--set", "sft.epochs=6", "--store"]
+    command = ["make-base-model", miniature.recipe / "make-base-model.yaml", "--set", "sft.epochs=3", "--store"]
     assert warm.run(*command, whole).code == 0
     run = warm.start(*command, stopped)
     await_until(lambda: any(stopped.glob("base-models/*/work")))

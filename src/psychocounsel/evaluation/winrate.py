@@ -33,19 +33,15 @@ class Outcome(StrEnum):
     LOSS = "loss"
     MISSING = "missing"
 
-    @property
-    def points(self) -> float | None:
-        """The policy's share of the win: 1, a half or 0; None where a comparison failed."""
-        return _POINTS[self]
 
-
-_POINTS: Mapping[Outcome, float | None] = {
+POINTS: Mapping[Outcome, float | None] = {
     Outcome.WIN: 1.0,
     Outcome.TIE: 0.5,
     Outcome.POSITION_INCONSISTENT: 0.5,
     Outcome.LOSS: 0.0,
     Outcome.MISSING: None,
 }
+"""The policy's share of a win; None where a comparison failed."""
 _AGREED = {Winner.FIRST: Outcome.WIN, Winner.TIE: Outcome.TIE, Winner.SECOND: Outcome.LOSS}
 
 
@@ -147,7 +143,7 @@ def win_rates(compared: Sequence[Compared], settings: BootstrapSettings) -> WinR
     speeches = [each.speech_id for each in compared]
 
     def rate(criterion: str) -> Rate:
-        return bootstrap_rate([each.outcome(criterion).points for each in compared], speeches, settings)
+        return bootstrap_rate([POINTS[each.outcome(criterion)] for each in compared], speeches, settings)
 
     outcomes = [each.outcome() for each in compared]
     inconsistent = [
@@ -297,7 +293,7 @@ def winrate_metrics(
         return 0 if answer is None else word_count(answer.text)
 
     def overall(part: Sequence[Compared]) -> dict[str, float] | None:
-        points = [each.outcome().points for each in part]
+        points = [POINTS[each.outcome()] for each in part]
         if set(points) <= {None}:
             return None
         return bootstrap_rate(points, [each.speech_id for each in part], settings).as_dict()
@@ -305,7 +301,7 @@ def winrate_metrics(
     lengths = [
         LengthComparison(
             each.speech_id,
-            each.outcome().points,
+            POINTS[each.outcome()],
             words(policy.get(each.speech_id)),
             words(reference.get(each.speech_id)),
         )

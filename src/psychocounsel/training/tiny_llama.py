@@ -250,8 +250,13 @@ def train_sft(
         losses = _load_checkpoint(checkpoint, model, optimizer, scheduler)
     model.train()
     for place in order[len(losses) :]:
-        losses.append(_step(model, batches[place], optimizer))
+        loss = batch_loss(model, batches[place])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
         scheduler.step()
+        losses.append(loss.item())
         step = len(losses)
         output.progress(step, len(order))
         is_cancelled = output.cancel.is_cancelled() and step < len(order)
@@ -380,12 +385,3 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     logits = model.lm_head(hidden.flatten(0, 1)[batch.sources])  # [learned, vocabulary]
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     return (losses * batch.weights).sum() / batch.weights.sum()
-
-
-def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-    loss = batch_loss(model, batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-    optimizer.step()
-    return loss.item()
