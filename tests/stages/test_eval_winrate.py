@@ -13,9 +13,8 @@ import pytest
 from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
-from miniature import write_rows
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.schemas import read_candidates, read_speeches
+from psychocounsel.store.schemas import read_candidates
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature
 
@@ -162,18 +161,6 @@ def test_judge_of_an_answers_family_is_named(miniature: Miniature, cli: Cli, sto
     assert "the family of the reference that it judges (scripted-judge-2024-01-01)" in ended.out
 
 
-def test_reference_that_refuses_everything_is_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:
-    with ChatServer(refuse_first(8)) as server:
-        asked = asked_of(server)
-        ended = evaluate(cli, miniature, store, *asked)
-        assert ended.code == 4
-        assert "responder asked: 8 of 8 speeches got no answer (8 refusal)" in ended.err
-        again = evaluate(cli, miniature, store, *asked)
-        assert again.code == 0, again.err
-        assert server.count == 16
-    assert newest(store).metrics["win_rate"]["missing"] == 0
-
-
 def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Miniature, cli: Cli, store: Path) -> None:
     with ChatServer(refuse_first(2)) as server:
         asked = [*judged_by(server), *asked_of(server, max_missing_share=0.25)]
@@ -204,27 +191,6 @@ def test_drawn_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli, s
     assert len(drawn) == 3
     assert drawn != held_out[:3]
     assert newest(store).metrics["missing"] == 0
-
-
-def test_file_of_responses_is_a_reference(miniature: Miniature, cli: Cli, store: Path, tmp_path: Path) -> None:
-    speeches = read_speeches(Store(store).artifacts("speeches")[0])
-    held_out = [each.speech.text for each in speeches if each.split == "test"]
-    collected = tmp_path / "collected.jsonl"
-    said = [{"speech": text, "response": f"Answer {at}"} for at, text in enumerate(held_out[:-1])]
-    write_rows(collected, said)
-    reference = ["reference.model=null", f"reference.file={collected}", "reference.author=collected"]
-    with ChatServer(oracle_for({row["response"] for row in said})) as server:
-        strict = evaluate(cli, miniature, store, *judged_by(server), *reference)
-        assert strict.code == 4
-        assert "1 of 8 speeches got no answer (1 not_in_file); add them to the file" in strict.err
-        lenient = [*reference, "reference.max_missing_share=0.2"]
-        ended = evaluate(cli, miniature, store, *judged_by(server), *lenient)
-    assert ended.code == 0, ended.err
-    metrics = newest(store).metrics
-    assert metrics["win_rate"]["estimate"] == 0.0
-    assert metrics["answered_by_both"] == len(held_out) - 1
-    assert metrics["missing_answers"]["reference"] == {"not_in_file": 1}
-    assert metrics["missing"] == metrics["win_rate"]["missing"] == 1
 
 
 def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:
@@ -289,18 +255,6 @@ class TestPlanning:
         assert planned.code == 0, planned.err
         assert re.search(r"paid: comparing answers, judge at .*: 16 calls, up to 48 with retries", planned.out)
         assert not (tmp_path / "none").exists()
-
-    def test_another_address_is_another_judge(self, miniature: Miniature, cli: Cli, store: Path) -> None:
-        here = [evaluate_id(cli, miniature, store, f"http://127.0.0.1:{port}/v1") for port in (1, 2)]
-        assert here[0] != here[1]
-
-
-def evaluate_id(cli: Cli, miniature: Miniature, store: Path, base_url: str) -> str:
-    sets = ["judge.backend=endpoint", "judge.endpoint.model=judge", f"judge.endpoint.base_url={base_url}"]
-    words = [word for override in sets for word in ("--set", override)]
-    config = miniature.recipe / "eval-winrate.yaml"
-    told = cli("eval-winrate", config, "--store", store, *words, "--dry-run").out
-    return next(line.split()[1] for line in told.splitlines() if line.startswith("comparisons"))
 
 
 def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, store: Path) -> None:

@@ -67,11 +67,11 @@ def sample_ratings(judged: Artifact, candidate_id: str) -> list[dict[str, float]
 
 
 class TestSamples:
-    def test_means_and_draws_are_kept_and_paired(self, recipe: Path, cli: Cli) -> None:
+    def test_means_and_samples_are_kept_and_paired(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(by_number) as server:
             judge = member(server.base_url, temperature=1.0, samples=3)
             counted = built(cli, recipe, judge, "--dry-run")
-            assert f": {3 * 128} calls, about " in counted.out
+            assert f": {3 * 128} calls, " in counted.out
             done = built(cli, recipe, judge)
             assert done.code == 0, done.err
             assert server.count == 3 * 128
@@ -93,7 +93,7 @@ class TestSamples:
         assert judged.metrics["disagreement"]["responses"] == 128
         assert sum(judged.metrics["histograms"]["empathy"].values()) == 3 * 128
 
-    def test_one_sample_keeps_whole_numbers_and_no_draws(self, recipe: Path, cli: Cli) -> None:
+    def test_one_sample_keeps_whole_numbers_and_no_samples(self, recipe: Path, cli: Cli) -> None:
         with ChatServer() as server:
             assert built(cli, recipe, member(server.base_url)).code == 0
         judged, pairs = newest(recipe, "judgements"), newest(recipe, "preferences")
@@ -104,7 +104,7 @@ class TestSamples:
         assert "samples.parquet" not in judged.manifest["files"]
         assert not {"samples", "disagreement"} & judged.metrics.keys()
 
-    def test_a_killed_line_pays_no_draw_twice(self, recipe: Path, cli: Cli) -> None:
+    def test_a_lost_response_pays_no_sample_twice(self, recipe: Path, cli: Cli) -> None:
         def lose_every_tenth(request: Mapping[str, Any], number: int) -> Reply | Fault:
             return GIVEN_UP if number % 10 == 9 else by_number(request, number)
 
@@ -124,7 +124,7 @@ class TestSamples:
         assert ended.code == 2
         assert "set a temperature" in ended.err
 
-    def test_the_audit_asks_for_draws_of_its_own(self, recipe: Path, cli: Cli) -> None:
+    def test_the_audit_asks_for_samples_of_its_own(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(by_number) as server:
             judge = member(server.base_url, temperature=1.0, samples=2)
             audit = {"retest": 4, "one_principle": 2, "canaries": 3}
@@ -177,19 +177,9 @@ class TestPanel:
         assert first.ratings == {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
         assert judged.metrics["spend"]["models"].keys() >= set(names[:2])
 
-    def test_restricted_text_reaches_no_remote_member(self, recipe: Path, cli: Cli) -> None:
-        members = [member("http://127.0.0.1:9/v1"), member("https://judge.invalid/v1")]
-        ended = built(cli, recipe, {"panel": members}, "--set", "corpus.speeches.0.data_class=restricted")
-        assert ended.code == 2
-        assert "must not be sent to https://judge.invalid/v1" in ended.err
-
-    def test_offline_refuses_a_remote_member(self, recipe: Path, cli: Cli) -> None:
-        members = [member("http://127.0.0.1:9/v1"), member("https://judge.invalid/v1")]
-        ended = built(cli, recipe, {"panel": members}, "--offline")
-        assert ended.code == 2
-        assert "drop --offline" in ended.err
-
-    def test_a_missing_key_is_told_with_the_seat(self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_key_is_named_with_the_member(
+        self, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("MY_KEY", raising=False)
         remote = member("https://judge.invalid/v1")
         remote["endpoint"]["api_key_env"] = "MY_KEY"
@@ -198,7 +188,7 @@ class TestPanel:
         assert "judge.panel[1]" in ended.err
         assert "export MY_KEY=" in ended.err
 
-    def test_each_member_reckons_what_its_ratings_cost_towards_its_own_limit(self, recipe: Path, cli: Cli) -> None:
+    def test_each_member_counts_its_ratings_towards_its_own_limit(self, recipe: Path, cli: Cli) -> None:
         def panel(base_url: str, **limit: float) -> dict[str, Any]:
             members = [member(base_url, f"{name}-2026-01-01") for name in ("yew", "ash")]
             for each in members:

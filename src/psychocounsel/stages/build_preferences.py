@@ -272,25 +272,25 @@ class _Build:
 
 
 def pairing_settings(config: BuildPreferencesConfig, store: Store) -> dict[str, Any]:
-    """Return what decides the pairs of given judgements, the rubric's terms and the tokenizer included.
+    """Return what decides the pairs of given judgements.
 
     Raises:
-        ConfigError: a weight or veto does not fit the rubric, or nothing answers to the tokenizer's name.
+        ConfigError: a weight or veto does not fit the rubric, or the tokenizer's reference matches nothing.
     """
     pairing = config.pairing
     terms = resolve_rule(pairing, load_rubric(config.judge.rubric)).fingerprint()
     seed = None if pairing.dev_share is None else config.seed
-    limit = pairing.length and length_fingerprint(pairing.length, store)
-    return {**pairing.fingerprint(), **terms, "dev_seed": seed, "length": limit}
+    length = pairing.length and length_fingerprint(pairing.length, store)
+    return {**pairing.fingerprint(), **terms, "dev_seed": seed, "length": length}
 
 
 def length_fingerprint(length: PairLengthConfig, store: Store) -> dict[str, Any]:
     """Return what decides which pairs fit.
 
-    A tokenizer's artifact is known by its id: it is no parent, for none of its weights enter the pairs.
+    A tokenizer's artifact is identified by its id. It is no parent, for none of its weights enter the pairs.
 
     Raises:
-        ConfigError: nothing answers to the tokenizer's name.
+        ConfigError: the tokenizer's reference matches nothing.
     """
     found = _tokenizer(length, store)
     known_by = found.fingerprint if found.parent is None else {"artifact": found.parent.id}
@@ -303,19 +303,6 @@ def _tokenizer(length: PairLengthConfig, store: Store) -> ModelReference:
         names = [path.name for path in folder.iterdir() if path.suffix in _TOKENIZER_SUFFIXES]
         return ModelReference(None, {"files": digest_of_files(folder, names)}, Policy(str(folder)))
     return resolve_model(store, length.tokenizer, POLICY_KINDS)
-
-
-def open_rule(config: BuildPreferencesConfig, store: Store) -> PairingRule:
-    """Return the rule of a config, its tokenizer loaded if it names one.
-
-    Raises:
-        ConfigError: the tokenizer cannot be loaded.
-    """
-    rubric = load_rubric(config.judge.rubric)
-    length = config.pairing.length
-    if length is None:
-        return resolve_rule(config.pairing, rubric)
-    return resolve_rule(config.pairing, rubric, token_limit(length, store))
 
 
 def token_limit(length: PairLengthConfig, store: Store) -> Unfit:
@@ -333,7 +320,7 @@ def token_limit(length: PairLengthConfig, store: Store) -> Unfit:
     @cache
     def unfit(speech: Speech, candidate: Candidate) -> str | None:
         try:
-            with quiet_libraries():  # a text beyond the model's positions is our business: it is dropped
+            with quiet_libraries():  # no warning of a text beyond the model's positions: it is dropped
                 ids = encode_exchange(tokenizer, speech.text, candidate.text, length.chat)
         except TemplateError:
             return "not_a_prefix"
@@ -343,50 +330,16 @@ def token_limit(length: PairLengthConfig, store: Store) -> Unfit:
     return unfit
 
 
-def pair_splits(
-    config: BuildPreferencesConfig, rule: PairingRule, store: Store, parents: Sequence[Parent]
-) -> dict[str, Pairing]:
-    """Return the pairs of every split: each speech gives its pairs to the one it stands in.
-
-    Args:
-        config: says how test is paired and whether dev is divided anew.
-        rule: who may be preferred to whom.
-        store: where the parents lie.
-        parents: speeches, candidates and judgements.
+def open_rule(config: BuildPreferencesConfig, store: Store) -> PairingRule:
+    """Return the rule of a config, its tokenizer loaded if it names one.
 
     Raises:
-        DataQualityError: no pair is left in a split that is asked for.
+        ConfigError: the tokenizer cannot be loaded.
     """
-    scored = _scored_by_split(config, store, parents)
-    pair_test = pair_extremes if config.pairing.test_rule == "extremes" else pair_by_gap
-    pairings = {
-        "train": pair_by_gap(scored["train"], rule),
-        "dev": pair_by_gap(scored["dev"], rule),
-        "test": pair_test(scored["test"], rule),
-    }
-    _require_pairs(pairings, config)
-    return pairings
-
-
-def _scored_by_split(
-    config: BuildPreferencesConfig, store: Store, parents: Sequence[Parent]
-) -> dict[str, list[ScoredSpeech]]:
-    by_role = {parent.role: parent for parent in parents}
-    judgements = {each.candidate_id: each for each in read_judgements(store.open(by_role["judgements"]))}
-    scored: dict[str, list[ScoredCandidate]] = {}
-    for candidate in distinct_candidates(store, parents):
-        judgement = judgements.get(candidate.id)
-        if judgement is not None and judgement.status is ReplyStatus.VALID:
-            side = ScoredCandidate(candidate, float(judgement.total), judgement.ratings)
-            scored.setdefault(candidate.speech_id, []).append(side)
-    rows = read_speeches(store.open(by_role["speeches"]))
-    names = [row.split for row in rows]
-    if config.pairing.dev_share is not None:
-        names = assign_dev(names, [row.cluster for row in rows], config.pairing.dev_share, config.seed)
-    splits: dict[str, list[ScoredSpeech]] = {name: [] for name in SPLITS}
-    for name, row in zip(names, rows, strict=True):
-        splits[name].append((row.speech, scored.get(row.speech.id, [])))
-    return splits
+    rubric, length = load_rubric(config.judge.rubric), config.pairing.length
+    if length is None:
+        return resolve_rule(config.pairing, rubric)
+    return resolve_rule(config.pairing, rubric, token_limit(length, store))
 
 
 def distinct_candidates(store: Store, parents: Sequence[Parent]) -> list[Candidate]:
@@ -399,37 +352,70 @@ def distinct_candidates(store: Store, parents: Sequence[Parent]) -> list[Candida
     return list(distinct.values())
 
 
-def _require_pairs(pairings: Mapping[str, Pairing], config: BuildPreferencesConfig) -> None:
-    asked = {"train": True, "dev": config.pairing.dev_share, "test": config.corpus.split.test_share}
-    for split in SPLITS:
-        if asked[split] and not pairings[split].pairs:
+def pair_splits(
+    config: BuildPreferencesConfig, rule: PairingRule, store: Store, parents: Sequence[Parent]
+) -> dict[str, Pairing]:
+    """Return the pairs of every split; a speech gives its pairs to its own split.
+
+    Args:
+        config: says how test is paired, and whether train and dev are divided anew.
+        rule: which of two candidates is preferred.
+        store: holds the parents.
+        parents: speeches, candidates and judgements.
+
+    Raises:
+        DataQualityError: no pair is left in a split that should have some.
+    """
+    by_role = {parent.role: store.open(parent) for parent in parents if parent.kind != "candidates"}
+    judgements = {each.candidate_id: each for each in read_judgements(by_role["judgements"])}
+    scored: dict[str, list[ScoredCandidate]] = {}
+    for candidate in distinct_candidates(store, parents):
+        judgement = judgements.get(candidate.id)
+        if judgement is not None and judgement.status is ReplyStatus.VALID:
+            side = ScoredCandidate(candidate, float(judgement.total), judgement.ratings)
+            scored.setdefault(candidate.speech_id, []).append(side)
+    rows = read_speeches(by_role["speeches"])
+    names = [row.split for row in rows]
+    if config.pairing.dev_share is not None:
+        names = assign_dev(names, [row.cluster for row in rows], config.pairing.dev_share, config.seed)
+    speeches: dict[str, list[ScoredSpeech]] = {split: [] for split in SPLITS}
+    for name, row in zip(names, rows, strict=True):
+        speeches[name].append((row.speech, scored.get(row.speech.id, [])))
+    pair_test = pair_extremes if config.pairing.test_rule == "extremes" else pair_by_gap
+    pairings = {split: (pair_test if split == "test" else pair_by_gap)(speeches[split], rule) for split in SPLITS}
+    required = {"train": True, "dev": config.pairing.dev_share, "test": config.corpus.split.test_share}
+    for split, pairing in pairings.items():
+        if required[split] and not pairing.pairs:
             raise DataQualityError(
-                f"no pair is left in {split}: {counted(pairings[split].dropped)}",
-                where="pairing",
-                remedy=_remedy(pairings[split]),
+                f"no pair is left in {split}: {counted(pairing.dropped)}", where="pairing", remedy=_remedy(pairing)
             )
+    return pairings
 
 
 def _remedy(pairing: Pairing) -> str:
-    """Name what the last checks were that a pair did not pass: it was nearest to being kept there."""
+    """Return what mends the last check that a combination did not pass: it was nearest to being kept there."""
     remedies = {
         "too_long": "raise pairing.length.max_length_tokens, or add shorter responses",
         "not_a_prefix": "name another pairing.length.tokenizer: its chat template cannot be split",
         "vetoed": "lower pairing.vetoes, or add better responses",
     }
-    for reason, remedy in remedies.items():
-        if reason in pairing.dropped:
-            return remedy
     usual = "add responses of different quality, or lower pairing.min_gap"
-    return usual if pairing.dropped else "add speeches, or change pairing.dev_share"
+    if not pairing.dropped:
+        return "add speeches, or change pairing.dev_share"
+    return next((remedy for reason, remedy in remedies.items() if reason in pairing.dropped), usual)
 
 
 def words_by_side(pairings: Mapping[str, Pairing]) -> dict[str, Any]:
     """Return the mean number of words of each side, by split that has pairs."""
-    means: dict[str, Any] = {}
-    for split, pairing in pairings.items():
-        if pairing.pairs:
-            chosen = [word_count(pair.chosen.candidate.text) for pair in pairing.pairs]
-            rejected = [word_count(pair.rejected.candidate.text) for pair in pairing.pairs]
-            means[split] = {"chosen": sum(chosen) / len(chosen), "rejected": sum(rejected) / len(rejected)}
-    return means
+
+    def mean(sides: Sequence[ScoredCandidate]) -> float:
+        return sum(word_count(side.candidate.text) for side in sides) / len(sides)
+
+    return {
+        split: {
+            "chosen": mean([pair.chosen for pair in pairing.pairs]),
+            "rejected": mean([pair.rejected for pair in pairing.pairs]),
+        }
+        for split, pairing in pairings.items()
+        if pairing.pairs
+    }
