@@ -15,8 +15,8 @@ from psychocounsel.corpus.sources import (
     MAX_LINE_BYTES,
     read_released,
     read_rows,
-    released_identity,
-    source_identity,
+    released_fingerprint,
+    source_fingerprint,
     source_name,
 )
 from psychocounsel.errors import ExitCode, InputError
@@ -199,15 +199,15 @@ def test_an_ending_is_known_in_capitals_too(tmp_path: Path) -> None:
 
 def test_a_file_is_identified_by_its_content_not_its_place(tmp_path: Path) -> None:
     first, moved = write(tmp_path, "a.csv", "text\none\n"), write(tmp_path, "b.csv", "text\none\n")
-    assert source_identity(first, "train") == source_identity(moved, "test")
-    assert source_identity(first, "train") != source_identity(write(tmp_path, "c.csv", "text\ntwo\n"), "train")
-    assert source_identity("hub:owner/name@abc", "test", "small") == {
+    assert source_fingerprint(first, "train") == source_fingerprint(moved, "test")
+    assert source_fingerprint(first, "train") != source_fingerprint(write(tmp_path, "c.csv", "text\ntwo\n"), "train")
+    assert source_fingerprint("hub:owner/name@abc", "test", "small") == {
         "hub": "owner/name@abc",
         "split": "test",
         "config": "small",
     }
     with pytest.raises(InputError, match="no such file"):
-        source_identity(str(tmp_path / "none.csv"), "train")
+        source_fingerprint(str(tmp_path / "none.csv"), "train")
 
 
 def test_rows_remember_the_name_of_their_source_and_not_its_folder() -> None:
@@ -264,15 +264,15 @@ def test_every_file_of_a_split_is_read_in_order(tmp_path: Path) -> None:
 
 def test_a_release_is_identified_by_the_content_of_its_files(tmp_path: Path) -> None:
     here, there = (write_release(tmp_path / name, ROWS) for name in ("a", "b"))
-    assert released_identity(str(here), None) == released_identity(str(there), None)
+    assert released_fingerprint(str(here), None) == released_fingerprint(str(there), None)
     write_release(there, [*ROWS, Row("test", speech(3))])
-    changed = released_identity(str(there), None)
-    assert changed["train"] == released_identity(str(here), None)["train"]
-    assert changed["test"] != released_identity(str(here), None)["test"]
+    changed = released_fingerprint(str(there), None)
+    assert changed["train"] == released_fingerprint(str(here), None)["train"]
+    assert changed["test"] != released_fingerprint(str(here), None)["test"]
 
 
 def test_a_release_on_the_hub_is_identified_by_name_revision_and_configuration() -> None:
-    found = released_identity("hub:owner/name@abc", "small")
+    found = released_fingerprint("hub:owner/name@abc", "small")
     assert found["train"] == [{"hub": "owner/name@abc", "split": "train", "config": "small"}]
     assert found["test"] == [{"hub": "owner/name@abc", "split": "test", "config": "small"}]
 
@@ -295,7 +295,7 @@ def test_a_folder_without_a_split_is_refused(tmp_path: Path, splits: tuple[str, 
     assert fault.what == f"there is no {missing}*.parquet"
     assert fault.where == str(tmp_path)
     with pytest.raises(InputError, match=r"there is no .*\.parquet"):
-        released_identity(str(tmp_path), None)
+        released_fingerprint(str(tmp_path), None)
 
 
 @pytest.mark.parametrize("column", ["question", "rejected_model", "rejected_safety_rating", "chosen_empathy_rating"])

@@ -112,7 +112,7 @@ def _without_place(words: list[str]) -> list[str]:
 
 
 class NameSpan(NamedTuple):
-    """Where a known person's full name stands in a text: `text[start:end]`."""
+    """The position of a known person's full name in a text: `text[start:end]`."""
 
     name: str
     start: int
@@ -138,7 +138,7 @@ class _Pattern(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownPeople:
-    """Full names that are looked for in texts, whatever their case, punctuation and middle initials.
+    """Full names to find in texts, in any case, with any punctuation and middle initials.
 
     Attributes:
         names: full names, as `author_name` returns them.
@@ -173,7 +173,7 @@ class KnownPeople:
         return hits
 
     def find(self, text: str) -> list[NameSpan]:
-        """Return where known full names stand, sorted and without overlap."""
+        """Return the positions of known full names, sorted and without overlap."""
         if not self.names:
             return []
         found: list[NameSpan] = []
@@ -210,7 +210,7 @@ def _spellings(name: str) -> Iterator[tuple[str, ...]]:
 
 
 def _compiled(parts: Sequence[str]) -> re.Pattern[str]:
-    """Return the pattern of a name. A short name must stand apart from other letters; a long one need not."""
+    """Return the pattern of a name. A short name must not touch other letters; a long one need not."""
     body = f"(?i:{re.escape(parts[0])}){_INITIAL}(?i:{_BETWEEN.join(map(re.escape, parts[1:]))})"
     if len("".join(parts)) >= _LONG_NAME_LETTERS and len(parts[-1]) > 1:
         return re.compile(body)
@@ -325,7 +325,7 @@ def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = Tr
 
 
 def _without_greetings(text: str, known: KnownPeople) -> str:
-    """Drop each sentence that says "Hello, I'm Jane" of anybody, or "I'm Jane." of a known author."""
+    """Drop each sentence that says "Hello, I'm Jane" of any name, or "I'm Jane." of a known author."""
     if not any(sign in text for sign in _GREETING_SIGNS):
         return text
     return "".join(piece for piece in sentences(text) if not _gives_name(piece, known)).rstrip()
@@ -417,7 +417,7 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
 
 
 def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
-    """Return where the earliest of the names stands that is a signature and not a part of a sentence."""
+    """Return the position of the earliest name that is a signature and not a part of a sentence."""
     for start, end in sorted(spans):
         before, rest = _TITLE_BEFORE.sub("", tail[:start]), tail[end:]
         is_glued = before[-1:].islower() and tail[start].isupper()
@@ -462,7 +462,7 @@ def _first_name_start(tail: str, known: KnownPeople) -> int | None:
 
 
 def _dashed_or_credited_start(tail: str) -> int | None:
-    """Return where any name stands after a dash, or before credentials."""
+    """Return the position of any name after a dash, or before credentials."""
     dashed = _DASHED.search(tail)
     if dashed is not None and _is_signature_rest(dashed["rest"]) and not _in_list(tail, dashed.end("before")):
         return dashed.end("before")

@@ -37,7 +37,7 @@ from psychocounsel.corpus.reading import (
     read_candidates,
     read_speeches,
 )
-from psychocounsel.corpus.sources import read_rows, source_identity, source_name, text_cell
+from psychocounsel.corpus.sources import read_rows, source_fingerprint, source_name, text_cell
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import keep_restricted_text_here
@@ -116,7 +116,7 @@ def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSp
 
 
 def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str, Any]:
-    content = source_identity(source.path, source.split, source.config)
+    content = source_fingerprint(source.path, source.split, source.config)
     return {**source.fingerprint(), "path": content, "name": source_name(source.path)}
 
 
@@ -270,7 +270,7 @@ class _Cleaner:
         return SpeechFilters(self._prepare_all(partial(_speech_preparation, self._config)), _benchmark(self._config))
 
     def response_filters(self, authors: Iterable[str]) -> ResponseFilters:
-        """Return how responses are cleaned; the authors who are people are looked for in every text."""
+        """Return how responses are cleaned; the authors who are people are found in every text."""
         cleaning, people = self._config.cleaning, tuple(sorted(authors))
         return ResponseFilters(
             [step.name for step in response_steps(cleaning, people)],

@@ -22,7 +22,7 @@ Kind = Literal["PHONE", "EMAIL", "URL"]
 
 
 class Contact(NamedTuple):
-    """Where a phone number or an address stands in a text: `text[start:end]`."""
+    """The position of a phone number or an address in a text: `text[start:end]`."""
 
     kind: Kind
     start: int

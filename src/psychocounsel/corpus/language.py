@@ -34,7 +34,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 # Scripts in which one letter is a syllable or a word.
 _DENSE = re.compile("[\u0400-\u1cff\u3040-\u9fff\uac00-\ud7af]")
 _WORD = re.compile(r"[a-z]+")
-# Common English words that hardly stand in texts of other languages.
+# Common English words that hardly occur in texts of other languages.
 _ENGLISH_WORDS = """
     the and that with have this they what would because about my you she when been from just feel feeling know
     not but are were your could should there their myself him how why who will get want always never people

@@ -31,7 +31,7 @@ class SourceRow(NamedTuple):
     values: Mapping[str, Any]
 
 
-def source_identity(path: str, split: str, config: str | None = None) -> dict[str, Any]:
+def source_fingerprint(path: str, split: str, config: str | None = None) -> dict[str, Any]:
     """Return what identifies a source: the digest of its content, or the Hub name with its revision."""
     if path.startswith(HUB):
         return {"hub": path.removeprefix(HUB), "split": split, "config": config}
@@ -244,13 +244,13 @@ class ReleasedRow(NamedTuple):
     rejected: ReleasedSide
 
 
-def released_identity(source: str, config: str | None) -> dict[str, Any]:
+def released_fingerprint(source: str, config: str | None) -> dict[str, Any]:
     """Return what identifies a released data set: the content of its files, or its Hub name with revision.
 
     Raises:
         InputError: a split has no file.
     """
-    return {split: [source_identity(path, split, config) for path in _paths(source, split)] for split in SPLITS}
+    return {split: [source_fingerprint(path, split, config) for path in _paths(source, split)] for split in SPLITS}
 
 
 def read_released(source: str, config: str | None = None) -> Iterator[ReleasedRow]:

@@ -7,7 +7,7 @@ import unicodedata
 from psychocounsel.errors import InputError
 
 _WORD = re.compile(r"[^\W_]+")
-# Apostrophes, and marks without width that stand inside words: "don't" and "dont" are one word.
+# Apostrophes, and marks without width inside words: "don't" and "dont" are one word.
 _DROPPED = re.compile("[\u00ad\u00b4\u02b9\u02bc\u200b-\u200d\u2018\u2019\u2032\u2060\ufeff\uff07]")
 _TYPOGRAPHY = re.compile("[\u00a0\u2010-\u2015\u201c\u201d\u2026]")
 _ASCII_EDGES = {code: " " for code in range(128) if not chr(code).isalnum()} | {ord("'"): None, ord("`"): None}
@@ -163,7 +163,7 @@ _TAG = re.compile(rf"<(?P<closing>/?)(?P<name>{_TAG_NAMES})(?:{_ATTRIBUTE})*\s*/
 _HIDDEN = re.compile(
     r"<!--(?:(?!<!--).)*?-->|<(script|style)\b[^<>]*>(?:(?!<\1).)*?</\1\s*>", re.IGNORECASE | re.DOTALL
 )
-# References end in a semicolon; others stand in addresses, such as `?a=1&copy=2`.
+# References end in a semicolon; others occur in addresses, such as `?a=1&copy=2`.
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _MAX_NESTING = 20
 

@@ -16,7 +16,7 @@ from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.contacts import mentions_crisis
 from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids
 from psychocounsel.corpus.reading import Dropped, Funnel
-from psychocounsel.corpus.sources import ReleasedRow, ReleasedSide, read_released, released_identity, source_name
+from psychocounsel.corpus.sources import ReleasedRow, ReleasedSide, read_released, released_fingerprint, source_name
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
 from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
@@ -54,7 +54,7 @@ def specs(config: ImportPreferencesConfig, store: Store) -> ImportSpecs:
     """
     warn_unless_pinned(store, config.source)
     source = {
-        "path": released_identity(config.source, config.config),
+        "path": released_fingerprint(config.source, config.config),
         "name": source_name(config.source),
         "licence": config.licence,
         "data_class": config.data_class,

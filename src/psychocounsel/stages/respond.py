@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import PoolConfig, ResponderConfig
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_identity
+from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint
 from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.llm.cancel import interruptible
@@ -53,7 +53,7 @@ class Responder:
             self.fingerprint: dict[str, Any] = {**settings, "endpoint": dict(self._client.fingerprint)}
         elif config.file is not None:
             # Neither sampling nor a chat format changes what is in a file.
-            self.fingerprint = {"author": config.author, "file": source_identity(config.file, "train")}
+            self.fingerprint = {"author": config.author, "file": source_fingerprint(config.file, "train")}
         else:
             model = resolve_model(session.store, config.model or "", POLICY_KINDS)
             self.parents = model.parents(role)
