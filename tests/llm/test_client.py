@@ -539,11 +539,11 @@ def test_once_the_disk_is_full_nobody_who_queues_sends_any_more(server, tmp_path
     class Filling(Journal):
         commits = 0
 
-        def record_many(self, entries, claim=None):
+        def record_many(self, entries, keep_if=None):
             self.commits += 1
             if self.commits == 3:
                 raise IncompleteError("the disk is full")
-            return super().record_many(entries, claim)
+            return super().record_many(entries, keep_if)
 
     server.script = lambda body, number: Reply("fine")
     model = model_at(server, requests_per_minute=600, concurrency=32)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -517,3 +518,18 @@ def test_rows_that_an_import_mends_meanwhile_are_passed_over(tmp_path: Path) -> 
         first = next(rows)
         assert other.merge(kept) == 1
         assert [row.digest for row in (first, *rows)] == ["a", "c"]
+
+
+def test_lost_responses_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    with Journal(path) as journal:
+        journal.record_lost_responses(["a", "b"])
+        kept = journal.lost_responses()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE lost_responses RENAME TO broken_lines")
+    for _ in range(2):
+        with Journal(path) as journal:
+            assert journal.lost_responses() == kept
+    line = json.dumps({"broken_line": True, **kept[0]._asdict()}) if kept[0] else ""
+    (tmp_path / "old.jsonl").write_text(line, encoding="utf-8")
+    assert list(read_rows(tmp_path / "old.jsonl")) == kept[:1]

@@ -15,7 +15,7 @@ from sharing_run import Noting, numbered
 from fake_model import count_replies
 from psychocounsel.errors import Preempted, StoreError
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.journal import Claim, Entry, Journal
+from psychocounsel.llm.journal import Entry, Journal, KeepIf
 from psychocounsel.llm.runner import JournalWriter, RequestLocks, RunPolicy, run_requests
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
@@ -35,14 +35,14 @@ class Slow(Journal):
         self.sizes: list[int] = []
         self.fault: Exception | None = None
 
-    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
+    def record_many(self, entries: Iterable[Entry], keep_if: KeepIf | None = None) -> list[Entry]:
         self.began.set()
         assert self.released.wait(10)
         kept = list(entries)
         self.sizes.append(len(kept))
         if self.fault is not None:
             raise self.fault
-        return super().record_many(kept, claim)
+        return super().record_many(kept, keep_if)
 
 
 async def begun(journal: Slow, writer: JournalWriter, count: int) -> list["asyncio.Task[None]"]:
@@ -116,9 +116,9 @@ def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path
     order: list[str] = []
 
     class Watched(Slow):
-        def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
+        def record_many(self, entries: Iterable[Entry], keep_if: KeepIf | None = None) -> list[Entry]:
             order.append("replies")
-            return super().record_many(entries, claim)
+            return super().record_many(entries, keep_if)
 
         def record_lost_responses(self, digests: Iterable[str]) -> None:
             kept = list(digests)

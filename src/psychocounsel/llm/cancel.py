@@ -25,7 +25,7 @@ class RunCancelledError(Preempted):
 class CancelToken:
     """Whether work is to stop. Once cancelled, a token stays cancelled, and so do its children.
 
-    A run that fails cancels a child token of its own: it sends nothing more, and its caller goes on.
+    A run that fails cancels a child token of its own: it sends nothing more, and its caller continues.
     `cancel` may be called from a signal handler or from any thread.
     """
 

@@ -140,7 +140,7 @@ def _sha256(values: tuple[object, ...]) -> bytes:
 
 _SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
-Claim: TypeAlias = Callable[[sqlite3.Connection, str], bool]
+KeepIf: TypeAlias = Callable[[sqlite3.Connection, str], bool]
 
 
 class Entry(NamedTuple):
@@ -240,12 +240,12 @@ class Journal:
         """Keep one reply."""
         self.record_many([Entry(digest, reply)])
 
-    def record_many(self, entries: Iterable[Entry], claim: Claim | None = None) -> list[Entry]:
+    def record_many(self, entries: Iterable[Entry], keep_if: KeepIf | None = None) -> list[Entry]:
         """Keep several replies in one commit, and return those that were kept.
 
         Args:
             entries: the replies.
-            claim: called with the connection and each digest within that commit; where it returns False, the
+            keep_if: called with the connection and each digest within that commit; where it returns False, the
                 reply is not kept.
 
         Raises:
@@ -256,8 +256,8 @@ class Journal:
             raise ValueError("an ERROR reply holds no response to keep")
         created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._lock, self._explained(), self._transaction():
-            if claim is not None:
-                kept = [entry for entry in kept if claim(self._connection, entry.digest)]
+            if keep_if is not None:
+                kept = [entry for entry in kept if keep_if(self._connection, entry.digest)]
             for start in range(0, len(kept), _ROWS_AT_ONCE):
                 self._insert(kept[start : start + _ROWS_AT_ONCE], created_at)
         return kept

@@ -197,11 +197,11 @@ class BatchLedger:
     def record(self, shard_id: str, entries: Iterable[Entry]) -> list[Entry]:
         """Keep replies to a shard's requests, each once however often it is read; return the new ones."""
 
-        def claim(tables: sqlite3.Connection, digest: str) -> bool:
+        def keep_if(tables: sqlite3.Connection, digest: str) -> bool:
             found = tables.execute("DELETE FROM batch_lines WHERE digest = ? AND shard = ?", (digest, shard_id))
             return found.rowcount == 1
 
-        return self._journal.record_many(entries, claim)
+        return self._journal.record_many(entries, keep_if)
 
     def close(self, shard_id: str, state: ShardState, files: Iterable[str] = ()) -> None:
         """End a shard: what it left unanswered may be submitted again, and its files may be deleted."""
