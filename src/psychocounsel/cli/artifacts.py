@@ -66,9 +66,9 @@ def list_artifacts(
 
 
 def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Show an artifact: its numbers, settings, files and lineage.
+    """Show the numbers and lineage of an artifact.
 
-    The lineage goes back to the raw files.
+    Its settings and files, too. The lineage goes back to the raw files.
     """
     from psychocounsel.reporting.artifact_tables import row_count, tables, warnings_of
     from psychocounsel.reporting.tables import as_text
