@@ -194,7 +194,7 @@ _DATE = re.compile(
 _BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
 _BOOK_LOOK_BACK_CHARS = 24
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
-_MIN_DIGITS = 7
+_MIN_DIGITS, _MAX_DIGITS = 7, 15
 
 
 def phone_numbers(text: str) -> list[Contact]:
@@ -230,7 +230,7 @@ def _numbers_in(run: str) -> list[tuple[int, int]]:
 def _has_form(text: str, start: int, end: int) -> bool:
     digits = sum(map(str.isdigit, text[start:end]))
     is_book = _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
-    return digits >= _MIN_DIGITS and not _DATE.match(text, start, end) and not is_book
+    return _MIN_DIGITS <= digits <= _MAX_DIGITS and not _DATE.match(text, start, end) and not is_book
 
 
 # --- Crisis lines --------------------
