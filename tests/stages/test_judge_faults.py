@@ -212,7 +212,9 @@ class TestJudgeThatCannotBeRead:
             ended = cli("build-preferences", config, "--store", recipe.parent / "store", *more)
             assert ended.code == 4, ended
             assert server.count <= 3 * (PILOT + IN_FLIGHT)
-            assert f"{PILOT} of the first {PILOT} judgements failed ({PILOT} invalid)" in ended.err
+            assert (
+                f"{PILOT} of the first {PILOT} judgements failed ({PILOT} invalid), and none can be read" in ended.err
+            )
             assert "endpoint.response_format" in ended.err
             exported = recipe / "journal.jsonl"
             assert cli("journal", "export", exported, "--store", recipe.parent / "store").code == 0

@@ -215,9 +215,10 @@ class FailureLimit:
         is_pilot_lost = not self._readable and len(self._failures) >= PILOT_RESULTS < self._results
         if self._share < 1 and (self._failed > self._share * self._results or is_pilot_lost):
             ended = len({place // self._samples for place in self._ended})
+            found = f"{self._failed} of the first {ended} {self._what} failed ({counted(self._statuses)})"
+            limit = f"of {self._results} no more than {self._share:.0%} may"
             raise DataQualityError(
-                f"{self._failed} of the first {ended} {self._what} failed ({counted(self._statuses)}), "
-                f"and of {self._results} no more than {self._share:.0%} may",
+                f"{found}, and none can be read" if not self._readable else f"{found}; {limit}",
                 where="judge.max_missing_share",
                 remedy=_REMEDIES.get(self._statuses.most_common(1)[0][0], _LOOK),
             )
