@@ -17,11 +17,11 @@ class Terminal(io.StringIO):
 
 
 def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    console.result("made: policies talk@12345678")
-    console.note("going on where it was left")
+    console.result("created: policies talk@12345678")
+    console.note("resuming")
     out, err = capsys.readouterr()
-    assert out == "made: policies talk@12345678\n"
-    assert err == "  going on where it was left\n"
+    assert out == "created: policies talk@12345678\n"
+    assert err == "  resuming\n"
 
 
 def test_every_fault_of_an_error_stands_on_its_line_without_traceback(
@@ -33,19 +33,9 @@ def test_every_fault_of_an_error_stands_on_its_line_without_traceback(
     assert err == "error: a.yaml line 1: x\nerror: a.yaml line 2: y\n"
 
 
-def test_short_progress_without_a_terminal_is_one_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with console.progress("judging", 5) as advance:
-        advance(2)
-        advance(3)
-        assert capsys.readouterr().err == ""
-    assert capsys.readouterr().err.startswith("  judging: 5 of 5 in ")
-
-
-def test_work_that_learns_its_total_tells_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with console.step_progress("training") as report:
-        report(1, 10)
-        report(12, 12)
-    assert capsys.readouterr().err.startswith("  training: 12 of 12 in ")
+def test_notes_of_several_lines_are_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("judge audit:\nfigures")
+    assert capsys.readouterr().err == "  judge audit:\n  figures\n"
 
 
 class Clock:
@@ -54,18 +44,36 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.seconds
 
 
-def test_long_work_tells_at_intervals_how_far_it_is_how_fast_and_how_long_it_takes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_short_progress_without_a_terminal_is_one_closing_line(
+    capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(console, "time", clock)
-    with console.step_progress("training") as report:
+    with console.progress("judging", 5, clock=clock) as advance:
+        advance(2)
+        advance(3)
+        assert capsys.readouterr().err == ""
+    with console.step_progress("training", clock) as show:  # work that learns its total
+        show(1, 10)
+        show(12, 12)
+    with console.progress("auditing", 5, clock=clock):  # nothing was done
+        pass
+    assert capsys.readouterr().err.splitlines() == ["  judging: 5 of 5 in 0.0 s", "  training: 12 of 12 in 0.0 s"]
+
+
+def test_long_work_shows_at_intervals_how_fast_it_is_and_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    with console.step_progress("training", clock) as show:
         for step in range(500, 601):  # resumed at step 500: one step takes 4 s
-            report(step, 600)
+            show(step, 600)
             clock.seconds += 4
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "  training: 508 of 600, 15.0 per minute, 0:06:08 left"
@@ -74,67 +82,40 @@ def test_long_work_tells_at_intervals_how_far_it_is_how_fast_and_how_long_it_tak
     assert lines[-1] == "  training: 600 of 600 in 404.0 s"
 
 
-def test_work_that_hardly_moves_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(console, "time", clock)
-    with console.progress("judging", 900) as advance:
-        for count in (300, 0, 90):
+def test_lines_show_the_status_and_say_where_nothing_moves(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    status = [""]
+    with console.progress("judging", 900, lambda: status[0], clock) as advance:
+        for count, words in ((300, ""), (60, "2 failed, $0.10 spent"), (0, "")):
+            status[0] = words
             advance(count)
             clock.seconds += console.LINE_EVERY_SECONDS
-    assert capsys.readouterr().err.splitlines()[:-1] == [
-        "  judging: 300 of 900, standing still",
-        "  judging: 390 of 900, 3.0 per second, 0:02:50 left",
-    ]
-
-
-def test_lines_tell_what_else_there_is_to_know(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, standing = Clock(), [""]
-    monkeypatch.setattr(console, "time", clock)
-    with console.progress("judging", 900, lambda: standing[0]) as advance:
-        for count, told in ((300, ""), (60, "2 failed, $0.10 spent"), (0, "")):
-            standing[0] = told
-            advance(count)
-            clock.seconds += console.LINE_EVERY_SECONDS
-        standing[0] = "3 failed"
+        status[0] = "3 failed"
     assert capsys.readouterr().err.splitlines() == [
         "  judging: 360 of 900, 2.0 per second, 0:04:30 left, 2 failed, $0.10 spent",
-        "  judging: 360 of 900, standing still",
+        "  judging: 360 of 900, no progress",
         "  judging: 360 of 900 in 90.0 s, 3 failed",
     ]
 
 
-def test_progress_that_breaks_off_claims_no_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_that_raises_has_no_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), console.progress("judging", 5) as advance:
         advance(2)
-        raise KeyError
-    with pytest.raises(KeyError), console.step_progress("training"):
         raise KeyError
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_tells_the_rate_of_this_run_and_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, terminal = Clock(), Terminal()
+def test_a_terminal_shows_a_bar_with_the_rate_of_this_run(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(console, "time", clock)
-    with console.progress("judging", 900, lambda: "2 failed, $0.10 spent") as advance:
+    with console.progress("judging", 900, lambda: "2 failed, $0.10 spent", clock) as advance:
         advance(300)
         clock.seconds += 10
         advance(50)
-    assert "350/900" in terminal.getvalue()
-    assert "5.0 per second, 2 failed, $0.10 spent" in terminal.getvalue()
-
-
-def test_a_terminal_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress("judging", 5) as advance:
-        advance(2)
-        advance(3)
-    with console.step_progress("training") as report:
-        report(3, 12)
-    assert "judging" in terminal.getvalue()
-    assert "5/5" in terminal.getvalue()
-    assert "3/12" in terminal.getvalue()
+    with console.step_progress("training") as show:
+        show(3, 12)
+    shown = terminal.getvalue()
+    assert "judging" in shown
+    assert "350/900" in shown
+    assert "5.0 per second, 2 failed, $0.10 spent" in shown
+    assert "3/12" in shown

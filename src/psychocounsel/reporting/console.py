@@ -1,4 +1,4 @@
-"""Events -> lines on stderr: progress, notes and errors; results alone go to stdout."""
+"""The terminal: results go to stdout; notes, progress and errors to stderr."""
 
 import logging
 import sys
@@ -6,20 +6,21 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
 
 from psychocounsel.errors import PsychoCounselError
 
 Advance = Callable[[int], None]
-Standing = Callable[[], str]
+Show = Callable[[int, int], None]
+"""Shows how many are done of how many in total."""
+Clock = Callable[[], float]
 
 LINE_EVERY_SECONDS = 30.0
 """Between two lines of progress where there is no terminal, as in the log of a batch job."""
 
 
 def note(text: str) -> None:
-    """Tell the user something about the run."""
-    sys.stderr.write(f"  {text}\n")
+    """Print a message about the run to stderr."""
+    sys.stderr.write("".join(f"  {line}\n" for line in text.splitlines()))
     sys.stderr.flush()
 
 
@@ -43,22 +44,25 @@ def result(text: str) -> None:
 
 
 def error(fault: PsychoCounselError) -> None:
-    """Show what, where and how to mend, without a traceback."""
+    """Print an error to stderr, without a traceback."""
     sys.stderr.write("".join(f"error: {line}\n" for line in str(fault).splitlines()))
     sys.stderr.flush()
 
 
 @contextmanager
-def progress(label: str, total: int, standing: Standing = lambda: "") -> Generator[Advance]:
-    """Show a bar on a terminal, a line now and then elsewhere; yields `advance(count)`.
+def progress(
+    label: str, total: int, status: Callable[[], str] = str, clock: Clock = time.monotonic
+) -> Generator[Advance]:
+    """Show a bar on a terminal, or else a line at intervals and at the end; yields `advance(count)`.
 
     Args:
         label: what is done.
         total: of how many.
-        standing: tells what else there is to know at present, such as failures and what was spent.
+        status: returns more to show, such as failures and the cost so far.
+        clock: seconds.
     """
     counted = 0
-    with _shown(label, total, standing) as show:
+    with _display(label, total, status, clock) as show:
 
         def advance(count: int) -> None:
             nonlocal counted
@@ -69,70 +73,63 @@ def progress(label: str, total: int, standing: Standing = lambda: "") -> Generat
 
 
 @contextmanager
-def step_progress(label: str) -> Generator[Callable[[int, int], None]]:
-    """Yield `report(done, total)` for work that learns its total as it goes."""
-    with _shown(label, 0, lambda: "") as show:
+def step_progress(label: str, clock: Clock = time.monotonic) -> Generator[Show]:
+    """Yield `show(done, total)` for work that learns its total as it goes."""
+    with _display(label, 0, str, clock) as show:
         yield show
 
 
 @contextmanager
-def _shown(label: str, total: int, standing: Standing) -> Generator[Callable[[int, int], None]]:
+def _display(label: str, total: int, status: Callable[[], str], clock: Clock) -> Generator[Show]:
     if sys.stderr.isatty():
-        with _bar(label, total or 1, standing) as show:
+        with _bar(label, total or 1, status, clock) as show:
             yield show
         return
-    lines = _Lines(label, total, standing)
+    lines = _Lines(label, status, clock)
     yield lines.show
     lines.end()
 
 
 class _Lines:
-    """Progress in a log: a line at intervals, if the work takes that long, and one at its end."""
+    """Progress in a log. Work that was done before the first call says nothing about the rate."""
 
-    def __init__(self, label: str, total: int, standing: Standing) -> None:
-        self._label = label
-        self._standing = standing
-        self._done, self._total = 0, total
-        self._started = time.monotonic()
-        self._told: _Told | None = None
+    def __init__(self, label: str, status: Callable[[], str], clock: Clock) -> None:
+        self._label, self._status, self._clock = label, status, clock
+        self._started = clock()
+        self._done = self._total = 0
+        self._last_line: tuple[int, float] | None = None
 
     def show(self, done: int, total: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._done, self._total = done, total
-        if self._told is None:
-            self._told = _Told(done, now)  # what was there already says nothing about the rate
-        elif done < total and now - self._told.at >= LINE_EVERY_SECONDS:
-            per_second = (done - self._told.done) / (now - self._told.at)
-            note(f"{self._label}: {done} of {total}, {_pace(per_second, total - done)}{self._more()}")
-            self._told = _Told(done, now)
+        if self._last_line is None:
+            self._last_line = done, now
+            return
+        before, then = self._last_line
+        if done < total and now - then >= LINE_EVERY_SECONDS:
+            rate = (done - before) / (now - then)
+            self._note(f"{done} of {total}, {_rate(rate, total - done)}")
+            self._last_line = done, now
 
     def end(self) -> None:
-        if self._told is None:
-            return  # nothing was done, as in a dry run
-        seconds = time.monotonic() - self._started
-        note(f"{self._label}: {self._done} of {self._total} in {seconds:.1f} s{self._more()}")
+        if self._last_line is not None:  # else nothing was done, as in a dry run
+            self._note(f"{self._done} of {self._total} in {self._clock() - self._started:.1f} s")
 
-    def _more(self) -> str:
-        return f", {told}" if (told := self._standing()) else ""
-
-
-class _Told(NamedTuple):
-    """How much was done, and when, as of the last line."""
-
-    done: int
-    at: float
+    def _note(self, text: str) -> None:
+        status = self._status()
+        note(f"{self._label}: {text}{f', {status}' if status else ''}")
 
 
-def _pace(per_second: float, remaining: int) -> str:
+def _rate(per_second: float, remaining: int) -> str:
     if per_second <= 0:
-        return "standing still"
+        return "no progress"
     rate = f"{per_second:.1f} per second" if per_second >= 1 else f"{60 * per_second:.1f} per minute"
     return f"{rate}, {timedelta(seconds=round(remaining / per_second))} left"
 
 
 @contextmanager
-def _bar(label: str, total: int, standing: Standing) -> Generator[Callable[[int, int], None]]:
-    from rich.console import Console  # rich takes 50 ms: loaded when a bar is drawn, not for --help
+def _bar(label: str, total: int, status: Callable[[], str], clock: Clock) -> Generator[Show]:
+    from rich.console import Console  # rich takes 50 ms to import
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -140,18 +137,17 @@ def _bar(label: str, total: int, standing: Standing) -> Generator[Callable[[int,
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[status]}"),
     )
-    started, before = time.monotonic(), -1
+    started, before = clock(), -1
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, told="")
+        task = bar.add_task(label, total=total, status="")
 
         def show(done: int, total: int) -> None:
             nonlocal before
-            before = done if before < 0 else before  # what was there already says nothing about the rate
-            seconds = time.monotonic() - started
+            before = done if before < 0 else before  # what was done before says nothing about the rate
+            seconds = clock() - started
             rate = f"{(done - before) / seconds:.1f} per second" if seconds >= 1 else ""
-            told = ", ".join(part for part in (rate, standing()) if part)
-            bar.update(task, completed=done, total=total, told=told)
+            bar.update(task, completed=done, total=total, status=", ".join(filter(None, (rate, status()))))
 
         yield show
