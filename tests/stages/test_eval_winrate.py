@@ -158,7 +158,7 @@ def test_judge_of_an_answers_family_is_named(miniature: Miniature, cli: Cli, sto
     judges = newest(store).metrics["judges"]
     assert judges["judged"] == {"policy": [], "reference": ["scripted-judge-2024-01-01"]}
     assert judges["own_family"] == ["reference"]
-    assert "the family of the reference that it judges (scripted-judge-2024-01-01)" in ended.out
+    assert "of one family with the reference (scripted-judge-2024-01-01)" in ended.out
 
 
 def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Miniature, cli: Cli, store: Path) -> None:
@@ -172,7 +172,7 @@ def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Mini
         assert metrics["wins"] + metrics["ties"] + metrics["losses"] + metrics["missing"] == 8
         assert sum(share["missing"] for share in metrics["missing_by_topic"].values()) == 2
         assert "8 ties" not in ended.out
-        assert "speeches without an answer: reference 2 refusal" in ended.out
+        assert re.search(r"reference +2 refusal", ended.out)
         assert "missing by topic: " in ended.out
         called = server.count
         retried = evaluate(cli, miniature, store, *asked, "retry_failed=true")
@@ -200,7 +200,7 @@ def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: 
     with ChatServer(half_refused) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server))
         assert ended.code == 4
-        assert "8 of 16 verdicts failed (8 refusal)" in ended.err
+        assert "8 refusal" in ended.err
         server.script = always_first
         assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
         assert server.count == 16 + 8

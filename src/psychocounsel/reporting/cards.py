@@ -60,7 +60,7 @@ def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = cast(dict[str, Any], environment.filters)  # pyright: ignore[reportUnknownMemberType]
+    filters = cast(dict[str, Any], environment.filters)
     filters.update(cell=escaped, markdown=as_markdown, origin=_origin)
     head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
     return re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(front_matter=head, **values))

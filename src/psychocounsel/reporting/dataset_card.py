@@ -23,7 +23,7 @@ from psychocounsel.store.files import write_bytes
 from psychocounsel.store.metrics import JudgementMetrics, SpeechMetrics, metrics_of
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_judgements
-from psychocounsel.store.store import Store
+from psychocounsel.store.store import Store, flatten
 from psychocounsel.types import Judgement, PreferencePair, ReplyStatus
 
 _OWN_NAME = "terms-of-the-sources"
@@ -171,15 +171,9 @@ def gather_dataset_facts(
     )
 
 
-def _named_licences(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():  # pyright: ignore[reportUnknownVariableType]
-            if key == "licence" and isinstance(inner, str):
-                yield inner
-            yield from _named_licences(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _named_licences(inner)
+def _named_licences(settings: Any) -> Iterator[str]:
+    flat = flatten(settings)
+    return (str(value) for key, value in flat.items() if key.rpartition(".")[2] == "licence" and value is not None)
 
 
 def _authors(store: Store, judgements: Artifact | None) -> dict[str, str]:

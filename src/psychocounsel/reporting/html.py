@@ -194,7 +194,7 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = cast(dict[str, Any], environment.filters)  # pyright: ignore[reportUnknownMemberType]
+    filters = cast(dict[str, Any], environment.filters)
     filters.update(anchor=anchor, settings=_settings)
     sections = [section for section in _sections(data) if section.blocks]
     return environment.get_template("report.html.j2").render(

@@ -34,9 +34,6 @@ from psychocounsel.store.metrics import (
 )
 from psychocounsel.types import Rate
 
-# matplotlib leaves the type of its keyword arguments open, which strict checking reports at every call.
-# pyright: reportUnknownMemberType=false
-
 # Placeholder colours that matplotlib draws with; each becomes a CSS variable of the page.
 INK, GRID = "#010101", "#020202"
 SERIES = ("#030303", "#040404", "#050505", "#060606")
