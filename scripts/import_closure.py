@@ -20,9 +20,10 @@ PACKAGE = "psychocounsel"
 
 
 def modules() -> dict[str, Path]:
-    """Return every module of the package by its dotted name; packages themselves are left out, they are empty."""
-    paths = (path for path in (SOURCE / PACKAGE).rglob("*.py") if path.name != "__init__.py")
-    return {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in paths}
+    """Return every module of the package by its dotted name, without the empty `__init__.py` of packages."""
+    paths = [path for path in (SOURCE / PACKAGE).rglob("*.py") if path.stat().st_size]
+    names = (path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("/__init__") for path in paths)
+    return dict(zip((name.replace("/", ".") for name in names), paths, strict=True))
 
 
 def imported(node: ast.AST) -> Iterator[str]:

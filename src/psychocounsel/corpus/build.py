@@ -25,8 +25,8 @@ from psychocounsel.corpus.cleaning import (
 from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
 from psychocounsel.corpus.deduplicate import SPLITS, assign_splits, cluster_ids
 from psychocounsel.corpus.deidentify import deidentify
-from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 from psychocounsel.corpus.deidentify.pii_evaluation import evaluate, read_pii_set
+from psychocounsel.corpus.deidentify.presidio import open_deidentifier
 from psychocounsel.corpus.language import is_foreign
 from psychocounsel.corpus.reading import (
     PrepareAll,

@@ -8,8 +8,8 @@ import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
 from psychocounsel.corpus.deidentify import Fingerprint, Span
-from psychocounsel.corpus.deidentify.patterns import open_deidentifier
 from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, parse_marks, read_pii_set
+from psychocounsel.corpus.deidentify.presidio import open_deidentifier
 
 
 class ListFinder:

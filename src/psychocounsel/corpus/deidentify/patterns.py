@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from psychocounsel.config.schema import DeidentificationConfig, Entity
-from psychocounsel.corpus.contacts import CrisisLines, crisis_lines, phone_numbers, web_addresses
-from psychocounsel.corpus.deidentify import Deidentifier, Fingerprint, Span
+from psychocounsel.config.schema import Entity
+from psychocounsel.corpus.contacts import CrisisLines, phone_numbers, web_addresses
+from psychocounsel.corpus.deidentify import Fingerprint, Span
 from psychocounsel.corpus.deidentify.names import LISTS_DIGEST, find_people
 
 _MAIL_HOSTS = ("gmail", "yahoo", "hotmail", "outlook", "icloud", "proton", "aol")
@@ -242,20 +242,3 @@ def without_crisis_lines(text: str, spans: list[Span], crisis: CrisisLines) -> l
         for span in spans
         if span.entity not in _NUMBERS or not any(start < span.end and span.start < end for start, end in lines)
     ]
-
-
-def open_deidentifier(config: DeidentificationConfig, crisis: CrisisLines | None = None) -> Deidentifier | None:
-    """Return the configured engine, or None for `engine: none`; `crisis` defaults to the bundled lines.
-
-    Raises:
-        ConfigError: the engine or its pipeline is not installed.
-    """
-    if config.engine == "none":
-        return None
-    crisis = crisis or crisis_lines()
-    patterns = PatternDeidentifier(config.entities, config.min_score, crisis)
-    if config.spacy_model is None:
-        return patterns
-    from psychocounsel.corpus.deidentify.presidio import PresidioDeidentifier
-
-    return PresidioDeidentifier(patterns, config.spacy_model, config.entities, config.min_score, crisis)

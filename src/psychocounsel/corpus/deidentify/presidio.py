@@ -6,10 +6,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from psychocounsel.config.schema import Entity
-from psychocounsel.corpus.contacts import CrisisLines, is_host
+from psychocounsel.config.schema import DeidentificationConfig, Entity
+from psychocounsel.corpus.contacts import CrisisLines, crisis_lines, is_host
 from psychocounsel.corpus.deidentify import Deidentifier, Fingerprint, Span
-from psychocounsel.corpus.deidentify.patterns import without_crisis_lines
+from psychocounsel.corpus.deidentify.patterns import PatternDeidentifier, without_crisis_lines
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -136,3 +136,18 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
             where=f"{_WHERE}.spacy_model",
             remedy="install one, for example with: python -m spacy download en_core_web_lg",
         ) from None
+
+
+def open_deidentifier(config: DeidentificationConfig, crisis: CrisisLines | None = None) -> Deidentifier | None:
+    """Return the configured engine, or None for `engine: none`; `crisis` defaults to the bundled lines.
+
+    Raises:
+        ConfigError: the engine or its pipeline is not installed.
+    """
+    if config.engine == "none":
+        return None
+    crisis = crisis or crisis_lines()
+    patterns = PatternDeidentifier(config.entities, config.min_score, crisis)
+    if config.spacy_model is None:
+        return patterns
+    return PresidioDeidentifier(patterns, config.spacy_model, config.entities, config.min_score, crisis)
