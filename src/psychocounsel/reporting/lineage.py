@@ -6,8 +6,8 @@ overview, and the table at the end of the report lists every parent.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -128,192 +128,147 @@ class Stop(NamedTuple):
     line: int | None = None
 
 
-class Point(NamedTuple):
-    """A place on the page."""
+@dataclass(frozen=True)
+class Layout:
+    """Places of boxes and tracks: their line along the flow, and their middle across it.
 
-    x: float
-    y: float
-
-
-class Picture(NamedTuple):
-    """Where everything stands: the line of each box along the flow, the middle of each stop across it."""
+    The flow runs from left to right or, in a `tall` picture, from top to bottom.
+    """
 
     tall: bool
     line_of: list[int]
     across: dict[Stop, float]
-    space: float = 0.0
-    """Kept free above a wide picture, and to the left of a tall one, for edges that lead back."""
 
-    def middle(self, stop: Stop) -> Point:
-        """Return the middle of a box or of a track."""
+    @property
+    def half_along(self) -> float:
+        """Half the size of a box along the flow."""
+        return (_BOX_HEIGHT if self.tall else _BOX_WIDTH) / 2
+
+    @property
+    def half_across(self) -> float:
+        """Half the size of a box across the flow."""
+        return (_BOX_WIDTH if self.tall else _BOX_HEIGHT) / 2
+
+    def along(self, stop: Stop) -> float:
+        """Return the middle of a box or of a track along the flow."""
         line = self.line_of[stop.box] if stop.line is None else stop.line
-        step = _BOX_HEIGHT + _GAP_TALL if self.tall else _BOX_WIDTH + _GAP_WIDE
-        half = (_BOX_HEIGHT if self.tall else _BOX_WIDTH) / 2
-        along = _MARGIN + half + line * step
-        across = self.space + self.across[stop]
-        return Point(across, along) if self.tall else Point(along, across)
+        return _MARGIN + self.half_along + line * (2 * self.half_along + (_GAP_TALL if self.tall else _GAP_WIDE))
+
+    def xy(self, along: float, across: float) -> tuple[float, float]:
+        """Return a point on the page."""
+        return (across, along) if self.tall else (along, across)
+
+    def stops(self, edge: Edge) -> list[Stop]:
+        """Return what an edge passes, from its first box to its last."""
+        passed = range(self.line_of[edge.start] + 1, self.line_of[edge.end])
+        return [Stop(edge.start), *(Stop(edge.start, line) for line in passed), Stop(edge.end)]
 
 
 def draw_lineage(artifacts: Sequence[Artifact], *, tall: bool) -> Markup:
     """Draw the artifacts; `tall` stacks the lanes from top to bottom for a narrow page."""
     nodes = group_nodes(artifacts)
     edges = find_edges(nodes)
-    picture = lay_out(nodes, edges, tall=tall)
-    middles = [picture.middle(Stop(number)) for number in range(len(nodes))]
-    tracks = [picture.middle(stop) for stop in picture.across]
-    width = max((each.x for each in [*middles, *tracks]), default=0) + _BOX_WIDTH / 2 + _MARGIN
-    height = max((each.y for each in [*middles, *tracks]), default=0) + _BOX_HEIGHT / 2 + _MARGIN
-    drawn = [_draw_edge(edge, picture) for edge in edges]
-    drawn += [_draw_node(node, middle) for node, middle in zip(nodes, middles, strict=True)]
-    shape = "tall" if tall else "wide"
+    layout = lay_out(nodes, edges, tall=tall)
+    middles = {stop: layout.xy(layout.along(stop), across) for stop, across in layout.across.items()}
+    width = max((x for x, _ in middles.values()), default=0) + _BOX_WIDTH / 2 + _MARGIN
+    height = max((y for _, y in middles.values()), default=0) + _BOX_HEIGHT / 2 + _MARGIN
+    drawn = [_draw_edge(edge, layout) for edge in edges]
+    drawn += [_draw_node(node, *middles[Stop(number)]) for number, node in enumerate(nodes)]
     return Markup(
         '<svg class="{}" viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}</svg>'
-    ).format(shape, width, height, width, Markup("").join(drawn))
+    ).format("tall" if tall else "wide", width, height, width, Markup("").join(drawn))
 
 
-def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Picture:
-    """Return where boxes and tracks stand: each near what leads to it, no two in one place."""
-    line_of = _lines(nodes, tall)
-    leads_to = _leads(edges, line_of)
+def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Layout:
+    """Return the places of boxes and tracks: each near what leads to it, no two in one place."""
     across: dict[Stop, float] = {}
-    for line in range(max(line_of, default=-1) + 1):
-        boxes = [Stop(number) for number, at in enumerate(line_of) if at == line]
-        tracks = [stop for stop in leads_to if stop.line == line]
-        preferred = _preferred_places(boxes, tracks, leads_to, across)
+    layout = Layout(tall, _lines(nodes, tall), across)
+    before: dict[Stop, list[Stop]] = {}
+    for edge in edges:
+        if not edge.backward:
+            for stop, following in pairwise(layout.stops(edge)):
+                before.setdefault(following, []).append(stop)
+    for line in range(max(layout.line_of, default=-1) + 1):
+        boxes = [Stop(number) for number, at in enumerate(layout.line_of) if at == line]
+        tracks = [stop for stop in before if stop.line == line]
+        preferred = _preferred_places(boxes, tracks, before, across)
         at = 0.0
         for stop in sorted(preferred, key=lambda stop: (preferred[stop], stop.line is not None, stop.box)):
-            size = _TRACK if stop.line is not None else (_BOX_WIDTH if tall else _BOX_HEIGHT)
+            size = _TRACK if stop.line is not None else 2 * layout.half_across
             across[stop] = at + size / 2
             at += size + _GAP_ACROSS
         for stop in preferred:
             across[stop] -= (at - _GAP_ACROSS) / 2
-    half = (_BOX_WIDTH if tall else _BOX_HEIGHT) / 2
-    first = min((place - (half if stop.line is None else 0) for stop, place in across.items()), default=0.0)
-    placed = {stop: place - first + _MARGIN for stop, place in across.items()}
+    first = min((at - (layout.half_across if stop.line is None else 0) for stop, at in across.items()), default=0.0)
+    # Edges that lead back run outside, before the first box.
     space = _BACKWARD_SPACE if any(edge.backward for edge in edges) else 0
-    return Picture(tall, line_of, placed, space)
+    return replace(layout, across={stop: at - first + _MARGIN + space for stop, at in across.items()})
 
 
 def _lines(nodes: Sequence[Node], tall: bool) -> list[int]:
-    """Return the line of each box: its lane, or on a narrow page one of the lines of its lane."""
+    """Return the line of each box: its lane, or in a tall picture one of the lines of its lane."""
     lines: list[int] = []
-    in_line = 0
-    for number, node in enumerate(nodes):
-        if number == 0:
-            lines.append(0)
-            in_line = 1
-            continue
-        full = tall and in_line == (1 if node.lane == "rounds" else 2)
-        opens = full or node.lane != nodes[number - 1].lane
-        lines.append(lines[-1] + opens)
-        in_line = 1 if opens else in_line + 1
+    for _, lane in groupby(nodes, key=lambda node: node.lane):
+        boxes = list(lane)
+        per_line = len(boxes) if not tall else 1 if boxes[0].lane == "rounds" else 2
+        first = lines[-1] + 1 if lines else 0
+        lines += [first + number // per_line for number in range(len(boxes))]
     return lines
 
 
-def _leads(edges: Sequence[Edge], line_of: Sequence[int]) -> dict[Stop, list[Stop]]:
-    """Return, for every box and every track, the stops just before it."""
-    leads: dict[Stop, list[Stop]] = {}
-    for edge in edges:
-        way = _way(edge, line_of)
-        if not edge.backward:
-            for before, after in pairwise(way):
-                leads.setdefault(after, []).append(before)
-    return leads
-
-
-def _way(edge: Edge, line_of: Sequence[int]) -> list[Stop]:
-    passed = range(line_of[edge.start] + 1, line_of[edge.end])
-    return [Stop(edge.start), *(Stop(edge.start, line) for line in passed), Stop(edge.end)]
-
-
 def _preferred_places(
-    boxes: Sequence[Stop], tracks: Sequence[Stop], leads: dict[Stop, list[Stop]], across: dict[Stop, float]
+    boxes: Sequence[Stop], tracks: Sequence[Stop], before: Mapping[Stop, list[Stop]], across: Mapping[Stop, float]
 ) -> dict[Stop, float]:
     """Return the place of each stop of a line amid the stops that lead to it, boxes in order."""
     preferred: dict[Stop, float] = {}
     least = float("-inf")
     for stop in [*boxes, *tracks]:
-        before = [across[each] for each in leads.get(stop, []) if each in across]
-        place = sum(before) / len(before) if before else max(least, 0.0)
+        leading = [across[each] for each in before.get(stop, []) if each in across]
+        place = sum(leading) / len(leading) if leading else max(least, 0.0)
         if stop.line is None:
             place = least = max(least, place)
         preferred[stop] = place
     return preferred
 
 
-def _draw_edge(edge: Edge, picture: Picture) -> Markup:
-    if edge.backward:
-        path, end = _backward_path(edge, picture)
+def _draw_edge(edge: Edge, layout: Layout) -> Markup:
+    start, end = Stop(edge.start), Stop(edge.end)
+    if edge.backward:  # a curve around the outside
+        across = [layout.across[stop] - layout.half_across for stop in (start, end)]
+        far = min(across) - 1.3 * _BACKWARD_SPACE
+        ends = [(layout.along(start), across[0]), (layout.along(end), across[1])]
+        path = [ends[0], (ends[0][0], far), (ends[1][0], far), ends[1]]
+        commands = ["M", "C", "", ""]
+    elif layout.line_of[edge.start] == layout.line_of[edge.end]:  # within a line: straight across
+        path = [
+            (layout.along(start), layout.across[start] + layout.half_across),
+            (layout.along(end), layout.across[end] - layout.half_across),
+        ]
+        commands = ["M", "L"]
     else:
-        path, end = _forward_path(edge, picture)
-    style = "edge back" if edge.backward else "edge"
+        path, commands = [], []
+        for stop, following in pairwise(layout.stops(edge)):
+            leave = (layout.along(stop) + layout.half_along, layout.across[stop])
+            enter = (layout.along(following) - layout.half_along, layout.across[following])
+            middle = (leave[0] + enter[0]) / 2
+            path += [leave, (middle, leave[1]), (middle, enter[1]), enter]
+            commands += ["L" if commands else "M", "C", "", ""]
+    points = [layout.xy(*point) for point in path]
+    d = "".join(f"{command or ' '}{x:g} {y:g}" for command, (x, y) in zip(commands, points, strict=True))
     return Markup('<path class="{}" d="{}"/><circle class="end" cx="{:g}" cy="{:g}" r="2.5"/>').format(
-        style, path, *end
+        "edge back" if edge.backward else "edge", d, *points[-1]
     )
 
 
-class Path(NamedTuple):
-    """The `d` of a path, and where it ends."""
-
-    d: str
-    end: Point
-
-
-def _forward_path(edge: Edge, picture: Picture) -> Path:
-    way = [picture.middle(stop) for stop in _way(edge, picture.line_of)]
-    if picture.line_of[edge.start] == picture.line_of[edge.end]:  # within a lane of a wide picture: straight down
-        start, end = (
-            Point(way[0].x, way[0].y + _BOX_HEIGHT / 2),
-            Point(way[-1].x, way[-1].y - _BOX_HEIGHT / 2),
-        )
-        if picture.tall:
-            start, end = (
-                Point(way[0].x + _BOX_WIDTH / 2, way[0].y),
-                Point(way[-1].x - _BOX_WIDTH / 2, way[-1].y),
-            )
-        return Path(f"M{start.x:g} {start.y:g}L{end.x:g} {end.y:g}", end)
-    half_x, half_y = (0, _BOX_HEIGHT / 2) if picture.tall else (_BOX_WIDTH / 2, 0)
-    at = Point(way[0].x + half_x, way[0].y + half_y)
-    d = f"M{at.x:g} {at.y:g}"
-    for middle in way[1:]:
-        enter = Point(middle.x - half_x, middle.y - half_y)
-        d += _bend(at, enter, picture.tall)
-        at = enter
-        if middle is not way[-1]:
-            at = Point(middle.x + half_x, middle.y + half_y)
-            d += f"L{at.x:g} {at.y:g}"
-    return Path(d, at)
-
-
-def _bend(start: Point, end: Point, tall: bool) -> str:
-    if tall:
-        half = (start.y + end.y) / 2
-        return f"C{start.x:g} {half:g} {end.x:g} {half:g} {end.x:g} {end.y:g}"
-    half = (start.x + end.x) / 2
-    return f"C{half:g} {start.y:g} {half:g} {end.y:g} {end.x:g} {end.y:g}"
-
-
-def _backward_path(edge: Edge, picture: Picture) -> Path:
-    """Return a curve around the outside, from the later box back to the earlier one."""
-    start, end = picture.middle(Stop(edge.start)), picture.middle(Stop(edge.end))
-    if picture.tall:
-        start, end = Point(start.x - _BOX_WIDTH / 2, start.y), Point(end.x - _BOX_WIDTH / 2, end.y)
-        far = min(start.x, end.x) - 1.3 * _BACKWARD_SPACE
-        return Path(f"M{start.x:g} {start.y:g}C{far:g} {start.y:g} {far:g} {end.y:g} {end.x:g} {end.y:g}", end)
-    start, end = Point(start.x, start.y - _BOX_HEIGHT / 2), Point(end.x, end.y - _BOX_HEIGHT / 2)
-    far = min(start.y, end.y) - 1.3 * _BACKWARD_SPACE
-    return Path(f"M{start.x:g} {start.y:g}C{start.x:g} {far:g} {end.x:g} {far:g} {end.x:g} {end.y:g}", end)
-
-
-def _draw_node(node: Node, middle: Point) -> Markup:
+def _draw_node(node: Node, middle_x: float, middle_y: float) -> Markup:
     whole = ", ".join(_whole(each) for each in node.artifacts)
-    place = Point(middle.x - _BOX_WIDTH / 2, middle.y - _BOX_HEIGHT / 2)
+    x, y = middle_x - _BOX_WIDTH / 2, middle_y - _BOX_HEIGHT / 2
     box = Markup(
         '<a href="#{}"><title>{}</title><rect class="box" x="{:g}" y="{:g}" width="{}" height="{}" rx="6"/>'
-    ).format(anchor(node.artifacts[-1]), whole, place.x, place.y, _BOX_WIDTH, _BOX_HEIGHT)
+    ).format(anchor(node.artifacts[-1]), whole, x, y, _BOX_WIDTH, _BOX_HEIGHT)
     texts = [("kind", 16, node.kind), ("name", 33, _shortened(node.name)), ("detail", 49, node.detail)]
     lines = [
-        Markup('<text class="{}" x="{:g}" y="{:g}">{}</text>').format(style, place.x + 9, place.y + down, text)
+        Markup('<text class="{}" x="{:g}" y="{:g}">{}</text>').format(style, x + 9, y + down, text)
         for style, down, text in texts
     ]
     return box + Markup("").join(lines) + Markup("</a>")
