@@ -133,6 +133,9 @@ _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]
 VERSION = 2
 # What a text must contain for the slower patterns to match; most texts do not.
 _DIGIT = re.compile(r"[0-9]")
+# Without a digit, an address or an account has one of these.
+_NET_SHAPE = re.compile(r"\.[A-Za-z]")
+_NET_SIGNS = ("@", "_", "://", "www", " dot ", "at)", "at]")
 _SHAPES = {
     "four digits": re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}"),
     "six digits": re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){5}"),
@@ -215,10 +218,12 @@ class PatternDeidentifier:
 
 
 def _all_finds(text: str) -> Iterator[Span]:
-    lowered = text.lower()
     yield from find_people(text)
-    yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
+    lowered = text.lower()
     has_digit = _DIGIT.search(text) is not None
+    if not has_digit and not _NET_SHAPE.search(text) and not any(sign in lowered for sign in _NET_SIGNS):
+        return
+    yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
     if has_digit:
         yield from (Span(each.start, each.end, "PHONE", 0.8) for each in phone_numbers(text))
     shapes = {"": True}
