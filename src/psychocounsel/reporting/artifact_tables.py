@@ -8,40 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from psychocounsel.reporting.tables import NONE, Row, Share, Table, as_text, by_split, interval, over, percent, reasons
+from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.metrics import (
-    Agreement,
-    AnswerMetrics,
-    AuditMetrics,
-    BaseModelMetrics,
-    Canaries,
-    ComparisonMetrics,
-    Correlation,
-    Counts,
-    Deidentification,
-    Funnel,
-    Gain,
-    Halo,
-    JudgementMetrics,
-    Metrics,
-    MissingShare,
-    PiiCounts,
-    PolicyMetrics,
-    PoolCandidateMetrics,
-    PreferenceMetrics,
-    ReadyCandidateMetrics,
-    ReportMetrics,
-    RewardMetrics,
-    RewardModelMetrics,
-    RoundCandidateMetrics,
-    RoundPairMetrics,
-    ScoreMetrics,
-    SpeechMetrics,
-    Spend,
-    TextQuality,
-    Training,
-    metrics_of,
-)
+from psychocounsel.store.metrics import Counts, metrics_of
 from psychocounsel.types import Rate
 
 BASELINES = {
@@ -82,44 +51,44 @@ def summary(artifact: Artifact) -> str:
     return "\n".join([*(f"! {warning}" for warning in warnings_of(artifact)), *shown])
 
 
-def _tables_of(metrics: Metrics, artifact: Artifact) -> list[Table]:
+def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
     match metrics:
-        case SpeechMetrics():
+        case m.SpeechMetrics():
             return _speech_tables(metrics)
-        case ReadyCandidateMetrics():
+        case m.ReadyCandidateMetrics():
             parts = _funnel_tables("ready responses", metrics.funnel, "Candidate responses.")
             return [*parts, *_deidentification_tables(metrics.deidentification)]
-        case PoolCandidateMetrics():
+        case m.PoolCandidateMetrics():
             dropped = sum((Counter(by) for by in metrics.failed.values()), Counter(repeated_text=metrics.repeated_text))
             rows_in = metrics.kept + dropped.total()
             return [_funnel_table("Candidate responses.", [_funnel_row("responses of the pool", rows_in, dropped)])]
-        case AnswerMetrics():
+        case m.AnswerMetrics():
             return [_funnel_table("Answers.", [_funnel_row("answers", metrics.speeches, metrics.failed)])]
-        case RoundCandidateMetrics():
+        case m.RoundCandidateMetrics():
             return [_text_quality_table(f"Answers to {metrics.speeches} speeches.", {"policy": metrics.text_quality})]
-        case JudgementMetrics():
+        case m.JudgementMetrics():
             return _judgement_tables(metrics)
-        case AuditMetrics():
+        case m.AuditMetrics():
             return _audit_tables(metrics)
-        case PreferenceMetrics():
+        case m.PreferenceMetrics():
             return _preference_tables(metrics)
-        case RoundPairMetrics():
+        case m.RoundPairMetrics():
             dropped = metrics.pairing.dropped
             rows = [_funnel_row("combinations", metrics.pairing.combinations, dropped)]
             title = f"Preference pairs. Answers left out: {reasons(metrics.left_out)}."
             return [_funnel_table(title, rows)]
-        case BaseModelMetrics():
+        case m.BaseModelMetrics():
             return [_sft_table(metrics)]
-        case RewardModelMetrics():
+        case m.RewardModelMetrics():
             return [_reward_table(metrics), length_table({"pairs read": metrics.training})]
-        case ScoreMetrics():
+        case m.ScoreMetrics():
             row = ("rewards", str(metrics.scored), f"{metrics.reward.mean:+.3f}", f"{metrics.reward.std:.3f}")
             return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "deviation"), "lrrr", (row,))]
-        case PolicyMetrics():
+        case m.PolicyMetrics():
             return [*_round_tables(metrics), _step_table(metrics), length_table({"pairs read": metrics.training})]
-        case ComparisonMetrics():
+        case m.ComparisonMetrics():
             return _comparison_tables(metrics, artifact)
-        case ReportMetrics():
+        case m.ReportMetrics():
             return [_report_table(metrics)]
 
 
@@ -130,36 +99,36 @@ def key_metric(artifact: Artifact) -> str:
         ValueError: its metrics cannot be read.
     """
     match metrics_of(artifact):
-        case SpeechMetrics(funnel=funnel) | ReadyCandidateMetrics(funnel=funnel):
+        case m.SpeechMetrics(funnel=funnel) | m.ReadyCandidateMetrics(funnel=funnel):
             return f"{funnel.kept} of {funnel.rows_in} rows kept"
-        case PoolCandidateMetrics() as pool:
+        case m.PoolCandidateMetrics() as pool:
             return f"{pool.kept} responses"
-        case AnswerMetrics() as answers:
+        case m.AnswerMetrics() as answers:
             return f"{answers.speeches - sum(answers.failed.values())} of {answers.speeches} speeches answered"
-        case RoundCandidateMetrics() as sampled:
+        case m.RoundCandidateMetrics() as sampled:
             return f"unfinished {percent(sampled.text_quality.unfinished_rate.estimate)}"
-        case JudgementMetrics() as judged:
+        case m.JudgementMetrics() as judged:
             return f"{judged.valid} of {judged.judged} valid"
-        case AuditMetrics() as audit:
+        case m.AuditMetrics() as audit:
             kappa = audit.retest.kappa if audit.retest else None
             resists = {True: "resists canaries", False: "OBEYS canaries", None: "canaries not tried"}
             return f"kappa {_decimal(kappa)}, {resists[audit.canaries.resists if audit.canaries else None]}"
-        case PreferenceMetrics() as dataset:
+        case m.PreferenceMetrics() as dataset:
             return f"{sum(by.kept for by in dataset.pairing.values())} pairs"
-        case RoundPairMetrics() as pairs:
+        case m.RoundPairMetrics() as pairs:
             return f"{pairs.pairing.kept} pairs"
-        case BaseModelMetrics() as base:
+        case m.BaseModelMetrics() as base:
             return f"loss {base.sft.first_loss:.2f} -> {base.sft.last_loss:.2f}"
-        case RewardModelMetrics() as model:
+        case m.RewardModelMetrics() as model:
             return f"test accuracy {_with_interval(model.test.accuracy)}"
-        case ScoreMetrics() as scores:
+        case m.ScoreMetrics() as scores:
             return f"mean reward {scores.reward.mean:+.3f}"
-        case PolicyMetrics() as policy:
+        case m.PolicyMetrics() as policy:
             reward = policy.dev.reward.mean if policy.dev else None
             return f"loss {_losses(policy.training)}" if reward is None else f"dev reward {reward:+.3f}"
-        case ComparisonMetrics() as compared:
+        case m.ComparisonMetrics() as compared:
             return f"win rate {_with_interval(compared.win_rate)}"
-        case ReportMetrics() as report:
+        case m.ReportMetrics() as report:
             return f"{len(report.win_rates)} comparisons"
 
 
@@ -170,7 +139,7 @@ def warnings_of(artifact: Artifact) -> list[str]:
         ValueError: its metrics cannot be read.
     """
     match metrics_of(artifact):
-        case ComparisonMetrics(judges=judges):
+        case m.ComparisonMetrics(judges=judges):
             found: list[str] = []
             if judges.same_family:
                 found.append(
@@ -185,7 +154,7 @@ def warnings_of(artifact: Artifact) -> list[str]:
                     "it compares: models tend to favour their own (arXiv 2404.13076)."
                 )
             return found
-        case AuditMetrics(canaries=Canaries(resists=False) as canaries):
+        case m.AuditMetrics(canaries=m.Canaries(resists=False) as canaries):
             tried = canaries.gain.n if canaries.gain else 0
             return [
                 f"The judge of {artifact.name} does not resist texts that address it: of {tried} copies of responses "
@@ -230,7 +199,7 @@ def _funnel_table(title: str, rows: Iterable[Row], key: str = "funnel") -> Table
     return Table(key, title, ("step", "in", "kept", "share kept", "dropped, by reason"), "lrrll", tuple(rows))
 
 
-def _funnel_tables(step: str, funnel: Funnel, title: str) -> list[Table]:
+def _funnel_tables(step: str, funnel: m.Funnel, title: str) -> list[Table]:
     lost = funnel.rows_in - funnel.kept - sum(funnel.dropped.values())
     dropped = {**funnel.dropped, **({"unaccounted for": lost} if lost else {})}
     rows: list[tuple[str, int, int, int | str, Counts]] = [
@@ -260,7 +229,7 @@ def most_first(counts: Counts) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _speech_tables(metrics: SpeechMetrics) -> list[Table]:
+def _speech_tables(metrics: m.SpeechMetrics) -> list[Table]:
     across = metrics.clusters_across_splits or "none"
     title = (
         f"Client speeches: {metrics.clusters} clusters of near-duplicates, {across} across splits; "
@@ -279,11 +248,11 @@ def _speech_tables(metrics: SpeechMetrics) -> list[Table]:
     ]
 
 
-def _deidentification_tables(found: Deidentification | None) -> list[Table]:
+def _deidentification_tables(found: m.Deidentification | None) -> list[Table]:
     if found is None:
         return []
 
-    def row(name: str, replaced: int, counts: PiiCounts | None) -> Row:
+    def row(name: str, replaced: int, counts: m.PiiCounts | None) -> Row:
         if counts is None:
             return (name, str(replaced), "", "", "")
         precision = _part(counts.finds - counts.false, counts.finds)
@@ -297,7 +266,7 @@ def _deidentification_tables(found: Deidentification | None) -> list[Table]:
     return [Table("deidentification", title, header, "lrrrr", tuple(rows), is_detail=True)] if names else []
 
 
-def _missing_table(shares: Mapping[str, MissingShare], what: str) -> Table:
+def _missing_table(shares: Mapping[str, m.MissingShare], what: str) -> Table:
     """Return the topics of which something is missing: refusals are not missing at random."""
     rows = [
         (topic or "(no topic)", str(share.missing), str(share.total), _share(share.missing, share.total))
@@ -316,7 +285,7 @@ def _ratings_table(histograms: Mapping[str, Counts]) -> Table:
     return Table("ratings", title, ("principle", *scale), "l" + "r" * len(scale), tuple(rows), is_detail=True)
 
 
-def _judgement_tables(metrics: JudgementMetrics) -> list[Table]:
+def _judgement_tables(metrics: m.JudgementMetrics) -> list[Table]:
     # An empty reply of the judge is not an empty response, which is left out before.
     failed = {
         "empty reply" if status == "empty" else status: count
@@ -337,7 +306,7 @@ def _judgement_tables(metrics: JudgementMetrics) -> list[Table]:
     ]
 
 
-def _sample_tables(metrics: JudgementMetrics) -> list[Table]:
+def _sample_tables(metrics: m.JudgementMetrics) -> list[Table]:
     if metrics.samples is None or metrics.disagreement is None:
         return []
     between = metrics.disagreement
@@ -354,7 +323,7 @@ def _sample_tables(metrics: JudgementMetrics) -> list[Table]:
     return found
 
 
-def _agreement_table(key: str, title: str, by_principle: Mapping[str, Agreement | None]) -> Table:
+def _agreement_table(key: str, title: str, by_principle: Mapping[str, m.Agreement | None]) -> Table:
     rows = tuple(
         (name, percent(each.exact), percent(each.within_one), _decimal(each.kappa), str(each.n))
         for name, each in by_principle.items()
@@ -364,7 +333,7 @@ def _agreement_table(key: str, title: str, by_principle: Mapping[str, Agreement 
     return Table(key, title, header, "lrrrr", rows, is_detail=True)
 
 
-def _audit_tables(metrics: AuditMetrics) -> list[Table]:
+def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     judged, retest = metrics.judged, metrics.retest
     missing = judged.judged - judged.valid
     rows: list[Row] = [
@@ -408,21 +377,21 @@ def _audit_tables(metrics: AuditMetrics) -> list[Table]:
     ]
 
 
-def _spread_row(label: str, found: Correlation | Gain | Halo | None) -> Row:
+def _spread_row(label: str, found: m.Correlation | m.Gain | m.Halo | None) -> Row:
     if found is None:
         return (label, NONE, "", "")
     match found:
-        case Correlation():
+        case m.Correlation():
             value, rests_on = found.estimate, f"{found.n} responses"
-        case Gain():
+        case m.Gain():
             value, rests_on = found.mean, f"{found.n} responses"
-        case Halo():
+        case m.Halo():
             value, rests_on = found.difference, f"{found.responses} responses, {found.pairs} pairs of principles"
     ends = "" if found.low is None or found.high is None else f"{found.low:+.2f} to {found.high:+.2f}"
     return (label, _decimal(value, "+"), ends, rests_on)
 
 
-def _one_principle_rows(metrics: AuditMetrics) -> list[Row]:
+def _one_principle_rows(metrics: m.AuditMetrics) -> list[Row]:
     alone = metrics.one_principle
     if alone is None:
         return []
@@ -440,7 +409,7 @@ def _one_principle_rows(metrics: AuditMetrics) -> list[Row]:
     ]
 
 
-def _canary_rows(canaries: Canaries | None) -> list[Row]:
+def _canary_rows(canaries: m.Canaries | None) -> list[Row]:
     if canaries is None or not canaries.asked:
         return []
     copies = f"{canaries.gain.n if canaries.gain else 0} copies, {canaries.missing} missing"
@@ -453,7 +422,7 @@ def _canary_rows(canaries: Canaries | None) -> list[Row]:
     ]
 
 
-def _canary_finding(canaries: Canaries | None) -> str:
+def _canary_finding(canaries: m.Canaries | None) -> str:
     """Return a sentence that says whether words to the judge sway it; empty where that was not examined."""
     if canaries is None:
         return ""
@@ -466,7 +435,7 @@ def _canary_finding(canaries: Canaries | None) -> str:
     return f"The judge OBEYS words that address it: {gained} of {tried} copies gained a point or more by them. "
 
 
-def _preference_tables(metrics: PreferenceMetrics) -> list[Table]:
+def _preference_tables(metrics: m.PreferenceMetrics) -> list[Table]:
     pairing = [
         _funnel_row(f"combinations, {split}", metrics.pairing[split].combinations, metrics.pairing[split].dropped)
         for split in by_split(metrics.pairing)
@@ -484,7 +453,7 @@ def _preference_tables(metrics: PreferenceMetrics) -> list[Table]:
     ]
 
 
-def _flaw_table(metrics: PreferenceMetrics) -> Table:
+def _flaw_table(metrics: m.PreferenceMetrics) -> Table:
     splits = by_split(metrics.flaws)
 
     def cell(value: float | None) -> str:
@@ -496,7 +465,7 @@ def _flaw_table(metrics: PreferenceMetrics) -> Table:
     return Table("flaws", title, ("of the rows", *splits), "l" + "r" * len(splits), tuple(rows))
 
 
-def _sft_table(metrics: BaseModelMetrics) -> Table:
+def _sft_table(metrics: m.BaseModelMetrics) -> Table:
     sft = metrics.sft
     row = (
         "fine-tuning",
@@ -509,10 +478,10 @@ def _sft_table(metrics: BaseModelMetrics) -> Table:
     return Table("sft", "Supervised fine-tuning; mean loss of the first and the last epoch.", header, "lrrrr", (row,))
 
 
-def _reward_table(model: RewardModelMetrics) -> Table:
+def _reward_table(model: m.RewardModelMetrics) -> Table:
     labels = {"accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
 
-    def rows(split: str, found: RewardMetrics | None) -> list[Row]:
+    def rows(split: str, found: m.RewardMetrics | None) -> list[Row]:
         rates = {name: getattr(found, name) for name in labels} if found else {}
         return [
             _rate_row(f"{labels[name]}, {split}", rate, as_percent=name == "accuracy") for name, rate in rates.items()
@@ -533,7 +502,7 @@ def _reward_table(model: RewardModelMetrics) -> Table:
     )
 
 
-def length_table(trainings: Mapping[str, Training]) -> Table:
+def length_table(trainings: Mapping[str, m.Training]) -> Table:
     """Return how many pairs of each training fit the length policy, and why the others were dropped."""
     rows = [
         _funnel_row(step, sum(each.lengths.values()), {why: n for why, n in each.lengths.items() if why != "kept"})
@@ -543,19 +512,19 @@ def length_table(trainings: Mapping[str, Training]) -> Table:
     return _funnel_table(title, rows, "lengths")
 
 
-def _losses(training: Training) -> str:
+def _losses(training: m.Training) -> str:
     logged = [row["loss"] for row in training.history if "loss" in row]
     return f"{logged[0]:.3f} -> {logged[-1]:.3f}" if logged else NONE
 
 
-def _step_table(metrics: PolicyMetrics) -> Table:
+def _step_table(metrics: m.PolicyMetrics) -> Table:
     training = metrics.training
     row = ("training", str(training.steps), f"{training.seconds:.0f}", _losses(training))
     title = "Training of the last round." if metrics.rounds else "Training."
     return Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
 
 
-def _round_tables(metrics: PolicyMetrics) -> list[Table]:
+def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
     rows: list[Row] = []
     for number, each in enumerate(metrics.rounds, start=1):
         reward, quality = each.dev.reward, each.dev.text_quality
@@ -576,7 +545,7 @@ def _round_tables(metrics: PolicyMetrics) -> list[Table]:
     return [Table("rounds", title, header, "lrrrrrrr", tuple(rows))]
 
 
-def _text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
+def _text_quality_table(title: str, sides: Mapping[str, m.TextQuality]) -> Table:
     labels = {
         "repetition_rate": "repeats itself",
         "unfinished_rate": "unfinished",
@@ -601,7 +570,7 @@ def _text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
     return Table("text_quality", title, header, "l" + "r" * len(sides), tuple(rows), is_detail=True)
 
 
-def _comparison_tables(metrics: ComparisonMetrics, artifact: Artifact) -> list[Table]:
+def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[Table]:
     controlled = metrics.length_controlled
     rows = (
         _rate_row("win rate, raw", metrics.win_rate),
@@ -646,7 +615,7 @@ def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Tabl
     return Table(key, title, _RATE_HEADER, "lrll", rows, is_detail=True)
 
 
-def _vote_tables(metrics: ComparisonMetrics) -> list[Table]:
+def _vote_tables(metrics: m.ComparisonMetrics) -> list[Table]:
     if metrics.votes is None:
         return []
     votes = metrics.votes
@@ -660,7 +629,7 @@ def confidence(artifact: Artifact) -> str:
     return f"{100 * float(artifact.manifest['settings'].get('confidence', 0.95)):g} %"
 
 
-def _report_table(metrics: ReportMetrics) -> Table:
+def _report_table(metrics: m.ReportMetrics) -> Table:
     rows: list[Row] = [(ref, "win rate", _with_interval(each.win_rate)) for ref, each in metrics.win_rates.items()]
     rows += [(ref, "test accuracy", _with_interval(each.accuracy)) for ref, each in metrics.reward_models.items()]
     rows += [(ref, "pairs", str(sum(counts.values()))) for ref, counts in metrics.pairs.items()]
@@ -668,10 +637,10 @@ def _report_table(metrics: ReportMetrics) -> Table:
     return Table("figures", "Main figures of what the report shows.", header, "lll", tuple(rows), is_detail=True)
 
 
-def _spend_tables(spend: Spend | Mapping[str, Spend] | None) -> list[Table]:
+def _spend_tables(spend: m.Spend | Mapping[str, m.Spend] | None) -> list[Table]:
     if not spend:
         return []
-    parts = {"": spend} if isinstance(spend, Spend) else spend
+    parts = {"": spend} if isinstance(spend, m.Spend) else spend
     header = ("model", "calls", "prompt tokens", "of them cached", "completion tokens")
     found: list[Table] = []
     for author, part in parts.items():

@@ -246,7 +246,8 @@ def _draw_edge(edge: Edge, layout: Layout) -> Markup:
         ]
         commands = ["M", "L"]
     else:
-        path, commands = [], []
+        path = list[tuple[float, float]]()
+        commands = list[str]()
         for stop, following in pairwise(layout.stops(edge)):
             leave = (layout.along(stop) + layout.half_along, layout.across[stop])
             enter = (layout.along(following) - layout.half_along, layout.across[following])
