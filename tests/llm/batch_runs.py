@@ -63,7 +63,7 @@ def run(base_url: str, path: Path, count: int, policy: RunPolicy | None = None, 
         )
 
 
-def told(replies: list[ChatReply]) -> str:
+def reported(replies: list[ChatReply]) -> str:
     return json.dumps([[reply.status, reply.text, reply.model, reply.reason] for reply in replies])
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             replies = run(order["base_url"], Path(order["journal"]), order["count"], **order["limits"])
-            Path(order["result"]).write_text(told(replies), encoding="utf-8")
+            Path(order["result"]).write_text(reported(replies), encoding="utf-8")
             os._exit(0)
         for number in (pid, None):
             sys.stdout.write(f"{os.waitpid(pid, 0)[1] if number is None else number}\n")

@@ -16,20 +16,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
 
 from chat_server import ChatServer
 
-PLANTED_KEY = "sk-planted-0123456789abcdef"
+SECRET_KEY = "sk-secret-0123456789abcdef"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     """Return a running server; set `server.script` to change what it says."""
-    monkeypatch.setenv("OPENAI_API_KEY", PLANTED_KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET_KEY)
     with ChatServer() as running:
         yield running
 
 
 @pytest.fixture
-def planted_key() -> str:
-    return PLANTED_KEY
+def secret_key() -> str:
+    return SECRET_KEY
 
 
 class Forks:

@@ -114,7 +114,7 @@ class TestFilesAreDeleted:
 
 
 class TestFilesThatStay:
-    def test_are_told_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
+    def test_are_reported_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
         with BatchServer(ProviderScript(deletes=False)) as server:
             (stays,) = [line for line in told_by(server, journal) if "deleted" in line]
             assert "could not be deleted at the provider" in stays

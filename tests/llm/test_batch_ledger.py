@@ -37,9 +37,9 @@ def test_an_input_line_is_one_line_for_every_reader_and_holds_the_live_body(text
     body = json.dumps({"messages": [text]}, ensure_ascii=False).encode()
     line = input_line("d" * 64, body).decode()
     assert len(line.splitlines()) == 1
-    told = json.loads(line)
-    assert told["body"] == json.loads(body)
-    assert (told["custom_id"], told["method"], told["url"]) == ("d" * 64, "POST", "/v1/chat/completions")
+    reported = json.loads(line)
+    assert reported["body"] == json.loads(body)
+    assert (reported["custom_id"], reported["method"], reported["url"]) == ("d" * 64, "POST", "/v1/chat/completions")
 
 
 def test_an_answered_line_is_read_as_a_live_reply_is() -> None:
@@ -73,8 +73,8 @@ def test_an_unanswered_line_says_why(
 
 
 def test_a_filtered_prompt_is_a_reply() -> None:
-    told = response(400, {"error": {"code": "content_filter", "message": "no"}})
-    (outcome,) = read_output(output_line(response=told), "asked")
+    reported = response(400, {"error": {"code": "content_filter", "message": "no"}})
+    (outcome,) = read_output(output_line(response=reported), "asked")
     assert outcome is not None
     assert outcome.reply is not None
     assert (outcome.reply.status, outcome.reply.model) == (ReplyStatus.CONTENT_FILTER, "asked")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_runs import endpoint_at, questions, run, told, transport_to
+from batch_runs import endpoint_at, questions, reported, run, transport_to
 from batch_server import Answer, BatchServer, ProviderScript, ScriptedBatch
 
 import psychocounsel
@@ -63,7 +63,7 @@ class TestReplies:
         assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5]
         assert sorted(map(json.dumps, sent)) == sorted(map(json.dumps, server.live))
         assert sum(done) == ITEMS
-        assert "nobody-asked-for-this" in server.written[server.batches["batch-0"].output].decode()
+        assert "unknown-request" in server.written[server.batches["batch-0"].output].decode()
 
     def test_mix_with_live_ones_in_one_journal(self, journal: Path) -> None:
         with BatchServer() as server:
@@ -82,14 +82,14 @@ class TestReplies:
             assert replies[:3] == replies[3:]
             assert sum(server.bill().values()) == 3
 
-    def test_nothing_owed_asks_nobody(self, journal: Path) -> None:
+    def test_nothing_pending_asks_nobody(self, journal: Path) -> None:
         with BatchServer() as server:
             run(server.base_url, journal, 3)
             before = len(server.requests)
             run(server.base_url, journal, 3, RunPolicy(cancel=cancelled()))
             assert len(server.requests) == before
 
-    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_told(self, journal: Path) -> None:
+    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_reported(self, journal: Path) -> None:
         def accept(index: int, reply: ChatReply) -> bool:
             return index != 1 and "It sounds" in reply.text
 
@@ -101,16 +101,16 @@ class TestReplies:
                 assert len(opened.accepted("r")) == 2
 
     def test_that_condemn_the_server_end_the_run_and_are_kept(self, journal: Path) -> None:
-        heeded: list[int] = []
+        seen_replies: list[int] = []
 
         def on_reply(index: int, reply: ChatReply) -> None:
-            heeded.append(index)
+            seen_replies.append(index)
             raise EndpointError("no good", where="there", remedy="none")
 
         with BatchServer() as server:
             with pytest.raises(EndpointError, match="no good"):
                 run(server.base_url, journal, 3, RunPolicy(on_reply=on_reply))
-            assert len(heeded) == 1
+            assert len(seen_replies) == 1
             # What is kept is not new any more.
             assert len(run(server.base_url, journal, 3, RunPolicy(on_reply=on_reply))) == 3
             assert sum(server.bill().values()) == 3
@@ -143,7 +143,7 @@ class TestFaults:
             assert server.repeats == 0
             assert len(server.billed) == ITEMS
 
-    def test_lines_that_always_fail_end_unanswered_and_are_owed(self, journal: Path) -> None:
+    def test_lines_that_always_fail_end_unanswered_and_are_pending(self, journal: Path) -> None:
         def always(digest: str, before: int) -> int | None:
             del before
             return 500 if digest < "8" else None
@@ -200,7 +200,7 @@ class TestFaults:
             run(server.base_url, journal, 3)
             assert server.repeats == 0
 
-    def test_the_queue_holds_no_more_than_told(self, journal: Path) -> None:
+    def test_the_queue_holds_no_more_than_reported(self, journal: Path) -> None:
         at_once: list[int] = []
         with BatchServer(ProviderScript(work_seconds=0.05)) as server:
 
@@ -225,7 +225,7 @@ class TestFaults:
             assert server.cancelled == ["batch-1"]
             assert server.repeats == 0
 
-    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_told_so(self, journal: Path) -> None:
+    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_reported_so(self, journal: Path) -> None:
         with BatchServer(ProviderScript(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             server.batches.clear()
@@ -275,12 +275,12 @@ class TestFaults:
             run(server.base_url, journal, 3)
 
     def test_wrong_key(self, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-123")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
         with BatchServer(ProviderScript(key="another")) as server:
             with pytest.raises(EndpointError, match="the key is not accepted") as caught:
                 run(server.base_url, journal, 3)
             assert "OPENAI_API_KEY" in str(caught.value)
-            assert "sk-planted-123" not in str(caught.value)
+            assert "sk-secret-123" not in str(caught.value)
             assert not server.files
 
 
@@ -426,7 +426,7 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
 
     plan = ProviderScript(work_seconds=0.1)
     with BatchServer(plan, kill) as server:
-        whole = told(run(server.base_url, tmp_path / "whole.sqlite", ITEMS))
+        whole = reported(run(server.base_url, tmp_path / "whole.sqlite", ITEMS))
         server.billed.clear()
         server.batches.clear()
         killed: list[bool] = []
@@ -467,7 +467,7 @@ class TestDamagedRows:
             assert run(server.base_url, journal, 4, READ) == first
             assert sorted(server.bill().values()) == [1, 1, 1, 2]
 
-    def test_leave_an_item_owed_though_another_of_its_replies_is_intact(self, journal: Path) -> None:
+    def test_leave_an_item_pending_though_another_of_its_replies_is_intact(self, journal: Path) -> None:
         def accept(index: int, reply: ChatReply) -> bool:
             del index
             return reply.text != "no"
@@ -538,7 +538,7 @@ class TestStrangeAnswers:
             assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
             assert (server.times, server.repeats, server.files) == (0, 0, {})
 
-    def test_that_stay_are_given_up_only_if_told_so(self, journal: Path) -> None:
+    def test_that_stay_are_given_up_only_if_reported_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
             with pytest.raises(ProviderAwayError, match=r"no line that can be read; .*resubmit_lost: true"):
                 run(server.base_url, journal, 5)
@@ -553,8 +553,8 @@ class Stubborn(BatchServer):
     def _one(self, batch_id: str, is_cancelled: bool) -> Answer:
         if is_cancelled:
             self.cancelled.append(batch_id)
-            told = {"message": "Cannot cancel a batch with status 'completed'."}
-            return Answer(409, {"error": told})
+            reported = {"message": "Cannot cancel a batch with status 'completed'."}
+            return Answer(409, {"error": reported})
         return super()._one(batch_id, is_cancelled)
 
 
@@ -604,14 +604,16 @@ class TestOldBills:
     @pytest.mark.parametrize("knows", [True, False])
     def test_of_lines_that_broke_in_a_live_run_count(self, journal: Path, tmp_path: Path, knows: bool) -> None:
         with BatchServer() as server:
-            told: list[Spending] = []
+            reported: list[Spending] = []
             for ask, path in ((run_in_batches, journal), (run_requests, tmp_path / "live.sqlite")):
                 with Journal(path) as opened:
                     for number in (0, 0, 1, 2):
                         opened.record_lost_responses([digest_of(server, number)])
-                told.append(self.spent(server, path, ask, knows))
-        assert [each.possibly_billed for each in told] == [4, 4]
-        assert told[0].possible_cost == told[1].possible_cost > Decimal("0.08")  # 20 tokens at 0.001 each, four times
+                reported.append(self.spent(server, path, ask, knows))
+        assert [each.possibly_billed for each in reported] == [4, 4]
+        assert (
+            reported[0].possible_cost == reported[1].possible_cost > Decimal("0.08")
+        )  # 20 tokens at 0.001 each, four times
 
     def test_count_before_the_first_request_goes_live(self, journal: Path) -> None:
         with BatchServer() as server:
@@ -641,7 +643,7 @@ class TestOldBills:
             assert self.spent(server, journal, run_in_batches, knows=False).possibly_billed == 1
 
 
-def test_every_fault_is_one_that_is_told(journal: Path) -> None:
+def test_every_fault_is_one_that_is_reported(journal: Path) -> None:
     """A list of batches that vanishes after the run began is no fault of ours."""
 
     class Vanishing(BatchServer):

@@ -49,13 +49,13 @@ def ask(model, *requests):
     return asyncio.run(together())
 
 
-def test_a_request_and_its_reply(server, planted_key):
+def test_a_request_and_its_reply(server, secret_key):
     (reply,) = ask(model_at(server), ask_for("hello", response_schema=SCHEMA, schema_name="rating"))
     assert reply.status is ReplyStatus.VALID
     assert '"item_id": "x1"' in reply.text
     assert (reply.model, reply.prompt_tokens, reply.completion_tokens) == (MODEL, 11, 7)
     (received,) = server.received
-    assert received.authorization == f"Bearer {planted_key}"
+    assert received.authorization == f"Bearer {secret_key}"
     assert received.body == {
         "model": "judge",
         "messages": [{"role": "system", "content": "Rate."}, {"role": "user", "content": "hello"}],
@@ -334,12 +334,12 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("body", "told"), SAID)
-def test_a_refusal_is_told_in_the_servers_words_wherever_it_puts_them(server, body, told):
+@pytest.mark.parametrize(("body", "reported"), SAID)
+def test_a_refusal_is_reported_in_the_servers_words_wherever_it_puts_them(server, body, reported):
     server.script = lambda request, number: Fault(status=404, body=body)
     with pytest.raises(EndpointError) as caught:
         ask(model_at(server), ask_for("hello"))
-    assert f"({told})" in caught.value.what
+    assert f"({reported})" in caught.value.what
 
 
 def test_a_refusal_wakes_those_who_wait_for_a_retry(server):
@@ -380,19 +380,19 @@ def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
-def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_path, planted_key, status):
-    parrot = error_fault(status, f"Incorrect API key provided: {planted_key}.", "insufficient_quota")
+def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_path, secret_key, status):
+    parrot = error_fault(status, f"Incorrect API key provided: {secret_key}.", "insufficient_quota")
     server.script = lambda body, number: Reply("ok") if number == 0 else parrot
     model = model_at(server)
     with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError) as caught:
         run_requests(model, [ask_for(f"t{n}") for n in range(3)], journal, RunPolicy(concurrency=1))
-    assert server.received[0].authorization.endswith(planted_key)
-    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    assert "[key]" in told
-    assert planted_key not in told + repr(model) + repr(vars(model)) + repr(model.fingerprint)
+    assert server.received[0].authorization.endswith(secret_key)
+    reported = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "[key]" in reported
+    assert secret_key not in reported + repr(model) + repr(vars(model)) + repr(model.fingerprint)
     files = list(tmp_path.iterdir())
     assert files
-    assert not any(planted_key.encode() in file.read_bytes() for file in files)
+    assert not any(secret_key.encode() in file.read_bytes() for file in files)
 
 
 def test_a_key_with_odd_characters_is_refused_without_showing_it(monkeypatch, server):
@@ -488,10 +488,10 @@ def test_after_a_common_pause_requests_take_new_slots(server):
     hurried = RetryPolicy(max_tries=1, first_wait_seconds=0.001, longest_wait_seconds=0.001)
     model = model_at(server, retry=hurried, requests_per_minute=1200, concurrency=8)
     ask(model, *(ask_for(f"t{n}") for n in range(8)))
-    told, *others = (request.received_at for request in server.received)
+    reported, *others = (request.received_at for request in server.received)
     starts = sorted(others)
     assert len(starts) == 8
-    assert starts[0] - told >= 0.49
+    assert starts[0] - reported >= 0.49
     assert starts[-1] - starts[0] >= 7 * 0.05 - 0.02
 
 

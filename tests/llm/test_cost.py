@@ -172,7 +172,7 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
             assert count_replies(journal) == answered
 
 
-def test_what_failed_and_what_this_run_spent_is_told_in_a_few_words(tmp_path: Path) -> None:
+def test_what_failed_and_what_this_run_spent_is_reported_in_a_few_words(tmp_path: Path) -> None:
     costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks
     spending = Spending(ANSWERS_ONLY)
     policy = RunPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
@@ -244,7 +244,7 @@ class Breaking:
 
 
 @pytest.mark.parametrize(("limit", "sent"), [(10.0, 1), (19.0, 1), (20.0, 2), (29.9, 2), (30.0, 3)])
-def test_each_try_after_a_broken_line_needs_room_of_its_own(tmp_path: Path, limit: float, sent: int) -> None:
+def test_each_try_after_a_lost_response_needs_room_of_its_own(tmp_path: Path, limit: float, sent: int) -> None:
     model = Breaking(tries=3)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=limit)
     with Journal(tmp_path / "j.sqlite") as journal:
@@ -279,9 +279,9 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
         budget = Budget(Spending(DOLLAR_PER_TOKEN), TokenCounter("fake-1"), max_cost=limit)
         with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(IncompleteError, match="limit"):
             run_requests(Silent(1), [asks(text) for text in texts], journal, RunPolicy(budget=budget))
-        told = budget.spending.as_dict()["calls_without_usage"]
-        assert budget.spending.total == told * paid <= limit
-        assert told == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
+        reported = budget.spending.as_dict()["calls_without_usage"]
+        assert budget.spending.total == reported * paid <= limit
+        assert reported == budget.spending.as_dict()["models"]["fake-1"]["calls"] > 1
     assert "without a token count" in budget.spending.summary
 
 
@@ -335,7 +335,7 @@ def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
     assert both.total == odd.total + plain.total
 
 
-def test_what_several_spent_together_tells_of_broken_lines() -> None:
+def test_what_several_spent_together_tells_of_lost_responses() -> None:
     some, none, unpriced = Spending(DOLLAR_PER_TOKEN), Spending(DOLLAR_PER_TOKEN), Spending(None)
     some.possibly_billed, some.possible_cost = 3, Decimal("1.5")
     unpriced.possibly_billed = 2
@@ -344,7 +344,7 @@ def test_what_several_spent_together_tells_of_broken_lines() -> None:
     assert "possibly_billed" not in spent_together([none, none])
 
 
-def test_replies_beside_the_requests_count_towards_the_limit_and_are_told() -> None:
+def test_replies_beside_the_requests_count_towards_the_limit_and_are_reported() -> None:
     spending = Spending(DOLLAR_PER_TOKEN)
     spending.add(reply(3, 2), is_new=True)
     spending.add_probe(reply(4, 1))

@@ -107,10 +107,12 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: Transf
     assert all(each.reason for each in judgements)
     assert missing_share(judgements).share == 1
     assert journalled(store) == len(ITEMS)
-    assert "response_format" in foreign.told(), "the server no longer says that it leaves the schema aside"
+    assert "response_format" in foreign.reported(), "the server no longer says that it leaves the schema aside"
 
 
-def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(foreign: TransformersServer, store: Store) -> None:
+def test_the_schema_is_reported_in_words_once_it_is_known_to_be_ignored(
+    foreign: TransformersServer, store: Store
+) -> None:
     judge = judge_of(foreign, temperature=1.0, max_tokens=40)
     for _ in range(2):
         with open_session(store) as session:
@@ -120,7 +122,7 @@ def test_the_schema_is_told_in_words_once_it_is_known_to_be_ignored(foreign: Tra
     assert list(known.values()) == ["text"]
 
 
-def test_cut_ratings_are_failures_and_owed_again(foreign: TransformersServer, store: Store) -> None:
+def test_cut_ratings_are_failures_and_pending_again(foreign: TransformersServer, store: Store) -> None:
     before = foreign.requests()
     comparison = ComparisonTask(SPEECHES[0], ITEMS[0][1], ITEMS[1][1])
     for runs in (1, 2):
@@ -139,7 +141,7 @@ def test_another_models_name_stops_before_the_second_item(foreign: TransformersS
     judge = judge_of(foreign, temperature=0.0, max_tokens=1).model_copy(update={"endpoint": endpoint})
     with open_session(store) as session, pytest.raises(EndpointError) as refused:
         open_judge(judge, session, "rating").rate(ITEMS, ignore_progress)
-    assert "pinned" in refused.value.what, "the server's own words are not told"
+    assert "pinned" in refused.value.what, "the server's own words are not reported"
     assert "endpoint.model" in refused.value.remedy
     # With the schema, a question in JSON mode, and in words: all refused, and for the first item only.
     assert foreign.requests() - before == 3

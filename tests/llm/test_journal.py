@@ -53,7 +53,7 @@ def test_many_are_read_at_once_as_one_by_one(tmp_path):
         assert list(journal.replies_to([])) == []
 
 
-def test_a_broken_line_is_kept_once_each_time_and_is_no_reply(tmp_path):
+def test_a_lost_response_is_kept_once_each_time_and_is_no_reply(tmp_path):
     with Journal(tmp_path / "j.sqlite") as journal:
         for digest in ("b", "a", "b"):
             journal.record_lost_responses([digest])
@@ -173,7 +173,7 @@ def test_a_torn_log_loses_only_its_end(tmp_path):
     assert (kept[0], kept[-1]) == (0, 12)
 
 
-def test_a_flipped_byte_is_found_skipped_and_owed_again(tmp_path):
+def test_a_flipped_byte_is_found_skipped_and_pending_again(tmp_path):
     path = tmp_path / "j.sqlite"
     with Journal(path) as journal:
         journal.record("a", reply("a rating of five"))
@@ -290,7 +290,7 @@ def test_a_journal_of_the_first_format_keeps_its_replies(tmp_path):
 
 
 def test_choices_are_kept_and_a_journal_without_their_column_gets_it(tmp_path):
-    told = ChatReply(ReplyStatus.VALID, '{"a": 4}', "judge-1", 10, 3, choices='[[6,"4",[["4",-0.1]]]]')
+    reported = ChatReply(ReplyStatus.VALID, '{"a": 4}', "judge-1", 10, 3, choices='[[6,"4",[["4",-0.1]]]]')
     plain = ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3, cached_tokens=8)
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record("a", plain)
@@ -298,14 +298,14 @@ def test_choices_are_kept_and_a_journal_without_their_column_gets_it(tmp_path):
         older.execute("ALTER TABLE replies DROP COLUMN choices")
     for _ in range(2):
         with Journal(tmp_path / "j.sqlite") as journal:
-            journal.record("a", told)
+            journal.record("a", reported)
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert journal.replies("a") == [plain, told, told]
+        assert journal.replies("a") == [plain, reported, reported]
         assert journal.damaged_rows == 0
     with sqlite3.connect(tmp_path / "j.sqlite") as changed:
         changed.execute("UPDATE replies SET choices = ? WHERE attempt = 1", (b'[[6,"5",[["5",-0.1]]]]',))
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert journal.replies("a") == [plain, told]
+        assert journal.replies("a") == [plain, reported]
         assert journal.damaged_rows == 1
 
 
@@ -329,14 +329,14 @@ ROWS = st.builds(
     st.just("2026-01-02T03:04:05.678+00:00"),
 )
 
-BROKEN_LINES = st.builds(LostResponse, TEXTS, TEXTS)
+LOST_RESPONSES = st.builds(LostResponse, TEXTS, TEXTS)
 
 
 def sound(journal: Journal) -> list[JournalRow]:
     return [row for row in journal.rows() if isinstance(row, JournalRow)]
 
 
-@given(st.lists(ROWS | BROKEN_LINES, max_size=5))
+@given(st.lists(ROWS | LOST_RESPONSES, max_size=5))
 def test_rows_round_trip_whatever_they_hold(
     tmp_path_factory: pytest.TempPathFactory, rows: list[JournalRow | LostResponse]
 ) -> None:
@@ -358,7 +358,7 @@ def test_an_export_taken_in_elsewhere_answers_there_and_only_once(tmp_path: Path
         assert [each.text for each in new.replies("b")] == ["three"]
 
 
-def test_broken_lines_travel_with_the_replies_and_are_taken_once(tmp_path: Path) -> None:
+def test_lost_responses_travel_with_the_replies_and_are_taken_once(tmp_path: Path) -> None:
     with Journal(tmp_path / "old.sqlite") as old:
         old.record("a", reply("one"))
         old.record_lost_responses(["a"])
@@ -404,7 +404,7 @@ def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, b
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"])
-def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_text_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"line 1: .*not a reply"):
@@ -458,7 +458,7 @@ def test_what_a_reader_accepted_is_known_to_it_alone(tmp_path: Path) -> None:
         assert journal.accepted("parser 2") == set()
 
 
-def test_a_damaged_row_is_told_and_the_others_stand(tmp_path: Path) -> None:
+def test_a_damaged_row_is_reported_and_the_others_stand(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record_many([Entry("a", reply("one")), Entry("b", reply("two"))])
         journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'a'")

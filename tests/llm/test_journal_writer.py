@@ -26,7 +26,7 @@ def entry(number: int) -> Entry:
 
 
 class Slow(Journal):
-    """Commits when it is told to, and remembers how many went into each."""
+    """Commits when it is reported to, and remembers how many went into each."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -112,7 +112,7 @@ def test_drain_of_nothing(tmp_path: Path) -> None:
         asyncio.run(JournalWriter(journal).drain())
 
 
-def test_a_storm_of_broken_lines_is_one_commit_and_replies_go_before_it(tmp_path: Path) -> None:
+def test_a_storm_of_lost_responses_is_one_commit_and_replies_go_before_it(tmp_path: Path) -> None:
     order: list[str] = []
 
     class Watched(Slow):

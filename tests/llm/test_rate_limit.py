@@ -149,7 +149,7 @@ def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait:
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("reported", "seconds"),
     [
         ("1m30.5s", 90.5),
         ("120ms", 0.12),
@@ -168,13 +168,13 @@ def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait:
         ("inf", None),
     ],
 )
-def test_durations(told: str, seconds: float | None) -> None:
-    assert duration_seconds(told) == pytest.approx(seconds)
+def test_durations(reported: str, seconds: float | None) -> None:
+    assert duration_seconds(reported) == pytest.approx(seconds)
 
 
 @given(st.text(max_size=12))
-def test_no_header_breaks_the_reader(told: str) -> None:
-    seconds = duration_seconds(told)
+def test_no_header_breaks_the_reader(reported: str) -> None:
+    seconds = duration_seconds(reported)
     assert seconds is None or seconds >= 0
 
 
@@ -380,8 +380,8 @@ def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
     async def work(loop: StoppedClock) -> None:
         del loop
         limiter = RateLimiter(8, requests_per_minute=600)
-        told = "9" * digits
-        limiter.on_reply({"x-ratelimit-limit-requests": told, "x-ratelimit-remaining-requests": told}, 5)
+        reported = "9" * digits
+        limiter.on_reply({"x-ratelimit-limit-requests": reported, "x-ratelimit-remaining-requests": reported}, 5)
         assert slots(limiter, 2) == [0.0, 0.1]
         limiter.close()
 

@@ -140,7 +140,7 @@ def test_what_is_written_is_read(value: object, space: str) -> None:
         ("[" + "9" * 5000 + "]", "the JSON is malformed"),
     ],
 )
-def test_what_is_not_strict_is_told(text: str, reason: str) -> None:
+def test_what_is_not_strict_is_reported(text: str, reason: str) -> None:
     for read in (read_json, lambda text: read_json_at(text, 0)):
         with pytest.raises(UnreadableReplyError) as caught:
             read(text)

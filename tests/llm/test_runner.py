@@ -379,7 +379,7 @@ def test_keyboard_interrupt_keeps_every_reply_that_came(journal, heard_interrupt
     st.integers(1, 5),
 )
 @settings(max_examples=25, deadline=None)
-def test_runs_until_nothing_is_owed_pay_each_request_exactly_as_often_as_needed(
+def test_runs_until_nothing_is_pending_pay_each_request_exactly_as_often_as_needed(
     tmp_path_factory, texts, needed, max_attempts, concurrency
 ):
     total = {}

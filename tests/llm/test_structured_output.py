@@ -70,8 +70,8 @@ class Ignoring:
             return Reply('{"greeting": "good morning"}' if is_probe(body) else GOOD)
         if is_probe(body):
             return Reply("Good morning!")
-        told = "rating" in str(body["messages"][0]["content"])
-        return Reply(f"Sure:\n```json\n{GOOD}\n```" if told else "Four out of five.")
+        reported = "rating" in str(body["messages"][0]["content"])
+        return Reply(f"Sure:\n```json\n{GOOD}\n```" if reported else "Four out of five.")
 
 
 def asked(server: ChatServer, store: Store, count: int = 3, **settings: Any) -> list[ChatReply]:
@@ -100,7 +100,9 @@ def test_a_server_that_keeps_to_the_schema_is_asked_nothing_else(store: Store) -
 
 @pytest.mark.parametrize("refuses", [(), ("json_schema",)])
 @pytest.mark.parametrize("can", ["json_object", "text"])
-def test_what_a_server_ignores_or_refuses_is_told_in_words(store: Store, can: str, refuses: tuple[str, ...]) -> None:
+def test_what_a_server_ignores_or_refuses_is_reported_in_words(
+    store: Store, can: str, refuses: tuple[str, ...]
+) -> None:
     with ChatServer(Ignoring(can, refuses)) as server:
         replies = asked(server, store)
         shaped = [each.body for each in server.received if not is_probe(each.body)]
@@ -108,7 +110,7 @@ def test_what_a_server_ignores_or_refuses_is_told_in_words(store: Store, can: st
     assert all(reply.status is ReplyStatus.VALID and "rating" in reply.text for reply in replies)
     assert [kind(body) for body in shaped] == ["json_schema"] + [can] * 3
     assert all('"additionalProperties": false' in body["messages"][0]["content"] for body in shaped[1:])
-    assert shaped[1]["messages"][1]["content"] == "item 0", "the item itself is told unchanged"
+    assert shaped[1]["messages"][1]["content"] == "item 0", "the item itself is reported unchanged"
     assert probes == (1 if refuses else 2)
     assert list(remembered(store).values()) == [can]
 
@@ -196,9 +198,9 @@ def test_a_reply_fits_its_schema_wholly_or_not(text: str, whether: bool) -> None
 
 def test_a_request_without_a_system_message_gets_one_for_the_schema() -> None:
     request = ChatRequest((Message("user", "Rate it."),), 0.0, 1.0, 9, SCHEMA)
-    told = in_mode(request, OutputMode.TEXT)
-    assert [turn.role for turn in told.messages] == ["system", "user"]
-    assert told.response_schema is None
+    reported = in_mode(request, OutputMode.TEXT)
+    assert [turn.role for turn in reported.messages] == ["system", "user"]
+    assert reported.response_schema is None
     assert in_mode(request, OutputMode.JSON_SCHEMA) is request
 
 
@@ -228,7 +230,7 @@ def test_a_retired_model_is_refused_before_the_first_call(
     assert MODEL not in refused.value.remedy
 
 
-def test_an_announced_end_is_told_and_lets_through(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_announced_end_is_reported_and_lets_through(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     end = days_from_now(30)
     with ChatServer(models=[listed(MODEL, shutdown_date=end)]) as server:
         asked(server, store)
@@ -292,7 +294,7 @@ def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_pa
         await later
         await model.aclose()
         assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
-        assert len(beside) == 2, "what it cost to find out is told to who asked first"
+        assert len(beside) == 2, "what it cost to find out is reported to who asked first"
 
     asyncio.run(work())
 

@@ -49,7 +49,7 @@ def test_digest_changes_with_each_field(change):
     assert replace(REQUEST, **change).digest(IDENTITY) != REQUEST.digest(IDENTITY)
 
 
-def test_changes_are_told_apart_from_each_other():
+def test_changes_are_reported_apart_from_each_other():
     digests = {replace(REQUEST, **change).digest(IDENTITY) for change in CHANGES}
     assert len(digests) == len(CHANGES)
 

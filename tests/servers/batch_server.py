@@ -102,7 +102,7 @@ class ScriptedBatch:
 
 
 class BatchServer:
-    """Serves from threads of its own until the `with` block ends; `watch` is told of every step."""
+    """Serves from threads of its own until the `with` block ends; `watch` is reported of every step."""
 
     def __init__(self, settings: ProviderScript | None = None, watch: Watch = nobody) -> None:
         self.settings = settings or ProviderScript()
@@ -233,7 +233,7 @@ class BatchServer:
         if self.settings.lose_creations:
             self.settings.lose_creations -= 1
             return None
-        return Answer(200, self._told(batch))
+        return Answer(200, self._reported(batch))
 
     def _admit(self, batch: ScriptedBatch) -> None:
         at_work = sum(each.tokens for each in self.batches.values() if each.status == "in_progress")
@@ -251,7 +251,7 @@ class BatchServer:
         begin = 1 + [each.id for each in listed].index(after) if after else 0
         page = listed[begin : begin + limit]
         more = begin + limit < len(listed)
-        return Answer(200, {"object": "list", "data": [self._told(each) for each in page], "has_more": more})
+        return Answer(200, {"object": "list", "data": [self._reported(each) for each in page], "has_more": more})
 
     def _one(self, batch_id: str, is_cancelled: bool) -> "Answer":
         batch = self.batches.get(batch_id)
@@ -260,14 +260,14 @@ class BatchServer:
         if is_cancelled:
             self.cancelled.append(batch_id)
             batch.status = "cancelled" if batch.status == "in_progress" else batch.status
-            return Answer(200, self._told(batch))
+            return Answer(200, self._reported(batch))
         self.watch("state asked")
         if self.settings.outages:
             self.settings.outages -= 1
             return _error(503, "come back later")
         if time.time() >= batch.made_at + self.settings.work_seconds:
             self._work_off(batch)
-        return Answer(200, self._told(batch))
+        return Answer(200, self._reported(batch))
 
     def _work_off(self, batch: ScriptedBatch) -> None:
         if batch.status != "in_progress":
@@ -278,7 +278,7 @@ class BatchServer:
         output = [each for each in done if each["response"]["status_code"] == 200]
         faults = [*(each for each in done if each["response"]["status_code"] != 200), *expired]
         if output:
-            output.append({**output[0], "id": "x", "custom_id": "nobody-asked-for-this"})
+            output.append({**output[0], "id": "x", "custom_id": "unknown-request"})
         random.Random(batch.id).shuffle(output)  # noqa: S311
         batch.output, batch.faults = self._write(output), self._write(faults)
         batch.status = "expired" if left else "completed"
@@ -287,11 +287,11 @@ class BatchServer:
         digest = line["custom_id"]
         status = self.settings.line_fault(digest, self.submitted[digest]) or 200
         self.submitted[digest] += 1
-        told: object = {"error": {"message": "scripted fault", "code": "scripted", "type": "scripted"}}
+        reported: object = {"error": {"message": "scripted fault", "code": "scripted", "type": "scripted"}}
         if status == 200:
             self.billed[digest] += 1
-            told = completion_of(self.settings.script(line["body"], 0), 0)
-        response = {"status_code": status, "request_id": "r", "body": told}
+            reported = completion_of(self.settings.script(line["body"], 0), 0)
+        response = {"status_code": status, "request_id": "r", "body": reported}
         return {"id": digest[:8], "custom_id": digest, "response": response, "error": None}
 
     def _write(self, lines: list[dict[str, Any]]) -> str:
@@ -299,7 +299,7 @@ class BatchServer:
             return ""
         return self._store("".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def _told(self, batch: ScriptedBatch) -> dict[str, Any]:
+    def _reported(self, batch: ScriptedBatch) -> dict[str, Any]:
         over = batch.status in ("completed", "expired")
         counts = {"total": len(batch.lines), "completed": len(batch.lines) if over else 0, "failed": 0}
         return {
@@ -386,11 +386,11 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            told = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
+            reported = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
             self.send_response(answered.status)
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(reported)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(reported)
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):

@@ -119,9 +119,9 @@ def _rope_factors(config: dict[str, Any]) -> Any:
 @contextmanager
 def serving(gguf: Path, name: str, log: Path) -> Generator[str]:
     """Yield the base URL of a server that lists its model under `name`."""
-    with log.open("wb") as told:
+    with log.open("wb") as reported:
         child = subprocess.Popen(
-            [sys.executable, __file__, str(gguf), name], stdout=subprocess.PIPE, stderr=told, text=True
+            [sys.executable, __file__, str(gguf), name], stdout=subprocess.PIPE, stderr=reported, text=True
         )
         try:
             yield f"{_address(child, log)}/v1"

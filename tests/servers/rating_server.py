@@ -93,9 +93,9 @@ class Books:
             return b""
         per_second = self.requests_per_minute / _MINUTE_SECONDS
         full_in = max(0.0, per_second - self.left) / per_second
-        told = f"{self.requests_per_minute}|{int(self.left)}|{full_in:.3f}s".split("|")
+        reported = f"{self.requests_per_minute}|{int(self.left)}|{full_in:.3f}s".split("|")
         names = ("limit-requests", "remaining-requests", "reset-requests")
-        return "".join(f"x-ratelimit-{n}: {v}\r\n" for n, v in zip(names, told, strict=True)).encode()
+        return "".join(f"x-ratelimit-{n}: {v}\r\n" for n, v in zip(names, reported, strict=True)).encode()
 
     def fault(self) -> str:
         """Return the fault that befalls this request, or nothing."""
@@ -127,8 +127,8 @@ class RatingProtocol(asyncio.Protocol):
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
-            told = _LENGTH.search(self._buffer, 0, end)
-            whole = end + 4 + (int(told[1]) if told else 0)
+            reported = _LENGTH.search(self._buffer, 0, end)
+            whole = end + 4 + (int(reported[1]) if reported else 0)
             if len(self._buffer) < whole:
                 return
             request, self._buffer = self._buffer[:whole], self._buffer[whole:]
@@ -208,9 +208,9 @@ class RatingServer:
         """Return what was billed so far."""
         url = self.base_url.removesuffix("/v1") + "/bill"
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
-            told = json.load(answer)
-        times = {name: [(item, at) for item, at in told[name]] for name in ("sent", "asked")}
-        return Bill(**{**told, **times})
+            reported = json.load(answer)
+        times = {name: [(item, at) for item, at in reported[name]] for name in ("sent", "asked")}
+        return Bill(**{**reported, **times})
 
 
 @contextmanager
@@ -218,8 +218,8 @@ def serving(
     latency_seconds: float = 0.1, faults: Mapping[str, float] | None = None, requests_per_minute: int = 0, seed: int = 0
 ) -> Generator[RatingServer]:
     """Yield a server in its own process; it is killed afterwards."""
-    told = ",".join(f"{kind}={share}" for kind, share in (faults or {}).items())
-    options = [f"--latency-seconds={latency_seconds}", f"--faults={told}", f"--seed={seed}"]
+    reported = ",".join(f"{kind}={share}" for kind, share in (faults or {}).items())
+    options = [f"--latency-seconds={latency_seconds}", f"--faults={reported}", f"--seed={seed}"]
     command = [sys.executable, __file__, *options, f"--requests-per-minute={requests_per_minute}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with process:
@@ -239,8 +239,8 @@ async def _serve(books: Books) -> None:
     await server.serve_forever()
 
 
-def _shares(told: str) -> dict[str, float]:
-    pairs = (part.split("=") for part in told.split(",") if part)
+def _shares(reported: str) -> dict[str, float]:
+    pairs = (part.split("=") for part in reported.split(",") if part)
     return {kind: float(share) for kind, share in pairs if kind in KINDS}
 
 

@@ -38,9 +38,9 @@ class TransformersServer:
 
     def requests(self) -> int:
         """Return how many chat completions it was asked for, refused ones included, by its own log."""
-        return self.told().count(_ANSWERED)
+        return self.reported().count(_ANSWERED)
 
-    def told(self) -> str:
+    def reported(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -58,8 +58,8 @@ def serving(folder: Path, log: Path, environment: Mapping[str, str]) -> Generato
     """Yield the server once it has loaded the model and listens."""
     command = [Path(sys.executable).with_name("transformers"), "serve", folder]
     options = ["--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--default-seed", "0"]
-    with log.open("wb") as told:
-        child = subprocess.Popen([*command, *options], stdout=told, stderr=told, env=environment)
+    with log.open("wb") as reported:
+        child = subprocess.Popen([*command, *options], stdout=reported, stderr=reported, env=environment)
     try:
         yield TransformersServer(str(folder), f"{_address(child, log)}/v1", log)
     finally:
@@ -72,9 +72,9 @@ def _address(child: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_LIMIT_SECONDS
     while time.monotonic() < deadline:
         ended = child.poll() is not None
-        told = log.read_text(encoding="utf-8", errors="replace")
-        if listening := _LISTENING.search(told):
+        reported = log.read_text(encoding="utf-8", errors="replace")
+        if listening := _LISTENING.search(reported):
             return listening[1]
-        assert not ended, f"the server ended with {child.returncode}:\n{told}"
+        assert not ended, f"the server ended with {child.returncode}:\n{reported}"
         time.sleep(0.05)
     raise AssertionError(f"no server after {START_LIMIT_SECONDS:g} s:\n{log.read_text(errors='replace')}")
