@@ -192,9 +192,9 @@ def test_a_config_that_lies_alone_has_a_next_command_too(
     for name in (f"{stage}.yaml", "corpus.yaml"):
         shutil.copy(miniature.recipe / name, tmp_path)
     last = cli(stage, tmp_path / f"{stage}.yaml", "--store", miniature.store).out.splitlines()[-1]
-    made = next(each for each in Store(miniature.store).artifacts(kind) if each.name.startswith("mini"))
-    words = named.format(ref=made.ref)
-    assert last == f"{kind} {made.ref} is ready; next: psychocounsel {words} --store {miniature.store}"
+    created = next(each for each in Store(miniature.store).artifacts(kind) if each.name.startswith("mini"))
+    words = named.format(ref=created.ref)
+    assert last == f"{kind} {created.ref} is ready; next: psychocounsel {words} --store {miniature.store}"
 
 
 def test_report_alone_ends_with_its_path(miniature: Miniature, cli: Cli) -> None:

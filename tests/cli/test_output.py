@@ -11,11 +11,13 @@ def test_results_start_with_warnings_and_a_dataset_shows_the_whole_funnel(
     miniature: Miniature, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(miniature.store)
-    made = [each for each in store.artifacts() if each.name == "mini" and each.kind in ("preferences", "reward-models")]
-    show_results(made, store)
+    created = [
+        each for each in store.artifacts() if each.name == "mini" and each.kind in ("preferences", "reward-models")
+    ]
+    show_results(created, store)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("! Rated by the offline judge")
-    assert lines[1] == f"up to date: preferences {made[0].ref}  ({made[0].folder})"
+    assert lines[1] == f"up to date: preferences {created[0].ref}  ({created[0].folder})"
     labels = [line.strip().split("  ")[0] for line in lines]
     steps = ["speeches read", "ready responses", "responses judged", "combinations, train", "accuracy, test"]
     assert [label for label in labels if label in steps] == steps

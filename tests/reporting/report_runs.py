@@ -162,7 +162,7 @@ def corpus() -> dict[str, Artifact]:
     return {"speeches": speeches, "candidates": candidates}
 
 
-def labels(made: dict[str, Artifact]) -> dict[str, Artifact]:
+def labels(created: dict[str, Artifact]) -> dict[str, Artifact]:
     counts = {"1": 40, "2": 160, "3": 200, "4": 180, "5": 55}
     judgements = artifact(
         "judgements",
@@ -175,7 +175,7 @@ def labels(made: dict[str, Artifact]) -> dict[str, Artifact]:
             "status": {"valid": 635, "refusal": 1},
             "histograms": dict.fromkeys(PRINCIPLES, counts),
         },
-        parents=made,
+        parents=created,
         warnings=[OFFLINE],
         rows={"judgements.parquet": 636},
     )
@@ -188,7 +188,7 @@ def labels(made: dict[str, Artifact]) -> dict[str, Artifact]:
         "preferences",
         "sample",
         {"pairing": pairing, "words": {"train": {"chosen": 48.1, "rejected": 51.7}}},
-        parents={"judgements": judgements, **made},
+        parents={"judgements": judgements, **created},
         warnings=[OFFLINE],
         rows={f"data/{split}-00000-of-00001.parquet": by["kept"] for split, by in pairing.items()},
     )
@@ -245,25 +245,25 @@ def audit_metrics(**changes: Any) -> dict[str, Any]:
     }
 
 
-def audit(made: dict[str, Artifact], **changes: Any) -> Artifact:
-    parents = {key: made[key] for key in ("judgements", "speeches", "candidates")}
+def audit(created: dict[str, Artifact], **changes: Any) -> Artifact:
+    parents = {key: created[key] for key in ("judgements", "speeches", "candidates")}
     return artifact("audits", "sample", audit_metrics(**changes), parents=parents, warnings=[OFFLINE])
 
 
-def online_round(number: int, made: dict[str, Artifact], before: Artifact, last: int) -> list[Artifact]:
+def online_round(number: int, created: dict[str, Artifact], before: Artifact, last: int) -> list[Artifact]:
     name = f"tiny-online-round-{number:02d}"
     sampled = artifact(
         "candidates",
         name,
         {"speeches": 60, "text_quality": text_quality()},
-        parents={"speeches": made["speeches"], "previous policy": before},
+        parents={"speeches": created["speeches"], "previous policy": before},
         rows={"candidates.parquet": 240},
     )
     scores = artifact(
         "scores",
         name,
         {"scored": 240, "reward": {"mean": 0.1, "std": 1.0, "n": 240}},
-        parents={"candidates": sampled, "speeches": made["speeches"], "reward model": made["reward"]},
+        parents={"candidates": sampled, "speeches": created["speeches"], "reward model": created["reward"]},
         rows={"scores.parquet": 240},
     )
     pairs = artifact(
@@ -273,7 +273,7 @@ def online_round(number: int, made: dict[str, Artifact], before: Artifact, last:
             "pairing": {"combinations": 60, "kept": 58, "dropped": {"equal_scores": 2}},
             "left_out": {"unfinished": 6, "empty": 0},
         },
-        parents={"scores": scores, "candidates": sampled, "speeches": made["speeches"]},
+        parents={"scores": scores, "candidates": sampled, "speeches": created["speeches"]},
         rows={"data/train-00000-of-00001.parquet": 58},
     )
     dev = {
@@ -292,19 +292,19 @@ def online_round(number: int, made: dict[str, Artifact], before: Artifact, last:
         },
         parents={
             "pairs": pairs,
-            "speeches": made["speeches"],
+            "speeches": created["speeches"],
             "previous policy": before,
-            "initial policy": made["base"],
-            "reward model": made["reward"],
+            "initial policy": created["base"],
+            "reward model": created["reward"],
         },
         warnings=[OFFLINE],
     )
     return [sampled, scores, pairs, policy]
 
 
-def models(made: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact], list[Artifact]]:
-    base = artifact("base-models", "tiny", BASE, parents={key: made[key] for key in ("speeches", "candidates")})
-    parents = {"preferences": made["preferences"], "base model": base}
+def models(created: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact], list[Artifact]]:
+    base = artifact("base-models", "tiny", BASE, parents={key: created[key] for key in ("speeches", "candidates")})
+    parents = {"preferences": created["preferences"], "base model": base}
     reward = artifact(
         "reward-models",
         "sample",
@@ -313,7 +313,7 @@ def models(made: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact],
         warnings=[OFFLINE],
         rows={"scores.parquet": 80},
     )
-    parents = {"preferences": made["preferences"], "initial policy": base}
+    parents = {"preferences": created["preferences"], "initial policy": base}
     dpo = artifact(
         "policies",
         "tiny-dpo",
@@ -325,27 +325,27 @@ def models(made: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact],
     in_rounds: list[Artifact] = []
     for number in range(1, rounds + 1):
         before = in_rounds[-1] if in_rounds else base
-        in_rounds += online_round(number, {**made, **named}, before, rounds)
+        in_rounds += online_round(number, {**created, **named}, before, rounds)
     return named, in_rounds
 
 
-def comparison(name: str, policy: Artifact, made: dict[str, Artifact], **changes: Any) -> list[Artifact]:
+def comparison(name: str, policy: Artifact, created: dict[str, Artifact], **changes: Any) -> list[Artifact]:
     sides = {
         role: artifact(
             "candidates",
             f"{name}-{role}",
             {"speeches": 41, "failed": {}},
-            parents={"speeches": made["speeches"], "model": model},
+            parents={"speeches": created["speeches"], "model": model},
             settings={"responder": {"author": author}},
             rows={"candidates.parquet": 41},
         )
-        for role, model, author in (("policy", policy, name), ("reference", made["base"], "base"))
+        for role, model, author in (("policy", policy, name), ("reference", created["base"], "base"))
     }
     compared = artifact(
         "comparisons",
         name,
         comparison_metrics(**changes),
-        parents={**{f"{role} answers": each for role, each in sides.items()}, "speeches": made["speeches"]},
+        parents={**{f"{role} answers": each for role, each in sides.items()}, "speeches": created["speeches"]},
         warnings=[OFFLINE],
         settings={"confidence": 0.95},
         rows={"comparisons.parquet": 82},
@@ -365,14 +365,14 @@ def example(text: str, *, crisis: bool = False) -> Example:
 
 def whole_run(rounds: int = 3) -> ReportData:
     """Return a run of everything: DPO and online, each compared with the base."""
-    made = corpus()
-    made |= labels(made)
-    named, in_rounds = models(made, rounds)
-    made |= named
-    compared = comparison("dpo", named["dpo"], made)
+    created = corpus()
+    created |= labels(created)
+    named, in_rounds = models(created, rounds)
+    created |= named
+    compared = comparison("dpo", named["dpo"], created)
     if in_rounds:
-        compared += comparison("online", in_rounds[-1], made, crisis=None)
-    artifacts = (*made.values(), *in_rounds, *compared)
+        compared += comparison("online", in_rounds[-1], created, crisis=None)
+    artifacts = (*created.values(), *in_rounds, *compared)
     examples = (
         example("(Crying) I keep her voicemail."),
         example("I do not want to be here any more.", crisis=True),

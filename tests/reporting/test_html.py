@@ -319,9 +319,9 @@ def test_the_metrics_of_a_report_are_those_of_the_artifacts() -> None:
 
 
 def audited(**changes: object) -> ReportData:
-    made = corpus()
-    made |= labels(made)
-    return ReportData("run", (*made.values(), audit(made, **changes)))
+    created = corpus()
+    created |= labels(created)
+    return ReportData("run", (*created.values(), audit(created, **changes)))
 
 
 def test_an_audit_has_its_section_and_its_figures() -> None:

@@ -111,15 +111,15 @@ def _next_in_recipe(config: Path) -> NextStep | None:
     return None
 
 
-def next_command(made: Artifact, stage: "StageName", config: Path) -> list[str]:
+def next_command(created: Artifact, stage: "StageName", config: Path) -> list[str]:
     """Return the command that reads the result of a stage; CONFIG stands for a file that does not exist yet."""
     following = next_step(stage, config)
     if following is not None:
         return [following.stage, str(following.config)]
     if stage not in _NEXT_STAGE:
-        return _show_command(made)
-    setting = _SETTING.get(made.kind)
-    return [_NEXT_STAGE[stage], "CONFIG", *([] if setting is None else ["--set", setting.format(ref=made.ref)])]
+        return _show_command(created)
+    setting = _SETTING.get(created.kind)
+    return [_NEXT_STAGE[stage], "CONFIG", *([] if setting is None else ["--set", setting.format(ref=created.ref)])]
 
 
 def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
@@ -134,9 +134,9 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")
 
 
-def show_end_of_recipe(made: Sequence[Artifact], store: Store) -> None:
+def show_end_of_recipe(created: Sequence[Artifact], store: Store) -> None:
     """Print the path of a recipe's report; without one, the command that shows the last result."""
-    last = next((each for each in reversed(made) if each.kind == "reports"), made[-1])
+    last = next((each for each in reversed(created) if each.kind == "reports"), created[-1])
     show_end(last, _show_command(last), store)
 
 

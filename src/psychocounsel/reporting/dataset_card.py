@@ -102,7 +102,7 @@ class DatasetFacts:
 
     @property
     def judgement_metrics(self) -> JudgementMetrics | None:
-        """The numbers of the ratings that the pairs were made from."""
+        """The numbers of the ratings behind the pairs."""
         judgements = self.first("judgements")
         metrics = judgements and metrics_of(judgements)
         return metrics if isinstance(metrics, JudgementMetrics) else None

@@ -387,7 +387,7 @@ def _sampling_table(data: ReportData, rounds: Mapping[int, Artifact]) -> list[Ta
             dropped = reasons({**paired.pairing.dropped, **left_out})
             rows.append((f"round {number}", str(answers.speeches), str(paired.pairing.kept), dropped))
     header = ("", "speeches", "pairs", "no pair or left out")
-    title = "Rounds: speeches sampled, and pairs made of their answers."
+    title = "Rounds: speeches sampled, and pairs of their answers."
     return [Table("sampling", title, header, "lrrl", tuple(rows), tuple(rounds.values()))] if rows else []
 
 

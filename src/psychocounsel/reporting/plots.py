@@ -156,8 +156,8 @@ def _dots(rates: Mapping[str, Rate | None], *, counted: bool = True) -> list[Dot
 
 
 def _rate_plot(key: str, dots: Sequence[Dot], axis: str, caption: str, artifact: Artifact) -> Plot:
-    told = "; ".join(f"{dot.label}: {percent(dot.rate.estimate)} ({interval(dot.rate)})" for dot in dots)
-    return Plot(dots_and_intervals(key, dots, axis=axis), caption, f"{caption} {told}", (artifact,))
+    rows = "; ".join(f"{dot.label}: {percent(dot.rate.estimate)} ({interval(dot.rate)})" for dot in dots)
+    return Plot(dots_and_intervals(key, dots, axis=axis), caption, f"{caption} {rows}", (artifact,))
 
 
 def _reward_plots(artifact: Artifact, model: RewardModelMetrics) -> list[Plot]:
