@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
 
-from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.judge import ComparisonTask, missing_share
 from psychocounsel.judging.judges import open_judge
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
+from psychocounsel.llm.journal import JournalRow
 from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests
 from psychocounsel.llm.session import open_session
 from psychocounsel.llm.types import ChatRequest, Message
@@ -66,9 +66,9 @@ def answers_of(server: TransformersServer, store: Store) -> Answers:
         return Responder(responder, session, "model").answer(SPEECHES, 0)
 
 
-def journalled(store: Store) -> int:
+def journalled(store: Store) -> list[JournalRow]:
     with open_journal(store) as journal:
-        return count_replies(journal)
+        return [row for row in journal.rows() if isinstance(row, JournalRow)]
 
 
 def test_one_reply_says_who_gave_it_and_what_it_cost(foreign: TransformersServer, store: Store) -> None:
@@ -89,10 +89,11 @@ def test_every_speech_is_answered_once_and_never_paid_for_twice(foreign: Transfo
     assert [each.speech_id for each in answered.candidates] == [speech.id for speech in SPEECHES]
     assert all(each.text for each in answered.candidates)
     kept = journalled(store)
-    assert kept.replies == asked >= len(SPEECHES)
-    assert kept.requests == len(SPEECHES)
-    assert kept.by_status.get("valid", 0) == sum(each.finished for each in answered.candidates)
-    assert kept.completion_tokens >= len(SPEECHES)
+    assert len(kept) == asked >= len(SPEECHES)
+    assert len({row.digest for row in kept}) == len(SPEECHES)
+    finished = [row for row in kept if row.reply.status is ReplyStatus.VALID]
+    assert len(finished) == sum(each.finished for each in answered.candidates)
+    assert all(row.reply.completion_tokens for row in finished)
     assert answers_of(foreign, store) == answered
     assert foreign.requests() - before == asked
     assert journalled(store) == kept
@@ -106,7 +107,7 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: Transf
     assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
     assert all(each.reason for each in judgements)
     assert missing_share(judgements).share == 1
-    assert journalled(store) == len(ITEMS)
+    assert len(journalled(store)) == len(ITEMS)
     assert "response_format" in foreign.reported(), "the server no longer says that it leaves the schema aside"
 
 
@@ -132,7 +133,7 @@ def test_cut_ratings_are_failures_and_pending_again(foreign: TransformersServer,
             (verdict,) = judge.compare([comparison], ignore_progress)
         assert (judgement.status, judgement.ratings) == (ReplyStatus.CUT, {})
         assert (verdict.status, verdict.winners) == (ReplyStatus.CUT, {})
-        assert foreign.requests() - before == journalled(store) == runs * 2
+        assert foreign.requests() - before == len(journalled(store)) == runs * 2
 
 
 def test_another_models_name_stops_before_the_second_item(foreign: TransformersServer, store: Store) -> None:
@@ -145,4 +146,4 @@ def test_another_models_name_stops_before_the_second_item(foreign: TransformersS
     assert "endpoint.model" in refused.value.remedy
     # With the schema, a question in JSON mode, and in words: all refused, and for the first item only.
     assert foreign.requests() - before == 3
-    assert journalled(store) == 0
+    assert journalled(store) == []
