@@ -86,7 +86,7 @@ def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store:
     with BatchServer(ProviderScript(script=always_first)) as server:
         sets = [*judged_by(server), "judge.endpoint.response_format=json_schema", quick]
         assert evaluate(cli, miniature, store, *sets).code == 0
-        assert (sum(server.bill().values()), len(server.live)) == (15, 1)  # one request shows that the judge can be read
+        assert (sum(server.bill().values()), len(server.live)) == (15, 1)  # one shows that it can be read
     assert newest(store).metrics["win_rate"]["estimate"] == 0.5
 
 
