@@ -79,13 +79,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "sft": {"epochs": 1, "batch_size": 16, "max_length_tokens": 1024},
         },
         "build-preferences": {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}},
-        "train-reward": {
-            "name": "mini",
-            "base_model": "mini-base",
-            "preferences": "mini",
-            "epochs": 1,
-            **shared,
-        },
+        "train-reward": {"name": "mini", "base_model": "mini-base", "preferences": "mini", "epochs": 1, **shared},
         "align-dpo": {
             "name": "mini-dpo",
             "mode": "dpo",

@@ -10,22 +10,9 @@ from typing import Any
 
 from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
-from psychocounsel.store.schemas import (
-    SplitSpeech,
-    write_candidates,
-    write_judgements,
-    write_pairs,
-    write_speeches,
-)
+from psychocounsel.store.schemas import SplitSpeech, write_candidates, write_judgements, write_pairs, write_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import (
-    Candidate,
-    Judgement,
-    PreferencePair,
-    ReplyStatus,
-    ScoredCandidate,
-    Speech,
-)
+from psychocounsel.types import Candidate, Judgement, PreferencePair, ReplyStatus, ScoredCandidate, Speech
 
 NOTICE = "Rated by a stand-in: no evidence about counselling."
 JUDGE = "judge-2025-01-01"
@@ -62,14 +49,7 @@ SPEECH_METRICS: dict[str, Any] = {
         "dropped": {"too_short": 1, "repeated_speech": 1},
         "steps": [
             {"step": "markup", "rows_in": 5, "rows_out": 5, "changed": 2, "dropped": {}, "examples": {}},
-            {
-                "step": "length",
-                "rows_in": 5,
-                "rows_out": 4,
-                "changed": 0,
-                "dropped": {"too_short": 1},
-                "examples": {},
-            },
+            {"step": "length", "rows_in": 5, "rows_out": 4, "changed": 0, "dropped": {"too_short": 1}, "examples": {}},
             {
                 "step": "repeats",
                 "rows_in": 4,

@@ -30,10 +30,7 @@ SPEECH = Speech("Since the move I don't sleep, and nobody here knows my name.")
 PAIRS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {number} like?")) for number in range(ITEMS)]
 
 TURNED_AWAY = {"429": error_fault(429, "slow down", headers={"Retry-After": "0.01"})}
-SERVER_ERRORS = {
-    "500": error_fault(500, "oh"),
-    "503": error_fault(503, "busy", headers={"Retry-After": "0"}),
-}
+SERVER_ERRORS = {"500": error_fault(500, "oh"), "503": error_fault(503, "busy", headers={"Retry-After": "0"})}
 POSSIBLY_BILLED = {
     "dropped before the work": Fault(reset=True),
     "dropped after the work": Fault(reset=True, delay_seconds=0.02),

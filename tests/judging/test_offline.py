@@ -207,8 +207,7 @@ principles:
 
 
 @pytest.mark.parametrize(
-    ("block", "missing"),
-    [("", "humour, wit"), ("offline: {principles: {wit: {base: 0}}}\n", "humour")],
+    ("block", "missing"), [("", "humour, wit"), ("offline: {principles: {wit: {base: 0}}}\n", "humour")]
 )
 def test_principles_without_rules_are_refused(tmp_path: Path, block: str, missing: str) -> None:
     path = tmp_path / "humour.yaml"

@@ -41,8 +41,7 @@ _ITSELF = re.compile(
 )
 _ROLE = r"(?:system|sys|inst|instructions?|developer)"
 _HEADER = re.compile(
-    rf"^\W*(?:[\[<{{]+\|?\s*/?{_ROLE}(?: \w+){{,2}}\s*\|?[\]>}}]+|#+\s*{_ROLE}\s*:?\s*$)",
-    re.IGNORECASE | re.MULTILINE,
+    rf"^\W*(?:[\[<{{]+\|?\s*/?{_ROLE}(?: \w+){{,2}}\s*\|?[\]>}}]+|#+\s*{_ROLE}\s*:?\s*$)", re.IGNORECASE | re.MULTILINE
 )
 
 

@@ -315,11 +315,7 @@ def _open_local(config: JudgeConfig, ref: str, session: Session, settings: ChatJ
     """Return a model on this machine as a judge; its weights are loaded with the first request."""
     reference = resolve_model(session.store, ref, POLICY_KINDS)
     weights = reference.fingerprint if reference.parent is None else {"artifact": reference.parent.id}
-    fingerprint = {
-        "model": Path(ref).name,
-        "base_url": "local",
-        "weights": json.dumps(weights, sort_keys=True),
-    }
+    fingerprint = {"model": Path(ref).name, "base_url": "local", "weights": json.dumps(weights, sort_keys=True)}
 
     def load() -> ChatModel:
         from psychocounsel.training.generate import AnswerGenerator, LocalChatModel  # torch: only when a model judges

@@ -24,13 +24,7 @@ _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 _SENTENCE = re.compile(r"[^.!?…]+(?:[.!?…]+|$)")
 _CLAUSE_EDGE = re.compile("[,;:()\n\u2013\u2014]|\\s-\\s|--")
 _QUOTES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
-_IRREGULAR = {
-    "can't": "can not",
-    "cannot": "can not",
-    "won't": "will not",
-    "shan't": "shall not",
-    "let's": "let us",
-}
+_IRREGULAR = {"can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not", "let's": "let us"}
 _ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am", "'d": " would"}
 _IS_AFTER = frozenset({"what", "that", "it", "there", "who", "how", "where", "he", "she", "here", "when", "why"})
 _SUFFIXES = ("ings", "ing", "edly", "ed", "ies", "es", "ly", "s")
