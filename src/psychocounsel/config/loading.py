@@ -66,9 +66,7 @@ def read_yaml(text: str, origin: str) -> Document:
 
 def _nested_too_deeply(where: str) -> ConfigError:
     return ConfigError(
-        "nested too deeply, or far too many values",
-        where=where,
-        remedy="a config holds blocks of settings, not data",
+        "nested too deeply, or far too many values", where=where, remedy="a config holds blocks of settings, not data"
     )
 
 

@@ -21,13 +21,7 @@ from psychocounsel.config.schema import (
 from psychocounsel.errors import ConfigError
 
 StageName = Literal[
-    "make-base-model",
-    "build-preferences",
-    "import-preferences",
-    "train-reward",
-    "align",
-    "eval-winrate",
-    "report",
+    "make-base-model", "build-preferences", "import-preferences", "train-reward", "align", "eval-winrate", "report"
 ]
 CONFIGS: dict[StageName, type[Settings]] = {
     "make-base-model": BaseModelConfig,
