@@ -19,13 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from psychocounsel.config.schema import SplitConfig
-from psychocounsel.corpus.deduplicate import (
-    assign_splits,
-    cluster_ids,
-    letters,
-    runs,
-    sketch,
-)
+from psychocounsel.corpus.deduplicate import assign_splits, cluster_ids, letters, runs, sketch
 from psychocounsel.corpus.text import normalise, plain_words
 from psychocounsel.errors import DataQualityError, ExitCode
 from psychocounsel.types import Speech

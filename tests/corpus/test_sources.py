@@ -73,21 +73,12 @@ def test_an_unnamed_index_column_is_read(tmp_path: Path) -> None:
         (b"text\none\n\xff\xfe\n", "a.csv line 3: is not UTF-8 text"),
         (b"text\none\ntw\x00o\n", "a.csv line 3: holds a NUL byte"),
         ("text\none\n".encode("utf-16"), "a.csv line 1: is UTF-16 text"),
-        (
-            "text\none\n".encode("utf-16-be"),
-            "a.csv line 1: holds a NUL byte, as binary files and UTF-16 text do",
-        ),
+        ("text\none\n".encode("utf-16-be"), "a.csv line 1: holds a NUL byte, as binary files and UTF-16 text do"),
         (b"\x89PNG\r\n\x1a\n\x00", "a.csv line 1: is not UTF-8 text"),
         (b"\xef\xbb\xbf", "a.csv: is empty"),
         (b"\n\n", "a.csv: is empty"),
-        (
-            "text\n" + "x" * (2 * MAX_LINE_BYTES) + "\n",
-            f"a.csv line 2: is longer than {MAX_LINE_BYTES} bytes",
-        ),
-        (
-            'text\n"' + "x\n" * MAX_LINE_BYTES,
-            "a.csv line 2: cannot be read as CSV: field larger than field limit",
-        ),
+        ("text\n" + "x" * (2 * MAX_LINE_BYTES) + "\n", f"a.csv line 2: is longer than {MAX_LINE_BYTES} bytes"),
+        ('text\n"' + "x\n" * MAX_LINE_BYTES, "a.csv line 2: cannot be read as CSV: field larger than field limit"),
     ],
     ids=range(15),
 )
@@ -122,10 +113,7 @@ def test_jsonl_rows(tmp_path: Path) -> None:
         ("{'text': 'one'}\n", "a.jsonl line 1: is not JSON"),
         ("[" * 100_000, "a.jsonl line 1: is not JSON"),
         ('{"n": ' + "9" * 5000 + "}", "a.jsonl line 1: is not JSON"),
-        (
-            '{"text": "' + "x" * (2 * MAX_LINE_BYTES) + '"}',
-            f"a.jsonl line 1: is longer than {MAX_LINE_BYTES} bytes",
-        ),
+        ('{"text": "' + "x" * (2 * MAX_LINE_BYTES) + '"}', f"a.jsonl line 1: is longer than {MAX_LINE_BYTES} bytes"),
         (b'{"text": "a\x00b"}', "a.jsonl line 1: holds a NUL byte"),
         (b'{"text": "\xed\xa0\x80"}', "a.jsonl line 1: is not UTF-8 text"),
         ('{"text": "one"}'.encode("utf-16"), "a.jsonl line 1: is UTF-16 text"),

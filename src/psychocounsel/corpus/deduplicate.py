@@ -64,10 +64,7 @@ class _DigestMatrix(Protocol):
     def to_rows(self) -> list[list[int]]: ...
 
 
-_min_hashes = cast(
-    "Callable[[Hashes, Hashes, int, int], _DigestMatrix]",
-    RMinHash.digest_matrix_from_flat_token_hashes,
-)
+_min_hashes = cast("Callable[[Hashes, Hashes, int, int], _DigestMatrix]", RMinHash.digest_matrix_from_flat_token_hashes)
 
 
 def sketch(texts: Texts) -> Sketches:
