@@ -6,17 +6,10 @@ from typing import Any
 
 import pytest
 
-from psychocounsel.config.components import (
-    EndpointConfig,
-    JudgeConfig,
-    ResponderConfig,
-)
+from psychocounsel.config.components import EndpointConfig, JudgeConfig, ResponderConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.judges import open_judge
-from psychocounsel.llm.endpoints import (
-    keep_restricted_text_here,
-    require_usable,
-)
+from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import Session
 from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store

@@ -18,13 +18,7 @@ from psychocounsel.llm.structured_output import (
     StructuredOutputModel,
     enforces_schemas,
 )
-from psychocounsel.llm.types import (
-    ChatReply,
-    ChatRequest,
-    RequestContext,
-    is_on_this_machine,
-    resolved_base_url,
-)
+from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext, is_on_this_machine, resolved_base_url
 from psychocounsel.store.store import Store
 
 _END_KEYS = ("shutdown_date", "deprecation_date", "expiration_date", "deprecation")

@@ -20,13 +20,7 @@ from openai.types.file_create_params import ExpiresAfter
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig
 from psychocounsel.errors import EndpointError
-from psychocounsel.llm.batch.provider import (
-    ENDPOINT,
-    Batch,
-    LostAnswerError,
-    ProviderAwayError,
-    UnknownBatchError,
-)
+from psychocounsel.llm.batch.provider import ENDPOINT, Batch, LostAnswerError, ProviderAwayError, UnknownBatchError
 from psychocounsel.llm.client import (
     LONGEST_QUOTE_CHARS,
     Refusal,
