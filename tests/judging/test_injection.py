@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.judging.injection import CANARIES, addresses_judge, one_line, sample_indices, unhidden, with_canary
+from psychocounsel.judging.injection import CANARIES, addresses_judge, sample_indices, unhidden, with_canary
+from psychocounsel.llm.types import one_line
 from psychocounsel.types import Candidate, Speech
 
 ANSWER = "What keeps you up at night?"

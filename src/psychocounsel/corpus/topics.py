@@ -20,11 +20,10 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import TopicsConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import ConfigError
-from psychocounsel.judging.injection import one_line
 from psychocounsel.llm.replies import UnreadableReplyError, read_json_at
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
-from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
 from psychocounsel.store.files import digest_of
 from psychocounsel.types import ReplyStatus, Speech, content_id
 

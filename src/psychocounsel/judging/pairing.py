@@ -9,12 +9,14 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import PairingConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.judging.rubric import Rubric
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, content_id, exact_rating
+
+if TYPE_CHECKING:
+    from psychocounsel.judging.rubric import Rubric
 
 _TOO_FEW = ("speech_without_candidates", "speech_with_one_candidate")
 
@@ -164,7 +166,7 @@ def _comparable(
             yield speech, [rule.rank(each) for each in candidates]
 
 
-def resolve_rule(config: PairingConfig, rubric: Rubric, unfit: Unfit | None = None) -> PairingRule:
+def resolve_rule(config: PairingConfig, rubric: "Rubric", unfit: Unfit | None = None) -> PairingRule:
     """Return the rule of a config: its weights or vetoes, where it gives any, replace all of the rubric's.
 
     A principle without a weight in the config counts 1, as it does in a rubric. Numbers are the decimals that
@@ -201,7 +203,7 @@ def resolve_rule(config: PairingConfig, rubric: Rubric, unfit: Unfit | None = No
     )
 
 
-def _require_principles(named: Iterable[str], rubric: Rubric, where: str) -> None:
+def _require_principles(named: Iterable[str], rubric: "Rubric", where: str) -> None:
     known = list(rubric.weights)
     for name in named:
         if name not in known:

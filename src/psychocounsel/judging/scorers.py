@@ -17,7 +17,6 @@ from string import Template
 from typing import Any, NamedTuple, cast
 
 from psychocounsel.errors import ConfigError, EndpointError
-from psychocounsel.judging.injection import one_line
 from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.parsing import (
     PARSER_VERSION,
@@ -32,7 +31,7 @@ from psychocounsel.judging.parsing import (
 )
 from psychocounsel.judging.rubric import Principle, Rubric
 from psychocounsel.llm.replies import MOST_ALTERNATIVES, mapping_of, read_choices
-from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, content_id
 
 

@@ -4,9 +4,11 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from json.encoder import encode_basestring as _json_text
 from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
@@ -321,3 +323,29 @@ def api_key(endpoint: EndpointConfig) -> str:
             remedy="copy the key again",
         )
     return key
+
+
+# --- Texts as data in a prompt ----------------------------------------------------------------------------------------
+
+TAGS = "\U000e0000-\U000e007f"
+# Flags of the parts of a country are written with tags: a black flag, three to six signs, and an end.
+FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
+# Valid in a JSON string, yet lines or directions of their own to a reader, or there without being seen (or no
+# valid UTF-8 at all). Joiners, soft hyphens and spaces without width stay: scripts and emoji need them.
+UNSEEN = (
+    "\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+_ESCAPED = re.compile(f"(?P<flag>{FLAG})|[\u0080-\u009f\u2028\u2029\ud800-\udfff{UNSEEN}{TAGS}]")
+
+
+def one_line(item: Mapping[str, str]) -> str:
+    """Return texts as a JSON object on one line; every character that could break or hide in it is escaped."""
+    text = f"{{{', '.join(f'{_json_text(key)}: {_json_text(value)}' for key, value in item.items())}}}"
+    return text if text.isascii() else _ESCAPED.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    if match["flag"]:
+        return match["flag"]
+    units = match.group().encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
