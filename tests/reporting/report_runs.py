@@ -276,10 +276,7 @@ def online_round(number: int, created: dict[str, Artifact], before: Artifact, la
         parents={"scores": scores, "candidates": sampled, "speeches": created["speeches"]},
         rows={"data/train-00000-of-00001.parquet": 58},
     )
-    dev = {
-        "reward": {"mean": 0.2 * number, "std": 0.9, "n": 16},
-        "text_quality": text_quality(),
-    }
+    dev = {"reward": {"mean": 0.2 * number, "std": 0.9, "n": 16}, "text_quality": text_quality()}
     earlier = list(before.metrics.get("rounds", []))
     policy = artifact(
         "policies",
@@ -306,12 +303,7 @@ def models(created: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifac
     base = artifact("base-models", "tiny", BASE, parents={key: created[key] for key in ("speeches", "candidates")})
     parents = {"preferences": created["preferences"], "base model": base}
     reward = artifact(
-        "reward-models",
-        "sample",
-        reward_metrics(),
-        parents=parents,
-        warnings=[OFFLINE],
-        rows={"scores.parquet": 80},
+        "reward-models", "sample", reward_metrics(), parents=parents, warnings=[OFFLINE], rows={"scores.parquet": 80}
     )
     parents = {"preferences": created["preferences"], "initial policy": base}
     dpo = artifact(
@@ -373,9 +365,6 @@ def whole_run(rounds: int = 3) -> ReportData:
     if in_rounds:
         compared += comparison("online", in_rounds[-1], created, crisis=None)
     artifacts = (*created.values(), *in_rounds, *compared)
-    examples = (
-        example("(Crying) I keep her voicemail."),
-        example("I do not want to be here any more.", crisis=True),
-    )
+    examples = (example("(Crying) I keep her voicemail."), example("I do not want to be here any more.", crisis=True))
     shown = next(each for each in compared if each.kind == "comparisons")
     return ReportData("sample-run", artifacts, (ExampleSet(shown.ref, "dpo", "base", examples),))

@@ -24,9 +24,7 @@ def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[
     assert err == "  resuming\n"
 
 
-def test_every_fault_of_an_error_stands_on_its_line_without_traceback(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_fault_of_an_error_stands_on_its_line_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     console.error(ConfigError("a.yaml line 1: x\na.yaml line 2: y"))
     out, err = capsys.readouterr()
     assert out == ""

@@ -17,14 +17,7 @@ from report_runs import (
     with_metrics,
 )
 
-from psychocounsel.reporting.html import (
-    Example,
-    ExampleSet,
-    ReportData,
-    page_warnings,
-    render_report,
-    report_metrics,
-)
+from psychocounsel.reporting.html import Example, ExampleSet, ReportData, page_warnings, render_report, report_metrics
 from psychocounsel.reporting.tables import anchor
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.types import Speech

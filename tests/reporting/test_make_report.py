@@ -71,10 +71,7 @@ def store(tmp_path: Path) -> Store:
         )
         for name, rows in (("policy", policy), ("reference", reference))
     }
-    parents = (
-        *(side.as_parent(f"{name} answers") for name, side in sides.items()),
-        speeches.as_parent("speeches"),
-    )
+    parents = (*(side.as_parent(f"{name} answers") for name, side in sides.items()), speeches.as_parent("speeches"))
     compared = comparison_rows(policy, reference)
     made(
         store,
@@ -151,8 +148,7 @@ def test_roles_have_kind_and_name_and_the_id_where_two_share_a_name(store: Store
     one = specs(config("reward-models/run"), store)
     assert [parent.role for parent in one.parents] == ["reward-models run"]
     both = specs(
-        config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"),
-        store,
+        config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"), store
     )
     assert [parent.role for parent in both.parents] == [f"reward-models {each.ref}" for each in (first, other)]
     make_report(config(f"reward-models/{first.ref}", f"reward-models/{other.ref}"), store)

@@ -32,12 +32,7 @@ def rows(found: Artifact, key: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_text_has_columns_of_equal_width() -> None:
-    assert as_text(TABLE).splitlines() == [
-        "Some rows.",
-        "  name  count  share",
-        "  a|b       1  25 %",
-        "  c        20",
-    ]
+    assert as_text(TABLE).splitlines() == ["Some rows.", "  name  count  share", "  a|b       1  25 %", "  c        20"]
 
 
 def test_markdown_escapes_cells_and_counts_what_it_cuts() -> None:

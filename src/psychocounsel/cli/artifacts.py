@@ -212,8 +212,7 @@ def _and_lost(responses: int) -> str:
 
 Published = Annotated[str, typer.Argument(metavar="REF", help="A preference dataset, a reward model or a policy.")]
 Target = Annotated[
-    str,
-    typer.Argument(metavar="TARGET", help="Repository of the Hub: hub:owner/name, or hub:owner/name@branch."),
+    str, typer.Argument(metavar="TARGET", help="Repository of the Hub: hub:owner/name, or hub:owner/name@branch.")
 ]
 Private = Annotated[bool, typer.Option("--private/--public", help="Who may read a repository that is created for it.")]
 Listing = Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")]

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config. Repeatable."),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config. Repeatable.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config and what would be created; create nothing.")

@@ -13,11 +13,7 @@ from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import Counts, metrics_of
 from psychocounsel.types import Rate
 
-BASELINES = {
-    "author_identity": "who wrote it",
-    "longer_wins": "longer wins",
-    "same_tier": "same-tier pairs",
-}
+BASELINES = {"author_identity": "who wrote it", "longer_wins": "longer wins", "same_tier": "same-tier pairs"}
 """Short labels of the baselines; the last is the accuracy of the reward model itself on a part of the pairs."""
 
 _BASELINE_ROWS = {
