@@ -24,14 +24,21 @@ hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, ma
 hypothesis.settings.load_profile("default")
 
 INTEGRATION_FOLDERS = {"bench", "stages", "training"}
+INTEGRATION_FILES = {
+    "test_batch_cleanup.py",
+    "test_batch_run.py",
+    "test_killed.py",
+    "test_mixed_faults.py",
+    "test_wheel.py",
+}
 INTEGRATION_FIXTURES = {"foreign", "forks", "miniature", "warm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs stages, trains models or starts processes; `scripts/test --fast` leaves it out."""
+    """Mark what runs stages, trains models, starts processes or waits; `scripts/test --fast` leaves it out."""
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        if folder in INTEGRATION_FOLDERS or INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        is_listed = item.path.name in INTEGRATION_FILES or item.path.relative_to(TESTS).parts[0] in INTEGRATION_FOLDERS
+        if is_listed or INTEGRATION_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 
 
