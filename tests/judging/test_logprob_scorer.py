@@ -25,7 +25,7 @@ from psychocounsel.judging.parsing import (
     rating_places,
 )
 from psychocounsel.judging.rubric import Rubric, load_rubric
-from psychocounsel.judging.scorers import LogprobScorer, require_expectable
+from psychocounsel.judging.scorers import LogprobScorer
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.replies import kept_choices, read_choices, read_completion
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -152,7 +152,7 @@ def test_scales_whose_points_begin_alike_are_refused() -> None:
     assert has_distinct_tokens(range(-2, 3))
     assert not has_distinct_tokens(range(1, 11))
     with pytest.raises(ConfigError, match="begin alike"):
-        require_expectable(replace(ONE, minimum=0, maximum=10))
+        LogprobScorer(replace(ONE, minimum=0, maximum=10))
 
 
 def test_the_body_of_a_completion_holds_the_choices() -> None:

@@ -36,7 +36,6 @@ from psychocounsel.judging.scorers import (
     SamplingParams,
     Scorer,
     TextScorer,
-    require_expectable,
 )
 from psychocounsel.llm.cost import Spending, spent_together
 from psychocounsel.llm.endpoints import log_spending
@@ -294,21 +293,16 @@ def open_judge(
         ]
         return PanelJudge([each for each in members if isinstance(each, ChatJudge)])
     sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
-    settings = ChatJudgeSettings(sampling, config.samples, _scorer(config), max_missing_share)
+    scorer = TextScorer if config.score != "expected" else LogprobScorer
+    settings = ChatJudgeSettings(
+        sampling, config.samples, DecisionScorer if config.backend == "decisions" else scorer, max_missing_share
+    )
     if config.model is not None:
         return _open_local(config, config.model, session, settings)
     if config.endpoint is None:
         return OfflineJudge(rubric)
-    if config.score == "expected":
-        require_expectable(rubric)
     batch = config.batch if may_wait and config.backend == "endpoint" else None
     return ChatJudge(session.client(config.endpoint, purpose, batch), rubric, settings)
-
-
-def _scorer(config: JudgeConfig) -> Callable[[Rubric], Scorer]:
-    if config.backend == "decisions":
-        return DecisionScorer
-    return LogprobScorer if config.score == "expected" else TextScorer
 
 
 def _open_local(config: JudgeConfig, ref: str, session: Session, settings: ChatJudgeSettings) -> ChatJudge:

@@ -8,13 +8,14 @@ no text can contain.
 import hashlib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from string import Template
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.judge import ComparisonTask
@@ -30,9 +31,9 @@ from psychocounsel.judging.parsing import (
     parse_winners,
 )
 from psychocounsel.judging.rubric import Principle, Rubric
-from psychocounsel.llm.replies import MOST_ALTERNATIVES, mapping_of, read_choices
+from psychocounsel.llm.replies import MOST_ALTERNATIVES, UnreadableReplyError, mapping_of, read_choices
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
-from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, content_id
+from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, Winner, content_id
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,20 @@ class JudgeRequest(NamedTuple):
 
 
 class Scorer(ABC):
-    """How one rubric is put to a model, and how replies are read; another way of scoring is another subclass."""
+    """How one rubric is put to a model, and how replies are read; another way of scoring is another subclass.
 
+    Attributes:
+        reader: the rule by which a reply counts as read: parser and rubric.
+        fingerprint: what shapes the ratings besides the model and its sampling: prompts and parser.
+        keeps_samples: whether a rating may be more than the number that a reply has written.
+    """
+
+    reader: str
+    fingerprint: Mapping[str, JSON]
     keeps_samples = True
-    """Whether a rating may be more than the number that a reply has written."""
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
-
-    @property
-    @abstractmethod
-    def reader(self) -> str:
-        """The rule by which a reply counts as read: parser and rubric."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """What shapes the ratings besides the model and its sampling: prompts and parser."""
 
     @abstractmethod
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
@@ -109,15 +107,10 @@ class TextScorer(Scorer):
 
     keeps_samples = False
 
-    @property
-    def reader(self) -> str:
-        """Parser and rubric."""
-        return f"judge {PARSER_VERSION} {self.rubric.digest}"
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """Prompts and parser."""
-        return {"prompts": _prompt_digests("rate", "compare"), "parser": PARSER_VERSION}
+    def __init__(self, rubric: Rubric) -> None:
+        super().__init__(rubric)
+        self.reader = f"judge {PARSER_VERSION} {rubric.digest}"
+        self.fingerprint = {"prompts": _prompt_digests("rate", "compare"), "parser": PARSER_VERSION}
 
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for one JSON object with a whole number for every principle."""
@@ -252,18 +245,24 @@ class LogprobScorer(TextScorer):
 
     Where the tokens of a reply do not determine them, it keeps its written numbers, with a remark. Winners are read
     as written.
+
+    Raises:
+        ConfigError: two points of the scale begin alike, so that one token does not tell them apart.
     """
 
     keeps_samples = True
 
     def __init__(self, rubric: Rubric) -> None:
+        if not has_distinct_tokens(rubric.scale):
+            raise ConfigError(
+                f"the scale {rubric.minimum} to {rubric.maximum} has points that begin alike (1 and 10), and the "
+                "probability of a token does not distinguish them",
+                where="judge.score",
+                remedy="leave score out, or rate on a scale of one digit, such as 1 to 5",
+            )
         super().__init__(rubric)
+        self.fingerprint = {**self.fingerprint, "score": Scoring.EXPECTED.value}
         self._has_logprobs = False
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """Prompts, parser and the way of scoring."""
-        return {**super().fingerprint, "score": Scoring.EXPECTED.value}
 
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for the same, and for the alternatives of every token."""
@@ -305,21 +304,6 @@ class LogprobScorer(TextScorer):
             )
 
 
-def require_expectable(rubric: Rubric) -> None:
-    """Refuse a scale whose points cannot be told from one token.
-
-    Raises:
-        ConfigError: a point begins as another does.
-    """
-    if not has_distinct_tokens(rubric.scale):
-        raise ConfigError(
-            f"the scale {rubric.minimum} to {rubric.maximum} has points that begin alike (1 and 10), and the "
-            "probability of a token does not distinguish them",
-            where="judge.score",
-            remedy="leave score out, or rate on a scale of one digit, such as 1 to 5",
-        )
-
-
 # --- Scored questions ------------------------------------------------------------------------------------------------
 
 DECISION_VERSION = 1
@@ -331,134 +315,104 @@ _CHOICES: Sequence[Mapping[str, JSON]] = (
     {"value": "tie", "description": "neither is clearly better"},
 )
 _LARGEST_ERROR = 0.02
-_DECIMALS = 6
+
+_Answer = TypeVar("_Answer")
 
 
 class DecisionScorer(Scorer):
     """An endpoint scores questions directly: each principle is one, with the points of the scale as its levels."""
 
-    @property
-    def reader(self) -> str:
-        """Reader and rubric."""
-        return f"decision {DECISION_VERSION} {self.rubric.digest}"
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """Prompt and reader."""
-        return {"prompts": _prompt_digests("decide"), "parser": f"decision {DECISION_VERSION}"}
+    def __init__(self, rubric: Rubric) -> None:
+        super().__init__(rubric)
+        self.reader = f"decision {DECISION_VERSION} {rubric.digest}"
+        self.fingerprint = {"prompts": _prompt_digests("decide"), "parser": f"decision {DECISION_VERSION}"}
+        item, _, parts = _prompt("decide").partition("=== RATE ===\n")
+        rate, compare, overall = re.split(r"\n=== \w+ ===\n", parts)
+        self._item, self._rate, self._compare, self._overall = Template(item), rate, compare, overall.strip()
 
     def rating_request(self, speech: Speech, candidate: Candidate, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a distribution over the scale on every principle."""
         questions = [
-            _question("score", each, _decision_prompt().rate)
+            _question("score", each, self._rate)
             | {"levels": [{"label": str(at), "description": each.anchors[at]} for at in self.rubric.scale]}
             for each in self.rubric.principles
         ]
-        shown = {"client": speech.text, "response": candidate.text}
-        return _decision_request(shown, questions, sampling)
+        return self._request({"client": speech.text, "response": candidate.text}, questions, sampling)
 
     def comparison_request(self, item: ComparisonTask, sampling: SamplingParams) -> JudgeRequest:
         """Ask for a choice on every criterion; A is the first."""
-        prompt = _decision_prompt()
-        criteria = (Principle(OVERALL, prompt.overall, "", {}), *self.rubric.principles)
-        questions = [_question("choice", each, prompt.compare) | {"choices": _CHOICES} for each in criteria]
-        return _decision_request(_shown(item), questions, sampling)
+        criteria = (Principle(OVERALL, self._overall, "", {}), *self.rubric.principles)
+        questions = [_question("choice", each, self._compare) | {"choices": _CHOICES} for each in criteria]
+        return self._request(_shown(item), questions, sampling)
+
+    def _request(
+        self, shown: Mapping[str, str], questions: Sequence[Mapping[str, JSON]], sampling: SamplingParams
+    ) -> JudgeRequest:
+        request = ChatRequest(
+            messages=(Message("user", self._item.substitute(_marked(shown))),),
+            temperature=None,
+            top_p=None,
+            max_tokens=1,
+            schema_name="decide",
+            sample_index=sampling.sample_index,
+            questions=tuple(questions),
+        )
+        return JudgeRequest(content_id("decide", *shown.values()), request)
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
         """Read the expectation of every distribution."""
-        try:
-            answers = _answers(reply.text, self.rubric.principle_ids)
-            ratings = {name: _expectation(answers[name], self.rubric.scale) for name in answers}
-        except _UnreadableError as fault:
-            return ParseFailure(str(fault), fault.status)
-        return ParsedRatings(ratings, "", Scoring.EXPECTED)
+        names, scale = self.rubric.principle_ids, self.rubric.scale
+        ratings = _read_answers(reply.text, names, lambda answer: _expectation(answer, scale))
+        return ratings if isinstance(ratings, ParseFailure) else ParsedRatings(ratings, "", Scoring.EXPECTED)
 
     def read_winners(self, asked: JudgeRequest, reply: ChatReply) -> ParsedWinners | ParseFailure:
         """Read the choices."""
-        try:
-            answers = _answers(reply.text, (OVERALL, *self.rubric.principle_ids))
-            winners = {name: WINNERS[_side(answer)] for name, answer in answers.items()}
-        except _UnreadableError as fault:
-            return ParseFailure(str(fault), fault.status)
-        return ParsedWinners(winners, "")
+        winners = _read_answers(reply.text, (OVERALL, *self.rubric.principle_ids), _winner)
+        return winners if isinstance(winners, ParseFailure) else ParsedWinners(winners, "")
 
 
-class _DecisionPrompt(NamedTuple):
-    item: Template
-    rate: Template
-    compare: Template
-    overall: str
-
-
-@cache
-def _decision_prompt() -> _DecisionPrompt:
-    item, _, rest = _prompt("decide").partition("=== RATE ===\n")
-    rate, _, rest = rest.partition("\n=== COMPARE ===\n")
-    compare, _, overall = rest.partition("\n=== OVERALL ===\n")
-    return _DecisionPrompt(Template(item), Template(rate), Template(compare), overall.strip())
-
-
-def _question(kind: str, principle: Principle, instructions: Template) -> dict[str, JSON]:
-    text = instructions.substitute(name=principle.name, description=principle.description)
+def _question(kind: str, principle: Principle, instructions: str) -> dict[str, JSON]:
+    text = Template(instructions).substitute(name=principle.name, description=principle.description)
     return {"type": kind, "name": principle.id, "instructions": text}
 
 
-def _decision_request(
-    shown: Mapping[str, str], questions: Iterable[Mapping[str, JSON]], sampling: SamplingParams
-) -> JudgeRequest:
-    request = ChatRequest(
-        messages=(Message("user", _decision_prompt().item.substitute(_marked(shown))),),
-        temperature=None,
-        top_p=None,
-        max_tokens=1,
-        schema_name="decide",
-        sample_index=sampling.sample_index,
-        questions=tuple(questions),
-    )
-    return JudgeRequest(content_id("decide", *shown.values()), request)
-
-
-class _UnreadableError(ValueError):
-    """Answers that do not fit the questions; `status` is that of the judgement."""
-
-    def __init__(self, reason: str, status: ReplyStatus = ReplyStatus.INVALID) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-def _answers(text: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return each question's answer by its name: exactly one to each question, and none declined."""
+def _read_answers(
+    text: str, names: Sequence[str], read: Callable[[Mapping[str, Any]], _Answer]
+) -> dict[str, _Answer] | ParseFailure:
+    """Read each question's answer by its name: exactly one to each question, and none declined."""
     answers = list(map(mapping_of, cast("list[Any]", json.loads(text))))
     by_name = {str(answer.get("name")): answer for answer in answers}
     if len(answers) != len(names) or set(by_name) != set(names):
-        raise _UnreadableError("the answers are not those to the questions")
-    declined = [name for name in names if by_name[name].get("type") == "refusal"]
-    if declined:
-        raise _UnreadableError(f"the model declined {', '.join(declined)}", ReplyStatus.REFUSAL)
-    return {name: by_name[name] for name in names}
+        return ParseFailure("the answers are not those to the questions")
+    if declined := [name for name in names if by_name[name].get("type") == "refusal"]:
+        return ParseFailure(f"the model declined {', '.join(declined)}", ReplyStatus.REFUSAL)
+    try:
+        return {name: read(by_name[name]) for name in names}
+    except UnreadableReplyError as fault:
+        return ParseFailure(str(fault))
 
 
 def _expectation(answer: Mapping[str, Any], scale: Sequence[int]) -> float:
     entries = answer.get("probabilities") if answer.get("type") == "score" else None
     if not isinstance(entries, list):
-        raise _UnreadableError("an answer has no distribution over the levels")
+        raise UnreadableReplyError("an answer has no distribution over the levels")
     points = {str(point): point for point in scale}
     masses = dict.fromkeys(scale, 0.0)
     for entry in map(mapping_of, cast("list[Any]", entries)):
         label, mass = str(entry.get("label")), entry.get("probability")
         if isinstance(mass, bool) or not isinstance(mass, int | float) or not 0 <= mass <= 1:
-            raise _UnreadableError("a level has no probability")
+            raise UnreadableReplyError("a level has no probability")
         if label not in points:
-            raise _UnreadableError(f"the answer has an unknown level {label!r}")
+            raise UnreadableReplyError(f"the answer has an unknown level {label!r}")
         masses[points[label]] += mass
     whole = math.fsum(masses.values())
     if abs(whole - 1) > _LARGEST_ERROR:
-        raise _UnreadableError(f"the probabilities of an answer add up to {whole:.3g}")
-    return round(math.fsum(point * mass for point, mass in masses.items()) / whole, _DECIMALS)
+        raise UnreadableReplyError(f"the probabilities of an answer add up to {whole:.3g}")
+    return round(math.fsum(point * mass for point, mass in masses.items()) / whole, 6)
 
 
-def _side(answer: Mapping[str, Any]) -> str:
+def _winner(answer: Mapping[str, Any]) -> Winner:
     side = answer.get("choice") if answer.get("type") == "choice" else None
     if not isinstance(side, str) or side not in WINNERS:
-        raise _UnreadableError("an answer is neither A nor B nor tie")
-    return side
+        raise UnreadableReplyError("an answer is neither A nor B nor tie")
+    return WINNERS[side]
