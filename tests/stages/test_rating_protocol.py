@@ -220,8 +220,8 @@ class TestPanel:
         ("changes", "told"),
         [
             ({"panel": ["one"]}, "at least two judges"),
-            ({"panel": ["one", "one"]}, "one and the same"),
-            ({"panel": ["one", "two"], "temperature": 0.5}, "have temperature of their own"),
+            ({"panel": ["one", "one"]}, "are the same"),
+            ({"panel": ["one", "two"], "temperature": 0.5}, "their own temperature"),
             ({"panel": ["one", "two"], "backend": "offline"}, "no other backend takes one"),
             ({"backend": "panel"}, "needs a panel"),
             ({"panel": ["one", {"backend": "offline"}]}, "endpoint"),

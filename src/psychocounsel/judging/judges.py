@@ -278,7 +278,7 @@ def open_judge(
         session: of the run.
         purpose: names its calls in a dry run.
         may_wait: the caller can wait for batches where the config asks for them.
-        max_missing_share: the run ends as soon as a larger share has failed.
+        max_missing_share: the run ends as soon as a larger share has failed; not applied to a panel.
 
     Raises:
         ConfigError: offline, and its endpoint is not on this machine; a reference matches nothing; or ratings are
@@ -286,11 +286,8 @@ def open_judge(
     """
     rubric = load_rubric(config.rubric)
     if config.panel:
-        # The others may make up for a member that fails, but not for one that cannot be read at all.
-        share = min(max_missing_share, 0.999)
-        members = [
-            open_judge(each, session, purpose, may_wait=may_wait, max_missing_share=share) for each in config.members
-        ]
+        # Without a limit of their own: the others make up for a member that fails.
+        members = [open_judge(each, session, purpose, may_wait=may_wait) for each in config.members]
         return PanelJudge([each for each in members if isinstance(each, ChatJudge)])
     sampling = SamplingParams(config.temperature, config.max_tokens, config.top_p)
     scorer = TextScorer if config.score != "expected" else LogprobScorer
