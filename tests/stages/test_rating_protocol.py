@@ -157,7 +157,7 @@ class TestPanel:
             done = built(cli, recipe, {"panel": members})
             assert done.code == 0, done.err
             assert server.count == 3 * 128
-            assert re.search(r"means of 384 samples, scored by 256 written; spread \d\.\d\d points, Kripp", done.out)
+            assert "means of 384 samples, scored by 256 written" in done.out
             server.script = lambda request, number: Reply(None, refusal="asked again")
             assert built(cli, recipe, {"panel": members}).code == 0
             assert server.count == 3 * 128
