@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
-from psychocounsel.corpus.sources import SourceRow
+from psychocounsel.corpus.deduplicate import ExcludedTexts, ExclusionIndex
+from psychocounsel.corpus.sources import SourceRow, texts_in
 from psychocounsel.errors import InputError
 
 TWELVE = "Since the move I do not sleep and nobody here knows me."

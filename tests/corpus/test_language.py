@@ -6,7 +6,7 @@ import sys
 import pytest
 from counsel_chat import counsel_chat
 
-from psychocounsel.corpus.language import is_foreign
+from psychocounsel.corpus.text import is_foreign
 from psychocounsel.errors import ConfigError
 
 FOREIGN = {
@@ -65,6 +65,6 @@ def test_every_question_of_counsel_chat_is_english() -> None:
 
 
 def test_importing_it_loads_no_model() -> None:
-    code = "import sys, psychocounsel.corpus.language; print(*({'py3langid', 'numpy'} & {*sys.modules}))"
+    code = "import sys, psychocounsel.corpus.text; print(*({'py3langid', 'numpy'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -22,12 +22,8 @@ from psychocounsel.corpus.cleaning import (
     response_steps,
     worker_count,
 )
-from psychocounsel.corpus.decontaminate import ExcludedTexts, ExclusionIndex, texts_in
-from psychocounsel.corpus.deduplicate import SPLITS, assign_splits, cluster_ids
-from psychocounsel.corpus.deidentify import deidentify
-from psychocounsel.corpus.deidentify.pii_evaluation import evaluate, read_pii_set
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
-from psychocounsel.corpus.language import is_foreign
+from psychocounsel.corpus.deduplicate import SPLITS, ExcludedTexts, ExclusionIndex, assign_splits, cluster_ids
+from psychocounsel.corpus.deidentify import deidentify, evaluate, open_deidentifier, read_pii_set
 from psychocounsel.corpus.reading import (
     PrepareAll,
     ResponseFilters,
@@ -37,7 +33,8 @@ from psychocounsel.corpus.reading import (
     read_candidates,
     read_speeches,
 )
-from psychocounsel.corpus.sources import read_rows, source_fingerprint, source_name, text_cell
+from psychocounsel.corpus.sources import read_rows, source_fingerprint, source_name, text_cell, texts_in
+from psychocounsel.corpus.text import is_foreign
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import keep_restricted_text_here

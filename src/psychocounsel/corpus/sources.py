@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,6 +217,22 @@ def flag_cell(row: SourceRow, column: str) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"{column!r} is {value!r}", where=row.where, remedy="write true or false")
     return value
+
+
+def texts_in(rows: Iterable[SourceRow], columns: Sequence[str]) -> Iterator[str]:
+    """Yield the text in each of the named columns of each row; nulls are skipped.
+
+    Raises:
+        InputError: a column is missing, or a cell holds something other than text.
+    """
+    for row in rows:
+        for column in columns:
+            value = cell(row, column)
+            if isinstance(value, str):
+                yield value
+            elif value is not None:
+                fault = f"{column!r} is {type(value).__name__}, not text"
+                raise InputError(fault, where=row.where, remedy="name columns of text only")
 
 
 # --- Released preference data sets --------------------

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.schema import DeidentificationConfig
 from psychocounsel.corpus.contacts import CrisisLines, CrisisLinesFile
-from psychocounsel.corpus.deidentify import deidentify, resolve
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
+from psychocounsel.corpus.deidentify import deidentify, open_deidentifier, resolve
 
 COUNSEL_CHAT = Path(__file__).parents[4] / "shared" / "data" / "counsel-chat.csv"
 ENGINE = open_deidentifier(DeidentificationConfig(engine="patterns"))

@@ -7,9 +7,15 @@ from importlib.resources import files
 import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
-from psychocounsel.corpus.deidentify import Fingerprint, Span
-from psychocounsel.corpus.deidentify.pii_evaluation import Counts, evaluate, parse_marks, read_pii_set
-from psychocounsel.corpus.deidentify.presidio import open_deidentifier
+from psychocounsel.corpus.deidentify import (
+    Counts,
+    Fingerprint,
+    Span,
+    evaluate,
+    open_deidentifier,
+    parse_marks,
+    read_pii_set,
+)
 
 
 class ListFinder:

@@ -8,8 +8,7 @@ import pytest
 
 from psychocounsel.config.schema import ENTITIES, DeidentificationConfig
 from psychocounsel.corpus.contacts import crisis_lines
-from psychocounsel.corpus.deidentify import Fingerprint, Span, deidentify
-from psychocounsel.corpus.deidentify.presidio import PresidioDeidentifier, open_deidentifier
+from psychocounsel.corpus.deidentify import Fingerprint, PresidioDeidentifier, Span, deidentify, open_deidentifier
 from psychocounsel.errors import ConfigError
 
 REASON = "the extra psychocounsel[deid] is not installed"
