@@ -15,9 +15,9 @@ from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import DecisionScorer, SamplingParams
+from psychocounsel.llm.client import UnreadableBodyError, decision_body, read_decision
 from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.replies import UnreadableBodyError, decision_body, read_decision
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, Winner
 

@@ -26,8 +26,9 @@ from psychocounsel.judging.parsing import (
 )
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.judging.scorers import LogprobScorer
+from psychocounsel.llm.client import read_completion
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.replies import kept_choices, read_choices, read_completion
+from psychocounsel.llm.structured_output import kept_choices, read_choices
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import Candidate, ReplyStatus, Scoring, Speech
 

@@ -13,8 +13,8 @@ from batch_server import Answer, BatchServer, ProviderScript
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
-from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState
 from psychocounsel.llm.batch.run import run_in_batches
+from psychocounsel.llm.batch.shards import BatchLedger, Shard, ShardState
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy

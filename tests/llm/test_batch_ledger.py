@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import StoreError
-from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, digests_in_batches
-from psychocounsel.llm.batch.provider import input_line, read_output
+from psychocounsel.llm.batch.client import read_output
+from psychocounsel.llm.batch.shards import BatchLedger, Shard, ShardState, digests_in_batches, input_line
 from psychocounsel.llm.cost import Price, Spending, Tokens
 from psychocounsel.llm.journal import Entry, Journal, JournalRow, read_rows, write_rows
 from psychocounsel.llm.types import ChatReply

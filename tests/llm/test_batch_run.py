@@ -22,8 +22,8 @@ from batch_server import Answer, BatchServer, ProviderScript, ScriptedBatch
 import psychocounsel
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, PsychoCounselError, StoreError
-from psychocounsel.llm.batch.provider import Batch, ProviderAwayError
 from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.batch.shards import Batch, ProviderAwayError
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import Spending, budget_of

@@ -15,10 +15,9 @@ from psychocounsel.errors import EndpointError
 from psychocounsel.judging.parsing import ParsedRatings, parse_ratings, point_masses, rating_places
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
-from psychocounsel.llm.replies import MOST_ALTERNATIVES, read_choices
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.session import open_session
-from psychocounsel.llm.structured_output import fits
+from psychocounsel.llm.structured_output import MOST_ALTERNATIVES, fits, read_choices
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.llm.replies import (
-    UnreadableBodyError,
-    UnreadableReplyError,
-    read_completion,
-    read_json,
-    read_json_at,
-)
+from psychocounsel.llm.client import UnreadableBodyError, read_completion
+from psychocounsel.llm.structured_output import UnreadableReplyError, read_json, read_json_at
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 

@@ -20,9 +20,9 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import TopicsConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.replies import UnreadableReplyError, read_json_at
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
+from psychocounsel.llm.structured_output import UnreadableReplyError, read_json_at
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
 from psychocounsel.store.files import digest_of
 from psychocounsel.types import ReplyStatus, Speech, content_id

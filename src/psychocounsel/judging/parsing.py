@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple, cast
 
 from psychocounsel.judging.rubric import Rubric
-from psychocounsel.llm.replies import TokenChoice, UnreadableReplyError, read_json
+from psychocounsel.llm.structured_output import TokenChoice, UnreadableReplyError, read_json
 from psychocounsel.types import OVERALL, Rating, ReplyStatus, Scoring, Winner
 
 PARSER_VERSION = 3

@@ -31,7 +31,7 @@ from psychocounsel.judging.parsing import (
     parse_winners,
 )
 from psychocounsel.judging.rubric import Principle, Rubric
-from psychocounsel.llm.replies import MOST_ALTERNATIVES, UnreadableReplyError, mapping_of, read_choices
+from psychocounsel.llm.structured_output import MOST_ALTERNATIVES, UnreadableReplyError, mapping_of, read_choices
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Scoring, Speech, Winner, content_id
 

@@ -1,6 +1,8 @@
 """A chat model behind an OpenAI-compatible endpoint, through the official client over aiohttp.
 
-How often and when a request is sent, and what each HTTP status means, is decided in `rate_limit`.
+How often and when a request is sent, and what each HTTP status means, is decided in `rate_limit`. Bodies are read
+leniently, for compatible servers leave fields out, send null, or send more than is documented. Nothing is guessed: a
+body without a choice to read is a failed transfer, everything else has a status.
 """
 
 import asyncio
@@ -9,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from sys import intern
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -28,14 +31,7 @@ from psychocounsel.llm.rate_limit import (
     quota_is_used_up,
     retry_after_seconds,
 )
-from psychocounsel.llm.replies import (
-    DECISIONS_PATH,
-    UnreadableBodyError,
-    decision_body,
-    read_completion,
-    read_decision,
-    read_listing,
-)
+from psychocounsel.llm.structured_output import kept_choices, mapping_of, text_of
 from psychocounsel.llm.types import (
     ChatReply,
     ChatRequest,
@@ -54,6 +50,15 @@ from psychocounsel.types import ReplyStatus
 CONTENT_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
 LONGEST_QUOTE_CHARS = 200
 
+_UNFINISHED = {
+    "length": (ReplyStatus.CUT, "the reply was cut at its token limit"),
+    "max_tokens": (ReplyStatus.CUT, "the reply was cut at its token limit"),
+    "content_filter": (ReplyStatus.CONTENT_FILTER, "the provider's content filter stopped the reply"),
+}
+_MOST_TOKENS = 10**12
+"""Larger counts are misreported, and would not fit into the journal's columns."""
+
+DECISIONS_PATH = "/decisions"
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_WHILE_UNREACHABLE = 2
 _UNLIMITED = 0
@@ -427,3 +432,112 @@ def _limit_headers(headers: httpx2.Headers) -> dict[str, str]:
     """Return the rate-limit headers, names in lower case; looking each up would decode them all each time."""
     raw = ((name.lower(), value) for name, value in headers.raw)
     return {name.decode(): value.decode("latin-1") for name, value in raw if name.startswith(_LIMIT_HEADERS)}
+
+
+# Bodies of responses.
+
+
+class UnreadableBodyError(ValueError):
+    """A body with status 200 that holds no reply."""
+
+
+def read_completion(body: bytes) -> ChatReply:
+    """Return the reply in a body of `POST /chat/completions`.
+
+    Raises:
+        UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of choices.
+    """
+    payload = _object(body)
+    choices = payload.get("choices")
+    if not isinstance(choices, list):
+        raise UnreadableBodyError("the body holds an error" if "error" in payload else "no choices")
+    choice = mapping_of(cast("list[Any]", choices)[0] if choices else None)
+    finish = text_of(choice.get("finish_reason"))
+    if finish == "error":
+        raise UnreadableBodyError("the server broke the reply off")
+    status, text, reason = _read_message(mapping_of(choice.get("message")), finish)
+    usage = mapping_of(payload.get("usage"))
+    return ChatReply(
+        status=status,
+        text=text,
+        model=intern(text_of(payload.get("model"))),  # one string for all replies, not one for each
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        reason=reason,
+        cached_tokens=_count(mapping_of(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        choices=kept_choices(mapping_of(choice.get("logprobs")).get("content"), text),
+    )
+
+
+def _read_message(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, str]:
+    if refusal := text_of(message.get("refusal")):
+        return ReplyStatus.REFUSAL, refusal, "the model refused"
+    content = message.get("content")
+    if isinstance(content, list):  # some servers send a list of parts
+        text = "".join(text_of(mapping_of(part).get("text")) for part in cast("list[Any]", content))
+    else:
+        text = text_of(cast("object", content))
+    if finish in _UNFINISHED:
+        status, reason = _UNFINISHED[finish]
+        return status, text, reason
+    if not text.strip():
+        return ReplyStatus.EMPTY, text, "the reply has no text"
+    return ReplyStatus.VALID, text, ""
+
+
+def decision_body(model: str, request: ChatRequest) -> dict[str, Any]:
+    """Return the body for `POST /decisions`, which takes neither a temperature nor a token limit."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+    return {"model": model, "input": turns, "questions": list(request.questions)}
+
+
+def read_decision(body: bytes) -> ChatReply:
+    """Return the reply in a body of `POST /decisions`; its text is the list of answers, as JSON.
+
+    It is a refusal if the model declined every question; single declined answers are the parser's business.
+
+    Raises:
+        UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of answers.
+    """
+    payload = _object(body)
+    answers = payload.get("answers")
+    if not isinstance(answers, list):
+        raise UnreadableBodyError("the body holds an error" if "error" in payload else "no answers")
+    status, reason = ReplyStatus.VALID, ""
+    if not answers:
+        status, reason = ReplyStatus.EMPTY, "the reply has no answers"
+    elif all(mapping_of(answer).get("type") == "refusal" for answer in cast("list[Any]", answers)):
+        status, reason = ReplyStatus.REFUSAL, "the model declined every question"
+    usage = mapping_of(payload.get("usage"))
+    return ChatReply(
+        status=status,
+        text=json.dumps(answers, separators=(",", ":")),
+        model=text_of(payload.get("model")),
+        prompt_tokens=_count(usage.get("input_tokens")),
+        completion_tokens=_count(usage.get("output_tokens")),
+        reason=reason,
+        cached_tokens=_count(mapping_of(usage.get("input_tokens_details")).get("cached_tokens")),
+    )
+
+
+def read_listing(body: bytes) -> list[Mapping[str, Any]] | None:
+    """Return the entries that a body of `GET /models` lists; None if it holds no such list."""
+    try:
+        listed = _object(body).get("data")
+    except UnreadableBodyError:
+        return None
+    if not isinstance(listed, list):
+        return None
+    return [each for each in map(mapping_of, cast("list[Any]", listed)) if isinstance(each.get("id"), str)]
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        return mapping_of(json.loads(body))
+    except (ValueError, RecursionError):
+        raise UnreadableBodyError("the body is no JSON") from None
+
+
+def _count(value: object) -> int:
+    """Return a number of tokens, or 0 in the place of anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else 0

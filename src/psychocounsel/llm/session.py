@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, Protocol
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig
-from psychocounsel.llm.batch.ledger import digests_in_batches
 from psychocounsel.llm.batch.run import run_in_batches, run_live
+from psychocounsel.llm.batch.shards import digests_in_batches
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.llm.cost import BATCH_SHARE, Budget, Spending, TokenCounter, Tokens, budget_of, price_of
 from psychocounsel.llm.endpoints import JOURNAL_FILE, open_endpoint

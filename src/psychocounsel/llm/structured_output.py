@@ -9,11 +9,11 @@ its own accord, find out what the server enforces. The result is kept in a file 
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 from urllib.parse import urlsplit
 
 from psychocounsel.errors import IncompleteError, PsychoCounselError
@@ -29,6 +29,11 @@ from psychocounsel.llm.types import (
 from psychocounsel.store.files import write_bytes
 from psychocounsel.types import ReplyStatus
 
+MOST_ALTERNATIVES = 20
+"""`top_logprobs` at most, by the protocol."""
+
+_LEAST_LOGPROB = -50.0
+_DECIMALS = 6
 _SCHEMA_IN_WORDS = "The whole reply is one JSON object that fits this JSON schema, and nothing else:"
 _FRUIT: JSON = {"type": "string", "enum": ["quince", "medlar"]}
 _PROBE_SCHEMA: dict[str, JSON] = {
@@ -261,3 +266,158 @@ def _with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[
 
 def _name(fingerprint: Mapping[str, str]) -> str:
     return f"{fingerprint['model']} at {fingerprint['base_url']}"
+
+
+# JSON values that may be anything.
+
+
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """Return a JSON object, or an empty one in the place of anything else."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def text_of(value: object) -> str:
+    """Return a string that can be written to files, or an empty one in the place of anything else."""
+    if not isinstance(value, str):
+        return ""
+    # No file and no server takes a lone surrogate; it becomes U+FFFD here.
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# Log-probabilities of the numbers in a reply.
+
+
+class TokenChoice(NamedTuple):
+    """A token, the character of the reply's text at which it begins, and its alternatives, itself included.
+
+    Log-probabilities are natural logarithms.
+    """
+
+    start: int
+    token: str
+    alternatives: tuple[tuple[str, float], ...]
+
+
+def kept_choices(tokens: object, text: str) -> str:
+    """Return the token choices at the numbers of a reply, as JSON to keep; empty if the server sent no tokens.
+
+    Args:
+        tokens: `choices[0].logprobs.content` of a completion, whatever it is.
+        text: of the reply; if the tokens do not add up to it, no choice is kept.
+    """
+    if not isinstance(tokens, list) or not tokens:
+        return ""
+    entries = [mapping_of(each) for each in cast("list[Any]", tokens)]
+    choices = [
+        [start, str(entry.get("token")), _alternatives(entry)]
+        for start, entry in _digit_tokens(entries, text.encode("utf-8", "replace"))
+        if _begins_number(str(entry.get("token")), text[:start])
+    ]
+    return json.dumps(choices, separators=(",", ":"))
+
+
+def read_choices(kept: str) -> list[TokenChoice]:
+    """Return the choices that `kept_choices` wrote."""
+    if not kept:
+        return []
+    return [
+        TokenChoice(start, token, tuple((other, logprob) for other, logprob in alternatives))
+        for start, token, alternatives in json.loads(kept)
+    ]
+
+
+def _digit_tokens(entries: list[Mapping[str, Any]], text: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the tokens that hold a digit, with the character of the text at which each begins."""
+    pieces = [_token_bytes(entry) for entry in entries]
+    # Thoughts may stand before the text and an end mark after it.
+    offset = b"".join(pieces).rfind(text)
+    at = -offset
+    for piece, entry in zip(pieces, entries, strict=True):
+        if offset >= 0 and 0 <= at < len(text) and any(48 <= byte <= 57 for byte in piece):
+            yield len(text[:at].decode("utf-8", "ignore")), entry
+        at += len(piece)
+
+
+def _token_bytes(entry: Mapping[str, Any]) -> bytes:
+    sent = entry.get("bytes")
+    if isinstance(sent, list):
+        try:
+            return bytes(cast("list[int]", sent))
+        except (TypeError, ValueError):
+            pass
+    token = entry.get("token")
+    return token.encode("utf-8", "replace") if isinstance(token, str) else b""
+
+
+def _begins_number(token: str, before: str) -> bool:
+    """Whether a token writes the first digit of a JSON value."""
+    if not _has_digit(token):
+        return False
+    head = token[: next(at for at, sign in enumerate(token) if sign.isdigit())]
+    return (before + head).rstrip(" \t\r\n-").endswith(":")
+
+
+def _has_digit(token: object) -> bool:
+    return isinstance(token, str) and any(sign in "0123456789" for sign in token)
+
+
+def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
+    others = entry.get("top_logprobs")
+    found: dict[str, float] = {}
+    for each in (*map(mapping_of, cast("list[Any]", others) if isinstance(others, list) else []), entry):
+        token, logprob = each.get("token"), each.get("logprob")
+        if _has_digit(token) and isinstance(logprob, int | float) and logprob > _LEAST_LOGPROB:
+            found.setdefault(str(token), round(float(min(logprob, 0.0)), _DECIMALS))
+    return list(found.items())
+
+
+# Strict JSON in the text of a reply.
+
+
+class UnreadableReplyError(ValueError):
+    """A reply's text that is not the JSON it should be; the message says why."""
+
+
+class Decoded(NamedTuple):
+    """A JSON value and the index behind its last character."""
+
+    value: object
+    end: int
+
+
+def read_json(text: str) -> object:
+    """Return the value of a JSON text.
+
+    Raises:
+        UnreadableReplyError: it is no JSON, is nested too deep, or an object in it has a key twice.
+    """
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    value, end = read_json_at(text, start)
+    if text[end:].strip(" \t\r\n"):
+        raise UnreadableReplyError("the JSON is malformed")
+    return value
+
+
+def read_json_at(text: str, start: int) -> Decoded:
+    """Return the JSON value that begins at a character, whatever follows it; errors as for `read_json`."""
+    try:
+        value, end = _STRICT.raw_decode(text, start)
+    except UnreadableReplyError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UnreadableReplyError("the JSON is malformed") from error
+    return Decoded(cast("object", value), end)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    block = dict(pairs)
+    if len(block) < len(pairs):
+        raise UnreadableReplyError("a key stands twice")
+    return block
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise UnreadableReplyError(f"{constant} is not JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)

@@ -7,9 +7,9 @@ same, and the caller has to look for it.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
@@ -20,20 +20,23 @@ from openai.types.file_create_params import ExpiresAfter
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig
 from psychocounsel.errors import EndpointError
-from psychocounsel.llm.batch.provider import ENDPOINT, Batch, LostAnswerError, ProviderAwayError, UnknownBatchError
+from psychocounsel.llm.batch.shards import Batch, LostAnswerError, Outcome, ProviderAwayError, UnknownBatchError
 from psychocounsel.llm.client import (
+    CONTENT_FILTER_CODES,
     LONGEST_QUOTE_CHARS,
     Refusal,
+    UnreadableBodyError,
     broken_connection,
     codes_of,
     key_refusal,
     open_client,
     quoted,
+    read_completion,
 )
-from psychocounsel.llm.rate_limit import RETRIED, RetryPolicy, on_status, retry_after_seconds
-from psychocounsel.llm.replies import mapping_of
-from psychocounsel.llm.structured_output import StructuredOutputModel
-from psychocounsel.llm.types import ChatRequest, api_key, require_reachable, resolved_base_url
+from psychocounsel.llm.rate_limit import RETRIED, OnStatus, RetryPolicy, on_status, retry_after_seconds
+from psychocounsel.llm.structured_output import StructuredOutputModel, mapping_of
+from psychocounsel.llm.types import ChatReply, ChatRequest, api_key, require_reachable, resolved_base_url
+from psychocounsel.types import ReplyStatus
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +137,12 @@ class OpenAIBatches:
             EndpointError: the provider refuses it.
             ProviderAwayError: it was not created, for the provider asks for a longer wait than ours.
         """
-        order = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": dict(metadata)}
+        order = {
+            "input_file_id": file_id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": dict(metadata),
+        }
 
         async def send() -> str:
             expiry = {"output_expires_after": _expiry(_OUTPUT_KEPT_SECONDS)} if self._has_expiry else {}
@@ -163,13 +171,14 @@ class OpenAIBatches:
 
         await self._retried(send)
 
-    async def content(self, file_id: str) -> bytes:
-        """Return the content of a file; raise UnknownBatchError if the provider does not have it."""
+    async def output(self, file_id: str) -> Iterator[Outcome | None]:
+        """Return what `read_output` reads in a file; raise UnknownBatchError if the provider does not have it."""
 
         async def send() -> bytes:
             return (await self._client.files.content(file_id)).content
 
-        return await self._retried(send, self._limits.transfer_timeout_seconds)
+        content = await self._retried(send, self._limits.transfer_timeout_seconds)
+        return read_output(content, self._endpoint.model)
 
     async def _page(self, path: str) -> Mapping[str, Any]:
         """Return a page of a list. The typed list calls would read a login page as an empty list."""
@@ -322,3 +331,52 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 def _count(value: object) -> int:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+
+
+def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:
+    """Yield what each line of an output or error file says; None for a line that cannot be read.
+
+    Args:
+        content: the file; its lines may stand in any order.
+        model: for replies that do not name theirs.
+    """
+    for line in content.split(b"\n"):
+        if line.strip():
+            yield _read_line(line, model)
+
+
+def _read_line(line: bytes, model: str) -> Outcome | None:
+    result = _loaded(line)
+    digest = result.get("custom_id")
+    if not isinstance(digest, str):
+        return None
+    response = mapping_of(result.get("response"))
+    status = response.get("status_code")
+    if status == 200:
+        # As ASCII, for a lone surrogate in it has no UTF-8; the parser deals with it.
+        body = json.dumps(response.get("body")).encode()
+        try:
+            return Outcome(digest, replace(read_completion(body), batched=True))
+        except UnreadableBodyError as fault:
+            return Outcome(digest, None, f"unreadable answer: {fault}")
+    error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(result.get("error"))
+    return _unanswered(digest, status if isinstance(status, int) else 0, error, model)
+
+
+def _unanswered(digest: str, status: int, error: Mapping[str, Any], model: str) -> Outcome:
+    codes = {str(error.get("code")), str(error.get("type"))}
+    if status == 400 and codes & CONTENT_FILTER_CODES:
+        reason = "the provider filtered the prompt"
+        return Outcome(digest, ChatReply(ReplyStatus.CONTENT_FILTER, "", model, 0, 0, reason, 0, True))
+    message = " ".join(str(error.get("message") or error.get("code") or "no reason given").split())
+    message = message[:LONGEST_QUOTE_CHARS]
+    if not status:
+        return Outcome(digest, None, message)
+    action = on_status(status, codes)
+    return Outcome(
+        digest,
+        None,
+        f"HTTP {status}: {message}",
+        is_refused=action is OnStatus.REFUSE_REQUEST,
+        refuses_all=action is OnStatus.REFUSE_ALL,
+    )

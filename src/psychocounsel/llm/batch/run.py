@@ -16,17 +16,18 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, PsychoCounselError, StoreError
-from psychocounsel.llm.batch.ledger import BatchLedger, Shard, ShardState, digests_in_batches
-from psychocounsel.llm.batch.provider import (
-    QUEUE_IS_FULL,
+from psychocounsel.llm.batch.shards import (
     Batch,
+    BatchLedger,
     LostAnswerError,
     Outcome,
     PendingShard,
     ProviderAwayError,
+    Shard,
     ShardBuilder,
+    ShardState,
     UnknownBatchError,
-    read_output,
+    digests_in_batches,
 )
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.cost import unlimited_budget
@@ -350,7 +351,7 @@ class _BatchRun:
         self._end(running, {}, "the provider lost the batch")
 
     async def _collect(self, running: _Running, batch: Batch) -> None:
-        if QUEUE_IS_FULL in batch.codes and not batch.files:
+        if "token_limit_exceeded" in batch.codes and not batch.files:
             self._shrink_queue(running, batch)
             return
         reading = await self._read(running.shard, batch)
@@ -376,7 +377,7 @@ class _BatchRun:
         """Journal the replies in a batch's files; a file may be read again, and each reply is kept once."""
         reading = _Reading()
         for file_id in batch.files:
-            lines = read_output(await self._provider.content(file_id), self._items.model)
+            lines = await self._provider.output(file_id)
             unreadable_before = reading.unreadable
             while group := list(islice(lines, _LINES_PER_COMMIT)):
                 outcomes = [each for each in group if each is not None]

@@ -1,22 +1,36 @@
-"""The ledger: which requests are with a provider in batches, written down before anything is sent.
+"""Files of requests (shards), the ledger of what is with a provider in batches, and what a provider says of a batch.
 
-Three tables in the journal's own file, so that keeping a reply and noting that its request is no longer with the
-provider are one commit. A request is in one open shard at most, whichever run created it, so that none is submitted
-twice. A shard is `intended` until its file is uploaded, `sending` from just before its batch is created, `running`
-once the batch has an id, then `ended` or `void`. Its files at the provider stay noted until they are deleted there.
+The ledger is written before anything is sent: three tables in the journal's own file, so that keeping a reply and
+noting that its request is no longer with the provider are one commit. A request is in one open shard at most,
+whichever run created it, so that none is submitted twice. A shard is `intended` until its file is uploaded, `sending`
+from just before its batch is created, `running` once the batch has an id, then `ended` or `void`. Its files at the
+provider stay noted until they are deleted there.
 """
 
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from psychocounsel.errors import StoreError
+from psychocounsel.config.components import BatchConfig
+from psychocounsel.errors import IncompleteError, StoreError
+from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.runner import Items
+from psychocounsel.llm.types import ChatReply, ChatRequest
+
+_OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+_HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
+# Some readers take these for the end of a line; in JSON they can only be inside strings.
+_LINE_ENDS = {"\u2028": b"\\u2028", "\u2029": b"\\u2029", "\x85": b"\\u0085"}
+_BYTES_PER_MB = 1_000_000
 
 _CREATE_TABLES = (
     """
@@ -223,3 +237,145 @@ def digests_in_batches(journal: Journal) -> set[str]:
 def _note_files(tables: sqlite3.Connection, shard_id: str, files: Iterable[str]) -> None:
     rows = ((shard_id, file) for file in files if file)
     tables.executemany("INSERT OR IGNORE INTO batch_files VALUES (?, ?)", rows)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the provider describes it.
+
+    Args:
+        id: its name at the provider.
+        status: `in_progress`, `completed`, `failed`, `expired`, `cancelling`, `cancelled`, ...
+        created_at: in Unix seconds; 0 if the provider does not say.
+        answered: requests that are done, failed ones included.
+        input_file: id of the file of requests; empty if unknown.
+        files: ids of the output and error files, as far as they exist.
+        metadata: what its shard gave it.
+        codes: error codes, if it failed.
+        faults: error messages, if it failed.
+    """
+
+    id: str
+    status: str
+    created_at: int = 0
+    answered: int = 0
+    input_file: str = ""
+    files: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    codes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status in _OVER
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool, int, float, str]:
+        """Sorts duplicates by how much they have brought, the best first."""
+        is_lost = self.status in ("failed", "cancelling", "cancelled")
+        # One without a time was created last.
+        age = (self.created_at or float("inf"), self.id)
+        return (is_lost, self.status == "expired", not self.is_over, -self.answered, *age)
+
+
+class ProviderAwayError(IncompleteError):
+    """The provider did not answer, after all retries, or not as a provider of batches does."""
+
+
+class LostAnswerError(Exception):
+    """No response came, so the batch may have been created or not."""
+
+
+class UnknownBatchError(Exception):
+    """The provider knows no such batch, or no such file."""
+
+
+class Outcome(NamedTuple):
+    """What a line of output says about one request.
+
+    Attributes:
+        digest: the request's.
+        reply: None if there is none.
+        reason: why there is none.
+        is_refused: the request would be refused again.
+        refuses_all: so would every other request.
+    """
+
+    digest: str
+    reply: ChatReply | None
+    reason: str = ""
+    is_refused: bool = False
+    refuses_all: bool = False
+
+
+def input_line(digest: str, body: bytes) -> bytes:
+    """Return the line of a request; `body` is what a live request sends."""
+    for end, escaped in _LINE_ENDS.items():
+        body = body.replace(end.encode(), escaped)
+    return _HEAD % (digest.encode(), body)
+
+
+class PendingShard(NamedTuple):
+    """A file to be submitted, and the digests of its requests."""
+
+    digests: list[str]
+    content: bytes
+
+
+class ShardBuilder:
+    """Packs pending requests into files, in order, within the limits of files, queue and cost.
+
+    Args:
+        items: of the run; their budget keeps the cost limit.
+        body: what a live request would send.
+        limits: of a file, and of the provider's queue.
+    """
+
+    def __init__(self, items: Items, body: Callable[[ChatRequest], bytes], limits: BatchConfig) -> None:
+        self._items, self._body, self._limits = items, body, limits
+        self._counter = TokenCounter(items.model)
+        self.pending: deque[str] = deque()
+        self.queue_tokens = limits.enqueued_tokens
+
+    def tokens(self, digest: str) -> int:
+        """Return the tokens of a request's prompt."""
+        return self._counter.prompt(self._items.by_digest[digest].request)
+
+    def worst_cost(self, digest: str) -> Decimal:
+        """Return what a request costs at most, in US dollars."""
+        return self._items.budget.worst_in_batch(self._items.by_digest[digest].request)
+
+    def next(self, queued_tokens: int) -> PendingShard | None:
+        """Return the next file; None if it has to wait until one of ours is done.
+
+        Args:
+            queued_tokens: of our prompts that are with the provider.
+
+        Raises:
+            IncompleteError: none is there, and one more request could pass the cost limit.
+        """
+        digests: list[str] = []
+        lines: list[bytes] = []
+        size, tokens, worst = 0, queued_tokens, Decimal(0)
+        while self.pending and len(lines) < self._limits.max_lines:
+            digest = self.pending[0]
+            line = input_line(digest, self._body(self._items.by_digest[digest].request))
+            size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
+            is_alone = not lines and not queued_tokens
+            if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
+                break
+            # A request that is larger than the queue goes alone: the provider says what it thinks of it.
+            if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
+                break
+            if not self._items.budget.fits(worst):
+                if is_alone:
+                    raise self._items.budget.limit_error(worst)
+                break
+            digests.append(self.pending.popleft())
+            lines.append(line)
+        return PendingShard(digests, b"".join(lines)) if lines else None
+
+    def remove(self, digests: Set[str]) -> None:
+        """Leave out requests that another shard holds."""
+        self.pending = deque(digest for digest in self.pending if digest not in digests)
