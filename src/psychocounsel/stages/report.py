@@ -26,13 +26,13 @@ STAGE = "report"
 
 
 def specs(config: ReportConfig, store: Store) -> ArtifactSpec:
-    """Return what a config means, without making it."""
+    """Return what a config makes."""
     parents = _in_distinct_roles([resolve(store, ref) for ref in config.artifacts])
     return ArtifactSpec("reports", config.name, STAGE, VERSION, {"examples": config.examples}, parents)
 
 
 def _in_distinct_roles(shown: Sequence[Artifact | ArtifactSpec]) -> tuple[Parent, ...]:
-    """Return each once as `kind name`; two of one name are told apart by their short id."""
+    """Return each once as `kind name`; two of one name differ by their short id."""
     distinct = {each.id: each for each in shown}.values()
     names = [(each.kind, each.name) for each in distinct]
     return tuple(
@@ -45,7 +45,7 @@ def make_report(config: ReportConfig, store: Store) -> Artifact:
     """Write the report of a config, or return it if it exists.
 
     Raises:
-        ConfigError: a reference answers to nothing.
+        ConfigError: a reference matches nothing.
         StoreError: an ancestor is not in the store.
     """
     return store.make(specs(config, store), lambda writer: _build(config, store, writer))

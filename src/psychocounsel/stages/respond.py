@@ -1,4 +1,4 @@
-"""Responders: whoever answers client speeches, be it an endpoint, a model on this machine or a file."""
+"""Responders: endpoints, models on this machine and files that answer client speeches."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
