@@ -22,6 +22,7 @@ from psychocounsel.llm.rate_limit import RETRIED, RetryPolicy, on_status, quota_
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.types import ChatRequest, Message, RequestContext
 from psychocounsel.types import ReplyStatus
+from running import await_until
 
 QUICK = RetryPolicy(max_tries=4, first_wait_seconds=0.02, longest_wait_seconds=0.05)
 SCHEMA = {
@@ -463,52 +464,42 @@ def test_addresses_that_are_none_or_hold_a_secret_are_refused(url):
     assert "pw" not in str(caught.value)
 
 
-def test_a_limit_per_minute_holds_for_what_is_sent_again_too(server):
-    failed = set()
+def cancel_once_received(server: ChatServer, count: int) -> CancelToken:
+    """Return a token that is set some time after the server has received so many requests."""
+    cancel = CancelToken()
 
-    def fails_once(body, number):
-        text = body["messages"][1]["content"]
-        if text in failed:
-            return Reply("fine")
-        failed.add(text)
-        return error_fault(500, "oh")
+    def wait():
+        await_until(lambda: server.count >= count)
+        time.sleep(0.3)
+        cancel.cancel()
 
-    server.script = fails_once
-    model = model_at(server, requests_per_minute=1200, concurrency=12)
-    replies = ask(model, *(ask_for(f"t{n}") for n in range(12)))
-    assert {reply.status for reply in replies} == {ReplyStatus.VALID}
-    starts = [request.received_at for request in server.received]
-    assert len(starts) == 24
-    assert max(starts) - min(starts) >= 23 * 0.05 - 0.02
+    threading.Thread(target=wait, daemon=True).start()
+    return cancel
 
 
-def test_after_a_common_pause_requests_take_new_slots(server):
-    busy = error_fault(429, "slow down", headers={"Retry-After": "0.5"})
-    server.script = lambda body, number: busy if number == 0 else Reply("fine")
-    hurried = RetryPolicy(max_tries=1, first_wait_seconds=0.001, longest_wait_seconds=0.001)
-    model = model_at(server, retry=hurried, requests_per_minute=1200, concurrency=8)
-    ask(model, *(ask_for(f"t{n}") for n in range(8)))
-    reported, *others = (request.received_at for request in server.received)
-    starts = sorted(others)
-    assert len(starts) == 8
-    assert starts[0] - reported >= 0.49
-    assert starts[-1] - starts[0] >= 7 * 0.05 - 0.02
+def test_a_limit_per_minute_holds_for_what_is_sent_again_too(server, tmp_path):
+    server.script = lambda body, number: error_fault(500, "oh")
+    hurried = RetryPolicy(first_wait_seconds=0.001, longest_wait_seconds=0.001)
+    model = model_at(server, retry=hurried, requests_per_minute=1)
+    with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(Preempted, match="0 of 1"):
+        run_requests(model, [ask_for("hello")], journal, RunPolicy(cancel=cancel_once_received(server, 1)))
+    assert server.count == 1
 
 
 WAITS = {
-    "for a turn": (Reply("fine"), {"requests_per_minute": 10}),
-    "for a retry": (error_fault(500, "oh", headers={"Retry-After": "50"}), {}),
-    "for everybody": (error_fault(429, "busy", headers={"Retry-After": "50"}), {}),
+    "for a turn": (1, Reply("fine"), {"requests_per_minute": 1}),
+    "for a retry": (2, error_fault(500, "oh", headers={"Retry-After": "50"}), {}),
+    "for everybody": (2, error_fault(429, "busy", headers={"Retry-After": "50"}), {}),
 }
 
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_cancelling_ends_every_wait_and_nothing_more_is_sent(server, tmp_path, wait):
-    answer, settings = WAITS[wait]
+    received, answer, settings = WAITS[wait]
     server.script = lambda body, number: Reply("fine") if number == 0 else answer
-    model, cancel = model_at(server, timeout_seconds=60.0, **settings), CancelToken()
+    model = model_at(server, timeout_seconds=60.0, **settings)
+    cancel = cancel_once_received(server, received)
     with Journal(tmp_path / "j.sqlite") as journal:
-        threading.Timer(0.4, cancel.cancel).start()
         with pytest.raises(Preempted, match="1 of 20"):
             run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(cancel=cancel))
         assert count_replies(journal) == 1
