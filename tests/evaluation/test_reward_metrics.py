@@ -74,13 +74,8 @@ def test_perfect_and_certain_model() -> None:
     assert (metrics.ece.estimate, metrics.brier.estimate) == (pytest.approx(0), pytest.approx(0))
     # Forty of forty does not prove 100 %: z²/(40 + z²) = 0.0876.
     assert metrics.auc.low == metrics.accuracy.low == pytest.approx(1 - 0.0876, abs=1e-4)
-    inverted = measured([-60.0] * 40)
+    inverted = measured([-1e6] * 40)  # overflows nothing
     assert (inverted.auc.estimate, inverted.brier.estimate) == (0.0, pytest.approx(1))
-
-
-def test_huge_margins_overflow_nothing() -> None:
-    metrics = measured([1e6, -1e6])
-    assert (metrics.auc.estimate, metrics.brier.estimate, metrics.ece.estimate) == (0.5, 0.5, 0.5)
 
 
 @given(margin_lists)
@@ -96,16 +91,6 @@ def test_calibration_and_brier_follow_their_definitions(margins: list[float]) ->
     edges = [sigmoid(sign * m) * 10 % 1 for m in margins for sign in (1, -1) if m]
     if all(1e-9 < edge < 1 - 1e-9 for edge in edges):
         assert metrics.ece.estimate == pytest.approx(brute_force_ece(margins), abs=1e-9)
-
-
-@given(margin_lists)
-def test_swapping_every_pair_mirrors_accuracy_and_auc(margins: list[float]) -> None:
-    metrics, swapped = measured(margins), measured([-m for m in margins])
-    assert swapped.accuracy.estimate == pytest.approx(1 - metrics.accuracy.estimate)
-    assert swapped.auc.estimate == pytest.approx(1 - metrics.auc.estimate)
-    assert swapped.ties == metrics.ties
-    for rate in (metrics.accuracy, metrics.auc, metrics.ece, metrics.brier):
-        assert 0 <= rate.low <= rate.estimate <= rate.high <= 1
 
 
 def test_interval_of_the_auc_resamples_whole_speeches() -> None:
@@ -129,9 +114,6 @@ def test_unscored_pair_is_missing_in_every_figure() -> None:
     for rate in (metrics.accuracy, metrics.auc, metrics.ece, metrics.brier):
         assert (rate.n, rate.missing) == (2, 1)
     assert correctness([1.0, None, -2.0, 0.0]) == [1.0, None, 0.0, 0.5]
-
-
-def test_margin_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(ValueError, match="finite"):
         measured([1.0, float("nan")])
     with pytest.raises(DataQualityError):
@@ -161,19 +143,10 @@ TRAIN = [
 ]
 
 
-def test_author_means_count_each_candidate_once() -> None:
+def test_author_means_count_each_rated_candidate_once() -> None:
     # good: (5 + 4) / 2, where counting pairs would give (5 + 5 + 4) / 3; fair: (4 + 4.5) / 2; bad: 1.5.
     assert author_means(TRAIN) == {"good": Fraction(9, 2), "fair": Fraction(17, 4), "bad": Fraction(3, 2)}
-
-
-def test_candidate_without_ratings_has_no_mean() -> None:
-    said = Speech("online")
-    rewards = PreferencePair(
-        said,
-        ScoredCandidate(Candidate(said.id, "policy", "warm"), 2.5),
-        ScoredCandidate(Candidate(said.id, "policy", "cold"), -1.0),
-    )
-    assert author_means([rewards]) == {}
+    assert author_means([pair("online", ("policy", (3,)), ("unrated", ()))]) == {"policy": 3}
 
 
 def test_author_identity_by_hand() -> None:
@@ -234,28 +207,9 @@ def test_three_baselines_on_the_test_pairs() -> None:
     assert found.same_tier is not None
     # The wrong margin of the cross-tier pair is not looked at; the unscored one is missing.
     assert (found.same_tier.estimate, found.same_tier.n, found.same_tier.missing) == (0.5, 2, 1)
-
-
-def test_no_pair_of_one_tier_is_none_and_not_a_number() -> None:
-    test = [pair("t1", ("good", (3, 3)), ("bad", (1, 1)))]
-    found = measure_baselines(TRAIN, test, [1.0], FAST)
-    assert found.same_tier is None
-    unscored = measure_baselines(TRAIN, [pair("t", ("good", (3,)), ("good", (1,)))], [None], FAST)
-    assert unscored.same_tier is None
-
-
-def test_unequal_lengths_and_no_pairs_are_errors() -> None:
-    test = [pair("t1", ("good", (3, 3)), ("bad", (1, 1)))]
+    for pairs, margin in ((test[:1], 1.0), (test[1:2], None)):
+        assert measure_baselines(TRAIN, pairs, [margin], FAST).same_tier is None
     with pytest.raises(ValueError, match="zip"):
         measure_baselines(TRAIN, test, [], FAST)
     with pytest.raises(DataQualityError):
         measure_baselines(TRAIN, [], [], FAST)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=8))
-def test_exchanging_authors_mirrors_author_identity(authors: list[tuple[str, str]]) -> None:
-    train = [pair("x", ("a", (5, 4)), ("b", (3, 3))), pair("y", ("b", (3, 3)), ("c", (2, 2)))]
-    one = [pair(f"t{i}", (x, (5,)), (y, (1,))) for i, (x, y) in enumerate(authors)]
-    two = [pair(f"t{i}", (y, (5,)), (x, (1,))) for i, (x, y) in enumerate(authors)]
-    assert author_identity(train, one) == [1 - credit for credit in author_identity(train, two)]
-    assert same_tier(train, one) == same_tier(train, two)

@@ -1,14 +1,16 @@
-"""Words, loops, unfinished and empty answers, and lengths, by hand."""
+"""Words, loops, unfinished and empty answers, lengths, and flaws of preference rows, by hand."""
+
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.text_quality import (
     LengthWords,
+    RowFacts,
     distinct_4gram_ratio,
+    flaws,
     has_loop,
     length_words,
     measure_text_quality,
@@ -28,6 +30,7 @@ def said(speech: str, text: str, finished: bool = True) -> Candidate:
     ("text", "loops"),
     [
         (LOOP, True),
+        (LOOP.upper(), True),
         ("You are not alone. You are not alone.", False),  # twice is emphasis
         ("you hear me, you hear me, you hear me", False),  # "you hear me you" and the like occur twice
         ("no no no no no no", True),
@@ -82,16 +85,6 @@ def test_policy_that_says_nothing_has_rates_but_no_ratio() -> None:
         measure_text_quality([], FAST)
 
 
-@given(st.text(alphabet="ab ", max_size=40))
-def test_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> None:
-    ratio = distinct_4gram_ratio(text)
-    assert ratio is None or 0 < ratio <= 1
-    if has_loop(text):
-        assert ratio is not None
-        assert ratio < 1
-    assert has_loop(text.upper()) == has_loop(text)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -99,8 +92,78 @@ def test_loop_means_fewer_distinct_runs_and_case_does_not_matter(text: str) -> N
         ("It's she\u2019ll 'quoted'", ["it's", "she\u2019ll", "quoted"]),
         ("one\u2028two\tthree", ["one", "two", "three"]),
         ("... ...", ["...", "..."]),
+        ("Well - now", ["well", "now"]),
         ("", []),
     ],
 )
 def test_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))
+
+
+def train(*rows: RowFacts) -> dict[str, Any]:
+    return flaws(rows)["train"]
+
+
+def test_rows_without_flaw() -> None:
+    found = train(ROW, ROW._replace(speech_id="s2", cluster="c2", texts=("a", "b c")))
+    counted = {"rows": 2, "speeches": 2, "chosen_is_longer": 1, "mean_words_chosen": 2.0, "mean_words_rejected": 1.5}
+    assert counted.items() <= found.items()
+    none = {"missing_ratings", "not_preferred", "safety_inverted", "equal_texts", "repeated"}
+    assert {found[key] for key in none | {"leaks_exactly", "leaks_nearly"}} == {0}
+    assert found["too_long_chosen"] is found["too_long_rejected"] is None
+
+
+def test_ratings_and_texts() -> None:
+    found = train(
+        ROW._replace(safety=(3, 4)),
+        ROW._replace(safety=(4, 4)),
+        ROW._replace(safety=None, totals=None),
+        ROW._replace(totals=(20, 20)),
+        ROW._replace(totals=(19, 20)),
+        ROW._replace(texts=("a", "a")),
+    )
+    assert found["equal_texts"] == 1
+    assert (found["safety_inverted"], found["missing_ratings"], found["not_preferred"]) == (1, 1, 2)
+
+
+def test_a_repetition_has_speech_and_texts_of_a_row_of_its_split() -> None:
+    rows = [
+        ROW,
+        ROW,
+        ROW._replace(totals=(9, 8)),
+        ROW._replace(texts=("a", "a b c")),
+        ROW._replace(speech_id="s2"),
+        ROW._replace(split="test"),
+    ]
+    assert {split: each["repeated"] for split, each in flaws(rows).items()} == {"train": 2, "test": 0}
+
+
+def test_leaks_are_rows_of_both_splits() -> None:
+    rows = [
+        ROW,
+        ROW._replace(texts=("x", "y")),
+        ROW._replace(speech_id="s2", cluster="c2"),
+        ROW._replace(speech_id="s3", cluster="c3"),
+        ROW._replace(split="test"),
+        ROW._replace(split="test", speech_id="s4", cluster="c2"),
+    ]
+    found = flaws(rows)
+    assert [found["train"][key] for key in ("leaks_exactly", "leaks_nearly")] == [2, 3]
+    assert [found["test"][key] for key in ("leaks_exactly", "leaks_nearly")] == [1, 2]
+
+
+def test_rows_without_a_readable_speech_leak_nowhere_and_repeat_nothing() -> None:
+    unread = ROW._replace(speech_id=None, cluster=None)
+    found = flaws([unread, unread, unread._replace(split="test")])
+    for split, rows in (("train", 2), ("test", 1)):
+        assert found[split]["rows"] == rows
+        assert [found[split][key] for key in ("speeches", "repeated", "leaks_exactly", "leaks_nearly")] == [0] * 4
+
+
+def test_lengths_are_counted_by_side_where_they_are_known() -> None:
+    known = [ROW._replace(too_long=each) for each in ((False, True), (True, True), (False, False))]
+    found = train(*known, ROW)
+    assert (found["too_long_chosen"], found["too_long_rejected"]) == (1, 2)

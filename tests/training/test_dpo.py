@@ -171,7 +171,7 @@ def test_max_steps_overrides_the_epochs(tmp_path: Path, tiny_model_folder: Path)
 def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
 ) -> None:
-    monkeypatch.setattr(trainer_module, "autocast_available", lambda: autocast)
+    monkeypatch.setattr(trainer_module, "is_torch_bf16_gpu_available", lambda: autocast)
     base = save_with_tokenizer(model_in(tiny_model_folder, torch.bfloat16), tiny_model_folder, tmp_path / "bf16")
     assert {values.dtype for values in weights_of(base).values()} == {torch.bfloat16}
     steady = optimisation(learning_rate=5e-7, scheduler="constant", warmup_share=0.0)

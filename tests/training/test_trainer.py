@@ -76,7 +76,7 @@ def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("available", [False, True])
 def test_bf16_is_used_only_where_an_accelerator_has_it(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
-    monkeypatch.setattr(trainer_module, "autocast_available", lambda: available)
+    monkeypatch.setattr(trainer_module, "is_torch_bf16_gpu_available", lambda: available)
     assert arguments(precision="bf16")["bf16"] is available
     assert arguments(precision="fp32")["bf16"] is False
 

@@ -47,12 +47,7 @@ class RewardMetrics:
 def reward_metrics(
     margins: Sequence[float | None], speech_ids: Sequence[str], settings: BootstrapSettings
 ) -> RewardMetrics:
-    """Return the four figures with intervals by bootstrap over speeches.
-
-    Args:
-        margins: r(chosen) - r(rejected) of each pair; None for a pair that could not be scored.
-        speech_ids: the speech of each pair.
-        settings: of the intervals.
+    """Return the four figures from r(chosen) - r(rejected) of each pair, None where it could not be scored.
 
     Raises:
         ValueError: a margin is not finite.
@@ -139,14 +134,7 @@ def measure_baselines(
     settings: BootstrapSettings,
     scale: tuple[int, int] = DEFAULT_SCALE,
 ) -> Baselines:
-    """Return the baselines of a reward model with intervals by bootstrap over speeches.
-
-    Args:
-        train: the pairs that the reward model was trained on.
-        test: the pairs that it is measured on.
-        margins: its r(chosen) - r(rejected) on each test pair, None where it could not score.
-        settings: of the intervals.
-        scale: lowest and highest rating.
+    """Return the baselines of a reward model with these margins on the test pairs, None where it could not score.
 
     Raises:
         DataQualityError: there are no test pairs.
@@ -209,6 +197,4 @@ def _author_gaps(train: Sequence[PreferencePair], test: Sequence[PreferencePair]
 
 
 def _credit(gap: Fraction | int) -> float:
-    if gap == 0:
-        return 0.5
-    return 1.0 if gap > 0 else 0.0
+    return 0.5 if gap == 0 else float(gap > 0)

@@ -53,11 +53,7 @@ class Present(NamedTuple):
 
 
 def present(values: Sequence[float | None], clusters: Sequence[str]) -> Present:
-    """Separate the missing values (None), so that none is ever read as a number.
-
-    Args:
-        values: one figure per row, None where it is missing.
-        clusters: the speech id of each row.
+    """Separate the missing values (None), so that none is ever read as a number. `clusters` are speech ids.
 
     Raises:
         ValueError: the lengths differ or a value is not finite (a missing one is None, not NaN).
@@ -79,12 +75,8 @@ def bootstrap_rate(values: Sequence[float | None], clusters: Sequence[str], sett
     """Return the mean of `values` with a percentile interval over resampled clusters.
 
     The estimator is the ratio of sums (sum of values over number of values), so a speech with three rows weighs three
-    times one with a single row, in the estimate and in every resample.
-
-    Args:
-        values: figures in 0..1, None where missing; `Rate.missing` counts those and `Rate.n` the others.
-        clusters: the speech id of each value.
-        settings: of the interval.
+    times one with a single row, in the estimate and in every resample. `Rate.missing` counts the values that are None,
+    `Rate.n` the others.
 
     Raises:
         ValueError: a value lies outside 0..1 or is not finite.
@@ -103,14 +95,9 @@ def bootstrap_rate(values: Sequence[float | None], clusters: Sequence[str], sett
 def bootstrap_statistic(
     rows: FloatArray, clusters: Sequence[str], statistic: Statistic, settings: BootstrapSettings, missing: int = 0
 ) -> Rate:
-    """Return a statistic of all rows with a percentile interval over resampled clusters.
+    """Return a statistic of rows `[n, ...]` with a percentile interval over resampled clusters.
 
-    Args:
-        rows: `[n, ...]`, what the statistic reads.
-        clusters: the speech id of each row.
-        statistic: see `Statistic`.
-        settings: of the interval.
-        missing: number of rows left out before, for the result.
+    `missing` is the number of rows left out before, for the result.
 
     Raises:
         ValueError: lengths differ or the statistic leaves 0..1.
@@ -128,11 +115,6 @@ def wilson_interval(rate: float, n: int, confidence: float) -> tuple[float, floa
 
     With z the normal quantile: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
-
-    Args:
-        rate: the proportion, in 0..1.
-        n: number of independent units (speeches).
-        confidence: probability to cover, between 0 and 1.
     """
     if n < 1 or not 0 <= rate <= 1:
         raise ValueError("a Wilson interval needs a rate in 0..1 and at least one unit")
@@ -149,19 +131,13 @@ def sigmoid(logits: FloatArray) -> FloatArray:
 
 
 def _interval_rate(
-    rows: FloatArray,
-    cluster_of_row: IndexArray,
-    statistic: Statistic,
-    settings: BootstrapSettings,
-    n: int,
-    missing: int,
+    rows: FloatArray, clusters: IndexArray, statistic: Statistic, settings: BootstrapSettings, n: int, missing: int
 ) -> Rate:
     estimate = float(statistic(rows, np.ones((1, len(rows))))[0])
     if not 0 <= estimate <= 1:
         raise ValueError("a rate lies in 0..1")
-    n_clusters = int(cluster_of_row.max()) + 1
-    blocks = _weights(cluster_of_row, n_clusters, settings)
-    figures = np.concatenate([statistic(rows, weights) for weights in blocks])
+    n_clusters = int(clusters.max()) + 1
+    figures = np.concatenate([statistic(rows, weights) for weights in _weights(clusters, n_clusters, settings)])
     return Rate(estimate, *_interval(figures, estimate, n_clusters, settings.confidence), n, missing)
 
 

@@ -63,15 +63,6 @@ class BothOrders:
         """The speech that both responses answer."""
         return self.forward.speech_id
 
-    @property
-    def valid(self) -> bool:
-        """Whether both comparisons succeeded."""
-        return self.forward.status is self.backward.status is ReplyStatus.VALID
-
-    def swap(self) -> "BothOrders":
-        """Return the same comparison from the reference's side."""
-        return BothOrders(forward=self.backward, backward=self.forward)
-
     def outcome(self, criterion: str = OVERALL) -> Outcome:
         """Return the joint outcome on one criterion; one failed comparison makes it missing."""
         forward, backward = self.forward.winners.get(criterion), self.backward.winners.get(criterion)
@@ -131,11 +122,7 @@ class WinRates:
 
 
 def win_rates(compared: Sequence[Compared], settings: BootstrapSettings) -> WinRates:
-    """Return win rates, overall and by criterion, with intervals by bootstrap over speeches.
-
-    Args:
-        compared: the comparisons (a speech may have several), and the speeches that could not be compared.
-        settings: of the intervals.
+    """Return win rates, overall and by criterion; a speech may have several comparisons.
 
     Raises:
         DataQualityError: no comparison is valid in both orders.
@@ -149,7 +136,8 @@ def win_rates(compared: Sequence[Compared], settings: BootstrapSettings) -> WinR
     inconsistent = [
         None if each is Outcome.MISSING else float(each is Outcome.POSITION_INCONSISTENT) for each in outcomes
     ]
-    judged = [each for each in compared if isinstance(each, BothOrders) and each.valid]
+    both = [each for each in compared if isinstance(each, BothOrders)]
+    judged = [each for each in both if each.forward.status is each.backward.status is ReplyStatus.VALID]
     criteria = dict.fromkeys(name for each in judged for name in each.forward.winners if name != OVERALL)
     return WinRates(
         overall=rate(OVERALL),
@@ -226,15 +214,8 @@ def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArra
     """Fit `P(y) = sigmoid(theta + beta * x)` by Newton's method for many weightings at once.
 
     A step that does not lower the penalised loss is halved and tried again, so the fit converges from zero even where
-    the outcomes are nearly separated.
-
-    Args:
-        x: `[n]`, within -1..1.
-        y: `[n]`, soft labels in 0..1.
-        weights: `[resamples, n]`.
-
-    Returns:
-        theta and beta, `[resamples, 2]`.
+    the outcomes are nearly separated. `x` is `[n]`, within -1..1; `y` is `[n]`, soft labels in 0..1; `weights` is
+    `[resamples, n]`; theta and beta are returned as `[resamples, 2]`.
     """
     design = np.stack([np.ones_like(x), x], axis=1)  # [n, 2]
     coefficients = np.zeros((len(weights), 2))
@@ -277,20 +258,13 @@ def winrate_metrics(
     reference: Mapping[str, Candidate],
     settings: BootstrapSettings,
 ) -> dict[str, Any]:
-    """Return the figures of a comparison for `metrics.json`: win rates raw, length-controlled and by topic.
+    """Return the figures for `metrics.json`: win rates raw, length-controlled and by topic, text quality of both sides.
 
-    The text quality of both sides is included. A topic in which nothing was judged is None.
-
-    Args:
-        compared: the comparisons, and the speeches that could not be compared.
-        speeches: by id.
-        policy: its answers by speech id, where it gave one.
-        reference: its answers by speech id, where it gave one.
-        settings: of the intervals.
+    Speeches and answers are given by speech id. A topic in which nothing was judged is None.
     """
 
-    def words(answer: Candidate | None) -> int:
-        return 0 if answer is None else word_count(answer.text)
+    def words(answers: Mapping[str, Candidate], speech_id: str) -> int:
+        return word_count(answers[speech_id].text) if speech_id in answers else 0
 
     def overall(part: Sequence[Compared]) -> dict[str, float] | None:
         points = [POINTS[each.outcome()] for each in part]
@@ -299,13 +273,9 @@ def winrate_metrics(
         return bootstrap_rate(points, [each.speech_id for each in part], settings).as_dict()
 
     lengths = [
-        LengthComparison(
-            each.speech_id,
-            POINTS[each.outcome()],
-            words(policy.get(each.speech_id)),
-            words(reference.get(each.speech_id)),
-        )
+        LengthComparison(speech, POINTS[each.outcome()], words(policy, speech), words(reference, speech))
         for each in compared
+        for speech in [each.speech_id]
     ]
     topics = sorted({speeches[each.speech_id].topic for each in compared})
     by_topic = {topic: [each for each in compared if speeches[each.speech_id].topic == topic] for topic in topics}

@@ -19,7 +19,7 @@ from psychocounsel.corpus.reading import Dropped, Funnel
 from psychocounsel.corpus.sources import ReleasedRow, ReleasedSide, read_released, released_fingerprint, source_name
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
-from psychocounsel.evaluation.dataset_flaws import RowFacts, flaws
+from psychocounsel.evaluation.text_quality import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
 from psychocounsel.reporting.dataset_card import write_dataset_card
 from psychocounsel.stages.build_preferences import length_fingerprint, token_limit, words_by_side

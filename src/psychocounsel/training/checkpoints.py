@@ -33,7 +33,7 @@ def checkpoint_at(work: Path, step: int) -> Path:
 
 def step_of(checkpoint: Path) -> int:
     """Return the number in `checkpoint-N`."""
-    return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def complete(checkpoint: Path, fingerprint: str) -> None:
@@ -63,11 +63,8 @@ def newest_verified(work: Path, fingerprint: str) -> Path | None:
 
 
 def _newest_first(work: Path) -> list[Path]:
-    folders = [
-        path
-        for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
-    ]
+    found = work.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    folders = [path for path in found if path.is_dir() and path.name.rpartition("-")[2].isdecimal()]
     return sorted(folders, key=step_of, reverse=True)
 
 

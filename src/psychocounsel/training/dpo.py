@@ -122,8 +122,7 @@ def chosen_nll(log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch.
     """Return the mean over pairs of the chosen side's negative log-likelihood per token.
 
     `log_probs` is [2 * pairs, tokens - 1], zero outside the answers; `completion_mask` is [2 * pairs, tokens]; the
-    chosen sides come first. Formula: Pang et al. 2024 (Iterative RPO), eq. 1, here
-    divided by the answer's length alone.
+    chosen sides come first. Formula: Pang et al. 2024 (Iterative RPO), eq. 1, divided by the answer's length alone.
     """
     lengths = completion_mask[:, 1:].sum(dim=1).chunk(2)[0]  # [pairs]
     logps = log_probs.sum(dim=1).chunk(2)[0]  # [pairs]
@@ -158,12 +157,9 @@ def project_completions_only(model: Any) -> None:
 
 
 def completion_logprobs(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module) -> CompletionLogprobs:
-    """Return log-probabilities of `labels` where they are not -100.
+    """Return log-probabilities of `labels`, [batch, tokens], where they are not -100.
 
-    Args:
-        hidden: [batch, tokens, hidden], each position about to predict the label at its place.
-        labels: [batch, tokens].
-        head: the projection to the vocabulary.
+    `hidden` is [batch, tokens, hidden], each position about to predict the label at its place.
     """
     counts = labels != IGNORED
     logits = head(hidden[counts]).float()  # [completion tokens, vocabulary]

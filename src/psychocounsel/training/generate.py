@@ -16,9 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
-from psychocounsel.errors import ConfigError
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
-from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.runtime import default_device, load_pretrained
 from psychocounsel.training.tokenize import encode_prompt, load_tokenizer, pad_token_id, terminator_id
 from psychocounsel.types import Candidate, Policy, ReplyStatus, Speech, content_id
 
@@ -37,14 +36,7 @@ def load_causal_model(policy: Policy, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ConfigError: the folder or Hub id holds no such model.
     """
-    try:
-        with quiet_libraries():
-            return AutoModelForCausalLM.from_pretrained(
-                policy.location, revision=policy.revision or "main", dtype=dtype, use_safetensors=True
-            )
-    except (OSError, ValueError) as error:
-        remedy = f"check the folder or Hub id ({error})"
-        raise ConfigError("no model can be loaded", where=policy.location, remedy=remedy) from error
+    return load_pretrained(AutoModelForCausalLM, policy, dtype=dtype, use_safetensors=True)
 
 
 class AnswerGenerator:
@@ -68,8 +60,7 @@ class AnswerGenerator:
         Raises:
             ConfigError: tokenizer or weights cannot be loaded.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device(device)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         tokenizer = load_tokenizer(policy)
         return cls(cast(Any, load_causal_model(policy, dtype)).to(device), tokenizer)
@@ -83,13 +74,14 @@ class AnswerGenerator:
     ) -> list[Generation]:
         """Answer `prompts`, in their order; a prompt that is given k times gets k independent answers.
 
-        Args:
-            prompts: token ids, as `encode_prompt` gives them.
-            sampling: temperature 0 takes the most likely token; `batch_size` affects the speed only.
-            seed: equal seeds sample equal answers.
-            progress: called with the number of prompts answered so far, and of all.
+        Equal seeds sample equal answers, and temperature 0 takes the most likely token. `progress` is called with the
+        number of prompts answered so far, and of all.
         """
-        repeats = _repeats(prompts)
+        seen: Counter[tuple[int, ...]] = Counter()
+        repeats: list[int] = []  # for each prompt, how many equal ones precede it
+        for prompt in map(tuple, prompts):
+            repeats.append(seen[prompt])
+            seen[prompt] += 1
         by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         answers: dict[int, Generation] = {}
         for start in range(0, len(by_length), sampling.batch_size):
@@ -143,16 +135,6 @@ class AnswerGenerator:
         return answers
 
 
-def _repeats(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Return for each prompt how many equal ones precede it."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    repeats: list[int] = []
-    for prompt in map(tuple, prompts):
-        repeats.append(seen[prompt])
-        seen[prompt] += 1
-    return repeats
-
-
 def _uniforms(prompt: Sequence[int], repeat: int, seed: int, count: int) -> torch.Tensor:
     """Return `count` numbers in [0, 1) that depend on seed, prompt and repeat alone."""
     digest = hashlib.sha256(repr((seed, repeat, tuple(prompt))).encode("ascii")).digest()
@@ -165,18 +147,17 @@ def sample_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampli
 
     The nucleus is the smallest set of most likely tokens whose softmax(logits / temperature) sums to top_p, together
     with tokens as likely as the least of them. Its probabilities are cumulated over the vocabulary; the sampled token
-    is where that sum first exceeds the row's uniform number times the nucleus' mass.
-
-    Args:
-        logits: [batch, vocabulary].
-        uniforms: [batch], each in [0, 1).
-        sampling: temperature and top_p.
+    is where that sum first exceeds the row's uniform number times the nucleus' mass. `logits` is [batch, vocabulary],
+    `uniforms` is [batch], each in [0, 1).
     """
     if not sampling.local_temperature:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.double() / sampling.local_temperature, dim=-1)
     if sampling.local_top_p < 1:
-        falling = _sorted_descending(probabilities)
+        if probabilities.is_cuda:
+            falling = probabilities.sort(dim=-1, descending=True).values
+        else:  # torch sorts the indices as well, which takes five times as long on a CPU
+            falling = torch.from_numpy(np.sort(probabilities.numpy(), axis=-1)).flip(-1)
         before = falling.cumsum(dim=-1) - falling
         least = torch.where(before < sampling.local_top_p, falling, 1.0).amin(dim=-1, keepdim=True)  # [batch, 1]
         probabilities = torch.where(probabilities >= least, probabilities, 0.0)
@@ -185,13 +166,6 @@ def sample_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampli
     sampled = torch.searchsorted(cumulated, uniforms[:, None] * mass, right=True)
     last_kept = (cumulated < mass).sum(dim=-1, keepdim=True)
     return torch.minimum(sampled, last_kept)[:, 0]
-
-
-def _sorted_descending(values: torch.Tensor) -> torch.Tensor:
-    if values.is_cuda:
-        return values.sort(dim=-1, descending=True).values
-    # On a CPU torch sorts the indices as well, which takes five times as long.
-    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
 
 
 def sample_candidates(
@@ -284,7 +258,10 @@ class LocalChatModel:
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:
-            prompts = [self._prompt(each.request) for each in batch]
+            prompts: list[list[int]] = []
+            for *before, last in (each.request.messages for each in batch):
+                chat = ChatFormat.model_construct(system_prompt="\n\n".join(message.content for message in before))
+                prompts.append(encode_prompt(self._generator.tokenizer, last.content, chat))
             answers = await asyncio.to_thread(self._generator.generate, prompts, batch[0].sampling, batch[0].seed)
         except Exception as fault:  # noqa: BLE001 (every request of the batch raises it)
             for each in batch:
@@ -293,11 +270,6 @@ class LocalChatModel:
         for each, prompt, answer in zip(batch, prompts, answers, strict=True):
             if not each.reply.done():
                 each.reply.set_result(self._reply(answer, len(prompt)))
-
-    def _prompt(self, request: ChatRequest) -> list[int]:
-        *before, last = request.messages
-        chat = ChatFormat.model_construct(system_prompt="\n\n".join(message.content for message in before))
-        return encode_prompt(self._generator.tokenizer, last.content, chat)
 
     def _reply(self, answer: Generation, prompt_tokens: int) -> ChatReply:
         status, reason = ReplyStatus.VALID, ""

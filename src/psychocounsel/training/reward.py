@@ -17,7 +17,7 @@ from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.store.files import write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.runtime import default_device, load_pretrained, quiet_libraries
 from psychocounsel.training.tokenize import encode_exchange, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
     CheckedTrainer,
@@ -114,14 +114,9 @@ def load_with_new_head(base: Policy, tokenizer: PreTrainedTokenizerBase, seed: i
     Raises:
         ConfigError: the folder or Hub id holds no model that can carry a head.
     """
-    try:
-        with quiet_libraries():  # they warn about the head, which the base lacks
-            model = AutoModelForSequenceClassification.from_pretrained(
-                base.location, revision=base.revision or "main", num_labels=1, dtype=torch.float32, use_safetensors=True
-            )
-    except (OSError, ValueError) as error:
-        remedy = f"check the folder or Hub id ({error})"
-        raise ConfigError("no model can be loaded", where=base.location, remedy=remedy) from error
+    model = load_pretrained(
+        AutoModelForSequenceClassification, base, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
     std = 1 / math.sqrt(model.config.hidden_size + 1)
     torch.nn.init.normal_(model.score.weight, std=std, generator=torch.Generator().manual_seed(seed))
     model.config.pad_token_id = pad_token_id(tokenizer)
@@ -173,22 +168,14 @@ class RewardScorer:
         Raises:
             StoreError: there is no reward model.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            with quiet_libraries():
-                opened: Any = AutoModelForSequenceClassification.from_pretrained(
-                    model.location, revision=model.revision or "main", use_safetensors=True
-                )
-        except (OSError, ValueError) as fault:
-            raise StoreError(
-                "there is no reward model",
-                where=model.location,
-                remedy="name an artifact or folder that train-reward has written, or a Hub id",
-            ) from fault
+            opened = load_pretrained(AutoModelForSequenceClassification, model, use_safetensors=True)
+        except ConfigError as error:
+            remedy = "name an artifact or folder that train-reward has written, or a Hub id"
+            raise StoreError("there is no reward model", where=model.location, remedy=remedy) from error
         mean, std = (getattr(opened.config, key, None) for key in (MEAN_KEY, STD_KEY))
         scale = RewardModel(model.location, float(mean or 0.0), 1.0 if std is None else float(std))
-        return cls(opened.to(device), load_tokenizer(model), chat, scale)
+        return cls(opened.to(default_device(device)), load_tokenizer(model), chat, scale)
 
     def raw(
         self,

@@ -1,4 +1,4 @@
-"""The environment of model libraries: their output, reproducible arithmetic on a CPU, and a full disk."""
+"""The environment of model libraries: their output, loading, reproducible arithmetic on a CPU, and a full disk."""
 
 import ctypes
 import logging
@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from psychocounsel.errors import IncompleteError
+from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.types import Policy
 
 
 @contextmanager
@@ -37,6 +39,26 @@ def quiet_libraries() -> Generator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
+    """Return what `auto_class.from_pretrained` loads for `policy`.
+
+    Raises:
+        ConfigError: the folder or Hub id holds no such model or tokenizer.
+    """
+    try:
+        with quiet_libraries():  # they warn about a reward model's head, which its base lacks
+            return auto_class.from_pretrained(policy.location, revision=policy.revision or "main", **options)
+    except (OSError, ValueError) as error:
+        what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
+        remedy = f"check the folder or Hub id ({error})"
+        raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
+
+
+def default_device(device: str) -> str:
+    """Return `device`, where "auto" is CUDA if there is one, else the CPU."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 _M_TRIM_THRESHOLD = -1

@@ -8,10 +8,9 @@ three end-of-text tokens and a temperature, as the real one's does.
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,14 +43,14 @@ SPECIAL_TOKENS = (
 )
 CHAT_WORDS = "system\n\nCutting Knowledge Date: December 2023\nToday Date: user\n\n assistant\n\n"
 
-ENGLISH_ENDINGS = r"(?i:'(?:s|t|m|d|re|ve|ll))"
-WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-NUMBER = r"\p{N}{1,3}"
-PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-LINE_BREAKS = r"\s*[\r\n]+"
-SPACES = r"\s+(?!\S)|\s+"
-SPLIT = "|".join((ENGLISH_ENDINGS, WORD, NUMBER, PUNCTUATION, LINE_BREAKS, SPACES))
-"""Pieces within which merges are learned: words with their leading space, up to three digits, …"""
+SPLIT = (
+    r"(?i:'(?:s|t|m|d|re|ve|ll))"  # English endings
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # words with their leading space
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Pieces within which merges are learned."""
 
 ROPE_THETA = 500_000.0
 ROPE_FACTOR = 4.0
@@ -82,13 +81,9 @@ class SftSummary:
 def make_tiny_llama(
     speeches: Sequence[Speech], candidates: Sequence[Candidate], config: BaseModelConfig, output: TrainingOutput
 ) -> SftSummary:
-    """Train a tokenizer and a model on the given texts alone, and save both into `output.folder`.
+    """Train a tokenizer and a model on the given texts alone, and save both as a `from_pretrained` folder.
 
-    Args:
-        speeches: those of the training split.
-        candidates: answers to them, good and bad alike; those to other speeches are left out.
-        config: shape, supervised fine-tuning and seed; equal configs give equal weights on one machine.
-        output: its folder becomes a `from_pretrained` folder in safetensors.
+    `candidates` that answer other speeches are left out. Equal configs give equal weights on one machine.
 
     Raises:
         DataQualityError: no candidate answers one of the speeches, or none fits into the maximal length.
@@ -121,10 +116,7 @@ def make_tiny_llama(
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length_tokens: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer learned from `texts` that encodes every Unicode text, by its bytes where needed.
 
-    Args:
-        texts: what the merges are learned from.
-        vocab_size: upper bound of the vocabulary, special tokens and the 256 bytes included.
-        model_max_length_tokens: written into the tokenizer's config; nothing is truncated at it.
+    Special tokens and the 256 bytes count into `vocab_size`; nothing is truncated at `model_max_length_tokens`.
     """
     backend = Tokenizer(models.BPE())
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -239,15 +231,21 @@ def train_sft(
         raise DataQualityError("no response fits", remedy="raise sft.max_length_tokens")
     prepare_cpu()
     started = time.monotonic()
-    batches = [collate(packs, pad_id) for packs in _by_length(without_template(pack(fitting)), config.batch_size)]
+    packs = sorted(without_template(pack(fitting)), key=lambda one: one.length)
+    size = max(1, config.batch_size // max(len(one.responses) for one in packs))
+    batches = [collate(packs[start : start + size], pad_id) for start in range(0, len(packs), size)]
     order = [place for _ in range(config.epochs) for place in torch.randperm(len(batches)).tolist()]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, len(order)))
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     losses: list[float] = []
     if checkpoint := newest_verified(output.work, output.run_id):
-        losses = _load_checkpoint(checkpoint, model, optimizer, scheduler)
+        state = torch.load(checkpoint / "state.pt", weights_only=True)
+        losses = state["losses"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     model.train()
     for place in order[len(losses) :]:
         loss = batch_loss(model, batches[place])
@@ -261,7 +259,12 @@ def train_sft(
         output.progress(step, len(order))
         is_cancelled = output.cancel.is_cancelled() and step < len(order)
         if is_cancelled or step % SAVE_EVERY_STEPS == 0:
-            _save_checkpoint(output, model, optimizer, scheduler, losses)
+            checkpoint = checkpoint_at(output.work, step)
+            with saving(output.work):
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                state = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({**state, "losses": losses}, checkpoint / "state.pt")
+            complete(checkpoint, output.run_id)
         if is_cancelled:
             raise preempted(step, len(order), output.work)
     model.eval()
@@ -272,29 +275,6 @@ def train_sft(
         seconds=time.monotonic() - started,
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
-
-
-def _save_checkpoint(output: TrainingOutput, model: Any, optimizer: Any, scheduler: Any, losses: list[float]) -> None:
-    checkpoint = checkpoint_at(output.work, len(losses))
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "losses": losses,
-    }
-    with saving(output.work):
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        torch.save(state, checkpoint / "state.pt")
-    complete(checkpoint, output.run_id)
-
-
-def _load_checkpoint(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> list[float]:
-    """Load what `_save_checkpoint` saved, and return the losses."""
-    state = torch.load(checkpoint / "state.pt", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return state["losses"]
 
 
 def learning_rate_share(step: int, total: int) -> float:
@@ -323,8 +303,7 @@ def without_template(packs: Sequence[Pack]) -> list[Pack]:
     A model that learns the template's headers writes them into its answers.
     """
     prompts = [one.prompt_ids for one in packs]
-    begin = _shared_prefix(prompts)
-    end = _shared_prefix([prompt[::-1] for prompt in prompts])
+    begin, end = _shared_prefix(prompts), _shared_prefix([prompt[::-1] for prompt in prompts])
     return [one._replace(speech=range(begin, max(begin, len(one.prompt_ids) - end))) for one in packs]
 
 
@@ -332,13 +311,6 @@ def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Return how many first elements all rows share."""
     columns = zip(*rows, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def _by_length(packs: Sequence[Pack], batch_size: int) -> Iterator[list[Pack]]:
-    """Return batches of packs of similar length that hold about `batch_size` answers."""
-    ordered = sorted(packs, key=lambda one: one.length)
-    size = max(1, batch_size // max(len(one.responses) for one in packs))
-    return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
 def collate(packs: Sequence[Pack], pad_id: int) -> Batch:
@@ -364,17 +336,10 @@ def collate(packs: Sequence[Pack], pad_id: int) -> Batch:
             weights += [1.0] * len(response)
     segment_ids = torch.tensor(segments)  # [batch, width]; 0 is the prompt, -1 is padding
     columns = segment_ids[:, None, :]
-    visible = ((segment_ids[:, :, None] == columns) | (columns == 0)) & torch.ones(
-        width, width, dtype=torch.bool
-    ).tril()
-    return Batch(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        visible[:, None],
-        torch.tensor(sources),
-        torch.tensor(targets),
-        torch.tensor(weights),
-    )
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    visible = ((segment_ids[:, :, None] == columns) | (columns == 0)) & earlier
+    learned = map(torch.tensor, (sources, targets, weights))
+    return Batch(torch.tensor(ids), torch.tensor(positions), visible[:, None], *learned)
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:

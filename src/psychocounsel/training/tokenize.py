@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
-from psychocounsel.training.runtime import quiet_libraries
+from psychocounsel.training.runtime import load_pretrained, quiet_libraries
 from psychocounsel.types import Policy, PreferencePair
 
 PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
@@ -40,12 +40,7 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: there is none, or it has no chat template.
     """
-    try:
-        loaded = AutoTokenizer.from_pretrained(policy.location, revision=policy.revision or "main")
-    except (OSError, ValueError) as error:
-        remedy = f"check the folder or Hub id ({error})"
-        raise ConfigError("no tokenizer can be loaded", where=policy.location, remedy=remedy) from error
-    tokenizer = cast(PreTrainedTokenizerBase, loaded)
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(AutoTokenizer, policy)
     if not tokenizer.chat_template:
         remedy = "use an instruction-tuned model"
         raise ConfigError("the tokenizer has no chat template", where=policy.location, remedy=remedy)
@@ -95,7 +90,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, speech_text: str, chat: Ch
     Raises:
         TemplateError: there is not exactly one beginning-of-text token, where the tokenizer has one.
     """
-    ids = _apply_template(tokenizer, _messages(speech_text, chat), chat, add_generation_prompt=True)
+    ids = _apply_template(tokenizer, speech_text, None, chat)
     begin = cast(int | None, tokenizer.bos_token_id)
     if begin is not None and (ids.count(begin) != 1 or ids[0] != begin):
         raise TemplateError(
@@ -114,8 +109,7 @@ def encode_exchange(
         TemplateError: the prompt is no prefix of the chat, or the answer has not exactly one terminator.
     """
     prompt = encode_prompt(tokenizer, speech_text, chat)
-    messages = [*_messages(speech_text, chat), {"role": "assistant", "content": response}]
-    whole = _apply_template(tokenizer, messages, chat, add_generation_prompt=False)
+    whole = _apply_template(tokenizer, speech_text, response, chat)
     if whole[: len(prompt)] != prompt:
         raise TemplateError(
             "the prompt's token ids are not a prefix of the chat's", remedy="use a chat template that only appends"
@@ -130,19 +124,15 @@ def encode_exchange(
     return EncodedExchange(prompt, rest[: ends[0] + 1])
 
 
-def _messages(speech_text: str, chat: ChatFormat) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-    return [*system, {"role": "user", "content": speech_text}]
-
-
 def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], chat: ChatFormat, *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, speech_text: str, response: str | None, chat: ChatFormat
 ) -> list[int]:
+    contents = {"system": chat.system_prompt or None, "user": speech_text, "assistant": response}
     ids = tokenizer.apply_chat_template(
-        messages,
+        [{"role": role, "content": content} for role, content in contents.items() if content is not None],
         tokenize=True,
         return_dict=False,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=response is None,
         date_string=chat.date_string,
         chat_template=PINNED_DATE + tokenizer.get_chat_template(),
         sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
@@ -192,15 +182,23 @@ def tokenize_pairs(
     for pair in pairs:
         try:
             with quiet_libraries():  # the warning on texts beyond the model's positions: such pairs are dropped here
-                row = _encode_pair(pair, tokenizer, chat)
+                chosen, rejected = (
+                    encode_exchange(tokenizer, pair.speech.text, side.candidate.text, chat)
+                    for side in (pair.chosen, pair.rejected)
+                )
         except TemplateError:
             reasons["not_a_prefix"] += 1
             continue
-        reason = _reason_to_drop(row, length.max_length_tokens)
-        reasons[reason] += 1
-        if reason == "kept":
-            rows.append(row)
-    table = LengthTable(**reasons)
+        longest_answer = length.max_length_tokens - len(chosen.prompt_ids)
+        if len(chosen.response_ids) > longest_answer:
+            reasons["too_long_chosen"] += 1
+        elif len(rejected.response_ids) > longest_answer:
+            reasons["too_long_rejected"] += 1
+        elif chosen.response_ids == rejected.response_ids:
+            reasons["identical_tokens"] += 1
+        else:
+            rows.append(TokenizedPair(pair.id, chosen.prompt_ids, chosen.response_ids, rejected.response_ids))
+    table = LengthTable(kept=len(rows), **reasons)
     if not rows or table.dropped > length.max_dropped_share * len(pairs):
         counts = ", ".join(f"{reason} {count}" for reason, count in table._asdict().items())
         raise DataQualityError(
@@ -208,18 +206,3 @@ def tokenize_pairs(
             remedy="raise length.max_length_tokens or length.max_dropped_share, or use shorter responses",
         )
     return rows, table
-
-
-def _encode_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> TokenizedPair:
-    chosen = encode_exchange(tokenizer, pair.speech.text, pair.chosen.candidate.text, chat)
-    rejected = encode_exchange(tokenizer, pair.speech.text, pair.rejected.candidate.text, chat)
-    return TokenizedPair(pair.id, chosen.prompt_ids, chosen.response_ids, rejected.response_ids)
-
-
-def _reason_to_drop(row: TokenizedPair, max_length_tokens: int) -> str:
-    longest_answer = max_length_tokens - len(row.prompt_ids)
-    if len(row.chosen_ids) > longest_answer:
-        return "too_long_chosen"
-    if len(row.rejected_ids) > longest_answer:
-        return "too_long_rejected"
-    return "identical_tokens" if row.chosen_ids == row.rejected_ids else "kept"

@@ -85,12 +85,8 @@ def preempted(step: int, total: int, work: Path) -> Preempted:
 class LengthGroupedSampler(Sampler[int]):
     """Row numbers of an epoch in the order in which micro-batches take them: within a step, the longest first.
 
-    Micro-batches thus hold rows of similar length, and what does not fit into memory shows at the first one.
-
-    Args:
-        lengths: tokens of each row.
-        rows_per_step: rows of one optimiser step, over all micro-batches and processes.
-        seed: decides, with the epoch, which rows make a step.
+    Micro-batches thus hold rows of similar length, and what does not fit into memory shows at the first one. A step has
+    `rows_per_step` rows, over all micro-batches and processes; seed and epoch decide which.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
@@ -126,11 +122,10 @@ class CheckedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         del train_dataset
-        arguments = self.args
-        rows = arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
-        return LengthGroupedSampler(
-            self.row_lengths, rows, arguments.seed if arguments.data_seed is None else arguments.data_seed
-        )
+        settings = self.args
+        rows = settings.train_batch_size * max(1, settings.world_size) * settings.gradient_accumulation_steps
+        seed = settings.seed if settings.data_seed is None else settings.data_seed
+        return LengthGroupedSampler(self.row_lengths, rows, seed)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Return the micro-batches of one step, and remember how many rows they hold together."""
@@ -224,7 +219,8 @@ def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: st
     before = trainable_values(trainer.model)
     with saving(output.work):
         checkpoint = newest_verified(output.work, fingerprint)
-        if checkpoint is not None and step_of(checkpoint) >= _last_step(trainer):
+        last_step = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+        if checkpoint is not None and step_of(checkpoint) >= last_step:
             trainer.load_finished(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -232,14 +228,9 @@ def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: st
         raise preempted(trainer.state.global_step, trainer.state.max_steps, output.work)
     after = trainable_values(trainer.model)
     if all(torch.equal(values, after[name]) for name, values in before.items()):
-        raise IncompleteError(
-            "training moved no weight", remedy="raise optimisation.learning_rate or the number of steps"
-        )
+        remedy = "raise optimisation.learning_rate or the number of steps"
+        raise IncompleteError("training moved no weight", remedy=remedy)
     return time.monotonic() - started
-
-
-def _last_step(trainer: CheckedTrainer) -> int:
-    return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
 def trainable_values(model: Any) -> dict[str, torch.Tensor]:
@@ -321,7 +312,7 @@ def training_arguments(
         "warmup_steps": int(steps * optimisation.warmup_share),
         "weight_decay": optimisation.weight_decay,
         "max_grad_norm": optimisation.max_grad_norm,
-        "bf16": optimisation.precision == "bf16" and autocast_available(),
+        "bf16": optimisation.precision == "bf16" and is_torch_bf16_gpu_available(),
         "use_cpu": not torch.accelerator.is_available(),
         "activation_checkpointing": optimisation.gradient_checkpointing,
         "seed": seed,
@@ -334,11 +325,6 @@ def training_arguments(
         "report_to": "none",
         "disable_tqdm": True,
     }
-
-
-def autocast_available() -> bool:
-    """Return whether this machine computes in bfloat16 without slowing down."""
-    return is_torch_bf16_gpu_available()
 
 
 def peft_config(lora: LoraConfig | None, task: str, saved_modules: list[str] | None = None) -> Any:
