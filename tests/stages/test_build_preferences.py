@@ -144,12 +144,7 @@ class TestPrivacy:
 
     @pytest.mark.parametrize("more", [[], ["--dry-run"]])
     def test_offline_opens_no_connection(
-        self,
-        recipe: Path,
-        cli: Cli,
-        no_way_out: list[object],
-        monkeypatch: pytest.MonkeyPatch,
-        more: list[str],
+        self, recipe: Path, cli: Cli, no_way_out: list[object], monkeypatch: pytest.MonkeyPatch, more: list[str]
     ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         config = config_with(recipe, judge=endpoint_judge(self.REMOTE))
@@ -451,18 +446,10 @@ def asking_pool(base_url: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("asking", "items", "made"),
-    [
-        (asking_judge, 128, "judgements/*/manifest.json"),
-        (asking_pool, 64, "candidates/mini-pool-*/manifest.json"),
-    ],
+    [(asking_judge, 128, "judgements/*/manifest.json"), (asking_pool, 64, "candidates/mini-pool-*/manifest.json")],
 )
 def test_killed_anywhere_the_pairs_are_the_same_and_little_is_asked_twice(
-    warm: Warm,
-    counting: Counting,
-    tmp_path: Path,
-    asking: Callable[[str], dict[str, Any]],
-    items: int,
-    made: str,
+    warm: Warm, counting: Counting, tmp_path: Path, asking: Callable[[str], dict[str, Any]], items: int, made: str
 ) -> None:
     config = config_with(write_recipe(tmp_path / "recipe"), **asking(counting.base_url))
     concurrency = int(ENDPOINT["concurrency"])

@@ -157,12 +157,7 @@ class TestArtifact:
         optimisation = {"learning_rate": 1e-5, "global_batch_size": 8}
         config = config_of(
             TrainRewardConfig,
-            {
-                "name": "r",
-                "base_model": "hub:owner/base@abc",
-                "preferences": made.ref,
-                "optimisation": optimisation,
-            },
+            {"name": "r", "base_model": "hub:owner/base@abc", "preferences": made.ref, "optimisation": optimisation},
         )
         assert training_specs(config, store).parents[0].id == made.id
 

@@ -32,15 +32,7 @@ def copied_store(miniature: Miniature, tmp_path: Path) -> Path:
 
 def test_every_step_makes_its_artifact(miniature: Miniature) -> None:
     kinds = [line.split()[1] for line in miniature.ended.out.splitlines() if line.startswith("created:")]
-    assert kinds == [
-        "base-models",
-        "preferences",
-        "reward-models",
-        "policies",
-        "policies",
-        "comparisons",
-        "reports",
-    ]
+    assert kinds == ["base-models", "preferences", "reward-models", "policies", "policies", "comparisons", "reports"]
 
 
 def test_last_line_names_the_report(miniature: Miniature) -> None:
@@ -74,10 +66,7 @@ def test_changed_evaluation_line_reruns_the_evaluation_and_its_report(
     changed = ["--set", "eval-winrate.bootstrap_samples=50"]
     ended = cli("run", miniature.recipe, "--store", copied_store, *changed)
     assert ended.code == 0
-    assert {each.partition("@")[0] for each in made(copied_store) - before} == {
-        "comparisons mini",
-        "reports mini",
-    }
+    assert {each.partition("@")[0] for each in made(copied_store) - before} == {"comparisons mini", "reports mini"}
 
 
 def test_changed_training_line_reruns_that_training_alone(miniature: Miniature, warm: Warm, copied_store: Path) -> None:

@@ -6,13 +6,7 @@ import networkx as nx
 
 from psychocounsel.config.schema import ReportConfig
 from psychocounsel.evaluation.winrate import BothOrders
-from psychocounsel.reporting.html import (
-    Example,
-    ExampleSet,
-    ReportData,
-    render_report,
-    report_metrics,
-)
+from psychocounsel.reporting.html import Example, ExampleSet, ReportData, render_report, report_metrics
 from psychocounsel.reporting.tables import REPORT_FILE
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import write_bytes

@@ -109,12 +109,7 @@ class TestReasons:
         ]
         made = pair_rows(release(rows), unfit)
         assert dropped(made) == {"train": {"too_long": 1, "not_a_prefix": 1, "not_preferred": 1, "empty": 1}}
-        assert [row.too_long for row in made.facts[:4]] == [
-            (True, False),
-            (False, False),
-            (False, True),
-            None,
-        ]
+        assert [row.too_long for row in made.facts[:4]] == [(True, False), (False, False), (False, True), None]
         assert "" not in asked
 
 
@@ -152,11 +147,7 @@ class TestLeakage:
         assert self.splits(made) == {speech(1): "train", speech(2): "test", speech(3): "test"}
         paired = pair_rows(made)
         assert dropped(paired) == {"train": {"leaks_into_test": 3}}
-        assert {split: len(each.pairs) for split, each in paired.pairings.items()} == {
-            "train": 1,
-            "dev": 0,
-            "test": 2,
-        }
+        assert {split: len(each.pairs) for split, each in paired.pairings.items()} == {"train": 1, "dev": 0, "test": 2}
         assert made.funnel().as_dict()["dropped"] == {"leaks_into_test": 1, "repeated_speech": 2}
 
     def test_or_stay_where_leakage_is_kept(self) -> None:
@@ -213,11 +204,7 @@ ROWS = st.lists(
     st.builds(Row, st.sampled_from(["train", "test"]), QUESTIONS, TEXTS, TEXTS, RATINGS, RATINGS), max_size=20
 )
 SETTINGS = st.fixed_dictionaries(
-    {
-        "dev_share": st.sampled_from([0.0, 0.3, 0.8]),
-        "drop_safety_inverted": st.booleans(),
-        "seed": st.integers(0, 3),
-    }
+    {"dev_share": st.sampled_from([0.0, 0.3, 0.8]), "drop_safety_inverted": st.booleans(), "seed": st.integers(0, 3)}
 )
 
 

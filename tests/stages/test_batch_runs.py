@@ -109,7 +109,4 @@ def test_a_recipe_in_batches_means_every_judge(tmp_path: Path) -> None:
     changes = ["judge.backend=endpoint", "judge.batch.enabled=true", "eval-winrate.judge.batch.max_lines=7"]
     steps = {step.name: step.config for step in load_recipe(recipe, changes)}
     assert steps["build-preferences"].judge.batch.enabled
-    assert (steps["eval-winrate"].judge.batch.enabled, steps["eval-winrate"].judge.batch.max_lines) == (
-        True,
-        7,
-    )
+    assert (steps["eval-winrate"].judge.batch.enabled, steps["eval-winrate"].judge.batch.max_lines) == (True, 7)

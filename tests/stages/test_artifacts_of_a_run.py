@@ -57,9 +57,7 @@ class TestOpens:
             model = AutoModelForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": "I cannot sleep."}],
-                add_generation_prompt=True,
-                return_tensors="pt",
+                [{"role": "user", "content": "I cannot sleep."}], add_generation_prompt=True, return_tensors="pt"
             )
             answer = model.generate(**ids, max_new_tokens=4, do_sample=False)
             assert answer.shape[-1] > ids["input_ids"].shape[-1]
@@ -150,12 +148,7 @@ class TestNotices:
 
     @pytest.mark.parametrize(
         ("kind", "name"),
-        [
-            ("preferences", "mini"),
-            ("reward-models", "mini"),
-            ("policies", "mini-dpo"),
-            ("policies", "mini-online"),
-        ],
+        [("preferences", "mini"), ("reward-models", "mini"), ("policies", "mini-dpo"), ("policies", "mini-online")],
     )
     def test_cards_begin_with_it(self, store: Store, kind: str, name: str) -> None:
         card = artifact(store, kind, name).file("README.md").read_text(encoding="utf-8")
