@@ -283,14 +283,9 @@ def _ratings_table(histograms: Mapping[str, Counts]) -> Table:
 
 def _judgement_tables(metrics: m.JudgementMetrics) -> list[Table]:
     # An empty reply of the judge is not an empty response, which is left out before.
-    failed = {
-        "empty reply" if status == "empty" else status: count
-        for status, count in metrics.status.items()
-        if status != "valid"
-    }
-    row = _funnel_row(
-        "responses judged", metrics.judged + sum(metrics.left_out.values()), {**metrics.left_out, **failed}
-    )
+    failed = {status: count for status, count in metrics.status.items() if status not in ("valid", "empty")}
+    dropped = {**metrics.left_out, **failed, "empty reply": metrics.status.get("empty", 0)}
+    row = _funnel_row("responses judged", metrics.judged + sum(metrics.left_out.values()), dropped)
     title = "Judgements by status: a failed one is missing and never a number."
     if metrics.addresses_judge:
         title += f" {metrics.addresses_judge} responses seem to address the judge; their ratings stand and are marked."
@@ -309,14 +304,9 @@ def _sample_tables(metrics: m.JudgementMetrics) -> list[Table]:
     rows = tuple((name, _decimal(between.spread[name]), _decimal(between.alpha[name])) for name in between.spread)
     title = f"Ratings are means of {metrics.samples.asked} samples, scored by {reasons(metrics.samples.scored_by)}."
     header = ("principle", "spread, in points", "Krippendorff's alpha")
-    found = [Table("samples", title, header, "lrr", rows)]
-    for pair in between.pairs:
-        found.append(
-            _agreement_table(
-                f"pair {' and '.join(pair.judges)}", f"Agreement of {' and '.join(pair.judges)}.", pair.by_principle
-            )
-        )
-    return found
+    pairs = {" and ".join(pair.judges): pair.by_principle for pair in between.pairs}
+    agreement = [_agreement_table(f"pair {names}", f"Agreement of {names}.", by) for names, by in pairs.items()]
+    return [Table("samples", title, header, "lrr", rows), *agreement]
 
 
 def _agreement_table(key: str, title: str, by_principle: Mapping[str, m.Agreement | None]) -> Table:
@@ -332,13 +322,9 @@ def _agreement_table(key: str, title: str, by_principle: Mapping[str, m.Agreemen
 def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     judged, retest = metrics.judged, metrics.retest
     missing = judged.judged - judged.valid
+    failed = _part(missing, judged.judged) or NONE
     rows: list[Row] = [
-        (
-            "judgements that failed",
-            _part(missing, judged.judged) or NONE,
-            "",
-            f"{missing} of {judged.judged} judgements",
-        ),
+        ("judgements that failed", failed, "", f"{missing} of {judged.judged} judgements"),
         ("responses that seem to address the judge", str(judged.addresses_judge), "", "valid judgements"),
         _rate_row("ties between responses to one speech", metrics.ties),
         ("halo: mean correlation of two principles", _decimal(metrics.halo), "", "valid judgements"),
@@ -346,15 +332,11 @@ def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     ]
     found: list[Table] = []
     if retest is not None:
+        asked = f"{retest.asked} responses, {retest.missing} missing"
         rows += [
             _rate_row("retest: equal ratings", retest.equal),
             _rate_row("retest: within a point", retest.within_one),
-            (
-                "retest: weighted kappa",
-                _decimal(retest.kappa),
-                "",
-                f"{retest.asked} responses, {retest.missing} missing",
-            ),
+            ("retest: weighted kappa", _decimal(retest.kappa), "", asked),
             _spread_row("retest: change of the mean rating", retest.change),
             ("retest: largest rise", _decimal(retest.change.largest if retest.change else None, "+"), "", ""),
         ]
@@ -391,17 +373,12 @@ def _one_principle_rows(metrics: m.AuditMetrics) -> list[Row]:
     alone = metrics.one_principle
     if alone is None:
         return []
-    halo = alone.halo
+    halo, asked = alone.halo, f"{alone.asked} responses, {alone.missing} missing"
     return [
         ("halo, all principles in one reply", _decimal(halo.together if halo else None), "", ""),
         ("halo, one principle per reply", _decimal(halo.alone if halo else None), "", ""),
         _spread_row("halo: what one reply adds", halo),
-        (
-            "mean difference of the two ratings, in points",
-            _decimal(alone.mean_difference),
-            "",
-            f"{alone.asked} responses, {alone.missing} missing",
-        ),
+        ("mean difference of the two ratings, in points", _decimal(alone.mean_difference), "", asked),
     ]
 
 
@@ -463,13 +440,8 @@ def _flaw_table(metrics: m.PreferenceMetrics) -> Table:
 
 def _sft_table(metrics: m.BaseModelMetrics) -> Table:
     sft = metrics.sft
-    row = (
-        "fine-tuning",
-        f"{sft.parameters:,}",
-        str(metrics.training_speeches),
-        str(sft.steps),
-        f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}",
-    )
+    loss = f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}"
+    row = ("fine-tuning", f"{sft.parameters:,}", str(metrics.training_speeches), str(sft.steps), loss)
     header = ("", "parameters", "speeches", "steps", "loss, nats per token")
     return Table("sft", "Supervised fine-tuning; mean loss of the first and the last epoch.", header, "lrrrr", (row,))
 
@@ -493,9 +465,8 @@ def _reward_table(model: m.RewardModelMetrics) -> Table:
         f"accuracy is the reward model's own. Rewards are normalised by mean {scale.mean:.3f} and deviation "
         f"{scale.std:.3f} of the {scale.split} split."
     )
-    return Table(
-        "reward", title, _RATE_HEADER, "lrll", (*rows("test", model.test), *baselines, *rows("dev", model.dev))
-    )
+    shown = (*rows("test", model.test), *baselines, *rows("dev", model.dev))
+    return Table("reward", title, _RATE_HEADER, "lrll", shown)
 
 
 def length_table(trainings: Mapping[str, m.Training]) -> Table:
@@ -524,18 +495,9 @@ def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
     rows: list[Row] = []
     for number, each in enumerate(metrics.rounds, start=1):
         reward, quality = each.dev.reward, each.dev.text_quality
-        rows.append(
-            (
-                f"round {number}",
-                str(each.pairs),
-                str(each.trained_on),
-                f"{reward.mean:+.3f}",
-                f"{reward.std:.3f}",
-                str(reward.n),
-                f"{quality.length_words.mean:.1f}",
-                percent(quality.unfinished_rate.estimate),
-            )
-        )
+        rewards = (f"{reward.mean:+.3f}", f"{reward.std:.3f}", str(reward.n))
+        signs = (f"{quality.length_words.mean:.1f}", percent(quality.unfinished_rate.estimate))
+        rows.append((f"round {number}", str(each.pairs), str(each.trained_on), *rewards, *signs))
     header = ("", "pairs", "trained on", "dev reward", "deviation", "answers", "words", "unfinished")
     title = "Rounds: pairs, and normalised reward, mean length and unfinished share of new answers to dev speeches."
     return [Table("rounds", title, header, "lrrrrrrr", tuple(rows))]
@@ -556,14 +518,9 @@ def _text_quality_table(title: str, sides: Mapping[str, m.TextQuality]) -> Table
         (label, *(cell(getattr(quality, name)) for quality in sides.values())) for name, label in labels.items()
     ]
     lengths = [quality.length_words for quality in sides.values()]
-    rows.append(
-        (
-            "length in words: mean, median, 95th percentile",
-            *(f"{each.mean:.1f}, {each.median:.1f}, {each.p95:.1f}" for each in lengths),
-        )
-    )
-    header = ("figure", *sides)
-    return Table("text_quality", title, header, "l" + "r" * len(sides), tuple(rows), is_detail=True)
+    words = [f"{each.mean:.1f}, {each.median:.1f}, {each.p95:.1f}" for each in lengths]
+    rows.append(("length in words: mean, median, 95th percentile", *words))
+    return Table("text_quality", title, ("figure", *sides), "l" + "r" * len(sides), tuple(rows), is_detail=True)
 
 
 def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[Table]:
@@ -576,11 +533,8 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
     )
     outcomes = {name: getattr(metrics, name) for name in ("wins", "ties", "losses", "missing")}
     counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
-    remark = (
-        ""
-        if controlled.controlled
-        else " Length could not be controlled for (it does not vary, or all outcomes are equal): the raw rate stands."
-    )
+    uncontrolled = " Length could not be controlled for (it does not vary, or all outcomes are equal)."
+    remark = "" if controlled.controlled else f"{uncontrolled} The raw rate stands."
     judges = metrics.judges
     title = (
         f"Policy over reference: {counts}; together {sum(outcomes.values())} speeches. Ties count half. Judge: "
@@ -588,21 +542,16 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
         f"{confidence(artifact)}, by bootstrap over speeches.{remark}"
     )
     unanswered = tuple((side, reasons(by)) for side, by in metrics.missing_answers.items() if by)
+    why = "Speeches without an answer to compare. They are missing, and a win for neither side."
     sides = {"policy": metrics.policy_text_quality, "reference": metrics.reference_text_quality}
     return [
         Table("rates", title, _RATE_HEADER, "lrll", rows),
-        Table(
-            "unanswered",
-            "Speeches without an answer to compare. They are missing, and a win for neither side.",
-            ("side", "speeches, by reason"),
-            "ll",
-            unanswered,
-        ),
+        Table("unanswered", why, ("side", "speeches, by reason"), "ll", unanswered),
         _missing_table(metrics.missing_by_topic, "comparisons"),
         _slice_table("criteria", "Win rate by principle.", metrics.win_rate_by_criterion),
         _slice_table("topics", "Win rate by topic.", {"speeches about crisis": metrics.crisis, **metrics.by_topic}),
         _text_quality_table("Text quality of the answers: share of answers with its interval.", sides),
-        *_vote_tables(metrics),
+        *([_vote_table(metrics.votes)] if metrics.votes else []),
     ]
 
 
@@ -611,13 +560,10 @@ def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Tabl
     return Table(key, title, _RATE_HEADER, "lrll", rows, is_detail=True)
 
 
-def _vote_tables(metrics: m.ComparisonMetrics) -> list[Table]:
-    if metrics.votes is None:
-        return []
-    votes = metrics.votes
+def _vote_table(votes: m.Replies) -> Table:
     title = f"Votes: {votes.asked}; unanimous in {votes.unanimous} of {votes.comparisons} valid comparisons."
     rows = tuple((judge, reasons(status)) for judge, status in votes.status.items())
-    return [Table("votes", title, ("judge", "votes, by status"), "ll", rows, is_detail=True)]
+    return Table("votes", title, ("judge", "votes, by status"), "ll", rows, is_detail=True)
 
 
 def confidence(artifact: Artifact) -> str:

@@ -55,11 +55,7 @@ def progress(
 ) -> Generator[Advance]:
     """Show a bar on a terminal, or else a line at intervals and at the end; yields `advance(count)`.
 
-    Args:
-        label: what is done.
-        total: of how many.
-        status: returns more to show, such as failures and the cost so far.
-        clock: seconds.
+    `status` returns more to show, such as failures and the cost so far.
     """
     counted = 0
     with _display(label, total, status, clock) as show:
@@ -84,10 +80,10 @@ def _display(label: str, total: int, status: Callable[[], str], clock: Clock) ->
     if sys.stderr.isatty():
         with _bar(label, total or 1, status, clock) as show:
             yield show
-        return
-    lines = _Lines(label, status, clock)
-    yield lines.show
-    lines.end()
+    else:
+        lines = _Lines(label, status, clock)
+        yield lines.show
+        lines.end()
 
 
 class _Lines:

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar, TypeVar, cast
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,23 +13,9 @@ from psychocounsel.reporting.artifact_tables import BASELINES, confidence, lengt
 from psychocounsel.reporting.lineage import draw_lineage
 from psychocounsel.reporting.plots import Plot, figures
 from psychocounsel.reporting.tables import Row, Table, anchor, by_split, interval, over, percent, reasons
+from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.metrics import (
-    AuditMetrics,
-    ComparisonMetrics,
-    JudgementMetrics,
-    Metrics,
-    PolicyMetrics,
-    PoolCandidateMetrics,
-    PreferenceMetrics,
-    ReadyCandidateMetrics,
-    ReportMetrics,
-    RewardModelMetrics,
-    RoundCandidateMetrics,
-    RoundPairMetrics,
-    SpeechMetrics,
-    metrics_of,
-)
+from psychocounsel.store.metrics import Metrics, metrics_of
 from psychocounsel.types import OVERALL, Rate, Speech
 
 CONTENT_SECURITY_POLICY = (
@@ -78,14 +64,14 @@ class ReportData:
     @cached_property
     def final_policies(self) -> list[Artifact]:
         """Policies that are not a round of another policy in the report."""
-        policies = [each for each, _ in self.of(PolicyMetrics)]
+        policies = [each for each, _ in self.of(m.PolicyMetrics)]
         earlier = {each.id for policy in policies for each in self.rounds_of(policy)[:-1]}
         return [each for each in policies if each.id not in earlier]
 
     def rounds_of(self, policy: Artifact) -> list[Artifact]:
         """Return the policies of an online run, round by round, ending with `policy` itself."""
         metrics = metrics_of(policy)
-        rounds = len(metrics.rounds) if isinstance(metrics, PolicyMetrics) else 0
+        rounds = len(metrics.rounds) if isinstance(metrics, m.PolicyMetrics) else 0
         chain = [policy]
         while len(chain) < rounds and (previous := self.parent_of(chain[0], "previous policy")) is not None:
             chain.insert(0, previous)
@@ -98,16 +84,18 @@ class ReportData:
 
 
 class Block:
-    """One piece of a section; `template` names the macro that writes it."""
+    """One piece of a section; the macro of its name writes it."""
 
-    template: ClassVar[str]
+    @property
+    def template(self) -> str:
+        """Name of the macro."""
+        return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
 class Paragraph(Block):
     """Plain words."""
 
-    template: ClassVar[str] = "paragraph"
     words: str
 
 
@@ -115,7 +103,6 @@ class Paragraph(Block):
 class Heading(Block):
     """A title within a section, and the artifacts that it is about."""
 
-    template: ClassVar[str] = "heading"
     words: str
     sources: tuple[Artifact, ...] = ()
 
@@ -124,7 +111,6 @@ class Heading(Block):
 class Plots(Block):
     """Pictures in columns where there is space."""
 
-    template: ClassVar[str] = "plots"
     plots: tuple[Plot, ...]
 
 
@@ -143,7 +129,6 @@ class Card:
 class Cards(Block):
     """Main figures in columns."""
 
-    template: ClassVar[str] = "cards"
     cards: tuple[Card, ...]
 
 
@@ -151,7 +136,6 @@ class Cards(Block):
 class Lineage(Block):
     """The picture of where everything came from, drawn for a wide and for a narrow page."""
 
-    template: ClassVar[str] = "lineage"
     wide: Markup
     tall: Markup
     caption: str
@@ -161,7 +145,6 @@ class Lineage(Block):
 class Answers(Block):
     """One client speech with the answers of both sides and the outcome."""
 
-    template: ClassVar[str] = "answers"
     example: Example
     outcome: str
     policy_author: str
@@ -169,20 +152,10 @@ class Answers(Block):
 
 
 @dataclass(frozen=True)
-class ArtifactList(Block):
+class Artifacts(Block):
     """Every artifact with its parents, settings, files and versions."""
 
-    template: ClassVar[str] = "artifact_list"
     artifacts: tuple[Artifact, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page with a title."""
-
-    title: str
-    anchor: str
-    blocks: Sequence[Block | Table]
 
 
 def render_report(data: ReportData) -> str:
@@ -195,15 +168,10 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     filters = cast(dict[str, Any], environment.filters)
-    filters.update(anchor=anchor, settings=_settings)
-    sections = [section for section in _sections(data) if section.blocks]
+    filters.update(anchor=anchor, json=partial(json.dumps, indent=1, ensure_ascii=False, sort_keys=True))
     return environment.get_template("report.html.j2").render(
-        data=data, policy=CONTENT_SECURITY_POLICY, warnings=page_warnings(data), sections=sections
+        data=data, policy=CONTENT_SECURITY_POLICY, warnings=page_warnings(data), sections=_sections(data)
     )
-
-
-def _settings(artifact: Artifact) -> str:
-    return json.dumps(artifact.manifest["settings"], indent=1, ensure_ascii=False, sort_keys=True)
 
 
 def page_warnings(data: ReportData) -> list[str]:
@@ -222,9 +190,9 @@ def report_metrics(data: ReportData) -> dict[str, Any]:
             "gain": audit.canaries and audit.canaries.gain,
             "resists": audit.canaries and audit.canaries.resists,
         }
-        for each, audit in data.of(AuditMetrics)
+        for each, audit in data.of(m.AuditMetrics)
     }
-    figures = ReportMetrics.model_validate(
+    figures = m.ReportMetrics.model_validate(
         {
             "win_rates": {
                 each.ref: {
@@ -232,15 +200,15 @@ def report_metrics(data: ReportData) -> dict[str, Any]:
                     "length_controlled": compared.length_controlled.rate,
                     "position_inconsistent_rate": compared.position_inconsistent_rate,
                 }
-                for each, compared in data.of(ComparisonMetrics)
+                for each, compared in data.of(m.ComparisonMetrics)
             },
             "reward_models": {
                 each.ref: {"accuracy": model.test.accuracy, "baselines": model.baselines}
-                for each, model in data.of(RewardModelMetrics)
+                for each, model in data.of(m.RewardModelMetrics)
             },
             "pairs": {
                 each.ref: {split: pairing.kept for split, pairing in dataset.pairing.items()}
-                for each, dataset in data.of(PreferenceMetrics)
+                for each, dataset in data.of(m.PreferenceMetrics)
             },
             "audits": audits,
         }
@@ -248,22 +216,31 @@ def report_metrics(data: ReportData) -> dict[str, Any]:
     return figures.model_dump(exclude={"audits"} if not audits else None)
 
 
-def _sections(data: ReportData) -> list[Section]:
-    return [
-        Section("Main figures", "main-figures", _cards(data)),
-        Section("Where it came from", "lineage", _lineage(data)),
-        Section("From raw rows to pairs", "funnel", _funnel(data)),
-        Section(
-            "Ratings by principle", "ratings", [plot for each, _ in data.of(JudgementMetrics) for plot in _plots(each)]
-        ),
-        Section("Judge audit", "judge", _audits(data)),
-        Section("Reward model", "reward", _reward_models(data)),
-        Section("Policy", "policy", _policies(data)),
-        Section("Win rate", "win-rate", _comparisons(data)),
-        Section("Text quality", "text-quality", _text_quality(data)),
-        Section("Examples", "examples", _examples(data)),
-        Section("All artifacts", "artifacts", [ArtifactList(data.artifacts)]),
+def _sections(data: ReportData) -> list[tuple[str, str, Sequence[Block | Table]]]:
+    """Return title, anchor and blocks of each section that has any."""
+    audits: list[Block | Table] = []
+    for each, _ in data.of(m.AuditMetrics):
+        audits += [Heading(each.name, (each,)), *_picked(each, "audit", "retest")]
+    rates: list[Block | Table] = []
+    quality: list[Block | Table] = []
+    for each, _ in data.of(m.ComparisonMetrics):
+        heading = Heading(_sides(data, each), (each,))
+        rates += [heading, *_picked(each, "rates", "unanswered", "missing_by_topic"), *_plots(each)]
+        quality += [heading, *_picked(each, "text_quality")]
+    sections = [
+        ("Main figures", "main-figures", _cards(data)),
+        ("Where it came from", "lineage", _lineage(data)),
+        ("From raw rows to pairs", "funnel", _funnel(data)),
+        ("Ratings by principle", "ratings", [plot for each, _ in data.of(m.JudgementMetrics) for plot in _plots(each)]),
+        ("Judge audit", "judge", audits),
+        ("Reward model", "reward", _reward_models(data)),
+        ("Policy", "policy", _policies(data)),
+        ("Win rate", "win-rate", rates),
+        ("Text quality", "text-quality", quality),
+        ("Examples", "examples", _examples(data)),
+        ("All artifacts", "artifacts", [Artifacts(data.artifacts)]),
     ]
+    return [section for section in sections if section[2]]
 
 
 def _plots(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Block]:
@@ -277,20 +254,20 @@ def _picked(artifact: Artifact, *keys: str) -> list[Table]:
 
 def _cards(data: ReportData) -> list[Block]:
     cards: list[Card] = []
-    for each, compared in data.of(ComparisonMetrics):
+    for each, compared in data.of(m.ComparisonMetrics):
         rate, against = compared.win_rate, _sides(data, each)
         flipped = f"; position-inconsistent: {percent(compared.position_inconsistent_rate.estimate)}"
         cards.append(_rate_card(f"Win rate, {against}", rate, over(rate) + flipped, each))
         controlled = compared.length_controlled.rate
         cards.append(_rate_card(f"At equal length, {against}", controlled, "length-controlled win rate", each))
-    for each, model in data.of(RewardModelMetrics):
+    for each, model in data.of(m.RewardModelMetrics):
         rates = {label: getattr(model.baselines, name) for name, label in BASELINES.items()}
         baselines = ", ".join(
             f"{label} {percent(rate.estimate)}" if rate else f"{label}: no such pair" for label, rate in rates.items()
         )
         remark = f"{over(model.test.accuracy)}. Baselines: {baselines}"
         cards.append(_rate_card("Reward accuracy on test", model.test.accuracy, remark, each))
-    for each, dataset in data.of(PreferenceMetrics):
+    for each, dataset in data.of(m.PreferenceMetrics):
         pairing = {split: dataset.pairing[split] for split in by_split(dataset.pairing)}
         kept = ", ".join(f"{by.kept} {split}" for split, by in pairing.items())
         remark = f"of {sum(by.combinations for by in pairing.values())} combinations"
@@ -323,43 +300,35 @@ def _lineage(data: ReportData) -> list[Block]:
 
 
 def _funnel(data: ReportData) -> list[Block | Table]:
-    sources = [*data.of(SpeechMetrics), *data.of(ReadyCandidateMetrics), *data.of(PoolCandidateMetrics)]
+    sources = [*data.of(m.SpeechMetrics), *data.of(m.ReadyCandidateMetrics), *data.of(m.PoolCandidateMetrics)]
     shown = [table for each, _ in sources for table in _picked(each, "funnel", "splits")]
     shown += [
         table
-        for each, _ in data.of(JudgementMetrics)
+        for each, _ in data.of(m.JudgementMetrics)
         for table in _picked(each, "funnel", "missing_by_topic", "samples")
     ]
-    shown += [table for each, _ in data.of(PreferenceMetrics) for table in _picked(each, "pairing", "flaws", "words")]
+    shown += [table for each, _ in data.of(m.PreferenceMetrics) for table in _picked(each, "pairing", "flaws", "words")]
     intro = Paragraph("In each line, kept and dropped together are all that came in; none is left out silently.")
     return [intro, *shown] if shown else []
 
 
-def _audits(data: ReportData) -> list[Block | Table]:
-    return [
-        block
-        for each, _ in data.of(AuditMetrics)
-        for block in (Heading(each.name, (each,)), *_picked(each, "audit", "retest"))
-    ]
-
-
 def _reward_models(data: ReportData) -> list[Block | Table]:
     blocks: list[Block | Table] = []
-    for each, model in data.of(RewardModelMetrics):
+    for each, model in data.of(m.RewardModelMetrics):
         blocks += [Heading(each.name, (each,)), *_picked(each, "reward"), *_plots(each), *_picked(each, "lengths")]
-        blocks.append(_duration(model.training.steps, model.training.seconds))
+        blocks.append(_duration(model.training))
     return blocks
 
 
-def _duration(steps: int, seconds: float) -> Paragraph:
-    return Paragraph(f"{steps} steps in {seconds:.0f} s.")
+def _duration(training: m.Training) -> Paragraph:
+    return Paragraph(f"{training.steps} steps in {training.seconds:.0f} s.")
 
 
 def _policies(data: ReportData) -> list[Block | Table]:
     blocks: list[Block | Table] = []
     for policy in data.final_policies:
         rounds = data.rounds_of(policy)
-        measured = [(each, metrics) for each in rounds if isinstance(metrics := metrics_of(each), PolicyMetrics)]
+        measured = [(each, metrics) for each in rounds if isinstance(metrics := metrics_of(each), m.PolicyMetrics)]
         metrics = measured[-1][1]
         blocks += [Heading(policy.name, (policy,)), *_plots(policy, rounds), *_picked(policy, "rounds")]
         # The earliest rounds may not be in the report.
@@ -371,7 +340,7 @@ def _policies(data: ReportData) -> list[Block | Table]:
         else:
             trainings = {"pairs read": metrics.training}
         blocks.append(replace(length_table(trainings), sources=tuple(rounds)))
-        blocks.append(_duration(metrics.training.steps, metrics.training.seconds))
+        blocks.append(_duration(metrics.training))
     return blocks
 
 
@@ -382,29 +351,13 @@ def _sampling_table(data: ReportData, rounds: Mapping[int, Artifact]) -> list[Ta
         pairs = data.parent_of(policy, "pairs")
         sampled = data.parent_of(pairs, "candidates") if pairs else None
         paired, answers = pairs and metrics_of(pairs), sampled and metrics_of(sampled)
-        if isinstance(paired, RoundPairMetrics) and isinstance(answers, RoundCandidateMetrics):
+        if isinstance(paired, m.RoundPairMetrics) and isinstance(answers, m.RoundCandidateMetrics):
             left_out = {f"{reason} answers": count for reason, count in paired.left_out.items()}
             dropped = reasons({**paired.pairing.dropped, **left_out})
             rows.append((f"round {number}", str(answers.speeches), str(paired.pairing.kept), dropped))
     header = ("", "speeches", "pairs", "no pair or left out")
     title = "Rounds: speeches sampled, and pairs of their answers."
     return [Table("sampling", title, header, "lrrl", tuple(rows), tuple(rounds.values()))] if rows else []
-
-
-def _comparisons(data: ReportData) -> list[Block | Table]:
-    blocks: list[Block | Table] = []
-    for each, _ in data.of(ComparisonMetrics):
-        blocks += [Heading(_sides(data, each), (each,)), *_picked(each, "rates", "unanswered", "missing_by_topic")]
-        blocks += _plots(each)
-    return blocks
-
-
-def _text_quality(data: ReportData) -> list[Block | Table]:
-    return [
-        block
-        for each, _ in data.of(ComparisonMetrics)
-        for block in (Heading(_sides(data, each), (each,)), *_picked(each, "text_quality"))
-    ]
 
 
 _OUTCOMES = {

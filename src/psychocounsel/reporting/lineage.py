@@ -14,7 +14,7 @@ import networkx as nx
 from markupsafe import Markup
 
 from psychocounsel.reporting.artifact_tables import row_count
-from psychocounsel.reporting.tables import anchor
+from psychocounsel.reporting.tables import anchor, reasons
 from psychocounsel.store.artifacts import Artifact
 
 _ROUND = re.compile(r"-round-(\d+)$")
@@ -57,11 +57,15 @@ class Node:
 
 
 class Edge(NamedTuple):
-    """Two boxes by their number; `backward` leads to an earlier lane."""
+    """Two boxes by their number, which follows the order of the lanes."""
 
     start: int
     end: int
-    backward: bool
+
+    @property
+    def backward(self) -> bool:
+        """Whether it leads to an earlier lane."""
+        return self.end < self.start
 
 
 def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
@@ -100,16 +104,15 @@ def find_edges(nodes: Sequence[Node]) -> list[Edge]:
     """Return the edges between boxes, without those that a longer path implies."""
     node_of = {each.id: number for number, node in enumerate(nodes) for each in node.artifacts}
     pairs = {
-        (node_of[parent.id], number)
+        Edge(node_of[parent.id], number)
         for number, node in enumerate(nodes)
         for each in node.artifacts
         for parent in each.parents
         if parent.id in node_of and node_of[parent.id] != number
     }
-    forward = {(start, end) for start, end in pairs if start < end}  # the boxes are in the order of the lanes
-    graph: Any = nx.DiGraph(forward)
-    edges = [Edge(*pair, backward=False) for pair in nx.transitive_reduction(graph).edges]
-    return sorted([*edges, *(Edge(*pair, backward=True) for pair in pairs - forward)])
+    graph: Any = nx.DiGraph(edge for edge in pairs if not edge.backward)
+    forward = [Edge(*pair) for pair in nx.transitive_reduction(graph).edges]
+    return sorted([*forward, *(edge for edge in pairs if edge.backward)])
 
 
 _BOX_WIDTH, _BOX_HEIGHT = 158, 58
@@ -262,7 +265,10 @@ def _draw_edge(edge: Edge, layout: Layout) -> Markup:
 
 
 def _draw_node(node: Node, middle_x: float, middle_y: float) -> Markup:
-    whole = ", ".join(_whole(each) for each in node.artifacts)
+    whole = ", ".join(
+        f"{each.kind} {each.ref}" + (f" ({reasons(each.manifest['rows'])})" if each.manifest["rows"] else "")
+        for each in node.artifacts
+    )
     x, y = middle_x - _BOX_WIDTH / 2, middle_y - _BOX_HEIGHT / 2
     box = Markup(
         '<a href="#{}"><title>{}</title><rect class="box" x="{:g}" y="{:g}" width="{}" height="{}" rx="6"/>'
@@ -273,11 +279,6 @@ def _draw_node(node: Node, middle_x: float, middle_y: float) -> Markup:
         for style, down, text in texts
     ]
     return box + Markup("").join(lines) + Markup("</a>")
-
-
-def _whole(artifact: Artifact) -> str:
-    rows = ", ".join(f"{count} {name}" for name, count in artifact.manifest["rows"].items())
-    return f"{artifact.kind} {artifact.ref}" + (f" ({rows})" if rows else "")
 
 
 def _shortened(name: str) -> str:

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,16 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from psychocounsel.reporting.artifact_tables import BASELINES
 from psychocounsel.reporting.tables import interval, percent
+from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.metrics import (
-    ComparisonMetrics,
-    Counts,
-    JudgementMetrics,
-    PolicyMetrics,
-    RewardModelMetrics,
-    RoundMetrics,
-    metrics_of,
-)
+from psychocounsel.store.metrics import Counts, metrics_of
 from psychocounsel.types import Rate
 
 # Placeholder colours that matplotlib draws with; each becomes a CSS variable of the page.
@@ -98,11 +91,8 @@ class Panel(NamedTuple):
     mark: float | None = None
 
 
-class Tick(NamedTuple):
-    """A mark under every panel, in bars from the left."""
-
-    place: float
-    label: str
+Tick = tuple[float, str]
+"""A mark under every panel: its place in bars from the left, and its label."""
 
 
 def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
@@ -114,7 +104,7 @@ def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
     """
     short = artifact.id[:8]
     match metrics_of(artifact):
-        case JudgementMetrics(histograms=counts) if counts:
+        case m.JudgementMetrics(histograms=counts) if counts:
             given = "; ".join(
                 f"{name}: {', '.join(f'{count} times {rating}' for rating, count in by.items())}"
                 for name, by in counts.items()
@@ -122,11 +112,11 @@ def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
             caption = "Number of responses by rating, one panel per principle."
             svg = rating_histograms(counts, f"ratings-{short}")
             return [Plot(svg, caption, f"Ratings by principle. {given}", (artifact,))]
-        case RewardModelMetrics() as model:
+        case m.RewardModelMetrics() as model:
             return [*_reward_plots(artifact, model), *_curves(_REWARD_CURVES, [artifact])]
-        case PolicyMetrics() as policy:
+        case m.PolicyMetrics() as policy:
             return [*_curves(_POLICY_CURVES, rounds or [artifact]), *_round_plots(artifact, policy.rounds)]
-        case ComparisonMetrics() as compared:
+        case m.ComparisonMetrics() as compared:
             overall = {
                 "raw": compared.win_rate,
                 "length-controlled": compared.length_controlled.rate,
@@ -160,7 +150,7 @@ def _rate_plot(key: str, dots: Sequence[Dot], axis: str, caption: str, artifact:
     return Plot(dots_and_intervals(key, dots, axis=axis), caption, f"{caption} {rows}", (artifact,))
 
 
-def _reward_plots(artifact: Artifact, model: RewardModelMetrics) -> list[Plot]:
+def _reward_plots(artifact: Artifact, model: m.RewardModelMetrics) -> list[Plot]:
     rates = {label: getattr(model.baselines, name) for name, label in BASELINES.items()}
     dots = [Dot("reward model", model.test.accuracy)]
     dots += [Dot(label, rate, label != BASELINES["same_tier"]) for label, rate in rates.items() if rate is not None]
@@ -176,19 +166,13 @@ def _reward_plots(artifact: Artifact, model: RewardModelMetrics) -> list[Plot]:
     return plots
 
 
-class Curve(NamedTuple):
-    """A plot of training by step: its title, the axis, and which columns of the history it shows."""
-
-    title: str
-    axis: str
-    columns: Mapping[str, str]
-
-
-_REWARD_CURVES = (Curve("Training loss by step.", "loss", {"loss": "loss"}),)
-_POLICY_CURVES = (
-    Curve("Training loss by step; ln 2 = 0.693 is a policy like its reference.", "loss", {"loss": "loss"}),
-    Curve("Implicit reward margin, chosen minus rejected.", "margin", {"margin": "margin"}),
-    Curve(
+Curve = tuple[str, str, Mapping[str, str]]
+"""A plot of training by step: its title, the axis, and which columns of the history it shows."""
+_REWARD_CURVES: Sequence[Curve] = (("Training loss by step.", "loss", {"loss": "loss"}),)
+_POLICY_CURVES: Sequence[Curve] = (
+    ("Training loss by step; ln 2 = 0.693 is a policy like its reference.", "loss", {"loss": "loss"}),
+    ("Implicit reward margin, chosen minus rejected.", "margin", {"margin": "margin"}),
+    (
         "Log-probability of the two sides: both falling is a warning.",
         "log-probability, nats",
         {"logps_chosen": "chosen", "logps_rejected": "rejected"},
@@ -202,20 +186,20 @@ def _curves(curves: Sequence[Curve], trained: Sequence[Artifact]) -> list[Plot]:
     ends: list[float] = []
     for each in trained:
         metrics = metrics_of(each)
-        if isinstance(metrics, RewardModelMetrics | PolicyMetrics):
+        if isinstance(metrics, m.RewardModelMetrics | m.PolicyMetrics):
             before = ends[-1] if ends else 0
             rows += [{**row, "step": row["step"] + before} for row in metrics.training.history if "step" in row]
             ends.append(before + metrics.training.steps)
     plots: list[Plot] = []
-    for curve in curves:
+    for title, axis, columns in curves:
         series = [
             Series(
                 label, [row["step"] for row in rows if column in row], [row[column] for row in rows if column in row]
             )
-            for column, label in curve.columns.items()
+            for column, label in columns.items()
         ]
-        key = f"{'-'.join(curve.columns)}-{trained[-1].id[:8]}"
-        plots += _line_plot(key, series, "step", curve.axis, curve.title, trained[-1], ends[:-1])
+        key = f"{'-'.join(columns)}-{trained[-1].id[:8]}"
+        plots += _line_plot(key, series, "step", axis, title, trained[-1], ends[:-1])
     return plots
 
 
@@ -231,7 +215,7 @@ def _line_plot(
     return [Plot(lines(key, known, x=x, y=y, breaks=breaks), title, alternative, (artifact,))]
 
 
-def _round_plots(policy: Artifact, rounds: Sequence[RoundMetrics]) -> list[Plot]:
+def _round_plots(policy: Artifact, rounds: Sequence[m.RoundMetrics]) -> list[Plot]:
     numbers = list(range(1, len(rounds) + 1))
     qualities = [each.dev.text_quality for each in rounds]
 
@@ -259,15 +243,15 @@ def rating_histograms(counts: Mapping[str, Counts], key: str = "ratings") -> Mar
     """Draw how often each rating was given, one small panel per principle; `key` names the picture in its page."""
     ratings = sorted({rating for by in counts.values() for rating in by}, key=int)
     panels, ticks = rating_panels(counts, ratings)
-    with _svg(key, 1.25 * math.ceil(len(panels) / _COLUMNS) + 0.4) as picture:
-        _draw_panels(picture.figure, panels, ticks, "responses", MaxNLocator(3, integer=True), (SERIES[0], INK, GRID))
-    return picture.svg
+    with _svg_figure(1.25 * math.ceil(len(panels) / _COLUMNS) + 0.4) as figure:
+        _draw_panels(figure, panels, ticks, "responses", MaxNLocator(3, integer=True), (SERIES[0], INK, GRID))
+        return _svg(figure, key)
 
 
 def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
     """Draw the distribution of r(chosen) - r(rejected); what lies left of zero is ranked wrongly."""
-    with _svg(key, 2.6) as picture:
-        axes = picture.figure.subplots()
+    with _svg_figure(2.6) as figure:
+        axes = figure.subplots()
         bins = max(4, min(20, round(math.sqrt(len(margins)))))
         widest = max((abs(margin) for margin in margins), default=0.0) or 1.0
         edges = [widest * place / bins for place in range(-bins, bins + 1)]
@@ -282,20 +266,13 @@ def margin_histogram(margins: Sequence[float], key: str = "margins") -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _legend_above(axes, 2)
-    return picture.svg
+        return _svg(figure, key)
 
 
 def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None = 0.5, axis: str = "share") -> Markup:
-    """Draw rates in 0..1 as percent, one row each, the first on top.
-
-    Args:
-        key: names the drawing within its page.
-        dots: the rows.
-        reference: where to draw the line to compare with, a share.
-        axis: what the axis says.
-    """
-    with _svg(key, 0.75 + 0.24 * len(dots)) as picture:
-        axes = picture.figure.subplots()
+    """Draw rates in 0..1 as percent, one row each, the first on top; `reference` is a share to compare with."""
+    with _svg_figure(0.75 + 0.24 * len(dots)) as figure:
+        axes = figure.subplots()
         for place, dot in enumerate(dots):
             colour = SERIES[dot.group % len(SERIES)]
             rate = dot.rate
@@ -307,22 +284,14 @@ def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None
         axes.set_ylim(len(dots) - 0.4, -0.6)
         axes.set_xlim(-2, 102)
         axes.set_xlabel(f"{axis}, percent")
-        _grid(axes, "x")
-    return picture.svg
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        return _svg(figure, key)
 
 
 def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequence[float] = ()) -> Markup:
-    """Draw lines over steps or rounds; where they have intervals, these are shown as bars.
-
-    Args:
-        key: names the drawing within its page.
-        series: the lines, four at most.
-        x: what the horizontal axis says.
-        y: what the vertical axis says.
-        breaks: where to draw thin vertical lines (the ends of rounds).
-    """
-    with _svg(key, 2.4) as picture:
-        axes = picture.figure.subplots()
+    """Draw up to four lines with their intervals over steps or rounds; `breaks` are the ends of rounds."""
+    with _svg_figure(2.4) as figure:
+        axes = figure.subplots()
         for end in breaks:
             axes.axvline(end, color=GRID, linewidth=1, zorder=0)
         for number, each in enumerate(series):
@@ -337,44 +306,34 @@ def lines(key: str, series: Sequence[Series], *, x: str, y: str, breaks: Sequenc
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        _grid(axes, "y")
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
         if len(series) > 1:
             _legend_above(axes, len(series))
-    return picture.svg
+        return _svg(figure, key)
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0)
 
 
-def _grid(axes: Axes, direction: str) -> None:
-    axes.set_axisbelow(True)
-    axes.grid(axis="x" if direction == "x" else "y", color=GRID, linewidth=0.6)
-
-
-class _Picture:
-    """A figure, and its SVG once it is drawn."""
-
-    def __init__(self, height_inches: float) -> None:
-        self.figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-        self.svg = Markup("")
-
-
-def _style(ink: str) -> dict[Any, Any]:
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    return {**_STYLE, **dict.fromkeys(inked, ink)}
-
-
 @contextmanager
-def _svg(key: str, height_inches: float) -> Generator[_Picture]:
-    with mpl.rc_context(_style(INK)), warnings.catch_warnings():
-        # The reader's browser has the letters that the measuring font lacks.
+def _figure(ink: str, width: float, height: float, **more: Any) -> Generator[Figure]:
+    """Yield an empty figure in one colour; sizes are in inches."""
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with mpl.rc_context({**_STYLE, **dict.fromkeys(inked, ink)}), warnings.catch_warnings():
+        # The reader's browser has the letters that the measuring font lacks; the tables of a card have every name.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        picture = _Picture(height_inches)
-        yield picture
-        stream = io.StringIO()
-        picture.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    picture.svg = Markup(_for_page(stream.getvalue(), key))  # noqa: S704 - matplotlib escapes every label
+        yield Figure(figsize=(width, height), **more)
+
+
+def _svg_figure(height: float) -> AbstractContextManager[Figure]:
+    return _figure(INK, _WIDTH_INCHES, height, layout="constrained")
+
+
+def _svg(figure: Figure, key: str) -> Markup:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return Markup(_for_page(stream.getvalue(), key))  # noqa: S704 - matplotlib escapes every label
 
 
 def _for_page(svg: str, key: str) -> str:
@@ -406,7 +365,7 @@ def shortened(label: str, limit: int = 26) -> str:
 def rating_panels(counts: Mapping[str, Counts], ratings: Sequence[str]) -> tuple[list[Panel], list[Tick]]:
     """Return one panel per principle with a bar per rating."""
     panels = [Panel(shortened(name), [by.get(each, 0) for each in ratings]) for name, by in counts.items()]
-    return panels, [Tick(place + 0.5, rating) for place, rating in enumerate(ratings)]
+    return panels, [(place + 0.5, rating) for place, rating in enumerate(ratings)]
 
 
 _COLUMNS = 4
@@ -436,7 +395,7 @@ def _draw_panels(
             [0] * len(row), starts, [start + bars for start in starts], linewidth=1.6, color=mpl.rcParams["text.color"]
         )
         axes.spines.bottom.set_visible(False)
-        places = [(start + tick.place, tick.label) for start in starts for tick in ticks]
+        places = [(start + place, label) for start in starts for place, label in ticks]
         axes.set_xticks([place for place, _ in places], labels=[label for _, label in places])
         axes.set_xlim(-0.02 * bars, columns * step - 0.14 * bars)
         axes.tick_params(length=2, labelsize=8)
@@ -457,9 +416,9 @@ _LENGTH_BINS = 30
 def panels_png(panels: Sequence[Panel], ticks: Sequence[Tick], y: str, *, integer: bool = False) -> bytes:
     """Draw small histograms, four in a row, on one scale."""
     columns = max(2, min(_COLUMNS, len(panels)))
-    with _png(1.5 * math.ceil(len(panels) / _COLUMNS), _CARD_WIDTH * columns / _COLUMNS) as (figure, png):
+    with _png_figure(1.5 * math.ceil(len(panels) / _COLUMNS), _CARD_WIDTH * columns / _COLUMNS) as figure:
         _draw_panels(figure, panels, ticks, y, MaxNLocator(4, integer=integer), (_CHOSEN, _REJECTED, _CARD_GRID))
-    return png.getvalue()
+        return _png(figure)
 
 
 def lengths_png(lengths: Mapping[str, Counter[int]]) -> bytes:
@@ -467,7 +426,7 @@ def lengths_png(lengths: Mapping[str, Counter[int]]) -> bytes:
     longest = max(max(counts, default=0) for counts in lengths.values())
     width = max(1, math.ceil((longest + 1) / _LENGTH_BINS))
     edges = [width * place for place in range(math.ceil((longest + 1) / width) + 1)]
-    with _png(2.8) as (figure, png):
+    with _png_figure(2.8) as figure:
         axes = figure.subplots()
         for (side, counts), colour in zip(lengths.items(), (_CHOSEN, _REJECTED), strict=True):
             heights = [sum(counts[at] for at in range(start, start + width)) for start in edges[:-1]]
@@ -477,12 +436,12 @@ def lengths_png(lengths: Mapping[str, Counter[int]]) -> bytes:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", color=_CARD_GRID, linewidth=0.6)
         axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
-    return png.getvalue()
+        return _png(figure)
 
 
 def bars_png(counts: Counts, axis: str) -> bytes:
     """Draw a horizontal bar with its number for each name."""
-    with _png(0.9 + 0.24 * len(counts)) as (figure, png):
+    with _png_figure(0.9 + 0.24 * len(counts)) as figure:
         figure.subplots_adjust(left=_LABEL_INCHES / _CARD_WIDTH)
         axes = figure.subplots()
         bars = axes.barh(range(len(counts)), list(counts.values()), color=_CHOSEN, height=0.72)
@@ -492,21 +451,20 @@ def bars_png(counts: Counts, axis: str) -> bytes:
         axes.set_xlim(0, 1.1 * max(counts.values()))
         axes.set_xlabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return png.getvalue()
+        return _png(figure)
 
 
 @contextmanager
-def _png(height: float, width: float = _CARD_WIDTH) -> Generator[tuple[Figure, io.BytesIO]]:
-    """Yield an empty figure and the stream that holds its PNG at the end; sizes are in inches.
-
-    Margins are fixed, because matplotlib's own layout draws everything twice.
-    """
-    with mpl.rc_context(_style(_CARD_INK)), warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box; the card's tables have the name in full.
-        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure, stream = Figure(figsize=(width, height), facecolor="white"), io.BytesIO()
+def _png_figure(height: float, width: float = _CARD_WIDTH) -> Generator[Figure]:
+    """Yield an empty figure with fixed margins, because matplotlib's own layout draws everything twice."""
+    with _figure(_CARD_INK, width, height, facecolor="white") as figure:
         margins = {"left": _LEFT / width, "right": 1 - _RIGHT / width}
         figure.subplots_adjust(**margins, top=1 - _TOP / height, bottom=_BOTTOM / height, hspace=0.75)
-        yield figure, stream
-        # The name and version of the library would change the bytes of a picture that did not change.
-        figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+        yield figure
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    # The name and version of the library would change the bytes of a picture that did not change.
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return stream.getvalue()

@@ -24,14 +24,8 @@ Row = tuple[Cell, ...]
 class Table:
     """Rows under a header; the first column is a label.
 
-    Args:
-        key: which table of its artifact this is.
-        title: what the rows are, in a sentence or two.
-        header: names of the columns.
-        align: `l` or `r` for each column.
-        rows: the cells.
-        sources: the artifacts that the numbers were read from.
-        is_detail: whether the summary at the end of a stage leaves it out.
+    `key` says which table of its artifact this is. `align` has `l` or `r` for each column. `sources` are the artifacts
+    that the numbers were read from. The summary at the end of a stage leaves a table out that `is_detail`.
     """
 
     key: str

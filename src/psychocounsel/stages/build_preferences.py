@@ -33,8 +33,8 @@ from psychocounsel.llm.endpoints import keep_restricted_text_here, require_liste
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
 from psychocounsel.reporting.artifact_tables import summary
+from psychocounsel.reporting.cards import write_dataset_card
 from psychocounsel.reporting.console import progress
-from psychocounsel.reporting.dataset_card import write_dataset_card
 from psychocounsel.stages.audit import audit_judge, audit_spec
 from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent

@@ -21,7 +21,7 @@ from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
 from psychocounsel.evaluation.text_quality import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
-from psychocounsel.reporting.dataset_card import write_dataset_card
+from psychocounsel.reporting.cards import write_dataset_card
 from psychocounsel.stages.build_preferences import length_fingerprint, token_limit, words_by_side
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import warn_unless_pinned
