@@ -1,6 +1,7 @@
 """Errors that a user may meet, with exit codes; each says what is wrong, where, and how to mend it."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 
@@ -64,6 +65,13 @@ class Preempted(PsychoCounselError):
     """A run that was asked to stop, saved its work and can be resumed."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a remedy for an unknown name: the known one that is spelled like it, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -69,7 +69,7 @@ def test_faults_of_all_steps_are_reported_together(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("quickstrat", "did you mean 'quickstart'?"), ("zzz", "known recipes: counsel-chat")]
+    ("name", "hint"), [("quickstrat", "did you mean 'quickstart'?"), ("zzz", "known: counsel-chat")]
 )
 def test_an_unknown_recipe_is_an_error(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as fault:

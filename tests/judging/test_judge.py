@@ -11,9 +11,9 @@ from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import (
     addressing_judge,
     averaged,
+    count_failed,
     in_parts,
     missing_by_topic,
-    missing_share,
     require_judged,
     same_family,
     voted,
@@ -29,14 +29,10 @@ REFUSED, CUT, LOST = (
 
 
 def test_failed_judgements_are_counted_as_missing() -> None:
-    missing = missing_share([VALID, REFUSED, VALID, CUT])
-    assert (missing.missing, missing.total, missing.share) == (2, 4, 0.5)
-    assert missing_share([]).share == 0.0
-
-
-def test_missing_shares_by_topic() -> None:
+    assert count_failed([VALID, REFUSED, VALID, CUT]) == 2
     speeches = [Speech("one", "grief"), Speech("two", "work"), Speech("three", "grief")]
-    assert missing_by_topic(speeches, [REFUSED, VALID, VALID]) == {"grief": (1, 2), "work": (0, 1)}
+    expected = {"grief": {"missing": 1, "total": 2}, "work": {"missing": 0, "total": 1}}
+    assert missing_by_topic(speeches, [REFUSED, VALID, VALID]) == expected
     with pytest.raises(ValueError, match="argument 2"):
         missing_by_topic(speeches, [VALID])
 

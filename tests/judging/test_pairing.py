@@ -230,7 +230,7 @@ def test_an_empty_config_takes_the_numbers_of_the_rubric_and_others_replace_them
     ("changes", "where", "message"),
     [
         ({"weights": {"safty": 2.0}}, "pairing.weights", "did you mean 'safety'?"),
-        ({"weights": {"xyz": 2.0}}, "pairing.weights", "name one of empathy, "),
+        ({"weights": {"xyz": 2.0}}, "pairing.weights", "known: empathy, "),
         ({"vetoes": {"emphaty": 2}}, "pairing.vetoes", "did you mean 'empathy'?"),
         ({"vetoes": {"safety": 6}}, "pairing.vetoes.safety", "choose 2 to 5"),
         ({"vetoes": {"safety": 1}}, "pairing.vetoes.safety", "scale 1 to 5"),

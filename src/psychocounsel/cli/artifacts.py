@@ -1,6 +1,5 @@
 """The commands that look at artifacts, move replies between journals and publish: list, show, diff, journal, push."""
 
-import difflib
 import json
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from psychocounsel.cli.output import DEFAULT_STORE, Offline, StoreFolder, open_store
-from psychocounsel.errors import ConfigError, InputError, StoreError
+from psychocounsel.errors import ConfigError, InputError, StoreError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
 from psychocounsel.store.store import Store
@@ -46,9 +45,7 @@ def list_artifacts(
     from psychocounsel.reporting.tables import Table, as_text
 
     if kind not in (None, *KINDS):
-        close = difflib.get_close_matches(kind or "", KINDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known kinds: {', '.join(KINDS)}"
-        raise ConfigError(f"there is no kind {kind!r}", remedy=hint)
+        raise ConfigError(f"there is no kind {kind!r}", remedy=did_you_mean(kind, KINDS))
 
     def row(artifact: Artifact) -> tuple[str, ...]:
         try:

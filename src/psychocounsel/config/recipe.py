@@ -18,7 +18,7 @@ from psychocounsel.config.schema import (
     ReportConfig,
     TrainRewardConfig,
 )
-from psychocounsel.errors import ConfigError
+from psychocounsel.errors import ConfigError, did_you_mean
 
 StageName = Literal[
     "make-base-model", "build-preferences", "import-preferences", "train-reward", "align", "eval-winrate", "report"
@@ -70,9 +70,7 @@ def recipe_folder(name: str) -> Path:
         if (folder / RECIPE_FILE).is_file():
             return folder
     known = sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
-    close = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean {close[0]!r}?" if close else f"known recipes: {', '.join(known)}"
-    raise ConfigError("is not a recipe: it has no recipe.yaml", where=name, remedy=remedy)
+    raise ConfigError("is not a recipe: it has no recipe.yaml", where=name, remedy=did_you_mean(name, known))
 
 
 def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:

@@ -40,8 +40,6 @@ def student_t(degrees: int) -> float:
     From a table up to 30 degrees of freedom, then by the first two terms of Cornish and Fisher's expansion in
     z, (z^3 + z) / 4d + (5z^5 + 16z^3 + 3z) / 96d^2, right to 0.001.
     """
-    if degrees < 1:
-        raise ValueError("a quantile of t needs a degree of freedom")
     if degrees <= len(_STUDENT_T):
         return _STUDENT_T[degrees - 1]
     second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
@@ -58,13 +56,9 @@ def _squared_deviations(values: Sequence[Rating]) -> float:
 
 
 class Agreement(NamedTuple):
-    """How far two ratings of the same things agree.
+    """How far two ratings of the same `n` things agree: the share that is equal, and that differs by a point at most.
 
-    Attributes:
-        n: things rated twice.
-        exact: share of equal ratings.
-        within_one: share that differ by one point at most.
-        kappa: Cohen's kappa with quadratic weights; None where all ratings are one and the same.
+    Cohen's kappa has quadratic weights, and is None where all ratings are one and the same.
     """
 
     n: int
@@ -116,14 +110,9 @@ def mean_difference(first: Sequence[Ratings], second: Sequence[Ratings], princip
 
 
 class Gain(NamedTuple):
-    """By how much second ratings lie above the first: points of the mean rating, over some responses.
+    """By how much second ratings lie above the first, over `n` responses: points of the mean rating.
 
-    Attributes:
-        n: responses that were rated twice.
-        mean: of all of them.
-        low: end of its 95 % interval, by Student's t; None for a single response.
-        high: the other end.
-        largest: of one response.
+    The 95 % interval is by Student's t, and None for a single response.
     """
 
     n: int
@@ -207,14 +196,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
 class Halo(NamedTuple):
     """The mean correlation between principles, rated together and each alone, over the same responses.
 
-    Attributes:
-        responses: rated both ways.
-        pairs: of principles, those of which both vary both ways.
-        together: all principles in one reply.
-        alone: every principle in a reply of its own.
-        difference: together minus alone, what one reply adds to them.
-        low: end of its 95 % interval, by the jackknife over responses; None for fewer than three.
-        high: the other end.
+    It is taken over the `pairs` of principles of which both vary both ways. `difference` is together minus alone, and
+    its 95 % interval is by the jackknife over responses: None for fewer than three.
     """
 
     responses: int
@@ -317,10 +300,7 @@ def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
     """Return Krippendorff's alpha for interval data; None where nothing differs, or nothing was rated twice.
 
     alpha = 1 - observed / expected squared difference, over all values of units with at least two of them
-    (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
-
-    Args:
-        units: the ratings of one thing each, as many as there are.
+    (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"). A unit has the ratings of one thing.
     """
     paired = [unit for unit in units if len(unit) > 1]
     values = [value for unit in paired for value in unit]

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -34,22 +34,6 @@ class ComparisonTask(NamedTuple):
     speech: Speech
     first: Candidate
     second: Candidate
-
-
-class ComparisonTasks(NamedTuple):
-    """The comparisons of all speeches that both sides answered: policy first, then the same with reference first."""
-
-    forward: list[ComparisonTask]
-    backward: list[ComparisonTask]
-
-    @classmethod
-    def of(
-        cls, speeches: Mapping[str, Speech], policy: Mapping[str, Candidate], reference: Mapping[str, Candidate]
-    ) -> "ComparisonTasks":
-        """Pair the answers of the two sides by speech."""
-        both = [each for each in policy if each in reference]
-        forward = [ComparisonTask(speeches[each], policy[each], reference[each]) for each in both]
-        return cls(forward, [ComparisonTask(each.speech, each.second, each.first) for each in forward])
 
 
 class Judge(Protocol):
@@ -96,34 +80,19 @@ class Resamplable(Protocol):
 # --- Failed results --------------------------------------------------------------------------------------------------
 
 
-class MissingShare(NamedTuple):
-    """How many judgements failed, of how many."""
-
-    missing: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """Missing over total, 0 when there was nothing to judge."""
-        return self.missing / self.total if self.total else 0.0
-
-
-def missing_share(results: Sequence[Judgement | Comparison]) -> MissingShare:
+def count_failed(results: Iterable[Judgement | Comparison]) -> int:
     """Count the judgements (or comparisons) that carry no result."""
-    return MissingShare(sum(each.status is not ReplyStatus.VALID for each in results), len(results))
+    return sum(each.status is not ReplyStatus.VALID for each in results)
 
 
-def missing_by_topic(speeches: Sequence[Speech], results: Sequence[Judgement | Comparison]) -> dict[str, MissingShare]:
-    """Count by the topic of the speech, for refusals are not missing at random.
-
-    Args:
-        speeches: the speech of each result, in the same order.
-        results: valid and failed ones.
-    """
+def missing_by_topic(
+    speeches: Sequence[Speech], results: Sequence[Judgement | Comparison]
+) -> dict[str, dict[str, int]]:
+    """Count failed results by the topic of their speeches, for refusals are not missing at random."""
     by_topic: dict[str, list[Judgement | Comparison]] = {}
     for speech, result in zip(speeches, results, strict=True):
         by_topic.setdefault(speech.topic, []).append(result)
-    return {topic: missing_share(by_topic[topic]) for topic in sorted(by_topic)}
+    return {topic: {"missing": count_failed(own), "total": len(own)} for topic, own in sorted(by_topic.items())}
 
 
 def addressing_judge(judgements: Sequence[Judgement]) -> int:
@@ -143,12 +112,7 @@ _REMEDIES = {
 
 
 def require_judged(results: Sequence[Judgement | Comparison], what: str, max_missing_share: float) -> None:
-    """Refuse results of which too many failed.
-
-    Args:
-        results: valid and failed ones.
-        what: their name in a message.
-        max_missing_share: the largest share that may fail for good.
+    """Refuse results (`what` names them) of which too many failed.
 
     Raises:
         IncompleteError: an endpoint left some unanswered, which says nothing of the text to be judged.
@@ -233,16 +197,14 @@ _POINTS = {Winner.FIRST: 1, Winner.TIE: 0, Winner.SECOND: -1}
 def averaged(judge: str, parts: Sequence[Judgement]) -> Judgement:
     """Return the mean of several judgements of one candidate, with every sample behind it.
 
-    Args:
-        judge: the name of all judges together.
-        parts: repeated samples of one judge, or the judgements of a panel; each holds its own samples.
+    The parts are repeated samples of one judge, or the judgements of a panel (named `judge`); each holds its samples.
     """
     valid = [part for part in parts if part.status is ReplyStatus.VALID]
     samples = tuple(sample for part in parts for sample in part.samples)
     failure = _failure([part.status for part in parts])
     candidate_id = parts[0].candidate_id
     if failure is not None:
-        why = next((part.reason for part in parts if part.status is failure), "")
+        why = next(part.reason for part in parts if part.status is failure)
         reason = f"{len(valid)} of {len(parts)} succeeded: {why}"
         return Judgement(candidate_id, judge, failure, reason=reason, samples=samples)
     remark = next((part.reason for part in valid if part.reason), "")

@@ -66,14 +66,7 @@ class ChatJudgeSettings:
 
 
 class ChatJudge:
-    """Judges with a chat model.
-
-    Args:
-        client: completes the requests.
-        rubric: what is judged.
-        settings: how.
-        known_by: identifies the model in ids of artifacts; by default the client's fingerprint.
-    """
+    """Judges with a chat model; `known_by` (the client's fingerprint) identifies the model in ids of artifacts."""
 
     warnings: tuple[str, ...] = ()
 
@@ -87,6 +80,9 @@ class ChatJudge:
         self._client, self._rubric, self._known_by = client, rubric, known_by
         self._settings = settings or ChatJudgeSettings()
         self._scorer = self._settings.scorer(rubric)
+        first, samples = self._settings.sampling.sample_index, self._settings.samples
+        # The requests of one question follow each other, for they share a prompt.
+        self._samplings = [replace(self._settings.sampling, sample_index=first + at) for at in range(samples)]
         self.name = client.fingerprint["model"]
         self.principles = rubric.principle_ids
 
@@ -98,7 +94,7 @@ class ChatJudge:
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
         """What shapes the ratings: model, address, rubric, prompts, sampling, parser."""
-        sampling, samples = self._settings.sampling, self._settings.samples
+        sampling = self._settings.sampling
         return {
             **(self._known_by or self._client.fingerprint),
             "rubric": self._rubric.digest,
@@ -106,7 +102,7 @@ class ChatJudge:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "samples": samples,
+            "samples": self._settings.samples,
         }
 
     def resampled(self) -> "ChatJudge":
@@ -133,28 +129,22 @@ class ChatJudge:
         asked = [
             self._scorer.rating_request(speech, candidate, sampling)
             for speech, candidate in items
-            for sampling in self._samplings()
+            for sampling in self._samplings
         ]
         replies = self._run(asked, self._scorer.read_ratings, progress, "judgements")
-        candidates = [candidate for _, candidate in items for _ in self._samplings()]
+        candidates = [candidate for _, candidate in items for _ in self._samplings]
         parts = [self._judgement(*each) for each in zip(candidates, asked, replies, strict=True)]
         samples = self._settings.samples
         return parts if samples == 1 else grouped(parts, samples, lambda each: averaged(self.name, each))
 
     def compare(self, items: Sequence[ComparisonTask], progress: Progress) -> list[Comparison]:
         """Compare in exactly the order given; errors as for `rate`."""
-        asked = [self._scorer.comparison_request(item, sampling) for item in items for sampling in self._samplings()]
+        asked = [self._scorer.comparison_request(item, sampling) for item in items for sampling in self._samplings]
         replies = self._run(asked, self._scorer.read_winners, progress, "comparisons")
-        compared = [item for item in items for _ in self._samplings()]
+        compared = [item for item in items for _ in self._samplings]
         parts = [self._comparison(*each) for each in zip(compared, asked, replies, strict=True)]
         samples = self._settings.samples
         return parts if samples == 1 else grouped(parts, samples, voted)
-
-    def _samplings(self) -> list[SamplingParams]:
-        """Return the samplings of one question; its requests follow each other, for they share a prompt."""
-        sampling = self._settings.sampling
-        indices = range(sampling.sample_index, sampling.sample_index + self._settings.samples)
-        return [replace(sampling, sample_index=index) for index in indices]
 
     def _run(
         self,
@@ -271,14 +261,10 @@ def _labelled_vote(comparison: Comparison, label: str) -> Comparison:
 def open_judge(
     config: JudgeConfig, session: Session, purpose: str, *, may_wait: bool = False, max_missing_share: float = 1.0
 ) -> Judge:
-    """Return the judge of a config.
+    """Return the judge of a config; `purpose` names its calls in a dry run.
 
-    Args:
-        config: of the judge.
-        session: of the run.
-        purpose: names its calls in a dry run.
-        may_wait: the caller can wait for batches where the config asks for them.
-        max_missing_share: the run ends as soon as a larger share has failed; not applied to a panel.
+    It waits for batches where the config asks for them and the caller `may_wait`, and ends the run as soon as more
+    than `max_missing_share` have failed (not applied to a panel).
 
     Raises:
         ConfigError: offline, and its endpoint is not on this machine; a reference matches nothing; or ratings are
@@ -341,10 +327,7 @@ def judge_spending(judge: Judge) -> dict[str, Any]:
     logged = [log_spending(each.spending, each.name) for each in judge.judges]
     if not any(logged):
         return {}
-    spendings = {
-        label: each.spending
-        for label, each in zip(judge.labels, judge.judges, strict=True)
-        if each.spending is not None
-    }
+    both = zip(judge.labels, judge.judges, strict=True)
+    spendings = {label: each.spending for label, each in both if each.spending is not None}
     by_judge = {label: spending.as_dict() for label, spending in spendings.items()}
     return {"spend": {**spent_together(list(spendings.values())), "by_judge": by_judge}}

@@ -1,6 +1,5 @@
 """Which response is preferred to which: from scored candidates to pairs, with every dropped combination counted."""
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import PairingConfig
-from psychocounsel.errors import ConfigError
+from psychocounsel.errors import ConfigError, did_you_mean
 from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, content_id, exact_rating
 
 if TYPE_CHECKING:
@@ -204,11 +203,9 @@ def resolve_rule(config: PairingConfig, rubric: "Rubric", unfit: Unfit | None = 
 
 
 def _require_principles(named: Iterable[str], rubric: "Rubric", where: str) -> None:
-    known = list(rubric.weights)
     for name in named:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(known)}"
+        if name not in rubric.weights:
+            remedy = did_you_mean(name, rubric.weights)
             raise ConfigError(f"the rubric has no principle {name!r}", where=where, remedy=remedy)
 
 

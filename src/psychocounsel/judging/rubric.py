@@ -1,6 +1,5 @@
 """Rubrics: a scale, the principles rated on it, and how ratings are paired; each read from one YAML file."""
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -15,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from psychocounsel.config.components import NonNegativeFloat, Settings
 from psychocounsel.config.loading import Place, load_config, read_config_file
-from psychocounsel.errors import ConfigError
+from psychocounsel.errors import ConfigError, did_you_mean
 from psychocounsel.judging.offline_features import FEATURE_NAMES
 from psychocounsel.types import OVERALL
 
@@ -150,7 +149,7 @@ def _faults(file: RubricFile) -> Iterator[Fault]:
     if not any(each.weight for each in file.principles):
         yield ("principles",), "every weight is 0; let at least one principle count"
     if file.safety is not None and file.safety not in ids:
-        yield ("safety",), f"{file.safety!r} is no principle; {_known(file.safety, ids)}"
+        yield ("safety",), f"{file.safety!r} is no principle; {did_you_mean(file.safety, ids)}"
     for key in sorted({*ids, *REPLY_KEYS} & file.reply.extra_keys.keys()):
         yield ("reply", "extra_keys", key), "is a key of every reply; leave it out here"
     if file.offline is not None:
@@ -161,16 +160,11 @@ def _offline_faults(offline: OfflineWeights, ids: Iterable[str]) -> Iterator[Fau
     places: list[tuple[str, ...]] = [("offline", "faults", feature) for feature in offline.faults]
     for name, rules in offline.principles.items():
         if name not in ids:
-            yield ("offline", "principles", name), f"{name!r} is no principle; {_known(name, ids)}"
+            yield ("offline", "principles", name), f"{name!r} is no principle; {did_you_mean(name, ids)}"
         places += [("offline", "principles", name, "features", feature) for feature in rules.features]
     for place in places:
         if place[-1] not in FEATURE_NAMES:
-            yield place, f"there is no feature {place[-1]!r}; {_known(place[-1], FEATURE_NAMES)}"
-
-
-def _known(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            yield place, f"there is no feature {place[-1]!r}; {did_you_mean(place[-1], FEATURE_NAMES)}"
 
 
 # --- The rubric ------------------------------------------------------------------------------------------------------

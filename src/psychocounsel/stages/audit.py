@@ -24,7 +24,7 @@ from psychocounsel.judging.audit import (
     ties,
 )
 from psychocounsel.judging.injection import CANARIES, sample_indices, with_canary
-from psychocounsel.judging.judge import Judge, Resamplable, addressing_judge, missing_share, require_judged
+from psychocounsel.judging.judge import Judge, Resamplable, addressing_judge, count_failed, require_judged
 from psychocounsel.judging.judges import ChatJudge, PanelJudge, judge_spending, judge_status
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.reporting.console import progress
@@ -150,7 +150,7 @@ def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     overall = agreement(pairs)
     return {
         "asked": len(asked),
-        "missing": missing_share(again).missing,
+        "missing": count_failed(again),
         "equal": share_of_principles(asked, again, 0),
         "within_one": share_of_principles(asked, again, 1),
         "kappa": None if overall is None else overall.kappa,
@@ -200,7 +200,7 @@ def _canaries(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any]:
     won = [one.candidate.id for (one, _), rise in zip(both, rises, strict=True) if rise >= 1]
     return {
         "asked": len(asked),
-        "missing": missing_share(copies).missing,
+        "missing": count_failed(copies),
         "flagged": addressing_judge(copies),
         "gain": _plain(gain(first, second)),
         "gained_a_point": won,

@@ -16,7 +16,7 @@ from psychocounsel.corpus.topics import open_topics
 from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError, counted
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.judging.audit import histograms, sample_metrics
-from psychocounsel.judging.judge import addressing_judge, missing_by_topic, missing_share, require_judged
+from psychocounsel.judging.judge import addressing_judge, count_failed, missing_by_topic, require_judged
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.judging.pairing import (
     Pairing,
@@ -238,10 +238,9 @@ class _Build:
             judgements = judge.rate(items, advance)
         spend = judge_spending(judge)
         require_judged(judgements, "judgements", self.config.judge.max_missing_share)
-        note_failed(writer, missing_share(judgements).missing)
+        note_failed(writer, count_failed(judgements))
         writer.notes["judge"] = judge.name
         write_judgements(writer, judgements, judge.principles)
-        by_topic = missing_by_topic([speech for speech, _ in items], judgements)
         rows = sum(len(read_candidates(store.open(each))) for each in parents if each.kind == "candidates")
         writer.write_metrics(
             {
@@ -250,7 +249,7 @@ class _Build:
                 "judged": len(judgements),
                 "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
                 "addresses_judge": addressing_judge(judgements),
-                "missing_by_topic": {topic: share._asdict() for topic, share in by_topic.items()},
+                "missing_by_topic": missing_by_topic([speech for speech, _ in items], judgements),
                 "histograms": histograms(judgements, judge.principles),
                 **sample_metrics(judgements, judge.principles),
                 **spend,

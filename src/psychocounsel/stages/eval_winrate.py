@@ -8,7 +8,7 @@ from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
 from psychocounsel.judging.audit import vote_metrics
-from psychocounsel.judging.judge import ComparisonTasks, missing_share, require_judged, same_family
+from psychocounsel.judging.judge import ComparisonTask, count_failed, require_judged, same_family
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
@@ -180,16 +180,17 @@ class _Evaluation:
         answers = {side: self.store.open(writer.parent(f"{side} answers")) for side in SIDES}
         policy, reference = ({each.speech_id: each for each in read_candidates(answers[side])} for side in SIDES)
         speeches = {each.id: each for each in self.held_out}
-        tasks = ComparisonTasks.of(speeches, policy, reference)
-        both = len(tasks.forward)
+        forward = [ComparisonTask(speeches[at], policy[at], reference[at]) for at in policy if at in reference]
+        backward = [ComparisonTask(each.speech, each.second, each.first) for each in forward]
+        both = len(forward)
         with progress("comparing answers, both orders", 2 * both, lambda: judge_status(judge)) as advance:
-            comparisons = judge.compare([*tasks.forward, *tasks.backward], advance)
+            comparisons = judge.compare([*forward, *backward], advance)
         if self.session.is_dry_run:
             return  # placeholders measure nothing
         spend = judge_spending(judge)
         writer.notes["judge"] = judge.name
         require_judged(comparisons, "comparisons", config.judge.max_missing_share)
-        note_failed(writer, missing_share(comparisons).missing)
+        note_failed(writer, count_failed(comparisons))
         pairs = [BothOrders(*pair) for pair in zip(comparisons[:both], comparisons[both:], strict=True)]
         ordered = [OrderedComparison(each.forward, "forward") for each in pairs]
         ordered += [OrderedComparison(each.backward, "backward") for each in pairs]

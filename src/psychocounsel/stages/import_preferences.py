@@ -3,7 +3,6 @@
 Nothing is judged or cleaned: texts and ratings are those of the release.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids
 from psychocounsel.corpus.reading import Dropped, Funnel
 from psychocounsel.corpus.sources import ReleasedRow, ReleasedSide, read_released, released_fingerprint, source_name
 from psychocounsel.corpus.text import refusal
-from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted, did_you_mean
 from psychocounsel.evaluation.text_quality import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
 from psychocounsel.reporting.cards import write_dataset_card
@@ -102,8 +101,7 @@ def read_release(config: ImportPreferencesConfig) -> "Release":
         raise InputError("has no rows", where=config.source, remedy="name a data set with rows")
     principles = list(rows[0].chosen.ratings)
     if config.safety is not None and config.safety not in principles:
-        close = difflib.get_close_matches(config.safety, principles, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(principles)}, or null"
+        hint = f"{did_you_mean(config.safety, principles)}; null leaves the rule out"
         raise ConfigError(f"there are no ratings of {config.safety!r}", where="safety", remedy=hint)
     return Release(config, rows)
 
