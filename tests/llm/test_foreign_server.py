@@ -10,7 +10,7 @@ from transformers_server import TransformersServer, make_untrained_llama, servin
 
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import EndpointError
-from psychocounsel.judging.judge import ComparisonTask, missing_share
+from psychocounsel.judging.judge import ComparisonTask, count_failed
 from psychocounsel.judging.judges import open_judge
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.journal import JournalRow
@@ -106,7 +106,7 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: Transf
     assert ReplyStatus.INVALID in {each.status for each in judgements} <= UNREADABLE
     assert [each.ratings for each in judgements] == [{}] * len(ITEMS)
     assert all(each.reason for each in judgements)
-    assert missing_share(judgements).share == 1
+    assert count_failed(judgements) == len(judgements)
     assert len(journalled(store)) == len(ITEMS)
     assert "response_format" in foreign.reported(), "the server no longer says that it leaves the schema aside"
 
