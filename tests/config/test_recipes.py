@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from miniature import write_recipe, write_yaml
-from psychocounsel.config.components import locate, recipes_folder, samples_folder
+from psychocounsel.config.components import locate, recipes_folder
 from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, load_recipe, recipe_folder
 from psychocounsel.config.schema import CorpusConfig
@@ -110,6 +110,5 @@ def test_every_bundled_file_begins_with_its_purpose(path: Path) -> None:
 
 
 def test_bundled_paths_are_samples() -> None:
-    assert locate("bundled:speeches.jsonl") == samples_folder() / "speeches.jsonl"
     assert locate("bundled:speeches.jsonl").is_file()
     assert locate("speeches.jsonl") == Path("speeches.jsonl")

@@ -204,7 +204,7 @@ class TestLength:
         with pytest.raises(DataQualityError, match=r"no pair is left in train.*length.max_length_tokens"):
             judged.pair("pairing.min_gap=0.1", limit(tokenizer, 20))
 
-    def test_a_tokenizer_that_nobody_knows_is_refused_by_a_dry_run_too(self, judged: Judged) -> None:
+    def test_a_dry_run_refuses_an_unknown_tokenizer(self, judged: Judged) -> None:
         config = load_config(BuildPreferencesConfig, judged.config, [limit("nowhere", 99)])
         with pytest.raises(ConfigError, match="'nowhere'"):
             specs(config, judged.store)

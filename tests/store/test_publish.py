@@ -44,7 +44,7 @@ def test_the_files_of_a_dataset(store: Store) -> None:
     made = make_dataset(store, with_strays)
     (made.folder / "data/added-later.parquet").write_bytes(b"PAR1")
     planned = prepare_publication(store, f"preferences/{made.ref}")
-    assert [each.name for each in planned.files] == [
+    assert list(planned.files) == [
         "README.md",
         "data/test-00000-of-00001.parquet",
         "data/train-00000-of-00001.parquet",
@@ -53,7 +53,7 @@ def test_the_files_of_a_dataset(store: Store) -> None:
         "metrics.json",
     ]
     assert planned.left_out == ("data/deep/er.parquet", "data/raw.csv", "notes.txt")
-    assert planned.bytes == sum(made.file(each.name).stat().st_size for each in planned.files)
+    assert planned.files == {name: made.file(name).stat().st_size for name in planned.files}
 
 
 @pytest.mark.parametrize("kind", ["policies", "reward-models"])
@@ -61,10 +61,7 @@ def test_the_files_of_a_model(store: Store, kind: str) -> None:
     strays = {"training_args.bin": b"token", "scores.parquet": b"", "optimizer.pt": b"", "x.safetensors.old": b""}
     made = make_model(store, kind, **strays)
     planned = prepare_publication(store, made.ref)
-    assert {each.name for each in planned.files} == {
-        *MODEL_FILES,
-        *("model.safetensors", "manifest.json", "metrics.json"),
-    }
+    assert set(planned.files) == {*MODEL_FILES, "model.safetensors", "manifest.json", "metrics.json"}
     assert planned.left_out == tuple(sorted(strays))
 
 

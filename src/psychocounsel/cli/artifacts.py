@@ -242,11 +242,13 @@ def push(
     artifact = publication.artifact
     for warning in artifact.warnings:
         console.result(f"! {warning}")
-    for each in publication.files:
-        console.result(f"  {each.bytes:>12,} bytes  {each.name}")
+    for name, size in publication.files.items():
+        console.result(f"  {size:>12,} bytes  {name}")
     if publication.left_out:
         console.result(f"  stays here: {', '.join(publication.left_out)}")
-    what = f"{len(publication.files)} files, {publication.bytes:,} bytes of {artifact.kind} {artifact.ref}"
+    what = (
+        f"{len(publication.files)} files, {sum(publication.files.values()):,} bytes of {artifact.kind} {artifact.ref}"
+    )
     if dry_run:
         console.result(f"would upload {what} to {repository.ref}, branch {repository.branch}")
         return

@@ -128,7 +128,7 @@ def make_base_model(
 
     With it the pipeline runs without a download.
     """
-    _run_stage("make-base-model", config, _overrides(sets), dry_run, open_store(store, offline))
+    _run_stage("make-base-model", config, sets, dry_run, open_store(store, offline))
 
 
 @app.command()
@@ -145,13 +145,8 @@ def build_preferences(
 
     Rates candidate responses to client speeches and pairs them.
     """
-    _run_stage(
-        "build-preferences",
-        config,
-        _overrides(sets, retry_failed=retry_failed, batch=batch),
-        dry_run,
-        open_store(store, offline),
-    )
+    opened = open_store(store, offline)
+    _run_stage("build-preferences", config, sets, dry_run, opened, retry_failed=retry_failed, batch=batch)
 
 
 @app.command()
@@ -167,9 +162,7 @@ def train_reward(
 
     A Bradley-Terry model of a preference dataset, measured on its test split.
     """
-    _run_stage(
-        "train-reward", config, _overrides(sets, allow_leakage=allow_leakage), dry_run, open_store(store, offline)
-    )
+    _run_stage("train-reward", config, sets, dry_run, open_store(store, offline), allow_leakage=allow_leakage)
 
 
 @app.command()
@@ -184,7 +177,7 @@ def align(
 
     DPO learns from a preference dataset, online DPO from a reward model.
     """
-    _run_stage("align", config, _overrides(sets), dry_run, open_store(store, offline))
+    _run_stage("align", config, sets, dry_run, open_store(store, offline))
 
 
 @app.command()
@@ -202,13 +195,8 @@ def eval_winrate(
 
     A judge compares its responses to held-out speeches with a reference's, in both orders.
     """
-    _run_stage(
-        "eval-winrate",
-        config,
-        _overrides(sets, retry_failed=retry_failed, batch=batch, allow_leakage=allow_leakage),
-        dry_run,
-        open_store(store, offline),
-    )
+    flags = {"retry_failed": retry_failed, "batch": batch, "allow_leakage": allow_leakage}
+    _run_stage("eval-winrate", config, sets, dry_run, open_store(store, offline), **flags)
 
 
 @app.command()
@@ -223,7 +211,7 @@ def report(
 
     The page is self-contained and loads nothing from elsewhere.
     """
-    _run_stage("report", config, _overrides(sets), dry_run, open_store(store, offline))
+    _run_stage("report", config, sets, dry_run, open_store(store, offline))
 
 
 @app.command()
@@ -244,16 +232,16 @@ def import_preferences(
     from psychocounsel.config.schema import ImportPreferencesConfig
 
     overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
-    if source.endswith(".yaml"):
+    is_file = source.endswith(".yaml")
+    if is_file:
         config = load_config(ImportPreferencesConfig, Path(source), overrides)
-        following = next_step("import-preferences", Path(source))
     else:
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
-        following = None
     opened = open_store(store, offline)
     created = run_config("import-preferences", config, dry_run, opened)
     if created is None:
         return
+    following = next_step("import-preferences", Path(source)) if is_file else None
     if following is not None:
         words: list[str] = [following.stage, str(following.config)]
     else:
@@ -270,17 +258,19 @@ add_journal_to(app)
 
 
 def _overrides(
-    sets: Sequence[str] | None, *, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
+    sets: Sequence[str] | None, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
 ) -> list[str]:
     flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch, "allow_leakage=true": allow_leakage}
     return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
 
 
-def _run_stage(stage: "StageName", path: Path, overrides: Sequence[str], is_dry_run: bool, store: Store) -> None:
+def _run_stage(
+    stage: "StageName", path: Path, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
+) -> None:
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import CONFIGS
 
-    created = run_config(stage, load_config(CONFIGS[stage], path, overrides), is_dry_run, store)
+    created = run_config(stage, load_config(CONFIGS[stage], path, _overrides(sets, **flags)), is_dry_run, store)
     if created is not None:
         show_end(created, next_command(created, stage, path), store)
 
@@ -300,7 +290,6 @@ def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: 
 
 
 def _show_dry_run(steps: "Sequence[Step]", store: Store) -> None:
-    """Print the config of each step, what it creates, and the calls that are pending."""
     from psychocounsel.stages.recipe import dry_run
 
     for preview in dry_run(steps, store):

@@ -61,23 +61,15 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else _CLONE / "configs"
 
 
-def samples_folder() -> Path:
-    """Return the folder with the sample speeches and responses."""
-    installed = _PACKAGE / "_bundled" / "samples"
-    return installed if installed.is_dir() else _CLONE / "data" / "samples"
-
-
 def locate(path: str) -> Path:
     """Resolve `bundled:FILE` to the sample file of that name; return any other path unchanged."""
-    return samples_folder() / path.removeprefix(PREFIX) if path.startswith(PREFIX) else Path(path)
+    installed = _PACKAGE / "_bundled" / "samples"
+    samples = installed if installed.is_dir() else _CLONE / "data" / "samples"
+    return samples / path.removeprefix(PREFIX) if path.startswith(PREFIX) else Path(path)
 
 
 def bundled_prompt(prompt: str) -> str:
-    """Return the text of the bundled system prompt `bundled:NAME`; return any other prompt unchanged.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Return the text of the bundled system prompt `bundled:NAME`; return any other prompt unchanged."""
     if not prompt.startswith(PREFIX):
         return prompt
     bundled = {path.stem: path for path in (_PACKAGE / "config" / "prompts").glob("*.txt")}

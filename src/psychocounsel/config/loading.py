@@ -42,9 +42,7 @@ class Document:
 def read_yaml(text: str, origin: str) -> Document:
     """Parse one YAML document, with the booleans and numbers of JSON: `no` is a text, `9e-6` is a number.
 
-    Raises:
-        ConfigError: broken syntax, a duplicate key, a tag, or nesting without end (an alias may name its own block),
-            with file and line.
+    Broken syntax, duplicate keys, tags and nesting without end (an alias may name its own block) are a ConfigError.
     """
     try:
         composed: Any = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -60,8 +58,7 @@ def read_yaml(text: str, origin: str) -> Document:
     except RecursionError:
         raise _nested_too_deeply(origin) from None
     lines: dict[Place, str] = {}
-    data = None if composed is None else _value(composed, origin, (), lines)
-    return Document(data, lines)
+    return Document(None if composed is None else _value(composed, origin, (), lines), lines)
 
 
 def _nested_too_deeply(where: str) -> ConfigError:
@@ -116,16 +113,11 @@ def _scalar(node: Any, where: str) -> Any:
 
 
 def load_config(model: type[S], path: Path, overrides: Sequence[str] = (), step: str = "") -> S:
-    """Read the config of a stage.
+    """Read the config of a stage, or raise one ConfigError that lists every fault with file, line and remedy.
 
-    Args:
-        model: the stage's config class.
-        path: a YAML file. Where the model has a block, the file may name another YAML file, relative to itself.
-        overrides: `key.sub=value` texts of `--set`; values are read as YAML.
-        step: the name of the stage in a recipe, with which the keys of `overrides` may begin.
-
-    Raises:
-        ConfigError: listing every fault with file, line and remedy.
+    Where the model has a block, the YAML file may name another one, relative to itself. `overrides` are the
+    `key.sub=value` texts of `--set`, with values in YAML; their keys may begin with `step`, the stage's name in a
+    recipe.
     """
     document = read_config_file(path)
     if not isinstance(document.data, dict):
@@ -135,11 +127,7 @@ def load_config(model: type[S], path: Path, overrides: Sequence[str] = (), step:
 
 
 def config_of(model: type[S], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> S:
-    """Return the config of a stage that a command line gives without a file.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
+    """Return the config of a stage that a command line gives without a file."""
     return _validated(model, Document(dict(values), {(): "command line"}), Path(), overrides)
 
 

@@ -61,11 +61,7 @@ class Step(NamedTuple):
 
 
 def recipe_folder(name: str) -> Path:
-    """Return the folder of a recipe, given as a path or as the name of a bundled recipe.
-
-    Raises:
-        ConfigError: there is none; the message suggests a name.
-    """
+    """Return the folder of a recipe, given as a path or as the name of a bundled recipe."""
     for folder in (Path(name), recipes_folder() / name):
         if (folder / RECIPE_FILE).is_file():
             return folder
@@ -74,14 +70,9 @@ def recipe_folder(name: str) -> Path:
 
 
 def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
-    """Read every config of a recipe before anything runs, so that all errors come first.
+    """Read every config of a recipe before anything runs; a ConfigError lists the faults of all files.
 
-    Args:
-        folder: the folder with `recipe.yaml` and the files that it names.
-        overrides: `seed=N`, `STEP.key=value`, or a key that begins with one of `SHARED` for every step that has it.
-
-    Raises:
-        ConfigError: listing the faults of all files.
+    `overrides` are `seed=N`, `STEP.key=value`, or begin with one of `SHARED` for every step that has it.
     """
     first_keys = {text: text.partition("=")[0].partition(".")[0] for text in overrides}
     own = [text for text, key in first_keys.items() if key in RecipeConfig.model_fields or "=" not in text]

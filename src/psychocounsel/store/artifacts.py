@@ -53,11 +53,7 @@ class Parent(NamedTuple):
 
 
 def parent_in(parents: Iterable[Parent], role: str, child: str) -> Parent:
-    """Return the parent that has `role` for the artifact `child`.
-
-    Raises:
-        StoreError: there is none.
-    """
+    """Return the parent that has `role` for the artifact `child`, or raise StoreError."""
     for parent in parents:
         if parent.role == role:
             return parent
@@ -204,12 +200,7 @@ class ArtifactWriter:
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
 
     def commit(self, warnings: list[str], seconds: float) -> Artifact:
-        """Complete the artifact: remove scratch, flush every file, hash them and write the manifest last.
-
-        Args:
-            warnings: those of the parents and its own.
-            seconds: how long building took.
-        """
+        """Complete the artifact: remove scratch, flush every file, hash them and write the manifest last."""
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         for partial in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
             partial.unlink()
@@ -244,12 +235,9 @@ class ArtifactWriter:
 
 
 def alias(found: Artifact, name: str, folder: Path) -> Artifact:
-    """Give a complete artifact a second name; its files are linked, or copied where links are impossible.
+    """Give a complete artifact a second name in another folder; an unfinished build there is removed.
 
-    Args:
-        found: the artifact.
-        name: its second name.
-        folder: the folder for that name; an unfinished build there is removed.
+    Its files are linked, or copied where links are impossible.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with write_faults(folder):

@@ -43,12 +43,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 @contextmanager
 def write_faults(path: Path, only: Collection[int] = ()) -> Generator[None]:
-    """Turn an `OSError` raised inside into an `IncompleteError` with a remedy.
-
-    Args:
-        path: what was being written.
-        only: if given, errors with another `errno` pass unchanged.
-    """
+    """Turn an `OSError` while `path` is written into an `IncompleteError`; `only` those with these `errno`s, if any."""
     try:
         yield
     except OSError as fault:

@@ -539,27 +539,17 @@ class ReportMetrics(Shape):
 
 
 CandidateMetrics = ReadyCandidateMetrics | PoolCandidateMetrics | AnswerMetrics | RoundCandidateMetrics
-Metrics = (
-    SpeechMetrics
-    | CandidateMetrics
-    | JudgementMetrics
-    | AuditMetrics
-    | PreferenceMetrics
-    | RoundPairMetrics
-    | BaseModelMetrics
-    | RewardModelMetrics
-    | ScoreMetrics
-    | PolicyMetrics
-    | ComparisonMetrics
-    | ReportMetrics
-)
+PairMetrics = PreferenceMetrics | RoundPairMetrics
+ModelMetrics = BaseModelMetrics | RewardModelMetrics | PolicyMetrics
+JudgeMetrics = JudgementMetrics | AuditMetrics | ComparisonMetrics
+Metrics = SpeechMetrics | CandidateMetrics | PairMetrics | ModelMetrics | JudgeMetrics | ScoreMetrics | ReportMetrics
 
 _BY_KIND: dict[str, TypeAdapter[Any]] = {
     "speeches": TypeAdapter(SpeechMetrics),
     "candidates": TypeAdapter(CandidateMetrics),
     "judgements": TypeAdapter(JudgementMetrics),
     "audits": TypeAdapter(AuditMetrics),
-    "preferences": TypeAdapter(PreferenceMetrics | RoundPairMetrics),
+    "preferences": TypeAdapter(PairMetrics),
     "base-models": TypeAdapter(BaseModelMetrics),
     "reward-models": TypeAdapter(RewardModelMetrics),
     "scores": TypeAdapter(ScoreMetrics),
@@ -579,9 +569,5 @@ def parse_metrics(kind: str, metrics: Any) -> Metrics:
 
 
 def metrics_of(artifact: "Artifact") -> Metrics:
-    """Return the numbers of an artifact.
-
-    Raises:
-        ValueError: its `metrics.json` is damaged or was written by another version.
-    """
+    """Return the numbers of an artifact, or raise ValueError: they are damaged or of another version."""
     return parse_metrics(artifact.kind, artifact.metrics)

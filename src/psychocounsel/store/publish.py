@@ -103,24 +103,12 @@ _HEADER_LENGTH_BYTES = 8
 _MAX_FINDINGS = 20
 
 
-class PublishedFile(NamedTuple):
-    """The name in the artifact, and the size, of a file to be published."""
-
-    name: str
-    bytes: int
-
-
 class Publication(NamedTuple):
-    """The files of an artifact to be published, and the names of those that stay."""
+    """The files of an artifact to be published with their sizes in bytes, and the names of those that stay."""
 
     artifact: Artifact
-    files: tuple[PublishedFile, ...]
+    files: dict[str, int]
     left_out: tuple[str, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size of all published files."""
-        return sum(each.bytes for each in self.files)
 
 
 def prepare_publication(store: Store, ref: str) -> Publication:
@@ -147,7 +135,7 @@ def prepare_publication(store: Store, ref: str) -> Publication:
     if CARD not in names:
         raise StoreError("has no card", where=artifact.ref, remedy="publish an artifact whose stage wrote a card")
     _require_no_secrets(artifact, names)
-    files = tuple(PublishedFile(name, artifact.file(name).stat().st_size) for name in names)
+    files = {name: artifact.file(name).stat().st_size for name in names}
     return Publication(artifact, files, tuple(sorted(all_names - set(names))))
 
 
@@ -188,10 +176,7 @@ def _require_no_secrets(artifact: Artifact, names: Sequence[str]) -> None:
 def find_secrets(path: Path, keys: Sequence[SecretKind], homes: Sequence[SecretKind]) -> Iterator[tuple[str, str]]:
     """Yield place and kind of the secrets in a text file, in the cells of a table or in the header of weights.
 
-    Args:
-        path: the file.
-        keys: looked for everywhere.
-        homes: looked for in what a program wrote; people may write about any path, so not in cells of a table.
+    `homes` are not looked for in the cells of a table: people may write about any path.
     """
     if path.suffix == ".parquet":
         for column in text_columns(path):
@@ -267,15 +252,13 @@ def upload(publication: Publication, target: HubTarget) -> str:
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     with _hub_errors(target):
         _create_repository(api, target, kind)
-        new = {each.name: str(artifact.file(each.name)) for each in publication.files}
         existing = api.list_repo_files(target.repository, repo_type=kind, revision=target.branch)
-        stale = [name for name in existing if name not in new and is_allowed(artifact.kind, name)]
+        old = [name for name in existing if name not in publication.files and is_allowed(artifact.kind, name)]
+        stale = [CommitOperationDelete(name) for name in old]
+        new = [CommitOperationAdd(name, str(artifact.file(name))) for name in publication.files]
         commit = api.create_commit(
             target.repository,
-            [
-                *(CommitOperationDelete(name) for name in stale),
-                *(CommitOperationAdd(name, path) for name, path in new.items()),
-            ],
+            [*stale, *new],
             commit_message=f"{artifact.kind} {artifact.ref}",
             repo_type=kind,
             revision=target.branch,

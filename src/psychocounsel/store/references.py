@@ -53,11 +53,8 @@ class ModelReference(NamedTuple):
 def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     """Return the artifact of a reference, or the spec of one that the present recipe run is going to create.
 
-    Args:
-        store: where to look.
-        ref: `name@id8`, `name` (the newest), `name@best` (as noted by its stage), `kind/name`, or the path of an
-            artifact's folder.
-        kinds: the accepted kinds; none for every kind.
+    `ref` is `name@id8`, `name` (the newest), `name@best` (as noted by its stage), `kind/name`, or the path of an
+    artifact's folder. No `kinds` means every kind.
 
     Raises:
         ConfigError: nothing has this reference, or artifacts of several kinds have; the message names similar ones.
@@ -114,20 +111,19 @@ def resolve_parent(store: Store, ref: str, kind: Kind, role: str) -> Parent:
 
 
 def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReference:
-    """Return the model of a reference.
-
-    Args:
-        store: where to look.
-        ref: an artifact reference, a folder for `from_pretrained`, or `hub:owner/name@revision`.
-        kinds: the kinds of artifact to try, in this order.
-    """
+    """Return the model of an artifact (`kinds` are tried in order), of a folder, or of `hub:owner/name@revision`."""
     if ref.startswith(HUB):
         warn_unless_pinned(store, ref)
         location, _, revision = ref.removeprefix(HUB).partition("@")
         fingerprint = {"hub": location, "revision": revision or None}
         return ModelReference(None, fingerprint, Policy(location, revision or None))
     if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
-        return ModelReference(None, {"weights": _weights_digest(Path(ref))}, Policy(ref))
+        # Everything that shapes a model's output: all files but cards and hidden ones.
+        names = (path.relative_to(ref) for path in Path(ref).rglob("*") if path.is_file())
+        digest = digest_of_files(
+            Path(ref), (str(name) for name in names if name.suffix != ".md" and str(name)[0] != ".")
+        )
+        return ModelReference(None, {"weights": digest}, Policy(ref))
     for kind in kinds:
         with suppress(_NotFoundError):
             return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
@@ -138,12 +134,6 @@ def warn_unless_pinned(store: Store, ref: str) -> None:
     """Warn, once, about a name on the Hub without a revision."""
     if ref.startswith(HUB) and not ref.partition("@")[2]:
         store.notify_once(f"{ref} has no revision, and its content may change; write {ref}@COMMIT")
-
-
-def _weights_digest(folder: Path) -> str:
-    """Return the digest of everything that shapes a model's output: all files but cards and hidden ones."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return digest_of_files(folder, (str(name) for name in names if name.suffix != ".md" and str(name)[0] != "."))
 
 
 def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> ConfigError:
@@ -169,8 +159,7 @@ class Ancestor(NamedTuple):
 def ancestors(store: Store, artifact: Artifact) -> Iterator[Ancestor]:
     """Yield the artifact itself, then each ancestor once: depth first, parents in their order.
 
-    Raises:
-        StoreError: an ancestor is not in the store.
+    Raises StoreError if an ancestor is not in the store.
     """
     seen: set[str] = set()
 
@@ -215,8 +204,7 @@ def models_behind(store: Store, answers: Artifact) -> tuple[str, ...]:
         return (str(responder["endpoint"]["model"]),)
     if responder.get("file"):
         return (str(responder["author"]),)
-    weights: list[dict[str, Any] | None] = [responder.get("model")]
-    for each in ancestors(store, answers):
-        if each.artifact.kind == "policies":
-            weights.append(each.artifact.manifest["settings"].get("initial_policy"))
+    behind = [each.artifact for each in ancestors(store, answers) if each.artifact.kind == "policies"]
+    initial: list[Any] = [each.manifest["settings"].get("initial_policy") for each in behind]
+    weights: list[dict[str, Any] | None] = [responder.get("model"), *initial]
     return tuple(dict.fromkeys(str(each["hub"]) for each in weights if each and "hub" in each))

@@ -112,7 +112,7 @@ class TextColumn(NamedTuple):
 
 
 def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write a table in batches, so that it may be larger than memory, and note its number of rows.
+    """Write the columns of `schema` in batches, so that a table may be larger than memory; note its number of rows.
 
     Raises:
         IncompleteError: the disk is full; there is no partial table.
@@ -177,16 +177,7 @@ def _as_text(cell: object) -> str:
 def write_speeches(writer: ArtifactWriter, speeches: Iterable[SplitSpeech]) -> None:
     """Write the speeches of a corpus with their splits."""
     rows = (
-        {
-            "speech_id": speech.id,
-            "text": speech.text,
-            "topic": speech.topic,
-            "fine_topic": speech.fine_topic,
-            "crisis": speech.crisis,
-            "source": speech.source,
-            "split": split,
-            "cluster": cluster,
-        }
+        {"speech_id": speech.id, **vars(speech), "split": split, "cluster": cluster}
         for speech, split, cluster in speeches
     )
     write_table(writer, SPEECHES_FILE, rows, SPEECH_SCHEMA)
@@ -204,16 +195,7 @@ def _speech(row: Mapping[str, Any], text_column: str) -> Speech:
 
 def write_candidates(writer: ArtifactWriter, candidates: Iterable[Candidate]) -> None:
     """Write candidate responses."""
-    rows = (
-        {
-            "candidate_id": each.id,
-            "speech_id": each.speech_id,
-            "author": each.author,
-            "text": each.text,
-            "finished": each.finished,
-        }
-        for each in candidates
-    )
+    rows = ({"candidate_id": each.id, **vars(each)} for each in candidates)
     write_table(writer, CANDIDATES_FILE, rows, CANDIDATE_SCHEMA)
 
 
@@ -285,12 +267,10 @@ def _write_samples(writer: ArtifactWriter, judgements: Sequence[Judgement], prin
     rows = (
         {
             "candidate_id": judgement.candidate_id,
-            "judge": sample.judge,
-            "sample_index": sample.sample_index,
+            **vars(sample),
             "status": sample.status.value,
-            **{name + RATING: sample.ratings.get(name) for name in principles},
             "scored_by": sample.scored_by.value,
-            "reason": sample.reason,
+            **{name + RATING: sample.ratings.get(name) for name in principles},
         }
         for judgement in judgements
         for sample in judgement.samples
@@ -336,10 +316,8 @@ def write_comparisons(
     texts = ("speech_id", "order", "first_id", "second_id", "status")
     rows = (
         {
-            "speech_id": comparison.speech_id,
+            **vars(comparison),
             "order": order,
-            "first_id": comparison.first_id,
-            "second_id": comparison.second_id,
             "status": comparison.status.value,
             **{name + WINNER: comparison.winners.get(name) for name in criteria},
         }
@@ -412,10 +390,7 @@ def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePa
             **_side_row("rejected", pair.rejected),
             "pair_id": pair.id,
             "speech_id": pair.speech.id,
-            "topic": pair.speech.topic,
-            "fine_topic": pair.speech.fine_topic,
-            "crisis": pair.speech.crisis,
-            "source": pair.speech.source,
+            **vars(pair.speech),
         }
         for number, pair in enumerate(pairs)
     )
@@ -459,17 +434,11 @@ def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
     """Yield what happened to each row, in the order of the sources."""
     for row in read_table(artifact, ROWS_FILE):
-        changed_by = tuple(row.pop("changed_by"))
-        yield RowProvenance(**row, changed_by=changed_by)
+        yield RowProvenance(**{**row, "changed_by": tuple(row["changed_by"])})
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split of a data set on the Hub.
-
-    Args:
-        name: `owner/name` or `owner/name@revision`.
-        split: the split to read.
-        config: the configuration to read; None for a data set that has only one.
+    """Yield the rows of one split of a data set on the Hub, `owner/name` or `owner/name@revision`.
 
     Raises:
         InputError: the data set, its revision or the network is missing, or the connection broke.

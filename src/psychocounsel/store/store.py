@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -32,7 +32,6 @@ _MANIFEST_KEYS = {
     *("id", "kind", "name", "stage", "version", "settings", "parents", "warnings", "rows", "notes", "files"),
     *("created_at", "seconds", "made_with"),
 }
-_FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,10 @@ class Store:
     base: Path | None = None
     _shown: set[str] = field(default_factory=set[str], repr=False, compare=False)
     _other_roots: list[Path] = field(default_factory=list[Path], repr=False, compare=False)
+
+    @property
+    def _roots(self) -> tuple[Path, ...]:
+        return (self.root,) if self.base is None else (self.root, self.base)
 
     def pinned(self, *pins: ArtifactSpec | Artifact) -> "Store":
         """Return a store with more pins; they win over the earlier ones."""
@@ -115,7 +118,12 @@ class Store:
 
         An artifact with a missing file, or with a file of another size than its manifest says, is not found.
         """
-        same_id = [each for each in self.artifacts(spec.kind) if each.id == spec.id and _sizes_match(each)]
+
+        def is_whole(artifact: Artifact) -> bool:
+            files = [(artifact.file(name), entry["bytes"]) for name, entry in artifact.manifest["files"].items()]
+            return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+        same_id = [each for each in self.artifacts(spec.kind) if each.id == spec.id and is_whole(each)]
         return min(same_id, key=lambda artifact: artifact.name != spec.name, default=None)
 
     def require_intact(self, artifact: Artifact) -> None:
@@ -139,8 +147,8 @@ class Store:
 
     def _set_damaged_aside(self, spec: ArtifactSpec) -> None:
         """Rename the folders that hold damaged copies of a spec's artifact: they are kept, but no longer found."""
-        folders = {artifact.folder for artifact in self.artifacts(spec.kind) if artifact.id == spec.id}
-        folders = {folder for folder in folders if folder.is_relative_to(self.root)}
+        copies = [artifact.folder for artifact in self.artifacts(spec.kind) if artifact.id == spec.id]
+        folders = {folder for folder in copies if folder.is_relative_to(self.root)}
         if (self.folder_of(spec) / MANIFEST).exists():
             folders.add(self.folder_of(spec))
         for folder in sorted(folders):
@@ -149,17 +157,14 @@ class Store:
 
     def artifacts(self, kind: Kind | None = None) -> list[Artifact]:
         """Return the artifacts, oldest first. One with an unreadable manifest is left out and logged."""
-        kinds = KINDS if kind is None else (kind,)
-        found = [artifact for each in kinds for artifact in self._of_kind(each)]
-        return sorted(found, key=lambda artifact: (artifact.manifest["created_at"], artifact.id))
-
-    def _of_kind(self, kind: Kind) -> Iterator[Artifact]:
-        roots = (self.root,) if self.base is None else (self.base, self.root)
-        for manifest in sorted(path for root in roots for path in (root / kind).glob(f"[!.]*/{MANIFEST}")):
+        found: list[Artifact] = []
+        folders = [root / each for root in self._roots for each in (KINDS if kind is None else (kind,))]
+        for manifest in sorted(path for folder in folders for path in folder.glob(f"[!.]*/{MANIFEST}")):
             try:
-                yield open_artifact(manifest.parent)
+                found.append(open_artifact(manifest.parent))
             except StoreError as fault:
                 self.notify_once(f"left out: {fault}")
+        return sorted(found, key=lambda artifact: (artifact.manifest["created_at"], artifact.id))
 
     def notify_once(self, text: str) -> None:
         """Log a line unless this store has logged it before."""
@@ -168,15 +173,11 @@ class Store:
             log.info(text)
 
     def open(self, parent: Parent) -> Artifact:
-        """Return the artifact of a parent entry.
-
-        Raises:
-            StoreError: it is not in this store.
-        """
+        """Return the artifact of a parent entry, or raise StoreError if it is not in this store."""
         for pin in self.pins:
             if isinstance(pin, Artifact) and pin.id == parent.id:
                 return pin
-        for root in (self.root, *([] if self.base is None else [self.base]), *self._other_roots):
+        for root in (*self._roots, *self._other_roots):
             for manifest in (root / parent.kind).glob(f"[!.]*-{parent.id[:SHORT_ID]}/{MANIFEST}"):
                 artifact = open_artifact(manifest.parent)
                 if artifact.id == parent.id:
@@ -188,11 +189,7 @@ class Store:
         )
 
     def open_at(self, folder: Path) -> Artifact:
-        """Return the artifact in a folder. If that is in another store, its parents are looked for there, too.
-
-        Raises:
-            StoreError: the folder is not a complete artifact.
-        """
+        """Return the artifact in a folder. If that is in another store, its parents are looked for there, too."""
         artifact = open_artifact(folder)
         root = folder.resolve().parent.parent
         if root != self.root.resolve() and root not in self._other_roots:
@@ -266,13 +263,6 @@ def open_artifact(folder: Path) -> Artifact:
     return Artifact(folder, manifest)
 
 
-def _sizes_match(artifact: Artifact) -> bool:
-    return all(
-        artifact.file(name).is_file() and artifact.file(name).stat().st_size == entry["bytes"]
-        for name, entry in artifact.manifest["files"].items()
-    )
-
-
 def damaged_files(artifact: Artifact, digest: Callable[[Path], str] = digest_of_file) -> dict[str, str]:
     """Return what is wrong with each file that is missing or whose SHA-256 is not the manifest's, by name."""
     damage: dict[str, str] = {}
@@ -320,7 +310,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def note_failed(writer: ArtifactWriter, count: int) -> None:
     """Write into the manifest how many items failed, so that `--retry-failed` finds them."""
-    writer.notes[_FAILED] = count
+    writer.notes["failed"] = count
 
 
 def retry_spec(spec: ArtifactSpec, store: Store) -> ArtifactSpec:
@@ -328,6 +318,6 @@ def retry_spec(spec: ArtifactSpec, store: Store) -> ArtifactSpec:
 
     The retry of a retry follows in the same way; an unfinished retry is returned again, so that it is resumed.
     """
-    while (found := store.find(spec)) is not None and found.manifest["notes"].get(_FAILED):
+    while (found := store.find(spec)) is not None and found.manifest["notes"].get("failed"):
         spec = replace(spec, settings={**spec.settings, "retried_from": spec.id})
     return spec
