@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.corpus.deduplicate import ExcludedTexts, ExclusionIndex
+from psychocounsel.corpus.deduplicate import ExclusionIndex
 from psychocounsel.corpus.sources import SourceRow, texts_in
 from psychocounsel.errors import InputError
 
@@ -16,7 +16,7 @@ LONGER = f"Well. {TWELVE} What should I do about it, and when?"
 
 
 def index_of(*texts: str, span_words: int = 12) -> ExclusionIndex:
-    return ExclusionIndex([ExcludedTexts("other", texts)], span_words)
+    return ExclusionIndex([("other", texts)], span_words)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_a_text_shorter_than_a_span_counts_as_a_whole_from_five_words_on(
 
 def test_the_first_source_that_shares_is_named() -> None:
     sources = [
-        ExcludedTexts("a.csv", ["nothing of this is ever said again by anybody"]),
-        ExcludedTexts("b.csv", [LONGER]),
-        ExcludedTexts("c.csv", [TWELVE]),
+        ("a.csv", ["nothing of this is ever said again by anybody"]),
+        ("b.csv", [LONGER]),
+        ("c.csv", [TWELVE]),
     ]
     index = ExclusionIndex(sources, 12)
     assert index.shares_span(TWELVE) == "b.csv"
@@ -110,7 +110,7 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
 
     tracemalloc.start()
     try:
-        kept = ExclusionIndex([ExcludedTexts("other", texts())], 12)
+        kept = ExclusionIndex([("other", texts())], 12)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -121,7 +121,7 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
 
 def test_a_source_without_a_text_to_compare_is_an_error() -> None:
     with pytest.raises(InputError, match=r"b\.csv: it has no text of 5 words or more; check the columns"):
-        ExclusionIndex([ExcludedTexts("a.csv", [TWELVE]), ExcludedTexts("b.csv", ["too short", ""])], 12)
+        ExclusionIndex([("a.csv", [TWELVE]), ("b.csv", ["too short", ""])], 12)
 
 
 def test_texts_of_the_named_columns_row_by_row() -> None:

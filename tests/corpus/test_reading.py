@@ -81,10 +81,10 @@ def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColum
     filters = ResponseFilters(NAMES, prepare_all(), lambda raw: clean(raw, SPEECH_STEPS).text)
     with TemporaryDirectory() as folder:
         sources = [("a.csv", columns, rows(*cells))]
-        reading = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
-        assert [row.text_id for row in reading.log if not row.reason] == [each.id for each in reading.candidates]
-        reading.log.close()
-        return ReadCandidates(reading.candidates, reading.log.funnel)
+        candidates, log = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
+        assert [row.text_id for row in log if not row.reason] == [each.id for each in candidates]
+        log.close()
+        return ReadCandidates(candidates, log.funnel)
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:

@@ -130,36 +130,28 @@ _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG_NAME_LETTERS = 10
 
 
-class _Pattern(NamedTuple):
-    name: str
-    expression: re.Pattern[str]
-    letters: int
-
-
 @dataclass(frozen=True)
 class KnownPeople:
     """Full names to find in texts, in any case, with any punctuation and middle initials.
 
-    Attributes:
-        names: full names, as `author_name` returns them.
-        first_names: lower case.
+    First names are in lower case.
     """
 
     names: frozenset[str]
     first_names: frozenset[str]
-    _by_first: dict[str, list[_Pattern]]
+    _by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]]  # letters below zero, name
     _spelt_firsts: frozenset[str]
 
     @classmethod
     def of_authors(cls, authors: Iterable[str]) -> "KnownPeople":
         """Collect the names of all authors who are people."""
         names = frozenset(name for name in map(author_name, set(authors)) if name is not None)
-        by_first: dict[str, list[_Pattern]] = defaultdict(list)
+        by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]] = defaultdict(list)
         for name in sorted(names):
             for parts in _spellings(name):
-                by_first[parts[0]].append(_Pattern(name, _compiled(parts), len("".join(parts))))
+                by_first[parts[0]].append((-len("".join(parts)), name, _compiled(parts)))
         for patterns in by_first.values():
-            patterns.sort(key=lambda pattern: (-pattern.letters, pattern.name))
+            patterns.sort(key=lambda pattern: pattern[:2])
         spelt = frozenset(case(first) for first in by_first for case in (str.lower, str.title, str.upper))
         return cls(names, frozenset(by_first), dict(by_first), spelt)
 
@@ -184,8 +176,8 @@ class KnownPeople:
             joined += _HANDLE.findall(spelling) if "@" in text or "#" in text else []
             for run in joined:
                 firsts |= {first for first in self.first_names if first in run.lower()}
-            for pattern in (each for first in firsts for each in self._by_first[first]):
-                found += [NameSpan(pattern.name, *match.span()) for match in pattern.expression.finditer(spelling)]
+            for _, name, pattern in (each for first in firsts for each in self._by_first[first]):
+                found += [NameSpan(name, *match.span()) for match in pattern.finditer(spelling)]
         apart: list[NameSpan] = []
         for span in sorted(found, key=lambda each: (each.start, -each.end)):
             if not apart or span.start >= apart[-1].end:
@@ -234,11 +226,9 @@ _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 
 
 class _ClosingPatterns(NamedTuple):
-    """Closing words with a name after them, before a name that was found, and those that need a name."""
-
-    signed: re.Pattern[str]
-    ending: re.Pattern[str]
-    dangling: re.Pattern[str]
+    signed: re.Pattern[str]  # closing words with a name after them
+    ending: re.Pattern[str]  # before a name that was found
+    dangling: re.Pattern[str]  # those that need a name
 
 
 @cache
@@ -308,12 +298,8 @@ def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = Tr
     """Return the text without its closing signature, and without the names of the known authors.
 
     At the end a name goes with its credentials, addresses and closing words; a sentence such as "my name is
-    Jane" goes; elsewhere a known full name becomes `[PERSON_1]`. A crisis line always stays.
-
-    Args:
-        text: a response with spaces between its sentences.
-        known: the authors of all responses.
-        in_addresses: whether names inside addresses are replaced; not needed where addresses go.
+    Jane" goes; elsewhere a known full name becomes `[PERSON_1]`, `in_addresses` too where addresses stay. A crisis line
+    always stays.
     """
     names = known.find(text)
     text = _without_greetings(_unsigned(text.rstrip(), names, known), known)
@@ -328,13 +314,13 @@ def _without_greetings(text: str, known: KnownPeople) -> str:
     """Drop each sentence that says "Hello, I'm Jane" of any name, or "I'm Jane." of a known author."""
     if not any(sign in text for sign in _GREETING_SIGNS):
         return text
-    return "".join(piece for piece in sentences(text) if not _gives_name(piece, known)).rstrip()
-
-
-def _gives_name(sentence: str, known: KnownPeople) -> bool:
-    named = _I_AM.match(sentence)
-    is_known = named is not None and named["first"].lower() in known.first_names
-    return (is_known or _GREETING.match(sentence) is not None) and not names_crisis_line(sentence)
+    kept: list[str] = []
+    for sentence in sentences(text):
+        named = _I_AM.match(sentence)
+        is_known = named is not None and named["first"].lower() in known.first_names
+        if not (is_known or _GREETING.match(sentence)) or names_crisis_line(sentence):
+            kept.append(sentence)
+    return "".join(kept).rstrip()
 
 
 def _without_introductions(text: str, names: Sequence[NameSpan]) -> str:

@@ -22,7 +22,7 @@ from psychocounsel.corpus.cleaning import (
     response_steps,
     worker_count,
 )
-from psychocounsel.corpus.deduplicate import SPLITS, ExcludedTexts, ExclusionIndex, assign_splits, cluster_ids
+from psychocounsel.corpus.deduplicate import SPLITS, ExclusionIndex, assign_splits, cluster_ids
 from psychocounsel.corpus.deidentify import deidentify, evaluate, open_deidentifier, read_pii_set
 from psychocounsel.corpus.reading import (
     PrepareAll,
@@ -162,12 +162,18 @@ def _build_speeches(
         write_row_provenance(writer, reading.rows())
         cluster_count = len(np.unique(clusters))
         by_split = Counter(zip(splits, speeches.topics, strict=True))
+        # A source stands once, though several of its columns may be read.
+        terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
+        by_source = Counter(speeches.sources)
         writer.write_metrics(
             {
                 "funnel": funnel.as_dict(),
-                "sources": _sources(config, speeches),
-                "topics": _counts(speeches.topics),
-                "fine_topics": _counts(speeches.fine_topics),
+                "sources": [
+                    {"name": name, "licence": licence, "data_class": data_class, "speeches": by_source[name]}
+                    for name, (licence, data_class) in terms.items()
+                ],
+                "topics": dict(sorted(Counter(speeches.topics).items())),
+                "fine_topics": dict(sorted(Counter(speeches.fine_topics).items())),
                 "without_topic": unassigned_by_reason(assigned),
                 "splits": {name: splits.count(name) for name in SPLITS},
                 "topics_by_split": {
@@ -193,11 +199,6 @@ def _assign_topics(
             assigned += assigner.assign(batch, advance)
     for at, topic in enumerate(assigned):
         speeches.topics[at], speeches.fine_topics[at] = topic if isinstance(topic, Topic) else ("", "")
-    _require_few_failed(assigned, config)
-    return assigned
-
-
-def _require_few_failed(assigned: Sequence[Assigned], config: CorpusConfig) -> None:
     failed = Counter(each.reason for each in assigned if isinstance(each, Unassigned) and each.is_failure)
     if lost := failed[ReplyStatus.ERROR.value]:
         raise IncompleteError(
@@ -212,20 +213,7 @@ def _require_few_failed(assigned: Sequence[Assigned], config: CorpusConfig) -> N
             where="corpus.topics.max_missing_share",
             remedy="run the same command to request those again",
         )
-
-
-def _sources(config: CorpusConfig, speeches: SpooledSpeeches) -> list[dict[str, Any]]:
-    """Return each source once, though several of its columns may be read."""
-    counts = Counter(speeches.sources)
-    terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
-    return [
-        {"name": name, "licence": licence, "data_class": data_class, "speeches": counts[name]}
-        for name, (licence, data_class) in terms.items()
-    ]
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
+    return assigned
 
 
 # --- Responses --------------------
@@ -267,7 +255,6 @@ class _Cleaner:
         return SpeechFilters(self._prepare_all(partial(_speech_preparation, self._config)), _benchmark(self._config))
 
     def response_filters(self, authors: Iterable[str]) -> ResponseFilters:
-        """Return how responses are cleaned; the authors who are people are found in every text."""
         cleaning, people = self._config.cleaning, tuple(sorted(authors))
         return ResponseFilters(
             [step.name for step in response_steps(cleaning, people)],
@@ -334,7 +321,7 @@ def _benchmark(config: CorpusConfig) -> Callable[[str], str | None] | None:
     if not config.exclude:
         return None
     sources = (
-        ExcludedTexts(source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
+        (source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
         for each in config.exclude
     )
     return ExclusionIndex(sources, config.exclude_span_words).shares_span

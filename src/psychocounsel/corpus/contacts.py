@@ -394,11 +394,6 @@ _PLACEHOLDER = re.compile(r"\[(PHONE|EMAIL|URL)_([0-9]{1,6})\]")
 _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
 
-class _Piece(NamedTuple):
-    text: str
-    names_crisis_line: bool
-
-
 def contacts_in(text: str, crisis: CrisisLines) -> list[Contact]:
     """Return the contacts of a text, sorted, without crisis lines."""
     found = web_addresses(text)
@@ -447,24 +442,24 @@ def without_contacts(text: str) -> str:
         return text
     lines = [start for start, _ in crisis.spans(text)]
     starts = [contact.start for contact in found]
-    kept: list[_Piece] = []
+    kept: list[tuple[str, bool]] = []  # a sentence, and whether it names a crisis line
     for start, end in pairwise(_edges(text, found)):
         piece = text[start:end]
         held = found[bisect_left(starts, start) : bisect_left(starts, end)]
         names_crisis_line = bisect_left(lines, start) < bisect_left(lines, end)
         if not held:
-            kept.append(_Piece(piece, names_crisis_line))
+            kept.append((piece, names_crisis_line))
         elif names_crisis_line:
             spans = [(contact.start - start, contact.end - start) for contact in held]
-            kept.append(_Piece(_cut_out(piece, spans), names_crisis_line))
+            kept.append((_cut_out(piece, spans), True))
         else:
             stands_alone = held[0].start == start
-            if stands_alone and kept and not kept[-1].names_crisis_line and _ANNOUNCES.search(kept[-1].text):
+            if stands_alone and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
                 kept.pop()  # "Here is a link."
-            kept.append(_Piece(piece[len(piece.rstrip("\n")) :], names_crisis_line))
-    while kept and not kept[-1].names_crisis_line and kept[-1].text.rstrip()[-1:] in ("", ":"):
+            kept.append((piece[len(piece.rstrip("\n")) :], False))
+    while kept and not kept[-1][1] and kept[-1][0].rstrip()[-1:] in ("", ":"):
         kept.pop()  # a last heading such as "Resources:" with nothing under it
-    return _EMPTY_BULLET.sub("", "".join(piece.text for piece in kept)).strip()
+    return _EMPTY_BULLET.sub("", "".join(piece for piece, _ in kept)).strip()
 
 
 def _edges(text: str, found: Sequence[Contact]) -> list[int]:

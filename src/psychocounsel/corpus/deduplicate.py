@@ -52,12 +52,7 @@ class Texts(Protocol):
 
 
 class Sketches(NamedTuple):
-    """What is kept of texts, in their order.
-
-    Attributes:
-        sketches: [texts, SKETCH_BYTES].
-        digests: [texts]; equal where two texts have the same runs, each as often.
-    """
+    """[texts, SKETCH_BYTES] sketches, and [texts] digests: equal where texts have the same runs, each as often."""
 
     sketches: SketchArray
     digests: Hashes
@@ -310,29 +305,22 @@ _THREE, _SEVEN = np.uint64(3), np.uint64(7)
 _BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
-class ExcludedTexts(NamedTuple):
-    """The texts of one benchmark under the name that reports show."""
-
-    name: str
-    texts: Iterable[str]
-
-
 class ExclusionIndex:
     """Hashes of all spans of all excluded texts: 8 bytes per word, whatever the length of a span.
 
     Args:
-        sources: read once, one after the other.
+        sources: name and texts of each benchmark, read once, one after the other.
         span_words: how many equal words in a row count as a leak.
 
     Raises:
         InputError: a source has no text that is long enough to compare.
     """
 
-    def __init__(self, sources: Iterable[ExcludedTexts], span_words: int) -> None:
+    def __init__(self, sources: Iterable[tuple[str, Iterable[str]]], span_words: int) -> None:
         self._word_hashes = _WordHashes()
         factors = (int.from_bytes(_digest(f"place {place}"), "little") | 1 for place in range(span_words))
         self._factors = np.fromiter(factors, dtype=np.uint64, count=span_words)
-        self._known = [(source.name, _HashSet(self._all_spans(source))) for source in sources]
+        self._known = [(name, _HashSet(self._all_spans(name, texts))) for name, texts in sources]
 
     def shares_span(self, text: str) -> str | None:
         """Return the name of the first source with which a text shares a span, None when there is none.
@@ -344,14 +332,14 @@ class ExclusionIndex:
             return None
         return next((name for name, known in self._known if known.holds_any(spans)), None)
 
-    def _all_spans(self, source: ExcludedTexts) -> Hashes:
+    def _all_spans(self, name: str, texts: Iterable[str]) -> Hashes:
         grown = array("Q")  # grows in place; joining small arrays would need the memory twice
-        for text in source.texts:
+        for text in texts:
             grown.frombytes(self._spans(text).tobytes())
         if not grown:
             raise InputError(
                 f"it has no text of {MIN_WHOLE_WORDS} words or more",
-                where=source.name,
+                where=name,
                 remedy="check the columns of exclude, or remove the source",
             )
         return np.frombuffer(grown, dtype=np.uint64)

@@ -74,21 +74,13 @@ class TextSpool:
             self._flushed = len(self)
 
     def close(self) -> None:
-        """Close the file and remove it."""
+        """Remove the file."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 class SpooledSpeeches:
-    """Speeches in the order of their rows; everything but their texts is held in memory.
-
-    Attributes:
-        texts: on disk, until `close`.
-        topics: coarse topics.
-        fine_topics: empty where there are no fine topics.
-        crisis: 1 where a speech mentions a crisis.
-        sources: names of the sources.
-    """
+    """Speeches in the order of their rows; everything but their texts, which are on disk, is held in memory."""
 
     def __init__(self, scratch: Path) -> None:
         self.texts = TextSpool(scratch)
@@ -194,19 +186,11 @@ class Funnel:
         rows = self.rows_in
         for name, step in self._steps.items():
             left = rows - step.dropped.total()
-            steps.append(
-                {
-                    "step": name,
-                    "rows_in": rows,
-                    "rows_out": left,
-                    "changed": step.changed,
-                    "dropped": dict(sorted(step.dropped.items())),
-                    "examples": step.examples,
-                }
-            )
+            counts = {"rows_in": rows, "rows_out": left, "changed": step.changed}
+            dropped = dict(sorted(step.dropped.items()))
+            steps.append({"step": name, **counts, "dropped": dropped, "examples": step.examples})
             rows = left
-        dropped = dict(sorted(self.dropped.items()))
-        return {"rows_in": self.rows_in, "kept": rows, "dropped": dropped, "steps": steps}
+        return {"rows_in": self.rows_in, "kept": rows, "dropped": dict(sorted(self.dropped.items())), "steps": steps}
 
 
 class RowLog:
@@ -267,12 +251,7 @@ SpeechRows = tuple[str, SpeechColumns, Iterable[SourceRow]]
 
 
 class SpeechFilters(NamedTuple):
-    """What is done to the text of a speech, and what it must pass.
-
-    Args:
-        prepare_all: cleans raw texts, checks their language and de-identifies them, in order.
-        benchmark: returns the name of the benchmark with which a text shares a span, or None.
-    """
+    """What is done to the texts of speeches; `benchmark` returns the benchmark with which a text shares a span."""
 
     prepare_all: PrepareAll
     benchmark: Callable[[str], str | None] | None = None
@@ -282,7 +261,6 @@ class SpeechReading:
     """The distinct speeches that were kept, and the log of all rows."""
 
     def __init__(self, folder: Path) -> None:
-        """Start an empty reading whose scratch files lie in `folder`."""
         self._folder = folder
         self.speeches = SpooledSpeeches(folder / "speeches.texts")
         self.log = RowLog(folder / "speeches.rows", SPEECH_FUNNEL)
@@ -319,13 +297,7 @@ class SpeechReading:
 def read_speeches(
     sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters, folder: Path
 ) -> SpeechReading:
-    """Read the speeches of all sources; the caller closes the result.
-
-    Args:
-        sources: name, columns and rows of each.
-        cleaning: lengths and limits.
-        filters: how texts are cleaned and what they must pass.
-        folder: for scratch files.
+    """Read the speeches of all sources, with scratch files in `folder`; the caller closes the result.
 
     Raises:
         InputError: a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
@@ -351,15 +323,16 @@ def _read_into(
         texts = filters.prepare_all(text_cell(row, columns.text) for row in ahead)
         for row, text in zip(rows_in_order, texts, strict=True):
             speech = _speech(text.text, row, columns, name) if text.text else None
-            provenance = RowProvenance(
-                source=name,
-                where=row.where,
-                key="" if columns.key is None else key_cell(row, columns.key),
-                raw_digest=raw_digest(text_cell(row, columns.text)),
-                text_id="" if speech is None else speech.id,
-                changed_by=text.changed_by,
-            )
-            _require_one_speech(text_of_key, provenance)
+            key = "" if columns.key is None else key_cell(row, columns.key)
+            text_id = "" if speech is None else speech.id
+            digest = raw_digest(text_cell(row, columns.text))
+            provenance = RowProvenance(name, row.where, key, digest, text_id, text.changed_by)
+            if key and text_of_key.setdefault(key, text_id) != text_id:
+                raise InputError(
+                    f"the key {key!r} already names another speech",
+                    where=row.where,
+                    remedy="make keys distinct over all sources, or join responses by speech_text",
+                )
             if speech is None:
                 if not cleaning.drop_empty:
                     remedy = "drop the row or set corpus.cleaning.drop_empty"
@@ -379,15 +352,6 @@ def _speech(text: str, row: SourceRow, columns: SpeechColumns, source: str) -> S
     topic = " ".join(text_cell(row, columns.topic).split()) if columns.topic else ""
     crisis = flag_cell(row, columns.crisis) if columns.crisis else mentions_crisis(text)
     return Speech(text, topic, crisis, source)
-
-
-def _require_one_speech(text_of_key: dict[str, str], row: RowProvenance) -> None:
-    if row.key and text_of_key.setdefault(row.key, row.text_id) != row.text_id:
-        raise InputError(
-            f"the key {row.key!r} already names another speech",
-            where=row.where,
-            remedy="make keys distinct over all sources, or join responses by speech_text",
-        )
 
 
 def _reason_to_drop(
@@ -412,25 +376,17 @@ CandidateRows = tuple[str, CandidateColumns, Iterable[SourceRow]]
 
 
 class SpeechIndex:
-    """Which speech a key or a raw text names, and whether it was kept."""
+    """The id of the speech that a key or the digest of a raw text names, and whether it was kept."""
 
     def __init__(self, rows: Iterable[RowProvenance]) -> None:
-        self._by_key: dict[str, str] = {}
-        self._by_raw: dict[str, str] = {}
+        self.by_key: dict[str, str] = {}
+        self.by_raw: dict[str, str] = {}
         self._is_kept: dict[str, bool] = {}
         for row in rows:
             if row.key:
-                self._by_key[row.key] = row.text_id
-            self._by_raw[row.raw_digest] = row.text_id
+                self.by_key[row.key] = row.text_id
+            self.by_raw[row.raw_digest] = row.text_id
             self._is_kept[row.text_id] = self._is_kept.get(row.text_id, False) or not row.reason
-
-    def by_key(self, key: str) -> str | None:
-        """Return the id of the speech that a key names."""
-        return self._by_key.get(key)
-
-    def by_raw(self, raw: str) -> str | None:
-        """Return the id of the speech that was read from exactly this text."""
-        return self._by_raw.get(raw_digest(raw))
 
     def fault(self, speech_id: str) -> Dropped | None:
         """Return why a response to this speech has to be dropped, None if the speech was kept."""
@@ -441,13 +397,9 @@ class SpeechIndex:
 
 
 class ResponseFilters(NamedTuple):
-    """How a response is cleaned.
+    """How responses are cleaned, by steps of these names.
 
-    Args:
-        steps: names of the cleaning steps.
-        prepare_all: cleans and de-identifies raw responses, in order.
-        speech_text: returns the clean text of a speech from its raw one.
-        author: returns the name to publish from the name in the source.
+    `speech_text` returns the clean text of a speech from its raw one, `author` the name to publish.
     """
 
     steps: Sequence[str]
@@ -456,17 +408,10 @@ class ResponseFilters(NamedTuple):
     author: Callable[[str], str] = str
 
 
-class CandidateReading(NamedTuple):
-    """The distinct responses that were kept, and the log of all rows."""
-
-    candidates: list[Candidate]
-    log: RowLog
-
-
 def read_candidates(
     sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, folder: Path
-) -> CandidateReading:
-    """Read ready responses to the speeches that were kept; the caller closes `log`.
+) -> tuple[list[Candidate], RowLog]:
+    """Return the distinct responses to the speeches that were kept, and the log of all rows, which the caller closes.
 
     Raises:
         InputError: a column is missing, or a cell holds what Parquet cannot.
@@ -474,7 +419,7 @@ def read_candidates(
     steps = (NONE_EMPTY, *filters.steps, DEIDENTIFICATION, "remainder", REPETITION, "join")
     log = RowLog(folder / "candidates.rows", steps)
     try:
-        return CandidateReading(list(_read_responses(sources, index, filters, log)), log)
+        return list(_read_responses(sources, index, filters, log)), log
     except BaseException:
         log.close()
         raise
@@ -515,10 +460,9 @@ def _speech_of(
     """Return the key that a row gives, and the id of the speech that it answers."""
     if columns.speech_key is not None:
         key = key_cell(row, columns.speech_key)
-        known = index.by_key(key)
-        return key, f"unknown {key}" if known is None else known
+        return key, index.by_key.get(key, f"unknown {key}")
     raw = text_cell(row, columns.speech_text or "")
-    if (known := index.by_raw(raw)) is not None:
+    if (known := index.by_raw.get(raw_digest(raw))) is not None:
         return "", known
     text = filters.speech_text(raw) if raw else ""
     return "", Speech(text).id if text else ""

@@ -56,12 +56,7 @@ def existing_file(path: str) -> Path:
 
 
 def read_rows(path: str, split: str = "train", config: str | None = None) -> Iterator[SourceRow]:
-    """Yield the rows of a source one by one.
-
-    Args:
-        path: a .csv, .jsonl or .parquet file, `bundled:FILE`, or `hub:owner/name@revision`.
-        split: the split to read, of a Hub data set.
-        config: the configuration to read, of a Hub data set with several.
+    """Yield the rows of a .csv, .jsonl or .parquet file, `bundled:FILE`, or `hub:owner/name@revision` one by one.
 
     Raises:
         InputError: the content cannot be read; names the line.
@@ -72,12 +67,10 @@ def read_rows(path: str, split: str = "train", config: str | None = None) -> Ite
             yield SourceRow(f"{path} row {number}", values)
         return
     place = existing_file(path)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    reader = readers.get(place.suffix.lower())
+    reader = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}.get(place.suffix.lower())
     if reader is None:
-        raise InputError(
-            f"the ending {place.suffix!r} is not known", where=path, remedy="give .csv, .jsonl or .parquet"
-        )
+        fault = f"the ending {place.suffix!r} is not known"
+        raise InputError(fault, where=path, remedy="give .csv, .jsonl or .parquet")
     yield from reader(place)
 
 
@@ -89,27 +82,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         message = f"cannot be opened: {fault.strerror}"
         raise InputError(message, where=str(path), remedy="check its permissions") from None
     with stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if (fault := _not_text(line, number)) is not None:
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            fault = None
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                fault = "is UTF-16 text"
+            elif len(line) > MAX_LINE_BYTES:
+                fault = f"is longer than {MAX_LINE_BYTES} bytes"
+            elif b"\x00" in line:
+                fault = "holds a NUL byte, as binary files and UTF-16 text do"
+            try:
+                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                fault, decoded = fault or "is not UTF-8 text", ""
+            if fault is not None:
                 where, remedy = f"{path.name} line {number}", "save the file as UTF-8 text, one row per line"
                 raise InputError(fault, where=where, remedy=remedy)
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _not_text(line: bytes, number: int) -> str | None:
-    if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "is UTF-16 text"
-    if len(line) > MAX_LINE_BYTES:
-        return f"is longer than {MAX_LINE_BYTES} bytes"
-    if b"\x00" in line:
-        return "holds a NUL byte, as binary files and UTF-16 text do"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    return None
+            yield number, decoded
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
@@ -187,11 +175,7 @@ def cell(row: SourceRow, column: str) -> object:
 
 
 def text_cell(row: SourceRow, column: str) -> str:
-    """Return a cell's text without outer space; a null is an empty one.
-
-    Raises:
-        InputError: there is no such column, it holds no text, or text that Parquet cannot hold.
-    """
+    """Return a cell's text without outer space, empty for a null; raises InputError if Parquet cannot hold it."""
     return require_text(cell(row, column), column, row.where).strip()
 
 
@@ -220,11 +204,7 @@ def flag_cell(row: SourceRow, column: str) -> bool:
 
 
 def texts_in(rows: Iterable[SourceRow], columns: Sequence[str]) -> Iterator[str]:
-    """Yield the text in each of the named columns of each row; nulls are skipped.
-
-    Raises:
-        InputError: a column is missing, or a cell holds something other than text.
-    """
+    """Yield the text in each of the named columns of each row; nulls are skipped, InputError for no text."""
     for row in rows:
         for column in columns:
             value = cell(row, column)
@@ -261,11 +241,7 @@ class ReleasedRow(NamedTuple):
 
 
 def released_fingerprint(source: str, config: str | None) -> dict[str, Any]:
-    """Return what identifies a released data set: the content of its files, or its Hub name with revision.
-
-    Raises:
-        InputError: a split has no file.
-    """
+    """Return what identifies a released data set: the content of its files, or its Hub name with revision."""
     return {split: [source_fingerprint(path, split, config) for path in _paths(source, split)] for split in SPLITS}
 
 
@@ -273,8 +249,7 @@ def read_released(source: str, config: str | None = None) -> Iterator[ReleasedRo
     """Yield the rows of a released preference data set, train before test; all have the same principles.
 
     Args:
-        source: `hub:owner/name@revision`, or a folder that contains `train*.parquet` and `test*.parquet`, as a
-            copy of the Hub's does in `data/`.
+        source: `hub:owner/name@revision`, or a folder that contains `train*.parquet` and `test*.parquet`.
         config: the configuration to read of a Hub data set with several.
 
     Raises:
@@ -311,29 +286,18 @@ def _released_row(row: SourceRow, split: str, principles: list[str]) -> Released
     if missing or not principles:
         fault = f"there is no column {', '.join(missing) or f'chosen_PRINCIPLE{_RATING}'}"
         raise InputError(fault, where=row.where, remedy="name a data set in the released columns")
+    values = row.values
+    for column in (*_TEXTS, *ratings):
+        value, wanted = values[column], int if column in ratings else str
+        if value is not None and type(value) is not wanted:
+            fault = f"{value!r}, not a whole number" if wanted is int else f"{type(value).__name__}, not text"
+            raise InputError(f"{column!r} is {fault}", where=row.where, remedy="correct or drop the row")
     chosen, rejected = (
         ReleasedSide(
-            _released_text(row, side),
-            _released_text(row, f"{side}_model"),
-            {name: _rating(row, f"{side}_{name}{_RATING}") for name in principles},
+            values[side] or "",
+            values[f"{side}_model"] or "",
+            {name: values[f"{side}_{name}{_RATING}"] for name in principles},
         )
         for side in ("chosen", "rejected")
     )
-    return ReleasedRow(row.where, split, _released_text(row, "question"), chosen, rejected)
-
-
-def _released_text(row: SourceRow, column: str) -> str:
-    value = row.values[column]
-    if value is not None and not isinstance(value, str):
-        fault = f"{column!r} is {type(value).__name__}, not text"
-        raise InputError(fault, where=row.where, remedy="correct or drop the row")
-    return value or ""
-
-
-def _rating(row: SourceRow, column: str) -> int | None:
-    value = row.values[column]
-    if value is not None and type(value) is not int:
-        raise InputError(
-            f"{column!r} is {value!r}, not a whole number", where=row.where, remedy="correct or drop the row"
-        )
-    return value
+    return ReleasedRow(row.where, split, values["question"] or "", chosen, rejected)

@@ -205,19 +205,9 @@ def _shown(tag: re.Match[str]) -> str:
 
 # Dialects and close kin, which look the same in a short text.
 _KIN = {
-    "en": ("pcm",),
-    "ar": ("arz", "ary"),
-    "zh": ("wuu", "yue"),
-    "no": ("nn", "da"),
-    "es": ("ext", "an", "gl"),
-    "pt": ("gl",),
-    "it": ("vec", "lij"),
-    "fr": ("wa",),
-    "hr": ("bs", "sr"),
-    "sr": ("bs", "hr"),
-    "id": ("ms",),
-    "ms": ("id",),
-}
+    "en": "pcm", "ar": "arz ary", "zh": "wuu yue", "no": "nn da", "es": "ext an gl", "pt": "gl", "it": "vec lij",
+    "fr": "wa", "hr": "bs sr", "sr": "bs hr", "id": "ms", "ms": "id",
+}  # fmt: skip
 _NO_LANGUAGE = "zxx"
 _MAX_SHARE_TO_DROP = 0.02
 _MIN_LETTERS = 20
@@ -287,5 +277,5 @@ def is_foreign(text: str, languages: Iterable[str]) -> bool:
             where="corpus.cleaning.languages",
             remedy="use ISO 639-1 codes such as en, or an empty list for any language",
         )
-    wanted |= {_NO_LANGUAGE, *(kin for language in wanted for kin in _KIN.get(language, ()))}
+    wanted |= {_NO_LANGUAGE, *(kin for language in wanted for kin in _KIN.get(language, "").split())}
     return sum(share for language, share in model.rank(prose) if language in wanted) < _MAX_SHARE_TO_DROP

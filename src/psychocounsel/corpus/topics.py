@@ -270,9 +270,7 @@ class OfflineTopicAssigner:
 
 
 class _Cue(NamedTuple):
-    """A cue as words, any of which may end in a star."""
-
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # any may end in a star
     found: FoundCue
 
 
@@ -354,12 +352,10 @@ class TopicPrompt:
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         fixed, self._variable = _prompt().split(_ITEM_LINE)
-        lines: list[str] = []
+        topics = ""
         for coarse in taxonomy.topics:
-            lines.append(coarse.name)
-            lines += [f'"{fine.id}" - {fine.name}. {fine.description}' for fine in coarse.fine]
-            lines.append("")
-        topics = "".join(f"{line}\n" for line in lines)
+            fine_lines = (f'"{fine.id}" - {fine.name}. {fine.description}\n' for fine in coarse.fine)
+            topics += f"{coarse.name}\n{''.join(fine_lines)}\n"
         self._instructions = Message("system", Template(fixed).substitute(topics=topics))
         text: JSON = {"type": "string"}
         topic: JSON = {"type": "string", "enum": [fine.id for fine in taxonomy.fine_topics]}

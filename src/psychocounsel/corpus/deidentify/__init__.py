@@ -82,11 +82,7 @@ def deidentify(text: str, finder: Deidentifier, placeholders: Placeholders | Non
     """Return the text with a placeholder for every find, numbered in order of appearance.
 
     What the finder sees only after a neighbour was replaced is replaced too, so a second call changes nothing.
-
-    Args:
-        text: as the client wrote it, or with placeholders of an earlier call.
-        finder: finds what to replace.
-        placeholders: those of texts that belong together, such as a speech and its responses.
+    Texts that belong together, such as a speech and its responses, share `placeholders`.
     """
     found = finder.find(text)
     if placeholders is None:
@@ -131,7 +127,6 @@ def resolve(spans: Iterable[Span]) -> list[Span]:
 
 VERSION = 1
 _LANGUAGE = "en"
-_WHERE = "deidentification"
 _PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
 _NUMBERS = (
     "CreditCard", "Iban", "MedicalLicense", "Nhs", "UkNino", "UsBank", "UsItin", "UsLicense", "UsPassport", "UsSsn"
@@ -145,14 +140,8 @@ _PERSON_LABELS = ("PERSON", "PER", "PATIENT", "STAFF", "HCW")
 class PresidioDeidentifier:
     """Finds what the patterns find, and what Presidio finds: names by the pipeline, numbers by its recognisers.
 
-    Towns and countries stay, as they do for the patterns. The pipeline is loaded with the first text.
-
-    Args:
-        patterns: found in addition.
-        spacy_model: an installed package, or the folder of a pipeline.
-        entities: what to find.
-        min_score: finds with a lower score, in 0 to 1, are left out.
-        crisis: lines that are no finds.
+    Towns and countries stay, as they do for the patterns. The pipeline, an installed package or a folder, is loaded
+    with the first text. Finds with a score below `min_score`, in 0 to 1, and crisis lines are left out.
 
     Raises:
         ConfigError: the extra or the pipeline is not installed.
@@ -166,11 +155,8 @@ class PresidioDeidentifier:
         min_score: float,
         crisis: CrisisLines,
     ) -> None:
-        self._patterns = patterns
-        self._entities = frozenset(entities)
-        self._min_score = min_score
-        self._crisis = crisis
-        self._spacy_model = spacy_model
+        self._patterns, self._spacy_model, self._crisis = patterns, spacy_model, crisis
+        self._entities, self._min_score = frozenset(entities), min_score
         self._versions = {name: _version(name) for name in _PACKAGES}
         self._pipeline = _pipeline_fingerprint(spacy_model)
 
@@ -234,7 +220,7 @@ def _version(package: str) -> str:
     except metadata.PackageNotFoundError:
         raise ConfigError(
             f"engine: presidio needs the package {package}",
-            where=f"{_WHERE}.engine",
+            where="deidentification.engine",
             remedy="pip install 'psychocounsel[deid]', or set engine: patterns",
         ) from None
 
@@ -249,7 +235,7 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
     except (metadata.PackageNotFoundError, ValueError):
         raise ConfigError(
             f"{spacy_model!r} is neither an installed spaCy pipeline nor the folder of one",
-            where=f"{_WHERE}.spacy_model",
+            where="deidentification.spacy_model",
             remedy="install one, for example with: python -m spacy download en_core_web_lg",
         ) from None
 
@@ -334,27 +320,23 @@ def parse_marks(marked: str, half: Half = "held_out") -> MarkedText:
     return MarkedText(text + marked[end:], tuple(spans), half)
 
 
-def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> Evaluation:
+def evaluate(finder: Deidentifier, texts: Sequence[MarkedText]) -> Evaluation:
     """Count what the finder finds of the marked spans, and what else it finds."""
     tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
-    count = 0
     for item in texts:
-        count += 1
         finds = resolve(finder.find(item.text))
         for span in item.spans:
             tallies["marked"][span.entity] += 1
             tallies["found"][span.entity] += _is_covered(span, item.text, finds)
         for find in finds:
             tallies["finds"][find.entity] += 1
-            tallies["false"][find.entity] += not any(_overlap(find, span) for span in item.spans)
+            tallies["false"][find.entity] += not any(
+                find.entity == span.entity and find.start < span.end and span.start < find.end for span in item.spans
+            )
     by_entity: dict[Entity, Counts] = {
         entity: Counts(*(tallies[name][entity] for name in Counts._fields)) for entity in ENTITIES
     }
-    return Evaluation(Counts(*(tallies[name].total() for name in Counts._fields)), by_entity, count)
-
-
-def _overlap(left: Span, right: Span) -> bool:
-    return left.entity == right.entity and left.start < right.end and right.start < left.end
+    return Evaluation(Counts(*(tallies[name].total() for name in Counts._fields)), by_entity, len(texts))
 
 
 def _is_covered(span: Span, text: str, finds: Iterable[Span]) -> bool:

@@ -53,18 +53,12 @@ GIVEN_ANYHOW = (
 ORDINARY_CAPITALISED = frozenset(word.capitalize() for word in NOT_NAMES - AMBIGUOUS_LOWER)
 LISTS_DIGEST = digest_of_files(_FOLDER, sorted(path.name for path in _FOLDER.glob("*.txt")))
 
-
 UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143\u015a\u015e\u0160\u0179\u017b\u017d"
 NAME = rf"[{UPPER}](?:[^\W\d_]|['\u2019-](?=[{UPPER}])){{1,40}}"
 
 
 class Cue(NamedTuple):
-    """What a word says of the next one.
-
-    Attributes:
-        is_sure: the next word is a name if it is capitalised and no ordinary word; else only if it is listed.
-        score: in 0 to 1.
-    """
+    """After a sure cue a capitalised word is a name unless it is an ordinary word; else only if it is listed."""
 
     is_sure: bool
     score: float
@@ -206,15 +200,11 @@ def _capitalised(text: str) -> Iterator[Span]:
         cue = _cue(text, before, match.end())
         if cue is not None and _is_name(word, is_sure=cue.is_sure):
             yield _named(text, *match.span(), cue.score)
-        elif _is_listed(word):
+        elif word in GIVEN_ANYHOW or word.partition("-")[0] in GIVEN_ANYHOW or word.startswith(("Mc", "O'")):
             if before.last not in PLACES and not INSTITUTION.match(text, match.end()):
                 yield _named(text, *match.span(), 0.7)
         elif not word.isupper():
             yield from _doubtful(text, match, before)
-
-
-def _is_listed(word: str) -> bool:
-    return word in GIVEN_ANYHOW or word.partition("-")[0] in GIVEN_ANYHOW or word.startswith(("Mc", "O'"))
 
 
 def _doubtful(text: str, match: re.Match[str], before: _Before) -> Iterator[Span]:
@@ -269,8 +259,7 @@ def _titled(text: str) -> Iterator[Span]:
     for match in TITLED.finditer(text):
         word = match["name"]
         lower = word.lower()
-        is_name = lower not in NO_TITLED_NAMES if word[0].isupper() else lower in SURNAMES_LOWER | GIVEN_LOWER
-        if is_name:
+        if lower not in NO_TITLED_NAMES if word[0].isupper() else lower in SURNAMES_LOWER | GIVEN_LOWER:
             yield _named(text, *match.span("name"), 0.95)
 
 
@@ -312,15 +301,11 @@ _SPOKEN_EMAIL = re.compile(
     rf"(?:{'|'.join(_MAIL_HOSTS)})(?:mail)?\s?(?:\.|dot\b|\(dot\)|\[dot\])\s?com\b",
     re.IGNORECASE,
 )
-
-
 _LOCAL_PHONE = re.compile(
     r"\b(?:call|text|phone|cell|mobile|number|reach|dial|ring|rang|tel)\w*\b[^.!?\n\d]{0,40}"
     r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
     re.IGNORECASE,
 )
-
-
 _HANDLE = re.compile(r"(?<![\w@.&/$-])@[^\W\d]\w{2,29}(?:\.\w{1,29})*(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 _SITES = (
@@ -333,8 +318,6 @@ _NAMED_HANDLE = re.compile(
     r"(?=[\w.]*[\d_.]\w)(?=[\d_.]*[^\W\d_])(?P<handle>\w+(?:\.\w+)*)",
     re.IGNORECASE,
 )
-
-
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-f:]*[0-9])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:]|\.\d)",
     re.IGNORECASE,
@@ -392,8 +375,6 @@ _BIRTH = re.compile(
     rf"|(?<![\w/])(?P<before>{_DATE})\s(?:is|was)\s(?:my|his|her|our|their)\s[^.!?\n\d]{{0,20}}birthday",
     re.IGNORECASE,
 )
-
-
 _TYPES = (
     "Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Pl|Way|Terrace|Ter|Circle|Cir"
     "|Highway|Hwy|Parkway|Pkwy|Square|Sq|Crescent|Close|Gardens|Grove|Mews|Row|Walk|Hill|Alley|Trail|Loop|Plaza"
@@ -425,7 +406,6 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-
 VERSION = 2
 # What a text must contain for the slower patterns to match; most texts do not.
 _DIGIT = re.compile(r"[0-9]")
@@ -446,10 +426,7 @@ _NUMBERS = ("PHONE", "ID_NUMBER")
 class _Rule(NamedTuple):
     """A pattern, whose named group is the find, or else the whole match.
 
-    Attributes:
-        shape: key of `_SHAPES` that the text must contain, empty for none.
-        words: one of them must be in the text in lower case, if there are any.
-        is_valid: checks a match.
+    It is tried where the text has the shape, a key of `_SHAPES`, and one of the words in lower case, if any are given.
     """
 
     entity: Entity
@@ -485,16 +462,11 @@ _RULES_FOR_DIGITS = (
 class PatternDeidentifier:
     """Finds people by cues and lists of names, everything else by its form.
 
-    Args:
-        entities: what to find.
-        min_score: finds with a lower score, in 0 to 1, are left out.
-        crisis: lines that are no finds.
+    Finds with a score below `min_score`, in 0 to 1, and crisis lines are left out.
     """
 
     def __init__(self, entities: Sequence[Entity], min_score: float, crisis: CrisisLines) -> None:
-        self._entities = frozenset(entities)
-        self._min_score = min_score
-        self._crisis = crisis
+        self._entities, self._min_score, self._crisis = frozenset(entities), min_score, crisis
 
     @property
     def fingerprint(self) -> Fingerprint:
