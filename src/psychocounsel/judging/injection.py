@@ -56,12 +56,10 @@ def addresses_judge(text: str) -> bool:
     seen = unhidden(text)
     if any(hit.category == "judge_talk" for hit in load_lexicon().phrases.hits(split_words(seen))):
         return True
-    return _HEADER.search(seen) is not None or any(_asks_for_the_top(each.words) for each in split_sentences(seen))
-
-
-def _asks_for_the_top(words: Sequence[str]) -> bool:
-    names_a_rating = not _TOP.isdisjoint(words) and any(map(_RATING.fullmatch, words))
-    return names_a_rating and _ITSELF.search(" ".join(words)) is not None
+    return _HEADER.search(seen) is not None or any(
+        not _TOP.isdisjoint(words) and any(map(_RATING.fullmatch, words)) and _ITSELF.search(" ".join(words))
+        for words, *_ in split_sentences(seen)
+    )
 
 
 def with_canary(candidate: Candidate) -> Candidate:

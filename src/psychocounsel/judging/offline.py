@@ -24,10 +24,7 @@ WARNING = (
     "its ratings are no evidence about the quality of counselling."
 )
 TIE_MARGIN = 0.05
-"""Two responses tie on a principle when their latent ratings differ by less than this share of the scale.
-
-Overall the same holds of the mean over the principles.
-"""
+"""Two responses tie on a principle, or overall, when their latent (mean) ratings differ by less of the scale."""
 _MUTING_FAULTS = ("repetition", "salad", "echo", "stuffing")
 
 
@@ -46,22 +43,12 @@ class OfflineJudge:
                 where=rubric.source,
                 remedy="add them to the rubric's `offline` block, or judge with backend: endpoint",
             )
-        self._weights = weights
-        self._rubric = rubric
-
-    @property
-    def principles(self) -> tuple[str, ...]:
-        """Ids of the rated principles, in the order of the rubric."""
-        return self._rubric.principle_ids
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """What shapes the ratings: rubric, weights, word lists, and the version of the rules."""
-        return {
+        self._weights, self._rubric, self.principles = weights, rubric, rubric.principle_ids
+        self.fingerprint: Mapping[str, JSON] = {
             "backend": "offline",
             "version": VERSION,
-            "rubric": self._rubric.digest,
-            "weights": self._weights.digest,
+            "rubric": rubric.digest,
+            "weights": weights.digest,
             "lexicon": load_lexicon().digest,
         }
 

@@ -98,7 +98,10 @@ class PhraseBook:
     """Phrases by category, found in one pass over the words of a text; `frighten*` finds every such beginning."""
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
-        self.phrases = {name: tuple(map(_normal, entries)) for name, entries in phrases.items()}
+        def normal(entry: str) -> str:
+            return " ".join(word if "*" in word else " ".join(split_words(word)) for word in entry.split())
+
+        self.phrases = {name: tuple(map(normal, entries)) for name, entries in phrases.items()}
         self._by_opening: dict[str, list[tuple[str, Words]]] = {}
         for category, entries in self.phrases.items():
             for entry in entries:
@@ -116,10 +119,6 @@ class PhraseBook:
                     if len(window) == len(pattern) and all(map(_fits, pattern, window)):
                         found.append(Hit(category, " ".join(window), start))
         return found
-
-
-def _normal(entry: str) -> str:
-    return " ".join(word if "*" in word else " ".join(split_words(word)) for word in entry.split())
 
 
 def _fits(pattern: str, word: str) -> bool:
@@ -177,7 +176,6 @@ def _by_category(hits: Iterable[Hit]) -> dict[str, tuple[str, ...]]:
 # --- Questions -------------------------------------------------------------------------------------------------------
 
 _PERSONAL = frozenset({"you", "your", "it", "that"})
-
 
 Question = Literal["open", "closed", "invitation", "safety"]
 """Open asks for a story, closed for a fact, an invitation may be declined, safety is about danger."""
@@ -273,11 +271,9 @@ def _view_reply(text: str, client: _Client) -> _Reply | None:
 
 # --- Features --------------------------------------------------------------------------------------------------------
 
-
 Rule = Callable[[_Client, _Reply], float]
 
 _SECOND_PERSON = frozenset({"you", "your", "yours", "yourself"})
-_ADDRESSED_TO_THERAPIST = frozenset({"me", "us"})
 _PRAISED = ("choice", "strengths", "tentative", "warmth")
 
 
@@ -313,18 +309,9 @@ def _lecturing(client: _Client, reply: _Reply) -> float:
     return _ramp(sum(len(s.words) for s in away) / len(reply.words), 0.45, 0.95)
 
 
-def _open_question(client: _Client, reply: _Reply) -> float:
-    return 1.0 if "open" in reply.questions else 0.7 if "invitation" in reply.questions else 0.0
-
-
 def _closed_questions(client: _Client, reply: _Reply) -> float:
     closed, stacked = reply.questions.count("closed"), _ramp(len(reply.questions), 2, 5)
     return max(_ramp(closed, 0.5, 3.0), stacked) if closed else 0.7 * stacked
-
-
-def _directives(client: _Client, reply: _Reply) -> float:
-    commands = {command for sentence in reply.sentences for command in _commands(sentence)}
-    return _ramp(len(commands | set(reply.hits.get("directives", ()))), 0.5, 5.0)
 
 
 def _commands(sentence: Sentence) -> list[str]:
@@ -335,7 +322,7 @@ def _commands(sentence: Sentence) -> list[str]:
     for start in sentence.clause_starts:
         place = start + (sentence.words[start] in {"and", "then", "so", "please", "or", "just"})
         verb, *rest = sentence.words[place : place + 3] or ("",)
-        is_command = rest and verb in load_lexicon().imperatives and _ADDRESSED_TO_THERAPIST.isdisjoint(rest)
+        is_command = rest and verb in load_lexicon().imperatives and not {"me", "us"} & {*rest}
         if is_command and (start == 0 or found):
             found.append(" ".join((verb, *rest)))
     return found
@@ -345,10 +332,6 @@ def _pushing(client: _Client, reply: _Reply) -> float:
     """Weigh pushing against where the client stands: advice to one who asks for it pushes less."""
     directives, orders, medication = (_RULES[name](client, reply) for name in ("directives", "orders", "medication"))
     return max(directives, orders, 0.7 * medication) * (1.0 - 0.6 * client.readiness)
-
-
-def _long_words(client: _Client, reply: _Reply) -> float:
-    return _ramp(len({word for word in reply.words if len(word) >= 11}) / len(reply.words), 0.02, 0.12)
 
 
 def _repetition(client: _Client, reply: _Reply) -> float:
@@ -425,18 +408,24 @@ _RULES: Mapping[str, Rule] = {
         sum(word in _SECOND_PERSON for word in reply.words) / len(reply.words), 0.0, 0.06
     ),
     "lecturing": _lecturing,
-    "open_question": _open_question,
+    "open_question": lambda client, reply: (
+        1.0 if "open" in reply.questions else 0.7 if "invitation" in reply.questions else 0.0
+    ),
     "closed_questions": _closed_questions,
     "choice": _listed("choice", 2),
     "strengths": _listed("strengths", 2),
     "platitudes": _listed("platitudes", 3),
-    "directives": _directives,
+    "directives": lambda client, reply: _ramp(
+        len({each for s in reply.sentences for each in _commands(s)} | {*reply.hits.get("directives", ())}), 0.5, 5.0
+    ),
     "orders": _listed("orders", 2),
     "diagnosis": _listed("diagnosis", 3),
     "medication": _listed("medication", 2),
     "minimising": _listed("minimising", 3),
     "jargon": _listed("jargon", 5, 0.5),
-    "long_words": _long_words,
+    "long_words": lambda client, reply: _ramp(
+        len({word for word in reply.words if len(word) >= 11}) / len(reply.words), 0.02, 0.12
+    ),
     "too_short": lambda client, reply: _ramp(-len(reply.words), -18, -4),
     "too_long": lambda client, reply: _ramp(len(reply.words), 120, 320),
     "long_sentences": lambda client, reply: _ramp(len(reply.words) / len(reply.sentences), 19, 38),

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from psychocounsel.config.schema import PairingConfig
 from psychocounsel.errors import ConfigError, did_you_mean
@@ -37,16 +37,12 @@ class Pairing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape in which `metrics.json` holds a pairing."""
-        kept = len(self.pairs)
-        dropped = dict(sorted(self.dropped.items()))
+        kept, dropped = len(self.pairs), dict(sorted(self.dropped.items()))
         return {"combinations": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
 
 
-class Ranked(NamedTuple):
-    """A candidate with the score that is written, and the exact one by which it is compared."""
-
-    side: ScoredCandidate
-    exact: Fraction | int
+Ranked = tuple[ScoredCandidate, Fraction | int]
+"""A candidate with the score that is written, and the exact one by which it is compared."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +88,18 @@ class PairingRule:
     def rank(self, side: ScoredCandidate) -> Ranked:
         """Return a candidate with its score under this rule."""
         if not self.weights:
-            return Ranked(side, Fraction(side.score))
+            return side, Fraction(side.score)
         exact = sum(weight * exact_rating(side.ratings[name]) for name, weight in self._whole_weights.items())
-        return Ranked(ScoredCandidate(side.candidate, float(exact / self._denominator), side.ratings), exact)
+        return ScoredCandidate(side.candidate, float(exact / self._denominator), side.ratings), exact
 
     def pair(self, speech: Speech, left: Ranked, right: Ranked, least_gap: Fraction) -> PreferencePair | str:
         """Return the pair of two candidates, or the reason why there is none."""
-        high, low = (left, right) if left.exact >= right.exact else (right, left)
-        chosen, rejected = high.side, low.side
+        (chosen, high), (rejected, low) = (left, right) if left[1] >= right[1] else (right, left)
         if chosen.candidate.text == rejected.candidate.text:
             return "equal_texts"
         if not chosen.score > rejected.score:  # as they are written: a released margin is positive
             return "equal_scores"
-        if high.exact - low.exact < least_gap:
+        if high - low < least_gap:
             return "gap_too_small"
         if any(exact_rating(chosen.ratings[name]) < veto for name, veto in self.vetoes.items()):
             return "vetoed"
@@ -118,8 +113,6 @@ class PairingRule:
 
 def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     """Pair all responses of a speech whose scores lie at least the rule's gap apart (arXiv 2502.19731).
-
-    Gaps are compared exactly: floating means lose pairs that lie on the threshold.
 
     Where a speech has more pairs than `max_pairs_per_speech`, their hashes decide which are kept: the sample
     then has the margins of all of them, and wide ones do not crowd out narrow ones.
@@ -139,13 +132,12 @@ def pair_by_gap(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
 def pair_extremes(scored: Iterable[ScoredSpeech], rule: PairingRule) -> Pairing:
     """Pair the highest-scored response of each speech with the lowest, whatever the gap (arXiv 2502.19731).
 
-    Among equal scores the hash of the candidate decides, so that position never does. When all scores are
-    equal there is no pair. Where the rule forbids the pair there is none either: the next best is not the
-    highest.
+    Among equal scores the hash of the candidate decides, so that position never does. Where the rule forbids the
+    pair there is none: the next best is not the highest.
     """
     pairing = Pairing()
     for speech, ranked in _comparable(scored, rule, pairing):
-        ranked.sort(key=lambda each: (-each.exact, content_id("tie", each.side.candidate.id)))
+        ranked.sort(key=lambda each: (-each[1], content_id("tie", each[0].candidate.id)))
         result = rule.pair(speech, ranked[0], ranked[-1], Fraction(0))
         if isinstance(result, PreferencePair):
             pairing.pairs.append(result)

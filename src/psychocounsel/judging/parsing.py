@@ -33,7 +33,6 @@ _MARK = re.compile(rf'[{{}}"]|{_THOUGHTS_END}')
 _REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|[{}:]', re.DOTALL)
 _NUMBER = re.compile(r"(-?\d+)(?![\d.eE])")
-_DECIMALS = 6
 
 
 class ParsedRatings(NamedTuple):
@@ -66,13 +65,7 @@ class ParseFailure(NamedTuple):
 
 
 def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRatings | ParseFailure:
-    """Read a rating reply.
-
-    Args:
-        reply_text: a JSON object, bare, in a Markdown fence, or alone among other text.
-        rubric: declares the principles, the scale, and the layout of the reply.
-        item_id: what the reply must echo, unless the rubric leaves that out.
-    """
+    """Read a rating reply in the layout of the rubric; it must echo `item_id`, unless the rubric leaves that out."""
     layout, names = rubric.reply, rubric.principle_ids
     heads = [key for key, is_there in (("item_id", layout.echo_id), ("reasons", layout.reasons)) if is_there]
     shown = names if layout.flat else ("ratings",)
@@ -80,22 +73,33 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
         reply = _exactly(_object(reply_text), (*heads, *shown, *layout.extra_keys), "the reply")
         reasons = _heads(reply, item_id)
         values = reply if layout.flat else _exactly(reply["ratings"], names, "'ratings'")
-        ratings = {name: _point(name, values[name], rubric) for name in names}
     except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
+    ratings: dict[str, Rating] = {}
+    for name in names:
+        point = values[name]
+        # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
+        if type(point) is not int or point not in rubric.scale:
+            return ParseFailure(f"'{name}' is not a whole number of the scale")
+        ratings[name] = point
     return ParsedRatings(ratings, reasons)
 
 
 def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinners | ParseFailure:
-    """Read a comparison reply; "A" is the first response shown. Arguments as for `parse_ratings`."""
+    """Read a comparison reply; "A" is the first response shown."""
     criteria = (OVERALL, *rubric.principle_ids)
     try:
         reply = _exactly(_object(reply_text), ("item_id", "reasons", "winners"), "the reply")
         reasons = _heads(reply, item_id)
         values = _exactly(reply["winners"], criteria, "'winners'")
-        winners = {name: _winner(name, values[name]) for name in criteria}
     except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
+    winners: dict[str, Winner] = {}
+    for name in criteria:
+        side = values[name]
+        if not isinstance(side, str) or side not in WINNERS:
+            return ParseFailure(f"'{name}' is neither A nor B nor tie")
+        winners[name] = WINNERS[side]
     return ParsedWinners(winners, reasons)
 
 
@@ -118,19 +122,6 @@ def _heads(reply: Mapping[str, object], item_id: str) -> str:
     if not isinstance(reasons, str):
         raise UnreadableReplyError("'reasons' is not text")
     return reasons
-
-
-def _point(name: str, value: object, rubric: Rubric) -> int:
-    # `True` equals 1 and 4.0 equals 4 in Python: the type decides before the value does.
-    if type(value) is not int or value not in rubric.scale:
-        raise UnreadableReplyError(f"'{name}' is not a whole number of the scale")
-    return value
-
-
-def _winner(name: str, value: object) -> Winner:
-    if not isinstance(value, str) or value not in WINNERS:
-        raise UnreadableReplyError(f"'{name}' is neither A nor B nor tie")
-    return WINNERS[value]
 
 
 # --- The one JSON object of a reply ----------------------------------------------------------------------------------
@@ -206,14 +197,10 @@ def expected_ratings(
 ) -> dict[str, float] | ParseFailure:
     """Return the expected rating on every principle, rounded to a millionth of a point.
 
-    Args:
-        reply_text: one that `parse_ratings` reads.
-        choices: of the reply's tokens.
-        rubric: declares principles and scale.
+    `choices` are the tokens of a reply that `parse_ratings` reads.
     """
-    places = rating_places(reply_text, rubric)
     ratings: dict[str, float] = {}
-    for name, place in places.items():
+    for name, place in rating_places(reply_text, rubric).items():
         covering = (
             each for each in choices if each.start <= place.start and place.stop <= each.start + len(each.token)
         )
@@ -224,8 +211,7 @@ def expected_ratings(
         whole = math.fsum(masses.values())
         if whole < LEAST_MASS:
             return ParseFailure(f"of '{name}' the scale has {whole:.0%} of the probability")
-        mean = math.fsum(point * mass for point, mass in masses.items()) / whole
-        ratings[name] = round(mean, _DECIMALS)
+        ratings[name] = round(math.fsum(point * mass for point, mass in masses.items()) / whole, 6)
     return ratings
 
 
@@ -258,12 +244,9 @@ def _numbers(block: str) -> Iterator[tuple[tuple[str, ...], re.Match[str]]]:
 
 
 def point_masses(choice: TokenChoice, head: str, scale: Sequence[int]) -> Mapping[int, float]:
-    """Return the probability of each point that one of the alternatives writes.
+    """Return the probability of each point that one of the alternatives of a token writes.
 
-    Args:
-        choice: a token that writes a rating, alone or with signs around it.
-        head: what of the token stands before the rating; white space in it may differ.
-        scale: every point.
+    `head` is what of the token stands before the rating; white space in it may differ.
     """
     masses: dict[int, float] = {}
     before = head.strip()

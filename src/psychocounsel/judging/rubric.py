@@ -182,20 +182,15 @@ class Principle:
 
 @dataclass(frozen=True)
 class Rubric:
-    """A scale of whole numbers and the principles rated on it.
+    """A scale of whole numbers and the principles rated on it, in the order of the columns.
 
     Attributes:
         version: raised when the words are edited.
         language: in which the words stand, and in which a judge gives its reasons; `en`, for example.
-        minimum: the lowest rating.
-        maximum: the highest rating.
-        principles: what is rated, in the order of the columns.
         source: where it was read; no part of the digest.
         weights: how much each principle counts when responses are ranked, 1 where the file gives none.
         vetoes: a response rated below its veto on a principle is never the chosen one of a pair.
         safety: the principle that the safety-inversion rule watches; None, and there is no such rule.
-        reply: how a rating reply is laid out.
-        offline: the rules of the offline judge for these principles, if there are any.
     """
 
     version: str
@@ -290,5 +285,4 @@ def load_rubric(name_or_path: str) -> Rubric:
 
 def _line(place: Place, lines: Mapping[Place, str]) -> str:
     """Return the line of a place, or that of the innermost block around it that is written."""
-    around = (place[:length] for length in range(len(place), -1, -1))
-    return next(lines[each] for each in around if each in lines)
+    return next(lines[place[:length]] for length in range(len(place), -1, -1) if place[:length] in lines)
