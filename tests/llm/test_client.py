@@ -5,20 +5,17 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 
-import aiohttp
 import pytest
-from aiohttp.client_reqrep import ConnectionKey
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.client import OpenAIChatModel, broken_connection, codes_of, key_refusal, quoted
+from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.rate_limit import RETRIED, RetryPolicy, on_status, quota_is_used_up
+from psychocounsel.llm.rate_limit import RetryPolicy
 from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.types import ChatRequest, Message, RequestContext
 from psychocounsel.types import ReplyStatus
@@ -65,11 +62,6 @@ def test_a_request_and_its_reply(server, secret_key):
         "max_tokens": 20,
         "response_format": {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": SCHEMA}},
     }
-
-
-def test_no_schema_no_response_format(server):
-    ask(model_at(server), ask_for("hello"))
-    assert "response_format" not in server.received[0].body
 
 
 @pytest.mark.parametrize(
@@ -362,14 +354,6 @@ def test_a_refusal_wakes_those_who_wait_for_a_retry(server):
     assert server.count == 2
 
 
-def test_the_model_works_in_one_event_loop_after_another(server, tmp_path):
-    model = model_at(server)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        for name in ("a", "b"):
-            assert run_requests(model, [ask_for(name)], journal, RunPolicy())[0].status is ReplyStatus.VALID
-    assert server.count == 2
-
-
 def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
     faults = {0: error_fault(429, "busy"), 1: error_fault(500, "oh"), 2: Fault(reset=True), 3: Fault(cut=True)}
     server.script = lambda body, number: faults.get(number % 17) or answer_by_schema(body, number)
@@ -418,50 +402,10 @@ def test_a_missing_key_is_named_for_a_remote_host_and_not_needed_here(monkeypatc
     assert caught.value.remedy
 
 
-REMOTE = [
-    None,
-    "https://api.openai.com/v1",
-    "http://10.0.0.7:8000/v1",
-    "http://0.0.0.0/v1",
-    "http://127.0.0.1.example.org/v1",
-]
-
-
-@pytest.mark.parametrize("url", REMOTE)
-def test_offline_refuses_what_is_not_on_this_machine_before_any_socket(monkeypatch, url):
-    monkeypatch.setattr(socket, "socket", None)
-    with pytest.raises(ConfigError, match="offline") as caught:
-        OpenAIChatModel(EndpointConfig(model="m", base_url=url), offline=True)
-    assert "base_url" in caught.value.remedy
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
-def test_offline_allows_this_machine(host):
-    model = OpenAIChatModel(EndpointConfig(model="m", base_url=f"http://{host}:1/v1"), offline=True)
-    assert host in model.fingerprint["base_url"]
-
-
 def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
     monkeypatch.setenv("HTTP_PROXY", "http://10.255.255.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://10.255.255.1:9")
     assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
-
-
-def test_identity_holds_the_resolved_address(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert OpenAIChatModel(EndpointConfig(model="m")).fingerprint["base_url"] == "https://api.openai.com/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://elsewhere.example/v1/")
-    fingerprint = OpenAIChatModel(EndpointConfig(model="m")).fingerprint
-    assert fingerprint == {"model": "m", "base_url": "https://elsewhere.example/v1"}
-
-
-@pytest.mark.parametrize(
-    "url", ["api.openai.com/v1", "ftp://127.0.0.1/v1", "http://me:pw@127.0.0.1/v1", "http://127.0.0.1/v1?api-key=pw"]
-)
-def test_addresses_that_are_none_or_hold_a_secret_are_refused(url):
-    with pytest.raises(ConfigError, match="base_url") as caught:
-        OpenAIChatModel(EndpointConfig(model="m", base_url=url))
-    assert "pw" not in str(caught.value)
 
 
 def cancel_once_received(server: ChatServer, count: int) -> CancelToken:
@@ -560,65 +504,3 @@ def test_a_paid_reply_is_kept_whatever_is_odd_about_it(server, tmp_path, answer)
         (reply,) = run_requests(model_at(server), [ask_for("hello")], journal, RunPolicy())
         assert reply.status is ReplyStatus.VALID
         assert (server.count, count_replies(journal)) == (1, 1)
-
-
-KEY = "sk-secret"
-
-
-@dataclass
-class Refused:
-    status_code: int
-    code: str | None = None
-    type: str | None = None
-    body: object | None = None
-    message: str = "the client's own words"
-
-
-@pytest.mark.parametrize(
-    ("error", "passes", "is_quota"),
-    [
-        (Refused(429), True, False),
-        (Refused(503), True, False),
-        (Refused(429, code="insufficient_quota"), False, True),
-        (Refused(429, type="insufficient_quota"), False, True),
-        (Refused(402), False, True),
-        (Refused(401), False, False),
-        (Refused(400), False, False),
-    ],
-)
-def test_what_may_pass_and_what_no_wait_mends(error: Refused, passes: bool, is_quota: bool) -> None:
-    status, codes = error.status_code, codes_of(error)
-    assert (on_status(status, codes) in RETRIED, quota_is_used_up(status, codes)) == (passes, is_quota)
-
-
-def test_whose_fault_it_is_if_the_keys() -> None:
-    quota, wrong = key_refusal(Refused(402), "MY_KEY"), key_refusal(Refused(401), "MY_KEY")
-    assert quota is not None
-    assert "quota" in quota.what
-    assert wrong is not None
-    assert "MY_KEY" in wrong.remedy
-    assert key_refusal(Refused(403), "MY_KEY") is None
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({"message": f"no\n such   key {KEY}"}, "no such key [key]"),
-        ({"detail": "not here"}, "not here"),
-        ("bare", "bare"),
-        ({"message": 3}, "the client's own words"),
-        (None, "the client's own words"),
-        ("x" * 500, "x" * 200),
-    ],
-)
-def test_the_servers_words_without_the_key(body: object, words: str) -> None:
-    assert quoted(Refused(400, body=body), KEY) == words
-
-
-def test_a_line_that_never_came_about_and_one_that_broke() -> None:
-    where = ConnectionKey("127.0.0.1", 9, False, True, None, None, None)
-    cause = aiohttp.ClientConnectorError(where, ConnectionRefusedError(111, "refused"))
-    nobody = RuntimeError("wrapped")
-    nobody.__cause__ = cause
-    assert broken_connection(nobody).is_unreachable
-    assert not broken_connection(aiohttp.ServerDisconnectedError()).is_unreachable

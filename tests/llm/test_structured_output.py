@@ -22,7 +22,6 @@ from psychocounsel.llm.structured_output import (
     Capabilities,
     OutputMode,
     StructuredOutputModel,
-    enforces_schemas,
     fits,
     in_mode,
 )
@@ -172,10 +171,15 @@ def test_a_damaged_memory_is_found_out_anew(store: Store) -> None:
     assert list(remembered(store).values()) == ["json_schema"]
 
 
-def test_openai_is_known_and_nothing_that_looks_like_it() -> None:
-    assert enforces_schemas("https://api.openai.com/v1")
-    assert not enforces_schemas("https://api.openai.com.example.org/v1")
-    assert not enforces_schemas("http://127.0.0.1:8000/v1")
+@pytest.mark.parametrize(
+    ("base_url", "is_known"),
+    [("https://api.openai.com/v1", True), ("http://127.0.0.1:9/v1", False), (None, True)],
+)
+def test_openai_is_known_to_enforce_schemas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str | None, is_known: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert open_endpoint(EndpointConfig(model="m", base_url=base_url), Store(tmp_path)).is_known is is_known
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -61,42 +61,17 @@ _MOST_TOKENS = 10**12
 DECISIONS_PATH = "/decisions"
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_WHILE_UNREACHABLE = 2
-_UNLIMITED = 0
 _LISTING_SECONDS = 15.0
 _DEFAULT_RETRY = RetryPolicy()
 _LIMIT_HEADERS = b"x-ratelimit-"
 
 
-class StatusError(Protocol):
-    """A response with an HTTP error status, as the official client raises it."""
-
-    status_code: int
-    message: str
-    body: object | None
-    code: str | None
-    type: str | None
-
-
-class Refusal(NamedTuple):
-    """What is refused, and what to do about it."""
-
-    what: str
-    remedy: str
-
-
-class BrokenConnection(NamedTuple):
-    """A connection that failed; `is_unreachable` means that there was none, so nothing was sent."""
-
-    reason: str
-    is_unreachable: bool
-
-
-def codes_of(error: StatusError) -> set[str]:
+def codes_of(error: openai.APIStatusError) -> set[str]:
     """Return the names that the server gives to the error."""
     return {str(error.code), str(error.type)}
 
 
-def quoted(error: StatusError, key: str) -> str:
+def quoted(error: openai.APIStatusError, key: str) -> str:
     """Return the server's message on one line, without the key and not too long."""
     message = error.body
     if isinstance(message, dict):  # OpenAI nests a message, other servers send a detail or a bare string
@@ -107,28 +82,28 @@ def quoted(error: StatusError, key: str) -> str:
     return " ".join(message.split()).replace(key, "[key]")[:LONGEST_QUOTE_CHARS]
 
 
-def key_refusal(error: StatusError, key_variable: str) -> Refusal | None:
-    """Return what is wrong with the key, which stands in the environment variable; None if it is not the key."""
+def key_refusal(error: openai.APIStatusError, key_variable: str) -> tuple[str, str] | None:
+    """Return what is wrong with the key in an environment variable, and the remedy; None if it is not the key."""
     if quota_is_used_up(error.status_code, codes_of(error)):
-        return Refusal("the quota of this key is used up", "add credit or raise the limit, then run again")
+        return "the quota of this key is used up", "add credit or raise the limit, then run again"
     if error.status_code == 401:
-        return Refusal("the key is not accepted", f"put a valid key into the environment variable {key_variable}")
+        return "the key is not accepted", f"put a valid key into the environment variable {key_variable}"
     return None
 
 
-def broken_connection(error: Exception) -> BrokenConnection:
-    """Return what became of a connection, by the error that the client raised."""
+def broken_connection(error: Exception) -> tuple[str, bool]:
+    """Return why a connection failed, and whether there was none at all, so that nothing was sent."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
         if isinstance(cause, aiohttp.ClientConnectorError):
-            return BrokenConnection(f"no connection ({cause.os_error})", is_unreachable=True)
-    return BrokenConnection(f"no connection, or it broke ({type(cause).__name__})", is_unreachable=False)
+            return f"no connection ({cause.os_error})", True
+    return f"no connection, or it broke ({type(cause).__name__})", False
 
 
 @dataclass(frozen=True)
 class _FailedTry:
-    """A try that brought no reply; the request may be sent again, after `retry_after_seconds` if the server says so."""
+    """A try that brought no reply; the request may be sent again."""
 
     reason: str
     retry_after_seconds: float = 0.0
@@ -140,14 +115,9 @@ class _FailedTry:
 
 @dataclass
 class _Connection:
-    """What lives as long as one event loop.
+    """What lives as long as one event loop; `refused` is set with the error that meets every request.
 
-    Attributes:
-        client: the official client.
-        limiter: decides when requests go.
-        refused: set with `refusal`, the error with which the endpoint refuses every request.
-        resume_at: when requests may go after a pause for all of them, by the event loop's clock.
-        was_reached: whether the server ever responded.
+    `resume_at` is when requests may go after a pause for all of them, by the event loop's clock.
     """
 
     client: openai.AsyncOpenAI
@@ -186,7 +156,7 @@ class OpenAIChatModel:
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """The model's name, the resolved base URL, and how replies are held to a schema if that is pinned."""
+        """That of the endpoint."""
         return endpoint_fingerprint(self._endpoint)
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
@@ -323,22 +293,21 @@ class OpenAIChatModel:
                 concerns_item=status == 413 or bool(codes & _TOO_LONG_CODES) or "context length" in message,
             )
         if connection.refusal is None:
-            refusal = key_refusal(error, self._endpoint.api_key_env) or self._model_refusal(status)
+            what, remedy = key_refusal(error, self._endpoint.api_key_env) or self._model_refusal(status)
             connection.refusal = EndpointError(
-                f"{refusal.what} (HTTP {status}: {message})", where=self._base_url, remedy=refusal.remedy
+                f"{what} (HTTP {status}: {message})", where=self._base_url, remedy=remedy
             )
             connection.refused.set()
         raise connection.refusal
 
-    def _model_refusal(self, status: int) -> Refusal:
-        endpoint = self._endpoint
+    def _model_refusal(self, status: int) -> tuple[str, str]:
+        model, key = self._endpoint.model, self._endpoint.api_key_env
         if status == 403:
-            remedy = f"use another model, or a key in {endpoint.api_key_env} that may"
-            return Refusal(f"the key may not use the model {endpoint.model!r}", remedy)
+            return f"the key may not use the model {model!r}", f"use another model, or a key in {key} that may"
         if status == 404:
             remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
-            return Refusal(f"there is no model {endpoint.model!r} here", remedy)
-        return Refusal("the request is refused", "check endpoint.model and endpoint.base_url")
+            return f"there is no model {model!r} here", remedy
+        return "the request is refused", "check endpoint.model and endpoint.base_url"
 
     async def check(self) -> None:
         """Return: nothing is known of the model before it is used."""
@@ -386,10 +355,9 @@ class OpenAIChatModel:
         if request.top_p is not None:
             fields.append(f'"top_p":{_json(request.top_p)}')
         if request.response_schema is not None:
-            schema = (
-                f'"name":{_json(request.schema_name)},"strict":true,"schema":{schema_json(request.response_schema)}'
-            )
-            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{{{schema}}}}}')
+            name, schema = _json(request.schema_name), schema_json(request.response_schema)
+            schema = f'{{"name":{name},"strict":true,"schema":{schema}}}'
+            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{schema}}}')
         elif request.json_mode:
             fields.append('"response_format":{"type":"json_object"}')
         if request.top_logprobs:
@@ -406,8 +374,8 @@ def open_client(endpoint: EndpointConfig) -> openai.AsyncOpenAI:
     base_url = resolved_base_url(endpoint)
     http = openai.DefaultAioHttpClient(
         timeout=None,
-        # As many connections as requests in flight, and all are kept.
-        limits=httpx2.Limits(max_connections=_UNLIMITED),
+        # No limit: as many connections as requests in flight, and all are kept.
+        limits=httpx2.Limits(max_connections=0),
         # Neither a proxy from the environment nor a redirect may lead off this machine.
         trust_env=not is_on_this_machine(base_url),
         follow_redirects=False,
@@ -455,7 +423,20 @@ def read_completion(body: bytes) -> ChatReply:
     finish = text_of(choice.get("finish_reason"))
     if finish == "error":
         raise UnreadableBodyError("the server broke the reply off")
-    status, text, reason = _read_message(mapping_of(choice.get("message")), finish)
+    message = mapping_of(choice.get("message"))
+    content = cast("object", message.get("content"))
+    if isinstance(content, list):  # some servers send a list of parts
+        text = "".join(text_of(mapping_of(part).get("text")) for part in cast("list[Any]", content))
+    else:
+        text = text_of(content)
+    if refusal := text_of(message.get("refusal")):
+        status, text, reason = ReplyStatus.REFUSAL, refusal, "the model refused"
+    elif finish in _UNFINISHED:
+        status, reason = _UNFINISHED[finish]
+    elif text.strip():
+        status, reason = ReplyStatus.VALID, ""
+    else:
+        status, reason = ReplyStatus.EMPTY, "the reply has no text"
     usage = mapping_of(payload.get("usage"))
     return ChatReply(
         status=status,
@@ -467,22 +448,6 @@ def read_completion(body: bytes) -> ChatReply:
         cached_tokens=_count(mapping_of(usage.get("prompt_tokens_details")).get("cached_tokens")),
         choices=kept_choices(mapping_of(choice.get("logprobs")).get("content"), text),
     )
-
-
-def _read_message(message: Mapping[str, Any], finish: str) -> tuple[ReplyStatus, str, str]:
-    if refusal := text_of(message.get("refusal")):
-        return ReplyStatus.REFUSAL, refusal, "the model refused"
-    content = message.get("content")
-    if isinstance(content, list):  # some servers send a list of parts
-        text = "".join(text_of(mapping_of(part).get("text")) for part in cast("list[Any]", content))
-    else:
-        text = text_of(cast("object", content))
-    if finish in _UNFINISHED:
-        status, reason = _UNFINISHED[finish]
-        return status, text, reason
-    if not text.strip():
-        return ReplyStatus.EMPTY, text, "the reply has no text"
-    return ReplyStatus.VALID, text, ""
 
 
 def decision_body(model: str, request: ChatRequest) -> dict[str, Any]:

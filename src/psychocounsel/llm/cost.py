@@ -11,11 +11,11 @@ import asyncio
 import json
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache, lru_cache
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
@@ -103,16 +103,8 @@ def _from_table(model: str, base_url: str) -> Price | None:
     return Price(fresh.input_price * calls, cached.input_price * calls, fresh.output_price * calls, source)
 
 
-class _Encoding(Protocol):
-    def encode_ordinary(self, text: str) -> list[int]: ...
-
-
 class TokenCounter:
-    """Counts tokens as a model does.
-
-    Attributes:
-        is_exact: whether the model's vocabulary is known; if not, four characters count as one token.
-    """
+    """Counts tokens as a model does: exactly if its vocabulary is known, else four characters as one token."""
 
     def __init__(self, model: str) -> None:
         self._vocabulary = vocabulary_of(model)
@@ -151,16 +143,16 @@ def _count(vocabulary: str | None, text: str) -> int:
     if vocabulary is None:
         return -(-len(text) // CHARS_PER_TOKEN)
     # A lone surrogate is sent as a replacement character.
-    return len(_encoding(vocabulary).encode_ordinary(text.encode("utf-8", "replace").decode()))
+    return len(_encode(vocabulary)(text.encode("utf-8", "replace").decode()))
 
 
 @cache
-def _encoding(vocabulary: str) -> _Encoding:
+def _encode(vocabulary: str) -> Callable[[str], list[int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from the way it opens its files
         import bpe_openai  # 70 MB, only when tokens are counted
 
-        return cast("_Encoding", bpe_openai.get_encoding(vocabulary))
+        return bpe_openai.get_encoding(vocabulary).encode_ordinary
 
 
 def _schema_text(request: ChatRequest) -> str:
@@ -333,13 +325,7 @@ def _dollars(cost: Decimal | None) -> str:
 
 
 class Budget:
-    """Lets a request through if the limit holds even when everything in flight costs its worst.
-
-    Args:
-        spending: where replies are counted.
-        counter: counts a prompt's tokens.
-        max_cost: US dollars; None for no limit.
-    """
+    """Lets a request through if `max_cost` (US dollars) holds even when everything in flight costs its worst."""
 
     def __init__(self, spending: Spending, counter: TokenCounter, max_cost: float | None) -> None:
         self.spending = spending
@@ -389,13 +375,7 @@ class Budget:
         self.spending.add(reply, is_new=is_new)
 
     def finish(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
-        """Replace what was reserved for a request by what its reply cost.
-
-        Args:
-            digest: of the request.
-            request: the request itself.
-            reply: None or `ERROR` if no response came.
-        """
+        """Replace what was reserved for a request by what its reply cost, if there is one."""
         if reply is not None and reply.answered:
             self.count(request, reply, is_new=True)
         self.release(digest)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, EndpointError, InputError
@@ -16,7 +17,6 @@ from psychocounsel.llm.structured_output import (
     Endpoint,
     OutputMode,
     StructuredOutputModel,
-    enforces_schemas,
 )
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext, is_on_this_machine, resolved_base_url
 from psychocounsel.store.store import Store
@@ -74,33 +74,13 @@ class PreflightModel:
 async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date | None:
     """Return the future day on which an endpoint's model is shut down; None if its list names no day.
 
-    Args:
-        endpoint: a model behind an address.
-        may_be_absent: whether the model may be loaded later.
-
     Raises:
-        EndpointError: the endpoint does not list the model, or lists it as shut down.
+        EndpointError: the endpoint does not list the model, unless it `may_be_absent`, or lists it as shut down.
     """
     listed = await endpoint.listed_models() or []
     model, base_url = endpoint.fingerprint["model"], endpoint.fingerprint["base_url"]
     if may_be_absent and not any(each.get("id") == model for each in listed):
         return None
-    end = shutdown_of(model, listed, base_url)
-    if end is not None and _is_past(end):
-        raise EndpointError(
-            f"the model {model!r} was shut down on {end}",
-            where=base_url,
-            remedy=f"set endpoint.model to a successor, one of {_some_names(listed)}",
-        )
-    return end
-
-
-def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) -> date | None:
-    """Return the day on which a model is shut down; None if the list names no day.
-
-    Raises:
-        EndpointError: the list has models, but not this one.
-    """
     names = {str(each.get("id")): each for each in listed}
     entry = names.get(model, names.get(f"{model}:latest"))
     if names and entry is None:
@@ -109,7 +89,14 @@ def shutdown_of(model: str, listed: Sequence[Mapping[str, Any]], base_url: str) 
             where=base_url,
             remedy=f"set endpoint.model to one of {_some_names(listed)}",
         )
-    return _shutdown_date(entry or {})
+    end = _shutdown_date(entry or {})
+    if end is not None and _is_past(end):
+        raise EndpointError(
+            f"the model {model!r} was shut down on {end}",
+            where=base_url,
+            remedy=f"set endpoint.model to a successor, one of {_some_names(listed)}",
+        )
+    return end
 
 
 def _shutdown_date(entry: Mapping[str, Any]) -> date | None:
@@ -140,11 +127,7 @@ CAPABILITIES_FILE = "journal/capabilities.json"
 
 
 def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_classes: Mapping[str, str]) -> None:
-    """Refuse to send restricted client text to a model that is not on this machine.
-
-    Args:
-        endpoints: of the models that read the text; None for one that needs no endpoint.
-        data_classes: the declared `data_class` by source of speeches.
+    """Refuse to send restricted client text (by source: its `data_class`) to a model that is not on this machine.
 
     Raises:
         ConfigError: naming the source, the address and the remedy.
@@ -161,11 +144,7 @@ def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_c
 
 
 def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
-    """Check key and address of every endpoint before anything long or paid begins.
-
-    Args:
-        endpoints: by owner, for the message; None is always usable.
-        store: says whether the run is offline.
+    """Check key and address of every endpoint, by owner, before anything long or paid begins.
 
     Raises:
         ConfigError: a key is missing, or an address cannot be used; lists every fault.
@@ -224,7 +203,7 @@ def existing_journal(store: Store) -> Journal:
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:
     """Return the model behind an endpoint, with preflight checks and structured output."""
     pinned = None if endpoint.response_format == "auto" else OutputMode(endpoint.response_format)
-    if pinned is None and enforces_schemas(resolved_base_url(endpoint)):
+    if pinned is None and urlsplit(resolved_base_url(endpoint)).hostname == "api.openai.com":
         pinned = OutputMode.JSON_SCHEMA
     return StructuredOutputModel(_checked(endpoint, store), Capabilities(store.root / CAPABILITIES_FILE), pinned)
 

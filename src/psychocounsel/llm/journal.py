@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -188,7 +189,10 @@ class Journal:
         self.damaged_rows = 0
         self._lock = threading.Lock()
         with self._explained():
-            _make_private(path)
+            # SQLite gives the -wal and -shm files the mode of the database itself.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            path.chmod(0o600)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -331,14 +335,11 @@ class Journal:
         in request and attempt, and in text or time.
         """
         with self._lock, self._explained(), self._transaction():
-            return sum(
-                self._merge_lost(each) if isinstance(each, LostResponse) else self._merge_reply(each) for each in rows
-            )
+            return sum(map(self._merge_row, rows))
 
-    def _merge_lost(self, lost: LostResponse) -> bool:
-        return bool(self._connection.execute(_INSERT_LOST, (*lost, _sha256(tuple(lost)))).rowcount)
-
-    def _merge_reply(self, offered: JournalRow) -> bool:
+    def _merge_row(self, offered: JournalRow | LostResponse) -> bool:
+        if isinstance(offered, LostResponse):
+            return bool(self._connection.execute(_INSERT_LOST, (*offered, _sha256(tuple(offered)))).rowcount)
         row = _as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
         kept = self._connection.execute(_SELECT_ONE, (offered.digest,)).fetchall()
         attempt = max((each[1] for each in kept), default=-1) + 1
@@ -368,18 +369,14 @@ class Journal:
                     )
                 for statement in (_CREATE_REPLIES, _CREATE_READINGS, _CREATE_LOST_RESPONSES):
                     self._connection.execute(statement)
-                self._migrate()
+                known = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
+                for name, kind in _ADDED_COLUMNS.items():
+                    if name not in known:
+                        self._connection.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
+                if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'broken_lines'").fetchone():
+                    self._connection.execute("INSERT OR IGNORE INTO lost_responses SELECT * FROM broken_lines")
+                    self._connection.execute("DROP TABLE broken_lines")
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-
-    def _migrate(self) -> None:
-        """Bring the tables of an earlier version up to date."""
-        known = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(replies)")}
-        for name, kind in _ADDED_COLUMNS.items():
-            if name not in known:
-                self._connection.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
-        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'broken_lines'").fetchone():
-            self._connection.execute("INSERT OR IGNORE INTO lost_responses SELECT * FROM broken_lines")
-            self._connection.execute("DROP TABLE broken_lines")
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -427,13 +424,6 @@ def _lenient_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _make_private(path: Path) -> None:
-    # SQLite gives the -wal and -shm files the mode of the database itself.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    path.chmod(0o600)
-
-
 _MOST_COUNTED = 2**63 - 1
 _TEXTS = ("digest", "status", "text", "model", "reason", "created_at")
 _COUNTS = ("attempt", "prompt_tokens", "completion_tokens", "cached_tokens")
@@ -471,22 +461,8 @@ def read_rows(path: Path) -> Iterator[JournalRow | LostResponse]:
 def _as_line(row: JournalRow | LostResponse) -> dict[str, Any]:
     if isinstance(row, LostResponse):
         return {"lost_response": True, **row._asdict(), "checksum": _checksum(row)}
-    reply = row.reply
-    return {
-        "digest": row.digest,
-        "attempt": row.attempt,
-        "created_at": row.created_at,
-        "status": reply.status.value,
-        "model": reply.model,
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "cached_tokens": reply.cached_tokens,
-        "batched": reply.batched,
-        "text": reply.text,
-        "reason": reply.reason,
-        **({"choices": reply.choices} if reply.choices else {}),
-        "checksum": _checksum(row),
-    }
+    place = {"digest": row.digest, "attempt": row.attempt, "created_at": row.created_at}
+    return {**place, **asdict(row.reply), "checksum": _checksum(row)}
 
 
 def _checksum(row: JournalRow | LostResponse) -> str:
@@ -499,9 +475,7 @@ def _from_line(line: bytes, where: str) -> JournalRow | LostResponse:
     written = ""
     try:
         values = json.loads(line)
-        # Files of earlier versions call it a broken line.
-        is_lost = values.get("lost_response", values.get("broken_line"))
-        row = _as_lost_response(values) if is_lost is True else _as_journal_row(values)
+        row = _as_journal_row(values)
         written = values.get("checksum", "")  # files of earlier versions have none
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         row = None
@@ -520,12 +494,11 @@ def _from_line(line: bytes, where: str) -> JournalRow | LostResponse:
     return row
 
 
-def _as_lost_response(values: Mapping[str, Any]) -> LostResponse | None:
-    lost = values["digest"], values["created_at"]
-    return LostResponse(*lost) if all(isinstance(each, str) for each in lost) else None
-
-
-def _as_journal_row(values: Mapping[str, Any]) -> JournalRow | None:
+def _as_journal_row(values: Mapping[str, Any]) -> JournalRow | LostResponse | None:
+    # Files of earlier versions call it a broken line.
+    if values.get("lost_response", values.get("broken_line")) is True:
+        lost = values["digest"], values["created_at"]
+        return LostResponse(*lost) if all(isinstance(each, str) for each in lost) else None
     digest, status, text, model, reason, created_at = texts = [values[name] for name in _TEXTS]
     attempt, prompt_tokens, completion_tokens, cached_tokens = counts = [values[name] for name in _COUNTS]
     choices, batched = values.get("choices", ""), values.get("batched", False)  # earlier versions wrote neither

@@ -65,12 +65,7 @@ _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "b
 
 
 def quota_is_used_up(status: int, codes: Set[str]) -> bool:
-    """Whether the key has used up what it may spend, which no wait mends.
-
-    Args:
-        status: the HTTP status.
-        codes: the names that the server gives to the error.
-    """
+    """Whether the key has used up what it may spend, by the HTTP status and the server's names for the error."""
     return status == 402 or not codes.isdisjoint(_QUOTA_CODES)
 
 

@@ -88,10 +88,6 @@ class RunPolicy:
             raise ValueError("max_attempts and concurrency must be at least 1")
 
 
-RunRequests: TypeAlias = Callable[[ChatModel, Sequence[ChatRequest], Journal, RunPolicy], list[ChatReply]]
-"""A way to run requests, live or in batches; results and errors are those of `run_requests`."""
-
-
 def run_requests(
     model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy
 ) -> list[ChatReply]:
@@ -143,19 +139,15 @@ def run_in_loop(work: Coroutine[Any, Any, _Result]) -> _Result:
     switch_seconds = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            from uvloop import new_event_loop
+        except ImportError:  # there is none for Windows
+            new_event_loop = None
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(work)
     finally:
         sys.setswitchinterval(switch_seconds)
         gc.unfreeze()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # there is none for Windows
-        return None
-    return uvloop.new_event_loop
 
 
 class JournalWriter:
@@ -196,18 +188,16 @@ class JournalWriter:
             raise self._unraised
 
     def _write(self, loop: asyncio.AbstractEventLoop) -> None:
-        while waiting := self._take():
+        while True:
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+                self._is_writing = bool(waiting)
+            if not waiting:
+                return
             replies = [(row, on_disk) for row, on_disk in waiting if isinstance(row, Entry)]
             self._commit(loop, self._journal.record_many, replies)
             lost = [(row, on_disk) for row, on_disk in waiting if isinstance(row, str)]
             self._commit(loop, self._journal.record_lost_responses, lost)
-
-    def _take(self) -> list[_Waiting[Entry | str]]:
-        with self._lock:
-            waiting = self._waiting
-            self._waiting = []
-            self._is_writing = bool(waiting)
-            return waiting
 
     def _commit(
         self, loop: asyncio.AbstractEventLoop, write: Callable[[list[_Row]], object], group: Sequence[_Waiting[_Row]]
@@ -285,14 +275,8 @@ class Item:
 class Items:
     """The items of a run: which are pending, what replies cost, and what each item ends as.
 
-    Attributes:
-        by_digest: the distinct items, in the order of the requests.
-        budget: counts what replies cost.
-        model: its name, for replies that never came.
-        total: the number of requests.
-        done: how many of them are finished.
-        has_replies: whether any of them was ever answered.
-        kept: by digest, the replies to a pending item that the journal held at the start.
+    `total` and `done` count requests; `has_replies` says whether any was ever answered; `kept` is, by digest, the
+    number of replies to a pending item that the journal held at the start.
     """
 
     def __init__(
@@ -392,25 +376,22 @@ class _Run:
             first = next(pending, None)
             if first is not None:
                 await self._run_unless_locked(first)
-                await self._share_out(pending)
+                # Workers share one iterator: as many tasks as requests in flight, however many items there are.
+                workers = [asyncio.create_task(self._work(pending)) for _ in range(self._policy.concurrency)]
+                await asyncio.gather(*workers, return_exceptions=True)
         except Exception:
             self._cancel.cancel()
             raise
         finally:
             await self._close()
+        if self._failure is not None:
+            raise self._failure
         if self._left_some:
             raise Preempted(
                 f"stopped with {self._items.done} of {self._items.total} items done",
                 remedy="run the same command again to resume; replies are kept and not paid for twice",
             )
         return self._items.results()
-
-    async def _share_out(self, pending: Iterator[Item]) -> None:
-        # Workers share one iterator: as many tasks as requests in flight, however many items there are.
-        workers = [asyncio.create_task(self._work(pending)) for _ in range(self._policy.concurrency)]
-        await asyncio.gather(*workers, return_exceptions=True)
-        if self._failure is not None:
-            raise self._failure
 
     async def _close(self) -> None:
         try:

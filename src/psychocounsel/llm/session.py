@@ -45,9 +45,7 @@ SHORTEST_CACHED_PREFIX_TOKENS = 1024
 class ModelClient(Protocol):
     """A model that completes many requests; every reply is journalled before it is returned.
 
-    Attributes:
-        fingerprint: what shapes the replies; part of the digest of every request.
-        spending: what the replies cost so far; None where nothing is counted.
+    Its fingerprint is part of the digest of every request; `spending` is None where nothing is counted.
     """
 
     @property
@@ -58,9 +56,7 @@ class ModelClient(Protocol):
     def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
         """Return one reply per request, in their order; errors as those of `run_requests`.
 
-        Args:
-            requests: to be completed.
-            policy: when an item ends. Attempts, concurrency, cancel token and budget are the client's own.
+        Of the policy, attempts, concurrency, cancel token and budget are replaced by the client's own.
         """
         ...
 
@@ -121,8 +117,6 @@ class PendingCalls:
     """The calls to one endpoint, for one purpose, that a dry run has counted.
 
     Attributes:
-        endpoint: receives the calls.
-        purpose: what they are for.
         has_batches: whether `--batch` would send them in batches.
         calls: without retries; None if they cannot be counted yet, and `hint` says why.
         in_batches: further calls, which are with the provider in batches and are not paid again.
@@ -245,11 +239,8 @@ class _UncountableError(Exception):
 class Session:
     """What one run of a stage works with. Without `open_session`, it is good for fingerprints only.
 
-    Attributes:
-        store: holds the artifacts and the journal.
-        cancel: ends the run.
-        calls: in a dry run, receives an entry per endpoint and purpose; None in a real one.
-        has_placeholders: whether a dry run has put placeholders for answers that do not exist yet.
+    In a dry run, `calls` receives an entry per endpoint and purpose, and `has_placeholders` says whether placeholders
+    stand for answers that do not exist yet.
     """
 
     store: Store
@@ -272,12 +263,9 @@ class Session:
         return self._resources.enter_context(Journal(path))
 
     def client(self, endpoint: EndpointConfig, purpose: str, batch: BatchConfig | None = None) -> ModelClient:
-        """Return a client of an endpoint.
+        """Return a client of an endpoint; `purpose` names the calls in a dry run.
 
-        Args:
-            endpoint: to be asked.
-            purpose: names the calls in a dry run.
-            batch: the caller can wait for batches, a day if need be; None if it cannot.
+        Without `batch`, the caller cannot wait for batches, which may take a day.
 
         Raises:
             ConfigError: offline, and the endpoint is not on this machine.

@@ -14,7 +14,6 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
-from urllib.parse import urlsplit
 
 from psychocounsel.errors import IncompleteError, PsychoCounselError
 from psychocounsel.llm.types import (
@@ -98,19 +97,20 @@ class Capabilities:
         return cast("dict[str, str]", known) if isinstance(known, dict) else {}
 
 
-def enforces_schemas(base_url: str) -> bool:
-    """Whether a server is known to enforce schemas."""
-    return (urlsplit(base_url).hostname or "") == "api.openai.com"
-
-
 def in_mode(request: ChatRequest, mode: OutputMode) -> ChatRequest:
     """Return the request for a server that can do no more than `mode`."""
     if request.response_schema is None or mode is OutputMode.JSON_SCHEMA:
         return request
     schema = json.dumps(request.response_schema, ensure_ascii=False, default=dict[str, Any])
+    instruction = f"{_SCHEMA_IN_WORDS}\n{schema}"
+    first, *others = request.messages
+    if first.role == "system":
+        messages = (Message("system", f"{first.content}\n\n{instruction}"), *others)
+    else:
+        messages = (Message("system", instruction), *request.messages)
     return replace(
         request,
-        messages=_with_instruction(request.messages, f"{_SCHEMA_IN_WORDS}\n{schema}"),
+        messages=messages,
         response_schema=None,
         json_mode=mode is OutputMode.JSON_OBJECT,
     )
@@ -257,13 +257,6 @@ def _loaded(text: str) -> object:
         return None
 
 
-def _with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
-    first, *others = messages
-    if first.role != "system":
-        return (Message("system", instruction), *messages)
-    return (Message("system", f"{first.content}\n\n{instruction}"), *others)
-
-
 def _name(fingerprint: Mapping[str, str]) -> str:
     return f"{fingerprint['model']} at {fingerprint['base_url']}"
 
@@ -301,9 +294,7 @@ class TokenChoice(NamedTuple):
 def kept_choices(tokens: object, text: str) -> str:
     """Return the token choices at the numbers of a reply, as JSON to keep; empty if the server sent no tokens.
 
-    Args:
-        tokens: `choices[0].logprobs.content` of a completion, whatever it is.
-        text: of the reply; if the tokens do not add up to it, no choice is kept.
+    `tokens` is `choices[0].logprobs.content`, whatever it is. If they do not add up to the text, none is kept.
     """
     if not isinstance(tokens, list) or not tokens:
         return ""
@@ -378,13 +369,6 @@ class UnreadableReplyError(ValueError):
     """A reply's text that is not the JSON it should be; the message says why."""
 
 
-class Decoded(NamedTuple):
-    """A JSON value and the index behind its last character."""
-
-    value: object
-    end: int
-
-
 def read_json(text: str) -> object:
     """Return the value of a JSON text.
 
@@ -398,15 +382,15 @@ def read_json(text: str) -> object:
     return value
 
 
-def read_json_at(text: str, start: int) -> Decoded:
-    """Return the JSON value that begins at a character, whatever follows it; errors as for `read_json`."""
+def read_json_at(text: str, start: int) -> tuple[object, int]:
+    """Return the JSON value that begins at a character and the index behind it; errors as for `read_json`."""
     try:
         value, end = _STRICT.raw_decode(text, start)
     except UnreadableReplyError:
         raise
     except (ValueError, RecursionError) as error:
         raise UnreadableReplyError("the JSON is malformed") from error
-    return Decoded(cast("object", value), end)
+    return cast("object", value), end
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

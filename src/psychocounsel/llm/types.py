@@ -46,10 +46,8 @@ class ChatRequest:
         messages: at least one.
         temperature: None is not sent.
         top_p: None is not sent.
-        max_tokens: of the reply.
         response_schema: a JSON schema that the reply must fit. Models write keys in the schema's order. Do not
             change it afterwards: its JSON is cached.
-        schema_name: sent with the schema.
         sample_index: distinguishes repeated samples of one prompt.
         json_mode: request any JSON object; without a schema only.
         top_logprobs: how many alternatives of every token to return with their log-probabilities.
@@ -74,11 +72,7 @@ class ChatRequest:
             raise ValueError("max_tokens must be positive, sample_index not negative")
 
     def digest(self, fingerprint: Mapping[str, str]) -> str:
-        """Return the SHA-256 (64 hexadecimal digits) under which replies to this request are journalled.
-
-        Args:
-            fingerprint: `ChatModel.fingerprint`.
-        """
+        """Return the SHA-256 (64 hexadecimal digits) under which replies of a model to this request are journalled."""
         # Over one JSON list, written piece by piece: a million requests share all but their item.
         hashed = _shared_start(tuple(sorted(fingerprint.items())), self.messages[0]).copy()
         others = "".join(f",{_message_json(each)}" for each in self.messages[1:])
@@ -133,8 +127,7 @@ class ChatReply:
             came after bounded retries.
         text: also of a refused, filtered or cut reply, as far as it came.
         model: the name that the reply itself gives.
-        prompt_tokens: as the server reports them; 0 if it does not.
-        completion_tokens: likewise.
+        prompt_tokens: as the server reports them; 0 if it does not. `completion_tokens` likewise.
         reason: why the status is not VALID.
         cached_tokens: those of the prompt that the provider read from its prefix cache.
         batched: whether it is paid at the price of a batch.
@@ -291,9 +284,6 @@ class LazyModel:
         return await self._model.generate(request, context)
 
 
-_DUMMY_KEY = "no-key-needed"
-
-
 def api_key(endpoint: EndpointConfig) -> str:
     """Return the API key of an endpoint; a server on this machine needs none.
 
@@ -309,7 +299,7 @@ def api_key(endpoint: EndpointConfig) -> str:
         )
     key = os.environ.get(variable, "").strip()
     if not key and is_on_this_machine(base_url):
-        return _DUMMY_KEY
+        return "no-key-needed"
     if not key:
         raise ConfigError(
             f"the environment variable {variable} holds no API key",

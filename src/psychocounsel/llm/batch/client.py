@@ -24,7 +24,6 @@ from psychocounsel.llm.batch.shards import Batch, LostAnswerError, Outcome, Prov
 from psychocounsel.llm.client import (
     CONTENT_FILTER_CODES,
     LONGEST_QUOTE_CHARS,
-    Refusal,
     UnreadableBodyError,
     broken_connection,
     codes_of,
@@ -45,9 +44,8 @@ _NOT_CREATED = frozenset({400, 409, 425, 429})
 # There is no such batch or file, or no such API at all.
 _UNKNOWN = frozenset({404, 405, 501})
 _PAGE = 100
-_DAY_SECONDS = 86_400
-_INPUT_KEPT_SECONDS = 7 * _DAY_SECONDS
-_OUTPUT_KEPT_SECONDS = 30 * _DAY_SECONDS
+_INPUT_KEPT_SECONDS = 7 * 86_400
+_OUTPUT_KEPT_SECONDS = 30 * 86_400
 """The longest that providers allow: replies not fetched by then are paid for again."""
 _DEFAULT_RETRY = RetryPolicy()
 _Got = TypeVar("_Got")
@@ -238,15 +236,12 @@ class OpenAIBatches:
             return f"HTTP {status}: {message}"
         if status in _UNKNOWN:
             raise UnknownBatchError
-        refusal = key_refusal(error, self._endpoint.api_key_env)
-        if refusal is None and status == 403:
-            remedy = f"use a key in {self._endpoint.api_key_env} that may, or leave --batch out"
-            refusal = Refusal("the key may not use batches here", remedy)
-        elif refusal is None:
-            refusal = Refusal("the provider refuses the batch", "mend it, or leave --batch out to run live")
-        raise EndpointError(
-            f"{refusal.what} (HTTP {status}: {message})", where=self.base_url, remedy=refusal.remedy
-        ) from None
+        key = self._endpoint.api_key_env
+        what, remedy = "the provider refuses the batch", "mend it, or leave --batch out to run live"
+        if status == 403:
+            what, remedy = "the key may not use batches here", f"use a key in {key} that may, or leave --batch out"
+        what, remedy = key_refusal(error, key) or (what, remedy)
+        raise EndpointError(f"{what} (HTTP {status}: {message})", where=self.base_url, remedy=remedy) from None
 
     def _away(self, reason: str) -> ProviderAwayError:
         return ProviderAwayError(
@@ -267,13 +262,9 @@ class OpenAIBatches:
 class BatchTransport:
     """How requests reach a provider in batches.
 
-    Args:
-        connect: opens the provider; called within the event loop that uses it.
-        body: what a live request would send.
-        check: raises what is wrong with the model, before anything is submitted.
-        is_known: whether the server's output mode is known; if not, one request goes live to find it out.
-        limits: of files, queue and polling.
-        report: receives a line on how far the batches are, now and then.
+    `connect` is called within the event loop that uses the provider, `check` before anything is submitted. Unless the
+    server's output mode `is_known`, one request goes live to find it out. `report` receives a line on how far the
+    batches are, now and then.
     """
 
     connect: Callable[[], OpenAIBatches]
@@ -334,12 +325,7 @@ def _count(value: object) -> int:
 
 
 def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:
-    """Yield what each line of an output or error file says; None for a line that cannot be read.
-
-    Args:
-        content: the file; its lines may stand in any order.
-        model: for replies that do not name theirs.
-    """
+    """Yield what each line of an output or error file says, in any order; None for a line that cannot be read."""
     for line in content.split(b"\n"):
         if line.strip():
             yield _read_line(line, model)

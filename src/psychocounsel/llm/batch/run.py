@@ -21,7 +21,6 @@ from psychocounsel.llm.batch.shards import (
     BatchLedger,
     LostAnswerError,
     Outcome,
-    PendingShard,
     ProviderAwayError,
     Shard,
     ShardBuilder,
@@ -149,15 +148,7 @@ class _Running(NamedTuple):
 
 @dataclass
 class _Reading:
-    """What a batch's files say.
-
-    Attributes:
-        lines: that could be read.
-        unreadable: lines that could not.
-        replies: lines with a reply, new or not.
-        unanswered: by digest, what is said of a request without a reply.
-        files: those of which every line could be read.
-    """
+    """What a batch's files say: lines read, files of which every line could be read, requests without a reply."""
 
     lines: int = 0
     unreadable: int = 0
@@ -223,10 +214,10 @@ class _BatchRun:
                 await self._take_over()
                 while self._builder.pending:
                     self._raise_if_cancelled()
-                    shard = self._builder.next(sum(each.tokens for each in self._running.values()))
-                    if shard is None:
+                    file = self._builder.next(sum(each.tokens for each in self._running.values()))
+                    if file is None:
                         return
-                    await self._submit_shard(shard)
+                    await self._submit_file(*file)
                     self._poll_seconds = self._limits.first_poll_seconds
 
     async def _take_over(self) -> None:
@@ -243,17 +234,17 @@ class _BatchRun:
                 left = await self._cleanup.uploads_of(shard, self._provider)
                 self._ledger.close(shard.id, ShardState.VOID, left)
 
-    async def _submit_shard(self, pending: PendingShard) -> None:
-        sha256 = hashlib.sha256(pending.content).hexdigest()
-        shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(pending.digests))
-        self._ledger.add(shard, pending.digests)
+    async def _submit_file(self, digests: list[str], content: bytes) -> None:
+        sha256 = hashlib.sha256(content).hexdigest()
+        shard = Shard(f"{self._id}-{next(self._numbers):04d}", self._id, sha256, len(digests))
+        self._ledger.add(shard, digests)
         try:
-            file_id = await self._provider.upload(shard.file_name, pending.content)
+            file_id = await self._provider.upload(shard.file_name, content)
         except (EndpointError, ProviderAwayError):
             self._ledger.close(shard.id, ShardState.VOID)
             raise
         batch = await self._create_batch(shard, file_id)
-        self._start_waiting(shard._replace(batch=batch), set(pending.digests))
+        self._start_waiting(shard._replace(batch=batch), set(digests))
 
     async def _create_batch(self, shard: Shard, file_id: str) -> str:
         """Return the id of a new batch, which is noted."""
@@ -514,9 +505,9 @@ class _Cleanup:
         try:
             for shard in self._ledger.fully_read():
                 await self._close(shard, provider)
-            for left in self._ledger.left_files():
-                await provider.delete(left.id)
-                self._ledger.forget_file(left)
+            for shard_id, file_id in self._ledger.left_files():
+                await provider.delete(file_id)
+                self._ledger.forget_file(shard_id, file_id)
         except _FAULTS as fault:
             self.give_up(str(fault) or "files cannot be deleted there")
 

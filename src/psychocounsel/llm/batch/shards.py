@@ -110,20 +110,8 @@ class Shard(NamedTuple):
         return {"psychocounsel_run": self.run, "psychocounsel_shard": self.id, "sha256": self.sha256}
 
 
-class LeftFile(NamedTuple):
-    """A file at the provider whose shard is closed."""
-
-    shard: str
-    id: str
-
-
 class BatchLedger:
-    """The shards of one endpoint; errors are those of the journal.
-
-    Args:
-        journal: whose file holds them.
-        endpoint: keeps the batches of one provider and model apart from others.
-    """
+    """The shards of one endpoint in the journal's file; errors are those of the journal."""
 
     def __init__(self, journal: Journal, endpoint: str) -> None:
         self._journal = journal
@@ -165,15 +153,15 @@ class BatchLedger:
         with self._journal.transaction() as tables:
             return tables.execute(query, (shard_id,)).fetchone() is not None
 
-    def left_files(self) -> list[LeftFile]:
-        """Return the files that are no longer needed, those of the oldest shard first."""
+    def left_files(self) -> list[tuple[str, str]]:
+        """Return shard and id of the files that are no longer needed, those of the oldest shard first."""
         with self._journal.transaction() as tables:
-            return [LeftFile(*row) for row in tables.execute(_LEFT_FILES, (self._endpoint,))]
+            return tables.execute(_LEFT_FILES, (self._endpoint,)).fetchall()
 
-    def forget_file(self, left: LeftFile) -> None:
+    def forget_file(self, shard_id: str, file_id: str) -> None:
         """Note that a file is deleted."""
         with self._journal.transaction() as tables:
-            tables.execute("DELETE FROM batch_files WHERE shard = ? AND file = ?", left)
+            tables.execute("DELETE FROM batch_files WHERE shard = ? AND file = ?", (shard_id, file_id))
 
     def pending_of(self, shard_id: str) -> set[str]:
         """Return the digests of a shard's requests that still have no reply."""
@@ -251,8 +239,7 @@ class Batch:
         input_file: id of the file of requests; empty if unknown.
         files: ids of the output and error files, as far as they exist.
         metadata: what its shard gave it.
-        codes: error codes, if it failed.
-        faults: error messages, if it failed.
+        codes: error codes, if it failed; `faults` are the messages.
     """
 
     id: str
@@ -316,21 +303,8 @@ def input_line(digest: str, body: bytes) -> bytes:
     return _HEAD % (digest.encode(), body)
 
 
-class PendingShard(NamedTuple):
-    """A file to be submitted, and the digests of its requests."""
-
-    digests: list[str]
-    content: bytes
-
-
 class ShardBuilder:
-    """Packs pending requests into files, in order, within the limits of files, queue and cost.
-
-    Args:
-        items: of the run; their budget keeps the cost limit.
-        body: what a live request would send.
-        limits: of a file, and of the provider's queue.
-    """
+    """Packs pending requests into files, in order, within the limits of files, queue and cost."""
 
     def __init__(self, items: Items, body: Callable[[ChatRequest], bytes], limits: BatchConfig) -> None:
         self._items, self._body, self._limits = items, body, limits
@@ -346,11 +320,8 @@ class ShardBuilder:
         """Return what a request costs at most, in US dollars."""
         return self._items.budget.worst_in_batch(self._items.by_digest[digest].request)
 
-    def next(self, queued_tokens: int) -> PendingShard | None:
-        """Return the next file; None if it has to wait until one of ours is done.
-
-        Args:
-            queued_tokens: of our prompts that are with the provider.
+    def next(self, queued_tokens: int) -> tuple[list[str], bytes] | None:
+        """Return the digests of the next file's requests and its content; None if it waits until one of ours is done.
 
         Raises:
             IncompleteError: none is there, and one more request could pass the cost limit.
@@ -374,7 +345,7 @@ class ShardBuilder:
                 break
             digests.append(self.pending.popleft())
             lines.append(line)
-        return PendingShard(digests, b"".join(lines)) if lines else None
+        return (digests, b"".join(lines)) if lines else None
 
     def remove(self, digests: Set[str]) -> None:
         """Leave out requests that another shard holds."""
