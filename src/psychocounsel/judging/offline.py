@@ -44,11 +44,15 @@ class OfflineJudge:
                 remedy="add them to the rubric's `offline` block, or judge with backend: endpoint",
             )
         self._weights, self._rubric, self.principles = weights, rubric, rubric.principle_ids
-        self.fingerprint: Mapping[str, JSON] = {
+
+    @property
+    def fingerprint(self) -> Mapping[str, JSON]:
+        """What shapes the ratings: rubric, weights, word lists, and the version of the rules."""
+        return {
             "backend": "offline",
             "version": VERSION,
-            "rubric": rubric.digest,
-            "weights": weights.digest,
+            "rubric": self._rubric.digest,
+            "weights": self._weights.digest,
             "lexicon": load_lexicon().digest,
         }
 
