@@ -33,6 +33,7 @@ LOCAL = ResponderConfig(author="local", model="tiny")
 SOURCE = SpeechSource(path="speeches.csv", columns=SpeechColumns(text="text"), licence="cc0-1.0", data_class="public")
 CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,))
 REWARD = TrainRewardConfig(name="reward", base_model="tiny", preferences="pairs", optimisation=OPTIMISATION)
+ALIGN = {"name": "a", "policy": "tiny", "optimisation": OPTIMISATION}
 LEFT_OUT = {
     "BuildPreferencesConfig": {"retry_failed"},
     "EndpointConfig": {
@@ -110,6 +111,9 @@ def test_a_whole_number_is_the_same_setting_as_its_float() -> None:
         (PoolConfig, {"responders": (LOCAL, LOCAL), "per_speech": 1}, "share an author name"),
         (ChatFormat, {"system_prompt": "bundled:butler"}, "no system prompt 'butler'; known: counsellor"),
         (CorpusConfig, {"name": "a", "speeches": ()}, "at least 1 item"),
+        (AlignConfig, {**ALIGN, "mode": "dpo"}, "mode: dpo needs preferences"),
+        (AlignConfig, {**ALIGN, "mode": "online"}, "mode: online needs an online block"),
+        (AlignConfig, {**ALIGN, "mode": "online", "preferences": "pairs"}, "takes no preferences"),
         (ReportConfig, {"name": "../up", "artifacts": ("a",)}, "should match pattern"),
         (JudgeConfig, {"endpoint": ENDPOINT}, "backend: offline takes no endpoint"),
         (JudgeConfig, {"backend": "decisions", "samples": 3}, "decisions takes no samples; leave it out"),
@@ -132,26 +136,6 @@ def test_a_block_that_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         model.model_validate(values)
-
-
-@pytest.mark.parametrize(
-    ("mode", "blocks", "message"),
-    [
-        ("dpo", {}, "mode: dpo needs preferences"),
-        ("online", {}, "mode: online needs an online block"),
-        ("online", {"preferences": "pairs"}, "takes no preferences"),
-    ],
-)
-def test_a_mode_has_its_block(mode: str, blocks: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        AlignConfig.model_validate(
-            {"name": "a", "mode": mode, "policy": "tiny", "optimisation": OPTIMISATION, **blocks}
-        )
-
-
-def test_a_config_is_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        OPTIMISATION.global_batch_size = 1  # type: ignore[misc]
 
 
 def test_a_judge_at_an_endpoint_has_a_default_model() -> None:

@@ -1,6 +1,7 @@
 """YAML with line numbers, and configs from files and `--set`: every error at once, with file and line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,8 @@ def test_a_config_is_read(tmp_path: Path) -> None:
     config = load(tmp_path, REWARD)
     assert config.optimisation.learning_rate == 9e-6
     assert (config.name, config.epochs) == ("small", 2)
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
-    assert load(tmp_path, b"\xef\xbb\xbf" + REWARD.split("\n", 1)[1].encode()).name == "small"
-
-
-def test_windows_line_ends_are_read(tmp_path: Path) -> None:
-    assert load(tmp_path, REWARD.replace("\n", "\r\n")) == load(tmp_path, REWARD)
+    assert load(tmp_path, REWARD.replace("\n", "\r\n")) == config
+    assert load(tmp_path, b"\xef\xbb\xbf" + REWARD.split("\n", 1)[1].encode()) == config
 
 
 @pytest.mark.parametrize(
@@ -71,11 +66,9 @@ def test_windows_line_ends_are_read(tmp_path: Path) -> None:
         ("rank: 3", "line 8: rank: unknown key; did you mean 'optimisation.lora.rank'?"),
         ("epochs: '3'", "line 8: epochs: Input should be a valid integer (got '3'); write it without quotes"),
         ("epochs: 2.5", "line 8: epochs: Input should be a valid integer"),
-        ("epochs: true", "line 8: epochs: Input should be a valid integer"),
         ("epochs:", "line 8: epochs: Input should be a valid integer (got None)"),
         ("epochs: 0", "line 8: epochs: Input should be greater than 0"),
         ("seed: -1", "line 8: seed: Input should be greater than or equal to 0"),
-        ("seed: 4294967296", "line 8: seed: Input should be less than 4294967296"),
         ("length: long", "line 8: length: must be a block of keys (got 'long')"),
         ("length: {max_length_tokens: 1e3}", "length.max_length_tokens: Input should be a valid integer"),
         ("centre_rewards_coefficient: .inf", "centre_rewards_coefficient: Input should be a valid number"),
@@ -95,16 +88,10 @@ def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
 
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:
-    lines = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n").split("\n")
-    places = [line.split(": ")[0].rsplit("reward.yaml ", 1)[-1] for line in lines]
-    keys = [line.split(": ")[1] for line in lines]
-    assert sorted(zip(keys, places, strict=True)) == [
-        ("base_model", "line 2"),
-        ("epoch", "line 3"),
-        ("name", "line 1"),
-        ("optimisation.global_batch_size", "line 4"),
-        ("optimisation.learning_rate", "line 4"),
-        ("preferences", "line 1"),
+    message = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n")
+    assert sorted(re.findall(r"reward\.yaml line (\d): ([\w.]+):", message)) == [
+        *(("1", "name"), ("1", "preferences"), ("2", "base_model"), ("3", "epoch")),
+        *(("4", "optimisation.global_batch_size"), ("4", "optimisation.learning_rate")),
     ]
 
 
@@ -117,9 +104,7 @@ def test_a_fault_between_keys_names_their_block(tmp_path: Path) -> None:
     ("content", "fragment"),
     [
         (b"", "the file has no keys"),
-        (b"# only a comment\n", "the file has no keys"),
         (b"- a\n- b\n", "the file has no keys"),
-        (b"just words\n", "the file has no keys"),
         (REWARD.encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
         (REWARD.encode("utf-16-le"), "not valid YAML"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00", "is not UTF-8 text"),
@@ -134,15 +119,12 @@ def test_a_file_that_is_not_a_config(tmp_path: Path, content: bytes, fragment: s
     assert "reward.yaml" in message
 
 
-def test_a_missing_file_suggests_a_similar_name(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file(tmp_path: Path) -> None:
     write(tmp_path, REWARD, "train-reward.yaml")
     with pytest.raises(ConfigError, match=r"no such file; did you mean .*train-reward\.yaml\?"):
         load_config(TrainRewardConfig, tmp_path / "train-rewards.yaml")
     with pytest.raises(ConfigError, match="no such file; check the path"):
         load_config(TrainRewardConfig, tmp_path / "nowhere" / "c.yaml")
-
-
-def test_a_folder_and_a_path_through_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(TrainRewardConfig, tmp_path)
     with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
@@ -194,10 +176,7 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("=3", "--set: '=3' is not key=value"),
         ("epoch=3", "--set epoch: epoch: unknown key; did you mean 'epochs'?"),
         ("optimisation.lr=1", "--set optimisation.lr: optimisation.lr: unknown key"),
-        (
-            "learning_rate=1",
-            "--set learning_rate: learning_rate: unknown key; did you mean 'optimisation.learning_rate'?",
-        ),
+        ("learning_rate=1", "learning_rate: unknown key; did you mean 'optimisation.learning_rate'?"),
         ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
         ("epochs='3'", "write it without quotes"),
         ("name.first=x", "--set name.first: there is no such key"),
@@ -263,30 +242,15 @@ def test_a_key_of_a_block_in_a_mapping_is_suggested(tmp_path: Path) -> None:
         load_config(Bookcase, path)
 
 
+WORDS = ("no", "off", "True", "2024-07-26", "26 Jul 2024", "1_000", "0x10", ".inf", "1:30")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("9e-6", 9e-6),
-        ("1E3", 1000.0),
-        (".5", 0.5),
-        ("-3", -3),
-        ("007", 7),
-        ("true", True),
-        ("false", False),
-        ("null", None),
-        ("~", None),
-        ("", None),
-        ("no", "no"),
-        ("off", "off"),
-        ("True", "True"),
-        ("2024-07-26", "2024-07-26"),
-        ("26 Jul 2024", "26 Jul 2024"),
-        ("'5'", "5"),
-        ('"true"', "true"),
-        ("1_000", "1_000"),
-        ("0x10", "0x10"),
-        (".inf", ".inf"),
-        ("1:30", "1:30"),
+        *(("9e-6", 9e-6), ("1E3", 1000.0), (".5", 0.5), ("-3", -3), ("007", 7)),
+        *(("true", True), ("false", False), ("null", None), ("~", None), ("", None)),
+        *(("'5'", "5"), ('"true"', "true"), *zip(WORDS, WORDS, strict=True)),
     ],
 )
 def test_scalars(text: str, value: object) -> None:
@@ -321,8 +285,6 @@ def test_every_value_knows_its_line() -> None:
         ("a: b\n c: d\n", "line 2: not valid YAML"),
         ("a: [1, 2\n", "not valid YAML"),
         ("a: !!python/name:os.system\n", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
-        ("a: !!python/object/apply:os.system [ls]\n", "python/object/apply:os.system' is not allowed"),
-        ("a: !!python/dict {b: 1}\n", "python/dict' is not allowed"),
         ("a: !custom x\n", "'!custom' is not allowed"),
         ("? [a, b]\n: 1\n", "line 1: a key is a list or a block"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),

@@ -1,7 +1,7 @@
 """Parquet tables: what is written is read, in the released columns."""
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,29 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
+from psychocounsel.store import schemas
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
-from psychocounsel.store.schemas import (
-    SPEECHES_FILE,
-    OrderedComparison,
-    RewardScore,
-    SplitSpeech,
-    TextColumn,
-    hub_rows,
-    pairs_file,
-    read_candidates,
-    read_comparisons,
-    read_judgements,
-    read_pairs,
-    read_scores,
-    read_speeches,
-    text_columns,
-    write_candidates,
-    write_comparisons,
-    write_judgements,
-    write_pairs,
-    write_scores,
-    write_speeches,
-)
+from psychocounsel.store.schemas import SPEECHES_FILE, SplitSpeech, TextColumn, read_pairs, read_speeches, write_pairs
 from psychocounsel.store.store import Store, damaged_files
 from psychocounsel.types import (
     Candidate,
@@ -84,6 +64,7 @@ judgements = st.builds(Judgement, texts, texts, st.just(ReplyStatus.VALID), rati
     Judgement, texts, texts, statuses, st.just({}), texts
 )
 CRITERIA = ("overall", *PRINCIPLES)
+numbers = st.floats(allow_nan=False)
 winners = st.fixed_dictionaries({name: st.sampled_from(Winner) for name in CRITERIA})
 comparisons = st.builds(Comparison, texts, texts, texts, st.just(ReplyStatus.VALID), winners) | st.builds(
     Comparison, texts, texts, texts, statuses, st.just({})
@@ -94,60 +75,50 @@ def built(folder: Path, write: Callable[[ArtifactWriter], None], name: str = "ta
     return Store(folder).make(ArtifactSpec("preferences", name, "stage", 1, {"name": name}), write)
 
 
-def round_trip(
-    write: Callable[[ArtifactWriter], None], read: Callable[[Artifact], Any]
-) -> tuple[Any, Mapping[str, int]]:
+ROUND_TRIPS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., None], Callable[[Artifact], Any]]] = {
+    "speeches": (
+        st.builds(SplitSpeech, speeches, st.sampled_from(["train", "dev", "test"]), texts),
+        schemas.write_speeches,
+        read_speeches,
+    ),
+    "candidates": (
+        st.builds(Candidate, texts, texts, texts, st.booleans()),
+        schemas.write_candidates,
+        schemas.read_candidates,
+    ),
+    "judgements": (
+        judgements,
+        lambda writer, rows: schemas.write_judgements(writer, rows, PRINCIPLES),
+        schemas.read_judgements,
+    ),
+    "scores": (
+        st.builds(schemas.RewardScore, texts, numbers, numbers, st.integers(0, 4096)),
+        schemas.write_scores,
+        schemas.read_scores,
+    ),
+    "comparisons": (
+        st.builds(schemas.OrderedComparison, comparisons, st.sampled_from(["forward", "backward"])),
+        lambda writer, rows: schemas.write_comparisons(writer, rows, CRITERIA),
+        schemas.read_comparisons,
+    ),
+    "pairs": (
+        pairs(),
+        lambda writer, rows: write_pairs(writer, "train", rows, PRINCIPLES),
+        lambda artifact: read_pairs(artifact, "train"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROUND_TRIPS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_rows_come_back(kind: str, data: st.DataObject) -> None:
+    row, write, read = ROUND_TRIPS[kind]
+    rows = data.draw(st.lists(row, max_size=4))
     with TemporaryDirectory() as folder:
-        artifact = built(Path(folder), write)
-        return read(artifact), artifact.manifest["rows"]
-
-
-@settings(max_examples=25)
-@given(st.lists(st.builds(SplitSpeech, speeches, st.sampled_from(["train", "dev", "test"]), texts), max_size=4))
-def test_speeches_come_back(rows: list[SplitSpeech]) -> None:
-    read, counts = round_trip(lambda writer: write_speeches(writer, rows), read_speeches)
-    assert read == rows
-    assert counts == {SPEECHES_FILE: len(rows)}
-
-
-@settings(max_examples=25)
-@given(st.lists(st.builds(Candidate, texts, texts, texts, st.booleans()), max_size=4))
-def test_candidates_come_back(rows: list[Candidate]) -> None:
-    assert round_trip(lambda writer: write_candidates(writer, rows), read_candidates)[0] == rows
-
-
-@settings(max_examples=25)
-@given(st.lists(judgements, max_size=4))
-def test_judgements_come_back(rows: list[Judgement]) -> None:
-    assert round_trip(lambda writer: write_judgements(writer, rows, PRINCIPLES), read_judgements)[0] == rows
-
-
-@settings(max_examples=25)
-@given(
-    st.lists(
-        st.builds(RewardScore, texts, st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 4096)),
-        max_size=4,
-    )
-)
-def test_scores_come_back(rows: list[RewardScore]) -> None:
-    assert round_trip(lambda writer: write_scores(writer, rows), read_scores)[0] == rows
-
-
-@settings(max_examples=25)
-@given(st.lists(st.builds(OrderedComparison, comparisons, st.sampled_from(["forward", "backward"])), max_size=4))
-def test_comparisons_come_back(rows: list[OrderedComparison]) -> None:
-    assert round_trip(lambda writer: write_comparisons(writer, rows, CRITERIA), read_comparisons)[0] == rows
-
-
-@settings(max_examples=25)
-@given(st.lists(pairs(), max_size=4))
-def test_pairs_come_back(rows: list[PreferencePair]) -> None:
-    read, counts = round_trip(
-        lambda writer: write_pairs(writer, "train", rows, PRINCIPLES), lambda artifact: read_pairs(artifact, "train")
-    )
-    assert read == rows
-    assert [pair.id for pair in read] == [pair.id for pair in rows]
-    assert counts == {pairs_file("train"): len(rows)}
+        artifact = built(Path(folder), lambda writer: write(writer, rows))
+        assert read(artifact) == rows
+        assert list(artifact.manifest["rows"].values()) == [len(rows)]
 
 
 def example_pair(question: str = "I lie awake at four.") -> PreferencePair:
@@ -166,6 +137,7 @@ def test_the_released_columns_come_first_in_their_order_and_types(tmp_path: Path
     released += [(f"{side}_{name}_rating", "int64") for side in ("chosen", "rejected") for name in PRINCIPLES]
     assert [(column.name, str(column.type)) for column in schema][: len(released)] == released
     assert len(schema) > len(released)
+    assert read_pairs(artifact, "dev") == []
 
 
 def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +153,8 @@ def test_a_preferences_folder_is_a_hub_dataset(tmp_path: Path, monkeypatch: pyte
     loaded: Any = load_dataset(str(artifact.folder), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 2, "test": 1}
     row = loaded["test"][0]
-    assert (row["question"], row["chosen"], row["rejected"]) == (
-        "I sleep all day.",
-        "What goes through you then?",
-        "Sleep more.",
-    )
+    texts = ["I sleep all day.", "What goes through you then?", "Sleep more."]
+    assert [row[name] for name in ("question", "chosen", "rejected")] == texts
     assert (row["chosen_safety_rating"], row["rejected_safety_rating"]) == (5, 2)
     assert [row["prefID"] for row in loaded["train"]] == [0, 1]
 
@@ -200,14 +169,9 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     assert other.manifest["files"] != first.manifest["files"]
 
 
-def test_a_split_without_a_file_has_no_pairs(tmp_path: Path) -> None:
-    artifact = built(tmp_path, lambda writer: write_pairs(writer, "train", [example_pair()], PRINCIPLES))
-    assert read_pairs(artifact, "dev") == []
-
-
 def test_any_flipped_byte_of_a_table_is_found_when_it_is_read(tmp_path: Path) -> None:
     rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
-    artifact = built(tmp_path, lambda writer: write_speeches(writer, rows))
+    artifact = built(tmp_path, lambda writer: schemas.write_speeches(writer, rows))
     path = artifact.file(SPEECHES_FILE)
     whole = path.read_bytes()
     for at in range(0, len(whole), 97):
@@ -223,7 +187,7 @@ def test_any_flipped_byte_of_a_table_is_found_when_it_is_read(tmp_path: Path) ->
 
 def test_a_full_disk_under_a_table_is_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [SplitSpeech(Speech("I lie awake at four."), "train", "c")]
-    earlier = built(tmp_path, lambda writer: write_speeches(writer, rows), "earlier")
+    earlier = built(tmp_path, lambda writer: schemas.write_speeches(writer, rows), "earlier")
 
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -231,9 +195,9 @@ def test_a_full_disk_under_a_table_is_an_unfinished_run(tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(pq.ParquetWriter, "write_table", no_space)
         with pytest.raises(IncompleteError, match=r"speeches\.parquet: could not write: No space left"):
-            built(tmp_path, lambda writer: write_speeches(writer, rows))
+            built(tmp_path, lambda writer: schemas.write_speeches(writer, rows))
     assert damaged_files(earlier) == {}
-    assert read_speeches(built(tmp_path, lambda writer: write_speeches(writer, rows))) == rows
+    assert read_speeches(built(tmp_path, lambda writer: schemas.write_speeches(writer, rows))) == rows
 
 
 def test_only_columns_that_may_hold_text_are_searched(tmp_path: Path) -> None:
@@ -249,19 +213,21 @@ def test_only_columns_that_may_hold_text_are_searched(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    assert list(text_columns(tmp_path / "t.parquet")) == [
-        TextColumn(1, "text", ["a", ""]),
-        TextColumn(1, "large", ["b", "c"]),
-        TextColumn(1, "named", ["d", "d"]),
-        TextColumn(1, "many", ['["e"]', '["g", "h"]']),
-        TextColumn(1, "within", ['{"key": "i"}', ""]),
-    ]
+    expected = {
+        "text": ["a", ""],
+        "large": ["b", "c"],
+        "named": ["d", "d"],
+        "many": ['["e"]', '["g", "h"]'],
+        "within": ['{"key": "i"}', ""],
+    }
+    found = list(schemas.text_columns(tmp_path / "t.parquet"))
+    assert found == [TextColumn(1, name, texts) for name, texts in expected.items()]
 
 
 def test_pieces_of_a_column_know_their_first_row(tmp_path: Path) -> None:
     texts = [f"row {row}" for row in range(1, 20_001)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
-    pieces = list(text_columns(tmp_path / "t.parquet"))
+    pieces = list(schemas.text_columns(tmp_path / "t.parquet"))
     assert len(pieces) > 1
     assert all(each.texts[0] == f"row {each.first_row}" for each in pieces)
     assert [text for each in pieces for text in each.texts] == texts
@@ -276,7 +242,7 @@ def test_a_hub_stream_that_breaks_is_an_input_error(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("the connection was lost")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    rows = hub_rows("owner/name@abc", "test", "small")
+    rows = schemas.hub_rows("owner/name@abc", "test", "small")
     assert next(rows) == {"text": "one"}
     with pytest.raises(InputError, match="was lost") as fault:
         next(rows)
