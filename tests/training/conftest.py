@@ -10,14 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from miniature import SHAPE
-from psychocounsel.config.schema import (
-    BaseModelConfig,
-    CorpusConfig,
-    SftConfig,
-    SpeechColumns,
-    SpeechSource,
-    TinyLlamaShape,
-)
+from psychocounsel.config.schema import BaseModelConfig
 from psychocounsel.training.generate import AnswerGenerator
 from psychocounsel.training.tiny_llama import make_tiny_llama
 from psychocounsel.training.tokenize import load_tokenizer
@@ -59,16 +52,15 @@ def candidates() -> tuple[Candidate, ...]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> BaseModelConfig:
-    source = SpeechSource(
-        path="speeches.jsonl", columns=SpeechColumns(text="text"), licence="CC BY 4.0", data_class="public"
-    )
-    return BaseModelConfig(
-        name="tiny",
-        seed=7,
-        corpus=CorpusConfig(name="tiny", speeches=(source,)),
-        shape=TinyLlamaShape.model_validate({**SHAPE, "layers": 2, "max_positions": 512}),
-        sft=SftConfig(epochs=1, batch_size=8, learning_rate=1e-3, max_length_tokens=512),
-    )
+    source = {"path": "x", "columns": {"text": "text"}, "licence": "CC BY 4.0", "data_class": "public"}
+    settings = {
+        "name": "tiny",
+        "seed": 7,
+        "corpus": {"name": "tiny", "speeches": (source,)},
+        "shape": {**SHAPE, "layers": 2, "max_positions": 512},
+        "sft": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "max_length_tokens": 512},
+    }
+    return BaseModelConfig.model_validate(settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small preference data, settings and outputs that the tests of reward and DPO training share."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
 from psychocounsel.types import Candidate, Policy, PreferencePair, ScoredCandidate, Speech
 
 CHAT = ChatFormat()
+TINY = {"name": "tiny", "preferences": "tiny", "length": LengthConfig(max_length_tokens=256)}
 FEELINGS = ("sad", "tired", "angry", "lost", "afraid", "numb", "ashamed")
 
 
@@ -29,50 +31,29 @@ def make_pair(speech_text: str, chosen: str, rejected: str) -> PreferencePair:
 
 def make_pairs(count: int = 14) -> list[PreferencePair]:
     """Return pairs whose two sides differ in content and, from pair to pair, in length."""
-    pairs: list[PreferencePair] = []
-    for number in range(count):
-        feeling = FEELINGS[number % len(FEELINGS)]
-        good = "What is " + "really " * (number % 4) + f"hard about feeling {feeling}?"
-        bad = "Move on." + " Stop it." * (number % 5)
-        pairs.append(make_pair(f"I feel {feeling} since week {number}.", good, bad))
-    return pairs
+    return [
+        make_pair(
+            f"I feel {feeling} since week {number}.",
+            "What is " + "really " * (number % 4) + f"hard about feeling {feeling}?",
+            "Move on." + " Stop it." * (number % 5),
+        )
+        for number, feeling in zip(range(count), itertools.cycle(FEELINGS), strict=False)
+    ]
 
 
 def optimisation(**changes: object) -> OptimisationConfig:
-    settings: dict[str, object] = {
-        "learning_rate": 1e-3,
-        "global_batch_size": 8,
-        "per_device_batch_size": 8,
-        "save_every_steps": 100,
-        **changes,
-    }
-    return OptimisationConfig.model_validate(settings)
+    settings = {"learning_rate": 1e-3, "global_batch_size": 8, "per_device_batch_size": 8, "save_every_steps": 100}
+    return OptimisationConfig.model_validate(settings | changes)
 
 
 def reward_config(optimised: OptimisationConfig | None = None, **changes: object) -> TrainRewardConfig:
-    settings: dict[str, object] = {
-        "name": "tiny",
-        "base_model": "tiny",
-        "preferences": "tiny",
-        "optimisation": optimised or optimisation(),
-        "length": LengthConfig(max_length_tokens=256),
-        **changes,
-    }
-    return TrainRewardConfig.model_validate(settings)
+    settings = {"base_model": "tiny", "optimisation": optimised or optimisation()}
+    return TrainRewardConfig.model_validate(TINY | settings | changes)
 
 
 def align_config(optimised: OptimisationConfig | None = None, **changes: object) -> AlignConfig:
-    settings: dict[str, object] = {
-        "name": "tiny",
-        "mode": "dpo",
-        "policy": "tiny",
-        "preferences": "tiny",
-        "epochs": 2,
-        "optimisation": optimised or optimisation(),
-        "length": LengthConfig(max_length_tokens=256),
-        **changes,
-    }
-    return AlignConfig.model_validate(settings)
+    settings = {"mode": "dpo", "policy": "tiny", "epochs": 2, "optimisation": optimised or optimisation()}
+    return AlignConfig.model_validate(TINY | settings | changes)
 
 
 def output_in(folder: Path) -> TrainingOutput:

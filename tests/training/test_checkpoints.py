@@ -1,9 +1,9 @@
 """The newest trustworthy checkpoint is found, and resuming from it changes no bit."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from preference_runs import (
     weights_of,
 )
 
+from psychocounsel.config.schema import OptimisationConfig
 from psychocounsel.errors import ExitCode, Preempted
 from psychocounsel.training.checkpoints import DIGESTS_NAME, complete, newest_verified, run_fingerprint
 from psychocounsel.training.trainer import TrainingOutput, TrainingSummary
@@ -72,32 +73,21 @@ def test_damaged_or_foreign_checkpoint_is_skipped_logged_and_renamed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], reason: str
 ) -> None:
     older, newer = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 10)
+    (tmp_path / "broken-checkpoint-10" / "of an earlier run").mkdir(parents=True)
     damage(newer)
     assert newest_verified(tmp_path, "ours") == older
     assert reason in caplog.text
     assert names_in(tmp_path) == ["broken-checkpoint-10", "checkpoint-5"]
-
-
-def test_checkpoint_is_renamed_although_one_was_before(tmp_path: Path) -> None:
-    for _ in range(2):
-        make_checkpoint(tmp_path, 7, fingerprint="theirs")
-        assert newest_verified(tmp_path, "ours") is None
-    assert names_in(tmp_path) == ["broken-checkpoint-7"]
+    assert "of an earlier run" not in names_in(tmp_path / "broken-checkpoint-10")
 
 
 def test_two_newest_by_step_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-tmp").mkdir()
+    for unfinished in ("checkpoint-tmp", "checkpoint-300"):  # displaces no complete one
+        (tmp_path / unfinished).mkdir()
     for step in (2, 100, 30):
         os.utime(make_checkpoint(tmp_path, step), (1000 - step, 1000 - step))
-    assert names_in(tmp_path) == ["checkpoint-100", "checkpoint-30", "checkpoint-tmp"]
-
-
-def test_incomplete_checkpoint_displaces_no_complete_one(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-3").mkdir()
-    for step in (1, 2):
-        make_checkpoint(tmp_path, step)
-    assert names_in(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    assert newest_verified(tmp_path, "ours") == tmp_path / "checkpoint-2"
+    assert names_in(tmp_path) == ["checkpoint-100", "checkpoint-30", "checkpoint-300", "checkpoint-tmp"]
+    assert newest_verified(tmp_path, "ours") == tmp_path / "checkpoint-100"
 
 
 def test_fingerprint_depends_on_pairs_their_order_and_settings() -> None:
@@ -116,20 +106,15 @@ SAVING = optimisation(save_every_steps=2)
 SAVING_LORA = optimisation(save_every_steps=2, lora={"rank": 4, "alpha": 8, "dropout": 0.1})
 
 
-def train_reward(base: Path, output: TrainingOutput) -> TrainingSummary:
-    return run_reward(base, output, reward_config(SAVING, epochs=2))
+def train_reward(base: Path, output: TrainingOutput, optimised: OptimisationConfig = SAVING) -> TrainingSummary:
+    return run_reward(base, output, reward_config(optimised, epochs=2))
 
 
-def train_dpo(base: Path, output: TrainingOutput) -> TrainingSummary:
-    return run_dpo(base, output, align_config(SAVING, epochs=2))
+def train_dpo(base: Path, output: TrainingOutput, optimised: OptimisationConfig = SAVING) -> TrainingSummary:
+    return run_dpo(base, output, align_config(optimised, epochs=2))
 
 
-def train_dpo_lora(base: Path, output: TrainingOutput) -> TrainingSummary:
-    return run_dpo(base, output, align_config(SAVING_LORA, epochs=2))
-
-
-def train_reward_lora(base: Path, output: TrainingOutput) -> TrainingSummary:
-    return run_reward(base, output, reward_config(SAVING_LORA, epochs=2))
+LORA_RUNS = [partial(train, optimised=SAVING_LORA) for train in (train_reward, train_dpo)]
 
 
 def stop_at_three(train: Train, base: Path, folder: Path) -> TrainingOutput:
@@ -143,13 +128,15 @@ def stop_at_three(train: Train, base: Path, folder: Path) -> TrainingOutput:
     return output
 
 
-@pytest.mark.parametrize("train", [train_reward, train_dpo, train_reward_lora, train_dpo_lora])
+@pytest.mark.parametrize("train", [train_reward, train_dpo, *LORA_RUNS])
 def test_stopped_run_ends_bitwise_equal_to_an_uninterrupted_one(
-    tmp_path: Path, tiny_model_folder: Path, train: Train
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     whole = output_in(tmp_path / "whole")
     straight = train(tiny_model_folder, whole)
     output = stop_at_three(train, tiny_model_folder, tmp_path / "stopped")
+    assert not any(b"hf_secret" in path.read_bytes() for path in output.work.rglob("*") if path.is_file())
     resumed = train(tiny_model_folder, output)
     assert same_weights(weights_of(output.folder), weights_of(whole.folder))
     assert resumed.history == straight.history
@@ -166,66 +153,33 @@ def test_other_path_to_the_same_model_is_the_same_run(
     assert seen == [(4, 4)]
 
 
-@pytest.fixture(scope="module")
-def whole_dpo(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingOutput:
-    """Return the output of a run that was never stopped."""
-    output = output_in(tmp_path_factory.mktemp("whole"))
-    train_dpo(tiny_model_folder, output)
-    return output
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda checkpoint: (checkpoint / "trainer_state.json").unlink(),
-        lambda checkpoint: flip_byte(checkpoint / "model.safetensors"),
-        lambda checkpoint: (checkpoint / "optimizer.pt").unlink(),
-    ],
-    ids=["no state", "flipped weights", "no optimizer"],
-)
-def test_damaged_newest_checkpoint_leaves_no_trace_in_the_weights(
-    tmp_path: Path,
-    tiny_model_folder: Path,
-    whole_dpo: TrainingOutput,
-    caplog: pytest.LogCaptureFixture,
-    damage: Callable[[Path], None],
-) -> None:
-    output, seen = watched(stop_at_three(train_dpo, tiny_model_folder, tmp_path))
-    damage(output.work / "checkpoint-3")
+def test_damaged_newest_checkpoint_leaves_no_trace_in_the_weights(tmp_path: Path, tiny_model_folder: Path) -> None:
+    train_dpo(tiny_model_folder, whole := output_in(tmp_path / "whole"))
+    output, seen = watched(stop_at_three(train_dpo, tiny_model_folder, tmp_path / "stopped"))
+    flip_byte(output.work / "checkpoint-3" / "model.safetensors")
     train_dpo(tiny_model_folder, output)
     assert seen == [(3, 4), (4, 4)]
-    assert "checkpoint-3" in caplog.text
-    assert same_weights(weights_of(output.folder), weights_of(whole_dpo.folder))
+    assert same_weights(weights_of(output.folder), weights_of(whole.folder))
 
 
-def test_checkpoints_of_another_run_are_not_resumed_from(tmp_path: Path, tiny_model_folder: Path) -> None:
-    output, seen = watched(stop_at_three(train_dpo, tiny_model_folder, tmp_path))
-    run_dpo(tiny_model_folder, output, align_config(SAVING, epochs=2), seed=1)
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-@pytest.mark.parametrize("train", [train_reward, train_dpo])
-def test_checkpoints_of_another_artifact_are_not_resumed_from(
-    tmp_path: Path, tiny_model_folder: Path, train: Train
+@pytest.mark.parametrize(("run_id", "seed"), [("other", 0), ("run", 1)])
+def test_checkpoints_of_another_run_are_not_resumed_from(
+    tmp_path: Path, tiny_model_folder: Path, run_id: str, seed: int
 ) -> None:
-    output, seen = watched(stop_at_three(train, tiny_model_folder, tmp_path))
-    train(tiny_model_folder, replace(output, run_id="other"))
+    output, seen = watched(stop_at_three(train_dpo, tiny_model_folder, tmp_path))
+    run_dpo(tiny_model_folder, replace(output, run_id=run_id), align_config(SAVING, epochs=2), seed=seed)
     assert len(seen) == 4
 
 
 def test_model_lost_after_the_last_step_is_written_again(tmp_path: Path, tiny_model_folder: Path) -> None:
-    output, seen = watched(output_in(tmp_path))
-    first = train_reward(tiny_model_folder, output)
+    output = output_in(tmp_path)
+    first = train_reward(tiny_model_folder, stopping_after(4, output))  # too late to stop
     before = weights_of(output.folder)
     (output.folder / "model.safetensors").unlink()
-    seen.clear()
+    output, seen = watched(output)
     assert train_reward(tiny_model_folder, output).history == first.history
     assert seen == []
     assert same_weights(weights_of(output.folder), before)
-
-
-def test_stop_at_the_last_step_has_no_effect(tmp_path: Path, tiny_model_folder: Path) -> None:
-    assert train_reward(tiny_model_folder, stopping_after(4, output_in(tmp_path))).steps == 4
 
 
 def test_run_of_max_steps_resumes(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -240,13 +194,3 @@ def test_run_of_max_steps_resumes(tmp_path: Path, tiny_model_folder: Path) -> No
         assert train(output) == 3
         assert same_weights(weights_of(output.folder), weights_of(whole.folder))
         (output.folder / "model.safetensors").unlink()
-
-
-def test_no_access_token_is_in_a_checkpoint(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    output = stop_at_three(train_reward, tiny_model_folder, tmp_path)
-    files = [path for path in output.work.rglob("*") if path.is_file()]
-    assert not any(b"hf_secret" in path.read_bytes() for path in files)
-    assert json.loads((output.work / "checkpoint-3" / DIGESTS_NAME).read_text())["sha256"]

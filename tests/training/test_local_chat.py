@@ -54,22 +54,18 @@ class Batches:
         return self._generator.generate(prompts, sampling, seed)
 
 
+FINGERPRINT = {"model": "tiny", "base_url": "local"}
+
+
 def requests(count: int, temperature: float) -> list[ChatRequest]:
     messages = [(Message("system", "Answer."), Message("user", f"item {place}")) for place in range(count)]
     return [ChatRequest(each, temperature, 1.0, max_tokens=6) for each in messages]
 
 
-def opened(generator: Any, batch_size: int, journal: Journal) -> LocalChatModel:
-    def kept(digest: str) -> int:
-        return len(journal.replies(digest))
-
-    return LocalChatModel(generator, {"model": "tiny", "base_url": "local"}, batch_size, kept)
-
-
 def asked(generator: Any, batch_size: int, temperature: float, path: Path) -> list[ChatReply]:
     policy = RunPolicy(lambda index, reply: True, max_attempts=1, concurrency=batch_size)
     with Journal(path) as journal:
-        model = opened(generator, batch_size, journal)
+        model = LocalChatModel(generator, FINGERPRINT, batch_size, lambda digest: len(journal.replies(digest)))
         return run_requests(model, requests(9, temperature), journal, policy)
 
 
@@ -83,25 +79,20 @@ def test_the_batch_size_decides_the_speed_only(generator: AnswerGenerator, tmp_p
     assert all(reply.prompt_tokens > 2 and reply.model == "tiny" for reply in together)
 
 
-def test_a_second_try_is_another_draw_and_the_same_in_every_run(generator: AnswerGenerator, tmp_path: Path) -> None:
-    first, second = tries(generator, tmp_path / "one.sqlite", 2)
-    assert first != second
-    assert tries(generator, tmp_path / "two.sqlite", 2) == [first, second]
-
-
 def tries(generator: AnswerGenerator, path: Path, max_attempts: int) -> list[str]:
-    """Ask once more, accept nothing, and return the text of every reply that is kept."""
+    """Send one request, accept nothing, and return the text of every reply that the journal holds."""
     (request,) = requests(1, 1.0)
     with Journal(path) as journal:
-        model = opened(generator, 1, journal)
+        model = LocalChatModel(generator, FINGERPRINT, 1, lambda digest: len(journal.replies(digest)))
         run_requests(model, [request], journal, RunPolicy(lambda index, reply: False, max_attempts))
         return [each.text for each in journal.replies(request.digest(model.fingerprint))]
 
 
-def test_a_later_run_draws_what_no_run_drew_before(generator: AnswerGenerator, tmp_path: Path) -> None:
+def test_every_try_is_a_sample_of_its_own_however_tries_spread_over_runs(
+    generator: AnswerGenerator, tmp_path: Path
+) -> None:
     at_once = tries(generator, tmp_path / "one.sqlite", 4)
     assert len(set(at_once)) == 4
-    # The same draws as in one run, however the tries are spread over runs.
     for max_attempts in (1, 3):
         several = tries(generator, tmp_path / "other.sqlite", max_attempts)
     assert several == at_once

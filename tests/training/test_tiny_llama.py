@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from psychocounsel.config.schema import BaseModelConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError, Preempted
-from psychocounsel.training.generate import AnswerGenerator
 from psychocounsel.training.tiny_llama import (
     PROMPT_WEIGHT,
     Pack,
@@ -27,14 +26,14 @@ from psychocounsel.training.tiny_llama import (
     pack,
     train_sft,
 )
-from psychocounsel.training.tokenize import EncodedExchange, pad_token_id
+from psychocounsel.training.tokenize import EncodedExchange
 from psychocounsel.training.trainer import TrainingOutput
 from psychocounsel.types import Candidate, Speech
 
 PAD = 386
 
 
-def test_folder_opens_plainly(tiny_model_folder: Path) -> None:
+def test_folder_opens_plainly_with_the_details_of_llama_3(tiny_model_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -43,28 +42,18 @@ def test_folder_opens_plainly(tiny_model_folder: Path) -> None:
     assert len(tokenizer) == model.config.vocab_size
     assert list(tiny_model_folder.glob("*.safetensors"))
     assert not list(tiny_model_folder.glob("*.bin"))
-
-
-def test_grouped_query_attention_and_the_rest_of_llama(tiny_model_folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.shape == (32, 32)
     assert attention.k_proj.weight.shape == (16, 32)  # two heads of eight serve four
-    assert len(model.model.layers) == 2
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     rope = json.loads((tiny_model_folder / "config.json").read_text())["rope_parameters"]
     assert (rope["rope_type"], rope["rope_theta"]) == ("llama3", 500_000.0)
-    assert model.config.pad_token_id is None
-
-
-def test_three_end_tokens_and_a_temperature(tiny_model_folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     decoding = GenerationConfig.from_pretrained(tiny_model_folder)
     ends = tokenizer.convert_ids_to_tokens(decoding.eos_token_id)
     assert ends == ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
     assert (decoding.do_sample, decoding.temperature, decoding.top_p) == (True, 0.6, 0.9)
     assert tokenizer.eos_token == "<|eot_id|>"
-    assert tokenizer.pad_token is None
+    assert tokenizer.pad_token is model.config.pad_token_id is None
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,11 +138,8 @@ def test_collated_by_hand() -> None:
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-
-
-def test_terminator_is_learned_even_when_it_is_the_padding() -> None:
-    batch = collate([Pack([5], [[6, 0]]), Pack([5], [[6, 7, 8, 0]])], pad_id=0)
-    assert batch.targets.tolist() == [6, 0, 6, 7, 8, 0]
+    # A terminator is learned even where it is the padding.
+    assert collate([Pack([5], [[6, 0]]), Pack([5], [[6, 7, 8, 0]])], pad_id=0).targets.tolist() == [6, 0, 6, 7, 8, 0]
 
 
 def test_packing_changes_no_loss(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -176,15 +162,8 @@ def test_packing_changes_no_loss(tiny_tokenizer: PreTrainedTokenizerBase) -> Non
     assert packed == pytest.approx(total / weight, abs=1e-5)
 
 
-SHAPE = TinyLlamaShape(
-    vocab_size=400,
-    hidden_size=16,
-    intermediate_size=32,
-    layers=1,
-    attention_heads=2,
-    key_value_heads=1,
-    max_positions=64,
-)
+WIDTHS = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 32, "max_positions": 64}
+SHAPE = TinyLlamaShape(**WIDTHS, layers=1, attention_heads=2, key_value_heads=1)
 
 
 def test_training_learns_and_counts_its_steps(
@@ -213,7 +192,3 @@ def test_learning_rate_rises_then_falls() -> None:
     assert shares[5:] == sorted(shares[5:], reverse=True)
     assert 0 < shares[-1] < 0.001
     assert learning_rate_share(0, 1) == 1.0
-
-
-def test_generator_uses_the_padding_token(tiny_generator: AnswerGenerator) -> None:
-    assert tiny_generator.pad_id == pad_token_id(tiny_generator.tokenizer) == PAD

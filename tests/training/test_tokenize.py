@@ -13,7 +13,6 @@ from psychocounsel.training.tiny_llama import train_tokenizer
 from psychocounsel.training.tokenize import (
     LengthTable,
     TemplateError,
-    TokenizedPair,
     encode_exchange,
     encode_prompt,
     pad_token_id,
@@ -69,22 +68,9 @@ def test_chat_is_rendered_as_in_llama_3(tiny_tokenizer: PreTrainedTokenizerBase)
     assert tiny_tokenizer.decode(ids.response_ids) == "Tell me more.<|eot_id|>"
 
 
-def test_date_comes_from_the_config_and_not_from_the_clock(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = encode_prompt(tiny_tokenizer, "Hello", CHAT)
-    assert "Today Date: 26 Jul 2024" in tiny_tokenizer.decode(ids)
-    assert ids != encode_prompt(tiny_tokenizer, "Hello", ChatFormat(date_string="27 Jul 2024"))
-
-
 def test_date_is_pinned_in_a_template_that_only_knows_the_clock() -> None:
     tokenizer = fresh_tokenizer('{{ bos_token }}{{ strftime_now("%d %b %Y") }}{{ messages[0].content }}')
     assert tokenizer.decode(encode_prompt(tokenizer, " Hello", CHAT)) == "<|begin_of_text|>26 Jul 2024 Hello"
-
-
-def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    pad = pad_token_id(tiny_tokenizer)
-    assert tiny_tokenizer.pad_token_id is None
-    assert tiny_tokenizer.convert_ids_to_tokens(pad) == "<|finetune_right_pad_id|>"
-    assert pad not in {tiny_tokenizer.eos_token_id, terminator_id(tiny_tokenizer)}
 
 
 class _Vocabulary:
@@ -101,8 +87,10 @@ class _Vocabulary:
         return self._vocabulary
 
 
-def test_padding_of_other_tokenizers() -> None:
+def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     reserved = {"<|reserved_special_token_1|>": 9, "<|reserved_special_token_0|>": 8}
+    assert tiny_tokenizer.pad_token_id is None
+    assert tiny_tokenizer.convert_ids_to_tokens(pad_token_id(tiny_tokenizer)) == "<|finetune_right_pad_id|>"
     assert pad_token_id(_Vocabulary(5)) == 5
     assert pad_token_id(_Vocabulary(1, **reserved)) == 8
     assert pad_token_id(_Vocabulary(None, **reserved)) == 8
@@ -130,15 +118,6 @@ def test_text_after_the_terminator_is_left_out() -> None:
 def test_unsuitable_templates_are_an_error(template: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         encode_exchange(fresh_tokenizer(template), "low", "What happened?", CHAT)
-
-
-def test_pairs_keep_every_token(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    pair = reply_pair("What happened today?", "Cheer up.")
-    rows, table = tokenize_pairs([pair], tiny_tokenizer, ANY_SHARE, CHAT)
-    chosen = encode_exchange(tiny_tokenizer, pair.speech.text, "What happened today?", CHAT)
-    rejected = encode_exchange(tiny_tokenizer, pair.speech.text, "Cheer up.", CHAT)
-    assert rows == [TokenizedPair(pair.id, chosen.prompt_ids, chosen.response_ids, rejected.response_ids)]
-    assert table == LengthTable(kept=1)
 
 
 def test_both_sides_are_measured_and_the_limit_itself_fits(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -181,11 +160,6 @@ def test_kept_and_dropped_add_up_and_nothing_is_cut(
             assert len(row.prompt_ids) + len(ids) <= max_length_tokens
 
 
-def test_sides_of_equal_tokens_are_dropped(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    pairs = [reply_pair("Tell me more.", " Tell me more.\n"), reply_pair("Tell me.", "Oh.")]
-    assert tokenize_pairs(pairs, tiny_tokenizer, ANY_SHARE, CHAT)[1] == LengthTable(kept=1, identical_tokens=1)
-
-
 def test_prompt_that_is_no_prefix_is_counted() -> None:
     tokenizer = fresh_tokenizer(
         "{{ bos_token }}{{ '!' if messages[-1].content == 'Bad.' else '' }}{{ messages[0].content }}:"
@@ -199,15 +173,15 @@ def test_prompt_that_is_no_prefix_is_counted() -> None:
 
 def test_too_many_dropped_pairs_are_an_error(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     long_pair = reply_pair("What happened? " * 60, "Oh.")
+    identical = reply_pair("Tell me more.", " Tell me more.\n")
+    table = tokenize_pairs([identical, reply_pair("Tell me.", "Oh.")], tiny_tokenizer, ANY_SHARE, CHAT)[1]
+    assert table == LengthTable(kept=1, identical_tokens=1)
     pairs = [long_pair, *(reply_pair(f"Tell me {number}.", "Oh.") for number in range(3))]
     _, table = tokenize_pairs(pairs, tiny_tokenizer, length(200, 0.25), CHAT)
     assert table.dropped == 1
     with pytest.raises(DataQualityError, match=r"1 of 4 pairs .*too_long_chosen 1") as failure:
         tokenize_pairs(pairs, tiny_tokenizer, length(200, 0.24), CHAT)
     assert failure.value.exit_code == 4
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_no_pair_left_is_an_error(tiny_tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    with pytest.raises(DataQualityError, match=f"{count} of {count} pairs"):
-        tokenize_pairs([reply_pair("Hm.", "Oh.")] * count, tiny_tokenizer, length(5), CHAT)
+    for count in (0, 1):
+        with pytest.raises(DataQualityError, match=f"{count} of {count} pairs"):
+            tokenize_pairs(pairs[1:][:count], tiny_tokenizer, length(5), CHAT)

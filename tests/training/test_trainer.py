@@ -1,5 +1,6 @@
 """What reward and DPO training share: the order of rows, accumulation, and their arguments."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,17 @@ def test_every_row_comes_once(lengths: list[int], rows_per_step: int, seed: int)
     assert sorted(order) == list(range(len(lengths)))
 
 
-def test_rows_of_a_step_come_longest_first() -> None:
-    order = list(LengthGroupedSampler(LENGTHS, 4, seed=1))
-    for start in (0, 4):
-        step = [LENGTHS[row] for row in order[start : start + 4]]
-        assert step == sorted(step, reverse=True)
-
-
-def test_lengths_do_not_decide_which_rows_make_a_step() -> None:
-    by_length = list(LengthGroupedSampler(LENGTHS, 4, seed=1))
-    equally_long = list(LengthGroupedSampler([1] * 8, 4, seed=1))
-    assert set(by_length[:4]) == set(equally_long[:4])
-
-
-def test_seed_and_epoch_decide_the_steps() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = LengthGroupedSampler(range(100), 10, seed)
+def test_seed_and_epoch_decide_the_rows_of_a_step_and_the_longest_come_first() -> None:
+    def order(lengths: Sequence[int], seed: int = 1, epoch: int = 0) -> list[int]:
+        sampler = LengthGroupedSampler(lengths, 4, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
-    assert order(1, 0) == order(1, 0)
-    assert order(1, 0) != order(2, 0)
-    assert order(1, 0) != order(1, 1)
+    by_length, equally_long = order(LENGTHS), order([1] * 8)
+    for step in (slice(4), slice(4, 8)):
+        assert sorted(by_length[step], key=LENGTHS.__getitem__, reverse=True) == by_length[step]
+        assert set(by_length[step]) == set(equally_long[step])
+    assert order(range(100)) not in (order(range(100), seed=2), order(range(100), epoch=1))
 
 
 def arguments(rows: int = 100, epochs: int = 1, **changes: object) -> dict[str, Any]:
