@@ -130,14 +130,11 @@ def test_warnings_stand_before_every_figure_and_once(html: str) -> None:
     assert len([each for each in warnings if "one family" in each]) == 1
 
 
-def test_no_warning_where_two_families_judged() -> None:
-    judges = {"labels": ["gpt-4o"], "evaluation": "claude-x", "same_family": False, "judged": {}, "own_family": []}
-    text = with_comparison(judges=judges)
+def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> None:
+    others = {"labels": ["gpt-4o"], "evaluation": "claude-x", "same_family": False, "judged": {}, "own_family": []}
+    text = with_comparison(judges=others)
     assert "one family" not in text
     assert "Judge: claude-x; of the labels: gpt-4o." in text
-
-
-def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> None:
     judges = {
         "labels": ["gpt-4o"],
         "evaluation": "gpt-4o-2024-08-06",
@@ -267,6 +264,7 @@ def test_a_missing_kind_leaves_the_rest_standing(kind: str) -> None:
     page = Page(render_report(replace(run, artifacts=kept)))
     assert page.open == []
     assert all(each.ref in page.text for each in kept)
+    assert Page(render_report(ReportData("nothing", ()))).open == []
 
 
 def test_an_online_run_without_its_earlier_rounds_shows_its_last() -> None:
@@ -274,10 +272,6 @@ def test_an_online_run_without_its_earlier_rounds_shows_its_last() -> None:
     text = flat(Page(render_report(ReportData("run", (last,)))))
     assert "round 3 58 57 +0.600 0.900 16" in text
     assert "pairs of round 3 58 57" in text
-
-
-def test_an_empty_report_is_a_page() -> None:
-    assert Page(render_report(ReportData("nothing", ()))).open == []
 
 
 def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:

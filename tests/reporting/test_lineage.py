@@ -12,10 +12,6 @@ def boxes(svg: str) -> list[tuple[float, float, float, float]]:
     return [(float(x), float(y), float(width), float(height)) for x, y, width, height in found]
 
 
-def ends(svg: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)]
-
-
 @pytest.mark.parametrize("tall", [False, True])
 @pytest.mark.parametrize("rounds", [0, 1, 3, 16])
 def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) -> None:
@@ -33,14 +29,28 @@ def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) ->
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_every_edge_ends_at_the_rim_of_a_box(tall: bool) -> None:
+def test_edges_end_at_the_rim_of_a_box_and_run_behind_none(tall: bool) -> None:
     svg = draw_lineage(whole_run(3).artifacts, tall=tall)
     placed = boxes(svg)
-    for at_x, at_y in ends(svg):
+    ends = re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)
+    for at_x, at_y in ((float(x), float(y)) for x, y in ends):
         assert any(
             (at_x in (x, x + w) and y <= at_y <= y + h) or (at_y in (y, y + h) and x <= at_x <= x + w)
             for x, y, w, h in placed
         )
+    tracks = [
+        tuple(map(float, found))
+        for found in re.findall(r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg)))
+    ]
+    assert tracks
+    for start_x, start_y, end_x, end_y in tracks:
+        for x, y, w, h in placed:
+            assert (
+                max(start_x, end_x) <= x or min(start_x, end_x) >= x + w or not y < start_y < y + h or start_x == end_x
+            )
+            assert (
+                max(start_y, end_y) <= y or min(start_y, end_y) >= y + h or not x < start_x < x + w or start_y == end_y
+            )
 
 
 @pytest.mark.parametrize("tall", [False, True])
@@ -56,24 +66,6 @@ def test_the_way_back_stays_in_the_picture_and_meets_no_other_box(tall: bool) ->
         assert 0 <= at_x <= width
         assert 0 <= at_y <= height
         assert not any(x < at_x < x + w and y < at_y < y + h for x, y, w, h in boxes(svg))
-
-
-@pytest.mark.parametrize("tall", [False, True])
-def test_no_edge_runs_behind_a_box_on_its_way(tall: bool) -> None:
-    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
-    tracks = [
-        tuple(map(float, found))
-        for found in re.findall(r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg)))
-    ]
-    assert tracks
-    for start_x, start_y, end_x, end_y in tracks:
-        for x, y, w, h in boxes(svg):
-            assert (
-                max(start_x, end_x) <= x or min(start_x, end_x) >= x + w or not y < start_y < y + h or start_x == end_x
-            )
-            assert (
-                max(start_y, end_y) <= y or min(start_y, end_y) >= y + h or not x < start_x < x + w or start_y == end_y
-            )
 
 
 def test_rounds_share_a_box_and_each_artifact_stands_in_one() -> None:
@@ -115,7 +107,3 @@ def test_a_long_name_is_cut_in_the_box_and_whole_in_its_title() -> None:
     assert "(3 speeches.parquet)" in svg
     assert f">{name}<" not in svg
     assert "…" in svg
-
-
-def test_nothing_draws_as_nothing() -> None:
-    assert boxes(draw_lineage([], tall=True)) == []

@@ -48,37 +48,27 @@ def test_equal_numbers_equal_bytes_and_ids_of_their_own() -> None:
 
 
 def test_labels_are_text_not_mathematics_nor_markup() -> None:
-    labels = ["$\\frac$ <b>&", "恋愛 😀", "a\nb"]
-    told = texts(dots_and_intervals("labels", [dot(label) for label in labels]))
-    assert "$\\frac$ <b>&" in told
-    assert "恋愛 😀" in told
-    assert "a b" in told
-
-
-def test_a_long_label_is_cut_visibly() -> None:
-    told = texts(dots_and_intervals("labels", [dot("x" * 80)]))
-    assert "x" * 29 + "…" in told
+    labels = ["$\\frac$ <b>&", "恋愛 😀", "a\nb", "x" * 80]
+    drawn = texts(dots_and_intervals("labels", [dot(label) for label in labels]))
+    assert {"$\\frac$ <b>&", "恋愛 😀", "a b", "x" * 29 + "…"} <= set(drawn)
 
 
 def test_ratings_share_one_scale_in_numeric_order() -> None:
-    told = texts(rating_histograms({"empathy": {"10": 1, "2": 4}, "safety": {"2": 1, "3": 1}}))
-    ticks = [each for each in told if each in {"2", "3", "10"}]
-    assert told.index("2") < told.index("3") < told.index("10")
+    drawn = texts(rating_histograms({"empathy": {"10": 1, "2": 4}, "safety": {"2": 1, "3": 1}}))
+    ticks = [each for each in drawn if each in {"2", "3", "10"}]
+    assert drawn.index("2") < drawn.index("3") < drawn.index("10")
     assert {"2", "3", "10"} == set(ticks)
-    assert {"empathy", "safety"} <= set(told)
+    assert {"empathy", "safety"} <= set(drawn)
 
 
 def test_margins_are_counted_on_both_sides_of_zero() -> None:
-    told = texts(margin_histogram([-1.0, -0.1, 0.0, 0.4, 2.0]))
-    assert "ranked wrongly: 2" in told
-    assert "ranked rightly or tied: 3" in told
+    drawn = texts(margin_histogram([-1.0, -0.1, 0.0, 0.4, 2.0]))
+    assert "ranked wrongly: 2" in drawn
+    assert "ranked rightly or tied: 3" in drawn
     assert "ranked rightly: 1" in texts(margin_histogram([0.4]))
-
-
-def test_equal_margins_draw() -> None:
     assert "ranked rightly or tied: 2" in texts(margin_histogram([0.0, 0.0]))
 
 
 def test_one_round_draws_without_lines_between() -> None:
-    told = texts(lines("rounds", [Series("reward", [1], [0.3], [0.1], [0.5])], x="round", y="reward"))
-    assert {"round", "reward"} <= set(told)
+    drawn = texts(lines("rounds", [Series("reward", [1], [0.3], [0.1], [0.5])], x="round", y="reward"))
+    assert {"round", "reward"} <= set(drawn)

@@ -75,13 +75,13 @@ def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
         keep_trailing_newline=True,
     )
     filters = cast(dict[str, Any], environment.filters)
-    filters.update(
-        cell=escaped,
-        markdown=as_markdown,
-        origin=lambda artifacts: ", ".join(f"{each.kind} `{each.ref}`" for each in artifacts),
-    )
+    filters.update(cell=escaped, markdown=as_markdown, origin=_origin)
     head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
     return re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(front_matter=head, **values))
+
+
+def _origin(artifacts: Iterable[Artifact]) -> str:
+    return ", ".join(f"{each.kind} `{each.ref}`" for each in artifacts)
 
 
 class AuthorScores(NamedTuple):
