@@ -1,5 +1,6 @@
 """What may be published: listed files, intact, made from open sources, without secrets."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,7 @@ import pytest
 
 from psychocounsel.errors import ConfigError, InputError, StoreError
 from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter
-from psychocounsel.store.publish import (
-    ALLOWED,
-    home_kinds,
-    is_allowed,
-    key_kinds,
-    kinds_in,
-    prepare_publication,
-    redacted,
-)
+from psychocounsel.store.publish import ALLOWED, home_kinds, is_allowed, key_kinds, kinds_in, prepare_publication
 from psychocounsel.store.store import Store
 from released_store import MODEL_FILES, make_dataset, make_model, weights
 
@@ -44,14 +37,8 @@ def test_the_files_of_a_dataset(store: Store) -> None:
     made = make_dataset(store, with_strays)
     (made.folder / "data/added-later.parquet").write_bytes(b"PAR1")
     planned = prepare_publication(store, f"preferences/{made.ref}")
-    assert list(planned.files) == [
-        "README.md",
-        "data/test-00000-of-00001.parquet",
-        "data/train-00000-of-00001.parquet",
-        "figures/ratings.png",
-        "manifest.json",
-        "metrics.json",
-    ]
+    tables = ["data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
+    assert list(planned.files) == ["README.md", *tables, "figures/ratings.png", "manifest.json", "metrics.json"]
     assert planned.left_out == ("data/deep/er.parquet", "data/raw.csv", "notes.txt")
     assert planned.files == {name: made.file(name).stat().st_size for name in planned.files}
 
@@ -73,14 +60,10 @@ def test_scratch_and_pickles_are_never_allowed(kind: str, name: str) -> None:
     assert not is_allowed(kind, name)
 
 
-def test_other_kinds_are_not_published(store: Store) -> None:
-    make_dataset(store, card)
+def test_a_name_means_the_artifact_that_can_be_published(store: Store) -> None:
+    made = make_dataset(store, card)
     with pytest.raises(ConfigError, match="is one of judgements; name one of preferences, reward-models, policies"):
         prepare_publication(store, "judgements/small")
-
-
-def test_a_bare_name_means_the_artifact_that_can_be_published(store: Store) -> None:
-    made = make_dataset(store, card)
     assert {each.kind for each in store.artifacts() if each.name == "small"} >= {"judgements", "preferences"}
     assert prepare_publication(store, "small").artifact == made
     store.make(ArtifactSpec("policies", "small", "align", 1, {}), card)
@@ -131,44 +114,34 @@ def test_a_secret_in_a_text_file_is_reported_by_its_line(store: Store, text: str
     assert "replaced" in caught.value.remedy
 
 
-def test_a_secret_in_a_cell_is_reported_by_row_and_column(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rated = (("small-model", f"my key is {KEY}", (1, 2)), ("large-model", "That sounds heavy.", (5, 4)))
-    monkeypatch.setattr("released_store.ANSWERS", rated)
+def test_keys_in_cells_are_reported_and_home_folders_are_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = ("small-model", f"my key is {KEY}", (1, 2)), ("large-model", "Look into /home/anna/diary", (5, 4))
+    monkeypatch.setattr("released_store.ANSWERS", (small, large))
     make_dataset(store, card)
     with pytest.raises(InputError, match=r"train-00000\S* row 2, column rejected: an API key") as caught:
         prepare_publication(store, "preferences/small")
     assert KEY not in str(caught.value)
+    assert "/home/anna" not in str(caught.value)
+    assert "home folder" not in str(caught.value)
 
 
-def test_clients_may_write_about_a_home_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rated = (("small-model", "Look into /home/anna/diary", (1, 2)), ("large-model", "That is heavy.", (5, 4)))
-    monkeypatch.setattr("released_store.ANSWERS", rated)
-    make_dataset(store, card)
-    assert prepare_publication(store, "preferences/small").files
-
-
-def test_the_value_of_a_key_of_this_machine_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_manifest_configs_and_weights_are_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNSEL_API_KEY", "plain words as a key")
-    make_dataset(store, in_card("these are plain words as a key"))
-    with pytest.raises(InputError, match=r"README\.md line 3: the value of COUNSEL_API_KEY") as caught:
-        prepare_publication(store, "preferences/small")
-    assert "plain words" not in str(caught.value)
 
+    def build(writer: ArtifactWriter) -> None:
+        writer.write_card("these are plain words as a key")
+        writer.file("config.json").write_text(f'{{"_name": "{KEY}"}}', encoding="utf-8")
+        writer.file("model.safetensors").write_bytes(weights({"trained_in": "/home/anna/runs"}))
 
-def test_secrets_in_manifest_configs_and_weights_are_found(store: Store) -> None:
-    header = weights({"trained_in": "/home/anna/runs"})
-    make_model(store, **{"config.json": f'{{"_name": "{KEY}"}}'.encode(), "model.safetensors": header})
+    store.make(ArtifactSpec("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"}), build)
     with pytest.raises(InputError) as caught:
         prepare_publication(store, "policies/tiny")
-    assert "config.json line 1: an API key" in str(caught.value)
-    assert "model.safetensors header: a path of a home folder" in str(caught.value)
-
-
-def test_a_home_folder_in_the_settings_is_found_in_the_manifest(store: Store) -> None:
-    plan = ArtifactSpec("policies", "tiny", "align", 1, {"policy": "/home/anna/llama"})
-    store.make(plan, lambda writer: writer.write_card("# tiny"))
-    with pytest.raises(InputError, match=r"manifest.json line \d+: a path of a home folder"):
-        prepare_publication(store, "policies/tiny")
+    message = str(caught.value)
+    assert "README.md line 1: the value of COUNSEL_API_KEY" in message
+    assert "config.json line 1: an API key" in message
+    assert "model.safetensors header: a path of a home folder" in message
+    assert re.search(r"manifest.json line \d+: a path of a home folder", message)
+    assert "plain words" not in message
 
 
 def test_only_the_first_of_many_findings_are_listed(store: Store) -> None:
@@ -201,13 +174,8 @@ def test_keys_are_found_by_their_shape(text: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a risk-taking-behaviour-that-frightens-me",
-        "the task-is-done-and-nothing-else-matters",
-        "hf_hub_download(repo_id)",
-        "sk-short",
-        "BAKIAABCDEFGHIJKLMNOPQ",
-        "my PRIVATE KEY to happiness",
-        "ghp_short",
+        *("a risk-taking-behaviour-that-frightens-me", "hf_hub_download(repo_id)", "my PRIVATE KEY to happiness"),
+        *("sk-short", "BAKIAABCDEFGHIJKLMNOPQ", "ghp_short"),
     ],
 )
 def test_similar_words_are_not_keys(text: str) -> None:
@@ -215,13 +183,8 @@ def test_similar_words_are_not_keys(text: str) -> None:
 
 
 def test_values_of_this_machines_keys_are_found() -> None:
-    environment = {
-        "MY_API_KEY": "correct.horse.battery",
-        "SHORT_TOKEN": "EMPTY",
-        "PATH": "/usr/bin/something",
-        "hf_token": " padded-value ",
-    }
-    kinds = key_kinds(environment)
+    own = {"MY_API_KEY": "correct.horse.battery", "SHORT_TOKEN": "EMPTY", "PATH": "/usr/bin/something"}
+    kinds = key_kinds({**own, "hf_token": " padded-value "})
     assert list(kinds_in("x correct.horse.battery y", kinds)) == ["the value of MY_API_KEY"]
     assert list(kinds_in('"padded-value"', kinds)) == ["the value of hf_token"]
     assert not list(kinds_in("EMPTY correctXhorseXbattery /usr/bin/something", kinds))
@@ -243,8 +206,3 @@ def test_this_machines_own_home_is_found_anywhere(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", "/srv/people/anna")
     assert list(kinds_in("in /srv/people/anna/data", home_kinds())) == ["a path of a home folder"]
     assert not list(kinds_in("in /srv/people/annabel", home_kinds()))
-
-
-def test_keys_are_removed_from_messages() -> None:
-    told = redacted(f"header b'Bearer hf_{LETTERS}' and my-own-value", {"X_TOKEN": "my-own-value"})
-    assert told == "header b'Bearer [...]' and [...]"
