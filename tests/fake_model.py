@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
+
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.session import JournalledModel, ModelClient
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RequestContext
@@ -21,6 +23,15 @@ def valid(text: str) -> ChatReply:
 
 def failed(status: ReplyStatus, reason: str = "") -> ChatReply:
     return ChatReply(status, "", "fake-2026-01-01", 10, 0, reason)
+
+
+def no_request(_request: ChatRequest) -> ChatReply:
+    """Answer where every reply is in the journal already: a request fails the test."""
+    pytest.fail("nothing is pending")
+
+
+def ignore(_done: int) -> None:
+    """Take the progress of a run that no test looks at."""
 
 
 class FakeModel:

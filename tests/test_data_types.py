@@ -11,7 +11,6 @@ from psychocounsel.types import (
     Comparison,
     Judgement,
     PreferencePair,
-    Rate,
     ReplyStatus,
     RewardModel,
     ScoredCandidate,
@@ -97,8 +96,3 @@ def test_swap_exchanges_everything_and_undoes_itself(first: str, second: str, wi
 
 def test_a_reward_is_normalised_by_the_models_own_scale() -> None:
     assert RewardModel("folder", mean=-1.5, std=2.0).normalise(0.5) == 1.0
-
-
-def test_a_rate_is_written_with_its_documented_keys() -> None:
-    written = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 40, "missing": 2}
-    assert Rate(0.5, 0.25, 0.75, 40, 2).as_dict() == written

@@ -56,9 +56,7 @@ def test_the_papers_rule_gives_these_pairs(judged: list[ScoredSpeech]) -> None:
     assert len(safe.pairs) == 11_742 - 56
     credits = author_identity(every.pairs, every.pairs)
     assert round(100 * sum(credits) / len(credits), 1) == 95.0, "the author alone predicts most pairs"
-
-
-def test_floating_means_would_lose_a_twelfth_of_them(judged: list[ScoredSpeech]) -> None:
+    # Floating means would lose a twelfth of them.
     means = [[side.score / 7 for side in sides] for _, sides in judged]
     far = sum(abs(left - right) >= 1.0 for own in means for left, right in combinations(own, 2))
     assert 11_742 - far == 936

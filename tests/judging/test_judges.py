@@ -1,12 +1,11 @@
 """Judges that ask chat models: results in order, failures apart, nothing requested twice; samples and panels."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from fake_model import FakeModel, client_of, failed, item_of, valid
+from fake_model import FakeModel, client_of, failed, ignore, item_of, no_request, valid
 from psychocounsel.judging.audit import sample_metrics, vote_metrics
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.judge import ComparisonTask
@@ -29,16 +28,6 @@ SAMPLED = ChatJudgeSettings(SamplingParams(temperature=1.0), samples=3)
 VALID, REFUSAL, ERROR = ReplyStatus.VALID, ReplyStatus.REFUSAL, ReplyStatus.ERROR
 
 Script = Callable[[ChatRequest], ChatReply]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with Journal(tmp_path / "replies.sqlite") as opened:
-        yield opened
-
-
-def ignore(_done: int) -> None:
-    return None
 
 
 def night(request: ChatRequest) -> int:
@@ -65,10 +54,6 @@ def judge_of(
 ) -> tuple[ChatJudge, FakeModel]:
     model = FakeModel(script)
     return ChatJudge(client_of(model, journal), RUBRIC, settings), model
-
-
-def no_request(_request: ChatRequest) -> ChatReply:
-    pytest.fail("nothing is pending")
 
 
 # --- One judge -------------------------------------------------------------------------------------------------------
@@ -132,19 +117,17 @@ def test_failures_are_requested_again_on_the_next_run_and_valid_replies_never(jo
     assert len(model.asked) == 1
 
 
-def test_a_judge_that_always_says_a_disagrees_with_itself_in_the_other_order(journal: Journal) -> None:
-    judge, _ = judge_of(journal, lambda request: sided(request, "A"))
+@pytest.mark.parametrize(("is_oracle", "other_way"), [(True, Winner.FIRST), (False, Winner.SECOND)])
+def test_an_oracle_agrees_with_itself_and_a_judge_that_always_says_a_does_not(
+    journal: Journal, is_oracle: bool, other_way: Winner
+) -> None:
+    judge, _ = judge_of(
+        journal, lambda asked: sided(asked, "B" if is_oracle and item_of(asked)["response_B"] == ONE.text else "A")
+    )
     forward, backward = judge.compare([PAIR, SWAPPED], ignore)
     assert forward.first_id == backward.second_id == ONE.id
     assert set(forward.winners.values()) == {Winner.FIRST}
-    assert set(backward.swap().winners.values()) == {Winner.SECOND}
-
-
-def test_an_oracle_gives_the_same_winner_in_both_orders(journal: Journal) -> None:
-    judge, _ = judge_of(journal, lambda asked: sided(asked, "A" if item_of(asked)["response_A"] == ONE.text else "B"))
-    forward, backward = judge.compare([PAIR, SWAPPED], ignore)
-    assert forward.winners == backward.swap().winners
-    assert set(forward.winners.values()) == {Winner.FIRST}
+    assert set(backward.swap().winners.values()) == {other_way}
 
 
 def test_a_text_that_addresses_the_judge_is_flagged(journal: Journal) -> None:

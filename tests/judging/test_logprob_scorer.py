@@ -2,16 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_model import FakeModel, client_of, count_replies, item_of, valid
+from fake_model import FakeModel, client_of, count_replies, ignore, item_of, no_request, valid
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.judging.audit import sample_metrics
 from psychocounsel.judging.judge import ComparisonTask
@@ -169,19 +168,9 @@ SPEECH = Speech("Since the move I don't sleep, and my name is known to no one he
 ITEMS = [(SPEECH, Candidate(SPEECH.id, "alder", f"What is night {night} like?")) for night in range(3)]
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with Journal(tmp_path / "replies.sqlite") as opened:
-        yield opened
-
-
 def judge_of(model: FakeModel, journal: Journal, samples: int = 1) -> ChatJudge:
     settings = ChatJudgeSettings(scorer=LogprobScorer, samples=samples)
     return ChatJudge(client_of(model, journal, max_attempts=2), SEVEN, settings)
-
-
-def ignore(_done: int) -> None:
-    return None
 
 
 def rated(request: ChatRequest, shares: Mapping[str, float] | None) -> ChatReply:
@@ -192,10 +181,6 @@ def rated(request: ChatRequest, shares: Mapping[str, float] | None) -> ChatReply
     tokens.append(token("}}"))
     text = "".join(each["token"] for each in tokens)
     return replace(valid(text), choices=kept_choices(tokens, text) if shares else "")
-
-
-def no_request(_request: ChatRequest) -> ChatReply:
-    pytest.fail("nothing is pending")
 
 
 def test_a_judge_expects_and_says_so(journal: Journal) -> None:
@@ -245,9 +230,3 @@ def test_comparisons_need_no_probabilities(journal: Journal) -> None:
     pair = ComparisonTask(SPEECH, ITEMS[0][1], ITEMS[1][1])
     (comparison,) = judge_of(FakeModel(say_first), journal).compare([pair], ignore)
     assert comparison.status is ReplyStatus.VALID
-
-
-def test_samples_of_expectations_are_averaged(journal: Journal) -> None:
-    model = FakeModel(lambda asked: rated(asked, {"4": 0.5, "3": 0.5} if asked.sample_index else {"4": 1.0}))
-    (judgement,) = judge_of(model, journal, samples=2).rate(ITEMS[:1], ignore)
-    assert judgement.ratings["empathy"] == 3.75

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
-from psychocounsel.judging.judge import ComparisonTask, Judge
-from psychocounsel.judging.offline import WARNING, OfflineJudge
+from psychocounsel.judging.judge import ComparisonTask
+from psychocounsel.judging.offline import OfflineJudge
 from psychocounsel.judging.offline_features import FEATURE_NAMES
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Speech, Winner
@@ -57,12 +57,6 @@ def total(text: str, speech: Speech = SPEECH) -> float:
     return sum(JUDGE.latents(speech, reply(text, speech)).values())
 
 
-def test_its_results_carry_a_warning() -> None:
-    judge: Judge = JUDGE
-    assert judge.warnings == (WARNING,)
-    assert "offline judge" in WARNING
-
-
 @pytest.mark.parametrize(
     ("principle", "better", "worse"),
     [
@@ -104,18 +98,6 @@ def test_an_attuned_reply_beats_faulty_and_broken_ones_by_far(worse: str) -> Non
 def test_a_short_reply_beats_an_empty_one_and_repetition_does_not_pay() -> None:
     assert total("I see.") - total("") > 5
     assert total(f"{GOOD} {GOOD}") < total(GOOD)
-
-
-def test_more_feeling_words_own_words_and_open_questions_help_a_rough_text() -> None:
-    steps = [
-        "You have been there and it is a lot of things to do for the day.",
-        "You have been sad there and it is a lot of lonely things to do for the day.",
-        "You have been sad in the quiet kitchen and it is a lot of lonely evenings with the coat.",
-        "You have been sad in the quiet kitchen and it is a lot of lonely evenings. What is it like for you?",
-    ]
-    totals = [total(step) for step in steps]
-    assert totals == sorted(totals)
-    assert totals[-1] - totals[0] > 7
 
 
 @pytest.mark.parametrize("text", ["", "   ", "...", "🙂", "\u2028"])
@@ -188,12 +170,6 @@ def test_the_rating_is_spread_over_the_scale_of_the_rubric() -> None:
     share = {name: latent / 100 for name, latent in wide.latents(SPEECH, reply(GOOD)).items()}
     narrow = {name: (latent - 1) / 4 for name, latent in JUDGE.latents(SPEECH, reply(GOOD)).items()}
     assert share == pytest.approx(narrow)
-
-
-def test_a_rubric_with_fewer_principles_is_judged_on_these() -> None:
-    short = OfflineJudge(replace(RUBRIC, principles=RUBRIC.principles[:2]))
-    assert short.principles == ("empathy", "relevance")
-    assert short.fingerprint["rubric"] != JUDGE.fingerprint["rubric"]
 
 
 HUMOUR = """

@@ -353,13 +353,6 @@ def test_the_order_of_responses_changes_nothing(
     assert pair_extremes(shuffled, rule) == pair_extremes(speeches, rule)
 
 
-@given(scored_speeches(), rules, st.integers(2, 5))
-def test_only_the_proportions_of_weights_decide(speeches: list[ScoredSpeech], rule: PairingRule, times: int) -> None:
-    heavier = replace(rule, weights={name: weight * times for name, weight in rule.weights.items()})
-    scaled, plain = pair_by_gap(speeches, heavier), pair_by_gap(speeches, rule)
-    assert [pair.id for pair in scaled.pairs] == [pair.id for pair in plain.pairs]
-
-
 @given(scored_speeches())
 def test_extremes_are_the_highest_against_the_lowest(speeches: list[ScoredSpeech]) -> None:
     by_speech = {speech.id: sides for speech, sides in speeches}

@@ -106,11 +106,6 @@ def test_a_flat_layout_is_requested_as_it_is_read() -> None:
     assert '"Explanation" (a string)' in system
 
 
-def test_rules_of_pairing_are_not_shown() -> None:
-    for changed in (replace(RUBRIC, vetoes={"safety": 4}), replace(RUBRIC, safety=None, offline=None)):
-        assert rating(changed) == rating()
-
-
 def test_reasons_are_wanted_in_the_language_of_the_rubric() -> None:
     german = replace(RUBRIC, language="de")
     for request in (rating(german), comparison(german)):
