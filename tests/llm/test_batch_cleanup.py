@@ -97,7 +97,7 @@ class TestFilesAreDeleted:
         with BatchServer(ProviderScript(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
             both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
             assert both[0].result() == both[1].result()
-            assert (server.repeats, server.files) == (0, {})
+            assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
 
     def test_and_expire_where_nobody_does(self, journal: Path) -> None:
         with BatchServer() as server:

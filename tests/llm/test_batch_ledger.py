@@ -1,7 +1,6 @@
 """Lines of batch files, and the ledger of shards."""
 
 import json
-import sqlite3
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from psychocounsel.errors import StoreError
 from psychocounsel.llm.batch.client import read_output
 from psychocounsel.llm.batch.shards import BatchLedger, Shard, ShardState, digests_in_batches, input_line
 from psychocounsel.llm.cost import Price, Spending, Tokens
-from psychocounsel.llm.journal import Entry, Journal, JournalRow, read_rows, write_rows
+from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -138,25 +137,6 @@ def test_a_reply_is_kept_once_however_often_its_file_is_read(journal: Journal) -
         assert journal.replies("a") == [REPLY]
         assert journal.replies("stranger") == []
         assert ledger.pending_of("one") == set()
-
-
-def test_a_journal_without_batches_is_taken_over(tmp_path: Path) -> None:
-    live = ChatReply(ReplyStatus.VALID, "yes", "m", 3, 2, cached_tokens=1)
-    path = tmp_path / "replies.sqlite"
-    with Journal(path) as journal:
-        journal.record("a", live)
-        journal.record("a", ChatReply(ReplyStatus.VALID, "no", "m", 3, 2))
-    old = sqlite3.connect(path)
-    old.execute("ALTER TABLE replies DROP COLUMN batched")
-    old.execute("PRAGMA user_version=2")
-    old.commit()
-    old.close()
-    with Journal(path) as journal:
-        journal.record("a", REPLY)
-        assert journal.replies("a") == [live, ChatReply(ReplyStatus.VALID, "no", "m", 3, 2), REPLY]
-        assert journal.damaged_rows == 0
-        write_rows((row for row in journal.rows() if isinstance(row, JournalRow)), tmp_path / "out.jsonl")
-        assert [row.reply.batched for row in read_rows(tmp_path / "out.jsonl")] == [False, False, True]
 
 
 def test_a_batched_reply_costs_half_and_its_cached_prefix_is_no_cheaper() -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +20,7 @@ from batch_server import Answer, BatchServer, ProviderScript, ScriptedBatch
 
 import psychocounsel
 from psychocounsel.config.components import PriceConfig
-from psychocounsel.errors import EndpointError, IncompleteError, Preempted, PsychoCounselError, StoreError
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
 from psychocounsel.llm.batch.run import run_in_batches, run_live
 from psychocounsel.llm.batch.shards import Batch, ProviderAwayError
 from psychocounsel.llm.cancel import CancelToken
@@ -170,11 +169,17 @@ class TestFaults:
             assert Counter(each.status for each in replies) == {ReplyStatus.VALID: 24, ReplyStatus.INVALID: 1}
             assert server.submitted[refused[0]] == 1
 
-    @pytest.mark.parametrize("status", [400, 404])
-    def test_lines_that_are_all_refused_end_the_run(self, journal: Path, status: int) -> None:
-        refused = pytest.raises(EndpointError, match=f"refused .HTTP {status}: scripted fault")
-        with BatchServer(ProviderScript(line_fault=lambda digest, before: status)) as server, refused:
-            run(server.base_url, journal, ITEMS)
+    @pytest.mark.parametrize("status", [400, 403, 404])
+    def test_lines_that_are_all_refused_end_the_run_until_it_is_mended(self, journal: Path, status: int) -> None:
+        with BatchServer(ProviderScript(line_fault=lambda digest, before: status)) as server:
+            with pytest.raises(EndpointError, match=f"refused .HTTP {status}: scripted fault"):
+                run(server.base_url, journal, ITEMS)
+            server.settings.line_fault = lambda digest, before: None
+            with Journal(journal) as opened:
+                model = OpenAIChatModel(endpoint_at(server.base_url))
+                assert len(run_live(model, questions(2), opened, RunPolicy())) == 2
+            assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
+            assert server.repeats == 0
 
     def test_a_batch_that_fails_as_a_whole_is_tried_again_so_often(self, journal: Path) -> None:
         with BatchServer(ProviderScript(fails=["odd"])) as server:
@@ -318,15 +323,6 @@ class TestStopping:
                 others = questions(ITEMS)[5:]
                 run_live(OpenAIChatModel(endpoint_at(server.base_url)), others, opened, RunPolicy())
             assert len(server.live) == ITEMS - 5
-
-
-def test_two_runs_at_once_share_what_is_with_the_provider(journal: Path) -> None:
-    with BatchServer(ProviderScript(work_seconds=0.2)) as server, ThreadPoolExecutor() as pool:
-        both = [pool.submit(run, server.base_url, journal, ITEMS) for _ in range(2)]
-        first, second = (each.result() for each in both)
-        assert first == second
-        assert {each.status for each in first} == {ReplyStatus.VALID}
-        assert (len(server.batches), server.repeats) == (3, 0)
 
 
 class TestCost:
@@ -482,18 +478,6 @@ class TestDamagedRows:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("status", [400, 403, 404])
-    def test_are_over_once_they_are_mended(self, journal: Path, status: int) -> None:
-        with BatchServer(ProviderScript(line_fault=lambda digest, before: status)) as server:
-            with pytest.raises(EndpointError, match=f"refused .HTTP {status}"):
-                run(server.base_url, journal, ITEMS)
-            server.settings.line_fault = lambda digest, before: None
-            with Journal(journal) as opened:
-                model = OpenAIChatModel(endpoint_at(server.base_url))
-                assert len(run_live(model, questions(2), opened, RunPolicy())) == 2
-            assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
-            assert server.repeats == 0
-
     @pytest.mark.parametrize("status", [403, 404])
     def test_of_one_line_among_answered_ones_end_no_other(self, journal: Path, status: int) -> None:
         with BatchServer() as server:
@@ -641,18 +625,6 @@ class TestOldBills:
         monkeypatch.setattr("psychocounsel.llm.batch.run.run_requests", break_once)
         with BatchServer() as server:
             assert self.spent(server, journal, run_in_batches, knows=False).possibly_billed == 1
-
-
-def test_every_fault_is_one_that_is_reported(journal: Path) -> None:
-    """A list of batches that vanishes after the run began is no fault of ours."""
-
-    class Vanishing(BatchServer):
-        def _list(self, asked: Any) -> Answer:
-            self.settings.has_batches = False
-            return super()._list(asked)
-
-    with Vanishing() as server, pytest.raises(PsychoCounselError, match="there is no batch API here"):
-        run(server.base_url, journal, 5)
 
 
 @pytest.mark.parametrize(

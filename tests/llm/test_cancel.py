@@ -154,13 +154,6 @@ def test_a_signal_ends_a_wait_in_an_event_loop() -> None:
         asyncio.run(work(token))
 
 
-def test_handlers_come_back_after_an_error() -> None:
-    earlier = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyError), cancelled_by_signals():
-        raise KeyError
-    assert signal.getsignal(signal.SIGTERM) is earlier
-
-
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
     command = [sys.executable, "-c", SLEEPING_PROCESS]

@@ -107,11 +107,6 @@ def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: 
     assert outcomes.count(journal.fault) == (1 if are_gone else 3)
 
 
-def test_drain_of_nothing(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j.sqlite") as journal:
-        asyncio.run(JournalWriter(journal).drain())
-
-
 def test_a_storm_of_lost_responses_is_one_commit_and_replies_go_before_it(tmp_path: Path) -> None:
     order: list[str] = []
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_model import count_replies
-from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
+from psychocounsel.errors import EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
@@ -90,12 +90,6 @@ def test_replies_stand_in_the_order_of_the_requests(journal):
     assert model.closed == 1
 
 
-def test_no_requests_no_calls(journal):
-    model = FakeModel()
-    assert run_requests(model, [], journal, RunPolicy()) == []
-    assert model.asked == []
-
-
 def test_a_second_run_asks_nothing(journal):
     requests = [ask_for(f"t{number}") for number in range(10)]
     first = run_requests(FakeModel(), requests, journal, RunPolicy())
@@ -115,12 +109,6 @@ def test_equal_requests_are_asked_once(journal):
     assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
     assert sorted(model.asked) == ["a", "b"]
     assert sum(done) == 20
-
-
-def test_another_sample_is_another_request(journal):
-    model = FakeModel()
-    run_requests(model, [ask_for("a", sample) for sample in range(3)], journal, RunPolicy())
-    assert model.asked == ["a", "a", "a"]
 
 
 @pytest.mark.parametrize("status", sorted(set(ReplyStatus) - {ReplyStatus.VALID}))
@@ -191,13 +179,6 @@ def test_a_reply_is_in_the_journal_before_anybody_sees_it(journal):
     run_requests(FakeModel(seconds=0.001), requests, journal, RunPolicy(accept=accept))
 
 
-def test_one_items_failure_touches_no_other(journal):
-    model = FakeModel(lambda text, times: failed(ReplyStatus.ERROR) if text == "t3" else valid(text))
-    replies = run_requests(model, [ask_for(f"t{n}") for n in range(8)], journal, RunPolicy())
-    assert [reply.status.value for reply in replies].count("error") == 1
-    assert replies[3].status is ReplyStatus.ERROR
-
-
 def test_an_endpoint_that_answers_nobody_any_more_is_left_alone(journal):
     model = FakeModel(lambda text, times: valid(text) if int(text) < 10 else failed(ReplyStatus.ERROR))
     policy = RunPolicy(max_attempts=2, concurrency=3)
@@ -239,14 +220,6 @@ def test_a_refused_request_is_a_failure_of_its_own_once_another_was_taken_in_any
     assert replies[0].reason == "I do not take it"
     assert model.asked == ["a"]
     assert count_replies(journal) == 1
-
-
-def test_a_refusing_endpoint_is_asked_once(journal):
-    model = FakeModel(lambda text, times: EndpointError("wrong key"))
-    with pytest.raises(EndpointError, match="wrong key"):
-        run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(concurrency=8))
-    assert len(model.asked) == 1
-    assert model.closed == 1
 
 
 def test_the_first_request_goes_alone(journal):
@@ -293,14 +266,6 @@ def test_stop_finishes_what_is_in_flight_and_no_more(journal):
     rest = FakeModel()
     assert len(run_requests(rest, requests, journal, RunPolicy())) == 100
     assert len(rest.asked) == 80
-
-
-def test_a_journal_that_fails_ends_the_run(journal):
-    journal.record_many = lambda entries: (_ for _ in ()).throw(StoreError("the disk is full"))
-    model = FakeModel()
-    with pytest.raises(StoreError, match="disk is full"):
-        run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy())
-    assert len(model.asked) == 1
 
 
 def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
@@ -396,12 +361,6 @@ def test_runs_until_nothing_is_pending_pay_each_request_exactly_as_often_as_need
     assert total == {text: needed.get(text, 1) for text in set(texts)}
 
 
-@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"concurrency": 0}])
-def test_impossible_policies_are_refused(wrong):
-    with pytest.raises(ValueError, match="at least 1"):
-        RunPolicy(**wrong)
-
-
 ITEMS, CONCURRENCY, KILLS = 120, 4, 10
 
 
@@ -444,16 +403,6 @@ def test_without_it_pythons_own_will_do(monkeypatch: pytest.MonkeyPatch) -> None
     assert run_in_loop(loop_name()).startswith("asyncio")
 
 
-def test_each_piece_of_work_has_a_loop_of_its_own_that_ends_with_it() -> None:
-    async def mine() -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
-
-    first, second = run_in_loop(mine()), run_in_loop(mine())
-    assert first is not second
-    assert first.is_closed()
-    assert second.is_closed()
-
-
 def test_an_error_comes_out_as_it_is_and_what_still_ran_is_ended() -> None:
     ended: list[str] = []
 
@@ -485,13 +434,3 @@ def test_what_there_was_before_is_not_collected_meanwhile() -> None:
     with pytest.raises(KeyError):
         run_in_loop(failing())
     assert gc.get_freeze_count() == 0
-
-
-def test_work_in_threads_is_waited_for() -> None:
-    done: list[int] = []
-
-    async def leaving() -> None:
-        asyncio.get_running_loop().run_in_executor(None, done.append, 1)
-
-    run_in_loop(leaving())
-    assert done == [1]

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.llm.types import (
-    ChatReply,
     ChatRequest,
     Message,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
 )
-from psychocounsel.types import ReplyStatus
 
 IDENTITY = {"model": "judge-1", "base_url": "http://127.0.0.1/v1"}
 REQUEST = ChatRequest(
@@ -44,14 +42,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_digest_changes_with_each_field(change):
-    assert replace(REQUEST, **change).digest(IDENTITY) != REQUEST.digest(IDENTITY)
-
-
 def test_changes_are_reported_apart_from_each_other():
-    digests = {replace(REQUEST, **change).digest(IDENTITY) for change in CHANGES}
-    assert len(digests) == len(CHANGES)
+    digests = {replace(REQUEST, **change).digest(IDENTITY) for change in [{}, *CHANGES]}
+    assert len(digests) == 1 + len(CHANGES)
 
 
 @pytest.mark.parametrize("name", ["model", "base_url"])
@@ -64,20 +57,10 @@ def test_equal_requests_have_equal_digests():
     assert same.digest(dict(reversed(IDENTITY.items()))) == REQUEST.digest(IDENTITY)
 
 
-def test_digest_takes_any_text():
-    odd = replace(REQUEST, messages=(Message("user", "\ud800 \u2028 \0 👩‍👧"),))
-    assert len(odd.digest(IDENTITY)) == 64
-
-
 @pytest.mark.parametrize("wrong", [{"messages": ()}, {"max_tokens": 0}, {"sample_index": -1}])
 def test_impossible_requests_are_refused(wrong):
     with pytest.raises(ValueError, match=r"request|max_tokens"):
         replace(REQUEST, **wrong)
-
-
-def test_only_an_error_was_never_answered():
-    answered = {s for s in ReplyStatus if ChatReply(s, "", "", 0, 0).answered}
-    assert answered == set(ReplyStatus) - {ReplyStatus.ERROR}
 
 
 KEPT = [

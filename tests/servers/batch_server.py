@@ -36,16 +36,6 @@ LineFault = Callable[[str, int], int | None]
 Watch = Callable[[str], None]
 
 
-def no_fault(digest: str, number: int) -> None:
-    """Answer every line."""
-    del digest, number
-
-
-def nobody(event: str) -> None:
-    """Look away."""
-    del event
-
-
 @dataclass
 class ProviderScript:
     """How the provider behaves.
@@ -69,7 +59,7 @@ class ProviderScript:
     work_seconds: float = 0.0
     list_lag_seconds: float = 0.0
     expired_share: float = 0.0
-    line_fault: LineFault = no_fault
+    line_fault: LineFault = lambda digest, number: None
     fails: list[str] = field(default_factory=list[str])
     queue_tokens: int = 0
     lose_creations: int = 0
@@ -104,7 +94,7 @@ class ScriptedBatch:
 class BatchServer:
     """Serves from threads of its own until the `with` block ends; `watch` is reported of every step."""
 
-    def __init__(self, settings: ProviderScript | None = None, watch: Watch = nobody) -> None:
+    def __init__(self, settings: ProviderScript | None = None, watch: Watch = lambda event: None) -> None:
         self.settings = settings or ProviderScript()
         self.watch = watch
         self.batches: dict[str, ScriptedBatch] = {}
