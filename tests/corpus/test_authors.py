@@ -11,18 +11,10 @@ from psychocounsel.corpus.authors import KnownPeople, author_name, without_signa
 PAGE = "https://counselchat.com/therapists/"
 KNOWN = KnownPeople.of_authors(
     [
-        f"{PAGE}robin-landwehr-dbh-lpcc-ncc",
-        "Jane Roe, LCSW",
-        f"{PAGE}shawn-thomas-berthel-m-s-lmhc",
-        "gpt-4o",
-        "Grace Bell",
-        f"{PAGE}eric-str-m-jd-ma-lmhc",
-        "José Pérez",
-        "Stephanie C",
-        "Mary-Ann O'Meara",
-        "Lee King",
+        f"{PAGE}robin-landwehr-dbh-lpcc-ncc", "Jane Roe, LCSW", f"{PAGE}shawn-thomas-berthel-m-s-lmhc", "gpt-4o",
+        "Grace Bell", f"{PAGE}eric-str-m-jd-ma-lmhc", "José Pérez", "Stephanie C", "Mary-Ann O'Meara", "Lee King",
     ]
-)
+)  # fmt: skip
 NO_PEOPLE = KnownPeople.of_authors(["gpt-4o", "llama-3.1-8b"])
 
 pieces = st.sampled_from(
@@ -61,25 +53,11 @@ def test_an_author_that_is_a_person_has_a_full_name(author: str, name: str) -> N
 @pytest.mark.parametrize(
     "author",
     [
-        "gpt-4o",
-        "gpt-4o-2024-08-06",
-        "llama-3.1-8b",
-        "author-3",
-        "meta-llama/Llama-3.1-8B-Instruct",
-        "deepseek-chat",
-        "mistralai/Mistral-Large",
-        "claude-opus",
-        "human",
-        "Jane",
-        "therapist-a",
-        "sft-model",
-        "",
-        "J. K.",
-        f"{PAGE}able-counseling-services-llc",
-        f"{PAGE}2nd-chance-counseling-service-online",
-        "online 1",
+        "gpt-4o", "gpt-4o-2024-08-06", "llama-3.1-8b", "author-3", "meta-llama/Llama-3.1-8B-Instruct", "deepseek-chat",
+        "mistralai/Mistral-Large", "claude-opus", "human", "Jane", "therapist-a", "sft-model", "", "J. K.",
+        f"{PAGE}able-counseling-services-llc", f"{PAGE}2nd-chance-counseling-service-online", "online 1",
     ],
-)
+)  # fmt: skip
 def test_models_practices_and_single_words_are_no_people(author: str) -> None:
     assert author_name(author) is None
 
@@ -102,11 +80,6 @@ def test_a_name_is_found_however_it_is_written(written: str) -> None:
 )
 def test_other_words_are_no_names(text: str) -> None:
     assert [each.name for each in KNOWN.find(text)] == (["Jane Roe"] if "roe deer" in text else [])
-
-
-def test_a_long_name_is_found_inside_an_address() -> None:
-    text = "see www.robinlandwehrlpcc.com"
-    assert [text[each.start : each.end] for each in KNOWN.find(text)] == ["robinlandwehr"]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +139,10 @@ def test_introductions_go_and_other_names_become_placeholders(text: str, cleaned
     assert without_signatures(text, KNOWN) == cleaned
 
 
-def test_names_in_addresses_stay_where_addresses_go() -> None:
-    text = "See www.robinlandwehr.com for more on it."
-    assert without_signatures(text, KNOWN) == "See www.[PERSON_1].com for more on it."
+def test_names_in_addresses_stay_where_addresses_go_and_without_known_people_only_signatures_go() -> None:
+    text = "See www.robinlandwehrlpcc.com for more on it."
+    assert without_signatures(text, KNOWN) == "See www.[PERSON_1]lpcc.com for more on it."
     assert without_signatures(text, KNOWN, in_addresses=False) == text
-
-
-def test_without_known_people_only_signatures_go() -> None:
     text = "As Jane Roe says. Rest.\n\nBest,\nJane Roe"
     assert without_signatures(text, NO_PEOPLE) == "As Jane Roe says. Rest."
 

@@ -55,11 +55,6 @@ class Read(NamedTuple):
     funnel: Funnel
 
 
-class ReadCandidates(NamedTuple):
-    candidates: list[Candidate]
-    funnel: Funnel
-
-
 def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters = FILTERS) -> Read:
     with TemporaryDirectory() as folder:
         reading = read_speeches(sources, cleaning, filters, Path(folder))
@@ -77,14 +72,16 @@ def read(
     return read_all([("a.csv", columns, rows(*cells))], cleaning, filters)
 
 
-def answer(speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY) -> ReadCandidates:
+def answer(
+    speeches: Read, *cells: Mapping[str, object], columns: CandidateColumns = BY_KEY
+) -> tuple[list[Candidate], Funnel]:
     filters = ResponseFilters(NAMES, prepare_all(), lambda raw: clean(raw, SPEECH_STEPS).text)
     with TemporaryDirectory() as folder:
         sources = [("a.csv", columns, rows(*cells))]
         candidates, log = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
         assert [row.text_id for row in log if not row.reason] == [each.id for each in candidates]
         log.close()
-        return ReadCandidates(candidates, log.funnel)
+        return candidates, log.funnel
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:
@@ -92,6 +89,14 @@ def test_a_speech_keeps_what_its_row_says() -> None:
     reading = read(row, columns=FULL)
     assert reading.speeches == [Speech("I am tired", "sleep", False, "a.csv")]
     assert [(row.key, row.text_id) for row in reading.rows] == [("k1", Speech("I am tired").id)]
+    reading = read({"text": "one", "topic": None, "crisis": True, "key": 7}, columns=FULL)
+    assert reading.speeches == [Speech("one", "", True, "a.csv")]
+    assert [row.key for row in reading.rows] == ["7"]
+    sources = [("a.csv", TEXT, rows({"text": "one"})), ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"}))]
+    assert [(each.text, each.source) for each in read_all(sources, SHORT).speeches] == [
+        ("one", "a.csv"),
+        ("two", "b.csv"),
+    ]
 
 
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
@@ -111,10 +116,10 @@ def test_beyond_the_limit_repeats_are_still_repeats() -> None:
 @given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
 def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit: int) -> None:
     cleaning = SHORT.model_copy(update={"max_speeches": limit})
-    kept = {speech.text for speech in read(*({"text": text} for text in order), cleaning=cleaning).speeches}
-    assert kept == {
-        speech.text for speech in read(*({"text": text} for text in sorted(order)), cleaning=cleaning).speeches
-    }
+    one, other = (
+        read(*({"text": text} for text in texts), cleaning=cleaning).speeches for texts in (order, sorted(order))
+    )
+    assert {speech.text for speech in one} == {speech.text for speech in other}
 
 
 texts = st.none() | st.text("ab \n", max_size=6)
@@ -175,22 +180,12 @@ def test_what_was_read_once_is_read_the_same_again() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), max_size=20))
 def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
     speeches = read(*({"text": key * 3, "key": key} for key in "abc"), columns=KEYED)
-    reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in cells))
-    assert reading.funnel.rows_in == len(cells)
-    assert (
-        reading.funnel.kept
-        == len(reading.candidates)
-        == len({key + text for key, text in cells if key != "x" and text})
-    )
-    assert reading.funnel.dropped["no_such_speech"] == len({text for key, text in cells if key == "x" and text})
-    assert reading.funnel.dropped["empty"] == sum(not text for _, text in cells)
-    assert_steps_add_up(reading.funnel)
-
-
-def test_sources_are_read_together_and_remembered() -> None:
-    sources = [("a.csv", TEXT, rows({"text": "one"})), ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"}))]
-    reading = read_all(sources, SHORT)
-    assert [(speech.text, speech.source) for speech in reading.speeches] == [("one", "a.csv"), ("two", "b.csv")]
+    candidates, funnel = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in cells))
+    assert funnel.rows_in == len(cells)
+    assert funnel.kept == len(candidates) == len({key + text for key, text in cells if key != "x" and text})
+    assert funnel.dropped["no_such_speech"] == len({text for key, text in cells if key == "x" and text})
+    assert funnel.dropped["empty"] == sum(not text for _, text in cells)
+    assert_steps_add_up(funnel)
 
 
 @pytest.mark.parametrize(
@@ -221,13 +216,6 @@ def test_an_empty_speech_stops_the_reading_unless_it_may_be_dropped() -> None:
             read({"text": cell}, cleaning=strict)
 
 
-def test_a_missing_topic_is_an_empty_one() -> None:
-    row: dict[str, object] = {"text": "one", "topic": None, "crisis": True, "key": 7}
-    reading = read(row, columns=FULL)
-    assert reading.speeches == [Speech("one", "", True, "a.csv")]
-    assert [row.key for row in reading.rows] == ["7"]
-
-
 def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
     same: dict[str, object] = {"text": "one", "key": "1"}
     assert read(same, same, columns=KEYED).funnel.dropped == {"repeated_speech": 1}
@@ -240,30 +228,29 @@ def test_a_candidate_finds_its_speech_by_key_or_by_text() -> None:
     speeches = read({"text": "one", "key": 1}, columns=KEYED)
     reply: dict[str, object] = {"key": "1", "speech": " one ", "who": "elm", "reply": " Oh. "}
     for columns in (BY_KEY, BY_TEXT):
-        found = answer(speeches, reply, columns=columns).candidates
+        found, _ = answer(speeches, reply, columns=columns)
         assert [(each.speech_id, each.author, each.text) for each in found] == [(Speech("one").id, "elm", "Oh.")]
 
 
 def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     speeches = read({"text": "one", "key": "1"}, {"text": "x", "key": "2"}, {"text": "", "key": "3"}, columns=KEYED)
     replies = [("1", "Oh."), ("1", "Oh. "), ("1", "Ah."), ("1", ""), ("2", "Oh."), ("3", "Oh."), ("4", "Oh.")]
-    reading = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
-    assert [each.text for each in reading.candidates] == ["Oh.", "Ah."]
-    assert (reading.funnel.rows_in, reading.funnel.kept) == (7, 2)
-    assert reading.funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
+    candidates, funnel = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
+    assert [each.text for each in candidates] == ["Oh.", "Ah."]
+    assert (funnel.rows_in, funnel.kept) == (7, 2)
+    assert funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
 
-
-def test_replies_joined_by_text_distinguish_dropped_and_unknown_speeches() -> None:
     speeches = read({"text": "one"}, {"text": "x"}, {"text": None})
     cells: list[Any] = ["one", "x", None, "elsewhere"]
-    reading = answer(speeches, *({"speech": each, "who": "elm", "reply": "Oh."} for each in cells), columns=BY_TEXT)
-    assert reading.funnel.dropped == {"its_speech_was_dropped": 2, "no_such_speech": 1}
+    replies_by_text = ({"speech": each, "who": "elm", "reply": "Oh."} for each in cells)
+    _, funnel = answer(speeches, *replies_by_text, columns=BY_TEXT)
+    assert funnel.dropped == {"its_speech_was_dropped": 2, "no_such_speech": 1}
 
 
 def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
     speeches = read({"text": "one", "key": "1"}, columns=KEYED)
-    reading = answer(speeches, *({"key": "1", "who": who, "reply": "Oh."} for who in ("elm", "oak")))
-    assert [each.author for each in reading.candidates] == ["elm"]
+    candidates, _ = answer(speeches, *({"key": "1", "who": who, "reply": "Oh."} for who in ("elm", "oak")))
+    assert [each.author for each in candidates] == ["elm"]
     with pytest.raises(InputError, match="'who' is empty"):
         answer(speeches, {"key": "1", "who": None, "reply": "Oh."})
     with pytest.raises(InputError, match="there is no column 'reply'"):

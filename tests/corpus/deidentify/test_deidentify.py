@@ -1,15 +1,32 @@
-"""Placeholders: the same person keeps one, nothing is replaced twice, the rest of a text stays."""
+"""Placeholders, Presidio on a local pipeline with every socket blocked, and the PII evaluation set."""
 
 import re
+import socket
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.schema import ENTITIES, Entity
-from psychocounsel.corpus.deidentify import Fingerprint, Placeholders, Span, deidentify, resolve
+from psychocounsel.config.schema import ENTITIES, DeidentificationConfig, Entity
+from psychocounsel.corpus.contacts import crisis_lines
+from psychocounsel.corpus.deidentify import (
+    Counts,
+    Fingerprint,
+    Placeholders,
+    PresidioDeidentifier,
+    Span,
+    deidentify,
+    evaluate,
+    open_deidentifier,
+    parse_marks,
+    read_pii_set,
+    resolve,
+)
+from psychocounsel.errors import ConfigError
 
 PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
 
@@ -52,6 +69,8 @@ def test_the_same_person_keeps_its_placeholder_and_numbers_follow_the_text():
         ("Anna Smith, Bo Jones; Jones", ["Anna Smith", "Bo Jones", "Jones"], "[PERSON_1], [PERSON_2]; [PERSON_2]"),
         ("Anna M. Smith is Anna Smith", ["Anna M. Smith", "Anna Smith"], "[PERSON_1] is [PERSON_1]"),
         ("James\u2019 and James", ["James\u2019", "James"], "[PERSON_1]\u2019 and [PERSON_1]"),
+        ("Anna 's", ["'s"], "Anna 's"),
+        ("[PERSON_3] met Bo", ["Bo"], "[PERSON_3] met [PERSON_4]"),
     ],
 )
 def test_parts_of_a_name_are_one_person(text, names, expected):
@@ -61,10 +80,6 @@ def test_parts_of_a_name_are_one_person(text, names, expected):
 def test_a_number_is_one_however_it_is_written():
     finder = WordFinder({"(503) 555-0142": "PHONE", "503-555-0142": "PHONE"})
     assert deidentify("(503) 555-0142 or 503-555-0142", finder) == "[PHONE_1] or [PHONE_1]"
-
-
-def test_a_placeholder_of_the_text_is_not_used_again():
-    assert deidentify("[PERSON_3] met Bo", people("Bo")) == "[PERSON_3] met [PERSON_4]"
 
 
 def test_texts_that_belong_together_share_their_placeholders():
@@ -123,9 +138,152 @@ def test_all_that_is_not_found_stays_and_so_do_placeholders(text, finder):
     assert set(PLACEHOLDER.sub("", out)) <= set(PLACEHOLDER.sub("", text))
 
 
-def test_a_find_of_nothing_is_no_find():
-    assert deidentify("Anna 's", people("'s")) == "Anna 's"
+class ListFinder:
+    """Returns given finds for each text."""
+
+    def __init__(self, finds: dict[str, list[Span]]) -> None:
+        self.fingerprint: Fingerprint = {}
+        self.finds = finds
+
+    def find(self, text: str) -> Sequence[Span]:
+        return self.finds.get(text, [])
 
 
-def test_a_text_without_finds_is_the_same_text():
-    assert deidentify("nothing here", people("Anna")) == "nothing here"
+def test_marks_become_spans():
+    item = parse_marks("My <PERSON>Anna</PERSON>, <PHONE>12</PHONE>.")
+    assert item.text == "My Anna, 12."
+    assert [(item.text[span.start : span.end], span.entity) for span in item.spans] == [
+        ("Anna", "PERSON"),
+        ("12", "PHONE"),
+    ]
+
+
+def test_a_span_is_found_when_it_is_covered_and_a_find_is_false_when_it_touches_nothing():
+    texts = [parse_marks("<PERSON>Anna Bo</PERSON> <PERSON>Cy</PERSON> x"), parse_marks("<PHONE>12</PHONE> z")]
+    finder = ListFinder(
+        {
+            "Anna Bo Cy x": [
+                Span(0, 4, "PERSON", 1.0),
+                Span(5, 7, "PERSON", 1.0),  # with the one before it all of Anna Bo
+                Span(8, 9, "PERSON", 1.0),  # half of Cy: neither found nor false
+                Span(11, 12, "PERSON", 1.0),
+            ],
+            "12 z": [Span(0, 2, "ID_NUMBER", 1.0)],
+        }
+    )
+    evaluation = evaluate(finder, texts)
+    assert evaluation.by_entity["PERSON"] == Counts(marked=2, found=1, finds=4, false=1)
+    assert evaluation.by_entity["PHONE"] == Counts(marked=1, found=0, finds=0, false=0)
+    assert evaluation.by_entity["ID_NUMBER"] == Counts(marked=0, found=0, finds=1, false=1)
+    assert evaluation.overall == Counts(marked=3, found=1, finds=5, false=2)
+    assert evaluation.texts == 2
+    assert (evaluation.overall.recall, evaluation.overall.precision) == pytest.approx((1 / 3, 3 / 5))
+    assert evaluation.by_entity["EMAIL"].recall is evaluation.by_entity["EMAIL"].precision is None
+
+
+def test_the_set_is_large_and_holds_every_entity_and_many_hard_negatives():
+    for half in ("tuned", "held_out"):
+        items = read_pii_set(half)
+        assert len(items) >= 100
+        assert {span.entity for item in items for span in item.spans} == set(ENTITIES)
+        assert sum(not item.spans for item in items) >= 35
+    texts = [item.text for item in read_pii_set()]
+    assert len(set(texts)) == len(texts)
+    assert not any("<" in text or ">" in text for text in texts)
+
+
+@pytest.mark.parametrize(("half", "recall", "precision"), [("tuned", 0.95, 0.95), ("held_out", 0.85, 0.95)])
+def test_the_pattern_engine_is_as_good_as_it_was(half, recall, precision):
+    engine = open_deidentifier(DeidentificationConfig(engine="patterns"))
+    assert engine is not None
+    overall = evaluate(engine, read_pii_set(half)).overall
+    assert overall.recall is not None and overall.recall >= recall
+    assert overall.precision is not None and overall.precision >= precision
+
+
+REASON = "the extra psychocounsel[deid] is not installed"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A blank pipeline that knows one person, one town and one label of its own."""
+    spacy = pytest.importorskip("spacy", reason=REASON)
+    pytest.importorskip("presidio_analyzer", reason=REASON)
+    folder = tmp_path_factory.mktemp("spacy") / "blank"
+    blank = spacy.blank("en")
+    ruler = blank.add_pipe("entity_ruler")
+    known = (("PERSON", "Zyx Qwf"), ("GPE", "Springfield"), ("MOOD", "sadness"))
+    ruler.add_patterns([{"label": label, "pattern": pattern} for label, pattern in known])
+    blank.to_disk(folder)
+    return folder
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def open_on(pipeline: Path, **settings: object):
+    config = {"engine": "presidio", "spacy_model": str(pipeline), **settings}
+    engine = open_deidentifier(DeidentificationConfig.model_validate(config))
+    assert engine is not None
+    return engine
+
+
+@pytest.mark.usefixtures("no_sockets")
+def test_presidio_finds_names_and_numbers_and_opens_no_socket(pipeline):
+    text = (
+        "Zyx Qwf of Springfield, in sadness, wrote to m.g84@gmail.com, https://a.example.com/x, "
+        "from 203.0.113.47. "
+        "Card 4539 1488 0343 6467, SSN 219-09-4817, or 212-555-0142, not 1-800-273-8255."
+    )
+    engine = PresidioDeidentifier(ListFinder({}), str(pipeline), ENTITIES, 0.4, crisis_lines())
+    assert deidentify(text, engine) == (
+        "[PERSON_1] of Springfield, in sadness, wrote to [EMAIL_1], [URL_1], from [IP_1]. "
+        "Card [ID_NUMBER_1], SSN [ID_NUMBER_2], or [PHONE_1], not 1-800-273-8255."
+    )
+
+
+def test_the_patterns_find_beside_it_what_presidio_has_no_name_for(pipeline):
+    text = "My sister Anna and Zyx Qwf live at 12 Oak Street, I am @zoe_88, born on May 5."
+    assert deidentify(text, open_on(pipeline)) == (
+        "My sister [PERSON_1] and [PERSON_2] live at [ADDRESS_1], I am [HANDLE_1], born on [DATE_OF_BIRTH_1]."
+    )
+
+
+def test_presidio_hides_only_the_entities_that_were_asked_for(pipeline):
+    text = "Zyx Qwf, a@b.org, 12 Oak Street"
+    assert deidentify(text, open_on(pipeline, entities=["EMAIL"])) == "Zyx Qwf, [EMAIL_1], 12 Oak Street"
+    assert deidentify(text, open_on(pipeline, entities=["ADDRESS"])) == "Zyx Qwf, a@b.org, [ADDRESS_1]"
+
+
+def test_identity_names_packages_and_pipeline(pipeline, tmp_path):
+    fingerprint = open_on(pipeline).fingerprint
+    assert fingerprint["engine"] == "presidio"
+    assert {"presidio-analyzer", "spacy", "phonenumbers", "tldextract"} <= set(fingerprint)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.cfg").write_text("[nlp]\n")
+    assert open_on(other).fingerprint["pipeline"] != fingerprint["pipeline"]
+    assert open_on(pipeline, min_score=0.5).fingerprint != fingerprint
+
+
+@pytest.mark.usefixtures("no_sockets")
+@pytest.mark.parametrize("name", ["en_core_web_none", "no/such/folder", ""])
+def test_a_pipeline_that_is_not_there_is_not_fetched(pipeline, name):
+    with pytest.raises(ConfigError, match=r"deidentification\.spacy_model.*spacy download"):
+        open_on(Path(name))
+
+
+def test_without_the_extra_the_remedy_is_named(pipeline, monkeypatch):
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(ConfigError, match=r"pip install 'psychocounsel\[deid\]'"):
+        open_on(pipeline)

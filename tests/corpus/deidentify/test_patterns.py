@@ -1,11 +1,10 @@
 """What the pattern engine finds, what it must leave, and how it treats crisis lines."""
 
-import csv
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from counsel_chat import counsel_chat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +12,6 @@ from psychocounsel.config.schema import DeidentificationConfig
 from psychocounsel.corpus.contacts import CrisisLines, CrisisLinesFile
 from psychocounsel.corpus.deidentify import deidentify, open_deidentifier, resolve
 
-COUNSEL_CHAT = Path(__file__).parents[4] / "shared" / "data" / "counsel-chat.csv"
 ENGINE = open_deidentifier(DeidentificationConfig(engine="patterns"))
 assert ENGINE is not None
 
@@ -102,13 +100,11 @@ def test_another_list_of_crisis_lines_can_be_given():
     assert deidentify("Call 503-555-0142 or 1-800-273-8255", engine) == "Call 503-555-0142 or [PHONE_1]"
 
 
-def test_only_the_entities_that_were_asked_for_are_hidden():
+def test_entities_and_threshold_limit_what_is_hidden():
     assert hidden("Anna, a@b.org", entities=["EMAIL"]) == "Anna, [EMAIL_1]"
-
-
-def test_a_threshold_leaves_the_doubtful_finds_out():
     text = "My wife Anna and i think stephanie lied"
     assert hidden(text, min_score=0.6) == "My wife [PERSON_1] and i think stephanie lied"
+    assert open_deidentifier(DeidentificationConfig()) is None
 
 
 PIECES = (
@@ -143,26 +139,16 @@ def test_a_hostile_text_does_not_hang(piece):
     assert deidentify(once, ENGINE) == once
 
 
-def test_identity_tells_what_shapes_the_finds():
-    plain = DeidentificationConfig(engine="patterns")
-    same = open_deidentifier(DeidentificationConfig(engine="patterns"))
-    fewer = open_deidentifier(DeidentificationConfig(engine="patterns", entities=("EMAIL",)))
-    surer = open_deidentifier(DeidentificationConfig(engine="patterns", min_score=0.9))
-    engine = open_deidentifier(plain)
-    assert engine is not None and same is not None and fewer is not None and surer is not None
-    assert engine.fingerprint == same.fingerprint
-    assert len({str(each.fingerprint) for each in (engine, fewer, surer)}) == 3
-
-
-def test_no_engine_is_none():
-    assert open_deidentifier(DeidentificationConfig()) is None
+def test_the_fingerprint_follows_what_affects_the_finds():
+    settings = ({}, {}, {"entities": ("EMAIL",)}, {"min_score": 0.9})
+    configs = (DeidentificationConfig.model_validate({"engine": "patterns", **each}) for each in settings)
+    plain, same, *others = [str(engine.fingerprint) for engine in map(open_deidentifier, configs) if engine]
+    assert plain == same
+    assert len({plain, *others}) == 3
 
 
 def test_on_real_questions_the_finds_are_those_that_were_looked_at():
-    if not COUNSEL_CHAT.is_file():
-        pytest.skip(f"{COUNSEL_CHAT} is absent")
-    with COUNSEL_CHAT.open(encoding="utf-8", newline="") as stream:
-        questions = dict.fromkeys(row["questionText"] for row in csv.DictReader(stream))
+    questions = dict.fromkeys(row.question for row in counsel_chat())
     finds = [(span.entity, text[span.start : span.end]) for text in questions for span in resolve(ENGINE.find(text))]
     assert Counter(entity for entity, _ in finds) == {"PERSON": 13}
     assert all(re.fullmatch(r"[A-Z][a-z]+( [A-Z][a-z]+){0,2}", found) for _, found in finds)
