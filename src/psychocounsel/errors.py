@@ -27,9 +27,7 @@ class PsychoCounselError(Exception):
     exit_code = ExitCode.USER_ERROR
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what = what
-        self.where = where
-        self.remedy = remedy
+        self.what, self.where, self.remedy = what, where, remedy
         super().__init__((f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else ""))
 
 

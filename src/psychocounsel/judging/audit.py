@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
-from statistics import fmean, stdev, variance
+from statistics import correlation, fmean, stdev, variance
 from typing import Any, NamedTuple
 
 from psychocounsel.judging.judge import mean_ratings
@@ -161,10 +161,7 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     """Return the product-moment correlation; None where one side does not vary."""
     if len(set(xs)) < 2 or len(set(ys)) < 2:
         return None
-    x_mean, y_mean = fmean(xs), fmean(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    spread = math.sqrt(sum((x - x_mean) ** 2 for x in xs) * sum((y - y_mean) ** 2 for y in ys))
-    return max(-1.0, min(1.0, covariance / spread))
+    return max(-1.0, min(1.0, correlation(xs, ys)))
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
@@ -286,14 +283,9 @@ def vote_metrics(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         return {}
     valid = [each for each in comparisons if each.status is ReplyStatus.VALID]
     overall = [{vote.winners[OVERALL] for vote in each.votes if vote.status is ReplyStatus.VALID} for each in valid]
-    return {
-        "votes": {
-            "asked": len(votes),
-            "status": _status_by_judge(votes),
-            "unanimous": sum(len(winners) == 1 for winners in overall),
-            "comparisons": len(overall),
-        }
-    }
+    unanimous = sum(len(winners) == 1 for winners in overall)
+    counts = {"asked": len(votes), "status": _status_by_judge(votes), "unanimous": unanimous}
+    return {"votes": {**counts, "comparisons": len(overall)}}
 
 
 def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
@@ -306,13 +298,9 @@ def interval_alpha(units: Iterable[Sequence[Rating]]) -> float | None:
     values = [value for unit in paired for value in unit]
     if len(set(values)) < 2:
         return None
-    observed = math.fsum(_squared_differences(unit) / (len(unit) - 1) for unit in paired)
-    return 1 - observed * (len(values) - 1) / _squared_differences(values)
-
-
-def _squared_differences(values: Sequence[Rating]) -> float:
-    """Return the sum over all ordered pairs of two values."""
-    return 2 * len(values) * _squared_deviations(values)
+    # Over all ordered pairs of n values, squared differences add up to 2n times the squared deviations.
+    observed = math.fsum(2 * len(unit) * _squared_deviations(unit) / (len(unit) - 1) for unit in paired)
+    return 1 - observed * (len(values) - 1) / (2 * len(values) * _squared_deviations(values))
 
 
 def _status_by_judge(replies: Sequence[RatingSample] | Sequence[Vote]) -> dict[str, dict[str, int]]:
@@ -331,10 +319,8 @@ def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) ->
     units = {name: [[ratings[name] for ratings in opinion.values()] for opinion in opinions] for name in principles}
     # A standard deviation over the number of opinions and not one less.
     spreads = {name: [math.sqrt(_squared_deviations(unit) / len(unit)) for unit in units[name]] for name in principles}
-    means: dict[str, dict[str, float]] = {}
-    for judge in judges:
-        own = [opinion[judge] for opinion in opinions if judge in opinion]
-        means[judge] = {name: fmean(ratings[name] for ratings in own) for name in principles}
+    own = {judge: [opinion[judge] for opinion in opinions if judge in opinion] for judge in judges}
+    means = {judge: {name: fmean(each[name] for each in own[judge]) for name in principles} for judge in judges}
     pairs: list[dict[str, Any]] = []
     for one, other in combinations(judges, 2):
         both = [(opinion[one], opinion[other]) for opinion in opinions if one in opinion and other in opinion]

@@ -40,7 +40,6 @@ class Judge(Protocol):
     """Rates responses on the principles of a rubric and compares two of them.
 
     Attributes:
-        name: names the judge in judgements and reports.
         warnings: sentences that head every artifact and report made with this judge.
         fingerprint: everything that shapes its ratings, for ids and caches.
         principles: ids of the rated principles, in the order of the rubric.
@@ -142,13 +141,9 @@ PILOT_RESULTS = 20
 
 
 class FailureLimit:
-    """Ends a run of a judge as soon as `max_missing_share` cannot be met any more.
+    """Ends a run of a judge as soon as `max_missing_share` (1: no limit) of its results cannot be met any more.
 
-    Args:
-        what: name of the results in a message.
-        results: how many are wanted, with `samples` requests each; more than half of them have to succeed.
-        samples: requests for one result.
-        max_missing_share: the largest share of the results that may fail; at 1 nothing is limited.
+    `results` are wanted, with `samples` requests each, of which at least half have to succeed.
     """
 
     def __init__(self, what: str, results: int, samples: int, max_missing_share: float) -> None:

@@ -197,11 +197,9 @@ class ChatJudge:
 
 
 class PanelJudge:
-    """Several judges with one rubric, asked one after the other; what each says is kept as a sample.
+    """At least two judges with one rubric, one after the other; what each says is kept as a sample.
 
-    Attributes:
-        judges: the members, at least two.
-        labels: their names; a name that occurs twice gets a number.
+    Its `labels` are the names of its `judges`; a name that occurs twice gets a number.
     """
 
     warnings: tuple[str, ...] = ()
