@@ -13,42 +13,25 @@ SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 SPEECHES_PER_TOPIC = 4
 
 SHAPE = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "layers": 1,
-    "attention_heads": 4,
-    "key_value_heads": 2,
-    "max_positions": 1024,
+    **{"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "max_positions": 1024},
+    **{"attention_heads": 4, "key_value_heads": 2},
 }
 OPTIMISATION = {
-    "learning_rate": 1.0e-3,
-    "global_batch_size": 8,
-    "per_device_batch_size": 4,
-    "precision": "fp32",
-    "save_every_steps": 1000,
+    **{"learning_rate": 1.0e-3, "precision": "fp32", "save_every_steps": 1000},
+    **{"global_batch_size": 8, "per_device_batch_size": 4},
 }
 LENGTH = {"max_length_tokens": 1024}
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 24, "batch_size": 64}
 
 
 def corpus(folder: Path) -> dict[str, Any]:
+    columns = {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"}
+    speeches = {"path": str(folder / "speeches.jsonl"), "columns": columns, "licence": "cc-by-4.0"}
+    answer_columns = {"text": "text", "author": "author", "speech_key": "speech"}
     return {
         "name": "mini",
-        "speeches": [
-            {
-                "path": str(folder / "speeches.jsonl"),
-                "columns": {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"},
-                "licence": "cc-by-4.0",
-                "data_class": "public",
-            }
-        ],
-        "candidates": [
-            {
-                "path": str(folder / "candidates.jsonl"),
-                "columns": {"text": "text", "author": "author", "speech_key": "speech"},
-            }
-        ],
+        "speeches": [{**speeches, "data_class": "public"}],
+        "candidates": [{"path": str(folder / "candidates.jsonl"), "columns": answer_columns}],
         "split": {"test_share": 0.25, "dev_share": 0.15},
     }
 
@@ -60,16 +43,11 @@ def responder(author: str, model: str) -> dict[str, Any]:
 def configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the content of every config by file name without extension."""
     online = {
-        "speeches": "mini",
-        "reward_model": "mini",
-        "rounds": 2,
-        "steps_per_round": 2,
-        "speeches_per_round": 8,
-        "candidates_per_speech": 3,
-        "unfinished": "penalise",
-        "sampling": SAMPLING,
+        **{"speeches": "mini", "reward_model": "mini", "unfinished": "penalise", "sampling": SAMPLING},
+        **{"rounds": 2, "steps_per_round": 2, "speeches_per_round": 8, "candidates_per_speech": 3},
     }
     shared = {"optimisation": OPTIMISATION, "length": LENGTH}
+    dpo = {"mode": "dpo", "policy": "mini-base", "preferences": "mini", "max_steps": 3, **shared}
     return {
         "corpus": corpus(folder),
         "make-base-model": {
@@ -80,14 +58,7 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
         },
         "build-preferences": {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}},
         "train-reward": {"name": "mini", "base_model": "mini-base", "preferences": "mini", "epochs": 1, **shared},
-        "align-dpo": {
-            "name": "mini-dpo",
-            "mode": "dpo",
-            "policy": "mini-base",
-            "preferences": "mini",
-            "max_steps": 3,
-            **shared,
-        },
+        "align-dpo": {"name": "mini-dpo", **dpo},
         "align": {"name": "mini-online", "mode": "online", "policy": "mini-base", "online": online, **shared},
         "eval-winrate": {
             "name": "mini",
@@ -97,23 +68,12 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
             "reference": responder("base", "mini-base"),
             "bootstrap_samples": 200,
         },
-        "report": {
-            "name": "mini",
-            "artifacts": ["audits/mini", "reward-models/mini", "comparisons/mini"],
-            "examples": 2,
-        },
+        "report": {"name": "mini", "artifacts": SHOWN, "examples": 2},
     }
 
 
-STEPS = (
-    ("make-base-model", "make-base-model"),
-    ("build-preferences", "build-preferences"),
-    ("train-reward", "train-reward"),
-    ("align", "align-dpo"),
-    ("align", "align"),
-    ("eval-winrate", "eval-winrate"),
-    ("report", "report"),
-)
+SHOWN = ["audits/mini", "reward-models/mini", "comparisons/mini"]
+STEPS = ("make-base-model", "build-preferences", "train-reward", "align-dpo", "align", "eval-winrate", "report")
 
 
 def write_recipe(folder: Path) -> Path:
@@ -122,7 +82,7 @@ def write_recipe(folder: Path) -> Path:
     write_samples(folder)
     for name, content in configs(folder).items():
         write_yaml(folder / f"{name}.yaml", content)
-    steps = [{"stage": stage, "config": f"{name}.yaml"} for stage, name in STEPS]
+    steps = [{"stage": name.removesuffix("-dpo"), "config": f"{name}.yaml"} for name in STEPS]
     write_yaml(folder / "recipe.yaml", {"description": "the whole pipeline, tiny", "steps": steps})
     return folder
 

@@ -31,33 +31,29 @@ ANSWERS = (
     ("large-model", "That sounds heavy. What do you miss most at night?", (5, 4)),
 )
 MODEL_FILES = (
-    "README.md",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    *("README.md", "config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 SOURCES = [
     {"name": "a.csv", "licence": "mit", "data_class": "public", "speeches": 2},
     {"name": "b.csv", "licence": "cc-by-nc-4.0", "data_class": "deidentified", "speeches": 1},
 ]
+
+
+def step(name: str, rows_in: int, rows_out: int, dropped: dict[str, int], changed: int = 0) -> dict[str, Any]:
+    counts = {"rows_in": rows_in, "rows_out": rows_out, "changed": changed}
+    return {"step": name, **counts, "dropped": dropped, "examples": {}}
+
+
 SPEECH_METRICS: dict[str, Any] = {
     "funnel": {
         "rows_in": 5,
         "kept": 3,
         "dropped": {"too_short": 1, "repeated_speech": 1},
         "steps": [
-            {"step": "markup", "rows_in": 5, "rows_out": 5, "changed": 2, "dropped": {}, "examples": {}},
-            {"step": "length", "rows_in": 5, "rows_out": 4, "changed": 0, "dropped": {"too_short": 1}, "examples": {}},
-            {
-                "step": "repeats",
-                "rows_in": 4,
-                "rows_out": 3,
-                "changed": 0,
-                "dropped": {"repeated_speech": 1},
-                "examples": {},
-            },
+            step("markup", 5, 5, {}, changed=2),
+            step("length", 5, 4, {"too_short": 1}),
+            step("repeats", 4, 3, {"repeated_speech": 1}),
         ],
     },
     "splits": {"train": 2, "dev": 0, "test": 1},

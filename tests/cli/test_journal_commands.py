@@ -50,17 +50,12 @@ def test_lost_responses_travel_too(store: Path, tmp_path: Path) -> None:
     assert "2 replies intact, 1 damaged" in result.output
 
 
-def test_verify_fails_on_a_damaged_reply(store: Path) -> None:
+def test_a_damaged_reply_is_a_failure_until_it_is_received_again(store: Path) -> None:
     with sqlite3.connect(store / JOURNAL_FILE) as database:
         database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")
     result = call("verify", "--store", store)
     assert isinstance(result.exception, StoreError)
     assert "1 replies intact, 1 damaged" in result.output
-
-
-def test_a_damaged_reply_that_was_received_again_is_not_a_failure(store: Path) -> None:
-    with sqlite3.connect(store / JOURNAL_FILE) as database:
-        database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")
     with Journal(store / JOURNAL_FILE) as journal:
         journal.record("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3))
     result = call("verify", "--store", store)
@@ -76,12 +71,9 @@ def test_a_store_without_a_journal_is_an_error(tmp_path: Path, words: tuple[str,
 
 
 def test_a_missing_file_or_folder_is_an_error(store: Path, tmp_path: Path) -> None:
-    assert isinstance(call("import", tmp_path / "none.jsonl", "--store", store).exception, InputError)
-    assert isinstance(call("export", tmp_path / "none" / "x.jsonl", "--store", store).exception, InputError)
-    assert isinstance(call("export", tmp_path, "--store", store).exception, InputError)
-
-
-def test_a_foreign_file_leaves_no_journal_behind(store: Path, tmp_path: Path) -> None:
+    calls = [("import", tmp_path / "none.jsonl"), ("export", tmp_path / "none" / "x.jsonl"), ("export", tmp_path)]
+    assert all(isinstance(call(*words, "--store", store).exception, InputError) for words in calls)
+    # A file that is no export leaves no journal behind.
     result = call("import", store / JOURNAL_FILE, "--store", tmp_path / "new")
     assert isinstance(result.exception, InputError)
     assert not (tmp_path / "new" / JOURNAL_FILE).exists()
