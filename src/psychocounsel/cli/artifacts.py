@@ -16,14 +16,6 @@ from psychocounsel.store.store import Store
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, kind/name or a path.")]
 
 
-def add_artifacts_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("list")(list_artifacts)
-    app.command("show")(show)
-    app.command("verify")(verify)
-    app.command("diff")(diff)
-
-
 def _resolve(store: Store, ref: str) -> Artifact:
     from psychocounsel.store.references import resolve
 
@@ -136,15 +128,6 @@ ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines t
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `journal export` wrote.")]
 
 
-def add_journal_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    journal = typer.Typer(help="Move paid replies between stores, or check them.", no_args_is_help=True)
-    journal.command("export")(export)
-    journal.command("import")(import_)
-    journal.command("verify")(verify_journal)
-    app.add_typer(journal, name="journal")
-
-
 def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
     """Write every intact reply to a file."""
     from psychocounsel.llm.endpoints import existing_journal
@@ -215,11 +198,6 @@ Private = Annotated[bool, typer.Option("--private/--public", help="Who may read 
 Listing = Annotated[bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")]
 
 
-def add_push_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command("push")(push)
-
-
 def push(
     ref: Published,
     target: Target,
@@ -253,3 +231,13 @@ def push(
         console.result(f"would upload {what} to {repository.ref}, branch {repository.branch}")
         return
     console.result(f"uploaded {what} to {upload(publication, repository)}")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands."""
+    for name, command in {"list": list_artifacts, "show": show, "verify": verify, "diff": diff, "push": push}.items():
+        app.command(name)(command)
+    journal = typer.Typer(help="Move paid replies between stores, or check them.", no_args_is_help=True)
+    for name, command in {"export": export, "import": import_, "verify": verify_journal}.items():
+        journal.command(name)(command)
+    app.add_typer(journal, name="journal")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psychocounsel.cli.artifacts import add_artifacts_to, add_journal_to, add_push_to
+from psychocounsel.cli.artifacts import add_commands
 from psychocounsel.cli.output import (
     DEFAULT_STORE,
     DryRun,
@@ -243,7 +243,7 @@ def import_preferences(
         return
     following = next_step("import-preferences", Path(source)) if is_file else None
     if following is not None:
-        words: list[str] = [following.stage, str(following.config)]
+        words = list(following)
     else:
         bundled = recipes_folder() / RELEASED / "train-reward.yaml"
         path = bundled.relative_to(Path.cwd()) if bundled.is_relative_to(Path.cwd()) else bundled
@@ -252,9 +252,7 @@ def import_preferences(
     show_end(created, words, opened)
 
 
-add_artifacts_to(app)
-add_push_to(app)
-add_journal_to(app)
+add_commands(app)
 
 
 def _overrides(

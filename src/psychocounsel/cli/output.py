@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,13 +34,6 @@ DEFAULT_STORE = Path("data")
 def open_store(folder: Path, is_offline: bool = False) -> Store:
     """Return the store at a folder."""
     return Store(folder, is_offline)
-
-
-class NextStep(NamedTuple):
-    """The stage that reads the result of another one, and its config."""
-
-    stage: "StageName"
-    config: Path
 
 
 _FUNNEL_KINDS = ("speeches", "candidates", "judgements")
@@ -79,8 +72,8 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
                 console.result(f"  {line}")
 
 
-def next_step(stage: "StageName", config: Path) -> NextStep | None:
-    """Return the step after a stage's config, or None if its folder has no config for it.
+def next_step(stage: "StageName", config: Path) -> tuple[str, str] | None:
+    """Return the stage after a stage's config and its own config, or None if the folder has none for it.
 
     It is the recipe's next step where a `recipe.yaml` in the folder names the config; else that of the next stage:
     `align-dpo.yaml` is followed by `eval-winrate-dpo.yaml` where that exists, else by `eval-winrate.yaml`.
@@ -90,10 +83,10 @@ def next_step(stage: "StageName", config: Path) -> NextStep | None:
         return step
     names = [f"{following}{config.stem.removeprefix(stage)}.yaml", f"{following}.yaml"]
     found = [config.with_name(name) for name in names if config.with_name(name).is_file()]
-    return NextStep(following, found[0]) if found else None
+    return (following, str(found[0])) if found else None
 
 
-def _next_in_recipe(config: Path) -> NextStep | None:
+def _next_in_recipe(config: Path) -> tuple[str, str] | None:
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig
 
@@ -106,7 +99,7 @@ def _next_in_recipe(config: Path) -> NextStep | None:
         return None
     for step, following in pairwise(steps):
         if step.config == config.name and config.with_name(following.config).is_file():
-            return NextStep(following.stage, config.with_name(following.config))
+            return following.stage, str(config.with_name(following.config))
     return None
 
 
@@ -114,9 +107,9 @@ def next_command(created: Artifact, stage: "StageName", config: Path) -> list[st
     """Return the command that reads the result of a stage; CONFIG stands for a file that does not exist yet."""
     following = next_step(stage, config)
     if following is not None:
-        return [following.stage, str(following.config)]
+        return list(following)
     if stage not in _NEXT_STAGE:
-        return _show_command(created)
+        return ["show", f"{created.kind}/{created.ref}"]
     setting = _SETTING.get(created.kind)
     return [_NEXT_STAGE[stage], "CONFIG", *([] if setting is None else ["--set", setting.format(ref=created.ref)])]
 
@@ -136,8 +129,4 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
 def show_end_of_recipe(created: Sequence[Artifact], store: Store) -> None:
     """Print the path of a recipe's report; without one, the command that shows the last result."""
     last = next((each for each in reversed(created) if each.kind == "reports"), created[-1])
-    show_end(last, _show_command(last), store)
-
-
-def _show_command(artifact: Artifact) -> list[str]:
-    return ["show", f"{artifact.kind}/{artifact.ref}"]
+    show_end(last, ["show", f"{last.kind}/{last.ref}"], store)
