@@ -198,11 +198,16 @@ class SftConfig(Settings):
     max_length_tokens: PositiveInt = 512
 
 
-class BaseModelConfig(Settings):
-    """A tiny Llama 3, trained on this machine so that the pipeline runs without a download."""
+class StageConfig(Settings):
+    """What the configs of all stages but the report begin with."""
 
     name: Name
     seed: Seed = 0
+
+
+class BaseModelConfig(StageConfig):
+    """A tiny Llama 3, trained on this machine so that the pipeline runs without a download."""
+
     corpus: CorpusConfig
     shape: TinyLlamaShape = TinyLlamaShape()
     sft: SftConfig = SftConfig()
@@ -248,15 +253,13 @@ class AuditConfig(Settings):
     canaries: NonNegativeInt = 20
 
 
-class BuildPreferencesConfig(Settings):
+class BuildPreferencesConfig(StageConfig):
     """Speeches, candidates and judgements become a preference dataset.
 
     `retry_failed` makes new artifacts from those that were completed with failures, and sends the failed requests
     again.
     """
 
-    name: Name
-    seed: Seed = 0
     corpus: CorpusConfig
     pool: PoolConfig | None = None
     judge: JudgeConfig = JudgeConfig()
@@ -265,7 +268,7 @@ class BuildPreferencesConfig(Settings):
     retry_failed: Annotated[bool, Gate()] = False
 
 
-class ImportPreferencesConfig(Settings):
+class ImportPreferencesConfig(StageConfig):
     """A released preference dataset becomes speeches and preferences, and its flaws are counted.
 
     `source` is a Hub data set, or a folder with its Parquet files; train and test are read. `leakage` is what happens
@@ -274,8 +277,6 @@ class ImportPreferencesConfig(Settings):
     the chosen side must not be worse; null for no such rule.
     """
 
-    name: Name
-    seed: Seed = 0
     source: str
     config: str | None = None
     licence: str = "cc-by-nc-4.0"
@@ -326,14 +327,12 @@ class LengthConfig(Settings):
     max_dropped_share: Annotated[Share, Gate()] = 0.05
 
 
-class TrainRewardConfig(Settings):
+class TrainRewardConfig(StageConfig):
     """A Bradley-Terry reward model, trained on a preference dataset.
 
     `allow_leakage` accepts test speeches that a model was trained on, and says so in the result.
     """
 
-    name: Name
-    seed: Seed = 0
     base_model: str
     preferences: str
     epochs: PositiveInt = 2
@@ -359,11 +358,9 @@ class OnlineConfig(Settings):
     length_penalty_per_100_tokens: NonNegativeFloat = 0.0
 
 
-class AlignConfig(Settings):
+class AlignConfig(StageConfig):
     """A policy aligned by DPO on a preference dataset, or by online DPO with a reward model."""
 
-    name: Name
-    seed: Seed = 0
     mode: Literal["dpo", "online"]
     policy: str
     preferences: str | None = None
@@ -385,7 +382,7 @@ class AlignConfig(Settings):
         return self
 
 
-class EvalWinrateConfig(Settings):
+class EvalWinrateConfig(StageConfig):
     """A policy's responses against a reference's, compared by a judge in both orders.
 
     `max_speeches` are chosen from the split by a hash of seed and content. `retry_failed` makes new artifacts from
@@ -393,8 +390,6 @@ class EvalWinrateConfig(Settings):
     a model was trained on, and says so in the result.
     """
 
-    name: Name
-    seed: Seed = 0
     speeches: str
     split: Literal["train", "dev", "test"] = "test"
     max_speeches: PositiveInt | None = None
