@@ -38,7 +38,10 @@ HISTORY_COLUMNS = {name: name for name in ("accuracy", "margin", "mean_reward")}
 
 
 class BradleyTerryTrainer(CheckedTrainer, RewardTrainer):
-    """trl's trainer; the loss is `-log sigmoid(r(x, chosen) - r(x, rejected))` (arXiv 2502.19731)."""
+    """trl's trainer, whose `compute_loss` is `-log sigmoid(r(x, chosen) - r(x, rejected))` (arXiv 2502.19731).
+
+    Override `compute_loss` here for another objective.
+    """
 
 
 class PooledTokenCollator(DataCollatorForPreference):
