@@ -1,7 +1,7 @@
 """Judges that ask chat models: results in order, failures apart, nothing requested twice; samples and panels."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -13,8 +13,6 @@ from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings, PanelJudg
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import SamplingParams
 from psychocounsel.llm.journal import Journal
-from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.session import JournalledModel
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.types import OVERALL, Candidate, ReplyStatus, Speech, Winner
 
@@ -69,18 +67,6 @@ def test_each_response_has_its_own_request_and_results_stand_in_order(journal: J
     assert (len(model.asked), sum(done)) == (4, 4)
     first = judgements[0]
     assert (first.samples, type(first.ratings[FIRST])) == ((), int)
-
-
-def test_too_few_replies_are_never_given_to_the_wrong_items(journal: Journal) -> None:
-    class Losing(JournalledModel):
-        def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
-            return super().run(requests, policy)[1:]
-
-    with pytest.raises(ValueError, match="shorter"):
-        ChatJudge(Losing(FakeModel(threes), lambda: journal), RUBRIC).rate(ITEMS, ignore)
-    with pytest.raises(ValueError, match="shorter"):
-        always_a = FakeModel(lambda request: sided(request, "A"))
-        ChatJudge(Losing(always_a, lambda: journal), RUBRIC).compare([PAIR], ignore)
 
 
 @pytest.mark.parametrize("status", [each for each in ReplyStatus if each not in (VALID, ReplyStatus.INVALID)])

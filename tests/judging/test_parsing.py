@@ -168,12 +168,7 @@ def test_a_flat_reply_with_declared_keys_is_read_and_echoes_no_id(wrapped: str) 
     assert parse_ratings(wrapped.replace("{}", flat()), FLAT, "any id") == ParsedRatings(FLAT_RATINGS, "")
 
 
-@pytest.mark.parametrize("key", [*FLAT_RATINGS, *EXTRAS])
-def test_a_missing_key_is_no_rating(key: str) -> None:
-    assert reason(json.dumps({name: each for name, each in json.loads(flat()).items() if name != key}), FLAT)
-
-
-@pytest.mark.parametrize("changes", [*({"Safety": each} for each in (4.57, "4", True, None, 0, 6)), {"Confidence": 5}])
+@pytest.mark.parametrize("changes", [{"Safety": 4.57}, {"Safety": "4"}, {"Safety": 6}, {"Confidence": 5}])
 def test_a_rating_off_the_scale_or_an_undeclared_key_is_no_rating(changes: dict[str, Any]) -> None:
     assert reason(flat(**changes), FLAT)
 

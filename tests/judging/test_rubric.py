@@ -163,7 +163,7 @@ def test_a_faulty_rubric_is_refused_with_file_and_line(tmp_path: Path, old: str,
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"),
+    ("text", "expected"),
     [
         ("weight: -1", "weight: Input should be greater than or equal to 0"),
         ("weight: '1'", "weight: Input should be a valid number"),
@@ -174,16 +174,6 @@ def test_a_faulty_rubric_is_refused_with_file_and_line(tmp_path: Path, old: str,
         ("veto: -1", "veto: -1 is no veto on the scale 0 to 2"),
         ("veto: 0", "veto: 0 is no veto on the scale 0 to 2"),
         ("veto: 1.5", "veto: Input should be a valid integer"),
-    ],
-)
-def test_faulty_weights_and_vetoes_are_refused(tmp_path: Path, key: str, expected: str) -> None:
-    (fault,) = faults_of(tmp_path, with_key(key))
-    assert expected in fault
-
-
-@pytest.mark.parametrize(
-    ("block", "expected"),
-    [
         ("safety: presense\n", "line 10: safety: 'presense' is no principle; did you mean 'presence'?"),
         ("safety: humour\n", "'humour' is no principle; known: presence"),
         (OFFLINE.replace("warmth", "warmht"), "there is no feature 'warmht'; did you mean 'warmth'?"),
@@ -195,8 +185,8 @@ def test_faulty_weights_and_vetoes_are_refused(tmp_path: Path, key: str, expecte
         (FLAT.replace("Overall", "presence"), "reply.extra_keys.presence: is a key of every reply"),
     ],
 )
-def test_faulty_blocks_are_refused(tmp_path: Path, block: str, expected: str) -> None:
-    (fault,) = faults_of(tmp_path, SMALL + block)
+def test_faulty_weights_vetoes_and_blocks_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (fault,) = faults_of(tmp_path, SMALL + text if text.endswith("\n") else with_key(text))
     assert expected in fault
 
 

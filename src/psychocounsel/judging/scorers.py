@@ -138,7 +138,10 @@ class TextScorer(Scorer):
 
     @cached_property
     def _fixed_parts(self) -> Mapping[str, "_FixedPart"]:
-        schemas = {"rate": _rating_schema(self.rubric), "compare": _comparison_schema(self.rubric)}
+        side: JSON = {"type": "string", "enum": list(WINNERS)}
+        winners = _strict_object(dict.fromkeys((OVERALL, *self.rubric.principle_ids), side))
+        compared = _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": winners})
+        schemas = {"rate": _rating_schema(self.rubric), "compare": compared}
         return {name: _fixed_part(name, self.rubric, schema) for name, schema in schemas.items()}
 
     def read_ratings(self, asked: JudgeRequest, reply: ChatReply) -> ParsedRatings | ParseFailure:
@@ -222,19 +225,9 @@ def _rating_schema(rubric: Rubric) -> dict[str, JSON]:
     return _strict_object({**before, **shown, **after})
 
 
-def _comparison_schema(rubric: Rubric) -> dict[str, JSON]:
-    side: JSON = {"type": "string", "enum": list(WINNERS)}
-    winners: dict[str, JSON] = dict.fromkeys((OVERALL, *rubric.principle_ids), side)
-    return _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": _strict_object(winners)})
-
-
 def _strict_object(properties: Mapping[str, JSON]) -> dict[str, JSON]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    shape: dict[str, JSON] = {"type": "object", "properties": dict(properties), "required": list(properties)}
+    return {**shape, "additionalProperties": False}
 
 
 # --- Token probabilities ---------------------------------------------------------------------------------------------
