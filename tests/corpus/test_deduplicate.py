@@ -52,19 +52,11 @@ def same_cluster(left: str, right: str, similarity: float = SIMILARITY) -> bool:
     return len(set(found_clusters([left, right], similarity))) == 1
 
 
-# --- MarkedText copies --------------------
+# --- Near copies --------------------
 
 
 def sentences(text: str) -> list[str]:
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
-
-
-def other_case(text: str, rng: random.Random) -> str:
-    return rng.choice([str.upper, str.lower, str.title, str.swapcase])(text)
-
-
-def other_punctuation(text: str, rng: random.Random) -> str:
-    return "".join(rng.choice(["", "!", " - ", "..."]) if sign in ".,;:!?'\"" else sign for sign in text)
 
 
 def misspelt(word: str, rng: random.Random) -> str:
@@ -96,13 +88,8 @@ def sentence_moved(text: str, rng: random.Random) -> str:
     return " ".join(own)
 
 
-def all_at_once(text: str, rng: random.Random) -> str:
-    changed = rng.choice([sentence_added, sentence_moved])(text, rng)
-    return typos(other_punctuation(other_case(changed, rng), rng), rng)
-
-
 Change = Callable[[str, random.Random], str]
-CHANGES: list[Change] = [other_case, other_punctuation, typos, sentence_added, sentence_moved, all_at_once]
+CHANGES: list[Change] = [typos, sentence_added, sentence_moved]
 
 
 def near_copy(text: str, change: Change, rng: random.Random) -> str:
@@ -196,9 +183,6 @@ def test_short_texts_and_texts_without_letters_have_clusters(text: str) -> None:
 def test_a_similarity_at_which_too_many_pairs_would_be_missed_is_refused() -> None:
     with pytest.raises(ValidationError, match="near_duplicate_similarity"):
         SplitConfig(near_duplicate_similarity=0.45)
-
-
-def test_no_speech_is_no_cluster() -> None:
     assert found_clusters([]) == []
 
 
@@ -394,18 +378,15 @@ def test_every_topic_gives_its_share() -> None:
 
 def test_without_strata_topics_do_not_matter() -> None:
     config = SplitConfig(stratify=False)
-    assert assign_splits(alone(60), ["a", "b"] * 30, config) == assign_splits(alone(60), [""] * 60, config)
+    splits = assign_splits(alone(60), [""] * 60, config)
+    assert assign_splits(alone(60), ["a", "b"] * 30, config) == splits
+    assert assign_splits(alone(60), [""] * 60, SplitConfig(stratify=False, seed=1)) != splits
 
 
 def test_topics_too_small_for_a_share_of_their_own_share_one() -> None:
     topics = [f"topic {at}" for at in range(40)]
     splits = assign_splits(alone(40), topics, SplitConfig(test_share=0.25, dev_share=0.1))
     assert (splits.count("test"), splits.count("dev")) == (10, 4)
-
-
-def test_another_seed_splits_otherwise() -> None:
-    one, two = (assign_splits(alone(60), [""] * 60, SplitConfig(seed=seed)) for seed in (0, 1))
-    assert one != two
 
 
 @pytest.mark.parametrize(

@@ -132,19 +132,14 @@ SPEECH_STEPS = (
 def response_steps(config: CleaningConfig, authors: Iterable[str]) -> tuple[Step, ...]:
     """Return the steps for responses: those for speeches, then signatures and contacts as configured.
 
-    Args:
-        config: its `signatures` and `contacts` are read.
-        authors: names or page addresses of all authors; the people among them are looked for in every response.
+    `authors` are names or page addresses; the people among them are looked for in every response.
     """
     steps = list(SPEECH_STEPS)
     if config.signatures == "remove":
-        known = KnownPeople.of_authors(authors)
-        # Addresses that go take the names in them along.
-        in_addresses = config.contacts == "keep"
+        known, in_addresses = KnownPeople.of_authors(authors), config.contacts == "keep"  # else addresses go whole
         steps.append(Step("signatures", partial(without_signatures, known=known, in_addresses=in_addresses)))
     if config.contacts != "keep":
-        change = without_contacts if config.contacts == "drop_sentence" else with_placeholders
-        steps.append(Step("contacts", change))
+        steps.append(Step("contacts", without_contacts if config.contacts == "drop_sentence" else with_placeholders))
     return tuple(steps)
 
 
@@ -261,8 +256,7 @@ def _start_worker(open_in_worker: Callable[[], _Function[Any]]) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
+    if (parent := parent_process()) is not None:
         wait([parent.sentinel])
         os._exit(1)
 

@@ -113,7 +113,11 @@ def web_addresses(text: str) -> list[Contact]:
     may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
     if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
         return []
-    found = [_mail(match) for match in _EMAIL.finditer(text)] if may_hold_mail else []
+    found: list[Contact] = []
+    for match in _EMAIL.finditer(text) if may_hold_mail else ():
+        glued = _GLUED_WORD.search(match.group())
+        length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
+        found.append(Contact("EMAIL", match.start(), match.start() + length))
     # Mail addresses are blanked, so that their domains do not count again.
     rest = blanked(text, [(mail.start, mail.end) for mail in found])
     position = 0
@@ -124,12 +128,6 @@ def web_addresses(text: str) -> list[Contact]:
         found.append(_url(match))
         position = found[-1].end
     return sorted(found, key=_start)
-
-
-def _mail(match: re.Match[str]) -> Contact:
-    glued = _GLUED_WORD.search(match.group())
-    length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
-    return Contact("EMAIL", match.start(), match.start() + length)
 
 
 def _url(match: re.Match[str]) -> Contact:
@@ -415,20 +413,18 @@ def with_placeholders(text: str) -> str:
     pieces: list[str] = []
     position = 0
     for kind, start, end in found:
-        key = kind, _bare(kind, text[start:end])
+        written = text[start:end].lower()
+        if kind == "PHONE":
+            bare = re.sub(r"[^0-9a-z]", "", written).removeprefix("1")
+        else:
+            bare = re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written).rstrip("/")
+        key = kind, bare
         if key not in placeholders:
             last[kind] = last.get(kind, 0) + 1
             placeholders[key] = f"[{kind}_{last[kind]}]"
         pieces += [text[position:start], placeholders[key]]
         position = end
     return "".join([*pieces, text[position:]])
-
-
-def _bare(kind: Kind, written: str) -> str:
-    """Return what two spellings of one contact have in common."""
-    if kind == "PHONE":
-        return re.sub(r"[^0-9a-z]", "", written.lower()).removeprefix("1")
-    return re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written.lower()).rstrip("/")
 
 
 def without_contacts(text: str) -> str:

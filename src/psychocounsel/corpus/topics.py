@@ -57,11 +57,7 @@ Assigned: TypeAlias = Topic | Unassigned
 
 
 class TopicAssigner(Protocol):
-    """Assigns each speech a topic of a taxonomy, or none; never a guess.
-
-    Attributes:
-        fingerprint: everything that affects the topics, for ids and caches.
-    """
+    """Assigns each speech a topic of a taxonomy, or none; never a guess. Its fingerprint is part of ids and caches."""
 
     @property
     def fingerprint(self) -> Mapping[str, JSON]: ...  # noqa: D102
@@ -171,8 +167,7 @@ class Taxonomy(Settings):
 
 
 def _refuse_repeats(kind: str, values: Iterable[str], remedy: str) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated:
+    if repeated := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(f"{kind} used twice: {', '.join(repeated)}; {remedy}")
 
 
@@ -467,11 +462,7 @@ class ChatTopicAssigner:
 
 
 def open_topics(config: TopicsConfig | None, session: Session) -> TopicAssigner | None:
-    """Return the topic assigner of a config; None where speeches keep the topics of their sources.
-
-    Raises:
-        ConfigError: the taxonomy is faulty; or offline, and the endpoint is not on this machine.
-    """
+    """Return the topic assigner of a config; None where speeches keep the topics of their sources."""
     if config is None:
         return None
     taxonomy = load_taxonomy(config.taxonomy)
