@@ -1,6 +1,7 @@
 """When a request may be sent, and sent again: limits per minute, requests in flight, retries.
 
-`ON_STATUS` says what each HTTP status means, for live requests and for batches.
+`ON_STATUS` says what each HTTP status means. Calls about batches only tell retried from refused statuses: they have no
+requests in flight to slow down.
 """
 
 import asyncio
@@ -71,6 +72,7 @@ def quota_is_used_up(status: int, codes: Set[str]) -> bool:
 
 def on_status(status: int, codes: Set[str]) -> OnStatus:
     """Return what to do about an HTTP error; arguments as those of `quota_is_used_up`."""
+    # An unknown status ends the run: nothing says that asking again would help.
     return OnStatus.REFUSE_ALL if quota_is_used_up(status, codes) else ON_STATUS.get(status, OnStatus.REFUSE_ALL)
 
 
