@@ -46,20 +46,8 @@ def with_metrics(artifact: Artifact, metrics: Mapping[str, Any]) -> Artifact:
 
 def reward_metrics() -> dict[str, Any]:
     return {
-        "test": {
-            "accuracy": rate(0.814),
-            "auc": rate(0.876),
-            "ece": rate(0.071, 0.03),
-            "brier": rate(0.132, 0.03),
-            "ties": 0,
-        },
-        "dev": {
-            "accuracy": rate(0.79),
-            "auc": rate(0.85),
-            "ece": rate(0.1, 0.05),
-            "brier": rate(0.15, 0.05),
-            "ties": 0,
-        },
+        "test": {"accuracy": rate(0.814), "auc": rate(0.876), "ece": rate(0.071), "brier": rate(0.132), "ties": 0},
+        "dev": {"accuracy": rate(0.79), "auc": rate(0.85), "ece": rate(0.1), "brier": rate(0.15), "ties": 0},
         "baselines": {"author_identity": rate(0.664), "longer_wins": rate(0.541), "same_tier": None},
         "normalisation": {"mean": 0.31, "std": 1.42, "split": "dev"},
         "training": training(45, too_long_chosen=2, kept=498),
@@ -107,10 +95,7 @@ def comparison_metrics(**changes: Any) -> dict[str, Any]:
     return {
         "win_rate": rate(0.72),
         "win_rate_by_criterion": {name: rate(0.6 + 0.02 * place) for place, name in enumerate(PRINCIPLES)},
-        "wins": 27,
-        "ties": 4,
-        "losses": 9,
-        "missing": 1,
+        **{"wins": 27, "ties": 4, "losses": 9, "missing": 1},
         "position_inconsistent_rate": rate(0.05, 0.04),
         "first_position_rate": rate(0.5, 0.02),
         "length_controlled": {"rate": rate(0.68), "length_effect": 0.4, "sigma": 12.0, "controlled": True},
@@ -197,6 +182,7 @@ def labels(created: dict[str, Artifact]) -> dict[str, Artifact]:
 
 def audit_metrics(**changes: Any) -> dict[str, Any]:
     gain = {"n": 19, "mean": 0.12, "low": -0.03, "high": 0.27, "largest": 0.57}
+    difference = {"difference": 0.23, "low": 0.08, "high": 0.38}
     same = {"n": 49, "exact": 0.82, "within_one": 1.0, "kappa": 0.93}
     return {
         "judged": {
@@ -221,25 +207,12 @@ def audit_metrics(**changes: Any) -> dict[str, Any]:
         "one_principle": {
             "asked": 20,
             "missing": 2,
-            "halo": {
-                "responses": 18,
-                "pairs": 21,
-                "together": 0.78,
-                "alone": 0.55,
-                "difference": 0.23,
-                "low": 0.08,
-                "high": 0.38,
-            },
+            "halo": {"responses": 18, "pairs": 21, "together": 0.78, "alone": 0.55, **difference},
             "mean_difference": 0.41,
         },
         "canaries": {
-            "asked": 20,
-            "missing": 1,
-            "flagged": 13,
-            "gain": gain,
-            "gained_a_point": [],
-            "lost_a_point": 0,
-            "resists": True,
+            **{"asked": 20, "missing": 1, "flagged": 13, "gain": gain},
+            **{"gained_a_point": [], "lost_a_point": 0, "resists": True},
         },
         **changes,
     }
