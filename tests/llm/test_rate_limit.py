@@ -1,10 +1,10 @@
 """Limits per minute are spent evenly, the window follows the server, and retries back off."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.llm.rate_limit import RateLimiter, RetryPolicy, duration_seconds, retry_after_seconds
 
+P = ParamSpec("P")
 NO_HEADERS: dict[str, str] = {}
 
 
@@ -26,18 +27,21 @@ class StoppedClock(asyncio.SelectorEventLoop):
         return self.now
 
 
-@contextmanager
-def clock() -> Generator[StoppedClock]:
-    loop = StoppedClock()
-    try:
-        yield loop
-    finally:
-        loop.close()
+def clock() -> StoppedClock:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, StoppedClock)
+    return loop
 
 
-def run(work: Callable[[StoppedClock], Coroutine[Any, Any, None]]) -> None:
-    with clock() as loop:
-        loop.run_until_complete(work(loop))
+def in_stopped_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in an event loop with a stopped clock."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=StoppedClock) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run
 
 
 def slots(limiter: RateLimiter, count: int, body_chars: int = 400) -> list[float]:
@@ -45,42 +49,33 @@ def slots(limiter: RateLimiter, count: int, body_chars: int = 400) -> list[float
     return [0.0] + [round(limiter.next_slot(body_chars) - start, 6) for _ in range(count - 1)]
 
 
-def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved_up() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(8, requests_per_minute=600)
-        assert slots(limiter, 4) == [0.0, 0.1, 0.2, 0.3]
-        loop.now += 60.0
-        assert [limiter.next_slot(9) - loop.now for _ in range(2)] == pytest.approx([0.0, 0.1])
-        limiter.close()
-
-    run(work)
+@in_stopped_time
+async def test_requests_per_minute_are_spread_evenly_and_time_that_passed_is_not_saved_up() -> None:
+    limiter = RateLimiter(8, requests_per_minute=600)
+    assert slots(limiter, 4) == [0.0, 0.1, 0.2, 0.3]
+    clock().now += 60.0
+    assert [limiter.next_slot(9) - clock().now for _ in range(2)] == pytest.approx([0.0, 0.1])
 
 
-def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(8, tokens_per_minute=6_000)
-        assert slots(limiter, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
-        loop.now += 60.0
-        limiter.on_reply(NO_HEADERS, 200)
-        # The first reply is the best guess that there is.
-        assert slots(limiter, 3) == [0.0, 2.0, 4.0]
-        loop.now += 60.0
-        limiter.on_reply(NO_HEADERS, 300)
-        assert slots(limiter, 2) == [0.0, 2.1]  # 0.9 * 200 + 0.1 * 300 = 210
-        limiter.close()
-
-    run(work)
+@in_stopped_time
+async def test_tokens_per_minute_are_guessed_by_length_then_learned_from_replies() -> None:
+    limiter = RateLimiter(8, tokens_per_minute=6_000)
+    assert slots(limiter, 3) == [0.0, 1.0, 2.0]  # 400 characters are about 100 tokens, of 100 a second
+    clock().now += 60.0
+    limiter.on_reply(NO_HEADERS, 200)
+    # The first reply is the best guess that there is.
+    assert slots(limiter, 3) == [0.0, 2.0, 4.0]
+    clock().now += 60.0
+    limiter.on_reply(NO_HEADERS, 300)
+    assert slots(limiter, 2) == [0.0, 2.1]  # 0.9 * 200 + 0.1 * 300 = 210
 
 
-def test_the_tighter_budget_decides() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(8, requests_per_minute=600, tokens_per_minute=6_000)
-        assert slots(limiter, 2) == [0.0, 1.0]
-        loop.now += 60.0
-        assert slots(limiter, 2, body_chars=4) == [0.0, 0.1]
-        limiter.close()
-
-    run(work)
+@in_stopped_time
+async def test_the_tighter_budget_decides() -> None:
+    limiter = RateLimiter(8, requests_per_minute=600, tokens_per_minute=6_000)
+    assert slots(limiter, 2) == [0.0, 1.0]
+    clock().now += 60.0
+    assert slots(limiter, 2, body_chars=4) == [0.0, 0.1]
 
 
 TOLD = [
@@ -96,17 +91,13 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("headers", "own", "interval"), TOLD)
-def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
+@in_stopped_time
+async def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
     headers: dict[str, str], own: dict[str, int], interval: float
 ) -> None:
-    async def work(loop: StoppedClock) -> None:
-        del loop
-        limiter = RateLimiter(8, **own)
-        limiter.read_headers(headers)
-        assert slots(limiter, 3) == pytest.approx([0.0, interval, 2 * interval])
-        limiter.close()
-
-    run(work)
+    limiter = RateLimiter(8, **own)
+    limiter.read_headers(headers)
+    assert slots(limiter, 3) == pytest.approx([0.0, interval, 2 * interval])
 
 
 EMPTY = [
@@ -129,14 +120,11 @@ EMPTY = [
 
 
 @pytest.mark.parametrize(("headers", "wait"), EMPTY)
-def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(8)
-        limiter.read_headers(headers)
-        assert limiter.next_slot(4) - loop.now == pytest.approx(wait)
-        limiter.close()
-
-    run(work)
+@in_stopped_time
+async def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
+    limiter = RateLimiter(8)
+    limiter.read_headers(headers)
+    assert limiter.next_slot(4) - clock().now == pytest.approx(wait)
 
 
 @pytest.mark.parametrize(
@@ -163,52 +151,41 @@ def test_durations(reported: str, seconds: float | None) -> None:
     assert duration_seconds(reported) == pytest.approx(seconds)
 
 
-def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
-    async def work(loop: StoppedClock) -> None:
-        del loop
-        limiter, narrow = RateLimiter(400), RateLimiter(3)
-        seen = [limiter.window]
-        for replies in (1, 63, 1, 1_000):
-            for _ in range(replies):
-                limiter.on_reply(NO_HEADERS, 5)
-                narrow.on_reply(NO_HEADERS, 5)
-            seen.append(limiter.window)
-        assert seen == [64, 67, 256, 259, 400]
-        assert narrow.window == 3
-        limiter.close()
-        narrow.close()
-
-    run(work)
-
-
-def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(400)
-        for _ in range(200):
+@in_stopped_time
+async def test_the_window_opens_fourfold_with_each_round_and_no_further_than_allowed() -> None:
+    limiter, narrow = RateLimiter(400), RateLimiter(3)
+    seen = [limiter.window]
+    for replies in (1, 63, 1, 1_000):
+        for _ in range(replies):
             limiter.on_reply(NO_HEADERS, 5)
-        loop.now += 5.0
+            narrow.on_reply(NO_HEADERS, 5)
+        seen.append(limiter.window)
+    assert seen == [64, 67, 256, 259, 400]
+    assert narrow.window == 3
+
+
+@in_stopped_time
+async def test_once_pushed_back_the_window_opens_by_a_few_with_each_round() -> None:
+    limiter = RateLimiter(400)
+    for _ in range(200):
+        limiter.on_reply(NO_HEADERS, 5)
+    clock().now += 5.0
+    limiter.slow_down()
+    assert limiter.window == 200
+    for _ in range(200):
+        limiter.on_reply(NO_HEADERS, 5)
+    assert 205 <= limiter.window <= 208
+
+
+@in_stopped_time
+async def test_a_burst_of_refusals_halves_the_window_once_and_never_shuts_it() -> None:
+    limiter = RateLimiter(8)
+    seen: list[int] = []
+    for seconds in (0.0, 0.5, 0.4, 0.2, 1.0, 1.0, 1.0):
+        clock().now += seconds
         limiter.slow_down()
-        assert limiter.window == 200
-        for _ in range(200):
-            limiter.on_reply(NO_HEADERS, 5)
-        assert 205 <= limiter.window <= 208
-        limiter.close()
-
-    run(work)
-
-
-def test_a_burst_of_refusals_halves_the_window_once_and_never_shuts_it() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(8)
-        seen: list[int] = []
-        for seconds in (0.0, 0.5, 0.4, 0.2, 1.0, 1.0, 1.0):
-            loop.now += seconds
-            limiter.slow_down()
-            seen.append(limiter.window)
-        assert seen == [4, 4, 4, 2, 1, 1, 1]
-        limiter.close()
-
-    run(work)
+        seen.append(limiter.window)
+    assert seen == [4, 4, 4, 2, 1, 1, 1]
 
 
 async def settle() -> None:
@@ -216,132 +193,111 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
-    async def work(loop: StoppedClock) -> None:
-        del loop
-        limiter, entered = RateLimiter(2), list[int]()
+@in_stopped_time
+async def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
+    limiter, entered = RateLimiter(2), list[int]()
 
-        async def one(number: int) -> None:
-            await limiter.acquire()
-            entered.append(number)
+    async def one(number: int) -> None:
+        await limiter.acquire()
+        entered.append(number)
 
-        tasks = [asyncio.create_task(one(number)) for number in range(5)]
-        await settle()
-        assert entered == [0, 1]
-        limiter.release()
-        await settle()
-        assert entered == [0, 1, 2]
-        limiter.release()
-        limiter.release()
-        await settle()
-        assert entered == [0, 1, 2, 3, 4]
-        await asyncio.gather(*tasks)
-        limiter.close()
-
-    run(work)
+    tasks = [asyncio.create_task(one(number)) for number in range(5)]
+    await settle()
+    assert entered == [0, 1]
+    limiter.release()
+    await settle()
+    assert entered == [0, 1, 2]
+    limiter.release()
+    limiter.release()
+    await settle()
+    assert entered == [0, 1, 2, 3, 4]
+    await asyncio.gather(*tasks)
 
 
-def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(90)
-        for _ in range(64):
-            await limiter.acquire()
+@in_stopped_time
+async def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
+    limiter = RateLimiter(90)
+    for _ in range(64):
+        await limiter.acquire()
 
-        async def looks(count: int) -> int:
-            for _ in range(count):
-                loop.now += 0.021
-                await settle()
-            return limiter.window
+    async def looks(count: int) -> int:
+        for _ in range(count):
+            clock().now += 0.021
+            await settle()
+        return limiter.window
 
-        waiting = [asyncio.create_task(limiter.acquire()) for _ in range(10)]
-        await settle()
-        assert await looks(5) == 64  # nobody answered yet
-        limiter.on_reply(NO_HEADERS, 5)
-        assert await looks(1) == 75
-        await asyncio.gather(*waiting)
-        assert await looks(5) == 75  # nobody waits
-        waiting = [asyncio.create_task(limiter.acquire()) for _ in range(30)]
-        await settle()
-        assert await looks(5) == 90  # and no further than allowed
-        loop.now += 0.06
-        await settle()
-        assert limiter.window == 81  # this process fell behind
-        limiter.slow_down()
-        assert await looks(5) == 40
-        for task in waiting:
-            task.cancel()
-        limiter.close()
-
-    run(work)
+    waiting = [asyncio.create_task(limiter.acquire()) for _ in range(10)]
+    await settle()
+    assert await looks(5) == 64  # nobody answered yet
+    limiter.on_reply(NO_HEADERS, 5)
+    assert await looks(1) == 75
+    await asyncio.gather(*waiting)
+    assert await looks(5) == 75  # nobody waits
+    waiting = [asyncio.create_task(limiter.acquire()) for _ in range(30)]
+    await settle()
+    assert await looks(5) == 90  # and no further than allowed
+    clock().now += 0.06
+    await settle()
+    assert limiter.window == 81  # this process fell behind
+    limiter.slow_down()
+    assert await looks(5) == 40
+    for task in waiting:
+        task.cancel()
 
 
 @pytest.mark.parametrize("is_admitted", [False, True])
-def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
-    async def work(loop: StoppedClock) -> None:
-        del loop
-        limiter = RateLimiter(1)
-        await limiter.acquire()
-        impatient, patient = (asyncio.create_task(limiter.acquire()) for _ in range(2))
+@in_stopped_time
+async def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
+    limiter = RateLimiter(1)
+    await limiter.acquire()
+    impatient, patient = (asyncio.create_task(limiter.acquire()) for _ in range(2))
+    await settle()
+    if is_admitted:
+        limiter.release()  # its place is granted, but it did not run yet
+    impatient.cancel()
+    if not is_admitted:
+        limiter.release()
+    await settle()
+    assert impatient.cancelled()
+    assert patient.done()
+
+
+@in_stopped_time
+async def test_a_process_that_falls_behind_takes_less_on() -> None:
+    limiter = RateLimiter(100)
+    for _ in range(92):
+        limiter.on_reply(NO_HEADERS, 5)
+    assert limiter.window == 100
+    for seconds, window in ((0.02, 100), (0.049, 100), (0.06, 90), (0.5, 81), (0.021, 81)):
+        clock().now += seconds
         await settle()
-        if is_admitted:
-            limiter.release()  # its place is granted, but it did not run yet
-        impatient.cancel()
-        if not is_admitted:
-            limiter.release()
+        assert limiter.window == window
+    for _ in range(40):
+        clock().now += 1.0
         await settle()
-        assert impatient.cancelled()
-        assert patient.done()
-        limiter.close()
-
-    run(work)
+    assert limiter.window == 64  # as small as it began, and no smaller
 
 
-def test_a_process_that_falls_behind_takes_less_on() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(100)
-        for _ in range(92):
-            limiter.on_reply(NO_HEADERS, 5)
-        assert limiter.window == 100
-        for seconds, window in ((0.02, 100), (0.049, 100), (0.06, 90), (0.5, 81), (0.021, 81)):
-            loop.now += seconds
-            await settle()
-            assert limiter.window == window
-        for _ in range(40):
-            loop.now += 1.0
-            await settle()
-        assert limiter.window == 64  # as small as it began, and no smaller
-        limiter.close()
-
-    run(work)
-
-
-def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> None:
-    async def work(loop: StoppedClock) -> None:
-        limiter = RateLimiter(1_000)
-        for _ in range(7):
-            loop.now += 1.5
-            limiter.slow_down()
+@in_stopped_time
+async def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more() -> None:
+    limiter = RateLimiter(1_000)
+    for _ in range(7):
+        clock().now += 1.5
+        limiter.slow_down()
+    assert limiter.window == 1
+    for _ in range(5):
+        clock().now += 0.5
+        await settle()
         assert limiter.window == 1
-        for _ in range(5):
-            loop.now += 0.5
-            await settle()
-            assert limiter.window == 1
-        limiter.close()
-
-    run(work)
 
 
 @pytest.mark.parametrize("digits", [16, 400, 5_000])
-def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
-    async def work(loop: StoppedClock) -> None:
-        del loop
-        limiter = RateLimiter(8, requests_per_minute=600)
-        reported = "9" * digits
-        limiter.on_reply({"x-ratelimit-limit-requests": reported, "x-ratelimit-remaining-requests": reported}, 5)
-        assert slots(limiter, 2) == [0.0, 0.1]
-        limiter.close()
-
-    run(work)
+@in_stopped_time
+async def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
+    limiter = RateLimiter(8, requests_per_minute=600)
+    reported = "9" * digits
+    limiter.on_reply({"x-ratelimit-limit-requests": reported, "x-ratelimit-remaining-requests": reported}, 5)
+    assert slots(limiter, 2) == [0.0, 0.1]
 
 
 NOW = datetime(2025, 3, 1, 12, 0, 0, tzinfo=UTC)

@@ -383,7 +383,13 @@ class _Run:
             self._cancel.cancel()
             raise
         finally:
-            await self._close()
+            try:
+                await self._writer.drain()
+                self._items.mark_accepted()
+            finally:
+                self._locks.close()
+                if isinstance(self._model, Closable):
+                    await self._model.aclose()
         if self._failure is not None:
             raise self._failure
         if self._left_some:
@@ -392,15 +398,6 @@ class _Run:
                 remedy="run the same command again to resume; replies are kept and not paid for twice",
             )
         return self._items.results()
-
-    async def _close(self) -> None:
-        try:
-            await self._writer.drain()
-            self._items.mark_accepted()
-        finally:
-            self._locks.close()
-            if isinstance(self._model, Closable):
-                await self._model.aclose()
 
     async def _work(self, pending: Iterator[Item]) -> None:
         try:

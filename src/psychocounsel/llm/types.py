@@ -176,8 +176,7 @@ class RequestContext:
 
     Args:
         cancel: once cancelled, the model sends nothing new; what is in flight may finish.
-        on_lost_response: called when a request was sent and no response came, so that it is possibly billed;
-            returns once that is on disk.
+        on_lost_response: called when a request was sent and no response came; returns once that is on disk.
         on_probe: called with each reply to a request of the model's own, which finds out what a server can do.
     """
 

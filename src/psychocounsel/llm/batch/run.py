@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count, islice
@@ -114,17 +115,21 @@ def _run_pilot(items: Items, pending: list[str], model: ChatModel, journal: Jour
 
 def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
     """Run one request live, count what comes of it, and return whether that ends its item."""
+
+    def count_lost() -> int:
+        return sum(lost is not None and lost.digest == digest for lost in journal.lost_responses())
+
     item, budget = items.by_digest[digest], unlimited_budget()
     items.budget.require(item.request)
     alone = RunPolicy(
         lambda _, reply: policy.accept(item.places[0], reply), max_attempts=1, cancel=policy.cancel, budget=budget
     )
-    kept, lost = len(journal.replies(digest)), _count_lost(journal, digest)
+    kept, lost = len(journal.replies(digest)), count_lost()
     try:
         run_requests(model, [item.request], journal, alone)
     finally:
         items.budget.spending.probes = items.budget.spending.probes.plus(budget.spending.probes)
-        items.budget.count_lost(item.request, _count_lost(journal, digest) - lost)
+        items.budget.count_lost(item.request, count_lost() - lost)
         replies = journal.replies(digest)[kept:]
         for reply in replies:
             items.budget.count(item.request, reply, is_new=True)
@@ -132,10 +137,6 @@ def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Jour
         items.has_replies = True
         policy.on_reply(item.places[0], replies[-1])
     return items.offer(item, replies) and items.finish(item)
-
-
-def _count_lost(journal: Journal, digest: str) -> int:
-    return sum(lost is not None and lost.digest == digest for lost in journal.lost_responses())
 
 
 class _Running(NamedTuple):
@@ -231,7 +232,9 @@ class _BatchRun:
                 self._builder.remove(ours)
                 self._start_waiting(shard._replace(batch=batch), ours)
             else:
-                left = await self._cleanup.uploads_of(shard, self._provider)
+                left: list[str] = []
+                with suppress(*_FAULTS):
+                    left = await self._provider.uploads(shard.file_name)
                 self._ledger.close(shard.id, ShardState.VOID, left)
 
     async def _submit_file(self, digests: list[str], content: bytes) -> None:
@@ -503,8 +506,15 @@ class _Cleanup:
         if self._has_failed:
             return
         try:
+            # Their runs were killed before they could close them.
             for shard in self._ledger.fully_read():
-                await self._close(shard, provider)
+                try:
+                    batch = await provider.state(shard.batch)
+                except UnknownBatchError:
+                    self._ledger.close(shard.id, ShardState.ENDED)
+                else:
+                    if batch.is_over:
+                        self._ledger.close(shard.id, ShardState.ENDED, (batch.input_file, *batch.files))
             for shard_id, file_id in self._ledger.left_files():
                 await provider.delete(file_id)
                 self._ledger.forget_file(shard_id, file_id)
@@ -518,23 +528,6 @@ class _Cleanup:
             f"{len(self._ledger.left_files())} files of finished batches could not be deleted at the provider "
             f"({reason}); the next run tries again"
         )
-
-    async def uploads_of(self, shard: Shard, provider: "OpenAIBatches") -> list[str]:
-        """Return what was uploaded for a shard of which no batch was created."""
-        try:
-            return await provider.uploads(shard.file_name)
-        except _FAULTS:
-            return []
-
-    async def _close(self, shard: Shard, provider: "OpenAIBatches") -> None:
-        """Close a shard of which every reply is kept: its run was killed before it could."""
-        try:
-            batch = await provider.state(shard.batch)
-        except UnknownBatchError:
-            self._ledger.close(shard.id, ShardState.ENDED)
-            return
-        if batch.is_over:
-            self._ledger.close(shard.id, ShardState.ENDED, (batch.input_file, *batch.files))
 
 
 async def _clean_up_alone(transport: "BatchTransport", ledger: BatchLedger) -> None:

@@ -281,12 +281,7 @@ class UnknownBatchError(Exception):
 class Outcome(NamedTuple):
     """What a line of output says about one request.
 
-    Attributes:
-        digest: the request's.
-        reply: None if there is none.
-        reason: why there is none.
-        is_refused: the request would be refused again.
-        refuses_all: so would every other request.
+    Without a reply, the reason says why, and whether the request, or every request, would be refused again.
     """
 
     digest: str
