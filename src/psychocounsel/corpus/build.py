@@ -290,12 +290,12 @@ class _Cleaner:
         """Return the counts of what was replaced, and how well the engine does on the PII evaluation set."""
         if self._deidentifier is None:
             return None
-        evaluation = evaluate(self._deidentifier, read_pii_set("held_out"))
+        overall, by_entity = evaluate(self._deidentifier, read_pii_set("held_out"))
         return {
             "engine": self._config.deidentification.engine,
             "found": dict(sorted(self._replaced.items())),
-            "pii_evaluation": {name: each._asdict() for name, each in sorted(evaluation.by_entity.items())},
-            "pii_evaluation_overall": evaluation.overall._asdict(),
+            "pii_evaluation": {name: each._asdict() for name, each in sorted(by_entity.items())},
+            "pii_evaluation_overall": overall._asdict(),
         }
 
 

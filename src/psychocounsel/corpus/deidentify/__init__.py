@@ -268,7 +268,6 @@ class MarkedText(NamedTuple):
 
     text: str
     spans: tuple[Span, ...]
-    half: Half
 
 
 class Counts(NamedTuple):
@@ -283,33 +282,14 @@ class Counts(NamedTuple):
     finds: int
     false: int
 
-    @property
-    def recall(self) -> float | None:
-        """Share of marked spans that were found; None when none is marked."""
-        return self.found / self.marked if self.marked else None
-
-    @property
-    def precision(self) -> float | None:
-        """Share of finds that are true; None without finds."""
-        return (self.finds - self.false) / self.finds if self.finds else None
-
-
-class Evaluation(NamedTuple):
-    """Counts over a set of marked texts, overall and by entity."""
-
-    overall: Counts
-    by_entity: dict[Entity, Counts]
-    texts: int
-
 
 def read_pii_set(half: Half | None = None) -> list[MarkedText]:
     """Return the bundled set; its half `held_out` was not looked at while the patterns were tuned."""
     _about, *lines = _FILE.read_text(encoding="utf-8").splitlines()
-    items = [parse_marks(row["text"], row["half"]) for row in map(json.loads, lines)]
-    return [item for item in items if half in (None, item.half)]
+    return [parse_marks(row["text"]) for row in map(json.loads, lines) if half in (None, row["half"])]
 
 
-def parse_marks(marked: str, half: Half = "held_out") -> MarkedText:
+def parse_marks(marked: str) -> MarkedText:
     """Parse a text whose spans are marked as `<PERSON>Anna</PERSON>`."""
     text, spans, end = "", list[Span](), 0
     for match in _MARK.finditer(marked):
@@ -317,11 +297,11 @@ def parse_marks(marked: str, half: Half = "held_out") -> MarkedText:
         spans.append(Span(len(text), len(text) + len(match[2]), match[1], 1.0))  # pyrefly: ignore[bad-argument-type]
         text += match[2]
         end = match.end()
-    return MarkedText(text + marked[end:], tuple(spans), half)
+    return MarkedText(text + marked[end:], tuple(spans))
 
 
-def evaluate(finder: Deidentifier, texts: Sequence[MarkedText]) -> Evaluation:
-    """Count what the finder finds of the marked spans, and what else it finds."""
+def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> tuple[Counts, dict[Entity, Counts]]:
+    """Count what the finder finds of the marked spans, and what else it finds, overall and by entity."""
     tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
     for item in texts:
         finds = resolve(finder.find(item.text))
@@ -336,7 +316,7 @@ def evaluate(finder: Deidentifier, texts: Sequence[MarkedText]) -> Evaluation:
     by_entity: dict[Entity, Counts] = {
         entity: Counts(*(tallies[name][entity] for name in Counts._fields)) for entity in ENTITIES
     }
-    return Evaluation(Counts(*(tallies[name].total() for name in Counts._fields)), by_entity, len(texts))
+    return Counts(*(tallies[name].total() for name in Counts._fields)), by_entity
 
 
 def _is_covered(span: Span, text: str, finds: Iterable[Span]) -> bool:
