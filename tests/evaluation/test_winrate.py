@@ -72,21 +72,21 @@ def test_two_orders_make_one_outcome(forward: Winner | None, backward: Winner | 
     assert both(forward, backward).outcome() is outcome
 
 
-def test_oracle_judge_gives_every_win_to_the_better_side() -> None:
-    compared = [judged(f"s{i}", "policy-9", "reference-1", oracle) for i in range(20)]
-    rates = win_rates(compared, FAST)
-    assert (rates.overall.estimate, rates.wins, rates.position_inconsistent_rate.estimate) == (1.0, 20, 0.0)
-    assert rates.first_position_rate.estimate == 0.5
-    worse = win_rates([judged(f"s{i}", "policy-1", "reference-9", oracle) for i in range(20)], FAST)
-    assert (worse.overall.estimate, worse.losses) == (0.0, 20)
-
-
-def test_judge_that_always_says_first_gives_exactly_one_half() -> None:
-    compared = [judged(f"s{i}", "policy-9", "reference-1", lambda _first, _second: FIRST) for i in range(20)]
-    rates = win_rates(compared, FAST)
-    assert rates.overall.estimate == 0.5
-    assert (rates.wins, rates.ties, rates.losses) == (0, 20, 0)
-    assert (rates.position_inconsistent_rate.estimate, rates.first_position_rate.estimate) == (1.0, 1.0)
+@pytest.mark.parametrize(
+    ("policy", "reference", "judge", "counts", "rates"),
+    [
+        ("policy-9", "reference-1", oracle, (20, 0, 0), (1.0, 0.0, 0.5)),
+        ("policy-1", "reference-9", oracle, (0, 0, 20), (0.0, 0.0, 0.5)),
+        ("policy-9", "reference-1", lambda _first, _second: FIRST, (0, 20, 0), (0.5, 1.0, 1.0)),
+    ],
+)
+def test_oracle_prefers_the_better_side_and_a_judge_of_positions_neither(
+    policy: str, reference: str, judge: Judge, counts: tuple[int, ...], rates: tuple[float, ...]
+) -> None:
+    found = win_rates([judged(f"s{i}", policy, reference, judge) for i in range(20)], FAST)
+    assert (found.wins, found.ties, found.losses) == counts
+    shown = (found.overall, found.position_inconsistent_rate, found.first_position_rate)
+    assert tuple(each.estimate for each in shown) == rates
 
 
 def test_figures_by_hand() -> None:

@@ -1,6 +1,7 @@
 """Pairs of an online round: which answers are ranked, which are left out, and what a penalty changes."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,10 @@ def answer(number: int, text: str, *, finished: bool = True) -> Candidate:
 
 
 def parents_of(store: Store, answers: Iterable[Candidate]) -> tuple[Parent, Parent]:
-    speeches = store.make(
-        ArtifactSpec("speeches", "made-up", "test", 1, {}),
-        lambda writer: write_speeches(writer, [SplitSpeech(each, "train", each.id) for each in SPEECHES]),
-    )
-    candidates = store.make(
-        ArtifactSpec("candidates", "made-up", "test", 1, {}), lambda writer: write_candidates(writer, answers)
-    )
+    splits = [SplitSpeech(each, "train", each.id) for each in SPEECHES]
+    spec = ArtifactSpec("speeches", "made-up", "test", 1, {})
+    speeches = store.make(spec, lambda writer: write_speeches(writer, splits))
+    candidates = store.make(replace(spec, kind="candidates"), lambda writer: write_candidates(writer, answers))
     return speeches.as_parent("speeches"), candidates.as_parent("candidates")
 
 
@@ -74,11 +72,6 @@ def texts(artifact: Artifact) -> list[tuple[str, str]]:
     return [(pair.chosen.candidate.text, pair.rejected.candidate.text) for pair in pairs]
 
 
-def test_highest_is_paired_with_lowest(tmp_path: Path) -> None:
-    rewards = {answer(0, "good"): 1.5, answer(0, "middling"): 0.0, answer(0, "bad"): -2.0}
-    assert texts(paired(tmp_path, rewards)) == [("good", "bad")]
-
-
 def test_equal_rewards_give_no_pair(tmp_path: Path) -> None:
     equal = {answer(0, text): 0.25 for text in ("one", "two", "three")}
     made = paired(tmp_path, {**equal, answer(1, "good"): 1.0, answer(1, "bad"): 0.0})
@@ -93,18 +86,20 @@ def test_round_of_equal_rewards_ends(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_unfinished_answers_are_left_out(tmp_path: Path) -> None:
+def test_highest_is_paired_with_lowest_but_unfinished_and_empty_answers_are_left_out(tmp_path: Path) -> None:
     rewards = {
         answer(0, "unfinished and bes", finished=False): 9.0,
         answer(0, "good"): 1.0,
+        answer(0, "middling"): 0.5,
         answer(0, "bad"): -1.0,
+        answer(0, ""): -2.0,
         answer(0, "unfinished and wors", finished=False): -9.0,
         answer(1, "alone"): 0.0,
         answer(1, "cut of", finished=False): 1.0,
     }
     made = paired(tmp_path, rewards, unfinished="leave_out")
     assert texts(made) == [("good", "bad")]
-    assert made.metrics["left_out"] == {"unfinished": 3}
+    assert made.metrics["left_out"] == {"unfinished": 3, "empty": 1}
     assert made.metrics["pairing"]["dropped"] == {"speech_with_one_candidate": 1}
 
 
@@ -113,13 +108,6 @@ def test_unfinished_answers_are_penalised(tmp_path: Path) -> None:
     for folder, penalty, expected in (("a", 2.0, ("good", "cut of")), ("b", 0.0, ("cut of", "bad"))):
         made = paired(tmp_path / folder, rewards, unfinished="penalise", unfinished_penalty=penalty)
         assert texts(made) == [expected]
-
-
-def test_empty_answers_are_left_out(tmp_path: Path) -> None:
-    rewards = {answer(0, ""): 0.0, answer(0, "good"): 1.0, answer(0, "bad"): 0.0}
-    made = paired(tmp_path, rewards)
-    assert texts(made) == [("good", "bad")]
-    assert made.metrics["left_out"] == {"empty": 1}
 
 
 def test_selection_score_by_hand(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from psychocounsel.training import trainer as trainer_module
-from psychocounsel.training.dpo import chosen_nll, project_completions_only, train_dpo
+from psychocounsel.training.dpo import project_completions_only, train_dpo
 from psychocounsel.training.generate import load_causal_model
 from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, tokenize_pairs
 from psychocounsel.types import Policy
@@ -131,13 +131,6 @@ def test_trainer_sees_our_ids_uncut(tmp_path: Path, tiny_model_folder: Path, mon
     assert seen == chosen | {tuple(row.prompt_ids + row.rejected_ids) for row in rows}
 
 
-def test_likelihood_term_is_a_mean_over_pairs_of_means_over_tokens() -> None:
-    # Two pairs; the chosen answers have 2 and 1 tokens: ((1 + 3) / 2 + 5 / 1) / 2 = 3.5.
-    log_probs = torch.tensor([[0.0, -1.0, -3.0], [-5.0, 0.0, 0.0], [-9.0, -9.0, -9.0], [-9.0, -9.0, -9.0]])
-    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
-    assert float(chosen_nll(log_probs, mask)) == pytest.approx(3.5)
-
-
 def test_first_loss_adds_the_weighted_likelihood_term(tmp_path: Path, tiny_model_folder: Path) -> None:
     rows = token_rows(tiny_model_folder)
     model = model_in(tiny_model_folder)
@@ -150,11 +143,10 @@ def test_first_loss_adds_the_weighted_likelihood_term(tmp_path: Path, tiny_model
     assert first["logps_chosen"] == pytest.approx(float(logps.mean()), abs=1e-3)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
 def test_tiny_updates_are_not_swallowed_although_the_base_is_in_bf16(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "is_torch_bf16_gpu_available", lambda: autocast)
+    monkeypatch.setattr(trainer_module, "is_torch_bf16_gpu_available", lambda: True)
     base = save_with_tokenizer(model_in(tiny_model_folder, torch.bfloat16), tiny_model_folder, tmp_path / "bf16")
     assert {values.dtype for values in weights_of(base).values()} == {torch.bfloat16}
     steady = optimisation(learning_rate=5e-7, scheduler="constant", warmup_share=0.0)

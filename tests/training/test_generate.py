@@ -1,6 +1,5 @@
 """Sampling of answers: what affects them, and what does not."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,9 +45,14 @@ def scripted(generator: AnswerGenerator, script: list[int]) -> Iterator[None]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM])
 def test_batch_of_one_equals_batch_of_many(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]], sampling: SamplingConfig
+    tiny_generator: AnswerGenerator,
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    assert tiny_generator.model.generation_config.temperature is None
     many = tiny_generator.generate(prompts, sampling, seed=3)
+    assert capfd.readouterr().err == ""
     alone = [tiny_generator.generate([prompt], sampling, seed=3)[0] for prompt in prompts]
     small = tiny_generator.generate(prompts, sampling.model_copy(update={"batch_size": 2}), seed=3)
     assert many == alone == small
@@ -79,26 +83,11 @@ def test_each_of_three_end_tokens_ends_an_answer(
     assert answer.finished
     assert answer.token_ids == (*word, end_id)
     assert answer.text == "hi"
-
-
-def test_answer_cut_by_the_limit_is_unfinished(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     pad = tiny_generator.tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
-    word = tiny_generator.tokenizer.encode("h", add_special_tokens=False)
-    with scripted(tiny_generator, [*word * 11, pad]):
-        answer = tiny_generator.generate([prompts[0]], GREEDY, seed=0)[0]
-    assert not answer.finished
-    assert len(answer.token_ids) == GREEDY.max_new_tokens
-    assert answer.text == "h" * 11
-
-
-def test_no_warning_and_none_of_the_models_own_decoding_settings(
-    tiny_generator: AnswerGenerator, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert tiny_generator.model.generation_config.temperature is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiny_generator.generate(prompts, WARM, seed=3)
-    assert capfd.readouterr().err == ""
+    with scripted(tiny_generator, [*word * 11, pad]):  # cut by the limit, and padding ends nothing
+        cut = tiny_generator.generate([prompts[0]], GREEDY.model_copy(update={"max_new_tokens": len(word) * 11 + 1}), 0)
+    assert not cut[0].finished
+    assert len(cut[0].token_ids) == len(word) * 11 + 1
 
 
 PROBABILITIES = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
@@ -112,6 +101,9 @@ def sample(uniform: float, *, temperature: float = 1.0, top_p: float = 1.0) -> i
 
 def test_sampling_by_hand() -> None:
     uniforms = (0.0, 0.09, 0.11, 0.49, 0.51, 0.79, 0.81, 0.99)
+    equal = torch.tensor([[0.0, 1.0, 0.0, 1.0]])  # tokens of equal probability are kept together
+    places = [torch.tensor([place / 8], dtype=torch.float64) for place in range(8)]
+    assert {int(sample_tokens(equal, place, SamplingConfig(top_p=0.3))) for place in places} == {1, 3}
     assert [sample(uniform) for uniform in uniforms] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -120,15 +112,6 @@ def test_nucleus_keeps_the_smallest_set_with_its_mass() -> None:
     assert [sample((number + 0.5) / 14, top_p=0.6) for number in range(14)] == [1] * 8 + [2] * 6
     # At temperature 1/2 the squares count: 0.01, 0.16, 0.09, 0.04 of 0.30.
     assert [sample(number, temperature=0.5) for number in (0.03, 0.04, 0.56, 0.57, 0.86, 0.87)] == [0, 1, 1, 2, 2, 3]
-
-
-def test_equally_likely_tokens_are_kept_together() -> None:
-    logits = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    sampling = SamplingConfig(top_p=0.3)
-    sampled = {
-        int(sample_tokens(logits, torch.tensor([place / 8], dtype=torch.float64), sampling)) for place in range(8)
-    }
-    assert sampled == {1, 3}
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0.05, 5), st.floats(0.01, 1))

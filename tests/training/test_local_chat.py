@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from transformers_server import make_untrained_llama
 
-from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, JudgeConfig, SamplingConfig
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.judges import open_judge
@@ -108,20 +107,13 @@ def test_an_untrained_judge_rates_nothing_and_its_replies_are_kept(weights: Path
         assert all(not each.ratings and each.reason and each.judge == "model" for each in judgements)
         return [each.status for each in judgements]
 
-    with open_session(store) as session:
-        statuses = rate(open_judge(judge_of(weights), session, "rating"))
-    assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
-    with open_journal(store) as journal:
-        assert count_replies(journal) == len(ITEMS)
-
-
-def test_what_failed_in_one_run_is_drawn_anew_in_the_next(weights: Path, store: Store) -> None:
-    for _ in range(2):
+    for run in (1, 2):  # what failed in one run is sampled anew in the next
         with open_session(store) as session:
-            open_judge(judge_of(weights, temperature=1.0), session, "rating").rate(ITEMS[:1], ignore_progress)
-    with open_journal(store) as journal:
-        texts = [row.reply.text for row in journal.rows() if row is not None]
-    assert len(texts) == len(set(texts)) == 6
+            statuses = rate(open_judge(judge_of(weights, temperature=1.0), session, "rating"))
+        assert set(statuses) <= {ReplyStatus.CUT, ReplyStatus.INVALID, ReplyStatus.EMPTY}
+        with open_journal(store) as journal:
+            texts = [row.reply.text for row in journal.rows() if row is not None]
+        assert len(texts) == len(set(texts)) >= run * len(ITEMS)
 
 
 def test_a_plan_names_the_weights_and_not_the_folder(weights: Path, store: Store, tmp_path: Path) -> None:

@@ -167,9 +167,12 @@ def test_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path
     assert scorer.raw(exchanges()[0], 8) == pytest.approx(expected, abs=1e-5)
 
 
-def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_folder: Path) -> None:
-    output = output_in(tmp_path)
-    run_reward(tiny_model_folder, output, reward_config(epochs=1))
+def test_summary_and_normalised_rewards(tmp_path: Path, tiny_model_folder: Path) -> None:
+    output, seen = watched(output_in(tmp_path))
+    summary = run_reward(tiny_model_folder, output)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (summary.steps, summary.lengths.kept, summary.lengths.dropped) == (4, 14, 0)
+    assert all({"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history)
     chosen, _ = exchanges()
     plain = scorer_in(output.folder)
     raw = plain.raw(chosen, 8)
@@ -189,7 +192,10 @@ def test_normalised_is_raw_less_mean_over_deviation(tmp_path: Path, tiny_model_f
     assert json.loads((output.folder / "config.json").read_text()) == after
 
 
-def test_missing_model_and_pairs_that_do_not_fit(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_nothing_to_train(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with pytest.raises(IncompleteError, match="moved no weight"):
+        run_reward(tiny_model_folder, output_in(tmp_path), reward_config(optimisation(learning_rate=1e-30)))
+    assert not output_in(tmp_path).folder.exists()
     short = reward_config(length={"max_length_tokens": 8})
     for pairs in (make_pairs(), []):
         with pytest.raises(DataQualityError):
@@ -198,13 +204,6 @@ def test_missing_model_and_pairs_that_do_not_fit(tmp_path: Path, tiny_model_fold
         scorer_in(tmp_path / "missing")
     with pytest.raises(ConfigError):
         run_reward(tmp_path / "missing", output_in(tmp_path))
-
-
-def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_model_folder: Path) -> None:
-    output = output_in(tmp_path)
-    with pytest.raises(IncompleteError, match="moved no weight"):
-        run_reward(tiny_model_folder, output, reward_config(optimisation(learning_rate=1e-30)))
-    assert not output.folder.exists()
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, kind: str) -> None:
@@ -259,13 +258,3 @@ def test_reward_model_on_the_hub_is_loaded_by_name_and_revision(trained: Path, m
     assert loaded == [("owner/name", "abc")] * 2
     assert fetched.raw(exchanges()[0], 8) == here.raw(exchanges()[0], 8)
     assert (fetched.scale.mean, fetched.scale.std) == (here.scale.mean, here.scale.std)
-
-
-def test_summary_has_history_and_lengths(tmp_path: Path, tiny_model_folder: Path) -> None:
-    output, seen = watched(output_in(tmp_path))
-    summary = run_reward(tiny_model_folder, output)
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [row["step"] for row in summary.history] == [1, 2, 3, 4]
-    assert all({"loss", "grad_norm", "learning_rate", "accuracy", "margin"} <= row.keys() for row in summary.history)
-    assert all(math.isfinite(value) for row in summary.history for value in row.values())
-    assert (summary.steps, summary.lengths.kept, summary.lengths.dropped) == (4, 14, 0)
