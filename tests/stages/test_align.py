@@ -74,9 +74,11 @@ def test_stopped_training_resumes_to_the_same_weights(
     assert "stopped after step" in stopped.err
     assert "run the same command again" in stopped.err
     assert whole.id not in {each.id for each in Store(store).artifacts()}
-    finished = start(warm, miniature, store, kind).wait()
+    under_another_path = Path(os.path.relpath(store, Path.cwd()))
+    finished = start(warm, miniature, under_another_path, kind).wait()
     assert finished.code == 0, finished.err
     assert "resumes" in finished.err
+    assert "skipped" not in finished.err  # as a checkpoint of another run is
     again = named(store, kind, whole.name)
     assert again.id == whole.id
     assert weights(again) == weights(whole)
@@ -90,39 +92,25 @@ def test_second_signal_ends_at_once(miniature: Miniature, warm: Warm, store: Pat
     assert "stopped after step" not in ended.err
 
 
-def test_every_round_has_its_artifacts(miniature: Miniature) -> None:
-    found = [(each.kind, each.name) for each in Store(miniature.store).artifacts()]
-    for name in ("mini-online-round-01", "mini-online-round-02"):
-        assert {kind for kind, each in found if each == name} >= {"candidates", "scores", "preferences"}
-    assert ("policies", "mini-online-round-01") in found
-    assert ("policies", "mini-online") in found
-
-
-def test_reference_stays_the_initial_policy_and_seeds_differ(miniature: Miniature) -> None:
+def test_rounds_have_their_artifacts_seeds_and_losses_and_the_best_is_named(miniature: Miniature) -> None:
     first, last = (named(miniature.store, "policies", f"mini-online{end}") for end in ("-round-01", ""))
     base = named(miniature.store, "base-models", "mini-base")
     for policy in (first, last):
         assert policy.parent("initial policy").id == base.id
     assert first.parent("previous policy").id == base.id
     assert last.parent("previous policy").id == first.id
+    for name in ("mini-online-round-01", "mini-online-round-02"):
+        for kind in ("candidates", "scores", "preferences"):
+            assert named(miniature.store, kind, name)
     assert first.manifest["settings"]["seed"] != last.manifest["settings"]["seed"]
     assert weights(first) != weights(last)
     sampled = [named(miniature.store, "candidates", f"mini-online-round-0{number}") for number in (1, 2)]
     assert sampled[0].manifest["settings"]["seed"] != sampled[1].manifest["settings"]["seed"]
-
-
-def test_training_begins_at_ln_2_in_every_round_that_starts_from_the_reference(miniature: Miniature) -> None:
-    first = named(miniature.store, "policies", "mini-online-round-01").metrics["training"]["history"]
-    second = named(miniature.store, "policies", "mini-online").metrics["training"]["history"]
-    assert first[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
-    assert second[0]["loss"] != pytest.approx(0.693147, abs=1e-5)  # the policy has left the reference
-
-
-def test_best_names_the_round_with_the_highest_dev_reward(miniature: Miniature) -> None:
-    last = named(miniature.store, "policies", "mini-online")
+    losses = [each.metrics["training"]["history"][0]["loss"] for each in (first, last)]
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5)
+    assert losses[1] != pytest.approx(0.693147, abs=1e-5)  # the policy has left the reference
     rewards = [each["dev"]["reward"]["mean"] for each in last.metrics["rounds"]]
-    expected = "mini-online-round-01" if rewards[0] > rewards[1] else "mini-online"
-    assert last.manifest["notes"]["best"]["name"] == expected
+    assert last.manifest["notes"]["best"]["name"] == (first if rewards[0] > rewards[1] else last).name
 
 
 def test_run_killed_between_rounds_resumes_without_repeating(miniature: Miniature, warm: Warm, store: Path) -> None:
@@ -171,38 +159,17 @@ def test_flipped_byte_in_weights_is_found_set_aside_and_rebuilt(miniature: Minia
     assert warm.run(*align).code == 0
 
 
-def test_stopped_training_resumes_under_another_path_to_the_store(
-    miniature: Miniature, warm: Warm, store: Path
-) -> None:
-    stopped = stop_in_training(start(warm, miniature, store, "policies"), store, "policies", signal.SIGTERM)
-    assert stopped.code == 75, stopped.err
-    assert list(store.glob("policies/*/work/checkpoint-*"))
-    relative = Path(os.path.relpath(store, Path.cwd()))
-    finished = start(warm, miniature, relative, "policies").wait()
-    assert finished.code == 0, finished.err
-    assert "resumes" in finished.err
-    assert "skipped" not in finished.err  # as a checkpoint of another run is
-
-
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("config", "override", "message"),
     [
-        ("policy=mini-bas", "did you mean 'mini-base'?"),
-        ("preferences=mimi", "did you mean 'mini'?"),
-        ("mode=online", "mode: online needs an online block"),
+        ("align-dpo", "policy=mini-bas", "did you mean 'mini-base'?"),
+        ("align-dpo", "preferences=mimi", "did you mean 'mini'?"),
+        ("align-dpo", "mode=online", "mode: online needs an online block"),
+        ("align", "online.reward_model=reward-models/none", "reward-models"),
     ],
 )
-def test_unresolvable_references(miniature: Miniature, warm: Warm, override: str, message: str) -> None:
-    config = miniature.recipe / "align-dpo.yaml"
-    ended = warm.run("align", config, "--store", miniature.store, "--set", override)
+def test_unresolvable_references(miniature: Miniature, warm: Warm, config: str, override: str, message: str) -> None:
+    ended = warm.run("align", miniature.recipe / f"{config}.yaml", "--store", miniature.store, "--set", override)
     assert ended.code == 2
     assert message in ended.err
     assert "Traceback" not in ended.err
-
-
-def test_missing_reward_model(miniature: Miniature, warm: Warm, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(miniature.store, tmp_path / "store"))
-    shutil.rmtree(store / "reward-models")
-    ended = warm.run("align", miniature.recipe / "align.yaml", "--store", store)
-    assert ended.code == 2
-    assert "reward-models 'mini'" in ended.err
