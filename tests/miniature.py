@@ -87,6 +87,14 @@ def write_recipe(folder: Path) -> Path:
     return folder
 
 
+def write_build_config(recipe: Path, **changes: Any) -> Path:
+    """Write a config of build-preferences that audits nothing; return its path."""
+    audit = {"retest": 0, "one_principle": 0, "canaries": 0}
+    path = recipe / "changed.yaml"
+    write_yaml(path, {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "audit": audit, **changes})
+    return path
+
+
 def write_samples(folder: Path) -> None:
     """Write the first sample speeches of every topic and the responses to them."""
     speeches = rows(SAMPLES / "speeches.jsonl")

@@ -62,6 +62,10 @@ def error_fault(status: int, message: str, code: str = "", headers: Mapping[str,
     return Fault(status=status, body=body, headers=headers or {})
 
 
+GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
+"""A fault that is not waited for: the request is lost at once."""
+
+
 @dataclass
 class Received:
     """One request to `/v1/chat/completions`; `sent_at` is set once the whole answer was handed over."""

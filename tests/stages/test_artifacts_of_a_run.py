@@ -7,6 +7,7 @@ import pytest
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.judging.offline import WARNING
+from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_pairs, read_scores, read_speeches
@@ -14,7 +15,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import Policy
 from running import Miniature
 
-PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+PRINCIPLES = load_rubric("seven-principles").principle_ids
 RELEASED = {
     "ID": "string",
     "prefID": "int64",
@@ -104,6 +105,12 @@ class TestOpens:
         assert {each.candidate_id: each.tokens for each in read_scores(made)} == expected
 
 
+@pytest.fixture(scope="module")
+def split_of(store: Store) -> dict[str, str]:
+    """The split of each speech, by its id."""
+    return {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+
+
 class TestSplits:
     def test_clusters_and_speeches_lie_in_one_split(self, store: Store) -> None:
         rows = read_speeches(artifact(store, "speeches", "mini"))
@@ -111,21 +118,18 @@ class TestSplits:
         for key in (lambda row: row.cluster, lambda row: row.speech.id):
             assert len({(key(row), row.split) for row in rows}) == len({key(row) for row in rows})
 
-    def test_pairs_stay_in_the_split_of_their_speech(self, store: Store) -> None:
-        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+    def test_pairs_stay_in_the_split_of_their_speech(self, store: Store, split_of: dict[str, str]) -> None:
         preferences = artifact(store, "preferences", "mini")
         for split in ("train", "dev", "test"):
             pairs = read_pairs(preferences, split)
             assert {split_of[pair.speech.id] for pair in pairs} == {split}
 
-    def test_rounds_answer_training_speeches_only(self, store: Store) -> None:
-        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+    def test_rounds_answer_training_speeches_only(self, store: Store, split_of: dict[str, str]) -> None:
         for number in (1, 2):
             candidates = read_candidates(artifact(store, "candidates", f"mini-online-round-{number:02d}"))
             assert {split_of[each.speech_id] for each in candidates} == {"train"}
 
-    def test_win_rate_is_measured_on_test_speeches_only(self, store: Store) -> None:
-        split_of = {row.speech.id: row.split for row in read_speeches(artifact(store, "speeches", "mini"))}
+    def test_win_rate_is_measured_on_test_speeches_only(self, store: Store, split_of: dict[str, str]) -> None:
         held_out = {speech_id for speech_id, split in split_of.items() if split == "test"}
         for side in ("policy", "reference"):
             candidates = read_candidates(artifact(store, "candidates", f"mini-{side}"))
@@ -155,9 +159,7 @@ class TestNotices:
         body = card.split("---\n", 2)[2].split("\n\n")
         assert WARNING in body[1] or WARNING in body[0]
 
-    def test_report_begins_with_it(self, store: Store) -> None:
+    def test_report_and_command_line_begin_with_it(self, store: Store, miniature: Miniature) -> None:
         page = artifact(store, "reports", "mini").file("report.html").read_text(encoding="utf-8")
         assert page.index(WARNING) < page.index('<p class="lead">')
-
-    def test_command_line_begins_with_it(self, miniature: Miniature) -> None:
         assert miniature.ended.out.startswith(f"! {WARNING}\n")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chat_server import ChatServer, Fault, Reply, Script, error_fault
+from chat_server import GIVEN_UP, MODEL, ChatServer, Fault, Reply, Script, error_fault
 
-from miniature import write_recipe, write_yaml
+from miniature import write_build_config, write_recipe
 from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.judging.injection import CANARIES
@@ -28,9 +28,6 @@ from running import Cli, Ended
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 NOTHING = {"retest": 0, "one_principle": 0, "canaries": 0}
 SMALL = {"retest": 12, "one_principle": 6, "canaries": 8}
-DOLLAR_PER_TOKEN = {"prompt": 0.0, "completion": 1.0e6}
-GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
-"""A fault that is not waited for: the request is lost at once."""
 
 Ratings = Callable[[str, str], int]
 """Of a response and a principle."""
@@ -91,18 +88,10 @@ class Judged(NamedTuple):
     store: Path
 
     def config(self, audit: Mapping[str, int], **changes: Any) -> Path:
-        endpoint = {
-            "model": "scripted-judge-2025-01-01",
-            "base_url": self.server.base_url,
-            "concurrency": 4,
-            "max_attempts": 1,
-            "price": DOLLAR_PER_TOKEN,
-        }
+        endpoint = {"model": MODEL, "base_url": self.server.base_url, "concurrency": 4, "max_attempts": 1}
+        endpoint |= {"price": {"prompt": 0.0, "completion": 1.0e6}}  # a dollar per token
         judge = {"backend": "endpoint", "endpoint": endpoint, **changes.pop("judge", {})}
-        content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "judge": judge}
-        path = self.recipe / "changed.yaml"
-        write_yaml(path, {**content, "audit": dict(audit), **changes})
-        return path
+        return write_build_config(self.recipe, judge=judge, audit=dict(audit), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +137,8 @@ class TestCanaries:
         assert (found["asked"], found["missing"], found["resists"]) == (8, 0, True)
         assert (found["gained_a_point"], found["lost_a_point"]) == ([], 0)
         assert "The judge resists words that address it" in told
+        assert re.search(r"responses that seem to address the judge +0", told)
+        assert found["flagged"] == 8
         assert judged.server.count == 8
 
     def test_a_judge_that_obeys_is_named(self, judged: Judged, cli: Cli) -> None:
@@ -301,14 +292,6 @@ class TestWhatIsOwed:
             assert f": {judged.server.count - before} calls, " in paid
         assert "paid:" not in build(cli, judged, SMALL, "--dry-run").out
 
-    def test_answers_still_to_be_given_are_reckoned_with(self, judged: Judged, cli: Cli) -> None:
-        endpoint = {"model": "elm", "base_url": judged.server.base_url}
-        pool = {"responders": [{"author": "elm", "endpoint": endpoint}], "per_speech": 1}
-        said = build(cli, judged, SMALL, "--dry-run", "--set", "corpus.candidates=[]", pool=pool).out
-        (paid,) = (line for line in said.splitlines() if line.startswith("paid: auditing"))
-        assert f": {12 + 7 * 6 + 8} calls, " in paid
-        assert "at full length" in paid
-
     def test_another_sample_makes_another_audit_and_nothing_else(self, judged: Judged, cli: Cli) -> None:
         audited(cli, judged, SMALL)
         before = {each.id for each in Store(judged.store).artifacts()}
@@ -460,9 +443,3 @@ class TestTable:
         assert metrics["ties"]["estimate"] == pytest.approx(sum(tied) / len(tied))
         assert metrics["ties"]["n"] == len(tied)
         assert re.search(rf"ties between responses to one speech +{100 * sum(tied) / len(tied):.1f}", told)
-
-    def test_attempts_on_the_judge_are_counted(self, judged: Judged, cli: Cli) -> None:
-        attempts = {**NOTHING, "canaries": 8}
-        metrics, told = audited(cli, judged, attempts)
-        assert re.search(r"responses that seem to address the judge +0", told)
-        assert metrics["canaries"]["flagged"] == 8

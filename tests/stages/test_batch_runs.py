@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from batch_server import BatchServer, ProviderScript
 
-from miniature import write_recipe, write_yaml
+from miniature import write_build_config
 from psychocounsel.config.recipe import load_recipe
 from running import Cli, Ended
 
@@ -24,17 +24,14 @@ def server() -> Iterator[BatchServer]:
 
 
 @pytest.fixture
-def build(tmp_path: Path, server: BatchServer, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(recipe: Path, tmp_path: Path, server: BatchServer, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Build:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    recipe = write_recipe(tmp_path / "recipe")
     endpoint = {"model": "judge", "base_url": server.base_url, "response_format": "json_schema"}
     judge = {"backend": "endpoint", "endpoint": endpoint, "batch": QUICK}
-    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "judge": judge}
-    audit = {"retest": 2, "one_principle": 0, "canaries": 0}
-    write_yaml(recipe / "judged.yaml", {**content, "audit": audit})
+    config = write_build_config(recipe, judge=judge, audit={"retest": 2, "one_principle": 0, "canaries": 0})
 
     def run(*more: str, store: str = "store") -> Ended:
-        return cli("build-preferences", recipe / "judged.yaml", "--store", tmp_path / store, *more)
+        return cli("build-preferences", config, "--store", tmp_path / store, *more)
 
     return run
 
@@ -104,8 +101,7 @@ def test_faults_have_a_remedy(build: Build, server: BatchServer) -> None:
     assert "--batch needs backend: endpoint" in offline.err
 
 
-def test_a_recipe_in_batches_means_every_judge(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe")
+def test_a_recipe_in_batches_means_every_judge(recipe: Path) -> None:
     changes = ["judge.backend=endpoint", "judge.batch.enabled=true", "eval-winrate.judge.batch.max_lines=7"]
     steps = {step.name: step.config for step in load_recipe(recipe, changes)}
     assert steps["build-preferences"].judge.batch.enabled

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
@@ -19,14 +18,10 @@ from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature
 
 
-@pytest.fixture
-def store(miniature: Miniature, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(miniature.store, tmp_path / "store"))
-
-
-def evaluate(cli: Cli, miniature: Miniature, store: Path, *overrides: str) -> Ended:
-    sets = [word for override in overrides for word in ("--set", override)]
-    return cli("eval-winrate", miniature.recipe / "eval-winrate.yaml", "--store", store, *sets)
+def evaluate(cli: Cli, miniature: Miniature, store: Path, *more: str) -> Ended:
+    """Run the stage with flags (`--dry-run`) and overrides (`key=value`)."""
+    words = [word for each in more for word in ([each] if each.startswith("--") else ["--set", each])]
+    return cli("eval-winrate", miniature.recipe / "eval-winrate.yaml", "--store", store, *words)
 
 
 def judged_by(server: ChatServer | BatchServer) -> list[str]:
@@ -90,19 +85,6 @@ def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store:
     assert newest(store).metrics["win_rate"]["estimate"] == 0.5
 
 
-@pytest.mark.parametrize(("preferred", "rate"), [("policy", 1.0), ("reference", 0.0)])
-def test_oracle_is_heard_in_both_orders(
-    miniature: Miniature, cli: Cli, store: Path, preferred: str, rate: float
-) -> None:
-    with ChatServer(oracle_for(set(answers(store, preferred).values()))) as server:
-        assert evaluate(cli, miniature, store, *judged_by(server)).code == 0
-    metrics = newest(store).metrics
-    assert metrics["win_rate"]["estimate"] == rate
-    assert metrics["position_inconsistent_rate"]["estimate"] == 0.0
-    assert len(metrics["win_rate_by_criterion"]) >= 7
-    assert {each["estimate"] for each in metrics["win_rate_by_criterion"].values()} == {rate}
-
-
 def test_swapping_the_sides_gives_one_minus(miniature: Miniature, cli: Cli, store: Path) -> None:
     policy, reference = (answers(store, role) for role in ("policy", "reference"))
     better = {*list(policy.values())[:3], *list(reference.values())[3:]}
@@ -111,7 +93,11 @@ def test_swapping_the_sides_gives_one_minus(miniature: Miniature, cli: Cli, stor
     with ChatServer(oracle_for(better)) as server:
         for overrides, expected in (([], 3 / 8), (swapped, 5 / 8)):
             assert evaluate(cli, miniature, store, *judged_by(server), *overrides).code == 0
-            assert newest(store).metrics["win_rate"]["estimate"] == expected
+            metrics = newest(store).metrics
+            assert metrics["win_rate"]["estimate"] == expected
+            assert metrics["position_inconsistent_rate"]["estimate"] == 0.0
+            assert len(metrics["win_rate_by_criterion"]) >= 7
+            assert {each["estimate"] for each in metrics["win_rate_by_criterion"].values()} == {expected}
         assert server.count == 16  # the same questions, asked once
 
 
@@ -231,19 +217,15 @@ class TestPlanning:
         assert "restricted client text must not be sent to https://judge.invalid/v1" in ended.err
 
     def test_offline_is_refused_while_planning(self, miniature: Miniature, cli: Cli, store: Path) -> None:
-        sets = [word for override in self.JUDGE for word in ("--set", override)]
-        config = miniature.recipe / "eval-winrate.yaml"
-        ended = cli("eval-winrate", config, "--store", store, *sets, "--offline", "--dry-run")
+        ended = evaluate(cli, miniature, store, *self.JUDGE, "--offline", "--dry-run")
         assert ended.code == 2
         assert "drop --offline" in ended.err
         assert ended.out == ""
 
     def test_dry_run_counts_what_is_owed(self, miniature: Miniature, cli: Cli, store: Path) -> None:
-        config = miniature.recipe / "eval-winrate.yaml"
-        sets = [word for override in self.JUDGE for word in ("--set", override)]
-        counted = cli("eval-winrate", config, "--store", store, *sets, "--dry-run")
+        counted = evaluate(cli, miniature, store, *self.JUDGE, "--dry-run")
         assert ": 16 calls, up to 48 with retries; about" in counted.out.splitlines()[-1]
-        bound = cli("eval-winrate", config, "--store", store, *sets, "--dry-run", "--set", "seed=5")
+        bound = evaluate(cli, miniature, store, *self.JUDGE, "--dry-run", "seed=5")
         assert ": 16 calls, " in bound.out.splitlines()[-1]
         assert "at full length" in bound.out.splitlines()[-1]
 

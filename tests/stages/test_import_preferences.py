@@ -114,13 +114,6 @@ class TestFlaws:
 
 
 class TestSpeeches:
-    def test_no_cluster_and_no_speech_crosses_splits(self, speeches: Artifact, made: Artifact) -> None:
-        rows = read_speeches(speeches)
-        assert len({(row.cluster, row.split) for row in rows}) == len({row.cluster for row in rows})
-        split_of = {row.speech.id: row.split for row in rows}
-        for split in ("train", "dev", "test"):
-            assert {split_of[pair.speech.id] for pair in read_pairs(made, split)} == {split}
-
     def test_metrics_tell_what_the_table_holds(self, speeches: Artifact) -> None:
         metrics = speeches.metrics
         rows = read_speeches(speeches)
@@ -174,10 +167,6 @@ class TestArtifact:
 
 
 class TestIdentity:
-    def test_is_made_once(self, made: Artifact, folder: Path, store: Store) -> None:
-        again = import_preferences(settings(folder), store)
-        assert (again.id, again.is_new) == (made.id, False)
-
     def test_does_not_hang_on_the_place_of_the_files(self, made: Artifact, tmp_path: Path, store: Store) -> None:
         name = store.open(made.parent("speeches")).metrics["sources"][0]["name"]
         assert specs(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
@@ -202,9 +191,6 @@ class TestIdentity:
         planned = specs(settings(folder, **changed), store)
         assert planned.preferences.id != made.id
         assert (planned.speeches.id != made.parent("speeches").id) == is_of_speeches
-
-    def test_the_name_is_no_part_of_it(self, made: Artifact, folder: Path, store: Store) -> None:
-        assert specs(settings(folder, name="other"), store).preferences.id == made.id
 
 
 class TestLength:
@@ -279,11 +265,6 @@ class TestCommand:
         assert "next: psychocounsel train-reward " in last
         config = Path(last.partition("train-reward ")[2].split()[0])
         assert load_config(TrainRewardConfig, config).preferences == "released"
-
-    def test_a_name_of_its_own_goes_with_it(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
-        ended = cli("import-preferences", folder, "--store", tmp_path, "--name", "mine")
-        assert "created: preferences mine@" in ended.out
-        assert "--set preferences=mine" in ended.out.splitlines()[-1]
 
     def test_reads_a_config(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
         path = tmp_path / "import-preferences.yaml"

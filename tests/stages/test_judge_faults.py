@@ -7,34 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from batch_server import BatchServer, ProviderScript
 from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from miniature import write_recipe, write_yaml
+from miniature import write_build_config, write_yaml
 from psychocounsel.store.store import Store
-from running import Cli, Warm, WarmRun, await_until
+from running import Cli, Ended, Warm, WarmRun, await_until
 
 ITEMS, IN_FLIGHT = 128, 4
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    return write_recipe(tmp_path / "recipe")
-
-
-def config_for(recipe: Path, base_url: str, **endpoint: Any) -> Path:
-    config = recipe / "changed.yaml"
+def config_for(recipe: Path, base_url: str, pool: str = "", **endpoint: Any) -> Path:
+    """Return the path of a config with this judge, and with a pool of this model."""
     asked = {"model": MODEL, "base_url": base_url, "concurrency": IN_FLIGHT, "max_attempts": 1, **endpoint}
-    settings = {
-        "name": "mini",
-        "corpus": "corpus.yaml",
-        "pairing": {"min_gap": 0.5},
-        "audit": {"retest": 0, "one_principle": 0, "canaries": 0},
-        "judge": {"backend": "endpoint", "endpoint": asked},
-    }
-    write_yaml(config, settings)
-    return config
+    responder = {"author": "mini", "endpoint": {"model": pool, "base_url": base_url}}
+    pools = {"pool": {"per_speech": 1, "responders": [responder]}} if pool else {}
+    return write_build_config(recipe, judge={"backend": "endpoint", "endpoint": asked}, **pools)
+
+
+def build(cli: Cli, recipe: Path, *more: str | Path) -> Ended:
+    return cli("build-preferences", recipe / "changed.yaml", "--store", recipe.parent / "store", *more)
 
 
 FINAL = [
@@ -50,8 +42,8 @@ def test_a_final_refusal_is_the_users_error_after_one_request(recipe: Path, cli:
     for fault, remedy in FINAL:
         # Pinned, for where a schema is refused the same would be asked in words.
         with ChatServer(lambda body, number, fault=fault: fault) as server:
-            config = config_for(recipe, server.base_url, response_format="json_schema")
-            ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+            config_for(recipe, server.base_url, response_format="json_schema")
+            ended = build(cli, recipe)
             assert (ended.code, server.count) == (2, 1), ended
         assert remedy in ended.err
         assert "Traceback" not in ended.err
@@ -62,11 +54,8 @@ LISTED = [{"id": MODEL}, {"id": "gone", "shutdown_date": "2026-01-01"}]
 
 def test_a_judge_that_is_gone_is_found_before_the_pool_is_paid(recipe: Path, cli: Cli) -> None:
     with ChatServer(models=LISTED) as server:
-        config = config_for(recipe, server.base_url, model="gone")
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        pool = {"author": "mini", "endpoint": {"model": MODEL, "base_url": server.base_url}}
-        write_yaml(config, {**settings, "pool": {"per_speech": 1, "responders": [pool]}})
-        ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+        config_for(recipe, server.base_url, pool=MODEL, model="gone")
+        ended = build(cli, recipe)
         assert (ended.code, server.count) == (2, 0), ended
         assert "the model 'gone' was shut down on 2026-01-01" in ended.err
 
@@ -80,30 +69,20 @@ def test_a_server_on_this_machine_may_load_its_judge_after_the_pool_answered(rec
             return answer_by_schema(body, number)
 
         server.script = loads
-        config = config_for(recipe, server.base_url, model="late")
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        pool = {"author": "mini", "endpoint": {"model": MODEL, "base_url": server.base_url}}
-        write_yaml(config, {**settings, "pool": {"per_speech": 1, "responders": [pool]}})
-        assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
+        config_for(recipe, server.base_url, pool=MODEL, model="late")
+        assert build(cli, recipe).code == 0
 
 
 def test_a_judge_that_is_gone_is_found_before_both_sides_answer(recipe: Path, cli: Cli) -> None:
     with ChatServer(models=LISTED) as server:
-        store = recipe.parent / "store"
-        assert cli("build-preferences", config_for(recipe, server.base_url), "--store", store).code == 0
+        config_for(recipe, server.base_url)
+        assert build(cli, recipe).code == 0
         asked, count = {"model": MODEL, "base_url": server.base_url}, server.count
         config = recipe / "winrate.yaml"
-        write_yaml(
-            config,
-            {
-                "name": "mini",
-                "speeches": "mini",
-                "policy": {"author": "policy", "endpoint": asked},
-                "reference": {"author": "reference", "endpoint": asked},
-                "judge": {"backend": "endpoint", "endpoint": {**asked, "model": "gone"}},
-            },
-        )
-        ended = cli("eval-winrate", config, "--store", store)
+        sides = {side: {"author": side, "endpoint": asked} for side in ("policy", "reference")}
+        judge = {"backend": "endpoint", "endpoint": {**asked, "model": "gone"}}
+        write_yaml(config, {"name": "mini", "speeches": "mini", **sides, "judge": judge})
+        ended = cli("eval-winrate", config, "--store", recipe.parent / "store")
         assert (ended.code, server.count) == (2, count), ended
         assert "the model 'gone' was shut down on 2026-01-01" in ended.err
 
@@ -123,14 +102,14 @@ def test_a_quota_that_ends_midway_keeps_what_was_answered(recipe: Path, cli: Cli
             return answer_by_schema(body, number)
 
     with ChatServer(script) as server:
-        config = config_for(recipe, server.base_url)
-        ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+        config_for(recipe, server.base_url)
+        ended = build(cli, recipe)
         assert ended.code == 2, ended
         assert "the quota of this key is used up" in ended.err
         assert "add credit" in ended.err
         assert server.count <= 40 + IN_FLIGHT
         server.script, asked = answer_by_schema, server.count
-        assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
+        assert build(cli, recipe).code == 0
         assert server.count - asked == ITEMS - 40
 
 
@@ -192,7 +171,7 @@ def test_a_second_run_of_the_same_judgements_is_told_of_the_first(recipe: Path, 
     with ChatServer(held) as server:
         first = start(warm, recipe, server.base_url)
         await_until(lambda: server.count == 20 + IN_FLIGHT)
-        second = cli("build-preferences", recipe / "changed.yaml", "--store", recipe.parent / "store")
+        second = build(cli, recipe)
         assert second.code == 2, second
         assert str(first.pid) in second.err
         held.is_let_go = True
@@ -207,9 +186,9 @@ PILOT = 20
 class TestJudgeThatCannotBeRead:
     def test_is_given_up_after_the_pilot_and_what_it_answered_is_kept(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(lambda body, number: Reply("Five stars!")) as server:
-            config = config_for(recipe, server.base_url, max_attempts=3, response_format="json_schema")
+            config_for(recipe, server.base_url, max_attempts=3, response_format="json_schema")
             more = ["--set", "judge.max_missing_share=0.9"]
-            ended = cli("build-preferences", config, "--store", recipe.parent / "store", *more)
+            ended = build(cli, recipe, *more)
             assert ended.code == 4, ended
             assert server.count <= 3 * (PILOT + IN_FLIGHT)
             assert (
@@ -225,21 +204,21 @@ class TestJudgeThatCannotBeRead:
             return Reply("Five!") if number % 3 == 1 else answer_by_schema(body, number)
 
         with ChatServer(garble_every_third) as server:
-            config = config_for(recipe, server.base_url, response_format="json_schema")
-            ended = cli("build-preferences", config, "--store", recipe.parent / "store")
+            config_for(recipe, server.base_url, response_format="json_schema")
+            ended = build(cli, recipe)
             assert ended.code == 4, ended
             assert "7 of the first" in ended.err  # 5 % of 128 are 6
             assert server.count <= 3 * 7 + IN_FLIGHT
             server.script, asked = answer_by_schema, server.count
-            assert cli("build-preferences", config, "--store", recipe.parent / "store").code == 0
+            assert build(cli, recipe).code == 0
             garbled = sum(number % 3 == 1 for number in range(asked))  # the seven, and those in flight then
             assert server.count - asked == ITEMS - asked + garbled
 
     def test_may_fail_altogether_where_everything_may_be_missing(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(lambda body, number: Reply("Five stars!")) as server:
             more = ["--set", "judge.max_missing_share=1.0"]
-            config = config_for(recipe, server.base_url, response_format="json_schema")
-            assert cli("build-preferences", config, "--store", recipe.parent / "store", *more).code == 4
+            config_for(recipe, server.base_url, response_format="json_schema")
+            assert build(cli, recipe, *more).code == 4
             assert server.count == ITEMS
 
     def test_is_given_up_before_a_batch_is_submitted(
@@ -247,7 +226,7 @@ class TestJudgeThatCannotBeRead:
     ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
         with BatchServer(ProviderScript(script=lambda body, number: Reply("Five stars!"))) as server:
-            config = config_for(recipe, server.base_url, response_format="json_schema")
-            ended = cli("build-preferences", config, "--store", recipe.parent / "store", "--batch")
+            config_for(recipe, server.base_url, response_format="json_schema")
+            ended = build(cli, recipe, "--batch")
             assert ended.code == 4, ended
             assert (len(server.live), server.batches) == (PILOT, {})

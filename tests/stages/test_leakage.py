@@ -1,6 +1,5 @@
 """Evaluation refuses speeches that a model was trained on, and near-duplicates of them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,12 @@ def test_a_near_duplicate_of_a_training_speech_leaks_and_another_speech_does_not
 
 
 @pytest.fixture
-def store(miniature: Miniature, tmp_path: Path, cli: Cli) -> Path:
+def store(store: Path, miniature: Miniature, cli: Cli) -> Path:
     """Return a store in which the newest corpus has another test split than the one that models were trained with."""
-    folder = Path(shutil.copytree(miniature.store, tmp_path / "store"))
     build = miniature.recipe / "build-preferences.yaml"
-    ended = cli("build-preferences", build, "--store", folder, "--set", "corpus.split.test_share=0.5")
+    ended = cli("build-preferences", build, "--store", store, "--set", "corpus.split.test_share=0.5")
     assert ended.code == 0, ended.err
-    return folder
+    return store
 
 
 def run(cli: Cli, miniature: Miniature, stage: str, store: Path, *more: str) -> Ended:

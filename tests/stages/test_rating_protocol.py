@@ -10,23 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
+from chat_server import GIVEN_UP, ChatServer, Fault, Reply, answer_by_schema
 
-from miniature import write_recipe, write_yaml
+from miniature import write_build_config
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import read_judgements, read_pairs, read_table
 from psychocounsel.store.store import Store
 from running import Cli, Ended
 
-GIVEN_UP = error_fault(500, "come tomorrow", headers={"Retry-After": "86400"})
-"""A fault that is not waited for: the request is lost at once."""
-
 TRAIN = "data/train-00000-of-00001.parquet"
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    return write_recipe(tmp_path / "recipe")
 
 
 def member(base_url: str, model: str = "elm-2026-01-01", **changes: Any) -> dict[str, Any]:
@@ -35,10 +27,8 @@ def member(base_url: str, model: str = "elm-2026-01-01", **changes: Any) -> dict
 
 
 def built(cli: Cli, recipe: Path, judge: Mapping[str, Any], *more: str, **changes: Any) -> Ended:
-    no_audit = {"retest": 0, "one_principle": 0, "canaries": 0}
-    content = {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "audit": no_audit}
-    write_yaml(recipe / "changed.yaml", {**content, "judge": dict(judge), **changes})
-    return cli("build-preferences", recipe / "changed.yaml", "--store", recipe.parent / "store", *more)
+    config = write_build_config(recipe, judge=dict(judge), **changes)
+    return cli("build-preferences", config, "--store", recipe.parent / "store", *more)
 
 
 def newest(recipe: Path, kind: str) -> Artifact:
@@ -118,11 +108,6 @@ class TestSamples:
             server.script = by_number
             assert built(cli, recipe, judge).code == 0
             assert (asked, server.count) == (3 * 128, 3 * 128 + lost)
-
-    def test_samples_that_would_be_one_are_refused(self, recipe: Path, cli: Cli) -> None:
-        ended = built(cli, recipe, member("http://127.0.0.1:9/v1", samples=3))
-        assert ended.code == 2
-        assert "set a temperature" in ended.err
 
     def test_the_audit_asks_for_samples_of_its_own(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(by_number) as server:
@@ -216,25 +201,6 @@ class TestPanel:
         assert spend["cost_usd"] == 1792.0
         assert spend["possibly_billed"] == {"calls": 1, "cost_usd": 600.0}
 
-    @pytest.mark.parametrize(
-        ("changes", "told"),
-        [
-            ({"panel": ["one"]}, "at least two judges"),
-            ({"panel": ["one", "one"]}, "are the same"),
-            ({"panel": ["one", "two"], "temperature": 0.5}, "their own temperature"),
-            ({"panel": ["one", "two"], "backend": "offline"}, "no other backend takes one"),
-            ({"backend": "panel"}, "needs a panel"),
-            ({"panel": ["one", {"backend": "offline"}]}, "endpoint"),
-            ({"panel": ["one", {**member("http://127.0.0.1:8/v1"), "rubric": "other"}]}, "rubric"),
-        ],
-    )
-    def test_panels_that_make_no_sense(self, recipe: Path, cli: Cli, changes: Mapping[str, Any], told: str) -> None:
-        seats = {"one": member("http://127.0.0.1:9/v1"), "two": member("http://127.0.0.1:9/v1", "yew")}
-        panel = [seats[each] if isinstance(each, str) else each for each in changes.get("panel", ())]
-        ended = built(cli, recipe, {**changes, **({"panel": panel} if panel else {})})
-        assert ended.code == 2
-        assert told in ended.err
-
 
 def with_choices(reply: Reply, shares: Mapping[str, float]) -> Fault:
     """Return a reply with these alternatives at every rating, as a server tells them."""
@@ -279,11 +245,6 @@ class TestExpected:
         assert ended.code == 2
         assert "judge.score" in ended.err
         assert "without log-probabilities" in ended.err
-
-    def test_a_model_on_this_machine_gives_none(self, recipe: Path, cli: Cli) -> None:
-        ended = built(cli, recipe, {"backend": "local", "model": "tiny", "score": "expected"})
-        assert ended.code == 2
-        assert "gives no log-probabilities" in ended.err
 
 
 def decide(request: Mapping[str, Any], number: int) -> Fault:
@@ -334,8 +295,28 @@ class TestDecisions:
         samples = newest(recipe, "judgements").metrics["samples"]
         assert samples["scored_by"] == {"expected": 128, "written": 128}
 
-    @pytest.mark.parametrize("unsent", [{"temperature": 0.5}, {"samples": 3}, {"max_tokens": 9}])
-    def test_what_is_not_sent_is_refused(self, recipe: Path, cli: Cli, unsent: Mapping[str, Any]) -> None:
-        ended = built(cli, recipe, {"backend": "decisions", **unsent})
-        assert ended.code == 2
-        assert f"takes no {next(iter(unsent))}" in ended.err or "temperature" in ended.err
+
+ONE, TWO = member("http://127.0.0.1:9/v1"), member("http://127.0.0.1:9/v1", "yew")
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        ({"panel": [ONE]}, "at least two judges"),
+        ({"panel": [ONE, ONE]}, "are the same"),
+        ({"panel": [ONE, TWO], "temperature": 0.5}, "their own temperature"),
+        ({"panel": [ONE, TWO], "backend": "offline"}, "no other backend takes one"),
+        ({"backend": "panel"}, "needs a panel"),
+        ({"panel": [ONE, {"backend": "offline"}]}, "endpoint"),
+        ({"panel": [ONE, {**TWO, "rubric": "other"}]}, "rubric"),
+        ({**ONE, "samples": 3}, "set a temperature"),
+        ({"backend": "local", "model": "tiny", "score": "expected"}, "gives no log-probabilities"),
+        ({"backend": "decisions", "temperature": 0.5}, "temperature"),
+        ({"backend": "decisions", "samples": 3}, "takes no samples"),
+        ({"backend": "decisions", "max_tokens": 9}, "takes no max_tokens"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(recipe: Path, cli: Cli, judge: dict[str, Any], told: str) -> None:
+    ended = built(cli, recipe, judge)
+    assert ended.code == 2
+    assert told in ended.err

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.components import ChatFormat, EndpointConfig, PoolConfig, ResponderConfig, SamplingConfig
 from psychocounsel.corpus.sources import SourceRow
-from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import Answers, Responder, chat_request, choose_responders, ready_responses
@@ -88,16 +87,6 @@ class TestEndpoint:
             assert [(each.text, each.finished) for each in found.candidates] == [("It sounds as if", False)] * 4
             assert server.count == len(SPEECHES)
 
-    def test_a_failure_is_tried_again_in_the_run(self, session: Session) -> None:
-        seen: Counter[int] = Counter()
-
-        def empty_at_first(request: Mapping[str, Any], number: int) -> Reply:
-            seen[place(request)] += 1
-            return Reply("Oh.") if seen[place(request)] > 1 else Reply("")
-
-        with ChatServer(empty_at_first) as server:
-            assert len(answers(elm(server, max_attempts=2), session).candidates) == 4
-
     def test_a_responder_that_refuses_everything_is_refused_and_asked_again(self, session: Session) -> None:
         with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:
             with pytest.raises(DataQualityError, match=r"4 of 4 speeches got no answer \(4 refusal\)"):
@@ -105,13 +94,6 @@ class TestEndpoint:
             server.script = answer_by_schema
             assert len(answers(elm(server), session).candidates) == 4
             assert server.count == 8
-
-    def test_as_many_speeches_may_stay_unanswered_as_are_allowed(self, session: Session) -> None:
-        def refuse_one(request: Mapping[str, Any], number: int) -> Reply:
-            return Reply(None, refusal="No.") if number == 1 else answer_by_schema(request, number)
-
-        with ChatServer(refuse_one) as server:
-            assert len(answers(elm(server, max_missing_share=0.25), session).candidates) == 3
 
     def test_a_lost_answer_is_pending_whatever_share_may_be_missing(self, session: Session) -> None:
         def lose_one(request: Mapping[str, Any], number: int) -> Reply | Fault:
@@ -184,14 +166,7 @@ class TestFile:
 
 def ready(speeches: list[Speech], *cells: dict[str, object]) -> list[Candidate]:
     rows = [SourceRow(f"a.csv line {number}", cell) for number, cell in enumerate(cells, start=2)]
-    return ready_responses(rows, "elm", speeches, clean_text)
-
-
-def test_a_system_prompt_is_part_of_a_models_fingerprint(session: Session) -> None:
-    plain = ResponderConfig(author="elm", endpoint=EndpointConfig(model="m", base_url="http://127.0.0.1:9/v1"))
-    prompted = plain.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
-    one, other = (Responder(each, session, "model").fingerprint for each in (plain, prompted))
-    assert one != other
+    return ready_responses(rows, "elm", speeches)
 
 
 class TestPool:

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 
-from miniature import write_recipe, write_yaml
-from running import ENVIRONMENT, Cli, Ended, await_until
+from miniature import write_build_config
+from running import ENVIRONMENT, Cli, Ended
 
 KEY = "sk-planted-90210-never-to-be-seen"
 QUOTED = f"Incorrect API key provided: {KEY}. Authorization: Bearer {KEY}"
@@ -28,22 +28,10 @@ FAULTS: Mapping[int, Reply | Fault] = {
     29: Reply("{", finish_reason="length"),
     32: error_fault(422, QUOTED),
 }
-Run = Callable[[Path], Ended]
-
-
-class Faulty:
-    """Answers through all the faults, and looks at what the processes of the machine are called with."""
-
-    def __init__(self) -> None:
-        self.commands: set[bytes] = set()
-
-    def __call__(self, body: Mapping[str, Any], number: int) -> Reply | Fault:
-        if number % 10 == 0:
-            self.commands.update(_commands())
-        return FAULTS.get(number) or answer_by_schema(body, number)
 
 
 def _commands() -> Iterator[bytes]:
+    """Yield the command line of every process of this machine."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             yield (folder / "cmdline").read_bytes()
@@ -55,48 +43,35 @@ def arguments(config: Path, folder: Path) -> list[str]:
     return ["build-preferences", str(config), "--store", str(folder / "store")]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    def command(config: Path) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", "psychocounsel", *arguments(config, tmp_path)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, **ENVIRONMENT, "OPENAI_API_KEY": KEY},
-            check=False,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    return command
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    return write_recipe(tmp_path / "recipe")
+def in_a_process(argv: list[str]) -> Ended:
+    """Run the command line with the key in its environment; other processes can read its arguments."""
+    command = [sys.executable, "-m", "psychocounsel", *argv]
+    env = {**os.environ, **ENVIRONMENT, "OPENAI_API_KEY": KEY}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def config_for(recipe: Path, base_url: str) -> Path:
     endpoint = {"model": "scripted-judge-2025-01-01", "base_url": base_url, "concurrency": 4}
     judge = {"backend": "endpoint", "endpoint": endpoint, "max_missing_share": 0.5}
-    path = recipe / "judged.yaml"
-    write_yaml(path, {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "judge": judge})
-    return path
-
-
-def left(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return write_build_config(recipe, judge=judge)
 
 
 def test_the_key_is_nowhere_after_a_run_with_every_fault(
-    tmp_path: Path, recipe: Path, run: Run, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    faulty = Faulty()
-    with ChatServer(faulty) as server:
+    commands: set[bytes] = set()
+
+    def answer_through_all_faults(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        if number % 10 == 0:
+            commands.update(_commands())
+        return FAULTS.get(number) or answer_by_schema(body, number)
+
+    with ChatServer(answer_through_all_faults) as server:
         config = config_for(recipe, server.base_url)
         again = arguments(config, tmp_path)
-        ended = [cli(*again, "--dry-run"), run(config)]
+        ended = [cli(*again, "--dry-run"), in_a_process(again)]
         assert server.count > max(FAULTS), "a fault was not met"
         server.script = lambda body, number: error_fault(401, QUOTED)
         ended.append(cli(*again, "--set", "judge.temperature=0.5"))
@@ -107,21 +82,9 @@ def test_the_key_is_nowhere_after_a_run_with_every_fault(
     assert "[key]" in ended[2].err, "the server's words are told, without the key"
     told = "".join(each.out + each.err for each in ended)
     assert KEY not in told
-    assert any(b"build-preferences" in command for command in faulty.commands)
-    assert not [command for command in faulty.commands if KEY.encode() in command]
-    files = left(tmp_path)
+    assert any(b"build-preferences" in command for command in commands)
+    assert not [command for command in commands if KEY.encode() in command]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "manifest.json" for path in files)
     assert any(path.parent.name == "journal" for path in files)
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
-
-
-def test_what_looks_for_the_key_finds_it(tmp_path: Path) -> None:
-    planted = tmp_path / "deep" / "log.txt"
-    planted.parent.mkdir()
-    planted.write_text(f"x{KEY}y", encoding="utf-8")
-    assert [path for path in left(tmp_path) if KEY.encode() in path.read_bytes()] == [planted]
-    sleeper = subprocess.Popen([sys.executable, "-c", "input()", KEY], stdin=subprocess.PIPE)
-    try:
-        await_until(lambda: any(KEY.encode() in command for command in _commands()), seconds=20)
-    finally:
-        sleeper.communicate(b"\n")

@@ -84,12 +84,8 @@ def build_preferences(
 ) -> Artifact:
     """Build the preference dataset of a config, or return it if it exists.
 
-    The audit of its judge comes last: an error there leaves the dataset as it is.
-
-    Args:
-        config: of the stage.
-        store: holds the artifacts; in a dry run, an overlay.
-        calls: in a dry run, receives the calls that a run would make. It makes no pairs.
+    The audit of its judge comes last: an error there leaves the dataset as it is. In a dry run, `store` is an overlay
+    and `calls` receives the calls that a run would make; no pairs are made.
 
     Raises:
         ConfigError: restricted text would reach a remote judge or responder, or an endpoint cannot be used.
@@ -336,9 +332,7 @@ def open_rule(config: BuildPreferencesConfig, store: Store) -> PairingRule:
         ConfigError: the tokenizer cannot be loaded.
     """
     rubric, length = load_rubric(config.judge.rubric), config.pairing.length
-    if length is None:
-        return resolve_rule(config.pairing, rubric)
-    return resolve_rule(config.pairing, rubric, token_limit(length, store))
+    return resolve_rule(config.pairing, rubric, token_limit(length, store) if length else None)
 
 
 def distinct_candidates(store: Store, parents: Sequence[Parent]) -> list[Candidate]:
@@ -355,12 +349,6 @@ def pair_splits(
     config: BuildPreferencesConfig, rule: PairingRule, store: Store, parents: Sequence[Parent]
 ) -> dict[str, Pairing]:
     """Return the pairs of every split; a speech gives its pairs to its own split.
-
-    Args:
-        config: says how test is paired, and whether train and dev are divided anew.
-        rule: which of two candidates is preferred.
-        store: holds the parents.
-        parents: speeches, candidates and judgements.
 
     Raises:
         DataQualityError: no pair is left in a split that should have some.
@@ -411,10 +399,7 @@ def words_by_side(pairings: Mapping[str, Pairing]) -> dict[str, Any]:
         return sum(word_count(side.candidate.text) for side in sides) / len(sides)
 
     return {
-        split: {
-            "chosen": mean([pair.chosen for pair in pairing.pairs]),
-            "rejected": mean([pair.rejected for pair in pairing.pairs]),
-        }
+        split: {side: mean([getattr(pair, side) for pair in pairing.pairs]) for side in ("chosen", "rejected")}
         for split, pairing in pairings.items()
         if pairing.pairs
     }

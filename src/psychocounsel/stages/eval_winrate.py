@@ -53,10 +53,7 @@ def specs(config: EvalWinrateConfig, store: Store) -> WinrateSpecs:
 def eval_winrate(config: EvalWinrateConfig, store: Store, calls: list[PendingCalls] | None = None) -> Artifact:
     """Measure the win rate of a config, or return it if it exists.
 
-    Args:
-        config: of the stage.
-        store: holds the artifacts; in a dry run, an overlay.
-        calls: in a dry run, receives the calls that a run would make.
+    In a dry run, `store` is an overlay and `calls` receives the calls that a run would make.
 
     Raises:
         ConfigError: an endpoint cannot be used.
@@ -128,7 +125,10 @@ class _Evaluation:
         if not session.is_dry_run:
             self._require_usable()
         if store.find(specs.comparisons) is None:
-            self.leakage = self._count_leakage(self.speeches)
+            planned = {pin.id for pin in store.pins if isinstance(pin, ArtifactSpec)}
+            parents = [parent for side in self.sides.values() for parent in side.parents]
+            models = [store.open(parent) for parent in parents if parent.id not in planned]
+            self.leakage = count_leakage(store, self.held_out, self.speeches, models, self.config.allow_leakage)
         store.make(specs.policy, lambda writer: self._answer(writer, "policy"))
         session.cancel.raise_if_cancelled(specs.policy.ref)
         store.make(specs.reference, lambda writer: self._answer(writer, "reference"))
@@ -160,14 +160,6 @@ class _Evaluation:
         require_usable(endpoints | config.judge.named_endpoints, store)
         if endpoints:
             require_listed(config.judge.endpoints, store)
-
-    def _count_leakage(self, speeches: Artifact) -> dict[str, int]:
-        models = [parent for side in self.sides.values() for parent in side.parents]
-        made = [self.store.open(parent) for parent in models if not self._is_planned(parent.id)]
-        return count_leakage(self.store, self.held_out, speeches, made, self.config.allow_leakage)
-
-    def _is_planned(self, artifact_id: str) -> bool:
-        return any(isinstance(pin, ArtifactSpec) and pin.id == artifact_id for pin in self.store.pins)
 
     def _answer(self, writer: ArtifactWriter, side: str) -> None:
         answers = self.sides[side].answer(self.held_out, self.config.seed)

@@ -110,6 +110,7 @@ def _write_speeches(release: "Release", writer: ArtifactWriter) -> None:
     config, rows = release.config, release.speeches
     write_speeches(writer, rows)
     clusters, splits = {row.cluster for row in rows}, Counter(row.split for row in rows)
+    leaking = {each.cluster for each in release.questions.values() if each.leaks}
     source = {"name": source_name(config.source), "licence": config.licence, "data_class": config.data_class}
     writer.write_metrics(
         {
@@ -117,7 +118,7 @@ def _write_speeches(release: "Release", writer: ArtifactWriter) -> None:
             "sources": [{**source, "speeches": len(rows)}],
             "splits": {split: splits[split] for split in SPLITS},
             "clusters": len(clusters),
-            "clusters_across_splits": release.crossing_clusters,
+            "clusters_across_splits": len(leaking) if config.leakage == "keep" else 0,
             "near_duplicates": len(rows) - len(clusters),
             "crisis": sum(row.speech.crisis for row in rows),
         }
@@ -156,23 +157,14 @@ def _write_preferences(release: "Release", store: Store, writer: ArtifactWriter)
 
 
 class Question(NamedTuple):
-    """A client speech of a release, and what its near-duplicates decide about it.
-
-    Attributes:
-        speech: as it was released.
-        cluster: of near-duplicates.
-        released_in: the splits that have rows with it.
-        is_dev: whether rows of its cluster that were released in train are held out as dev.
-        leaks: whether it was released in train, and it or a near-duplicate in test.
-        is_left_out: whether it is kept out of train for that, and was released nowhere else.
-    """
+    """A client speech of a release, and what its near-duplicates decide about it."""
 
     speech: Speech
     cluster: str
     released_in: frozenset[str]
-    is_dev: bool
-    leaks: bool
-    is_left_out: bool
+    is_dev: bool  # rows of its cluster that were released in train are held out as dev
+    leaks: bool  # it was released in train, and it or a near-duplicate in test
+    is_left_out: bool  # kept out of train for that, and released nowhere else
 
     @property
     def split(self) -> str:
@@ -209,21 +201,19 @@ class Release:
         ids = np.array([int(each.id, 16) for each in speeches], dtype=np.uint64)
         numbers = cluster_ids(ids, list(splits), config.near_duplicate_similarity).tolist()
         clusters = [f"{number:016x}" for number in numbers]
-        in_test = {cluster for cluster, where in zip(clusters, splits.values(), strict=True) if "test" in where}
-        leaks = [
-            "train" in where and cluster in in_test for cluster, where in zip(clusters, splits.values(), strict=True)
-        ]
+        found = list(zip(clusters, splits.values(), strict=True))
+        in_test = {cluster for cluster, where in found if "test" in where}
+        leaks = ["train" in where and cluster in in_test for cluster, where in found]
+        left_out = "left out" if config.leakage == "drop_from_train" else "train"
         places = [
-            "test" if "test" in where else "left out" if leak and config.leakage == "drop_from_train" else "train"
-            for where, leak in zip(splits.values(), leaks, strict=True)
+            "test" if "test" in where else left_out if leak else "train"
+            for (_, where), leak in zip(found, leaks, strict=True)
         ]
         divided = assign_dev(places, clusters, config.dev_share, config.seed)
         dev = {cluster for cluster, place in zip(clusters, divided, strict=True) if place == "dev"}
         return {
             speech.text: Question(speech, cluster, frozenset(where), cluster in dev, leak, place == "left out")
-            for speech, cluster, where, leak, place in zip(
-                speeches, clusters, splits.values(), leaks, places, strict=True
-            )
+            for speech, (cluster, where), leak, place in zip(speeches, found, leaks, places, strict=True)
         }
 
     @property
@@ -231,12 +221,6 @@ class Release:
         """The questions that are kept, in the order of the rows."""
         kept = (each for each in self.questions.values() if not each.is_left_out)
         return [SplitSpeech(each.speech, each.split, each.cluster) for each in kept]
-
-    @property
-    def crossing_clusters(self) -> int:
-        """The number of clusters with rows in train or dev, and in test."""
-        is_kept = self.config.leakage == "keep"
-        return len({each.cluster for each in self.questions.values() if each.leaks and is_kept})
 
     def funnel(self) -> Funnel:
         """Return what became of every row's question."""
@@ -276,10 +260,6 @@ def pair_rows(release: Release, unfit: Unfit | None = None) -> ReleasedPairs:
 
     A row with several faults is dropped for the first of these: its texts, its ratings, a leak, its length, a
     repetition of a row that is kept.
-
-    Args:
-        release: the rows.
-        unfit: says why a response with its prompt cannot be trained on; None if lengths are not checked.
     """
     paired = ReleasedPairs()
     kept: set[tuple[str, str, str, str]] = set()

@@ -37,13 +37,7 @@ def training_speeches(store: Store, models: Iterable[Artifact]) -> list[Speech]:
 
 
 def leaked_speeches(evaluated: Sequence[Speech], trained_on: Sequence[Speech], similarity: float) -> list[Speech]:
-    """Return the evaluated speeches that share a cluster of near-duplicates with one that was trained on.
-
-    Args:
-        evaluated: distinct speeches.
-        trained_on: distinct speeches.
-        similarity: from which two speeches are near-duplicates, as for splits.
-    """
+    """Return the evaluated speeches that share a cluster of near-duplicates with one that was trained on."""
     speeches = list({speech.id: speech for speech in (*evaluated, *trained_on)}.values())
     ids = np.array([int(speech.id, 16) for speech in speeches], dtype=np.uint64)
     clusters = cluster_ids(ids, [speech.text for speech in speeches], similarity).tolist()
@@ -57,12 +51,7 @@ def count_leakage(
 ) -> dict[str, int]:
     """Return `speeches` and `leaked` of an evaluation, for `metrics.json`.
 
-    Args:
-        store: holds the ancestors of all.
-        evaluated: the speeches; one that occurs twice counts once.
-        source: the artifact with these speeches; its corpus says what a near-duplicate is.
-        models: what is evaluated, or is made from.
-        is_allowed: whether leakage is only counted.
+    The corpus behind `source`, the artifact with these speeches, says what a near-duplicate is.
 
     Raises:
         DataQualityError: a model was trained on some of the speeches, and that is not allowed.

@@ -13,7 +13,7 @@ from psychocounsel.store.files import write_bytes
 from psychocounsel.store.references import ancestors, resolve
 from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import OVERALL, Candidate, Comparison, Speech
+from psychocounsel.types import OVERALL, Comparison
 
 VERSION = 2
 STAGE = "report"
@@ -75,15 +75,11 @@ def _examples(store: Store, comparison: Artifact, count: int) -> ExampleSet:
         orders[row.order][row.comparison.speech_id] = row.comparison
     forward, backward = orders.values()
     sampled = sorted(forward.keys() & backward.keys() & policy.keys() & reference.keys() & speeches.keys())[:count]
-    examples = tuple(
-        _example(speeches[each], policy[each], reference[each], BothOrders(forward[each], backward[each]))
-        for each in sampled
-    )
+    examples: list[Example] = []
+    for each in sampled:
+        both = BothOrders(forward[each], backward[each])
+        criteria = [OVERALL, *(name for name in both.forward.winners if name != OVERALL)]
+        outcomes = {name: both.outcome(name).value for name in criteria}
+        examples.append(Example(speeches[each], policy[each].text, reference[each].text, outcomes))
     authors = [next((each.author for each in side.values()), "") for side in (policy, reference)]
-    return ExampleSet(comparison.ref, authors[0], authors[1], examples)
-
-
-def _example(speech: Speech, policy: Candidate, reference: Candidate, both: BothOrders) -> Example:
-    criteria = [OVERALL, *(name for name in both.forward.winners if name != OVERALL)]
-    outcomes = {name: both.outcome(name).value for name in criteria}
-    return Example(speech, policy.text, reference.text, outcomes)
+    return ExampleSet(comparison.ref, authors[0], authors[1], tuple(examples))

@@ -1,7 +1,7 @@
 """Responders: endpoints, models on this machine and files that answer client speeches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import PoolConfig, ResponderConfig
@@ -19,8 +19,6 @@ from psychocounsel.store.references import POLICY_KINDS, resolve_model
 from psychocounsel.types import Candidate, ReplyStatus, Speech, content_id
 
 NOT_IN_FILE = "not_in_file"
-SPEECH_COLUMN = "speech"
-RESPONSE_COLUMN = "response"
 
 
 class Answers(NamedTuple):
@@ -34,10 +32,7 @@ class Answers(NamedTuple):
 class Responder:
     """One author of answers; it connects, or loads its weights, with the first speech.
 
-    Args:
-        config: says what it is.
-        session: of the run.
-        role: in which its artifact, if it is one, is a parent of the answers.
+    `role` is the one in which its artifact, if it is one, is a parent of the answers.
 
     Raises:
         ConfigError: offline, and its endpoint is not on this machine; or its reference matches nothing.
@@ -71,7 +66,7 @@ class Responder:
         if self._client is not None:
             answers = self._ask(self._client, speeches, seed)
         elif self.config.file is not None:
-            found = ready_responses(read_rows(self.config.file), author, speeches, clean_text)
+            found = ready_responses(read_rows(self.config.file), author, speeches)
             missing = len(speeches) - len(found)
             answers = Answers(found, {NOT_IN_FILE: missing} if missing else {}, {})
         elif self._session.is_dry_run:
@@ -168,13 +163,7 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int) -> ChatR
     )
 
 
-CleanText = Callable[[object, str, str], str]
-"""Cell, its column and its place -> clean text, as the speeches of a corpus were cleaned."""
-
-
-def ready_responses(
-    rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech], clean_text: CleanText
-) -> list[Candidate]:
+def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech]) -> list[Candidate]:
     """Return the response to each speech from rows with the columns `speech` and `response`.
 
     The first response to a speech counts; a speech without one has no candidate.
@@ -186,12 +175,12 @@ def ready_responses(
     texts: dict[str, str] = {}
     for row in rows:
         cells: list[str] = []
-        for column in (SPEECH_COLUMN, RESPONSE_COLUMN):
+        for column in ("speech", "response"):
             if column not in row.values:
                 raise InputError(
                     f"there is no column {column!r}",
                     where=row.where,
-                    remedy=f"name two columns {SPEECH_COLUMN} and {RESPONSE_COLUMN}, not {', '.join(row.values)}",
+                    remedy=f"name two columns speech and response, not {', '.join(row.values)}",
                 )
             cells.append(clean_text(row.values[column], column, row.where))
         if cells[1]:
