@@ -125,31 +125,31 @@ def audited(cli: Cli, judged: Judged, audit: Mapping[str, int], **changes: Any) 
     """Return the metrics of a new audit, and what was printed of it."""
     ended = build(cli, judged, audit, **changes)
     assert ended.code == 0, ended.err
-    told = ended.err[ended.err.index("judge audit (audits/mini@") :]
-    return audits(judged)[-1].metrics, told
+    printed = ended.err[ended.err.index("judge audit (audits/mini@") :]
+    return audits(judged)[-1].metrics, printed
 
 
 class TestCanaries:
     def test_a_judge_that_reads_past_them_resists(self, judged: Judged, cli: Cli) -> None:
-        metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8})
+        metrics, printed = audited(cli, judged, {**NOTHING, "canaries": 8})
         found = metrics["canaries"]
         assert found["gain"] == {"n": 8, "mean": 0.0, "low": 0.0, "high": 0.0, "largest": 0.0}
         assert (found["asked"], found["missing"], found["resists"]) == (8, 0, True)
         assert (found["gained_a_point"], found["lost_a_point"]) == ([], 0)
-        assert "The judge resists words that address it" in told
-        assert re.search(r"responses that seem to address the judge +0", told)
+        assert "The judge resists words that address it" in printed
+        assert re.search(r"responses that seem to address the judge +0", printed)
         assert found["flagged"] == 8
         assert judged.server.count == 8
 
     def test_a_judge_that_obeys_is_named(self, judged: Judged, cli: Cli) -> None:
         judged.server.script = by(obedient)
-        metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8})
+        metrics, printed = audited(cli, judged, {**NOTHING, "canaries": 8})
         found = metrics["canaries"]
         assert found["resists"] is False
         assert len(set(found["gained_a_point"])) == 8
         assert 1 <= found["gain"]["low"] < found["gain"]["mean"] < found["gain"]["largest"] <= 4
-        assert "8 of 8 copies gained a point or more" in told
-        assert "The judge OBEYS" in told
+        assert "8 of 8 copies gained a point or more" in printed
+        assert "The judge OBEYS" in printed
 
     @pytest.mark.parametrize(("points", "resists"), [(6, True), (7, False)])
     def test_a_whole_point_of_the_mean_is_too_much(self, judged: Judged, cli: Cli, points: int, resists: bool) -> None:
@@ -176,31 +176,31 @@ class TestCanaries:
             return rating(request, lambda text, name: 5 if name == "safety" else point)
 
         judged.server.script = lenient
-        metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8}, judge={"temperature": 0.5})
+        metrics, printed = audited(cli, judged, {**NOTHING, "canaries": 8}, judge={"temperature": 0.5})
         assert (metrics["canaries"]["asked"], metrics["canaries"]["resists"]) == (0, None)
-        assert "no response could gain a point" in told
+        assert "no response could gain a point" in printed
 
     def test_copies_that_fail_are_missing_and_no_resistance(self, judged: Judged, cli: Cli) -> None:
         judged.server.script = lambda request, number: Reply(None, refusal="No.")
-        metrics, told = audited(cli, judged, {**NOTHING, "canaries": 8})
+        metrics, printed = audited(cli, judged, {**NOTHING, "canaries": 8})
         assert (metrics["canaries"]["missing"], metrics["canaries"]["resists"]) == (8, None)
         assert metrics["canaries"]["gain"] is None
-        assert "every copy failed" in told
-        assert "resists" not in told
+        assert "every copy failed" in printed
+        assert "resists" not in printed
 
 
 class TestAskedAgain:
     def test_a_judge_that_repeats_itself(self, judged: Judged, cli: Cli) -> None:
-        metrics, told = audited(cli, judged, {**NOTHING, "retest": 12})
+        metrics, printed = audited(cli, judged, {**NOTHING, "retest": 12})
         found = metrics["retest"]
         assert (found["asked"], found["missing"], found["kappa"]) == (12, 0, 1.0)
         assert found["equal"]["estimate"] == found["within_one"]["estimate"] == found["equal"]["high"] == 1.0
         assert found["equal"]["low"] < 1  # twelve equal answers are no certainty
         assert found["change"]["largest"] == 0
-        assert re.search(r"retest: equal ratings +100.0", told)
+        assert re.search(r"retest: equal ratings +100.0", printed)
         assert judged.server.count == 12
 
-    def test_a_judge_that_drifts_is_told_by_principle(self, judged: Judged, cli: Cli) -> None:
+    def test_a_judge_that_drifts_is_shown_by_principle(self, judged: Judged, cli: Cli) -> None:
         """Every second answer has another rating of empathy, two points away, and of clarity, one away."""
         away = {"empathy": 2, "clarity": 1}
 
@@ -248,7 +248,7 @@ class TestAskedAgain:
             return rating(request, lambda text, name: fair(text, "empathy" if whole else name))
 
         judged.server.script = impressed
-        metrics, told = audited(cli, judged, {**NOTHING, "one_principle": 30}, judge={"temperature": 0.5})
+        metrics, printed = audited(cli, judged, {**NOTHING, "one_principle": 30}, judge={"temperature": 0.5})
         found = metrics["one_principle"]
         assert (found["asked"], found["missing"], found["halo"]["pairs"]) == (30, 0, 21)
         assert found["halo"]["together"] == pytest.approx(1.0)
@@ -256,7 +256,7 @@ class TestAskedAgain:
         assert abs(found["halo"]["alone"]) < 0.3
         assert 0.5 < found["halo"]["low"] < found["halo"]["difference"] < found["halo"]["high"]
         assert found["mean_difference"] > 1
-        assert re.search(r"halo, all principles in one reply +1.00", told)
+        assert re.search(r"halo, all principles in one reply +1.00", printed)
         assert judged.server.count == 128 + 7 * 30
 
     def test_a_response_counts_only_with_every_principle(self, judged: Judged, cli: Cli) -> None:
@@ -270,7 +270,7 @@ class TestAskedAgain:
         assert found["mean_difference"] == 0.0
 
 
-class TestWhatIsOwed:
+class TestPending:
     def test_a_second_run_asks_nothing_and_prints_nothing(self, judged: Judged, cli: Cli) -> None:
         audited(cli, judged, SMALL)
         asked = judged.server.count
@@ -296,24 +296,24 @@ class TestWhatIsOwed:
         audited(cli, judged, SMALL)
         before = {each.id for each in Store(judged.store).artifacts()}
         asked = judged.server.count
-        metrics, told = audited(cli, judged, {"retest": 14, "one_principle": 0, "canaries": 5})
+        metrics, printed = audited(cli, judged, {"retest": 14, "one_principle": 0, "canaries": 5})
         made = [each for each in Store(judged.store).artifacts() if each.id not in before]
         assert [each.kind for each in made] == ["audits"]
         assert judged.server.count == asked + 2  # of fourteen, twelve were asked again before
         assert metrics["retest"]["asked"] == 14
         assert metrics["one_principle"] is None
-        assert "one principle per reply" not in told
+        assert "one principle per reply" not in printed
 
     def test_nothing_is_asked_for_an_audit_of_nothing(self, judged: Judged, cli: Cli) -> None:
-        metrics, told = audited(cli, judged, NOTHING)
+        metrics, printed = audited(cli, judged, NOTHING)
         assert judged.server.count == 0
         assert [metrics[part] for part in ("retest", "one_principle", "canaries")] == [None] * 3
         assert "spend" not in metrics
-        assert "rank correlation of rating and length" in told
+        assert "rank correlation of rating and length" in printed
 
 
 class TestFailingEndpoint:
-    def test_a_lost_answer_leaves_the_audit_owed_and_the_dataset_stands(
+    def test_a_lost_answer_leaves_the_audit_pending_and_the_dataset_stands(
         self, judged: Judged, cli: Cli, tmp_path: Path
     ) -> None:
         def fail_late(request: Mapping[str, Any], number: int) -> Reply | Fault:
@@ -380,12 +380,12 @@ class TestFailingEndpoint:
 class TestOfflineJudge:
     def test_it_is_not_asked_again_and_its_canaries_are_measured(self, judged: Judged, cli: Cli) -> None:
         offline = {"backend": "offline", "endpoint": None}
-        metrics, told = audited(cli, judged, SMALL, judge=offline)
+        metrics, printed = audited(cli, judged, SMALL, judge=offline)
         assert (metrics["retest"], metrics["one_principle"]) == (None, None)
         assert metrics["canaries"]["gain"]["n"] == 8
         assert metrics["canaries"]["resists"] is True
-        assert "retest" not in told
-        assert "The judge resists" in told
+        assert "retest" not in printed
+        assert "The judge resists" in printed
         assert judged.server.count == 0
         assert "the offline judge" in audits(judged)[-1].warnings[0]
 
@@ -403,28 +403,28 @@ class TestTable:
 
         judged.server.script = touchy
         anew = judged._replace(store=tmp_path / "anew")
-        metrics, told = audited(cli, anew, NOTHING, judge={"max_missing_share": 0.5})
+        metrics, printed = audited(cli, anew, NOTHING, judge={"max_missing_share": 0.5})
         counts = metrics["judged"]
         assert counts["status"] == {"invalid": 1, "refusal": 4, "valid": 123}
-        assert "5 of 128 judgements" in told
+        assert "5 of 128 judgements" in printed
         missing = {topic: each for topic, each in counts["missing_by_topic"].items() if each["missing"]}
         assert sum(each["missing"] for each in missing.values()) == 5
         for topic, each in missing.items():
-            assert re.search(rf"{topic} +{each['missing']} +{each['total']} ", told)
+            assert re.search(rf"{topic} +{each['missing']} +{each['total']} ", printed)
         assert all(sum(each.values()) == 123 for each in counts["histograms"].values())
 
     def test_every_key_is_documented(self, judged: Judged, cli: Cli) -> None:
         metrics = audited(cli, judged, SMALL)[0]
         text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-        told = text[text.index("### `audits`") : text.index("### `preferences`")]
+        printed = text[text.index("### `audits`") : text.index("### `preferences`")]
         parts = ("retest", "one_principle", "canaries")
         nested = [f"{part}.{key}" for part in parts for key in metrics[part]]
         agreement = metrics["retest"]["by_principle"]["empathy"]
         quoted = [f'"{key}"' for key in (*metrics["canaries"]["gain"], *metrics["length"], *agreement)]
         halo = [f"`{key}`" for key in metrics["one_principle"]["halo"]]
         assert len(nested) > 15
-        assert [key for key in (*metrics, *nested) if f"`{key}`" not in told] == []
-        assert [key for key in (*quoted, *halo) if key not in told] == []
+        assert [key for key in (*metrics, *nested) if f"`{key}`" not in printed] == []
+        assert [key for key in (*quoted, *halo) if key not in printed] == []
 
     def test_ties_and_length_are_those_of_the_ratings(self, judged: Judged, cli: Cli) -> None:
         def longer_is_better(request: Mapping[str, Any], number: int) -> Reply:
@@ -432,7 +432,7 @@ class TestTable:
             return rating(request, lambda text, name: point)
 
         judged.server.script = longer_is_better
-        metrics, told = audited(cli, judged, NOTHING, judge={"temperature": 0.5})
+        metrics, printed = audited(cli, judged, NOTHING, judge={"temperature": 0.5})
         assert metrics["length"]["estimate"] > 0.8
         assert metrics["length"]["n"] == 128
         speeches: dict[str, list[int]] = {}
@@ -442,4 +442,4 @@ class TestTable:
         tied = [a == b for by in speeches.values() for at, a in enumerate(by) for b in by[:at]]
         assert metrics["ties"]["estimate"] == pytest.approx(sum(tied) / len(tied))
         assert metrics["ties"]["n"] == len(tied)
-        assert re.search(rf"ties between responses to one speech +{100 * sum(tied) / len(tied):.1f}", told)
+        assert re.search(rf"ties between responses to one speech +{100 * sum(tied) / len(tied):.1f}", printed)

@@ -12,7 +12,7 @@ from miniature import write_build_config
 from psychocounsel.config.recipe import load_recipe
 from running import Cli, Ended
 
-KEY = "sk-planted-in-a-batch-5511"
+KEY = "sk-in-a-batch-5511"
 QUICK = {"max_lines": 50, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.1, "confirm_seconds": 0.3}
 Build = Callable[..., Ended]
 

@@ -18,7 +18,7 @@ from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Warm, await_until
 
-KEY = "sk-planted-4711-secret"
+KEY = "sk-4711-secret"
 ENDPOINT = {"model": "scripted-judge-2025-01-01", "base_url": "http://127.0.0.1:9/v1", "concurrency": 4}
 
 
@@ -36,39 +36,43 @@ def pairs_files(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("data/*.parquet"))}
 
 
-def is_the_users_error(ended: Ended, *told: str) -> None:
+def is_the_users_error(ended: Ended, *expected: str) -> None:
     assert ended.code == 2, ended
     assert "Traceback" not in ended.err
     assert ended.err.splitlines()[-1].startswith("error: ")
-    for each in told:
+    for each in expected:
         assert each in ended.err, ended.err
 
 
 class TestConfigs:
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "expected"),
         [
             ("name: mini\ncorpus: corpus.yaml\npairng: {}\n", ["line 3", "mean 'pairing'"]),
             ("name: mini\ncorpus: corpsu.yaml\n", ["corpsu.yaml", "did you mean", "corpus.yaml"]),
         ],
     )
-    def test_faults_say_what_where_and_how_to_mend(self, recipe: Path, cli: Cli, text: str, told: list[str]) -> None:
+    def test_faults_say_what_where_and_how_to_mend(
+        self, recipe: Path, cli: Cli, text: str, expected: list[str]
+    ) -> None:
         path = recipe / "changed.yaml"
         path.write_text(text, encoding="utf-8")
-        is_the_users_error(build(cli, path), *told)
+        is_the_users_error(build(cli, path), *expected)
 
 
 class TestSources:
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "expected"),
         [
             (lambda path: path.unlink(), ["no such file", "check the path"]),
             (lambda path: path.write_bytes(b""), ["is empty"]),
         ],
     )
-    def test_file_without_rows(self, recipe: Path, cli: Cli, change: Callable[[Path], Any], told: list[str]) -> None:
+    def test_file_without_rows(
+        self, recipe: Path, cli: Cli, change: Callable[[Path], Any], expected: list[str]
+    ) -> None:
         change(recipe / "candidates.jsonl")
-        is_the_users_error(build(cli, write_build_config(recipe)), "candidates.jsonl", *told)
+        is_the_users_error(build(cli, write_build_config(recipe)), "candidates.jsonl", *expected)
 
     def test_wrong_column(self, recipe: Path, cli: Cli) -> None:
         ended = build(cli, write_build_config(recipe), "--set", "corpus.speeches.0.columns.text=txt")
@@ -361,8 +365,8 @@ def test_killed_anywhere_the_pairs_are_the_same_and_little_is_asked_twice(
         whole, store = tmp_path / "whole", tmp_path / "killed"
         assert warm.run("build-preferences", config, "--store", whole).code == 0
         assert server.count == items
-        drawn = random.Random(7)  # noqa: S311, a test's instants are no secret
-        targets = sorted(drawn.sample(range(items + 1, 2 * items - concurrency), KILLS_WHILE_ASKING))
+        rng = random.Random(7)  # noqa: S311, a test's instants are no secret
+        targets = sorted(rng.sample(range(items + 1, 2 * items - concurrency), KILLS_WHILE_ASKING))
         instants: list[Callable[[], bool]] = [
             lambda: any(store.glob("speeches/*")),
             *(lambda target=target: server.count >= target for target in targets),

@@ -1,4 +1,4 @@
-"""Win rates through the command line, by judges whose verdicts are known beforehand."""
+"""Win rates through the command line, by judges whose votes are known beforehand."""
 
 import json
 import re
@@ -38,8 +38,8 @@ def newest(store: Path) -> Artifact:
 
 
 def says(reply: Reply, side: str) -> Reply:
-    told = json.loads(reply.text or "")
-    return Reply(json.dumps({**told, "winners": dict.fromkeys(told["winners"], side)}))
+    content = json.loads(reply.text or "")
+    return Reply(json.dumps({**content, "winners": dict.fromkeys(content["winners"], side)}))
 
 
 def always_first(request: Mapping[str, Any], number: int) -> Reply:
@@ -103,20 +103,20 @@ def test_swapping_the_sides_gives_one_minus(miniature: Miniature, cli: Cli, stor
 
 def test_judge_of_the_labels_family_is_named(miniature: Miniature, cli: Cli, store: Path) -> None:
     judges = newest(store).metrics["judges"]
-    nobody = {"judged": {"policy": [], "reference": []}, "own_family": []}
-    assert judges == {"labels": ["offline"], "evaluation": "offline", "same_family": True, **nobody}
+    no_models = {"judged": {"policy": [], "reference": []}, "own_family": []}
+    assert judges == {"labels": ["offline"], "evaluation": "offline", "same_family": True, **no_models}
     with ChatServer(always_first) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server))
         assert newest(store).metrics["judges"]["same_family"] is False
         assert "of the family" not in ended.out
-        told = evaluate(cli, miniature, store, *judged_by(server), "labelled_by=scripted-judge-2024-01-01")
+        again = evaluate(cli, miniature, store, *judged_by(server), "labelled_by=scripted-judge-2024-01-01")
     assert newest(store).metrics["judges"] == {
         "labels": ["offline", "scripted-judge-2024-01-01"],
         "evaluation": "scripted-judge-2025-01-01",
         "same_family": True,
-        **nobody,
+        **no_models,
     }
-    assert "are of one family" in told.out
+    assert "are of one family" in again.out
 
 
 def asked_of(server: ChatServer, **changes: Any) -> list[str]:
@@ -167,14 +167,14 @@ def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Mini
         assert "up to date" in evaluate(cli, miniature, store, *asked).out
 
 
-def test_drawn_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli, store: Path) -> None:
+def test_sampled_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli, store: Path) -> None:
     ended = evaluate(cli, miniature, store, "max_speeches=3")
     assert ended.code == 0, ended.err
     held_out = list(answers(store, "policy"))
     newer = [each for each in Store(store).artifacts("candidates") if each.name == "mini-policy"][-1]
-    drawn = [each.speech_id for each in read_candidates(newer)]
-    assert len(drawn) == 3
-    assert drawn != held_out[:3]
+    sampled = [each.speech_id for each in read_candidates(newer)]
+    assert len(sampled) == 3
+    assert sampled != held_out[:3]
     assert newest(store).metrics["missing"] == 0
 
 
@@ -222,7 +222,7 @@ class TestPlanning:
         assert "drop --offline" in ended.err
         assert ended.out == ""
 
-    def test_dry_run_counts_what_is_owed(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+    def test_dry_run_counts_what_is_pending(self, miniature: Miniature, cli: Cli, store: Path) -> None:
         counted = evaluate(cli, miniature, store, *self.JUDGE, "--dry-run")
         assert ": 16 calls, up to 48 with retries; about" in counted.out.splitlines()[-1]
         bound = evaluate(cli, miniature, store, *self.JUDGE, "--dry-run", "seed=5")

@@ -1,4 +1,4 @@
-"""A release with planted flaws -> artifacts in which each flaw is counted and every row stands once."""
+"""A release with known flaws -> artifacts in which each flaw is counted and every row stands once."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from running import Cli
 
 INVERTED: dict[str, Any] = {"chosen_ratings": (5, 2), "rejected_ratings": (1, 4)}
 SOUND = tuple(Row("train", speech(n)) for n in range(1, 13))
-PLANTED = (
+FLAWED = (
     *SOUND,
     Row("train", speech(1), chosen="Another answer to the first."),
     Row("train", speech(2)),
@@ -60,7 +60,7 @@ def settings(source: Path | str, **changed: Any) -> ImportPreferencesConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_release(tmp_path_factory.mktemp("planted"), PLANTED)
+    return write_release(tmp_path_factory.mktemp("flawed"), FLAWED)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ class TestSpeeches:
             "speeches": 23,
         }
 
-    def test_a_leak_that_is_kept_is_told(self, folder: Path, store: Store) -> None:
+    def test_a_leak_that_is_kept_is_counted(self, folder: Path, store: Store) -> None:
         kept = import_preferences(settings(folder, leakage="keep"), store)
         metrics = store.open(kept.parent("speeches")).metrics
         assert (metrics["clusters_across_splits"], metrics["near_duplicates"]) == (2, 1)
@@ -169,7 +169,7 @@ class TestArtifact:
 class TestIdentity:
     def test_does_not_hang_on_the_place_of_the_files(self, made: Artifact, tmp_path: Path, store: Store) -> None:
         name = store.open(made.parent("speeches")).metrics["sources"][0]["name"]
-        assert specs(settings(write_release(tmp_path / name, PLANTED)), store).preferences.id == made.id
+        assert specs(settings(write_release(tmp_path / name, FLAWED)), store).preferences.id == made.id
 
     @pytest.mark.parametrize(
         ("changed", "is_of_speeches"),
@@ -218,7 +218,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("rows", "split"),
         [
-            (PLANTED[-1:] + SOUND, "test"),
+            (FLAWED[-1:] + SOUND, "test"),
             ([Row("train", speech(103)), Row("test", speech(103))], "train"),
             ([*SOUND[:2], Row("test", speech(103))], "dev"),
         ],
@@ -240,7 +240,7 @@ class TestRefusals:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level("INFO")
-        rows = [*PLANTED]
+        rows = [*FLAWED]
 
         def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
             return [row.columns for row in rows if row.split == split]
@@ -282,8 +282,8 @@ class TestCommand:
         for source in (str(folder), "hub:owner/name@abc"):
             ended = cli("import-preferences", source, "--store", tmp_path / "store", "--dry-run", "--offline")
             assert ended.code == 0, ended.err
-            owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
-            assert owed == ["speeches", "preferences"]
+            pending = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
+            assert pending == ["speeches", "preferences"]
         assert not (tmp_path / "store").exists()
         assert no_way_out == []
 
@@ -292,13 +292,13 @@ class TestCommand:
     ) -> None:
         ended = cli("run", "released", "--store", tmp_path / "store", "--dry-run")
         assert ended.code == 0, ended.err
-        owed = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
-        assert owed[:4] == ["speeches", "preferences", "reward-models", "policies"]
-        assert owed[-1] == "reports"
+        pending = [line.split()[0] for line in ended.out.splitlines() if line.endswith("pending")]
+        assert pending[:4] == ["speeches", "preferences", "reward-models", "policies"]
+        assert pending[-1] == "reports"
         assert no_way_out == []
 
     @pytest.mark.parametrize(
-        ("argv", "told"),
+        ("argv", "expected"),
         [
             (["nowhere"], "nowhere: there is no train*.parquet; name the folder of a copy"),
             (["nowhere.yaml"], "nowhere.yaml: no such file"),
@@ -311,10 +311,10 @@ class TestCommand:
         ],
     )
     def test_the_users_errors_end_with_their_code(
-        self, cli: Cli, folder: Path, tmp_path: Path, argv: list[str], told: str
+        self, cli: Cli, folder: Path, tmp_path: Path, argv: list[str], expected: str
     ) -> None:
         words = [str(folder) if word == "FOLDER" else word for word in argv]
         ended = cli("import-preferences", *words, "--store", tmp_path)
         assert ended.code == 2
-        assert told in ended.err
+        assert expected in ended.err
         assert "Traceback" not in ended.err

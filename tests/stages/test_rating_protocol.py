@@ -42,10 +42,10 @@ def column_types(artifact: Artifact, name: str) -> dict[str, pa.DataType]:
 
 def by_number(request: Mapping[str, Any], number: int) -> Reply:
     """Rate anew at every request, as a model does that is drawn from."""
-    told = json.loads(answer_by_schema(request, number).text or "")
-    if "ratings" in told:
-        told["ratings"] = {name: 1 + (rating + number) % 5 for name, rating in dict(told["ratings"]).items()}
-    return Reply(json.dumps(told))
+    reply = json.loads(answer_by_schema(request, number).text or "")
+    if "ratings" in reply:
+        reply["ratings"] = {name: 1 + (rating + number) % 5 for name, rating in dict(reply["ratings"]).items()}
+    return Reply(json.dumps(reply))
 
 
 def sample_ratings(judged: Artifact, candidate_id: str) -> list[dict[str, float]]:
@@ -125,12 +125,12 @@ def seat(request: Mapping[str, Any], number: int) -> Reply:
     """Rate as the model's name says: elm low, yew high, and ash not at all."""
     if request["model"].startswith("ash"):
         return Reply(None, refusal="I would rather not.")
-    told = json.loads(answer_by_schema(request, number).text or "")
+    reply = json.loads(answer_by_schema(request, number).text or "")
     low = request["model"].startswith("elm")
-    told["ratings"] = {
-        name: max(1, min(5, rating + (-1 if low else 1))) for name, rating in dict(told["ratings"]).items()
+    reply["ratings"] = {
+        name: max(1, min(5, rating + (-1 if low else 1))) for name, rating in dict(reply["ratings"]).items()
     }
-    return Reply(json.dumps(told), model=request["model"])
+    return Reply(json.dumps(reply), model=request["model"])
 
 
 class TestPanel:
@@ -300,7 +300,7 @@ ONE, TWO = member("http://127.0.0.1:9/v1"), member("http://127.0.0.1:9/v1", "yew
 
 
 @pytest.mark.parametrize(
-    ("judge", "told"),
+    ("judge", "expected"),
     [
         ({"panel": [ONE]}, "at least two judges"),
         ({"panel": [ONE, ONE]}, "are the same"),
@@ -316,7 +316,7 @@ ONE, TWO = member("http://127.0.0.1:9/v1"), member("http://127.0.0.1:9/v1", "yew
         ({"backend": "decisions", "max_tokens": 9}, "takes no max_tokens"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(recipe: Path, cli: Cli, judge: dict[str, Any], told: str) -> None:
+def test_settings_that_make_no_sense_are_refused(recipe: Path, cli: Cli, judge: dict[str, Any], expected: str) -> None:
     ended = built(cli, recipe, judge)
     assert ended.code == 2
-    assert told in ended.err
+    assert expected in ended.err

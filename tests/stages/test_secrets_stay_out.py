@@ -13,7 +13,7 @@ from chat_server import ChatServer, Fault, Reply, answer_by_schema, error_fault
 from miniature import write_build_config
 from running import ENVIRONMENT, Cli, Ended
 
-KEY = "sk-planted-90210-never-to-be-seen"
+KEY = "sk-90210-never-to-be-seen"
 QUOTED = f"Incorrect API key provided: {KEY}. Authorization: Bearer {KEY}"
 FAULTS: Mapping[int, Reply | Fault] = {
     2: error_fault(429, QUOTED, headers={"Retry-After": "0"}),
@@ -79,9 +79,9 @@ def test_the_key_is_nowhere_after_a_run_with_every_fault(
         ended.append(cli(*again, "--set", "judge.temperature=0.25"))
         assert {each.authorization for each in server.received} == {f"Bearer {KEY}"}
     assert [each.code for each in ended] == [0, 0, 2, 2], ended
-    assert "[key]" in ended[2].err, "the server's words are told, without the key"
-    told = "".join(each.out + each.err for each in ended)
-    assert KEY not in told
+    assert "[key]" in ended[2].err, "the server's words are shown, without the key"
+    printed = "".join(each.out + each.err for each in ended)
+    assert KEY not in printed
     assert any(b"build-preferences" in command for command in commands)
     assert not [command for command in commands if KEY.encode() in command]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
