@@ -18,12 +18,6 @@ OFFLINE = "Rated by the offline judge: no evidence about the quality of counsell
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 
 
-BASE = {
-    "sft": {"first_loss": 5.9, "last_loss": 3.1, "steps": 40, "seconds": 9.0, "parameters": 22_112},
-    "training_speeches": 104,
-}
-
-
 def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> dict[str, float]:
     low, high = max(0.0, estimate - width), min(1.0, estimate + width)
     return Rate(estimate, low, high, n, missing).as_dict()
@@ -35,13 +29,17 @@ def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> A
     parents = [each.as_parent(role)._asdict() for role, each in more.pop("parents", {}).items()]
     manifest: dict[str, Any] = {"kind": kind, "name": name, "id": digest, "parents": parents, "stage": "made-up"}
     manifest |= {"version": 1, "warnings": [], "settings": {}, "rows": {}, "files": {}, "seconds": 1.0, "made_with": {}}
-    return with_metrics(Artifact(Path(), {**manifest, "created_at": "2026-01-01T00:00:00", **more}), metrics)
+    return _saved({**manifest, "created_at": "2026-01-01T00:00:00", **more}, metrics)
 
 
-def with_metrics(artifact: Artifact, metrics: Mapping[str, Any]) -> Artifact:
+def with_metrics(artifact: Artifact, **changes: Any) -> Artifact:
+    return _saved(artifact.manifest, {**artifact.metrics, **changes})
+
+
+def _saved(manifest: dict[str, Any], metrics: Mapping[str, Any]) -> Artifact:
     folder = Path(tempfile.mkdtemp(dir=_FOLDER.name))
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    return Artifact(folder, artifact.manifest)
+    return Artifact(folder, manifest)
 
 
 def reward_metrics() -> dict[str, Any]:
@@ -57,19 +55,6 @@ def reward_metrics() -> dict[str, Any]:
     }
 
 
-def loss_history(steps: int) -> list[dict[str, float]]:
-    return [
-        {"step": step, "loss": math.log(2) * math.exp(-step / 20), "margin": step / 15} for step in range(1, steps + 1)
-    ]
-
-
-def policy_history(steps: int) -> list[dict[str, float]]:
-    return [
-        {**row, "logps_chosen": -120 + row["step"] / 5, "logps_rejected": -122 - row["step"]}
-        for row in loss_history(steps)
-    ]
-
-
 def text_quality(unfinished: float = 0.05) -> dict[str, Any]:
     return {
         "repetition_rate": rate(0.03, 0.03),
@@ -80,14 +65,13 @@ def text_quality(unfinished: float = 0.05) -> dict[str, Any]:
     }
 
 
-def training(steps: int, **lengths: int) -> dict[str, Any]:
+def training(steps: int, *, is_policy: bool = False, **lengths: int) -> dict[str, Any]:
     reasons = ("kept", "too_long_chosen", "too_long_rejected", "not_a_prefix", "identical_tokens")
-    counts = {**dict.fromkeys(reasons, 0), **lengths}
-    return {"steps": steps, "seconds": 12.5, "lengths": counts, "history": loss_history(steps)}
-
-
-def policy_training(steps: int, **lengths: int) -> dict[str, Any]:
-    return {**training(steps, **lengths), "history": policy_history(steps)}
+    history: list[dict[str, float]] = []
+    for step in range(1, steps + 1):
+        logps = {"logps_chosen": -120 + step / 5, "logps_rejected": -122 - step} if is_policy else {}
+        history.append({"step": step, "loss": math.log(2) * math.exp(-step / 20), "margin": step / 15, **logps})
+    return {"steps": steps, "seconds": 12.5, "lengths": dict.fromkeys(reasons, 0) | lengths, "history": history}
 
 
 def comparison_metrics(**changes: Any) -> dict[str, Any]:
@@ -118,7 +102,7 @@ def comparison_metrics(**changes: Any) -> dict[str, Any]:
     }
 
 
-def corpus() -> dict[str, Artifact]:
+def dataset() -> dict[str, Artifact]:
     funnel = {"rows_in": 170, "kept": 160, "dropped": {"too_short": 7, "repeated_speech": 3}}
     splits = {"train": 104, "dev": 16, "test": 40}
     speeches = artifact(
@@ -137,17 +121,10 @@ def corpus() -> dict[str, Artifact]:
         files={"speeches.parquet": {"bytes": 31_402, "sha256": "a" * 64}},
         made_with={"python": "3.11"},
     )
-    candidates = artifact(
-        "candidates",
-        "sample",
-        {"funnel": {"rows_in": 640, "kept": 636, "dropped": {"repeated_text": 4}}},
-        parents={"speeches": speeches},
-        rows={"candidates.parquet": 636},
-    )
-    return {"speeches": speeches, "candidates": candidates}
-
-
-def labels(created: dict[str, Artifact]) -> dict[str, Artifact]:
+    funnel = {"rows_in": 640, "kept": 636, "dropped": {"repeated_text": 4}}
+    rows = {"candidates.parquet": 636}
+    candidates = artifact("candidates", "sample", {"funnel": funnel}, parents={"speeches": speeches}, rows=rows)
+    created = {"speeches": speeches, "candidates": candidates}
     counts = {"1": 40, "2": 160, "3": 200, "4": 180, "5": 55}
     judgements = artifact(
         "judgements",
@@ -177,7 +154,7 @@ def labels(created: dict[str, Artifact]) -> dict[str, Artifact]:
         warnings=[OFFLINE],
         rows={f"data/{split}-00000-of-00001.parquet": by["kept"] for split, by in pairing.items()},
     )
-    return {"judgements": judgements, "preferences": preferences}
+    return {**created, "judgements": judgements, "preferences": preferences}
 
 
 def audit_metrics(**changes: Any) -> dict[str, Any]:
@@ -218,11 +195,6 @@ def audit_metrics(**changes: Any) -> dict[str, Any]:
     }
 
 
-def audit(created: dict[str, Artifact], **changes: Any) -> Artifact:
-    parents = {key: created[key] for key in ("judgements", "speeches", "candidates")}
-    return artifact("audits", "sample", audit_metrics(**changes), parents=parents, warnings=[OFFLINE])
-
-
 def online_round(number: int, created: dict[str, Artifact], before: Artifact, last: int) -> list[Artifact]:
     name = f"tiny-online-round-{number:02d}"
     sampled = artifact(
@@ -239,13 +211,11 @@ def online_round(number: int, created: dict[str, Artifact], before: Artifact, la
         parents={"candidates": sampled, "speeches": created["speeches"], "reward model": created["reward"]},
         rows={"scores.parquet": 240},
     )
+    pairing = {"combinations": 60, "kept": 58, "dropped": {"equal_scores": 2}}
     pairs = artifact(
         "preferences",
         name,
-        {
-            "pairing": {"combinations": 60, "kept": 58, "dropped": {"equal_scores": 2}},
-            "left_out": {"unfinished": 6, "empty": 0},
-        },
+        {"pairing": pairing, "left_out": {"unfinished": 6, "empty": 0}},
         parents={"scores": scores, "candidates": sampled, "speeches": created["speeches"]},
         rows={"data/train-00000-of-00001.parquet": 58},
     )
@@ -255,7 +225,7 @@ def online_round(number: int, created: dict[str, Artifact], before: Artifact, la
         "policies",
         "tiny-online" if number == last else name,
         {
-            "training": policy_training(12, kept=57, too_long_rejected=1),
+            "training": training(12, is_policy=True, kept=57, too_long_rejected=1),
             "pairs": 58,
             "dev": dev,
             "rounds": [*earlier, {"dev": dev, "pairs": 58, "trained_on": 57}],
@@ -273,19 +243,16 @@ def online_round(number: int, created: dict[str, Artifact], before: Artifact, la
 
 
 def models(created: dict[str, Artifact], rounds: int) -> tuple[dict[str, Artifact], list[Artifact]]:
-    base = artifact("base-models", "tiny", BASE, parents={key: created[key] for key in ("speeches", "candidates")})
+    sft = {"first_loss": 5.9, "last_loss": 3.1, "steps": 40, "seconds": 9.0, "parameters": 22_112}
+    parents = {key: created[key] for key in ("speeches", "candidates")}
+    base = artifact("base-models", "tiny", {"sft": sft, "training_speeches": 104}, parents=parents)
     parents = {"preferences": created["preferences"], "base model": base}
     reward = artifact(
         "reward-models", "sample", reward_metrics(), parents=parents, warnings=[OFFLINE], rows={"scores.parquet": 80}
     )
     parents = {"preferences": created["preferences"], "initial policy": base}
-    dpo = artifact(
-        "policies",
-        "tiny-dpo",
-        {"training": policy_training(30, kept=500), "pairs": 500},
-        parents=parents,
-        warnings=[OFFLINE],
-    )
+    trained = {"training": training(30, is_policy=True, kept=500), "pairs": 500}
+    dpo = artifact("policies", "tiny-dpo", trained, parents=parents, warnings=[OFFLINE])
     named = {"base": base, "reward": reward, "dpo": dpo}
     in_rounds: list[Artifact] = []
     for number in range(1, rounds + 1):
@@ -320,18 +287,13 @@ def comparison(name: str, policy: Artifact, created: dict[str, Artifact], **chan
 
 def example(text: str, *, crisis: bool = False) -> Example:
     speech = Speech(text, "grief", crisis)
-    return Example(
-        speech,
-        "That sounds heavy. What do you miss most?",
-        "Cheer up.",
-        {"overall": "win", "empathy": "position-inconsistent"},
-    )
+    outcomes = {"overall": "win", "empathy": "position-inconsistent"}
+    return Example(speech, "That sounds heavy. What do you miss most?", "Cheer up.", outcomes)
 
 
 def whole_run(rounds: int = 3) -> ReportData:
     """Return a run of everything: DPO and online, each compared with the base."""
-    created = corpus()
-    created |= labels(created)
+    created = dataset()
     named, in_rounds = models(created, rounds)
     created |= named
     compared = comparison("dpo", named["dpo"], created)

@@ -1,5 +1,4 @@
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -7,11 +6,8 @@ import pytest
 from report_runs import (
     OFFLINE,
     artifact,
-    audit,
     audit_metrics,
-    corpus,
-    labels,
-    reward_metrics,
+    dataset,
     text_quality,
     whole_run,
     with_metrics,
@@ -19,7 +15,6 @@ from report_runs import (
 
 from psychocounsel.reporting.html import Example, ExampleSet, ReportData, page_warnings, render_report, report_metrics
 from psychocounsel.reporting.tables import anchor
-from psychocounsel.store.artifacts import Artifact
 from psychocounsel.types import Speech
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -69,6 +64,11 @@ def flat(page: Page) -> str:
     return " ".join(page.text.split())
 
 
+@pytest.fixture(scope="module")
+def text(page: Page) -> str:
+    return flat(page)
+
+
 def test_the_page_is_well_formed_and_every_link_leads_somewhere(page: Page) -> None:
     assert page.open == []
     ids = page.values("id")
@@ -90,14 +90,11 @@ def test_nothing_is_fetched_and_nothing_runs(html: str, page: Page) -> None:
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
 
 
-def changed(kind: str, change: Callable[[Artifact], Artifact]) -> ReportData:
+def with_changed(kind: str, **changes: object) -> str:
+    """Return the text of the page on which the artifacts of a kind have other metrics."""
     run = whole_run(0)
-    return replace(run, artifacts=tuple(change(each) if each.kind == kind else each for each in run.artifacts))
-
-
-def with_comparison(**changes: object) -> str:
-    run = changed("comparisons", lambda each: with_metrics(each, {**each.metrics, **changes}))
-    return flat(Page(render_report(run)))
+    changed = tuple(with_metrics(each, **changes) if each.kind == kind else each for each in run.artifacts)
+    return flat(Page(render_report(replace(run, artifacts=changed))))
 
 
 def alone(kind: str, metrics: dict[str, object]) -> str:
@@ -110,7 +107,7 @@ def test_client_text_is_data() -> None:
     group = run.examples[0]
     example = Example(Speech(evil, topic=evil), evil, evil, {"overall": "win", evil: "loss"})
     compared = next(each for each in run.artifacts if each.kind == "comparisons")
-    poisoned = with_metrics(compared, {**compared.metrics, "by_topic": {evil: compared.metrics["win_rate"]}})
+    poisoned = with_metrics(compared, by_topic={evil: compared.metrics["win_rate"]})
     words = {"warnings": [evil], "settings": {evil: evil}, "rows": {evil: 1}, "made_with": {evil: evil}}
     warned = replace(run.artifacts[0], manifest={**run.artifacts[0].manifest, **words})
     artifacts = (warned, *run.artifacts[1:-1], poisoned)
@@ -132,7 +129,7 @@ def test_warnings_stand_before_every_figure_and_once(html: str) -> None:
 
 def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> None:
     others = {"labels": ["gpt-4o"], "evaluation": "claude-x", "same_family": False, "judged": {}, "own_family": []}
-    text = with_comparison(judges=others)
+    text = with_changed("comparisons", judges=others)
     assert "one family" not in text
     assert "Judge: claude-x; of the labels: gpt-4o." in text
     judges = {
@@ -142,21 +139,22 @@ def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> Non
         "judged": {"policy": ["meta-llama/Llama-3.2-3B"], "reference": ["gpt-4o", "gpt-4o-mini"]},
         "own_family": ["reference"],
     }
-    text = with_comparison(judges=judges)
+    text = with_changed("comparisons", judges=judges)
     warning = "(gpt-4o-2024-08-06) is of one family with the reference (gpt-4o, gpt-4o-mini), whose answers it compares"
     assert text.index(warning) < text.index("Main figures")
 
 
-def test_speeches_without_an_answer_and_missing_topics_are_listed(page: Page) -> None:
-    text = with_comparison(
+def test_speeches_without_an_answer_and_missing_topics_are_listed(text: str) -> None:
+    changed = with_changed(
+        "comparisons",
         missing_answers={"policy": {}, "reference": {"content_filter": 2, "not_in_file": 1}},
         missing_by_topic={"grief": {"missing": 3, "total": 12}, "sleep": {"missing": 0, "total": 9}},
     )
-    assert "reference 2 content filter, 1 not in file" in text
-    assert "topics that are not listed miss none" in text
-    assert "grief 3 12 25.0 %" in text
-    assert "sleep 0" not in text
-    assert "Missing comparisons" not in flat(page)
+    assert "reference 2 content filter, 1 not in file" in changed
+    assert "topics that are not listed miss none" in changed
+    assert "grief 3 12 25.0 %" in changed
+    assert "sleep 0" not in changed
+    assert "Missing comparisons" not in text
 
 
 def test_judgements_show_missing_topics_and_attempts_on_the_judge() -> None:
@@ -170,23 +168,30 @@ def test_judgements_show_missing_topics_and_attempts_on_the_judge() -> None:
     assert "address the judge" not in text
 
 
-def test_main_figures_have_interval_position_inconsistency_and_baselines(page: Page) -> None:
-    text = flat(page)
-    assert "Win rate, dpo against base 72.0 % 95 % CI 62.0 to 82.0 %" in text
-    assert "At equal length, dpo against base 68.0 % 95 % CI 58.0 to 78.0 %" in text
-    assert "position-inconsistent: 5.0 %" in text
-    assert "81.4 % 95 % CI 71.4 to 91.4 %" in text
-    assert "who wrote it 66.4 %, longer wins 54.1 %, same-tier pairs: no such pair" in text
-    assert "620 500 train, 80 dev, 40 test of 760 combinations" in text
-
-
-def test_the_funnel_adds_up_by_reason(page: Page) -> None:
-    text = flat(page)
-    assert "speeches read 170 160 94.1 % 7 too short, 3 repeated speech" in text
-    assert "responses judged 636 635 99.8 % 1 refusal" in text
-    assert "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted" in text
-    assert "pairs read 500 498 99.6 % 2 too long chosen" in text
-    assert "pairs of round 3 58 57 98.3 % 1 too long rejected" in text
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Win rate, dpo against base 72.0 % 95 % CI 62.0 to 82.0 %",
+        "At equal length, dpo against base 68.0 % 95 % CI 58.0 to 78.0 %",
+        "position-inconsistent: 5.0 %",
+        "81.4 % 95 % CI 71.4 to 91.4 %",
+        "who wrote it 66.4 %, longer wins 54.1 %, same-tier pairs: no such pair",
+        "620 500 train, 80 dev, 40 test of 760 combinations",
+        # every loss of the funnel by its reason
+        "speeches read 170 160 94.1 % 7 too short, 3 repeated speech",
+        "responses judged 636 635 99.8 % 1 refusal",
+        "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted",
+        "pairs read 500 498 99.6 % 2 too long chosen",
+        "pairs of round 3 58 57 98.3 % 1 too long rejected",
+        # every online round
+        *(f"round {number} 60 58 2 equal scores, 6 unfinished answers" for number in (1, 3)),
+        *(f"round {number} 58 57 {reward} 0.900 16 54.2 5.0 %" for number, reward in ((1, "+0.200"), (3, "+0.600"))),
+        # text quality of both sides
+        "unfinished 5.0 % (1.0 to 9.0 %) 20.0 % (16.0 to 24.0 %)",
+    ],
+)
+def test_the_page_has_every_figure_of_the_run(text: str, line: str) -> None:
+    assert line in text
 
 
 @pytest.mark.parametrize(
@@ -222,33 +227,22 @@ def test_every_row_that_came_in_is_kept_or_dropped_for_a_reason(
     assert line in alone(kind, metrics)
 
 
-def test_every_figure_names_its_artifact(page: Page) -> None:
+def test_every_figure_names_its_artifact(page: Page, text: str) -> None:
     run = whole_run()
     drawn = [a for tag, a in page.tags if tag == "div" and a.get("class") == "drawing"]
     assert len(drawn) >= 15
     assert all(a["aria-label"] for a in drawn)
-    text = flat(page)
     assert text.count(" from ") >= len(drawn)
-    for each in run.artifacts:
-        assert each.ref in text
-        assert each.id in text
-
-
-def test_online_rounds_are_one_policy_with_consecutive_steps(page: Page) -> None:
-    text = flat(page)
-    for number, reward in ((1, "+0.200"), (3, "+0.600")):
-        assert f"round {number} 60 58 2 equal scores, 6 unfinished answers" in text
-        assert f"round {number} 58 57 {reward} 0.900 16 54.2 5.0 %" in text
+    assert all(each.ref in text and each.id in text for each in run.artifacts)
+    # Online rounds are one policy with consecutive steps.
     assert "loss from 0.659 at 1 to 0.38 at 36." in " ".join(page.values("aria-label"))
 
 
-def test_crisis_examples_are_folded_and_others_open(page: Page) -> None:
+def test_crisis_examples_are_folded_and_others_open(page: Page, text: str) -> None:
     folded = [("open" in a) for tag, a in page.tags if tag == "details" and a.get("class") == "example"]
     assert folded == [True, False]
-    assert (
-        "The policy's answer is preferred in both orders. By principle, for the policy: empathy: position-inconsistent."
-        in flat(page)
-    )
+    preferred = "The policy's answer is preferred in both orders. By principle, for the policy: empathy: "
+    assert preferred + "position-inconsistent." in text
 
 
 def test_equal_data_give_equal_bytes(html: str) -> None:
@@ -275,23 +269,20 @@ def test_an_online_run_without_its_earlier_rounds_shows_its_last() -> None:
 
 
 def test_a_reward_model_without_dev_or_same_tier_pairs_says_so() -> None:
-    run = changed("reward-models", lambda each: with_metrics(each, {**reward_metrics(), "dev": None}))
-    text = flat(Page(render_report(run)))
+    text = with_changed("reward-models", dev=None)
     assert "accuracy, dev" not in text
     assert "between authors of one tier – no such pair" in text  # noqa: RUF001
 
 
-def test_a_comparison_without_crisis_or_length_control_says_so(page: Page) -> None:
+def test_a_comparison_without_what_it_could_not_measure_says_so(text: str) -> None:
     rate = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n": 40, "missing": 0}
     uncontrolled = {"rate": rate, "length_effect": 0.0, "sigma": 0.0, "controlled": False}
-    assert "Length could not be controlled for" in with_comparison(length_controlled=uncontrolled, crisis=None)
-    assert "Length could not be controlled for" not in flat(page)
-
-
-def test_text_quality_of_both_sides(page: Page) -> None:
-    assert "unfinished 5.0 % (1.0 to 9.0 %) 20.0 % (16.0 to 24.0 %)" in flat(page)
-    none = {**text_quality(), "distinct_4gram_ratio": None}
-    assert "distinct runs of four words, mean ratio – 98.0" in with_comparison(policy_text_quality=none)  # noqa: RUF001
+    quality = {**text_quality(), "distinct_4gram_ratio": None}
+    changes = {"length_controlled": uncontrolled, "crisis": None, "policy_text_quality": quality}
+    changed = with_changed("comparisons", **changes)
+    assert "Length could not be controlled for" in changed
+    assert "Length could not be controlled for" not in text
+    assert "distinct runs of four words, mean ratio – 98.0" in changed  # noqa: RUF001
 
 
 def test_the_metrics_of_a_report_are_those_of_the_artifacts() -> None:
@@ -306,9 +297,10 @@ def test_the_metrics_of_a_report_are_those_of_the_artifacts() -> None:
 
 
 def audited(**changes: object) -> ReportData:
-    created = corpus()
-    created |= labels(created)
-    return ReportData("run", (*created.values(), audit(created, **changes)))
+    created = dataset()
+    parents = {key: created[key] for key in ("judgements", "speeches", "candidates")}
+    audit = artifact("audits", "sample", audit_metrics(**changes), parents=parents, warnings=[OFFLINE])
+    return ReportData("run", (*created.values(), audit))
 
 
 def test_an_audit_has_its_section_and_its_figures() -> None:

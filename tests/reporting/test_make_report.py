@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import OFFLINE, comparison_metrics, corpus, reward_metrics
+from report_runs import OFFLINE, comparison_metrics, dataset, reward_metrics
 
 from psychocounsel.config.schema import ReportConfig
 from psychocounsel.errors import ConfigError
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Store:
     """A store with one comparison of three speeches, and a reward model that has no part in it."""
     store = Store(tmp_path / "store")
     rows = [SplitSpeech(speech, "test", speech.id) for speech in SPEECHES]
-    metrics = corpus()["speeches"].metrics
+    metrics = dataset()["speeches"].metrics
     speeches = made(store, "speeches", "run", writes=[lambda writer: write_speeches(writer, rows)], metrics=metrics)
     policy = answers("tuned", ["What is that like?", EVIL, "Mm."])
     reference = answers("base", ["Sleep more.", "Sleep.", "Hm."])
@@ -101,10 +101,7 @@ def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None
     assert all(each.ref in html for each in store.artifacts() if each.kind in ("speeches", "candidates", "comparisons"))
     assert "reward-models" not in html
     assert html.index(OFFLINE) < html.index('class="cards"')
-
-
-def test_examples_have_texts_and_outcomes_of_both_orders(store: Store) -> None:
-    html = page(make_report(config("comparisons/run"), store))
+    # Examples have texts and the outcomes of both orders.
     assert html.count('<details class="example"') == 3
     assert "tuned (policy)" in html
     assert "base (reference)" in html

@@ -130,8 +130,7 @@ def test_pairs_that_do_not_fit_are_counted_by_reason() -> None:
     (model,) = [each for each in whole_run(0).artifacts if each.kind == "reward-models"]
     lengths = {"kept": 90, "too_long_chosen": 2, "too_long_rejected": 0, "identical_tokens": 1}
     training = {**model.metrics["training"], "lengths": lengths}
-    changed = with_metrics(model, {**model.metrics, "training": training})
-    cells = rows(changed, "lengths")["pairs read"]
+    cells = rows(with_metrics(model, training=training), "lengths")["pairs read"]
     assert (cells[0], cells[1], cells[3]) == ("93", "90", "2 too long chosen, 1 identical tokens")
 
 
@@ -152,18 +151,13 @@ def test_cost_tokens_and_lost_responses_are_shown() -> None:
 def test_mean_ratings_show_how_far_their_samples_lie_apart() -> None:
     (judged,) = [each for each in whole_run(0).artifacts if each.kind == "judgements"]
     agreement = {"n": 9, "exact": 0.5, "within_one": 1.0, "kappa": 0.4}
-    metrics = {
-        **judged.metrics,
-        "samples": {"asked": 20, "status": {"elm": {"valid": 20}}, "scored_by": {"written": 20}},
-        "disagreement": {
-            "responses": 9,
-            "spread": {"empathy": 0.5},
-            "alpha": {"empathy": None},
-            "mean_rating": {"elm": {"empathy": 3.0}},
-            "pairs": [{"judges": ["elm", "yew"], "by_principle": {"empathy": agreement, "safety": None}}],
-        },
+    samples = {"asked": 20, "status": {"elm": {"valid": 20}}, "scored_by": {"written": 20}}
+    disagreement = {
+        **{"responses": 9, "spread": {"empathy": 0.5}, "alpha": {"empathy": None}},
+        "mean_rating": {"elm": {"empathy": 3.0}},
+        "pairs": [{"judges": ["elm", "yew"], "by_principle": {"empathy": agreement, "safety": None}}],
     }
-    found = with_metrics(judged, metrics)
+    found = with_metrics(judged, samples=samples, disagreement=disagreement)
     assert rows(found, "samples") == {"empathy": ("0.50", "\N{EN DASH}")}
     assert rows(found, "pair elm and yew") == {"empathy": ("50.0 %", "100.0 %", "0.40", "9")}
 
