@@ -132,10 +132,7 @@ _LONG_NAME_LETTERS = 10
 
 @dataclass(frozen=True)
 class KnownPeople:
-    """Full names to find in texts, in any case, with any punctuation and middle initials.
-
-    First names are in lower case.
-    """
+    """Full names, to find in texts in any case, with any punctuation and middle initials; first names in lower case."""
 
     names: frozenset[str]
     first_names: frozenset[str]
@@ -149,7 +146,11 @@ class KnownPeople:
         by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]] = defaultdict(list)
         for name in sorted(names):
             for parts in _spellings(name):
-                by_first[parts[0]].append((-len("".join(parts)), name, _compiled(parts)))
+                letters = len("".join(parts))
+                body = f"(?i:{re.escape(parts[0])}){_INITIAL}(?i:{_BETWEEN.join(map(re.escape, parts[1:]))})"
+                if letters < _LONG_NAME_LETTERS or len(parts[-1]) == 1:  # it must not touch other letters
+                    body = rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])){body}(?:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
+                by_first[parts[0]].append((-letters, name, re.compile(body)))
         for patterns in by_first.values():
             patterns.sort(key=lambda pattern: pattern[:2])
         spelt = frozenset(case(first) for first in by_first for case in (str.lower, str.title, str.upper))
@@ -199,14 +200,6 @@ def _spellings(name: str) -> Iterator[tuple[str, ...]]:
         whole = [part for part in parts[1:] if len(part) > 1]
         if len(parts) > _MIN_NAME_WORDS and whole:
             yield from {(parts[0], whole[-1]), (parts[0], whole[0])} - {parts}
-
-
-def _compiled(parts: Sequence[str]) -> re.Pattern[str]:
-    """Return the pattern of a name. A short name must not touch other letters; a long one need not."""
-    body = f"(?i:{re.escape(parts[0])}){_INITIAL}(?i:{_BETWEEN.join(map(re.escape, parts[1:]))})"
-    if len("".join(parts)) >= _LONG_NAME_LETTERS and len(parts[-1]) > 1:
-        return re.compile(body)
-    return re.compile(rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])){body}(?:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))")
 
 
 # --- Closing words at the end of a text --------------------
@@ -307,7 +300,15 @@ def without_signatures(text: str, known: KnownPeople, *, in_addresses: bool = Tr
         return text
     text = _without_introductions(text, known.find(text))
     names = known.find(text)
-    return _with_placeholders(text, names if in_addresses else _outside_addresses(names, text))
+    taken = max(map(int, _PLACEHOLDER.findall(text)), default=0)
+    numbers: dict[str, int] = {}
+    pieces: list[str] = []
+    position = 0
+    for span in names if in_addresses else _outside_addresses(names, text):
+        number = numbers.setdefault(span.name, len(numbers) + 1 + taken)
+        pieces += [text[position : span.start], f"[PERSON_{number}]"]
+        position = span.end
+    return "".join([*pieces, text[position:]])
 
 
 def _without_greetings(text: str, known: KnownPeople) -> str:
@@ -335,18 +336,6 @@ def _without_introductions(text: str, names: Sequence[NameSpan]) -> str:
         if not any(map(_BEFORE_OWN_NAME.search, before)) or names_crisis_line(sentence):
             kept.append(sentence)
     return "".join(kept).rstrip()
-
-
-def _with_placeholders(text: str, names: Sequence[NameSpan]) -> str:
-    taken = max(map(int, _PLACEHOLDER.findall(text)), default=0)
-    numbers: dict[str, int] = {}
-    pieces: list[str] = []
-    position = 0
-    for span in names:
-        number = numbers.setdefault(span.name, len(numbers) + 1 + taken)
-        pieces += [text[position : span.start], f"[PERSON_{number}]"]
-        position = span.end
-    return "".join([*pieces, text[position:]])
 
 
 def _outside_addresses(names: Sequence[NameSpan], text: str) -> list[NameSpan]:
@@ -450,16 +439,13 @@ def _first_name_start(tail: str, known: KnownPeople) -> int | None:
 def _dashed_or_credited_start(tail: str) -> int | None:
     """Return the position of any name after a dash, or before credentials."""
     dashed = _DASHED.search(tail)
-    if dashed is not None and _is_signature_rest(dashed["rest"]) and not _in_list(tail, dashed.end("before")):
-        return dashed.end("before")
+    if dashed is not None and _is_signature_rest(dashed["rest"]):
+        start = dashed.end("before")
+        before = tail[:start].rstrip()
+        is_item = tail[:start].endswith("\n") and _BULLET.match(before.rpartition("\n")[2])
+        if not is_item and not before.endswith((":", '"', "”")):  # these announce who is quoted
+            return start
     for match in _WITH_CREDENTIALS.finditer(tail):
         if _first_is_credential(match["rest"]) and _is_signature_rest(match["rest"]):
             return match.end("before")
     return None
-
-
-def _in_list(tail: str, start: int) -> bool:
-    """Return whether a line that begins with a dash is an item of a list, or names who is quoted."""
-    before = tail[:start].rstrip()
-    last_line = before.rpartition("\n")[2]
-    return before.endswith((":", '"', "”")) or (tail[:start].endswith("\n") and bool(_BULLET.match(last_line)))

@@ -59,12 +59,6 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of work with a label and a total: a context that yields `advance(count)`."""
 
 
-def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show nothing."""
-    del label, total
-    return nullcontext(lambda count: None)
-
-
 # --- Artifacts --------------------
 
 
@@ -118,7 +112,10 @@ def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str
 
 
 def make_corpus(
-    config: CorpusConfig, store: Store, topics: TopicAssigner | None = None, progress: Progress = no_progress
+    config: CorpusConfig,
+    store: Store,
+    topics: TopicAssigner | None = None,
+    progress: Progress = lambda label, total: nullcontext(lambda count: None),
 ) -> CorpusArtifacts:
     """Return the corpus, and build it if it is not in the store yet.
 
@@ -252,7 +249,14 @@ class _Cleaner:
         self._replaced: Counter[str] = Counter()
 
     def speech_filters(self) -> SpeechFilters:
-        return SpeechFilters(self._prepare_all(partial(_speech_preparation, self._config)), _benchmark(self._config))
+        prepare_all = self._prepare_all(partial(_speech_preparation, self._config))
+        excluded = self._config.exclude
+        sources = (
+            (source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
+            for each in excluded
+        )
+        index = ExclusionIndex(sources, self._config.exclude_span_words) if excluded else None
+        return SpeechFilters(prepare_all, index and index.shares_span)
 
     def response_filters(self, authors: Iterable[str]) -> ResponseFilters:
         cleaning, people = self._config.cleaning, tuple(sorted(authors))
@@ -315,16 +319,6 @@ def _response_preparation(config: CorpusConfig, authors: Sequence[str]) -> Calla
 def _deidentification(config: CorpusConfig) -> Callable[[str], str] | None:
     engine = open_deidentifier(config.deidentification)
     return None if engine is None else partial(deidentify, finder=engine)
-
-
-def _benchmark(config: CorpusConfig) -> Callable[[str], str | None] | None:
-    if not config.exclude:
-        return None
-    sources = (
-        (source_name(each.path), texts_in(read_rows(each.path, each.split, each.config), each.columns))
-        for each in config.exclude
-    )
-    return ExclusionIndex(sources, config.exclude_span_words).shares_span
 
 
 def _pseudonym(author: str) -> str:

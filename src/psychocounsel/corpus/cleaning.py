@@ -5,10 +5,9 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, pairwise
 from multiprocessing import get_context, parent_process
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from psychocounsel.config.schema import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
-from psychocounsel.corpus.contacts import Contact, holds, web_addresses, with_placeholders, without_contacts
+from psychocounsel.corpus.contacts import holds, web_addresses, with_placeholders, without_contacts
 from psychocounsel.corpus.text import normalise, without_markup
 
 # --- Spaces between sentences --------------------
@@ -63,21 +62,17 @@ def with_sentence_spacing(text: str) -> str:
     if not marks:
         return text
     addresses = web_addresses(text)
-    gaps = {*_around(addresses, text)}
-    gaps.update(_after(text, mark) for mark in marks if not holds(addresses, mark.start()))
-    edges = [0, *sorted(gaps - {-1}), len(text)]
-    return " ".join(text[start:end] for start, end in pairwise(edges))
-
-
-def _around(addresses: list[Contact], text: str) -> Iterator[int]:
+    gaps = {_after(text, mark) for mark in marks if not holds(addresses, mark.start())}
     for address in addresses:
         before, after = text[max(0, address.start - 2) : address.start], text[address.end : address.end + 1]
         if _ENDS_BEFORE_ADDRESS.search(before):
-            yield address.start
+            gaps.add(address.start)
         if after.isalnum() or (after and after in "¿¡"):
-            yield address.end
+            gaps.add(address.end)
         elif closing := _AFTER_ADDRESS.match(text, address.end):
-            yield closing.end()
+            gaps.add(closing.end())
+    edges = [0, *sorted(gaps - {-1}), len(text)]
+    return " ".join(text[start:end] for start, end in pairwise(edges))
 
 
 def _after(text: str, mark: re.Match[str]) -> int:
@@ -192,17 +187,11 @@ def parallel_map(
     first: int = 4_000,
     chunk: int = 250,
 ) -> Iterator[_Result]:
-    """Yield `function(text)` for each text, in order.
+    """Yield `function(text)` for each text, in order; texts are read no further ahead than the workers need.
 
+    `open_in_worker`, which is picklable, is called once in each of the `workers` processes and returns the same
+    function. The `first` texts are done here, because workers take a second or two to start, the others in chunks.
     A worker that dies costs time only: its chunk is done here. Workers end with their parent, however it ends.
-
-    Args:
-        function: runs in this process.
-        texts: read no further ahead than the workers need.
-        open_in_worker: picklable; called once in each worker, it returns the same function.
-        workers: processes besides this one; 0 for none.
-        first: texts done here before the workers are started, which takes a second or two.
-        chunk: texts per task of a worker.
     """
     remaining = iter(texts)
     yield from map(function, islice(remaining, first if workers else None))
@@ -210,7 +199,9 @@ def parallel_map(
     if (beyond := next(chunks, None)) is None:
         return
     chunks = chain([beyond], chunks)
-    with _pool(workers, open_in_worker) as pool:
+    # Spawned, not forked: a fork would inherit locks that other threads of this process hold.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_in_worker,))
+    try:
         ahead = deque((each, _submit(pool, each)) for each in islice(chunks, workers * 3))
         while ahead:
             batch, future = ahead.popleft()
@@ -220,22 +211,14 @@ def parallel_map(
                 results = None
             yield from map(function, batch) if results is None else results
             ahead.extend((each, _submit(pool, each)) for each in islice(chunks, 1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def worker_count() -> int:
     """Return one worker per processor, at most eight, none on a single processor."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, 8) if count > 1 else 0
-
-
-@contextmanager
-def _pool(workers: int, open_in_worker: Callable[[], _Function[Any]]) -> Generator[ProcessPoolExecutor]:
-    # Spawned, not forked: a fork would inherit locks that other threads of this process hold.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_in_worker,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _submit(pool: ProcessPoolExecutor, texts: list[str]) -> "Future[list[Any]] | None":

@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -29,8 +30,7 @@ class Contact(NamedTuple):
     end: int
 
 
-def _start(contact: Contact) -> int:
-    return contact.start
+_start = attrgetter("start")
 
 
 def holds(contacts: Sequence[Contact], position: int) -> bool:
@@ -134,7 +134,8 @@ def _url(match: re.Match[str]) -> Contact:
     run = match.group()
     if (following := _NEXT_ADDRESS.search(run)) is not None:
         run = run[: following.start()]
-    run = run[: _closing_bracket(run)]
+    brackets = (at for at, each in enumerate(run) if each == ")")  # one that was opened before the address ends it
+    run = run[: next((at for at in brackets if run.count(")", 0, at) == run.count("(", 0, at)), len(run))]
     if match["long"] is not None:
         host = _HOST_END.search(run)
         slash = run.find("/", run.find("://") + 3 if "://" in run else 0)
@@ -144,16 +145,6 @@ def _url(match: re.Match[str]) -> Contact:
     if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
         run = run[: glued.start()]
     return Contact("URL", match.start(), match.start() + len(run.rstrip(_TRAILING)))
-
-
-def _closing_bracket(run: str) -> int:
-    """Return where a bracket closes that was opened before the address, or the length."""
-    depth = 0
-    for bracket in re.finditer(r"[()]", run):
-        depth += 1 if bracket.group() == "(" else -1
-        if depth < 0:
-            return bracket.start()
-    return len(run)
 
 
 # --- Phone numbers --------------------
@@ -316,11 +307,7 @@ class CrisisLines:
 
 @cache
 def crisis_lines(path: Path = BUNDLED) -> CrisisLines:
-    """Read a list of crisis lines, by default the bundled one.
-
-    Raises:
-        ConfigError: the file is not such a list; each fault with its line.
-    """
+    """Read a list of crisis lines; raises ConfigError, each fault with its line, if the file is no such list."""
     return CrisisLines(load_config(CrisisLinesFile, path))
 
 

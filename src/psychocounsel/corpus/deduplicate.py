@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -58,11 +58,7 @@ class Sketches(NamedTuple):
     digests: Hashes
 
 
-class _DigestMatrix(Protocol):
-    def to_rows(self) -> list[list[int]]: ...
-
-
-_min_hashes = cast("Callable[[Hashes, Hashes, int, int], _DigestMatrix]", RMinHash.digest_matrix_from_flat_token_hashes)
+_min_hashes = cast("Callable[[Hashes, Hashes, int, int], Any]", RMinHash.digest_matrix_from_flat_token_hashes)
 
 
 def sketch(texts: Texts) -> Sketches:
@@ -80,10 +76,7 @@ def sketch(texts: Texts) -> Sketches:
 
 
 def letters(text: str) -> str:
-    """Return the letters and digits of a text in lower case, without anything between them.
-
-    A text without letters, such as emoji, stays as it is, without white space.
-    """
+    """Return the letters and digits of a text in lower case; one without any, such as emoji, without white space."""
     if text.isascii():
         bare = text.encode("ascii").translate(_LOWER, _NO_LETTERS).decode("ascii")
     else:
@@ -118,17 +111,12 @@ def _run_hashes(texts: Sequence[str]) -> tuple[Hashes, Hashes]:
     in_one_text[np.subtract.outer(ends[:-1], np.arange(1, RUN_LETTERS))] = False
     offsets = np.zeros(ends.size + 1, dtype=np.uint64)
     offsets[1:] = ends - np.arange(1, ends.size + 1) * (RUN_LETTERS - 1)
-    return _mixed(hashes[in_one_text]), offsets
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    """Spread every bit over all 64, in place (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
-    hashes ^= hashes >> np.uint64(30)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    hashes ^= hashes >> np.uint64(27)
-    hashes *= np.uint64(0x94D049BB133111EB)
-    hashes ^= hashes >> np.uint64(31)
-    return hashes
+    hashes = hashes[in_one_text]
+    # Spread every bit over all 64 (the finaliser of SplitMix64, Steele, Lea and Flood 2014).
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    return hashes, offsets
 
 
 # --- Clusters --------------------
@@ -144,10 +132,8 @@ _PAST_THE_END = np.full(_NEIGHBOURS, 1 << 63, dtype=np.uint64)
 def cluster_ids(ids: Hashes, texts: Texts, similarity: float) -> Hashes:
     """Return for each text the smallest id in its cluster; the order of the input makes no difference.
 
-    Args:
-        ids: [texts], numbers made of their content: equal ids, equal texts.
-        texts: iterated once, then read at random, two for every pair that is counted.
-        similarity: the least Jaccard similarity of two near-duplicates, 0.5 to 1.
+    `ids`, [texts], are numbers made of their content. `texts` are iterated once, then read at random, two for every
+    pair that is counted. `similarity` is the least Jaccard similarity of two near-duplicates, 0.5 to 1.
     """
     if not len(ids):
         return ids
@@ -156,53 +142,44 @@ def cluster_ids(ids: Hashes, texts: Texts, similarity: float) -> Hashes:
     _, first, group = np.unique(digests[by_id], return_index=True, return_inverse=True)
     leaders = first[group]
     distinct = np.unique(leaders)
-    roots = _Comparison(texts, sketches, by_id[distinct], similarity).roots()
+    roots = _cluster_roots(texts, sketches, by_id[distinct], similarity)
     smallest = distinct[roots][np.searchsorted(distinct, leaders)]
     found = np.empty_like(ids)
     found[by_id] = ids[by_id[smallest]]
     return found
 
 
-class _Comparison:
-    """Joins distinct texts into clusters; `rows` are their positions, smallest id first."""
+def _cluster_roots(texts: Texts, sketches: SketchArray, rows: Positions, similarity: float) -> Positions:
+    """Return for each of the distinct texts in `rows`, smallest id first, the first in its cluster."""
 
-    def __init__(self, texts: Texts, sketches: SketchArray, rows: Positions, similarity: float) -> None:
-        def runs_of(text: int) -> set[str]:
-            return runs(texts[int(rows[text])])
+    @lru_cache(_CACHED_TEXTS)
+    def runs_of(text: int) -> set[str]:
+        return runs(texts[int(rows[text])])
 
-        self._runs = lru_cache(_CACHED_TEXTS)(runs_of)
-        self._sketches, self._rows, self._similarity = sketches, rows, similarity
-        self._forest = _Forest(len(rows))
-        self._refusals = np.zeros(len(rows), dtype=np.int32)
-
-    def roots(self) -> Positions:
-        """Return for each text the first in its cluster."""
-        for left, right in neighbours(self._sketches, self._rows):
-            for start in range(0, len(left), _BLOCK):
-                self._join(left[start : start + _BLOCK], right[start : start + _BLOCK])
-        return self._forest.roots()
-
-    def _join(self, left: Positions, right: Positions) -> None:
-        roots = self._forest.roots()
+    forest = _Forest(len(rows))
+    refusals = np.zeros(len(rows), dtype=np.int32)
+    for left, right in neighbours(sketches, rows):
+        roots = forest.roots()
         apart = roots[left] != roots[right]
         left, right = left[apart], right[apart]
-        estimates = similarity_estimates(self._sketches, self._rows[left], self._rows[right])
+        estimates = similarity_estimates(sketches, rows[left], rows[right])
         # Where many texts lie just below the threshold, counting every pair would take hours.
-        refused = np.minimum(self._refusals[left], self._refusals[right]) >= _MAX_REFUSALS
-        likely = estimates >= self._similarity + np.where(refused, _MARGIN, -_MARGIN)
+        refused = np.minimum(refusals[left], refusals[right]) >= _MAX_REFUSALS
+        likely = estimates >= similarity + np.where(refused, _MARGIN, -_MARGIN)
         for one, other in zip(left[likely].tolist(), right[likely].tolist(), strict=True):
-            if self._forest.root(one) == self._forest.root(other):
+            if forest.root(one) == forest.root(other):
                 continue
-            one_runs, other_runs = self._runs(one), self._runs(other)
+            one_runs, other_runs = runs_of(one), runs_of(other)
             both = len(one_runs & other_runs)
-            if both / (len(one_runs) + len(other_runs) - both) >= self._similarity:
-                self._forest.join(one, other)
+            if both / (len(one_runs) + len(other_runs) - both) >= similarity:
+                forest.join(one, other)
             else:
-                self._refusals[[one, other]] += 1
+                refusals[[one, other]] += 1
+    return forest.roots()
 
 
 def neighbours(sketches: SketchArray, rows: Positions) -> Iterator[tuple[Positions, Positions]]:
-    """Yield pairs of texts that share a band of their sketches, one band in memory at a time.
+    """Yield blocks of pairs of texts that share a band of their sketches, one band in memory at a time.
 
     A band that n texts share, as where one phrase opens them all, does not give n² pairs: they are sorted by
     the band that follows, and each is paired with the next few only.
@@ -217,7 +194,9 @@ def neighbours(sketches: SketchArray, rows: Positions) -> Iterator[tuple[Positio
         for start in range(0, len(rows), _BLOCK):
             part = following[start : start + _BLOCK]
             at, step = np.nonzero(part[:, 1:] == part[:, :1])
-            yield order[start + at], order[start + at + step + 1]
+            left, right = order[start + at], order[start + at + step + 1]
+            for block in range(0, len(left), _BLOCK):
+                yield left[block : block + _BLOCK], right[block : block + _BLOCK]
 
 
 class _Forest:
@@ -253,15 +232,8 @@ def assign_splits(cluster_ids: Hashes, topics: Sequence[str], config: SplitConfi
     """Return `train`, `dev` or `test` for each speech; clusters stay whole.
 
     Within a topic, clusters are sorted by a hash of seed and cluster id and fill test, then dev, then train;
-    what one topic lacks in whole clusters, the next one adds. The order of the speeches makes no difference.
-
-    Args:
-        cluster_ids: [speeches].
-        topics: [speeches]; a cluster with several counts for the first in the alphabet.
-        config: shares, seed, and whether topics matter.
-
-    Raises:
-        DataQualityError: a split with a share above 0 is empty.
+    what one topic lacks in whole clusters, the next one adds. A cluster with several topics counts for the first in the
+    alphabet. The order of the speeches makes no difference. Raises DataQualityError if a split with a share is empty.
     """
     unique, place, sizes = np.unique(cluster_ids, return_inverse=True, return_counts=True)
     topic_of: dict[int, str] = {}
@@ -308,12 +280,8 @@ _BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 class ExclusionIndex:
     """Hashes of all spans of all excluded texts: 8 bytes per word, whatever the length of a span.
 
-    Args:
-        sources: name and texts of each benchmark, read once, one after the other.
-        span_words: how many equal words in a row count as a leak.
-
-    Raises:
-        InputError: a source has no text that is long enough to compare.
+    `sources` are name and texts of each benchmark, read once; `span_words` equal words in a row count as a leak.
+    Raises InputError if a source has no text that is long enough to compare.
     """
 
     def __init__(self, sources: Iterable[tuple[str, Iterable[str]]], span_words: int) -> None:
@@ -323,10 +291,7 @@ class ExclusionIndex:
         self._known = [(name, _HashSet(self._all_spans(name, texts))) for name, texts in sources]
 
     def shares_span(self, text: str) -> str | None:
-        """Return the name of the first source with which a text shares a span, None when there is none.
-
-        A text shorter than a span is compared as a whole.
-        """
+        """Return the first source with which a text, or all of a short one, shares a span; None if there is none."""
         spans = self._spans(text)
         if not spans.size:
             return None
