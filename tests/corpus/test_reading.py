@@ -55,7 +55,7 @@ class Read(NamedTuple):
     funnel: Funnel
 
 
-def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters = FILTERS) -> Read:
+def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig = SHORT, filters: SpeechFilters = FILTERS) -> Read:
     with TemporaryDirectory() as folder:
         reading = read_speeches(sources, cleaning, filters, Path(folder))
         read = Read(list(reading.speeches), list(reading.rows()), reading.log.funnel)
@@ -63,13 +63,12 @@ def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: S
         return read
 
 
-def read(
-    *cells: Mapping[str, object],
-    columns: SpeechColumns = TEXT,
-    cleaning: CleaningConfig = SHORT,
-    filters: SpeechFilters = FILTERS,
-) -> Read:
-    return read_all([("a.csv", columns, rows(*cells))], cleaning, filters)
+def read(*cells: Mapping[str, object], columns: SpeechColumns) -> Read:
+    return read_all([("a.csv", columns, rows(*cells))])
+
+
+def read_texts(texts: Iterable[str | None], cleaning: CleaningConfig = SHORT, filters: SpeechFilters = FILTERS) -> Read:
+    return read_all([("a.csv", TEXT, rows(*({"text": text} for text in texts)))], cleaning, filters)
 
 
 def answer(
@@ -93,14 +92,12 @@ def test_a_speech_keeps_what_its_row_says() -> None:
     assert reading.speeches == [Speech("one", "", True, "a.csv")]
     assert [row.key for row in reading.rows] == ["7"]
     sources = [("a.csv", TEXT, rows({"text": "one"})), ("b.csv", TEXT, rows({"text": "one"}, {"text": "two"}))]
-    assert [(each.text, each.source) for each in read_all(sources, SHORT).speeches] == [
-        ("one", "a.csv"),
-        ("two", "b.csv"),
-    ]
+    found = [(each.text, each.source) for each in read_all(sources).speeches]
+    assert found == [("one", "a.csv"), ("two", "b.csv")]
 
 
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
-    reading = read(*({"text": text} for text in ["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12]))
+    reading = read_texts(["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12])
     assert [speech.text for speech in reading.speeches] == ["tired", "abc", "x" * 12]
     assert (reading.funnel.rows_in, reading.funnel.kept) == (8, 3)
     assert reading.funnel.dropped == {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1}
@@ -108,7 +105,7 @@ def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
 
 def test_beyond_the_limit_repeats_are_still_repeats() -> None:
     limit = SHORT.model_copy(update={"max_speeches": 2})
-    reading = read(*({"text": text} for text in ["one", "one", "two", "three", "two", "x"]), cleaning=limit)
+    reading = read_texts(["one", "one", "two", "three", "two", "x"], limit)
     assert len(reading.speeches) == 2
     assert reading.funnel.dropped == {"repeated_speech": 2, "beyond_max_speeches": 1, "too_short": 1}
 
@@ -116,9 +113,7 @@ def test_beyond_the_limit_repeats_are_still_repeats() -> None:
 @given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
 def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit: int) -> None:
     cleaning = SHORT.model_copy(update={"max_speeches": limit})
-    one, other = (
-        read(*({"text": text} for text in texts), cleaning=cleaning).speeches for texts in (order, sorted(order))
-    )
+    one, other = (read_texts(texts, cleaning).speeches for texts in (order, sorted(order)))
     assert {speech.text for speech in one} == {speech.text for speech in other}
 
 
@@ -128,7 +123,7 @@ texts = st.none() | st.text("ab \n", max_size=6)
 @given(st.lists(texts, max_size=20), st.none() | st.integers(1, 4))
 def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
     cleaning = CleaningConfig(min_chars=2, max_chars=4, drop_empty=True, max_speeches=limit)
-    reading = read(*({"text": cell} for cell in cells), cleaning=cleaning)
+    reading = read_texts(cells, cleaning)
     assert reading.funnel.rows_in == len(cells)
     assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
     assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
@@ -157,10 +152,7 @@ def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> 
         benchmark=lambda text: "exam.csv" if text == "benchmark" else None,
     )
     cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
-    funnels = [
-        read(*({"text": text} for text in texts), cleaning=cleaning, filters=filters).funnel.as_dict()
-        for texts in (order, sorted(order))
-    ]
+    funnels = [read_texts(texts, cleaning, filters).funnel.as_dict() for texts in (order, sorted(order))]
     assert funnels[0] == funnels[1]
     by_step = {step["step"]: step for step in funnels[0]["steps"]}
     assert by_step["language"]["dropped"] == {"other_language": 1}
@@ -170,9 +162,8 @@ def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> 
 
 
 def test_what_was_read_once_is_read_the_same_again() -> None:
-    cells: list[dict[str, object]] = [{"text": "one &amp; two"}, {"text": " three\u00a0 "}]
-    first = read(*cells)
-    again = read(*({"text": speech.text} for speech in first.speeches))
+    first = read_texts(["one &amp; two", " three\u00a0 "])
+    again = read_texts([speech.text for speech in first.speeches])
     assert again.speeches == first.speeches
     assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
 
@@ -213,7 +204,7 @@ def test_an_empty_speech_stops_the_reading_unless_it_may_be_dropped() -> None:
     strict = SHORT.model_copy(update={"drop_empty": False})
     for cell in ("", " \n", None):
         with pytest.raises(InputError, match=r"a\.csv line 2: the speech is empty; drop the row or set corpus\.clean"):
-            read({"text": cell}, cleaning=strict)
+            read_texts([cell], strict)
 
 
 def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
@@ -240,7 +231,7 @@ def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     assert (funnel.rows_in, funnel.kept) == (7, 2)
     assert funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
 
-    speeches = read({"text": "one"}, {"text": "x"}, {"text": None})
+    speeches = read_texts(["one", "x", None])
     cells: list[Any] = ["one", "x", None, "elsewhere"]
     replies_by_text = ({"speech": each, "who": "elm", "reply": "Oh."} for each in cells)
     _, funnel = answer(speeches, *replies_by_text, columns=BY_TEXT)
@@ -258,26 +249,21 @@ def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("is_crisis", "texts"),
     [
-        "I have been suicidal since spring.", "I just want to end it all.", "Ending it all would be easier",
-        "I think about ending my life", "she took her own life", "I wish I was dead, mostly at night",
-        "I don't want to be alive", "I don\u2019t want to wake up", "I want to die",
-        "I started cutting myself again", "hurting myself", "self-harm", "He said he'd kill himself",
-        "They are better off without me.",
+        (True, [
+            "I have been suicidal since spring.", "I just want to end it all.", "Ending it all would be easier",
+            "I think about ending my life", "she took her own life", "I wish I was dead, mostly at night",
+            "I don't want to be alive", "I don\u2019t want to wake up", "I want to die",
+            "I started cutting myself again", "hurting myself", "self-harm", "He said he'd kill himself",
+            "They are better off without me.",
+        ]),
+        (False, [
+            "I am ending my marriage in spring.", "ending my lease was a relief", "We took his car to the garage",
+            "My brother wants to diet", "I do not want to stay with my parents", "I cut my hair myself",
+            "This job is killing me", "I wish I were taller",
+        ]),
     ],
 )  # fmt: skip
-def test_plain_words_of_crisis_are_seen(text: str) -> None:
-    assert mentions_crisis(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I am ending my marriage in spring.", "ending my lease was a relief", "We took his car to the garage",
-        "My brother wants to diet", "I do not want to stay with my parents", "I cut my hair myself",
-        "This job is killing me", "I wish I were taller",
-    ],
-)  # fmt: skip
-def test_other_endings_are_no_crisis(text: str) -> None:
-    assert not mentions_crisis(text)
+def test_plain_words_of_crisis_are_seen(is_crisis: bool, texts: list[str]) -> None:
+    assert [text for text in texts if mentions_crisis(text) != is_crisis] == []
