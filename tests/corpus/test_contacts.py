@@ -163,23 +163,17 @@ def test_every_listed_number_is_recognised() -> None:
     assert [number for number in numbers if not names_crisis_line(f"call {number}")] == []
 
 
-def test_a_broken_list_says_where(tmp_path: Path) -> None:
+def test_a_list_of_ones_own_is_read_and_a_broken_one_says_where(tmp_path: Path) -> None:
     path = tmp_path / "lines.yaml"
-    path.write_text("countries:\n  - country: US\n    calling_code: 1\n    lines: []\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"lines.yaml line 3.*calling_code"):
-        crisis_lines(path)
-
-
-def test_a_list_of_ones_own_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "lines.yaml"
-    path.write_text(
-        'countries:\n  - country: NO\n    calling_code: "47"\n    lines:\n'
-        '      - {name: Kirkens SOS, numbers: ["22 40 00 40"]}\n',
-        encoding="utf-8",
-    )
+    line = '{name: Kirkens SOS, numbers: ["22 40 00 40"]}'
+    path.write_text(f'countries:\n- country: NO\n  calling_code: "47"\n  lines: [{line}]\n', encoding="utf-8")
     lines = crisis_lines(path)
     assert lines.spans("Ring 22400040, +47 22 40 00 40.") == [(5, 13), (15, 30)]
     assert lines.spans("call 988") == []
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("countries:\n- country: US\n  calling_code: 1\n  lines: []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken.yaml line 3.*calling_code"):
+        crisis_lines(broken)
 
 
 @pytest.mark.parametrize(
