@@ -5,7 +5,7 @@ The numbers are small enough to count by hand.
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from psychocounsel.judging.rubric import Principle, Rubric
@@ -117,19 +117,12 @@ def preference_metrics() -> dict[str, Any]:
     return {"pairing": {"train": counts, "test": {**counts, "combinations": 1, "kept": 1}}, "words": {}}
 
 
-def speech_plan(data_class: str = "public") -> ArtifactSpec:
-    named = [{"path": {"sha256": "a" * 64}, "licence": each["licence"], "data_class": data_class} for each in SOURCES]
-    settings = {"speeches": named, "cleaning": {"languages": ["en"]}}
-    return ArtifactSpec("speeches", "small", "read-corpus", 1, settings)
-
-
-def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: str) -> tuple[Parent, ...]:
-    """Create the ancestors of a dataset; return its parents."""
+def make_dataset(store: Store, write_card: Callable[[ArtifactWriter], None], *, data_class: str = "public") -> Artifact:
+    """Create the dataset and its ancestors; `write_card` finishes the dataset."""
 
     def build_speeches(writer: ArtifactWriter) -> None:
         write_speeches(writer, SPEECHES)
-        if speech_metrics:
-            writer.write_metrics(speech_metrics)
+        writer.write_metrics(SPEECH_METRICS)
 
     def build_candidates(writer: ArtifactWriter) -> None:
         write_candidates(writer, candidates())
@@ -139,39 +132,22 @@ def make_sources(store: Store, speech_metrics: Mapping[str, Any], data_class: st
         write_judgements(writer, judgements(), PRINCIPLES)
         writer.write_metrics(judgement_metrics())
 
-    speeches = store.make(speech_plan(data_class), build_speeches).as_parent("speeches")
+    def build_dataset(writer: ArtifactWriter) -> None:
+        for split, each in pairs().items():
+            write_pairs(writer, split, each, PRINCIPLES)
+        writer.write_metrics(preference_metrics())
+        write_card(writer)
+
+    named = [{"path": {"sha256": "a" * 64}, "licence": each["licence"], "data_class": data_class} for each in SOURCES]
+    settings = {"speeches": named, "cleaning": {"languages": ["en"]}}
+    read = ArtifactSpec("speeches", "small", "read-corpus", 1, settings)
+    speeches = store.make(read, build_speeches).as_parent("speeches")
     asked = ArtifactSpec("candidates", "small-pool", "build-preferences", 1, {}, (speeches,))
     answered = store.make(asked, build_candidates).as_parent("asked candidates")
     rated = ArtifactSpec("judgements", "small", "build-preferences", 1, {}, (speeches, answered), (NOTICE,))
-    return (store.make(rated, build_judgements).as_parent("judgements"), speeches, answered)
-
-
-def write_dataset(writer: ArtifactWriter) -> None:
-    """Write the tables and metrics of the dataset, without the card."""
-    for split, each in pairs().items():
-        write_pairs(writer, split, each, PRINCIPLES)
-    writer.write_metrics(preference_metrics())
-
-
-def dataset_plan(parents: tuple[Parent, ...]) -> ArtifactSpec:
+    parents = (store.make(rated, build_judgements).as_parent("judgements"), speeches, answered)
     settings = {"pairing": {"min_gap": 1.0, "weights": {"empathy": 1.0}, "length": None}}
-    return ArtifactSpec("preferences", "small", "build-preferences", 1, settings, parents)
-
-
-def make_dataset(
-    store: Store,
-    write_card: Callable[[ArtifactWriter], None],
-    *,
-    speech_metrics: Mapping[str, Any] = SPEECH_METRICS,
-    data_class: str = "public",
-) -> Artifact:
-    """Create the dataset and its ancestors; `write_card` finishes the dataset."""
-
-    def build(writer: ArtifactWriter) -> None:
-        write_dataset(writer)
-        write_card(writer)
-
-    return store.make(dataset_plan(make_sources(store, speech_metrics, data_class)), build)
+    return store.make(ArtifactSpec("preferences", "small", "build-preferences", 1, settings, parents), build_dataset)
 
 
 def weights(metadata: dict[str, str]) -> bytes:

@@ -41,16 +41,13 @@ def test_list_survives_metrics_that_cannot_be_read(copied_store: Path, cli: Cli)
     assert sum("cannot be read" in row for row in ended.out.splitlines()) == 1
 
 
-def test_list_of_a_misspelt_kind(miniature: Miniature, cli: Cli) -> None:
-    ended = cli("list", "reward-model", "--store", miniature.store)
-    assert ended.code == 2
-    assert "did you mean 'reward-models'?" in ended.err
-
-
-def test_list_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
-    ended = cli("list", "--store", tmp_path / "none")
-    assert ended.code == 0
-    assert "no artifacts" in ended.out
+def test_list_of_a_misspelt_kind_and_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
+    misspelt = cli("list", "reward-model", "--store", tmp_path)
+    assert misspelt.code == 2
+    assert "did you mean 'reward-models'?" in misspelt.err
+    empty = cli("list", "--store", tmp_path / "none")
+    assert empty.code == 0
+    assert "no artifacts" in empty.out
 
 
 def test_show_goes_back_to_the_raw_files(miniature: Miniature, cli: Cli) -> None:

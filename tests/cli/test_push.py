@@ -12,7 +12,7 @@ from hub_server import Answer, Asked, HubServer, Repository
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.store import Store
 from released_store import NOTICE, make_dataset, make_model
-from running import ENVIRONMENT, Cli
+from running import ENVIRONMENT, Cli, Ended
 
 # The Hub's client hands large files to its HTTP library in a way that the library calls outdated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning:httpx2")
@@ -48,15 +48,15 @@ def made(tmp_path: Path) -> Artifact:
     return make_dataset(Store(tmp_path / "store"), card)
 
 
+Push = Callable[..., Ended]
+
+
 @pytest.fixture
-def push(cli: Cli, made: Artifact, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    def run(target: str = "hub:me/pairs", *options: str) -> tuple[int, str, str]:
+def push(cli: Cli, made: Artifact, tmp_path: Path) -> Push:
+    def run(target: str = "hub:me/pairs", *options: str) -> Ended:
         return cli("push", made.name, target, "--store", tmp_path / "store", *options)
 
     return run
-
-
-Push = Callable[..., tuple[int, str, str]]
 
 
 def test_listed_files_arrive_unchanged_in_one_commit(hub: HubServer, made: Artifact, push: Push) -> None:

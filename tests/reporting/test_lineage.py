@@ -20,10 +20,8 @@ def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) ->
     _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', svg)[0].split())
     placed = boxes(svg)
     for number, (x, y, w, h) in enumerate(placed):
-        assert x >= 0
-        assert y >= 0
-        assert x + w <= width
-        assert y + h <= height
+        assert 0 <= x <= width - w
+        assert 0 <= y <= height - h
         for other_x, other_y, other_w, other_h in placed[number + 1 :]:
             assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
 
@@ -38,12 +36,10 @@ def test_edges_end_at_the_rim_of_a_box_and_run_behind_none(tall: bool) -> None:
             (at_x in (x, x + w) and y <= at_y <= y + h) or (at_y in (y, y + h) and x <= at_x <= x + w)
             for x, y, w, h in placed
         )
-    tracks = [
-        tuple(map(float, found))
-        for found in re.findall(r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', svg)))
-    ]
+    paths = " ".join(re.findall(r' d="([^"]+)"', svg))
+    tracks = re.findall(r" ([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)", paths)
     assert tracks
-    for start_x, start_y, end_x, end_y in tracks:
+    for start_x, start_y, end_x, end_y in (map(float, track) for track in tracks):
         for x, y, w, h in placed:
             assert (
                 max(start_x, end_x) <= x or min(start_x, end_x) >= x + w or not y < start_y < y + h or start_x == end_x
@@ -68,17 +64,15 @@ def test_the_way_back_stays_in_the_picture_and_meets_no_other_box(tall: bool) ->
         assert not any(x < at_x < x + w and y < at_y < y + h for x, y, w, h in boxes(svg))
 
 
-def test_rounds_share_a_box_and_each_artifact_stands_in_one() -> None:
+def test_rounds_share_a_box_and_each_artifact_stands_in_one_lane_by_lane() -> None:
     run = whole_run(3)
     nodes = group_nodes(run.artifacts)
     drawn = [each.id for node in nodes for each in node.artifacts]
     assert sorted(drawn) == sorted(each.id for each in run.artifacts)
     assert [len(node.artifacts) for node in nodes if node.lane == "rounds"] == [3, 3, 3]
     assert [node.kind for node in nodes if len(node.artifacts) == 2] == ["policies x 2 rounds"]
-
-
-def test_compared_answers_stand_after_the_policies() -> None:
-    lanes = [node.lane for node in group_nodes(whole_run(3).artifacts)]
+    # Compared answers stand after the policies.
+    lanes = [node.lane for node in nodes]
     assert lanes.index("candidates") < lanes.index("policies") < lanes.index("answers") < lanes.index("comparisons")
     assert lanes.count("candidates") == 1
     assert lanes.count("answers") == 4
