@@ -79,8 +79,7 @@ class CorpusArtifacts(NamedTuple):
 def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSpecs:
     """Return the specs of a corpus, which depend on the content of its files.
 
-    Raises:
-        ConfigError: an engine is not installed; or a remote model would name the topics of restricted text.
+    Raises ConfigError if an engine is not installed, or if a remote model would name the topics of restricted text.
     """
     if config.topics is not None:
         keep_restricted_text_here([config.topics.endpoint], {each.path: each.data_class for each in config.speeches})

@@ -235,14 +235,8 @@ NONE_EMPTY = "none_empty"
 REPETITION = "repetition"
 _BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
 SPEECH_FUNNEL = (
-    NONE_EMPTY,
-    *(step.name for step in SPEECH_STEPS),
-    DEIDENTIFICATION,
-    REPETITION,
-    "language",
-    "exclusion",
-    "length",
-    _BEYOND_LIMIT.step,
+    *(NONE_EMPTY, *(step.name for step in SPEECH_STEPS), DEIDENTIFICATION, REPETITION),
+    *("language", "exclusion", "length", _BEYOND_LIMIT.step),
 )
 
 PrepareAll = Callable[[Iterable[str]], Iterator[Prepared]]
@@ -299,8 +293,7 @@ def read_speeches(
 ) -> SpeechReading:
     """Read the speeches of all sources, with scratch files in `folder`; the caller closes the result.
 
-    Raises:
-        InputError: a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
+    Raises InputError if a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
     """
     reading = SpeechReading(folder)
     try:
@@ -322,7 +315,11 @@ def _read_into(
         ahead, rows_in_order = tee(rows)
         texts = filters.prepare_all(text_cell(row, columns.text) for row in ahead)
         for row, text in zip(rows_in_order, texts, strict=True):
-            speech = _speech(text.text, row, columns, name) if text.text else None
+            speech = None
+            if text.text:
+                topic = " ".join(text_cell(row, columns.topic).split()) if columns.topic else ""
+                crisis = flag_cell(row, columns.crisis) if columns.crisis else mentions_crisis(text.text)
+                speech = Speech(text.text, topic, crisis, name)
             key = "" if columns.key is None else key_cell(row, columns.key)
             text_id = "" if speech is None else speech.id
             digest = raw_digest(text_cell(row, columns.text))
@@ -346,12 +343,6 @@ def _read_into(
                 reading.log.keep(provenance)
             else:
                 reading.log.drop(provenance, dropped)
-
-
-def _speech(text: str, row: SourceRow, columns: SpeechColumns, source: str) -> Speech:
-    topic = " ".join(text_cell(row, columns.topic).split()) if columns.topic else ""
-    crisis = flag_cell(row, columns.crisis) if columns.crisis else mentions_crisis(text)
-    return Speech(text, topic, crisis, source)
 
 
 def _reason_to_drop(
@@ -397,10 +388,7 @@ class SpeechIndex:
 
 
 class ResponseFilters(NamedTuple):
-    """How responses are cleaned, by steps of these names.
-
-    `speech_text` returns the clean text of a speech from its raw one, `author` the name to publish.
-    """
+    """Names of the cleaning steps, how to clean, the clean text of a raw speech, and the author's name to publish."""
 
     steps: Sequence[str]
     prepare_all: PrepareAll
@@ -413,8 +401,7 @@ def read_candidates(
 ) -> tuple[list[Candidate], RowLog]:
     """Return the distinct responses to the speeches that were kept, and the log of all rows, which the caller closes.
 
-    Raises:
-        InputError: a column is missing, or a cell holds what Parquet cannot.
+    Raises InputError if a column is missing, or a cell holds what Parquet cannot.
     """
     steps = (NONE_EMPTY, *filters.steps, DEIDENTIFICATION, "remainder", REPETITION, "join")
     log = RowLog(folder / "candidates.rows", steps)

@@ -58,8 +58,7 @@ def existing_file(path: str) -> Path:
 def read_rows(path: str, split: str = "train", config: str | None = None) -> Iterator[SourceRow]:
     """Yield the rows of a .csv, .jsonl or .parquet file, `bundled:FILE`, or `hub:owner/name@revision` one by one.
 
-    Raises:
-        InputError: the content cannot be read; names the line.
+    Raises InputError, which names the line, if the content cannot be read.
     """
     if path.startswith(HUB):
         rows = hub_rows(path.removeprefix(HUB), split, config)
@@ -111,11 +110,8 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
         raise InputError(f"two columns are called {repeated[0]!r}", where=where, remedy="give each its own name")
     for where, fields in _csv_records(reader, path):
         if len(fields) != len(names):
-            raise InputError(
-                f"has {len(fields)} fields where the header has {len(names)}",
-                where=where,
-                remedy="quote fields that contain commas, quotes or line breaks",
-            )
+            fault = f"has {len(fields)} fields where the header has {len(names)}"
+            raise InputError(fault, where=where, remedy="quote fields that contain commas, quotes or line breaks")
         yield SourceRow(where, dict(zip(names, fields, strict=True)))
 
 
@@ -248,12 +244,8 @@ def released_fingerprint(source: str, config: str | None) -> dict[str, Any]:
 def read_released(source: str, config: str | None = None) -> Iterator[ReleasedRow]:
     """Yield the rows of a released preference data set, train before test; all have the same principles.
 
-    Args:
-        source: `hub:owner/name@revision`, or a folder that contains `train*.parquet` and `test*.parquet`.
-        config: the configuration to read of a Hub data set with several.
-
-    Raises:
-        InputError: a file or column is missing, or a cell is not what its column holds.
+    `source` is `hub:owner/name@revision`, or a folder that contains `train*.parquet` and `test*.parquet`. Raises
+    InputError if a file or column is missing, or a cell is not what its column holds.
     """
     principles: list[str] = []
     for split in SPLITS:
@@ -272,11 +264,8 @@ def _paths(source: str, split: str) -> list[str]:
         return [source]
     found = sorted(path for path in Path(source).rglob(f"{split}*.parquet") if path.is_file())
     if not found:
-        raise InputError(
-            f"there is no {split}*.parquet",
-            where=source,
-            remedy="name the folder of a copy of the data set, or hub:owner/name",
-        )
+        remedy = "name the folder of a copy of the data set, or hub:owner/name"
+        raise InputError(f"there is no {split}*.parquet", where=source, remedy=remedy)
     return [str(path) for path in found]
 
 

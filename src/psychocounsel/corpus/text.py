@@ -18,9 +18,7 @@ _ASCII_EDGES = {code: " " for code in range(128) if not chr(code).isalnum()} | {
 
 def plain_words(text: str) -> list[str]:
     """Return the words of a text in NFKC, case folded, without apostrophes and punctuation."""
-    bare = text
-    if not text.isascii():
-        bare = _TYPOGRAPHY.sub(" ", _DROPPED.sub("", text))
+    bare = text if text.isascii() else _TYPOGRAPHY.sub(" ", _DROPPED.sub("", text))
     if bare.isascii():
         return bare.lower().translate(_ASCII_EDGES).split()
     # Folding may part letters from their accents again, so the form is restored after it.
@@ -126,11 +124,7 @@ def normalise(text: str) -> str:
 
 
 def require_text(value: object, column: str, where: str) -> str:
-    """Return a cell's text as it is; a null is an empty one.
-
-    Raises:
-        InputError: the cell holds no text, or text that Parquet cannot hold.
-    """
+    """Return a cell's text, empty for a null; raises InputError if it is no text, or Parquet cannot hold it."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -254,10 +248,7 @@ def is_foreign(text: str, languages: Iterable[str]) -> bool:
     """Return whether a text is certainly in none of the languages, or of those that read alike.
 
     Stage directions, placeholders and addresses do not count. Fewer than twenty letters, or six of scripts such
-    as Cyrillic or Chinese, are not judged; without languages nothing is.
-
-    Raises:
-        ConfigError: the model does not know one of the languages.
+    as Cyrillic or Chinese, are not judged; without languages nothing is. Raises ConfigError for an unknown language.
     """
     wanted = set(languages)
     if not wanted:

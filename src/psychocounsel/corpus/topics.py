@@ -80,11 +80,7 @@ MIN_STEM_CHARS = 3
 
 
 def _one_spelling(cue: str) -> str:
-    """Return a cue in plain words; a word may end in `*`, which stands for any ending.
-
-    Raises:
-        ValueError: there is no word in it, or a star that is not the end of a stem.
-    """
+    """Return a cue in plain words, each with a `*` for any ending or without; ValueError for other stars or no word."""
     words: list[str] = []
     for written in cue.split():
         stem = written.removesuffix("*")
@@ -150,20 +146,16 @@ class Taxonomy(Settings):
     @property
     def digest_of_words(self) -> str:
         """SHA-256 over what a model is shown: ids, names, descriptions, grouping and order."""
-        shown = [
-            [coarse.id, coarse.name, [[fine.id, fine.name, fine.description] for fine in coarse.fine]]
-            for coarse in self.topics
-        ]
-        return digest_of([self.version, self.language, shown])
+        groups = [(each, [[fine.id, fine.name, fine.description] for fine in each.fine]) for each in self.topics]
+        return digest_of([self.version, self.language, [[each.id, each.name, fine] for each, fine in groups]])
 
     @property
     def digest_of_cues(self) -> str:
         """SHA-256 over what the offline assigner uses: ids, cues, hints, grouping and order."""
-        used = [
-            [coarse.id, [[fine.id, sorted(fine.cues), sorted(fine.hints)] for fine in coarse.fine]]
-            for coarse in self.topics
+        groups = [
+            (each, [[fine.id, sorted(fine.cues), sorted(fine.hints)] for fine in each.fine]) for each in self.topics
         ]
-        return digest_of([self.version, used])
+        return digest_of([self.version, [[each.id, fine] for each, fine in groups]])
 
 
 def _refuse_repeats(kind: str, values: Iterable[str], remedy: str) -> None:
@@ -174,8 +166,7 @@ def _refuse_repeats(kind: str, values: Iterable[str], remedy: str) -> None:
 def load_taxonomy(name_or_path: str) -> Taxonomy:
     """Load a bundled taxonomy by its name, or any YAML file by its path.
 
-    Raises:
-        ConfigError: no such taxonomy, or a faulty one; names every fault with its file and line.
+    Raises ConfigError if there is none, or a faulty one; it names every fault with its file and line.
     """
     bundled = {path.stem: path for path in sorted(_BUNDLED.glob("*.yaml"))}
     if name_or_path in bundled:
@@ -215,10 +206,9 @@ class FoundCue(NamedTuple):
 
 
 class OfflineTopicAssigner:
-    """Adds up the distinct cues of each topic.
+    """Adds up the distinct cues of each topic; a text without any stays unassigned.
 
     The heaviest coarse topic wins, then the heaviest fine one in it; of equals the first of the taxonomy.
-    A text without any cue stays unassigned.
     """
 
     def __init__(self, taxonomy: Taxonomy) -> None:
@@ -392,8 +382,7 @@ def prompt_digest() -> str:
 def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str:
     """Return the id of the fine topic that a reply names: one JSON object, bare, in a fence, or among other text.
 
-    Raises:
-        UnreadableReplyError: it names none, is about another item, or does not fit the schema.
+    Raises UnreadableReplyError if it names none, is about another item, or does not fit the schema.
     """
     start = reply_text.find("{")
     if start < 0:
@@ -437,9 +426,7 @@ class ChatTopicAssigner:
     def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
         """Return the topic of each speech, or how its request ended; a dry run finds none.
 
-        Raises:
-            EndpointError: the endpoint refuses for a reason that no retry mends.
-            Preempted: the run was cancelled; completed requests are in the journal.
+        Raises EndpointError if the endpoint refuses for good, Preempted if cancelled; completed requests are kept.
         """
         items = [self._prompt.request(speech) for speech in speeches]
 

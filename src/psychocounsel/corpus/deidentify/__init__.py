@@ -141,10 +141,8 @@ class PresidioDeidentifier:
     """Finds what the patterns find, and what Presidio finds: names by the pipeline, numbers by its recognisers.
 
     Towns and countries stay, as they do for the patterns. The pipeline, an installed package or a folder, is loaded
-    with the first text. Finds with a score below `min_score`, in 0 to 1, and crisis lines are left out.
-
-    Raises:
-        ConfigError: the extra or the pipeline is not installed.
+    with the first text. Finds with a score below `min_score`, in 0 to 1, and crisis lines are left out. Raises
+    ConfigError if the extra or the pipeline is not installed.
     """
 
     def __init__(
@@ -173,16 +171,13 @@ class PresidioDeidentifier:
 
     def find(self, text: str) -> list[Span]:
         """Return the finds of both; they may overlap."""
-        found = list(self._finds_of_presidio(text)) if self._names else []
+        found: list[Span] = []
+        if self._names:
+            limits = {"entities": list(self._names), "score_threshold": self._min_score}
+            for result in self._analyzer.analyze(text, language=_LANGUAGE, **limits):
+                end = result.start + len(text[result.start : result.end].rstrip(_TRAILING))
+                found.append(Span(result.start, end, self._names[result.entity_type], float(result.score)))
         return [*self._patterns.find(text), *without_crisis_lines(text, found, self._crisis)]
-
-    def _finds_of_presidio(self, text: str) -> Iterator[Span]:
-        results = self._analyzer.analyze(
-            text, language=_LANGUAGE, entities=list(self._names), score_threshold=self._min_score
-        )
-        for result in results:
-            end = result.start + len(text[result.start : result.end].rstrip(_TRAILING))
-            yield Span(result.start, end, self._names[result.entity_type], float(result.score))
 
     @cached_property
     def _recognizers(self) -> list[tuple[Any, Entity]]:
@@ -241,11 +236,7 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
 
 
 def open_deidentifier(config: DeidentificationConfig, crisis: CrisisLines | None = None) -> Deidentifier | None:
-    """Return the configured engine, or None for `engine: none`; `crisis` defaults to the bundled lines.
-
-    Raises:
-        ConfigError: the engine or its pipeline is not installed.
-    """
+    """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed."""
     if config.engine == "none":
         return None
     crisis = crisis or crisis_lines()
@@ -271,11 +262,7 @@ class MarkedText(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Marked spans, how many of them were found; finds, how many of them are false.
-
-    A marked span is found when finds of its entity cover it completely. A find is false when it touches no
-    marked span of its entity.
-    """
+    """Marked spans, those that finds of their entity cover; finds, those that touch no marked span of their entity."""
 
     marked: int
     found: int
@@ -307,7 +294,9 @@ def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> tuple[Counts,
         finds = resolve(finder.find(item.text))
         for span in item.spans:
             tallies["marked"][span.entity] += 1
-            tallies["found"][span.entity] += _is_covered(span, item.text, finds)
+            own = [find for find in finds if find.entity == span.entity]
+            letters = (at for at in range(span.start, span.end) if item.text[at].isalnum())
+            tallies["found"][span.entity] += all(any(each.start <= at < each.end for each in own) for at in letters)
         for find in finds:
             tallies["finds"][find.entity] += 1
             tallies["false"][find.entity] += not any(
@@ -317,10 +306,3 @@ def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> tuple[Counts,
         entity: Counts(*(tallies[name][entity] for name in Counts._fields)) for entity in ENTITIES
     }
     return Counts(*(tallies[name].total() for name in Counts._fields)), by_entity
-
-
-def _is_covered(span: Span, text: str, finds: Iterable[Span]) -> bool:
-    own = [find for find in finds if find.entity == span.entity]
-    return all(
-        any(find.start <= at < find.end for find in own) for at in range(span.start, span.end) if text[at].isalnum()
-    )

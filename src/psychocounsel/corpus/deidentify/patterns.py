@@ -152,7 +152,11 @@ def find_people(text: str) -> list[Span]:
     if has_lower:
         found.extend(_in_lower_case(text))
     if not words.isdisjoint(SHORT_TITLES):
-        found.extend(_titled(text))
+        for match in TITLED.finditer(text):
+            lower = match["name"].lower()
+            is_capitalised = match["name"][0].isupper()
+            if lower not in NO_TITLED_NAMES if is_capitalised else lower in SURNAMES_LOWER | GIVEN_LOWER:
+                found.append(_named(text, *match.span("name"), 0.95))
     for joined in [JOINED.match(text, span.end) for span in found]:
         if joined is not None and _is_name(joined["name"], is_sure=True):
             found.append(_named(text, *joined.span("name"), 0.7))
@@ -235,15 +239,13 @@ def _is_name(word: str, *, is_sure: bool) -> bool:
 def _named(text: str, start: int, end: int, score: float) -> Span:
     """Return the span of the whole name that starts here, with middle names, initials and surname."""
     parts = 1 if text[start].isupper() else _MAX_PARTS
-    while parts < _MAX_PARTS and (more := MORE_OF_NAME.match(text, end)) and _is_surname(more["more"]):
+    while parts < _MAX_PARTS and (more := MORE_OF_NAME.match(text, end)):
+        lower = more["more"].lower()
+        if more["more"].isupper() or (lower in NOT_NAMES and lower not in SURNAMES_LOWER):
+            break
         end = more.end()
         parts += 1
     return Span(start, end, "PERSON", score)
-
-
-def _is_surname(word: str) -> bool:
-    lower = word.lower()
-    return not word.isupper() and (lower in SURNAMES_LOWER or lower not in NOT_NAMES)
 
 
 def _in_lower_case(text: str) -> Iterator[Span]:
@@ -253,14 +255,6 @@ def _in_lower_case(text: str) -> Iterator[Span]:
             cue = _cue(text, _before(text, match.start()), match.end())
             if cue is not None or word in GIVEN_ANYHOW:
                 yield Span(*match.span(), "PERSON", cue.score if cue else 0.5)
-
-
-def _titled(text: str) -> Iterator[Span]:
-    for match in TITLED.finditer(text):
-        word = match["name"]
-        lower = word.lower()
-        if lower not in NO_TITLED_NAMES if word[0].isupper() else lower in SURNAMES_LOWER | GIVEN_LOWER:
-            yield _named(text, *match.span("name"), 0.95)
 
 
 def _repeated(text: str, found: Iterable[Span]) -> Iterator[Span]:
@@ -460,10 +454,7 @@ _RULES_FOR_DIGITS = (
 
 
 class PatternDeidentifier:
-    """Finds people by cues and lists of names, everything else by its form.
-
-    Finds with a score below `min_score`, in 0 to 1, and crisis lines are left out.
-    """
+    """Finds people by cues and names, the rest by form; leaves out crisis lines and scores, 0 to 1, below `min_score`."""
 
     def __init__(self, entities: Sequence[Entity], min_score: float, crisis: CrisisLines) -> None:
         self._entities, self._min_score, self._crisis = frozenset(entities), min_score, crisis
