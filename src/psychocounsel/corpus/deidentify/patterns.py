@@ -454,7 +454,7 @@ _RULES_FOR_DIGITS = (
 
 
 class PatternDeidentifier:
-    """Finds people by cues and names, the rest by form; leaves out crisis lines and scores, 0 to 1, below `min_score`."""
+    """Finds people by cues and names, all else by form; leaves out crisis lines and what scores below `min_score`."""
 
     def __init__(self, entities: Sequence[Entity], min_score: float, crisis: CrisisLines) -> None:
         self._entities, self._min_score, self._crisis = frozenset(entities), min_score, crisis
