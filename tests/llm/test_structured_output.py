@@ -18,13 +18,7 @@ from psychocounsel.llm.cost import Budget, Price, Spending, TokenCounter, budget
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
-from psychocounsel.llm.structured_output import (
-    Capabilities,
-    OutputMode,
-    StructuredOutputModel,
-    fits,
-    in_mode,
-)
+from psychocounsel.llm.structured_output import Capabilities, OutputMode, StructuredOutputModel, fits, in_mode
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, RequestContext
 from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus
@@ -172,8 +166,7 @@ def test_a_damaged_memory_is_found_out_anew(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "is_known"),
-    [("https://api.openai.com/v1", True), ("http://127.0.0.1:9/v1", False), (None, True)],
+    ("base_url", "is_known"), [("https://api.openai.com/v1", True), ("http://127.0.0.1:9/v1", False), (None, True)]
 )
 def test_openai_is_known_to_enforce_schemas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str | None, is_known: bool

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError
-from psychocounsel.llm.types import (
-    ChatRequest,
-    Message,
-    is_on_this_machine,
-    require_reachable,
-    resolved_base_url,
-)
+from psychocounsel.llm.types import ChatRequest, Message, is_on_this_machine, require_reachable, resolved_base_url
 
 IDENTITY = {"model": "judge-1", "base_url": "http://127.0.0.1/v1"}
 REQUEST = ChatRequest(
