@@ -1,6 +1,7 @@
-"""Runs through batches for tests and benchmarks; as a program, a process that forks them to be killed.
+"""Runs through batches for tests and benchmarks; as a program, a process that forks runs to be killed.
 
 The program reads one JSON line per run, writes the pid of the fork, then (however it ends) its wait status.
+A run goes through batches with `limits`, live with `concurrency`.
 """
 
 import json
@@ -16,7 +17,7 @@ from psychocounsel.llm.batch.run import run_in_batches
 from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.rate_limit import RetryPolicy
-from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.runner import RunPolicy, run_requests
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 
 QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "confirm_seconds": 0.3}
@@ -27,16 +28,12 @@ def questions(count: int) -> list[ChatRequest]:
     return [ChatRequest((Message("user", f"item {number}"),), 0.0, 1.0, 20) for number in range(count)]
 
 
-def say_nothing(text: str) -> None:
-    del text
-
-
 def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
     return EndpointConfig(model="judge", base_url=base_url, timeout_seconds=5.0, **changes)
 
 
 def transport_to(
-    endpoint: EndpointConfig, report: Callable[[str], None] = say_nothing, **limits: Any
+    endpoint: EndpointConfig, report: Callable[[str], object] = lambda text: None, **limits: Any
 ) -> BatchTransport:
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
@@ -51,16 +48,11 @@ def transport_to(
 
 
 def run(base_url: str, path: Path, count: int, policy: RunPolicy | None = None, **limits: Any) -> list[ChatReply]:
-    """Ask so many questions in batches; the journal is closed again."""
+    """Run so many questions in batches, in a journal of its own."""
     endpoint = endpoint_at(base_url)
+    transport, model = transport_to(endpoint, **limits), OpenAIChatModel(endpoint)
     with Journal(path) as journal:
-        return run_in_batches(
-            transport_to(endpoint, **limits),
-            OpenAIChatModel(endpoint),
-            questions(count),
-            journal,
-            policy or RunPolicy(),
-        )
+        return run_in_batches(transport, model, questions(count), journal, policy or RunPolicy())
 
 
 def reported(replies: list[ChatReply]) -> str:
@@ -72,7 +64,13 @@ def main() -> None:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            replies = run(order["base_url"], Path(order["journal"]), order["count"], **order["limits"])
+            base_url, path, count = order["base_url"], Path(order["journal"]), order["count"]
+            if "limits" in order:
+                replies = run(base_url, path, count, **order["limits"])
+            else:
+                model, policy = OpenAIChatModel(endpoint_at(base_url)), RunPolicy(concurrency=order["concurrency"])
+                with Journal(path) as journal:
+                    replies = run_requests(model, questions(count), journal, policy)
             Path(order["result"]).write_text(reported(replies), encoding="utf-8")
             os._exit(0)
         for number in (pid, None):

@@ -1,12 +1,12 @@
-"""The scripted endpoint for the tests of this room."""
+"""A scripted endpoint, and runs in processes that can be killed."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +21,7 @@ SECRET_KEY = "sk-secret-0123456789abcdef"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    """Return a running server; set `server.script` to change what it says."""
+    """Return a running server; set `server.script` to change its answers."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET_KEY)
     with ChatServer() as running:
         yield running
@@ -33,58 +33,37 @@ def secret_key() -> str:
 
 
 class Forks:
-    """Runs of `run_requests` in forks of one warm child process, to be killed or waited for."""
+    """Runs in forks of one warm child process (`batch_runs.py`), to be killed or awaited."""
 
     def __init__(self, child: subprocess.Popen[str], folder: Path) -> None:
-        self._child = child
-        self._result = folder / "result.json"
+        self._child, self.result = child, folder / "result.json"
 
-    @staticmethod
-    def messages(items: int) -> list[list[dict[str, str]]]:
-        return [[{"role": "user", "content": f"item {number}"}] for number in range(items)]
-
-    def start(self, base_url: str, journal: Path, items: int, concurrency: int) -> int:
+    def start(self, base_url: str, journal: Path, count: int, **options: Any) -> int:
         """Return the pid of a run that has begun."""
-        order = {
-            "base_url": base_url,
-            "journal": str(journal),
-            "texts": [turns[0]["content"] for turns in self.messages(items)],
-            "concurrency": concurrency,
-            "result": str(self._result),
-        }
+        order = {"base_url": base_url, "journal": str(journal), "count": count, "result": str(self.result), **options}
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(order) + "\n")
         self._child.stdin.flush()
-        return self._line()
+        return self.number()
 
-    def kill(self, pid: int) -> None:
-        """Kill the run with SIGKILL; it must not have ended before."""
-        os.kill(pid, signal.SIGKILL)
-        assert self._line() == signal.SIGKILL
-
-    def finish(self, base_url: str, journal: Path, items: int, concurrency: int) -> list[str]:
-        """Return the texts of a run that goes to its end."""
-        self.start(base_url, journal, items, concurrency)
-        assert self._line() == 0
-        return json.loads(self._result.read_text())
-
-    def _line(self) -> int:
+    def number(self) -> int:
+        """Return the next number that the process prints: a pid, or the wait status of a run."""
         assert self._child.stdout is not None
         return int(self._child.stdout.readline())
+
+    def finish(self, base_url: str, journal: Path, count: int, **options: Any) -> str:
+        """Return what a run that is not killed reports."""
+        self.start(base_url, journal, count, **options)
+        assert self.number() == 0
+        return self.result.read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def forks(tmp_path: Path) -> Iterator[Forks]:
     """Return a warm process from which runs are forked."""
-    source = str(Path(psychocounsel.__file__).parents[1])
-    child = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "killable.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": source},
-    )
-    with child:
+    command = [sys.executable, str(Path(__file__).with_name("batch_runs.py"))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(psychocounsel.__file__).parents[1])}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as child:
         yield Forks(child, tmp_path)
-        assert child.stdin is not None
-        child.stdin.close()
+        child.kill()

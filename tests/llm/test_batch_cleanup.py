@@ -1,6 +1,5 @@
-"""Nothing that clients said stays at the provider; what cannot be deleted stops no run."""
+"""No speech stays at the provider; what cannot be deleted stops no run."""
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from batch_runs import endpoint_at, questions, run, transport_to
-from batch_server import Answer, BatchServer, ProviderScript
+from batch_server import BatchServer, ProviderScript
+from local_server import Answer
 
 from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
@@ -21,9 +21,6 @@ from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-
 ITEMS = 25
 
 
@@ -33,21 +30,21 @@ def journal(tmp_path: Path) -> Path:
 
 
 class KilledError(BaseException):
-    """Stands for a kill: nothing of ours catches it."""
+    """Stands for a kill: no code of the package catches it."""
 
 
-def told_by(
+def reports_of(
     server: BatchServer, path: Path, connect: Callable[[], OpenAIBatches] | None = None, items: int = ITEMS
 ) -> list[str]:
-    """Return what a run through batches says."""
-    said: list[str] = []
+    """Return what a run through batches reports."""
+    reports: list[str] = []
     endpoint = endpoint_at(server.base_url)
-    transport = transport_to(endpoint, said.append)
+    transport = transport_to(endpoint, reports.append)
     transport = transport if connect is None else replace(transport, connect=connect)
     with Journal(path) as opened:
         replies = run_in_batches(transport, OpenAIChatModel(endpoint), questions(items), opened, RunPolicy())
     assert {each.status for each in replies} == {ReplyStatus.VALID}
-    return said
+    return reports
 
 
 class TestFilesAreDeleted:
@@ -99,7 +96,7 @@ class TestFilesAreDeleted:
             assert both[0].result() == both[1].result()
             assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
 
-    def test_and_expire_where_nobody_does(self, journal: Path) -> None:
+    def test_and_expire_otherwise(self, journal: Path) -> None:
         with BatchServer() as server:
             run(server.base_url, journal, 5)
             assert set(server.expiry_seconds.values()) == {7 * 86_400}
@@ -107,7 +104,7 @@ class TestFilesAreDeleted:
 
     def test_though_a_provider_knows_no_expiry(self, journal: Path) -> None:
         with BatchServer(ProviderScript(expires=False)) as server:
-            told_by(server, journal)
+            reports_of(server, journal)
             assert set(server.expiry_seconds.values()) == {0}
             assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
             assert server.requests.count("POST /files") == 4, "it is asked once"
@@ -116,24 +113,24 @@ class TestFilesAreDeleted:
 class TestFilesThatStay:
     def test_are_reported_once_and_deleted_by_the_next_run(self, journal: Path) -> None:
         with BatchServer(ProviderScript(deletes=False)) as server:
-            (stays,) = [line for line in told_by(server, journal) if "deleted" in line]
+            (stays,) = [line for line in reports_of(server, journal) if "deleted" in line]
             assert "could not be deleted at the provider" in stays
             assert "this key may not delete files" in stays
             assert len(server.files) == len(server.written)
             server.settings.deletes = True
-            assert told_by(server, journal) == []
+            assert reports_of(server, journal) == []
             assert (server.files, len(server.batches)) == ({}, 3)
             before = len(server.requests)
-            told_by(server, journal)
+            reports_of(server, journal)
             assert len(server.requests) == before
 
-    def test_hinder_no_run_that_asks_nobody(self, journal: Path) -> None:
+    def test_hinder_no_run_without_pending_requests(self, journal: Path) -> None:
         def without_key() -> OpenAIBatches:
             raise ConfigError("there is no key")
 
         with BatchServer(ProviderScript(deletes=False)) as server:
-            told_by(server, journal)
-            (stays,) = told_by(server, journal, without_key)
+            reports_of(server, journal)
+            (stays,) = reports_of(server, journal, without_key)
             assert "(there is no key); the next run tries again" in stays
 
     @pytest.mark.parametrize("owner", [OpenAIBatches, BatchLedger])
@@ -152,9 +149,9 @@ class TestFilesThatStay:
         monkeypatch.setattr(owner, step, killed)
         with BatchServer() as server:
             with pytest.raises(KilledError):
-                told_by(server, journal)
+                reports_of(server, journal)
             monkeypatch.undo()
-            told_by(server, journal)
+            reports_of(server, journal)
             assert (len(server.batches), server.repeats, server.files) == (3, 0, {})
 
     @pytest.mark.parametrize("whole", [True, False])
@@ -167,10 +164,10 @@ class TestFilesThatStay:
         with BatchServer() as server:
             monkeypatch.setattr(BatchLedger, "close", killed)
             with pytest.raises(KilledError):
-                told_by(server, journal, items=10)
+                reports_of(server, journal, items=10)
             monkeypatch.undo()
             assert server.files
-            told_by(server, journal, items=10 if whole else ITEMS)
+            reports_of(server, journal, items=10 if whole else ITEMS)
             assert (server.repeats, server.files) == (0, {})
             with Journal(journal) as opened:
                 assert BatchLedger(opened, f"judge at {server.base_url}").open_shards() == []

@@ -5,10 +5,7 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,9 +13,9 @@ from typing import Any
 
 import pytest
 from batch_runs import endpoint_at, questions, reported, run, transport_to
-from batch_server import Answer, BatchServer, ProviderScript, ScriptedBatch
+from batch_server import BatchServer, ProviderScript, ScriptedBatch
+from local_server import Answer
 
-import psychocounsel
 from psychocounsel.config.components import PriceConfig
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted, StoreError
 from psychocounsel.llm.batch.run import run_in_batches, run_live
@@ -30,9 +27,6 @@ from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 ITEMS = 25
 
@@ -81,14 +75,16 @@ class TestReplies:
             assert replies[:3] == replies[3:]
             assert sum(server.bill().values()) == 3
 
-    def test_nothing_pending_asks_nobody(self, journal: Path) -> None:
+    def test_nothing_pending_sends_nothing(self, journal: Path) -> None:
         with BatchServer() as server:
             run(server.base_url, journal, 3)
             before = len(server.requests)
-            run(server.base_url, journal, 3, RunPolicy(cancel=cancelled()))
+            cancel = CancelToken()
+            cancel.cancel()
+            run(server.base_url, journal, 3, RunPolicy(cancel=cancel))
             assert len(server.requests) == before
 
-    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_reported(self, journal: Path) -> None:
+    def test_that_are_not_accepted_are_asked_for_again_and_no_more_often_than_allowed(self, journal: Path) -> None:
         def accept(index: int, reply: ChatReply) -> bool:
             return index != 1 and "It sounds" in reply.text
 
@@ -124,11 +120,23 @@ class TestReplies:
 
 
 class TestFaults:
-    def test_what_expired_is_submitted_again_and_nothing_else(self, journal: Path) -> None:
-        with BatchServer(ProviderScript(expired_share=0.4)) as server:
+    @pytest.mark.parametrize(("ending", "again"), [("expired", 4), ("cancelled", 10)])
+    def test_lines_of_a_batch_that_ended_early_are_sent_again(self, journal: Path, ending: str, again: int) -> None:
+        def cancel(event: str) -> None:
+            if event == "state asked":
+                server.batches["batch-0"].status = "cancelled"
+
+        script = ProviderScript(expired_share=0.4) if ending == "expired" else ProviderScript(work_seconds=0.1)
+        with BatchServer(script) as server:
+            server.watch = cancel if ending == "cancelled" else server.watch
             replies = run(server.base_url, journal, ITEMS)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
-            assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 4]
+            assert [len(batch.lines) for batch in server.batches.values()] == [
+                10,
+                10,
+                5,
+                {"expired": 4}.get(ending, 10),
+            ]
             assert server.repeats == 0
 
     @pytest.mark.parametrize("status", [429, 500, 503])
@@ -190,22 +198,17 @@ class TestFaults:
                 run(server.base_url, journal.with_name("other"), 5)
             assert ordered(server) == 3
 
-    def test_a_full_queue_makes_smaller_files(self, journal: Path) -> None:
-        with BatchServer(ProviderScript(queue_tokens=120, work_seconds=0.05)) as server:
-            replies = run(server.base_url, journal, ITEMS)
+    def test_a_full_queue_makes_smaller_files_and_one_without_any_room_ends_resumably(self, journal: Path) -> None:
+        with BatchServer(ProviderScript(queue_tokens=1)) as server:
+            with pytest.raises(IncompleteError, match="the provider's queue has no room"):
+                run(server.base_url, journal, 3)
+            server.settings.queue_tokens, server.settings.work_seconds = 60, 0.05
+            replies = run(server.base_url, journal, 12)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert server.repeats == 0
             assert "failed" in {batch.status for batch in server.batches.values()}
 
-    def test_a_queue_without_any_room_ends_resumably(self, journal: Path) -> None:
-        with BatchServer(ProviderScript(queue_tokens=1)) as server:
-            with pytest.raises(IncompleteError, match="the provider's queue has no room"):
-                run(server.base_url, journal, 3)
-            server.settings.queue_tokens = 0
-            run(server.base_url, journal, 3)
-            assert server.repeats == 0
-
-    def test_the_queue_holds_no_more_than_reported(self, journal: Path) -> None:
+    def test_the_queue_holds_no_more_than_its_limit(self, journal: Path) -> None:
         at_once: list[int] = []
         with BatchServer(ProviderScript(work_seconds=0.05)) as server:
 
@@ -218,19 +221,19 @@ class TestFaults:
             assert max(at_once) == 8
             assert server.repeats == 0
 
-    def test_a_lost_answer_to_an_order_is_looked_for_before_it_is_given_again(self, journal: Path) -> None:
+    def test_a_batch_whose_creation_lost_its_response_is_looked_for_first(self, journal: Path) -> None:
         with BatchServer(ProviderScript(lose_creations=1, list_lag_seconds=0.1, work_seconds=0.2)) as server:
             run(server.base_url, journal, 5, confirm_seconds=2.0)
             assert (ordered(server), server.repeats) == (1, 0)
 
-    def test_twins_that_appear_after_all_are_cancelled(self, journal: Path) -> None:
+    def test_duplicates_that_appear_late_are_cancelled(self, journal: Path) -> None:
         with BatchServer(ProviderScript(lose_creations=1, list_lag_seconds=0.5, work_seconds=1.0)) as server:
             run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert len(server.batches) == 2
             assert server.cancelled == ["batch-1"]
             assert server.repeats == 0
 
-    def test_a_batch_that_the_provider_does_not_know_is_asked_again_only_if_reported_so(self, journal: Path) -> None:
+    def test_an_unknown_batch_is_submitted_again_only_if_the_config_says_so(self, journal: Path) -> None:
         with BatchServer(ProviderScript(work_seconds=9)) as server:
             stop_while_waiting(server, journal)
             server.batches.clear()
@@ -238,19 +241,6 @@ class TestFaults:
                 run(server.base_url, journal, 5)
             server.settings.work_seconds = 0
             assert len(run(server.base_url, journal, 5, resubmit_lost=True)) == 5
-
-    def test_a_batch_that_was_cancelled_is_submitted_again(self, journal: Path) -> None:
-        with BatchServer(ProviderScript(work_seconds=0.1)) as server:
-
-            def cancel(event: str) -> None:
-                if event == "state asked":
-                    server.batches["batch-0"].status = "cancelled"
-
-            server.watch = cancel
-            replies = run(server.base_url, journal, ITEMS)
-            assert {each.status for each in replies} == {ReplyStatus.VALID}
-            assert [len(batch.lines) for batch in server.batches.values()] == [10, 10, 5, 10]
-            assert server.repeats == 0
 
     def test_a_provider_that_is_away_for_a_while_is_waited_for(self, journal: Path) -> None:
         with BatchServer(ProviderScript(outages=12)) as server:  # five tries make one look
@@ -287,12 +277,6 @@ class TestFaults:
             assert "OPENAI_API_KEY" in str(caught.value)
             assert "sk-secret-123" not in str(caught.value)
             assert not server.files
-
-
-def cancelled() -> CancelToken:
-    token = CancelToken()
-    token.cancel()
-    return token
 
 
 def stop_while_waiting(server: BatchServer, path: Path, count: int = 5) -> Preempted:
@@ -356,43 +340,6 @@ class TestCost:
         assert spend["cost_usd"] == 4 * 7 + 6 * 3.5
 
 
-class Forks:
-    """Runs in forks of a warm child process, to be killed or waited for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.result = folder / "result.json"
-        self._child = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "batch_runs.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(psychocounsel.__file__).parents[1])},
-        )
-
-    def start(self, base_url: str, journal: Path) -> int:
-        limits = {"confirm_seconds": 0.2}
-        order = {"base_url": base_url, "journal": str(journal), "count": ITEMS, "limits": limits}
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps({**order, "result": str(self.result)}) + "\n")
-        self._child.stdin.flush()
-        return self.number()
-
-    def number(self) -> int:
-        assert self._child.stdout is not None
-        return int(self._child.stdout.readline())
-
-    def close(self) -> None:
-        self._child.kill()
-        self._child.communicate()
-
-
-@pytest.fixture
-def forks(tmp_path: Path) -> Iterator[Forks]:
-    running = Forks(tmp_path)
-    yield running
-    running.close()
-
-
 EVENTS = {
     "upload arrived": 3,
     "upload stored": 3,
@@ -406,7 +353,7 @@ EVENTS = {
 """Steps of the provider at which a run is killed, and how often each is taken at least."""
 
 
-def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path) -> None:
+def test_killed_at_any_step_pays_for_nothing_twice(forks: Any, tmp_path: Path) -> None:
     journal, pids = tmp_path / "replies.sqlite", [0]
     drawn = random.Random(11)  # noqa: S311, a test's instants are no secret
     instants = [(event, drawn.randint(1, most)) for event, most in EVENTS.items()]
@@ -429,12 +376,10 @@ def test_killed_at_any_step_pays_for_nothing_twice(forks: Forks, tmp_path: Path)
         for at, (event, number) in enumerate(instants):
             path = journal.with_name(f"{at}.sqlite")
             wanted[0], left[0] = event, number
-            pids[0] = forks.start(server.base_url, path)
+            pids[0] = forks.start(server.base_url, path, ITEMS, limits={"confirm_seconds": 0.2})
             killed.append(forks.number() == signal.SIGKILL)
             pids[0] = 0
-            forks.start(server.base_url, path)
-            assert forks.number() == 0
-            assert forks.result.read_text(encoding="utf-8") == whole
+            assert forks.finish(server.base_url, path, ITEMS, limits={"confirm_seconds": 0.2}) == whole
             assert set(server.bill().values()) == {1}, (event, number)
             assert len(server.billed) == ITEMS
             assert server.files == {}, (event, number)
@@ -496,15 +441,15 @@ class Portal(BatchServer):
         super().__init__(settings)
         self.pattern, self.times = pattern, times
 
-    def answer(self, method: str, target: str, *rest: Any) -> Answer | None:
+    def respond(self, method: str, target: str, *rest: Any) -> Answer | None:
         if method == "GET" and self.pattern in target and self.times:
             self.times -= 1
             return Answer(200, b"<html>log in first</html>")
-        return super().answer(method, target, *rest)
+        return super().respond(method, target, *rest)
 
 
 class TestStrangeAnswers:
-    def test_to_questions_about_a_batch_are_not_listened_to_for_ever(self, journal: Path) -> None:
+    def test_to_questions_about_a_batch_are_not_awaited_for_ever(self, journal: Path) -> None:
         with Portal("/batches/", 999) as server:
             with pytest.raises(ProviderAwayError, match="not a batch"):
                 run(server.base_url, journal, 5)
@@ -522,7 +467,7 @@ class TestStrangeAnswers:
             assert {each.status for each in run(server.base_url, journal, ITEMS)} == {ReplyStatus.VALID}
             assert (server.times, server.repeats, server.files) == (0, 0, {})
 
-    def test_that_stay_are_given_up_only_if_reported_so(self, journal: Path) -> None:
+    def test_that_stay_are_given_up_only_if_the_config_says_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
             with pytest.raises(ProviderAwayError, match=r"no line that can be read; .*resubmit_lost: true"):
                 run(server.base_url, journal, 5)
@@ -545,11 +490,15 @@ class Stubborn(BatchServer):
 class TestDuplicates:
     LOST = ProviderScript(lose_creations=1, list_lag_seconds=0.4, work_seconds=0.8)
 
-    def test_that_cannot_be_cancelled_block_nothing(self, journal: Path) -> None:
-        with Stubborn(replace(self.LOST)) as server:
+    @pytest.mark.parametrize(("kind", "fails", "cancelled"), [(Stubborn, [], ["batch-1"]), (BatchServer, ["odd"], [])])
+    def test_that_cannot_be_cancelled_or_of_which_the_first_failed_block_nothing(
+        self, journal: Path, kind: type[BatchServer], fails: list[str], cancelled: list[str]
+    ) -> None:
+        with kind(replace(self.LOST, fails=fails)) as server:
             replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
-            assert (len(server.batches), set(server.cancelled)) == (2, {"batch-1"})
+            assert (len(server.batches), sorted({*server.cancelled})) == (2, cancelled)
+            assert kind is Stubborn or server.repeats == 0
 
     def test_of_which_one_is_done_cancel_the_other(self, journal: Path) -> None:
         def finish_the_second(event: str) -> None:
@@ -562,12 +511,6 @@ class TestDuplicates:
             replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
             assert {each.status for each in replies} == {ReplyStatus.VALID}
             assert (len(server.batches), server.cancelled, server.repeats) == (2, ["batch-0"], 0)
-
-    def test_of_which_the_first_failed_leave_the_other(self, journal: Path) -> None:
-        with BatchServer(replace(self.LOST, fails=["odd"])) as server:
-            replies = run(server.base_url, journal, 5, confirm_seconds=0.3)
-            assert {each.status for each in replies} == {ReplyStatus.VALID}
-            assert (len(server.batches), server.cancelled, server.repeats) == (2, [], 0)
 
 
 class TestOldBills:

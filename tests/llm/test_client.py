@@ -67,10 +67,7 @@ def test_a_request_and_its_reply(server, secret_key):
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (Reply(None, refusal="I cannot."), ReplyStatus.REFUSAL),
-        (Reply("half", finish_reason="content_filter"), ReplyStatus.CONTENT_FILTER),
         (Reply("half", finish_reason="length"), ReplyStatus.CUT),
-        (Reply(""), ReplyStatus.EMPTY),
         (error_fault(400, "flagged", "content_filter"), ReplyStatus.CONTENT_FILTER),
     ],
 )
@@ -122,7 +119,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("fault", "broken"), LINES, ids=lambda each: str(each)[:60])
-def test_what_may_be_paid_is_on_disk_before_it_is_asked_again(server, tmp_path, fault, broken):
+def test_what_may_be_billed_is_on_disk_before_it_is_sent_again(server, tmp_path, fault, broken):
     request = ask_for("hello")
     found = []
 
@@ -177,54 +174,35 @@ def test_a_server_that_goes_away_later_is_tried_as_often_as_any_fault():
     assert "connection" in second.reason
 
 
-def busy_for(seconds, fault):
-    """Return the script of a server that is busy for so long, from its first request on."""
+BUSY = [
+    (0.29, error_fault(429, "slow down", "rate_limit_exceeded", {"Retry-After": "0.3"}), 1),
+    *((0.19, error_fault(status, "busy"), 6) for status in (429, 503, 529)),  # at least half of the back-off
+]
+
+
+@pytest.mark.parametrize(("seconds", "fault", "others"), BUSY)
+def test_a_refusal_pauses_all_requests_as_long_as_retry_after_or_the_back_off_says(server, seconds, fault, others):
     until = []
 
     def script(body, number):
         until.append(time.monotonic() + seconds)
         return fault if number == 0 or time.monotonic() < until[0] else Reply("fine")
 
-    return script
-
-
-def test_retry_after_is_respected_by_every_request(server):
-    busy = error_fault(429, "slow down", "rate_limit_exceeded", {"Retry-After": "0.3"})
-    server.script = busy_for(0.29, busy)
-
-    async def one_then_another():
-        model = model_at(server)
-        first = asyncio.create_task(model.generate(ask_for("first"), RequestContext()))
-        while not server.received or server.received[0].sent_at is None:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
-        replies = [await model.generate(ask_for("second"), RequestContext()), await first]
-        await model.aclose()
-        return replies
-
-    replies = asyncio.run(one_then_another())
-    assert [reply.text for reply in replies] == ["fine", "fine"]
-    assert server.count == 3, "none comes before the pause is over"
-
-
-@pytest.mark.parametrize("status", [429, 503, 529])
-def test_a_refusal_without_retry_after_pauses_all_requests(server, status):
-    patient = RetryPolicy(max_tries=4, first_wait_seconds=0.4, longest_wait_seconds=0.4)
-    server.script = busy_for(0.19, error_fault(status, "busy"))  # at least half of the back-off
+    server.script = script
 
     async def one_then_others():
-        model = model_at(server, retry=patient)
-        asked = [asyncio.create_task(model.generate(ask_for("first"), RequestContext()))]
+        model = model_at(server, retry=RetryPolicy(max_tries=4, first_wait_seconds=0.4, longest_wait_seconds=0.4))
+        tasks = [asyncio.create_task(model.generate(ask_for("first"), RequestContext()))]
         while not server.received or server.received[0].sent_at is None:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
-        asked += [asyncio.create_task(model.generate(ask_for(f"t{n}"), RequestContext())) for n in range(6)]
-        replies = await asyncio.gather(*asked)
+        tasks += [asyncio.create_task(model.generate(ask_for(f"t{n}"), RequestContext())) for n in range(others)]
+        replies = await asyncio.gather(*tasks)
         await model.aclose()
         return replies
 
     assert {reply.text for reply in asyncio.run(one_then_others())} == {"fine"}
-    assert server.count == 8, "none comes before the pause is over"
+    assert server.count == 2 + others, "none is sent before the pause is over"
 
 
 def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, tmp_path):
@@ -289,26 +267,21 @@ TOO_LONG = [
 ]
 
 
-@pytest.mark.parametrize("fault", [error_fault(400, "I do not take this one"), *TOO_LONG])
-def test_a_request_that_is_refused_among_others_fails_alone_and_is_asked_once(server, tmp_path, fault):
-    server.script = lambda body, number: fault if "t3" in str(body) else Reply("fine")
+REFUSED = [(3, error_fault(400, "I do not take this one")), *((at, fault) for fault in TOO_LONG for at in (0, 3))]
+
+
+@pytest.mark.parametrize(("at", "fault"), REFUSED)
+def test_a_refused_request_or_one_too_long_even_as_the_first_fails_alone_and_is_sent_once(server, tmp_path, at, fault):
+    server.script = lambda body, number: fault if f"t{at}" in str(body) else Reply("fine")
     requests = [ask_for(f"t{n}") for n in range(6)]
     with Journal(tmp_path / "j.sqlite") as journal:
         replies = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
-        assert [reply.status.value for reply in replies] == ["valid"] * 3 + ["invalid"] + ["valid"] * 2
-        assert f"HTTP {fault.status}" in replies[3].reason
+        assert [reply.status.value for reply in replies] == ["valid"] * at + ["invalid"] + ["valid"] * (5 - at)
+        assert f"HTTP {fault.status}" in replies[at].reason
         assert server.count == 6
         again = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
-    assert again[3].status is ReplyStatus.INVALID  # the journal knows that others are taken
+    assert again[at].status is ReplyStatus.INVALID  # the journal knows that others are taken
     assert server.count == 7
-
-
-@pytest.mark.parametrize("fault", TOO_LONG)
-def test_the_first_item_that_is_too_long_does_not_stop_the_others(server, tmp_path, fault):
-    server.script = lambda body, number: fault if "t0" in str(body) else Reply("fine")
-    with Journal(tmp_path / "j.sqlite") as journal:
-        replies = run_requests(model_at(server), [ask_for(f"t{n}") for n in range(4)], journal, RunPolicy())
-    assert [reply.status.value for reply in replies] == ["invalid", "valid", "valid", "valid"]
 
 
 def test_what_is_left_out_is_not_sent(server):
@@ -316,7 +289,7 @@ def test_what_is_left_out_is_not_sent(server):
     assert not {"temperature", "top_p"} & set(server.received[0].body)
 
 
-SAID = [
+ERROR_BODIES = [
     (b'{"error": {"message": "wrong  name"}}', "HTTP 404: wrong name"),
     (b'{"error": "wrong name"}', "HTTP 404: wrong name"),
     (b'{"message": "wrong name"}', "HTTP 404: wrong name"),
@@ -327,7 +300,7 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("body", "reported"), SAID)
+@pytest.mark.parametrize(("body", "reported"), ERROR_BODIES)
 def test_a_refusal_is_reported_in_the_servers_words_wherever_it_puts_them(server, body, reported):
     server.script = lambda request, number: Fault(status=404, body=body)
     with pytest.raises(EndpointError) as caught:
@@ -380,7 +353,10 @@ def test_the_key_is_in_no_message_no_traceback_no_repr_and_no_file(server, tmp_p
     assert not any(secret_key.encode() in file.read_bytes() for file in files)
 
 
-def test_a_key_with_odd_characters_is_refused_without_showing_it(monkeypatch, server):
+def test_a_key_with_odd_characters_or_in_place_of_the_variables_name_is_refused_without_showing_it(monkeypatch, server):
+    with pytest.raises(ConfigError) as caught:
+        model_at(server, api_key_env="sk-secret-123")
+    assert "secret" not in str(caught.value)
     for key in ("sk-secret one", "sk-secr\u00e9t", "sk-sec\nret"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         with pytest.raises(ConfigError, match="characters") as caught:
@@ -388,24 +364,14 @@ def test_a_key_with_odd_characters_is_refused_without_showing_it(monkeypatch, se
         assert "sk-" not in str(caught.value)
 
 
-def test_a_key_in_the_place_of_the_variables_name_is_not_shown(server):
-    with pytest.raises(ConfigError) as caught:
-        model_at(server, api_key_env="sk-secret-123")
-    assert "secret" not in str(caught.value)
-
-
 def test_a_missing_key_is_named_for_a_remote_host_and_not_needed_here(monkeypatch, server):
     monkeypatch.delenv("OPENAI_API_KEY")
+    for name in ("HTTP_PROXY", "ALL_PROXY"):  # no proxy leads off this machine
+        monkeypatch.setenv(name, "http://10.255.255.1:9")
     assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
     with pytest.raises(ConfigError, match="MY_KEY") as caught:
         OpenAIChatModel(EndpointConfig(model="m", base_url="https://api.example.org/v1", api_key_env="MY_KEY"))
     assert caught.value.remedy
-
-
-def test_no_proxy_and_no_redirect_leads_off_this_machine(monkeypatch, server):
-    monkeypatch.setenv("HTTP_PROXY", "http://10.255.255.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://10.255.255.1:9")
-    assert ask(model_at(server), ask_for("hello"))[0].status is ReplyStatus.VALID
 
 
 def cancel_once_received(server: ChatServer, count: int) -> CancelToken:
@@ -431,9 +397,9 @@ def test_a_limit_per_minute_holds_for_what_is_sent_again_too(server, tmp_path):
 
 
 WAITS = {
-    "for a turn": (1, Reply("fine"), {"requests_per_minute": 1}),
+    "for a slot": (1, Reply("fine"), {"requests_per_minute": 1}),
     "for a retry": (2, error_fault(500, "oh", headers={"Retry-After": "50"}), {}),
-    "for everybody": (2, error_fault(429, "busy", headers={"Retry-After": "50"}), {}),
+    "for all requests": (2, error_fault(429, "busy", headers={"Retry-After": "50"}), {}),
 }
 
 

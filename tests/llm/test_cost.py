@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -104,17 +105,14 @@ def test_spending_adds_up_by_the_name_in_the_reply() -> None:
         "price_from": "a test",
     }
     assert spending.summary == "1 calls in this run ($9.00), 1 in earlier ones ($5.00)"
-
-
-def test_what_it_costs_without_a_price_is_not_invented() -> None:
-    spending = Spending(None)
-    spending.add(reply(3, 2), is_new=True)
-    assert spending.as_dict()["cost_usd"] is None
-    assert spending.summary == "1 calls in this run, 0 in earlier ones"
+    unpriced = Spending(None)
+    unpriced.add(reply(3, 2), is_new=True)
+    assert unpriced.as_dict()["cost_usd"] is None
+    assert unpriced.summary == "1 calls in this run, 0 in earlier ones"
 
 
 class Priced:
-    """Answers with the tokens that its texts ask for, and breaks lines where they say so."""
+    """Answers with the tokens that its texts ask for, and loses the response of the longest."""
 
     fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
@@ -173,7 +171,7 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
 
 
 def test_what_failed_and_what_this_run_spent_is_reported_in_a_few_words(tmp_path: Path) -> None:
-    costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks
+    costs = {"0": 4, "1": 10, "2": 4}  # the response to the second is lost
     spending = Spending(ANSWERS_ONLY)
     policy = RunPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
     assert spending.standing == ""
@@ -183,7 +181,7 @@ def test_what_failed_and_what_this_run_spent_is_reported_in_a_few_words(tmp_path
 
 
 def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> None:
-    costs = {"0": 4, "1": 10, "2": 4}  # the line of the second breaks in every try
+    costs = {"0": 4, "1": 10, "2": 4}  # the response to the second is lost in every try
     spending = Spending(None)
     endings: list[str] = []
     for _ in range(2):
@@ -202,7 +200,7 @@ def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> N
 
 
 def test_what_earlier_runs_paid_counts_before_the_first_request(tmp_path: Path) -> None:
-    """The journal's replies come after the owed request in order; the limit knows them nevertheless."""
+    """The journal's replies come after the pending request in order; the limit knows them nevertheless."""
     costs = {"0": 4, "1": 4, "2": 4}
     with Journal(tmp_path / "j.sqlite") as journal:
         run_requests(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, RunPolicy())
@@ -213,7 +211,7 @@ def test_what_earlier_runs_paid_counts_before_the_first_request(tmp_path: Path) 
     assert model.billed == 0
 
 
-def test_lines_that_broke_before_count_towards_the_limit(tmp_path: Path) -> None:
+def test_lost_responses_of_earlier_runs_count_towards_the_limit(tmp_path: Path) -> None:
     billed = 0
     for _ in range(3):
         budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=29.0)
@@ -248,16 +246,13 @@ def test_each_try_after_a_lost_response_needs_room_of_its_own(tmp_path: Path, li
     model = Breaking(tries=3)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=limit)
     with Journal(tmp_path / "j.sqlite") as journal:
-        if limit < 30:
-            with pytest.raises(IncompleteError, match="limit"):
-                run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
-        else:
+        with nullcontext() if limit >= 30 else pytest.raises(IncompleteError, match="limit"):
             run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
         assert len([*journal.lost_responses()]) == min(sent, 2)
     assert model.sent == sent
 
 
-def test_those_who_send_again_do_not_wait_for_each_other(tmp_path: Path) -> None:
+def test_requests_that_are_sent_again_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """Both fit at first, and only one of them at a time once both lines broke."""
     model = Breaking(tries=2)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=38.0)
@@ -286,7 +281,7 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
 
 
 def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
-    """As an audit does; in each of them somebody has to wait for room."""
+    """As in an audit; in each loop a request has to wait for room."""
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=60.0)
     with Journal(tmp_path / "j.sqlite") as journal:
         for texts in ("01234", "56789", "abcde"):
@@ -299,7 +294,7 @@ def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
     assert budget.spending.total == 15
 
 
-def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
+def test_requests_that_wait_for_room_are_not_sent_after_a_stop(tmp_path: Path) -> None:
     costs = dict.fromkeys(map(str, range(20)), 1)
     cancel = CancelToken()
 
@@ -316,7 +311,7 @@ def test_who_waits_for_room_is_not_asked_after_a_stop(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         with pytest.raises(Preempted):
             run_requests(model, [asks(text) for text in costs], journal, policy)
-        assert model.billed <= 4  # beside the third, one was in flight
+        assert model.billed <= 4  # one more than the third was in flight
         assert count_replies(journal) == model.billed
     assert budget.fits(Decimal(30 - model.billed)), "nothing is held any more"
 
@@ -335,7 +330,7 @@ def test_more_cached_than_there_was_makes_nothing_cheaper() -> None:
     assert both.total == odd.total + plain.total
 
 
-def test_what_several_spent_together_tells_of_lost_responses() -> None:
+def test_what_several_spent_together_includes_lost_responses() -> None:
     some, none, unpriced = Spending(DOLLAR_PER_TOKEN), Spending(DOLLAR_PER_TOKEN), Spending(None)
     some.possibly_billed, some.possible_cost = 3, Decimal("1.5")
     unpriced.possibly_billed = 2
@@ -344,11 +339,11 @@ def test_what_several_spent_together_tells_of_lost_responses() -> None:
     assert "possibly_billed" not in spent_together([none, none])
 
 
-def test_replies_beside_the_requests_count_towards_the_limit_and_are_reported() -> None:
+def test_probes_count_towards_the_limit_and_are_reported() -> None:
     spending = Spending(DOLLAR_PER_TOKEN)
     spending.add(reply(3, 2), is_new=True)
     spending.add_probe(reply(4, 1))
     assert spending.total == 10
     assert spending.standing == "$10.00 spent"
     assert "1 probes of what the server can do ($5.00)" in spending.summary
-    assert spending.as_dict()["cost_usd"] == 5.0, "a resumed run, which does not find out again, is equal"
+    assert spending.as_dict()["cost_usd"] == 5.0, "a resumed run, which does not probe again, is equal"

@@ -26,7 +26,7 @@ def entry(number: int) -> Entry:
 
 
 class Slow(Journal):
-    """Commits when it is reported to, and remembers how many went into each."""
+    """Commits when it is released, and remembers how many went into each."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -87,7 +87,7 @@ def test_a_worker_that_is_gone_leaves_its_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("are_gone", [False, True])
-def test_a_fault_reaches_all_who_wait_or_else_the_end(tmp_path: Path, are_gone: bool) -> None:
+def test_a_fault_reaches_all_that_wait_or_else_the_end(tmp_path: Path, are_gone: bool) -> None:
     async def work(journal: Slow) -> list[object]:
         writer = JournalWriter(journal)
         tasks = await begun(journal, writer, 3)
@@ -135,7 +135,7 @@ def test_a_storm_of_lost_responses_is_one_commit_and_replies_go_before_it(tmp_pa
         assert {line.digest for line in journal.lost_responses() if line} == {f"b{n}" for n in range(400)}
 
 
-def test_a_line_that_cannot_be_kept_is_heard_of_and_replies_are_kept_all_the_same(tmp_path: Path) -> None:
+def test_a_lost_response_that_cannot_be_kept_is_reported_and_replies_are_kept_all_the_same(tmp_path: Path) -> None:
     class Lineless(Journal):
         def record_lost_responses(self, digests: Iterable[str]) -> None:
             raise StoreError(f"no room for {list(digests)}")
@@ -185,7 +185,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_claim_is_one_process_s_until_it_ends(path: Path) -> None:
+def test_a_lock_belongs_to_one_process_until_it_ends(path: Path) -> None:
     locks = RequestLocks(path)
     with held_elsewhere(path, "a" * 64, "b" * 64) as holder:
         assert not locks.acquire("a" * 64)
@@ -221,7 +221,7 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
         def ended(items: int) -> None:
             del items
             if notes.read_text(encoding="utf-8").split() == ["1", "2"]:
-                holder.kill()  # its line broke
+                holder.kill()  # its response is lost
 
         replies = run_requests(Noting(notes), requests, journal, RunPolicy(concurrency=2, progress=ended))
     assert notes.read_text(encoding="utf-8").split() == ["1", "2", "0"]

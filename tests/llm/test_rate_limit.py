@@ -78,7 +78,7 @@ async def test_the_tighter_budget_decides() -> None:
     assert slots(limiter, 2, body_chars=4) == [0.0, 0.1]
 
 
-TOLD = [
+LIMITS_IN_HEADERS = [
     ({"x-ratelimit-limit-requests": "1200"}, {}, 0.05),
     ({"x-ratelimit-limit-requests": "1200"}, {"requests_per_minute": 600}, 0.1),
     ({"x-ratelimit-limit-requests": "300"}, {"requests_per_minute": 600}, 0.2),
@@ -90,7 +90,7 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "own", "interval"), TOLD)
+@pytest.mark.parametrize(("headers", "own", "interval"), LIMITS_IN_HEADERS)
 @in_stopped_time
 async def test_limits_are_learned_from_headers_and_our_own_are_never_passed(
     headers: dict[str, str], own: dict[str, int], interval: float
@@ -121,7 +121,7 @@ EMPTY = [
 
 @pytest.mark.parametrize(("headers", "wait"), EMPTY)
 @in_stopped_time
-async def test_where_nothing_is_left_the_next_one_waits(headers: dict[str, str], wait: float) -> None:
+async def test_where_nothing_is_left_the_next_request_waits(headers: dict[str, str], wait: float) -> None:
     limiter = RateLimiter(8)
     limiter.read_headers(headers)
     assert limiter.next_slot(4) - clock().now == pytest.approx(wait)
@@ -194,7 +194,7 @@ async def settle() -> None:
 
 
 @in_stopped_time
-async def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None:
+async def test_waiting_tasks_enter_in_their_order_as_slots_come_free() -> None:
     limiter, entered = RateLimiter(2), list[int]()
 
     async def one(number: int) -> None:
@@ -215,7 +215,7 @@ async def test_those_who_wait_enter_in_their_order_as_places_come_free() -> None
 
 
 @in_stopped_time
-async def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_somebody_waits() -> None:
+async def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_a_request_waits() -> None:
     limiter = RateLimiter(90)
     for _ in range(64):
         await limiter.acquire()
@@ -228,11 +228,11 @@ async def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_someb
 
     waiting = [asyncio.create_task(limiter.acquire()) for _ in range(10)]
     await settle()
-    assert await looks(5) == 64  # nobody answered yet
+    assert await looks(5) == 64  # no reply yet
     limiter.on_reply(NO_HEADERS, 5)
     assert await looks(1) == 75
     await asyncio.gather(*waiting)
-    assert await looks(5) == 75  # nobody waits
+    assert await looks(5) == 75  # no request waits
     waiting = [asyncio.create_task(limiter.acquire()) for _ in range(30)]
     await settle()
     assert await looks(5) == 90  # and no further than allowed
@@ -247,7 +247,7 @@ async def test_from_the_first_reply_on_the_window_opens_by_the_clock_while_someb
 
 @pytest.mark.parametrize("is_admitted", [False, True])
 @in_stopped_time
-async def test_a_place_is_not_lost_with_one_who_gives_up(is_admitted: bool) -> None:
+async def test_a_slot_is_not_lost_with_a_task_that_gives_up(is_admitted: bool) -> None:
     limiter = RateLimiter(1)
     await limiter.acquire()
     impatient, patient = (asyncio.create_task(limiter.acquire()) for _ in range(2))
@@ -293,7 +293,7 @@ async def test_where_the_server_asked_for_less_falling_behind_asks_for_no_more()
 
 @pytest.mark.parametrize("digits", [16, 400, 5_000])
 @in_stopped_time
-async def test_a_limit_of_more_digits_than_anybody_means_is_none(digits: int) -> None:
+async def test_a_limit_of_absurdly_many_digits_is_ignored(digits: int) -> None:
     limiter = RateLimiter(8, requests_per_minute=600)
     reported = "9" * digits
     limiter.on_reply({"x-ratelimit-limit-requests": reported, "x-ratelimit-remaining-requests": reported}, 5)

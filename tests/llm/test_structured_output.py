@@ -84,17 +84,25 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store", offline=True)
 
 
-def test_a_server_that_keeps_to_the_schema_is_asked_nothing_else(store: Store) -> None:
+def test_a_server_that_keeps_to_the_schema_is_sent_nothing_else(store: Store) -> None:
     with ChatServer() as server:
         asked(server, store)
         assert [kind(each.body) for each in server.received] == ["json_schema"] * 3
     assert list(remembered(store).values()) == ["json_schema"]
 
 
-@pytest.mark.parametrize("refuses", [(), ("json_schema",)])
-@pytest.mark.parametrize("can", ["json_object", "text"])
-def test_what_a_server_ignores_or_refuses_is_reported_in_words(
-    store: Store, can: str, refuses: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("can", "refuses", "probe_count"),
+    [
+        ("json_object", (), 2),
+        ("text", (), 2),
+        ("json_object", ("json_schema",), 1),
+        ("text", ("json_schema",), 1),
+        ("text", ("json_schema", "json_object"), 1),
+    ],
+)
+def test_what_a_server_ignores_or_refuses_is_put_in_words(
+    store: Store, can: str, refuses: tuple[str, ...], probe_count: int
 ) -> None:
     with ChatServer(Ignoring(can, refuses)) as server:
         replies = asked(server, store)
@@ -103,29 +111,22 @@ def test_what_a_server_ignores_or_refuses_is_reported_in_words(
     assert all(reply.status is ReplyStatus.VALID and "rating" in reply.text for reply in replies)
     assert [kind(body) for body in shaped] == ["json_schema"] + [can] * 3
     assert all('"additionalProperties": false' in body["messages"][0]["content"] for body in shaped[1:])
-    assert shaped[1]["messages"][1]["content"] == "item 0", "the item itself is reported unchanged"
-    assert probes == (1 if refuses else 2)
+    assert shaped[1]["messages"][1]["content"] == "item 0", "the item itself stays unchanged"
+    assert probes == probe_count
     assert list(remembered(store).values()) == [can]
 
 
-def test_a_server_that_refuses_json_mode_too_is_asked_in_words(store: Store) -> None:
-    with ChatServer(Ignoring("text", ("json_schema", "json_object"))) as server:
-        replies = asked(server, store)
-    assert all("rating" in reply.text for reply in replies)
-    assert list(remembered(store).values()) == ["text"]
-
-
-def test_what_was_found_out_is_not_asked_again(store: Store) -> None:
+def test_known_capabilities_are_not_probed_again(store: Store) -> None:
     with ChatServer(Ignoring("text")) as server:
         asked(server, store, count=1)
         before = server.count
         asked(server, store, count=1)
-        assert server.count == before, "nothing is owed, so nothing is asked"
+        assert server.count == before, "nothing is pending, so nothing is sent"
         asked(server, store, count=2)
         assert [kind(each.body) for each in server.received[before:]] == ["text"]
 
 
-def test_one_babbled_reply_does_not_condemn_a_server_that_keeps_to_schemas(store: Store) -> None:
+def test_one_reply_in_words_does_not_condemn_a_server_that_keeps_to_schemas(store: Store) -> None:
     def babbles_first(body: Mapping[str, Any], number: int) -> Reply | Fault:
         return Reply("Well.") if number == 0 else answer_by_schema(body, number)
 
@@ -146,7 +147,7 @@ def test_a_request_refused_for_another_reason_stays_refused_and_nothing_is_remem
 
 
 @pytest.mark.parametrize("pinned", list(OutputMode))
-def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pinned: OutputMode) -> None:
+def test_a_pinned_mode_is_not_probed_and_has_a_digest_of_its_own(store: Store, pinned: OutputMode) -> None:
     with ChatServer(Ignoring("text")) as server:
         asked(server, store, response_format=pinned.value)
         assert {kind(each.body) for each in server.received} == {pinned.value}
@@ -156,7 +157,7 @@ def test_a_pinned_way_is_not_probed_and_has_a_digest_of_its_own(store: Store, pi
         assert server.count > before
 
 
-def test_a_damaged_memory_is_found_out_anew(store: Store) -> None:
+def test_damaged_capabilities_are_probed_anew(store: Store) -> None:
     path = store.root / CAPABILITIES_FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(b"{half")
@@ -243,26 +244,34 @@ def test_a_listed_model_and_a_server_without_a_list_are_let_through(
         assert server.count == 3
 
 
-class Probed:
-    """An endpoint that ignores schemas; probes are answered when the test says so, or raise."""
+class FakeEndpoint:
+    """Answers in words, whatever the schema; a probe waits for `released`, then raises or loses a response once."""
 
     fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
 
-    def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.released = fault, asyncio.Event()
-        self.asked: list[str] = []
+    def __init__(self, fault: Exception | None = None, loses_response: bool = False, is_released: bool = True) -> None:
+        self.fault, self.loses_response, self.released = fault, loses_response, asyncio.Event()
+        if is_released:
+            self.released.set()
+        self.requested: list[str] = []
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
+        context.cancel.raise_if_cancelled()
         is_probe = "good morning" in request.messages[-1].content
-        self.asked.append("probe" if is_probe else kind_of(request))
+        mode = "json_schema" if request.response_schema else "json_object" if request.json_mode else "text"
+        self.requested.append("probe" if is_probe else mode)
+        await asyncio.sleep(0.01)
         if is_probe:
             await self.released.wait()
+            if self.loses_response:
+                self.loses_response = False
+                await context.on_lost_response()
             if self.fault is not None:
                 raise self.fault
-        return ChatReply(ReplyStatus.VALID, "Well.", "fake-1", 4, 1)
+        return ChatReply(ReplyStatus.VALID, "Well.", "fake-1", 10, 10)
 
     def body(self, request: ChatRequest) -> bytes:
-        return repr(request).encode()
+        return b""
 
     async def check(self) -> None: ...
 
@@ -271,44 +280,42 @@ class Probed:
     async def listed_models(self) -> None: ...
 
 
-def kind_of(request: ChatRequest) -> str:
-    if request.response_schema is not None:
-        return "json_schema"
-    return "json_object" if request.json_mode else "text"
-
-
-def test_a_reply_is_handed_on_before_it_is_settled_what_the_server_can_do(tmp_path: Path) -> None:
+def test_a_reply_is_returned_before_it_is_known_what_the_server_can_do(tmp_path: Path) -> None:
     async def work() -> None:
-        endpoint = Probed()
+        endpoint = FakeEndpoint(is_released=False)
         model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
         first, second = requests(2)
-        beside: list[ChatReply] = []
-        assert (await model.generate(first, RequestContext(on_probe=beside.append))).text == "Well."
+        probes: list[ChatReply] = []
+        assert (await model.generate(first, RequestContext(on_probe=probes.append))).text == "Well."
         later = asyncio.create_task(model.generate(second, RequestContext()))
-        await asyncio.sleep(0.01)
-        assert endpoint.asked == ["json_schema", "probe"], "the second waits until it is known how to ask"
+        await asyncio.sleep(0.03)
+        assert endpoint.requested == ["json_schema", "probe"], "the second waits until the mode is known"
         endpoint.released.set()
         await later
         await model.aclose()
-        assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
-        assert len(beside) == 2, "what it cost to find out is reported to who asked first"
+        assert endpoint.requested == ["json_schema", "probe", "probe", "text"]
+        assert len(probes) == 2, "the first request is charged for the probes"
 
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("fault", [EndpointError("no quota"), IncompleteError("nobody answers")])
-def test_a_probe_that_fails_loses_no_reply_and_stops_nobody(tmp_path: Path, fault: Exception) -> None:
+@pytest.mark.parametrize("fault", [EndpointError("no quota"), IncompleteError("no connection"), None])
+def test_a_probe_that_fails_or_a_memory_that_cannot_be_written_loses_no_reply(
+    tmp_path: Path, fault: Exception | None
+) -> None:
+    (tmp_path / "file").touch()
+
     async def work() -> list[str]:
-        endpoint = Probed(fault)
-        endpoint.released.set()
-        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "c.json"))
+        endpoint = FakeEndpoint(fault)
+        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / ("c.json" if fault else "file/c.json")))
         for request in requests(2):
             assert (await model.generate(request, RequestContext())).text == "Well."
         await model.aclose()
-        assert not model.is_known
-        return endpoint.asked
+        assert model.is_known is (fault is None)
+        return endpoint.requested
 
-    assert asyncio.run(work()) == ["json_schema", "probe"] * 2
+    expected = ["json_schema", "probe"] * 2 if fault else ["json_schema", "probe", "probe", "text"]
+    assert asyncio.run(work()) == expected
 
 
 def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: Store) -> None:
@@ -323,7 +330,7 @@ def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: St
             assert count_replies(journal) == 1
 
 
-def test_what_it_costs_to_find_out_counts_towards_the_limit(store: Store) -> None:
+def test_the_cost_of_probes_counts_towards_the_limit(store: Store) -> None:
     with ChatServer(Ignoring("text")) as server:
         price = PriceConfig(prompt=0.0, completion=1.0e6)
         endpoint = EndpointConfig(model=MODEL, base_url=server.base_url, price=price)
@@ -335,53 +342,8 @@ def test_what_it_costs_to_find_out_counts_towards_the_limit(store: Store) -> Non
     assert budget.spending.as_dict()["cost_usd"] == 3 * 7.0
 
 
-def test_a_memory_that_cannot_be_written_loses_no_reply(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-
-    async def work() -> None:
-        endpoint = Probed()
-        endpoint.released.set()
-        model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "file" / "c.json"))
-        replies = [await model.generate(request, RequestContext()) for request in requests(2)]
-        await model.aclose()
-        assert [reply.text for reply in replies] == ["Well.", "Well."]
-        assert endpoint.asked == ["json_schema", "probe", "probe", "text"]
-
-    asyncio.run(work())
-
-
 LOOSE_SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 DOLLAR_AT_WORST = Price(Decimal(0), Decimal(0), Decimal(1000), "a test")
-
-
-class Wordy:
-    """Answers in words, whatever it is asked for; the line of its first probe breaks once."""
-
-    fingerprint: Mapping[str, str] = {"model": "wordy-1", "base_url": "memory"}
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.broke = False
-
-    async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        context.cancel.raise_if_cancelled()
-        self.asked.append(request.schema_name if request.response_schema else "words")
-        await asyncio.sleep(0.01)
-        if request.schema_name == "probe" and not self.broke:
-            self.broke = True
-            await context.on_lost_response()
-        await asyncio.sleep(0.01)
-        return ChatReply(ReplyStatus.VALID, "no JSON", "wordy-1", 10, 10)
-
-    async def aclose(self) -> None: ...
-
-    async def check(self) -> None: ...
-
-    async def listed_models(self) -> None:
-        return None
-
-    def body(self, request: ChatRequest) -> bytes:
-        return b""
 
 
 def dollar_requests(count: int) -> list[ChatRequest]:
@@ -389,11 +351,11 @@ def dollar_requests(count: int) -> list[ChatRequest]:
 
 
 @pytest.mark.parametrize(("limit", "count"), [(100.0, 9), (4.5, 9), (3.1, 60), (2.2, 3)])
-def test_a_probe_whose_line_breaks_holds_no_room_and_keeps_nobody_waiting(
+def test_a_probe_whose_response_is_lost_holds_no_room_and_blocks_no_request(
     tmp_path: Path, limit: float, count: int
 ) -> None:
-    budget = Budget(Spending(DOLLAR_AT_WORST), TokenCounter("wordy-1"), limit)
-    model = StructuredOutputModel(Wordy(), Capabilities(tmp_path / "capabilities.json"))
+    budget = Budget(Spending(DOLLAR_AT_WORST), TokenCounter("fake-1"), limit)
+    model = StructuredOutputModel(FakeEndpoint(loses_response=True), Capabilities(tmp_path / "capabilities.json"))
     with Journal(tmp_path / "j.sqlite") as journal:
         try:
             replies = run_requests(model, dollar_requests(count), journal, RunPolicy(concurrency=4, budget=budget))
@@ -410,12 +372,12 @@ def test_a_probe_whose_line_breaks_holds_no_room_and_keeps_nobody_waiting(
     assert budget.fits(Decimal(str(limit)) - budget.spending.total), "nothing is held any more"
 
 
-def test_a_server_that_the_first_reply_condemns_is_asked_nothing_more(tmp_path: Path) -> None:
+def test_a_server_that_the_first_reply_condemns_is_sent_nothing_more(tmp_path: Path) -> None:
     def condemn(index: int, reply: ChatReply) -> None:
         raise EndpointError("it cannot do what is wanted")
 
-    endpoint = Wordy()
+    endpoint = FakeEndpoint()
     model = StructuredOutputModel(endpoint, Capabilities(tmp_path / "capabilities.json"))
     with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(EndpointError, match="cannot do"):
         run_requests(model, dollar_requests(5), journal, RunPolicy(on_reply=condemn))
-    assert endpoint.asked in (["reply"], ["reply", "probe"])
+    assert endpoint.requested in (["json_schema"], ["json_schema", "probe"])

@@ -2,8 +2,8 @@
 
 Speaks `POST|GET /v1/files`, `GET /v1/files/ID/content`, `DELETE /v1/files/ID`, `POST|GET /v1/batches` and
 `POST /v1/chat/completions`. A file that was deleted is forgotten.
-Replies are those of the scripted chat server, so that live and batch say the same. Output comes in another
-order than input, with a line that nobody asked for. A `ProviderScript` says what goes wrong. In a test:
+Replies are those of the scripted chat server, live and in batches. Output comes in another order than input,
+with one line of an unknown request. A `ProviderScript` says what goes wrong. In a test:
 
     with BatchServer(ProviderScript(...)) as server: ... server.base_url ... server.billed
 
@@ -14,8 +14,6 @@ import argparse
 import json
 import random
 import re
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,11 +24,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from chat_server import Reply, answer_by_schema, completion_of
+from local_server import Answer, LocalServer, child
 
 LineFault = Callable[[str, int], int | None]
 Watch = Callable[[str], None]
@@ -91,10 +89,11 @@ class ScriptedBatch:
         return sum(len(json.dumps(line["body"])) for line in self.lines) // 4
 
 
-class BatchServer:
-    """Serves from threads of its own until the `with` block ends; `watch` is reported of every step."""
+class BatchServer(LocalServer):
+    """Serves until the `with` block ends, and calls `watch` with every step."""
 
     def __init__(self, settings: ProviderScript | None = None, watch: Watch = lambda event: None) -> None:
+        super().__init__()
         self.settings = settings or ProviderScript()
         self.watch = watch
         self.batches: dict[str, ScriptedBatch] = {}
@@ -108,11 +107,10 @@ class BatchServer:
         self.requests: list[str] = []
         self.cancelled: list[str] = []
         self._turn = threading.RLock()
-        self._http = _Http(("127.0.0.1", 0), _handler(self))
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        return f"{self.endpoint}/v1"
 
     @property
     def repeats(self) -> int:
@@ -131,16 +129,7 @@ class BatchServer:
         with self._turn:
             self._work_off(self.batches[batch_id])
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> "Answer | None":
-        """Return what a request is answered; None drops the line."""
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
         with self._turn:
             parts = urlsplit(target)
             path, asked = parts.path.removeprefix("/v1"), parse_qs(parts.query)
@@ -157,7 +146,7 @@ class BatchServer:
 
     def _route(
         self, method: str, path: str, asked: Mapping[str, list[str]], headers: Mapping[str, str], body: bytes
-    ) -> "Answer | None":
+    ) -> Answer | None:
         if (method, path) == ("POST", "/files"):
             return self._take_file(headers, body)
         if (method, path) == ("GET", "/files"):
@@ -177,7 +166,7 @@ class BatchServer:
             return self._delete(found[1])
         return _error(404, f"no such path: {path}")
 
-    def _delete(self, file_id: str) -> "Answer":
+    def _delete(self, file_id: str) -> Answer:
         self.watch("deletion asked")
         if not self.settings.deletes:
             return _error(403, "this key may not delete files")
@@ -186,18 +175,18 @@ class BatchServer:
         self.watch("file deleted")
         return Answer(200, {"id": file_id, "object": "file", "deleted": True})
 
-    def _live(self, body: Mapping[str, Any]) -> "Answer":
+    def _live(self, body: Mapping[str, Any]) -> Answer:
         self.live.append(body)
         return Answer(200, completion_of(self.settings.script(body, len(self.live)), len(self.live)))
 
-    def _take_file(self, headers: Mapping[str, str], body: bytes) -> "Answer":
+    def _take_file(self, headers: Mapping[str, str], body: bytes) -> Answer:
         self.watch("upload arrived")
-        upload = _uploaded(headers, body)
-        if upload.expires_seconds and not self.settings.expires:
+        name, content, expires_seconds = _uploaded(headers, body)
+        if expires_seconds and not self.settings.expires:
             return _error(400, "Unknown parameter: 'expires_after[anchor]'.")
-        file_id = self._store(upload.content)
-        self.names[file_id] = upload.name
-        self.expiry_seconds[file_id] = upload.expires_seconds
+        file_id = self._store(content)
+        self.names[file_id] = name
+        self.expiry_seconds[file_id] = expires_seconds
         self.watch("upload stored")
         return Answer(200, {"id": file_id, "object": "file", "purpose": "batch"})
 
@@ -206,7 +195,7 @@ class BatchServer:
         self.files[file_id] = self.written[file_id] = content
         return file_id
 
-    def _make(self, order: Mapping[str, Any]) -> "Answer | None":
+    def _make(self, order: Mapping[str, Any]) -> Answer | None:
         self.watch("batch ordered")
         content = self.files.get(order["input_file_id"])
         if content is None:
@@ -233,7 +222,7 @@ class BatchServer:
             batch.status = "failed"
             batch.errors = [{"code": code, "message": f"scripted: {code}", "line": None}]
 
-    def _list(self, asked: Mapping[str, list[str]]) -> "Answer":
+    def _list(self, asked: Mapping[str, list[str]]) -> Answer:
         self.watch("list asked")
         until = time.time() - self.settings.list_lag_seconds
         listed = [each for each in reversed(self.batches.values()) if each.made_at <= until]
@@ -243,7 +232,7 @@ class BatchServer:
         more = begin + limit < len(listed)
         return Answer(200, {"object": "list", "data": [self._reported(each) for each in page], "has_more": more})
 
-    def _one(self, batch_id: str, is_cancelled: bool) -> "Answer":
+    def _one(self, batch_id: str, is_cancelled: bool) -> Answer:
         batch = self.batches.get(batch_id)
         if batch is None:
             return _error(404, f"No batch found with id '{batch_id}'")
@@ -306,13 +295,6 @@ class BatchServer:
         }
 
 
-class Answer(NamedTuple):
-    """A status, and a body: JSON, or bytes as they stand."""
-
-    status: int
-    body: object
-
-
 def _error(status: int, message: str) -> Answer:
     return Answer(status, {"error": {"message": message, "type": "scripted", "code": None}})
 
@@ -322,77 +304,18 @@ def _expired(digest: str) -> dict[str, Any]:
     return {"id": digest[:8], "custom_id": digest, "response": None, "error": error}
 
 
-class Upload(NamedTuple):
-    """A file that was handed in, and after how long it is to be deleted; 0 if nobody said."""
-
-    name: str
-    content: bytes
-    expires_seconds: int
-
-
-def _uploaded(headers: Mapping[str, str], body: bytes) -> Upload:
+def _uploaded(headers: Mapping[str, str], body: bytes) -> tuple[str, bytes, int]:
+    """Return name and content of an uploaded file, and the seconds after which it expires (0 for never)."""
     head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode()
-    parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
-    said: dict[str, bytes] = {}
+    fields: dict[str, bytes] = {}
     name = ""
-    for part in parts:
+    for part in BytesParser(policy=HTTP).parsebytes(head + body).iter_parts():
         content = part.get_payload(decode=True)
         assert isinstance(content, bytes)
-        said[str(part.get_param("name", header="content-disposition"))] = content
+        fields[str(part.get_param("name", header="content-disposition"))] = content
         name = part.get_filename() or name
-    assert said.get("expires_after[anchor]", b"created_at") == b"created_at"
-    return Upload(name, said["file"], int(said.get("expires_after[seconds]", b"0")))
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed in the middle is no fault of ours."""
-
-
-def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._serve()
-
-        def do_POST(self) -> None:
-            self._serve()
-
-        def do_DELETE(self) -> None:
-            self._serve()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-        def _serve(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            body = self._body()
-            answered = server.answer(self.command, self.path, headers, body)
-            if answered is None:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            reported = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
-            self.send_response(answered.status)
-            self.send_header("Content-Length", str(len(reported)))
-            self.end_headers()
-            self.wfile.write(reported)
-
-        def _body(self) -> bytes:
-            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-                return self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            parts: list[bytes] = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
-    return Handler
+    assert fields.get("expires_after[anchor]", b"created_at") == b"created_at"
+    return name, fields["file"], int(fields.get("expires_after[seconds]", b"0"))
 
 
 @dataclass
@@ -409,15 +332,10 @@ class ServedBatches:
 
 @contextmanager
 def serving(work_seconds: float = 0.2, list_lag_seconds: float = 0.0) -> Generator[ServedBatches]:
-    """Yield a provider in its own process; it is killed afterwards."""
-    options = [f"--work-seconds={work_seconds}", f"--list-lag-seconds={list_lag_seconds}"]
-    process = subprocess.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        try:
-            yield ServedBatches(process.stdout.readline().strip())
-        finally:
-            process.kill()
+    """Yield a provider in its own process."""
+    options = f"--work-seconds={work_seconds}", f"--list-lag-seconds={list_lag_seconds}"
+    with child(__file__, *options) as (_, base_url):
+        yield ServedBatches(base_url)
 
 
 def main() -> None:

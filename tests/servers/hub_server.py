@@ -9,13 +9,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import unquote
+
+from local_server import Answer, LocalServer
 
 LARGE_SUFFIXES = (".parquet", ".png", ".safetensors")
 _API = re.compile(r"/api/(?P<kind>dataset|model)s/(?P<name>[^/]+/[^/]+)(?P<rest>/.*)?")
@@ -40,64 +39,19 @@ class Asked(NamedTuple):
     body: bytes
 
 
-class Answer(NamedTuple):
-    status: int
-    body: Any = None
-    headers: Mapping[str, str] = {}
-
-
-class HubServer:
-    """Serves from threads of its own until the `with` block ends."""
+class HubServer(LocalServer):
+    """Serves until the `with` block ends."""
 
     def __init__(self, token: str = "") -> None:
+        super().__init__()
         self.token = token
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.asked: list[Asked] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                asked = Asked(self.command, self.path, self.headers.get("Authorization", ""), body)
-                hub.asked.append(asked)
-                answer = hub.answer(asked)
-                content = b"" if answer.body is None else json.dumps(answer.body).encode()
-                self.send_response(answer.status)
-                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = do_PUT = answer
-
-        return Handler
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        self.asked.append(Asked(method, target, headers.get("authorization", ""), body))
+        return self.answer(self.asked[-1])
 
     def answer(self, asked: Asked) -> Answer:
         path = asked.path.partition("?")[0]

@@ -13,11 +13,10 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-START_LIMIT_SECONDS = 30.0
 CONTEXT_TOKENS = 16384
 _ARCHITECTURE = "llama"
 _NAMES = {
@@ -93,7 +92,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _interleaved(name: str, weights: Any, config: dict[str, Any]) -> Any:
-    """Return the weights in the order of rotary pairs that GGUF has: each angle's two rows side by side."""
+    """Return the weights in the order of rotary pairs that GGUF has: each angle's two rows next to each other."""
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     key = next((heads[part] for part in heads if part in name), None)
     if key is None:
@@ -119,25 +118,15 @@ def _rope_factors(config: dict[str, Any]) -> Any:
 @contextmanager
 def serving(gguf: Path, name: str, log: Path) -> Generator[str]:
     """Yield the base URL of a server that lists its model under `name`."""
-    with log.open("wb") as reported:
-        child = subprocess.Popen(
-            [sys.executable, __file__, str(gguf), name], stdout=subprocess.PIPE, stderr=reported, text=True
-        )
+    command = [sys.executable, __file__, str(gguf), name]
+    with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+        assert child.stdout is not None
+        address = next((line.strip() for line in child.stdout if line.startswith("http://127.0.0.1:")), "")
         try:
-            yield f"{_address(child, log)}/v1"
+            assert address, f"the server ended:\n{log.read_text(errors='replace')}"
+            yield f"{address}/v1"
         finally:
             child.kill()
-            child.wait()
-            cast(Any, child.stdout).close()
-
-
-def _address(child: subprocess.Popen[str], log: Path) -> str:
-    deadline = time.monotonic() + START_LIMIT_SECONDS
-    for line in cast(Any, child.stdout):
-        if line.startswith("http://127.0.0.1:"):
-            return line.strip()
-        assert time.monotonic() < deadline
-    raise AssertionError(f"the server ended:\n{log.read_text(errors='replace')}")
 
 
 def _serve(gguf: str, name: str) -> None:

@@ -2,7 +2,7 @@
 
 One `asyncio.Protocol` and no library, for a client's speed is measured against it and it must be the faster
 of the two. It answers every `POST .../chat/completions` with a reply that fits the request's own schema and
-echoes its item id. `GET /bill` tells what was billed. In a test or a benchmark:
+echoes its item id. `GET /bill` returns what was billed. In a test or a benchmark:
 
     with serving(latency_seconds=0.1) as server: ... server.base_url ... server.bill()
 """
@@ -88,7 +88,7 @@ class Books:
         return True
 
     def limits(self) -> bytes:
-        """Return the headers that tell the limit of requests."""
+        """Return the headers that state the limit of requests."""
         if not self.requests_per_minute:
             return b""
         per_second = self.requests_per_minute / _MINUTE_SECONDS
@@ -221,8 +221,7 @@ def serving(
     reported = ",".join(f"{kind}={share}" for kind, share in (faults or {}).items())
     options = [f"--latency-seconds={latency_seconds}", f"--faults={reported}", f"--seed={seed}"]
     command = [sys.executable, __file__, *options, f"--requests-per-minute={requests_per_minute}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    with process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         try:
