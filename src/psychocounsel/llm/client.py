@@ -293,21 +293,20 @@ class OpenAIChatModel:
                 concerns_item=status == 413 or bool(codes & _TOO_LONG_CODES) or "context length" in message,
             )
         if connection.refusal is None:
-            what, remedy = key_refusal(error, self._endpoint.api_key_env) or self._model_refusal(status)
+            model, key = self._endpoint.model, self._endpoint.api_key_env
+            what, remedy = "the request is refused", "check endpoint.model and endpoint.base_url"
+            if status == 403:
+                what = f"the key may not use the model {model!r}"
+                remedy = f"use another model, or a key in {key} that may"
+            elif status == 404:
+                what = f"there is no model {model!r} here"
+                remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
+            what, remedy = key_refusal(error, key) or (what, remedy)
             connection.refusal = EndpointError(
                 f"{what} (HTTP {status}: {message})", where=self._base_url, remedy=remedy
             )
             connection.refused.set()
         raise connection.refusal
-
-    def _model_refusal(self, status: int) -> tuple[str, str]:
-        model, key = self._endpoint.model, self._endpoint.api_key_env
-        if status == 403:
-            return f"the key may not use the model {model!r}", f"use another model, or a key in {key} that may"
-        if status == 404:
-            remedy = "check endpoint.model, and that endpoint.base_url ends as the provider says (often /v1)"
-            return f"there is no model {model!r} here", remedy
-        return "the request is refused", "check endpoint.model and endpoint.base_url"
 
     async def check(self) -> None:
         """Return: nothing is known of the model before it is used."""
@@ -415,11 +414,8 @@ def read_completion(body: bytes) -> ChatReply:
     Raises:
         UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of choices.
     """
-    payload = _object(body)
-    choices = payload.get("choices")
-    if not isinstance(choices, list):
-        raise UnreadableBodyError("the body holds an error" if "error" in payload else "no choices")
-    choice = mapping_of(cast("list[Any]", choices)[0] if choices else None)
+    payload, choices = _list_in(body, "choices")
+    choice = mapping_of(choices[0] if choices else None)
     finish = text_of(choice.get("finish_reason"))
     if finish == "error":
         raise UnreadableBodyError("the server broke the reply off")
@@ -437,17 +433,8 @@ def read_completion(body: bytes) -> ChatReply:
         status, reason = ReplyStatus.VALID, ""
     else:
         status, reason = ReplyStatus.EMPTY, "the reply has no text"
-    usage = mapping_of(payload.get("usage"))
-    return ChatReply(
-        status=status,
-        text=text,
-        model=intern(text_of(payload.get("model"))),  # one string for all replies, not one for each
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        reason=reason,
-        cached_tokens=_count(mapping_of(usage.get("prompt_tokens_details")).get("cached_tokens")),
-        choices=kept_choices(mapping_of(choice.get("logprobs")).get("content"), text),
-    )
+    kept = kept_choices(mapping_of(choice.get("logprobs")).get("content"), text)
+    return _reply(status, text, reason, payload, "prompt_tokens", "completion_tokens", kept)
 
 
 def decision_body(model: str, request: ChatRequest) -> dict[str, Any]:
@@ -464,25 +451,32 @@ def read_decision(body: bytes) -> ChatReply:
     Raises:
         UnreadableBodyError: it is no JSON, an error in disguise, or holds no list of answers.
     """
-    payload = _object(body)
-    answers = payload.get("answers")
-    if not isinstance(answers, list):
-        raise UnreadableBodyError("the body holds an error" if "error" in payload else "no answers")
+    payload, answers = _list_in(body, "answers")
     status, reason = ReplyStatus.VALID, ""
     if not answers:
         status, reason = ReplyStatus.EMPTY, "the reply has no answers"
-    elif all(mapping_of(answer).get("type") == "refusal" for answer in cast("list[Any]", answers)):
+    elif all(mapping_of(answer).get("type") == "refusal" for answer in answers):
         status, reason = ReplyStatus.REFUSAL, "the model declined every question"
+    return _reply(status, json.dumps(answers, separators=(",", ":")), reason, payload, "input_tokens", "output_tokens")
+
+
+def _list_in(body: bytes, name: str) -> tuple[Mapping[str, Any], list[Any]]:
+    """Return a body and the list in it under a name."""
+    payload = _object(body)
+    listed = payload.get(name)
+    if not isinstance(listed, list):
+        raise UnreadableBodyError("the body holds an error" if "error" in payload else f"no {name}")
+    return payload, cast("list[Any]", listed)
+
+
+def _reply(
+    status: ReplyStatus, text: str, reason: str, payload: Mapping[str, Any], sent: str, received: str, choices: str = ""
+) -> ChatReply:
     usage = mapping_of(payload.get("usage"))
-    return ChatReply(
-        status=status,
-        text=json.dumps(answers, separators=(",", ":")),
-        model=text_of(payload.get("model")),
-        prompt_tokens=_count(usage.get("input_tokens")),
-        completion_tokens=_count(usage.get("output_tokens")),
-        reason=reason,
-        cached_tokens=_count(mapping_of(usage.get("input_tokens_details")).get("cached_tokens")),
-    )
+    cached = _count(mapping_of(usage.get(f"{sent}_details")).get("cached_tokens"))
+    model = intern(text_of(payload.get("model")))  # one string for all replies, not one for each
+    prompt, completion = _count(usage.get(sent)), _count(usage.get(received))
+    return ChatReply(status, text, model, prompt, completion, reason, cached, choices=choices)
 
 
 def read_listing(body: bytes) -> list[Mapping[str, Any]] | None:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache, lru_cache
@@ -78,10 +78,6 @@ def price_of(endpoint: EndpointConfig) -> Price | None:
     base_url = resolved_base_url(endpoint)
     if is_on_this_machine(base_url):
         return Price(Decimal(0), Decimal(0), Decimal(0), "a server on this machine")
-    return _from_table(endpoint.model, base_url)
-
-
-def _from_table(model: str, base_url: str) -> Price | None:
     from genai_prices import Usage, calc_price  # takes a quarter of a second to import
 
     # Some prices rise with the length of a call; ours are about this long.
@@ -90,7 +86,7 @@ def _from_table(model: str, base_url: str) -> Price | None:
         fresh, cached = (
             calc_price(
                 Usage(input_tokens=amount, cache_read_tokens=read, output_tokens=amount),
-                model_ref=model,
+                model_ref=endpoint.model,
                 provider_api_url=base_url,
             )
             for read in (0, amount)
@@ -134,8 +130,7 @@ def vocabulary_of(model: str) -> str | None:
     A provider's prefix (`openai/gpt-4o`) and a fine-tune's (`ft:gpt-4o:...`) do not matter.
     """
     name = model.removeprefix("ft:").rpartition("/")[2]
-    found = (vocabulary for vocabulary, heads in _VOCABULARIES if name.startswith(heads))
-    return next(found, None)
+    return next((vocabulary for vocabulary, heads in _VOCABULARIES if name.startswith(heads)), None)
 
 
 @lru_cache(maxsize=256)
@@ -196,9 +191,7 @@ class Spending:
     """What the replies to some requests cost: those kept by earlier runs, and those of this one.
 
     Attributes:
-        price: of the model; None if it is unknown.
-        kept: by model, what the journal held before this run.
-        new: by model, what this run added.
+        kept: by model, what the journal held before this run; `new`: what this run added.
         possibly_billed: lost responses of all runs; each is counted at its worst.
         possible_cost: what those may have cost, in US dollars.
         before: what the same step paid to the same endpoint for other requests, in US dollars.
@@ -229,9 +222,8 @@ class Spending:
 
     def _spent(self, reply: ChatReply) -> Spent:
         tokens = Tokens(reply.prompt_tokens, min(reply.cached_tokens, reply.prompt_tokens), reply.completion_tokens)
-        if self.price is None:
-            cost = Decimal(0)
-        else:
+        cost = Decimal(0)
+        if self.price is not None:
             cost = self.price.batch_cost(tokens) if reply.batched else self.price.cost(tokens)
         return Spent(1, tokens, int(reply.batched), cost)
 
@@ -242,25 +234,12 @@ class Spending:
     @property
     def total(self) -> Decimal:
         """US dollars of all runs, with what is possibly billed; 0 without a price."""
-        answered = sum((each.cost for each in (*self.kept.values(), *self.new.values())), Decimal(0))
+        answered = (self.cost(self.kept) or 0) + (self.cost(self.new) or 0)
         return self.before + answered + self.probes.cost + self.possible_cost
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form in `metrics.json`; of all runs together, so that a resumed run gives the same."""
-        together = dict(self.kept)
-        for model, spent in self.new.items():
-            together[model] = together.get(model, Spent()).plus(spent)
-        possibly_billed = {
-            "calls": self.possibly_billed,
-            "cost_usd": None if self.price is None else _rounded(self.possible_cost),
-        }
-        return {
-            "models": {model: together[model].as_dict() for model in sorted(together)},
-            "cost_usd": _rounded(self.cost(together)),
-            "price_from": "" if self.price is None else self.price.source,
-            **({"calls_without_usage": self.uncounted} if self.uncounted else {}),
-            **({"possibly_billed": possibly_billed} if self.possibly_billed else {}),
-        }
+        return spent_together([self])
 
     @property
     def standing(self) -> str:
@@ -294,30 +273,27 @@ class Spending:
 
 def spent_together(spendings: Sequence[Spending]) -> dict[str, Any]:
     """Return what several models spent, in the form of one; the cost is null if one price is unknown."""
-    each_spent = [each.as_dict() for each in spendings]
-    models: dict[str, dict[str, int]] = {}
-    for name, counts in (pair for each in each_spent for pair in each["models"].items()):
-        before = models.get(name, {})
-        models[name] = {key: before.get(key, 0) + count for key, count in counts.items()}
-    possibly_billed = [each["possibly_billed"] for each in each_spent if "possibly_billed" in each]
-    lost = {"calls": sum(each["calls"] for each in possibly_billed), "cost_usd": _sum_of_costs(possibly_billed)}
+    together: dict[str, Spent] = {}
+    for model, spent in (pair for each in spendings for book in (each.kept, each.new) for pair in book.items()):
+        together[model] = together.get(model, Spent()).plus(spent)
+    lost = [each for each in spendings if each.possibly_billed]
     uncounted = sum(each.uncounted for each in spendings)
+    possibly_billed = {
+        "calls": sum(each.possibly_billed for each in lost),
+        "cost_usd": _sum_of_costs(None if each.price is None else each.possible_cost for each in lost),
+    }
     return {
-        "models": {name: models[name] for name in sorted(models)},
-        "cost_usd": _sum_of_costs(each_spent),
-        "price_from": "; ".join(dict.fromkeys(each["price_from"] for each in each_spent if each["price_from"])),
+        "models": {model: together[model].as_dict() for model in sorted(together)},
+        "cost_usd": _sum_of_costs(cost for each in spendings for cost in (each.cost(each.kept), each.cost(each.new))),
+        "price_from": "; ".join(dict.fromkeys(each.price.source for each in spendings if each.price)),
         **({"calls_without_usage": uncounted} if uncounted else {}),
-        **({"possibly_billed": lost} if possibly_billed else {}),
+        **({"possibly_billed": possibly_billed} if lost else {}),
     }
 
 
-def _sum_of_costs(spent: Sequence[Mapping[str, Any]]) -> float | None:
-    costs = [each["cost_usd"] for each in spent]
-    return None if None in costs else round(sum(costs), 6)
-
-
-def _rounded(cost: Decimal | None) -> float | None:
-    return None if cost is None else float(round(cost, 6))
+def _sum_of_costs(costs: Iterable[Decimal | None]) -> float | None:
+    known = list(costs)
+    return None if None in known else float(round(sum(filter(None, known), Decimal(0)), 6))
 
 
 def _dollars(cost: Decimal | None) -> str:

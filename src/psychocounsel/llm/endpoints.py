@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,12 +13,7 @@ from psychocounsel.errors import ConfigError, EndpointError, InputError
 from psychocounsel.llm.cost import Spending
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.runner import run_in_loop
-from psychocounsel.llm.structured_output import (
-    Capabilities,
-    Endpoint,
-    OutputMode,
-    StructuredOutputModel,
-)
+from psychocounsel.llm.structured_output import Capabilities, Endpoint, OutputMode, StructuredOutputModel
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext, is_on_this_machine, resolved_base_url
 from psychocounsel.store.store import Store
 
@@ -100,19 +96,14 @@ async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date |
 
 
 def _shutdown_date(entry: Mapping[str, Any]) -> date | None:
-    ends = (_day(entry.get(key)) for key in _END_KEYS)
-    return next((end for end in ends if end is not None), None)
+    for key in _END_KEYS:
+        with suppress(LookupError, TypeError, ValueError):
+            return date.fromisoformat(entry[key][:10])
+    return None
 
 
 def _is_past(end: date) -> bool:
     return end <= datetime.now(UTC).date()
-
-
-def _day(value: object) -> date | None:
-    try:
-        return date.fromisoformat(value[:10]) if isinstance(value, str) else None
-    except ValueError:
-        return None
 
 
 def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
@@ -194,10 +185,9 @@ def existing_journal(store: Store) -> Journal:
     """
     path = store.root / JOURNAL_FILE
     if not path.is_file():
-        raise InputError(
-            "there is no journal of replies", where=str(path), remedy="give the store of a run that used an endpoint"
-        )
-    return Journal(path)
+        remedy = "give the store of a run that used an endpoint"
+        raise InputError("there is no journal of replies", where=str(path), remedy=remedy)
+    return open_journal(store)
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:

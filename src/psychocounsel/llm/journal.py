@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -197,7 +198,7 @@ class Journal:
                 path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )
         # A flipped byte must not end in a decoding error: the checksum finds it.
-        self._connection.text_factory = _lenient_text
+        self._connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
             self._prepare()
         except StoreError:
@@ -245,12 +246,9 @@ class Journal:
         self.record_many([Entry(digest, reply)])
 
     def record_many(self, entries: Iterable[Entry], keep_if: KeepIf | None = None) -> list[Entry]:
-        """Keep several replies in one commit, and return those that were kept.
+        """Keep several replies in one commit, those for which `keep_if` returns True; return those that were kept.
 
-        Args:
-            entries: the replies.
-            keep_if: called with the connection and each digest within that commit; where it returns False, the
-                reply is not kept.
+        `keep_if` is called within that commit, with the connection and each digest.
 
         Raises:
             ValueError: an `ERROR` reply is among them; it holds no response to keep.
@@ -285,11 +283,7 @@ class Journal:
             yield self._connection
 
     def accepted(self, reader: str) -> set[str]:
-        """Return the digests of all requests that have a reply which this reader accepted.
-
-        Args:
-            reader: names the rule by which replies are accepted; a different rule has a different name.
-        """
+        """Return the digests of all requests with a reply that was accepted by the rule which `reader` names."""
         with self._lock, self._explained():
             return {digest for (digest,) in self._connection.execute(_SELECT_ACCEPTED, (reader,))}
 
@@ -418,10 +412,6 @@ class Journal:
             what = f"the journal of replies cannot be used ({fault})"
             remedy = "check that its folder exists and is writable"
         return StoreError(what, where=str(self.path), remedy=remedy)
-
-
-def _lenient_text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
 
 
 _MOST_COUNTED = 2**63 - 1

@@ -80,11 +80,8 @@ def on_status(status: int, codes: Set[str]) -> OnStatus:
 class RetryPolicy:
     """How often and how long a request is tried again.
 
-    Args:
-        max_tries: requests sent at most, the first included.
-        first_wait_seconds: the wait after the first failed try; it doubles with every further one.
-        longest_wait_seconds: the longest such wait.
-        deadline_factor: all tries and waits together take at most this multiple of one try's time limit.
+    `max_tries` includes the first; the wait after it doubles with every further one. All tries and waits together
+    take at most `deadline_factor` times the time limit of one try.
     """
 
     max_tries: int = 5
@@ -110,12 +107,10 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
 
     `headers` has lower-case names. `retry-after-ms` wins over `retry-after`, which holds seconds or a date.
     """
-    milliseconds = _number(headers.get("retry-after-ms", ""))
-    if milliseconds is not None:
+    if (milliseconds := _number(headers.get("retry-after-ms", ""))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after", "")
-    seconds = _number(value)
-    if seconds is not None:
+    if (seconds := _number(value)) is not None:
         return seconds
     try:
         moment = parsedate_to_datetime(value)
@@ -140,12 +135,8 @@ class RateLimiter:
     which is the number of requests in flight, starts small and grows with every reply, fourfold by the round,
     and from the first reply on by the clock. When the server asks for less the window halves, and then grows
     by a few with every round. It also shrinks when this process falls behind: a reply that waits unread is
-    paid for but not yet safe.
-
-    Args:
-        concurrency: requests in flight at most.
-        requests_per_minute: our own limit; None leaves it to the server's headers.
-        tokens_per_minute: likewise, prompt and reply together.
+    paid for but not yet safe. A limit per minute of None is left to the server's headers; tokens are those of
+    prompt and reply together.
     """
 
     def __init__(

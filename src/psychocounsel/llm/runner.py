@@ -30,12 +30,9 @@ from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable,
 from psychocounsel.types import ReplyStatus
 
 _RETRY_LOCK_SECONDS = 0.1
-
+_SWITCH_SECONDS = 0.001
 # Hex digits of a digest that number its byte in the lock file: 60 bits, which every file system takes.
 _LOCK_DIGITS = 15
-
-_SWITCH_SECONDS = 0.001
-
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
 _Waiting: TypeAlias = tuple[_Row, asyncio.Future[None]]
@@ -49,7 +46,6 @@ def accept_valid(index: int, reply: ChatReply) -> bool:
 
 def ignore_progress(items: int) -> None:
     """Show no progress."""
-    del items
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,6 @@ class RunPolicy:
     Args:
         accept: whether a reply to the request at an index ends the item.
         max_attempts: requests per item in this run, on top of those of earlier runs.
-        concurrency: requests in flight at most.
         cancel: once cancelled, nothing new is sent.
         progress: called with the number of items just finished, those from the journal included.
         reader: names the rule behind `accept`, under which the journal notes what was accepted; if empty, it
@@ -164,11 +159,7 @@ class JournalWriter:
     async def record(self, row: Entry | str) -> None:
         """Return when a reply, or the digest of a request whose response was lost, is on disk.
 
-        It gets there even if the calling task is cancelled.
-
-        Raises:
-            StoreError: the journal cannot be written.
-            IncompleteError: the disk is full.
+        It gets there even if the calling task is cancelled. Errors are those of the journal.
         """
         loop = asyncio.get_running_loop()
         on_disk = loop.create_future()
@@ -195,8 +186,8 @@ class JournalWriter:
             if not waiting:
                 return
             replies = [(row, on_disk) for row, on_disk in waiting if isinstance(row, Entry)]
-            self._commit(loop, self._journal.record_many, replies)
             lost = [(row, on_disk) for row, on_disk in waiting if isinstance(row, str)]
+            self._commit(loop, self._journal.record_many, replies)
             self._commit(loop, self._journal.record_lost_responses, lost)
 
     def _commit(
@@ -252,10 +243,9 @@ class RequestLocks:
         """Return how many replies to a request the journal holds at this moment, damaged ones included."""
         try:
             query = "SELECT COUNT(*) FROM replies WHERE digest = ?"
-            (count,) = self._database.execute(query, (digest,)).fetchone()
+            return int(self._database.execute(query, (digest,)).fetchone()[0])
         except sqlite3.Error:
             return 0  # the next read or write reports what is wrong
-        return int(count)
 
     def close(self) -> None:
         """Release all locks."""

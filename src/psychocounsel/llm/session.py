@@ -97,13 +97,8 @@ class EndpointClient:
     def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
         """Complete the requests; errors are also those of `run_in_batches`."""
         endpoint, session = self._endpoint, self._session
-        policy = replace(
-            policy,
-            max_attempts=endpoint.max_attempts,
-            concurrency=endpoint.concurrency,
-            cancel=session.cancel,
-            budget=self._budget,
-        )
+        policy = replace(policy, max_attempts=endpoint.max_attempts, concurrency=endpoint.concurrency)
+        policy = replace(policy, cancel=session.cancel, budget=self._budget)
         if self._batch is None or not self._batch.enabled:
             return run_live(self._model, requests, session.journal, policy)
         from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import

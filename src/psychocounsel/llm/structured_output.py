@@ -9,6 +9,7 @@ its own accord, find out what the server enforces. The result is kept in a file 
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -34,10 +35,9 @@ MOST_ALTERNATIVES = 20
 _LEAST_LOGPROB = -50.0
 _DECIMALS = 6
 _SCHEMA_IN_WORDS = "The whole reply is one JSON object that fits this JSON schema, and nothing else:"
-_FRUIT: JSON = {"type": "string", "enum": ["quince", "medlar"]}
 _PROBE_SCHEMA: dict[str, JSON] = {
     "type": "object",
-    "properties": {"fruit": _FRUIT},
+    "properties": {"fruit": {"type": "string", "enum": ["quince", "medlar"]}},
     "required": ["fruit"],
     "additionalProperties": False,
 }
@@ -58,7 +58,6 @@ class Endpoint(ChatModel, Protocol):
 
     async def aclose(self) -> None:
         """Close the connections of the current event loop."""
-        ...
 
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what the endpoint lists; None if there is no such list."""
@@ -66,7 +65,6 @@ class Endpoint(ChatModel, Protocol):
 
     async def check(self) -> None:
         """Raise what is wrong with the model, as far as that is known before the first request."""
-        ...
 
     def body(self, request: ChatRequest) -> bytes:
         """Return what is sent for a request, live or in a batch."""
@@ -108,12 +106,7 @@ def in_mode(request: ChatRequest, mode: OutputMode) -> ChatRequest:
         messages = (Message("system", f"{first.content}\n\n{instruction}"), *others)
     else:
         messages = (Message("system", instruction), *request.messages)
-    return replace(
-        request,
-        messages=messages,
-        response_schema=None,
-        json_mode=mode is OutputMode.JSON_OBJECT,
-    )
+    return replace(request, messages=messages, response_schema=None, json_mode=mode is OutputMode.JSON_OBJECT)
 
 
 class StructuredOutputModel:
@@ -183,8 +176,14 @@ class StructuredOutputModel:
         # Whatever is wrong with the endpoint or the run, the next request meets it too.
         with contextlib.suppress(PsychoCounselError):
             async with self._probing:
-                if self._known is None and (found := await self._probe(request, context)) is not None:
-                    self._learn(found)
+                if self._known is not None:
+                    return
+                probe = replace(request, messages=_PROBE, response_schema=_PROBE_SCHEMA, schema_name="probe")
+                reply = await self._send_probe(probe, context)
+                if reply.answered and fits(reply.text, _PROBE_SCHEMA):
+                    self._learn(OutputMode.JSON_SCHEMA)
+                elif reply.answered:
+                    self._learn(await self._mode_without_schema(request, context))
 
     async def _finish_learning(self) -> None:
         if self._learning is not None and not self._learning.done():
@@ -195,29 +194,19 @@ class StructuredOutputModel:
         async with self._probing:
             found = self._known
             if found in (None, OutputMode.JSON_SCHEMA):
-                found = OutputMode.JSON_OBJECT if await self._has_json_mode(request, context) else OutputMode.TEXT
+                found = await self._mode_without_schema(request, context)
         reply = await self._endpoint.generate(in_mode(request, found), context)
         if self._known is None and reply.answered:
             self._learn(found)
         return reply
 
-    async def _probe(self, request: ChatRequest, context: RequestContext) -> OutputMode | None:
-        """Return the mode that the server enforces; None if it did not answer."""
-        probe = replace(request, messages=_PROBE, response_schema=_PROBE_SCHEMA, schema_name="probe")
-        reply = await self._send_probe(probe, context)
-        if not reply.answered:
-            return None
-        if fits(reply.text, _PROBE_SCHEMA):
-            return OutputMode.JSON_SCHEMA
-        return OutputMode.JSON_OBJECT if await self._has_json_mode(request, context) else OutputMode.TEXT
-
-    async def _has_json_mode(self, request: ChatRequest, context: RequestContext) -> bool:
+    async def _mode_without_schema(self, request: ChatRequest, context: RequestContext) -> OutputMode:
         probe = replace(request, messages=_PROBE, response_schema=None, json_mode=True)
         try:
             reply = await self._send_probe(probe, context)
         except RefusedRequestError:
-            return False
-        return isinstance(_loaded(reply.text), dict)
+            return OutputMode.TEXT
+        return OutputMode.JSON_OBJECT if isinstance(_loaded(reply.text), dict) else OutputMode.TEXT
 
     async def _send_probe(self, probe: ChatRequest, context: RequestContext) -> ChatReply:
         reply = await self._endpoint.generate(probe, context)
@@ -342,10 +331,8 @@ def _token_bytes(entry: Mapping[str, Any]) -> bytes:
 
 def _begins_number(token: str, before: str) -> bool:
     """Whether a token writes the first digit of a JSON value."""
-    if not _has_digit(token):
-        return False
-    head = token[: next(at for at, sign in enumerate(token) if sign.isdigit())]
-    return (before + head).rstrip(" \t\r\n-").endswith(":")
+    digit = re.search("[0-9]", token)
+    return digit is not None and (before + token[: digit.start()]).rstrip(" \t\r\n-").endswith(":")
 
 
 def _has_digit(token: object) -> bool:

@@ -43,9 +43,7 @@ class ChatRequest:
     """Everything that shapes a reply, except the model.
 
     Args:
-        messages: at least one.
-        temperature: None is not sent.
-        top_p: None is not sent.
+        temperature: None is not sent; nor is a `top_p` of None.
         response_schema: a JSON schema that the reply must fit. Models write keys in the schema's order. Do not
             change it afterwards: its JSON is cached.
         sample_index: distinguishes repeated samples of one prompt.
@@ -128,10 +126,9 @@ class ChatReply:
         text: also of a refused, filtered or cut reply, as far as it came.
         model: the name that the reply itself gives.
         prompt_tokens: as the server reports them; 0 if it does not. `completion_tokens` likewise.
-        reason: why the status is not VALID.
         cached_tokens: those of the prompt that the provider read from its prefix cache.
         batched: whether it is paid at the price of a batch.
-        choices: alternatives of the numbers in the text (`replies.kept_choices`); empty without logprobs.
+        choices: alternatives of the numbers in the text (`structured_output.kept_choices`); empty without logprobs.
     """
 
     status: ReplyStatus
@@ -212,7 +209,6 @@ class Closable(Protocol):
 
     async def aclose(self) -> None:
         """Close what is open; the next `generate` opens it again, in its own event loop."""
-        ...
 
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -250,10 +246,8 @@ def endpoint_fingerprint(endpoint: EndpointConfig) -> dict[str, str]:
 def is_on_this_machine(base_url: str) -> bool:
     """Whether an address is on this machine, without a DNS lookup."""
     host = urlsplit(base_url).hostname or ""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -135,16 +135,12 @@ class OpenAIBatches:
             EndpointError: the provider refuses it.
             ProviderAwayError: it was not created, for the provider asks for a longer wait than ours.
         """
-        order = {
-            "input_file_id": file_id,
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-            "metadata": dict(metadata),
-        }
+        order = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
         async def send() -> str:
             expiry = {"output_expires_after": _expiry(_OUTPUT_KEPT_SECONDS)} if self._has_expiry else {}
-            created = await self._client.post("/batches", body={**order, **expiry}, cast_to=httpx2.Response)
+            body = {**order, "metadata": dict(metadata), **expiry}
+            created = await self._client.post("/batches", body=body, cast_to=httpx2.Response)
             if not (batch_id := _batch(_loaded(created.content)).id):
                 raise LostAnswerError
             return batch_id
@@ -163,20 +159,13 @@ class OpenAIBatches:
 
     async def cancel(self, batch_id: str) -> None:
         """Cancel a batch."""
-
-        async def send() -> None:
-            await self._client.batches.cancel(batch_id)
-
-        await self._retried(send)
+        await self._retried(lambda: self._client.batches.cancel(batch_id))
 
     async def output(self, file_id: str) -> Iterator[Outcome | None]:
         """Return what `read_output` reads in a file; raise UnknownBatchError if the provider does not have it."""
-
-        async def send() -> bytes:
-            return (await self._client.files.content(file_id)).content
-
-        content = await self._retried(send, self._limits.transfer_timeout_seconds)
-        return read_output(content, self._endpoint.model)
+        limit_seconds = self._limits.transfer_timeout_seconds
+        response = await self._retried(lambda: self._client.files.content(file_id), limit_seconds)
+        return read_output(response.content, self._endpoint.model)
 
     async def _page(self, path: str) -> Mapping[str, Any]:
         """Return a page of a list. The typed list calls would read a login page as an empty list."""
@@ -186,10 +175,7 @@ class OpenAIBatches:
         return page
 
     async def _get(self, path: str) -> bytes:
-        async def send() -> bytes:
-            return (await self._client.get(path, cast_to=httpx2.Response)).content
-
-        return await self._retried(send)
+        return (await self._retried(lambda: self._client.get(path, cast_to=httpx2.Response))).content
 
     async def _with_expiry(self, send: Callable[[], Awaitable[_Got]]) -> _Got:
         """Send with a time after which files expire, or without if the provider does not know that."""
@@ -280,11 +266,7 @@ def batch_transport(
 ) -> BatchTransport:
     """Return the transport in batches for a model; it sends what the model itself would."""
     return BatchTransport(
-        connect=lambda: OpenAIBatches(endpoint, limits, offline),
-        body=model.body,
-        check=model.check,
-        is_known=lambda: model.is_known,
-        limits=limits,
+        lambda: OpenAIBatches(endpoint, limits, offline), model.body, model.check, lambda: model.is_known, limits
     )
 
 
@@ -346,23 +328,14 @@ def _read_line(line: bytes, model: str) -> Outcome | None:
         except UnreadableBodyError as fault:
             return Outcome(digest, None, f"unreadable answer: {fault}")
     error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(result.get("error"))
-    return _unanswered(digest, status if isinstance(status, int) else 0, error, model)
-
-
-def _unanswered(digest: str, status: int, error: Mapping[str, Any], model: str) -> Outcome:
     codes = {str(error.get("code")), str(error.get("type"))}
     if status == 400 and codes & CONTENT_FILTER_CODES:
         reason = "the provider filtered the prompt"
         return Outcome(digest, ChatReply(ReplyStatus.CONTENT_FILTER, "", model, 0, 0, reason, 0, True))
     message = " ".join(str(error.get("message") or error.get("code") or "no reason given").split())
     message = message[:LONGEST_QUOTE_CHARS]
-    if not status:
+    if not isinstance(status, int) or not status:
         return Outcome(digest, None, message)
     action = on_status(status, codes)
-    return Outcome(
-        digest,
-        None,
-        f"HTTP {status}: {message}",
-        is_refused=action is OnStatus.REFUSE_REQUEST,
-        refuses_all=action is OnStatus.REFUSE_ALL,
-    )
+    is_refused, refuses_all = action is OnStatus.REFUSE_REQUEST, action is OnStatus.REFUSE_ALL
+    return Outcome(digest, None, f"HTTP {status}: {message}", is_refused, refuses_all)

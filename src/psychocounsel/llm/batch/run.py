@@ -466,14 +466,12 @@ class _BatchRun:
         if not self._policy.cancel.is_cancelled():
             return
         message = f"stopped with {self._items.done} of {self._items.total} items done"
-        if not self._running:
-            raise Preempted(
-                message, remedy="run the same command again to resume; replies are kept and not paid for twice"
-            )
-        waiting = sum(len(each.digests) for each in self._running.values())
-        raise Preempted(
-            f"{message}; {len(self._running)} batches with {waiting} of them continue at the provider", remedy=_RESUME
-        )
+        remedy = "run the same command again to resume; replies are kept and not paid for twice"
+        if self._running:
+            waiting = sum(len(each.digests) for each in self._running.values())
+            message += f"; {len(self._running)} batches with {waiting} of them continue at the provider"
+            remedy = _RESUME
+        raise Preempted(message, remedy=remedy)
 
     def _report(self) -> None:
         now, batches = time.monotonic(), len(self._running)

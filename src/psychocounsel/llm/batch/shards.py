@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -124,13 +124,10 @@ class BatchLedger:
     def submitting(self) -> Generator[bool]:
         """Yield whether this run may submit, one run at a time; the lock ends with the process."""
         lock = FileLock(self._journal.path.with_name("batches.lock"), timeout=0, mode=0o600)
-        try:
+        with suppress(Timeout):
             lock.acquire()
-        except Timeout:
-            yield False
-            return
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
 
@@ -232,14 +229,12 @@ class Batch:
     """A batch as the provider describes it.
 
     Args:
-        id: its name at the provider.
         status: `in_progress`, `completed`, `failed`, `expired`, `cancelling`, `cancelled`, ...
         created_at: in Unix seconds; 0 if the provider does not say.
         answered: requests that are done, failed ones included.
         input_file: id of the file of requests; empty if unknown.
         files: ids of the output and error files, as far as they exist.
-        metadata: what its shard gave it.
-        codes: error codes, if it failed; `faults` are the messages.
+        codes: of errors, if it failed; `faults` are the messages.
     """
 
     id: str
