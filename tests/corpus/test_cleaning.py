@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -76,6 +75,8 @@ def test_what_is_right_stays(text: str) -> None:
 
 
 @given(unspaced)
+@example("a.A" * 30_000 + "http://" * 20_000)
+@example("a@" * 30_000 + "x.org " * 10_000 + "a. b. " * 20_000)
 def test_only_spaces_are_put_in_and_sentences_join_to_the_text(text: str) -> None:
     assert with_sentence_spacing(text).replace(" ", "") == text.replace(" ", "")
     assert "".join(sentences(text)) == text
@@ -111,14 +112,6 @@ def test_sentences_end_where_a_reader_ends_them(text: str, expected: list[str]) 
 )
 def test_addresses_are_found_from_end_to_end(text: str, addresses: list[str]) -> None:
     assert [text[each.start : each.end] for each in web_addresses(text)] == addresses
-
-
-@pytest.mark.parametrize(
-    "text", ["a.A" * 30_000, "http://" * 20_000, "a@" * 30_000, "x.org " * 10_000, "a. b. " * 20_000]
-)
-def test_a_hostile_text_does_not_hang(text: str) -> None:
-    assert len(with_sentence_spacing(text)) >= len(text)
-    assert "".join(sentences(text)) == text
 
 
 AUTHORS = ["https://x.org/therapists/jane-roe-lcsw", "Robin Landwehr, LPC", "gpt-4o"]
@@ -328,16 +321,6 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker = next(int(line) for line in parent.stdout if line.strip().isdigit())
+        assert len({Path(f"/proc/{pid}/fd/1").readlink() for pid in (worker, parent.pid)}) == 1
         parent.send_signal(signal.SIGKILL)
-    for _ in range(500):
-        if not _is_running(worker):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the worker outlived its parent")
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        parent.communicate(timeout=10)  # the pipe ends with the worker, which shares it

@@ -53,9 +53,6 @@ def same_cluster(left: str, right: str, similarity: float = SIMILARITY) -> bool:
     return len(set(found_clusters([left, right], similarity))) == 1
 
 
-# --- Near copies --------------------
-
-
 def sentences(text: str) -> list[str]:
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
 
@@ -121,21 +118,14 @@ def test_unrelated_speeches_are_not_joined() -> None:
     assert len(set(found_clusters(texts))) == len(texts) == 1000
 
 
-# --- What a near-duplicate is --------------------
-
-
 @pytest.mark.parametrize(
     "variant",
     [
-        TIRED.upper(),
-        TIRED.replace(",", " -").replace(".", "!"),
-        TIRED + " Is that normal?",
-        "Hello. " + TIRED,
-        TIRED.replace("sister", "brother"),
-        TIRED.replace(" ", "\n"),
+        TIRED.upper(), TIRED.replace(",", " -").replace(".", "!"), TIRED + " Is that normal?", "Hello. " + TIRED,
+        TIRED.replace("sister", "brother"), TIRED.replace(" ", "\n"),
         TIRED.replace("I have", "I\u2019ve").replace("tired", "ti\u00adred"),
     ],
-)
+)  # fmt: skip
 def test_near_duplicates_share_a_cluster(variant: str) -> None:
     assert variant != TIRED
     assert same_cluster(TIRED, variant)
@@ -169,9 +159,6 @@ def test_a_similarity_at_which_too_many_pairs_would_be_missed_is_refused() -> No
     with pytest.raises(ValidationError, match="near_duplicate_similarity"):
         SplitConfig(near_duplicate_similarity=0.45)
     assert found_clusters([]) == []
-
-
-# --- Properties --------------------
 
 
 @given(st.text(st.characters(max_codepoint=127)))
@@ -224,9 +211,6 @@ def test_a_cluster_is_named_by_its_smallest_speech_in_any_order(
     order = list(range(len(texts)))
     shuffle.shuffle(order)
     assert found_clusters([texts[at] for at in order], similarity) == [found[at] for at in order]
-
-
-# --- At scale --------------------
 
 
 class CountedTexts(list[str]):

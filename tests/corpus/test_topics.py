@@ -278,12 +278,13 @@ def test_one_speech_per_request_and_results_in_order(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", ["{}", "```json\n{}\n```", "```\n{}\n```", "Here it is:\n\n```JSON\n{}\n```\nDone.", "  {}\n"]
+    "wrap", ["%s", "```json\n%s\n```", "```\n%s\n```", "Here it is:\n\n```JSON\n%s\n```\nDone.", "  %s\n"]
 )
 def test_a_topic_is_read_bare_fenced_and_alone_among_words(journal: Journal, wrap: str) -> None:
-    assigner, _ = assigner_with(
-        journal, lambda request: valid(wrap.replace("{}", json.dumps(answer(request, reason="a } {\\ b"), indent=1)))
-    )
+    def script(request: ChatRequest) -> ChatReply:
+        return valid(wrap % json.dumps(answer(request, reason="a } {\\ b"), indent=1))
+
+    assigner, _ = assigner_with(journal, script)
     assert assigner.assign(SPEECHES[:1], ignore) == [Topic("body", "sleep")]
 
 
