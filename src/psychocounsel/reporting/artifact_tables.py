@@ -31,11 +31,7 @@ def row_count(artifact: Artifact) -> int:
 
 
 def tables(artifact: Artifact) -> list[Table]:
-    """Return every table of an artifact, the most important first.
-
-    Raises:
-        ValueError: its metrics cannot be read.
-    """
+    """Return every table of an artifact, the most important first; raises ValueError for metrics it cannot read."""
     metrics = metrics_of(artifact)
     found = [*_tables_of(metrics, artifact), *_spend_tables(getattr(metrics, "spend", None))]
     return [replace(table, sources=(artifact,)) for table in found if table.rows]
@@ -74,14 +70,22 @@ def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
             title = f"Preference pairs. Answers left out: {reasons(metrics.left_out)}."
             return [_funnel_table(title, rows)]
         case m.BaseModelMetrics():
-            return [_sft_table(metrics)]
+            sft, title = metrics.sft, "Supervised fine-tuning; mean loss of the first and the last epoch."
+            loss = f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}"
+            row = ("fine-tuning", f"{sft.parameters:,}", str(metrics.training_speeches), str(sft.steps), loss)
+            header = ("", "parameters", "speeches", "steps", "loss, nats per token")
+            return [Table("sft", title, header, "lrrrr", (row,))]
         case m.RewardModelMetrics():
             return [_reward_table(metrics), length_table({"pairs read": metrics.training})]
         case m.ScoreMetrics():
             row = ("rewards", str(metrics.scored), f"{metrics.reward.mean:+.3f}", f"{metrics.reward.std:.3f}")
             return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "deviation"), "lrrr", (row,))]
         case m.PolicyMetrics():
-            return [*_round_tables(metrics), _step_table(metrics), length_table({"pairs read": metrics.training})]
+            training = metrics.training
+            row = ("training", str(training.steps), f"{training.seconds:.0f}", _losses(training))
+            title = "Training of the last round." if metrics.rounds else "Training."
+            steps = Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
+            return [*_round_tables(metrics), steps, length_table({"pairs read": training})]
         case m.ComparisonMetrics():
             return _comparison_tables(metrics, artifact)
         case m.ReportMetrics():
@@ -89,11 +93,7 @@ def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
 
 
 def key_metric(artifact: Artifact) -> str:
-    """Return the number by which one looks at an artifact first, with its name.
-
-    Raises:
-        ValueError: its metrics cannot be read.
-    """
+    """Return the number by which one looks at an artifact first; raises ValueError for metrics it cannot read."""
     match metrics_of(artifact):
         case m.SpeechMetrics(funnel=funnel) | m.ReadyCandidateMetrics(funnel=funnel):
             return f"{funnel.kept} of {funnel.rows_in} rows kept"
@@ -131,8 +131,7 @@ def key_metric(artifact: Artifact) -> str:
 def warnings_of(artifact: Artifact) -> list[str]:
     """Return what a reader must know before the numbers: judges that may favour a side, or obey texts.
 
-    Raises:
-        ValueError: its metrics cannot be read.
+    Raises ValueError for metrics that it cannot read.
     """
     match metrics_of(artifact):
         case m.ComparisonMetrics(judges=judges):
@@ -418,32 +417,20 @@ def _preference_tables(metrics: m.PreferenceMetrics) -> list[Table]:
         for split in by_split(metrics.words)
         if (by := metrics.words[split])
     ]
-    title = "Mean length in words of the two sides of a pair."
-    return [
-        _funnel_table("Preference pairs.", pairing, "pairing"),
-        _flaw_table(metrics),
-        Table("words", title, ("split", "chosen", "rejected", "difference"), "lrrr", tuple(words)),
-    ]
-
-
-def _flaw_table(metrics: m.PreferenceMetrics) -> Table:
     splits = by_split(metrics.flaws)
 
     def cell(value: float | None) -> str:
         return "not counted" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
     columns = [metrics.flaws[split].model_dump() for split in splits]
-    rows = [(name.replace("_", " "), *(cell(by[name]) for by in columns)) for name in (columns[0] if columns else ())]
-    title = "Flaws of the rows as they were released, before any was dropped; a row may have several."
-    return Table("flaws", title, ("of the rows", *splits), "l" + "r" * len(splits), tuple(rows))
-
-
-def _sft_table(metrics: m.BaseModelMetrics) -> Table:
-    sft = metrics.sft
-    loss = f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}"
-    row = ("fine-tuning", f"{sft.parameters:,}", str(metrics.training_speeches), str(sft.steps), loss)
-    header = ("", "parameters", "speeches", "steps", "loss, nats per token")
-    return Table("sft", "Supervised fine-tuning; mean loss of the first and the last epoch.", header, "lrrrr", (row,))
+    flaws = [(name.replace("_", " "), *(cell(by[name]) for by in columns)) for name in (columns[0] if columns else ())]
+    released = "Flaws of the rows as they were released, before any was dropped; a row may have several."
+    title = "Mean length in words of the two sides of a pair."
+    return [
+        _funnel_table("Preference pairs.", pairing, "pairing"),
+        Table("flaws", released, ("of the rows", *splits), "l" + "r" * len(splits), tuple(flaws)),
+        Table("words", title, ("split", "chosen", "rejected", "difference"), "lrrr", tuple(words)),
+    ]
 
 
 def _reward_table(model: m.RewardModelMetrics) -> Table:
@@ -482,13 +469,6 @@ def length_table(trainings: Mapping[str, m.Training]) -> Table:
 def _losses(training: m.Training) -> str:
     logged = [row["loss"] for row in training.history if "loss" in row]
     return f"{logged[0]:.3f} -> {logged[-1]:.3f}" if logged else NONE
-
-
-def _step_table(metrics: m.PolicyMetrics) -> Table:
-    training = metrics.training
-    row = ("training", str(training.steps), f"{training.seconds:.0f}", _losses(training))
-    title = "Training of the last round." if metrics.rounds else "Training."
-    return Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
 
 
 def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
@@ -541,6 +521,11 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
         f"{judges.evaluation}; of the labels: {', '.join(judges.labels) or 'none in the lineage'}. Intervals: "
         f"{confidence(artifact)}, by bootstrap over speeches.{remark}"
     )
+    replies = metrics.votes
+    by_judge = tuple((judge, reasons(status)) for judge, status in replies.status.items()) if replies else ()
+    votes = ""
+    if replies:
+        votes = f"Votes: {replies.asked}; unanimous in {replies.unanimous} of {replies.comparisons} valid comparisons."
     unanswered = tuple((side, reasons(by)) for side, by in metrics.missing_answers.items() if by)
     why = "Speeches without an answer to compare. They are missing, and a win for neither side."
     sides = {"policy": metrics.policy_text_quality, "reference": metrics.reference_text_quality}
@@ -551,19 +536,13 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
         _slice_table("criteria", "Win rate by principle.", metrics.win_rate_by_criterion),
         _slice_table("topics", "Win rate by topic.", {"speeches about crisis": metrics.crisis, **metrics.by_topic}),
         _text_quality_table("Text quality of the answers: share of answers with its interval.", sides),
-        *([_vote_table(metrics.votes)] if metrics.votes else []),
+        Table("votes", votes, ("judge", "votes, by status"), "ll", by_judge, is_detail=True),
     ]
 
 
 def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Table:
     rows = tuple(_rate_row(name or "(no topic)", rate) for name, rate in rates.items())
     return Table(key, title, _RATE_HEADER, "lrll", rows, is_detail=True)
-
-
-def _vote_table(votes: m.Replies) -> Table:
-    title = f"Votes: {votes.asked}; unanimous in {votes.unanimous} of {votes.comparisons} valid comparisons."
-    rows = tuple((judge, reasons(status)) for judge, status in votes.status.items())
-    return Table("votes", title, ("judge", "votes, by status"), "ll", rows, is_detail=True)
 
 
 def confidence(artifact: Artifact) -> str:

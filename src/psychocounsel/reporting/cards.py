@@ -75,13 +75,11 @@ def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
         keep_trailing_newline=True,
     )
     filters = cast(dict[str, Any], environment.filters)
-    filters.update(cell=escaped, markdown=as_markdown, origin=_origin)
+    filters.update(
+        cell=escaped, markdown=as_markdown, origin=lambda found: ", ".join(f"{a.kind} `{a.ref}`" for a in found)
+    )
     head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
     return re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(front_matter=head, **values))
-
-
-def _origin(artifacts: Iterable[Artifact]) -> str:
-    return ", ".join(f"{each.kind} `{each.ref}`" for each in artifacts)
 
 
 class AuthorScores(NamedTuple):
@@ -157,10 +155,8 @@ def write_dataset_card(
 ) -> None:
     """Write the card of a preference dataset, whose tables and metrics are written, and its figures.
 
-    `principles` are the ids of the rated principles where there is no rubric.
-
-    Raises:
-        StoreError: an ancestor is missing, or one of its tables is damaged.
+    `principles` are the ids of the rated principles where there is no rubric. Raises StoreError if an ancestor is
+    missing or damaged.
     """
     facts = gather_dataset_facts(store, writer, pairs, rubric, principles)
     figures = dataset_figures(facts)
@@ -184,6 +180,12 @@ def gather_dataset_facts(
     lineage = list(nearest.values())
     judgements = next((each for each in lineage if each.kind == "judgements"), None)
     rated = [] if judgements is None else read_judgements(judgements)
+    authors = {
+        candidate.id: PEOPLE if _PERSON.fullmatch(candidate.author) else candidate.author
+        for parent in (judgements.parents if judgements and rubric else ())
+        if parent.kind == "candidates"
+        for candidate in read_candidates(store.open(parent))
+    }
     settings = flatten([writer.spec.settings, *(each.manifest["settings"] for each in lineage)])
     return DatasetFacts(
         name=writer.spec.name,
@@ -194,26 +196,16 @@ def gather_dataset_facts(
         rubric=rubric,
         artifacts=(draft(writer), *lineage),
         judges=Counter(each.judge for each in rated),
-        scores_by_author=() if rubric is None else scores_by_author(_authors(store, judgements), rated, rubric),
+        scores_by_author=() if rubric is None else scores_by_author(authors, rated, rubric),
         lengths={
             split: {
-                "chosen": Counter(word_count(pair.chosen.candidate.text) for pair in each),
-                "rejected": Counter(word_count(pair.rejected.candidate.text) for pair in each),
+                side: Counter(word_count(getattr(pair, side).candidate.text) for pair in each)
+                for side in ("chosen", "rejected")
             }
             for split, each in pairs.items()
             if each
         },
     )
-
-
-def _authors(store: Store, judgements: Artifact | None) -> dict[str, str]:
-    """Return the author of each judged response, by its id."""
-    return {
-        candidate.id: PEOPLE if _PERSON.fullmatch(candidate.author) else candidate.author
-        for parent in (() if judgements is None else judgements.parents)
-        if parent.kind == "candidates"
-        for candidate in read_candidates(store.open(parent))
-    }
 
 
 def scores_by_author(
@@ -250,6 +242,12 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
     principles = tuple((each.id, each.name) for each in facts.rubric.principles) if facts.rubric else ()
     shown = [(artifact.kind, table) for artifact in facts.artifacts for table in tables(artifact)]
 
+    judgements = facts.first("judgements")
+    from_judgements = (judgements,) if judgements else ()
+    judges = tuple((name, str(count)) for name, count in most_first(facts.judges).items())
+    from_responses = tuple(each for each in facts.artifacts if each.kind in ("judgements", "candidates"))
+    authors = tuple((each.author, str(sum(each.counts)), f"{each.mean:.2f}") for each in facts.scores_by_author)
+
     def find(kind: str, *keys: str) -> list[Table]:
         return [table for of, table in shown if of == kind and table.key in keys]
 
@@ -262,13 +260,13 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
         find=find,
         speeches=speeches,
         corpus=corpus,
-        judgements=facts.first("judgements"),
+        judgements=judgements,
         rating_type="float64" if judged and judged.samples else "int64",
         licence_table=_licence_table(licences),
         lengths=_length_table(facts),
         rubric=Table("rubric", "", ("column", "principle"), "ll", principles),
-        judges=_judge_table(facts),
-        authors=_author_table(facts),
+        judges=Table("judges", "", ("judge, as its replies named it", "judgements"), "lr", judges, from_judgements),
+        authors=Table("authors", "", ("author", "rated responses", "mean rating"), "lrr", authors, from_responses),
         lineage=_lineage_table(facts),
         figures={figure.key: figure for figure in figures},
         cleaning=_words(settings.get("cleaning", {})),
@@ -335,19 +333,6 @@ def _length_table(facts: DatasetFacts) -> Table:
     )
     header = ("split", "side", "mean words", "median", "95 % have at most")
     return Table("lengths", "Length of the two sides of a pair.", header, "llrrr", rows, facts.artifacts[:1])
-
-
-def _judge_table(facts: DatasetFacts) -> Table:
-    rows = tuple((name, str(count)) for name, count in most_first(facts.judges).items())
-    judgements = facts.first("judgements")
-    sources = (judgements,) if judgements else ()
-    return Table("judges", "", ("judge, as its replies named it", "judgements"), "lr", rows, sources)
-
-
-def _author_table(facts: DatasetFacts) -> Table:
-    rows = tuple((each.author, str(sum(each.counts)), f"{each.mean:.2f}") for each in facts.scores_by_author)
-    sources = tuple(each for each in facts.artifacts if each.kind in ("judgements", "candidates"))
-    return Table("authors", "", ("author", "rated responses", "mean rating"), "lrr", rows, sources)
 
 
 def _lineage_table(facts: DatasetFacts) -> Table:

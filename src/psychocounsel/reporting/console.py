@@ -103,8 +103,11 @@ class _Lines:
             return
         before, then = self._last_line
         if done < total and now - then >= LINE_EVERY_SECONDS:
-            rate = (done - before) / (now - then)
-            self._note(f"{done} of {total}, {_rate(rate, total - done)}")
+            speed = "no progress"
+            if (rate := (done - before) / (now - then)) > 0:
+                shown = f"{rate:.1f} per second" if rate >= 1 else f"{60 * rate:.1f} per minute"
+                speed = f"{shown}, {timedelta(seconds=round((total - done) / rate))} left"
+            self._note(f"{done} of {total}, {speed}")
             self._last_line = done, now
 
     def end(self) -> None:
@@ -114,13 +117,6 @@ class _Lines:
     def _note(self, text: str) -> None:
         status = self._status()
         note(f"{self._label}: {text}{f', {status}' if status else ''}")
-
-
-def _rate(per_second: float, remaining: int) -> str:
-    if per_second <= 0:
-        return "no progress"
-    rate = f"{per_second:.1f} per second" if per_second >= 1 else f"{60 * per_second:.1f} per minute"
-    return f"{rate}, {timedelta(seconds=round(remaining / per_second))} left"
 
 
 @contextmanager

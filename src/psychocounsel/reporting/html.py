@@ -182,16 +182,11 @@ def page_warnings(data: ReportData) -> list[str]:
 
 def report_metrics(data: ReportData) -> dict[str, Any]:
     """Return the main figures by artifact, for the report's own `metrics.json`."""
-    audits = {
-        each.ref: {
-            "equal": audit.retest and audit.retest.equal,
-            "kappa": audit.retest and audit.retest.kappa,
-            "halo": audit.halo,
-            "gain": audit.canaries and audit.canaries.gain,
-            "resists": audit.canaries and audit.canaries.resists,
-        }
-        for each, audit in data.of(m.AuditMetrics)
-    }
+    audits: dict[str, Any] = {}
+    for each, audit in data.of(m.AuditMetrics):
+        retest = {name: audit.retest and getattr(audit.retest, name) for name in ("equal", "kappa")}
+        canaries = {name: audit.canaries and getattr(audit.canaries, name) for name in ("gain", "resists")}
+        audits[each.ref] = {**retest, "halo": audit.halo, **canaries}
     figures = m.ReportMetrics.model_validate(
         {
             "win_rates": {
@@ -221,6 +216,10 @@ def _sections(data: ReportData) -> list[tuple[str, str, Sequence[Block | Table]]
     audits: list[Block | Table] = []
     for each, _ in data.of(m.AuditMetrics):
         audits += [Heading(each.name, (each,)), *_picked(each, "audit", "retest")]
+    rewards: list[Block | Table] = []
+    for each, model in data.of(m.RewardModelMetrics):
+        rewards += [Heading(each.name, (each,)), *_picked(each, "reward"), *_plots(each), *_picked(each, "lengths")]
+        rewards.append(_duration(model.training))
     rates: list[Block | Table] = []
     quality: list[Block | Table] = []
     for each, _ in data.of(m.ComparisonMetrics):
@@ -233,7 +232,7 @@ def _sections(data: ReportData) -> list[tuple[str, str, Sequence[Block | Table]]
         ("From raw rows to pairs", "funnel", _funnel(data)),
         ("Ratings by principle", "ratings", [plot for each, _ in data.of(m.JudgementMetrics) for plot in _plots(each)]),
         ("Judge audit", "judge", audits),
-        ("Reward model", "reward", _reward_models(data)),
+        ("Reward model", "reward", rewards),
         ("Policy", "policy", _policies(data)),
         ("Win rate", "win-rate", rates),
         ("Text quality", "text-quality", quality),
@@ -302,22 +301,12 @@ def _lineage(data: ReportData) -> list[Block]:
 def _funnel(data: ReportData) -> list[Block | Table]:
     sources = [*data.of(m.SpeechMetrics), *data.of(m.ReadyCandidateMetrics), *data.of(m.PoolCandidateMetrics)]
     shown = [table for each, _ in sources for table in _picked(each, "funnel", "splits")]
-    shown += [
-        table
-        for each, _ in data.of(m.JudgementMetrics)
-        for table in _picked(each, "funnel", "missing_by_topic", "samples")
-    ]
-    shown += [table for each, _ in data.of(m.PreferenceMetrics) for table in _picked(each, "pairing", "flaws", "words")]
+    for each, _ in data.of(m.JudgementMetrics):
+        shown += _picked(each, "funnel", "missing_by_topic", "samples")
+    for each, _ in data.of(m.PreferenceMetrics):
+        shown += _picked(each, "pairing", "flaws", "words")
     intro = Paragraph("In each line, kept and dropped together are all that came in; none is left out silently.")
     return [intro, *shown] if shown else []
-
-
-def _reward_models(data: ReportData) -> list[Block | Table]:
-    blocks: list[Block | Table] = []
-    for each, model in data.of(m.RewardModelMetrics):
-        blocks += [Heading(each.name, (each,)), *_picked(each, "reward"), *_plots(each), *_picked(each, "lengths")]
-        blocks.append(_duration(model.training))
-    return blocks
 
 
 def _duration(training: m.Training) -> Paragraph:

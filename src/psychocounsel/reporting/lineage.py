@@ -76,7 +76,12 @@ def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
     for each in artifacts:
         if each.kind != "reports":
             is_round = _ROUND.search(each.name) is not None
-            lane = "answers" if each.kind == "candidates" and each.id in compared else _lane(each, kinds)
+            from_scores = any(kinds.get(parent.id) == "scores" for parent in each.parents)
+            lane = _LANE_OF_KIND.get(each.kind, each.kind)
+            if each.kind == "candidates" and each.id in compared:
+                lane = "answers"
+            elif (each.kind == "candidates" and is_round) or (each.kind == "preferences" and from_scores):
+                lane = "rounds"
             key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
             nodes.setdefault(key, Node(lane)).artifacts.append(each)
     runs = {_run_of(each) for each in artifacts if _ROUND.search(each.name)}
@@ -90,14 +95,6 @@ def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
 
 def _run_of(artifact: Artifact) -> str:
     return _ROUND.sub("", artifact.name)
-
-
-def _lane(artifact: Artifact, kinds: Mapping[str, str]) -> str:
-    is_round = artifact.kind == "candidates" and _ROUND.search(artifact.name)
-    is_round = is_round or (
-        artifact.kind == "preferences" and "scores" in {kinds.get(parent.id) for parent in artifact.parents}
-    )
-    return "rounds" if is_round else _LANE_OF_KIND.get(artifact.kind, artifact.kind)
 
 
 def find_edges(nodes: Sequence[Node]) -> list[Edge]:

@@ -96,12 +96,7 @@ Tick = tuple[float, str]
 
 
 def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
-    """Return the plots of an artifact for the report.
-
-    Args:
-        artifact: judgements, a reward model, a policy or a comparison; other kinds have no plot.
-        rounds: the policies of an online run, ending with the artifact.
-    """
+    """Return the plots of an artifact for the report; `rounds` are the policies of an online run that ends with it."""
     short = artifact.id[:8]
     match metrics_of(artifact):
         case m.JudgementMetrics(histograms=counts) if counts:
@@ -333,12 +328,8 @@ def _svg_figure(height: float) -> AbstractContextManager[Figure]:
 def _svg(figure: Figure, key: str) -> Markup:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return Markup(_for_page(stream.getvalue(), key))  # noqa: S704 - matplotlib escapes every label
-
-
-def _for_page(svg: str, key: str) -> str:
-    """Return what stands in a page: no prologue and no addresses, colours by variable, ids of its own."""
-    body = svg[svg.index("<svg") :]
+    # For a page: no prologue and no addresses, colours by variable, ids of its own.
+    body = "<svg" + stream.getvalue().partition("<svg")[2]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
     body = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body, count=1)
@@ -353,7 +344,7 @@ def _for_page(svg: str, key: str) -> str:
     )
     for pattern, written in substitutions:
         body = re.sub(pattern, written, body)
-    return body
+    return Markup(body)  # noqa: S704 - matplotlib escapes every label
 
 
 def shortened(label: str, limit: int = 26) -> str:
