@@ -24,32 +24,25 @@ LENGTH = {"max_length_tokens": 1024}
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 24, "batch_size": 64}
 
 
-def corpus(folder: Path) -> dict[str, Any]:
-    columns = {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"}
-    speeches = {"path": str(folder / "speeches.jsonl"), "columns": columns, "licence": "cc-by-4.0"}
-    answer_columns = {"text": "text", "author": "author", "speech_key": "speech"}
-    return {
-        "name": "mini",
-        "speeches": [{**speeches, "data_class": "public"}],
-        "candidates": [{"path": str(folder / "candidates.jsonl"), "columns": answer_columns}],
-        "split": {"test_share": 0.25, "dev_share": 0.15},
-    }
-
-
-def responder(author: str, model: str) -> dict[str, Any]:
-    return {"author": author, "model": model, "sampling": SAMPLING}
-
-
 def configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the content of every config by file name without extension."""
     online = {
         **{"speeches": "mini", "reward_model": "mini", "unfinished": "penalise", "sampling": SAMPLING},
         **{"rounds": 2, "steps_per_round": 2, "speeches_per_round": 8, "candidates_per_speech": 3},
     }
+    shown = ["audits/mini", "reward-models/mini", "comparisons/mini"]
     shared = {"optimisation": OPTIMISATION, "length": LENGTH}
+    columns = {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"}
+    speeches = {"path": str(folder / "speeches.jsonl"), "columns": columns, "licence": "cc-by-4.0"}
+    columns = {"text": "text", "author": "author", "speech_key": "speech"}
     dpo = {"mode": "dpo", "policy": "mini-base", "preferences": "mini", "max_steps": 3, **shared}
     return {
-        "corpus": corpus(folder),
+        "corpus": {
+            "name": "mini",
+            "speeches": [{**speeches, "data_class": "public"}],
+            "candidates": [{"path": str(folder / "candidates.jsonl"), "columns": columns}],
+            "split": {"test_share": 0.25, "dev_share": 0.15},
+        },
         "make-base-model": {
             "name": "mini-base",
             "corpus": "corpus.yaml",
@@ -61,25 +54,27 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
         "align-dpo": {"name": "mini-dpo", **dpo},
         "align": {"name": "mini-online", "mode": "online", "policy": "mini-base", "online": online, **shared},
         "eval-winrate": {
-            "name": "mini",
-            "speeches": "mini",
-            "split": "test",
-            "policy": responder("online", "mini-online"),
-            "reference": responder("base", "mini-base"),
-            "bootstrap_samples": 200,
+            **{"name": "mini", "speeches": "mini", "split": "test", "bootstrap_samples": 200},
+            "policy": {"author": "online", "model": "mini-online", "sampling": SAMPLING},
+            "reference": {"author": "base", "model": "mini-base", "sampling": SAMPLING},
         },
-        "report": {"name": "mini", "artifacts": SHOWN, "examples": 2},
+        "report": {"name": "mini", "artifacts": shown, "examples": 2},
     }
 
 
-SHOWN = ["audits/mini", "reward-models/mini", "comparisons/mini"]
 STEPS = ("make-base-model", "build-preferences", "train-reward", "align-dpo", "align", "eval-winrate", "report")
 
 
 def write_recipe(folder: Path) -> Path:
-    """Write the raw files, the configs and `recipe.yaml`; return the folder."""
+    """Write the first speeches of every topic, the responses to them, the configs and `recipe.yaml`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_samples(folder)
+    speeches = rows(SAMPLES / "speeches.jsonl")
+    kept = [row for row in speeches if int(row["key"].rpartition("-")[2]) <= SPEECHES_PER_TOPIC]
+    keys = {row["key"] for row in kept}
+    write_rows(folder / "speeches.jsonl", kept)
+    write_rows(
+        folder / "candidates.jsonl", [row for row in rows(SAMPLES / "candidates.jsonl") if row["speech"] in keys]
+    )
     for name, content in configs(folder).items():
         write_yaml(folder / f"{name}.yaml", content)
     steps = [{"stage": name.removesuffix("-dpo"), "config": f"{name}.yaml"} for name in STEPS]
@@ -93,16 +88,6 @@ def write_build_config(recipe: Path, **changes: Any) -> Path:
     path = recipe / "changed.yaml"
     write_yaml(path, {"name": "mini", "corpus": "corpus.yaml", "pairing": {"min_gap": 0.5}, "audit": audit, **changes})
     return path
-
-
-def write_samples(folder: Path) -> None:
-    """Write the first sample speeches of every topic and the responses to them."""
-    speeches = rows(SAMPLES / "speeches.jsonl")
-    kept = [row for row in speeches if int(row["key"].rpartition("-")[2]) <= SPEECHES_PER_TOPIC]
-    keys = {row["key"] for row in kept}
-    answers = [row for row in rows(SAMPLES / "candidates.jsonl") if row["speech"] in keys]
-    write_rows(folder / "speeches.jsonl", kept)
-    write_rows(folder / "candidates.jsonl", answers)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -63,8 +63,7 @@ def test_show_goes_back_to_the_raw_files(miniature: Miniature, cli: Cli) -> None
 
 @pytest.mark.parametrize("artifact", ["reward-models/mini", "policies/mini-online", "comparisons/mini", "audits/mini"])
 def test_show_prints_every_table_of_the_artifact(miniature: Miniature, cli: Cli, artifact: str) -> None:
-    kind, name = artifact.split("/")
-    found = next(each for each in Store(miniature.store).artifacts() if (each.kind, each.name) == (kind, name))
+    found = next(each for each in Store(miniature.store).artifacts() if f"{each.kind}/{each.name}" == artifact)
     shown = cli("show", artifact, "--store", miniature.store).out
     assert len(tables(found)) >= 2
     assert all(as_text(table) in shown for table in tables(found))

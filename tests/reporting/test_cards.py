@@ -136,7 +136,7 @@ def whole_facts(**changes: Any) -> DatasetFacts:
         "scores_by_author": (AuthorScores("small|model", (0, 3, 0, 0, 0, 0, 0, 0), 1.5),),
         "lengths": {"train": {"chosen": Counter({10: 1, 20: 3}), "rejected": Counter({2: 4})}},
     }
-    return dataset_facts(**{**whole, **changes})
+    return dataset_facts(**whole | changes)
 
 
 def section(card: str, title: str) -> str:
@@ -300,8 +300,8 @@ def test_facts_are_counted_from_the_store(tmp_path: Path) -> None:
 
 def test_people_are_one_author(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("https://example.org/therapists/anna", "person-0123abcd")
-    people = [(name, text, rated) for name, (_, text, rated) in zip(names, ANSWERS, strict=True)]
-    monkeypatch.setattr("released_store.ANSWERS", tuple(people))
+    people = tuple((name, *rest) for name, (_, *rest) in zip(names, ANSWERS, strict=True))
+    monkeypatch.setattr("released_store.ANSWERS", people)
     facts, _ = gathered(tmp_path)
     assert [(each.author, sum(each.counts)) for each in facts.scores_by_author] == [(PEOPLE, 5)]
 

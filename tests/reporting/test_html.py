@@ -36,11 +36,8 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert tag in VOID or self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
@@ -132,14 +129,9 @@ def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> Non
     text = with_changed("comparisons", judges=others)
     assert "one family" not in text
     assert "Judge: claude-x; of the labels: gpt-4o." in text
-    judges = {
-        "labels": ["gpt-4o"],
-        "evaluation": "gpt-4o-2024-08-06",
-        "same_family": False,
-        "judged": {"policy": ["meta-llama/Llama-3.2-3B"], "reference": ["gpt-4o", "gpt-4o-mini"]},
-        "own_family": ["reference"],
-    }
-    text = with_changed("comparisons", judges=judges)
+    judged = {"policy": ["meta-llama/Llama-3.2-3B"], "reference": ["gpt-4o", "gpt-4o-mini"]}
+    own = {"evaluation": "gpt-4o-2024-08-06", "judged": judged, "own_family": ["reference"]}
+    text = with_changed("comparisons", judges={**others, **own})
     warning = "(gpt-4o-2024-08-06) is of one family with the reference (gpt-4o, gpt-4o-mini), whose answers it compares"
     assert text.index(warning) < text.index("Main figures")
 
@@ -200,12 +192,8 @@ def test_the_page_has_every_figure_of_the_run(text: str, line: str) -> None:
         (
             "judgements",
             {
-                "left_out": {"repeated_text": 2, "empty": 1},
-                "judged": 9,
-                "status": {"valid": 8, "empty": 1},
-                "missing_by_topic": {},
-                "addresses_judge": 0,
-                "histograms": {},
+                **{"left_out": {"repeated_text": 2, "empty": 1}, "judged": 9, "status": {"valid": 8, "empty": 1}},
+                **{"missing_by_topic": {}, "addresses_judge": 0, "histograms": {}},
             },
             "responses judged 12 8 66.7 % 2 repeated text, 1 empty, 1 empty reply",
         ),
@@ -311,11 +299,9 @@ def test_an_audit_has_its_section_and_its_figures() -> None:
     (figures,) = report_metrics(run)["audits"].values()
     assert (figures["kappa"], figures["halo"], figures["resists"]) == (0.91, 0.74, True)
     assert "Judge audit" not in render_report(whole_run(0))
-
-
-def test_a_judge_that_obeys_is_a_warning_on_the_page() -> None:
+    # A judge that obeys is a warning.
     obeying = {**audit_metrics()["canaries"], "gained_a_point": ["a1", "b2"], "resists": False}
     warned = [each for each in page_warnings(audited(canaries=obeying)) if "does not resist" in each]
     assert len(warned) == 1
     assert "of 19 copies of responses with words to the judge, 2 gained a point or more" in warned[0]
-    assert not [each for each in page_warnings(audited()) if "does not resist" in each]
+    assert not [each for each in page_warnings(run) if "does not resist" in each]

@@ -22,15 +22,13 @@ SPEECHES = [Speech(f"(Sighs) Every night I wake at {hour} and count.", "sleep") 
 EVIL = "<script>alert(1)</script>"
 
 
-def made(store: Store, kind: Kind, name: str, parents: tuple[Parent, ...] = (), **more: Any) -> Artifact:
+def made(store: Store, kind: Kind, metrics: dict[str, Any], *parents: Parent, **more: Any) -> Artifact:
     def build(writer: ArtifactWriter) -> None:
-        for write in more.get("writes", ()):
-            write(writer)
-        if "metrics" in more:
-            writer.write_metrics(more["metrics"])
+        more.get("write", lambda _: None)(writer)
+        writer.write_metrics(metrics)
 
-    planned = ArtifactSpec(kind, name, "made-up", 1, more.get("settings", {}), parents, more.get("notices", ()))
-    return store.make(planned, build)
+    settings, notices = more.get("settings", {}), more.get("notices", ())
+    return store.make(ArtifactSpec(kind, more.get("name", "run"), "made-up", 1, settings, parents, notices), build)
 
 
 def answers(author: str, texts: list[str]) -> list[Candidate]:
@@ -55,33 +53,28 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "store")
     rows = [SplitSpeech(speech, "test", speech.id) for speech in SPEECHES]
     metrics = dataset()["speeches"].metrics
-    speeches = made(store, "speeches", "run", writes=[lambda writer: write_speeches(writer, rows)], metrics=metrics)
+    speeches = made(store, "speeches", metrics, write=lambda to: write_speeches(to, rows)).as_parent("speeches")
     policy = answers("tuned", ["What is that like?", EVIL, "Mm."])
     reference = answers("base", ["Sleep more.", "Sleep.", "Hm."])
-    sides = {
-        name: made(
+    parents: list[Parent] = []
+    for side, written in (("policy", policy), ("reference", reference)):
+        answered = made(
             store,
             "candidates",
-            f"run-{name}",
-            (speeches.as_parent("speeches"),),
-            writes=[lambda writer, rows=rows: write_candidates(writer, rows)],
-            settings={"responder": {"author": rows[0].author}},
-            metrics={"speeches": 3, "failed": {}},
+            {"speeches": 3, "failed": {}},
+            speeches,
+            name=f"run-{side}",
+            write=lambda to, written=written: write_candidates(to, written),
+            settings={"responder": {"author": written[0].author}},
         )
-        for name, rows in (("policy", policy), ("reference", reference))
-    }
-    parents = (*(side.as_parent(f"{name} answers") for name, side in sides.items()), speeches.as_parent("speeches"))
+        parents.append(answered.as_parent(f"{side} answers"))
     compared = comparison_rows(policy, reference)
-    made(
-        store,
-        "comparisons",
-        "run",
-        parents,
-        writes=[lambda writer: write_comparisons(writer, compared, ("overall", "empathy"))],
-        metrics=comparison_metrics(),
-        notices=(OFFLINE,),
-    )
-    made(store, "reward-models", "run", metrics=reward_metrics())
+
+    def write(writer: ArtifactWriter) -> None:
+        write_comparisons(writer, compared, ("overall", "empathy"))
+
+    made(store, "comparisons", comparison_metrics(), *parents, speeches, write=write, notices=(OFFLINE,))
+    made(store, "reward-models", reward_metrics())
     return store
 
 
@@ -115,29 +108,26 @@ def test_a_report_shows_what_it_names_and_all_it_came_from(store: Store) -> None
 
 
 def test_the_same_artifacts_give_the_same_bytes_and_are_up_to_date(store: Store, tmp_path: Path) -> None:
-    first = make_report(config("comparisons/run", "reward-models/run"), store)
-    again = make_report(config("comparisons/run", "reward-models/run"), store)
+    both = config("comparisons/run", "reward-models/run")
+    first, again = (make_report(both, store) for _ in range(2))
     assert first.is_new
     assert not again.is_new
     (rates,) = first.metrics["win_rates"].values()
     assert rates["win_rate"] == comparison_metrics()["win_rate"]
     written = first.file("report.html").read_bytes()
     first.folder.rename(tmp_path / "elsewhere")
-    assert (
-        make_report(config("comparisons/run", "reward-models/run"), store).file("report.html").read_bytes() == written
-    )
+    assert make_report(both, store).file("report.html").read_bytes() == written
 
 
 def test_roles_have_kind_and_name_and_the_id_where_two_share_a_name(store: Store) -> None:
-    other = made(store, "reward-models", "run", settings={"seed": 2}, metrics=reward_metrics())
+    other = made(store, "reward-models", reward_metrics(), settings={"seed": 2})
     first = next(each for each in store.artifacts("reward-models") if each.id != other.id)
     one = specs(config("reward-models/run"), store)
     assert [parent.role for parent in one.parents] == ["reward-models run"]
-    both = specs(
-        config(f"reward-models/{first.ref}", f"reward-models/{other.ref}", f"reward-models/{other.ref}"), store
-    )
-    assert [parent.role for parent in both.parents] == [f"reward-models {each.ref}" for each in (first, other)]
-    make_report(config(f"reward-models/{first.ref}", f"reward-models/{other.ref}"), store)
+    refs = [f"reward-models/{each.ref}" for each in (first, other)]
+    both = specs(config(*refs, refs[1]), store)
+    assert [parent.role for parent in both.parents] == [ref.replace("/", " ") for ref in refs]
+    make_report(config(*refs), store)
 
 
 def test_an_unknown_name_is_the_users_error(store: Store) -> None:
