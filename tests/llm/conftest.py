@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import psychocounsel
+from psychocounsel.llm.journal import Journal
+from psychocounsel.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
 
@@ -30,6 +32,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 @pytest.fixture
 def secret_key() -> str:
     return SECRET_KEY
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "j.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", offline=True)
 
 
 class Forks:

@@ -529,7 +529,7 @@ class TestOldBills:
         return budget.spending
 
     @pytest.mark.parametrize("knows", [True, False])
-    def test_of_lines_that_broke_in_a_live_run_count(self, journal: Path, tmp_path: Path, knows: bool) -> None:
+    def test_of_responses_lost_in_a_live_run_count(self, journal: Path, tmp_path: Path, knows: bool) -> None:
         with BatchServer() as server:
             reported: list[Spending] = []
             for ask, path in ((run_in_batches, journal), (run_requests, tmp_path / "live.sqlite")):
@@ -557,17 +557,6 @@ class TestOldBills:
             assert len(server.live) == 1
         (spent,) = spending.new.values()
         assert (spent.calls, spent.batched_calls, spending.kept) == (3, 2, {})
-
-    def test_of_a_first_live_request_whose_line_breaks_count(
-        self, journal: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def break_once(model: Any, requests: Any, opened: Journal, policy: RunPolicy) -> list[ChatReply]:
-            opened.record_lost_responses([requests[0].digest(model.fingerprint)])
-            return run_requests(model, requests, opened, policy)
-
-        monkeypatch.setattr("psychocounsel.llm.batch.run.run_requests", break_once)
-        with BatchServer() as server:
-            assert self.spent(server, journal, run_in_batches, knows=False).possibly_billed == 1
 
 
 @pytest.mark.parametrize(

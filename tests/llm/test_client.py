@@ -205,7 +205,7 @@ def test_a_refusal_pauses_all_requests_as_long_as_retry_after_or_the_back_off_sa
     assert server.count == 2 + others, "none is sent before the pause is over"
 
 
-def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, tmp_path):
+def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, journal):
     """A gateway that lets through only what comes no faster than it allows."""
     refused = []
     last = [0.0]
@@ -220,10 +220,9 @@ def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, t
 
     server.script = script
     once = RetryPolicy(max_tries=1, first_wait_seconds=0.02, longest_wait_seconds=0.05)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        model = model_at(server, retry=once, concurrency=32)
-        policy = RunPolicy(concurrency=32, max_attempts=1)
-        replies = run_requests(model, [ask_for(f"t{n}") for n in range(60)], journal, policy)
+    model = model_at(server, retry=once, concurrency=32)
+    policy = RunPolicy(concurrency=32, max_attempts=1)
+    replies = run_requests(model, [ask_for(f"t{n}") for n in range(60)], journal, policy)
     assert {reply.status for reply in replies} == {ReplyStatus.VALID}
     assert len(refused) > 5
     assert server.count == 60 + len(refused)
@@ -249,12 +248,11 @@ FINAL = [
 
 
 @pytest.mark.parametrize(("fault", "what", "remedy"), FINAL)
-def test_a_final_refusal_stops_before_the_second_item(server, tmp_path, fault, what, remedy):
+def test_a_final_refusal_stops_before_the_second_item(server, journal, fault, what, remedy):
     server.script = lambda body, number: fault
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(EndpointError, match=what) as caught:
-            run_requests(model_at(server), [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy())
-        assert count_replies(journal) == 0
+    with pytest.raises(EndpointError, match=what) as caught:
+        run_requests(model_at(server), [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy())
+    assert count_replies(journal) == 0
     assert server.count == 1
     assert remedy in caught.value.remedy
     assert caught.value.where == server.base_url
@@ -271,15 +269,14 @@ REFUSED = [(3, error_fault(400, "I do not take this one")), *((at, fault) for fa
 
 
 @pytest.mark.parametrize(("at", "fault"), REFUSED)
-def test_a_refused_request_or_one_too_long_even_as_the_first_fails_alone_and_is_sent_once(server, tmp_path, at, fault):
+def test_a_refused_request_or_one_too_long_even_as_the_first_fails_alone_and_is_sent_once(server, journal, at, fault):
     server.script = lambda body, number: fault if f"t{at}" in str(body) else Reply("fine")
     requests = [ask_for(f"t{n}") for n in range(6)]
-    with Journal(tmp_path / "j.sqlite") as journal:
-        replies = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
-        assert [reply.status.value for reply in replies] == ["valid"] * at + ["invalid"] + ["valid"] * (5 - at)
-        assert f"HTTP {fault.status}" in replies[at].reason
-        assert server.count == 6
-        again = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
+    replies = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
+    assert [reply.status.value for reply in replies] == ["valid"] * at + ["invalid"] + ["valid"] * (5 - at)
+    assert f"HTTP {fault.status}" in replies[at].reason
+    assert server.count == 6
+    again = run_requests(model_at(server), requests, journal, RunPolicy(max_attempts=3))
     assert again[at].status is ReplyStatus.INVALID  # the journal knows that others are taken
     assert server.count == 7
 
@@ -327,12 +324,11 @@ def test_a_refusal_wakes_those_who_wait_for_a_retry(server):
     assert server.count == 2
 
 
-def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, tmp_path):
+def test_a_storm_of_mixed_faults_leaves_nothing_unanswered(server, journal):
     faults = {0: error_fault(429, "busy"), 1: error_fault(500, "oh"), 2: Fault(reset=True), 3: Fault(cut=True)}
     server.script = lambda body, number: faults.get(number % 17) or answer_by_schema(body, number)
     requests = [ask_for(f"t{n}") for n in range(80)]
-    with Journal(tmp_path / "j.sqlite") as journal:
-        replies = run_requests(model_at(server), requests, journal, RunPolicy(concurrency=8))
+    replies = run_requests(model_at(server), requests, journal, RunPolicy(concurrency=8))
     assert {reply.status for reply in replies} == {ReplyStatus.VALID}
     assert len({reply.text for reply in replies}) == 80
 
@@ -404,53 +400,17 @@ WAITS = {
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_cancelling_ends_every_wait_and_nothing_more_is_sent(server, tmp_path, wait):
+def test_cancelling_ends_every_wait_and_nothing_more_is_sent(server, journal, wait):
     received, answer, settings = WAITS[wait]
     server.script = lambda body, number: Reply("fine") if number == 0 else answer
     model = model_at(server, timeout_seconds=60.0, **settings)
     cancel = cancel_once_received(server, received)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(Preempted, match="1 of 20"):
-            run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(cancel=cancel))
-        assert count_replies(journal) == 1
+    with pytest.raises(Preempted, match="1 of 20"):
+        run_requests(model, [ask_for(f"t{n}") for n in range(20)], journal, RunPolicy(cancel=cancel))
+    assert count_replies(journal) == 1
     sent = server.count
     time.sleep(0.1)
     assert server.count == sent
-
-
-def test_after_cancelling_nothing_is_sent_and_what_is_in_flight_is_kept(server, tmp_path):
-    cancel = CancelToken()
-
-    def script(body, number):
-        if number == 1:
-            cancel.cancel()
-        return Reply("fine", delay_seconds=0.5 if number else 0.0)
-
-    server.script = script
-    with Journal(tmp_path / "j.sqlite") as journal:
-        policy = RunPolicy(concurrency=6, cancel=cancel)
-        with pytest.raises(Preempted, match="2 of 20"):
-            run_requests(model_at(server, concurrency=1), [ask_for(f"t{n}") for n in range(20)], journal, policy)
-        assert (server.count, count_replies(journal)) == (2, 2)
-
-
-def test_once_the_disk_is_full_nothing_more_is_sent(server, tmp_path):
-    class Filling(Journal):
-        commits = 0
-
-        def record_many(self, entries, keep_if=None):
-            self.commits += 1
-            if self.commits == 3:
-                raise IncompleteError("the disk is full")
-            return super().record_many(entries, keep_if)
-
-    server.script = lambda body, number: Reply("fine")
-    model = model_at(server, requests_per_minute=600, concurrency=32)
-    with Filling(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(IncompleteError, match="disk is full"):
-            run_requests(model, [ask_for(f"t{n}") for n in range(40)], journal, RunPolicy(concurrency=32))
-        assert count_replies(journal) == server.count - 1
-    assert server.count <= 4
 
 
 ODD_ANSWERS = [
@@ -464,9 +424,8 @@ ODD_ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ODD_ANSWERS, ids=["usage", "headers", "tokens"])
-def test_a_paid_reply_is_kept_whatever_is_odd_about_it(server, tmp_path, answer):
+def test_a_paid_reply_is_kept_whatever_is_odd_about_it(server, journal, answer):
     server.script = lambda body, number: answer
-    with Journal(tmp_path / "j.sqlite") as journal:
-        (reply,) = run_requests(model_at(server), [ask_for("hello")], journal, RunPolicy())
-        assert reply.status is ReplyStatus.VALID
-        assert (server.count, count_replies(journal)) == (1, 1)
+    (reply,) = run_requests(model_at(server), [ask_for("hello")], journal, RunPolicy())
+    assert reply.status is ReplyStatus.VALID
+    assert (server.count, count_replies(journal)) == (1, 1)

@@ -170,13 +170,12 @@ def test_replies_of_earlier_runs_count(tmp_path: Path) -> None:
             assert count_replies(journal) == answered
 
 
-def test_what_failed_and_what_this_run_spent_is_reported_in_a_few_words(tmp_path: Path) -> None:
+def test_what_failed_and_what_this_run_spent_is_reported_in_a_few_words(journal: Journal) -> None:
     costs = {"0": 4, "1": 10, "2": 4}  # the response to the second is lost
     spending = Spending(ANSWERS_ONLY)
     policy = RunPolicy(max_attempts=1, budget=Budget(spending, TokenCounter("fake-1"), None))
     assert spending.standing == ""
-    with Journal(tmp_path / "j.sqlite") as journal:
-        run_requests(Priced(costs, [0.0] * 3), [asks(text) for text in "0112"], journal, policy)
+    run_requests(Priced(costs, [0.0] * 3), [asks(text) for text in "0112"], journal, policy)
     assert spending.standing == "2 failed, $18.00 spent"
 
 
@@ -199,15 +198,14 @@ def test_a_resumed_run_knows_what_may_have_been_paid_before(tmp_path: Path) -> N
     assert spending.as_dict()["possibly_billed"] == {"calls": 4, "cost_usd": 40.0}
 
 
-def test_what_earlier_runs_paid_counts_before_the_first_request(tmp_path: Path) -> None:
+def test_what_earlier_runs_paid_counts_before_the_first_request(journal: Journal) -> None:
     """The journal's replies come after the pending request in order; the limit knows them nevertheless."""
     costs = {"0": 4, "1": 4, "2": 4}
-    with Journal(tmp_path / "j.sqlite") as journal:
-        run_requests(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, RunPolicy())
-        budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=17.0)  # 8 paid, 10 at worst
-        model = Priced(costs, [0.0] * 3)
-        with pytest.raises(IncompleteError, match="limit"):
-            run_requests(model, [asks(text) for text in costs], journal, RunPolicy(budget=budget))
+    run_requests(Priced(costs, [0.0] * 3), [asks("1"), asks("2")], journal, RunPolicy())
+    budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=17.0)  # 8 paid, 10 at worst
+    model = Priced(costs, [0.0] * 3)
+    with pytest.raises(IncompleteError, match="limit"):
+        run_requests(model, [asks(text) for text in costs], journal, RunPolicy(budget=budget))
     assert model.billed == 0
 
 
@@ -242,23 +240,21 @@ class Breaking:
 
 
 @pytest.mark.parametrize(("limit", "sent"), [(10.0, 1), (19.0, 1), (20.0, 2), (29.9, 2), (30.0, 3)])
-def test_each_try_after_a_lost_response_needs_room_of_its_own(tmp_path: Path, limit: float, sent: int) -> None:
+def test_each_try_after_a_lost_response_needs_room_of_its_own(journal: Journal, limit: float, sent: int) -> None:
     model = Breaking(tries=3)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=limit)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with nullcontext() if limit >= 30 else pytest.raises(IncompleteError, match="limit"):
-            run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
-        assert len([*journal.lost_responses()]) == min(sent, 2)
+    with nullcontext() if limit >= 30 else pytest.raises(IncompleteError, match="limit"):
+        run_requests(model, [asks("0")], journal, RunPolicy(budget=budget))
+    assert len([*journal.lost_responses()]) == min(sent, 2)
     assert model.sent == sent
 
 
-def test_requests_that_are_sent_again_do_not_wait_for_each_other(tmp_path: Path) -> None:
+def test_requests_that_are_sent_again_do_not_wait_for_each_other(journal: Journal) -> None:
     """Both fit at first, and only one of them at a time once both lines broke."""
     model = Breaking(tries=2)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=38.0)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        run_requests(Breaking(tries=1), [asks("first")], journal, RunPolicy(budget=budget))
-        run_requests(model, [asks("0"), asks("1")], journal, RunPolicy(concurrency=2, budget=budget))
+    run_requests(Breaking(tries=1), [asks("first")], journal, RunPolicy(budget=budget))
+    run_requests(model, [asks("0"), asks("1")], journal, RunPolicy(concurrency=2, budget=budget))
     assert budget.spending.possibly_billed == 2
     assert budget.spending.total == 4 + 2 * 10 + 2 * 4
 
@@ -280,21 +276,20 @@ def test_what_a_server_does_not_count_is_counted_here(tmp_path: Path) -> None:
     assert "without a token count" in budget.spending.summary
 
 
-def test_one_budget_serves_one_event_loop_after_another(tmp_path: Path) -> None:
+def test_one_budget_serves_one_event_loop_after_another(journal: Journal) -> None:
     """As in an audit; in each loop a request has to wait for room."""
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=60.0)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        for texts in ("01234", "56789", "abcde"):
-            model = Priced(dict.fromkeys(map(str, range(100)), 1), [2.0] * 100)
-            numbers = [str(int(text, 16)) for text in texts]
-            policy = RunPolicy(concurrency=5, budget=budget)
-            budget.hold("what leaves room for two", Decimal(36) - budget.spending.total)
-            assert len(run_requests(model, [asks(text) for text in numbers], journal, policy)) == 5
-            budget.release("what leaves room for two")
+    for texts in ("01234", "56789", "abcde"):
+        model = Priced(dict.fromkeys(map(str, range(100)), 1), [2.0] * 100)
+        numbers = [str(int(text, 16)) for text in texts]
+        policy = RunPolicy(concurrency=5, budget=budget)
+        budget.hold("what leaves room for two", Decimal(36) - budget.spending.total)
+        assert len(run_requests(model, [asks(text) for text in numbers], journal, policy)) == 5
+        budget.release("what leaves room for two")
     assert budget.spending.total == 15
 
 
-def test_requests_that_wait_for_room_are_not_sent_after_a_stop(tmp_path: Path) -> None:
+def test_requests_that_wait_for_room_are_not_sent_after_a_stop(journal: Journal) -> None:
     costs = dict.fromkeys(map(str, range(20)), 1)
     cancel = CancelToken()
 
@@ -308,11 +303,10 @@ def test_requests_that_wait_for_room_are_not_sent_after_a_stop(tmp_path: Path) -
     model = Cancelling(costs, [2.0] * 20)
     budget = Budget(Spending(ANSWERS_ONLY), TokenCounter("fake-1"), max_cost=30.0)
     policy = RunPolicy(concurrency=20, budget=budget, cancel=cancel)
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(Preempted):
-            run_requests(model, [asks(text) for text in costs], journal, policy)
-        assert model.billed <= 4  # one more than the third was in flight
-        assert count_replies(journal) == model.billed
+    with pytest.raises(Preempted):
+        run_requests(model, [asks(text) for text in costs], journal, policy)
+    assert model.billed <= 4  # one more than the third was in flight
+    assert count_replies(journal) == model.billed
     assert budget.fits(Decimal(30 - model.billed)), "nothing is held any more"
 
 

@@ -1,9 +1,8 @@
-"""Against a server that others wrote, `transformers serve`: its answers become candidates or failures."""
+"""Against a foreign server, `transformers serve`: its answers become candidates or failures."""
 
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from transformers_server import TransformersServer, make_untrained_llama, serving
@@ -44,11 +43,6 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersSe
         yield server
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", offline=True)
-
-
 def endpoint_of(server: TransformersServer, max_attempts: int = 1) -> EndpointConfig:
     return EndpointConfig(model=server.model, base_url=server.base_url, max_attempts=max_attempts)
 
@@ -71,7 +65,7 @@ def journalled(store: Store) -> list[JournalRow]:
         return [row for row in journal.rows() if isinstance(row, JournalRow)]
 
 
-def test_one_reply_says_who_gave_it_and_what_it_cost(foreign: TransformersServer, store: Store) -> None:
+def test_one_reply_names_its_model_and_its_tokens(foreign: TransformersServer, store: Store) -> None:
     request = ChatRequest((Message("user", SPEECHES[0].text),), 1.0, 1.0, max_tokens=1)
     with open_journal(store) as journal:
         (reply,) = run_requests(open_endpoint(endpoint_of(foreign), store), [request], journal, ONCE)
@@ -81,7 +75,7 @@ def test_one_reply_says_who_gave_it_and_what_it_cost(foreign: TransformersServer
     assert reply.prompt_tokens > len(SPEECHES[0].text.split())
 
 
-def test_every_speech_is_answered_once_and_never_paid_for_twice(foreign: TransformersServer, store: Store) -> None:
+def test_every_speech_is_answered_once_and_never_billed_twice(foreign: TransformersServer, store: Store) -> None:
     before = foreign.requests()
     answered = answers_of(foreign, store)
     asked = foreign.requests() - before
@@ -111,9 +105,7 @@ def test_babble_instead_of_ratings_is_counted_and_never_a_number(foreign: Transf
     assert "response_format" in foreign.reported(), "the server no longer says that it leaves the schema aside"
 
 
-def test_the_schema_is_reported_in_words_once_it_is_known_to_be_ignored(
-    foreign: TransformersServer, store: Store
-) -> None:
+def test_the_schema_is_put_in_words_once_it_is_known_to_be_ignored(foreign: TransformersServer, store: Store) -> None:
     judge = judge_of(foreign, temperature=1.0, max_tokens=40)
     for _ in range(2):
         with open_session(store) as session:

@@ -47,14 +47,13 @@ def test_replies_come_back_in_the_order_of_their_attempts(tmp_path):
         assert journal.replies("unknown") == []
 
 
-def test_many_are_read_at_once_as_one_by_one(tmp_path):
-    with Journal(tmp_path / "j.sqlite") as journal:
-        places = [(number, n) for number in range(0, 900, 2) for n in range(1 + number % 3)]
-        journal.record_many([Entry(f"d{number}", reply(f"{number}/{n}")) for number, n in places])
-        journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'd8'")
-        asked = [f"d{number}" for number in range(450)] + ["d2", "d2"]
-        assert list(journal.replies_to(asked)) == [journal.replies(digest) for digest in asked]
-        assert list(journal.replies_to([])) == []
+def test_many_are_read_at_once_as_one_by_one(journal):
+    places = [(number, n) for number in range(0, 900, 2) for n in range(1 + number % 3)]
+    journal.record_many([Entry(f"d{number}", reply(f"{number}/{n}")) for number, n in places])
+    journal._connection.execute("UPDATE replies SET text = x'00' WHERE digest = 'd8'")
+    asked = [f"d{number}" for number in range(450)] + ["d2", "d2"]
+    assert list(journal.replies_to(asked)) == [journal.replies(digest) for digest in asked]
+    assert list(journal.replies_to([])) == []
 
 
 def test_a_lost_response_is_kept_once_each_time_and_is_no_reply(tmp_path):
@@ -81,27 +80,22 @@ def test_a_reply_round_trips_whatever_it_holds(text, model, reason, status, toke
         assert journal.replies("d") == [kept]
 
 
-def test_unanswered_replies_are_not_kept(tmp_path):
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(ValueError, match="ERROR"):
-            journal.record_many([Entry("a", reply()), Entry("b", reply("", ReplyStatus.ERROR))])
-        assert count_replies(journal) == 0
+def test_unanswered_replies_are_not_kept(journal):
+    with pytest.raises(ValueError, match="ERROR"):
+        journal.record_many([Entry("a", reply()), Entry("b", reply("", ReplyStatus.ERROR))])
+    assert count_replies(journal) == 0
 
 
-def test_files_are_private_even_where_they_were_not(tmp_path):
+def test_files_are_private_even_where_they_were_not_and_commits_are_forced_to_disk(tmp_path):
     path = tmp_path / "deep" / "j.sqlite"
     path.parent.mkdir()
     path.touch(mode=0o644)
     with Journal(path) as journal:
         journal.record("a", reply())
-        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
-    assert modes == {"j.sqlite": 0o600, "j.sqlite-wal": 0o600, "j.sqlite-shm": 0o600}
-
-
-def test_commits_are_forced_to_disk(tmp_path):
-    with Journal(tmp_path / "j.sqlite") as journal:
         assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == {"j.sqlite": 0o600, "j.sqlite-wal": 0o600, "j.sqlite-shm": 0o600}
 
 
 def test_threads_take_turns(tmp_path):
@@ -150,17 +144,13 @@ def test_everything_acknowledged_survives_kill_9(tmp_path):
         assert count_replies(journal) in (len(acknowledged), len(acknowledged) + 1)
 
 
-def _live_copy(tmp_path, count):
+def test_a_torn_log_loses_only_its_end(tmp_path):
+    path, log = tmp_path / "torn.sqlite", tmp_path / "torn.sqlite-wal"
     with Journal(tmp_path / "live.sqlite") as journal:
-        for number in range(count):
+        for number in range(12):
             journal.record(f"d{number}", reply(f"text {number}"))
         for suffix in ("", "-wal"):
-            shutil.copy(f"{journal.path}{suffix}", tmp_path / f"torn.sqlite{suffix}")
-    return tmp_path / "torn.sqlite", tmp_path / "torn.sqlite-wal"
-
-
-def test_a_torn_log_loses_only_its_end(tmp_path):
-    path, log = _live_copy(tmp_path, 12)
+            shutil.copy(f"{journal.path}{suffix}", f"{path}{suffix}")
     whole = log.read_bytes()
     kept = []
     for cut in [*range(0, len(whole), len(whole) // 25), len(whole)]:
@@ -204,22 +194,21 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
     assert path.read_bytes() == content
 
 
-def test_a_full_disk_is_an_unfinished_run_and_what_was_kept_is_safe(tmp_path):
-    with Journal(tmp_path / "j.sqlite") as journal:
-        journal.record("a", reply())
-        connection = journal._connection
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count={pages}")
-        with pytest.raises(IncompleteError, match="the disk is full or fails") as caught:
-            journal.record("b", reply("long " * 10_000))
-        assert caught.value.__cause__.sqlite_errorname == "SQLITE_FULL"
-        assert caught.value.exit_code is ExitCode.INCOMPLETE
-        assert caught.value.where == str(journal.path)
-        assert journal.replies("a") == [reply()]
-        assert journal.replies("b") == []
-        connection.execute(f"PRAGMA max_page_count={100 * pages}")
+def test_a_full_disk_is_an_unfinished_run_and_what_was_kept_is_safe(journal):
+    journal.record("a", reply())
+    connection = journal._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(IncompleteError, match="the disk is full or fails") as caught:
         journal.record("b", reply("long " * 10_000))
-        assert count_replies(journal) == 2
+    assert caught.value.__cause__.sqlite_errorname == "SQLITE_FULL"
+    assert caught.value.exit_code is ExitCode.INCOMPLETE
+    assert caught.value.where == str(journal.path)
+    assert journal.replies("a") == [reply()]
+    assert journal.replies("b") == []
+    connection.execute(f"PRAGMA max_page_count={100 * pages}")
+    journal.record("b", reply("long " * 10_000))
+    assert count_replies(journal) == 2
 
 
 class FailingDisk:
@@ -236,13 +225,12 @@ class FailingDisk:
 
 
 @pytest.mark.parametrize("errorname", ["SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"])
-def test_a_failing_disk_is_an_unfinished_run(tmp_path, monkeypatch, errorname):
-    with Journal(tmp_path / "j.sqlite") as journal:
-        for ask in (lambda: journal.record("a", reply()), lambda: journal.replies("a"), journal.lost_responses):
-            with monkeypatch.context() as patched:
-                patched.setattr(journal, "_connection", FailingDisk(errorname))
-                with pytest.raises(IncompleteError, match="free some space"):
-                    ask()
+def test_a_failing_disk_is_an_unfinished_run(journal, monkeypatch, errorname):
+    for ask in (lambda: journal.record("a", reply()), lambda: journal.replies("a"), journal.lost_responses):
+        with monkeypatch.context() as patched:
+            patched.setattr(journal, "_connection", FailingDisk(errorname))
+            with pytest.raises(IncompleteError, match="free some space"):
+                ask()
 
 
 def test_a_newer_format_and_a_folder_are_refused(tmp_path):
@@ -355,32 +343,33 @@ def test_an_import_adds_replies_and_lost_responses_of_another_journal_only_once(
         assert [line.digest for line in new.lost_responses() if line is not None] == ["a", "b", "b"]
 
 
+CHANGES = [("status", "splendid"), ("status", "error"), ("attempt", True), ("text", 7), ("prompt_tokens", 2**63)]
+NO_REPLIES = [
+    "[]",
+    "7",
+    '{"lost_response": true, "digest": "a"}',
+    '{"lost_response": true, "digest": "a", "created_at": 7}',
+    '{"lost_response": 1, "digest": "a", "created_at": "now"}',
+]
+
+
 @pytest.mark.parametrize(
     "broken",
-    [
-        lambda line: line[:-5],
-        lambda line: "[]",
-        lambda line: json.dumps({**json.loads(line), "status": "splendid"}),
-        lambda line: json.dumps({**json.loads(line), "status": "error"}),
-        lambda line: json.dumps({**json.loads(line), "attempt": True}),
-        lambda line: json.dumps({**json.loads(line), "text": 7}),
-        lambda line: '{"lost_response": true, "digest": "a"}',
-        lambda line: '{"lost_response": true, "digest": "a", "created_at": 7}',
-        lambda line: '{"lost_response": 1, "digest": "a", "created_at": "now"}',
-        lambda line: "7",
-        lambda line: json.dumps({**json.loads(line), "prompt_tokens": 2**63}),
-        lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"}),
-    ],
+    [lambda line: line[:-5]]
+    + [lambda line, other=other: other for other in NO_REPLIES]
+    + [lambda line, change=change: json.dumps(dict([*json.loads(line).items(), change])) for change in CHANGES]
+    + [lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != "digest"})],
 )
-def test_a_line_that_is_no_reply_is_named_and_nothing_is_taken(tmp_path: Path, broken: Callable[[str], str]) -> None:
+def test_a_line_that_is_no_reply_is_named_and_nothing_is_read(
+    tmp_path: Path, journal: Journal, broken: Callable[[str], str]
+) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows([row(), row("two", "b")], path)
     first, second = path.read_text(encoding="utf-8").splitlines()
     path.write_text(f"{first}\n{broken(second)}\n", encoding="utf-8")
-    with Journal(tmp_path / "j.sqlite") as journal:
-        with pytest.raises(InputError, match=r"line 2: .*not a reply"):
-            journal.merge(read_rows(path))
-        assert count_replies(journal) == 0
+    with pytest.raises(InputError, match=r"line 2: .*not a reply"):
+        journal.merge(read_rows(path))
+    assert count_replies(journal) == 0
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0\xff\xfe", "\ufeffnot JSON".encode("utf-16"), b"\x00\x01\x80"])
@@ -430,36 +419,25 @@ def test_what_a_reader_accepted_is_known_to_it_alone(tmp_path: Path) -> None:
         assert journal.accepted("parser 2") == set()
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("text", "x'00'"),
-        ("status", "CAST(x'ff' AS TEXT)"),
-        ("model", "x'00'"),
-        ("status", "'?'"),
-        ("completion_tokens", "99"),
-        ("created_at", "'then'"),
-        ("checksum", "x'00'"),
-        ("cached_tokens", "''"),
-        ("batched", "''"),
-    ],
-)
-def test_an_import_mends_a_damaged_reply_in_its_place(tmp_path: Path, column: str, value: str) -> None:
-    with Journal(tmp_path / "j.sqlite") as journal:
-        journal.record_many([Entry("a", reply("one")), Entry("a", reply("two"))])
-        write_rows(sound(journal), tmp_path / "rows.jsonl")
-        journal._connection.execute(f"UPDATE replies SET {column} = {value} WHERE attempt = 0")  # noqa: S608
-        assert journal.merge(read_rows(tmp_path / "rows.jsonl")) == 1
-        assert [each.text for each in journal.replies("a")] == ["one", "two"]
-        assert all(isinstance(row, JournalRow) for row in journal.rows())
+DAMAGE = {"status": "'?'", "completion_tokens": "99", "created_at": "'then'", "cached_tokens": "''", "batched": "''"}
+DAMAGE |= dict.fromkeys(["text", "model", "checksum"], "x'00'")
 
 
-def test_a_damaged_reply_is_reported_among_others_and_gives_way_to_none_but_itself(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j.sqlite") as journal:
-        journal.record("a", reply("one"))
-        journal._connection.execute("UPDATE replies SET text = x'00'")
-        assert journal.merge([row("another")]) == 1
-        assert list(journal.rows()) == [DamagedRow("a"), row("another", attempt=1)]
+@pytest.mark.parametrize(("column", "value"), [*DAMAGE.items(), ("status", "CAST(x'ff' AS TEXT)")])
+def test_an_import_mends_a_damaged_reply(tmp_path: Path, journal: Journal, column: str, value: str) -> None:
+    journal.record_many([Entry("a", reply("one")), Entry("a", reply("two"))])
+    write_rows(sound(journal), tmp_path / "rows.jsonl")
+    journal._connection.execute(f"UPDATE replies SET {column} = {value} WHERE attempt = 0")  # noqa: S608
+    assert journal.merge(read_rows(tmp_path / "rows.jsonl")) == 1
+    assert [each.text for each in journal.replies("a")] == ["one", "two"]
+    assert all(isinstance(row, JournalRow) for row in journal.rows())
+
+
+def test_a_damaged_reply_is_reported_among_others_and_gives_way_to_none_but_itself(journal: Journal) -> None:
+    journal.record("a", reply("one"))
+    journal._connection.execute("UPDATE replies SET text = x'00'")
+    assert journal.merge([row("another")]) == 1
+    assert list(journal.rows()) == [DamagedRow("a"), row("another", attempt=1)]
 
 
 def test_a_journal_closes_while_its_rows_are_being_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Against a server that others wrote, llama.cpp's: it holds even a model that learned nothing to a schema."""
+"""Against a foreign server, llama.cpp's: it holds even a model that learned nothing to a schema."""
 
 import json
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ FLAT: dict[str, JSON] = {
 
 
 class Foreign(NamedTuple):
-    """A running server and what it says."""
+    """A running server and its log."""
 
     base_url: str
     log: Path
@@ -56,11 +56,6 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
     write_gguf(folder / "model", folder / "model.gguf")
     with serving(folder / "model.gguf", NAME, folder / "log") as base_url:
         yield Foreign(base_url, folder / "log")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", offline=True)
 
 
 def endpoint_of(server: Foreign, model: str = NAME) -> EndpointConfig:
@@ -94,7 +89,7 @@ def test_its_log_probabilities_give_an_expected_rating(foreign: Foreign, store: 
     (reply,) = asked(foreign, store, [request])
     choices = read_choices(reply.choices)
     assert [each.token.strip(' :,"}') for each in choices] == [str(n) for n in json.loads(reply.text).values()]
-    # What it tells is the model's own mind, before the schema bars the rest of it.
+    # They are those of the model itself, before the schema bars the rest of it.
     for choice, (name, rating) in zip(choices, json.loads(reply.text).items(), strict=True):
         start = rating_places(reply.text, RUBRIC)[name].start
         masses = point_masses(choice, reply.text[choice.start : start], RUBRIC.scale)

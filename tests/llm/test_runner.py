@@ -72,12 +72,6 @@ class FakeModel:
         self.closed += 1
 
 
-@pytest.fixture
-def journal(tmp_path):
-    with Journal(tmp_path / "j.sqlite") as opened:
-        yield opened
-
-
 def test_the_first_request_goes_alone_the_others_by_concurrency_and_replies_keep_the_order(journal):
     in_flight, tasks = [], []
 

@@ -79,11 +79,6 @@ def remembered(store: Store) -> dict[str, str]:
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", offline=True)
-
-
 def test_a_server_that_keeps_to_the_schema_is_sent_nothing_else(store: Store) -> None:
     with ChatServer() as server:
         asked(server, store)
@@ -177,21 +172,19 @@ def test_openai_is_known_to_enforce_schemas(
 
 
 @pytest.mark.parametrize(
-    ("text", "whether"),
+    "text",
     [
-        (GOOD, True),
-        (f"```json\n{GOOD}\n```", False),
-        ('{"item_id": "x", "rating": 4}', False),
-        ('{"item_id": "x", "rating": true}', False),
-        ('{"item_id": 1, "rating": 1}', False),
-        ('{"item_id": "x", "rating": 1, "more": 1}', False),
-        ('{"rating": 1}', False),
-        ("[]", False),
-        ("", False),
+        f"```json\n{GOOD}\n```",
+        '{"item_id": "x", "rating": 4}',
+        '{"item_id": "x", "rating": true}',
+        '{"item_id": 1, "rating": 1}',
+        '{"item_id": "x", "rating": 1, "more": 1}',
+        *('{"rating": 1}', "[]", ""),
     ],
 )
-def test_a_reply_fits_its_schema_wholly_or_not(text: str, whether: bool) -> None:
-    assert fits(text, SCHEMA) is whether
+def test_a_reply_fits_its_schema_wholly_or_not(text: str) -> None:
+    assert fits(GOOD, SCHEMA)
+    assert not fits(text, SCHEMA)
 
 
 def test_a_request_without_a_system_message_gets_one_for_the_schema() -> None:
@@ -352,21 +345,20 @@ def dollar_requests(count: int) -> list[ChatRequest]:
 
 @pytest.mark.parametrize(("limit", "count"), [(100.0, 9), (4.5, 9), (3.1, 60), (2.2, 3)])
 def test_a_probe_whose_response_is_lost_holds_no_room_and_blocks_no_request(
-    tmp_path: Path, limit: float, count: int
+    tmp_path: Path, journal: Journal, limit: float, count: int
 ) -> None:
     budget = Budget(Spending(DOLLAR_AT_WORST), TokenCounter("fake-1"), limit)
     model = StructuredOutputModel(FakeEndpoint(loses_response=True), Capabilities(tmp_path / "capabilities.json"))
-    with Journal(tmp_path / "j.sqlite") as journal:
-        try:
-            replies = run_requests(model, dollar_requests(count), journal, RunPolicy(concurrency=4, budget=budget))
-        except IncompleteError as stop:
-            assert "limit" in str(stop)
-            assert budget.spending.total + 1 > limit
-        else:
-            assert len(replies) == count
-        assert [line.digest for line in journal.lost_responses() if line] == [
-            dollar_requests(1)[0].digest(model.fingerprint)
-        ]
+    try:
+        replies = run_requests(model, dollar_requests(count), journal, RunPolicy(concurrency=4, budget=budget))
+    except IncompleteError as stop:
+        assert "limit" in str(stop)
+        assert budget.spending.total + 1 > limit
+    else:
+        assert len(replies) == count
+    assert [line.digest for line in journal.lost_responses() if line] == [
+        dollar_requests(1)[0].digest(model.fingerprint)
+    ]
     assert budget.spending.possibly_billed == 1
     assert budget.spending.total <= limit
     assert budget.fits(Decimal(str(limit)) - budget.spending.total), "nothing is held any more"

@@ -20,35 +20,6 @@ REQUEST = ChatRequest(
     max_tokens=50,
     response_schema={"type": "object", "properties": {"a": {}, "b": {}}},
 )
-CHANGES = [
-    {"messages": (Message("system", "Rate!"), Message("user", "I feel lost."))},
-    {"messages": (Message("user", "Rate."), Message("user", "I feel lost."))},
-    {"messages": (Message("system", "Rate."), Message("user", "I feel"), Message("user", " lost."))},
-    {"messages": (Message("user", "I feel lost."), Message("system", "Rate."))},
-    {"temperature": 0.1},
-    {"top_p": 0.9},
-    {"max_tokens": 51},
-    {"response_schema": None},
-    {"response_schema": {"type": "object", "properties": {"a": {}, "c": {}}}},
-    {"response_schema": {"type": "object", "properties": {"b": {}, "a": {}}}},
-    {"schema_name": "rating"},
-    {"sample_index": 1},
-]
-
-
-def test_changes_are_reported_apart_from_each_other():
-    digests = {replace(REQUEST, **change).digest(IDENTITY) for change in [{}, *CHANGES]}
-    assert len(digests) == 1 + len(CHANGES)
-
-
-@pytest.mark.parametrize("name", ["model", "base_url"])
-def test_digest_changes_with_the_model_behind_it(name):
-    assert REQUEST.digest({**IDENTITY, name: "other"}) != REQUEST.digest(IDENTITY)
-
-
-def test_equal_requests_have_equal_digests():
-    same = replace(REQUEST, temperature=0, top_p=1, response_schema=dict(REQUEST.response_schema or {}))
-    assert same.digest(dict(reversed(IDENTITY.items()))) == REQUEST.digest(IDENTITY)
 
 
 @pytest.mark.parametrize("wrong", [{"messages": ()}, {"max_tokens": 0}, {"sample_index": -1}])
@@ -83,7 +54,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("change", "digest"), KEPT)
-def test_digests_of_journals_that_were_paid_for_stay_what_they_are(change, digest):
+def test_digests_of_existing_journals_stay_the_same(change, digest):
     assert replace(REQUEST, **change).digest(IDENTITY) == digest
 
 
@@ -113,7 +84,7 @@ def test_a_digest_is_that_of_one_json_list(fingerprint, turns, drawing, form, sa
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_json_has_no_word_for_has_no_digest(number):
+def test_a_number_that_json_cannot_express_has_no_digest(number):
     with pytest.raises(ValueError, match="finite"):
         replace(REQUEST, temperature=number).digest(IDENTITY)
 

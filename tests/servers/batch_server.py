@@ -36,37 +36,21 @@ Watch = Callable[[str], None]
 
 @dataclass
 class ProviderScript:
-    """How the provider behaves.
+    """How the provider behaves."""
 
-    Args:
-        work_seconds: from a batch's beginning to its end.
-        list_lag_seconds: how long a new batch is missing from the list.
-        expired_share: of the lines of the first batch, unanswered when it expires.
-        line_fault: an HTTP status instead of a reply, by custom id and how often that was submitted before.
-        fails: error codes of the first batches, which fail as a whole.
-        queue_tokens: of all batches at work, counted as a quarter of the body's bytes; beyond, a batch fails.
-        lose_creations: of how many batches the answer gets lost after they were made.
-        script: says what the model replies.
-        has_batches: whether there is such an endpoint at all.
-        outages: how many questions about batches are answered with 503.
-        key: that is accepted; empty for any.
-        deletes: whether files can be deleted.
-        expires: whether it knows of files that expire; if not, it refuses to be asked for it.
-    """
-
-    work_seconds: float = 0.0
-    list_lag_seconds: float = 0.0
-    expired_share: float = 0.0
-    line_fault: LineFault = lambda digest, number: None
-    fails: list[str] = field(default_factory=list[str])
-    queue_tokens: int = 0
-    lose_creations: int = 0
+    work_seconds: float = 0.0  # from a batch's beginning to its end
+    list_lag_seconds: float = 0.0  # for which a new batch is missing from the list
+    expired_share: float = 0.0  # of the lines of the first batch, unanswered when it expires
+    line_fault: LineFault = lambda digest, number: None  # an HTTP status, by custom id and earlier submissions
+    fails: list[str] = field(default_factory=list[str])  # error codes of the first batches, which fail as a whole
+    queue_tokens: int = 0  # of all batches at work (a quarter of the bytes of their bodies); beyond, a batch fails
+    lose_creations: int = 0  # batches whose response is lost after they were created
     script: Callable[[Mapping[str, Any], int], Reply] = answer_by_schema
     has_batches: bool = True
-    outages: int = 0
-    key: str = ""
+    outages: int = 0  # requests for a batch's state that are answered with 503
+    key: str = ""  # the accepted one; empty for any
     deletes: bool = True
-    expires: bool = True
+    expires: bool = True  # if not, it refuses parameters about the expiry of files
 
 
 @dataclass

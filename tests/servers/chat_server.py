@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 MODEL = "scripted-judge-2025-01-01"
@@ -150,9 +149,7 @@ class ChatServer:
         self._ready.wait()
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
         self._loop.close()
@@ -241,18 +238,14 @@ async def _send(line: _Line, answer: Fault) -> bool:
 def completion_of(reply: Reply, number: int) -> dict[str, Any]:
     """Return the body of a chat completion."""
     message = {"role": "assistant", "content": reply.text, "refusal": reply.refusal}
-    usage = {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-    }
+    counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
     return {
         "id": f"chatcmpl-{number}",
         "object": "chat.completion",
         "created": 0,
         "model": reply.model,
         "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
-        "usage": usage,
+        "usage": {**counts, "total_tokens": sum(counts.values())},
     }
 
 
