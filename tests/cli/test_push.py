@@ -79,7 +79,7 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub: HubServer, made: Artif
     assert (code, err) == (0, "")
     listed = {line.split()[-1] for line in out.splitlines() if " bytes  " in line}
     assert listed == {*made.manifest["files"], "manifest.json"} - {"notes.txt"}
-    assert "stays here: notes.txt" in out
+    assert "not uploaded: notes.txt" in out
     assert out.splitlines()[-1].startswith("would upload 6 files, ")
     assert not hub.asked
 

@@ -285,12 +285,12 @@ class TestPending:
         for audit in (SMALL, {**SMALL, "retest": 500, "canaries": 1000}):
             before = judged.server.count
             said = build(cli, judged, audit, "--dry-run").out
-            (paid,) = (line for line in said.splitlines() if line.startswith("paid:"))
+            (paid,) = (line for line in said.splitlines() if line.startswith("to pay:"))
             assert judged.server.count == before
             audited(cli, judged, audit)
             assert f"auditing the judge, scripted-judge-2025-01-01 at {judged.server.base_url}" in paid
             assert f": {judged.server.count - before} calls, " in paid
-        assert "paid:" not in build(cli, judged, SMALL, "--dry-run").out
+        assert "to pay:" not in build(cli, judged, SMALL, "--dry-run").out
 
     def test_another_sample_makes_another_audit_and_nothing_else(self, judged: Judged, cli: Cli) -> None:
         audited(cli, judged, SMALL)

@@ -74,7 +74,7 @@ def test_a_signal_while_waiting_leaves_the_batches_to_the_next_run(build: Build,
     assert stopped.code == 75
     assert "stopped with 1 of 128 items done; 3 batches with 127 of them continue at the provider" in stopped.err
     assert "run the same command again: it picks them up" in stopped.err
-    (rating,) = [line for line in build("--batch", "--dry-run").out.splitlines() if "rating answers" in line]
+    (rating,) = [line for line in build("--batch", "--dry-run").out.splitlines() if "rating responses" in line]
     assert ": nothing pending" in rating
     assert "; 127 more wait in batches with the provider" in rating
     refused = build()

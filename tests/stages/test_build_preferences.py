@@ -137,7 +137,7 @@ class TestPrivacy:
         with ChatServer() as server:
             config = write_build_config(recipe, judge=endpoint_judge(server.base_url))
             assert build(cli, config, "--offline", *restricted).code == 0
-        assert "paid:" not in build(cli, write_build_config(recipe), "--offline", "--dry-run").out
+        assert "to pay:" not in build(cli, write_build_config(recipe), "--offline", "--dry-run").out
         assert build(cli, write_build_config(recipe), "--offline").code == 0
         assert no_way_out == []
 
@@ -253,7 +253,7 @@ class TestCosts:
             assert ": 20 calls, up to 20 " in between.out
             server.script = answer_by_schema
             build(cli, config)
-            assert "paid:" not in build(cli, config, "--dry-run").out
+            assert "to pay:" not in build(cli, config, "--dry-run").out
         assert server.count == 128 + refused
 
     def test_answers_still_to_be_given_make_an_upper_bound(self, recipe: Path, cli: Cli) -> None:
@@ -261,10 +261,10 @@ class TestCosts:
         asked = {"author": "asked", "endpoint": ENDPOINT, "sampling": {"max_new_tokens": 50}}
         audit = {"retest": 12, "one_principle": 6, "canaries": 8}
         config = write_build_config(recipe, judge=judge, audit=audit, pool={"responders": [asked], "per_speech": 1})
-        paid = [line for line in build(cli, config, "--dry-run").out.splitlines() if line.startswith("paid:")]
+        paid = [line for line in build(cli, config, "--dry-run").out.splitlines() if line.startswith("to pay:")]
         assert "answers of asked" in paid[0]
         assert ": 32 calls, up to 96 with retries" in paid[0]
-        assert "rating answers" in paid[1]
+        assert "rating responses" in paid[1]
         assert ": 160 calls, up to 160 with retries" in paid[1]  # 128 ready answers and one to each of 32 speeches
         assert f": {12 + 7 * 6 + 8} calls, " in paid[2]
         assert "at full length" in paid[2]
@@ -275,7 +275,7 @@ class TestCosts:
         for each in (endpoint, priced):
             judge = {"backend": "endpoint", "endpoint": each}
             said = build(cli, write_build_config(recipe, judge=judge), "--dry-run").out
-            (paid,) = (line for line in said.splitlines() if line.startswith("paid:"))
+            (paid,) = (line for line in said.splitlines() if line.startswith("to pay:"))
             pattern = r": 128 calls, up to 384 .*; ([\d,]+) prompt tokens \(([\d,]+) of a .*up to ([\d,]+) completion"
             found = re.search(pattern, paid)
             assert found is not None

@@ -235,7 +235,7 @@ class TestPlanning:
         sets = [word for override in self.JUDGE for word in ("--set", f"eval-winrate.{override}")]
         planned = cli("run", miniature.recipe, "--store", tmp_path / "none", *sets, "--dry-run")
         assert planned.code == 0, planned.err
-        assert re.search(r"paid: comparing answers, judge at .*: 16 calls, up to 48 with retries", planned.out)
+        assert re.search(r"to pay: comparing answers, judge at .*: 16 calls, up to 48 with retries", planned.out)
         assert not (tmp_path / "none").exists()
 
 

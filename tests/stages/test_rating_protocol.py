@@ -138,7 +138,7 @@ class TestPanel:
         with ChatServer(seat) as server:
             members = [member(server.base_url, f"{name}-2026-01-01") for name in ("elm", "yew", "ash")]
             counted = built(cli, recipe, {"panel": members}, "--dry-run")
-            assert len(re.findall(r"rating answers.*: 128 calls", counted.out)) == 3
+            assert len(re.findall(r"rating responses.*: 128 calls", counted.out)) == 3
             done = built(cli, recipe, {"panel": members})
             assert done.code == 0, done.err
             assert server.count == 3 * 128

@@ -97,9 +97,9 @@ def test_a_dry_run_of_the_papers_recipe_fetches_nothing_and_says_what_it_would_a
     steps = load_recipe(recipe_folder("llama3-8b"))
     (first, *_) = dry_run(steps, Store(tmp_path))
     calls = {each.purpose: each for each in first.calls}
-    assert calls["rating answers"].endpoint.model == "gpt-4o-2024-08-06"
-    assert calls["rating answers"].calls is None
-    assert "fetched from the Hub" in calls["rating answers"].hint
+    assert calls["rating responses"].endpoint.model == "gpt-4o-2024-08-06"
+    assert calls["rating responses"].calls is None
+    assert "fetched from the Hub" in calls["rating responses"].hint
     answers = {f"answers of {each.author}" for each in steps[0].config.pool.responders}
-    assert set(calls) == {"naming topics", "rating answers", "auditing the judge", *answers}
+    assert set(calls) == {"naming topics", "rating responses", "auditing the judge", *answers}
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The commands that look at artifacts, move replies between journals and publish: list, show, diff, journal, push."""
+"""The commands on artifacts and journals: list, show, verify, diff, push, and journal export, import, verify."""
 
 import json
 from itertools import chain
@@ -13,7 +13,7 @@ from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
 from psychocounsel.store.store import Store
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, kind/name or a path.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, name@best, kind/name or a path.")]
 
 
 def _resolve(store: Store, ref: str) -> Artifact:
@@ -124,8 +124,8 @@ def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     console.result("\n\n".join(as_text(table) for table in found if table.rows) or "no difference")
 
 
-ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines to write, one reply per line.")]
-Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines that `journal export` wrote.")]
+ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, one reply per line.")]
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file that `journal export` wrote.")]
 
 
 def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
@@ -145,7 +145,7 @@ def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
 
 
 def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
-    """Add the replies of a file; known ones stay as they are."""
+    """Add the replies of a file. Replies that are already in the journal stay as they are."""
     from psychocounsel.llm.endpoints import open_journal
     from psychocounsel.llm.journal import LostResponse, read_rows
 
@@ -215,7 +215,7 @@ def push(
 
     repository = parse_target(target, private)
     if offline and not dry_run:
-        raise ConfigError("offline, but push writes to the Hub", remedy="drop --offline, or add --dry-run")
+        raise ConfigError("offline, but push writes to the Hub", remedy="leave --offline out, or add --dry-run")
     publication = prepare_publication(open_store(store, offline), ref)
     artifact = publication.artifact
     for warning in artifact.warnings:
@@ -223,7 +223,7 @@ def push(
     for name, size in publication.files.items():
         console.result(f"  {size:>12,} bytes  {name}")
     if publication.left_out:
-        console.result(f"  stays here: {', '.join(publication.left_out)}")
+        console.result(f"  not uploaded: {', '.join(publication.left_out)}")
     what = (
         f"{len(publication.files)} files, {sum(publication.files.values()):,} bytes of {artifact.kind} {artifact.ref}"
     )

@@ -297,7 +297,7 @@ def _show_dry_run(steps: "Sequence[Step]", store: Store) -> None:
             state = "up to date" if store.find(spec) else "pending"
             console.result(f"{spec.kind:15} {spec.ref:40} {state}")
         for calls in preview.calls:
-            console.result(f"paid: {calls}")
+            console.result(f"to pay: {calls}")
 
 
 def _go_offline(is_offline: bool) -> None:

@@ -40,7 +40,7 @@ class SpeechColumns(Settings):
 
 
 class SpeechSource(Settings):
-    """A CSV, JSONL or Parquet file, or a Hub data set, of client speeches."""
+    """A CSV, JSONL or Parquet file, or a Hub dataset, of client speeches."""
 
     path: str
     columns: SpeechColumns
@@ -66,7 +66,7 @@ class CandidateColumns(Settings):
 
 
 class CandidateSource(Settings):
-    """A file, or Hub data set, of existing responses."""
+    """A file, or Hub dataset, of existing responses."""
 
     path: str
     columns: CandidateColumns
@@ -271,7 +271,7 @@ class BuildPreferencesConfig(StageConfig):
 class ImportPreferencesConfig(StageConfig):
     """A released preference dataset becomes speeches and preferences, and its flaws are counted.
 
-    `source` is a Hub data set, or a folder with its Parquet files; train and test are read. `leakage` is what happens
+    `source` is a Hub dataset, or a folder with its Parquet files; train and test are read. `leakage` is what happens
     to train rows whose speech, or a near-duplicate of it, is in test. `labelled_by` is the model that rated the
     responses, so that a judge of its family does not pass for an independent one. `safety` is the principle on which
     the chosen side must not be worse; null for no such rule.

@@ -1,4 +1,4 @@
-"""Confidence intervals by bootstrap over speeches.
+"""Confidence intervals by bootstrap over speeches, and Wilson's where all resamples agree.
 
 Responses to one speech resemble each other, so speeches and not rows are resampled. A resample is a vector of weights
 (how often each speech was sampled); a statistic that takes weights is computed on many resamples at once, in blocks

@@ -291,7 +291,9 @@ class OnlineDpo:
         answers = [each for each in candidates if each.text]
         if not answers:
             raise DataQualityError(
-                "the policy gave only empty answers", where=self.config.name, remedy="check the policy"
+                "the policy gave only empty answers",
+                where=self.config.name,
+                remedy="check that the model is instruction-tuned and has a chat template",
             )
         model = resolve_model(self.store, self.online.reward_model, ("reward-models",)).policy(self.store)
         scorer = RewardScorer.load(model, self.config.chat)

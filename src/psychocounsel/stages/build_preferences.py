@@ -112,7 +112,7 @@ class _Build:
         self.topics = open_topics(config.corpus.topics, session)
         self.responders = [Responder(each, session, f"responder {each.author}") for each in responders]
         share = config.judge.max_missing_share
-        self.judge = open_judge(config.judge, session, "rating answers", may_wait=True, max_missing_share=share)
+        self.judge = open_judge(config.judge, session, "rating responses", may_wait=True, max_missing_share=share)
         self.auditor = open_judge(config.judge, session, "auditing the judge")
         self.specs = self._specs()
 
@@ -230,7 +230,7 @@ class _Build:
         speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
         candidates = distinct_candidates(store, parents)
         items = [(speeches[each.speech_id], each) for each in candidates if each.text]
-        with progress("judging responses", len(items), lambda: judge_status(judge)) as advance:
+        with progress("rating responses", len(items), lambda: judge_status(judge)) as advance:
             judgements = judge.rate(items, advance)
         spend = judge_spending(judge)
         require_judged(judgements, "judgements", self.config.judge.max_missing_share)

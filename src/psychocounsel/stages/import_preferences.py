@@ -90,7 +90,7 @@ def import_preferences(config: ImportPreferencesConfig, store: Store) -> Artifac
 
 
 def read_release(config: ImportPreferencesConfig) -> "Release":
-    """Read the released data set of a config.
+    """Read the released dataset of a config.
 
     Raises:
         InputError: it has no rows, or one that cannot be read.
@@ -98,7 +98,7 @@ def read_release(config: ImportPreferencesConfig) -> "Release":
     """
     rows = list(read_released(config.source, config.config))
     if not rows:
-        raise InputError("has no rows", where=config.source, remedy="name a data set with rows")
+        raise InputError("has no rows", where=config.source, remedy="name a dataset with rows")
     principles = list(rows[0].chosen.ratings)
     if config.safety is not None and config.safety not in principles:
         hint = f"{did_you_mean(config.safety, principles)}; null leaves the rule out"
@@ -178,7 +178,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Release:
-    """A released data set in memory: its rows, train before test, and how they are imported."""
+    """A released dataset in memory: its rows, train before test, and how they are imported."""
 
     config: ImportPreferencesConfig
     rows: Sequence[ReleasedRow]

@@ -66,8 +66,8 @@ def count_leakage(
         raise DataQualityError(
             f"{len(leaked)} of {len(distinct)} evaluated speeches, or near-duplicates of them, were trained on",
             where=", ".join(f"{model.kind} {model.ref}" for model in models),
-            remedy="name the speeches that the model was split with (NAME@ID), or train it again; "
-            "--allow-leakage measures all the same and says so in the result",
+            remedy="evaluate on the corpus version that the model was trained with (NAME@ID), or train it again; "
+            "--allow-leakage measures anyway and says so in the result",
         )
     return {"speeches": len(distinct), "leaked": len(leaked)}
 

@@ -1,4 +1,4 @@
-"""Running stages: one of them, a recipe of several, or a dry run of either.
+"""run: one stage, a recipe of several, or a dry run of either.
 
 Within a run of a recipe, a name means what this run makes, and not a newer artifact of that name.
 """

@@ -1,4 +1,4 @@
-"""One HTML page about artifacts and everything they came from."""
+"""report: one HTML page about artifacts and everything they came from."""
 
 from collections.abc import Sequence
 

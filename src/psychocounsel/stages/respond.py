@@ -75,7 +75,7 @@ class Responder:
             answers = Answers(self._sample(speeches, seed), {}, {})
         missing = sum(answers.failed.values())
         if missing > share * len(speeches):
-            again = "add them to the file" if self.config.file else "run the same command to ask those again"
+            again = "add them to the file" if self.config.file else "run the same command to send those requests again"
             raise DataQualityError(
                 f"{missing} of {len(speeches)} speeches got no answer ({counted(answers.failed)})",
                 where=f"responder {author}",
@@ -188,7 +188,7 @@ def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[S
     answered = [Candidate(each.id, author, texts[each.text]) for each in speeches if each.text in texts]
     if not answered:
         raise DataQualityError(
-            "no row answers one of the speeches", where=author, remedy="repeat each speech word for word"
+            "no row of the file answers any of the speeches", where=author, remedy="copy the exact text of each speech"
         )
     return answered
 

@@ -57,7 +57,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
             raise DataQualityError(
                 f"the split {split} has no pairs",
                 where=f"preferences {preferences.ref}",
-                remedy="build preferences with a larger share for it",
+                remedy="add speeches or raise corpus.split.test_share, and build the preferences again",
             )
     trained = [store.open(each) for each in writer.spec.parents]
     leakage = count_leakage(store, [pair.speech for pair in test], preferences, trained, config.allow_leakage)

@@ -366,7 +366,7 @@ def pairs_file(split: str) -> str:
 def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePair], principles: Sequence[str]) -> None:
     """Write one split of a preference dataset.
 
-    The first columns are those of the released data set (arXiv 2502.19731), with whole ratings; ratings that are
+    The first columns are those of the released dataset (arXiv 2502.19731), with whole ratings; ratings that are
     means of samples are floats. Our own columns follow.
     """
     ratings = (rating for pair in pairs for rating in pair.chosen.ratings.values())
@@ -438,10 +438,10 @@ def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split of a data set on the Hub, `owner/name` or `owner/name@revision`.
+    """Yield the rows of one split of a dataset on the Hub, `owner/name` or `owner/name@revision`.
 
     Raises:
-        InputError: the data set, its revision or the network is missing, or the connection broke.
+        InputError: the dataset, its revision or the network is missing, or the connection broke.
     """
     from datasets import load_dataset  # both are heavy, and only needed for sources on the Hub
     from httpx import HTTPError

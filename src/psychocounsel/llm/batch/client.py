@@ -223,7 +223,7 @@ class OpenAIBatches:
         if status in _UNKNOWN:
             raise UnknownBatchError
         key = self._endpoint.api_key_env
-        what, remedy = "the provider refuses the batch", "mend it, or leave --batch out to run live"
+        what, remedy = "the provider refuses the batch", "correct it, or leave --batch out to run live"
         if status == 403:
             what, remedy = "the key may not use batches here", f"use a key in {key} that may, or leave --batch out"
         what, remedy = key_refusal(error, key) or (what, remedy)

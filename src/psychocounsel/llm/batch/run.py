@@ -364,7 +364,7 @@ class _BatchRun:
         self._require_accepted(reading)
         if failure and running.digests.isdisjoint(self._builder.pending):
             raise EndpointError(
-                failure, where=self._provider.base_url, remedy="mend it, or leave --batch out to run live"
+                failure, where=self._provider.base_url, remedy="correct it, or leave --batch out to run live"
             )
 
     async def _read(self, shard: Shard, batch: Batch) -> _Reading:
