@@ -415,10 +415,7 @@ def with_placeholders(text: str) -> str:
 
 
 def without_contacts(text: str) -> str:
-    """Return the text without each sentence or line that holds a contact.
-
-    A sentence that names a crisis line stays, and loses only its other contacts.
-    """
+    """Return the text without sentences and lines that hold a contact; one with a crisis line loses only the others."""
     crisis = crisis_lines()
     found = contacts_in(text, crisis)
     if not found:
@@ -436,8 +433,7 @@ def without_contacts(text: str) -> str:
             spans = [(contact.start - start, contact.end - start) for contact in held]
             kept.append((_cut_out(piece, spans), True))
         else:
-            stands_alone = held[0].start == start
-            if stands_alone and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
+            if held[0].start == start and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
                 kept.pop()  # "Here is a link."
             kept.append((piece[len(piece.rstrip("\n")) :], False))
     while kept and not kept[-1][1] and kept[-1][0].rstrip()[-1:] in ("", ":"):

@@ -33,10 +33,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class TextSpool:
-    """A list of texts on disk that grows at its end; eight bytes per text stay in memory.
-
-    The file is scratch: nothing reads it after a crash, so it is never synced.
-    """
+    """Texts on disk, eight bytes each in memory; the file is never synced, because nothing reads it after a crash."""
 
     def __init__(self, path: Path) -> None:
         """Start an empty spool; an existing file is replaced."""

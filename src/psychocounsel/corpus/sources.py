@@ -20,7 +20,6 @@ from psychocounsel.store.schemas import hub_rows
 if TYPE_CHECKING:
     import _csv  # the reader's type has no public name
 
-
 MAX_LINE_BYTES = 1_000_000
 
 

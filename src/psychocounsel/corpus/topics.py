@@ -393,12 +393,11 @@ def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str:
     reply = cast("dict[str, object]", value)
     if set(reply) != set(_FIELDS):
         raise UnreadableReplyError(f"the reply has other keys than {', '.join(_FIELDS)}")
-    topic = reply["topic"]
     if reply["item_id"] != item_id:
         raise UnreadableReplyError("the reply is about another item")
     if not isinstance(reply["reason"], str):
         raise UnreadableReplyError("'reason' is not text")
-    if not isinstance(topic, str) or topic not in taxonomy.coarse_of:
+    if not isinstance(topic := reply["topic"], str) or topic not in taxonomy.coarse_of:
         raise UnreadableReplyError("'topic' is no fine topic of the taxonomy")
     return topic
 

@@ -521,11 +521,6 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
         f"{judges.evaluation}; of the labels: {', '.join(judges.labels) or 'none in the lineage'}. Intervals: "
         f"{confidence(artifact)}, by bootstrap over speeches.{remark}"
     )
-    replies = metrics.votes
-    by_judge = tuple((judge, reasons(status)) for judge, status in replies.status.items()) if replies else ()
-    votes = ""
-    if replies:
-        votes = f"Votes: {replies.asked}; unanimous in {replies.unanimous} of {replies.comparisons} valid comparisons."
     unanswered = tuple((side, reasons(by)) for side, by in metrics.missing_answers.items() if by)
     why = "Speeches without an answer to compare. They are missing, and a win for neither side."
     sides = {"policy": metrics.policy_text_quality, "reference": metrics.reference_text_quality}
@@ -536,13 +531,19 @@ def _comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list
         _slice_table("criteria", "Win rate by principle.", metrics.win_rate_by_criterion),
         _slice_table("topics", "Win rate by topic.", {"speeches about crisis": metrics.crisis, **metrics.by_topic}),
         _text_quality_table("Text quality of the answers: share of answers with its interval.", sides),
-        Table("votes", votes, ("judge", "votes, by status"), "ll", by_judge, is_detail=True),
+        *([_vote_table(metrics.votes)] if metrics.votes else []),
     ]
 
 
 def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Table:
     rows = tuple(_rate_row(name or "(no topic)", rate) for name, rate in rates.items())
     return Table(key, title, _RATE_HEADER, "lrll", rows, is_detail=True)
+
+
+def _vote_table(votes: m.Replies) -> Table:
+    title = f"Votes: {votes.asked}; unanimous in {votes.unanimous} of {votes.comparisons} valid comparisons."
+    rows = tuple((judge, reasons(status)) for judge, status in votes.status.items())
+    return Table("votes", title, ("judge", "votes, by status"), "ll", rows, is_detail=True)
 
 
 def confidence(artifact: Artifact) -> str:

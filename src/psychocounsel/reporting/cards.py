@@ -109,7 +109,7 @@ class CardFigure(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the card of a preference dataset says. What is not known is left out of the card.
+    """What the card of a preference dataset says; what is not known is left out.
 
     `rows` are pairs by split. `artifacts` are the dataset itself, then what it came from, nearest first. `judges` has
     the number of judgements by the name in the replies; `lengths` how many responses have so many words, by split and
@@ -134,15 +134,13 @@ class DatasetFacts:
     @property
     def speech_metrics(self) -> SpeechMetrics | None:
         """The numbers of the corpus of client speeches."""
-        speeches = self.first("speeches")
-        metrics = speeches and metrics_of(speeches)
+        metrics = (speeches := self.first("speeches")) and metrics_of(speeches)
         return metrics if isinstance(metrics, SpeechMetrics) else None
 
     @property
     def judgement_metrics(self) -> JudgementMetrics | None:
         """The numbers of the ratings behind the pairs."""
-        judgements = self.first("judgements")
-        metrics = judgements and metrics_of(judgements)
+        metrics = (judgements := self.first("judgements")) and metrics_of(judgements)
         return metrics if isinstance(metrics, JudgementMetrics) else None
 
 

@@ -36,6 +36,7 @@ _VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
 _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.6
+_COLUMNS = 4  # of panels
 _MARKED_POINTS = 20
 _SHIFT = 0.05
 """Distance between the intervals of two lines, in steps or rounds, so that none hides the other."""
@@ -151,8 +152,7 @@ def _reward_plots(artifact: Artifact, model: m.RewardModelMetrics) -> list[Plot]
     dots += [Dot(label, rate, label != BASELINES["same_tier"]) for label, rate in rates.items() if rate is not None]
     caption = "Accuracy on test pairs and of predictors that read no text; the dashed line is a coin."
     plots = [_rate_plot(f"accuracy-{artifact.id[:8]}", dots, "accuracy", caption, artifact)]
-    margins = [each for each in model.test_margins if each is not None]
-    if margins:
+    if margins := [each for each in model.test_margins if each is not None]:
         wrong = sum(margin < 0 for margin in margins)
         span = f"{min(margins):.2f} to {max(margins):.2f}"
         alternative = f"Histogram of {len(margins)} margins from {span}; {wrong} below zero."
@@ -357,9 +357,6 @@ def rating_panels(counts: Mapping[str, Counts], ratings: Sequence[str]) -> tuple
     """Return one panel per principle with a bar per rating."""
     panels = [Panel(shortened(name), [by.get(each, 0) for each in ratings]) for name, by in counts.items()]
     return panels, [(place + 0.5, rating) for place, rating in enumerate(ratings)]
-
-
-_COLUMNS = 4
 
 
 def _draw_panels(
