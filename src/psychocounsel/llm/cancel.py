@@ -51,11 +51,7 @@ class CancelToken:
             child.cancel()
 
     def raise_if_cancelled(self, where: str = "") -> None:
-        """Return unless the token is cancelled; called between two pieces of work that are kept whole.
-
-        Raises:
-            RunCancelledError: it is.
-        """
+        """Raise RunCancelledError if work is to stop; called between two pieces of work that are kept whole."""
         if self._is_cancelled:
             raise RunCancelledError(where)
 

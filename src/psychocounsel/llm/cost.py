@@ -151,9 +151,8 @@ def _encode(vocabulary: str) -> Callable[[str], list[int]]:
 
 
 def _schema_text(request: ChatRequest) -> str:
-    if request.questions:
-        return json.dumps(request.questions, default=dict)
-    return json.dumps(request.response_schema, default=dict) if request.response_schema else ""
+    extra = request.questions or request.response_schema
+    return json.dumps(extra, default=dict) if extra else ""
 
 
 class NoRoomError(PsychoCounselError):

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
@@ -208,9 +207,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -290,9 +287,8 @@ class Journal:
     def mark_accepted(self, reader: str, digests: Iterable[str]) -> None:
         """Note that a reader accepted a reply to each of these requests."""
         with self._lock, self._explained(), self._transaction():
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO readings VALUES (?, ?)", ((reader, digest) for digest in digests)
-            )
+            rows = ((reader, digest) for digest in digests)
+            self._connection.executemany("INSERT OR IGNORE INTO readings VALUES (?, ?)", rows)
 
     def rows(self) -> Iterator[JournalRow | DamagedRow]:
         """Yield every reply, intact or damaged, ordered by request and attempt."""
@@ -334,7 +330,7 @@ class Journal:
     def _merge_row(self, offered: JournalRow | LostResponse) -> bool:
         if isinstance(offered, LostResponse):
             return bool(self._connection.execute(_INSERT_LOST, (*offered, _sha256(tuple(offered)))).rowcount)
-        row = _as_row(offered.digest, offered.attempt, offered.reply, offered.created_at)
+        row = _as_row(*offered)
         kept = self._connection.execute(_SELECT_ONE, (offered.digest,)).fetchall()
         attempt = max((each[1] for each in kept), default=-1) + 1
         for each in kept:
@@ -456,9 +452,7 @@ def _as_line(row: JournalRow | LostResponse) -> dict[str, Any]:
 
 
 def _checksum(row: JournalRow | LostResponse) -> str:
-    if isinstance(row, LostResponse):
-        return _sha256(tuple(row)).hex()
-    return _row_checksum(_as_row(row.digest, row.attempt, row.reply, row.created_at)).hex()
+    return (_sha256(tuple(row)) if isinstance(row, LostResponse) else _row_checksum(_as_row(*row))).hex()
 
 
 def _from_line(line: bytes, where: str) -> JournalRow | LostResponse:

@@ -90,10 +90,7 @@ class RetryPolicy:
     deadline_factor: float = 3.0
 
     def wait_seconds(self, tries: int, key: str) -> float:
-        """Return the back-off after so many failed tries, shortened by up to one half.
-
-        `key` names the request; its hash decides by how much.
-        """
+        """Return the back-off after so many failed tries; the hash of the request's `key` shortens it by up to half."""
         longest = min(self.first_wait_seconds * 2 ** (tries - 1), self.longest_wait_seconds)
         return longest * (0.5 + 0.5 * _jitter(f"{key}/{tries}"))
 

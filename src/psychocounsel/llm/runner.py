@@ -40,7 +40,6 @@ _Waiting: TypeAlias = tuple[_Row, asyncio.Future[None]]
 
 def accept_valid(index: int, reply: ChatReply) -> bool:
     """Accept every complete reply."""
-    del index
     return reply.status is ReplyStatus.VALID
 
 

@@ -222,7 +222,6 @@ class PlaceholderClient:
 
     def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
         """Return a placeholder for each."""
-        del policy
         return [PLACEHOLDER] * len(requests)
 
 

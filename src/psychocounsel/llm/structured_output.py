@@ -335,17 +335,15 @@ def _begins_number(token: str, before: str) -> bool:
     return digit is not None and (before + token[: digit.start()]).rstrip(" \t\r\n-").endswith(":")
 
 
-def _has_digit(token: object) -> bool:
-    return isinstance(token, str) and any(sign in "0123456789" for sign in token)
-
-
 def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     others = entry.get("top_logprobs")
     found: dict[str, float] = {}
     for each in (*map(mapping_of, cast("list[Any]", others) if isinstance(others, list) else []), entry):
         token, logprob = each.get("token"), each.get("logprob")
-        if _has_digit(token) and isinstance(logprob, int | float) and logprob > _LEAST_LOGPROB:
-            found.setdefault(str(token), round(float(min(logprob, 0.0)), _DECIMALS))
+        if not isinstance(token, str) or not isinstance(logprob, int | float):
+            continue
+        if re.search("[0-9]", token) and logprob > _LEAST_LOGPROB:
+            found.setdefault(token, round(float(min(logprob, 0.0)), _DECIMALS))
     return list(found.items())
 
 

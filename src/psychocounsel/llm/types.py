@@ -159,10 +159,6 @@ class RefusedRequestError(EndpointError):
         self.concerns_item = concerns_item
 
 
-def ignore_reply(reply: ChatReply) -> None:
-    """Do nothing with a reply."""
-
-
 async def ignore_loss() -> None:
     """Do nothing about a lost response."""
 
@@ -179,7 +175,7 @@ class RequestContext:
 
     cancel: CancelToken = field(default_factory=CancelToken)
     on_lost_response: Callable[[], Awaitable[None]] = ignore_loss
-    on_probe: Callable[[ChatReply], None] = ignore_reply
+    on_probe: Callable[[ChatReply], None] = lambda reply: None
 
 
 class ChatModel(Protocol):

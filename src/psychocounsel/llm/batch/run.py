@@ -296,18 +296,15 @@ class _BatchRun:
                 try:
                     await self._provider.cancel(duplicate.id)
                 except (EndpointError, ProviderAwayError, UnknownBatchError) as fault:
-                    self._transport.report(
-                        f"the batch {duplicate.id} duplicates another and could not be cancelled: {fault}"
-                    )
+                    what = f"the batch {duplicate.id} duplicates another and could not be cancelled"
+                    self._transport.report(f"{what}: {fault}")
         self._ledger.advance(shard.id, ShardState.RUNNING, kept.id)
         return kept.id
 
     def _start_waiting(self, shard: Shard, digests: set[str]) -> None:
-        tokens = sum(self._builder.tokens(digest) for digest in digests)
-        self._running[shard.id] = _Running(shard, digests, tokens)
+        self._running[shard.id] = _Running(shard, digests, sum(map(self._builder.tokens, digests)))
         self._tries.update(digests)
-        worst = sum((self._builder.worst_cost(digest) for digest in digests), Decimal(0))
-        self._items.budget.hold(shard.id, worst)
+        self._items.budget.hold(shard.id, sum(map(self._builder.worst_cost, digests), Decimal(0)))
 
     # Poll and collect.
 
