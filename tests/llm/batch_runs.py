@@ -33,7 +33,7 @@ def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
 
 
 def transport_to(
-    endpoint: EndpointConfig, report: Callable[[str], object] = lambda text: None, **limits: Any
+    endpoint: EndpointConfig, report: Callable[[str], None] = lambda text: None, **limits: Any
 ) -> BatchTransport:
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
