@@ -87,7 +87,7 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub: HubServer, made: Artif
 @pytest.mark.parametrize(
     ("argv", "remedy"),
     [
-        (["hub:me/pairs", "--offline"], "drop --offline, or add --dry-run"),
+        (["hub:me/pairs", "--offline"], "leave --offline out, or add --dry-run"),
         *(([bad], "write hub:owner/name") for bad in ("me/pairs", "hub:pairs", "hub:me/pairs/x", "hub:me/../x")),
         (["hub:me/pa rs"], "write hub:owner/name"),
     ],
