@@ -36,7 +36,7 @@ def list_artifacts(
     from psychocounsel.reporting.artifact_tables import key_metric, row_count
     from psychocounsel.reporting.tables import Table, as_text
 
-    if kind not in (None, *KINDS):
+    if kind is not None and kind not in KINDS:
         raise ConfigError(f"there is no kind {kind!r}", remedy=did_you_mean(kind, KINDS))
 
     def row(artifact: Artifact) -> tuple[str, ...]:

@@ -255,7 +255,7 @@ class _Cleaner:
             for each in excluded
         )
         index = ExclusionIndex(sources, self._config.exclude_span_words) if excluded else None
-        return SpeechFilters(prepare_all, index and index.shares_span)
+        return SpeechFilters(prepare_all, None if index is None else index.shares_span)
 
     def response_filters(self, authors: Iterable[str]) -> ResponseFilters:
         cleaning, people = self._config.cleaning, tuple(sorted(authors))

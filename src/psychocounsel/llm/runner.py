@@ -180,7 +180,8 @@ class JournalWriter:
     def _write(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
             with self._lock:
-                waiting, self._waiting = self._waiting, []
+                waiting = self._waiting
+                self._waiting = []
                 self._is_writing = bool(waiting)
             if not waiting:
                 return

@@ -65,6 +65,10 @@ def model_card(writer: ArtifactWriter, what: str, warnings: Iterable[str]) -> st
     )
 
 
+def _origin(artifacts: Iterable[Artifact]) -> str:
+    return ", ".join(f"{each.kind} `{each.ref}`" for each in artifacts)
+
+
 def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
     """Return a card: `front` becomes the YAML that the Hub reads, `values` are what the template shows."""
     environment = Environment(  # noqa: S701 - Markdown, not HTML
@@ -75,9 +79,7 @@ def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
         keep_trailing_newline=True,
     )
     filters = cast(dict[str, Any], environment.filters)
-    filters.update(
-        cell=escaped, markdown=as_markdown, origin=lambda found: ", ".join(f"{a.kind} `{a.ref}`" for a in found)
-    )
+    filters.update(cell=escaped, markdown=as_markdown, origin=_origin)
     head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
     return re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(front_matter=head, **values))
 
@@ -502,8 +504,8 @@ def combine(names: Sequence[str]) -> tuple[str, str]:
     copyleft = [each for each in ids if each in _COPYLEFT]
     # A share-alike licence admits no other share-alike licence.
     clash = copyleft and any(Condition.SA in _CONDITIONS[each] for each in ids if each != copyleft[0])
-    covering = [] if clash else [each for each in _CONDITIONS if each in ids and _CONDITIONS[each] == required]
-    if covering:
+    covering = [each for each in _CONDITIONS if each in ids and _CONDITIONS[each] == required]
+    if covering and not clash:
         return covering[-1], f"{covering[-1]} is the strictest of the sources' licences."
     united = [each for each in _CREATIVE_COMMONS if _CONDITIONS[each] == required and not copyleft]
     if united:

@@ -434,7 +434,7 @@ def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
     """Yield what happened to each row, in the order of the sources."""
     for row in read_table(artifact, ROWS_FILE):
-        yield RowProvenance(**{**row, "changed_by": tuple(row["changed_by"])})
+        yield RowProvenance(**row)._replace(changed_by=tuple(row["changed_by"]))
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
