@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 from json.encoder import encode_basestring_ascii
 from math import fsum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 OVERALL = "overall"
 """The criterion of a comparison that weighs a response as a whole."""
@@ -47,6 +47,19 @@ def content_id(*parts: str) -> str:
     # The bytes of `json.dumps(parts, separators=(",", ":"))`, in half the time.
     payload = f"[{','.join(map(encode_basestring_ascii, parts))}]"
     return hashlib.sha256(payload.encode("ascii")).hexdigest()[:16]
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_Item = TypeVar("_Item", bound=_Identified)
+
+
+def sample_by_hash(items: Sequence[_Item], count: int | None, purpose: str, seed: int) -> list[_Item]:
+    """Return `count` of the items, or all of them, in the order of a hash of purpose, seed and content."""
+    return sorted(items, key=lambda each: content_id(purpose, str(seed), each.id))[:count]
 
 
 @dataclass(frozen=True)

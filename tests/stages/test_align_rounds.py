@@ -13,7 +13,7 @@ from psychocounsel.config.schema import AlignConfig
 from psychocounsel.errors import ConfigError, DataQualityError
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.session import Session
-from psychocounsel.stages.online import OnlineDpo, sample_by_hash, selection_score
+from psychocounsel.stages.online import OnlineDpo, selection_score
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, Parent
 from psychocounsel.store.schemas import (
     RewardScore,
@@ -24,7 +24,7 @@ from psychocounsel.store.schemas import (
     write_speeches,
 )
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, Speech
+from psychocounsel.types import Candidate, Speech, sample_by_hash
 from running import Miniature
 
 SPEECHES = [Speech(f"I cannot sleep since week {number}.") for number in range(3)]
@@ -153,6 +153,6 @@ def test_cancelled_scoring_creates_nothing(tmp_path: Path, miniature: Miniature)
 
 
 def test_sample_depends_on_seed_and_content_only() -> None:
-    assert sample_by_hash(SPEECHES, 2, 1) == sample_by_hash(SPEECHES[::-1], 2, 1)
-    assert len({tuple(each.id for each in sample_by_hash(SPEECHES, 2, seed)) for seed in range(20)}) > 1
-    assert len(sample_by_hash(SPEECHES, 99, 1)) == len(SPEECHES)
+    assert sample_by_hash(SPEECHES, 2, "round", 1) == sample_by_hash(SPEECHES[::-1], 2, "round", 1)
+    assert len({tuple(each.id for each in sample_by_hash(SPEECHES, 2, "round", seed)) for seed in range(20)}) > 1
+    assert len(sample_by_hash(SPEECHES, 99, "round", 1)) == len(SPEECHES)

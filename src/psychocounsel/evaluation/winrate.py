@@ -10,10 +10,10 @@ from typing import Any
 
 from psychocounsel.evaluation.agreement import Coefficient, coefficient, nominal_kappa
 from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
-from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.evaluation.statistics import clustered_rate, rate_if_known
 from psychocounsel.evaluation.text_quality import copies, measure_text_quality, word_count
 from psychocounsel.store.schemas import OrderedComparison
-from psychocounsel.types import OVERALL, Candidate, Comparison, Rate, ReplyStatus, Speech, Winner, content_id
+from psychocounsel.types import OVERALL, Candidate, Comparison, Rate, ReplyStatus, Speech, Winner, sample_by_hash
 
 _FIRST_POINTS = {Winner.FIRST: 1.0, Winner.TIE: 0.5, Winner.SECOND: 0.0}
 
@@ -215,10 +215,7 @@ def winrate_metrics(
     lengths = length_comparisons(compared, [*policy, *reference])
 
     def overall(part: Sequence[Compared]) -> dict[str, float] | None:
-        points = [POINTS[each.outcome()] for each in part]
-        if set(points) <= {None}:
-            return None
-        return clustered_rate(points, [each.speech_id for each in part], confidence).as_dict()
+        return rate_if_known([POINTS[each.outcome()] for each in part], [each.speech_id for each in part], confidence)
 
     ours = theirs = None
     if trained_on is not None:
@@ -264,6 +261,5 @@ def sample_speeches(speeches: Sequence[Speech], max_speeches: int | None, seed: 
     A hash of seed and content decides which: a corpus sorted by topic gives every topic, and a larger sample contains
     the smaller one.
     """
-    ranked = sorted(speeches, key=lambda each: content_id("held out", str(seed), each.id))
-    sampled = {each.id for each in ranked[:max_speeches]}
+    sampled = {each.id for each in sample_by_hash(speeches, max_speeches, "held out", seed)}
     return [each for each in speeches if each.id in sampled]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.evaluation.agreement import agreement, agreement_by_principle, is_within, spearman
 from psychocounsel.evaluation.judge_audit import gain, gains, halo, halo_both_ways, mean_difference, ties
-from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.evaluation.statistics import rate_if_known
 from psychocounsel.judging.injection import CANARIES, sample_indices, with_canary
 from psychocounsel.judging.judge import Judge, Resamplable, addressing_judge, count_failed, require_judged
 from psychocounsel.judging.judges import ChatJudge, PanelJudge, judge_spending, judge_status
@@ -120,14 +120,7 @@ def _ties(rated: Sequence[Rated]) -> dict[str, float] | None:
     for each in rated:
         totals[each.speech.id].append(each.judgement.total)
     tied = [(float(tie), speech) for speech, each in totals.items() for tie in ties(each)]
-    return _rate([tie for tie, _ in tied], [speech for _, speech in tied])
-
-
-def _rate(values: Sequence[float | None], speeches: Sequence[str]) -> dict[str, float] | None:
-    """Return a rate with its interval over speeches; None where nothing is known."""
-    if all(value is None for value in values):
-        return None
-    return clustered_rate(values, speeches).as_dict()
+    return rate_if_known([tie for tie, _ in tied], [speech for _, speech in tied])
 
 
 def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
@@ -159,7 +152,7 @@ def share_of_principles(asked: Sequence[Rated], again: Sequence[Judgement], poin
             is_within(points, own, two.ratings[name]) for name, own in one.judgement.ratings.items() if two.ratings
         ]
         shares.append(sum(close) / len(close) if close else None)
-    return _rate(shares, [each.speech.id for each in asked])
+    return rate_if_known(shares, [each.speech.id for each in asked])
 
 
 def _one_by_one(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:

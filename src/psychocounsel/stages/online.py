@@ -18,7 +18,7 @@ from psychocounsel.config.components import JudgeConfig
 from psychocounsel.config.schema import AlignConfig, OnlineConfig
 from psychocounsel.errors import ConfigError, DataQualityError, counted
 from psychocounsel.evaluation.monitors import best_round, kl_estimates, questions, reason_to_stop
-from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.evaluation.statistics import rate_if_known
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.evaluation.winrate import POINTS, BothOrders
 from psychocounsel.judging.judge import ComparisonTask, Judge, require_judged
@@ -76,6 +76,7 @@ from psychocounsel.types import (
     ScoredCandidate,
     Speech,
     content_id,
+    sample_by_hash,
 )
 
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ class OnlineDpo:
     def sample(self, writer: ArtifactWriter) -> None:
         """Have the policy answer the round's speeches."""
         seed = int(writer.spec.settings["seed"])
-        speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, seed)
+        speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, "round", seed)
         sampled = self._answers(writer, speeches, self.online.candidates_per_speech, seed, "previous policy")
         candidates = [each.candidate for each in sampled]
         write_candidates(writer, candidates)
@@ -428,7 +429,7 @@ class OnlineDpo:
     def probe(self, writer: ArtifactWriter) -> None:
         """Measure a policy's new answers to the probe speeches: reward, text quality, drift, verdict of the judge."""
         held_out = self._speeches(writer, "dev") or self._speeches(writer, "train")
-        speeches = sample_by_hash(held_out, self.online.probe.speeches, self.config.seed)
+        speeches = sample_by_hash(held_out, self.online.probe.speeches, "round", self.config.seed)
         sampled = self._answers(writer, speeches, self.online.probe.draws, self.config.seed, "policy")
         candidates = [each.candidate for each in sampled]
         write_candidates(writer, candidates)
@@ -523,10 +524,7 @@ class OnlineDpo:
         return against, ranked, judge_spending(judge)
 
     def _rate(self, compared: Sequence[BothOrders]) -> dict[str, float] | None:
-        points = [POINTS[each.outcome()] for each in compared]
-        if set(points) <= {None}:
-            return None
-        return clustered_rate(points, [each.speech_id for each in compared]).as_dict()
+        return rate_if_known([POINTS[each.outcome()] for each in compared], [each.speech_id for each in compared])
 
     def finish(
         self, writer: ArtifactWriter, finished: Sequence[FinishedRound], initial: ProbeMetrics, best: int
@@ -634,11 +632,6 @@ class OnlineDpo:
             RewardScore(candidate.id, each.raw, each.reward, tokens, each.principles)
             for candidate, (each, tokens) in zip(answers, scored, strict=True)
         ]
-
-
-def sample_by_hash(speeches: Sequence[Speech], count: int, seed: int) -> list[Speech]:
-    """Return `count` of the speeches, or all if there are fewer, in the order of a hash of seed and content."""
-    return sorted(speeches, key=lambda speech: content_id("round", str(seed), speech.id))[:count]
 
 
 def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConfig) -> float:

@@ -31,7 +31,7 @@ from psychocounsel.store.schemas import RewardScore, read_pairs, write_scores
 from psychocounsel.store.shapes import RankedPairs
 from psychocounsel.store.store import Store
 from psychocounsel.training.tracking import prepare_tracker
-from psychocounsel.types import Policy, PreferencePair, Rating, RatingScale, Reward, content_id
+from psychocounsel.types import Policy, PreferencePair, Rating, RatingScale, Reward, sample_by_hash
 
 if TYPE_CHECKING:
     from psychocounsel.training.reward import Exchange
@@ -126,7 +126,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
             where=f"preferences {preferences.ref}",
             remedy="name preferences with ratings, or set heads: overall and margin: none",
         )
-    own = train if config.max_pairs is None else choose_pairs(train, config.max_pairs, config.seed)
+    own = train if config.max_pairs is None else sample_by_hash(train, config.max_pairs, "mix", config.seed)
     mixed, sources = mix(config, store, writer, own, scale)
     trained = [store.open(each) for each in writer.spec.parents]
     new = [pair.speech for pair in mixed]
@@ -179,11 +179,6 @@ def rating_scale(preferences: Artifact, pairs: Sequence[PreferencePair]) -> Rati
     return RatingScale(low, high, {name: weight / total for name, weight in weights.items()})
 
 
-def choose_pairs(pairs: Sequence[PreferencePair], count: int, seed: int) -> list[PreferencePair]:
-    """Return `count` of the pairs, or all if there are fewer, in the order of a hash of seed and content."""
-    return sorted(pairs, key=lambda pair: content_id("mix", str(seed), pair.id))[:count]
-
-
 def mix(
     config: TrainRewardConfig, store: Store, writer: ArtifactWriter, own: Sequence[PreferencePair], scale: RatingScale
 ) -> tuple[list[PreferencePair], list[dict[str, Any]]]:
@@ -219,7 +214,7 @@ def mix(
                 where=each.preferences,
                 remedy="lower its count or ratio in mix",
             )
-        chosen = choose_pairs(new, wanted, config.seed)
+        chosen = sample_by_hash(new, wanted, "mix", config.seed)
         known |= {pair.id for pair in chosen}
         mixed += chosen
         sources.append({"source": name, "pairs": len(pairs), "used": len(chosen), "dropped": dict(dropped)})
