@@ -23,7 +23,8 @@ from typing import Any
 
 from near_duplicates import COPY_EVERY, Generator, sentences
 
-from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.corpus.build import make_corpus
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.stages import build_preferences

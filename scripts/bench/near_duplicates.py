@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.config.schema import SplitConfig
+from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.deduplicate import SKETCH_BYTES, cluster_ids, runs
 from psychocounsel.corpus.reading import TextSpool
 from psychocounsel.types import Speech

@@ -16,14 +16,9 @@ from psychocounsel.config.components import (
     Settings,
     SpeedSetting,
 )
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.recipe import CONFIGS
-from psychocounsel.config.schema import (
-    AlignConfig,
-    CorpusConfig,
-    OptimisationConfig,
-    ReportConfig,
-    TrainRewardConfig,
-)
+from psychocounsel.config.schema import AlignConfig, OptimisationConfig, ReportConfig, TrainRewardConfig
 from psychocounsel.config.sources import SpeechColumns, SpeechSource
 
 OPTIMISATION = OptimisationConfig(learning_rate=9e-6, global_batch_size=128)

@@ -10,9 +10,9 @@ import yaml
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.config.components import locate, recipes_folder
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, load_recipe, recipe_folder
-from psychocounsel.config.schema import CorpusConfig
 from psychocounsel.errors import ConfigError
 
 FOLDERS = sorted(path.parent for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))

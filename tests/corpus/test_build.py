@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from counsel_chat import PATH, counsel_chat
 
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.corpus.build import CorpusArtifacts, CorpusSpecs, corpus_specs, make_corpus
 from psychocounsel.corpus.cleaning import SPEECH_STEPS, clean
 from psychocounsel.errors import DataQualityError

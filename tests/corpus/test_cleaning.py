@@ -16,7 +16,7 @@ from counsel_chat import counsel_chat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.config.schema import CleaningConfig
+from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, person
 from psychocounsel.corpus.cleaning import (
     SPEECH_STEPS,

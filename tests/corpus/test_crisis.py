@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from psychocounsel.config.corpus import CleaningConfig, DeidentificationConfig
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.schema import CleaningConfig, DeidentificationConfig
 from psychocounsel.corpus.authors import KnownPeople, person
 from psychocounsel.corpus.cleaning import clean, response_steps
 from psychocounsel.corpus.crisis import BUNDLED, CrisisServicesFile, Service, crisis_services

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from psychocounsel.config.schema import SplitConfig
+from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.deduplicate import ExclusionIndex, assign_splits, cluster_ids, letters, runs, sketch
 from psychocounsel.corpus.sources import SourceRow, texts_in
 from psychocounsel.corpus.text import normalise, plain_words

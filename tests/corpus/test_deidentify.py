@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.schema import ENTITIES, DeidentificationConfig, Entity
+from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.crisis import crisis_services
 from psychocounsel.corpus.deidentify import (
     Counts,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.corpus.build import make_corpus
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from psychocounsel.config.base import Settings
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import config_of, load_config
-from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.config.sources import CandidateSource, Column, RowSource, SpeechSource
 from psychocounsel.corpus.build import make_corpus
 from psychocounsel.corpus.sources import BadRow, SourceRow, read_rows, read_source, source_fingerprint, text_cell

@@ -8,7 +8,7 @@ from counsel_chat import counsel_chat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.schema import DeidentificationConfig
+from psychocounsel.config.corpus import DeidentificationConfig
 from psychocounsel.corpus.crisis import CrisisServices, CrisisServicesFile
 from psychocounsel.corpus.deidentify import deidentify, open_deidentifier, resolve
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psychocounsel.config.schema import CleaningConfig
+from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.config.sources import CandidateColumns, SpeechColumns
 from psychocounsel.corpus.cleaning import SPEECH_STEPS, Prepared, clean, prepare
 from psychocounsel.corpus.crisis import mentions_crisis

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.schema import CorpusConfig
 from psychocounsel.corpus.build import make_corpus, raw_texts
 from psychocounsel.corpus.changes import effects
 from psychocounsel.store.schemas import read_candidates

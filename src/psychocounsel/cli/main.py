@@ -163,8 +163,9 @@ def corpus(
 
     Reads, cleans, de-identifies, de-duplicates and splits. Writes a private page of the largest changes.
     """
+    from psychocounsel.config.corpus import CorpusConfig
     from psychocounsel.config.loading import load_config, read_config_file
-    from psychocounsel.config.schema import BuildPreferencesConfig, CorpusConfig
+    from psychocounsel.config.schema import BuildPreferencesConfig
 
     data = read_config_file(config).data
     is_part = isinstance(data, dict) and "corpus" in data

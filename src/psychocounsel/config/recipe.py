@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from psychocounsel.config.components import Settings, recipes_folder
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import keys_of, load_config, load_configs
 from psychocounsel.config.schema import (
     AlignConfig,
@@ -15,7 +16,6 @@ from psychocounsel.config.schema import (
     BaseModelConfig,
     BuildPreferencesConfig,
     CalibrateJudgeConfig,
-    CorpusConfig,
     EvalCrisisConfig,
     EvalRewardConfig,
     EvalWinrateConfig,

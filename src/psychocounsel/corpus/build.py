@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psychocounsel.config.schema import ENTITIES, CorpusConfig
+from psychocounsel.config.corpus import ENTITIES, CorpusConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
 from psychocounsel.corpus.authors import KnownPeople, Person, author_name, common_phrases, person
 from psychocounsel.corpus.cleaning import (

@@ -15,7 +15,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
-from psychocounsel.config.schema import CleaningConfig
+from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import Contact, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices

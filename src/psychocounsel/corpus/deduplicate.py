@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from rensa import RMinHash  # pyrefly: ignore[missing-module-attribute]
 
-from psychocounsel.config.schema import SplitConfig
+from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.types import content_id

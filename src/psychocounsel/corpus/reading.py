@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.config.schema import CleaningConfig
+from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.config.sources import CandidateColumns, Column, SpeechColumns
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
 from psychocounsel.corpus.crisis import mentions_crisis

@@ -16,8 +16,8 @@ from typing import Annotated, NamedTuple, Protocol, TypeAlias, cast
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from psychocounsel.config.components import Settings
+from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.loading import load_config
-from psychocounsel.config.schema import TopicsConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import ConfigError
 from psychocounsel.llm.runner import RunPolicy

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from psychocounsel.config.schema import CorpusConfig
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import CorpusArtifacts, corpus_specs, make_corpus, raw_texts
 from psychocounsel.corpus.changes import CorpusEffects, effects
 from psychocounsel.corpus.topics import open_topics

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import EndpointConfig
-from psychocounsel.config.schema import EvalCrisisConfig, SplitConfig
+from psychocounsel.config.corpus import SplitConfig
+from psychocounsel.config.schema import EvalCrisisConfig
 from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, text_cell
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.evaluation.safety import (

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-from psychocounsel.config.schema import SplitConfig
+from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.deduplicate import cluster_ids
 from psychocounsel.errors import DataQualityError
 from psychocounsel.store.artifacts import Artifact

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from psychocounsel.config.schema import ENTITIES, DeidentificationConfig, Entity
+from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify.patterns import (

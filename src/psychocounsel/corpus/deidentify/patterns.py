@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from psychocounsel.config.schema import Entity
+from psychocounsel.config.corpus import Entity
 from psychocounsel.corpus.contacts import phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices
 from psychocounsel.store.files import digest_of_files
