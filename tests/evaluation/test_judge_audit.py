@@ -21,8 +21,6 @@ from psychocounsel.evaluation.judge_audit import (
 from psychocounsel.types import Judgement, RatingSample, ReplyStatus
 
 RATING = st.integers(1, 5)
-PAIRS = st.lists(st.tuples(RATING, RATING), min_size=1, max_size=30)
-NUMBERS = st.lists(st.integers(-50, 50), min_size=4, max_size=30)
 
 
 def rated(**columns: Sequence[int]) -> list[dict[str, int]]:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from psychocounsel.config.components import Settings
+from psychocounsel.config.schema import SIDES
 from psychocounsel.corpus.sources import MAX_LINE_BYTES
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.evaluation.annotations import Label, Value, annotation_metrics, is_random_sample, policy_points
@@ -146,7 +147,7 @@ def _answers(source: Artifact, store: Store) -> dict[str, Candidate]:
     """Return every answer that an item may show, by id."""
     if source.kind == "judgements":
         return {each.id: each for each in distinct_candidates(store, source.parents)}
-    sides = [source.parent(f"{side} answers") for side in ("policy", "reference")]
+    sides = [source.parent(f"{side} answers") for side in SIDES]
     return {each.id: each for side in sides for each in read_candidates(store.open(side))}
 
 

@@ -198,14 +198,11 @@ class _Evaluation:
         settings = {
             "responder": responder.fingerprint,
             "suite": suite,
-            "draws": self._draws(side),
+            "draws": responder.distinct_draws(config.draws),
             "seed": config.seed,
         }
         made = ArtifactSpec("candidates", f"{config.name}-{side}", STAGE, VERSION, settings, responder.parents)
         return retry_spec(made, self.store) if config.retry_failed else made
-
-    def _draws(self, side: str) -> int:
-        return self.config.draws if self.sides[side].config.varies else 1
 
     def run(self) -> Artifact:
         session, store, specs = self.session, self.store, self.specs
@@ -215,7 +212,8 @@ class _Evaluation:
         if store.find(specs.evaluation) is None:
             self._require_unknown(speeches)
         for side, spec in zip(SIDES, specs[:2], strict=True):
-            responder, draws = self.sides[side], self._draws(side)
+            responder = self.sides[side]
+            draws = responder.distinct_draws(self.config.draws)
             store.make(
                 spec,
                 lambda writer, responder=responder, draws=draws: write_answers(
@@ -320,7 +318,7 @@ class _Evaluation:
         by_draw = {(each.speech_id, each.draw): each for each in given}
         judged: list[JudgedAnswer] = []
         for item in self.items:
-            for draw in range(self._draws(side)):
+            for draw in range(self.sides[side].distinct_draws(self.config.draws)):
                 answer = by_draw.get((item.speech.id, draw))
                 ratings = verdicts[answer.id].ratings if answer else {}
                 judged.append(JudgedAnswer(answer.id if answer else "", item.key, item.kind, ratings or None))

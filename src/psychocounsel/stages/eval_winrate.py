@@ -107,7 +107,7 @@ class _Evaluation:
             "responder": responder.fingerprint,
             "split": config.split,
             "max_speeches": config.max_speeches,
-            "draws": self._draws(side),
+            "draws": responder.distinct_draws(config.draws),
             "seed": config.seed,
         }
         parents = (self.speeches.as_parent("speeches"), *responder.parents)
@@ -117,9 +117,6 @@ class _Evaluation:
     @property
     def _constraint(self) -> dict[str, Any] | None:
         return self.config.constraint.fingerprint() if self.config.constraint else None
-
-    def _draws(self, side: WinrateSide) -> int:
-        return self.config.draws if self.sides[side].config.varies else 1
 
     def run(self) -> Artifact:
         session, store, specs = self.session, self.store, self.specs
@@ -166,7 +163,9 @@ class _Evaluation:
             require_listed(config.judge.endpoints, store)
 
     def _answer(self, writer: ArtifactWriter, side: WinrateSide) -> None:
-        write_answers(writer, self.sides[side], self.held_out, self.config.seed, self._draws(side))
+        responder = self.sides[side]
+        draws = responder.distinct_draws(self.config.draws)
+        write_answers(writer, responder, self.held_out, self.config.seed, draws)
 
     def _compare(self, writer: ArtifactWriter) -> None:
         config, judge = self.config, self.judge

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import networkx as nx
 
-from psychocounsel.config.schema import ReportConfig
+from psychocounsel.config.schema import SIDES, ReportConfig
 from psychocounsel.evaluation.winrate import in_both_orders
 from psychocounsel.reporting.compare_tables import compare_tables
 from psychocounsel.reporting.html import ReportData, render_report, report_metrics
@@ -108,9 +108,7 @@ def _compared_items(
 ) -> ItemSet:
     """Return what was compared, with the ratings of answers that were rated too, and raters' labels."""
     sides = {
-        each.id: each
-        for side in ("policy", "reference")
-        for each in read_candidates(store.open(comparison.parent(f"{side} answers")))
+        each.id: each for side in SIDES for each in read_candidates(store.open(comparison.parent(f"{side} answers")))
     }
     speeches = {each.speech.id: each.speech for each in read_speeches(store.open(comparison.parent("speeches")))}
     compared = sorted(in_both_orders(read_comparisons(comparison)).items())

@@ -68,6 +68,10 @@ class Responder:
             self.parents = model.parents(role)
             self.fingerprint = {**settings, "model": model.fingerprint}
 
+    def distinct_draws(self, wanted: int) -> int:
+        """Return how many answers per speech to draw: one of an author whose answers do not vary."""
+        return wanted if self.config.varies else 1
+
     def answer(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int = 1) -> Answers:
         """Return the answers to each speech: `draws`, or one from a file. More draws contain the fewer.
 
