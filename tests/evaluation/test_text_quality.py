@@ -21,7 +21,7 @@ from psychocounsel.evaluation.text_quality import (
     length_words,
     matches,
     measure_text_quality,
-    signs_of_decay,
+    signs_of_degeneration,
     words,
 )
 from psychocounsel.types import Candidate, Speech
@@ -154,11 +154,11 @@ def test_a_policy_that_decays_is_told_apart_from_its_reference() -> None:
         return [said(str(at), f"What would help, {at}?{ending}", finished=at >= unfinished) for at in range(50)]
 
     reference = measure_text_quality(side(3), copied=[False] * 50)
-    assert signs_of_decay(measure_text_quality(side(23)), reference) == [
+    assert signs_of_degeneration(measure_text_quality(side(23)), reference) == [
         "unfinished (cut by the token limit): 46.0%, of the reference 6.0%"
     ]
-    assert signs_of_decay(measure_text_quality(side(4), copied=[False] * 50), reference) == []
-    (sign,) = signs_of_decay(measure_text_quality(side(3, " You are clearly bipolar.")), reference)
+    assert signs_of_degeneration(measure_text_quality(side(4), copied=[False] * 50), reference) == []
+    (sign,) = signs_of_degeneration(measure_text_quality(side(3, " You are clearly bipolar.")), reference)
     assert sign == "with a diagnosis: 100.0%, of the reference 0.0%"
 
 

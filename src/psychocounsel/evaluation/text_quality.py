@@ -1,4 +1,4 @@
-"""Signs of decay in generated texts, and counts of the flaws in the rows of a released preference dataset.
+"""Signs of degeneration in generated texts, and counts of the flaws in the rows of a released preference dataset.
 
 Training can reach a perfect preference accuracy while the answers loop, run into the token limit, diagnose or flatter;
 only the generated text shows it.
@@ -142,7 +142,7 @@ class TextQuality:
 def measure_text_quality(
     candidates: Sequence[Candidate], confidence: float = 0.95, copied: Sequence[bool] | None = None
 ) -> TextQuality:
-    """Return the signs of decay with intervals over speeches.
+    """Return the signs of degeneration with intervals over speeches.
 
     `copied` says of each whether it copies a training answer; None where those are not known.
 
@@ -228,7 +228,7 @@ class QualityRates(Protocol):
     def pattern_rates(self) -> Mapping[str, Rate]: ...  # noqa: D102
 
 
-def signs_of_decay(policy: QualityRates, reference: QualityRates, other: str = "the reference") -> list[str]:
+def signs_of_degeneration(policy: QualityRates, reference: QualityRates, other: str = "the reference") -> list[str]:
     """Return what a policy's answers are more often than those of `other`, in words with both shares.
 
     A sign counts if it rose by five points or more and the two intervals do not overlap.

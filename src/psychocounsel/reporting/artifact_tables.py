@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from psychocounsel.evaluation.text_quality import signs_of_decay
+from psychocounsel.evaluation.text_quality import signs_of_degeneration
 from psychocounsel.reporting.comparison_tables import (
     comparison_tables,
     comparison_warnings,
@@ -212,7 +212,7 @@ def warnings_of(artifact: Artifact) -> list[str]:
             return crisis_warnings(crisis)
         case m.PolicyMetrics(initial=m.ProbeMetrics() as initial, rounds=rounds, best=int(best)):
             quality = rounds[best - 1].probe.text_quality
-            signs = signs_of_decay(quality, initial.text_quality, "the initial policy")
+            signs = signs_of_degeneration(quality, initial.text_quality, "the initial policy")
             return [f"The answers of the best round have decayed. {'; '.join(signs)}."] if signs else []
         case m.AuditMetrics(canaries=m.Canaries(resists=False) as canaries):
             tried = canaries.gain.n if canaries.gain else 0

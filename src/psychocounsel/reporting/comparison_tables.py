@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from psychocounsel.evaluation.statistics import MIN_SLICE
-from psychocounsel.evaluation.text_quality import signs_of_decay
+from psychocounsel.evaluation.text_quality import signs_of_degeneration
 from psychocounsel.reporting.tables import (
     NONE,
     RATE_HEADER,
@@ -52,7 +52,7 @@ def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
             f"The answer shown first won {percent(metrics.first_position_rate.estimate)} of the comparisons: the judge "
             "goes by position, which pulls the win rate towards 50 %."
         )
-    if signs := signs_of_decay(metrics.policy_text_quality, metrics.reference_text_quality):
+    if signs := signs_of_degeneration(metrics.policy_text_quality, metrics.reference_text_quality):
         found.append(f"The policy's answers have decayed. {'; '.join(signs)}. A win rate does not show that.")
     return found
 
@@ -165,7 +165,7 @@ def confidence(artifact: Artifact) -> str:
 
 
 def text_quality_table(title: str, sides: Mapping[str, m.TextQuality]) -> Table:
-    """Return the signs of decay in the answers of each side."""
+    """Return the signs of degeneration in the answers of each side."""
     labels = {
         "repetition_rate": "repeats itself",
         "unfinished_rate": "unfinished",

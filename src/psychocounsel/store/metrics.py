@@ -121,7 +121,7 @@ class LengthWords(Shape):
 
 
 class TextQuality(Shape):
-    """Signs of decay in generated answers; copies of training answers where these are known."""
+    """Signs of degeneration in generated answers; copies of training answers where these are known."""
 
     repetition_rate: Rate
     distinct_4gram_ratio: Rate | None
