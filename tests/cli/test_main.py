@@ -35,6 +35,7 @@ COMMANDS = (
     "push",
     "power",
     "chat",
+    "recipes",
     "journal",
     "annotate",
 )

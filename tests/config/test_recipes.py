@@ -12,7 +12,15 @@ from miniature import write_recipe, write_yaml
 from psychocounsel.config.components import locate, recipes_folder
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config, read_config_file
-from psychocounsel.config.recipe import RECIPE_FILE, load_recipe, recipe_folder
+from psychocounsel.config.recipe import (
+    RECIPE_FILE,
+    RecipeConfig,
+    StageName,
+    config_argument,
+    load_recipe,
+    recipe_folder,
+    stage_config,
+)
 from psychocounsel.errors import ConfigError
 
 FOLDERS = sorted(path.parent for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
@@ -126,6 +134,45 @@ def test_an_unknown_recipe_is_an_error(name: str, hint: str) -> None:
     assert hint in str(fault.value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "name", "found"),
+    [
+        ("align", "quickstart", "quickstart/align.yaml"),
+        ("align", "quickstart/align-dpo", "quickstart/align-dpo.yaml"),
+        ("corpus", "quickstart", "quickstart/corpus.yaml"),
+        ("eval-crisis", "crisis-suite", "crisis-suite/eval-crisis.yaml"),
+    ],
+)
+def test_a_stage_finds_its_config_by_the_name_of_a_recipe(stage: StageName, name: str, found: str) -> None:
+    config = stage_config(stage, name)
+    assert config == recipes_folder() / found
+    assert config_argument(stage, config) == name
+
+
+def test_a_stage_finds_its_config_in_a_folder_beside(recipe: Path) -> None:
+    assert stage_config("align", str(recipe)) == recipe / "align.yaml"
+    (recipe / "align.yaml").rename(recipe / "align-online.yaml")
+    content = (recipe / RECIPE_FILE).read_text(encoding="utf-8")
+    (recipe / RECIPE_FILE).write_text(content.replace("align.yaml", "align-online.yaml"), encoding="utf-8")
+    assert stage_config("report", str(recipe)) == recipe / "report.yaml"
+    with pytest.raises(ConfigError, match=r"recipe/align-dpo, recipe/align-online"):
+        stage_config("align", str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("quickstrat", "did you mean 'quickstart'?"),
+        ("quickstart/align-bpo", "quickstart/align-dpo, quickstart/align"),
+        ("crisis-suite", "none"),
+    ],
+)
+def test_a_name_without_a_config_of_the_stage_is_an_error(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        stage_config("align", name)
+    assert hint in str(fault.value)
+
+
 def named_files(path: Path) -> set[str]:
     """Return the YAML files that a config names as steps, in place of a block or in one."""
 
@@ -154,6 +201,7 @@ def test_every_file_of_a_bundled_recipe_is_loaded_by_it(folder: Path) -> None:
     assert files == reached
     assert {f"{step.name}.yaml" for step in steps} <= files
     assert all(path.read_text(encoding="utf-8").startswith("# ") for path in folder.glob("*.yaml"))
+    assert load_config(RecipeConfig, folder / RECIPE_FILE).needs
 
 
 def test_bundled_paths_are_samples() -> None:

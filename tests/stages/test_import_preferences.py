@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from psychocounsel.config.loading import config_of, load_config
+from psychocounsel.config.recipe import stage_config
 from psychocounsel.config.schema import ImportPreferencesConfig, TrainRewardConfig
 from psychocounsel.corpus import sources
 from psychocounsel.errors import DataQualityError, InputError, StoreError
@@ -241,7 +242,7 @@ class TestCommand:
         command = ended.out.splitlines()[-1].partition("next: psychocounsel train-reward ")[2].split(" --store ")[0]
         config, *change = command.split()
         overrides = [word for word in change if word != "--set"]
-        assert load_config(TrainRewardConfig, Path(config), overrides).preferences == name
+        assert load_config(TrainRewardConfig, stage_config("train-reward", config), overrides).preferences == name
 
     def test_reads_a_config(self, cli: Cli, folder: Path, tmp_path: Path) -> None:
         path = tmp_path / "import-preferences.yaml"

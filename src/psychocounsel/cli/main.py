@@ -29,6 +29,7 @@ from psychocounsel.cli.output import (
     show_results,
 )
 from psychocounsel.cli.power import power
+from psychocounsel.cli.project import recipes
 from psychocounsel.errors import ConfigError, ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
 ]
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the stage.")]
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="The YAML file of the stage, RECIPE, or RECIPE/STEP.")
+]
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a file or folder, or the stage's YAML file.")
+    str,
+    typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a file or folder, or as CONFIG of other stages."),
 ]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
@@ -152,7 +156,7 @@ def make_base_model(
 @app.command()
 def corpus(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="The YAML file of a corpus or of build-preferences.")
+        str, typer.Argument(metavar="CONFIG", help="The YAML file of a corpus or of build-preferences, or RECIPE.")
     ],
     sets: Sets = None,
     dry_run: DryRun = False,
@@ -165,20 +169,23 @@ def corpus(
     """
     from psychocounsel.config.corpus import CorpusConfig
     from psychocounsel.config.loading import load_config, read_config_file
+    from psychocounsel.config.recipe import config_argument, stage_config
     from psychocounsel.config.schema import BuildPreferencesConfig
 
-    data = read_config_file(config).data
+    path = stage_config("corpus", config)
+    data = read_config_file(path).data
     is_part = isinstance(data, dict) and "corpus" in data
     changes = sets or []
     loaded = (
-        load_config(BuildPreferencesConfig, config, changes).corpus
+        load_config(BuildPreferencesConfig, path, changes).corpus
         if is_part
-        else load_config(CorpusConfig, config, changes, "corpus")
+        else load_config(CorpusConfig, path, changes, "corpus")
     )
     opened = open_store(store, offline)
     created = run_config("corpus", loaded, dry_run, opened)
     if created is not None:
-        words = ["build-preferences", str(config)] if is_part else next_command(created, "corpus", config)
+        judging = ["build-preferences", config_argument("build-preferences", path)]
+        words = judging if is_part else next_command(created, "corpus", path)
         show_end(created, words, opened)
 
 
@@ -409,35 +416,32 @@ def import_preferences(
     Its licence and class have to be given (`--set licence=mit --set data_class=public`). Counts its flaws. The other
     stages read the result like a dataset built here.
     """
-    from psychocounsel.config.components import recipes_folder
     from psychocounsel.config.loading import config_of, load_config
+    from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, stage_config
     from psychocounsel.config.schema import ImportPreferencesConfig
 
     overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
-    is_file = source.endswith(".yaml")
-    if is_file:
-        config = load_config(ImportPreferencesConfig, Path(source), overrides)
+    place = Path(source)
+    is_recipe = (place / RECIPE_FILE).is_file() or (source in bundled_recipes() and not place.exists())
+    path = stage_config("import-preferences", source) if is_recipe or source.endswith(".yaml") else None
+    if path is not None:
+        config = load_config(ImportPreferencesConfig, path, overrides)
     else:
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
     opened = open_store(store, offline)
     created = run_config("import-preferences", config, dry_run, opened)
     if created is None:
         return
-    following = next_step("import-preferences", Path(source)) if is_file else None
-    if following is not None:
-        words = list(following)
-    else:
-        bundled = recipes_folder() / RELEASED / "train-reward.yaml"
-        path = bundled.relative_to(Path.cwd()) if bundled.is_relative_to(Path.cwd()) else bundled
-        change = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
-        words = ["train-reward", str(path), *change]
-    show_end(created, words, opened)
+    following = next_step("import-preferences", path) if path is not None else None
+    change: list[str] = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
+    show_end(created, list(following or ["train-reward", RELEASED, *change]), opened)
 
 
 add_commands(app)
 add_annotate(app)
 app.command()(power)
 app.command()(chat)
+app.command()(recipes)
 
 
 def _config_of_arguments(
@@ -473,11 +477,12 @@ def _overrides(
 
 
 def _run_stage(
-    stage: "StageName", path: Path, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
+    stage: "StageName", name: str, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
 ) -> None:
     from psychocounsel.config.loading import load_configs
-    from psychocounsel.config.recipe import CONFIGS
+    from psychocounsel.config.recipe import CONFIGS, stage_config
 
+    path = stage_config(stage, name)
     configs = load_configs(CONFIGS[stage], path, _overrides(sets, **flags))
     created = _run_configs(stage, configs, is_dry_run, store)
     if len(created) > 1:

@@ -96,15 +96,17 @@ def next_step(stage: "StageName", config: Path) -> tuple[str, str] | None:
     It is the recipe's next step where a `recipe.yaml` in the folder names the config; else that of the next stage:
     `align-dpo.yaml` is followed by `eval-winrate-dpo.yaml` where that exists, else by `eval-winrate.yaml`.
     """
+    from psychocounsel.config.recipe import config_argument
+
     step, following = _next_in_recipe(config), _NEXT_STAGE.get(stage)
-    if step is not None or following is None:
-        return step
-    names = [f"{following}{config.stem.removeprefix(stage)}.yaml", f"{following}.yaml"]
-    found = [config.with_name(name) for name in names if config.with_name(name).is_file()]
-    return (following, str(found[0])) if found else None
+    if step is None and following is not None:
+        names = [f"{following}{config.stem.removeprefix(stage)}.yaml", f"{following}.yaml"]
+        found = [config.with_name(name) for name in names if config.with_name(name).is_file()]
+        step = (following, found[0]) if found else None
+    return None if step is None else (step[0], config_argument(*step))
 
 
-def _next_in_recipe(config: Path) -> tuple[str, str] | None:
+def _next_in_recipe(config: Path) -> "tuple[StageName, Path] | None":
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig
 
@@ -117,7 +119,7 @@ def _next_in_recipe(config: Path) -> tuple[str, str] | None:
         return None
     for step, following in pairwise(steps):
         if step.config == config.name and config.with_name(following.config).is_file():
-            return following.stage, str(config.with_name(following.config))
+            return following.stage, config.with_name(following.config)
     return None
 
 

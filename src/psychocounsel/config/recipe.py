@@ -66,9 +66,13 @@ class StepConfig(Settings):
 
 
 class RecipeConfig(Settings):
-    """The steps of a recipe, in order. `seed`, if given, goes to every step whose seed `--set` does not change."""
+    """The steps of a recipe, in order. `seed`, if given, goes to every step whose seed `--set` does not change.
+
+    `needs` says what a user has to have: minutes, a key, a GPU, a download.
+    """
 
     description: str
+    needs: str = ""
     steps: Annotated[tuple[StepConfig, ...], Field(strict=False, min_length=1)]
     seed: int | None = None
 
@@ -86,8 +90,46 @@ def recipe_folder(name: str) -> Path:
     for folder in (Path(name), recipes_folder() / name):
         if (folder / RECIPE_FILE).is_file():
             return folder
-    known = sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
-    raise ConfigError("is not a recipe: it has no recipe.yaml", where=name, remedy=did_you_mean(name, known))
+    raise ConfigError(
+        "is not a recipe: it has no recipe.yaml", where=name, remedy=did_you_mean(name, bundled_recipes())
+    )
+
+
+def bundled_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
+
+
+def stage_config(stage: StageName, name: str) -> Path:
+    """Return the config file of a stage, given as its path, as RECIPE/STEP, or as a recipe that has the stage.
+
+    Of several steps of a stage, the one that is called like the stage is meant.
+
+    Raises:
+        ConfigError: there is no such recipe or step, or it has several of the stage.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    is_step = path.parent != Path() and not (path / RECIPE_FILE).is_file()
+    folder = recipe_folder(str(path.parent) if is_step else name)
+    config = folder / f"{path.name if is_step else stage}.yaml"
+    if config.is_file():
+        return config
+    steps = load_config(RecipeConfig, folder / RECIPE_FILE).steps
+    found = [each.config for each in steps if each.stage == stage]
+    if is_step or len(found) != 1:
+        known = ", ".join(f"{folder.name}/{Path(each).stem}" for each in found) or "none"
+        raise ConfigError(f"names no config of {stage}", where=name, remedy=f"those of the recipe: {known}")
+    return folder / found[0]
+
+
+def config_argument(stage: StageName, config: Path) -> str:
+    """Return how a command names a config: a bundled one as RECIPE or RECIPE/STEP, any other one by its path."""
+    recipe = config.parent
+    if recipe.parent != recipes_folder():
+        return str(config)
+    return recipe.name if config.stem == stage else f"{recipe.name}/{config.stem}"
 
 
 def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
