@@ -18,11 +18,13 @@ from running import Cli, Miniature, Warm, await_until
 
 def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniature: Miniature, cli: Cli) -> None:
     header, *rows = cli("list", "--store", miniature.store).out.splitlines()
-    assert header.split() == ["kind", "artifact", "rows", "key", "metric", "created"]
+    assert header.split() == ["kind", "artifact", "rows", "size", "key", "metric", "created"]
     found = Store(miniature.store).artifacts()
     assert [row.split()[:2] for row in rows] == [[each.kind, each.ref] for each in found]
     (speeches,) = [row for row in rows if row.startswith("speeches")]
-    assert " 32  32 of 32 rows kept " in speeches  # not 64: the row provenance of a corpus has no speeches of its own
+    assert re.search(
+        r" 32  \d\S* k?B  32 of 32 rows kept ", speeches
+    )  # not 64: the row provenance of a corpus has no speeches of its own
     (compared,) = [row for row in rows if row.startswith("comparisons")]
     rate = next(each for each in found if each.kind == "comparisons").metrics["win_rate"]["estimate"]
     assert f"win rate {100 * rate:.1f}" in compared

@@ -23,10 +23,11 @@ def list_artifacts(
 ) -> None:
     """List the artifacts, oldest first.
 
-    With the number of rows and the key metric of each.
+    With the number of rows, the size and the key metric of each.
     """
     from psychocounsel.reporting.artifact_tables import key_metric, row_count
     from psychocounsel.reporting.tables import Table, as_text
+    from psychocounsel.store.files import human_bytes
 
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"there is no kind {kind!r}", remedy=did_you_mean(kind, KINDS))
@@ -37,11 +38,13 @@ def list_artifacts(
         except (StoreError, ValueError):
             metric = "(metrics.json cannot be read)"
         created = artifact.manifest["created_at"][:19].replace("T", " ")
-        return (artifact.kind, artifact.ref, str(row_count(artifact) or ""), metric, created)
+        size = human_bytes(sum(entry["bytes"] for entry in artifact.kept_files.values()))
+        return (artifact.kind, artifact.ref, str(row_count(artifact) or ""), size, metric, created)
 
     rows = tuple(row(each) for each in open_store(store).artifacts() if kind in (None, each.kind))
+    header = ("kind", "artifact", "rows", "size", "key metric", "created")
     if rows:
-        console.result(as_text(Table("list", "", ("kind", "artifact", "rows", "key metric", "created"), "llrll", rows)))
+        console.result(as_text(Table("list", "", header, "llrrll", rows)))
     else:
         console.result(f"no artifacts in {store}")
 

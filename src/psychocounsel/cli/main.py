@@ -15,6 +15,7 @@ import typer
 from psychocounsel.cli.annotate import add_annotate
 from psychocounsel.cli.artifacts import add_commands
 from psychocounsel.cli.chat import chat
+from psychocounsel.cli.gc import gc
 from psychocounsel.cli.output import (
     DEFAULT_STORE,
     DryRun,
@@ -33,6 +34,7 @@ from psychocounsel.cli.project import recipes
 from psychocounsel.errors import ConfigError, ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.files import umask
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
@@ -440,6 +442,7 @@ def import_preferences(
 add_commands(app)
 add_annotate(app)
 app.command()(power)
+app.command()(gc)
 app.command()(chat)
 app.command()(recipes)
 
@@ -540,11 +543,10 @@ def main() -> None:
     console.show_log()
     # Threads that wait by spinning slow down everything else on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # On a shared machine no other user may read what clients said.
-    os.umask(0o077)
     # Stages that save their work handle both signals; elsewhere SIGTERM ends a run like SIGINT.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        os.umask(umask())
         _require_one_process()
         app(prog_name="psychocounsel")
     except PsychoCounselError as fault:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
 from psychocounsel.llm.types import ChatReply
-from psychocounsel.store.files import write_faults
+from psychocounsel.store.files import umask, write_faults
 from psychocounsel.types import ReplyStatus
 
 _CREATE_REPLIES = """
@@ -174,7 +174,7 @@ class LostResponse(NamedTuple):
 
 
 class Journal:
-    """The journal file at `path` (created with mode 0600); use it as a context manager.
+    """The journal file at `path` (for its user alone, or as `umask` says); use it as a context manager.
 
     Several threads may call it: a lock guards the one connection. Several processes may share the file: SQLite
     serialises their commits.
@@ -191,8 +191,9 @@ class Journal:
         with self._explained():
             # SQLite gives the -wal and -shm files the mode of the database itself.
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            path.chmod(0o600)
+            mode = 0o666 & ~umask()
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
+            path.chmod(mode)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )

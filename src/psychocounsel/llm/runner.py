@@ -27,6 +27,7 @@ from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.llm.cost import Budget, NoRoomError, unlimited_budget
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError, RequestContext
+from psychocounsel.store.files import umask
 from psychocounsel.types import ReplyStatus
 
 _RETRY_LOCK_SECONDS = 0.1
@@ -221,7 +222,7 @@ class RequestLocks:
 
     def __init__(self, journal_path: Path) -> None:
         path = journal_path.with_name("requests.lock")
-        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666 & ~umask())
         # A connection of its own: the journal's is busy while a commit reaches the disk.
         self._database = sqlite3.connect(journal_path, isolation_level=None)
 

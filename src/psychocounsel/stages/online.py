@@ -47,7 +47,7 @@ from psychocounsel.store.artifacts import (
     ArtifactSpec,
     ArtifactWriter,
     Parent,
-    drop_files,
+    drop_superseded,
     parent_in,
 )
 from psychocounsel.store.files import link_or_copy
@@ -326,15 +326,7 @@ class OnlineDpo:
             policy = self.store.open_at(each.folder)  # it may have been restored since
             is_last = number == len(policies)
             is_kept = self.online.keep == "all" or is_last or number == best
-            names = [
-                name
-                for name in policy.manifest["files"]
-                if (name.startswith(f"{OPTIMIZER}/") and (ended or not is_last))
-                or (name.endswith(".safetensors") and not name.startswith(f"{ADAPTER}/") and not is_kept)
-            ]
-            remedy = "run align with --set online.keep=all again; it trains the rounds again from their pairs"
-            if set(names) - set(policy.dropped) or any(policy.file(name).exists() for name in names):
-                drop_files(policy, names, remedy)
+            drop_superseded(policy, weights=not is_kept, optimizer=ended or not is_last)
 
     def measure(self, plan: OnlinePlan, number: int) -> ProbeMetrics:
         """Return the probe after a round, or that of the initial policy for 0; a new one goes to the tracker."""

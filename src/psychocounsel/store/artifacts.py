@@ -289,6 +289,25 @@ def drop_files(artifact: Artifact, names: Collection[str], remedy: str) -> Artif
     return artifact
 
 
+def drop_superseded(policy: Artifact, *, weights: bool, optimizer: bool) -> None:
+    """Drop the weights of an online round's policy, its optimizer state, or both; its adapter stays."""
+    names = superseded_files(policy, weights=weights, optimizer=optimizer)
+    if set(names) - set(policy.dropped) or any(policy.file(name).exists() for name in names):
+        drop_files(
+            policy, names, "run align with --set online.keep=all again; it trains the rounds again from their pairs"
+        )
+
+
+def superseded_files(policy: Artifact, *, weights: bool, optimizer: bool) -> list[str]:
+    """Return the names of the files that `drop_superseded` drops."""
+    return [
+        name
+        for name in policy.manifest["files"]
+        if (optimizer and name.startswith(f"{OPTIMIZER}/"))
+        or (weights and name.endswith(".safetensors") and not name.startswith(f"{ADAPTER}/"))
+    ]
+
+
 def require_kept(artifact: Artifact) -> None:
     """Raise StoreError, with the remedy, if files of the artifact were dropped that are not the optimizer state."""
     if any(not name.startswith(f"{OPTIMIZER}/") for name in artifact.dropped):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
@@ -11,10 +12,39 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from psychocounsel.errors import IncompleteError
+from psychocounsel.errors import ConfigError, IncompleteError
 
 TEMPORARY_SUFFIX = ".partial"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UMASK_VARIABLE = "PSYCHOCOUNSEL_UMASK"
+
+
+def umask() -> int:
+    """Return the mode bits that new files lack: those of `PSYCHOCOUNSEL_UMASK`, or all of other users and the group.
+
+    On a shared machine no other user may read what clients said unless somebody decides so.
+
+    Raises:
+        ConfigError: the variable is no umask, or takes rights from the user too.
+    """
+    text = os.environ.get(UMASK_VARIABLE, "077")
+    if not re.fullmatch("0*[0-7]{1,2}", text):
+        raise ConfigError(
+            f"{text!r} is no umask that leaves the user all rights",
+            where=f"environment variable {UMASK_VARIABLE}",
+            remedy="write three octal digits: 077 for the user alone, 027 if the group may read, 007 if it may write",
+        )
+    return int(text, 8)
+
+
+def human_bytes(size: int) -> str:
+    """Return a size in the unit that leaves one to three digits before the point, as in `1.5 MB`; 1 kB is 1,000."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{size} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

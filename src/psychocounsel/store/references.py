@@ -1,7 +1,7 @@
 """References (`name@id8`, `name`, `name@best`, `kind/name`, a path, `hub:owner/name@revision`) and lineage."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,24 +73,36 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
 
 
 def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | ArtifactSpec:
+    _, matches = _matching(ref, wanted)
+    for pin in store.pins:
+        if matches(pin):
+            return pin
+    found = all_named(store, ref, *wanted)
+    found_kinds = sorted({artifact.kind for artifact in found})
+    if len(found_kinds) > 1:
+        raise ConfigError(f"{ref!r} names {', '.join(found_kinds)}", remedy=f"write {found_kinds[0]}/{ref}")
+    return found[-1]
+
+
+def all_named(store: Store, ref: str, *wanted: Kind) -> list[Artifact]:
+    """Return every artifact that `name`, `name@id8` or `kind/name` stands for, of any kind, oldest first within each.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kinds, matches = _matching(ref, wanted or KINDS)
+    found = [artifact for kind in kinds for artifact in store.artifacts(kind) if matches(artifact)]
+    if not found:
+        raise _not_found(store, ref, kinds)
+    return found
+
+
+def _matching(ref: str, wanted: Sequence[Kind]) -> tuple[Sequence[Kind], Callable[[Artifact | ArtifactSpec], bool]]:
     prefix, _, rest = ref.partition("/")
     explicit: list[Kind] = [kind for kind in KINDS if rest and kind == prefix]
     kinds = explicit or wanted
     name, _, short_id = (rest if explicit else ref).partition("@")
-
-    def matches(each: Artifact | ArtifactSpec) -> bool:
-        return each.kind in kinds and each.name == name and each.id.startswith(short_id)
-
-    for pin in store.pins:
-        if matches(pin):
-            return pin
-    found = [artifact for kind in kinds for artifact in store.artifacts(kind) if matches(artifact)]
-    found_kinds = sorted({artifact.kind for artifact in found})
-    if len(found_kinds) > 1:
-        raise ConfigError(f"{ref!r} names {', '.join(found_kinds)}", remedy=f"write {found_kinds[0]}/{ref}")
-    if not found:
-        raise _not_found(store, ref, kinds)
-    return found[-1]
+    return kinds, lambda each: each.kind in kinds and each.name == name and each.id.startswith(short_id)
 
 
 def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact | ArtifactSpec:

@@ -1,5 +1,6 @@
 """The store: every artifact below one folder, found by its id, built once under a lock, resumed after a kill."""
 
+import fcntl
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.store.artifacts import (
@@ -28,6 +29,7 @@ from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, 
 
 log = logging.getLogger(__name__)
 
+LOCKS = ".locks"
 _MANIFEST_KEYS = {
     *("id", "kind", "name", "stage", "version", "settings", "parents", "warnings", "rows", "notes", "files"),
     *("created_at", "seconds", "made_with"),
@@ -74,9 +76,12 @@ class Store:
             StoreError: another run is building it.
             IncompleteError: the disk is full.
         """
+        found = self.find(spec)
+        if found is not None and found.name == spec.name and not (whole and found.dropped):
+            return found  # without a lock, so that a store that is read-only can be read
         folder = self.folder_of(spec)
-        lock = self.root / ".locks" / f"{spec.kind}-{spec.id[:16]}.lock"
-        with hold_lock(lock, f"{spec.kind} {spec.ref}"), write_faults(folder, only=FULL_DISK):
+        lock = self.root / LOCKS / f"{spec.kind}-{spec.id[:16]}.lock"
+        with hold_lock(lock, f"{spec.kind} {spec.ref}"), self.in_use(), write_faults(folder, only=FULL_DISK):
             found = self.find(spec)
             is_to_be_restored = whole and found is not None and bool(found.dropped)
             if found is not None and not is_to_be_restored:
@@ -93,6 +98,28 @@ class Store:
             inherited = [warning for parent in parents for warning in self.open(parent).warnings]
             warnings = list(dict.fromkeys([*inherited, *spec.warnings, *writer.warnings]))
             return writer.commit(warnings, time.monotonic() - started)
+
+    @contextmanager
+    def in_use(self, *, alone: bool = False) -> Generator[None]:
+        """Keep artifacts from being removed meanwhile; `alone`, keep them from being created.
+
+        Raises:
+            StoreError: another process removes artifacts or, if this one wants to be alone, creates some.
+        """
+        path = self.root / LOCKS / "store.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("ab")
+        except OSError as fault:
+            raise _not_writable(path, fault) from fault
+        with stream:
+            if not _locks(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+                raise StoreError(
+                    f"another process {'creates' if alone else 'removes'} artifacts in this store",
+                    where=str(self.root),
+                    remedy="wait for it to end, then run this command again",
+                )
+            yield
 
     def _announce(self, spec: ArtifactSpec) -> None:
         """Show that a build resumes, or in which keys it differs from the most similar artifact of its name."""
@@ -219,16 +246,35 @@ def hold_lock(path: Path, what: str) -> Generator[None]:
             remedy="wait for it to end, or stop it and run this command again",
         ) from None
     except OSError as fault:
-        raise StoreError(
-            f"the store cannot be written to: {fault.strerror}",
-            where=str(path.parent),
-            remedy="choose another folder with --store, or correct the permissions",
-        ) from fault
+        raise _not_writable(path, fault) from fault
     try:
         path.write_text(f"process {os.getpid()}", encoding="ascii")
         yield
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a live process holds a lock file."""
+    with path.open("rb") as stream:
+        return not _locks(stream, fcntl.LOCK_SH)
+
+
+def _locks(stream: IO[bytes], how: int) -> bool:
+    """Return whether a file could be locked; the lock ends when it is closed."""
+    try:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _not_writable(path: Path, fault: OSError) -> StoreError:
+    return StoreError(
+        f"the store cannot be written to: {fault.strerror}",
+        where=str(path.parent),
+        remedy="choose another folder with --store, or correct the permissions",
+    )
 
 
 def _set_aside(folder: Path) -> Path:

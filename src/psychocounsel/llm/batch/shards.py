@@ -25,6 +25,7 @@ from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import Items
 from psychocounsel.llm.types import ChatReply, ChatRequest
+from psychocounsel.store.files import umask
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 _HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
@@ -123,7 +124,7 @@ class BatchLedger:
     @contextmanager
     def submitting(self) -> Generator[bool]:
         """Yield whether this run may submit, one run at a time; the lock ends with the process."""
-        lock = FileLock(self._journal.path.with_name("batches.lock"), timeout=0, mode=0o600)
+        lock = FileLock(self._journal.path.with_name("batches.lock"), timeout=0, mode=0o666 & ~umask())
         with suppress(Timeout):
             lock.acquire()
         try:

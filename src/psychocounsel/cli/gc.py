@@ -1,0 +1,61 @@
+"""`psychocounsel gc`: what nothing in a store needs any more, and removing it."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from psychocounsel.cli.output import DEFAULT_STORE, StoreFolder, open_store
+from psychocounsel.reporting import console
+
+Yes = Annotated[bool, typer.Option("--yes/--dry-run", help="Remove it; without, only say what would be removed.")]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="REF", help="Keep name, name@id8 or kind/name, and what it was made from."),
+]
+KeepBest = Annotated[
+    bool, typer.Option("--keep-best", help="Of online runs keep the weights of the best and the last round only.")
+]
+OldReports = Annotated[
+    bool, typer.Option("--old-reports", help="Give up reports with a newer one of their name, and what only they need.")
+]
+
+
+def gc(
+    yes: Yes = False,
+    keep: Keep = None,
+    keep_best: KeepBest = False,
+    old_reports: OldReports = False,
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Free disk space in the store.
+
+    Keeps the newest artifact of each name, every report, and all that they were made from; paid replies always.
+    """
+    from psychocounsel.reporting.tables import Table, as_text
+    from psychocounsel.store.files import human_bytes
+    from psychocounsel.store.gc import Garbage, Kept, find_garbage
+    from psychocounsel.store.references import all_named
+
+    def size(found: Sequence[Garbage]) -> int:
+        return sum(each.bytes for each in found)
+
+    opened = open_store(store)
+    kept = Kept({each.id for ref in keep or [] for each in all_named(opened, ref)}, not old_reports, not keep_best)
+    with opened.in_use(alone=True) if yes else nullcontext():
+        found = find_garbage(opened, kept)
+        for each in found if yes else ():
+            each.remove()
+    rows = tuple((each.what, each.why, human_bytes(each.bytes)) for each in found)
+    if rows:
+        console.result(as_text(Table("garbage", "", ("what", "why", "frees"), "llr", rows)))
+    console.result(f"{'freed' if yes else 'would free'} {human_bytes(size(found))}")
+    if yes:
+        return
+    for flag, other in (("--old-reports", replace(kept, reports=False)), ("--keep-best", replace(kept, rounds=False))):
+        if more := size(find_garbage(opened, other)) - size(found):
+            console.result(f"{flag} would free {human_bytes(more)} more")
+    if rows:
+        console.result("nothing was removed; to remove it, add --yes")

@@ -1,0 +1,129 @@
+"""gc: what of a store nothing needs any more, how much room that takes, and how it is removed."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, drop_superseded, superseded_files
+from psychocounsel.store.files import TEMPORARY_SUFFIX
+from psychocounsel.store.store import LOCKS, Store, is_held
+
+
+class Garbage(NamedTuple):
+    """Files and folders of a store that nothing needs.
+
+    `bytes` is what removing them frees after those before them: a file with several names (hard links) counts with
+    the last of its names, and not at all while one stays.
+    """
+
+    what: str
+    why: str
+    paths: tuple[Path, ...]
+    remove: Callable[[], None]
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays besides the newest artifact of each name and all that it was made from.
+
+    `ids` are of artifacts that the user names, and `reports` says whether older reports stay, too; all come with their
+    ancestors. With `rounds` the weights of all rounds of online runs stay, otherwise those of the best and the last.
+    """
+
+    ids: Collection[str] = ()
+    reports: bool = True
+    rounds: bool = True
+
+
+def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
+    """Return what may go, children before their parents, so that every artifact that a kill leaves has its ancestors.
+
+    A build that a process is at work on is not among it.
+    """
+    artifacts = store.artifacts()
+    needed = _needed(artifacts, kept)
+    found = [
+        _whole(f"{each.kind} {each.ref}", "superseded", each.folder)
+        for each in reversed(artifacts)
+        if each.id not in needed
+    ]
+    found += _leftovers(store)
+    if not kept.rounds:
+        found += _superseded_rounds({each.id: each for each in artifacts if each.id in needed}, kept.ids)
+    return list(_measured(found))
+
+
+def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
+    """Return the ids of what a name resolves to, of reports, and of all ancestors of these."""
+    newest = {(each.kind, each.name): each.id for each in artifacts}
+    pending = {*newest.values(), *kept.ids, *(each.id for each in artifacts if kept.reports and each.kind == "reports")}
+    by_id = {each.id: each for each in artifacts}
+    needed: set[str] = set()
+    while pending:
+        needed.add(current := pending.pop())
+        if current in by_id:
+            best = by_id[current].manifest["notes"].get("best")
+            pending |= {*(each.id for each in by_id[current].parents), *([best["id"]] if best else [])} - needed
+    return needed
+
+
+def _leftovers(store: Store) -> Iterator[Garbage]:
+    for folder in (each for kind in KINDS for each in sorted((store.root / kind).glob("*/"))):
+        what = f"{folder.parent.name} {folder.name}"
+        if folder.name.startswith("."):
+            yield _whole(what, "set aside as damaged, or half removed", folder)
+        elif not (folder / MANIFEST).exists():
+            short_id = folder.name.rpartition("-")[2]
+            if not any(map(is_held, (store.root / LOCKS).glob(f"{folder.parent.name}-{short_id}*.lock"))):
+                yield _whole(what, "unfinished", folder)
+        elif paths := (*folder.glob("work"), *folder.rglob(f"*{TEMPORARY_SUFFIX}")):
+            yield Garbage(what, "left by a killed build", paths, partial(_remove, paths))
+
+
+def _superseded_rounds(needed: dict[str, Artifact], kept_ids: Collection[str]) -> Iterator[Garbage]:
+    """Yield the rounds of finished online runs of which the weights, or the optimizer state alone, may go."""
+    chosen, rounds = set(kept_ids), dict[str, Artifact]()
+    for outcome in needed.values():
+        at = next((parent.id for parent in outcome.parents if parent.role == "last round"), None)
+        if at is not None:
+            chosen |= {at, outcome.manifest["notes"]["best"]["id"]}
+        while at in needed and at not in rounds:
+            rounds[at] = needed[at]
+            is_first = needed[at].manifest["settings"]["round"] == 1
+            at = None if is_first else needed[at].parent("previous policy").id
+    for each in rounds.values():
+        files = {"weights": each.id not in chosen, "optimizer": each.id not in kept_ids}
+        if paths := tuple(path for path in map(each.file, superseded_files(each, **files)) if path.exists()):
+            which = "weights of a round" if files["weights"] else "optimizer state of a round"
+            yield Garbage(f"{each.kind} {each.ref}", which, paths, partial(drop_superseded, each, **files))
+
+
+def _whole(what: str, why: str, folder: Path) -> Garbage:
+    return Garbage(what, why, (folder,), partial(_remove, (folder,)))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            # What a kill leaves of it must not pass for an artifact or for a build to be resumed.
+            path = path if path.name.startswith(".") else path.rename(path.with_name(f".removed-{path.name}"))
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _measured(found: Sequence[Garbage]) -> Iterator[Garbage]:
+    removed: Counter[tuple[int, int]] = Counter()
+    for each in found:
+        freed = 0
+        for path in (file for top in each.paths for file in ((top, *top.rglob("*")) if top.is_dir() else (top,))):
+            state = path.lstat()
+            if not path.is_dir():
+                removed[state.st_dev, state.st_ino] += 1
+                freed += state.st_size * (removed[state.st_dev, state.st_ino] == state.st_nlink)
+        yield each._replace(bytes=freed)
