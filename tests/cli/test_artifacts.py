@@ -1,9 +1,12 @@
 """`list`, `show`, `verify` and `diff`, and the last line of a stage."""
 
+import ctypes
 import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +16,7 @@ from miniature import write_yaml
 from psychocounsel.reporting.artifact_tables import tables
 from psychocounsel.reporting.tables import as_text
 from psychocounsel.store.store import Store
-from running import Cli, Miniature, Warm, await_until
+from running import ENVIRONMENT, Cli, Miniature, Warm, await_until
 
 
 def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniature: Miniature, cli: Cli) -> None:
@@ -202,6 +205,37 @@ def test_a_config_that_lies_alone_has_a_next_command_too(
 def test_report_alone_ends_with_its_path(miniature: Miniature, cli: Cli) -> None:
     last = cli("report", miniature.recipe / "report.yaml", "--store", miniature.store).out.splitlines()[-1]
     assert last == f"report: {next(miniature.store.glob('reports/*/report.html')).resolve()}"
+
+
+def drop_override() -> None:
+    """Have the permissions of files bind root, too: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability)
+
+
+def test_a_read_only_store_is_run_again_and_reported(miniature: Miniature, store: Path, tmp_path: Path) -> None:
+    folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
+    before = sorted(store.rglob("*"))
+    write_yaml(tmp_path / "report.yaml", {"name": "other", "artifacts": ["comparisons/mini"]})
+    report = ["report", str(tmp_path / "report.yaml")]
+    page = tmp_path / "page.html"
+    for folder in folders:
+        folder.chmod(0o500)
+    done = [
+        subprocess.run(
+            [sys.executable, "-m", "psychocounsel", *command, "--store", str(store)],
+            **{"capture_output": True, "text": True, "check": False, "preexec_fn": drop_override},
+            env={**os.environ, **ENVIRONMENT},
+        )
+        for command in (["run", str(miniature.recipe)], [*report, "--out", str(page)], report)
+    ]
+    for folder in folders:
+        folder.chmod(0o700)
+    assert [each.returncode for each in done] == [0, 0, 2], [each.stderr for each in done]
+    assert "created:" not in done[0].stdout
+    assert "the store cannot be written to" in done[2].stderr
+    assert "<title>" in page.read_text(encoding="utf-8")
+    assert sorted(store.rglob("*")) == before
 
 
 def test_power_by_assumption_and_from_a_comparison(miniature: Miniature, cli: Cli) -> None:

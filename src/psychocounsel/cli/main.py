@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -34,7 +35,7 @@ from psychocounsel.cli.project import recipes
 from psychocounsel.errors import ConfigError, ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.files import umask
+from psychocounsel.store.files import umask, write_bytes
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
@@ -393,6 +394,9 @@ def calibrate_judge(
 def report(
     config: ConfigArgument,
     sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the page there, and nothing into the store.")
+    ] = None,
     dry_run: DryRun = False,
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
@@ -401,7 +405,21 @@ def report(
 
     The page is self-contained and loads nothing from elsewhere.
     """
-    _run_stage("report", config, sets, dry_run, open_store(store, offline))
+    opened = open_store(store, offline)
+    if out is None or dry_run:
+        _run_stage("report", config, sets, dry_run, opened)
+        return
+    from psychocounsel.config.loading import load_config
+    from psychocounsel.config.recipe import stage_config
+    from psychocounsel.config.schema import ReportConfig
+    from psychocounsel.reporting.tables import REPORT_FILE
+    from psychocounsel.stages.report import make_report
+
+    loaded = load_config(ReportConfig, stage_config("report", config), sets or [])
+    with TemporaryDirectory() as folder:
+        page = make_report(loaded, opened.overlay(Path(folder))).file(REPORT_FILE).read_bytes()
+    write_bytes(out, page)
+    console.result(f"report: {out.resolve()}")
 
 
 @app.command()
