@@ -307,7 +307,7 @@ def is_foreign(text: str, languages: Iterable[str]) -> bool:
         return False
     if "en" in wanted:
         words = _LATIN_WORD.findall(prose.lower())
-        if len(words) > 5 and sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words):
+        if len(words) > 5 and sum(map(_ENGLISH.__contains__, words)) >= _ENGLISH_SHARE * len(words):
             return False  # certain without the model, which is slower
     model = _load_model()
     if unknown := sorted(wanted - set(model.labels)):
