@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -110,7 +111,8 @@ class Terminal:
 
 
 def take_the_terminal() -> None:
-    """Make stdin the terminal whose keys send signals."""
+    """Make stdin the terminal whose keys send signals, also where a shell in the background had them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -150,4 +152,4 @@ def test_a_key_ends_the_chat_on_a_terminal(ending: str, tmp_path: Path) -> None:
                 with suppress(subprocess.TimeoutExpired):
                     program.wait(timeout=2)
                     break
-            assert program.wait() == 0
+            assert program.wait(timeout=60) == 0

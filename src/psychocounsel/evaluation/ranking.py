@@ -27,21 +27,38 @@ def paired_difference(
     """Return by how much the mean of `first` lies above that of `second`, over the speeches that both have.
 
     Both map speeches to values in 0..1, such as the points of each draw; a speech counts with its mean. With d the
-    differences by speech, two pseudo-speeches are added, in equal parts of differences of 1, -1, and twice 0:
-    n* = n + 2, mean* = sum(d) / n*, V = (sum(d^2) + 1 - n* mean*^2) / n*^2, interval mean* ± t sqrt(V), clipped to
+    differences by speech, two pseudo-speeches of weight w are added, in equal parts of differences of 1, -1, and twice
+    0: n* = n + 2w, mean* = sum(d) / n*, V = (sum(d^2) + w - n* mean*^2) / n*^2, interval mean* ± t sqrt(V), clipped to
     -1..1 and widened to contain the estimate. So it keeps its width where all differences are equal. Source: Agresti
-    and Min, Statistics in Medicine 24 (2005), 729-740. None without a speech in common.
+    and Min, Statistics in Medicine 24 (2005), 729-740, for one draw, where w = 1. A speech of several draws is worth
+    more than one of theirs: w is the variance of d over that of the difference of two single draws, and at least
+    1 / draws. None without a speech in common.
     """
     common = sorted(first.keys() & second.keys())
     n = len(common)
     if not n:
         return None
-    differences = [fmean(first[each]) - fmean(second[each]) for each in common]
+    pairs = [(first[each], second[each]) for each in common]
+    differences = [fmean(ours) - fmean(theirs) for ours, theirs in pairs]
     total, squares = math.fsum(differences), math.fsum(each * each for each in differences)
-    size = n + 2
+    weight = _worth_of_a_draw(pairs, squares - total * total / n)
+    size = n + 2 * weight
     mean = total / size
-    reach = student_t(max(1, n - 1), confidence) * math.sqrt(squares + 1 - size * mean * mean) / size
+    reach = student_t(max(1, n - 1), confidence) * math.sqrt(squares + weight - size * mean * mean) / size
     return Spread(total / n, max(-1.0, min(total / n, mean - reach)), min(1.0, max(total / n, mean + reach)), n)
+
+
+def _worth_of_a_draw(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], varied: float) -> float:
+    """Return how much of a speech one draw is worth; `varied` is the sum of squares of the speeches' differences."""
+
+    def squared(values: Sequence[float]) -> float:
+        return fmean(each * each for each in values)
+
+    single = [squared(ours) + squared(theirs) - 2 * fmean(ours) * fmean(theirs) for ours, theirs in pairs]
+    mean = math.fsum(fmean(ours) - fmean(theirs) for ours, theirs in pairs) / len(pairs)
+    spread = math.fsum(single) - len(pairs) * mean * mean
+    draws = fmean(max(len(ours), len(theirs)) for ours, theirs in pairs)
+    return min(1.0, max(1 / draws, varied / spread)) if spread > 0 else 1.0
 
 
 class Game(NamedTuple):
