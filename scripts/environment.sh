@@ -1,4 +1,4 @@
-# Create .venv with the pinned packages. Sourced by scripts/quickstart and scripts/test.
+# Create .venv with the pinned packages. Sourced by the other scripts.
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null && pwd -P)"
 venv="$root/.venv"
@@ -55,13 +55,13 @@ is_installed() {
     [[ -f "$stamp" ]] && [[ "$(cat -- "$stamp")" == "$(fingerprint "$@")" ]]
 }
 
-# prepare WHAT: install the pins of WHAT (`run` or `dev`) and this package into .venv.
+# prepare WHAT: install the pins of WHAT (`run`, `dev` or `docs`) and this package into .venv.
 prepare() {
     local what="$1" started="$SECONDS" pins="$root/requirements.txt"
     local -a run_files=("$root/requirements.txt")
     local -a files=("${run_files[@]}")
-    if [[ "$what" == dev ]]; then
-        pins="$root/requirements-dev.txt"
+    if [[ "$what" != run ]]; then
+        pins="$root/requirements-$what.txt"
         files+=("$pins")
     fi
     require_venv
@@ -73,8 +73,8 @@ prepare() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
     # The stamps come last, so that an interrupted installation is repeated.
     fingerprint "${run_files[@]}" > "$venv/.installed-run"
-    if [[ "$what" == dev ]]; then
-        fingerprint "${files[@]}" > "$venv/.installed-dev"
+    if [[ "$what" != run ]]; then
+        fingerprint "${files[@]}" > "$venv/.installed-$what"
     fi
     say "installed in $((SECONDS - started)) s"
 }

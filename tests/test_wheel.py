@@ -1,9 +1,10 @@
-"""The built wheel runs without the clone: recipes, samples, rubrics and templates are in it."""
+"""The wheel, built from the source distribution, runs without the clone: recipes, samples and templates are in it."""
 
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ def python(folder: Path, *argv: str | Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder into which the wheel of this clone is installed."""
+    """Return a folder into which the wheel is installed; beside it is `dist` with the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
-    python(folder, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", CLONE)
+    python(folder, "-m", "build", "--no-isolation", "--outdir", folder / "dist", CLONE)
     (wheel,) = (folder / "dist").glob("*.whl")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location"]
     python(folder, "-m", "pip", "install", *quiet, "--no-index", "--no-deps", "--target", folder / "site", wheel)
@@ -45,6 +46,24 @@ def test_every_file_of_the_package_is_in_the_wheel(site: Path) -> None:
     kept = [path for path in files if "__pycache__" not in path.parts]
     assert len(kept) > 100
     assert [str(path) for path in kept if not (site / "psychocounsel" / path).is_file()] == []
+
+
+def test_whoever_has_the_source_distribution_can_test_it_and_build_its_pages(site: Path) -> None:
+    (sources,) = (site.parent / "dist").glob("*.tar.gz")
+    with tarfile.open(sources) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = [path for folder in ("docs", "tests", "scripts", "configs") for path in (CLONE / folder).rglob("*.*")]
+    files = [str(path.relative_to(CLONE)) for path in tracked if path.is_file() and "__pycache__" not in path.parts]
+    files += [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+        "mkdocs.yml",
+        "requirements-dev.txt",
+        "scripts/test",
+    ]
+    assert [name for name in files if name not in names] == []
 
 
 def test_a_recipe_is_found_by_its_name(site: Path, tmp_path: Path) -> None:

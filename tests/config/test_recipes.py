@@ -1,6 +1,5 @@
 """Recipes: how their configs are loaded and changed, and that every bundled one is valid."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import yaml
 
 from miniature import write_recipe, write_yaml
 from psychocounsel.config.components import locate, recipes_folder
-from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config, read_config_file
 from psychocounsel.config.recipe import (
     RECIPE_FILE,
@@ -183,14 +181,6 @@ def named_files(path: Path) -> set[str]:
             yield from texts(each)
 
     return {text for text in texts(read_config_file(path).data) if text.endswith(".yaml")}
-
-
-def test_the_corpus_in_the_guide_is_valid(tmp_path: Path) -> None:
-    guide = (recipes_folder().parent / "docs" / "guide.md").read_text(encoding="utf-8")
-    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "speeches:" in block)
-    path = tmp_path / "corpus.yaml"
-    path.write_text(shown, encoding="utf-8")
-    assert load_config(CorpusConfig, path).candidates[0].columns.speech_key == "id"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

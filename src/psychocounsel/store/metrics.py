@@ -621,27 +621,29 @@ Metrics = (
     | ReportMetrics
 )
 
-_BY_KIND: dict[str, TypeAdapter[Any]] = {
-    "speeches": TypeAdapter(SpeechMetrics),
-    "candidates": TypeAdapter(CandidateMetrics),
-    "judgements": TypeAdapter(JudgementMetrics),
-    "audits": TypeAdapter(AuditMetrics),
-    "preferences": TypeAdapter(PairMetrics),
-    "base-models": TypeAdapter(BaseModelMetrics),
-    "reward-models": TypeAdapter(RewardModelMetrics),
-    "reward-evaluations": TypeAdapter(EvaluationMetrics),
-    "scores": TypeAdapter(ScoreMetrics),
-    "reference-logps": TypeAdapter(ReferenceMetrics),
-    "policies": TypeAdapter(PolicyMetrics),
-    "probes": TypeAdapter(ProbeMetrics),
-    "comparisons": TypeAdapter(ComparisonMetrics),
-    "annotation-tasks": TypeAdapter(AnnotationTaskMetrics),
-    "annotations": TypeAdapter(AnnotationMetrics),
-    "anchors": TypeAdapter(AnchorMetrics),
-    "crisis-evaluations": TypeAdapter(CrisisMetrics),
-    "judge-calibrations": TypeAdapter(JudgeCalibrationMetrics),
-    "reports": TypeAdapter(ReportMetrics),
+METRICS: dict[str, Any] = {
+    "speeches": SpeechMetrics,
+    "candidates": CandidateMetrics,
+    "judgements": JudgementMetrics,
+    "audits": AuditMetrics,
+    "preferences": PairMetrics,
+    "base-models": BaseModelMetrics,
+    "reward-models": RewardModelMetrics,
+    "reward-evaluations": EvaluationMetrics,
+    "scores": ScoreMetrics,
+    "reference-logps": ReferenceMetrics,
+    "policies": PolicyMetrics,
+    "probes": ProbeMetrics,
+    "comparisons": ComparisonMetrics,
+    "annotation-tasks": AnnotationTaskMetrics,
+    "annotations": AnnotationMetrics,
+    "anchors": AnchorMetrics,
+    "crisis-evaluations": CrisisMetrics,
+    "judge-calibrations": JudgeCalibrationMetrics,
+    "reports": ReportMetrics,
 }
+"""The model of each kind, or a union of models."""
+_BY_KIND = {kind: TypeAdapter[Any](model) for kind, model in METRICS.items()}
 
 
 def parse_metrics(kind: str, metrics: Any) -> Metrics:

@@ -1,0 +1,156 @@
+"""README and docs: links lead somewhere, commands and config fragments are ones that the program takes."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+import yaml
+from pydantic import ValidationError
+
+from psychocounsel.cli.main import app
+from psychocounsel.config.base import Settings
+from psychocounsel.config.loading import load_configs, read_yaml
+from psychocounsel.config.recipe import CONFIGS, load_recipe, recipe_folder
+from psychocounsel.judging.rubric import RubricFile
+
+CLONE = Path(__file__).parents[1]
+DOCS = sorted((CLONE / "docs").rglob("*.md"))
+PAGES = [*sorted(CLONE.glob("*.md")), *DOCS, *sorted((CLONE / "data" / "samples").rglob("*.md"))]
+MODELS: dict[str, type[Settings]] = {**{str(stage): model for stage, model in CONFIGS.items()}, "rubric": RubricFile}
+FOREIGN = ("gateway",)
+"""Files of other programs."""
+FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block: where it begins, the words after the fence, and what is in it."""
+
+    where: str
+    info: str
+    text: str
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    text = path.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        yield Block(f"{path.relative_to(CLONE)}:{line}", found[2].strip(), found[3])
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+def anchors(path: Path) -> list[str]:
+    """Return the anchors of the headings, as the Hub of repositories and mkdocs both write them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(CLONE)))
+def test_links_and_headings(path: Path) -> None:
+    faults: list[str] = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            faults.append(target)
+    assert faults == []
+    own = anchors(path)
+    assert path.name == "CHANGELOG.md" or len(own) == len(set(own))
+    assert len(re.findall(r"^# ", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)) == 1
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    def files(entry: Any) -> Iterator[str]:
+        values = entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
+        yield from (entry,) if isinstance(entry, str) else (file for each in values for file in files(each))
+
+    nav = yaml.safe_load((CLONE / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    shown = [file for file in files(nav) if not file.startswith("reference/")]
+    assert sorted(shown) == sorted(str(path.relative_to(CLONE / "docs")) for path in DOCS)
+    linked = re.findall(r"\]\(([^)#]+)\)", (CLONE / "docs" / "README.md").read_text(encoding="utf-8"))
+    assert {*shown} <= {*linked, "README.md"}
+
+
+def test_pages_that_code_and_configs_mention_exist() -> None:
+    files = [path for folder in ("src", "configs", "scripts", "tests") for path in (CLONE / folder).rglob("*")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".yaml", ".sh", ".j2")]
+    named = {name for text in texts for name in re.findall(r"\bdocs/[\w/-]+\.md\b", text)}
+    assert len(named) > 3
+    assert [name for name in named if not (CLONE / name).is_file()] == []
+
+
+def fragments() -> list[Block]:
+    return [block for path in [CLONE / "README.md", *DOCS] for block in blocks(path) if block.info.startswith("yaml")]
+
+
+@pytest.mark.parametrize("block", fragments(), ids=lambda block: block.where)
+def test_every_config_fragment_is_valid(block: Block) -> None:
+    """A fragment may lack keys, but all that it has must be right."""
+    title = re.search(r'title="([\w-]+)\.yaml"', block.info)
+    assert title is not None, 'say of which file this is: ```yaml title="align.yaml"'
+    if title[1] in FOREIGN:
+        return
+    model = MODELS[title[1]]
+    document: dict[str, Any] = read_yaml(block.text, block.where).data
+    policies = document.pop("policies", [])
+    for each in ({**document, "policy": policy} for policy in policies or [None]):
+        given = {key: value for key, value in each.items() if value is not None}
+        try:
+            model.model_validate(given, context=CLONE)
+        except ValidationError as invalid:
+            assert [error for error in invalid.errors() if error["type"] != "missing"] == []
+
+
+def commands() -> list[Block]:
+    found: list[Block] = []
+    for path in PAGES:
+        for block in blocks(path):
+            if block.info == "console":
+                lines = re.findall(r"^ *\$ ((?:.*\\\n)*.*)$", block.text, re.MULTILINE)
+                found += [Block(block.where, "", line.replace("\\\n", " ")) for line in lines]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.where} {command.text[:60]}")
+def test_every_command_is_one_that_the_program_takes(
+    command: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments are parsed, and settings of bundled recipes checked, but nothing runs."""
+    words = shlex.split(command.text, comments=True)
+    if words[0].startswith("scripts/"):
+        assert (CLONE / words[0]).is_file()
+        words = ["psychocounsel", "run", words[0].removeprefix("scripts/"), *words[1:]]
+    if words[0] != "psychocounsel" or words[2:3] in (["test"], ["docs"]):
+        return
+    monkeypatch.chdir(CLONE)
+    program: Any = typer.main.get_command(app)
+    while hasattr(program, "commands"):
+        words = words[1:]
+        program = program.commands[words[0]]
+    given = program.make_context(words[0], words[1:]).params
+    name, sets = words[0], given.get("sets") or []
+    if name == "run" and (CLONE / "configs" / given["recipe"]).is_dir():
+        load_recipe(recipe_folder(given["recipe"]), sets)
+    config = next((Path(str(value)) for value in given.values() if str(value).startswith("configs/")), None)
+    if config is not None:
+        load_configs(MODELS[name], config, sets)
+
+
+def test_figures_of_the_results_are_those_of_the_benchmarks() -> None:
+    results, benchmarks = (
+        (CLONE / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "benchmarks")
+    )
+    measured, _, _ = results.partition("## What was never measured")
+    figures = re.findall(r"\d+\.\d+|\d{1,3}(?:,\d{3})+|\d{3,}", measured)
+    assert len(figures) > 50
+    assert [
+        each for each in figures if not re.search(rf"(?<![\d.,]){re.escape(each)}(?![\d]|[.,]\d)", benchmarks)
+    ] == []
