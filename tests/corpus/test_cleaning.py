@@ -27,7 +27,7 @@ from psychocounsel.corpus.cleaning import (
     response_steps,
     with_sentence_spacing,
 )
-from psychocounsel.corpus.contacts import blanked, web_addresses
+from psychocounsel.corpus.contacts import blanked, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import crisis_services
 from psychocounsel.corpus.text import sentences
 
@@ -214,6 +214,17 @@ def test_no_address_and_of_numbers_only_crisis_lines_are_left_in_counsel_chat(co
     crisis = re.compile(r"8\d\d.273.8255|911|741741|988\b|866.488.7386|800.422.4453|877.565.8860")
     for raw, cleaned in _cleaned_answers("drop_sentence"):
         assert sorted(crisis.findall(raw)) == sorted(crisis.findall(cleaned.text)), raw
+
+
+def test_at_most_one_answer_in_a_hundred_loses_more_than_a_tenth_beside_its_contacts() -> None:
+    def letters(text: str) -> Counter[str]:
+        spans = [(each.start, each.end) for each in (*web_addresses(text), *phone_numbers(text))]
+        return Counter("".join(blanked(text, spans).split()))
+
+    answers = _cleaned_answers("drop_sentence")
+    lost = [(letters(raw) - letters(cleaned.text)).total() / len("".join(raw.split())) for raw, cleaned in answers]
+    assert sum(share > 0.1 for share in lost) <= 0.01 * len(answers)
+    assert max(lost) < 0.5
 
 
 _NOT_NAMES = {

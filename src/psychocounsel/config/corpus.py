@@ -17,8 +17,9 @@ class CleaningConfig(Settings):
     """Which speeches are kept. Lengths are in characters after cleaning.
 
     `languages` are ISO 639-1 codes, none for any language. `contacts` is what happens to phone numbers, and to e-mail
-    and web addresses, in responses: their sentence is dropped, or a placeholder replaces them. Names, addresses and
-    numbers of crisis services always stay; `crisis_services` is a file with more of them than the bundled list has.
+    and web addresses, in responses: they are cut out, with their sentence if it says nothing without them, or a
+    placeholder replaces them. Names, addresses and numbers of crisis services always stay; `crisis_services` is a file
+    with more of them than the bundled list has.
     With `strict`, the command `corpus` ends with an error if a rule touches more than 5 % of the texts, or takes more
     than half of one.
     """

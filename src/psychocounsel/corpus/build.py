@@ -64,7 +64,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, content_id
 
 STAGE = "read-corpus"
-VERSION = 7
+VERSION = 8
 
 _TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95

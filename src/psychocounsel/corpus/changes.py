@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from psychocounsel.corpus.build import RawTexts
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Change, Step, changes, parallel_map, worker_count
+from psychocounsel.corpus.contacts import blanked, phone_numbers, web_addresses
 
 LARGEST = 50
 MOST_SHORTENED = 1000
@@ -78,14 +79,16 @@ class RuleEffect:
 class CorpusEffects:
     """What the rules did to the texts of one artifact.
 
-    `shortened` counts the texts that lost more than a tenth over all rules, `most_shortened` are the worst of them.
-    Changes of white space alone count nowhere.
+    `shortened` counts the texts that lost more than a tenth over all rules, `shortened_prose` those of them that did so
+    without their phone numbers and addresses, and `most_shortened` are the worst. Changes of white space alone count
+    nowhere.
     """
 
     kind: str
     rules: list[RuleEffect]
     texts: int = 0
     shortened: int = 0
+    shortened_prose: int = 0
     most_shortened: list[ShownChange] = field(default_factory=list[ShownChange])
 
     def flags(self) -> list[str]:
@@ -108,6 +111,10 @@ def _shown(where: str, before: str, after: str) -> ShownChange | None:
     # As multisets: words that move or are replaced by longer ones are found without an alignment.
     lost = (Counter(old) - Counter(new)).total()
     return ShownChange(where, before, after, lost, len(old))
+
+
+def _without_contacts(text: str) -> str:
+    return blanked(text, [(each.start, each.end) for each in (*web_addresses(text), *phone_numbers(text))])
 
 
 def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
@@ -139,7 +146,9 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
             rules[name].touched += 1
         whole = _shown(row.where, text, final)
         if whole is not None and whole.share > SHORTENED_SHARE:
+            prose = _shown(row.where, _without_contacts(text), _without_contacts(final))
             result.shortened += 1
+            result.shortened_prose += prose is not None and prose.lost > SHORTENED_SHARE * whole.length
             worst.add(whole.share, whole)
     result.most_shortened = worst.in_order()
     return result

@@ -93,23 +93,44 @@ def _after(text: str, mark: re.Match[str]) -> int:
 
 _GAP_AFTER_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ])")
 _GAP_BEFORE_ADDRESS = re.compile(r"[.!?…][)\]\"”\u2019]*\s+$")
-# What leads up to a contact and means nothing without it.
+# What leads up to a contact and means nothing without it; `asked` is what one does with it.
 _LEAD = re.compile(
-    r"(?:[\s,;\u2013-]*\b(?:or|and|either|also))?"
-    r"(?:[\s,;]*\b(?:(?:please )?(?:visit|see|check out|go to|look at|click|use|try|text|call)"
-    r"|(?:on|at|via|through|from|by|in|is)(?: the| our| their| its| my)?(?: web ?site| site| page| link)?"
-    r"|(?:the |our |their |its |my )?(?:web ?site|site|e-?mail|link)(?: at| is)?|online)){0,4}"
+    r"(?P<joined>(?:[\s,;\u2013-]*\b(?:or|and|either|also)){1,2})?"
+    r"(?:[\s,;]*\b(?P<asked>(?:please )?(?:visit|see|check out|go to|look at|click|use|try|text|call)"
+    r"|(?:and |so )?you (?:can|may|could) (?:find|read|see|get) (?:it|them|this|that|more)"
+    r"|(?:and |so )?you (?:can|may) (?:call|contact|reach|text|e-?mail) (?:me|us))"
+    r"|[\s,;]*\b(?:by going to|(?:(?:found|located|listed) )?(?:here|(?:on|at|via|through|from|by|in|is)"
+    r"(?: (?:the|our|his|her|their|its|my))?(?: web ?site| site| page| link)?)"
+    r"|(?:(?:the|our|his|her|their|its|my) )?(?:web ?site|site|e-?mail|link)(?: at| is)?|online)){0,4}"
     r"[\s:,;(\[\u2013-]*$",
     re.IGNORECASE,
 )
 _LEAD_CHARS = 80
+# A sentence that ends with a contact which it is about says nothing without it.
 _ANNOUNCES = re.compile(
-    r"\b(?:here(?:['\u2019]?s| is| are)|links?|web ?sites?|this (?:site|page|article|video|blog|post))\b", re.IGNORECASE
+    r"\b(?:here(?:['\u2019]?s| is| are)|links?|attached"
+    r"|(?:this|these|following|below)(?: \w+)? (?:web ?sites?|sites?|page|articles?|videos?|blog|posts?|books?|reads?"
+    r"|lists?|resources?|quiz|apps?))\b|\b(?:these|following|below)\W*$",
+    re.IGNORECASE,
 )
+_LACKS_OBJECT = re.compile(
+    r"\b(?:recommend|suggest|consult|read|find|see|use|using|join|watch|download|called|named|am|be|is|are|was|of|like"
+    r"|than|with|for|to|the|an?|as|about|me|us|call|text|e-?mail|contact|dial|phone|number|al?|el|llam\w+|visit\w*)\W*$",
+    re.IGNORECASE,
+)
+_BEGINS_WITH_IF = re.compile(r"\W*(?:if|when|for|to|should|as|since|si|para)\b", re.IGNORECASE)
+_CLAUSE_BEGINS = re.compile(r"(?:^|[,;:.!?\u2013-])\s*$")
+_CLAUSE_GOES_ON = re.compile(r"\s+[a-z]")
+_OF_SEVERAL = re.compile(r"\s+(?:are|were|have|both)\b")
+_THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|page|blog|group)\s*$", re.IGNORECASE)
+_EMPTY_ITEM = re.compile(r"[0-9]\)\s*(?:,|$)")
+_SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
+_MIN_WORDS, _MIN_WORDS_POINTED_AT = 7, 4
+# The next sentence speaks of what this one names.
+_POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
 _EMPTY_BRACKETS = re.compile(r"\s*[(\[]\s*[,;/]?\s*[)\]]")
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
 _PLACEHOLDER = re.compile(r"\[(PHONE|EMAIL|URL)_([0-9]{1,6})\]")
-_WORDS_BEFORE_ASIDE = 7
 _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
 
@@ -140,9 +161,10 @@ def with_placeholders(text: str, crisis: CrisisServices) -> str:
 
 
 def without_contacts(text: str, crisis: CrisisServices) -> str:
-    """Return the text without sentences and lines that hold a contact.
+    """Return the text without contacts: each goes with the words that lead up to it.
 
-    One that names a crisis service loses only the contact, and so does a sentence whose address stands in brackets.
+    Its sentence goes too if it says nothing without, and so does one before it that only announces it. What names a
+    crisis service stays, and so does what the next sentence points back at, with `his` or `it`.
     """
     found = crisis.told_apart(text)[1]
     if not found:
@@ -154,25 +176,17 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
         piece = text[start:end]
         held = found[bisect_left(starts, start) : bisect_left(starts, end)]
         names_service = bisect_left(services, start) < bisect_left(services, end)
-        if not held:
-            kept.append((piece, names_service))
-        elif names_service or _is_aside(text, start, held):
-            spans = [(contact.start - start, contact.end - start) for contact in held]
-            kept.append((_cut_out(piece, spans), names_service))
-        else:
-            if held[0].start == start and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
-                kept.pop()  # "Here is a link."
-            kept.append((piece[len(piece.rstrip("\n")) :], False))
+        rest, says_enough = _cut_out(piece, [(contact.start - start, contact.end - start) for contact in held])
+        is_whole = len(_SAID_WORD.findall(rest)) >= _MIN_WORDS_POINTED_AT and _LACKS_OBJECT.search(rest) is None
+        if not held or names_service or says_enough or (is_whole and _POINTS_BACK.match(text, end)):
+            kept.append((rest, names_service))
+            continue
+        if held[0].start == start and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
+            kept.pop()  # "Here is a link."
+        kept.append((piece[len(piece.rstrip("\n")) :], False))
     while kept and not kept[-1][1] and kept[-1][0].rstrip()[-1:] in ("", ":"):
         kept.pop()  # a last heading such as "Resources:" with nothing under it
     return _EMPTY_BULLET.sub("", "".join(piece for piece, _ in kept)).strip()
-
-
-def _is_aside(text: str, start: int, held: Sequence[Contact]) -> bool:
-    """Return whether web addresses stand in brackets, after words enough that the sentence says something without."""
-    is_bracketed = all(text[each.start - 1 : each.start] + text[each.end : each.end + 1] == "()" for each in held)
-    words = text[start : held[0].start].split()
-    return is_bracketed and len(words) >= _WORDS_BEFORE_ASIDE and all(each.kind == "URL" for each in held)
 
 
 def _edges(text: str, found: Sequence[Contact]) -> list[int]:
@@ -190,20 +204,43 @@ def _edges(text: str, found: Sequence[Contact]) -> list[int]:
     return sorted(edges)
 
 
-def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Cut the spans out of a sentence, each with the words that lead up to it and the brackets around it."""
+def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool]:
+    """Cut the spans out of a sentence, each with the words that lead up to it and the brackets around it.
+
+    Also return whether what is left says something by itself.
+    """
+    if not spans:
+        return sentence, True
     kept: list[str] = []
     position = 0
+    stands = True
     for start, end in spans:
-        cut = max(position, start - _LEAD_CHARS)
-        lead = sentence[cut:start]
-        stripped = _LEAD.sub("", lead)
-        kept += [sentence[position:cut], stripped]
-        opened = lead[len(stripped) :].rstrip()[-1:]
-        is_bracketed = opened in ("(", "[") and sentence[end : end + 1] in (")", "]")
-        position = end + 1 if is_bracketed else end
-    kept.append(sentence[position:])
-    return _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", "".join(kept)))
+        before, after = sentence[position:start], sentence[end:]
+        goes_on = _CLAUSE_GOES_ON.match(after) is not None
+        if before[-1:] in ("(", "[") and after[:1] in (")", "]"):
+            kept.append(before[:-1].rstrip())
+            position = end + 1
+            continue
+        lead = None
+        if not (goes_on and _THE_SITE.search(before)):
+            lead = _LEAD.search(before, max(0, len(before) - _LEAD_CHARS))
+        kept.append(before.rstrip() if lead is None else before[: lead.start()])
+        said = "".join(kept)
+        position = end
+        if lead is not None and lead["asked"]:
+            is_aside = lead["joined"] or (lead.group()[:1] in ",;" and not _BEGINS_WITH_IF.match(said))
+            stands = stands and bool(is_aside) and not goes_on
+        is_spoken_of = goes_on and (_CLAUSE_BEGINS.search(said) or ":" in before[len(kept[-1]) :])
+        if is_spoken_of or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said):
+            stands = False
+    rest = _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", "".join([*kept, sentence[position:]])))
+    body = rest.rstrip()
+    stands = stands and len(_SAID_WORD.findall(body)) >= _MIN_WORDS and _EMPTY_ITEM.search(body) is None
+    if not sentence[position:].strip(" \n.!?…"):  # it ended with a contact
+        stands = stands and _ANNOUNCES.search(body) is None
+        if stands and body[-1].isalnum():
+            rest = f"{body}.{sentence[len(sentence.rstrip()) :]}"
+    return rest, stands
 
 
 # --- Steps --------------------
