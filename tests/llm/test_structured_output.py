@@ -217,6 +217,7 @@ class FakeEndpoint:
     """Answers in words, whatever the schema; a probe waits for `released`, then raises or loses a response once."""
 
     fingerprint: Mapping[str, str] = {"model": "fake-1", "base_url": "memory"}
+    base_url = "memory"
 
     def __init__(self, fault: Exception | None = None, loses_response: bool = False, is_released: bool = True) -> None:
         self.fault, self.loses_response, self.released = fault, loses_response, asyncio.Event()

@@ -71,6 +71,7 @@ class Received:
     authorization: str
     received_at: float
     sent_at: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def answer_by_schema(request: Mapping[str, Any], number: int) -> Reply:
@@ -190,10 +191,11 @@ class ChatServer:
         if method != "POST" or path not in ("/v1/chat/completions", "/v1/decisions"):
             await _send(line, error_fault(404, f"no such path: {path}"))
             return True
-        return await self._complete(line, json.loads(body), headers.get("authorization", ""))
+        return await self._complete(line, json.loads(body), headers)
 
-    async def _complete(self, line: _Line, body: Mapping[str, Any], authorization: str) -> bool:
-        request = Received(self.count, body, authorization, time.monotonic())
+    async def _complete(self, line: _Line, body: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+        authorization = headers.get("authorization", "")
+        request = Received(self.count, body, authorization, time.monotonic(), headers=headers)
         self.received.append(request)
         answer = self.script(body, request.number)
         await asyncio.sleep(answer.delay_seconds)

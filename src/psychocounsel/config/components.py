@@ -1,5 +1,6 @@
 """The blocks of configs that several stages share: endpoints, responders, judges."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -60,6 +61,12 @@ class PriceConfig(Settings):
     cached_prompt: NonNegativeFloat | None = None
 
 
+_SENT_FIELDS = {
+    *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "response_format"),
+    *("logprobs", "top_logprobs", "stream", "n"),
+}
+
+
 class EndpointConfig(Settings):
     """An OpenAI-compatible chat endpoint. The key comes from the environment, never from a config.
 
@@ -67,11 +74,19 @@ class EndpointConfig(Settings):
     dollars) limits what the replies to the requests of one step may cost together, those of earlier runs included:
     the run stops before the next request could exceed it, and can be resumed. `response_format` is how the server is
     held to a JSON schema; `auto` finds out what it enforces.
+
+    `identity` stands for the address in ids and in the journal: the same model at another port, say, gives the replies
+    that were paid already. Give it the old address to go on with those. `headers` go with every request, and the fields
+    of `extra_body` into each, which makes them part of the ids. In both, `${NAME}` is the value of an environment
+    variable, which no file receives.
     """
 
     model: str
     base_url: str | None = None
+    identity: Annotated[str | None, SpeedSetting()] = None
     api_key_env: Annotated[str, SpeedSetting()] = "OPENAI_API_KEY"
+    headers: Annotated[dict[str, str], SpeedSetting(), Field(default_factory=dict[str, str])]
+    extra_body: Annotated[dict[str, Any], Field(default_factory=dict[str, Any])]
     timeout_seconds: Annotated[PositiveFloat, SpeedSetting()] = 120.0
     max_attempts: Annotated[PositiveInt, Gate()] = 3
     concurrency: Annotated[PositiveInt, SpeedSetting()] = 8
@@ -80,6 +95,15 @@ class EndpointConfig(Settings):
     price: Annotated[PriceConfig | None, Gate()] = None
     max_cost: Annotated[PositiveFloat | None, Gate()] = None
     response_format: Literal["auto", "json_schema", "json_object", "text"] = "auto"
+
+    @model_validator(mode="after")
+    def _keeps_secrets_and_own_fields_apart(self) -> Self:
+        for name, value in self.headers.items():
+            if re.search("auth|key|token|secret|cookie", name, re.IGNORECASE) and "${" not in value:
+                raise ValueError(f"headers.{name} looks like a secret: export it, and write ${{NAME}} of the variable")
+        if own := sorted(_SENT_FIELDS.intersection(self.extra_body)):
+            raise ValueError(f"extra_body.{own[0]} is decided by another key of the config")
+        return self
 
 
 class BatchConfig(Settings):

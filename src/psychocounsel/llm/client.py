@@ -40,10 +40,12 @@ from psychocounsel.llm.types import (
     RequestContext,
     api_key,
     endpoint_fingerprint,
+    filled,
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
     schema_json,
+    without_secrets,
 )
 from psychocounsel.types import ReplyStatus
 
@@ -71,15 +73,15 @@ def codes_of(error: openai.APIStatusError) -> set[str]:
     return {str(error.code), str(error.type)}
 
 
-def quoted(error: openai.APIStatusError, key: str) -> str:
-    """Return the server's message on one line, without the key and not too long."""
+def quoted(error: openai.APIStatusError, endpoint: EndpointConfig) -> str:
+    """Return the server's message on one line, without secrets and not too long."""
     message = error.body
     if isinstance(message, dict):  # OpenAI nests a message, other servers send a detail or a bare string
         fields = cast("dict[str, Any]", message)
         message = fields.get("message") or fields.get("detail")
     if not isinstance(message, str) or not message.strip():
         message = error.message
-    return " ".join(message.split()).replace(key, "[key]")[:LONGEST_QUOTE_CHARS]
+    return without_secrets(" ".join(message.split()), endpoint)[:LONGEST_QUOTE_CHARS]
 
 
 def key_refusal(error: openai.APIStatusError, key_variable: str) -> tuple[str, str] | None:
@@ -152,12 +154,19 @@ class OpenAIChatModel:
         self._base_url = resolved_base_url(endpoint)
         require_reachable(self._base_url, offline)
         api_key(endpoint)
+        filled(endpoint.headers)
+        self._extra_body: dict[str, Any] = filled(endpoint.extra_body)
         self._connection: _Connection | None = None
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
         """That of the endpoint."""
         return endpoint_fingerprint(self._endpoint)
+
+    @property
+    def base_url(self) -> str:
+        """The address."""
+        return self._base_url
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Send the request until it is answered, refused, or its tries or its deadline are used up."""
@@ -283,7 +292,7 @@ class OpenAIChatModel:
                 slows_down=action is not OnStatus.RETRY,
                 is_free=action is OnStatus.SLOW_DOWN_FREE,
             )
-        message = quoted(error, api_key(self._endpoint))
+        message = quoted(error, self._endpoint)
         if action is OnStatus.REFUSE_REQUEST:
             raise RefusedRequestError(
                 f"the request is refused (HTTP {status}: {message})",
@@ -338,7 +347,7 @@ class OpenAIChatModel:
     def body(self, request: ChatRequest) -> bytes:
         """Return what is sent for a request, live or in a batch."""
         if request.questions:
-            return _json(decision_body(self._endpoint.model, request)).encode()
+            return _json({**decision_body(self._endpoint.model, request), **self._extra_body}).encode()
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         is_openai = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
         messages = (
@@ -361,6 +370,7 @@ class OpenAIChatModel:
             fields.append('"response_format":{"type":"json_object"}')
         if request.top_logprobs:
             fields.append(f'"logprobs":true,"top_logprobs":{request.top_logprobs}')
+        fields += (f"{_json(name)}:{_json(value)}" for name, value in self._extra_body.items())
         return f"{{{','.join(fields)}}}".encode()
 
 
@@ -380,7 +390,12 @@ def open_client(endpoint: EndpointConfig) -> openai.AsyncOpenAI:
         follow_redirects=False,
     )
     return openai.AsyncOpenAI(
-        api_key=api_key(endpoint), base_url=base_url, max_retries=0, timeout=None, http_client=http
+        api_key=api_key(endpoint),
+        base_url=base_url,
+        default_headers=filled(endpoint.headers),
+        max_retries=0,
+        timeout=None,
+        http_client=http,
     )
 
 

@@ -36,6 +36,11 @@ class PreflightModel:
         """The endpoint's fingerprint."""
         return self._endpoint.fingerprint
 
+    @property
+    def base_url(self) -> str:
+        """The endpoint's address."""
+        return self._endpoint.base_url
+
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what the endpoint lists."""
         return await self._endpoint.listed_models()
@@ -74,7 +79,7 @@ async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date |
         EndpointError: the endpoint does not list the model, unless it `may_be_absent`, or lists it as shut down.
     """
     listed = await endpoint.listed_models() or []
-    model, base_url = endpoint.fingerprint["model"], endpoint.fingerprint["base_url"]
+    model, base_url = endpoint.fingerprint["model"], endpoint.base_url
     if may_be_absent and not any(each.get("id") == model for each in listed):
         return None
     names = {str(each.get("id")): each for each in listed}
@@ -163,9 +168,7 @@ def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> 
     async def look() -> None:
         models = [_checked(each, store) for each in endpoints if each is not None]
         try:
-            await asyncio.gather(
-                *(end_of_life(each, is_on_this_machine(each.fingerprint["base_url"])) for each in models)
-            )
+            await asyncio.gather(*(end_of_life(each, is_on_this_machine(each.base_url)) for each in models))
         finally:
             await asyncio.gather(*(model.aclose() for model in models))
 

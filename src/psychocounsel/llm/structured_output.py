@@ -56,6 +56,11 @@ class OutputMode(StrEnum):
 class Endpoint(ChatModel, Protocol):
     """A chat model behind an address."""
 
+    @property
+    def base_url(self) -> str:
+        """The address, which need not be part of the fingerprint."""
+        ...
+
     async def aclose(self) -> None:
         """Close the connections of the current event loop."""
 

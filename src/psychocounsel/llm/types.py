@@ -11,7 +11,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as _json_text
 from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 from psychocounsel.config.components import EndpointConfig
@@ -234,9 +234,11 @@ def resolved_base_url(endpoint: EndpointConfig) -> str:
 
 
 def endpoint_fingerprint(endpoint: EndpointConfig) -> dict[str, str]:
-    """Return the fingerprint of the model behind an endpoint."""
+    """Return the fingerprint of the model behind an endpoint; `base_url` is its identity, if it has one."""
     pinned = {} if endpoint.response_format == "auto" else {"replies": endpoint.response_format}
-    return {"model": endpoint.model, "base_url": resolved_base_url(endpoint), **pinned}
+    body = {"extra_body": json.dumps(endpoint.extra_body, sort_keys=True)} if endpoint.extra_body else {}
+    known_as = resolved_base_url(endpoint) if endpoint.identity is None else endpoint.identity.rstrip("/")
+    return {"model": endpoint.model, "base_url": known_as, **pinned, **body}
 
 
 def is_on_this_machine(base_url: str) -> bool:
@@ -302,6 +304,41 @@ def api_key(endpoint: EndpointConfig) -> str:
             remedy="copy the key again",
         )
     return key
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def filled(value: Any) -> Any:
+    """Return a value of `headers` or `extra_body` with the environment variables that it names.
+
+    Raises:
+        ConfigError: one is not set.
+    """
+    if isinstance(value, dict):
+        return {key: filled(each) for key, each in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [filled(each) for each in cast("list[Any]", value)]
+    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str]) -> str:
+    value = os.environ.get(match[1], "").strip()
+    if not value:
+        raise ConfigError(
+            f"the environment variable {match[1]} is not set",
+            where="endpoint.headers, endpoint.extra_body",
+            remedy=f"export {match[1]}=...",
+        )
+    return value
+
+
+def without_secrets(text: str, endpoint: EndpointConfig) -> str:
+    """Return a text without the key of an endpoint, and without other values that came from the environment."""
+    named = _VARIABLE.findall(json.dumps([endpoint.headers, endpoint.extra_body]))
+    for secret in (api_key(endpoint), *(os.environ.get(name, "").strip() for name in named)):
+        text = text.replace(secret, "[key]") if secret else text
+    return text
 
 
 # --- Texts as data in a prompt ----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from psychocounsel.llm.client import (
 )
 from psychocounsel.llm.rate_limit import RETRIED, OnStatus, RetryPolicy, on_status, retry_after_seconds
 from psychocounsel.llm.structured_output import StructuredOutputModel, mapping_of
-from psychocounsel.llm.types import ChatReply, ChatRequest, api_key, require_reachable, resolved_base_url
+from psychocounsel.llm.types import ChatReply, ChatRequest, require_reachable, resolved_base_url
 from psychocounsel.types import ReplyStatus
 
 log = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class OpenAIBatches:
 
     def _retried_status(self, error: openai.APIStatusError) -> str:
         """Return what an HTTP error says if a retry may mend it; raise it if not."""
-        status, message = error.status_code, quoted(error, api_key(self._endpoint))
+        status, message = error.status_code, quoted(error, self._endpoint)
         # A file that was just uploaded is not always known at once.
         if on_status(status, codes_of(error)) in RETRIED or (status == 400 and "annot find file" in message):
             return f"HTTP {status}: {message}"
