@@ -235,16 +235,22 @@ principles:
 """
 
 
-@pytest.mark.parametrize(
-    ("block", "missing"), [("", "humour, wit"), ("offline: {principles: {wit: {base: 0}}}\n", "humour")]
-)
-def test_principles_without_rules_are_refused(tmp_path: Path, block: str, missing: str) -> None:
+def test_principles_left_out_of_the_rules_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "humour.yaml"
-    path.write_text(HUMOUR + block, encoding="utf-8")
+    path.write_text(HUMOUR + "offline: {principles: {wit: {base: 0}}}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         OfflineJudge(load_rubric(str(path)))
     assert caught.value.where == str(path)
-    assert f"no rules for the principle(s) {missing}" in caught.value.what
+    assert "no rules for the principle(s) humour" in caught.value.what
+
+
+def test_a_rubric_without_rules_is_rated_by_general_ones_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "humour.yaml"
+    path.write_text(HUMOUR, encoding="utf-8")
+    judge = OfflineJudge(load_rubric(str(path)))
+    good, bad = judge.latents(SPEECH, reply(GOOD)), judge.latents(SPEECH, reply("Calm down. You must get over it."))
+    assert good["humour"] == good["wit"] > bad["humour"]
+    assert [each for each in judge.warnings if each not in JUDGE.warnings]
 
 
 def test_rules_are_the_rubrics_own(tmp_path: Path) -> None:

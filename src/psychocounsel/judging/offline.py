@@ -1,19 +1,20 @@
 """The offline judge: rates and compares without a model, for trying the pipeline out.
 
 It adds up features that can be pointed at in an English text (`offline_features`), by the weights in the rubric's
-`offline` block. It reads no meaning: irony, tact and truth are beyond it. Equal texts get equal ratings, on every
-machine.
+`offline` block, or for a rubric without one by general rules. It reads no meaning: irony, tact and truth are beyond it.
+Equal texts get equal ratings, on every machine.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import cast
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.injection import ADDRESSES_JUDGE, addresses_judge
 from psychocounsel.judging.judge import ComparisonTask, Progress
 from psychocounsel.judging.offline_features import load_lexicon, load_neighbours, measure
-from psychocounsel.judging.rubric import Rubric
+from psychocounsel.judging.rubric import OfflineWeights, PrincipleWeights, Rubric, load_rubric
 from psychocounsel.llm.types import JSON
 from psychocounsel.types import OVERALL, Candidate, Comparison, Judgement, ReplyStatus, Speech, Winner
 
@@ -24,6 +25,10 @@ WARNING = (
     "Rated by the offline judge, a rule of thumb over word lists for trying the pipeline out: "
     "its ratings are no evidence about the quality of counselling."
 )
+GENERAL_WARNING = (
+    "The rubric has no rules for the offline judge, which gave every principle the same rating, by general rules: "
+    "it has not read what the principles say."
+)
 TIE_MARGIN = 0.2
 """Two responses tie on a principle, or overall, when their (mean) logits differ by less, mid-scale 5 % of it."""
 _LOWEST = -20.0  # the logit of a response without words, or that addresses the judge
@@ -31,16 +36,29 @@ _MUTING_FAULTS = ("repetition", "echo", "stuffing")
 _pleads = lru_cache(maxsize=4096)(addresses_judge)
 
 
+def _general_weights(principles: Sequence[str]) -> OfflineWeights:
+    """Return the same rules for all principles: the mean of those of the bundled seven principles."""
+    bundled = cast("OfflineWeights", load_rubric("seven-principles").offline)
+    count = len(bundled.principles)
+    features: dict[str, float] = {}
+    for rules in bundled.principles.values():
+        for name, weight in rules.features.items():
+            features[name] = features.get(name, 0.0) + weight / count
+    base = sum(rules.base for rules in bundled.principles.values()) / count
+    rules = PrincipleWeights(base=base, features=features)
+    return OfflineWeights(faults=bundled.faults, principles=dict.fromkeys(principles, rules))
+
+
 class OfflineJudge:
     """Rates by transparent features; needs no key, no network and no accelerator."""
 
     name = "offline"
-    warnings = (WARNING,)
 
     def __init__(self, rubric: Rubric) -> None:
-        weights = rubric.offline
-        missing = [name for name in rubric.principle_ids if weights is None or name not in weights.principles]
-        if weights is None or missing:
+        self.warnings = (WARNING,) if rubric.offline else (WARNING, GENERAL_WARNING)
+        weights = rubric.offline or _general_weights(rubric.principle_ids)
+        missing = [name for name in rubric.principle_ids if name not in weights.principles]
+        if missing:
             raise ConfigError(
                 f"the offline judge has no rules for the principle(s) {', '.join(missing)}",
                 where=rubric.source,
