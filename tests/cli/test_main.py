@@ -36,6 +36,8 @@ COMMANDS = (
     "power",
     "chat",
     "recipes",
+    "init",
+    "schema",
     "journal",
     "annotate",
 )

@@ -31,7 +31,7 @@ from psychocounsel.cli.output import (
     show_results,
 )
 from psychocounsel.cli.power import power
-from psychocounsel.cli.project import recipes
+from psychocounsel.cli.project import init, recipes, schema
 from psychocounsel.errors import ConfigError, ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
@@ -170,9 +170,10 @@ def corpus(
 
     Reads, cleans, de-identifies, de-duplicates and splits. Writes a private page of the largest changes.
     """
+    from psychocounsel.config.components import recipes_folder
     from psychocounsel.config.corpus import CorpusConfig
     from psychocounsel.config.loading import load_config, read_config_file
-    from psychocounsel.config.recipe import config_argument, stage_config
+    from psychocounsel.config.recipe import RECIPE_FILE, stage_config
     from psychocounsel.config.schema import BuildPreferencesConfig
 
     path = stage_config("corpus", config)
@@ -187,8 +188,10 @@ def corpus(
     opened = open_store(store, offline)
     created = run_config("corpus", loaded, dry_run, opened)
     if created is not None:
-        judging = ["build-preferences", config_argument("build-preferences", path)]
-        words = judging if is_part else next_command(created, "corpus", path)
+        if (path.parent / RECIPE_FILE).is_file():
+            words = ["run", path.parent.name if path.parent.parent == recipes_folder() else str(path.parent)]
+        else:
+            words = ["build-preferences", str(path)] if is_part else next_command(created, "corpus", path)
         show_end(created, words, opened)
 
 
@@ -463,6 +466,8 @@ app.command()(power)
 app.command()(gc)
 app.command()(chat)
 app.command()(recipes)
+app.command()(init)
+app.command()(schema)
 
 
 def _config_of_arguments(

@@ -1,6 +1,24 @@
 """The commands with which a project begins: the bundled recipes, a project of one's own, and schemas for editors."""
 
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from psychocounsel.errors import ConfigError, did_you_mean
 from psychocounsel.reporting import console
+from psychocounsel.store.artifacts import KINDS
+
+if TYPE_CHECKING:
+    from psychocounsel.config.base import Settings
+
+STARTER = "starter"
+"""The recipe that a project is made from unless another is named."""
+SCHEMAS = ".schemas"
+"""The folder of a project with the schemas that its YAML files name."""
 
 
 def recipes() -> None:
@@ -15,3 +33,91 @@ def recipes() -> None:
     for name in bundled_recipes():
         recipe = load_config(RecipeConfig, recipes_folder() / name / RECIPE_FILE)
         console.result(f"{name}\n  {recipe.description}\n  needs: {recipe.needs}")
+
+
+def init(
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="The folder to make; its name is the project's.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="RECIPE", help="The recipe to copy; `recipes` lists the bundled ones.")
+    ] = STARTER,
+) -> None:
+    """Make a project of your own.
+
+    A folder with a recipe, speeches, a rubric and a judge to edit. It runs as it is, without a key or a download.
+    """
+    from psychocounsel.config.loading import load_config
+    from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig, recipe_folder
+
+    recipe = recipe_folder(source)
+    stages = {each.config: each.stage for each in load_config(RecipeConfig, recipe / RECIPE_FILE).steps}
+    name = re.sub(r"[^a-z0-9_.-]+", "-", project.resolve().name.lower()).strip("_.-")[:40]
+    if not name:
+        raise ConfigError("has no letter or digit to name artifacts after", where=str(project), remedy="rename it")
+    models = _models()
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml"))}
+    named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
+    prefix = min(named, key=len)
+    is_shared = all(each.startswith(prefix) for each in named)
+    written: dict[Path, str] = {}
+    for file, text in texts.items():
+        schema = stages.get(file, file.removesuffix(".yaml"))
+        content = _renamed(text, prefix, name) if is_shared else text
+        content = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", content)
+        written[project / file] = f"# yaml-language-server: $schema={SCHEMAS}/{schema}.json\n{content}"
+        written[project / SCHEMAS / f"{schema}.json"] = _schema(models[schema])
+    others = [path for path in recipe.iterdir() if path.is_file() and path.suffix != ".yaml"]
+    written |= {project / path.name: path.read_text(encoding="utf-8") for path in others}
+    try:
+        if project.exists() and (not project.is_dir() or any(project.iterdir())):
+            raise ConfigError("exists already", where=str(project), remedy="choose another name, or remove it first")
+        (project / SCHEMAS).mkdir(parents=True)
+        for path, content in written.items():
+            path.write_text(content, encoding="utf-8")
+    except OSError as fault:
+        raise ConfigError(f"cannot be written: {fault.strerror}", where=str(project), remedy="check the path") from None
+    console.result(f"created: {project}, from {recipe.name}. The first lines of each file say what it is for:")
+    for path in [*others, *(recipe / file for file in texts)]:
+        console.result(f"  {project / path.name}")
+    words = shlex.quote(str(project))
+    is_ours = (project / "corpus.yaml").is_file()
+    console.result(f"next: psychocounsel {'corpus' if is_ours else 'run --dry-run'} {words}")
+    console.result(f"then: psychocounsel run {words}")
+
+
+def schema(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, or recipe, corpus, pool, judge or rubric.")],
+) -> None:
+    """Print the JSON schema of a config file.
+
+    An editor completes keys and marks mistakes by it. `init` puts the schemas of a project's files into `.schemas`.
+    """
+    models = _models()
+    if name not in models:
+        raise ConfigError(f"there is no config {name!r}", remedy=did_you_mean(name, models))
+    console.result(_schema(models[name]).rstrip())
+
+
+def _models() -> "dict[str, type[Settings]]":
+    """Return the model of every kind of YAML file: of the stages, and of those that a stage's config names."""
+    from psychocounsel.config.components import JudgeConfig, PoolConfig
+    from psychocounsel.config.recipe import CONFIGS, RecipeConfig
+    from psychocounsel.judging.rubric import RubricFile
+
+    return {"recipe": RecipeConfig, "pool": PoolConfig, "judge": JudgeConfig, "rubric": RubricFile, **CONFIGS}
+
+
+def _schema(model: "type[Settings]") -> str:
+    from psychocounsel.config.json_schema import json_schema
+
+    return json.dumps(json_schema(model), indent=1) + "\n"
+
+
+def _renamed(text: str, prefix: str, name: str) -> str:
+    """Return a config in which artifacts begin with `name` where they began with `prefix`; comments stay."""
+    artifact = re.compile(rf"(?<![\w.:/-])((?:{'|'.join(KINDS)})/)?{re.escape(prefix)}(?=$|[\s@,\]}}\"'-])")
+
+    def line(written: str) -> str:
+        code, mark, comment = written.partition("#")
+        return artifact.sub(rf"\g<1>{name}", code) + mark + comment
+
+    return "\n".join(each if each.startswith("description:") else line(each) for each in text.split("\n"))

@@ -161,7 +161,7 @@ def _read_included(model: type[Settings], path: Path) -> Document:
     document = read_config_file(path)
     if not isinstance(document.data, dict):
         raise ConfigError("the file has no keys", where=str(path), remedy="write key: value lines")
-    _include_files(document, model, path.parent)
+    _include_files(document, document.data, model, path.parent)
     return document
 
 
@@ -201,14 +201,19 @@ def read_config_file(path: Path) -> Document:
     return read_yaml(text.removeprefix("\ufeff"), str(path))
 
 
-def _include_files(document: Document, model: type[Settings], folder: Path) -> None:
-    """Replace `block: file.yaml` by the content of that file wherever the model has a block."""
-    for key, value in document.data.items():
-        if isinstance(value, str) and value.endswith(".yaml") and _block_of(model, key) is not None:
+def _include_files(
+    document: Document, data: dict[str, Any], model: type[Settings], folder: Path, place: Place = ()
+) -> None:
+    """Replace `block: file.yaml` by the content of that file wherever the model has a block, in blocks too."""
+    for key, value in data.items():
+        block = _block_of(model, key)
+        if block is not None and isinstance(value, dict):
+            _include_files(document, value, block, folder, (*place, key))
+        elif block is not None and isinstance(value, str) and value.endswith(".yaml"):
             part = read_config_file(folder / value)
-            document.data[key] = part.data
-            for place, line in part.lines.items():
-                document.lines[key, *place] = line
+            data[key] = part.data
+            for inner, line in part.lines.items():
+                document.lines[(*place, key, *inner)] = line
 
 
 def _block_of(model: type[Settings], key: str) -> type[Settings] | None:

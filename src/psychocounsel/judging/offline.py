@@ -26,8 +26,8 @@ WARNING = (
     "its ratings are no evidence about the quality of counselling."
 )
 GENERAL_WARNING = (
-    "The rubric has no rules for the offline judge, which gave every principle the same rating, by general rules: "
-    "it has not read what the principles say."
+    "The rubric has no rules for the offline judge, which rated its principles by general rules: "
+    "it has not read what they say."
 )
 TIE_MARGIN = 0.2
 """Two responses tie on a principle, or overall, when their (mean) logits differ by less, mid-scale 5 % of it."""
@@ -37,7 +37,7 @@ _pleads = lru_cache(maxsize=4096)(addresses_judge)
 
 
 def _general_weights(principles: Sequence[str]) -> OfflineWeights:
-    """Return the same rules for all principles: the mean of those of the bundled seven principles."""
+    """Return the rules of the bundled principle of the same id, or else the mean of those of all seven."""
     bundled = cast("OfflineWeights", load_rubric("seven-principles").offline)
     count = len(bundled.principles)
     features: dict[str, float] = {}
@@ -46,7 +46,9 @@ def _general_weights(principles: Sequence[str]) -> OfflineWeights:
             features[name] = features.get(name, 0.0) + weight / count
     base = sum(rules.base for rules in bundled.principles.values()) / count
     rules = PrincipleWeights(base=base, features=features)
-    return OfflineWeights(faults=bundled.faults, principles=dict.fromkeys(principles, rules))
+    return OfflineWeights(
+        faults=bundled.faults, principles={name: bundled.principles.get(name, rules) for name in principles}
+    )
 
 
 class OfflineJudge:

@@ -1,0 +1,66 @@
+"""Projects of one's own: what `init` writes is loaded, begins to run, and fits the schemas that editors read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psychocounsel.config.components import recipes_folder
+from psychocounsel.config.loading import read_config_file
+from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
+from running import Cli
+
+
+@pytest.mark.parametrize("recipe", bundled_recipes())
+def test_a_copy_of_a_recipe_is_valid(recipe: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    monkeypatch.chdir(tmp_path)
+    ended = cli("init", "mine", "--from", recipe)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == "then: psychocounsel run mine"
+    before, after = load_recipe(recipes_folder() / recipe), load_recipe(Path("mine"))
+    assert [step.stage for step in after] == [step.stage for step in before]
+    assert {step.config.name.startswith("mine") for step in after} == {recipe != "qwen-7b-24gb"}
+    assert f"{recipe}/" not in (Path("mine") / RECIPE_FILE).read_text(encoding="utf-8")
+    for path in Path("mine").glob("*.yaml"):
+        named = path.read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
+        schema = json.loads((path.parent / named).read_text(encoding="utf-8"))
+        jsonschema.validate(read_config_file(path).data, schema)
+
+
+def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "Our Helpline").code == 0
+    read = cli("corpus", "Our Helpline")
+    assert (read.code, "created: speeches our-helpline@" in read.out) == (0, True), read.err
+    assert read.out.splitlines()[-1].endswith("next: psychocounsel run 'Our Helpline'")
+    planned = cli("run", "Our Helpline", "--dry-run")
+    assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
+
+
+def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    cli("init", tmp_path / "mine").says(2, "mine", "exists already")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    cli("init", tmp_path / "other", "--from", "quickstrat").says(2, "did you mean 'quickstart'?")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_schema_marks_mistakes(cli: Cli) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(cli("schema", "judge").out)
+    for judge in ({"backend": "endpoint", "endpoint": {"base_url": "http://127.0.0.1/v1"}}, {"panel": []}):
+        jsonschema.validate(judge, schema)
+    for judge in ({"backend": "oflline"}, {"endpoint": {"modle": "x"}}, {"samples": 0}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(judge, schema)
+    cli("schema", "jugde").says(2, "did you mean 'judge'?")
+
+
+def test_recipes_are_listed_with_what_they_need(cli: Cli) -> None:
+    lines = cli("recipes").out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == bundled_recipes()
+    assert sum(line.startswith("  needs: ") and len(line) > 20 for line in lines) == len(bundled_recipes())
