@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,23 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import OFFLINE, artifact, reward_metrics
+from report_runs import OFFLINE, artifact, reward_metrics, training
 
 from psychocounsel.reporting.cards import (
-    HUB_LICENCES,
-    OTHER,
     PEOPLE,
+    REWARD_MODEL,
     AuthorScores,
     CardFigure,
-    Condition,
     DatasetFacts,
-    combine,
-    conditions_of,
     dataset_card,
     dataset_figures,
     gather_dataset_facts,
-    hub_licence,
     model_card,
     scores_by_author,
-    strictest_first,
     write_dataset_card,
 )
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
+from psychocounsel.reporting.licences import HUB_LICENCES
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
 from psychocounsel.store.store import Store
 from psychocounsel.types import Judgement, ReplyStatus
 from released_store import (
@@ -250,24 +244,51 @@ def test_front_matter_is_what_the_hub_knows(facts: DatasetFacts) -> None:
     assert "language" not in front_matter(with_corpus(cleaning={"languages": []}))
 
 
-@pytest.mark.parametrize(
-    ("what", "loader"),
-    [
-        ("reward model", "AutoModelForSequenceClassification"),
-        ("policy aligned by dpo", "AutoModelForCausalLM"),
-    ],
-)
-def test_a_model_card_says_how_to_load_and_what_never_to_do(tmp_path: Path, what: str, loader: str) -> None:
-    writer = ArtifactWriter(ArtifactSpec("reward-models", "quickstart", "train-reward", 1, {}), tmp_path)
-    writer.write_metrics(reward_metrics())
-    card = model_card(writer, what, (OFFLINE,))
-    assert front_matter(card)["library_name"] == "transformers"
-    assert body(card).split("\n\n")[:2] == ["\n# quickstart", f"> **Warning.** {OFFLINE}"]
-    assert set(re.findall(r"AutoModel\w+", card)) == {loader}
-    assert f"{loader}.from_pretrained" in card
-    assert f"A {what} for" in card
-    assert "| accuracy, test | 81.4 % |" in card
-    assert "never for autonomous care" in card
+def trained(folder: Path, kind: Kind, metrics: dict[str, Any], **settings: Any) -> tuple[Store, ArtifactWriter]:
+    """Return a store with a small dataset, and the writer of a model that is trained on it."""
+    store = Store(folder)
+    data = make_dataset(store, lambda writer: None)
+    spec = ArtifactSpec(kind, "small", "align", 1, settings, (data.as_parent("preferences"),))
+    writer = ArtifactWriter(spec, folder / "model")
+    writer.write_metrics(metrics)
+    return store, writer
+
+
+LLAMA = {"hub": "meta-llama/Llama-3.1-8B-Instruct", "revision": "abc"}
+
+
+def test_the_card_of_a_reward_model_has_what_the_hub_reads_and_every_figure_with_its_interval(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    mixed = {"mix": [{"count": 5, "source": [{"hub": "owner/general@r1", "split": "train"}]}]}
+    base = {"weights": "0" * 64}
+    store, writer = trained(tmp_path, "reward-models", reward_metrics(), base_model=base, epochs=2, **mixed)
+    card = model_card(store, writer, REWARD_MODEL, (OFFLINE,))
+    data = ModelCard(card).data
+    (accuracy,) = data.eval_results or ()
+    assert (accuracy.metric_type, accuracy.metric_value) == ("accuracy", 0.814)
+    assert (data.pipeline_tag, data.base_model, data.datasets) == ("text-classification", None, ["owner/general"])
+    assert (data.license, data["license_name"], data.language) == ("other", "terms-of-the-sources", ["en"])
+    assert body(card).split("\n\n")[:2] == ["\n# small", f"> **Warning.** {OFFLINE}"]
+    assert set(re.findall(r"AutoModel\w+", card)) == {"AutoModelForSequenceClassification"}
+    assert "| accuracy, test | 81.4 % |" in section(card, "Measurements")
+    assert "| epochs | 2 |" in section(card, "Settings")
+
+
+def test_the_card_of_a_policy_says_from_what_it_came_and_what_never_to_do(tmp_path: Path) -> None:
+    metrics = {"training": training(30, is_policy=True, kept=2), "pairs": 2}
+    store, writer = trained(tmp_path, "policies", metrics, initial_policy=LLAMA, beta=0.1, optimisation={"lora": None})
+    card = model_card(store, writer, "policy aligned by DPO", ())
+    front = front_matter(card)
+    assert (front["base_model"], front["license"], front["pipeline_tag"]) == (LLAMA["hub"], "other", "text-generation")
+    assert "model-index" not in front
+    assert set(re.findall(r"AutoModel\w+", card)) == {"AutoModelForCausalLM"}
+    assert all(f"| {each.kind} | {each.ref} |" in section(card, "Data") for each in store.artifacts())
+    assert "| beta | 0.1 |" in section(card, "Settings")
+    assert "lora" not in section(card, "Settings")
+    assert f"{LLAMA['hub']}@abc" in section(card, "Licence").replace("\\", "")
+    assert "| cc-by-nc-4.0 | name the source; no commercial use |" in section(card, "Licence")
+    assert "never for autonomous care" in section(card, "Limits")
 
 
 def gathered(folder: Path) -> tuple[DatasetFacts, Artifact]:
@@ -356,68 +377,3 @@ def test_what_is_not_known_is_not_drawn_and_authors_that_do_not_fit_are_counted(
     authors = tuple(AuthorScores(f"model-{place}", (1, 0, 0, 0, 0, 0, 0, 0), 1.0) for place in range(23))
     figure = next(each for each in dataset_figures(whole_facts(scores_by_author=authors)) if each.key == "authors")
     assert "3 authors with fewer responses are left out" in figure.caption
-
-
-@pytest.mark.parametrize(
-    ("licences", "whole"),
-    [
-        (["cc0-1.0", "mit"], "mit"),
-        (["mit", "apache-2.0"], "apache-2.0"),
-        (["apache-2.0", "cc-by-4.0"], "cc-by-4.0"),
-        (["mit", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
-        (["cc-by-3.0", "cc-by-4.0"], "cc-by-4.0"),
-        (["cc-by-nc-4.0", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
-        (["cc-by-nc-4.0", "cc-by-sa-4.0"], "cc-by-nc-sa-4.0"),
-        (["cc-by-nd-4.0", "cc-by-nc-3.0"], "cc-by-nc-nd-4.0"),
-        (["mit", "gpl-3.0"], "gpl-3.0"),
-    ],
-)
-def test_the_whole_carries_the_conditions_of_all(licences: list[str], whole: str) -> None:
-    combined, reason = combine(licences)
-    assert combined == whole
-    assert whole in reason
-
-
-@pytest.mark.parametrize(
-    "licences",
-    [
-        ["cc-by-sa-4.0", "cc-by-nd-4.0"],  # to share changed versions alike, and not at all
-        ["gpl-3.0", "gpl-2.0"],
-        ["odbl", "cc-by-sa-4.0"],
-        ["gpl-3.0", "cc-by-nc-4.0"],
-        ["mit", "llama3.1"],
-        ["mit", "unknown"],
-        ["mit", "ask the author"],
-    ],
-)
-def test_what_no_licence_can_carry_is_other_and_every_source_is_named(licences: list[str]) -> None:
-    combined, reason = combine(licences)
-    assert combined == OTHER
-    assert any(licence in reason for licence in licences)
-    assert "every source keeps its own terms" in reason
-
-
-def test_licences_are_known_however_they_are_written() -> None:
-    names = {"unknown": "unknown", "CC BY-NC 4.0": "cc-by-nc-4.0", "MIT": "mit", " Apache 2.0 ": "apache-2.0"}
-    assert {name: hub_licence(name) for name in (*names, "mine")} == {**names, "mine": OTHER}
-
-
-def test_the_strictest_stands_first() -> None:
-    ordered = ["ask me", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-4.0"]
-    ordered += ["cc-by-sa-4.0", "mit", "cc0-1.0"]
-    for shuffled in (ordered[::-1], sorted(ordered)):
-        assert strictest_first(shuffled) == ordered
-    assert conditions_of("cc-by-nc-sa-4.0") == (Condition.BY, Condition.NC, Condition.SA)
-    assert conditions_of("pddl") == ()
-    assert conditions_of("openrail") is None
-
-
-@given(st.lists(st.sampled_from(sorted(HUB_LICENCES)), max_size=4))
-def test_no_condition_is_lost_and_the_order_does_not_matter(licences: list[str]) -> None:
-    combined = combine(licences)[0]
-    assert combined in HUB_LICENCES
-    assert {combine(order)[0] for order in permutations(licences)} == {combined}
-    carried = conditions_of(combined)
-    for each in licences if carried is not None else []:
-        asked = conditions_of(each)
-        assert set(asked) <= set(carried or ())

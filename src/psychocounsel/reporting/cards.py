@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -13,10 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.reporting.artifact_tables import most_first, tables
+from psychocounsel.reporting.licences import OTHER, combine, conditions_of, strictest_first
 from psychocounsel.reporting.tables import SPLITS, Table, as_markdown, escaped
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.metrics import JudgementMetrics, SpeechMetrics, metrics_of
+from psychocounsel.store.metrics import JudgementMetrics, RewardModelMetrics, SpeechMetrics, metrics_of
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_judgements
 from psychocounsel.store.store import Store, flatten
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 _OWN_NAME = "terms-of-the-sources"
 """The Hub requires a name with `license: other`; the terms themselves stand in the card."""
+REWARD_MODEL = "reward model"
+_WEIGHTS = "weights with SHA-256"
+_BASE_ROLES = ("base model", "initial policy")
+_BEHIND_A_MODEL = ("base-models", "policies", "reward-models", "preferences", "judgements", "candidates", "speeches")
+_ROUND = re.compile(r"-round-\d+$")
+_HUB_DATA = re.compile(r"\b(path|source)(\.\d+)?\.hub$")
+"""Where settings name a source of rows on the Hub, and not a model."""
 _BINS_PER_POINT = 2
 _MAX_AUTHORS = 20
 _MAX_TOPICS = 20
@@ -43,27 +50,117 @@ def draft(writer: ArtifactWriter) -> Artifact:
     return Artifact(writer.folder, {**manifest, "rows": writer.rows, "warnings": [*spec.warnings, *writer.warnings]})
 
 
-def model_card(writer: ArtifactWriter, what: str, warnings: Iterable[str]) -> str:
+def model_card(store: Store, writer: ArtifactWriter, what: str, warnings: Iterable[str]) -> str:
     """Return the README.md of a model whose metrics are written.
 
     `what` is `reward model`, or how a policy was aligned; `warnings` are those of the data that it was trained on.
+    Raises StoreError if an ancestor is missing or damaged.
     """
-    is_reward = what.startswith("reward")
+    own = draft(writer)
+    lineage = [
+        each for each in _lineage(store, writer) if each.kind in _BEHIND_A_MODEL and not _ROUND.search(each.name)
+    ]
+    base, base_on_hub = _base_model(store, own)
+    licences = _licences_of(lineage)
+    licence, reason = combine(licences)
+    if base_on_hub is not None or base.startswith(_WEIGHTS):
+        licence = OTHER
+        reason = (
+            f"The licence of {base} applies to these weights, and so may those of the data that they were trained on."
+        )
+    speeches = next((each.manifest["settings"] for each in lineage if each.kind == "speeches"), {})
+    last_round = next((store.open(each) for each in own.parents if each.role == "last round"), own)
+    settings = flatten(dict(last_round.manifest["settings"]))
     front = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification" if is_reward else "text-generation",
-        "tags": ["counselling", "psychocounsel", "reward-model" if is_reward else "dpo"],
+        "pipeline_tag": "text-classification" if what == REWARD_MODEL else "text-generation",
+        **_terms(licence, speeches),
+        **({"base_model": base_on_hub.partition("@")[0]} if base_on_hub else {}),
+        **({"datasets": found} if (found := _datasets([own, *lineage])) else {}),
+        "tags": ["counselling", "psychocounsel", "reward-model" if what == REWARD_MODEL else "dpo"],
+        **_model_index(own, lineage),
     }
     return render_card(
         "model_card.md.j2",
         front,
-        is_reward=is_reward,
-        has_heads=writer.spec.settings.get("heads") == "principles",
-        name=writer.spec.name,
+        is_reward=what == REWARD_MODEL,
+        has_heads=own.manifest["settings"].get("heads") == "principles",
+        name=own.name,
+        ref=own.ref,
         what=what,
         warnings=dict.fromkeys([*warnings, *writer.warnings]),
-        tables=tables(draft(writer)),
+        base=base,
+        made_from=_lineage_table(lineage),
+        settings=Table(
+            "settings",
+            "",
+            ("setting", "value"),
+            "ll",
+            tuple((key, str(value)) for key, value in settings.items() if value not in (None, {}, [], "")),
+        ),
+        tables=tables(own),
+        licence=licence,
+        licence_reason=reason,
+        licences=_licence_table(licences),
     )
+
+
+def _base_model(store: Store, model: Artifact) -> tuple[str, str | None]:
+    """Return words for the weights with which training began, and their name on the Hub, None if they have none."""
+    while (parent := next((each for each in model.parents if each.role in _BASE_ROLES), None)) is not None:
+        model = store.open(parent)
+    settings = model.manifest["settings"]
+    outside: Mapping[str, Any] = settings.get("initial_policy") or settings.get("base_model") or {}
+    if "hub" in outside:
+        name = "@".join(filter(None, (outside["hub"], outside["revision"])))
+        return name, name
+    digest = outside.get("weights")
+    return f"{_WEIGHTS} {digest}" if digest else f"{model.ref}, a tiny Llama 3 trained from nothing", None
+
+
+def _datasets(artifacts: Iterable[Artifact]) -> list[str]:
+    """Return the names on the Hub of the data behind a model."""
+    settings = [setting for each in artifacts for setting in flatten(each.manifest["settings"]).items()]
+    return list(dict.fromkeys(str(value).partition("@")[0] for key, value in settings if _HUB_DATA.search(key)))
+
+
+def _model_index(own: Artifact, lineage: Sequence[Artifact]) -> dict[str, Any]:
+    """Return the accuracy of a reward model on its test pairs as the Hub reads it; of a policy nothing is measured."""
+    metrics, preferences = metrics_of(own), next((each for each in lineage if each.kind == "preferences"), None)
+    if not isinstance(metrics, RewardModelMetrics) or preferences is None:
+        return {}
+    accuracy = metrics.test.accuracy
+    interval = f"95 % interval {accuracy.low:.3f} to {accuracy.high:.3f}"
+    result = {
+        "task": {"type": "text-classification", "name": "reward modelling"},
+        "dataset": {"type": preferences.name, "name": f"{preferences.ref}, test pairs", "split": "test"},
+        "metrics": [{"type": "accuracy", "name": f"accuracy, {interval}", "value": round(accuracy.estimate, 4)}],
+    }
+    return {"model-index": [{"name": own.name, "results": [result]}]}
+
+
+def _lineage(store: Store, writer: ArtifactWriter) -> list[Artifact]:
+    """Return the ancestors of what is written, nearest first."""
+    walks = [each for parent in writer.spec.parents for each in ancestors(store, store.open(parent))]
+    nearest: dict[str, Artifact] = {}
+    for each in sorted(walks, key=lambda each: each.depth):
+        nearest.setdefault(each.artifact.id, each.artifact)
+    return list(nearest.values())
+
+
+def _licences_of(artifacts: Iterable[Artifact], *more: Mapping[str, Any]) -> list[str]:
+    settings = flatten([*more, *(each.manifest["settings"] for each in artifacts)])
+    return sorted({str(each) for key, each in settings.items() if key.endswith(".licence") and each is not None})
+
+
+def _terms(licence: str, corpus_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return licence and languages as the Hub reads them; the languages are those that the cleaning let pass."""
+    languages = list(corpus_settings.get("cleaning", {}).get("languages", ["en"]))
+    return {
+        "license": licence,
+        **({"license_name": _OWN_NAME} if licence == OTHER else {}),
+        **({"language": languages} if languages else {}),
+    }
 
 
 def _origin(artifacts: Iterable[Artifact]) -> str:
@@ -174,11 +271,7 @@ def gather_dataset_facts(
     principles: Sequence[str],
 ) -> DatasetFacts:
     """Return what the card says; see `write_dataset_card`."""
-    walks = [each for parent in writer.spec.parents for each in ancestors(store, store.open(parent))]
-    nearest: dict[str, Artifact] = {}
-    for each in sorted(walks, key=lambda each: each.depth):
-        nearest.setdefault(each.artifact.id, each.artifact)
-    lineage = list(nearest.values())
+    lineage = _lineage(store, writer)
     judgements = next((each for each in lineage if each.kind == "judgements"), None)
     rated = [] if judgements is None else read_judgements(judgements)
     authors = {
@@ -187,10 +280,9 @@ def gather_dataset_facts(
         if parent.kind == "candidates"
         for candidate in read_candidates(store.open(parent))
     }
-    settings = flatten([writer.spec.settings, *(each.manifest["settings"] for each in lineage)])
     return DatasetFacts(
         name=writer.spec.name,
-        licences=sorted({str(each) for key, each in settings.items() if key.endswith(".licence") and each is not None}),
+        licences=_licences_of(lineage, writer.spec.settings),
         rows={split: len(each) for split, each in pairs.items() if each},
         principles=tuple(principles) if rubric is None else rubric.principle_ids,
         warnings=tuple(dict.fromkeys(warning for each in lineage for warning in each.warnings)),
@@ -268,7 +360,7 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
         rubric=Table("rubric", "", ("column", "principle"), "ll", principles),
         judges=Table("judges", "", ("judge, as its replies named it", "judgements"), "lr", judges, from_judgements),
         authors=Table("authors", "", ("author", "rated responses", "mean rating"), "lrr", authors, from_responses),
-        lineage=_lineage_table(facts),
+        lineage=_lineage_table(facts.artifacts),
         figures={figure.key: figure for figure in figures},
         cleaning=_words(settings.get("cleaning", {})),
         pairing=_words(own.get("pairing", {})),
@@ -281,15 +373,11 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
 
 def _front_matter(facts: DatasetFacts, licence: str, corpus_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the Hub reads; splits by pattern, so that other files in the folder do not confuse it."""
-    # The languages that the cleaning let pass; none where it let all pass.
-    languages = list(corpus_settings.get("cleaning", {}).get("languages", ["en"]))
     rows = sum(facts.rows.values())
     sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     return {
         "pretty_name": facts.name,
-        "license": licence,
-        **({"license_name": _OWN_NAME} if licence == OTHER else {}),
-        **({"language": languages} if languages else {}),
+        **_terms(licence, corpus_settings),
         **({"annotations_creators": ["machine-generated"]} if facts.judges else {}),
         "task_categories": ["text-generation"],
         "tags": ["counselling", "mental-health", "preference", "rlhf"],
@@ -336,7 +424,7 @@ def _length_table(facts: DatasetFacts) -> Table:
     return Table("lengths", "Length of the two sides of a pair.", header, "llrrr", rows, facts.artifacts[:1])
 
 
-def _lineage_table(facts: DatasetFacts) -> Table:
+def _lineage_table(artifacts: Iterable[Artifact]) -> Table:
     def rows_of(artifact: Artifact) -> str:
         names = {
             name.rpartition("/")[2].partition(".")[0].partition("-")[0]: count
@@ -346,7 +434,7 @@ def _lineage_table(facts: DatasetFacts) -> Table:
 
     rows = tuple(
         (each.kind, each.ref, f"{each.manifest['stage']} {each.manifest['version']}", rows_of(each), each.id)
-        for each in facts.artifacts
+        for each in artifacts
     )
     return Table("lineage", "", ("kind", "artifact", "stage and version", "rows", "id (SHA-256)"), "lllll", rows)
 
@@ -404,111 +492,3 @@ def _author_figure(scores: Sequence[AuthorScores], rubric: "Rubric") -> CardFigu
     return CardFigure(
         "authors", "Mean ratings by author", caption, plots.panels_png(panels, ticks, "percent of responses")
     )
-
-
-# The one licence of a dataset from the licences of its sources: the strictest, or `other`. A rule, not legal advice. It
-# knows four conditions; a dataset carries those of all its sources together.
-
-
-class Condition(StrEnum):
-    """What a licence requires of those who share a work, in the words of a card."""
-
-    BY = "name the source"
-    NC = "no commercial use"
-    SA = "share under the same licence"
-    ND = "no changed versions"
-
-
-Conditions = frozenset[Condition]
-
-OTHER, UNKNOWN = "other", "unknown"
-_BY = frozenset({Condition.BY})
-_FREE = ("wtfpl", "unlicense", "pddl", "cc0-1.0")
-_ATTRIBUTION = (
-    *("zlib", "isc", "mit", "postgresql", "bsl-1.0", "ncsa", "bsd", "bsd-2-clause", "bsd-3-clause"),
-    *("bsd-3-clause-clear", "afl-3.0", "artistic-2.0", "ecl-2.0", "apache-2.0", "etalab-2.0"),
-    *("cdla-permissive-1.0", "cdla-permissive-2.0", "odc-by"),
-)
-_COPYLEFT = frozenset(
-    {
-        *("agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr"),
-        *("cdla-sharing-1.0", "odbl", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "lppl-1.3c"),
-        *("ms-pl", "mpl-2.0", "osl-3.0", "ofl-1.1"),
-    }
-)
-"""Share alike by a text of their own: what is under one of them cannot go under another licence."""
-_CREATIVE_COMMONS = (
-    *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),
-    *("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
-    *("cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"),
-)
-_OWN_TERMS = frozenset(
-    {
-        *("openrail", "openrail++", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m"),
-        *("bigscience-bloom-rail-1.0", "c-uda", "cc", "deepfloyd-if-license", "gemma", "llama2", "llama3"),
-        *("llama3.1", "llama3.2", "llama3.3", "llama4", UNKNOWN, OTHER),
-    }
-)
-
-
-_CONDITIONS: dict[str, Conditions] = {
-    **dict.fromkeys(_FREE, frozenset[Condition]()),
-    **dict.fromkeys(_ATTRIBUTION, _BY),
-    **dict.fromkeys(sorted(_COPYLEFT), _BY | {Condition.SA}),
-    **{each: frozenset(Condition[part.upper()] for part in each.split("-")[1:-1]) for each in _CREATIVE_COMMONS},
-}
-"""What each licence requires; of two that require the same, the later one is the stricter or the newer."""
-
-HUB_LICENCES = frozenset({*_CONDITIONS, *_OWN_TERMS})
-"""Identifiers that the Hub knows; any other licence is `other` in the front matter and spelt out below it."""
-
-
-def hub_licence(name: str) -> str:
-    """Return the Hub's identifier of a licence, `other` where the Hub does not know it."""
-    written = "-".join(name.casefold().split())
-    return written if written in HUB_LICENCES else OTHER
-
-
-def conditions_of(name: str) -> tuple[Condition, ...] | None:
-    """Return what a licence requires, None where it has terms of its own that no rule knows."""
-    found = _CONDITIONS.get(hub_licence(name))
-    return None if found is None else tuple(each for each in Condition if each in found)
-
-
-def strictest_first(names: Iterable[str]) -> list[str]:
-    """Return distinct licences: terms that no rule knows first, then by ND, NC, SA and BY."""
-
-    def strictness(name: str) -> tuple[bool, ...]:
-        found = _CONDITIONS.get(hub_licence(name))
-        weighed = (Condition.ND, Condition.NC, Condition.SA, Condition.BY)
-        return (found is None, *(found is not None and each in found for each in weighed))
-
-    return sorted(dict.fromkeys(names), key=strictness, reverse=True)
-
-
-def combine(names: Sequence[str]) -> tuple[str, str]:
-    """Return the licence under which material of all these licences may be passed on together, and why.
-
-    One of them that requires all that the others require; else the Creative Commons licence that requires their
-    conditions together; `other` where there is none or where a licence has terms that no rule knows.
-    """
-    distinct = strictest_first(names)
-    ids = list(dict.fromkeys(map(hub_licence, distinct)))
-    if set(ids) <= {UNKNOWN}:
-        return UNKNOWN, "The sources name no licence."
-    if len(distinct) == 1:
-        return ids[0], f"The sources are under one licence: {distinct[0]}."
-    unknown = [name for name in distinct if hub_licence(name) not in _CONDITIONS]
-    if unknown:
-        return OTHER, f"No rule says what {', '.join(unknown)} requires, so every source keeps its own terms."
-    required = frozenset[Condition]().union(*(_CONDITIONS[each] for each in ids))
-    copyleft = [each for each in ids if each in _COPYLEFT]
-    # A share-alike licence admits no other share-alike licence.
-    clash = copyleft and any(Condition.SA in _CONDITIONS[each] for each in ids if each != copyleft[0])
-    covering = [each for each in _CONDITIONS if each in ids and _CONDITIONS[each] == required]
-    if covering and not clash:
-        return covering[-1], f"{covering[-1]} is the strictest of the sources' licences."
-    united = [each for each in _CREATIVE_COMMONS if _CONDITIONS[each] == required and not copyleft]
-    if united:
-        return united[-1], f"{united[-1]} requires what {', '.join(strictest_first(ids))} require together."
-    return OTHER, f"No one licence meets {', '.join(distinct)} together, so every source keeps its own terms."

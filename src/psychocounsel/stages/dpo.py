@@ -59,7 +59,7 @@ def align_offline(config: AlignConfig, store: Store, cancel: CancelToken) -> Art
         initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
         training = train_policy(config, store, initial, pairs, writer, cancel, max_steps=config.max_steps)
         writer.write_metrics({"training": training, "pairs": len(pairs)})
-        write_policy_card(config, writer, preferences)
+        write_policy_card(config, store, writer, preferences)
 
     return store.make(policy, build)
 
@@ -119,6 +119,7 @@ def train_policy(
     return summary.as_dict()
 
 
-def write_policy_card(config: AlignConfig, writer: ArtifactWriter, pairs: Artifact) -> None:
+def write_policy_card(config: AlignConfig, store: Store, writer: ArtifactWriter, pairs: Artifact) -> None:
     """Write the card of a policy; the warnings of its `pairs` head it."""
-    writer.write_card(model_card(writer, f"policy aligned by {config.mode}", pairs.warnings))
+    how = "DPO" if config.mode == "dpo" else "online DPO"
+    writer.write_card(model_card(store, writer, f"policy aligned by {how}", pairs.warnings))

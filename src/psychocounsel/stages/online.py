@@ -416,7 +416,7 @@ class OnlineDpo:
         pairs = read_pairs(source, "train")
         training = self._train(writer, pairs)
         writer.write_metrics({"training": training, "pairs": len(pairs)})
-        write_policy_card(self.config, writer, source)
+        write_policy_card(self.config, self.store, writer, source)
 
     def probe(self, writer: ArtifactWriter) -> None:
         """Measure a policy's new answers to the probe speeches: reward, text quality, drift, verdict of the judge."""
@@ -536,7 +536,7 @@ class OnlineDpo:
         rounds = [_round_row(each) for each in finished]
         own = {name: source.metrics[name] for name in ("training", "pairs")}
         writer.write_metrics({**own, "rounds": rounds, "initial": initial.model_dump(), "best": best})
-        write_policy_card(self.config, writer, finished[-1].policy)
+        write_policy_card(self.config, self.store, writer, finished[-1].policy)
 
     def _train(self, writer: ArtifactWriter, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
         from psychocounsel.training.trainer import RunPosition  # imports torch

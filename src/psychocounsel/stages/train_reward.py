@@ -21,7 +21,7 @@ from psychocounsel.evaluation.reward_metrics import (
 )
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
-from psychocounsel.reporting.cards import model_card
+from psychocounsel.reporting.cards import REWARD_MODEL, model_card
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.preflight import require_disk, require_memory
@@ -166,7 +166,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
             "leakage": leakage,
         }
     )
-    writer.write_card(model_card(writer, "reward model", preferences.warnings))
+    writer.write_card(model_card(store, writer, REWARD_MODEL, preferences.warnings))
 
 
 def rating_scale(preferences: Artifact, pairs: Sequence[PreferencePair]) -> RatingScale:
