@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
+VERBOSE = "PSYCHOCOUNSEL_VERBOSE"
+"""The environment variable of `--verbose`; processes that a run starts inherit it."""
+
 
 class ExitCode(IntEnum):
     """Exit codes of the process."""

@@ -34,6 +34,7 @@ COMMANDS = (
     "compare",
     "push",
     "power",
+    "gc",
     "chat",
     "recipes",
     "init",
@@ -102,11 +103,14 @@ def test_a_misspelt_command_is_a_user_error(cli: Cli, argv: list[str], hint: str
     ended.says(2, hint)
 
 
-def test_a_dry_run_of_a_recipe_prints_the_config_of_every_step(cli: Cli, tmp_path: Path) -> None:
+def test_a_verbose_dry_run_of_a_recipe_prints_the_config_of_every_step(cli: Cli, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe")
     change = ["--set", "train-reward.optimisation.learning_rate=0.125"]
-    ended = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", *change)
-    assert ended.code == 0, ended.err
+    short = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", *change)
+    assert short.code == 0, short.err
+    assert "learning_rate" not in short.out
+    assert len(short.out.splitlines()) < 110  # most of them are tables of memory and time
+    ended = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", "-v", *change)
     assert '"learning_rate": 0.125' in ended.out
     assert '"confidence": 0.95' in ended.out
     assert not (tmp_path / "store").exists()

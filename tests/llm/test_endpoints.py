@@ -10,7 +10,7 @@ from psychocounsel.config.components import EndpointConfig, JudgeConfig, Respond
 from psychocounsel.errors import ConfigError
 from psychocounsel.judging.judges import open_judge
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
-from psychocounsel.llm.session import Session
+from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store
 
@@ -45,13 +45,13 @@ def fingerprint(judge: JudgeConfig, store: Store) -> Mapping[str, Any]:
 
 
 def test_offline_refuses_remote_endpoints_and_warns_of_the_offline_judge_alone(tmp_path: Path) -> None:
-    offline = Session(Store(tmp_path, offline=True))
-    with pytest.raises(ConfigError, match="drop --offline"):
-        open_judge(JudgeConfig(backend="endpoint", endpoint=REMOTE), offline, "rating")
-    with pytest.raises(ConfigError, match="drop --offline"):
-        Responder(ResponderConfig(author="a", endpoint=REMOTE), offline, "model")
-    assert not open_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), offline, "rating").warnings
-    assert open_judge(JudgeConfig(), offline, "rating").warnings
+    with open_session(Store(tmp_path, offline=True)) as offline:
+        with pytest.raises(ConfigError, match="drop --offline"):
+            open_judge(JudgeConfig(backend="endpoint", endpoint=REMOTE), offline, "rating")
+        with pytest.raises(ConfigError, match="drop --offline"):
+            Responder(ResponderConfig(author="a", endpoint=REMOTE), offline, "model")
+        assert not open_judge(JudgeConfig(backend="endpoint", endpoint=LOCAL), offline, "rating").warnings
+        assert open_judge(JudgeConfig(), offline, "rating").warnings
 
 
 def test_speed_settings_of_an_endpoint_change_no_fingerprint(store: Store) -> None:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from miniature import STEPS
-from psychocounsel.config.recipe import load_recipe, recipe_folder
+from psychocounsel.config.recipe import load_points, recipe_folder
 from psychocounsel.stages.recipe import dry_run
 from psychocounsel.store.store import Store
-from running import Cli, Miniature, Warm
+from running import Cli, Ended, Miniature, Warm
 
 STEP = re.compile(r"^ +[a-z, ]+? {2,}(\d+) +(\d+) +[\d.]+\xa0% +(.*)$", re.MULTILINE)
 REF = re.compile(r"^(?:created: |up to date: )?([a-z-]+) +([\w.-]+@[0-9a-f]{8})", re.MULTILINE)
@@ -59,7 +59,7 @@ def test_changed_learning_rate_reruns_what_the_reward_model_affects(
     miniature: Miniature, cli: Cli, store: Path
 ) -> None:
     line = "train-reward.optimisation.learning_rate=0.002"
-    rows = cli("run", miniature.recipe, "--store", store, "--dry-run", "--set", line).out.splitlines()
+    rows = cli("run", miniature.recipe, "--store", store, "--dry-run", "-v", "--set", line).out.splitlines()
     pending, reused = ({row.split()[0] for row in rows if row.endswith(end)} for end in ("pending", "up to date"))
     online = {"scores", "preferences", "reference-logps", "candidates", "probes"}
     assert pending == online | {"reward-models", "policies", "comparisons", "reports"}
@@ -70,7 +70,7 @@ def test_changed_learning_rate_reruns_what_the_reward_model_affects(
 
 def test_dry_run_writes_nothing_and_has_the_ids_of_the_real_run(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    ended = cli("run", miniature.recipe, "--store", store, "--dry-run")
+    ended = cli("run", miniature.recipe, "--store", store, "--dry-run", "-v")
     assert ended.code == 0
     assert not store.exists()
     assert refs(ended.out) == made(miniature.store)
@@ -80,11 +80,41 @@ def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> N
     knobs = ["--set", "train-reward.optimisation.per_device_batch_size=8"]
     ended = cli("run", miniature.recipe, "--store", miniature.store, "--dry-run", *knobs)
     assert "pending" not in {row.split()[-1] for row in ended.out.splitlines()}
+    assert len(ended.out.splitlines()) < 60
+
+
+def names_of(ended: Ended) -> list[str]:
+    return [line.split()[2].partition("@")[0] for line in ended.out.splitlines() if line.startswith("created:")]
+
+
+def test_some_steps_run_alone_and_what_they_need_is_named(miniature: Miniature, warm: Warm, tmp_path: Path) -> None:
+    def run(*argv: str) -> Ended:
+        return warm.run("run", miniature.recipe, "--store", tmp_path / "store", *argv)
+
+    begun = run("--until", "build-preferences")
+    assert (begun.code, names_of(begun)) == (0, ["mini-base", "mini"])
+    run("--from", "align-dpo", "--until", "align").says(2, "reward-models mini@", "--until train-reward")
+    run("--only", "eval-winrate", "--dry-run").says(2, "policies mini-online@", "--until align")
+    alone = run("--only", "align-dpo")  # the reward model that is left out before it is not needed
+    assert (alone.code, names_of(alone)) == (0, ["mini-dpo"]), alone.err
+    run("--only", "align-dp").says(2, "--only", "did you mean 'align-dpo'?")
+    run("--from", "align", "--until", "align-dpo").says(2, "no step")
+
+
+def test_a_name_means_what_a_step_that_was_left_out_made(miniature: Miniature, cli: Cli, store: Path) -> None:
+    other = cli(
+        "run", miniature.recipe, "--store", store, "--only", "eval-winrate", "--set", "eval-winrate.confidence=0.9"
+    )
+    assert (other.code, names_of(other)) == (0, ["mini"])
+    again = cli("run", miniature.recipe, "--store", store, "--only", "report")
+    assert again.code == 0, again.err
+    assert refs(again.out) < refs(miniature.ended.out)  # not about the comparison of the other confidence
 
 
 def test_a_dry_run_of_the_papers_recipe_counts_calls_and_fetches_nothing(tmp_path: Path, no_way_out: None) -> None:
-    steps = load_recipe(recipe_folder("llama3-8b"))
-    (first, *_) = dry_run(steps, Store(tmp_path))
+    points = load_points(recipe_folder("llama3-8b"), [], [])
+    steps = points[0].steps
+    (first, *_) = dry_run(points, [True] * len(steps), Store(tmp_path, offline=True))
     calls = {each.purpose: each for each in first.calls}
     assert calls["rating responses"].endpoint.model == "gpt-4o-2024-08-06"
     assert calls["rating responses"].calls is None

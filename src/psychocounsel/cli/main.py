@@ -19,20 +19,27 @@ from psychocounsel.cli.chat import chat
 from psychocounsel.cli.gc import gc
 from psychocounsel.cli.output import (
     DEFAULT_STORE,
+    Accelerate,
+    AllowLeakage,
+    Batch,
     DryRun,
+    NumProcesses,
     Offline,
     Sets,
     StoreFolder,
+    launch_overrides,
     next_command,
     next_step,
     open_store,
+    overrides_of,
+    show_dry_run,
     show_end,
-    show_end_of_recipe,
     show_results,
 )
 from psychocounsel.cli.power import power
 from psychocounsel.cli.project import init, recipes, schema
-from psychocounsel.errors import ConfigError, ExitCode, PsychoCounselError
+from psychocounsel.cli.run import run
+from psychocounsel.errors import VERBOSE, ConfigError, ExitCode, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.files import umask, write_bytes
@@ -42,11 +49,8 @@ if TYPE_CHECKING:
     from psychocounsel.config.components import Settings
 
     Config = TypeVar("Config", bound=Settings)
-    from psychocounsel.config.recipe import StageName, Step
+    from psychocounsel.config.recipe import StageName
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
-]
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="The YAML file of the stage, RECIPE, or RECIPE/STEP.")
 ]
@@ -56,20 +60,6 @@ SourceArgument = Annotated[
 ]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
-]
-Batch = Annotated[
-    bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
-]
-AllowLeakage = Annotated[
-    bool, typer.Option("--allow-leakage", help="Evaluate on training speeches too, and say so in the result.")
-]
-NumProcesses = Annotated[
-    int | None,
-    typer.Option("--num-processes", metavar="N", min=1, help="Train, sample and score in so many processes."),
-]
-Accelerate = Annotated[
-    str | None,
-    typer.Option("--accelerate", metavar="NAME|FILE", help="Launch them as this says: ddp, fsdp2, ... or a file."),
 ]
 ResultName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else that of what is measured.")
@@ -107,38 +97,18 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", envvar=VERBOSE, help="Show more, and what libraries log. Also after a command."
+        ),
+    ] = False,
 ) -> None:
     """Teach a language model to answer counselling clients, and measure how well it does."""
+    console.show_log(is_verbose=verbose)
 
 
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    sets: Sets = None,
-    batch: Batch = False,
-    allow_leakage: AllowLeakage = False,
-    num_processes: NumProcesses = None,
-    accelerate: Accelerate = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
-) -> None:
-    """Run the stages of a recipe in order.
-
-    Existing artifacts are reused, and unfinished ones are resumed.
-    """
-    from psychocounsel.config.recipe import load_recipe, recipe_folder
-    from psychocounsel.stages.recipe import run_recipe
-
-    overrides = _overrides(_launch(sets, num_processes, accelerate), batch=batch, allow_leakage=allow_leakage)
-    steps = load_recipe(recipe_folder(recipe), overrides)
-    opened = open_store(store, offline)
-    if dry_run:
-        _show_dry_run(steps, opened)
-        return
-    created = run_recipe(steps, opened, lambda number, step: console.note(f"[{number}/{len(steps)}] {step.name}"))
-    show_results(created, opened)
-    show_end_of_recipe(created, opened)
+app.command()(run)
 
 
 @app.command()
@@ -228,7 +198,7 @@ def train_reward(
 
     A Bradley-Terry model of a preference dataset, measured on its test split.
     """
-    changes = _launch(sets, num_processes, accelerate)
+    changes = launch_overrides(sets, num_processes, accelerate)
     _run_stage("train-reward", config, changes, dry_run, open_store(store, offline), allow_leakage=allow_leakage)
 
 
@@ -255,7 +225,7 @@ def eval_reward(
     from psychocounsel.config.schema import EvalRewardConfig
 
     given = {"model": model, "on": on, "name": name}
-    config = _config_of_arguments(EvalRewardConfig, model, given, _overrides(sets, allow_leakage=allow_leakage))
+    config = _config_of_arguments(EvalRewardConfig, model, given, overrides_of(sets, allow_leakage=allow_leakage))
     opened = open_store(store, offline)
     created = run_config("eval-reward", config, dry_run, opened)
     if created is not None:
@@ -298,7 +268,7 @@ def align(
 
     DPO learns from a preference dataset, online DPO from a reward model.
     """
-    _run_stage("align", config, _launch(sets, num_processes, accelerate), dry_run, open_store(store, offline))
+    _run_stage("align", config, launch_overrides(sets, num_processes, accelerate), dry_run, open_store(store, offline))
 
 
 @app.command()
@@ -489,19 +459,6 @@ def _config_of_arguments(
     return config_of(model, {"name": known_as, **keys}, overrides)
 
 
-def _launch(sets: Sequence[str] | None, num_processes: int | None, accelerate: str | None) -> list[str]:
-    """Return `sets` with the processes of training; `--set` of the same key wins."""
-    given = {"num_processes": num_processes, "accelerate": accelerate}
-    return [*(f"launch.{key}={json.dumps(value)}" for key, value in given.items() if value is not None), *(sets or [])]
-
-
-def _overrides(
-    sets: Sequence[str] | None, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
-) -> list[str]:
-    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch, "allow_leakage=true": allow_leakage}
-    return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
-
-
 def _run_stage(
     stage: "StageName", name: str, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
 ) -> None:
@@ -509,7 +466,7 @@ def _run_stage(
     from psychocounsel.config.recipe import CONFIGS, stage_config
 
     path = stage_config(stage, name)
-    configs = load_configs(CONFIGS[stage], path, _overrides(sets, **flags))
+    configs = load_configs(CONFIGS[stage], path, overrides_of(sets, **flags))
     created = _run_configs(stage, configs, is_dry_run, store)
     if len(created) > 1:
         show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], store)
@@ -524,31 +481,16 @@ def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: 
 
 
 def _run_configs(stage: "StageName", configs: "Sequence[Settings]", is_dry_run: bool, store: Store) -> list[Artifact]:
-    from psychocounsel.config.recipe import Step
-    from psychocounsel.stages.recipe import run_stage
+    from psychocounsel.config.recipe import Step, SweepPoint
+    from psychocounsel.stages.recipe import dry_run, run_stage
 
     if is_dry_run:
-        _show_dry_run([Step(stage, stage, each) for each in configs], store)
+        steps = [Step(stage, stage, each) for each in configs]
+        show_dry_run(dry_run([SweepPoint((), steps)], [True] * len(steps), store), store)
         return []
     created = [run_stage(stage, each, store) for each in configs]
     show_results(created, store)
     return created
-
-
-def _show_dry_run(steps: "Sequence[Step]", store: Store) -> None:
-    from psychocounsel.reporting.tables import as_text
-    from psychocounsel.stages.recipe import dry_run
-
-    for preview in dry_run(steps, store):
-        console.result(f"# {preview.step.name}")
-        console.result(preview.step.config.model_dump_json(indent=2))
-        for spec in preview.specs:
-            state = "up to date" if store.find(spec) else "pending"
-            console.result(f"{spec.kind:15} {spec.ref:40} {state}")
-        for calls in preview.calls:
-            console.result(f"to pay: {calls}")
-        for need in [preview.needs] if isinstance(preview.needs, str) else map(as_text, preview.needs):
-            console.result(need)
 
 
 def _require_one_process() -> None:
@@ -561,6 +503,12 @@ def _require_one_process() -> None:
         )
 
 
+def _verbose_first(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `-v` at the beginning, where it belongs to every command."""
+    rest = [word for word in words if word not in ("-v", "--verbose")]
+    return rest if len(rest) == len(words) else ["-v", *rest]
+
+
 def main() -> None:
     """Run the command line. Only bugs show a traceback."""
     console.show_log()
@@ -571,7 +519,7 @@ def main() -> None:
     try:
         os.umask(umask())
         _require_one_process()
-        app(prog_name="psychocounsel")
+        app(_verbose_first(sys.argv[1:]), prog_name="psychocounsel")
     except PsychoCounselError as fault:
         console.error(fault)
         sys.exit(fault.exit_code)
@@ -580,5 +528,6 @@ def main() -> None:
             sys.exit(BROKEN_PIPE)
         if ending.code != INTERRUPTED:
             raise
-        console.note("stopped; run the same command again to resume")
+        creates_nothing = "--dry-run" in sys.argv
+        console.note("stopped" if creates_nothing else "stopped; run the same command again to resume")
         sys.exit(ExitCode.PREEMPTED)

@@ -1,6 +1,8 @@
 """Options that several commands share, and what commands print: results, pending work, the next command."""
 
+import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,20 +18,38 @@ from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
     from psychocounsel.config.recipe import StageName
+    from psychocounsel.stages.recipe import StepPreview
+    from psychocounsel.store.artifacts import ArtifactSpec
 
 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config. Repeatable.")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved config and what would be created; create nothing.")
+    bool, typer.Option("--dry-run", help="Print what would be created and paid; with -v all settings. Create nothing.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection beyond this machine.")]
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="The folder of the artifacts.")
 ]
+Batch = Annotated[
+    bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
+]
+AllowLeakage = Annotated[
+    bool, typer.Option("--allow-leakage", help="Evaluate on training speeches too, and say so in the result.")
+]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option("--num-processes", metavar="N", min=1, help="Train, sample and score in so many processes."),
+]
+Accelerate = Annotated[
+    str | None,
+    typer.Option("--accelerate", metavar="NAME|FILE", help="Launch them as this says: ddp, fsdp2, ... or a file."),
+]
 
 DEFAULT_STORE = Path("data")
+ROUND = re.compile(r"-round-[0-9]+$")
+"""How the names of an online round's artifacts end."""
 
 
 def open_store(folder: Path, is_offline: bool = False) -> Store:
@@ -51,6 +71,20 @@ def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:
     if not isinstance(found, Artifact):
         raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
     return found
+
+
+def launch_overrides(sets: Sequence[str] | None, num_processes: int | None, accelerate: str | None) -> list[str]:
+    """Return `sets` with the processes of training; `--set` of the same key wins."""
+    given = {"num_processes": num_processes, "accelerate": accelerate}
+    return [*(f"launch.{key}={json.dumps(value)}" for key, value in given.items() if value is not None), *(sets or [])]
+
+
+def overrides_of(
+    sets: Sequence[str] | None, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
+) -> list[str]:
+    """Return `sets` with what the options of a command stand for."""
+    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch, "allow_leakage=true": allow_leakage}
+    return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
 
 
 _FUNNEL_KINDS = ("speeches", "candidates", "judgements")
@@ -76,11 +110,9 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
     """Print artifacts with their numbers, warnings first; a dataset with the funnel from raw rows to pairs."""
     from psychocounsel.reporting.artifact_tables import summary  # pydantic: not for --help
 
-    for warning in dict.fromkeys(warning for artifact in artifacts for warning in artifact.warnings):
-        console.result(f"! {warning}")
+    _show_warnings(artifacts)
     for artifact in artifacts:
-        state = "created" if artifact.is_new else "up to date"
-        console.result(f"{state}: {artifact.kind} {artifact.ref}  ({artifact.folder})")
+        _show_state(artifact)
         parents = artifact.parents if artifact.kind in ("preferences", "candidates") else ()
         sources = sorted(
             (each for each in parents if each.kind in _FUNNEL_KINDS), key=lambda each: _FUNNEL_KINDS.index(each.kind)
@@ -88,6 +120,23 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
         for shown in (*map(store.open, sources), artifact):
             for line in summary(shown).splitlines():
                 console.result(f"  {line}")
+
+
+def show_artifacts(artifacts: Sequence[Artifact]) -> None:
+    """Print artifacts in a line each, warnings first."""
+    _show_warnings(artifacts)
+    for artifact in artifacts:
+        _show_state(artifact)
+
+
+def _show_warnings(artifacts: Sequence[Artifact]) -> None:
+    for warning in dict.fromkeys(warning for artifact in artifacts for warning in artifact.warnings):
+        console.result(f"! {warning}")
+
+
+def _show_state(artifact: Artifact) -> None:
+    state = "created" if artifact.is_new else "up to date"
+    console.result(f"{state}: {artifact.kind} {artifact.ref}  ({artifact.folder})")
 
 
 def next_step(stage: "StageName", config: Path) -> tuple[str, str] | None:
@@ -150,3 +199,33 @@ def show_end_of_recipe(created: Sequence[Artifact], store: Store) -> None:
     """Print the path of a recipe's report; without one, the command that shows the last result."""
     last = next((each for each in reversed(created) if each.kind == "reports"), created[-1])
     show_end(last, ["show", f"{last.kind}/{last.ref}"], store)
+
+
+def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
+    """Print what each step would create and pay; of an online run its result, and how much of its rounds is there.
+
+    With `-v` every round and every setting.
+    """
+    from psychocounsel.reporting.tables import as_text
+
+    for preview in previews:
+        console.result(f"# {preview.step.name}{f', {preview.label}' if preview.label else ''}")
+        if console.is_verbose():
+            console.result(preview.step.config.model_dump_json(indent=2))
+        pending = {spec.id for spec in preview.specs if store.find(spec) is None}
+        rounds: list[ArtifactSpec] = []
+        for spec in preview.specs:
+            if ROUND.search(spec.name) and not console.is_verbose():
+                rounds.append(spec)
+            else:
+                console.result(f"{spec.kind:15} {spec.ref:40} {'pending' if spec.id in pending else 'up to date'}")
+        if rounds:
+            left = sum(spec.id in pending for spec in rounds)
+            state = f"{left} pending" if left else "up to date"
+            console.result(f"{'rounds':15} {f'{len(rounds)} artifacts':40} {state}")
+        for calls in preview.calls:
+            console.result(f"to pay: {calls}")
+        for need in [preview.needs] if isinstance(preview.needs, str) else map(as_text, preview.needs):
+            console.result(need)
+    if not console.is_verbose():
+        console.note("with -v: every setting and every artifact of the rounds")

@@ -1,7 +1,10 @@
 """Recipes: a folder with a `recipe.yaml` that lists stages, and the config file of each."""
 
 import difflib
+import json
+import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -9,7 +12,7 @@ from pydantic import Field
 
 from psychocounsel.config.components import Settings, recipes_folder
 from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.config.loading import keys_of, load_config, load_configs
+from psychocounsel.config.loading import keys_of, load_config, load_configs, read_yaml
 from psychocounsel.config.schema import (
     AlignConfig,
     AnchorConfig,
@@ -173,3 +176,63 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
     suggestions = list(paths)[:4] or difflib.get_close_matches(key.partition(".")[0], known, n=1)
     hint = f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else f"known: {', '.join(known)}"
     return ConfigError("there is no such key in the recipe", where=f"--set {override}", remedy=hint)
+
+
+def select_steps(steps: Sequence[Step], only: Sequence[str], until: str | None, start: str | None) -> list[bool]:
+    """Return for each step whether it is to run: those in `only`, or those from `start` until `until`, both included.
+
+    Raises:
+        ConfigError: a name is that of no step, or no step is left.
+    """
+    names = [step.name for step in steps]
+    for option, given in (("--only", only), ("--until", [until]), ("--from", [start])):
+        for name in given:
+            if name is not None and name not in names:
+                raise ConfigError(
+                    f"the recipe has no step {name!r}", where=option, remedy=did_you_mean(name, dict.fromkeys(names))
+                )
+    first = 0 if start is None else names.index(start)
+    last = len(names) - 1 if until is None else len(names) - 1 - names[::-1].index(until)
+    chosen = [first <= at <= last and (not only or name in only) for at, name in enumerate(names)]
+    if not any(chosen):
+        raise ConfigError("no step is left", where="--only, --until, --from", remedy="name steps that lie within")
+    return chosen
+
+
+class SweepPoint(NamedTuple):
+    """One point of a sweep, or the only one of a run without: what differs, and its steps."""
+
+    overrides: tuple[str, ...]
+    steps: list[Step]
+
+    @property
+    def label(self) -> str:
+        """What differs, for people: `align.beta=0.05`."""
+        return ", ".join(self.overrides)
+
+    @property
+    def suffix(self) -> str:
+        """What differs, as the end of an artifact's name: `beta-0.05`."""
+        parts = (
+            f"{key.rpartition('.')[2]}-{value}" for key, _, value in (each.partition("=") for each in self.overrides)
+        )
+        return re.sub(r"[^a-z0-9_.]+", "-", "-".join(parts).lower()).strip("-._")
+
+
+def load_points(folder: Path, overrides: Sequence[str], sweeps: Sequence[str]) -> list[SweepPoint]:
+    """Return a recipe at each point of a sweep: the product of the values of every `KEY=VALUE,VALUE...`.
+
+    Raises:
+        ConfigError: as of `load_recipe`, or a sweep changes how many steps there are.
+    """
+    values: list[list[str]] = []
+    for text in sweeps:
+        key, _, listed = text.partition("=")
+        given = read_yaml(f"[{listed}]", f"--sweep {key}").data
+        if not given:
+            raise ConfigError("is not KEY=VALUE,VALUE...", where=f"--sweep {text}", remedy="write align.beta=0.05,0.1")
+        values.append(list(dict.fromkeys(f"{key}={json.dumps(each)}" for each in given)))
+    points = [SweepPoint(each, load_recipe(folder, [*overrides, *each])) for each in product(*values)]
+    if len({len(point.steps) for point in points}) > 1:
+        raise ConfigError("changes how many steps there are", where="--sweep", remedy="sweep one setting of a step")
+    return points

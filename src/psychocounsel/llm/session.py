@@ -231,7 +231,7 @@ class _UncountableError(Exception):
 
 @dataclass
 class Session:
-    """What one run of a stage works with. Without `open_session`, it is good for fingerprints only.
+    """What one run of a stage works with. Unless it `is_open`, it is good for fingerprints, or counts calls.
 
     In a dry run, `calls` receives an entry per endpoint and purpose, and `has_placeholders` says whether placeholders
     stand for answers that do not exist yet.
@@ -241,6 +241,7 @@ class Session:
     cancel: CancelToken = field(default_factory=CancelToken)
     calls: list[PendingCalls] | None = None
     has_placeholders: bool = False
+    is_open: bool = False
     _resources: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -264,7 +265,8 @@ class Session:
         Raises:
             ConfigError: offline, and the endpoint is not on this machine.
         """
-        require_reachable(resolved_base_url(endpoint), self.store.offline)
+        if self.is_open:
+            require_reachable(resolved_base_url(endpoint), self.store.offline)
         if self.calls is None:
             return EndpointClient(endpoint, self, batch)
         self.calls.append(PendingCalls(endpoint, purpose, batch is not None))
@@ -285,7 +287,7 @@ class Session:
 def open_session(store: Store, calls: list[PendingCalls] | None = None) -> Generator[Session]:
     """Yield a session that SIGINT and SIGTERM cancel; what it opened is closed at the end."""
     with cancelled_by_signals() as cancel, ExitStack() as resources:
-        yield Session(store, cancel, calls, _resources=resources)
+        yield Session(store, cancel, calls, is_open=calls is None, _resources=resources)
 
 
 def count_calls(run: Callable[[list[PendingCalls]], object]) -> list[PendingCalls]:

@@ -10,6 +10,7 @@ from psychocounsel.evaluation.length_control import LengthComparison, length_con
 from psychocounsel.evaluation.ranking import ELO, Game, bradley_terry, paired_difference
 from psychocounsel.evaluation.statistics import MIN_SLICE
 from psychocounsel.evaluation.winrate import POINTS, BothOrders, in_both_orders, length_comparisons
+from psychocounsel.reporting.artifact_tables import key_metric
 from psychocounsel.reporting.comparison_tables import shortest_first
 from psychocounsel.reporting.tables import NONE, Row, Table, percent, with_interval
 from psychocounsel.store.artifacts import Artifact
@@ -189,6 +190,57 @@ def _difference_table(compared: Sequence[_Compared], names: dict[str, str]) -> T
         "the same reference and judge. Each interval is for itself: of twenty pairs of equal policies, one differs."
     )
     return Table("paired_differences", title, header, "lllrlrll", tuple(rows))
+
+
+def sweep_table(points: Sequence[tuple[str, Sequence[Artifact]]], store: Store) -> Table:
+    """Return the points of a sweep, each with its label and artifacts in the order of the recipe, side by side.
+
+    Rows are the comparisons that are not the same for all points, each against that of the first point; without any,
+    the key metrics of whatever differs.
+    """
+    ids = [{each.id for each in made} for _, made in points]
+    shared = set[str].intersection(*ids)
+    own = [(label, [each for each in made if each.id not in shared]) for label, made in points]
+    compared = [[each for each in made if each.kind == "comparisons"] for _, made in own]
+    if not any(compared):
+        rows = tuple(
+            (label, f"{each.kind} {each.ref}", key_metric(each))
+            for label, made in own
+            for each in made
+            if each.kind != "reports"
+        )
+        return Table("sweep", "Points of the sweep.", ("point", "artifact", "key metric"), "lll", rows)
+    found: list[Row] = []
+    for at in range(max(map(len, compared))):
+        present = [
+            (label, _Compared(made[at], store))
+            for (label, _), made in zip(own, compared, strict=True)
+            if len(made) > at
+        ]
+        for label, each in present:
+            first = present[0][1]
+            is_comparable = each is not first and (each.reference, each.judge) == (first.reference, first.judge)
+            spread = paired_difference(each.by_speech, first.by_speech, each.confidence) if is_comparable else None
+            difference = (NONE,) * 4 if spread is None else _spread_cells(spread)
+            unfinished = percent(each.metrics.policy_text_quality.unfinished_rate.estimate)
+            round_number = _round_of(each.answers[0], store)
+            rate = with_interval(each.metrics.win_rate)
+            found.append((label, rate, *difference, round_number, unfinished, each.artifact.ref))
+    header = ("point", "win rate", "difference", "interval", "speeches", "reading", "round", "unfinished", "comparison")
+    title = (
+        "Points of the sweep: win rates, and paired differences in points to the first point, speech by speech, where "
+        "reference and judge are the same. The round is the one whose weights answered."
+    )
+    return Table("sweep", title, header, "llrlrlrrl", tuple(found))
+
+
+def _round_of(answers: Artifact, store: Store) -> str:
+    """Return the online round whose weights gave some answers."""
+    for parent in answers.parents:
+        if parent.kind == "policies":
+            settings = store.open(parent).manifest["settings"]
+            return str(settings.get("round", settings.get("weights_of_round", NONE)))
+    return NONE
 
 
 def _spread_cells(found: Spread) -> Row:

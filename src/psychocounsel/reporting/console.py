@@ -1,13 +1,14 @@
 """The terminal: results go to stdout; notes, progress and errors to stderr."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from psychocounsel.errors import PsychoCounselError
+from psychocounsel.errors import VERBOSE, PsychoCounselError
 
 Advance = Callable[[int], None]
 Show = Callable[[int, int], None]
@@ -29,12 +30,26 @@ class _Notes(logging.Handler):
         note(record.getMessage())
 
 
-def show_log() -> None:
-    """Print what the package logs, from INFO upwards, as notes on stderr."""
+class _LibraryNotes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"{record.name}: {record.getMessage()}")
+
+
+def show_log(*, is_verbose: bool = False) -> None:
+    """Print what the package logs, from INFO upwards, as notes on stderr; verbose, also what libraries log."""
     logger = logging.getLogger("psychocounsel")
     logger.setLevel(logging.INFO)
     logger.handlers = [_Notes()]
     logger.propagate = False
+    if is_verbose:
+        os.environ[VERBOSE] = "1"
+        logging.captureWarnings(capture=True)
+        logging.basicConfig(level=logging.INFO, handlers=[_LibraryNotes()], force=True)
+
+
+def is_verbose() -> bool:
+    """Return whether more is to be shown than a user needs who watches a run."""
+    return bool(os.environ.get(VERBOSE))
 
 
 def result(text: str) -> None:

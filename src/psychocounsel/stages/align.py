@@ -16,8 +16,8 @@ def specs(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
     if config.online is None:
         return list(plan_dpo(config, store))
     plan = plan_rounds(OnlineDpo(config, config.online, Session(store)))
-    last = plan.result(config.online.rounds, config.online.rounds)
-    return [plan.initial_probe, *(spec for planned in plan.rounds for spec in planned), last]
+    rounds, last = plan.expected(store, config.online.stop_when)
+    return [plan.initial_probe, *(spec for planned in rounds for spec in planned), last]
 
 
 def align(config: AlignConfig, store: Store, calls: list[PendingCalls] | None = None) -> Artifact:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.components import JudgeConfig
-from psychocounsel.config.schema import AlignConfig, OnlineConfig
+from psychocounsel.config.schema import AlignConfig, OnlineConfig, StopConfig
 from psychocounsel.errors import ConfigError, DataQualityError, counted
 from psychocounsel.evaluation.monitors import best_round, kl_estimates, questions, reason_to_stop
 from psychocounsel.evaluation.statistics import rate_if_known
@@ -112,6 +112,19 @@ class OnlinePlan(NamedTuple):
         own = (rounds[-1].policy.as_parent("last round"), self.initial_probe.as_parent("initial probe"), *probes)
         settings = {**self.outcome.settings, "weights_of_round": weights_of}
         return replace(self.outcome, settings=settings, parents=(*own, *self.outcome.parents))
+
+    def expected(self, store: Store, limits: StopConfig) -> tuple[list[OnlineRound], ArtifactSpec]:
+        """Return the rounds that a run has, as far as probes in the store do not end it earlier, and its result."""
+        probes: list[ProbeMetrics] = []
+        for spec in (self.initial_probe, *(each.probe for each in self.rounds)):
+            found = store.find(spec)
+            if found is None:
+                break
+            probes.append(ProbeMetrics.model_validate(found.metrics))
+            if len(probes) > 1 and reason_to_stop(probes, limits):
+                last = len(probes) - 1
+                return self.rounds[:last], self.result(last, best_round(probes, limits))
+        return self.rounds, self.result(len(self.rounds), len(self.rounds))
 
 
 def plan_rounds(run: "OnlineDpo") -> OnlinePlan:
@@ -285,7 +298,7 @@ class OnlineDpo:
     def expected_calls(self) -> str:
         """Return how many calls the judge of the probes may get, for a dry run."""
         plan, probe = plan_rounds(self), self.online.probe
-        if self.store.find(plan.result(self.online.rounds, self.online.rounds)) is not None:
+        if self.store.find(plan.expected(self.store, self.online.stop_when)[1]) is not None:
             return "nothing pending"
         first, later = 2 * probe.speeches, 2 * probe.speeches * (probe.draws + 1)
         return f"up to {first} calls before the first and {later} after each of {self.online.rounds} rounds"

@@ -1,19 +1,24 @@
-"""run: one stage, a recipe of several, or a dry run of either.
+"""run: one stage, a recipe of several, the points of a sweep, or a dry run of any of them.
 
-Within a run of a recipe, a name means what this run makes, and not a newer artifact of that name.
+Within a run of a recipe, a name means what this run makes, and not a newer artifact of that name. The points of a sweep
+go through the recipe side by side, step by step: what is the same for all of them is made once, and what differs gets
+names that say how.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
-from psychocounsel.config.recipe import StageName, Step
+from psychocounsel.config.recipe import StageName, Step, SweepPoint
+from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
 from psychocounsel.stages.preflight import preflight
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
+from psychocounsel.store.references import resolve
 from psychocounsel.store.store import Store
 
 _STAGES: dict[StageName, tuple[str, str]] = {
@@ -61,47 +66,201 @@ def _flat(specs: object) -> list[ArtifactSpec]:
     return [each for group in nested for each in _flat(group)]
 
 
-def run_recipe(steps: Sequence[Step], store: Store, announce: Callable[[int, Step], None]) -> list[Artifact]:
-    """Run the steps in order and return what each made or found."""
-    artifacts: list[Artifact] = []
-    for number, step in enumerate(steps, start=1):
-        announce(number, step)
-        specs = stage_specs(step.stage, step.config, store)
-        artifacts.append(run_stage(step.stage, step.config, store))
-        found = [artifact for artifact in map(store.find, specs) if artifact is not None]
-        store = store.pinned(artifacts[-1], *reversed(found))
-    return artifacts
+@dataclass
+class PointRun:
+    """A recipe at one point: the store in which a name means what this run makes, and what it made or found so far.
+
+    `skipped` has the ids of what does not exist because its step was left out, with the name of that step. `fault` is
+    why a point of a sweep has no result.
+    """
+
+    point: SweepPoint
+    store: Store
+    artifacts: list[Artifact] = field(default_factory=list[Artifact])
+    skipped: dict[str, str] = field(default_factory=dict[str, str])
+    fault: DataQualityError | None = None
+
+    def require_parents(self, specs: Sequence[ArtifactSpec]) -> None:
+        """Raise ConfigError if a step that was left out would make one of the parents."""
+        for parent in (parent for spec in specs for parent in spec.parents):
+            if parent.id in self.skipped:
+                raise ConfigError(
+                    f"{parent.kind} {parent.ref} does not exist, and the step that makes it is left out",
+                    where=specs[-1].ref,
+                    remedy=f"run the recipe with --until {self.skipped[parent.id]} first",
+                )
+
+
+class _Planned(NamedTuple):
+    """A step of one point under names that tell it apart, its specs, and the same under the names of the recipe."""
+
+    run: PointRun
+    step: Step
+    specs: list[ArtifactSpec]
+    original: Step
+    names: list[str]
+
+    def pin(self, store: Store, made: Artifact | None = None) -> None:
+        """Have the recipe's names mean what exists of this step in the store, or is to come if nothing was `made`."""
+        named = zip(self.names, self.specs, strict=True)
+        pins = [(name, found) for name, spec in named if (found := store.find(spec) or (None if made else spec))]
+        if made is not None:
+            own = self.original.config.name if made.name == self.step.config.name else made.name
+            pins.append((own, made))
+        self.run.store = self.run.store.pinned(*(_called(each, name) for name, each in reversed(pins)))
+
+    def leave_out(self, store: Store) -> None:
+        """Do not run it, and note what is therefore missing."""
+        missing = (spec for spec in self.specs if store.find(spec) is None)
+        self.run.skipped |= {spec.id: self.original.name for spec in missing}
+        self.pin(store)
+
+
+def _called(each: Artifact | ArtifactSpec, name: str) -> Artifact | ArtifactSpec:
+    if isinstance(each, Artifact):
+        return replace(each, manifest={**each.manifest, "name": name})
+    return replace(each, name=name)
+
+
+def _plan_step(runs: Sequence[PointRun], number: int) -> list[_Planned]:
+    """Return what each point makes in a step, or one entry for all if it is the same."""
+    steps = [run.point.steps[number] for run in runs]
+    planned: list[_Planned] = []
+    for run, step in zip(runs, steps, strict=True):
+        specs = stage_specs(step.stage, step.config, run.store)
+        planned.append(_Planned(run, step, specs, step, [spec.name for spec in specs]))
+    if len({tuple(spec.id for spec in each.specs) for each in planned}) > 1:
+        for at, each in enumerate(planned):
+            name = f"{each.step.config.name}-{each.run.point.suffix}"
+            step = each.step._replace(config=each.step.config.model_copy(update={"name": name}))
+            specs = stage_specs(step.stage, step.config, each.run.store)
+            planned[at] = each._replace(step=step, specs=specs)
+    return planned
+
+
+def _is_shared(planned: Sequence[_Planned]) -> bool:
+    return all(each.step is each.original for each in planned)
+
+
+def run_recipe(
+    points: Sequence[SweepPoint],
+    chosen: Sequence[bool],
+    store: Store,
+    announce: Callable[[int, Step, str], None],
+) -> list[PointRun]:
+    """Run the chosen steps of a recipe in order, at every point.
+
+    `announce` gets the number of a step, the step, and what differs where it is not the same for all points. A report
+    is one of all points.
+
+    Raises:
+        ConfigError: a step that was left out would make what a chosen one needs.
+        DataQualityError: there is one point, or a step that all have in common.
+    """
+    _require_skipped(points, chosen, store)
+    runs = [PointRun(point, store) for point in points]
+    for number, is_chosen in enumerate(chosen[: _last(chosen)]):
+        live = [run for run in runs if run.fault is None]
+        planned = _plan_step(live, number)
+        if not is_chosen:
+            for each in planned:
+                each.leave_out(store)
+        elif _is_shared(planned):
+            announce(number + 1, planned[0].step, "")
+            live[0].require_parents(planned[0].specs)
+            made = run_stage(planned[0].step.stage, planned[0].step.config, live[0].store)
+            for each in planned:
+                each.run.artifacts.append(made)
+                each.pin(store, made)
+        elif planned[0].step.stage == "report":
+            announce(number + 1, planned[0].original, "")
+            live[0].artifacts.append(run_stage("report", _report_of_all(planned), store))
+        else:
+            for each in planned:
+                announce(number + 1, each.step, each.run.point.label)
+                each.run.require_parents(each.specs)
+                try:
+                    made = run_stage(each.step.stage, each.step.config, each.run.store)
+                except DataQualityError as fault:  # the other points have results
+                    each.run.fault = fault
+                    continue
+                each.run.artifacts.append(made)
+                each.pin(store, made)
+    return runs
+
+
+def _require_skipped(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -> None:
+    """Raise ConfigError before anything runs if a chosen step needs what a step that was left out would make."""
+    runs = [PointRun(point, store) for point in points]
+    for number, is_chosen in enumerate(chosen[: _last(chosen)]):
+        try:
+            planned = _plan_step(runs, number)
+        except PsychoCounselError:  # it needs to read what does not exist yet; its turn will come
+            return
+        for each in planned:
+            if is_chosen:
+                each.run.require_parents(each.specs)
+                each.pin(store)
+            else:
+                each.leave_out(store)
+
+
+def _last(chosen: Sequence[bool]) -> int:
+    """Return the number of steps until the last chosen one."""
+    return max(number for number, is_chosen in enumerate(chosen, start=1) if is_chosen)
+
+
+def _report_of_all(planned: Sequence[_Planned]) -> Any:
+    """Return the config of one report about what each point would report."""
+    config = planned[0].original.config
+    found = [resolve(each.run.store, ref) for each in planned for ref in each.original.config.artifacts]
+    folders = dict.fromkeys(str(each.folder) for each in found if isinstance(each, Artifact))
+    return config.model_copy(update={"name": f"{config.name}-sweep", "artifacts": tuple(folders)})
 
 
 class StepPreview(NamedTuple):
     """What a dry run says of a step: the artifacts it makes, in order, the calls that are pending, and its needs.
 
-    `needs` are tables of memory, time and disk of a training, or why they are not known; empty for other stages.
+    `label` is what differs where a step is not the same for all points of a sweep. `needs` are tables of memory, time
+    and disk of a training, or why they are not known; empty for other stages.
     """
 
     step: Step
+    label: str
     specs: list[ArtifactSpec]
     calls: list[PendingCalls]
     needs: list[Table] | str
 
 
-def dry_run(steps: Sequence[Step], store: Store) -> list[StepPreview]:
-    """Return what each step makes and asks; nothing is sent, and nothing is left in the store.
+def dry_run(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -> list[StepPreview]:
+    """Return what each chosen step makes and asks; nothing is sent, and nothing is left in the store.
 
     Stages that ask endpoints run in an overlay of the store, with placeholders for replies. Of the others only the
-    specs are known.
+    specs are known. Errors are those of `run_recipe`.
     """
     previews: list[StepPreview] = []
     with TemporaryDirectory() as folder:
         overlay = store.overlay(Path(folder))
-        for step in steps:
-            specs = stage_specs(step.stage, step.config, overlay)
-            calls: list[PendingCalls] = []
-            if step.stage in _ASKING:
-                run = _function(step.stage)
-                calls = count_calls(lambda calls, run=run, step=step, store=overlay: run(step.config, store, calls))
-            is_pending = step.stage in _TRAINING and store.find(specs[-1]) is None
-            needs = preflight(step.config, overlay) if is_pending else list[Table]()
-            previews.append(StepPreview(step, specs, calls, needs))
-            overlay = overlay.pinned(*(overlay.find(spec) or spec for spec in reversed(specs)))
+        runs = [PointRun(point, overlay) for point in points]
+        for number, is_chosen in enumerate(chosen[: _last(chosen)]):
+            planned = _plan_step(runs, number)
+            is_shared = _is_shared(planned)
+            for each in planned:
+                if not is_chosen:
+                    each.leave_out(overlay)
+                    continue
+                if each is planned[0] or not is_shared:
+                    each.run.require_parents(each.specs)
+                    label = "" if is_shared else each.run.point.label
+                    previews.append(_preview(each.step, label, each.specs, each.run.store))
+                each.pin(overlay)
     return previews
+
+
+def _preview(step: Step, label: str, specs: list[ArtifactSpec], overlay: Store) -> StepPreview:
+    calls: list[PendingCalls] = []
+    if step.stage in _ASKING:
+        run = _function(step.stage)
+        calls = count_calls(lambda calls: run(step.config, overlay, calls))
+    is_pending = step.stage in _TRAINING and overlay.find(specs[-1]) is None
+    return StepPreview(step, label, specs, calls, preflight(step.config, overlay) if is_pending else [])

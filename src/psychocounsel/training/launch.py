@@ -43,7 +43,15 @@ from pydantic import TypeAdapter
 from psychocounsel import errors
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.config.schema import LaunchConfig
-from psychocounsel.errors import ConfigError, ExitCode, IncompleteError, Preempted, PsychoCounselError, did_you_mean
+from psychocounsel.errors import (
+    VERBOSE,
+    ConfigError,
+    ExitCode,
+    IncompleteError,
+    Preempted,
+    PsychoCounselError,
+    did_you_mean,
+)
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals, interruptible
 
 if TYPE_CHECKING:
@@ -469,6 +477,8 @@ def _show_log(number: int) -> None:
     handler.setFormatter(logging.Formatter("  %(message)s"))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO if number == 0 else logging.ERROR)
+    if number == 0 and os.environ.get(VERBOSE):
+        logging.basicConfig(level=logging.INFO, format="  %(name)s: %(message)s", force=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import platform
 import shutil
 import warnings
@@ -14,14 +15,20 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.errors import VERBOSE, ConfigError, IncompleteError
 from psychocounsel.store.files import FULL_DISK, write_faults
 from psychocounsel.types import Policy
 
 
 @contextmanager
 def quiet_libraries() -> Generator[None]:
-    """Keep progress bars and expected warnings of transformers and trl off the terminal within the block."""
+    """Keep progress bars and expected warnings of transformers and trl off the terminal within the block.
+
+    With `--verbose` they stay.
+    """
+    if os.environ.get(VERBOSE):
+        yield
+        return
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
