@@ -1,6 +1,6 @@
 """A small Hub on 127.0.0.1: repositories with branches, commits of regular and of large files.
 
-Speaks what `huggingface_hub` asks of the Hub when it uploads, and remembers every request. In a test:
+Speaks what `huggingface_hub` asks of the Hub when it uploads or downloads, and remembers every request. In a test:
 
     with HubServer() as hub: ... hub.endpoint ... hub.repositories["dataset/me/pairs"].branches["main"]
 """
@@ -18,6 +18,7 @@ from local_server import Answer, LocalServer
 
 LARGE_SUFFIXES = (".parquet", ".png", ".safetensors")
 _API = re.compile(r"/api/(?P<kind>dataset|model)s/(?P<name>[^/]+/[^/]+)(?P<rest>/.*)?")
+_FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<commit>[^/]+)/(?P<path>.+)")
 _BATCH = re.compile(r"/(?:datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch")
 
 
@@ -28,6 +29,7 @@ class Repository:
     private: bool = True
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     commits: list[str] = field(default_factory=list[str])
+    snapshots: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
 
 
 class Asked(NamedTuple):
@@ -65,6 +67,8 @@ class HubServer(LocalServer):
             return self._create(json.loads(asked.body))
         if _BATCH.fullmatch(path):
             return self._batch(json.loads(asked.body))
+        if (file := _FILE.fullmatch(path)) is not None:
+            return self._download(file)
         found = _API.fullmatch(path)
         if found is None:
             return Answer(404, {"error": f"no such path: {path}"})
@@ -97,6 +101,12 @@ class HubServer(LocalServer):
         self.large[oid] = content
         return Answer(200, {})
 
+    def _download(self, file: re.Match[str]) -> Answer:
+        repository = self.repositories[f"{'dataset' if file['kind'] else 'model'}/{file['name']}"]
+        content = repository.snapshots[file["commit"]][unquote(file["path"])]
+        etag = hashlib.sha256(content).hexdigest()
+        return Answer(200, content, {"X-Repo-Commit": file["commit"], "ETag": f'"{etag}"'})
+
     def _in_repository(self, name: str, rest: str, asked: Asked) -> Answer:
         repository = self.repositories.get(name)
         if repository is None:
@@ -105,8 +115,12 @@ class HubServer(LocalServer):
         match (asked.method, verb):
             case ("GET", ""):
                 return Answer(200, {"id": name.partition("/")[2], "private": repository.private})
+            case ("GET", "revision"):
+                commit = _commit_of(repository.branches[branch])
+                repository.snapshots[commit] = dict(repository.branches[branch])
+                return Answer(200, {"id": name.partition("/")[2], "sha": commit})
             case ("GET", "tree"):
-                files = repository.branches[branch]
+                files = repository.snapshots.get(branch) or repository.branches[branch]
                 return Answer(200, [_entry(path, content) for path, content in files.items()])
             case ("POST", "branch"):
                 repository.branches.setdefault(branch, dict(repository.branches["main"]))
@@ -136,6 +150,10 @@ class HubServer(LocalServer):
         oid = hashlib.sha256(body).hexdigest()[:40]
         url = f"{self._page(name)}/commit/{oid}"
         return Answer(200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+
+
+def _commit_of(files: Mapping[str, bytes]) -> str:
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:40]
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

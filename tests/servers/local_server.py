@@ -71,9 +71,10 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
             for name, value in fields.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = serve
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):

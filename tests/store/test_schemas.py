@@ -1,6 +1,6 @@
 """Parquet tables: what is written is read, in the released columns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.errors import InputError, StoreError
+from psychocounsel.errors import StoreError
 from psychocounsel.store import schemas
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import SPEECHES_FILE, SplitSpeech, TextColumn, read_pairs, read_speeches, write_pairs
@@ -184,20 +184,3 @@ def test_pieces_of_a_column_know_their_first_row(tmp_path: Path) -> None:
     assert len(pieces) > 1
     assert all(each.texts[0] == f"row {each.first_row}" for each in pieces)
     assert [text for each in pieces for text in each.texts] == texts
-
-
-def test_a_hub_stream_that_breaks_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    requested: list[tuple[Any, ...]] = []
-
-    def load_dataset(*names: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        requested.append((*names, options))
-        yield {"text": "one"}
-        raise ConnectionError("the connection was lost")
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    rows = schemas.hub_rows("owner/name@abc", "test", "small")
-    assert next(rows) == {"text": "one"}
-    with pytest.raises(InputError, match="was lost") as fault:
-        next(rows)
-    assert fault.value.where == "hub:owner/name@abc split test"
-    assert requested == [("owner/name", "small", {"split": "test", "revision": "abc", "streaming": True})]

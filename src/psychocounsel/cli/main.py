@@ -16,6 +16,7 @@ import typer
 from psychocounsel.cli.annotate import add_annotate
 from psychocounsel.cli.artifacts import add_commands
 from psychocounsel.cli.chat import chat
+from psychocounsel.cli.fetch import fetch
 from psychocounsel.cli.gc import gc
 from psychocounsel.cli.output import (
     DEFAULT_STORE,
@@ -434,6 +435,7 @@ add_commands(app)
 add_annotate(app)
 app.command()(power)
 app.command()(gc)
+app.command()(fetch)
 app.command()(chat)
 app.command()(recipes)
 app.command()(init)

@@ -20,8 +20,8 @@ from psychocounsel.config.sources import Column, Constant, RowSource
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import digest_of_file
+from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
-from psychocounsel.store.schemas import hub_rows
 from psychocounsel.types import Rating
 
 if TYPE_CHECKING:

@@ -256,7 +256,7 @@ def upload(publication: Publication, target: HubTarget) -> str:
     artifact = publication.artifact
     kind = "dataset" if artifact.kind == "preferences" else "model"
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    with _hub_errors(target):
+    with hub_errors(target.ref, _LOGIN):
         _create_repository(api, target, kind)
         existing = api.list_repo_files(target.repository, repo_type=kind, revision=target.branch)
         old = [name for name in existing if name not in publication.files and is_allowed(artifact.kind, name)]
@@ -292,8 +292,11 @@ def _create_repository(api: "HfApi", target: HubTarget, kind: str) -> None:
 
 
 @contextmanager
-def _hub_errors(target: HubTarget) -> Generator[None]:
-    """Turn what the Hub's client raises into errors with a remedy, without keys in them."""
+def hub_errors(where: str, on_denial: str) -> Generator[None]:
+    """Turn what the Hub's client raises into errors with a remedy, without keys in them.
+
+    `on_denial` is the remedy where the Hub knows who asks and does not allow it, or wants to know who asks.
+    """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -303,22 +306,22 @@ def _hub_errors(target: HubTarget) -> Generator[None]:
         status, text = fault.response.status_code, _first_line(fault)
         if status == 429 or status >= 500:
             raise IncompleteError(
-                f"the Hub failed: {text}", where=target.ref, remedy="run the same command again later"
+                f"the Hub failed: {text}", where=where, remedy="run the same command again later"
             ) from None
-        remedy = _LOGIN if status in (401, 403) else "check owner, name and branch"
-        raise EndpointError(f"the Hub refuses: {text}", where=target.ref, remedy=remedy) from None
+        remedy = on_denial if status in (401, 403) else "check owner, name and branch or revision"
+        raise EndpointError(f"the Hub refuses: {text}", where=where, remedy=remedy) from None
     except OfflineModeIsEnabled:
-        raise ConfigError("HF_HUB_OFFLINE is set", where=target.ref, remedy="unset it to write to the Hub") from None
+        raise ConfigError("HF_HUB_OFFLINE is set", where=where, remedy="unset it to reach the Hub") from None
     except ValueError as fault:
         raise InputError(
-            redacted(str(fault)), where=target.ref, remedy="correct what the Hub names, then push again"
+            redacted(str(fault)), where=where, remedy="correct what the Hub names, then run the same command again"
         ) from None
     except (httpx2.HTTPError, OSError, RuntimeError) as fault:
         cause = fault.__cause__ or fault
         raise IncompleteError(
             f"the Hub could not be reached, or the connection broke: {_first_line(cause)}",
-            where=target.ref,
-            remedy="run the same command again; files that have arrived are not sent twice",
+            where=where,
+            remedy="run the same command again; what has arrived is not sent twice",
         ) from None
 
 

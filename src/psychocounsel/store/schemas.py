@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psychocounsel.errors import InputError, StoreError
+from psychocounsel.errors import StoreError
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.files import digest_of_file, partial_path, put_in_place, write_faults
 from psychocounsel.types import (
@@ -596,25 +596,3 @@ def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
     """Yield what happened to each row, in the order of the sources."""
     for row in read_table(artifact, ROWS_FILE):
         yield RowProvenance(**row)._replace(changed_by=tuple(row["changed_by"]))
-
-
-def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split of a dataset on the Hub, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        InputError: the dataset, its revision or the network is missing, or the connection broke.
-    """
-    from datasets import load_dataset  # both are heavy, and only needed for sources on the Hub
-    from httpx import HTTPError
-
-    repository, _, revision = name.partition("@")
-    try:
-        rows = load_dataset(repository, config, split=split, revision=revision or None, streaming=True)
-        for row in rows:
-            yield dict(row)
-    except (OSError, ValueError, HTTPError) as fault:
-        raise InputError(
-            f"cannot be read: {fault}",
-            where=f"hub:{name} split {split}",
-            remedy="check name, revision, configuration, split and network, or download it and name the file",
-        ) from fault
