@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import typer
@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from psychocounsel.cli.main import app
 from psychocounsel.config.base import Settings
 from psychocounsel.config.loading import load_configs, read_yaml
-from psychocounsel.config.recipe import CONFIGS, load_recipe, recipe_folder
+from psychocounsel.config.recipe import (
+    CONFIGS,
+    StageName,
+    bundled_recipes,
+    load_recipe,
+    recipe_folder,
+    stage_config,
+)
 from psychocounsel.judging.rubric import RubricFile
 
 CLONE = Path(__file__).parents[1]
@@ -139,18 +146,37 @@ def test_every_command_is_one_that_the_program_takes(
     name, sets = words[0], given.get("sets") or []
     if name == "run" and (CLONE / "configs" / given["recipe"]).is_dir():
         load_recipe(recipe_folder(given["recipe"]), sets)
-    config = next((Path(str(value)) for value in given.values() if str(value).startswith("configs/")), None)
-    if config is not None:
-        load_configs(MODELS[name], config, sets)
+    named = str(given.get("config") or given.get("source"))
+    if name in MODELS and named.split("/")[0] in ("configs", *bundled_recipes()):
+        load_configs(MODELS[name], stage_config(cast("StageName", name), named), sets)
 
 
-def test_figures_of_the_results_are_those_of_the_benchmarks() -> None:
-    results, benchmarks = (
-        (CLONE / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "benchmarks")
-    )
-    measured, _, _ = results.partition("## What was never measured")
+def test_commands_in_the_heads_of_configs_name_the_file() -> None:
+    heads = [path for path in (CLONE / "configs").glob("*/*.yaml") if path.name != "recipe.yaml"]
+    commands = [(path, re.match(r"# psychocounsel ([\w-]+) (\S+)", path.read_text(encoding="utf-8"))) for path in heads]
+    found = [(path, head) for path, head in commands if head]
+    assert len(found) > 40
+    assert [path for path, head in found if stage_config(cast("StageName", head[1]), head[2]) != path] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((CLONE / "README.md").read_text(encoding="utf-8")) < 8_000
+
+
+def measured_in(path: Path) -> str:
+    """Return the parts of a page that report measurements."""
+    parts = re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if path.name == "README.md":
+        return "".join(part for part in parts if part.startswith(("## Why", "## Results")))
+    return "".join(part for part in parts if not part.startswith("## What was never measured"))
+
+
+@pytest.mark.parametrize(("page", "least"), [("README.md", 30), ("docs/results.md", 50)])
+def test_figures_of_the_results_are_those_of_the_benchmarks(page: str, least: int) -> None:
+    measured = measured_in(CLONE / page)
+    benchmarks = (CLONE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     figures = re.findall(r"\d+\.\d+|\d{1,3}(?:,\d{3})+|\d{3,}", measured)
-    assert len(figures) > 50
+    assert len(figures) > least
     assert [
         each for each in figures if not re.search(rf"(?<![\d.,]){re.escape(each)}(?![\d]|[.,]\d)", benchmarks)
     ] == []
