@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from psychocounsel.config.base import Gate, Name, PathBeside, PositiveInt, Seed, Settings, Share
+from psychocounsel.config.base import Gate, Name, PathBeside, PositiveInt, Seed, Settings, Share, SpeedSetting
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
 
@@ -93,7 +93,8 @@ class SplitConfig(Settings):
 class CorpusConfig(Settings):
     """Client speeches and existing responses to them.
 
-    A speech that shares `exclude_span_words` consecutive words with a text of `exclude` is dropped and listed.
+    A speech that shares `exclude_span_words` consecutive words with a text of `exclude` is dropped and listed. In the
+    folder `prepared` are the texts that a pipeline over many machines has cleaned.
     """
 
     name: Name
@@ -104,6 +105,7 @@ class CorpusConfig(Settings):
     exclude: Annotated[tuple[ExcludedSource, ...], Field(strict=False)] = ()
     exclude_span_words: PositiveInt = 12
     topics: TopicsConfig | None = None
+    prepared: Annotated[PathBeside | None, SpeedSetting()] = None
     split: SplitConfig = SplitConfig()
 
     @model_validator(mode="after")

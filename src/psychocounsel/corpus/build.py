@@ -14,6 +14,7 @@ import numpy as np
 
 from psychocounsel.config.corpus import ENTITIES, CorpusConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
+from psychocounsel.corpus.ahead import PreparedTexts
 from psychocounsel.corpus.authors import KnownPeople, Person, author_name, common_phrases, person
 from psychocounsel.corpus.cleaning import (
     DEIDENTIFICATION,
@@ -40,6 +41,7 @@ from psychocounsel.corpus.reading import (
     SpeechRows,
     SpooledSpeeches,
     candidate_cells,
+    raw_cells,
     raw_digest,
     read_candidates,
     read_speeches,
@@ -146,7 +148,7 @@ def make_corpus(
     """Return the corpus, and build it if it is not in the store yet.
 
     Raises:
-        InputError: a source cannot be read.
+        InputError: a source cannot be read, or the folder `prepared` lacks a text.
         DataQualityError: nothing is left, a split is empty, or too many speeches have no topic.
         Preempted: cancelled while a model named topics; its replies are kept.
     """
@@ -180,8 +182,7 @@ def raw_texts(config: CorpusConfig, corpus: CorpusArtifacts) -> Iterator[RawText
 def _with_provenance(
     artifact: Artifact, rows: Iterable[SpeechCells | CandidateCells | BadRow]
 ) -> Iterator[tuple[RowProvenance, str]]:
-    texts = ("" if isinstance(row, BadRow) else row.text for row in rows)
-    return zip(read_row_provenance(artifact), texts, strict=True)
+    return zip(read_row_provenance(artifact), raw_cells(rows), strict=True)
 
 
 # --- Speeches --------------------
@@ -357,10 +358,11 @@ def _authors(config: CorpusConfig, sources: Sequence[CandidateRows]) -> _Authors
 
 
 class _Cleaner:
-    """Cleans and de-identifies the texts of one corpus, and counts what it replaced."""
+    """Cleans and de-identifies the texts of an artifact, or reads them prepared, and counts what was replaced."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
+        self._ahead = None if config.prepared is None else _prepared_texts(config, Path(config.prepared))
         self._deidentifier = open_deidentifier(config.deidentification, _crisis_services(config))
         self._replaced: Counter[str] = Counter()
 
@@ -414,7 +416,12 @@ class _Cleaner:
         workers = 0 if self._config.deidentification.engine == "presidio" else worker_count()
 
         def prepare_all(raws: Iterable[str]) -> Iterator[Prepared]:
-            for prepared in parallel_map(open_preparation(), raws, open_preparation, workers):
+            texts = (
+                parallel_map(open_preparation(), raws, open_preparation, workers)
+                if self._ahead is None
+                else self._ahead.read(raws)
+            )
+            for prepared in texts:
                 self._count(prepared.plain, prepared.text)
                 yield prepared
 
@@ -443,6 +450,35 @@ class _Cleaner:
             "pii_evaluation": {name: each._asdict() for name, each in sorted(by_entity.items())},
             "pii_evaluation_overall": overall._asdict(),
         }
+
+
+class PrepareTexts:
+    """A step of a datatrove pipeline, whose tasks share the work of cleaning and de-identifying a corpus's texts.
+
+        LocalPipelineExecutor([PrepareTexts(config, folder)], tasks=16, logging_dir=...).run()
+
+    Then `prepared: folder` in the config lets the corpus be built from what is there. Every task reads all rows, and
+    prepares its part of them.
+    """
+
+    def __init__(self, config: CorpusConfig, folder: str | Path) -> None:
+        self._config, self._folder = config, Path(folder)
+
+    def __call__(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
+        """Prepare what falls to the task `rank` of `world_size`; `data` is what a step before would have yielded."""
+        config, ahead = self._config, _prepared_texts(self._config, self._folder)
+        prepare = _speech_preparation(config)
+        for source in config.speeches:
+            ahead.write(raw_cells(speech_cells(_speech_rows(source))), prepare, rank, world_size)
+        sources = _candidate_rows(config)
+        prepare = _response_preparation(config, _authors(config, sources).people)
+        for source in sources:
+            ahead.write(raw_cells(candidate_cells(source)), prepare, rank, world_size)
+
+
+def _prepared_texts(config: CorpusConfig, folder: Path) -> PreparedTexts:
+    specs = corpus_specs(config.model_copy(update={"topics": None}), None)
+    return PreparedTexts(folder, (specs.candidates or specs.speeches).id)
 
 
 def _speech_preparation(config: CorpusConfig) -> Callable[[str], Prepared]:

@@ -282,6 +282,11 @@ def _cells(
             yield BadRow(row.where, fault.what)
 
 
+def raw_cells(rows: Iterable["SpeechCells | CandidateCells | BadRow"]) -> Iterator[str]:
+    """Yield the text of each row before cleaning, empty for a bad one."""
+    return ("" if isinstance(row, BadRow) else row.text for row in rows)
+
+
 def speech_cells(source: SpeechRows) -> Iterator[SpeechCells | BadRow]:
     """Yield what the rows of a source say; raises InputError for a bad cell, unless such rows are dropped."""
     columns, split = source.columns, source.split_column
@@ -373,7 +378,7 @@ def _read_into(
     for source in sources:
         name = source.name
         ahead, rows_in_order = tee(speech_cells(source))
-        texts = filters.prepare_all("" if isinstance(row, BadRow) else row.text for row in ahead)
+        texts = filters.prepare_all(raw_cells(ahead))
         for row, text in zip(rows_in_order, texts, strict=True):
             if isinstance(row, BadRow):
                 reading.log.drop(*_bad(name, row))
@@ -517,7 +522,7 @@ def _read_responses(
     for source in sources:
         name = source.name
         ahead, rows_in_order = tee(candidate_cells(source))
-        texts = filters.prepare_all("" if isinstance(row, BadRow) else row.text for row in ahead)
+        texts = filters.prepare_all(raw_cells(ahead))
         for row, text in zip(rows_in_order, texts, strict=True):
             if isinstance(row, BadRow):
                 log.drop(*_bad(name, row))
