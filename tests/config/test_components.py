@@ -30,11 +30,12 @@ REWARD = TrainRewardConfig(name="reward", base_model="tiny", preferences="pairs"
 ALIGN = {"name": "a", "policy": "tiny", "optimisation": OPTIMISATION}
 LEFT_OUT = {
     "CleaningConfig": {"strict"},
+    "CorpusConfig": {"prepared"},
     "AlignConfig": {"launch"},
     "BuildPreferencesConfig": {"retry_failed"},
     "EndpointConfig": {
         *("api_key_env", "timeout_seconds", "concurrency", "requests_per_minute", "tokens_per_minute"),
-        *("max_attempts", "max_cost", "price"),
+        *("max_attempts", "max_cost", "price", "identity", "headers"),
     },
     "EvalCrisisConfig": {"retry_failed"},
     "EvalRewardConfig": {"allow_leakage", "batch_size"},
