@@ -1,7 +1,11 @@
 """README and docs: links lead somewhere, commands and config fragments are ones that the program takes."""
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,11 +22,14 @@ from psychocounsel.config.recipe import (
     CONFIGS,
     StageName,
     bundled_recipes,
-    load_recipe,
+    load_points,
     recipe_folder,
+    select_steps,
     stage_config,
 )
+from psychocounsel.config.schema import AlignConfig
 from psychocounsel.judging.rubric import RubricFile
+from running import ENVIRONMENT
 
 CLONE = Path(__file__).parents[1]
 DOCS = sorted((CLONE / "docs").rglob("*.md"))
@@ -145,7 +152,8 @@ def test_every_command_is_one_that_the_program_takes(
     given = program.make_context(words[0], words[1:]).params
     name, sets = words[0], given.get("sets") or []
     if name == "run" and (CLONE / "configs" / given["recipe"]).is_dir():
-        load_recipe(recipe_folder(given["recipe"]), sets)
+        steps = load_points(recipe_folder(given["recipe"]), sets, given["sweep"] or [])[0].steps
+        select_steps(steps, given["only"] or [], given["until"], given["start"])
     named = str(given.get("config") or given.get("source"))
     if name in MODELS and named.split("/")[0] in ("configs", *bundled_recipes()):
         load_configs(MODELS[name], stage_config(cast("StageName", name), named), sets)
@@ -180,3 +188,41 @@ def test_figures_of_the_results_are_those_of_the_benchmarks(page: str, least: in
     assert [
         each for each in figures if not re.search(rf"(?<![\d.,]){re.escape(each)}(?![\d]|[.,]\d)", benchmarks)
     ] == []
+
+
+def test_the_reference_from_the_code_is_complete_and_its_links_lead_somewhere() -> None:
+    spec = importlib.util.spec_from_file_location("reference", CLONE / "scripts" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for page in (reference.config(), reference.metrics()):
+        linked = set(re.findall(r"\]\(#([\w-]+)\)", page))
+        assert len(linked) > 10
+        assert linked <= set(re.findall(r"\{#([\w-]+)\}", page))
+    assert all(f"`{key}`" in reference.config() for key in AlignConfig.model_fields)
+    assert all(f"## psychocounsel {name}" in reference.commands() for name in ("run", "align", "annotate export"))
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="mkdocs-material is not installed (scripts/docs installs it)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=CLONE, env={**os.environ, **ENVIRONMENT}, capture_output=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = [page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")]
+    loaded = re.compile(r"<(?:script|img)[^>]* src=\"(https?:[^\"]*)|<link[^>]*stylesheet[^>]* href=\"(https?:[^\"]*)")
+    assert [found for page in pages for found in loaded.findall(page)] == []
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
+    """All its commands in their order, on the project's example speeches."""
+    text = (CLONE / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ psychocounsel (.*)$", text, re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        command = [sys.executable, "-m", "psychocounsel", *shlex.split(line, comments=True)]
+        environment = {**os.environ, **ENVIRONMENT, "BROWSER": "true"}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, (line, ended.stderr)
+    assert len(list((tmp_path / "data" / "reports").glob("my-project-*/report.html"))) == 2  # of the run, of the change
