@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 from json.encoder import encode_basestring_ascii
 from math import fsum
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 OVERALL = "overall"
 """The criterion of a comparison that weighs a response as a whole."""
@@ -62,15 +63,30 @@ def sample_by_hash(items: Sequence[_Item], count: int | None, purpose: str, seed
     return sorted(items, key=lambda each: content_id(purpose, str(seed), each.id))[:count]
 
 
+class Turn(NamedTuple):
+    """What was said before a speech, by the client (`user`) or the counsellor (`assistant`)."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+SPEAKERS = {"user": "client", "assistant": "counsellor"}
+"""Who speaks, by the role in a chat."""
+
+
 @dataclass(frozen=True)
 class Speech:
-    """What a client says in a session, stage directions included; `fine_topic` is a subdivision of `topic`."""
+    """What a client says in a session, stage directions included; `fine_topic` is a subdivision of `topic`.
+
+    `history` are the earlier turns of the session, oldest first, as far as they are known.
+    """
 
     text: str
     topic: str = ""
     crisis: bool = False
     source: str = ""
     fine_topic: str = ""
+    history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -78,8 +94,20 @@ class Speech:
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the text alone."""
-        return content_id("speech", self.text)
+        """Content hash of the text, and of the history if there is one."""
+        return content_id("speech", self.text, *chain.from_iterable(self.history))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The session so far: the history, then the text."""
+        return (*self.history, Turn("user", self.text))
+
+    @property
+    def transcript(self) -> str:
+        """The session so far for readers: the text, after the earlier turns with their speakers if there are some."""
+        if not self.history:
+            return self.text
+        return "\n\n".join(f"{SPEAKERS[turn.role].capitalize()}: {turn.content}" for turn in self.turns)
 
 
 @dataclass(frozen=True)

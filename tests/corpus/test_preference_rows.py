@@ -73,7 +73,7 @@ def test_rows_of_the_hub_know_their_place(monkeypatch: pytest.MonkeyPatch) -> No
         return [row.columns for row in ROWS if row.split == split]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert list(read_rows("hub:owner/name@abc", "test", "small")) == [("hub:owner/name@abc row 1", ROWS[0].columns)]
+    assert list(read_rows("hub:owner/name@abc", "test", "small")) == [("hub:owner/name@abc row 1", ROWS[0].columns, "")]
     found = read("hub:owner/name@abc", config="small")
     assert [(row.split, row.question) for row in found] == [("train", speech(1)), ("test", speech(2))]
     assert found[0].where == "hub:owner/name@abc row 1"
@@ -122,11 +122,11 @@ def test_rows_that_are_no_pair_are_kept_with_their_reason(tmp_path: Path) -> Non
         tmp_path,
         pair,
         {"prompt": "Hi.", "response_1": "a", "response_2": "b", "preference_strength": 0},
-        {**pair, "prompt": [USER, CHOSEN, USER]},
+        {**pair, "prompt": [USER, CHOSEN]},
         {**pair, "rejected": 3},
     )
     assert "set.jsonl line 4" in fault_of(path)
-    assert [row.fault for row in read(path, on_bad_row="drop")] == [None, "no_preference", "not_one_turn", "bad_row"]
+    assert [row.fault for row in read(path, on_bad_row="drop")] == [None, "no_preference", "not_an_exchange", "bad_row"]
     assert len(read(path, where='row["rejected"] != 3')) == 3
 
 

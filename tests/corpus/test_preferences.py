@@ -9,6 +9,7 @@ import pytest
 from psychocounsel.config.schema import ResponseColumns
 from psychocounsel.corpus.preferences import BestOfK, OutsidePairs, read_outside
 from psychocounsel.errors import InputError
+from psychocounsel.types import Turn
 from release_files import write_columns
 
 USER, SYSTEM = {"role": "user", "content": "Hi."}, {"role": "system", "content": "Be brief."}
@@ -45,14 +46,34 @@ def test_every_layout_gives_the_same_pair(tmp_path: Path, row: dict[str, Any]) -
     assert (pair.speech.source, found.dropped) == ("set.jsonl", {"repeated": 1})
 
 
+TRANSCRIPT = "\n\nHuman: Hi.\n\nAssistant: Yes?\n\nHuman: I am tired.\n\nAssistant: "
+SECOND = [USER, answer("Yes?"), {"role": "user", "content": "I am tired."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": SECOND, "chosen": "Good.", "rejected": "Bad."},
+        {"chosen": [*SECOND, answer("Good.")], "rejected": [*SECOND, answer("Bad.")]},
+        {"chosen": TRANSCRIPT + "Good.", "rejected": TRANSCRIPT + "Bad."},
+        {**PLAIN, "prompt": "Hi.\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nI am tired."},
+    ],
+)
+def test_turns_before_the_prompt_are_its_history(tmp_path: Path, row: dict[str, Any]) -> None:
+    found = read(tmp_path, row)
+    assert isinstance(found, OutsidePairs)
+    (pair,) = found.pairs
+    assert (pair.speech.text, pair.chosen.candidate.text) == ("I am tired.", "Good.")
+    assert pair.speech.history == (Turn("user", "Hi."), Turn("assistant", "Yes?"))
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"prompt": "Hi.", "response_1": "a", "response_2": "b", "preference_strength": 0}, "no_preference"),
-        ({"prompt": [SYSTEM, USER], "chosen": "Good.", "rejected": "Bad."}, "not_one_turn"),
-        ({"prompt": [USER, answer("Yes?"), USER], "chosen": "Good.", "rejected": "Bad."}, "not_one_turn"),
-        ({**PLAIN, "prompt": "Hi.\n<extra_id_1>Assistant\nYes?"}, "not_one_turn"),
-        ({"chosen": "Good.", "rejected": "Bad."}, "not_one_turn"),
+        ({"prompt": [SYSTEM, USER], "chosen": "Good.", "rejected": "Bad."}, "not_an_exchange"),
+        ({**PLAIN, "prompt": "Hi.\n<extra_id_1>Assistant\nYes?"}, "not_an_exchange"),
+        ({"chosen": "Good.", "rejected": "Bad."}, "not_an_exchange"),
         ({"prompt": "Hi.", "chosen": [USER, answer("a")], "rejected": "b"} | {"prompt": "Other."}, "two_prompts"),
         ({**PLAIN, "chosen": "a\u0000"}, "unreadable"),
         ({**PLAIN, "rejected": " "}, "empty"),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from psychocounsel.config.base import PathBeside, Settings
+from psychocounsel.config.base import PathBeside, PositiveInt, Settings
 from psychocounsel.config.expressions import condition
 
 DataClass = Literal["public", "deidentified", "restricted"]
@@ -35,6 +35,31 @@ class WideColumns(Settings):
     columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
+class Conversation(Settings):
+    """Each thing that the client says and that is answered becomes a row, with everything said before as its history.
+
+    A row is a conversation if `messages` names its list of messages; or a message, with the columns `id` of its
+    conversation, `role` and `text`, those of one conversation following each other. The new rows have `turn.text`,
+    `turn.answer`, `turn.history`, `turn.number` (from 1) and `turn.key`, and the columns of the conversation's first
+    row. `client` is what the role says of the client, where it is no usual word; all others are counsellors then. With
+    `last`, a history has this many messages at most.
+    """
+
+    messages: Column | None = None
+    id: Column | None = None
+    role: Column | None = None
+    text: Column | None = None
+    client: str | None = None
+    last: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> Self:
+        given = [each is not None for each in (self.id, self.role, self.text)]
+        if (self.messages is not None) == any(given) or any(given) != all(given):
+            raise ValueError("give messages, or id, role and text")
+        return self
+
+
 Condition = Annotated[str, AfterValidator(condition)]
 """A comparison such as `interlocutor == "client"`."""
 
@@ -44,7 +69,7 @@ class RowSource(Settings):
 
     Files end in .csv, .tsv, .jsonl, .json (an array), .parquet or .xlsx (its first sheet); .gz and .zst may follow.
     `split` and `config` are for the Hub. Only rows in which `where` is true are read. A row that cannot be read is an
-    error, or dropped and counted.
+    error, or dropped and counted. `conversation` makes rows of the turns of conversations.
     """
 
     path: PathBeside
@@ -52,16 +77,21 @@ class RowSource(Settings):
     config: str | None = None
     where: Condition | None = None
     wide: WideColumns | None = None
+    conversation: Conversation | None = None
     on_bad_row: Literal["error", "drop"] = "error"
 
 
 class SpeechColumns(Settings):
     """Which columns of a source hold what. `key` joins candidates that do not repeat the speech.
 
-    Of a `text` that is a list of messages, what the client says first is the speech.
+    Of a `text` that is a list of messages, what the client says first is the speech. `history` is a list of the
+    messages before the speech. Speeches of one `conversation` are in one split; those of a source with `conversation`
+    are anyway.
     """
 
     text: Column
+    history: Column | None = None
+    conversation: Column | None = None
     topic: Column | None = None
     crisis: Column | None = None
     key: Column | None = None
@@ -155,10 +185,12 @@ class PreferenceColumns(Settings):
     """Which columns of a preference dataset hold what.
 
     `speech`, `chosen` and `rejected` are texts, lists of messages, or transcripts as in HH-RLHF; without a `speech`,
-    both responses begin with it. `ratings` are by principle the columns of the chosen and of the rejected response.
+    both responses begin with it. Earlier turns stand there too, or in `history`, a list of messages. `ratings` are by
+    principle the columns of the chosen and of the rejected response.
     """
 
     speech: Column | None = None
+    history: Column | None = None
     chosen: Column = "chosen"
     rejected: Column = "rejected"
     chosen_author: Column | None = None

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -28,8 +28,16 @@ from psychocounsel.corpus.cleaning import (
     worker_count,
 )
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
-from psychocounsel.corpus.deduplicate import SPLITS, ExclusionIndex, assign_splits, cluster_ids
-from psychocounsel.corpus.deidentify import Placeholders, deidentify, evaluate, open_deidentifier, read_pii_set
+from psychocounsel.corpus.deduplicate import SPLITS, ExclusionIndex, assign_splits, cluster_ids, with_conversations
+from psychocounsel.corpus.deidentify import (
+    Deidentifier,
+    Placeholders,
+    deidentify,
+    evaluate,
+    open_deidentifier,
+    read_pii_set,
+)
+from psychocounsel.corpus.deidentify.patterns import Fingerprint, Span
 from psychocounsel.corpus.reading import (
     CandidateCells,
     CandidateRows,
@@ -47,7 +55,15 @@ from psychocounsel.corpus.reading import (
     read_speeches,
     speech_cells,
 )
-from psychocounsel.corpus.sources import BadRow, column_name, read_source, source_fingerprint, source_name, texts_in
+from psychocounsel.corpus.sources import (
+    BadRow,
+    column_name,
+    merged_turns,
+    read_source,
+    source_fingerprint,
+    source_name,
+    texts_in,
+)
 from psychocounsel.corpus.text import is_foreign
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
@@ -63,12 +79,13 @@ from psychocounsel.store.schemas import (
     write_speeches,
 )
 from psychocounsel.store.store import Store
-from psychocounsel.types import ReplyStatus, content_id
+from psychocounsel.types import ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
 VERSION = 8
 
 _TOPIC_BATCH = 4096
+_CACHED_TURNS = 10_000
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
 _TEMPLATE_SPEECHES, _TEMPLATE_SHARE = 20, 0.1
 _PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
@@ -202,13 +219,13 @@ def _build_speeches(
                 remedy="check the columns, or loosen corpus.cleaning",
             )
         assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
-        clusters = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
+        alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
+        clusters = with_conversations(alike, speeches, speeches.conversations) if speeches.in_sessions else alike
         splits = assign_splits(clusters, speeches.topics, config.split, speeches.splits)
         rows = zip(speeches, splits, clusters.tolist(), strict=True)
         write_speeches(writer, (SplitSpeech(speech, split, f"{cluster:016x}") for speech, split, cluster in rows))
         write_row_provenance(writer, reading.rows())
-        sizes = np.unique(clusters, return_counts=True)[1]
-        cluster_count = len(sizes)
+        sizes = np.unique(alike, return_counts=True)[1]
         if (largest := int(sizes.max())) >= _TEMPLATE_SPEECHES and largest > _TEMPLATE_SHARE * len(speeches):
             writer.warnings.append(
                 f"{largest} of {len(speeches)} speeches are near-duplicates of each other, as texts from one template "
@@ -233,8 +250,8 @@ def _build_speeches(
                     name: {topic: count for (split, topic), count in sorted(by_split.items()) if split == name}
                     for name in SPLITS
                 },
-                "clusters": cluster_count,
-                "near_duplicates": len(speeches) - cluster_count,
+                "clusters": len(np.unique(clusters)),
+                "near_duplicates": len(speeches) - len(sizes),
                 "crisis": sum(speeches.crisis),
                 "deidentification": cleaner.deidentification(),
             }
@@ -357,13 +374,36 @@ def _authors(config: CorpusConfig, sources: Sequence[CandidateRows]) -> _Authors
 # --- Cleaning --------------------
 
 
+class _CachedDeidentifier:
+    """An engine that looks once at what stands in the histories of several speeches."""
+
+    def __init__(self, engine: Deidentifier) -> None:
+        self._engine = engine
+        self._find = lru_cache(_CACHED_TURNS)(engine.find)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._engine.fingerprint
+
+    def find(self, text: str) -> Sequence[Span]:
+        return self._find(text)
+
+
 class _Cleaner:
     """Cleans and de-identifies the texts of an artifact, or reads them prepared, and counts what was replaced."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
         self._ahead = None if config.prepared is None else _prepared_texts(config, Path(config.prepared))
-        self._deidentifier = open_deidentifier(config.deidentification, _crisis_services(config))
+        engine = open_deidentifier(config.deidentification, _crisis_services(config))
+        self._deidentifier = None if engine is None else _CachedDeidentifier(engine)
+        answers = response_steps(config.cleaning, KnownPeople.of(()), _crisis_services(config))
+
+        @lru_cache(_CACHED_TURNS)  # what is said once stands in the histories of all that follows
+        def clean_turn(turn: Turn) -> str:
+            return clean(turn.content, SPEECH_STEPS if turn.role == "user" else answers).text
+
+        self._clean_turn = clean_turn
         self._replaced: Counter[str] = Counter()
 
     def speech_filters(self) -> SpeechFilters:
@@ -371,7 +411,24 @@ class _Cleaner:
         excluded = self._config.exclude
         sources = ((source_name(each.path), texts_in(read_source(each), each.columns)) for each in excluded)
         index = ExclusionIndex(sources, self._config.exclude_span_words) if excluded else None
-        return SpeechFilters(prepare_all, None if index is None else index.shares_span)
+        return SpeechFilters(prepare_all, None if index is None else index.shares_span, self._in_session)
+
+    def _in_session(self, turns: Sequence[Turn], speech: Prepared) -> tuple[tuple[Turn, ...], Prepared]:
+        """Return the clean turns before a speech, and the speech, with one map of placeholders."""
+        plain, finder = self._clean_turns(turns), self._deidentifier
+        if finder is None or not speech.plain:
+            return plain, speech
+        known = Placeholders()
+        history = tuple(turn._replace(content=deidentify(turn.content, finder, known)) for turn in plain)
+        text = deidentify(speech.plain, finder, known)
+        is_changed = (history, text) != (plain, speech.plain)
+        changed_by = [each for each in speech.changed_by if each != DEIDENTIFICATION]
+        return history, speech._replace(
+            text=text, changed_by=(*changed_by, *([DEIDENTIFICATION] if is_changed else []))
+        )
+
+    def _clean_turns(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        return tuple(merged_turns(turn._replace(content=self._clean_turn(turn)) for turn in turns))
 
     def response_filters(self, authors: _Authors, speeches: Artifact) -> ResponseFilters:
         cleaning, known = self._config.cleaning, authors.people
@@ -383,22 +440,28 @@ class _Cleaner:
             partial(self._joined, self._hidden_speeches(speeches), {}),
         )
 
-    def _hidden_speeches(self, speeches: Artifact) -> dict[str, str]:
-        """Return the speeches in which something was replaced, as they were before that, by id."""
+    def _hidden_speeches(self, speeches: Artifact) -> dict[str, list[str]]:
+        """Return the turns of each session in which something was replaced, as they were before that, by speech."""
         if self._deidentifier is None:
             return {}
         rows = read_row_provenance(speeches)
         changed = {row.raw_digest: row.text_id for row in rows if DEIDENTIFICATION in row.changed_by}
-        found: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         for source in self._config.speeches if changed else ():
             for row in speech_cells(_speech_rows(source)):
-                raw = row.text if isinstance(row, SpeechCells) else ""
-                if (text_id := changed.get(raw_digest(raw))) is not None and text_id not in found:
-                    found[text_id] = clean(raw, SPEECH_STEPS).text
+                raw, turns = (row.text, row.history) if isinstance(row, SpeechCells) else ("", ())
+                if (text_id := changed.get(raw_digest(raw, turns))) is not None and text_id not in found:
+                    before = (turn.content for turn in self._clean_turns(turns))
+                    found[text_id] = [*before, clean(raw, SPEECH_STEPS).text]
         return found
 
     def _joined(
-        self, hidden: Mapping[str, str], known: dict[str, Placeholders], speech_id: str, raw: str, prepared: Prepared
+        self,
+        hidden: Mapping[str, Sequence[str]],
+        known: dict[str, Placeholders],
+        speech_id: str,
+        raw: str,
+        prepared: Prepared,
     ) -> str:
         """Return a response in which one placeholder is one person, in its speech and in all responses to it."""
         finder = self._deidentifier
@@ -406,7 +469,8 @@ class _Cleaner:
             return prepared.text
         if speech_id not in known:
             known[speech_id] = Placeholders()
-            deidentify(hidden.get(speech_id, ""), finder, known[speech_id])
+            for turn in hidden.get(speech_id, ()):
+                deidentify(turn, finder, known[speech_id])
         shared, plain = known[speech_id], prepared.plain
         of_authors = {match.group() for match in _PLACEHOLDER.finditer(plain) if match.group() not in raw}
         return deidentify(shared.rename(plain, of_authors), finder, shared)

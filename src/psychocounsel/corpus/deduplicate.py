@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from rensa import RMinHash  # pyrefly: ignore[missing-module-attribute]
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import DataQualityError, InputError
-from psychocounsel.types import content_id
+from psychocounsel.types import Speech, content_id
 
 # --- Sketches --------------------
 
@@ -221,6 +221,32 @@ class _Forest:
         while not np.array_equal(above := self._parents[self._parents], self._parents):
             self._parents = above
         return self._parents
+
+
+def with_conversations(clusters: Hashes, speeches: Iterable[Speech], conversations: Sequence[str] = ()) -> Hashes:
+    """Return the clusters, joined where they hold turns of one conversation.
+
+    Two speeches are turns of one if their `conversations` have one name; a speech without a name and one in whose
+    history it stands are, too. `clusters`, [speeches], are ids of near-duplicates.
+    """
+    unique, places = np.unique(clusters, return_inverse=True)
+    forest = _Forest(len(unique))
+    named: dict[str, int] = {}
+    unnamed: list[tuple[int, list[str]]] = []
+    for place, speech, name in zip(places.tolist(), speeches, conversations or repeat(""), strict=False):
+        forest.join(named.setdefault(name or speech.id, place), place)
+        if not name:
+            unnamed.append((place, _earlier(speech)))
+    for place, earlier in unnamed:
+        for each in earlier:
+            forest.join(named.get(each, place), place)
+    return unique[forest.roots()[places]]
+
+
+def _earlier(speech: Speech) -> list[str]:
+    """Return the ids of the speeches that the client's turns in a history would be."""
+    history = speech.history
+    return [Speech(turn.content, history=history[:at]).id for at, turn in enumerate(history) if turn.role == "user"]
 
 
 # --- Splits --------------------

@@ -25,10 +25,11 @@ from psychocounsel.corpus.sources import (
     source_fingerprint,
     split_cell,
     text_cell,
+    turns_cell,
 )
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Rating
+from psychocounsel.types import Rating, Turn
 
 SPLITS = ("train", "dev", "test")
 _RATING = "_rating"
@@ -49,7 +50,8 @@ class PreferenceSide(NamedTuple):
 class PreferenceRow(NamedTuple):
     """One preference as it was released; `split` is the one it was released in.
 
-    `fault` says why it holds no preference between two answers to one speech, such as `not_one_turn`; None if it does.
+    `fault` says why it holds no preference between two answers to one speech, such as `not_an_exchange`; None if it
+    does.
     `crisis` is None where the row does not say.
     """
 
@@ -62,6 +64,12 @@ class PreferenceRow(NamedTuple):
     fine_topic: str = ""
     crisis: bool | None = None
     fault: str | None = None
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def session(self) -> tuple[Turn, ...]:
+        """The history, then the question."""
+        return (*self.history, Turn("user", self.question))
 
 
 class _Part(NamedTuple):
@@ -159,6 +167,7 @@ def _layout(values: Mapping[str, object]) -> PreferenceColumns:
         chosen_author="chosen_model" if "chosen_model" in values else None,
         rejected_author="rejected_model" if "rejected_model" in values else None,
         topic=next((name for name in ("topic", "subset") if name in values), None),
+        history="history" if {"pair_id", "history"} <= values.keys() else None,
         ratings=ratings,
     )
 
@@ -174,7 +183,7 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, config: Import
     texts = exchange_of(asked, ["" if value is None else value for value in given], row.where)
     if isinstance(texts, str):
         return _without_pair(row.where, split, texts)
-    question, *answers = texts
+    answers = (texts.chosen, texts.rejected)
     authors = [
         "" if name is None else text_cell(row, name) for name in (columns.chosen_author, columns.rejected_author)
     ]
@@ -191,11 +200,12 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, config: Import
     return PreferenceRow(
         row.where,
         split,
-        question,
+        texts.prompt,
         *sides,
         topic="" if columns.topic is None else text_cell(row, columns.topic),
         fine_topic=text_cell(row, "fine_topic") if is_own else "",
         crisis=flag_cell(row, "crisis") if is_own else None,
+        history=texts.history or (tuple(turns_cell(row, columns.history)) if columns.history else ()),
     )
 
 

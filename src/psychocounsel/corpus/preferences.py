@@ -12,10 +12,7 @@ from psychocounsel.corpus.sources import SourceRow, cell, messages_of, read_rows
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
-
-TURN_MARK = "<extra_id_1>"
-"""Parts the turns of a HelpSteer2 prompt that has several."""
+from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, Turn
 
 
 class OutsidePairs(NamedTuple):
@@ -25,8 +22,20 @@ class OutsidePairs(NamedTuple):
     dropped: Counter[str]
 
 
+_READER = 2
+"""Raised by hand whenever rows of others may be read differently than before."""
+
 Message = tuple[str, str]
 """Role and text."""
+
+
+class Answered(NamedTuple):
+    """What a client says, the turns before it, and two answers to it."""
+
+    history: tuple[Turn, ...]
+    prompt: str
+    chosen: str
+    rejected: str
 
 
 class BestOfK(NamedTuple):
@@ -58,7 +67,7 @@ def outside_fingerprint(source: str, split: str, config: str | None) -> list[dic
     Raises:
         InputError: there is no such file.
     """
-    return [source_fingerprint(path, split, config) for path in _paths(source, split)]
+    return [source_fingerprint(path, split, config) | {"reader": _READER} for path in _paths(source, split)]
 
 
 def _paths(source: str, split: str) -> list[str]:
@@ -120,8 +129,8 @@ def _layout(values: Mapping[str, object]) -> ResponseColumns | None:
 def pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     """Return the pairs of `chosen` and `rejected`: texts after a `prompt`, or conversations in trl's layout.
 
-    HelpSteer2's `response_1`, `response_2` and `preference_strength` are read too. A `subset` becomes the topic. A
-    pair is dropped if there is more than one turn of the user or another role, for all models here see one turn.
+    HelpSteer2's `response_1`, `response_2` and `preference_strength` are read too. A `subset` becomes the topic,
+    earlier turns the history. A pair is dropped if others than user and assistant speak.
 
     Raises:
         InputError: a column is missing, or a cell is neither text nor a list of messages.
@@ -133,11 +142,11 @@ def pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
         if isinstance(texts, str):
             dropped[texts] += 1
             continue
-        prompt, *responses = texts
-        speech = Speech(prompt, topic=str(row.values.get("subset") or ""), source=source)
+        topic = str(row.values.get("subset") or "")
+        speech = Speech(texts.prompt, topic=topic, source=source, history=texts.history)
         chosen, rejected = (
             ScoredCandidate(Candidate(speech.id, "", text), score)
-            for text, score in zip(responses, (1.0, 0.0), strict=True)
+            for text, score in ((texts.chosen, 1.0), (texts.rejected, 0.0))
         )
         pair = PreferencePair(speech, chosen, rejected)
         dropped["repeated"] += pair.id in pairs
@@ -145,19 +154,20 @@ def pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     return OutsidePairs(list(pairs.values()), +dropped)
 
 
-def _texts(row: SourceRow) -> tuple[str, str, str] | str:
-    """Return prompt, chosen and rejected text of a row, or the reason why it gives no pair."""
+def _texts(row: SourceRow) -> Answered | str:
+    """Return the texts of a row, or the reason why it gives no pair."""
     sides = ordered_by_strength(row)
     if sides is None:
         return "no_preference"
     texts = exchange_of(row.values.get("prompt"), [cell(row, side) for side in sides], row.where)
     if isinstance(texts, str):
         return texts
-    if any(refusal(text) for text in texts):
+    said = (*(turn.content for turn in texts.history), texts.prompt, texts.chosen, texts.rejected)
+    if any(refusal(text) for text in said):
         return "unreadable"
-    if not all(text.strip() for text in texts):
+    if not all(text.strip() for text in said[-3:]):
         return "empty"
-    return "equal_texts" if texts[1] == texts[2] else texts
+    return "equal_texts" if texts.chosen == texts.rejected else texts
 
 
 def ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
@@ -175,11 +185,11 @@ def ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
     return ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
 
 
-def exchange_of(prompt: object, responses: Sequence[object], where: str) -> tuple[str, str, str] | str:
-    """Return what the client says and the two responses, or the reason why they are no two answers to one speech.
+def exchange_of(prompt: object, responses: Sequence[object], where: str) -> Answered | str:
+    """Return the session so far and the two responses, or the reason why they are no two answers to one speech.
 
-    Each is a text, a list of messages, or a transcript as in HH-RLHF; responses may repeat the prompt, and a prompt of
-    None stands in them.
+    Each is a text, a list of messages, or a transcript as in HH-RLHF or HelpSteer2; responses may repeat the prompt,
+    and a prompt of None stands in them.
 
     Raises:
         InputError: one is neither text nor messages.
@@ -190,25 +200,35 @@ def exchange_of(prompt: object, responses: Sequence[object], where: str) -> tupl
         messages = list(_messages(response, "assistant", where))
         # A conversation that begins with the user repeats the prompt.
         conversations.append(messages if messages and messages[0][0] != "assistant" else [*before, *messages])
-    if any([role for role, _ in each] != ["user", "assistant"] for each in conversations):
-        return "not_one_turn"
-    (asked, chosen), (asked_too, rejected) = ([text for _, text in each] for each in conversations)
-    if TURN_MARK in asked:
-        return "not_one_turn"
-    return "two_prompts" if asked != asked_too else (asked, chosen, rejected)
+    for each in conversations:
+        roles = [role for role, _ in each]
+        if roles[-2:] != ["user", "assistant"] or not {*roles} <= {"user", "assistant"}:
+            return "not_an_exchange"
+    (*session, (_, chosen)), (*session_too, (_, rejected)) = conversations
+    if session != session_too:
+        return "two_prompts"
+    history = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in session[:-1])
+    return Answered(history, session[-1][1], chosen, rejected)
 
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+_MARKED_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def _messages(value: object, role: str, where: str) -> Iterator[Message]:
-    """Yield the messages of a cell: a text is one message with `role` or a transcript, a null is none."""
+    """Yield the messages of a cell: a text is one message with `role` or a transcript, a null is none.
+
+    Transcripts are those of HH-RLHF, and HelpSteer2's with `<extra_id_1>` between the turns.
+    """
     if isinstance(value, str) and value.startswith("\n\nHuman:"):
         _, *parts = _TRANSCRIPT.split(value)
         for speaker, text in zip(parts[::2], parts[1::2], strict=True):
             yield "user" if speaker == "Human" else "assistant", text.strip()
     elif isinstance(value, str):
-        yield role, value
+        first, *parts = _MARKED_TURNS.split(value)
+        yield role, first
+        for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+            yield "user" if speaker == "User" else "assistant", text
     elif value is not None:
         yield from messages_of(cast("list[object]", value) if isinstance(value, list) else [value], role, where)
 

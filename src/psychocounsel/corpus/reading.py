@@ -11,7 +11,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,11 +22,21 @@ from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.config.sources import CandidateColumns, Column, SpeechColumns
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
 from psychocounsel.corpus.crisis import mentions_crisis
-from psychocounsel.corpus.sources import BadRow, SourceRow, flag_cell, key_cell, name_cell, split_cell, text_cell
+from psychocounsel.corpus.sources import (
+    BadRow,
+    SourceRow,
+    column_name,
+    flag_cell,
+    key_cell,
+    name_cell,
+    split_cell,
+    text_cell,
+    turns_cell,
+)
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import write_faults
 from psychocounsel.store.schemas import RowProvenance
-from psychocounsel.types import Candidate, Speech, content_id
+from psychocounsel.types import Candidate, Speech, Turn, content_id
 
 # --- Spools --------------------
 
@@ -87,16 +97,23 @@ class SpooledSpeeches:
         self.crisis = bytearray()
         self.sources: list[str] = []
         self.splits: list[str] = []
+        self.conversations: list[str] = []
+        self._histories = TextSpool(scratch.with_suffix(".histories"))
+        self._history_at: dict[int, int] = {}
         self._ids = array("Q")
 
-    def append(self, speech: Speech, split: str = "") -> None:
-        """Add a speech at the end; `split` is the one that its source gives, if it gives one."""
+    def append(self, speech: Speech, split: str = "", conversation: str = "") -> None:
+        """Add a speech at the end; `split` and `conversation` are those that its source gives, if it gives them."""
+        if speech.history:
+            self._history_at[len(self)] = len(self._histories)
+            self._histories.append(json.dumps(speech.history))
         self.texts.append(speech.text)
         self.topics.append(sys.intern(speech.topic))
         self.fine_topics.append(sys.intern(speech.fine_topic))
         self.crisis.append(speech.crisis)
         self.sources.append(speech.source)
         self.splits.append(sys.intern(split))
+        self.conversations.append(sys.intern(conversation))
         self._ids.append(int(speech.id, 16))
 
     @property
@@ -104,16 +121,28 @@ class SpooledSpeeches:
         """[speeches]; the ids as numbers."""
         return np.array(self._ids, dtype=np.uint64)
 
+    @property
+    def in_sessions(self) -> bool:
+        """Whether some of them are turns of a longer conversation."""
+        return bool(self._history_at) or any(self.conversations)
+
     def __len__(self) -> int:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Speech]:
         for at, text in enumerate(self.texts):
-            yield Speech(text, self.topics[at], bool(self.crisis[at]), self.sources[at], self.fine_topics[at])
+            about = (self.topics[at], bool(self.crisis[at]), self.sources[at], self.fine_topics[at])
+            yield Speech(text, *about, self._history(at))
+
+    def _history(self, at: int) -> tuple[Turn, ...]:
+        if at not in self._history_at:
+            return ()
+        return tuple(Turn(*each) for each in json.loads(self._histories[self._history_at[at]]))
 
     def close(self) -> None:
-        """Remove the scratch file."""
+        """Remove the scratch files."""
         self.texts.close()
+        self._histories.close()
 
 
 # --- The funnel --------------------
@@ -224,9 +253,9 @@ def _with_reason(row: RowProvenance, dropped: Dropped) -> RowProvenance:
     return row._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail)
 
 
-def raw_digest(raw: str) -> str:
-    """Return a digest that identifies a text before cleaning; its words cannot be read back from it."""
-    return content_id("raw", raw)
+def raw_digest(raw: str, history: Iterable[Turn] = ()) -> str:
+    """Return what identifies a text before cleaning, and the turns before it; words cannot be read back from it."""
+    return content_id("raw", raw, *chain.from_iterable(history))
 
 
 # --- Speeches --------------------
@@ -254,7 +283,10 @@ class SpeechRows(NamedTuple):
 
 
 class SpeechCells(NamedTuple):
-    """What a row says of a speech: its text, topic, whether it speaks of a crisis (None: not said), key and split."""
+    """What a row says of a speech: its text, topic, whether it speaks of a crisis (None: not said), key and split.
+
+    `history` are the turns before it, and `conversation` names the one that all of them are of.
+    """
 
     where: str
     text: str
@@ -262,6 +294,8 @@ class SpeechCells(NamedTuple):
     crisis: bool | None
     key: str
     split: str
+    history: tuple[Turn, ...] = ()
+    conversation: str = ""
 
 
 T = TypeVar("T")
@@ -299,9 +333,19 @@ def speech_cells(source: SpeechRows) -> Iterator[SpeechCells | BadRow]:
             flag_cell(row, columns.crisis) if columns.crisis else None,
             key_cell(row, columns.key) if columns.key else "",
             split_cell(row, split) if split else "",
+            _history(row, columns.history) if columns.history else (),
+            key_cell(row, columns.conversation) if columns.conversation else row.conversation,
         )
 
     return _cells(source.rows, read, source.drops_bad_rows)
+
+
+def _history(row: SourceRow, column: Column) -> tuple[Turn, ...]:
+    turns = tuple(turns_cell(row, column))
+    if turns and turns[-1].role == "user":
+        fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
+        raise InputError(fault, where=row.where, remedy="leave the speech out of it, or read it with `conversation`")
+    return turns
 
 
 def _bad(name: str, row: BadRow) -> tuple[RowProvenance, Dropped]:
@@ -309,10 +353,17 @@ def _bad(name: str, row: BadRow) -> tuple[RowProvenance, Dropped]:
 
 
 class SpeechFilters(NamedTuple):
-    """What is done to the texts of speeches; `benchmark` returns the benchmark with which a text shares a span."""
+    """What is done to the texts of speeches; `benchmark` returns the benchmark with which a text shares a span.
+
+    `in_session` does it to the turns before a speech, and returns the speech with the placeholders of all of them.
+    """
 
     prepare_all: PrepareAll
     benchmark: Callable[[str], str | None] | None = None
+    in_session: Callable[[Sequence[Turn], Prepared], tuple[tuple[Turn, ...], Prepared]] = lambda turns, text: (
+        tuple(turns),
+        text,
+    )
 
 
 class SpeechReading:
@@ -334,7 +385,7 @@ class SpeechReading:
             if at in self._beyond_limit:
                 self.log.funnel.drop_kept(_BEYOND_LIMIT, ids[at])
             else:
-                kept.append(speech, self.speeches.splits[at])
+                kept.append(speech, self.speeches.splits[at], self.speeches.conversations[at])
         self.speeches.close()
         self.speeches = kept
 
@@ -383,12 +434,16 @@ def _read_into(
             if isinstance(row, BadRow):
                 reading.log.drop(*_bad(name, row))
                 continue
-            speech = None
+            speech, history = None, ()
+            if row.history:
+                history, text = filters.in_session(row.history, text)
             if text.text:
-                crisis = mentions_crisis(text.text) if row.crisis is None else row.crisis
-                speech = Speech(text.text, row.topic, crisis, name)
+                said = (text.text, *(turn.content for turn in history if turn.role == "user"))
+                crisis = any(map(mentions_crisis, said)) if row.crisis is None else row.crisis
+                speech = Speech(text.text, row.topic, crisis, name, history=history)
             key, text_id = row.key, "" if speech is None else speech.id
-            provenance = RowProvenance(name, row.where, key, raw_digest(row.text), text_id, text.changed_by)
+            digest = raw_digest(row.text, row.history)
+            provenance = RowProvenance(name, row.where, key, digest, text_id, text.changed_by)
             if key and text_of_key.setdefault(key, text_id) != text_id:
                 raise InputError(
                     f"the key {key!r} already names another speech",
@@ -404,7 +459,7 @@ def _read_into(
             dropped = _reason_to_drop(speech, text, seen, cleaning, filters)
             seen.add(int(speech.id, 16))
             if dropped is None:
-                reading.speeches.append(speech, row.split)
+                reading.speeches.append(speech, row.split, row.conversation and f"{name} {row.conversation}")
                 reading.log.keep(provenance)
             else:
                 reading.log.drop(provenance, dropped)

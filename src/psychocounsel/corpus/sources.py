@@ -6,8 +6,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import has_magic
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias, cast
 
@@ -16,13 +18,13 @@ import pyarrow.parquet as pq
 
 from psychocounsel.config.components import PREFIX, locate
 from psychocounsel.config.expressions import evaluate
-from psychocounsel.config.sources import Column, Constant, RowSource
+from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Rating
+from psychocounsel.types import Rating, Turn
 
 if TYPE_CHECKING:
     import _csv  # the reader's type has no public name
@@ -32,10 +34,11 @@ MAX_JSON_BYTES = 200_000_000
 
 
 class SourceRow(NamedTuple):
-    """One row and its location, such as `speeches.csv line 812`."""
+    """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is."""
 
     where: str
     values: Mapping[str, Any]
+    conversation: str = ""
 
 
 class BadRow(NamedTuple):
@@ -112,11 +115,24 @@ def read_rows(
 def read_source(source: RowSource) -> Iterator[SourceRow | BadRow]:
     """Yield the rows of a source of a config: those in which `where` holds, one for each column where it is `wide`.
 
-    Raises InputError if the content cannot be read; where rows may be bad, only if that concerns more than a row.
+    Where it has a `conversation`, one for each thing that the client says and that is answered. Raises InputError if
+    the content cannot be read; where rows may be bad, only if that concerns more than a row.
     """
     pending: list[BadRow] = []
     drop: OnBadRow = lambda fault: pending.append(BadRow(fault.where or source.path, fault.what))  # noqa: E731
     bad = drop if source.on_bad_row == "drop" else _refuse
+    rows = _wanted_rows(source, pending, bad)
+    if source.conversation is None:
+        yield from rows
+        return
+    for row in _turn_rows(_said(rows, source.conversation, pending, bad), source.conversation):
+        yield from pending
+        pending.clear()
+        yield row
+    yield from pending
+
+
+def _wanted_rows(source: RowSource, pending: list[BadRow], bad: OnBadRow) -> Iterator[SourceRow | BadRow]:
     for row in read_rows(source.path, source.split, source.config, bad):
         yield from pending
         pending.clear()
@@ -135,6 +151,54 @@ def read_source(source: RowSource) -> Iterator[SourceRow | BadRow]:
             wide = {"column": name.strip(), "value": cell(row, name)}
             yield SourceRow(f"{row.where} column {name}", {**row.values, "wide": wide})
     yield from pending
+    pending.clear()
+
+
+class _Said(NamedTuple):
+    """What is said in one row, and the conversation that it belongs to."""
+
+    conversation: str
+    row: SourceRow
+    turns: list[Turn]
+
+
+def _said(
+    rows: Iterable[SourceRow | BadRow], columns: Conversation, pending: list[BadRow], bad: OnBadRow
+) -> Iterator[_Said]:
+    for row in rows:
+        if isinstance(row, BadRow):
+            pending.append(row)
+            continue
+        try:
+            if columns.messages is not None:
+                yield _Said(row.where, row, turns_cell(row, columns.messages, columns.client))
+            elif columns.id is not None and columns.role is not None and columns.text is not None:
+                key = key_cell(row, columns.id)
+                message = {"role": text_cell(row, columns.role), "content": text_cell(row, columns.text)}
+                turns = list(turns_of([message], column_name(columns.role), row.where, columns.client))
+                yield _Said(key, row, turns)
+        except InputError as fault:
+            bad(fault)
+
+
+def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceRow]:
+    """Yield a row for each thing that the client says and that is answered."""
+    ended: set[str] = set()
+    for key, messages in groupby(said, lambda each: each.conversation):
+        rows = list(messages)
+        if columns.id is not None and key in ended:
+            remedy = "sort the file so that the messages of one conversation follow each other"
+            raise InputError(f"the conversation {key!r} goes on after another", where=rows[0].row.where, remedy=remedy)
+        ended.add(key)
+        turns = merged_turns(turn for each in rows for turn in each.turns)
+        number = 0
+        for at, (turn, answer) in enumerate(pairwise(turns)):
+            if turn.role == "user":
+                number += 1
+                before = turns[max(0, at - (columns.last or at)) : at]
+                own = {"text": turn.content, "answer": answer.content, "number": number, "key": f"{key} turn {number}"}
+                values = {**rows[0].row.values, "turn": {**own, "history": [each._asdict() for each in before]}}
+                yield SourceRow(f"{rows[0].row.where} turn {number}", values, key)
 
 
 # --- Formats --------------------
@@ -318,7 +382,11 @@ _READERS: dict[str, Callable[[Path, OnBadRow], Iterator[SourceRow]]] = {
 
 
 Role = Literal["user", "assistant"]
-_ROLES = {"human": "user", "client": "user", "gpt": "assistant", "counsellor": "assistant", "counselor": "assistant"}
+_ROLES = {
+    **dict.fromkeys(("user", "human", "client", "patient", "seeker"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "counsellor", "counselor", "therapist", "supporter"), "assistant"),
+    "system": "system",
+}
 
 
 def column_name(column: Column) -> str:
@@ -375,6 +443,50 @@ def _opening(messages: Sequence[object], column: str, where: str) -> dict[str, s
     return texts
 
 
+def turns_cell(row: SourceRow, column: Column, client: str | None = None) -> list[Turn]:
+    """Return the turns of client and counsellor in a list of messages; a null has none, and system messages are none.
+
+    Raises:
+        InputError: it is no list of messages, or another role speaks.
+    """
+    value = cell(row, column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)  # as CSV files hold lists
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        remedy = "give a list of messages with role and content"
+        raise InputError(f"{column_name(column)!r} holds no list of messages", where=row.where, remedy=remedy)
+    return merged_turns(turns_of(cast("list[object]", value), column_name(column), row.where, client))
+
+
+def turns_of(messages: Sequence[object], column: str, where: str, client: str | None = None) -> Iterator[Turn]:
+    """Yield messages of client and counsellor; `client` is what the role says of the client, where all others answer.
+
+    Raises:
+        InputError: a message is laid out otherwise, or has another role.
+    """
+    for role, text in messages_of(messages, column, where):
+        content = require_text(text, column, where).strip()
+        if client is not None:
+            yield Turn("user" if role == client else "assistant", content)
+        elif role == "user" or role == "assistant":
+            yield Turn(role, content)
+        elif role != "system":
+            remedy = f"use one of {', '.join(_ROLES)}, or say with `client` which role is the client"
+            raise InputError(f"{column!r} holds a message of {role!r}", where=where, remedy=remedy)
+
+
+def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
+    """Return turns in which the roles alternate: texts in a row by one of them are joined by blank lines."""
+    spoken = (turn for turn in turns if turn.content)
+    return [
+        Turn(role, "\n\n".join(turn.content for turn in together))
+        for role, together in groupby(spoken, lambda turn: turn.role)
+    ]
+
+
 def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator[tuple[str, str]]:
     """Yield role and text of messages with `role` and `content`, or `from` and `value`.
 
@@ -387,7 +499,7 @@ def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator
         if not (isinstance(role, str) and isinstance(text, str)):
             remedy = "give texts, or lists of messages with role and content"
             raise InputError(f"{column!r} holds a message that is no text", where=where, remedy=remedy)
-        yield _ROLES.get(role, role), text
+        yield _ROLES.get(role.strip().lower(), role), text
 
 
 def name_cell(row: SourceRow, column: Column) -> str:

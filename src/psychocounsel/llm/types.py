@@ -354,10 +354,14 @@ UNSEEN = (
 _ESCAPED = re.compile(f"(?P<flag>{FLAG})|[\u0080-\u009f\u2028\u2029\ud800-\udfff{UNSEEN}{TAGS}]")
 
 
-def one_line(item: Mapping[str, str]) -> str:
+def one_line(item: Mapping[str, JSON]) -> str:
     """Return texts as a JSON object on one line; every character that could break or hide in it is escaped."""
-    text = f"{{{', '.join(f'{_json_text(key)}: {_json_text(value)}' for key, value in item.items())}}}"
+    text = f"{{{', '.join(f'{_json_text(key)}: {_plain_json(value)}' for key, value in item.items())}}}"
     return text if text.isascii() else _ESCAPED.sub(_escaped, text)
+
+
+def _plain_json(value: JSON) -> str:
+    return _json_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ShownItem:
-    """What raters see of an item: an id that says nothing, the client's words, and answers without their authors."""
+    """What raters see of an item: an id that says nothing, the session so far, and answers without their authors."""
 
     id: str
     speech: str

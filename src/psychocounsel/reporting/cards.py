@@ -211,9 +211,9 @@ class CardFigure(NamedTuple):
 class DatasetFacts:
     """What the card of a preference dataset says; what is not known is left out.
 
-    `rows` are pairs by split. `artifacts` are the dataset itself, then what it came from, nearest first. `judges` has
-    the number of judgements by the name in the replies; `lengths` how many responses have so many words, by split and
-    side (`chosen`, `rejected`).
+    `rows` are pairs by split, and `with_history` of them have earlier turns. `artifacts` are the dataset itself, then
+    what it came from, nearest first. `judges` has the number of judgements by the name in the replies; `lengths` how
+    many responses have so many words, by split and side (`chosen`, `rejected`).
     """
 
     name: str
@@ -226,6 +226,7 @@ class DatasetFacts:
     judges: Mapping[str, int] = field(default_factory=dict[str, int])
     scores_by_author: tuple[AuthorScores, ...] = ()
     lengths: Mapping[str, Mapping[str, Counter[int]]] = field(default_factory=dict[str, Mapping[str, Counter[int]]])
+    with_history: int = 0
 
     def first(self, kind: str) -> Artifact | None:
         """Return the nearest artifact of a kind."""
@@ -298,6 +299,7 @@ def gather_dataset_facts(
             for split, each in pairs.items()
             if each
         },
+        with_history=sum(bool(pair.speech.history) for each in pairs.values() for pair in each),
     )
 
 

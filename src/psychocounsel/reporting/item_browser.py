@@ -89,7 +89,8 @@ def embedded_items(sets: Sequence[ItemSet]) -> Markup:
         speech = shown.speech
         found: dict[str, Any] = {
             "set": number,
-            "speech": text(speech.text),
+            "speech": text(speech.transcript),
+            "now": text(speech.text),
             "topic": speech.topic,
             "crisis": speech.crisis,
         }

@@ -196,7 +196,9 @@ def _rating_questions(rubric: Rubric) -> tuple[Question, ...]:
 
 
 def _shown(item: AnnotationItem, speeches: Mapping[str, Speech], answers: Mapping[str, Candidate]) -> ShownItem:
-    return ShownItem(item.item, speeches[item.speech_id].text, tuple(answers[each].text for each in item.answer_ids))
+    return ShownItem(
+        item.item, speeches[item.speech_id].transcript, tuple(answers[each].text for each in item.answer_ids)
+    )
 
 
 # --- Import ----------------------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ def _import(
         )
     else:
         answers = _answers(source, store)
-        speeches = {each.speech.id: each.speech.text for each in read_speeches(store.open(source.parent("speeches")))}
+        speeches = {each.speech.id: each.speech for each in read_speeches(store.open(source.parent("speeches")))}
         write_human_ratings(
             writer,
             (
@@ -402,7 +404,7 @@ def _import(
                     name,
                     None if label is None else int(label[name]),
                     sampled,
-                    speeches[each.speech_id],
+                    speeches[each.speech_id].transcript,
                     answers[each.answer_ids[0]].text,
                 )
                 for rater, each, label in given

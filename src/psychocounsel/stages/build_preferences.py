@@ -371,7 +371,7 @@ def token_limit(length: PairLengthConfig, store: Store) -> Unfit:
     def unfit(speech: Speech, candidate: Candidate) -> str | None:
         try:
             with quiet_libraries():  # no warning of a text beyond the model's positions: it is dropped
-                ids = encode_exchange(tokenizer, speech.text, candidate.text, length.chat)
+                ids = encode_exchange(tokenizer, speech.text, candidate.text, length.chat, speech.history)
         except TemplateError:
             return "not_a_prefix"
         tokens = len(ids.prompt_ids) + len(ids.response_ids)

@@ -14,7 +14,7 @@ import numpy as np
 
 from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.crisis import mentions_crisis
-from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids
+from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids, with_conversations
 from psychocounsel.corpus.preference_rows import (
     PreferenceRow,
     PreferenceSide,
@@ -33,9 +33,9 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import warn_unless_pinned
 from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs, write_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, PreferencePair, Rating, ScoredCandidate, Speech, exact_rating
+from psychocounsel.types import Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
 
-VERSION = 2
+VERSION = 3
 STAGE = "import-preferences"
 
 LAYOUT = "one_exchange"
@@ -225,29 +225,23 @@ class Release:
         return self.config.safety if self.config.safety in self.principles else None
 
     @cached_property
-    def questions(self) -> Mapping[str, Question]:
-        """The distinct readable questions by their text, in the order of the rows."""
+    def questions(self) -> Mapping[tuple[Turn, ...], Question]:
+        """The distinct readable questions by their session, in the order of the rows."""
         config = self.config
-        splits: dict[str, set[str]] = {}
-        first: dict[str, PreferenceRow] = {}
+        splits: dict[tuple[Turn, ...], set[str]] = {}
+        first: dict[tuple[Turn, ...], PreferenceRow] = {}
         for row in self.rows:
-            if row.fault is None and _fault_of_text(row.question) is None:
-                splits.setdefault(row.question, set()).add(row.split)
-                first.setdefault(row.question, row)
+            if row.fault is None and _fault_of_question(row) is None:
+                splits.setdefault(row.session, set()).add(row.split)
+                first.setdefault(row.session, row)
         source = source_name(config.source)
         speeches = [
-            Speech(
-                text,
-                row.topic,
-                mentions_crisis(text) if row.crisis is None else row.crisis,
-                source,
-                row.fine_topic,
-            )
-            for text, row in first.items()
+            Speech(row.question, row.topic, _is_crisis(row), source, row.fine_topic, row.history)
+            for row in first.values()
         ]
         ids = np.array([int(each.id, 16) for each in speeches], dtype=np.uint64)
-        numbers = cluster_ids(ids, list(splits), config.near_duplicate_similarity).tolist()
-        clusters = [f"{number:016x}" for number in numbers]
+        alike = cluster_ids(ids, [each.text for each in speeches], config.near_duplicate_similarity)
+        clusters = [f"{number:016x}" for number in with_conversations(alike, speeches).tolist()]
         last: dict[str, str] = {}
         for cluster, where in zip(clusters, splits.values(), strict=True):
             last[cluster] = _last({*where, last.get(cluster, "train")})
@@ -258,7 +252,7 @@ class Release:
         places = ["left out" if out else _last(where) for out, where in zip(left_out, splits.values(), strict=True)]
         moved = self._held_out(places, clusters)
         return {
-            speech.text: Question(
+            speech.turns: Question(
                 speech, cluster, frozenset(where), last[cluster], moved.get(cluster, "train"), is_left_out
             )
             for speech, cluster, where, is_left_out in zip(speeches, clusters, splits.values(), left_out, strict=True)
@@ -286,22 +280,33 @@ class Release:
     def funnel(self) -> Funnel:
         """Return what became of every row's question."""
         funnel = Funnel([LAYOUT, *(each.step for each in (UNREADABLE, EMPTY, REPEATED, LEAK))])
-        seen: set[str] = set()
+        seen: set[tuple[Turn, ...]] = set()
         for row in self.rows:
-            question = self.questions.get(row.question)
+            question = self.questions.get(row.session)
             if row.fault is not None:
                 funnel.drop(Dropped(LAYOUT, row.fault))
             elif question is None:
-                funnel.drop(_fault_of_text(row.question) or EMPTY)
-            elif row.question in seen:
+                funnel.drop(_fault_of_question(row) or EMPTY)
+            elif row.session in seen:
                 funnel.drop(REPEATED, question.speech.id)
             elif question.is_left_out:
                 funnel.drop(LEAK, question.speech.id)
             else:
                 funnel.keep(question.speech.id)
             if row.fault is None:
-                seen.add(row.question)
+                seen.add(row.session)
         return funnel
+
+
+def _is_crisis(row: PreferenceRow) -> bool:
+    said = (turn.content for turn in row.session if turn.role == "user")
+    return any(map(mentions_crisis, said)) if row.crisis is None else row.crisis
+
+
+def _fault_of_question(row: PreferenceRow) -> Dropped | None:
+    """Return why a session can be neither kept nor shown to a model; None if it can."""
+    is_refused = any(refusal(turn.content) for turn in row.history)
+    return UNREADABLE if is_refused else _fault_of_text(row.question)
 
 
 def _fault_of_text(text: str) -> Dropped | None:
@@ -326,16 +331,16 @@ def pair_rows(release: Release, unfit: Unfit | None = None) -> ReleasedPairs:
     repetition of a row that is kept.
     """
     paired = ReleasedPairs()
-    kept: set[tuple[str, str, str, str]] = set()
+    kept: set[tuple[str, tuple[Turn, ...], str, str]] = set()
     for row in release.rows:
         if row.fault is not None:
             paired.pairings[row.split].dropped[row.fault] += 1
             continue
-        question = release.questions.get(row.question)
+        question = release.questions.get(row.session)
         facts, fault = _check(row, question, release, unfit)
         paired.facts.append(facts)
         pairing = paired.pairings[question.split_of_row(row.split) if question else row.split]
-        key = (row.split, row.question, row.chosen.text, row.rejected.text)
+        key = (row.split, row.session, row.chosen.text, row.rejected.text)
         if question is None or fault is not None or key in kept:
             pairing.dropped[fault or "repeated"] += 1
         else:
@@ -365,7 +370,8 @@ def _check(
     """Return what shows the flaws of a row, and why it gives no pair, if so."""
     config = release.config
     texts = (row.chosen.text, row.rejected.text)
-    faults = [fault.reason for fault in map(_fault_of_text, (row.question, *texts)) if fault is not None]
+    found = (_fault_of_question(row), *map(_fault_of_text, texts))
+    faults = [fault.reason for fault in found if fault is not None]
     lengths: list[str | None] = []
     if question is not None and not faults and unfit is not None:
         lengths = [unfit(question.speech, _candidate(side, question)) for side in (row.chosen, row.rejected)]

@@ -627,8 +627,9 @@ class OnlineDpo:
             )
         model = resolve_model(self.store, self.online.reward_model, ("reward-models",))
         chat = trained_chat(self.store, model)  # its own, whatever the policy's is
-        texts = {speech.id: speech.text for speech in speeches}
-        exchanges = [Exchange(texts[each.speech_id], each.text) for each in answers]
+        by_id = {speech.id: speech for speech in speeches}
+        asked = [by_id[each.speech_id] for each in answers]
+        exchanges = [Exchange(one.text, each.text, one.history) for one, each in zip(asked, answers, strict=True)]
         launch, size = launch_of(self.config.launch), self.online.sampling.batch_size
         with step_progress("scoring answers") as report:
             run = {"work": writer.work, "cancel": self.session.cancel, "progress": report}

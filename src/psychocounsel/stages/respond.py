@@ -293,7 +293,7 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
     sampling, prompt = responder.sampling, responder.chat.system_prompt
     system = (Message("system", prompt),) if prompt else ()
     return ChatRequest(
-        messages=(*system, Message("user", speech.text)),
+        messages=(*system, *(Message(turn.role, turn.content) for turn in speech.turns)),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_tokens=sampling.max_new_tokens,

@@ -252,7 +252,7 @@ def score_pairs(
     from psychocounsel.training.reward import Exchange  # imports torch
 
     exchanges = {
-        side.candidate.id: Exchange(pair.speech.text, side.candidate.text)
+        side.candidate.id: Exchange(pair.speech.text, side.candidate.text, pair.speech.history)
         for pair in pairs
         for side in (pair.chosen, pair.rejected)
     }

@@ -25,6 +25,7 @@ from psychocounsel.types import (
     ReplyStatus,
     ScoredCandidate,
     Speech,
+    Turn,
     Winner,
 )
 
@@ -48,11 +49,13 @@ REWARD = "_reward"
 SPREAD = "_spread"
 WINNER = "_winner"
 
+HISTORY = pa.list_(pa.struct({"role": TEXT, "content": TEXT}))
 SPEECH_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("speech_id", "text", "topic", "fine_topic"), TEXT),
         "crisis": FLAG,
         **dict.fromkeys(("source", "split", "cluster"), TEXT),
+        "history": HISTORY,
     }
 )
 CANDIDATE_SCHEMA = pa.schema(
@@ -271,7 +274,7 @@ def _as_text(cell: object) -> str:
 def write_speeches(writer: ArtifactWriter, speeches: Iterable[SplitSpeech]) -> None:
     """Write the speeches of a corpus with their splits."""
     rows = (
-        {"speech_id": speech.id, **vars(speech), "split": split, "cluster": cluster}
+        {"speech_id": speech.id, **_speech_row(speech), "split": split, "cluster": cluster}
         for speech, split, cluster in speeches
     )
     write_table(writer, SPEECHES_FILE, rows, SPEECH_SCHEMA)
@@ -284,7 +287,13 @@ def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
 
 
 def _speech(row: Mapping[str, Any], text_column: str) -> Speech:
-    return Speech(row[text_column], row["topic"], row["crisis"], row["source"], row["fine_topic"])
+    history = tuple(Turn(**turn) for turn in row.get("history") or ())
+    return Speech(row[text_column], row["topic"], row["crisis"], row["source"], row["fine_topic"], history)
+
+
+def _speech_row(speech: Speech) -> dict[str, Any]:
+    """Return the columns of a speech; the history is null where there is none."""
+    return {**vars(speech), "history": [turn._asdict() for turn in speech.history] or None}
 
 
 def write_candidates(writer: ArtifactWriter, candidates: Iterable[Candidate]) -> None:
@@ -540,7 +549,7 @@ def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePa
         ),
         **dict.fromkeys(("pair_id", "speech_id", "topic", "fine_topic"), TEXT),
         **{"crisis": FLAG, "source": TEXT, "chosen_score": FLOAT, "rejected_score": FLOAT},
-        **{"chosen_finished": FLAG, "rejected_finished": FLAG},
+        **{"chosen_finished": FLAG, "rejected_finished": FLAG, "history": HISTORY},
     }
     rows = (
         {
@@ -551,7 +560,7 @@ def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePa
             **_side_row("rejected", pair.rejected),
             "pair_id": pair.id,
             "speech_id": pair.speech.id,
-            **vars(pair.speech),
+            **_speech_row(pair.speech),
         }
         for number, pair in enumerate(pairs)
     )

@@ -40,9 +40,9 @@ def token_statistics(
     sides: list[tuple[list[int], list[int]]] = []
     for speech, (answer, sampled_ids) in answers:
         if sampled_ids is not None:
-            sides.append((encode_prompt(tokenizer, speech.text, chat), list(sampled_ids)))
+            sides.append((encode_prompt(tokenizer, speech.text, chat, speech.history), list(sampled_ids)))
         else:
-            prompt, ids = encode_exchange(tokenizer, speech.text, answer.text, chat)
+            prompt, ids = encode_exchange(tokenizer, speech.text, answer.text, chat, speech.history)
             sides.append((prompt, ids if answer.finished else ids[:-1]))
     found = response_logprobs(model, sides, batch_size, progress)
     return [TokenStatistics(each.log_probs.tolist(), each.entropy.tolist()) for each in found]

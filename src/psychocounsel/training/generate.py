@@ -172,8 +172,10 @@ class LocalChatModel:
         try:
             prompts: list[list[int]] = []
             for *before, last in (each.request.messages for each in batch):
-                chat = ChatFormat.model_construct(system_prompt="\n\n".join(message.content for message in before))
-                prompts.append(encode_prompt(self._generator.tokenizer, last.content, chat))
+                system = "\n\n".join(each.content for each in before if each.role == "system")
+                chat = ChatFormat.model_construct(system_prompt=system)
+                history = [(each.role, each.content) for each in before if each.role != "system"]
+                prompts.append(encode_prompt(self._generator.tokenizer, last.content, chat, history))
             answers = await asyncio.to_thread(self._generator.generate, prompts, batch[0].sampling, batch[0].seed)
         except Exception as fault:  # noqa: BLE001 (every request of the batch raises it)
             for each in batch:

@@ -198,7 +198,7 @@ def _call_vllm(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
 
 def prompts_of(tokenizer: PreTrainedTokenizerBase, task: SamplingTask) -> list[list[int]]:
     """Return the ids of each speech's prompt."""
-    return [encode_prompt(tokenizer, speech.text, task.chat) for speech in task.speeches]
+    return [encode_prompt(tokenizer, speech.text, task.chat, speech.history) for speech in task.speeches]
 
 
 def _digest(task: SamplingTask, sampler: SamplerConfig) -> str:

@@ -95,13 +95,15 @@ def make_tiny_llama(
         raise DataQualityError(
             "no response answers a training speech", remedy="give the corpus candidates for its speeches"
         )
-    texts = [speech.text for speech in speeches] + [answer.text for answer in answers]
+    texts = [turn.content for speech in speeches for turn in speech.turns] + [answer.text for answer in answers]
     # Every prompt contains these words: merged, they cost a dozen tokens and not one per letter.
     texts += [CHAT_WORDS] * len(answers)
     tokenizer = train_tokenizer(texts, config.shape.vocab_size, config.shape.max_positions)
     with quiet_libraries():  # what is longer than the model's positions is left out below
         exchanges = [
-            encode_exchange(tokenizer, by_id[answer.speech_id].text, answer.text, config.chat) for answer in answers
+            encode_exchange(tokenizer, speech.text, answer.text, config.chat, speech.history)
+            for answer in answers
+            for speech in [by_id[answer.speech_id]]
         ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -203,7 +203,7 @@ def tokenize_pairs(
         try:
             with quiet_libraries():  # the warning on texts beyond the model's positions: such pairs are dropped here
                 chosen, rejected = (
-                    encode_exchange(tokenizer, pair.speech.text, side.candidate.text, chat)
+                    encode_exchange(tokenizer, pair.speech.text, side.candidate.text, chat, pair.speech.history)
                     for side in (pair.chosen, pair.rejected)
                 )
         except TemplateError:

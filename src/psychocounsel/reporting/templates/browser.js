@@ -84,7 +84,8 @@
   const show = (item) => {
     const group = data.sets[item.set];
     const speech = data.texts[item.speech];
-    const excerpt = item.crisis ? "Speech about crisis" : speech.length > 110 ? speech.slice(0, 109) + "…" : speech;
+    const now = data.texts[item.now];
+    const excerpt = item.crisis ? "Speech about crisis" : now.length > 110 ? now.slice(0, 109) + "…" : now;
     const summary = make("summary", "");
     if (item.outcomes) summary.append(badge(item.outcomes[criterion.value]), " ");
     summary.append(excerpt);
