@@ -16,6 +16,7 @@ from psychocounsel.types import (
     RewardModel,
     ScoredCandidate,
     Speech,
+    Turn,
     Vote,
     Winner,
     content_id,
@@ -35,12 +36,14 @@ def test_ids_are_equal_only_for_equal_parts(left: list[str], right: list[str]) -
 
 def test_ids_are_the_same_on_every_machine() -> None:
     # printf '["speech","I lie awake at four."]' | sha256sum
-    assert SPEECH.id == "32f13e077da56725"
+    assert SPEECH.id == Speech(SPEECH.text, history=()).id == "32f13e077da56725"
     assert content_id("\U0001f600\ud800") == "f376fb6d85b2710d"
 
 
 def test_ids_depend_on_speech_author_and_text_alone() -> None:
     assert Speech(SPEECH.text, "sleep", True, "a.csv").id == SPEECH.id
+    histories = [(Turn("assistant", "How are you?"),), (Turn("user", "How are you?"),), (Turn("user", "How"),)]
+    assert len({SPEECH.id, *(Speech(SPEECH.text, history=each).id for each in histories)}) == 4
     assert Candidate("s", "elm", "Oh.", finished=False).id == Candidate("s", "elm", "Oh.").id
     assert len({Candidate(*each).id for each in [("s", "elm", "Oh."), ("s", "oak", "Oh."), ("t", "elm", "Oh.")]}) == 3
     pair = PreferencePair(SPEECH, scored("a", 2), scored("b", 1))

@@ -16,7 +16,7 @@ from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.judging.scorers import DecisionScorer, SamplingParams, TextScorer
 from psychocounsel.llm.types import ChatRequest
-from psychocounsel.types import Candidate, Speech
+from psychocounsel.types import Candidate, Speech, Turn
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "judging"
 RUBRIC = load_rubric("seven-principles")
@@ -72,6 +72,23 @@ def test_any_text_stays_one_line_of_json_between_its_markers(response: str, clie
     assert first not in data
     assert json.loads(data) == {"item_id": asked.item_id, "client": client, "response": response}
     data.encode("utf-8")
+
+
+@given(st.lists(st.builds(Turn, st.sampled_from(["user", "assistant"]), st.text()), min_size=1, max_size=3))
+def test_earlier_turns_are_data_that_only_a_session_has(history: list[Turn]) -> None:
+    speech = replace(SPEECH, history=tuple(history))
+    turns = [{"speaker": "client" if each.role == "user" else "counsellor", "text": each.content} for each in history]
+    for scorer in (TextScorer(RUBRIC), DecisionScorer(RUBRIC)):
+        items = [ComparisonTask(each, FIRST, SECOND) for each in (SPEECH, speech)]
+        plain, asked = (scorer.rating_request(item.speech, FIRST, SamplingParams()) for item in items)
+        assert asked.item_id != plain.item_id
+        for request in (asked.request, scorer.comparison_request(items[1], SamplingParams()).request):
+            *note, first, data, last = request.messages[-1].content.splitlines()
+            assert first == last
+            assert '"history"' in "".join(note)
+            assert json.loads(data)["history"] == turns
+            assert list(json.loads(data)).index("history") + 1 == list(json.loads(data)).index("client")
+        assert "history" not in plain.request.messages[-1].content
 
 
 def test_a_text_that_forges_a_marker_does_not_end_the_data() -> None:

@@ -16,7 +16,7 @@ from psychocounsel.errors import DataQualityError, IncompleteError, InputError
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import Answers, Responder, chat_request, choose_responders, ready_responses
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, Speech
+from psychocounsel.types import Candidate, Speech, Turn
 
 SPEECHES = [Speech(f"I cannot sleep, for the {number}th night.") for number in range(4)]
 
@@ -41,6 +41,9 @@ def place(request: Mapping[str, Any]) -> int:
     return texts.index(request["messages"][-1]["content"])
 
 
+LATER = Speech("Not since May.", history=(Turn("user", "Hi."), Turn("assistant", "Hello.")))
+
+
 class TestEndpoint:
     def test_a_request_holds_the_client_and_the_sampling_and_nothing_more(self) -> None:
         endpoint = EndpointConfig(model="m")
@@ -52,6 +55,13 @@ class TestEndpoint:
         prompted = plain.model_copy(update={"chat": ChatFormat(system_prompt="Be brief.")})
         first = chat_request(SPEECHES[0], prompted, 0).messages[0]
         assert (first.role, first.content) == ("system", "Be brief.")
+
+    def test_earlier_turns_are_messages_between_system_prompt_and_speech(self) -> None:
+        responder = ResponderConfig(
+            author="elm", endpoint=EndpointConfig(model="m"), chat=ChatFormat(system_prompt="B.")
+        )
+        request = chat_request(LATER, responder, 0)
+        assert [(each.role, each.content) for each in request.messages] == [("system", "B."), *LATER.turns]
 
     def test_another_author_or_seed_is_another_sample_of_one_model(self, session: Session) -> None:
         with ChatServer(lambda request, number: Reply(f"answer {number // len(SPEECHES)}")) as server:
@@ -144,6 +154,12 @@ class TestFile:
             (speeches[0].id, "Oh."),
             (speeches[1].id, "Too loud?"),
         ]
+        history = [{"role": "client", "content": "Hi."}, {"role": "counsellor", "content": "Hello."}]
+        found = ready(
+            [LATER, speeches[0]],
+            *({"speech": LATER.text, "response": f"{each}", "history": each} for each in ([], history)),
+        )
+        assert [(each.speech_id, each.text) for each in found] == [(LATER.id, f"{history}")]
         found = ready(speeches, {"speech": speeches[0].text, "response": "Oh."}, {"speech": "x", "response": None})
         assert [each.speech_id for each in found] == [speeches[0].id]
 

@@ -24,6 +24,7 @@ from psychocounsel.types import (
     ReplyStatus,
     ScoredCandidate,
     Speech,
+    Turn,
     Winner,
 )
 
@@ -41,7 +42,9 @@ texts = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_categories=["Cs
 speech_texts = texts.filter(lambda text: bool(text.strip()))
 statuses = st.sampled_from([status for status in ReplyStatus if status is not ReplyStatus.VALID])
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
-speeches = st.builds(Speech, speech_texts, st.just("") | texts, st.booleans(), texts)
+turns = st.builds(Turn, st.sampled_from(["user", "assistant"]), texts)
+histories = st.lists(turns, max_size=3).map(tuple)
+speeches = st.builds(Speech, speech_texts, st.just("") | texts, st.booleans(), texts, history=histories)
 
 
 @st.composite

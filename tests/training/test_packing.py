@@ -48,9 +48,13 @@ tokens = st.integers(1, VOCABULARY - 1)
 
 @st.composite
 def exchanges(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
-    """Return prompts and responses: several to a prompt, one-token ones, equal ones, prompts that begin alike."""
+    """Return prompts and responses: several to a prompt, one-token ones, equal ones, prompts that begin alike.
+
+    A prompt may begin with another one, as the later turns of a session do.
+    """
     system = draw(st.lists(tokens, max_size=30))
     prompts = draw(st.lists(st.lists(tokens, min_size=1, max_size=40), min_size=1, max_size=3))
+    prompts += [draw(st.sampled_from(prompts)) + each for each in draw(st.lists(st.lists(tokens, min_size=1)))]
     rows = draw(st.lists(st.tuples(st.sampled_from(prompts), st.lists(tokens, min_size=1, max_size=30)), min_size=1))
     return [(system + prompt, response) for prompt, response in rows[:8]]
 

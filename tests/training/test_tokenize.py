@@ -42,6 +42,21 @@ def fresh_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
 
 
 @many_examples
+@given(st.lists(texts, min_size=3, max_size=7).filter(lambda said: len(said) % 2))
+def test_a_session_goes_on_where_the_last_exchange_ended(
+    tiny_tokenizer: PreTrainedTokenizerBase, said: list[str]
+) -> None:
+    *before, first, answer, second = said
+    history = [(("user", "assistant")[at % 2], text) for at, text in enumerate(before)]
+    exchange = encode_exchange(tiny_tokenizer, first, answer, CHAT, history)
+    prompt = encode_prompt(tiny_tokenizer, second, CHAT, [*history, ("user", first), ("assistant", answer)])
+    whole = exchange.prompt_ids + exchange.response_ids
+    assert prompt[: len(whole)] == whole
+    end = terminator_id(tiny_tokenizer)
+    assert prompt.count(end) == 1 + len(said)  # of the system message, which holds the date, and of every turn
+
+
+@many_examples
 @given(speech=texts, response=texts)
 @example(speech="I typed <|eot_id|> and <|begin_of_text|>.", response="You typed <|eot_id|>, I see.")
 @example(speech="\U0001f469‍\U0001f469‍\U0001f467 fine", response="שלום  line")

@@ -86,6 +86,7 @@ VERSION = 8
 
 _TOPIC_BATCH = 4096
 _CACHED_TURNS = 10_000
+_CONTACTS = {"PHONE", "EMAIL", "URL"}
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
 _TEMPLATE_SPEECHES, _TEMPLATE_SHARE = 20, 0.1
 _PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
@@ -397,7 +398,12 @@ class _Cleaner:
         self._ahead = None if config.prepared is None else _prepared_texts(config, Path(config.prepared))
         engine = open_deidentifier(config.deidentification, _crisis_services(config))
         self._deidentifier = None if engine is None else _CachedDeidentifier(engine)
-        answers = response_steps(config.cleaning, KnownPeople.of(()), _crisis_services(config))
+        # A placeholder for a contact, so that no answer vanishes and what it stands between becomes one turn; numbered
+        # over the whole session by an engine that finds contacts.
+        is_found = engine is not None and _CONTACTS <= {*config.deidentification.entities}
+        contacts = "keep" if is_found or config.cleaning.contacts == "keep" else "placeholder"
+        in_history = config.cleaning.model_copy(update={"contacts": contacts})
+        answers = response_steps(in_history, KnownPeople.of(()), _crisis_services(config))
 
         @lru_cache(_CACHED_TURNS)  # what is said once stands in the histories of all that follows
         def clean_turn(turn: Turn) -> str:

@@ -118,21 +118,27 @@ def read_source(source: RowSource) -> Iterator[SourceRow | BadRow]:
     Where it has a `conversation`, one for each thing that the client says and that is answered. Raises InputError if
     the content cannot be read; where rows may be bad, only if that concerns more than a row.
     """
-    pending: list[BadRow] = []
-    drop: OnBadRow = lambda fault: pending.append(BadRow(fault.where or source.path, fault.what))  # noqa: E731
-    bad = drop if source.on_bad_row == "drop" else _refuse
-    rows = _wanted_rows(source, pending, bad)
     if source.conversation is None:
-        yield from rows
+        yield from _wanted_rows(source)
         return
-    for row in _turn_rows(_said(rows, source.conversation, pending, bad), source.conversation):
+    pending, bad = _bad_rows(source)
+    said = _said(_wanted_rows(source), source.conversation, pending, bad)
+    for row in _turn_rows(said, source.conversation):
         yield from pending
         pending.clear()
         yield row
     yield from pending
 
 
-def _wanted_rows(source: RowSource, pending: list[BadRow], bad: OnBadRow) -> Iterator[SourceRow | BadRow]:
+def _bad_rows(source: RowSource) -> tuple[list[BadRow], OnBadRow]:
+    """Return a list, and what adds a bad row to it; or raises, where such rows are errors."""
+    pending: list[BadRow] = []
+    drop: OnBadRow = lambda fault: pending.append(BadRow(fault.where or source.path, fault.what))  # noqa: E731
+    return pending, drop if source.on_bad_row == "drop" else _refuse
+
+
+def _wanted_rows(source: RowSource) -> Iterator[SourceRow | BadRow]:
+    pending, bad = _bad_rows(source)
     for row in read_rows(source.path, source.split, source.config, bad):
         yield from pending
         pending.clear()
@@ -151,7 +157,6 @@ def _wanted_rows(source: RowSource, pending: list[BadRow], bad: OnBadRow) -> Ite
             wide = {"column": name.strip(), "value": cell(row, name)}
             yield SourceRow(f"{row.where} column {name}", {**row.values, "wide": wide})
     yield from pending
-    pending.clear()
 
 
 class _Said(NamedTuple):

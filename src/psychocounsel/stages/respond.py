@@ -14,7 +14,7 @@ from psychocounsel.config.components import (
     SamplingConfig,
 )
 from psychocounsel.config.schema import LaunchConfig
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint
+from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, turns_cell
 from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.llm.endpoints import log_spending
@@ -27,7 +27,7 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, digest_of_weights, resolve_model
 from psychocounsel.store.schemas import write_candidates
 from psychocounsel.store.store import note_failed
-from psychocounsel.types import Candidate, Policy, ReplyStatus, SampledAnswer, Speech, content_id
+from psychocounsel.types import Candidate, Policy, ReplyStatus, SampledAnswer, Speech, Turn, content_id
 
 NOT_IN_FILE = "not_in_file"
 SERVER_TIMEOUT_SECONDS = 600.0
@@ -304,13 +304,14 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
 def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech]) -> list[Candidate]:
     """Return the response to each speech from rows with the columns `speech` and `response`.
 
-    The first response to a speech counts; a speech without one has no candidate.
+    The first response to a speech counts; a speech without one has no candidate. Rows that answer speeches with
+    earlier turns have these in a column `history`.
 
     Raises:
         InputError: a column is missing, or a cell holds what no table can.
         DataQualityError: no row answers one of the speeches.
     """
-    texts: dict[str, str] = {}
+    texts: dict[tuple[Turn, ...], str] = {}
     for row in rows:
         cells: list[str] = []
         for column in ("speech", "response"):
@@ -322,8 +323,9 @@ def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[S
                 )
             cells.append(clean_text(row.values[column], column, row.where))
         if cells[1]:
-            texts.setdefault(cells[0], cells[1])
-    answered = [Candidate(each.id, author, texts[each.text]) for each in speeches if each.text in texts]
+            history = turns_cell(row, "history") if "history" in row.values else []
+            texts.setdefault((*history, Turn("user", cells[0])), cells[1])
+    answered = [Candidate(each.id, author, texts[each.turns]) for each in speeches if each.turns in texts]
     if not answered:
         raise DataQualityError(
             "no row of the file answers any of the speeches", where=author, remedy="copy the exact text of each speech"

@@ -1,0 +1,181 @@
+"""Conversations become speeches with the turns before them: read, cleaned, de-identified and split as wholes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.loading import config_of
+from psychocounsel.config.sources import RowSource
+from psychocounsel.corpus.build import CorpusArtifacts, make_corpus
+from psychocounsel.corpus.sources import BadRow, SourceRow, read_source
+from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
+from psychocounsel.store.store import Store
+from psychocounsel.types import Turn
+from release_files import speech
+
+TERMS = {"licence": "mit", "data_class": "public"}
+SAID = [
+    ("therapist", "What brings you here?"),
+    ("client", "I am tired."),
+    ("client", "Very tired."),
+    ("therapist", "Since when?"),
+    ("client", "Since May."),
+    ("therapist", "What happened?"),
+    ("client", "Nothing."),
+]
+ANSWERED = [("I am tired.\n\nVery tired.", "Since when?"), ("Since May.", "What happened?")]
+
+
+def write_jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def chat(said: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in said]
+
+
+def messages(name: str, said: list[tuple[str, str]] = SAID) -> list[dict[str, str]]:
+    return [{"id": name, "who": who, "said": text} for who, text in said]
+
+
+def turns(path: str, **conversation: Any) -> list[SourceRow | BadRow]:
+    return list(read_source(config_of(RowSource, {"path": path, "conversation": conversation})))
+
+
+ALL_TRAIN = {"test_share": 0, "dev_share": 0}
+BY_ID = {"id": "id", "role": "who", "text": "said"}
+
+
+@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "own_words"])
+def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str) -> None:
+    conversation: dict[str, Any] = {"messages": "chat"}
+    if layout == "rows":
+        path, conversation = write_jsonl(tmp_path / "a.jsonl", *messages("x"), *messages("y")), BY_ID
+    elif layout == "own_words":
+        said = [("P" if who == "client" else "T", text) for who, text in SAID]
+        path = write_jsonl(tmp_path / "a.jsonl", {"chat": chat(said)}, {"chat": chat(said)})
+        conversation |= {"client": "P"}
+    else:
+        given: Any = chat([("system", "Be kind."), *SAID])
+        cell = json.dumps(given) if layout == "json_in_a_cell" else given
+        path = write_jsonl(tmp_path / "a.jsonl", {"chat": cell}, {"chat": cell})
+    rows = turns(path, **conversation)
+    found = [row.values["turn"] for row in rows if isinstance(row, SourceRow)]
+    assert [(each["text"], each["answer"]) for each in found] == ANSWERED * 2
+    assert [each["number"] for each in found] == [1, 2, 1, 2]
+    assert len({each["key"] for each in found}) == 4
+    assert [each["history"] for each in found[:2]] == [
+        [{"role": "assistant", "content": "What brings you here?"}],
+        chat(
+            [
+                ("assistant", "What brings you here?"),
+                ("user", "I am tired.\n\nVery tired."),
+                ("assistant", "Since when?"),
+            ]
+        ),
+    ]
+    last = [row.values["turn"]["history"] for row in turns(path, **conversation, last=1) if isinstance(row, SourceRow)]
+    assert last[:2] == [chat([("assistant", each)]) for each in ("What brings you here?", "Since when?")]
+
+
+def test_a_conversation_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", *messages("x"), *messages("y"), *messages("x"))
+    with pytest.raises(InputError, match=r"a.jsonl line 15: the conversation 'x' goes on after another; sort"):
+        turns(path, **BY_ID)
+    path = write_jsonl(tmp_path / "b.jsonl", {"chat": [{"role": "P", "content": "Hi."}]}, {"chat": "Hi."})
+    with pytest.raises(InputError, match=r"b.jsonl line 1: .* message of 'P'; .*client"):
+        turns(path, messages="chat")
+    source = {"path": path, "conversation": {"messages": "chat"}, "on_bad_row": "drop"}
+    assert [type(row) for row in read_source(config_of(RowSource, source))] == [BadRow, BadRow]
+    for wrong in ({}, {"id": "a"}, {"messages": "a", "id": "a", "role": "b", "text": "c"}):
+        with pytest.raises(ConfigError):
+            turns(path, **wrong)
+
+
+def made(folder: Path, source: dict[str, Any], ready: dict[str, Any] | None = None, **more: Any) -> CorpusArtifacts:
+    config = {
+        "name": "c",
+        "speeches": [{**TERMS, **source}],
+        "candidates": [] if ready is None else [{**TERMS, **ready}],
+        "cleaning": {"min_chars": 1, "languages": []},
+        **more,
+    }
+    return make_corpus(config_of(CorpusConfig, config), Store(folder / "store"))
+
+
+def test_speeches_and_responses_of_conversations_share_placeholders(tmp_path: Path) -> None:
+    said = [
+        ("client", "My sister Anna Meyer   left."),
+        ("therapist", "When did Anna leave? Write to me at dr.smith@example.com."),
+        ("client", "My friend Peter Novak knows. So does Anna."),
+        ("therapist", "What does Peter say of Anna?"),
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", *messages("x", said))
+    shared = {"path": path, "conversation": BY_ID}
+    corpus = made(
+        tmp_path,
+        {**shared, "columns": {"text": "turn.text", "history": "turn.history", "key": "turn.key"}},
+        {**shared, "columns": {"text": "turn.answer", "author": {"constant": "T"}, "speech_key": "turn.key"}},
+        deidentification={"engine": "patterns"},
+        split=ALL_TRAIN,
+    )
+    assert corpus.candidates is not None
+    first, second = (each.speech for each in read_speeches(corpus.speeches))
+    assert (first.text, first.history) == ("My sister [PERSON_1] left.", ())
+    assert second.text == "My friend [PERSON_2] knows. So does [PERSON_1]."
+    assert second.history[0] == Turn("user", first.text)
+    assert second.history[1] == Turn("assistant", "When did [PERSON_1] leave? Write to me at [EMAIL_1].")
+    answers = {each.speech_id: each.text for each in read_candidates(corpus.candidates)}
+    assert answers[second.id] == "What does [PERSON_2] say of [PERSON_1]?"
+    for artifact in (corpus.speeches, corpus.candidates):
+        funnel = artifact.metrics["funnel"]
+        assert funnel["rows_in"] == funnel["kept"] + sum(funnel["dropped"].values()) == 2
+        assert len(list(read_row_provenance(artifact))) == 2
+
+
+@pytest.mark.parametrize("layout", ["conversation", "history", "named"])
+def test_a_conversation_is_never_divided_between_splits(tmp_path: Path, layout: str) -> None:
+    conversations = [
+        [(("client", "therapist")[at % 2], speech(10 * number + at)) for at in range(6)] for number in range(30)
+    ]
+    if layout == "conversation":
+        rows = [each for number, said in enumerate(conversations) for each in messages(str(number), said)]
+        source: dict[str, Any] = {"conversation": BY_ID}
+        columns = {"text": "turn.text", "history": "turn.history"}
+    else:
+        rows = [
+            {"text": said[at][1], "before": chat(said[max(0, at - 1) if layout == "named" else 0 : at]), "n": number}
+            for number, said in enumerate(conversations)
+            for at in (0, 2, 4)
+        ]
+        source, columns = {}, {"text": "text", "history": "before"}
+        columns |= {"conversation": "n"} if layout == "named" else {}
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    corpus = made(
+        tmp_path, {"path": path, **source, "columns": columns}, split={"test_share": 0.2, "dev_share": 0.2}
+    ).speeches
+    place = {each.speech.text: (each.cluster, each.split) for each in read_speeches(corpus)}
+    assert len(place) == 90
+    assert all(len({place[said[at][1]] for at in (0, 2, 4)}) == 1 for said in conversations)
+    assert {split for _, split in place.values()} == {"train", "dev", "test"}
+    assert (corpus.metrics["clusters"], corpus.metrics["near_duplicates"]) == (30, 0)
+
+
+def test_equal_words_after_other_turns_are_other_speeches(tmp_path: Path) -> None:
+    before = [[], chat(SAID[:1]), chat(SAID[:1])]
+    path = write_jsonl(tmp_path / "a.jsonl", *({"text": "I am tired.", "before": each} for each in before))
+    corpus = made(
+        tmp_path,
+        {"path": path, "columns": {"text": "text", "history": "before"}},
+        split=ALL_TRAIN,
+    )
+    assert corpus.speeches.metrics["funnel"]["dropped"] == {"repeated_speech": 1}
+    assert [len(each.speech.history) for each in read_speeches(corpus.speeches)] == [0, 1]
+    path = write_jsonl(tmp_path / "b.jsonl", {"text": "Yes.", "before": chat(SAID[:2])})
+    with pytest.raises(InputError, match=r"b.jsonl line 1: 'before' ends with the client"):
+        made(tmp_path, {"path": path, "columns": {"text": "text", "history": "before"}})
