@@ -400,7 +400,7 @@ class _Cleaner:
         self._deidentifier = None if engine is None else _CachedDeidentifier(engine)
         # A placeholder for a contact, so that no answer vanishes and what it stands between becomes one turn; numbered
         # over the whole session by an engine that finds contacts.
-        is_found = engine is not None and _CONTACTS <= {*config.deidentification.entities}
+        is_found = engine is not None and {*config.deidentification.entities} >= _CONTACTS
         contacts = "keep" if is_found or config.cleaning.contacts == "keep" else "placeholder"
         in_history = config.cleaning.model_copy(update={"contacts": contacts})
         answers = response_steps(in_history, KnownPeople.of(()), _crisis_services(config))
