@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
-from psychocounsel.corpus.crisis import crisis_services
 from psychocounsel.corpus.deidentify import (
     Counts,
     Fingerprint,
@@ -205,23 +204,57 @@ def open_on(pipeline: Path, **settings: object):
 def test_presidio_finds_names_and_numbers_and_opens_no_socket(pipeline):
     text = (
         "Zyx Qwf of Springfield, in sadness, wrote to m.g84@gmail.com, https://a.example.com/x, from 203.0.113.47. "
-        "Card 4539 1488 0343 6467, SSN 219-09-4817, or 212-555-0142, not 1-800-273-8255."
+        "Card 4539 1488 0343 6467, SSN 219-09-4817, or 212-555-0142."
     )
-    engine = PresidioDeidentifier(people(), str(pipeline), ENTITIES, 0.4, crisis_services())
+    engine = PresidioDeidentifier(people(), str(pipeline), ENTITIES, 0.4)
     assert deidentify(text, engine) == (
         "[PERSON_1] of Springfield, in sadness, wrote to [EMAIL_1], [URL_1], from [IP_1]. "
-        "Card [ID_NUMBER_1], SSN [ID_NUMBER_2], or [PHONE_1], not 1-800-273-8255."
+        "Card [ID_NUMBER_1], SSN [ID_NUMBER_2], or [PHONE_1]."
     )
 
 
 def test_presidio_and_patterns_find_together_the_entities_that_were_asked_for(pipeline):
-    text = "My sister Anna and Zyx Qwf live at 12 Oak Street, I am @zoe_88, born on May 5."
+    text = "My sister Anna and Zyx Qwf live at 12 Oak Street, I am @zoe_88, born on May 5, not 1-800-273-8255."
     assert deidentify(text, open_on(pipeline)) == (
-        "My sister [PERSON_1] and [PERSON_2] live at [ADDRESS_1], I am [HANDLE_1], born on [DATE_OF_BIRTH_1]."
+        "My sister [PERSON_1] and [PERSON_2] live at [ADDRESS_1], I am [HANDLE_1], born on [DATE_OF_BIRTH_1], "
+        "not 1-800-273-8255."
     )
     text = "Zyx Qwf, a@b.org, 12 Oak Street"
     assert deidentify(text, open_on(pipeline, entities=["EMAIL"])) == "Zyx Qwf, [EMAIL_1], 12 Oak Street"
     assert deidentify(text, open_on(pipeline, entities=["ADDRESS"])) == "Zyx Qwf, a@b.org, [ADDRESS_1]"
+
+
+@pytest.mark.parametrize(
+    ("language", "label", "text", "expected"),
+    [
+        ("zh", "PERSON", "我叫王小明。", "我叫[PERSON_1]。"),
+        ("ko", "PS", "제 이름은 김민수 입니다.", "제 이름은 [PERSON_1] 입니다."),
+        ("ar", "PER", "اسمي محمود درويش وأنا متعب.", "اسمي [PERSON_1] وأنا متعب."),
+        ("ru", "PER", "Меня зовут Анна Петрова.", "Меня зовут [PERSON_1]."),
+    ],
+)
+@pytest.mark.usefixtures("no_sockets")
+def test_names_of_any_script_are_found_where_the_pipeline_has_them(tmp_path, language, label, text, expected):
+    spacy = pytest.importorskip("spacy", reason=REASON)
+    pytest.importorskip("presidio_analyzer", reason=REASON)
+    names = {"zh": "王小明", "ko": "김민수", "ar": "محمود درويش", "ru": "Анна Петрова"}
+    blank = spacy.blank(
+        language,
+        **({"config": {"nlp": {"tokenizer": {"@tokenizers": "spacy.Tokenizer.v1"}}}} if language == "ko" else {}),
+    )
+    blank.add_pipe("entity_ruler").add_patterns([{"label": label, "pattern": names[language]}])
+    blank.to_disk(tmp_path)
+    assert deidentify(text, open_on(tmp_path)) == expected
+
+
+def test_what_the_keep_list_names_stays():
+    text = "I read Viktor Frankl and John Gottman. My sister Anna works at Acme Corp, 12 Oak Street."
+    engine = open_deidentifier(
+        DeidentificationConfig(engine="patterns", keep=("Viktor Frankl", "John Gottman", "Acme"))
+    )
+    kept = "I read Viktor Frankl and John Gottman. My sister [PERSON_1] works at Acme Corp, [ADDRESS_1]."
+    assert deidentify(text, engine) == kept
+    assert engine.fingerprint != open_deidentifier(DeidentificationConfig(engine="patterns")).fingerprint
 
 
 def test_identity_names_packages_and_pipeline(pipeline, tmp_path):

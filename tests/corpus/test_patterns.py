@@ -59,15 +59,28 @@ NUMBERS = [
     ("my zip code is 90210", "my zip code is [ADDRESS_1]"),
     ("P.O. Box 44 and SW1A 2AA", "[ADDRESS_1] and [ADDRESS_2]"),
 ]
+CIRCUMSTANCES = [
+    ("I work at Google and I hate Google.", "I work at [EMPLOYER_1] and I hate [EMPLOYER_1]."),
+    ("She was fired from the Acme Steel Works in May.", "She was fired from the [EMPLOYER_1] in May."),
+    ("When Lincoln High School closed I left.", "When [SCHOOL_1] closed I left."),
+    ("He has a degree from MIT, or the University of Ohio.", "He has a degree from [SCHOOL_1], or the [SCHOOL_2]."),
+    ("It ended on March 3rd, 2019. Since June 4 I rest.", "It ended on [EVENT_DATE_1]. Since [EVENT_DATE_2] I rest."),
+    (
+        "He left on the 9th of May. On 2020-02-29 or 10/02/2022.",
+        "He left on the [EVENT_DATE_1]. On [EVENT_DATE_2] or [EVENT_DATE_3].",
+    ),
+]
 LEFT_ALONE = [
     "The long number 4539 1488 0343 6468 fails its check digit.",
     "Will I ever cope? I will. May I hope? In May, by the grace of God, Joy and Hope will do.",
-    "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02/2022.",
+    "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02.",
     "My GAD-7 is 15, my PHQ-9 is 18, and Borderline Personality Disorder, CBT, EMDR, Lexapro are words.",
     "(sighs) [Crying] *laughs* (Long silence)",
     "I'm Christian, I'm Fine, I'm Sorry. My husband Always says so, my mom God bless her too.",
     "We went to Florence, Paris and St. Mary Hospital, then to Virginia Beach.",
     "Our first child was born in Jan 13 years ago, and I was born in 1990.",
+    "I work at home, for God and at School. Medical School and the Community College are hard; so was High School.",
+    "On the 4th of July, on December 25th, in March 2019, in May. Before Oct 2 weeks passed.",
     "A 20 minute drive, 5 people on my street, 3 doors down the road.",
     "Dear Therapist, Every Sunday my Dad calls Mom. He is my Rock.",
     "I paid 500-1000 dollars, version 1.2.3 of 2019-2020.",
@@ -75,7 +88,7 @@ LEFT_ALONE = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), PEOPLE + NUMBERS)
+@pytest.mark.parametrize(("text", "expected"), PEOPLE + NUMBERS + CIRCUMSTANCES)
 def test_what_identifies_somebody_is_hidden(text, expected):
     assert hidden(text) == expected
 

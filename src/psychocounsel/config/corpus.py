@@ -8,7 +8,10 @@ from psychocounsel.config.base import Gate, Name, PathBeside, PositiveInt, Seed,
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
 
-Entity = Literal["PERSON", "EMAIL", "PHONE", "URL", "ADDRESS", "ID_NUMBER", "DATE_OF_BIRTH", "HANDLE", "IP"]
+Entity = Literal[
+    "PERSON", "EMAIL", "PHONE", "URL", "ADDRESS", "ID_NUMBER", "DATE_OF_BIRTH", "HANDLE", "IP",
+    "EMPLOYER", "SCHOOL", "EVENT_DATE",
+]  # fmt: skip
 Similarity = Annotated[float, Field(ge=0.5, le=1)]
 ENTITIES: tuple[Entity, ...] = get_args(Entity)
 
@@ -39,13 +42,15 @@ class DeidentificationConfig(Settings):
     """What finds details that identify a person; each is replaced by a placeholder such as `[PERSON_1]`.
 
     Without an `engine` it is `none` if all sources are public, and else `patterns`. `spacy_model` is the name or folder
-    of the local pipeline that Presidio uses.
+    of the local pipeline that Presidio uses, for any language. What `keep` lists is never replaced: names of methods
+    and their authors, of public persons, or words that were taken for names.
     """
 
     engine: Literal["none", "patterns", "presidio"] = "none"
     entities: Annotated[tuple[Entity, ...], Field(strict=False, min_length=1)] = ENTITIES
     spacy_model: str | None = None
     min_score: Share = 0.4
+    keep: Annotated[tuple[Annotated[str, Field(min_length=2)], ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _presidio_has_a_pipeline(self) -> Self:

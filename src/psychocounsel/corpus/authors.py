@@ -18,7 +18,7 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.config.sources import AuthorIs
 from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
-from psychocounsel.corpus.deidentify.patterns import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
+from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
 from psychocounsel.corpus.text import sentences
 
 # --- Who the authors are --------------------

@@ -14,14 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
-from psychocounsel.corpus.deidentify.patterns import (
-    AMBIGUOUS_LOWER,
-    NOT_NAMES,
-    Fingerprint,
-    PatternDeidentifier,
-    Span,
-    without_crisis_services,
-)
+from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
+from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, NOT_NAMES, Span
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -31,7 +25,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Deidentifier(Protocol):
-    """Finds what identifies a person; never a crisis service."""
+    """Finds what identifies a person."""
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -144,7 +138,7 @@ def resolve(spans: Iterable[Span]) -> list[Span]:
 
 # --- Presidio --------------------
 
-VERSION = 1
+VERSION = 2
 _LANGUAGE = "en"
 _PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
 _NUMBERS = (
@@ -153,26 +147,20 @@ _NUMBERS = (
 _ID: Entity = "ID_NUMBER"
 _RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Ip": "IP", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, _ID)}
 _TRAILING = ".,;:!?"
-_PERSON_LABELS = ("PERSON", "PER", "PATIENT", "STAFF", "HCW")
+# What pipelines of different languages call a person.
+_PERSON_LABELS = ("PERSON", "PER", "Person", "persName", "PRS", "PS", "PATIENT", "STAFF", "HCW")
 
 
 class PresidioDeidentifier:
     """Finds what the patterns find, and what Presidio finds: names by the pipeline, numbers by its recognisers.
 
-    Towns and countries stay, as they do for the patterns. The pipeline, an installed package or a folder, is loaded
-    with the first text. Finds with a score below `min_score`, in 0 to 1, and crisis services are left out. Raises
+    Towns and countries stay, as they do for the patterns. The pipeline, an installed package or a folder, of any
+    language, is loaded with the first text. Finds with a score below `min_score`, in 0 to 1, are left out. Raises
     ConfigError if the extra or the pipeline is not installed.
     """
 
-    def __init__(
-        self,
-        patterns: Deidentifier,
-        spacy_model: str,
-        entities: Sequence[Entity],
-        min_score: float,
-        crisis: CrisisServices,
-    ) -> None:
-        self._patterns, self._spacy_model, self._crisis = patterns, spacy_model, crisis
+    def __init__(self, patterns: Deidentifier, spacy_model: str, entities: Sequence[Entity], min_score: float) -> None:
+        self._patterns, self._spacy_model = patterns, spacy_model
         self._entities, self._min_score = frozenset(entities), min_score
         self._versions = {name: _version(name) for name in _PACKAGES}
         self._pipeline = _pipeline_fingerprint(spacy_model)
@@ -196,7 +184,7 @@ class PresidioDeidentifier:
             for result in self._analyzer.analyze(text, language=_LANGUAGE, **limits):
                 end = result.start + len(text[result.start : result.end].rstrip(_TRAILING))
                 found.append(Span(result.start, end, self._names[result.entity_type], float(result.score)))
-        return [*self._patterns.find(text), *without_crisis_services(text, found, self._crisis)]
+        return [*self._patterns.find(text), *found]
 
     @cached_property
     def _recognizers(self) -> list[tuple[Any, Entity]]:
@@ -228,7 +216,10 @@ class PresidioDeidentifier:
                 remedy="name a pipeline with named-entity recognition, such as en_core_web_lg, or set engine: patterns",
             )
         others = labels - set(_PERSON_LABELS)
-        settings = engines.NerModelConfiguration(labels_to_ignore=sorted(others))
+        settings = engines.NerModelConfiguration(
+            labels_to_ignore=sorted(others),
+            model_to_presidio_entity_mapping=dict.fromkeys(_PERSON_LABELS, "PERSON"),
+        )
         engine = engines.SpacyNlpEngine([{"lang_code": _LANGUAGE, "model_name": self._spacy_model}], settings)
         engine.nlp = {_LANGUAGE: pipeline}  # by itself it would download a missing one
         recognizers = [recognizer for recognizer, _ in self._recognizers]
@@ -262,15 +253,38 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
         ) from None
 
 
+class _Sparing:
+    """Another deidentifier's finds without crisis services and without the words of a keep-list."""
+
+    def __init__(self, finder: Deidentifier, crisis: CrisisServices, keep: Sequence[str]) -> None:
+        self._finder, self._crisis, self._kept = finder, crisis, sorted(set(keep))
+        either = "|".join(map(re.escape, sorted(self._kept, key=len, reverse=True)))
+        # Scripts without spaces have no ends of words.
+        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])") if keep else None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return {**self._finder.fingerprint, "keep": self._kept} if self._kept else self._finder.fingerprint
+
+    def find(self, text: str) -> list[Span]:
+        found = self._finder.find(text)
+        spared = self._crisis.spans(text) if found else []
+        if found and self._pattern is not None:
+            spared += [match.span() for match in self._pattern.finditer(text)]
+        return [span for span in found if not any(start < span.end and span.start < end for start, end in spared)]
+
+
 def open_deidentifier(config: DeidentificationConfig, crisis: CrisisServices | None = None) -> Deidentifier | None:
-    """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed."""
+    """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed.
+
+    It finds no crisis service and nothing of the keep-list.
+    """
     if config.engine == "none":
         return None
-    crisis = crisis or crisis_services()
-    patterns = PatternDeidentifier(config.entities, config.min_score, crisis)
-    if config.spacy_model is None:
-        return patterns
-    return PresidioDeidentifier(patterns, config.spacy_model, config.entities, config.min_score, crisis)
+    engine: Deidentifier = PatternDeidentifier(config.entities, config.min_score)
+    if config.spacy_model is not None:
+        engine = PresidioDeidentifier(engine, config.spacy_model, config.entities, config.min_score)
+    return _Sparing(engine, crisis or crisis_services(), config.keep)
 
 
 # --- Evaluation on marked texts --------------------

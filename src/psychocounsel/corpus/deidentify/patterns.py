@@ -3,59 +3,31 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
-from pathlib import Path
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import Entity
 from psychocounsel.corpus.contacts import phone_numbers, web_addresses
-from psychocounsel.corpus.crisis import CrisisServices
-from psychocounsel.store.files import digest_of_files
+from psychocounsel.corpus.deidentify.affiliations import affiliations
+from psychocounsel.corpus.deidentify.words import (
+    AMBIGUOUS,
+    AMBIGUOUS_LOWER,
+    GIVEN_ANYHOW,
+    GIVEN_LOWER,
+    LISTS_DIGEST,
+    NAME,
+    NO_WORDS_LOWER,
+    NOT_NAMES,
+    ORDINARY_CAPITALISED,
+    SURNAMES,
+    SURNAMES_LOWER,
+    UPPER,
+    Span,
+    word_list,
+)
 
 Fingerprint = Mapping[str, "str | float | list[str]"]
 
-
-class Span(NamedTuple):
-    """A part of a text that identifies a person: `text[start:end]`; the score is in 0 to 1."""
-
-    start: int
-    end: int
-    entity: Entity
-    score: float
-
-
-# --- Word lists --------------------
-
-_FOLDER = Path(__file__).resolve().parent / "lists"
-# Shorter ones in capitals are abbreviations more often than names: ED, IAN, KIM.
-_SHORTEST_IN_CAPITALS = 4
-_SHORTEST_IN_LOWER_CASE = 5
-
-
-def word_list(name: str) -> frozenset[str]:
-    """Return the words of a bundled list; its lines that start with `#` are comments."""
-    lines = (_FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if not line.startswith("#"))
-
-
-GIVEN = word_list("given_names")
-AMBIGUOUS = word_list("ambiguous_names")
-SURNAMES = word_list("surnames")
-NOT_NAMES = word_list("not_names")
-
-GIVEN_LOWER = frozenset(name.lower() for name in GIVEN)
-AMBIGUOUS_LOWER = frozenset(name.lower() for name in AMBIGUOUS)
-SURNAMES_LOWER = frozenset(name.lower() for name in SURNAMES)
-NO_WORDS_LOWER = GIVEN_LOWER - word_list("words_in_lower_case")
-GIVEN_ANYHOW = (
-    GIVEN
-    | {name.upper() for name in GIVEN if len(name) >= _SHORTEST_IN_CAPITALS}
-    | {name for name in NO_WORDS_LOWER if len(name) >= _SHORTEST_IN_LOWER_CASE}
-)
-ORDINARY_CAPITALISED = frozenset(word.capitalize() for word in NOT_NAMES - AMBIGUOUS_LOWER)
-LISTS_DIGEST = digest_of_files(_FOLDER, sorted(path.name for path in _FOLDER.glob("*.txt")))
-
-UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143\u015a\u015e\u0160\u0179\u017b\u017d"
-NAME = rf"[{UPPER}](?:[^\W\d_]|['\u2019-](?=[{UPPER}])){{1,40}}"
+# --- What announces a name --------------------
 
 
 class Cue(NamedTuple):
@@ -355,14 +327,16 @@ def _passes_luhn(match: re.Match[str]) -> bool:
 
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
-    r"|nov(?:ember)?|dec(?:ember)?)\b\.?"
+    r"|nov(?:ember)?|dec(?:ember)?)\b(?:\.(?=\s(?:the\s)?\d))?"
 )
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _YEAR = r"(?:,?\s(?:19|20)\d{2})?"
+_ORDINAL = r"\d{1,2}(?:st|nd|rd|th)"
+_IN_WORDS = rf"{_MONTH}\s(?:the\s)?{_DAY}\b{_YEAR}|{_DAY}\s(?:of\s)?{_MONTH}{_YEAR}"
+_NO_MORE = r"(?!\w|[/-]\d| (?:years?|months?|weeks?|days?)\b)"
 _DATE = (
     r"(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[/.-]\d{1,2}(?:[/.-]\d{2,4})?"
-    rf"|{_MONTH}\s(?:the\s)?{_DAY}\b{_YEAR}|{_DAY}\s(?:of\s)?{_MONTH}{_YEAR})"
-    r"(?!\w|[/-]\d| (?:years?|months?|weeks?|days?)\b)"
+    rf"|{_IN_WORDS}){_NO_MORE}"
 )
 _BIRTH = re.compile(
     r"\b(?:born|date of birth|birth ?date|birthday|dob\b|d\.o\.b\b|turn(?:s|ed|ing)? \d{1,3} on)"
@@ -370,6 +344,24 @@ _BIRTH = re.compile(
     rf"|(?<![\w/])(?P<before>{_DATE})\s(?:is|was)\s(?:my|his|her|our|their)\s[^.!?\n\d]{{0,20}}birthday",
     re.IGNORECASE,
 )
+# Of a day in words, what makes it a date: a word before it, its year, or its ending.
+_EVENT = re.compile(
+    rf"\b(?:on|since|until|till|by|from|after|before|dated)\s(?:the\s)?(?P<on>{_IN_WORDS}){_NO_MORE}"
+    rf"|(?<![\w/.-])(?P<whole>{_MONTH}\s(?:the\s)?(?:{_ORDINAL}\b{_YEAR}|\d{{1,2}},?\s(?:19|20)\d\d)"
+    rf"|{_ORDINAL}\s(?:of\s)?{_MONTH}{_YEAR}|\d{{1,2}}\s{_MONTH},?\s(?:19|20)\d\d"
+    rf"|(?:19|20)\d\d-\d\d-\d\d|\d{{1,2}}/\d{{1,2}}/(?:19|20)\d\d|\d{{1,2}}\.\d{{1,2}}\.(?:19|20)\d\d){_NO_MORE}",
+    re.IGNORECASE,
+)
+_HOLIDAYS = frozenset(("dec 24", "dec 25", "dec 31", "jan 1", "jul 4", "oct 31", "feb 14", "sep 11"))
+
+
+def _is_no_holiday(match: re.Match[str]) -> bool:
+    """Return whether a date is not one that a whole country keeps, which tells nothing about a person."""
+    month = re.search(r"[a-z]{3}", match[match.lastgroup or 0].lower().replace("the ", ""))
+    day = re.search(r"\d{1,2}", match[match.lastgroup or 0])
+    return month is None or day is None or f"{month.group()} {day.group()}" not in _HOLIDAYS
+
+
 _TYPES = (
     "Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Pl|Way|Terrace|Ter|Circle|Cir"
     "|Highway|Hwy|Parkway|Pkwy|Square|Sq|Crescent|Close|Gardens|Grove|Mews|Row|Walk|Hill|Alley|Trail|Loop|Plaza"
@@ -401,7 +393,7 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 2
+VERSION = 3
 # What a text must contain for the slower patterns to match; most texts do not.
 _DIGIT = re.compile(r"[0-9]")
 # Without a digit, an address or an account has one of these.
@@ -439,6 +431,14 @@ _RULES = (
 )
 _RULES_FOR_DIGITS = (
     _Rule("DATE_OF_BIRTH", 0.85, _BIRTH, "", ("born", "birth", "dob", "d.o.b", "turn")),
+    _Rule(
+        "EVENT_DATE",
+        0.7,
+        _EVENT,
+        "",
+        ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "19", "20"),
+        _is_no_holiday,
+    ),
     _Rule("ADDRESS", 0.8, _STREET, "number and name"),
     _Rule("ADDRESS", 0.85, _TOWN_AND_ZIP, "code"),
     _Rule("ADDRESS", 0.7, _POST_CODE, "code"),
@@ -454,10 +454,10 @@ _RULES_FOR_DIGITS = (
 
 
 class PatternDeidentifier:
-    """Finds people by cues and names, all else by form, except crisis services and what scores below `min_score`."""
+    """Finds people by cues and names, all else by form, except what scores below `min_score`."""
 
-    def __init__(self, entities: Sequence[Entity], min_score: float, crisis: CrisisServices) -> None:
-        self._entities, self._min_score, self._crisis = frozenset(entities), min_score, crisis
+    def __init__(self, entities: Sequence[Entity], min_score: float) -> None:
+        self._entities, self._min_score = frozenset(entities), min_score
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -472,12 +472,12 @@ class PatternDeidentifier:
 
     def find(self, text: str) -> list[Span]:
         """Return the finds of all patterns; they may overlap."""
-        found = [span for span in _all_finds(text) if span.entity in self._entities and span.score >= self._min_score]
-        return without_crisis_services(text, found, self._crisis)
+        return [span for span in _all_finds(text) if span.entity in self._entities and span.score >= self._min_score]
 
 
 def _all_finds(text: str) -> Iterator[Span]:
     yield from find_people(text)
+    yield from affiliations(text)
     lowered = text.lower()
     has_digit = _DIGIT.search(text) is not None
     if not has_digit and not _NET_SHAPE.search(text) and not any(sign in lowered for sign in _NET_SIGNS):
@@ -494,9 +494,3 @@ def _all_finds(text: str) -> Iterator[Span]:
         for match in rule.pattern.finditer(text) if shapes[rule.shape] else ():
             if rule.is_valid(match):
                 yield Span(*match.span(match.lastgroup or 0), rule.entity, rule.score)
-
-
-def without_crisis_services(text: str, spans: list[Span], crisis: CrisisServices) -> list[Span]:
-    """Return the finds without the names, addresses and numbers of crisis services, which stay in every text."""
-    services = crisis.spans(text) if spans else []
-    return [span for span in spans if not any(start < span.end and span.start < end for start, end in services)]
