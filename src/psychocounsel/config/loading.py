@@ -165,9 +165,11 @@ def _read_included(model: type[Settings], path: Path) -> Document:
     return document
 
 
-def config_of(model: type[S], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> S:
-    """Return the config of a stage that a command line gives without a file."""
-    return _validated(model, Document(dict(values), {(): "command line"}), Path(), overrides)
+def config_of(
+    model: type[S], values: Mapping[str, Any], overrides: Sequence[str] = (), origin: str = "command line"
+) -> S:
+    """Return a config that is given without a file; `origin` is what gives it, for messages."""
+    return _validated(model, Document(dict(values), {(): origin}), Path(), overrides)
 
 
 def _validated(model: type[S], document: Document, folder: Path, overrides: Sequence[str], step: str = "") -> S:

@@ -113,6 +113,19 @@ def read_outside(
     return pairs_of(rows, source_name(source)) if layout is None else [_best_of_k(row, layout) for row in rows]
 
 
+def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePairs:
+    """Read a dataset of pairs, as `read_outside` does.
+
+    Raises:
+        InputError: it holds best-of-k rows.
+    """
+    read = read_outside(source, split, config)
+    if isinstance(read, OutsidePairs):
+        return read
+    remedy = "name a dataset whose chosen and rejected are one response each"
+    raise InputError("has best-of-k rows, not pairs", where=source, remedy=remedy)
+
+
 def _layout(values: Mapping[str, object]) -> ResponseColumns | None:
     """Return the columns of best-of-k rows; None for pairs."""
     if "conversation_input" in values:

@@ -301,10 +301,14 @@ def _dollars(cost: Decimal | None) -> str:
 
 
 class Budget:
-    """Lets a request through if `max_cost` (US dollars) holds even when everything in flight costs its worst."""
+    """Lets a request through if `max_cost` (US dollars) holds even when everything in flight costs its worst.
+
+    `counted` are the digests of the requests whose earlier replies were counted.
+    """
 
     def __init__(self, spending: Spending, counter: TokenCounter, max_cost: float | None) -> None:
         self.spending = spending
+        self.counted: set[str] = set()
         self._counter = counter
         self._max_cost = None if max_cost is None else Decimal(str(max_cost))
         self._reserved: dict[str, Decimal] = {}

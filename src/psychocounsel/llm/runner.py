@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN
@@ -126,7 +127,19 @@ def pending_indices(
 
 
 def run_in_loop(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run `work` in an event loop of its own; errors and Ctrl-C as for `asyncio.run`."""
+    """Run `work` in an event loop of its own; errors and Ctrl-C as for `asyncio.run`.
+
+    Where one runs already, as in a notebook, it is in a thread, and the caller waits.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_here(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_run_here, work).result()
+
+
+def _run_here(work: Coroutine[Any, Any, _Result]) -> _Result:
     # A full collection would look at all libraries and requests again, for a tenth of a second and more, while
     # replies that were paid for wait to be read.
     gc.freeze()
@@ -223,8 +236,9 @@ class RequestLocks:
     def __init__(self, journal_path: Path) -> None:
         path = journal_path.with_name("requests.lock")
         self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666 & ~umask())
-        # A connection of its own: the journal's is busy while a commit reaches the disk.
-        self._database = sqlite3.connect(journal_path, isolation_level=None)
+        # A connection of its own: the journal's is busy while a commit reaches the disk. The event loop that uses it
+        # may run in another thread.
+        self._database = sqlite3.connect(journal_path, isolation_level=None, check_same_thread=False)
 
     def acquire(self, digest: str) -> bool:
         """Lock a request; return False if it is in flight for another process."""
@@ -285,22 +299,27 @@ class Items:
         self._accepted = bytearray(len(requests))
 
     def read_journal(self) -> list[Item]:
-        """Return the pending items, after counting what was paid before: a cost limit covers that, too."""
+        """Return the pending items, after counting what was paid before: a cost limit covers that, too.
+
+        What a run with this budget has counted is not counted again.
+        """
         lost = Counter(each.digest for each in self._journal.lost_responses() if each is not None)
-        for digest in lost.keys() & self.by_digest.keys():
+        counted = self.budget.counted & self.by_digest.keys()
+        self.budget.counted |= self.by_digest.keys()
+        for digest in lost.keys() & self.by_digest.keys() - counted:
             self.budget.count_lost(self.by_digest[digest].request, lost[digest])
         pending: list[Item] = []
         for item, kept in zip(self.by_digest.values(), self._journal.replies_to(self.by_digest), strict=True):
-            if not self.take(item, kept):
+            if not self.take(item, kept, is_counted=item.digest in counted):
                 pending.append(item)
                 self.kept[item.digest] = len(kept)
         return pending
 
-    def take(self, item: Item, replies: Sequence[ChatReply], *, is_new: bool = False) -> bool:
-        """Count replies from the journal; return whether they end the item."""
+    def take(self, item: Item, replies: Sequence[ChatReply], *, is_counted: bool = False) -> bool:
+        """Count replies from the journal, unless they were; return whether they end the item."""
         self.has_replies = self.has_replies or bool(replies)
-        for reply in replies:
-            self.budget.count(item.request, reply, is_new=is_new)
+        for reply in () if is_counted else replies:
+            self.budget.count(item.request, reply, is_new=False)
         return self.offer(item, replies) and self.finish(item)
 
     def offer(self, item: Item, replies: Iterable[ChatReply]) -> bool:

@@ -62,16 +62,26 @@ class ModelClient(Protocol):
 
 
 class JournalledModel:
-    """A model and a journal, with the settings of `RunPolicy` that are the client's own."""
+    """A model and a journal, with the settings of `RunPolicy` that are the client's own.
 
-    def __init__(self, model: ChatModel, journal: Callable[[], Journal], **settings: Any) -> None:
+    Journal and cancel token are those of the moment of a run: a session may outlive the run that it was opened for.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        journal: Callable[[], Journal],
+        cancel: Callable[[], CancelToken] = CancelToken,
+        **settings: Any,
+    ) -> None:
         self.fingerprint = model.fingerprint
         self.spending: Spending | None = None
-        self._model, self._journal, self._settings = model, journal, settings
+        self._model, self._journal, self._cancel, self._settings = model, journal, cancel, settings
 
     def run(self, requests: Sequence[ChatRequest], policy: RunPolicy) -> list[ChatReply]:
         """Complete the requests."""
-        return run_requests(self._model, requests, self._journal(), replace(policy, **self._settings))
+        policy = replace(policy, cancel=self._cancel(), **self._settings)
+        return run_requests(self._model, requests, self._journal(), policy)
 
 
 class EndpointClient:
@@ -276,7 +286,7 @@ class Session:
         """Return a client of a model on this machine; settings are those of `JournalledModel`."""
         if self.is_dry_run:
             return PlaceholderClient(model.fingerprint)
-        return JournalledModel(model, lambda: self.journal, cancel=self.cancel, **settings)
+        return JournalledModel(model, lambda: self.journal, lambda: self.cancel, **settings)
 
     def stop_counting(self, hint: str = "") -> NoReturn:
         """End a dry run; `hint` says when calls can be counted that need what does not exist yet."""

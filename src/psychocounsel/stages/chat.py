@@ -71,13 +71,13 @@ class Chat:
     """
 
     def __init__(self, refs: Sequence[str], reward: str | None, options: ChatOptions, store: Store) -> None:
-        configs = [_responder(ref, f"model-{at}", options) for at, ref in enumerate(refs, start=1)]
+        configs = [responder_of(ref, f"model-{at}", options) for at, ref in enumerate(refs, start=1)]
         self._speakers = [
             _Speaker(_name(ref, config), config, _open(config, store))
             for ref, config in zip(refs, configs, strict=True)
         ]
         self._seed, self._turn = options.seed, 0
-        self._scorer = None if reward is None else _scorer(reward, store)
+        self._scorer = None if reward is None else open_scorer(reward, store)
         self._loop = asyncio.Runner()
 
     def answer(self, text: str) -> list[ChatAnswer]:
@@ -124,7 +124,12 @@ class Chat:
         self._loop.close()
 
 
-def _responder(ref: str, author: str, options: ChatOptions) -> ResponderConfig:
+def responder_of(ref: str, author: str, options: ChatOptions) -> ResponderConfig:
+    """Return the responder that a reference names, as `Chat` reads it; a YAML file has settings of its own.
+
+    Raises:
+        ConfigError: the file names ready responses, or cannot be read.
+    """
     if ref.endswith(".yaml"):
         config = load_config(ResponderConfig, Path(ref))
         if config.file is not None:
@@ -154,7 +159,8 @@ def _open(config: ResponderConfig, store: Store) -> ChatModel:
     return LocalChatModel(generator, {"model": ref, "base_url": "local"}, 1, lambda digest: 0)
 
 
-def _scorer(ref: str, store: Store) -> "RewardScorer":
+def open_scorer(ref: str, store: Store) -> "RewardScorer":
+    """Return a reward model by its reference; errors are those of `RewardScorer.load`."""
     from psychocounsel.training.reward import RewardScorer  # imports torch
 
     model = resolve_model(store, ref, ("reward-models",))

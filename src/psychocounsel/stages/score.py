@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from psychocounsel.store.files import FULL_DISK, digest_of, partial_path, put_in
 from psychocounsel.store.references import resolve_model, trained_chat
 from psychocounsel.store.store import Store, hold_lock
 from psychocounsel.types import Policy, Reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCHES_AT_ONCE = 64
 """Batches between two writes to the spool; their rows are sorted by length, so that a batch holds little padding."""
@@ -94,7 +97,7 @@ def score_file(job: ScoreJob, store: Store) -> int:
 
 def _check_rows(job: ScoreJob, policy: Policy, chat: ChatFormat) -> int:
     """Return the number of rows; raises InputError if some cannot be scored, or have a column that will be added."""
-    from psychocounsel.training.tokenize import TemplateError, encode_exchange, load_tokenizer  # imports torch
+    from psychocounsel.training.tokenize import load_tokenizer  # imports torch
 
     tokenizer = load_tokenizer(policy)
     faults: list[str] = []
@@ -104,22 +107,27 @@ def _check_rows(job: ScoreJob, policy: Policy, chat: ChatFormat) -> int:
         taken = [name for name in row.values if name == "reward" or name.endswith("_reward")]
         if taken:
             raise InputError(f"there is a column {taken[0]!r} already", where=row.where, remedy="rename it in the file")
-        texts = job.texts(row)
-        if not all(texts):
-            faults.append(f"{row.where}: the speech or the response is empty")
-            continue
-        try:
-            tokens = sum(map(len, encode_exchange(tokenizer, *texts, chat)))
-        except TemplateError as fault:
-            faults.append(f"{row.where}: {fault.what}")
-            continue
-        if tokens > tokenizer.model_max_length:
-            faults.append(f"{row.where}: has {tokens} tokens, the model takes {tokenizer.model_max_length}")
+        if fault := why_not_scored(tokenizer, chat, *job.texts(row)):
+            faults.append(f"{row.where}: {fault}")
     if faults or not total:
         shown = [*faults[:NAMED_FAULTS], *([f"and {len(faults) - NAMED_FAULTS} more"] if faults[NAMED_FAULTS:] else [])]
         what = f"{len(faults)} of {total} rows cannot be scored: {'; '.join(shown)}" if faults else "has no rows"
         raise InputError(what, where=job.source, remedy="correct or drop these rows" if faults else "give some")
     return total
+
+
+def why_not_scored(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, speech: str, response: str) -> str:
+    """Return why a reward model cannot score a response; empty if it can."""
+    from psychocounsel.training.tokenize import TemplateError, encode_exchange  # imports torch
+
+    if not (speech and response):
+        return "the speech or the response is empty"
+    try:
+        tokens = sum(map(len, encode_exchange(tokenizer, speech, response, chat)))
+    except TemplateError as fault:
+        return fault.what
+    most = tokenizer.model_max_length
+    return f"has {tokens} tokens, the model takes {most}" if tokens > most else ""
 
 
 def _resume(spool: Path, head: str, size: int) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.schema import TrainRewardConfig
-from psychocounsel.corpus.preferences import OutsidePairs, outside_fingerprint, read_outside
+from psychocounsel.corpus.preferences import outside_fingerprint, read_outside_pairs
 from psychocounsel.corpus.sources import source_name
-from psychocounsel.errors import ConfigError, DataQualityError, InputError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, counted
 from psychocounsel.evaluation.reward_metrics import (
     DEFAULT_SCALE,
     by_principle,
@@ -195,11 +195,8 @@ def mix(
     for at, each in enumerate(config.mix):
         parent = next((parent for parent in writer.spec.parents if parent.role == mix_role(at)), None)
         if parent is None:
-            read = read_outside(each.preferences, each.split, each.config)
-            if not isinstance(read, OutsidePairs):
-                remedy = "name a dataset whose chosen and rejected are one response each"
-                raise InputError("has best-of-k rows, not pairs", where=each.preferences, remedy=remedy)
-            name, (pairs, dropped) = source_name(each.preferences), read
+            pairs, dropped = read_outside_pairs(each.preferences, each.split, each.config)
+            name = source_name(each.preferences)
         else:
             artifact = store.open(parent)
             name, pairs, dropped = artifact.ref, read_pairs(artifact, "train"), Counter[str]()

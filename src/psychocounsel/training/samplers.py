@@ -90,7 +90,7 @@ def _after(before: int, total: int, progress: Progress) -> Progress:
 class LocalEngine:
     """transformers in this process."""
 
-    def __init__(self, policy: Policy, task: SamplingTask, sampler: SamplerConfig) -> None:
+    def __init__(self, policy: Policy, task: SamplingTask | None = None, sampler: SamplerConfig | None = None) -> None:
         del task, sampler
         self._generator = AnswerGenerator.load(policy)
 

@@ -1,0 +1,485 @@
+"""The pipeline from Python: judge answers, score and sample them, measure win rates, read a store.
+
+Everything is a plain call, also where an event loop runs already, as in a notebook: requests to endpoints then run in a
+thread of their own while the call waits. From a coroutine that must not wait, call
+`await asyncio.to_thread(judge.rate, speech, response)`. Objects may be shared by threads; calls of one object wait for
+each other. Errors are those of `psychocounsel.errors`.
+"""
+
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+from psychocounsel.config.components import ChatFormat, JudgeConfig, SamplingConfig
+from psychocounsel.config.loading import config_of, load_config
+from psychocounsel.config.recipe import CONFIGS, StageName
+from psychocounsel.corpus.crisis import mentions_crisis
+from psychocounsel.corpus.preferences import read_outside_pairs
+from psychocounsel.errors import ConfigError, InputError, counted, did_you_mean
+from psychocounsel.evaluation.length_control import LengthControlled, length_controlled_rate
+from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.evaluation.winrate import (
+    POINTS,
+    BothOrders,
+    Outcome,
+    Unanswered,
+    WinRates,
+    length_comparisons,
+    win_rates,
+)
+from psychocounsel.judging.judge import ComparisonTask
+from psychocounsel.judging.judges import open_judge
+from psychocounsel.llm.cancel import cancelled_by_signals
+from psychocounsel.llm.runner import ignore_progress
+from psychocounsel.llm.session import Session
+from psychocounsel.reporting.tables import with_interval
+from psychocounsel.stages import recipe
+from psychocounsel.stages.chat import ChatOptions, open_scorer, responder_of
+from psychocounsel.stages.respond import Responder, author_seed
+from psychocounsel.stages.score import why_not_scored
+from psychocounsel.stages.train_reward import pair_source
+from psychocounsel.store.artifacts import KINDS, Artifact, Kind
+from psychocounsel.store.references import POLICY_KINDS, Ancestor, ancestors, resolve, resolve_model
+from psychocounsel.store.schemas import read_pairs
+from psychocounsel.store.store import Store as ArtifactStore
+from psychocounsel.types import Candidate, Judgement, PreferencePair, Rate, Reward, Speech
+
+if TYPE_CHECKING:
+    from psychocounsel.training.reward import RewardScorer
+    from psychocounsel.training.samplers import LocalEngine
+
+DEFAULT_STORE = "data"
+"""The folder that the command line uses, too."""
+SCORED_AT_ONCE = 16
+
+
+class Store:
+    """The artifacts in a folder, which need not exist yet. `offline` forbids connections beyond this machine.
+
+    >>> store = Store("data")
+    >>> [artifact.ref for artifact in store.list("preferences")]  # doctest: +ELLIPSIS
+    ['quickstart@...']
+    >>> store.open("preferences/quickstart").metrics["pairing"]["train"]["kept"] > 0
+    True
+    """
+
+    def __init__(self, path: str | Path = DEFAULT_STORE, *, offline: bool = False) -> None:
+        self.path = Path(path)
+        self._opened = ArtifactStore(self.path, offline)
+
+    @property
+    def opened(self) -> ArtifactStore:
+        """The store as stages take it."""
+        return self._opened
+
+    def open(self, ref: str) -> Artifact:
+        """Return the artifact of `name@id8`, `name` (the newest), `name@best`, `kind/name`, or a path.
+
+        Raises:
+            ConfigError: nothing has this reference, or artifacts of several kinds have.
+        """
+        return cast("Artifact", resolve(self._opened, ref))  # without pins, never one that is still to come
+
+    def lineage(self, ref: str) -> Sequence[Ancestor]:
+        """Return an artifact, then all that it was made from: depth first, each once, with its role."""
+        return list(ancestors(self._opened, self.open(ref)))
+
+    def list(self, kind: Kind | None = None) -> Sequence[Artifact]:
+        """Return the artifacts, of one kind or of all, oldest first.
+
+        Raises:
+            ConfigError: there is no such kind.
+        """
+        if kind is not None and kind not in KINDS:
+            raise ConfigError(f"there is no kind {kind!r}", remedy=did_you_mean(kind, KINDS))
+        return self._opened.artifacts(kind)
+
+
+StoreLike = Store | Path | str
+"""A store, or its folder."""
+
+
+def _store_of(store: StoreLike) -> ArtifactStore:
+    return store.opened if isinstance(store, Store) else ArtifactStore(Path(store))
+
+
+def run_stage(
+    stage: StageName,
+    config: Mapping[str, Any] | str | Path,
+    changes: Sequence[str] = (),
+    *,
+    store: StoreLike = DEFAULT_STORE,
+) -> Artifact:
+    """Run a stage as the command of its name does, and return what it made, or what it found up to date.
+
+    `config` is the path of its YAML file or the same keys, and `changes` are texts as `--set` takes them.
+
+    Raises:
+        ConfigError: there is no such stage, or the config cannot be used; lists every fault.
+        PsychoCounselError: what the stage raises.
+    """
+    if stage not in CONFIGS:
+        raise ConfigError(f"there is no stage {stage!r}", remedy=did_you_mean(stage, CONFIGS))
+    model = CONFIGS[stage]
+    given = (
+        config_of(model, config, changes, f"config of {stage}")
+        if isinstance(config, Mapping)
+        else load_config(model, Path(config), changes)
+    )
+    return recipe.run_stage(stage, given, _store_of(store))
+
+
+def load_pairs(
+    ref: str | Path, split: str = "train", *, config: str | None = None, store: StoreLike = DEFAULT_STORE
+) -> list[PreferencePair]:
+    """Return the pairs of one split of a preference dataset.
+
+    `ref` is an artifact of a store, or a file, a folder or `hub:owner/name@revision` in the layout of trl (`prompt`,
+    `chosen`, `rejected`), with `config` the name of a configuration on the Hub.
+
+    >>> pairs = load_pairs("quickstart", "test")
+    >>> pairs[0].margin == pairs[0].chosen.score - pairs[0].rejected.score > 0
+    True
+
+    Raises:
+        ConfigError: nothing has this reference.
+        InputError: it cannot be read, or none of its rows is a pair.
+    """
+    opened, name = _store_of(store), str(ref)
+    parent = pair_source(opened, name, split, config, "preferences").parent
+    if parent is not None:
+        return read_pairs(opened.open(parent), split)
+    pairs, dropped = read_outside_pairs(name, split, config)
+    if not pairs:
+        remedy = "load what `psychocounsel import-preferences` makes of it, which knows more layouts"
+        raise InputError(f"no row is a pair ({counted(dropped)})", where=name, remedy=remedy)
+    return pairs
+
+
+class _Requests:
+    """A session that is open as long as its owner lives, and what surrounds each call.
+
+    Without a store, replies are kept in a temporary folder.
+    """
+
+    def __init__(self, store: StoreLike | None) -> None:
+        resources = ExitStack()
+        weakref.finalize(self, resources.close)
+        if store is None:
+            store = resources.enter_context(TemporaryDirectory(prefix="psychocounsel-"))
+        self.session = Session(_store_of(store), _resources=resources)
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def cancellable(self) -> Generator[Session]:
+        """Yield the session; Ctrl-C then ends the call with Preempted once what is in flight is in the journal."""
+        with self._turn, cancelled_by_signals() as cancel:
+            self.session.cancel = cancel
+            yield self.session
+
+
+@dataclass(frozen=True)
+class ComparedAnswers(BothOrders):
+    """Two answers to one speech, compared in both orders: `first` stands first in `forward`, second in `backward`.
+
+    `outcome()` and `outcome(principle)` are those of the first answer; a disagreement of the orders counts as a tie.
+    """
+
+    first: Candidate
+    second: Candidate
+
+
+class Judge:
+    """Rates answers on the principles of a rubric and compares two of them.
+
+    `rubric` is the name of a bundled one or a YAML file, and `settings` are the other keys of the block `judge` of a
+    config: without any it is the offline judge, which counts words. Replies are kept in the journal of the store and
+    never paid twice; without a store, as long as the judge lives.
+
+    >>> judge = Judge("seven-principles")
+    >>> speech = "I can't sleep since she left, and I keep thinking that it was all my fault."
+    >>> good = "That sounds exhausting. What goes through your mind when you lie awake?"
+    >>> judge.rate(speech, good).ratings["empathy"] > judge.rate(speech, "Just get over it.").ratings["empathy"]
+    True
+    >>> judge.compare(speech, good, "Just get over it.").outcome()
+    <Outcome.WIN: 'win'>
+
+    A model behind an endpoint, which is asked with the first rating:
+
+    >>> judge = Judge(backend="endpoint", endpoint={"model": "gpt-4o-2024-08-06", "max_cost": 2.0}, store="data")
+
+    Raises:
+        ConfigError: the settings are wrong (lists every fault), or the rubric cannot be read.
+    """
+
+    def __init__(self, rubric: str = "seven-principles", *, store: StoreLike | None = None, **settings: Any) -> None:
+        self.config = config_of(JudgeConfig, {"rubric": rubric, **settings}, origin="settings of the judge")
+        self._requests = _Requests(store)
+        self._judge = open_judge(self.config, self._requests.session, "judging")
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, store: StoreLike | None = None) -> "Judge":
+        """Return the judge of a YAML file with the keys of the block `judge`; its rubric is looked for beside it."""
+        return cls(**load_config(JudgeConfig, Path(path)).given, store=store)
+
+    @property
+    def name(self) -> str:
+        """The model, the models of a panel, or `offline`."""
+        return self._judge.name
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """The ids of the rated principles, in the order of the rubric."""
+        return self._judge.principles
+
+    def rate(self, speech: str, response: str) -> Judgement:
+        """Return the judgement of one answer; one that failed has a status, a reason and no ratings.
+
+        Raises:
+            EndpointError: the endpoint refuses for a reason that a retry does not mend.
+            IncompleteError: it does not answer, or `max_cost` is met.
+            Preempted: Ctrl-C; completed requests are in the journal.
+        """
+        return self.rate_all([(speech, response)])[0]
+
+    def rate_all(self, items: Iterable[tuple[str, str]]) -> list[Judgement]:
+        """Return the judgement of each (speech, response), in their order and asked at once; errors as for `rate`."""
+        asked = [(said := _speech(speech), _answer(said, response)) for speech, response in items]
+        with self._requests.cancellable():
+            return self._judge.rate(asked, ignore_progress)
+
+    def compare(self, speech: str, first: str, second: str) -> ComparedAnswers:
+        """Return the comparison of two answers in both orders; errors as for `rate`."""
+        return self.compare_all([(speech, first, second)])[0]
+
+    def compare_all(self, items: Iterable[tuple[str, str, str]]) -> list[ComparedAnswers]:
+        """Return the comparison of each (speech, first, second), in their order; errors as for `rate`."""
+        forward = [
+            ComparisonTask(said := _speech(speech), _answer(said, first), _answer(said, second))
+            for speech, first, second in items
+        ]
+        backward = [ComparisonTask(each.speech, each.second, each.first) for each in forward]
+        with self._requests.cancellable():
+            compared = self._judge.compare([*forward, *backward], ignore_progress)
+        both = zip(forward, compared[: len(forward)], compared[len(forward) :], strict=True)
+        return [ComparedAnswers(one, other, task.first, task.second) for task, one, other in both]
+
+
+def _speech(text: str) -> Speech:
+    if not text.strip():
+        raise InputError("a speech has no text", remedy="give what the client says")
+    return Speech(text, crisis=mentions_crisis(text))
+
+
+def _answer(speech: Speech, text: str) -> Candidate:
+    return Candidate(speech.id, "", text)
+
+
+class RewardModel:
+    """A reward model of a store, a folder or the Hub (`hub:owner/name@revision`); weights load with the first score.
+
+    >>> model = RewardModel("quickstart")
+    >>> rewards = model.score("I can't sleep since she left.", ["What keeps you awake?", "Just get over it."])
+    >>> [type(each.reward).__name__ for each in rewards]
+    ['float', 'float']
+
+    Raises:
+        ConfigError: nothing has this reference.
+    """
+
+    def __init__(self, ref: str, *, store: StoreLike = DEFAULT_STORE) -> None:
+        self.ref, self._store = ref, _store_of(store)
+        resolve_model(self._store, ref, ("reward-models",))
+        self._turn = threading.Lock()
+
+    @cached_property
+    def _scorer(self) -> "RewardScorer":
+        return open_scorer(self.ref, self._store)
+
+    def score(self, speech: str, responses: Sequence[str]) -> list[Reward]:
+        """Return the reward of each response: `reward` is normalised, `raw` is the model's own scale.
+
+        Raises:
+            StoreError: there is no reward model, or its weights were dropped.
+            InputError: a text is empty or too long for the model; the message names all such responses.
+        """
+        from psychocounsel.training.reward import Exchange  # imports torch
+
+        texts = [responses] if isinstance(responses, str) else responses
+        with self._turn:
+            tokenizer, chat = self._scorer.tokenizer, self._scorer.chat
+            faults = {at: why_not_scored(tokenizer, chat, speech, text) for at, text in enumerate(texts, start=1)}
+            if what := "; ".join(f"response {at}: {why}" for at, why in faults.items() if why):
+                raise InputError(what, remedy="leave it out, or shorten it")
+            return self._scorer.rewards([Exchange(speech, text) for text in texts], SCORED_AT_ONCE)
+
+
+class Policy:
+    """A model that answers clients: of a store, a folder, the Hub, behind an endpoint, or of a responder's YAML file.
+
+    `ref` is what `psychocounsel chat` takes: an artifact, a folder, `hub:owner/name@revision`, `endpoint:MODEL`,
+    `endpoint:MODEL@BASE_URL`, or a YAML file, which has its own sampling. Weights load with the first answer and stay;
+    replies of endpoints are kept in the journal of the store. Temperature 0 takes the most likely token.
+
+    >>> policy = Policy("quickstart-online", temperature=0.7, max_new_tokens=24)
+    >>> answers = policy.respond("I can't sleep since she left.", n=2)
+    >>> [answer.draw for answer in answers]
+    [0, 1]
+
+    Raises:
+        ConfigError: a setting is wrong, or nothing has this reference.
+    """
+
+    def __init__(
+        self,
+        ref: str,
+        *,
+        system_prompt: str = "",
+        temperature: float = 1.0,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        store: StoreLike = DEFAULT_STORE,
+    ) -> None:
+        origin = "settings of the policy"
+        sampled = {"temperature": float(temperature), "max_new_tokens": max_new_tokens}
+        chat = config_of(ChatFormat, {"system_prompt": system_prompt}, origin=origin)
+        options = ChatOptions(config_of(SamplingConfig, sampled, origin=origin), chat, seed)
+        self.ref, self.config, self.seed = ref, responder_of(ref, "policy", options), seed
+        self._requests = _Requests(store)
+        self._responder = Responder(self.config, self._requests.session, "model")
+
+    def respond(self, speech: str, n: int = 1) -> list[Candidate]:
+        """Return `n` answers; equal seeds sample equal ones, and more answers contain the fewer.
+
+        An answer that reached its token limit is not `finished`. What an endpoint refuses is left out.
+
+        Raises:
+            ConfigError: weights cannot be loaded.
+            StoreError: the weights were dropped.
+            IncompleteError: the endpoint left requests without a reply.
+            DataQualityError: more than 5 % of the answers are missing otherwise.
+        """
+        return self.respond_all([speech], n)[0]
+
+    def respond_all(self, speeches: Sequence[str], n: int = 1) -> list[list[Candidate]]:
+        """Return `n` answers to each speech, asked at once; errors as for `respond`."""
+        said = [_speech(each) for each in speeches]
+        distinct = list({each.id: each for each in said}.values())
+        answers: dict[str, list[Candidate]] = {each.id: [] for each in said}
+        with self._requests.cancellable(), TemporaryDirectory() as work:
+            for each in self._sample(distinct, n) if self._has_weights else self._ask(distinct, n, Path(work)):
+                answers[each.speech_id].append(each)
+        return [answers[each.id] for each in said]
+
+    @property
+    def _has_weights(self) -> bool:
+        return self.config.model is not None and self.config.sampler.backend == "local"
+
+    @cached_property
+    def _engine(self) -> "LocalEngine":
+        from psychocounsel.training.samplers import LocalEngine  # imports torch
+
+        store = self._requests.session.store
+        return LocalEngine(resolve_model(store, self.config.model or "", POLICY_KINDS).policy(store))
+
+    def _sample(self, speeches: Sequence[Speech], n: int) -> list[Candidate]:
+        """Return what `sample_answers` does, from weights that stay in memory."""
+        from psychocounsel.training.samplers import SamplingTask  # imports torch
+
+        config = self.config
+        seed = author_seed(config.author, self.seed)
+        task = SamplingTask(tuple(speeches), n, config.sampling, config.chat, seed)
+        answers = self._engine(task, lambda done, total: None)
+        return [
+            Candidate(speech.id, config.author, answer.text, answer.finished, draw)
+            for speech, of_speech in zip(speeches, answers, strict=True)
+            for draw, answer in enumerate(of_speech)
+        ]
+
+    def _ask(self, speeches: Sequence[Speech], n: int, work: Path) -> list[Candidate]:
+        return self._responder.answer(speeches, self.seed, work, n).candidates
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the first answers win over the second ones, ties half, with the interval over speeches.
+
+    Attributes:
+        rate: the win rate; its `missing` outcomes are in no other number.
+        wins, ties, losses, missing: outcomes; ties include comparisons whose two orders disagree.
+        length_controlled: the win rate at equal length, or the reason why there is none; None for plain outcomes.
+        details: what comparisons tell besides: rates by principle, without ties, and how position decides.
+    """
+
+    rate: Rate
+    wins: int
+    ties: int
+    losses: int
+    missing: int
+    length_controlled: LengthControlled | None = None
+    details: WinRates | None = None
+
+    def __str__(self) -> str:
+        """Return the rates with their intervals and the counts in one line."""
+        counts = f"{self.wins} wins, {self.ties} ties, {self.losses} losses, {self.missing} missing"
+        control = self.length_controlled
+        if control is None:
+            at_equal_length = ""
+        else:
+            at_equal_length = f"; at equal length {with_interval(control.rate) if control.rate else control.reason}"
+        return f"{with_interval(self.rate)}, {counts}{at_equal_length}"
+
+
+def win_rate(
+    outcomes: Sequence[ComparedAnswers | Outcome | str | None],
+    *,
+    speeches: Sequence[str] | None = None,
+    confidence: float = 0.95,
+) -> WinRate:
+    """Return the win rate of the first answers over the second ones.
+
+    `outcomes` are comparisons of a judge, or `win`, `tie`, `position-inconsistent` and `loss`; `missing` and None stand
+    for what could not be compared. Outcomes of one speech resemble each other, so the interval takes speeches for
+    independent: for plain outcomes, `speeches` names the speech of each, and without it each has one of its own.
+
+    >>> measured = win_rate(["win", "win", "tie", "loss", "win", None])
+    >>> measured.rate.estimate, measured.rate.n, measured.rate.missing
+    (0.7, 5, 1)
+    >>> print(measured)  # doctest: +ELLIPSIS
+    70.0... [32.3 to 91.9...], 3 wins, 1 ties, 1 losses, 1 missing
+    >>> judge = Judge("seven-principles")
+    >>> said = ["I can't sleep since she left.", "My boss shouts at me all day and I cry in the car."]
+    >>> compared = judge.compare_all((each, "That hurts. What is hardest for you?", "Cheer up.") for each in said)
+    >>> win_rate(compared).rate.estimate
+    1.0
+
+    Raises:
+        InputError: an outcome is none of these words.
+        DataQualityError: every outcome is missing.
+    """
+    plain = {at: _outcome(each) for at, each in enumerate(outcomes) if not isinstance(each, ComparedAnswers)}
+    found = list(plain.values())
+    if len(plain) == len(outcomes):
+        named = list(map(str, plain)) if speeches is None else speeches
+        rate = clustered_rate([POINTS[each] for each in found], named, confidence)
+        ties = found.count(Outcome.TIE) + found.count(Outcome.POSITION_INCONSISTENT)
+        return WinRate(rate, found.count(Outcome.WIN), ties, found.count(Outcome.LOSS), found.count(Outcome.MISSING))
+    if found.count(Outcome.MISSING) < len(found):
+        raise InputError("comparisons stand beside plain outcomes", remedy="give one kind; None is a missing one")
+    compared = [each if isinstance(each, ComparedAnswers) else Unanswered(str(at)) for at, each in enumerate(outcomes)]
+    answers = [side for each in compared if isinstance(each, ComparedAnswers) for side in (each.first, each.second)]
+    details = win_rates(compared, confidence)
+    control = length_controlled_rate(length_comparisons(compared, answers), confidence)
+    return WinRate(details.overall, details.wins, details.ties, details.losses, details.missing, control, details)
+
+
+def _outcome(given: str | None) -> Outcome:
+    if given is not None and given not in list(Outcome):
+        raise InputError(f"{given!r} is no outcome", remedy=did_you_mean(given, map(str, Outcome)))
+    return Outcome.MISSING if given is None else Outcome(given)
