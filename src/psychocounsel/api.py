@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from psychocounsel.config.components import ChatFormat, JudgeConfig, SamplingConfig
 from psychocounsel.config.loading import config_of, load_config
-from psychocounsel.config.recipe import CONFIGS, StageName
+from psychocounsel.config.recipe import CONFIGS, StageName, stage_config
 from psychocounsel.corpus.crisis import mentions_crisis
 from psychocounsel.corpus.preferences import read_outside_pairs
 from psychocounsel.errors import ConfigError, InputError, counted, did_you_mean
@@ -118,7 +118,8 @@ def run_stage(
 ) -> Artifact:
     """Run a stage as the command of its name does, and return what it made, or what it found up to date.
 
-    `config` is the path of its YAML file or the same keys, and `changes` are texts as `--set` takes them.
+    `config` is its YAML file as the command takes it (a path, RECIPE or RECIPE/STEP) or the same keys, and `changes` are
+    texts as `--set` takes them.
 
     Raises:
         ConfigError: there is no such stage, or the config cannot be used; lists every fault.
@@ -130,7 +131,7 @@ def run_stage(
     given = (
         config_of(model, config, changes, f"config of {stage}")
         if isinstance(config, Mapping)
-        else load_config(model, Path(config), changes)
+        else load_config(model, stage_config(stage, str(config)), changes)
     )
     return recipe.run_stage(stage, given, _store_of(store))
 
@@ -173,7 +174,7 @@ class _Requests:
         weakref.finalize(self, resources.close)
         if store is None:
             store = resources.enter_context(TemporaryDirectory(prefix="psychocounsel-"))
-        self.session = Session(_store_of(store), _resources=resources)
+        self.session = Session(_store_of(store), is_open=True, _resources=resources)
         self._turn = threading.Lock()
 
     @contextmanager
