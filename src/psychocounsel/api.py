@@ -118,8 +118,8 @@ def run_stage(
 ) -> Artifact:
     """Run a stage as the command of its name does, and return what it made, or what it found up to date.
 
-    `config` is its YAML file as the command takes it (a path, RECIPE or RECIPE/STEP) or the same keys, and `changes` are
-    texts as `--set` takes them.
+    `config` is its YAML file as the command takes it (a path, RECIPE or RECIPE/STEP) or the same keys, and `changes`
+    are texts as `--set` takes them.
 
     Raises:
         ConfigError: there is no such stage, or the config cannot be used; lists every fault.
