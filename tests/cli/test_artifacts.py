@@ -2,12 +2,14 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -246,3 +248,42 @@ def test_power_by_assumption_and_from_a_comparison(miniature: Miniature, cli: Cl
     assert (measured.code, compared.ref in measured.out) == (0, True)
     assert re.search(r"These \d+ speeches need \d+ draw", measured.out)
     cli("power", "--from", "policies/mini-online", "--store", miniature.store).says(2, "comparisons")
+
+
+def test_json_has_the_same_and_nothing_else_on_stdout(miniature: Miniature, cli: Cli) -> None:
+    def read(*argv: str) -> Any:
+        ended = cli(*argv, "--json", "--store", miniature.store)
+        assert ended.code == 0, ended.err
+        return json.loads(ended.out)
+
+    found = Store(miniature.store).artifacts()
+    listed = read("list")
+    assert [each["id"] for each in listed] == [each.id for each in found]
+    keys = {"kind", "name", "ref", "id", "folder", "created_at"}
+    assert set(listed[0]) == keys | {"rows", "bytes", "key_metric"}
+    (comparison,) = [each for each in found if each.kind == "comparisons"]
+    shown = read("show", "comparisons/mini")
+    assert shown["metrics"] == comparison.metrics
+    assert shown["settings"] == comparison.manifest["settings"]
+    assert shown["lineage"][0]["id"] == comparison.id
+    assert keys < set(shown)
+    checked = read("verify", "comparisons/mini")
+    assert {each["id"] for each in checked} == {each["id"] for each in shown["lineage"]}
+    assert all(each["damage"] == {} for each in checked)
+
+
+def test_json_of_a_damaged_artifact_names_the_file(store: Path, cli: Cli) -> None:
+    next(store.glob("comparisons/mini-*/metrics.json")).write_text("{}", encoding="utf-8")
+    ended = cli("verify", "comparisons/mini", "--json", "--store", store)
+    assert ended.code == 2
+    first, *others = json.loads(ended.out)
+    assert list(first["damage"]) == ["metrics.json"]
+    assert not any(each["damage"] for each in others)
+
+
+def test_an_online_run_is_compared_by_the_settings_of_its_rounds(miniature: Miniature, cli: Cli) -> None:
+    ended = cli("diff", "policies/mini-dpo", "policies/mini-online", "--store", miniature.store)
+    settings = ended.out.partition("\n\n")[0]
+    assert ended.code == 0
+    assert "candidates_per_speech" in settings
+    assert "beta" not in settings  # the same in both

@@ -49,6 +49,11 @@ def test_policies_are_compared_by_speech_and_ranked(
         first, second = policies_of.split(" - ")
         assert abs(float(difference) - (rates[first] - rates[second])) < 0.11  # both are rounded to a tenth
         assert (over, judge, speeches) == ("base", "offline", "8")
+    data = json.loads(cli(*shlex.split(command), "--json").out)
+    assert len(data["comparisons"]) == len(data["paired_differences"]) == 3
+    points = {f"{100 * each['estimate']:+.1f}" for each in data["paired_differences"]}
+    assert points == {row[3] for row in differences}
+    assert "policy answers: responder.sampling.temperature" in data["settings"]
     ranking = table(ended.out, "Ranking by Bradley and Terry")
     assert {row[0] for row in ranking} == {"online", "dpo", "greedy", "base"}
     slices = table(ended.out, "Win rates by slice")

@@ -5,7 +5,7 @@ import os
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,12 @@ from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, name@best, kind/name or a path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def list_artifacts(
     kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind.")] = None,
+    as_json: AsJson = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """List the artifacts, oldest first.
@@ -32,16 +34,27 @@ def list_artifacts(
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"there is no kind {kind!r}", remedy=did_you_mean(kind, KINDS))
 
-    def row(artifact: Artifact) -> tuple[str, ...]:
+    def key(artifact: Artifact) -> str:
         try:
-            metric = key_metric(artifact) + (" (files dropped)" if artifact.dropped else "")
+            return key_metric(artifact) + (" (files dropped)" if artifact.dropped else "")
         except (StoreError, ValueError):
-            metric = "(metrics.json cannot be read)"
-        created = artifact.manifest["created_at"][:19].replace("T", " ")
-        size = human_bytes(sum(entry["bytes"] for entry in artifact.kept_files.values()))
-        return (artifact.kind, artifact.ref, str(row_count(artifact) or ""), size, metric, created)
+            return "(metrics.json cannot be read)"
 
-    rows = tuple(row(each) for each in open_store(store).artifacts() if kind in (None, each.kind))
+    found = [each for each in open_store(store).artifacts() if kind in (None, each.kind)]
+    sizes = [sum(entry["bytes"] for entry in each.kept_files.values()) for each in found]
+    if as_json:
+        shown = zip(found, sizes, strict=True)
+        _print_json(
+            [{**_head(each), "rows": row_count(each), "bytes": size, "key_metric": key(each)} for each, size in shown]
+        )
+        return
+    rows = tuple(
+        (
+            *(each.kind, each.ref, str(row_count(each) or ""), human_bytes(size), key(each)),
+            each.manifest["created_at"][:19].replace("T", " "),
+        )
+        for each, size in zip(found, sizes, strict=True)
+    )
     header = ("kind", "artifact", "rows", "size", "key metric", "created")
     if rows:
         console.result(as_text(Table("list", "", header, "llrrll", rows)))
@@ -49,7 +62,19 @@ def list_artifacts(
         console.result(f"no artifacts in {store}")
 
 
-def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
+def _print_json(value: object) -> None:
+    console.result(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _head(artifact: Artifact) -> dict[str, Any]:
+    """Return what says which artifact it is, ready for JSON."""
+    return {
+        **{"kind": artifact.kind, "name": artifact.name, "ref": artifact.ref, "id": artifact.id},
+        **{"folder": str(artifact.folder), "created_at": artifact.manifest["created_at"]},
+    }
+
+
+def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) -> None:
     """Show the numbers and lineage of an artifact.
 
     Its settings and files, too. The lineage goes back to the raw files.
@@ -61,6 +86,15 @@ def show(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     opened = open_store(store)
     artifact = open_artifact(opened, ref)
     manifest = artifact.manifest
+    if as_json:
+        lineage = [
+            {**_head(each.artifact), "role": each.role, "depth": each.depth, "from": raw_sources(each.artifact)}
+            for each in ancestors(opened, artifact)
+        ]
+        warnings = [*artifact.warnings, *warnings_of(artifact)]
+        more = {"warnings": warnings, "metrics": artifact.metrics, "lineage": lineage}
+        _print_json({**manifest, **_head(artifact), **more})
+        return
     for warning in (*artifact.warnings, *warnings_of(artifact)):
         console.result(f"! {warning}")
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
@@ -106,7 +140,7 @@ def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
         typer.launch(str(path))
 
 
-def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
+def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) -> None:
     """Check every file against its digest.
 
     The files of its ancestors are checked too.
@@ -115,12 +149,17 @@ def verify(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     from psychocounsel.store.store import damaged_files
 
     opened = open_store(store)
-    faults: list[str] = []
-    for each in ancestors(opened, open_artifact(opened, ref)):
-        damage = damaged_files(each.artifact)
-        dropped = f"  ({len(each.artifact.dropped)} files dropped)" if each.artifact.dropped else ""
-        console.result(f"{'damaged' if damage else 'intact':8} {each.artifact.kind} {each.artifact.ref}{dropped}")
-        faults += [f"{each.artifact.folder / name} {what}" for name, what in damage.items()]
+    damage = {
+        each.artifact.id: (each.artifact, damaged_files(each.artifact))
+        for each in ancestors(opened, open_artifact(opened, ref))
+    }
+    if as_json:
+        _print_json([{**_head(each), "dropped": each.dropped, "damage": found} for each, found in damage.values()])
+    else:
+        for each, found in damage.values():
+            dropped = f"  ({len(each.dropped)} files dropped)" if each.dropped else ""
+            console.result(f"{'damaged' if found else 'intact':8} {each.kind} {each.ref}{dropped}")
+    faults = [f"{each.folder / name} {what}" for each, found in damage.values() for name, what in found.items()]
     if faults:
         raise StoreError("\n".join(faults), remedy="move the artifact's folder away and run its stage again")
 
@@ -142,6 +181,7 @@ def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
 
 def compare(
     refs: Annotated[list[str], typer.Argument(metavar="COMPARISONS...", help="Two or more results of eval-winrate.")],
+    as_json: AsJson = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Compare policies, or judges, across win rates.
@@ -149,7 +189,7 @@ def compare(
     Paired differences by speech with intervals, a ranking, agreement of judges, slices, and settings that differ.
     """
     from psychocounsel.reporting.artifact_tables import warnings_of
-    from psychocounsel.reporting.compare_tables import compare_tables
+    from psychocounsel.reporting.compare_tables import compare_data, compare_tables
     from psychocounsel.reporting.tables import as_text
 
     opened = open_store(store)
@@ -160,6 +200,9 @@ def compare(
     for each in found:
         for warning in dict.fromkeys([*each.warnings, *warnings_of(each)]):
             warned.setdefault(warning, []).append(each.name)
+    if as_json:
+        _print_json({"warnings": warned, **compare_data(found, opened)})
+        return
     for warning, names in warned.items():
         whose = "" if len(names) == len(found) else f"{', '.join(names)}: "
         console.result(f"! {whose}{warning}")

@@ -1,6 +1,7 @@
 """Several comparisons side by side: policies by speech and ranked, judges by their verdicts, slices, and settings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from itertools import combinations
 from typing import Any, cast
@@ -17,7 +18,7 @@ from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
 from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
-from psychocounsel.store.store import Store, artifact_keys
+from psychocounsel.store.store import Store, artifact_keys, flatten
 from psychocounsel.types import Rate, Spread
 
 _ANSWERS = ("policy answers", "reference answers")
@@ -160,21 +161,51 @@ def rate_or_counts(rate: Rate) -> str:
     return with_interval(rate)
 
 
-def _difference_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
-    rows: list[Row] = []
+def _paired_differences(compared: Sequence[_Compared]) -> Iterator[tuple[_Compared, _Compared, Spread]]:
+    """Yield what can be paired, the higher win rate first: policies that met one reference before one judge."""
     for one, other in combinations(compared, 2):
         if one.reference != other.reference or one.judge != other.judge or one.policy == other.policy:
             continue
         first, second = sorted((one, other), key=lambda each: -each.metrics.win_rate.estimate)
         found = paired_difference(first.by_speech, second.by_speech, first.confidence)
         if found is not None:
-            label = f"{names[first.policy]} - {names[second.policy]}"
-            crisis = paired_difference(first.crisis_by_speech, second.crisis_by_speech, first.confidence)
-            in_crisis = NONE if crisis is None else "{} ({}, {} speeches)".format(*_spread_cells(crisis)[:3])
-            if crisis is not None and crisis.speeches < MIN_SLICE:
-                in_crisis = f"{crisis.speeches} speeches"
-            judge = first.metrics.judges.evaluation
-            rows.append((label, names[first.reference], judge, *_spread_cells(found), in_crisis))
+            yield first, second, found
+
+
+def compare_data(comparisons: Sequence[Artifact], store: Store) -> dict[str, Any]:
+    """Return comparisons, their paired differences and the settings that differ, ready for JSON.
+
+    Shares and their differences are between 0 and 1. Errors are those of `compare_tables`.
+    """
+    compared = [_Compared(each, store) for each in comparisons]
+    names = _names(compared)
+    return {
+        "comparisons": [
+            {
+                **{"ref": each.artifact.ref, "id": each.artifact.id, "judge": each.metrics.judges.evaluation},
+                **{"policy": names[each.policy], "reference": names[each.reference]},
+                "metrics": each.artifact.metrics,
+            }
+            for each in compared
+        ],
+        "paired_differences": [
+            {"first": first.artifact.ref, "second": second.artifact.ref, **asdict(found)}
+            for first, second, found in _paired_differences(compared)
+        ],
+        "settings": _differing_settings(comparisons, store),
+    }
+
+
+def _difference_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
+    rows: list[Row] = []
+    for first, second, found in _paired_differences(compared):
+        label = f"{names[first.policy]} - {names[second.policy]}"
+        crisis = paired_difference(first.crisis_by_speech, second.crisis_by_speech, first.confidence)
+        in_crisis = NONE if crisis is None else "{} ({}, {} speeches)".format(*_spread_cells(crisis)[:3])
+        if crisis is not None and crisis.speeches < MIN_SLICE:
+            in_crisis = f"{crisis.speeches} speeches"
+        judge = first.metrics.judges.evaluation
+        rows.append((label, names[first.reference], judge, *_spread_cells(found), in_crisis))
     header = (
         "policies",
         "over",
@@ -336,20 +367,34 @@ def _slice_table(compared: Sequence[_Compared]) -> Table:
 def settings_table(artifacts: Sequence[Artifact], store: Store) -> Table:
     """Return the settings, parents and versions that differ between artifacts, by dotted keys.
 
-    Of a comparison, those of its answers as well.
+    Of a comparison, those of its answers as well; of the result of an online run, those of its last round.
     """
-    keys: list[dict[str, Any]] = []
-    for each in artifacts:
-        own = artifact_keys(each)
-        for role in _ANSWERS if each.kind == "comparisons" else ():
-            answers = artifact_keys(store.open(each.parent(role)))
-            own = {name: value for name, value in own.items() if name != f"parent {role}"}
-            own |= {f"{role}: {name}": value for name, value in answers.items()}
-        keys.append(own)
     rows = tuple(
-        (name, *cells)
-        for name in sorted({name for own in keys for name in own})
-        if len(set(cells := [repr(own[name]) if name in own else "(absent)" for own in keys])) > 1
+        (name, *(repr(own[each.ref]) if each.ref in own else "(absent)" for each in artifacts))
+        for name, own in _differing_settings(artifacts, store).items()
     )
     header = ("setting", *(each.ref for each in artifacts))
     return Table("settings", "Settings that differ.", header, "l" * len(header), rows)
+
+
+def _differing_settings(artifacts: Sequence[Artifact], store: Store) -> dict[str, dict[str, Any]]:
+    """Return each setting that differs, by the reference of every artifact that has it."""
+    keys = {each.ref: _settings(each, store) for each in artifacts}
+    names = sorted({name for own in keys.values() for name in own})
+    found = {name: {ref: own[name] for ref, own in keys.items() if name in own} for name in names}
+    return {name: own for name, own in found.items() if len(own) < len(keys) or len(set(map(repr, own.values()))) > 1}
+
+
+def _settings(artifact: Artifact, store: Store) -> dict[str, Any]:
+    own = artifact_keys(artifact)
+    for role in _ANSWERS if artifact.kind == "comparisons" else ():
+        answers = artifact_keys(store.open(artifact.parent(role)))
+        own = {name: value for name, value in own.items() if name != f"parent {role}"}
+        own |= {f"{role}: {name}": value for name, value in answers.items()}
+    for parent in artifact.parents:
+        if parent.role == "last round":
+            last = store.open(parent)
+            pairs = store.open(last.parent("pairs"))
+            for each in (store.open(pairs.parent("candidates")), pairs, last):
+                own |= flatten(each.manifest["settings"])
+    return own

@@ -157,7 +157,8 @@ def run_recipe(
         ConfigError: a step that was left out would make what a chosen one needs.
         DataQualityError: there is one point, or a step that all have in common.
     """
-    _require_skipped(points, chosen, store)
+    if not all(chosen[: _last(chosen)]):
+        _require_skipped(points, chosen, store)
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
         live = [run for run in runs if run.fault is None]
