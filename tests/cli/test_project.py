@@ -40,6 +40,17 @@ def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
     assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
 
 
+def test_a_project_can_be_copied(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "mine").code == 0
+    (tmp_path / "mine" / "notes.bin").write_bytes(b"\xff\x00")
+    assert cli("init", "ours", "--from", "mine").code == 0
+    judge = (tmp_path / "ours" / "judge.yaml").read_text(encoding="utf-8")
+    assert judge == (tmp_path / "mine" / "judge.yaml").read_text(encoding="utf-8")
+    assert (tmp_path / "ours" / "notes.bin").read_bytes() == b"\xff\x00"
+    assert {step.config.name.partition("-")[0] for step in load_recipe(Path("ours"))} == {"ours"}
+
+
 def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

@@ -19,6 +19,8 @@ STARTER = "starter"
 """The recipe that a project is made from unless another is named."""
 SCHEMAS = ".schemas"
 """The folder of a project with the schemas that its YAML files name."""
+MODELINE = "# yaml-language-server: $schema="
+"""By which an editor finds the schema of a YAML file."""
 
 
 def recipes() -> None:
@@ -56,23 +58,25 @@ def init(
     models = _models()
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml"))}
     named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
-    prefix = min(named, key=len)
-    is_shared = all(each.startswith(prefix) for each in named)
-    written: dict[Path, str] = {}
+    prefix = min(named, key=len, default="")
+    is_shared = prefix != "" and all(each.startswith(prefix) for each in named)
+    others = [path for path in sorted(recipe.iterdir()) if path.is_file() and path.suffix != ".yaml"]
+    written = {project / path.name: path.read_bytes() for path in others}
     for file, text in texts.items():
-        schema = stages.get(file, file.removesuffix(".yaml"))
+        text = re.sub(rf"\A{re.escape(MODELINE)}.*\n", "", text)  # of a project that is copied
         content = _renamed(text, prefix, name) if is_shared else text
         content = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", content)
-        written[project / file] = f"# yaml-language-server: $schema={SCHEMAS}/{schema}.json\n{content}"
-        written[project / SCHEMAS / f"{schema}.json"] = _schema(models[schema])
-    others = [path for path in recipe.iterdir() if path.is_file() and path.suffix != ".yaml"]
-    written |= {project / path.name: path.read_text(encoding="utf-8") for path in others}
+        kind = stages.get(file, file.removesuffix(".yaml"))
+        if kind in models:
+            content = f"{MODELINE}{SCHEMAS}/{kind}.json\n{content}"
+            written[project / SCHEMAS / f"{kind}.json"] = _schema(models[kind]).encode()
+        written[project / file] = content.encode()
     try:
         if project.exists() and (not project.is_dir() or any(project.iterdir())):
             raise ConfigError("exists already", where=str(project), remedy="choose another name, or remove it first")
-        (project / SCHEMAS).mkdir(parents=True)
         for path, content in written.items():
-            path.write_text(content, encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     except OSError as fault:
         raise ConfigError(f"cannot be written: {fault.strerror}", where=str(project), remedy="check the path") from None
     console.result(f"created: {project}, from {recipe.name}. The first lines of each file say what it is for:")
