@@ -65,6 +65,9 @@ SPEECH_METRICS: dict[str, Any] = {
         "found": {"PERSON": 2, "EMAIL": 0},
         "pii_evaluation": {"PERSON": found_pii(20, 15, 20, 5), "EMAIL": found_pii(4, 2, 2, 0)},
         "pii_evaluation_overall": found_pii(24, 17, 22, 5),
+        "planted": {"PERSON": found_pii(100, 87, 94, 3)},
+        "planted_overall": found_pii(100, 87, 94, 3),
+        "planted_language": "en",
     },
 }
 

@@ -208,6 +208,10 @@ def test_the_funnel_goes_from_2129_rows_over_824_questions_to_710_speeches(corpu
     funnel = corpus.candidates.metrics["funnel"]
     assert (funnel["rows_in"], funnel["kept"]) == (2129, 1657)
     after = {step["step"]: step["rows_out"] for step in funnel["steps"]}
+    for artifact in (corpus.speeches, corpus.candidates):
+        planted = artifact.metrics["deidentification"]["planted"]
+        assert planted["PERSON"]["found"] >= 80
+        assert planted["PERSON"]["false"] <= 5
     assert after["remainder"] == 2129  # none was only an address
     assert after["repetition"] == 2009  # distinct answers
     assert all(re.fullmatch(r"person-[0-9a-f]{8}", each.author) for each in read_candidates(corpus.candidates))

@@ -25,6 +25,7 @@ from psychocounsel.corpus.deidentify import (
     read_pii_set,
     resolve,
 )
+from psychocounsel.corpus.deidentify.planted import plant, planted_language
 from psychocounsel.errors import ConfigError
 
 PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(ENTITIES)})_\d+\]")
@@ -167,6 +168,22 @@ def test_the_pattern_engine_is_as_good_as_it_was(half, recall, precision):
     overall, _ = evaluate(engine, read_pii_set(half))
     assert overall.found >= recall * overall.marked
     assert overall.finds - overall.false >= precision * overall.finds
+
+
+@pytest.mark.parametrize("language", ["en", "es", "de", "zh"])
+def test_identities_are_planted_into_the_texts_and_only_finds_around_them_count(language):
+    texts = ["I met Bob. He left me. I cry.", "I am tired"]
+    planted = plant(texts, planted_language(["xx", language]), ENTITIES)
+    assert planted == plant(texts, language, ENTITIES)
+    assert all("{}" not in item.text and item.begin <= span.start < item.end for item in planted for span in item.spans)
+    around = {"".join((item.text[: item.begin] + item.text[item.end :]).split()) for item in planted}
+    assert around == {"".join(text.split()) for text in texts}
+    names = {item.text[span.start : span.end] for item in planted for span in item.spans}
+    finder = WordFinder({"Bob. He left": "PERSON", **dict.fromkeys(names, "PERSON")})
+    overall, by_entity = evaluate(finder, planted)
+    assert by_entity["PERSON"].found == by_entity["PERSON"].marked == 100
+    assert by_entity["PERSON"].false == overall.marked - 100
+    assert {span.entity for item in plant(texts, language, ["EMAIL"]) for span in item.spans} == {"EMAIL"}
 
 
 REASON = "the extra psychocounsel[deid] is not installed"

@@ -38,6 +38,7 @@ from psychocounsel.corpus.deidentify import (
     read_pii_set,
 )
 from psychocounsel.corpus.deidentify.patterns import Fingerprint, Span
+from psychocounsel.corpus.deidentify.planted import PLANTED_TEXTS, plant, planted_language
 from psychocounsel.corpus.reading import (
     CandidateCells,
     CandidateRows,
@@ -82,7 +83,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 8
+VERSION = 9
 
 _TOPIC_BATCH = 4096
 _CACHED_TURNS = 10_000
@@ -254,7 +255,7 @@ def _build_speeches(
                 "clusters": len(np.unique(clusters)),
                 "near_duplicates": len(speeches) - len(sizes),
                 "crisis": sum(speeches.crisis),
-                "deidentification": cleaner.deidentification(),
+                "deidentification": cleaner.deidentification(speeches.texts, len(speeches)),
             }
         )
 
@@ -315,7 +316,12 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
             )
         write_candidates(writer, candidates)
         write_row_provenance(writer, log)
-        writer.write_metrics({"funnel": log.funnel.as_dict(), "deidentification": cleaner.deidentification()})
+        writer.write_metrics(
+            {
+                "funnel": log.funnel.as_dict(),
+                "deidentification": cleaner.deidentification((each.text for each in candidates), len(candidates)),
+            }
+        )
 
 
 def _candidate_rows(config: CorpusConfig) -> list[CandidateRows]:
@@ -509,16 +515,26 @@ class _Cleaner:
             new = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(plain))
             self._replaced.update(entity for entity, _ in new)
 
-    def deidentification(self) -> dict[str, Any] | None:
-        """Return the counts of what was replaced, and how well the engine does on the PII evaluation set."""
+    def deidentification(self, texts: Iterable[str], count: int) -> dict[str, Any] | None:
+        """Return the counts of what was replaced, and how well the engine does.
+
+        That is on the PII evaluation set, and on copies of some of the corpus's `count` texts with planted identities.
+        """
         if self._deidentifier is None:
             return None
         overall, by_entity = evaluate(self._deidentifier, read_pii_set("held_out"))
+        language = planted_language(self._config.cleaning.languages)
+        sample = list(islice(texts, 0, None, count // PLANTED_TEXTS + 1))
+        planted = plant(sample, language, self._config.deidentification.entities)
+        in_own_texts, in_own_texts_by_entity = evaluate(self._deidentifier, planted)
         return {
             "engine": self._config.deidentification.engine,
             "found": dict(sorted(self._replaced.items())),
             "pii_evaluation": {name: each._asdict() for name, each in sorted(by_entity.items())},
             "pii_evaluation_overall": overall._asdict(),
+            "planted": {name: each._asdict() for name, each in sorted(in_own_texts_by_entity.items()) if each.marked},
+            "planted_overall": in_own_texts._asdict(),
+            "planted_language": language,
         }
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from psychocounsel.evaluation.statistics import wilson_interval
 from psychocounsel.evaluation.text_quality import signs_of_degeneration
 from psychocounsel.reporting.comparison_tables import (
     comparison_tables,
@@ -309,7 +310,27 @@ def _deidentification_tables(found: m.Deidentification | None) -> list[Table]:
     rows.append(row("together", sum(found.found.values()), found.pii_evaluation_overall))
     title = "Identities that were replaced, and recall and precision of the engine on the PII evaluation set."
     header = ("identifier", "replaced", "in the set", "recall", "precision")
-    return [Table("deidentification", title, header, "lrrrr", tuple(rows), is_detail=True)] if names else []
+    known = Table("deidentification", title, header, "lrrrr", tuple(rows), is_detail=True)
+    return [each for each in (known, _planted_table(found)) if each.rows and names]
+
+
+def _planted_table(found: m.Deidentification) -> Table:
+    def share(part: int, whole: int) -> str:
+        if not whole:
+            return NONE
+        low, high = wilson_interval(part / whole, whole, 0.95)
+        return f"{percent(part / whole)} [{100 * low:.1f} to {percent(high)}]"
+
+    counts = [*found.planted.items(), *([("together", found.planted_overall)] if found.planted_overall else [])]
+    rows = tuple(
+        (name, str(each.marked), share(each.found, each.marked), share(each.finds - each.false, each.finds))
+        for name, each in counts
+    )
+    title = (
+        "Recall and precision of the engine for made-up identities planted into copies of these texts "
+        f"({found.planted_language}), with 95 % intervals."
+    )
+    return Table("planted", title, ("identifier", "planted", "recall", "precision"), "lrrr", rows, is_detail=True)
 
 
 def _ratings_table(histograms: Mapping[str, Counts]) -> Table:

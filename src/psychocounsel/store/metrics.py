@@ -78,12 +78,15 @@ class PiiCounts(Shape):
 
 
 class Deidentification(Shape):
-    """Identities that were replaced, by type, and how the engine does on the PII evaluation set."""
+    """Identities that were replaced, by type, and how the engine does on the PII evaluation set and on planted ones."""
 
     engine: str
     found: Counts
     pii_evaluation: Mapping[str, PiiCounts]
     pii_evaluation_overall: PiiCounts
+    planted: Mapping[str, PiiCounts] = {}
+    planted_overall: PiiCounts | None = None
+    planted_language: str = ""
 
 
 class Source(Shape):

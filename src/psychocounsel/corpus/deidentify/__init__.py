@@ -15,6 +15,7 @@ from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
+from psychocounsel.corpus.deidentify.planted import MarkedText
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, NOT_NAMES, Span
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
@@ -295,13 +296,6 @@ _FILE = files("psychocounsel.corpus.deidentify") / "pii_evaluation.jsonl"
 _MARK = re.compile(rf"<({'|'.join(ENTITIES)})>(.*?)</\1>", re.DOTALL)
 
 
-class MarkedText(NamedTuple):
-    """A made-up text and what in it identifies a person; a hard negative has no spans."""
-
-    text: str
-    spans: tuple[Span, ...]
-
-
 class Counts(NamedTuple):
     """Marked spans, those that finds of their entity cover; finds, those that touch no marked span of their entity."""
 
@@ -332,7 +326,8 @@ def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> tuple[Counts,
     """Count what the finder finds of the marked spans, and what else it finds, overall and by entity."""
     tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
     for item in texts:
-        finds = resolve(finder.find(item.text))
+        end = len(item.text) if item.end is None else item.end
+        finds = [each for each in resolve(finder.find(item.text)) if item.begin <= each.start < end]
         for span in item.spans:
             tallies["marked"][span.entity] += 1
             own = [find for find in finds if find.entity == span.entity]
