@@ -107,6 +107,38 @@ def test_what_was_fetched_is_read_without_a_connection(
     assert made.metrics["funnel"]["kept"] == COUNT
 
 
+def test_a_dry_run_estimates_until_the_data_are_fetched(machine: Machine, recipe: Path, tmp_path: Path) -> None:
+    endpoint = {"model": "gpt-4o-2024-08-06"}
+    responders = [{"author": author, "endpoint": endpoint} for author in ("elm", "oak")]
+    build = {"name": "talk", "corpus": "corpus.yaml", "pool": {"responders": responders, "per_speech": 2}}
+    write_yaml(recipe / "build-preferences.yaml", {**build, "judge": {"backend": "endpoint", "endpoint": endpoint}})
+    write_yaml(
+        recipe / "eval-winrate.yaml",
+        {
+            **{"name": "talk", "speeches": "talk", "judge": {"backend": "endpoint", "endpoint": endpoint}},
+            **{"policy": responders[0], "reference": responders[1]},
+        },
+    )
+    steps = [{"stage": name, "config": f"{name}.yaml"} for name in ("build-preferences", "eval-winrate")]
+    write_yaml(recipe / "recipe.yaml", {"description": "", "steps": steps})
+    dry_run = ["run", recipe, "--dry-run", "--store", tmp_path / "store"]
+    unknown = machine.run(*dry_run, online=False)
+    assert "psychocounsel fetch" in unknown.out
+    estimated = machine.run(*dry_run, "--set", "corpus.expected_speeches=1000", online=False)
+    assert estimated.code == 0, estimated.err
+    (rated,) = [line for line in estimated.out.splitlines() if "rating responses" in line]
+    (compared,) = [line for line in estimated.out.splitlines() if "comparing answers" in line]
+    assert " 2,000 calls, " in rated
+    assert " 200 calls, " in compared, "both orders of a tenth of the speeches"
+    assert all(line.endswith("; an estimate") for line in (rated, compared))
+    assert "an estimate for 1,000 speeches" in estimated.out.splitlines()[-1]
+    assert machine.run("fetch", recipe).code == 0
+    counted = machine.run(*dry_run, "--set", "corpus.expected_speeches=1000", online=False)
+    assert f" {2 * COUNT} calls, " in next(line for line in counted.out.splitlines() if "rating responses" in line)
+    assert "estimate" not in counted.out
+    assert "to pay in all: " in counted.out
+
+
 def test_of_a_model_the_weights_come_only_if_they_are_wanted(machine: Machine, recipe: Path) -> None:
     step = {"stage": "train-reward", "config": "train-reward.yaml"}
     content = {"name": "talk", "base_model": "hub:talk/tiny", "preferences": "talk"}

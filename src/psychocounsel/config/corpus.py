@@ -99,7 +99,8 @@ class CorpusConfig(Settings):
     """Client speeches and existing responses to them.
 
     A speech that shares `exclude_span_words` consecutive words with a text of `exclude` is dropped and listed. In the
-    folder `prepared` are the texts that a pipeline over many machines has cleaned.
+    folder `prepared` are the texts that a pipeline over many machines has cleaned. `expected_speeches` is how many are
+    likely to be kept: a dry run estimates with it until the Hub's data are fetched.
     """
 
     name: Name
@@ -112,6 +113,7 @@ class CorpusConfig(Settings):
     topics: TopicsConfig | None = None
     prepared: Annotated[PathBeside | None, SpeedSetting()] = None
     split: SplitConfig = SplitConfig()
+    expected_speeches: Annotated[PositiveInt | None, SpeedSetting()] = None
 
     @model_validator(mode="after")
     def _candidates_have_terms(self) -> Self:

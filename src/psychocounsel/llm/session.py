@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig
 from psychocounsel.llm.batch.run import run_in_batches, run_live
@@ -117,6 +117,14 @@ class EndpointClient:
         return run_in_batches(transport, self._model, requests, session.journal, policy)
 
 
+_MANY_REQUESTS, _COUNTED_REQUESTS = 5_000, 1_000
+"""Of more requests, the tokens of so many are counted; the others have as many for their length."""
+
+
+def _chars(requests: Sequence[ChatRequest]) -> int:
+    return sum(len(message.content) for request in requests for message in request.messages)
+
+
 @dataclass
 class PendingCalls:
     """The calls to one endpoint, for one purpose, that a dry run has counted.
@@ -126,6 +134,7 @@ class PendingCalls:
         calls: without retries; None if they cannot be counted yet, and `hint` says why.
         in_batches: further calls, which are with the provider in batches and are not paid again.
         has_placeholders: whether prompts hold answers that do not exist yet, counted at full length.
+        estimate: what stands for speeches that are not here yet, in words; empty if they are.
         tokens: of prompts and completions; completions count at full length.
         most_tokens: an upper bound of them, whatever the model's vocabulary.
     """
@@ -137,16 +146,23 @@ class PendingCalls:
     in_batches: int = 0
     hint: str = ""
     has_placeholders: bool = False
+    estimate: str = ""
     tokens: Tokens = field(default_factory=Tokens)
     most_tokens: Tokens = field(default_factory=Tokens)
+    _is_exact: bool = field(default=True, repr=False)
     _prefixes: Counter[str] = field(default_factory=Counter[str], repr=False)
 
     def add(self, requests: Sequence[ChatRequest]) -> None:
         """Count requests."""
         self.calls = (self.calls or 0) + len(requests)
         completion = sum(request.max_tokens for request in requests)
-        self.tokens = self.tokens.plus(Tokens(sum(map(self._counter.prompt, requests)), 0, completion))
-        self.most_tokens = self.most_tokens.plus(Tokens(sum(map(self._counter.at_most, requests)), 0, completion))
+        counted = requests[:: -(-len(requests) // _COUNTED_REQUESTS)] if len(requests) > _MANY_REQUESTS else requests
+        share = _chars(requests) / _chars(counted) if len(counted) < len(requests) else 1
+        self._is_exact = self._is_exact and self._counter.is_exact and share == 1
+        prompt = round(share * sum(map(self._counter.prompt, counted)))
+        most = prompt if self._counter.is_exact else round(share * sum(map(self._counter.at_most, counted)))
+        self.tokens = self.tokens.plus(Tokens(prompt, 0, completion))
+        self.most_tokens = self.most_tokens.plus(Tokens(most, 0, completion))
         self._prefixes.update(request.messages[0].content for request in requests if len(request.messages) > 1)
 
     @cached_property
@@ -167,24 +183,70 @@ class PendingCalls:
             return head + self.hint
         if not self.calls:
             return f"{head}nothing pending{in_batches}"
-        about = "" if self._counter.is_exact else "about "
+        about = "" if self._is_exact else "about "
         shared = f" ({self.cached_tokens:,} of a prefix that they share)" if self.cached_tokens else ""
         full = "; answers that do not exist yet count at full length" if self.has_placeholders else ""
         return (
             f"{head}{self.calls:,} calls, up to {self.calls * self.endpoint.max_attempts:,} with retries; "
             f"{about}{self.tokens.prompt:,} prompt tokens{shared} and up to {self.tokens.completion:,} completion "
-            f"tokens without retries{full}{in_batches}; {self._price()}"
+            f"tokens without retries{full}{in_batches}; {self._price()}" + ("; an estimate" if self.estimate else "")
+        )
+
+    @cached_property
+    def bill(self) -> "Bill | None":
+        """What the calls cost; None if the price is unknown."""
+        price = price_of(self.endpoint)
+        if price is None:
+            return None
+        whole = price.cost(self.tokens)
+        return Bill(
+            whole,
+            cached=price.cost(self.tokens._replace(cached=self.cached_tokens)),
+            batch=whole * BATCH_SHARE if self.has_batches else whole,
+            worst=price.cost(self.most_tokens) * self.endpoint.max_attempts,
+            source=price.source,
         )
 
     def _price(self) -> str:
-        price = price_of(self.endpoint)
-        if price is None:
-            return "price unknown: set endpoint.price"
-        whole, cached = price.cost(self.tokens), price.cost(self.tokens._replace(cached=self.cached_tokens))
-        from_cache = f", {_dollars(cached)} with the prefix from the cache" if cached != whole else ""
-        batch = f", as a batch {_dollars(whole * BATCH_SHARE)}" if whole and self.has_batches else ""
-        worst = _dollars(price.cost(self.most_tokens) * self.endpoint.max_attempts)
-        return f"{_dollars(whole)}{from_cache}{batch}, up to {worst} with retries (by {price.source})"
+        return "price unknown: set endpoint.price" if self.bill is None else str(self.bill)
+
+
+class Bill(NamedTuple):
+    """US dollars of some calls: live without a cache, with the shared prefix from it, in batches, with all retries."""
+
+    whole: Decimal = Decimal(0)
+    cached: Decimal = Decimal(0)
+    batch: Decimal = Decimal(0)
+    worst: Decimal = Decimal(0)
+    source: str = ""
+
+    def plus(self, other: "Bill") -> "Bill":
+        """Return the sum, of several sources."""
+        return Bill(
+            self.whole + other.whole, self.cached + other.cached, self.batch + other.batch, self.worst + other.worst
+        )
+
+    def __str__(self) -> str:
+        """Return the prices in words, those left out that are the same."""
+        from_cache = f", {_dollars(self.cached)} with the prefix from the cache" if self.cached != self.whole else ""
+        batch = f", as a batch {_dollars(self.batch)}" if self.batch != self.whole else ""
+        by = f" (by {self.source})" if self.source else ""
+        return f"{_dollars(self.whole)}{from_cache}{batch}, up to {_dollars(self.worst)} with retries{by}"
+
+
+def bill_of(pending: Sequence[PendingCalls]) -> str:
+    """Return what all calls cost together, in words; what cannot be counted or has no price is named."""
+    counted = [each for each in pending if each.calls is not None]
+    bills = [each.bill for each in counted if each.bill is not None]
+    together = reduce(Bill.plus, bills, Bill())
+    left_out = {
+        "calls that cannot be counted yet": len(pending) - len(counted),
+        "calls of unknown price": len(counted) - len(bills),
+    }
+    without = " and ".join(what for what, count in left_out.items() if count)
+    calls = f"{sum(each.calls or 0 for each in counted):,} calls"
+    estimate = next((f", an estimate for {each.estimate}" for each in counted if each.estimate), "")
+    return f"{calls}; {together}{f', without {without}' if without else ''}{estimate}"
 
 
 def _dollars(cost: Decimal) -> str:
@@ -212,6 +274,7 @@ class CountingClient:
         submitted = digests_in_batches(journal).intersection(digests)
         pending.in_batches += len(submitted)
         pending.has_placeholders = pending.has_placeholders or self._session.has_placeholders
+        pending.estimate = self._session.estimate
         pending.add([request for digest, request in digests.items() if digest not in submitted])
         if policy.reader:
             return [PLACEHOLDER] * len(requests)
@@ -243,14 +306,15 @@ class _UncountableError(Exception):
 class Session:
     """What one run of a stage works with. Unless it `is_open`, it is good for fingerprints, or counts calls.
 
-    In a dry run, `calls` receives an entry per endpoint and purpose, and `has_placeholders` says whether placeholders
-    stand for answers that do not exist yet.
+    In a dry run, `calls` receives an entry per endpoint and purpose, `has_placeholders` says whether placeholders
+    stand for answers that do not exist yet, and `estimate` what stands for speeches, empty if they are known.
     """
 
     store: Store
     cancel: CancelToken = field(default_factory=CancelToken)
     calls: list[PendingCalls] | None = None
     has_placeholders: bool = False
+    estimate: str = ""
     is_open: bool = False
     _resources: ExitStack = field(default_factory=ExitStack, repr=False)
 

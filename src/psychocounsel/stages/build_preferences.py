@@ -39,11 +39,12 @@ from psychocounsel.reporting.artifact_tables import summary
 from psychocounsel.reporting.cards import write_dataset_card
 from psychocounsel.reporting.console import progress
 from psychocounsel.stages.audit import audit_judge, audit_spec
+from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.stages.rating_table import open_rating_table
 from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders, file_classes
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import digest_of_files
-from psychocounsel.store.references import HUB, POLICY_KINDS, ModelReference, resolve_model
+from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model
 from psychocounsel.store.schemas import (
     SplitSpeech,
     read_candidates,
@@ -169,12 +170,10 @@ class _Build:
     def run(self) -> Artifact:
         config, session, store, specs = self.config, self.session, self.store, self.specs
         if session.is_dry_run:
-            sources = (*config.corpus.speeches, *config.corpus.candidates)
-            if store.find(specs.speeches) is None and any(each.path.startswith(HUB) for each in sources):
-                session.stop_counting("counted once the speeches are fetched from the Hub")
+            count_corpus(config.corpus, session, self.topics)
         else:
             self._require_usable()
-        make_corpus(config.corpus, store, self.topics, progress)
+            make_corpus(config.corpus, store, self.topics, progress)
         session.cancel.raise_if_cancelled(specs.judgements.ref)
         if specs.pool is not None:
             store.make(specs.pool, self._answer)
@@ -257,7 +256,7 @@ class _Build:
         note_failed(writer, 0 if isinstance(judge, TableJudge) else count_failed(judgements))
         writer.notes["judge"] = judge.name
         write_judgements(writer, judgements, judge.principles)
-        languages = self.config.corpus.cleaning.languages
+        foreign = partial(is_foreign, languages=self.config.corpus.cleaning.languages)
         rows = sum(len(read_candidates(store.open(each))) for each in parents if each.kind == "candidates")
         writer.write_metrics(
             {
@@ -267,7 +266,7 @@ class _Build:
                     "empty": len(candidates) - len(with_text),
                     "only_response": len(with_text) - len(items),
                 },
-                "junk": junk_by_author(with_text, partial(is_foreign, languages=languages)),
+                "junk": junk_by_author([] if self.session.is_dry_run else with_text, foreign),
                 "judged": len(judgements),
                 "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
                 "addresses_judge": addressing_judge(judgements),

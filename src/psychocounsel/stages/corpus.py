@@ -13,9 +13,9 @@ from psychocounsel.reporting import console
 from psychocounsel.reporting.console import progress
 from psychocounsel.reporting.corpus_page import effects_table, render_page
 from psychocounsel.reporting.tables import as_text
+from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.references import HUB
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
 
@@ -46,13 +46,12 @@ def build_corpus(config: CorpusConfig, store: Store, calls: list[PendingCalls] |
         if session.is_dry_run:
             if endpoint is None or not is_pending:
                 session.stop_counting()
-            if any(each.path.startswith(HUB) for each in config.speeches):
-                session.stop_counting("counted once the speeches are fetched from the Hub")
-        elif is_pending:
+            count_corpus(config, session, topics)
+            session.stop_counting()
+        if is_pending:
             require_usable({"corpus.topics": endpoint}, store)
         corpus = make_corpus(config, store, topics, progress)
-        if not session.is_dry_run:
-            _show_effects(config, corpus, store)
+        _show_effects(config, corpus, store)
     return corpus.candidates or corpus.speeches
 
 

@@ -14,6 +14,7 @@ from psychocounsel.judging.judges import judge_spending, judge_status, open_judg
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting.console import progress, step_progress
+from psychocounsel.stages.estimate import note_estimate
 from psychocounsel.stages.leakage import count_leakage, leakage_warning, training_answers
 from psychocounsel.stages.respond import Responder, data_classes, file_classes, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -123,7 +124,9 @@ class _Evaluation:
         if isinstance(self.speeches, ArtifactSpec):
             session.stop_counting("counted once the speeches are read")
         self.held_out = self._held_out(self.speeches)
-        if not session.is_dry_run:
+        if session.is_dry_run:
+            note_estimate(self.speeches, session)
+        else:
             self._require_usable()
         if store.find(specs.comparisons) is None:
             planned = {pin.id for pin in store.pins if isinstance(pin, ArtifactSpec)}

@@ -87,7 +87,7 @@ class ModelSize(NamedTuple):
         if local_only and not Path(policy.location).is_dir():
             found = try_to_load_from_cache(policy.location, "config.json", revision=policy.revision)
             if not isinstance(found, str):
-                remedy = f"download it: hf download {policy.location} config.json"
+                remedy = f"psychocounsel fetch RECIPE, or hf download {policy.location} config.json"
                 raise ConfigError("its config is not on this machine", where=policy.location, remedy=remedy)
             policy = Policy(str(Path(found).parent))
         config: Any = load_pretrained(AutoConfig, policy)
