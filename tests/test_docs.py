@@ -214,15 +214,39 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert [found for page in pages for found in loaded.findall(page)] == []
 
 
+def run_line(line: str, folder: Path) -> None:
+    """Run a command of the docs in a folder, without a terminal or a browser."""
+    command = [sys.executable, "-m", "psychocounsel", *shlex.split(line, comments=True)[1:]]
+    settings: dict[str, Any] = {"cwd": folder, "env": {**os.environ, **ENVIRONMENT, "BROWSER": "true"}}
+    ended = subprocess.run(command, **settings, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, (line, ended.stderr)
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     """All its commands in their order, on the project's example speeches."""
-    text = (CLONE / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\$ psychocounsel (.*)$", text, re.MULTILINE)
-    assert len(lines) > 5
+    lines = [each.text for each in commands() if each.where.startswith("docs/tutorial.md")]
     for line in lines:
-        command = [sys.executable, "-m", "psychocounsel", *shlex.split(line, comments=True)]
-        environment = {**os.environ, **ENVIRONMENT, "BROWSER": "true"}
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, (line, ended.stderr)
+        if line.startswith("psychocounsel"):
+            run_line(line, tmp_path)
     assert len(list((tmp_path / "data" / "reports").glob("my-project-*/report.html"))) == 2  # of the run, of the change
+
+
+@pytest.mark.slow
+def test_commands_about_the_quickstart_run_on_what_it_made(tmp_path: Path) -> None:
+    lines = {
+        each.text.partition("#")[0].strip() for each in commands() if " quickstart" in each.text.replace("/", "/ ")
+    }
+    makes_more = (
+        "run ",
+        "init ",
+        "align ",
+        "anchor ",
+        "scripts/",
+    )  # labels of people are not there, training takes long
+    looks = [each for each in lines if not any(word in each for word in makes_more)]
+    looks = [each for each in looks if "hub:" not in each or "--dry-run" in each]
+    assert len(looks) > 8
+    run_line("psychocounsel run quickstart", tmp_path)
+    for line in sorted(looks):
+        run_line(line, tmp_path)

@@ -1,6 +1,7 @@
 """References (`name@id8`, `name`, `name@best`, `kind/name`, a path, `hub:owner/name@revision`) and lineage."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 """The kinds that can answer a speech."""
 
 HUB = "hub:"
+_DIGEST = re.compile("[0-9a-f]{64}")
 BEST = "@best"
 
 
@@ -192,7 +194,7 @@ def raw_sources(artifact: Artifact) -> tuple[str, ...]:
     return tuple(
         f"{block}: {key} {value}"
         for (block, _, key), value in sources.items()
-        if key in ("sha256", "hub", "weights") and isinstance(value, str)
+        if isinstance(value, str) and (key == "hub" or (key in ("sha256", "weights") and _DIGEST.fullmatch(value)))
     )
 
 
