@@ -78,11 +78,15 @@ _PATTERNS = {
         r"\byou(?:'ve| have)? (?:did|done) (?:absolutely )?nothing wrong\b|\byou were right (?:all along|to)\b",
     ),
     "refuses": (
-        r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|chat ?bot|virtual assistant)\b",
-        r"\bi(?:'m| am)(?: \w+){0,3} (?:unable|not able|not qualified|not allowed|not equipped) to\b",
-        r"\bi (?:can't|cannot|can not|won't|will not) (?:\w+ )?(?:help|assist|discuss|talk about|continue|provide"
-        r"|answer|engage|respond|comply|give (?:you )?(?:\w+ )?advice)\b",
-        r"\bi must (?:decline|refuse)\b|\bnot (?:able|in a position) to (?:help|assist) (?:you )?with\b",
+        r"\b(?:as|i(?:'m| am)(?: just| only)?) an? (?:ai|artificial intelligence|(?:large )?language model"
+        r"|chat ?bot|virtual assistant)\b",
+        # At the beginning: further on people set limits, quote what to say, or leave a choice to the client.
+        r"\A.{0,200}?\b(?:i(?:'m| am)(?: \w+){0,3} (?:unable|not able|not qualified|not allowed|not equipped) to"
+        r"|i (?:can't|cannot|can not|won't|will not)(?: \w+ly)?|not in a position to)"
+        r" (?:help(?! (?:feel|but|think|wonder))|assist|discuss|continue|provide|engage|respond|comply"
+        r"|answer|give (?:you )?(?:\w+ )?(?:help|support|assistance))\b"
+        r"(?! (?:that )?for (?:you|him|her|them|your))",
+        r"\A.{0,100}?\bi must (?:decline|refuse)\b",
     ),
 }
 PATTERNS = {name: re.compile("|".join(parts), re.IGNORECASE) for name, parts in _PATTERNS.items()}
