@@ -177,7 +177,7 @@ class TestDev:
     def test_rows_that_leak_and_stay_follow_their_cluster(self) -> None:
         made = release([*self.ROWS, *(Row("test", speech(n)) for n in range(8))], leakage="keep", dev_share=0.5)
         paired = pair_rows(made).pairings
-        train, dev = ({made.questions[each.speech.text].cluster for each in paired[s].pairs} for s in ("train", "dev"))
+        train, dev = ({made.questions[each.speech.turns].cluster for each in paired[s].pairs} for s in ("train", "dev"))
         assert (len(train), len(dev), train & dev) == (4, 4, set())
 
 
