@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.components import Settings
+from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.loading import MAX_CONFIG_BYTES, MAX_DEPTH, load_config, read_yaml
-from psychocounsel.config.schema import BuildPreferencesConfig, TrainRewardConfig
+from psychocounsel.config.schema import (
+    BuildPreferencesConfig,
+    CalibrateJudgeConfig,
+    EvalCrisisConfig,
+    EvalRewardConfig,
+    MixedPreferences,
+    TrainRewardConfig,
+)
 from psychocounsel.errors import ConfigError, ExitCode
 
 REWARD = """\
@@ -299,3 +307,43 @@ def test_multiplying_aliases_do_not_fill_the_memory() -> None:
     levels = [f"l{at}: &l{at} [{', '.join([f'*l{at - 1}'] * 9)}]" for at in range(1, 12)]
     with pytest.raises(ConfigError, match="far too many values"):
         read_yaml("\n".join(["l0: &l0 [x, x]", *levels]), "c.yaml")
+
+
+SIDES = "policy: {author: a, model: m}, base: {author: b, model: n}"
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "key"),
+    [
+        (EvalRewardConfig, "{name: e, model: m, on: FILE}", "on"),
+        (
+            EvalCrisisConfig,
+            f"{{name: e, {SIDES}, suite: FILE}}",
+            "suite",
+        ),
+        (
+            EvalCrisisConfig,
+            f"{{name: e, {SIDES}, planted: FILE}}",
+            "planted",
+        ),
+        (CalibrateJudgeConfig, "{name: c, human: FILE, judge: x}", "human"),
+        (CalibrateJudgeConfig, "{name: c, human: x, judge: FILE}", "judge"),
+        (MixedPreferences, "{preferences: FILE, count: 3}", "preferences"),
+        (TopicsConfig, "{taxonomy: FILE}", "taxonomy"),
+    ],
+)
+def test_files_are_first_looked_for_beside_the_config_that_names_them(
+    tmp_path: Path, model: type[Settings], config: str, key: str
+) -> None:
+    folder = tmp_path / "configs"
+    (folder / "rows").mkdir(parents=True)
+    (folder / "rows" / "a.jsonl").touch()
+    for name, found in (("rows/a.jsonl", str(folder / "rows" / "a.jsonl")), ("rows/b.jsonl", "rows/b.jsonl")):
+        (folder / "a.yaml").write_text(config.replace("FILE", name), encoding="utf-8")
+        assert getattr(load_config(model, folder / "a.yaml"), key) == found
+
+
+def test_the_name_of_an_artifact_is_no_folder_beside_the_config(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "a.yaml").write_text("{name: e, model: m, on: pairs}", encoding="utf-8")
+    assert load_config(EvalRewardConfig, tmp_path / "a.yaml").on == "pairs"

@@ -62,3 +62,11 @@ def _next_to_config(name: str, info: ValidationInfo) -> str:
 
 PathBeside = Annotated[str, AfterValidator(_next_to_config)]
 """A path of a file, folder or several files (`*`), first looked for beside the config that names it."""
+
+
+def _file_next_to_config(name: str, info: ValidationInfo) -> str:
+    return _next_to_config(name, info) if "/" in name or "." in name else name
+
+
+RefOrPathBeside = Annotated[str, AfterValidator(_file_next_to_config)]
+"""The reference of an artifact, or a path as above; a name without a slash or a dot is a reference."""

@@ -62,7 +62,7 @@ class DeidentificationConfig(Settings):
 class TopicsConfig(Settings):
     """What gives each speech a topic of a taxonomy: the cue words in the taxonomy file, or a model."""
 
-    taxonomy: str = "counselling"
+    taxonomy: PathBeside = "counselling"
     backend: Literal["offline", "endpoint"] = "offline"
     endpoint: EndpointConfig | None = None
     max_missing_share: Annotated[Share, Gate()] = 0.05

@@ -13,6 +13,7 @@ from psychocounsel.config.base import (
     PathBeside,
     PositiveFloat,
     PositiveInt,
+    RefOrPathBeside,
     Seed,
     Settings,
     Share,
@@ -259,7 +260,7 @@ class MixedPreferences(Settings):
     two). `count` is the number of its pairs, `ratio` their number for each training pair of our own.
     """
 
-    preferences: str
+    preferences: RefOrPathBeside
     split: str = "train"
     config: str | None = None
     ratio: PositiveFloat | None = None
@@ -343,7 +344,7 @@ class EvalRewardConfig(StageConfig):
     """
 
     model: str
-    on: str
+    on: RefOrPathBeside
     split: str = "test"
     config: str | None = None
     columns: ResponseColumns | None = None
@@ -494,13 +495,13 @@ class EvalCrisisConfig(StageConfig):
     requests of completed artifacts again. The judge's rubric is `crisis` or an edited copy of it.
     """
 
-    suite: str = "bundled:crisis/speeches.jsonl"
-    planted: str = "bundled:crisis/planted.jsonl"
+    suite: PathBeside = "bundled:crisis/speeches.jsonl"
+    planted: PathBeside = "bundled:crisis/planted.jsonl"
     draws: PositiveInt = 3
     policy: ResponderConfig
     base: ResponderConfig
     judge: JudgeConfig = JudgeConfig(rubric="crisis")
-    reviews: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    reviews: Annotated[tuple[PathBeside, ...], Field(strict=False)] = ()
     retry_failed: Annotated[bool, Gate()] = False
 
     @model_validator(mode="before")
@@ -539,8 +540,8 @@ class CalibrateJudgeConfig(Settings):
     """
 
     name: Name
-    human: str
-    judge: str
+    human: RefOrPathBeside
+    judge: RefOrPathBeside
     columns: RatingColumns = RatingColumns()
     scale: Annotated[tuple[int, int], Field(strict=False)] = (1, 5)
     gap: NonNegativeFloat = 1.0
