@@ -4,6 +4,7 @@
 """
 
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _value(info: Any) -> str:
     value = info.get_default(call_default_factory=True) if info.default is PydanticUndefined else info.default
     if isinstance(value, BaseModel):
         return "its defaults"
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`" if text else "empty"
 
 
