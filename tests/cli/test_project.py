@@ -8,7 +8,7 @@ import pytest
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.config.loading import read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
-from running import Cli
+from running import Cli, Warm
 
 
 @pytest.mark.parametrize("recipe", bundled_recipes())
@@ -38,6 +38,15 @@ def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
     assert read.out.splitlines()[-1].endswith("next: psychocounsel run 'Our Helpline'")
     planned = cli("run", "Our Helpline", "--dry-run")
     assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
+
+
+@pytest.mark.slow
+def test_a_new_project_runs_to_its_report(cli: Cli, warm: Warm, tmp_path: Path) -> None:
+    assert cli("init", tmp_path / "mine").code == 0
+    ended = warm.run("run", tmp_path / "mine", "--store", tmp_path / "store")
+    assert ended.code == 0, ended.err
+    page = Path(ended.out.splitlines()[-1].removeprefix("report: ")).read_text(encoding="utf-8")
+    assert "restricted" in page
 
 
 def test_a_project_can_be_copied(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,14 +121,16 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) 
 def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     """Open an artifact's page in the browser.
 
-    The report or the page for raters, or of any other artifact a new report about it. Prints the path of the page.
+    The report or the page for raters, or of any other artifact a new report about it. A name that several kinds share
+    means the report. Prints the path of the page.
     """
     from psychocounsel.config.schema import ReportConfig
     from psychocounsel.reporting.tables import REPORT_FILE
     from psychocounsel.stages.report import make_report
 
     opened = open_store(store)
-    artifact = open_artifact(opened, ref)
+    is_report = any(each.name == ref for each in opened.artifacts("reports"))
+    artifact = open_artifact(opened, f"reports/{ref}" if is_report else ref)
     page = next((name for name in artifact.manifest["files"] if name.endswith(".html")), None)
     if page is None:
         named = ReportConfig(name=artifact.name, artifacts=(f"{artifact.kind}/{artifact.ref}",))
