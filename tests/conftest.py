@@ -30,6 +30,7 @@ INTEGRATION_FILES = {
     "test_batch_run.py",
     "test_killed.py",
     "test_mixed_faults.py",
+    "test_notebooks.py",
     "test_wheel.py",
 }
 INTEGRATION_FIXTURES = {"foreign", "forks", "miniature", "warm"}
