@@ -288,3 +288,22 @@ def test_an_online_run_is_compared_by_the_settings_of_its_rounds(miniature: Mini
     assert ended.code == 0
     assert "candidates_per_speech" in settings
     assert "beta" not in settings  # the same in both
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["show", "mini"], "preferences/mini or "),  # every kind that it may be
+        (["show", "policy/mini-dpo"], "'policies/mini-dpo'"),
+        (["show", "policies/mini-dpo@00000000"], "mini-dpo@"),
+        (["compare", "mini-dpo", "mini"], "policies"),  # the name is that of another kind
+        (["show", "comparisons"], "psychocounsel list comparisons"),
+    ],
+)
+def test_the_hint_of_a_wrong_reference_helps(miniature: Miniature, cli: Cli, argv: list[str], hint: str) -> None:
+    cli(*argv, "--store", miniature.store).says(2, hint)
+
+
+def test_an_id_without_a_name_is_enough_for_a_hint(miniature: Miniature, cli: Cli) -> None:
+    (found,) = Store(miniature.store).artifacts("comparisons")
+    cli("show", found.id[:8], "--store", miniature.store).says(2, f"comparisons/{found.ref}")

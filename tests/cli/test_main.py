@@ -139,3 +139,24 @@ def test_a_bug_shows_its_traceback(warm: Warm, store: Path, miniature: Miniature
     ended = warm.run("align", miniature.recipe / "align-dpo.yaml", "--store", store)
     assert ended.code == 1
     assert "Traceback" in ended.err
+
+
+def test_a_config_of_another_stage_is_named_once(cli: Cli, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe")
+    for file, stage in (("train-reward", "train-reward"), ("corpus", "corpus"), ("recipe", "recipe")):
+        ended = cli("align", recipe / f"{file}.yaml", "--store", tmp_path / "store")
+        ended.says(2, f"{file}.yaml", stage)
+        assert len(ended.err.splitlines()) == 1
+
+
+def test_a_reference_to_nothing_names_the_key_and_the_config(cli: Cli, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe")
+    for command in (["run", recipe, "--only", "train-reward"], ["train-reward", recipe / "train-reward.yaml"]):
+        words = ["--store", tmp_path / "store", "--set", "train-reward.base_model=elsewhere"]
+        words[-1] = words[-1] if command[0] == "run" else "base_model=elsewhere"
+        for more in ([], ["--dry-run"]):
+            cli(*command, *words, *more).says(2, "base_model of mini", "--set base_model=")
+
+
+def test_the_target_of_power_is_a_share(cli: Cli) -> None:
+    cli("power", "--target", "5").says(2, "--target", "0.05")

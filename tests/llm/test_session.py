@@ -1,5 +1,6 @@
 """Clients of a session: they connect with the first request, and in a dry run they count."""
 
+import signal
 from decimal import Decimal
 
 import pytest
@@ -81,3 +82,11 @@ def test_a_bound_includes_retries_and_less_than_a_cent_has_four_decimals(
 def test_without_batches_there_is_no_price_for_them_and_without_a_price_none(store: Store) -> None:
     assert "as a batch" not in str(counted(store, PRICED, "tree" * 2_000_000))
     assert "price unknown" in str(counted(store, PRICED.model_copy(update={"price": None}), "tree"))
+
+
+def test_a_dry_run_has_nothing_to_save_on_a_signal(store: Store) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with open_session(store, []):
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    with open_session(store):
+        assert signal.getsignal(signal.SIGINT) is not handlers[0]

@@ -114,6 +114,7 @@ def test_what_cannot_be_exported_is_refused(
     store: Store, cli: Cli, ref: str, sample: int, more: Sequence[str], words: str
 ) -> None:
     cli("annotate", "export", ref, "--sample", str(sample), *more, "--store", store.root).says(2, words)
+    assert list(store.root.glob("annotation-tasks/*")) == []
 
 
 def test_restricted_texts_are_announced(tmp_path: Path, cli: Cli) -> None:

@@ -132,7 +132,8 @@ def test_the_report_shows_an_evaluation(cli: Cli, store: Path, tmp_path: Path) -
         (("mini",), 2),
         (("nowhere", "--on", "mini"), 2),
         (("mini", "--on", "nowhere"), 2),
-        (("mini", "--on", "mini", "--set", "split=dew"), 4),
+        (("mini", "--on", "mini", "--set", "split=dew"), 2),
+        (("mini", "--on", "mini", "--set", "split=dew", "--dry-run"), 2),
     ],
 )
 def test_what_cannot_be_measured(cli: Cli, store: Path, words: tuple[str, ...], code: int) -> None:

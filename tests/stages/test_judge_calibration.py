@@ -16,6 +16,7 @@ from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.evaluation_metrics import JudgeCalibrationMetrics
 from psychocounsel.store.metrics import metrics_of
 from psychocounsel.store.store import Store
+from psychocounsel.types import OVERALL
 from running import Cli
 
 MENTALALIGN = Path(__file__).parents[3] / "shared" / "data" / "mentalalign"
@@ -112,6 +113,18 @@ def test_what_cannot_be_measured(
 ) -> None:
     paths = [write(tmp_path / f"{name}.csv", found) for name, found in (("human", human), ("judge", judge))]
     assert cli("calibrate-judge", *paths, "--store", tmp_path / "data").code == code
+
+
+def test_labels_that_say_which_answer_is_better_rate_none(cli: Cli, tmp_path: Path) -> None:
+    store = fill(tmp_path / "data")
+    assert cli("annotate", "export", "comparisons/duel", "--sample", "25", "--store", store.root).code == 0
+    (tasks,) = store.artifacts("annotation-tasks")
+    with tasks.file("annotate.csv").open(encoding="utf-8-sig", newline="") as file:
+        asked = [{**row, OVERALL: "left"} for row in csv.DictReader(file)]
+    sent = write(tmp_path / "ann.csv", asked)
+    imported = cli("annotate", "import", tasks.ref, sent, "--labeller", "human", "--store", store.root)
+    assert imported.code == 0, imported.err
+    cli("calibrate-judge", "duel", "rated", "--store", store.root).says(2, "duel@", "psychocounsel anchor")
 
 
 def test_labels_and_judgements_of_the_store(cli: Cli, tmp_path: Path) -> None:

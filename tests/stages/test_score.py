@@ -89,5 +89,5 @@ def test_rows_that_cannot_be_scored_are_named(
 def test_wrong_columns_and_endings(cli: Cli, store: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", ROWS[:1])
     command = ("score", "mini", "--in", tmp_path / "in.jsonl", "--store", store)
-    assert "text" in cli(*command, "--out", tmp_path / "out.jsonl", "--speech", "text").err
+    cli(*command, "--out", tmp_path / "out.jsonl", "--speech", "text").says(2, "'text'", "--speech")
     assert cli(*command, "--out", tmp_path / "out.txt").code == 2

@@ -464,11 +464,10 @@ def _config_of_arguments(
 def _run_stage(
     stage: "StageName", name: str, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
 ) -> None:
-    from psychocounsel.config.loading import load_configs
-    from psychocounsel.config.recipe import CONFIGS, stage_config
+    from psychocounsel.config.recipe import load_stage_configs, stage_config
 
     path = stage_config(stage, name)
-    configs = load_configs(CONFIGS[stage], path, overrides_of(sets, **flags))
+    configs = load_stage_configs(stage, path, overrides_of(sets, **flags))
     created = _run_configs(stage, configs, is_dry_run, store)
     if len(created) > 1:
         show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], store)

@@ -6,10 +6,11 @@ from typing import Annotated, cast
 import typer
 
 from psychocounsel.cli.output import DEFAULT_STORE, StoreFolder, open_artifact, open_store
+from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
 
 Target = Annotated[
-    float, typer.Option("--target", metavar="SHARE", min=0.001, max=0.5, help="Half of the interval, such as 0.05.")
+    float, typer.Option("--target", metavar="SHARE", help="Half of the interval as a share: 0.05 is 5 points.")
 ]
 From = Annotated[
     str | None, typer.Option("--from", metavar="COMPARISONS", help="Take the variances from this comparison.")
@@ -35,6 +36,9 @@ def power(
 
     Half widths by speeches and draws, the floor that more draws cannot pass, and the calls of the judge.
     """
+    if not 0.001 <= target <= 0.5:
+        remedy = f"{target:g} points are {target / 100:g}" if 0.1 <= target <= 50 else "5 points are 0.05"
+        raise ConfigError("is no share from 0.001 to 0.5", where=f"--target {target:g}", remedy=remedy)
     from psychocounsel.evaluation.power import VarianceComponents, variance_components
     from psychocounsel.evaluation.winrate import POINTS, in_both_orders
     from psychocounsel.reporting.power_tables import power_tables

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from psychocounsel.config.components import Settings, recipes_folder
 from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.config.loading import keys_of, load_config, load_configs, read_yaml
+from psychocounsel.config.loading import keys_of, load_config, load_configs, read_config_file, read_yaml
 from psychocounsel.config.schema import (
     AlignConfig,
     AnchorConfig,
@@ -155,7 +155,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         mine = [text for text, key in first_keys.items() if key in reaching]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and "seed" in model.model_fields else []
         try:
-            configs = load_configs(model, folder / step.config, [*seed, *mine], name)
+            configs = load_stage_configs(step.stage, folder / step.config, [*seed, *mine], name)
             read += [Step(name, step.stage, each) for each in configs]
         except ConfigError as fault:
             faults.append(str(fault))
@@ -176,6 +176,33 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
     suggestions = list(paths)[:4] or difflib.get_close_matches(key.partition(".")[0], known, n=1)
     hint = f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else f"known: {', '.join(known)}"
     return ConfigError("there is no such key in the recipe", where=f"--set {override}", remedy=hint)
+
+
+def load_stage_configs(stage: StageName, path: Path, overrides: Sequence[str] = (), step: str = "") -> list[Any]:
+    """Return what `load_configs` does for a stage; of a file for another stage the error says for which."""
+    try:
+        return load_configs(CONFIGS[stage], path, overrides, step)
+    except ConfigError:
+        fitting = _stages_of(path)
+        if not fitting or stage in fitting:
+            raise
+        other = " or ".join(fitting)
+        raise ConfigError(
+            f"this is no config of {stage}", where=str(path), remedy=f"it looks like one of {other}"
+        ) from None
+
+
+def _stages_of(path: Path) -> list[str]:
+    """Return the stages for which a file has all keys that are required, and none that is unknown."""
+    data = read_config_file(path).data
+    given = {"policy" if key == "policies" else key for key in data} if isinstance(data, dict) else set[str]()
+    models: dict[str, type[Settings]] = {**CONFIGS, "run (it is a recipe)": RecipeConfig}
+    return [
+        name
+        for name, model in models.items()
+        if given <= model.model_fields.keys()
+        and {key for key, field in model.model_fields.items() if field.is_required()} <= given
+    ]
 
 
 def select_steps(steps: Sequence[Step], only: Sequence[str], until: str | None, start: str | None) -> list[bool]:

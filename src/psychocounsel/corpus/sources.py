@@ -81,7 +81,7 @@ def files_of(path: str) -> list[Path]:
         found = Path(*place.parts[:at]).glob(str(Path(*place.parts[at:])))
     else:
         if not place.exists():
-            remedy = "check the path; it is relative to the config that names it, or to the working directory"
+            remedy = "check the path; it is relative to the working directory, or to the config if that names it"
             raise InputError("no such file", where=path, remedy=remedy)
         found = [place] if place.is_file() else [each for each in place.rglob("*") if _ending(each) in _READERS]
     files = sorted(each for each in found if each.is_file() and not each.name.startswith("."))

@@ -359,8 +359,12 @@ class Session:
 
 @contextmanager
 def open_session(store: Store, calls: list[PendingCalls] | None = None) -> Generator[Session]:
-    """Yield a session that SIGINT and SIGTERM cancel; what it opened is closed at the end."""
-    with cancelled_by_signals() as cancel, ExitStack() as resources:
+    """Yield a session that SIGINT and SIGTERM cancel; what it opened is closed at the end.
+
+    A dry run has nothing to save, so a signal ends it at once.
+    """
+    with ExitStack() as resources:
+        cancel = resources.enter_context(cancelled_by_signals()) if calls is None else CancelToken()
         yield Session(store, cancel, calls, is_open=calls is None, _resources=resources)
 
 

@@ -64,8 +64,9 @@ def annotation_tables(annotations: AnnotationMetrics) -> list[Table]:
         for question, each in pair.by_question.items()
     ]
     title = (
-        f"Labels by {annotations.labeller}s: {annotations.labelled} of {annotations.items} items labelled, "
-        f"{annotations.skipped} skipped by all who saw them; {_SAMPLED[annotations.sampled]}."
+        f"Labels by {annotations.labeller}s: {annotations.labelled} of {annotations.items} items labelled, each "
+        f"one draw of a speech or one answer, {annotations.skipped} skipped by all who saw them; "
+        f"{_SAMPLED[annotations.sampled]}."
     )
     alike = "How far raters agree, 95 % intervals over speeches. Kappa is the mean over pairs of raters."
     return [
@@ -151,7 +152,11 @@ def _with_width(rate: Rate) -> Rate | None:
 
 def _finding(anchored: AnchorMetrics) -> str:
     judged = anchored.labelled + anchored.unlabelled
-    found = f"Judge: {anchored.judge}; of {judged} judged speeches, people labelled a random {anchored.labelled}."
+    labels = sum(anchored.raters.values())
+    found = (
+        f"Judge: {anchored.judge}; of {judged} judged speeches, people labelled a random {anchored.labelled} "
+        f"({labels} labels of single draws)."
+    )
     if anchored.headline == "human_only":
         return f"{found} {_why_labels_alone(anchored)}: cite the labels alone."
     if anchored.labels_worth is not None and anchored.labels_worth < SAVES_LABELS:

@@ -151,11 +151,14 @@ def _write_preferences(release: "Release", store: Store, writer: ArtifactWriter)
     required = {split: split in released or shares[split] > 0 for split in SPLITS}
     for split, pairing in paired.pairings.items():
         if required[split] and not pairing.pairs:
-            raise DataQualityError(
-                f"no pair is left in {split}: {counted(pairing.dropped)} dropped",
-                where=config.source,
-                remedy="look at what was dropped, and change dev_share, test_share, leakage or length",
-            )
+            if not any(pairing.dropped.values()):
+                total = sum(len(each.pairs) for each in paired.pairings.values())
+                what = f"no pair is left in {split}: all {total} are in other splits"
+                remedy = "give more pairs, or change dev_share and test_share"
+            else:
+                what = f"no pair is left in {split}: {counted(pairing.dropped)} dropped"
+                remedy = "look at what was dropped, and change dev_share, test_share, leakage or length"
+            raise DataQualityError(what, where=config.source, remedy=remedy)
         if pairing.pairs:
             write_pairs(writer, split, pairing.pairs, release.principles)
     writer.notes["judge"] = config.labelled_by or ""

@@ -14,7 +14,7 @@ from psychocounsel.stages.audit import read_rated
 from psychocounsel.stages.rating_table import rating_of
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.references import resolve
-from psychocounsel.store.schemas import read_human_ratings
+from psychocounsel.store.schemas import RATINGS_FILE, read_human_ratings
 from psychocounsel.store.store import Store
 from psychocounsel.types import Rating, exact_mean
 
@@ -195,6 +195,12 @@ def _judged(store: Store, judgements: Artifact) -> Iterator[RatingRow]:
 
 
 def _labelled(annotations: Artifact) -> Iterator[RatingRow]:
+    if RATINGS_FILE not in annotations.manifest["files"]:
+        raise InputError(
+            "these labels say which answer is better, and a judge is calibrated by ratings of answers",
+            where=annotations.ref,
+            remedy="export judgements for raters, or correct the win rate by these labels: `psychocounsel anchor`",
+        )
     for each in read_human_ratings(annotations):
         if each.labeller != "human":
             raise InputError("a model gave these ratings", where=annotations.ref, remedy="name people's ratings")

@@ -5,7 +5,8 @@ go through the recipe side by side, step by step: what is the same for all of th
 names that say how.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -13,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 from psychocounsel.config.recipe import StageName, Step, SweepPoint
-from psychocounsel.errors import ConfigError, DataQualityError, PsychoCounselError
+from psychocounsel.errors import ConfigError, DataQualityError, InputError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
 from psychocounsel.stages.preflight import preflight
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
-from psychocounsel.store.references import resolve
-from psychocounsel.store.store import Store
+from psychocounsel.store.references import UnknownReferenceError, resolve
+from psychocounsel.store.store import Store, flatten
 
 _STAGES: dict[StageName, tuple[str, str]] = {
     "make-base-model": ("base_model", "create_base_model"),
@@ -45,13 +46,30 @@ _TRAINING: tuple[StageName, ...] = ("train-reward", "align")
 
 def run_stage(stage: StageName, config: Any, store: Store) -> Artifact:
     """Run a stage and return what it made or found."""
-    return _function(stage)(config, store)
+    with _naming_key(config):
+        return _function(stage)(config, store)
 
 
 def stage_specs(stage: StageName, config: Any, store: Store) -> list[ArtifactSpec]:
     """Return what a config of a stage makes, in order."""
     module = import_module(f"psychocounsel.stages.{_STAGES[stage][0]}")
-    return _flat(module.specs(config, store))
+    with _naming_key(config):
+        return _flat(module.specs(config, store))
+
+
+@contextmanager
+def _naming_key(config: Any) -> Generator[None]:
+    """Add the key to an error about a reference or a path that a config has."""
+    try:
+        yield
+    except (UnknownReferenceError, InputError) as fault:
+        wrong = fault.ref if isinstance(fault, UnknownReferenceError) else fault.where
+        key = next((key for key, value in flatten(config.model_dump()).items() if value and value == wrong), None)
+        if key is None:
+            raise
+        remedy = f"{fault.remedy}; or change it with --set {key}=..."
+        kind = InputError if isinstance(fault, InputError) else ConfigError
+        raise kind(fault.what, where=f"{key} of {config.name}: {fault.where}", remedy=remedy) from None
 
 
 def _function(stage: StageName) -> Callable[..., Artifact]:

@@ -49,6 +49,12 @@ class ScoreJob:
 
     def texts(self, row: SourceRow) -> tuple[str, str]:
         """Return what the client says and what is answered; raises InputError if a column is missing or no text."""
+        for option, column in (("--speech", self.speech), ("--response", self.response)):
+            if column.partition(".")[0].partition("[")[0] not in row.values:
+                known = ", ".join(map(str, row.values))
+                raise InputError(
+                    f"there is no column {column!r}", where=row.where, remedy=f"name one with {option}: {known}"
+                )
         return text_cell(row, self.speech), text_cell(row, self.response)
 
 

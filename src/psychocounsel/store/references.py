@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, ArtifactSpec, Kind, Parent, require_kept
+from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, ArtifactSpec, Kind, Parent, require_kept
 from psychocounsel.store.files import digest_of_files
 from psychocounsel.store.store import Store, flatten
 from psychocounsel.types import Policy
@@ -22,8 +22,12 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 BEST = "@best"
 
 
-class _NotFoundError(ConfigError):
+class UnknownReferenceError(ConfigError):
     """No artifact of the wanted kinds has this reference."""
+
+    def __init__(self, what: str, ref: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.ref = ref
 
 
 class ModelReference(NamedTuple):
@@ -70,7 +74,7 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     else:
         found = _named(store, ref, kinds or KINDS)
     if kinds and found.kind not in kinds:
-        raise _NotFoundError(f"{ref!r} is one of {found.kind}", remedy=f"name one of {', '.join(kinds)}")
+        raise UnknownReferenceError(f"{ref!r} is one of {found.kind}", ref, remedy=f"name one of {', '.join(kinds)}")
     return found
 
 
@@ -82,7 +86,8 @@ def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | Artifac
     found = all_named(store, ref, *wanted)
     found_kinds = sorted({artifact.kind for artifact in found})
     if len(found_kinds) > 1:
-        raise ConfigError(f"{ref!r} names {', '.join(found_kinds)}", remedy=f"write {found_kinds[0]}/{ref}")
+        remedy = f"write {' or '.join(f'{kind}/{ref}' for kind in found_kinds)}"
+        raise ConfigError(f"{ref!r} names artifacts of {len(found_kinds)} kinds", remedy=remedy)
     return found[-1]
 
 
@@ -134,7 +139,7 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
     if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
         return ModelReference(None, {"weights": digest_of_weights(Path(ref))}, Policy(ref))
     for kind in kinds:
-        with suppress(_NotFoundError):
+        with suppress(UnknownReferenceError):
             return ModelReference(resolve_parent(store, ref, kind, "model"), {}, None)
     raise _not_found(store, ref, kinds)
 
@@ -151,16 +156,29 @@ def warn_unless_pinned(store: Store, ref: str) -> None:
         store.notify_once(f"{ref} has no revision, and its content may change; write {ref}@COMMIT")
 
 
-def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> ConfigError:
-    name = ref.rpartition("/")[2].partition("@")[0]
+def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> UnknownReferenceError:
+    prefix, _, rest = ref.rpartition("/")
+    name, _, short_id = rest.partition("@")
+    found = [artifact for artifact in store.artifacts() if artifact.name == name]
     known = {artifact.name for kind in kinds for artifact in store.artifacts(kind)}
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
+    similar_kinds = difflib.get_close_matches(prefix, KINDS, n=1) if prefix not in KINDS else []
+    ids = [artifact.ref for artifact in found if artifact.kind in kinds]
+    if similar_kinds:
+        remedy = f"did you mean '{similar_kinds[0]}/{rest}'?"
+    elif short_id and ids:
+        remedy = f"those of this name: {', '.join(dict.fromkeys(ids))}"
+    elif found and not ids:
+        remedy = f"of this name there are {', '.join(dict.fromkeys(each.kind for each in found))}"
+    elif close := difflib.get_close_matches(name, known, n=1):
         remedy = f"did you mean {close[0]!r}?"
+    elif same_id := [each for each in store.artifacts() if len(name) >= SHORT_ID and each.id.startswith(name)]:
+        remedy = f"did you mean '{same_id[0].kind}/{same_id[0].ref}'?"
+    elif name in KINDS:
+        remedy = f"that is a kind; `psychocounsel list {name}` shows its artifacts"
     else:
-        remedy = f"known names: {', '.join(sorted(known))}" if known else "run the stage that creates it first"
-    what = "artifact" if len(kinds) == len(KINDS) else " or ".join(kinds)
-    return _NotFoundError(f"there is no {what} {ref!r}", where=str(store.base or store.root), remedy=remedy)
+        remedy = "run the stage that creates it first, or see `psychocounsel list`"
+    what = "artifact" if len(kinds) == len(KINDS) else f"artifact of {' or '.join(kinds)}"
+    return UnknownReferenceError(f"there is no {what} {ref!r}", ref, where=str(store.base or store.root), remedy=remedy)
 
 
 class Ancestor(NamedTuple):

@@ -6,13 +6,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from psychocounsel.errors import IncompleteError, StoreError
+from psychocounsel.errors import IncompleteError, PsychoCounselError, StoreError
 from psychocounsel.store.artifacts import (
     FORMAT,
     KINDS,
@@ -92,7 +92,12 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             writer = ArtifactWriter(spec, folder)
-            build(writer)
+            try:
+                build(writer)
+            except PsychoCounselError:
+                with suppress(OSError):  # it has written something, from which the next build goes on
+                    folder.rmdir()
+                raise
             # Parents of what an overlay makes may not exist yet.
             parents = spec.parents if self.base is None else ()
             inherited = [warning for parent in parents for warning in self.open(parent).warnings]
