@@ -165,6 +165,46 @@ def test_a_second_run_of_the_same_judgements_is_told_of_the_first(recipe: Path, 
 PILOT = 20
 
 
+PRICE = {"prompt": 100.0, "completion": 100.0}
+
+
+def spend_of(recipe: Path) -> Any:
+    (made,) = Store(recipe.parent / "store").artifacts("judgements")
+    return made.metrics["spend"]
+
+
+def test_the_first_items_say_what_all_will_cost(recipe: Path, cli: Cli) -> None:
+    def garble_the_first(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        return Reply("Five!") if number < 2 else answer_by_schema(body, number)
+
+    with ChatServer(garble_the_first) as server:
+        config_for(recipe, server.base_url, response_format="json_schema", price=PRICE)
+        ended = build(cli, recipe)
+    assert ended.code == 0, ended
+    spent = 100 * (11 + 7) / 1e6  # dollars of one reply of the server
+    bill = ITEMS * spent
+    assert ended.err.count(f"{PILOT - 2} of the first {PILOT} replies can be read") == 1
+    assert f"about ${bill:,.2f}" in ended.err
+    expected = {"requests": PILOT, "readable": PILOT - 2, "cost_usd": PILOT * spent, "projected_usd": bill}
+    assert spend_of(recipe)["pilot"] == pytest.approx(expected)
+
+
+def test_a_resumed_run_has_the_same_pilot_and_none_is_wanted_with_0(recipe: Path, cli: Cli) -> None:
+    def go_away(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        return error_fault(401, "gone") if number > 2 * PILOT else answer_by_schema(body, number)
+
+    with ChatServer(go_away) as server:
+        config_for(recipe, server.base_url, response_format="json_schema", price=PRICE)
+        assert "replies can be read" in build(cli, recipe).err
+        server.script = answer_by_schema
+        again = build(cli, recipe)
+        assert (again.code, "replies can be read" in again.err) == (0, False)
+        assert spend_of(recipe)["pilot"]["readable"] == PILOT
+        other = ("--set", "judge.pilot=0", "--set", "judge.temperature=0.5")
+        without = build(cli, recipe, *other)
+        assert (without.code, "replies can be read" in without.err) == (0, False)
+
+
 class TestJudgeThatCannotBeRead:
     def test_is_given_up_after_the_pilot_and_what_it_answered_is_kept(self, recipe: Path, cli: Cli) -> None:
         with ChatServer(lambda body, number: Reply("Five stars!")) as server:

@@ -10,6 +10,7 @@ from psychocounsel.config.base import (
     Gate,
     Name,
     NonNegativeFloat,
+    NonNegativeInt,
     PathBeside,
     PositiveFloat,
     PositiveInt,
@@ -265,7 +266,8 @@ class ModelJudgeConfig(Settings):
     folder, or `hub:owner/name@revision`. A temperature or top_p of null is not sent. With several `samples` of each
     request, ratings are their means and comparisons their votes. `score: expected` computes ratings from the
     log-probabilities of the reply's tokens instead of reading the number in it. `batch` changes how requests travel
-    but not the replies.
+    but not the replies. The first `pilot` results come alone: they say how many replies can be read and what all will
+    cost, and end the run if none can be read; 0 for none.
     """
 
     backend: Literal["endpoint", "decisions", "local"] = "endpoint"
@@ -278,6 +280,7 @@ class ModelJudgeConfig(Settings):
     max_tokens: PositiveInt = 600
     samples: PositiveInt = 1
     score: Literal["written", "expected"] = "written"
+    pilot: Annotated[NonNegativeInt, Gate()] = 20
 
     @model_validator(mode="before")
     @classmethod

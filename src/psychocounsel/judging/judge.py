@@ -135,18 +135,16 @@ def require_judged(results: Sequence[Judgement | Comparison], what: str, max_mis
         )
 
 
-PILOT_RESULTS = 20
-"""If none of so many can be read, the judge is given up."""
-
-
 class FailureLimit:
     """Ends a run of a judge as soon as `max_missing_share` (1: no limit) of its results cannot be met any more.
 
-    `results` are wanted, with `samples` requests each, of which at least half have to succeed.
+    `results` are wanted, with `samples` requests each, of which at least half have to succeed. A judge of which none
+    of the first `pilot` results can be read is given up, too.
     """
 
-    def __init__(self, what: str, results: int, samples: int, max_missing_share: float) -> None:
+    def __init__(self, what: str, results: int, samples: int, max_missing_share: float, pilot: int) -> None:
         self._what, self._results, self._samples, self._share = what, results, samples, max_missing_share
+        self._pilot = pilot or results
         self._ended: dict[int, bool] = {}
         self._failures: Counter[int] = Counter()
         self._statuses: Counter[str] = Counter()
@@ -156,7 +154,7 @@ class FailureLimit:
         """Note how a request ended; one that got no reply says nothing of the judge.
 
         Raises:
-            DataQualityError: too many failed, or none of the first `PILOT_RESULTS` can be read.
+            DataQualityError: too many failed, or none of the pilot can be read.
         """
         if place in self._ended or not reply.answered:
             return
@@ -170,7 +168,7 @@ class FailureLimit:
             self._raise_if_lost()
 
     def _raise_if_lost(self) -> None:
-        is_pilot_lost = not self._readable and len(self._failures) >= PILOT_RESULTS < self._results
+        is_pilot_lost = not self._readable and len(self._failures) >= self._pilot < self._results
         if self._share < 1 and (self._failed > self._share * self._results or is_pilot_lost):
             ended = len({place // self._samples for place in self._ended})
             found = f"{self._failed} of the first {ended} {self._what} failed ({counted(self._statuses)})"

@@ -14,7 +14,6 @@ from psychocounsel.config.components import JudgeConfig
 from psychocounsel.judging.injection import ADDRESSES_JUDGE, addresses_judge
 from psychocounsel.judging.judge import (
     BETWEEN_NAMES,
-    PILOT_RESULTS,
     ComparisonTask,
     FailureLimit,
     Judge,
@@ -58,12 +57,14 @@ class ChatJudgeSettings:
         samples: requests per question; ratings are the mean of their samples, comparisons a majority vote.
         scorer: how a rubric is put to the model, and how its replies are read.
         max_missing_share: the run ends as soon as a larger share has failed; not part of the fingerprint.
+        pilot: so many results come first, unless everything may be missing; not part of the fingerprint.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     samples: int = 1
     scorer: Callable[[Rubric], Scorer] = TextScorer
     max_missing_share: float = 1.0
+    pilot: int = 20
 
 
 class ChatJudge:
@@ -158,13 +159,14 @@ class ChatJudge:
             return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
 
         samples, share = self._settings.samples, self._settings.max_missing_share
+        pilot = self._settings.pilot if share < 1 else 0
         policy = RunPolicy(
             accept=is_readable,
             progress=in_parts(progress, samples),
             reader=self._scorer.reader,
             on_reply=lambda index, reply: self._scorer.check_server(asked[index], reply),
-            on_finished=FailureLimit(what, len(asked) // samples, samples, share).note,
-            pilot=PILOT_RESULTS if share < 1 else 0,
+            on_finished=FailureLimit(what, len(asked) // samples, samples, share, pilot).note,
+            pilot=pilot * samples,
         )
         return self._client.run([each.request for each in asked], policy)
 
@@ -288,7 +290,7 @@ def open_judge(
     if scorer is None:
         written = TextScorer if config.score != "expected" else LogprobScorer
         scorer = DecisionScorer if config.backend == "decisions" else written
-    settings = ChatJudgeSettings(sampling, config.samples, scorer, max_missing_share)
+    settings = ChatJudgeSettings(sampling, config.samples, scorer, max_missing_share, config.pilot)
     if config.model is not None:
         return _open_local(config, config.model, session, settings)
     if config.endpoint is None:

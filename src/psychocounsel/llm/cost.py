@@ -186,6 +186,29 @@ class Spent(NamedTuple):
         return {"calls": self.calls, **self.tokens._asdict(), **batched}
 
 
+class Pilot(NamedTuple):
+    """The first of many requests: their number, how many have a reply that can be read, and what they cost together.
+
+    `projected` is what all requests cost at the same rate. Both are US dollars, None without a price.
+    """
+
+    requests: int
+    readable: int
+    cost: Decimal | None
+    projected: Decimal | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the form in `metrics.json`."""
+        costs = {"cost_usd": self.cost, "projected_usd": self.projected}
+        rounded = {name: None if cost is None else float(round(cost, 6)) for name, cost in costs.items()}
+        return {"requests": self.requests, "readable": self.readable, **rounded}
+
+    def __str__(self) -> str:
+        """Return in words how many can be read, and the bill to expect if there is one."""
+        read = f"{self.readable} of the first {self.requests} replies can be read"
+        return f"{read}, and at their cost all take about ${self.projected:,.2f}" if self.projected else read
+
+
 @dataclass
 class Spending:
     """What the replies to some requests cost: those kept by earlier runs, and those of this one.
@@ -199,6 +222,7 @@ class Spending:
         probes: this run's replies to requests of the model's own (what the server can do). They count towards
             the limit. The journal does not hold them, so `metrics.json`, which covers all runs, leaves them out.
         uncounted: replies of all runs whose tokens the server did not report.
+        pilot: what the first requests showed, where a pilot was wanted.
     """
 
     price: Price | None
@@ -210,17 +234,19 @@ class Spending:
     failed: int = 0
     probes: Spent = field(default_factory=Spent)
     uncounted: int = 0
+    pilot: Pilot | None = None
 
     def add(self, reply: ChatReply, *, is_new: bool) -> None:
         """Count a reply."""
         book = self.new if is_new else self.kept
-        book[reply.model] = book.get(reply.model, Spent()).plus(self._spent(reply))
+        book[reply.model] = book.get(reply.model, Spent()).plus(self.spent(reply))
 
     def add_probe(self, reply: ChatReply) -> None:
         """Count the reply to a probe."""
-        self.probes = self.probes.plus(self._spent(reply))
+        self.probes = self.probes.plus(self.spent(reply))
 
-    def _spent(self, reply: ChatReply) -> Spent:
+    def spent(self, reply: ChatReply) -> Spent:
+        """Return what one reply cost."""
         tokens = Tokens(reply.prompt_tokens, min(reply.cached_tokens, reply.prompt_tokens), reply.completion_tokens)
         cost = Decimal(0)
         if self.price is not None:
@@ -239,7 +265,7 @@ class Spending:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form in `metrics.json`; of all runs together, so that a resumed run gives the same."""
-        return spent_together([self])
+        return {**spent_together([self]), **({"pilot": self.pilot.as_dict()} if self.pilot else {})}
 
     @property
     def standing(self) -> str:
@@ -348,11 +374,25 @@ class Budget:
 
     def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
         """Count what an answered request cost."""
-        if not reply.prompt_tokens:  # no prompt is empty
-            self.spending.uncounted += 1
-            reply_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
-            reply = replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=reply_tokens)
-        self.spending.add(reply, is_new=is_new)
+        self.spending.uncounted += not reply.prompt_tokens  # no prompt is empty
+        self.spending.add(self._with_tokens(request, reply), is_new=is_new)
+
+    def _with_tokens(self, request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if reply.prompt_tokens:
+            return reply
+        reply_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
+        return replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=reply_tokens)
+
+    def measure_pilot(
+        self, answered: Sequence[tuple[ChatRequest, Sequence[ChatReply]]], readable: int, total: int
+    ) -> None:
+        """Keep what the first requests, each with its replies, say of all `total`."""
+        cost = None
+        if self.spending.price is not None:
+            replies = [self._with_tokens(request, reply) for request, kept in answered for reply in kept]
+            cost = sum((self.spending.spent(reply).cost for reply in replies), Decimal(0))
+        projected = None if cost is None else cost * total / len(answered)
+        self.spending.pilot = Pilot(len(answered), readable, cost, projected)
 
     def finish(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
         """Replace what was reserved for a request by what its reply cost, if there is one."""

@@ -9,6 +9,7 @@ the same requests: each request is in flight for one of them, and its reply serv
 import asyncio
 import fcntl
 import gc
+import logging
 import os
 import sqlite3
 import sys
@@ -20,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,6 +32,8 @@ from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError, RequestContext
 from psychocounsel.store.files import umask
 from psychocounsel.types import ReplyStatus
+
+log = logging.getLogger(__name__)
 
 _RETRY_LOCK_SECONDS = 0.1
 _SWITCH_SECONDS = 0.001
@@ -65,7 +69,8 @@ class RunPolicy:
             what the server would do to every other request as well.
         on_finished: called with the index of each item that ends, its last reply and whether that was accepted;
             it may raise to end the run. What is in flight then is still journalled.
-        pilot: before batches are submitted, requests are sent live until one reply is accepted, at most so many.
+        pilot: so many requests go first, and say what the others will cost; before batches, only until one reply is
+            accepted.
     """
 
     accept: Callable[[int, ChatReply], bool] = accept_valid
@@ -350,6 +355,14 @@ class Items:
             if (reply := self._replies[place]) is not None:
                 self._policy.on_finished(place, reply, bool(self._accepted[place]))
 
+    def measure_pilot(self) -> None:
+        """Have the budget keep, once, what the first items cost and how many can be read, if more follow."""
+        items = list(islice(self.by_digest.values(), self._policy.pilot))
+        if items and len(items) < len(self.by_digest) and self.budget.spending.pilot is None:
+            answered = [(item.request, self._journal.replies(item.digest)) for item in items]
+            readable = sum(map(self._is_accepted, items))
+            self.budget.measure_pilot(answered, readable, len(self.by_digest))
+
     def mark_accepted(self) -> None:
         """Have the journal note which requests have an accepted reply."""
         if self._policy.reader:
@@ -358,6 +371,7 @@ class Items:
 
     def results(self) -> list[ChatReply]:
         """Return one reply per request, in order: the first accepted one, else the last that came."""
+        self.measure_pilot()  # of a run that was resumed
         return [reply for reply in self._replies if reply is not None]
 
     def _is_accepted(self, item: Item) -> bool:
@@ -383,12 +397,16 @@ class _Run:
         """Run what is pending, then return the replies in order."""
         try:
             pending = iter(self._items.read_journal())
+            is_pilot = bool(self._policy.pilot) and not self._items.done
             first = next(pending, None)
             if first is not None:
                 await self._run_unless_locked(first)
-                # Workers share one iterator: as many tasks as requests in flight, however many items there are.
-                workers = [asyncio.create_task(self._work(pending)) for _ in range(self._policy.concurrency)]
-                await asyncio.gather(*workers, return_exceptions=True)
+                if is_pilot:
+                    await self._run_all(islice(pending, self._policy.pilot - 1))
+                    self._items.measure_pilot()
+                    if (pilot := self._budget.spending.pilot) is not None:
+                        log.info(f"pilot: {pilot}")
+                await self._run_all(pending)
         except Exception:
             self._cancel.cancel()
             raise
@@ -408,6 +426,11 @@ class _Run:
                 remedy="run the same command again to resume; replies are kept and not paid for twice",
             )
         return self._items.results()
+
+    async def _run_all(self, pending: Iterator[Item]) -> None:
+        # Workers share one iterator: as many tasks as requests in flight, however many items there are.
+        workers = [asyncio.create_task(self._work(pending)) for _ in range(self._policy.concurrency)]
+        await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, pending: Iterator[Item]) -> None:
         try:

@@ -607,6 +607,10 @@ def _spend_tables(spend: m.Spend | Mapping[str, m.Spend] | None) -> list[Table]:
         )
         cost = "unknown" if part.cost_usd is None else f"${part.cost_usd:,.2f} (price from {part.price_from})"
         lost = f" {part.possibly_billed.calls} lost responses may have been billed." if part.possibly_billed else ""
-        title = f"{f'{author}: ' if author else ''}Paid calls; cost {cost}.{lost}"
+        pilot = ""
+        if part.pilot:
+            bill = f"; at their cost, ${part.pilot.projected_usd:,.2f} in all" if part.pilot.projected_usd else ""
+            pilot = f" Of the first {part.pilot.requests}, {part.pilot.readable} could be read{bill}."
+        title = f"{f'{author}: ' if author else ''}Paid calls; cost {cost}.{lost}{pilot}"
         found.append(Table(f"spend {author}".strip(), title, header, "lrrrr", rows, is_detail=True))
     return found

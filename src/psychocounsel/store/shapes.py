@@ -176,6 +176,15 @@ class PossiblyBilled(Shape):
     cost_usd: float | None
 
 
+class Pilot(Shape):
+    """The first requests to a judge: how many replies can be read, their cost, and that of all at their rate."""
+
+    requests: int
+    readable: int
+    cost_usd: float | None
+    projected_usd: float | None
+
+
 class Spend(Shape):
     """Calls, tokens and cost; `by_judge` has the same of every judge of a panel."""
 
@@ -184,4 +193,5 @@ class Spend(Shape):
     price_from: str
     calls_without_usage: int = 0
     possibly_billed: PossiblyBilled | None = None
+    pilot: Pilot | None = None
     by_judge: Mapping[str, "Spend"] = {}
