@@ -1,12 +1,20 @@
 """Results to stdout, everything else to stderr; a bar on a terminal only."""
 
+import fcntl
 import io
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 
 import pytest
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
+from running import SOURCE
 
 
 class Terminal(io.StringIO):
@@ -101,3 +109,37 @@ def test_a_terminal_shows_a_bar_with_the_rate_of_this_run(monkeypatch: pytest.Mo
     assert "350/900" in shown
     assert "5.0 per second, 2 failed, $0.10 spent" in shown
     assert "3/12" in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_bar_fits_the_terminal(columns: int) -> None:
+    """In a terminal of its own, for the library asks it for its size."""
+    script = """
+import sys
+from psychocounsel.reporting import console
+with console.progress("rating responses", 1920, lambda: "12 failed, $0.1234 of $50.00 spent") as advance:
+    for _ in range(4):
+        advance(480)
+with console.step_progress("measuring drift") as show:
+    show(3, 5)
+"""
+    command = [sys.executable, "-c", script]
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env={**environment, "PYTHONPATH": SOURCE}) as run:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: read_or_end(main), b"")).decode()
+    os.close(main)
+    assert run.returncode == 0, shown
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+    assert max(map(len, lines)) <= columns
+    assert any("rating responses" in line and "1920/1920" in line for line in lines)
+    assert any("12 failed" in line for line in lines)
+
+
+def read_or_end(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux says so when the last writer is gone
+        return b""

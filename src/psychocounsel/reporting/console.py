@@ -15,6 +15,7 @@ Show = Callable[[int, int], None]
 """Shows how many are done of how many in total."""
 Clock = Callable[[], float]
 
+COLUMNS_WITH_BAR = 60
 LINE_EVERY_SECONDS = 30.0
 """Between two lines of progress where there is no terminal, as in the log of a batch job."""
 
@@ -136,18 +137,24 @@ class _Lines:
 
 @contextmanager
 def _bar(label: str, total: int, status: Callable[[], str], clock: Clock) -> Generator[Show]:
-    from rich.console import Console  # rich takes 50 ms to import
+    from rich.console import Console, RenderableType  # rich takes 50 ms to import
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
+    class Bar(Progress):
+        """The status has a line of its own: on a narrow terminal it would push out the counts."""
+
+        def get_renderables(self) -> Generator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if status := task.fields["status"]:
+                    yield Text(f"    {status}", no_wrap=True, overflow="ellipsis")
+
+    terminal = Console(stderr=True)
+    bars = [BarColumn()] if terminal.width >= COLUMNS_WITH_BAR else []
+    columns = (TextColumn("  {task.description}"), *bars, MofNCompleteColumn(), TimeRemainingColumn())
     started, before = clock(), -1
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*columns, console=terminal) as bar:
         task = bar.add_task(label, total=total, status="")
 
         def show(done: int, total: int) -> None:
