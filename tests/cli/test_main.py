@@ -35,6 +35,7 @@ COMMANDS = (
     "push",
     "power",
     "gc",
+    "fetch",
     "chat",
     "recipes",
     "init",
