@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import OFFLINE, artifact, reward_metrics, training
+from report_runs import OFFLINE, artifact, probe_metrics, reward_metrics, training
 
 from psychocounsel.reporting.cards import (
     PEOPLE,
@@ -289,6 +289,25 @@ def test_the_card_of_a_policy_says_from_what_it_came_and_what_never_to_do(tmp_pa
     assert f"{LLAMA['hub']}@abc" in section(card, "Licence").replace("\\", "")
     assert "| cc-by-nc-4.0 | name the source; no commercial use |" in section(card, "Licence")
     assert "never for autonomous care" in section(card, "Limits")
+
+
+def test_the_card_of_an_online_policy_has_what_the_probe_of_its_weights_measured(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    rows = [
+        {"probe": probe_metrics(number), "pairs": 2, "trained_on": 2, "logps_chosen": -1.0, "logps_rejected": -2.0}
+        for number in (1, 2)
+    ]
+    metrics = {"training": training(30, is_policy=True, kept=2), "pairs": 2, "rounds": rows, "best": 1}
+    metrics |= {"initial": probe_metrics(0)}
+    store, writer = trained(tmp_path, "policies", metrics, initial_policy=LLAMA, weights_of_round=2)
+    card = model_card(store, writer, "policy aligned by online DPO", ())
+    (measured,) = ModelCard(card).data.eval_results or ()
+    rate = rows[1]["probe"]["win_rate"]
+    assert (measured.metric_type, measured.metric_value) == ("win rate", rate["estimate"])
+    shown = section(card, "Measurements").replace("\N{NO-BREAK SPACE}", " ")
+    interval = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} %"
+    assert f"| win rate over the initial policy | {100 * rate['estimate']:.1f} % | {interval} |" in shown
 
 
 def gathered(folder: Path) -> tuple[DatasetFacts, Artifact]:

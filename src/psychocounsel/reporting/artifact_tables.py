@@ -119,7 +119,7 @@ def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
             steps = Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
             return [*_round_tables(metrics), steps, length_table({"pairs read": training})]
         case m.ProbeMetrics():
-            return _probe_tables(metrics)
+            return probe_tables(metrics)
         case m.ComparisonMetrics():
             return comparison_tables(metrics, artifact)
         case m.AnnotationTaskMetrics():
@@ -562,7 +562,8 @@ def _probe_cells(probe: m.ProbeMetrics) -> tuple[str, ...]:
     )
 
 
-def _probe_tables(probe: m.ProbeMetrics) -> list[Table]:
+def probe_tables(probe: m.ProbeMetrics) -> list[Table]:
+    """Return what a probe measured, with intervals."""
     kl, crisis = probe.kl, probe.crisis
     rows: list[Row] = [
         ("normalised reward, mean and deviation", f"{probe.reward.mean:+.3f}, {probe.reward.std:.3f}", "", ""),

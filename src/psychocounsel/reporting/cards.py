@@ -11,12 +11,19 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from psychocounsel.evaluation.text_quality import word_count
-from psychocounsel.reporting.artifact_tables import most_first, tables
+from psychocounsel.reporting.artifact_tables import most_first, probe_tables, tables
 from psychocounsel.reporting.licences import OTHER, combine, conditions_of, strictest_first
 from psychocounsel.reporting.tables import SPLITS, Table, as_markdown, escaped
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.metrics import JudgementMetrics, RewardModelMetrics, SpeechMetrics, metrics_of
+from psychocounsel.store.metrics import (
+    JudgementMetrics,
+    PolicyMetrics,
+    ProbeMetrics,
+    RewardModelMetrics,
+    SpeechMetrics,
+    metrics_of,
+)
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_judgements
 from psychocounsel.store.store import Store, flatten
@@ -98,7 +105,7 @@ def model_card(store: Store, writer: ArtifactWriter, what: str, warnings: Iterab
             "ll",
             tuple((key, str(value)) for key, value in settings.items() if value not in (None, {}, [], "")),
         ),
-        tables=tables(own),
+        tables=[*tables(own), *(probe_tables(probe) if (probe := _final_probe(own)) else [])],
         licence=licence,
         licence_reason=reason,
         licences=_licence_table(licences),
@@ -124,17 +131,36 @@ def _datasets(artifacts: Iterable[Artifact]) -> list[str]:
     return list(dict.fromkeys(str(value).partition("@")[0] for key, value in settings if _HUB_DATA.search(key)))
 
 
-def _model_index(own: Artifact, lineage: Sequence[Artifact]) -> dict[str, Any]:
-    """Return the accuracy of a reward model on its test pairs as the Hub reads it; of a policy nothing is measured."""
-    metrics, preferences = metrics_of(own), next((each for each in lineage if each.kind == "preferences"), None)
-    if not isinstance(metrics, RewardModelMetrics) or preferences is None:
+def _final_probe(policy: Artifact) -> ProbeMetrics | None:
+    """Return the probe of the round whose weights the result of an online run has; None for any other model."""
+    metrics = metrics_of(policy)
+    if not isinstance(metrics, PolicyMetrics) or not metrics.rounds:
+        return None
+    return metrics.rounds[policy.manifest["settings"]["weights_of_round"] - 1].probe
+
+
+def _model_index(own: Artifact, lineage: Iterable[Artifact]) -> dict[str, Any]:
+    """Return what was measured on a model as the Hub reads it; nothing where only its training was."""
+    metrics, probe = metrics_of(own), _final_probe(own)
+    if isinstance(metrics, RewardModelMetrics):
+        kind, task, metric, rate = "preferences", "text-classification", "accuracy", metrics.test.accuracy
+        name = "accuracy on the test pairs"
+    elif probe is not None and probe.win_rate is not None:
+        kind, task, metric, rate = "speeches", "text-generation", "win rate", probe.win_rate
+        name = "win rate over the initial policy on held-out speeches, by a judge"
+    else:
         return {}
-    accuracy = metrics.test.accuracy
-    interval = f"95 % interval {accuracy.low:.3f} to {accuracy.high:.3f}"
+    data = next(each for each in lineage if each.kind == kind)
     result = {
-        "task": {"type": "text-classification", "name": "reward modelling"},
-        "dataset": {"type": preferences.name, "name": f"{preferences.ref}, test pairs", "split": "test"},
-        "metrics": [{"type": "accuracy", "name": f"accuracy, {interval}", "value": round(accuracy.estimate, 4)}],
+        "task": {"type": task},
+        "dataset": {"type": data.name, "name": f"{kind} {data.ref}"},
+        "metrics": [
+            {
+                "type": metric,
+                "name": f"{name}, 95 % interval {rate.low:.3f} to {rate.high:.3f}",
+                "value": round(rate.estimate, 4),
+            }
+        ],
     }
     return {"model-index": [{"name": own.name, "results": [result]}]}
 
