@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from miniature import write_rows, write_yaml
 from psychocounsel import api
 from psychocounsel.errors import ConfigError, InputError, Preempted
 from psychocounsel.store.schemas import read_scores
-from psychocounsel.types import ReplyStatus
+from psychocounsel.types import ReplyStatus, Turn
 from running import ENVIRONMENT, Miniature
 
 PAGE = Path(__file__).parents[1] / "docs" / "python-api.md"
@@ -120,6 +121,25 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
         assert server.count == len(texts)
 
 
+def test_a_second_ctrl_c_does_not_wait_and_the_process_lives(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def press(request: Mapping[str, Any], number: int) -> Reply:
+        while not over.wait(0.2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer_by_schema(request, number)
+
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with ChatServer(press) as server:
+            judge = endpoint_judge(server, tmp_path)
+            with pytest.raises(KeyboardInterrupt):
+                in_a_running_loop(lambda: judge.rate(SAID, KIND))
+            over.set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_judge_of_a_file_and_one_with_weights(miniature: Miniature, tmp_path: Path) -> None:
     write_yaml(tmp_path / "judge.yaml", {"backend": "local", "model": "mini-base", "max_tokens": 4})
     judge = psychocounsel.Judge.from_file(tmp_path / "judge.yaml", store=miniature.store)
@@ -158,9 +178,11 @@ def test_rewards_are_those_of_training(miniature: Miniature) -> None:
     model = psychocounsel.RewardModel("mini", store=store)
     for pair in psychocounsel.load_pairs("mini", "test", store=store)[:3]:
         sides = (pair.chosen.candidate, pair.rejected.candidate)
-        rewards = model.score(pair.speech.text, [each.text for each in sides])
+        rewards = model.score(pair.speech, [each.text for each in sides])
         assert [each.raw for each in rewards] == pytest.approx([known[each.id].raw_reward for each in sides], abs=1e-5)
-    assert len(model.score(SAID, KIND)) == 1
+    (alone,) = model.score(SAID, KIND)
+    later = psychocounsel.Speech(SAID, history=(Turn("user", "Hello."), Turn("assistant", "What brings you here?")))
+    assert model.score(later, KIND) != [alone]
     with pytest.raises(InputError, match=r"response 2: .*empty"):
         model.score(SAID, [KIND, ""])
     with pytest.raises(InputError, match=r"response 1: has .* tokens"):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from psychocounsel.api import Judge as Judge
     from psychocounsel.api import Policy as Policy
     from psychocounsel.api import RewardModel as RewardModel
+    from psychocounsel.api import Speech as Speech
     from psychocounsel.api import Store as Store
     from psychocounsel.api import WinRate as WinRate
     from psychocounsel.api import load_pairs as load_pairs
@@ -23,6 +24,7 @@ __all__ = [
     "Judge",
     "Policy",
     "RewardModel",
+    "Speech",
     "Store",
     "WinRate",
     "__version__",

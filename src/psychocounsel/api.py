@@ -4,8 +4,11 @@ Everything is a plain call, also where an event loop runs already, as in a noteb
 thread of their own while the call waits. From a coroutine that must not wait, call
 `await asyncio.to_thread(judge.rate, speech, response)`. Objects may be shared by threads; calls of one object wait for
 each other. Errors are those of `psychocounsel.errors`.
+
+A speech is a text, or a `Speech` where the earlier turns of the session are known, as in the pairs of `load_pairs`.
 """
 
+import signal
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -175,12 +178,15 @@ class _Requests:
         if store is None:
             store = resources.enter_context(TemporaryDirectory(prefix="psychocounsel-"))
         self.session = Session(_store_of(store), is_open=True, _resources=resources)
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()
 
     @contextmanager
     def cancellable(self) -> Generator[Session]:
-        """Yield the session; Ctrl-C then ends the call with Preempted once what is in flight is in the journal."""
-        with self._turn, cancelled_by_signals() as cancel:
+        """Yield the session; Ctrl-C ends the call with Preempted once what is in flight is in the journal.
+
+        The next Ctrl-C does not wait; it does not end the process, which is a notebook perhaps.
+        """
+        with self.turn, cancelled_by_signals(signal.default_int_handler) as cancel:
             self.session.cancel = cancel
             yield self.session
 
@@ -239,7 +245,7 @@ class Judge:
         """The ids of the rated principles, in the order of the rubric."""
         return self._judge.principles
 
-    def rate(self, speech: str, response: str) -> Judgement:
+    def rate(self, speech: str | Speech, response: str) -> Judgement:
         """Return the judgement of one answer; one that failed has a status, a reason and no ratings.
 
         Raises:
@@ -249,17 +255,17 @@ class Judge:
         """
         return self.rate_all([(speech, response)])[0]
 
-    def rate_all(self, items: Iterable[tuple[str, str]]) -> list[Judgement]:
+    def rate_all(self, items: Iterable[tuple[str | Speech, str]]) -> list[Judgement]:
         """Return the judgement of each (speech, response), in their order and asked at once; errors as for `rate`."""
         asked = [(said := _speech(speech), _answer(said, response)) for speech, response in items]
         with self._requests.cancellable():
             return self._judge.rate(asked, ignore_progress)
 
-    def compare(self, speech: str, first: str, second: str) -> ComparedAnswers:
+    def compare(self, speech: str | Speech, first: str, second: str) -> ComparedAnswers:
         """Return the comparison of two answers in both orders; errors as for `rate`."""
         return self.compare_all([(speech, first, second)])[0]
 
-    def compare_all(self, items: Iterable[tuple[str, str, str]]) -> list[ComparedAnswers]:
+    def compare_all(self, items: Iterable[tuple[str | Speech, str, str]]) -> list[ComparedAnswers]:
         """Return the comparison of each (speech, first, second), in their order; errors as for `rate`."""
         forward = [
             ComparisonTask(said := _speech(speech), _answer(said, first), _answer(said, second))
@@ -272,10 +278,12 @@ class Judge:
         return [ComparedAnswers(one, other, task.first, task.second) for task, one, other in both]
 
 
-def _speech(text: str) -> Speech:
-    if not text.strip():
+def _speech(said: str | Speech) -> Speech:
+    if isinstance(said, Speech):
+        return said
+    if not said.strip():
         raise InputError("a speech has no text", remedy="give what the client says")
-    return Speech(text, crisis=mentions_crisis(text))
+    return Speech(said, crisis=mentions_crisis(said))
 
 
 def _answer(speech: Speech, text: str) -> Candidate:
@@ -303,7 +311,7 @@ class RewardModel:
     def _scorer(self) -> "RewardScorer":
         return open_scorer(self.ref, self._store)
 
-    def score(self, speech: str, responses: Sequence[str]) -> list[Reward]:
+    def score(self, speech: str | Speech, responses: Sequence[str]) -> list[Reward]:
         """Return the reward of each response: `reward` is normalised, `raw` is the model's own scale.
 
         Raises:
@@ -312,13 +320,14 @@ class RewardModel:
         """
         from psychocounsel.training.reward import Exchange  # imports torch
 
-        texts = [responses] if isinstance(responses, str) else responses
+        said, texts = _speech(speech), [responses] if isinstance(responses, str) else responses
+        exchanges = [Exchange(said.text, text, said.history) for text in texts]
         with self._turn:
             tokenizer, chat = self._scorer.tokenizer, self._scorer.chat
-            faults = {at: why_not_scored(tokenizer, chat, speech, text) for at, text in enumerate(texts, start=1)}
+            faults = {at: why_not_scored(tokenizer, chat, each) for at, each in enumerate(exchanges, start=1)}
             if what := "; ".join(f"response {at}: {why}" for at, why in faults.items() if why):
                 raise InputError(what, remedy="leave it out, or shorten it")
-            return self._scorer.rewards([Exchange(speech, text) for text in texts], SCORED_AT_ONCE)
+            return self._scorer.rewards(exchanges, SCORED_AT_ONCE)
 
 
 class Policy:
@@ -355,7 +364,7 @@ class Policy:
         self._requests = _Requests(store)
         self._responder = Responder(self.config, self._requests.session, "model")
 
-    def respond(self, speech: str, n: int = 1) -> list[Candidate]:
+    def respond(self, speech: str | Speech, n: int = 1) -> list[Candidate]:
         """Return `n` answers; equal seeds sample equal ones, and more answers contain the fewer.
 
         An answer that reached its token limit is not `finished`. What an endpoint refuses is left out.
@@ -368,14 +377,13 @@ class Policy:
         """
         return self.respond_all([speech], n)[0]
 
-    def respond_all(self, speeches: Sequence[str], n: int = 1) -> list[list[Candidate]]:
+    def respond_all(self, speeches: Sequence[str | Speech], n: int = 1) -> list[list[Candidate]]:
         """Return `n` answers to each speech, asked at once; errors as for `respond`."""
         said = [_speech(each) for each in speeches]
         distinct = list({each.id: each for each in said}.values())
         answers: dict[str, list[Candidate]] = {each.id: [] for each in said}
-        with self._requests.cancellable(), TemporaryDirectory() as work:
-            for each in self._sample(distinct, n) if self._has_weights else self._ask(distinct, n, Path(work)):
-                answers[each.speech_id].append(each)
+        for each in self._sample(distinct, n) if self._has_weights else self._ask(distinct, n):
+            answers[each.speech_id].append(each)
         return [answers[each.id] for each in said]
 
     @property
@@ -396,15 +404,17 @@ class Policy:
         config = self.config
         seed = author_seed(config.author, self.seed)
         task = SamplingTask(tuple(speeches), n, config.sampling, config.chat, seed)
-        answers = self._engine(task, lambda done, total: None)
+        with self._requests.turn:
+            answers = self._engine(task, lambda done, total: None)
         return [
             Candidate(speech.id, config.author, answer.text, answer.finished, draw)
             for speech, of_speech in zip(speeches, answers, strict=True)
             for draw, answer in enumerate(of_speech)
         ]
 
-    def _ask(self, speeches: Sequence[Speech], n: int, work: Path) -> list[Candidate]:
-        return self._responder.answer(speeches, self.seed, work, n).candidates
+    def _ask(self, speeches: Sequence[Speech], n: int) -> list[Candidate]:
+        with self._requests.cancellable(), TemporaryDirectory() as work:
+            return self._responder.answer(speeches, self.seed, Path(work), n).candidates
 
 
 @dataclass(frozen=True)

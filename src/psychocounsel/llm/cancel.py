@@ -97,21 +97,26 @@ def interruptible(progress: Callable[[int, int], None], cancel: CancelToken, whe
     return report_or_raise
 
 
+def _end_now(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    os._exit(ExitCode.PREEMPTED)
+
+
 @contextmanager
-def cancelled_by_signals() -> Generator[CancelToken]:
+def cancelled_by_signals(on_second: Callable[[int, FrameType | None], object] = _end_now) -> Generator[CancelToken]:
     """Yield a token that SIGINT and SIGTERM cancel; a second signal ends the process at once (exit 75).
 
-    Earlier handlers come back at the end. Outside the main thread, where Python receives no signals, nothing
-    cancels the token.
+    Where others live in the process, `on_second` is another handler of that. Earlier handlers come back at the end.
+    Outside the main thread, where Python receives no signals, nothing cancels the token.
     """
     token = CancelToken()
     if threading.current_thread() is not threading.main_thread():
         yield token
         return
 
-    def handle(signum: int, _: FrameType | None) -> None:
+    def handle(signum: int, frame: FrameType | None) -> None:
         if token.is_cancelled():
-            os._exit(ExitCode.PREEMPTED)
+            on_second(signum, frame)
         token.cancel()
         log.warning(f"{signal.Signals(signum).name}: saving after the current step; a second signal ends at once")
 

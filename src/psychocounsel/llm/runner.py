@@ -140,8 +140,11 @@ def run_in_loop(work: Coroutine[Any, Any, _Result]) -> _Result:
         asyncio.get_running_loop()
     except RuntimeError:
         return _run_here(work)
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         return pool.submit(_run_here, work).result()
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C, nothing here waits for what is in flight
 
 
 def _run_here(work: Coroutine[Any, Any, _Result]) -> _Result:

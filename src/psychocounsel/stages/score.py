@@ -28,6 +28,8 @@ from psychocounsel.types import Policy, Reward
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from psychocounsel.training.reward import Exchange
+
 BATCHES_AT_ONCE = 64
 """Batches between two writes to the spool; their rows are sorted by length, so that a batch holds little padding."""
 PARQUET_ROWS = 1024
@@ -103,7 +105,8 @@ def score_file(job: ScoreJob, store: Store) -> int:
 
 def _check_rows(job: ScoreJob, policy: Policy, chat: ChatFormat) -> int:
     """Return the number of rows; raises InputError if some cannot be scored, or have a column that will be added."""
-    from psychocounsel.training.tokenize import load_tokenizer  # imports torch
+    from psychocounsel.training.reward import Exchange  # imports torch
+    from psychocounsel.training.tokenize import load_tokenizer
 
     tokenizer = load_tokenizer(policy)
     faults: list[str] = []
@@ -113,7 +116,7 @@ def _check_rows(job: ScoreJob, policy: Policy, chat: ChatFormat) -> int:
         taken = [name for name in row.values if name == "reward" or name.endswith("_reward")]
         if taken:
             raise InputError(f"there is a column {taken[0]!r} already", where=row.where, remedy="rename it in the file")
-        if fault := why_not_scored(tokenizer, chat, *job.texts(row)):
+        if fault := why_not_scored(tokenizer, chat, Exchange(*job.texts(row))):
             faults.append(f"{row.where}: {fault}")
     if faults or not total:
         shown = [*faults[:NAMED_FAULTS], *([f"and {len(faults) - NAMED_FAULTS} more"] if faults[NAMED_FAULTS:] else [])]
@@ -122,14 +125,14 @@ def _check_rows(job: ScoreJob, policy: Policy, chat: ChatFormat) -> int:
     return total
 
 
-def why_not_scored(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, speech: str, response: str) -> str:
-    """Return why a reward model cannot score a response; empty if it can."""
+def why_not_scored(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, exchange: "Exchange") -> str:
+    """Return why a reward model cannot score an exchange; empty if it can."""
     from psychocounsel.training.tokenize import TemplateError, encode_exchange  # imports torch
 
-    if not (speech and response):
+    if not (exchange.speech_text and exchange.response_text):
         return "the speech or the response is empty"
     try:
-        tokens = sum(map(len, encode_exchange(tokenizer, speech, response, chat)))
+        tokens = sum(map(len, encode_exchange(tokenizer, *exchange[:2], chat, exchange.history)))
     except TemplateError as fault:
         return fault.what
     most = tokenizer.model_max_length
