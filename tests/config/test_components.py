@@ -30,7 +30,7 @@ REWARD = TrainRewardConfig(name="reward", base_model="tiny", preferences="pairs"
 ALIGN = {"name": "a", "policy": "tiny", "optimisation": OPTIMISATION}
 LEFT_OUT = {
     "CleaningConfig": {"strict"},
-    "CorpusConfig": {"prepared"},
+    "CorpusConfig": {"prepared", "expected_speeches"},
     "AlignConfig": {"launch"},
     "BuildPreferencesConfig": {"retry_failed"},
     "EndpointConfig": {

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -322,11 +321,6 @@ def _cut_from_tail(pattern: re.Pattern[str], text: str) -> str:
 # --- Responses without names --------------------
 
 _PLACEHOLDER = re.compile(r"\[PERSON_([0-9]{1,6})\]")
-_BEFORE_OWN_NAME = re.compile(
-    r"(?:\bmy name(?:['\u2019]?s| is)|\bi am|\bi['\u2019]m|\bthis is|\bme llamo|\bmi nombre es|\bsoy)"
-    rf"\s+{_TITLE}?$",
-    re.IGNORECASE,
-)
 _GREETING = re.compile(
     r"\s*(?:(?:Hi|[Hh]ello|[Hh]ey)\b[^.!?\n]{0,20}?\b(?:I am|I['\u2019]m|[Tt]his is|[Mm]y name is)"
     r"|[Mm]y name is)"
@@ -337,7 +331,6 @@ _I_AM = re.compile(
     r"(?: [A-Z][\w'\u2019-]*\.?){0,3}\s*[.!]?\s*$"
 )
 _GREETING_SIGNS = ("y name", "Hi", "Hello", "Hey", "hello", " hey ", " hey,")
-_LOOK_BACK_CHARS = 40
 
 
 def without_signatures(text: str, known: KnownPeople, crisis: CrisisServices, *, in_addresses: bool = True) -> str:
@@ -348,10 +341,11 @@ def without_signatures(text: str, known: KnownPeople, crisis: CrisisServices, *,
     a crisis service always stays.
     """
     names = _found(text, known, crisis)
-    text = _without_greetings(_unsigned(text.rstrip(), names, known, crisis), known, crisis)
+    text = _unsigned(text.rstrip(), names, known, crisis)
+    if names or any(sign in text for sign in _GREETING_SIGNS):
+        text = _without_greetings(text, known, crisis)
     if not names:
         return text
-    text = _without_introductions(text, _found(text, known, crisis), crisis)
     names = _found(text, known, crisis)
     taken = max(map(int, _PLACEHOLDER.findall(text)), default=0)
     numbers: dict[str, int] = {}
@@ -373,27 +367,11 @@ def _found(text: str, known: KnownPeople, crisis: CrisisServices) -> list[NameSp
 
 def _without_greetings(text: str, known: KnownPeople, crisis: CrisisServices) -> str:
     """Drop each sentence that says "Hello, I'm Jane" of any name, or "I'm Jane." of a known author."""
-    if not any(sign in text for sign in _GREETING_SIGNS):
-        return text
     kept: list[str] = []
     for sentence in sentences(text):
         named = _I_AM.match(sentence)
         is_known = named is not None and named["first"].lower() in known.first_names
         if not (is_known or _GREETING.match(sentence)) or names_crisis_service(sentence, crisis):
-            kept.append(sentence)
-    return "".join(kept).rstrip()
-
-
-def _without_introductions(text: str, names: Sequence[NameSpan], crisis: CrisisServices) -> str:
-    """Drop each sentence that gives one of the names as the writer's own."""
-    starts = [name.start for name in names]
-    kept: list[str] = []
-    end = 0
-    for sentence in sentences(text):
-        start, end = end, end + len(sentence)
-        inside = starts[bisect_left(starts, start) : bisect_left(starts, end)]
-        before = (text[max(start, at - _LOOK_BACK_CHARS) : at] for at in inside)
-        if not any(map(_BEFORE_OWN_NAME.search, before)) or names_crisis_service(sentence, crisis):
             kept.append(sentence)
     return "".join(kept).rstrip()
 
