@@ -19,7 +19,7 @@ from chat_server import ChatServer, Reply, answer_by_schema
 import psychocounsel
 from miniature import write_rows, write_yaml
 from psychocounsel import api
-from psychocounsel.errors import ConfigError, InputError, Preempted
+from psychocounsel.errors import ConfigError, DataQualityError, InputError, Preempted
 from psychocounsel.store.schemas import read_scores
 from psychocounsel.types import ReplyStatus, Turn
 from running import ENVIRONMENT, Miniature
@@ -101,6 +101,7 @@ def test_threads_share_a_judge_and_what_was_paid_counts_once() -> None:
             found = list(pool.map(lambda _: judge.rate(SAID, KIND), range(100)))
         assert server.count == 1
         assert judge.rate(SAID, CURT).status is ReplyStatus.VALID
+        assert "spent" in judge.status
     assert all(each == found[0] for each in found)
 
 
@@ -138,6 +139,18 @@ def test_a_second_ctrl_c_does_not_wait_and_the_process_lives(tmp_path: Path) -> 
             over.set()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_failures_end_a_call_where_a_share_is_set(tmp_path: Path) -> None:
+    texts = [(SAID, f"{KIND} ({at})") for at in range(30)]
+    with ChatServer(lambda request, number: Reply("no rating")) as server:
+        judge = endpoint_judge(server, tmp_path, max_attempts=1)
+        assert {each.status for each in judge.rate_all(texts)} == {ReplyStatus.INVALID}
+        strict = psychocounsel.Judge(**judge.config.given, max_missing_share=0.05, store=tmp_path / "other")
+        before = server.count
+        with pytest.raises(DataQualityError):
+            strict.rate_all(texts)
+        assert server.count - before < len(texts)
 
 
 def test_a_judge_of_a_file_and_one_with_weights(miniature: Miniature, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from psychocounsel.evaluation.winrate import (
     win_rates,
 )
 from psychocounsel.judging.judge import ComparisonTask
-from psychocounsel.judging.judges import open_judge
+from psychocounsel.judging.judges import judge_status, open_judge
 from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.llm.runner import ignore_progress
 from psychocounsel.llm.session import Session
@@ -207,7 +207,8 @@ class Judge:
 
     `rubric` is the name of a bundled one or a YAML file, and `settings` are the other keys of the block `judge` of a
     config: without any it is the offline judge, which counts words. Replies are kept in the journal of the store and
-    never paid twice; without a store, as long as the judge lives.
+    never paid twice; without a store, as long as the judge lives. A call ends as soon as more than `max_missing_share`
+    of its results have failed, if that is set; `max_cost` covers all calls of the judge together.
 
     >>> judge = Judge("seven-principles")
     >>> speech = "I can't sleep since she left, and I keep thinking that it was all my fault."
@@ -228,7 +229,8 @@ class Judge:
     def __init__(self, rubric: str = "seven-principles", *, store: StoreLike | None = None, **settings: Any) -> None:
         self.config = config_of(JudgeConfig, {"rubric": rubric, **settings}, origin="settings of the judge")
         self._requests = _Requests(store)
-        self._judge = open_judge(self.config, self._requests.session, "judging")
+        share = settings.get("max_missing_share", 1.0)
+        self._judge = open_judge(self.config, self._requests.session, "judging", may_wait=True, max_missing_share=share)
 
     @classmethod
     def from_file(cls, path: str | Path, *, store: StoreLike | None = None) -> "Judge":
@@ -245,12 +247,18 @@ class Judge:
         """The ids of the rated principles, in the order of the rubric."""
         return self._judge.principles
 
+    @property
+    def status(self) -> str:
+        """How many requests failed and what was spent so far, in words; empty without either."""
+        return judge_status(self._judge)
+
     def rate(self, speech: str | Speech, response: str) -> Judgement:
         """Return the judgement of one answer; one that failed has a status, a reason and no ratings.
 
         Raises:
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
             IncompleteError: it does not answer, or `max_cost` is met.
+            DataQualityError: more failed than `max_missing_share`.
             Preempted: Ctrl-C; completed requests are in the journal.
         """
         return self.rate_all([(speech, response)])[0]
