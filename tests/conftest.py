@@ -1,5 +1,6 @@
 """Fixtures for all tests: the command line, one miniature run of the pipeline, and a guard against network access."""
 
+import logging
 import os
 import shutil
 import signal
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Run commands in this process; restore environment, umask and signal handlers afterwards."""
+    """Run commands in this process; restore environment, umask, signal handlers and logging afterwards."""
 
     def run(*argv: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["psychocounsel", *map(str, argv)])
@@ -59,6 +60,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ended(code, *capsys.readouterr())
 
     environment, umask = dict(os.environ), os.umask(0o022)
+    root = logging.getLogger()
+    loggers = root.handlers[:], root.level
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield run
     os.umask(umask)
@@ -66,6 +69,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         signal.signal(signum, handler)
     os.environ.clear()
     os.environ.update(environment)
+    root.handlers[:], root.level = loggers  # of `--verbose`
+    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture(scope="session")

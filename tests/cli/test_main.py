@@ -1,5 +1,6 @@
 """The command line: help without heavy imports, exit codes, and tracebacks for bugs only."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from miniature import write_recipe
+from psychocounsel.store.store import Store
 from running import ENVIRONMENT, SOURCE, Cli, Miniature, Warm, await_until
 
 STAGES = ("make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report")
@@ -161,3 +163,18 @@ def test_a_reference_to_nothing_names_the_key_and_the_config(cli: Cli, tmp_path:
 
 def test_the_target_of_power_is_a_share(cli: Cli) -> None:
     cli("power", "--target", "5").says(2, "--target", "0.05")
+
+
+def test_verbose_shows_what_libraries_log_and_leaves_results_alone(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_nothing(*_: object) -> list[object]:
+        logging.getLogger("library").info("loading")
+        return []
+
+    monkeypatch.setattr(Store, "artifacts", list_nothing)
+    quiet = cli("list", "--json", "--store", tmp_path)
+    assert (quiet.out, quiet.err) == ("[]\n", "")
+    for words in (("-v", "list"), ("list", "--verbose")):
+        loud = cli(*words, "--json", "--store", tmp_path)
+        assert (loud.out, loud.err) == ("[]\n", "  library: loading\n")
