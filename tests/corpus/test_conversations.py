@@ -166,6 +166,30 @@ def test_a_conversation_is_never_divided_between_splits(tmp_path: Path, layout: 
     assert (corpus.metrics["clusters"], corpus.metrics["near_duplicates"]) == (30, 0)
 
 
+def test_responses_of_rows_with_a_history_are_joined_by_both(tmp_path: Path) -> None:
+    before = [[], chat(SAID[:1]), chat(SAID[:4])]
+    rows = [{"text": "I am tired.", "before": each, "answer": f"Answer {at}."} for at, each in enumerate(before)]
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    corpus = made(
+        tmp_path,
+        {"path": path, "columns": {"text": "text", "history": "before"}},
+        {
+            "path": path,
+            "columns": {
+                "text": "answer",
+                "author": {"constant": "T"},
+                "speech_text": "text",
+                "speech_history": "before",
+            },
+        },
+        split=ALL_TRAIN,
+    )
+    assert corpus.candidates is not None
+    turns_of = {each.speech.id: len(each.speech.history) for each in read_speeches(corpus.speeches)}
+    found = {each.text: turns_of[each.speech_id] for each in read_candidates(corpus.candidates)}
+    assert found == {"Answer 0.": 0, "Answer 1.": 1, "Answer 2.": 3}
+
+
 def test_equal_words_after_other_turns_are_other_speeches(tmp_path: Path) -> None:
     before = [[], chat(SAID[:1]), chat(SAID[:1])]
     path = write_jsonl(tmp_path / "a.jsonl", *({"text": "I am tired.", "before": each} for each in before))

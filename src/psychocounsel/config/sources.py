@@ -110,18 +110,22 @@ class CandidateColumns(Settings):
     """Which columns of a source hold the response, its author and the speech that it answers.
 
     Of a `text` that is a list of messages, the first answer to the client is the response. In a source with `wide`,
-    texts and authors are those columns and their names, unless columns are given.
+    texts and authors are those columns and their names, unless columns are given. `speech_history` goes with
+    `speech_text`, for speeches with a `history`.
     """
 
     text: Column = "wide.value"
     author: Column = "wide.column"
     speech_text: Column | None = None
+    speech_history: Column | None = None
     speech_key: Column | None = None
 
     @model_validator(mode="after")
     def _one_join(self) -> Self:
         if (self.speech_text is None) == (self.speech_key is None):
             raise ValueError("give exactly one of speech_text and speech_key")
+        if self.speech_history is not None and self.speech_text is None:
+            raise ValueError("speech_history needs speech_text")
         return self
 
 

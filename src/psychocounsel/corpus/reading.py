@@ -493,13 +493,14 @@ class CandidateRows(NamedTuple):
 
 
 class CandidateCells(NamedTuple):
-    """What a row says of a response; the speech is given by its text or its key."""
+    """What a row says of a response; the speech is given by its text and the turns before it, or its key."""
 
     where: str
     text: str
     author: str
     speech_text: str
     speech_key: str
+    speech_history: tuple[Turn, ...] = ()
 
 
 def candidate_cells(source: CandidateRows) -> Iterator[CandidateCells | BadRow]:
@@ -514,6 +515,7 @@ def candidate_cells(source: CandidateRows) -> Iterator[CandidateCells | BadRow]:
             name_cell(row, columns.author) if text else "",
             text_cell(row, columns.speech_text) if columns.speech_text else "",
             key_cell(row, columns.speech_key) if columns.speech_key else "",
+            _history(row, columns.speech_history) if columns.speech_history else (),
         )
 
     return _cells(source.rows, read, source.drops_bad_rows)
@@ -607,7 +609,7 @@ def _speech_of(row: CandidateCells, index: SpeechIndex, filters: ResponseFilters
     """Return the id of the speech that a row answers."""
     if row.speech_key:
         return index.by_key.get(row.speech_key, f"unknown {row.speech_key}")
-    if (known := index.by_raw.get(raw_digest(row.speech_text))) is not None:
+    if (known := index.by_raw.get(raw_digest(row.speech_text, row.speech_history))) is not None:
         return known
-    text = filters.speech_text(row.speech_text) if row.speech_text else ""
+    text = filters.speech_text(row.speech_text) if row.speech_text and not row.speech_history else ""
     return Speech(text).id if text else ""
