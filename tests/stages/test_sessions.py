@@ -8,9 +8,10 @@ import pytest
 import yaml
 from datasets import load_dataset
 
+import psychocounsel
 from miniature import rows, write_rows, write_yaml
 from psychocounsel.store.artifacts import Artifact, Kind
-from psychocounsel.store.schemas import read_pairs, read_speeches
+from psychocounsel.store.schemas import read_pairs, read_scores, read_speeches
 from psychocounsel.store.store import Store
 from psychocounsel.types import Turn
 from running import Miniature, Warm
@@ -56,8 +57,8 @@ def sessions(miniature: Miniature, warm: Warm, tmp_path_factory: pytest.TempPath
     return Store(folder / "store")
 
 
-def newest(store: Store, kind: Kind) -> Artifact:
-    return store.artifacts(kind)[-1]
+def newest(store: Store, kind: Kind, name: str = "mini") -> Artifact:
+    return [each for each in store.artifacts(kind) if each.name == name][-1]
 
 
 def test_sessions_stay_whole_and_their_pairs_have_a_history(sessions: Store) -> None:
@@ -70,13 +71,31 @@ def test_sessions_stay_whole_and_their_pairs_have_a_history(sessions: Store) -> 
         before = by_text[opening.content]
         assert (before.split, before.cluster, before.speech.history) == (each.split, each.cluster, ())
     preferences = newest(sessions, "preferences")
-    opened = load_dataset(str(preferences.path), cache_dir=str(sessions.root / "cache"))
+    opened = load_dataset(str(preferences.folder), cache_dir=str(sessions.root / "cache"))
     for split in ("train", "dev", "test"):
         pairs = read_pairs(preferences, split)
         assert [each["history"] for each in opened[split]] == [
             [turn._asdict() for turn in pair.speech.history] for pair in pairs
         ]
         assert all(pair.speech.history for pair in pairs)
+
+
+def test_rewards_are_those_of_training_with_the_history_alone(sessions: Store, warm: Warm, tmp_path: Path) -> None:
+    model = newest(sessions, "reward-models")
+    pair = read_pairs(newest(sessions, "preferences"), "test")[0]
+    known = {each.candidate_id: each.raw_reward for each in read_scores(model)}[pair.chosen.candidate.id]
+    answer = pair.chosen.candidate.text
+    loaded = psychocounsel.RewardModel(model.ref, store=sessions.root)
+    (reward,), (without,) = (loaded.score(each, [answer]) for each in (pair.speech, pair.speech.text))
+    assert reward.raw == pytest.approx(known, abs=1e-5)
+    assert without.raw != pytest.approx(known, abs=1e-5)
+    row = {"speech": pair.speech.text, "response": answer, "said": [each._asdict() for each in pair.speech.history]}
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_rows(source, [row])
+    files = ("--in", source, "--out", target, "--history", "said", "--store", sessions.root)
+    ended = warm.run("score", model.ref, *files)
+    assert ended.code == 0, ended.err
+    assert rows(target)[0]["raw_reward"] == pytest.approx(known, abs=1e-5)
 
 
 def test_readers_see_the_earlier_turns(sessions: Store, warm: Warm, tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def score(
     target: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, of any of these endings.")],
     speech: Annotated[str, typer.Option("--speech", metavar="COLUMN", help="What the client says.")] = "speech",
     response: Annotated[str, typer.Option("--response", metavar="COLUMN", help="What is answered.")] = "response",
+    history: Annotated[str | None, typer.Option("--history", metavar="COLUMN", help="Messages before it.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses at once.")] = 8,
     offline: Offline = False,
     store: StoreFolder = DEFAULT_STORE,
@@ -250,7 +251,7 @@ def score(
     """
     from psychocounsel.stages.score import ScoreJob, score_file
 
-    job = ScoreJob(model, source, target, speech, response, batch_size)
+    job = ScoreJob(model, source, target, speech, response, batch_size, history)
     count = score_file(job, open_store(store, offline))
     console.result(f"{count} rows scored: {target}")
 

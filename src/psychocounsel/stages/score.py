@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import ChatFormat
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, text_cell
+from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, text_cell, turns_cell
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.store.files import FULL_DISK, digest_of, partial_path, put_in_place, write_faults
 from psychocounsel.store.references import resolve_model, trained_chat
 from psychocounsel.store.store import Store, hold_lock
-from psychocounsel.types import Policy, Reward
+from psychocounsel.types import Policy, Reward, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """A reward model, the file to score, the columns with speech and response, and the file to write."""
+    """A reward model, the file to score, the columns with speech, response and earlier turns, and the file to write."""
 
     model: str
     source: str
@@ -48,16 +48,18 @@ class ScoreJob:
     speech: str = "speech"
     response: str = "response"
     batch_size: int = 8
+    history: str | None = None
 
-    def texts(self, row: SourceRow) -> tuple[str, str]:
-        """Return what the client says and what is answered; raises InputError if a column is missing or no text."""
-        for option, column in (("--speech", self.speech), ("--response", self.response)):
-            if column.partition(".")[0].partition("[")[0] not in row.values:
+    def texts(self, row: SourceRow) -> tuple[str, str, tuple[Turn, ...]]:
+        """Return what the client says, what is answered and the turns before; raises InputError for a wrong cell."""
+        for option, column in (("--speech", self.speech), ("--response", self.response), ("--history", self.history)):
+            if column and column.partition(".")[0].partition("[")[0] not in row.values:
                 known = ", ".join(map(str, row.values))
                 raise InputError(
                     f"there is no column {column!r}", where=row.where, remedy=f"name one with {option}: {known}"
                 )
-        return text_cell(row, self.speech), text_cell(row, self.response)
+        history = () if self.history is None else tuple(turns_cell(row, self.history))
+        return text_cell(row, self.speech), text_cell(row, self.response), history
 
 
 def score_file(job: ScoreJob, store: Store) -> int:
@@ -79,7 +81,7 @@ def score_file(job: ScoreJob, store: Store) -> int:
         policy, chat = model.policy(store), trained_chat(store, model)
         total = _check_rows(job, policy, chat)
         known_by = model.parent.id if model.parent else model.fingerprint
-        columns = [job.speech, job.response]
+        columns = [job.speech, job.response, *([job.history] if job.history else [])]
         job.target.parent.mkdir(parents=True, exist_ok=True)
         spool = job.target.with_name(f"{job.target.name}.rewards")
         size = BATCHES_AT_ONCE * job.batch_size
