@@ -174,6 +174,7 @@ def test_the_group_may_read_what_the_umask_lets_it(
     made = make(Store(tmp_path), "scores", "old", 1)
     with Journal(tmp_path / "journal" / "replies.sqlite") as journal:
         files = [journal.path, made.folder / "manifest.json", made.file("model.safetensors")]
+        files += (tmp_path / ".locks").iterdir()
         assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 

@@ -229,7 +229,7 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
         for need in [preview.needs] if isinstance(preview.needs, str) else map(as_text, preview.needs):
             console.result(need)
     asked = [calls for preview in previews for calls in preview.calls]
-    if len(asked) > 1 or any(each.estimate for each in asked):
+    if sum(each.calls is not None for each in asked) > 1 or any(each.estimate for each in asked):
         console.result(f"to pay in all: {bill_of(asked)}")
     if not console.is_verbose():
         console.note("with -v: every setting and every artifact of the rounds")

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
@@ -193,7 +194,8 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = 0o666 & ~umask()
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
-            path.chmod(mode)
+            if S_IMODE(path.stat().st_mode) != mode:  # only its owner may change it
+                path.chmod(mode)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )

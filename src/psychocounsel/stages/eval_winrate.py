@@ -122,7 +122,9 @@ class _Evaluation:
     def run(self) -> Artifact:
         session, store, specs = self.session, self.store, self.specs
         if isinstance(self.speeches, ArtifactSpec):
-            session.stop_counting("counted once the speeches are read")
+            session.stop_counting(
+                f"counted once {self.speeches.ref} exists; run the recipe until the step that makes it"
+            )
         self.held_out = self._held_out(self.speeches)
         if session.is_dry_run:
             note_estimate(self.speeches, session)

@@ -25,7 +25,7 @@ from psychocounsel.store.artifacts import (
     Parent,
     alias,
 )
-from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, write_faults
+from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, umask, write_faults
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def hold_lock(path: Path, what: str) -> Generator[None]:
     """
     from filelock import FileLock, Timeout  # not needed for `--help`
 
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=0, mode=0o666 & ~umask())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
