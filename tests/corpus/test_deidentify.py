@@ -264,14 +264,14 @@ def test_names_of_any_script_are_found_where_the_pipeline_has_them(tmp_path, lan
     assert deidentify(text, open_on(tmp_path)) == expected
 
 
-def test_what_the_keep_list_names_stays():
-    text = "I read Viktor Frankl and John Gottman. My sister Anna works at Acme Corp, 12 Oak Street."
-    engine = open_deidentifier(
-        DeidentificationConfig(engine="patterns", keep=("Viktor Frankl", "John Gottman", "Acme"))
-    )
-    kept = "I read Viktor Frankl and John Gottman. My sister [PERSON_1] works at Acme Corp, [ADDRESS_1]."
+def test_what_the_keep_list_names_and_well_known_authors_stay():
+    text = "I read Nora Quill, Viktor Frankl and Dr. Gottman. My sister Anna works at Acme Corp, 12 Oak Street."
+    engine = open_deidentifier(DeidentificationConfig(engine="patterns", keep=("Nora Quill", "Acme")))
+    kept = "I read Nora Quill, Viktor Frankl and Dr. Gottman. My sister [PERSON_1] works at Acme Corp, [ADDRESS_1]."
     assert deidentify(text, engine) == kept
-    assert engine.fingerprint != open_deidentifier(DeidentificationConfig(engine="patterns")).fingerprint
+    plain = open_deidentifier(DeidentificationConfig(engine="patterns"))
+    assert "Viktor Frankl and Dr. Gottman. My sister [PERSON_2] works at [EMPLOYER_1]," in deidentify(text, plain)
+    assert engine.fingerprint != plain.fingerprint
 
 
 def test_identity_names_packages_and_pipeline(pipeline, tmp_path):

@@ -42,8 +42,8 @@ class DeidentificationConfig(Settings):
     """What finds details that identify a person; each is replaced by a placeholder such as `[PERSON_1]`.
 
     Without an `engine` it is `none` if all sources are public, and else `patterns`. `spacy_model` is the name or folder
-    of the local pipeline that Presidio uses, for any language. What `keep` lists is never replaced: names of methods
-    and their authors, of public persons, or words that were taken for names.
+    of the local pipeline that Presidio uses, for any language. What `keep` lists is never replaced: public persons,
+    and words that were taken for names. Well-known authors of methods, such as Carl Rogers, stay anyway.
     """
 
     engine: Literal["none", "patterns", "presidio"] = "none"

@@ -83,7 +83,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 9
+VERSION = 10
 
 _TOPIC_BATCH = 4096
 _CACHED_TURNS = 10_000

@@ -16,7 +16,7 @@ from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
 from psychocounsel.corpus.deidentify.planted import MarkedText
-from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, NOT_NAMES, Span
+from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, METHOD_AUTHORS, NOT_NAMES, Span
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -255,13 +255,13 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
 
 
 class _Sparing:
-    """Another deidentifier's finds without crisis services and without the words of a keep-list."""
+    """Another's finds without crisis services, well-known authors of methods, and the words of a keep-list."""
 
     def __init__(self, finder: Deidentifier, crisis: CrisisServices, keep: Sequence[str]) -> None:
         self._finder, self._crisis, self._kept = finder, crisis, sorted(set(keep))
-        either = "|".join(map(re.escape, sorted(self._kept, key=len, reverse=True)))
+        either = "|".join(map(re.escape, sorted({*keep, *METHOD_AUTHORS}, key=lambda each: (-len(each), each))))
         # Scripts without spaces have no ends of words.
-        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])") if keep else None
+        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])")
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -269,16 +269,16 @@ class _Sparing:
 
     def find(self, text: str) -> list[Span]:
         found = self._finder.find(text)
-        spared = self._crisis.spans(text) if found else []
-        if found and self._pattern is not None:
-            spared += [match.span() for match in self._pattern.finditer(text)]
+        if not found:
+            return []
+        spared = [*self._crisis.spans(text), *(match.span() for match in self._pattern.finditer(text))]
         return [span for span in found if not any(start < span.end and span.start < end for start, end in spared)]
 
 
 def open_deidentifier(config: DeidentificationConfig, crisis: CrisisServices | None = None) -> Deidentifier | None:
     """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed.
 
-    It finds no crisis service and nothing of the keep-list.
+    It finds no crisis service, nothing of the keep-list, and no author who is known for a method.
     """
     if config.engine == "none":
         return None

@@ -34,6 +34,7 @@ GIVEN = word_list("given_names")
 AMBIGUOUS = word_list("ambiguous_names")
 SURNAMES = word_list("surnames")
 NOT_NAMES = word_list("not_names")
+METHOD_AUTHORS = word_list("authors_of_methods")
 
 GIVEN_LOWER = frozenset(name.lower() for name in GIVEN)
 AMBIGUOUS_LOWER = frozenset(name.lower() for name in AMBIGUOUS)
