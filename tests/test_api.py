@@ -245,6 +245,21 @@ def test_win_rates_of_comparisons_and_of_words() -> None:
         psychocounsel.win_rate([*compared, "win"])
 
 
+def test_a_stage_keeps_its_files_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSYCHOCOUNSEL_STORE", str(tmp_path / "store"))
+    columns = {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"}
+    source = {"path": "bundled:speeches.jsonl", "columns": columns, "licence": "cc-by-4.0", "data_class": "public"}
+    before = os.umask(0o022)
+    try:
+        config = {"name": "few", "speeches": [source]}
+        made = psychocounsel.run_stage("corpus", config, ["cleaning.max_speeches=20"])
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert made.file("speeches.parquet").stat().st_mode & 0o077 == 0
+    assert [each.ref for each in psychocounsel.Store().list("speeches")] == [made.ref]
+
+
 def test_pairs_of_a_file(tmp_path: Path) -> None:
     pairs, others, many = (tmp_path / f"{name}.jsonl" for name in ("pairs", "others", "many"))
     write_rows(pairs, [{"prompt": SAID, "chosen": KIND, "rejected": CURT}])

@@ -8,6 +8,7 @@ each other. Errors are those of `psychocounsel.errors`.
 A speech is a text, or a `Speech` where the earlier turns of the session are known, as in the pairs of `load_pairs`.
 """
 
+import os
 import signal
 import threading
 import weakref
@@ -48,6 +49,7 @@ from psychocounsel.stages.respond import Responder, author_seed
 from psychocounsel.stages.score import why_not_scored
 from psychocounsel.stages.train_reward import pair_source
 from psychocounsel.store.artifacts import KINDS, Artifact, Kind
+from psychocounsel.store.files import umask
 from psychocounsel.store.references import POLICY_KINDS, Ancestor, ancestors, resolve, resolve_model
 from psychocounsel.store.schemas import read_pairs
 from psychocounsel.store.store import Store as ArtifactStore
@@ -57,13 +59,13 @@ if TYPE_CHECKING:
     from psychocounsel.training.reward import RewardScorer
     from psychocounsel.training.samplers import LocalEngine
 
-DEFAULT_STORE = "data"
-"""The folder that the command line uses, too."""
 SCORED_AT_ONCE = 16
 
 
 class Store:
     """The artifacts in a folder, which need not exist yet. `offline` forbids connections beyond this machine.
+
+    Without a path it is the folder that commands use: `PSYCHOCOUNSEL_STORE`, or `data`.
 
     >>> store = Store("data")
     >>> [artifact.ref for artifact in store.list("preferences")]  # doctest: +ELLIPSIS
@@ -72,8 +74,8 @@ class Store:
     True
     """
 
-    def __init__(self, path: str | Path = DEFAULT_STORE, *, offline: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None = None, *, offline: bool = False) -> None:
+        self.path = Path(path or os.environ.get("PSYCHOCOUNSEL_STORE") or "data")
         self._opened = ArtifactStore(self.path, offline)
 
     @property
@@ -108,8 +110,8 @@ StoreLike = Store | Path | str
 """A store, or its folder."""
 
 
-def _store_of(store: StoreLike) -> ArtifactStore:
-    return store.opened if isinstance(store, Store) else ArtifactStore(Path(store))
+def _store_of(store: StoreLike | None) -> ArtifactStore:
+    return (store if isinstance(store, Store) else Store(store)).opened
 
 
 def run_stage(
@@ -117,12 +119,13 @@ def run_stage(
     config: Mapping[str, Any] | str | Path,
     changes: Sequence[str] = (),
     *,
-    store: StoreLike = DEFAULT_STORE,
+    store: StoreLike | None = None,
 ) -> Artifact:
     """Run a stage as the command of its name does, and return what it made, or what it found up to date.
 
     `config` is its YAML file as the command takes it (a path, RECIPE or RECIPE/STEP) or the same keys, and `changes`
-    are texts as `--set` takes them.
+    are texts as `--set` takes them. Until it is done, new files of the process are readable for this user alone, or as
+    `PSYCHOCOUNSEL_UMASK` says.
 
     Raises:
         ConfigError: there is no such stage, or the config cannot be used; lists every fault.
@@ -136,11 +139,15 @@ def run_stage(
         if isinstance(config, Mapping)
         else load_config(model, stage_config(stage, str(config)), changes)
     )
-    return recipe.run_stage(stage, given, _store_of(store))
+    before = os.umask(umask())
+    try:
+        return recipe.run_stage(stage, given, _store_of(store))
+    finally:
+        os.umask(before)
 
 
 def load_pairs(
-    ref: str | Path, split: str = "train", *, config: str | None = None, store: StoreLike = DEFAULT_STORE
+    ref: str | Path, split: str = "train", *, config: str | None = None, store: StoreLike | None = None
 ) -> list[PreferencePair]:
     """Return the pairs of one split of a preference dataset.
 
@@ -310,7 +317,7 @@ class RewardModel:
         ConfigError: nothing has this reference.
     """
 
-    def __init__(self, ref: str, *, store: StoreLike = DEFAULT_STORE) -> None:
+    def __init__(self, ref: str, *, store: StoreLike | None = None) -> None:
         self.ref, self._store = ref, _store_of(store)
         resolve_model(self._store, ref, ("reward-models",))
         self._turn = threading.Lock()
@@ -362,7 +369,7 @@ class Policy:
         temperature: float = 1.0,
         max_new_tokens: int = 512,
         seed: int = 0,
-        store: StoreLike = DEFAULT_STORE,
+        store: StoreLike | None = None,
     ) -> None:
         origin = "settings of the policy"
         sampled = {"temperature": float(temperature), "max_new_tokens": max_new_tokens}
