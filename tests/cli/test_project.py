@@ -13,7 +13,6 @@ from running import Cli, Warm
 
 @pytest.mark.parametrize("recipe", bundled_recipes())
 def test_a_copy_of_a_recipe_is_valid(recipe: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     monkeypatch.chdir(tmp_path)
     ended = cli("init", "mine", "--from", recipe)
     assert ended.code == 0, ended.err
@@ -22,6 +21,7 @@ def test_a_copy_of_a_recipe_is_valid(recipe: str, cli: Cli, tmp_path: Path, monk
     assert [step.stage for step in after] == [step.stage for step in before]
     assert {step.config.name.startswith("mine") for step in after} == {recipe != "qwen-7b-24gb"}
     assert f"{recipe}/" not in (Path("mine") / RECIPE_FILE).read_text(encoding="utf-8")
+    jsonschema = pytest.importorskip("jsonschema")
     for path in Path("mine").glob("*.yaml"):
         named = path.read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
         schema = json.loads((path.parent / named).read_text(encoding="utf-8"))

@@ -123,6 +123,10 @@ def test_faults_of_all_steps_are_reported_together(recipe: Path) -> None:
     assert "align.yaml" in str(fault.value)
 
 
+def test_a_recipe_may_be_named_by_its_file(recipe: Path) -> None:
+    assert recipe_folder(str(recipe / RECIPE_FILE)) == recipe_folder(str(recipe)) == recipe
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("quickstrat", "did you mean 'quickstart'?"), ("zzz", "known: counsel-chat")]
 )

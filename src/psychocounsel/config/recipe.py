@@ -89,8 +89,9 @@ class Step(NamedTuple):
 
 
 def recipe_folder(name: str) -> Path:
-    """Return the folder of a recipe, given as a path or as the name of a bundled recipe."""
-    for folder in (Path(name), recipes_folder() / name):
+    """Return the folder of a recipe, given as a path, also of its `recipe.yaml`, or as the name of a bundled recipe."""
+    path = Path(name)
+    for folder in (path.parent if path.name == RECIPE_FILE else path, recipes_folder() / name):
         if (folder / RECIPE_FILE).is_file():
             return folder
     raise ConfigError(
