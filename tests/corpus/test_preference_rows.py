@@ -12,7 +12,7 @@ from psychocounsel.corpus.preference_rows import PreferenceRow, preference_finge
 from psychocounsel.corpus.sources import read_rows
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.stages.import_preferences import import_preferences
-from psychocounsel.store.schemas import read_pairs
+from psychocounsel.store.schemas import read_pairs, read_speeches
 from psychocounsel.store.store import Store
 from release_files import Row, speech, write_columns, write_release
 
@@ -164,9 +164,27 @@ def test_nothing_is_stamped_unasked(missing: str) -> None:
     assert config("x").labelled_by is None
 
 
-@pytest.mark.parametrize("shape", ["hh", "ultrafeedback", "helpsteer2", "mixed"])
+def test_the_turns_of_one_conversation_are_in_one_split(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(30):
+        session = ""
+        for at in (0, 1, 2):
+            session += HH.replace("Hi.", speech(3 * number + at))
+            rows.append({"chosen": session + "Good.", "rejected": session + "Bad."})
+            session += "Go on."
+    settings = {"test_share": 0.2, "dev_share": 0.2}
+    store = Store(tmp_path / "store")
+    made = import_preferences(config(write(tmp_path, *rows), **settings), store)
+    found = read_speeches(store.open(made.parent("speeches")))
+    place = {each.speech.text: (each.cluster, each.split) for each in found}
+    assert len(place) == len(rows)
+    assert all(len({place[speech(3 * number + at)] for at in range(3)}) == 1 for number in range(30))
+    assert {split for _, split in place.values()} == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize("shape", ["hh", "sessions", "ultrafeedback", "helpsteer2", "mixed"])
 def test_any_layout_imports_and_comes_back_as_it_is(tmp_path: Path, shape: str) -> None:
-    """`mixed` has rows without all their ratings, which are kept."""
+    """`mixed` has rows without all their ratings, which are kept; in `sessions` a turn comes before the speech."""
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {"test_share": 0.2, "dev_share": 0.2}
     for number in range(30):
@@ -174,8 +192,10 @@ def test_any_layout_imports_and_comes_back_as_it_is(tmp_path: Path, shape: str) 
         user, transcript = {"role": "user", "content": asked}, HH.replace("Hi.", asked)
         sides = [{"role": "assistant", "content": text} for text in (good, bad)]
         chat = {"prompt": asked, "chosen": [user, sides[0]], "rejected": [user, sides[1]]}
+        session = HH.replace("Hi.", f"Hello {number}.") + f"Go on.{transcript}"
         rows.append(
             {
+                "sessions": {"chosen": session + good, "rejected": session + bad},
                 "hh": {"chosen": transcript + good, "rejected": transcript + bad},
                 "ultrafeedback": {**chat, "score_chosen": 8.5, "score_rejected": 8.0},
                 "helpsteer2": {"prompt": asked, "response_1": good, "response_2": bad, "preference_strength": -1},
@@ -190,6 +210,7 @@ def test_any_layout_imports_and_comes_back_as_it_is(tmp_path: Path, shape: str) 
     found = [pair for split in kept for pair in read_pairs(made, split)]
     assert all(pair.chosen.candidate.text.startswith("Good") for pair in found)
     assert sum(bool(pair.chosen.ratings) for pair in found) == {"ultrafeedback": 30, "mixed": 15}.get(shape, 0)
+    assert {len(pair.speech.history) for pair in found} == {2 if shape == "sessions" else 0}
     flaws = made.metrics["flaws"]["train"]
     assert (flaws["missing_ratings"], flaws["not_preferred"]) == (15 if shape == "mixed" else 0, 0)
     again = import_preferences(config(made.folder, name="again", **settings), store)

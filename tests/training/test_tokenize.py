@@ -127,6 +127,7 @@ def test_text_after_the_terminator_is_left_out() -> None:
         ("{{ bos_token }}{{ messages[-1].content }}{% if add_generation_prompt %}think{% endif %}", "prefix"),
         ("{{ bos_token }}{% for m in messages %}\n{{ m.content }}{% endfor %}", "0 special tokens"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "2 beginning-of-text"),
+        ("{{ raise_exception('roles must alternate') }}", "refuses the turns: roles must alternate"),
     ],
 )
 def test_unsuitable_templates_are_an_error(template: str, message: str) -> None:

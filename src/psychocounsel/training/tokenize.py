@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat
@@ -31,7 +32,7 @@ class EncodedExchange(NamedTuple):
 
 
 class TemplateError(InputError):
-    """A chat template (or a text in it) whose ids cannot be split into a prompt and a terminated answer."""
+    """A chat template that refuses a chat, or whose ids cannot be split into a prompt and a terminated answer."""
 
 
 def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
@@ -140,15 +141,19 @@ def _apply_template(
     turns = [*history, ("user", speech_text), *([] if response is None else [("assistant", response)])]
     if chat.system_prompt and turns[0][0] != "system":
         turns.insert(0, ("system", chat.system_prompt))
-    ids = tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in turns],
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=response is None,
-        date_string=chat.date_string,
-        chat_template=PINNED_DATE + tokenizer.get_chat_template(),
-        sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
-    )
+    try:
+        ids = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns],
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=response is None,
+            date_string=chat.date_string,
+            chat_template=PINNED_DATE + tokenizer.get_chat_template(),
+            sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
+        )
+    except jinja2.TemplateError as refusal:  # as of a session that the counsellor opens
+        remedy = "use a model whose chat template takes these turns"
+        raise TemplateError(f"the chat template refuses the turns: {refusal}", remedy=remedy) from refusal
     return cast(list[int], ids)
 
 
