@@ -175,11 +175,17 @@ def test_a_judge_of_a_file_and_one_with_weights(miniature: Miniature, tmp_path: 
         (lambda: psychocounsel.run_stage("algin", {}), "did you mean 'align'"),
         (lambda: psychocounsel.Store().list("policy"), "did you mean 'policies'"),
         (lambda: psychocounsel.Judge().rate(" ", KIND), "no text"),
+        (
+            lambda: psychocounsel.Judge(backend="endpoint", store=psychocounsel.Store("x", offline=True)),
+            "offline, but the endpoint",
+        ),
     ],
 )
 def test_mistakes_are_named(
     make: Callable[[], Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, InputError), match=words):
         make()

@@ -53,6 +53,7 @@ from psychocounsel.store.files import umask
 from psychocounsel.store.references import POLICY_KINDS, Ancestor, ancestors, resolve, resolve_model
 from psychocounsel.store.schemas import read_pairs
 from psychocounsel.store.store import Store as ArtifactStore
+from psychocounsel.store.store import open_store
 from psychocounsel.types import Candidate, Judgement, PreferencePair, Rate, Reward, Speech
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ SCORED_AT_ONCE = 16
 
 
 class Store:
-    """The artifacts in a folder, which need not exist yet. `offline` forbids connections beyond this machine.
+    """The artifacts in a folder, which need not exist yet.
 
-    Without a path it is the folder that commands use: `PSYCHOCOUNSEL_STORE`, or `data`.
+    `offline` forbids connections beyond this machine; give it before anything reads from the Hub, whose libraries look
+    for it once. Without a path it is the folder that commands use: `PSYCHOCOUNSEL_STORE`, or `data`.
 
     >>> store = Store("data")
     >>> [artifact.ref for artifact in store.list("preferences")]  # doctest: +ELLIPSIS
@@ -76,7 +78,7 @@ class Store:
 
     def __init__(self, path: str | Path | None = None, *, offline: bool = False) -> None:
         self.path = Path(path or os.environ.get("PSYCHOCOUNSEL_STORE") or "data")
-        self._opened = ArtifactStore(self.path, offline)
+        self._opened = open_store(self.path, offline)
 
     @property
     def opened(self) -> ArtifactStore:

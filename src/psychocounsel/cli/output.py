@@ -1,7 +1,6 @@
 """Options that several commands share, and what commands print: results, pending work, the next command."""
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact, Kind
 from psychocounsel.store.store import Store
+from psychocounsel.store.store import open_store as open_store
 
 if TYPE_CHECKING:
     from psychocounsel.config.recipe import StageName
@@ -50,13 +50,6 @@ Accelerate = Annotated[
 DEFAULT_STORE = Path("data")
 ROUND = re.compile(r"-round-[0-9]+$")
 """How the names of an online round's artifacts end."""
-
-
-def open_store(folder: Path, is_offline: bool = False) -> Store:
-    """Return the store at a folder; offline, the libraries of the Hub open no connection either."""
-    if is_offline:
-        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    return Store(folder, is_offline)
 
 
 def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:

@@ -231,6 +231,13 @@ class Store:
         return artifact
 
 
+def open_store(folder: Path, is_offline: bool = False) -> Store:
+    """Return the store at a folder; offline, the libraries of the Hub open no connection either."""
+    if is_offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    return Store(folder, is_offline)
+
+
 @contextmanager
 def hold_lock(path: Path, what: str) -> Generator[None]:
     """Hold a lock file. The kernel releases it when the process ends, however it ends.
