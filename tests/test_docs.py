@@ -214,6 +214,14 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert [found for page in pages for found in loaded.findall(page)] == []
 
 
+def test_workflows_run_scripts_of_this_clone() -> None:
+    files = list((CLONE / ".github" / "workflows").glob("*.yml"))
+    jobs = [job for path in files for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()]
+    scripts = [step["run"].split()[0] for job in jobs for step in job["steps"] if "run" in step]
+    assert {".ci/run", "scripts/docs", "scripts/test"} == set(scripts)
+    assert [name for name in scripts if not os.access(CLONE / name, os.X_OK)] == []
+
+
 def run_line(line: str, folder: Path) -> None:
     """Run a command of the docs in a folder, without a terminal or a browser."""
     command = [sys.executable, "-m", "psychocounsel", *shlex.split(line, comments=True)[1:]]
