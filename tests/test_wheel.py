@@ -75,6 +75,14 @@ def test_a_recipe_is_found_by_its_name(site: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_python_finds_rubrics_and_word_lists(site: Path, tmp_path: Path) -> None:
+    script = (
+        "import psychocounsel; print(psychocounsel.Judge().rate('I cannot sleep.', 'What keeps you awake?').status)"
+    )
+    assert python(tmp_path, "-c", script, PYTHONPATH=str(site)) == "valid\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_bundled_samples_become_preferences(site: Path, tmp_path: Path) -> None:
     config = site / "psychocounsel" / "_bundled" / "configs" / "quickstart" / "build-preferences.yaml"
     command = ("-m", "psychocounsel", "build-preferences", config, "--offline", *FEWEST)
