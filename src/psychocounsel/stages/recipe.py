@@ -99,14 +99,18 @@ class PointRun:
     fault: DataQualityError | None = None
 
     def require_parents(self, specs: Sequence[ArtifactSpec]) -> None:
-        """Raise ConfigError if a step that was left out would make one of the parents."""
-        for parent in (parent for spec in specs for parent in spec.parents):
-            if parent.id in self.skipped:
-                raise ConfigError(
-                    f"{parent.kind} {parent.ref} does not exist, and the step that makes it is left out",
-                    where=specs[-1].ref,
-                    remedy=f"run the recipe with --until {self.skipped[parent.id]} first",
-                )
+        """Raise ConfigError if a step that was left out would make one of the parents, and no spec is itself that."""
+        for spec in specs:
+            self.skipped.pop(spec.id, None)
+        order = list(self.skipped)
+        missing = [parent for spec in specs for parent in spec.parents if parent.id in self.skipped]
+        if missing:
+            last = max(missing, key=lambda parent: order.index(parent.id))
+            raise ConfigError(
+                f"{last.kind} {last.ref} does not exist, and the step that makes it is left out",
+                where=specs[-1].ref,
+                remedy=f"run the recipe with --until {self.skipped[last.id]} first",
+            )
 
 
 class _Planned(NamedTuple):
