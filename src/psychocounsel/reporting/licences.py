@@ -97,7 +97,8 @@ def combine(names: Sequence[str]) -> tuple[str, str]:
         return ids[0], f"The sources are under one licence: {distinct[0]}."
     unknown = [name for name in distinct if hub_licence(name) not in _CONDITIONS]
     if unknown:
-        return OTHER, f"No rule says what {', '.join(unknown)} requires, so every source keeps its own terms."
+        named = ", ".join("an unknown licence" if name == UNKNOWN else name for name in unknown)
+        return OTHER, f"No rule says what {named} requires, so every source keeps its own terms."
     required = frozenset[Condition]().union(*(_CONDITIONS[each] for each in ids))
     copyleft = [each for each in ids if each in _COPYLEFT]
     # A share-alike licence admits no other share-alike licence, and only material under itself.
