@@ -69,18 +69,10 @@ def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str)
     assert [(each["text"], each["answer"]) for each in found] == ANSWERED * 2
     assert [each["number"] for each in found] == [1, 2, 1, 2]
     assert len({each["key"] for each in found}) == 4
-    assert [each["history"] for each in found[:2]] == [
-        [{"role": "assistant", "content": "What brings you here?"}],
-        chat(
-            [
-                ("assistant", "What brings you here?"),
-                ("user", "I am tired.\n\nVery tired."),
-                ("assistant", "Since when?"),
-            ]
-        ),
-    ]
+    opening, *exchange = Turn("assistant", SAID[0][1]), Turn("user", ANSWERED[0][0]), Turn("assistant", ANSWERED[0][1])
+    assert [each["history"] for each in found[:2]] == [(opening,), (opening, *exchange)]
     last = [row.values["turn"]["history"] for row in turns(path, **conversation, last=1) if isinstance(row, SourceRow)]
-    assert last[:2] == [chat([("assistant", each)]) for each in ("What brings you here?", "Since when?")]
+    assert last[:2] == [(opening,), (exchange[1],)]
 
 
 def test_a_conversation_that_cannot_be_read_is_named(tmp_path: Path) -> None:

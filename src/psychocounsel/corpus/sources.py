@@ -202,7 +202,7 @@ def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceR
                 number += 1
                 before = turns[max(0, at - (columns.last or at)) : at]
                 own = {"text": turn.content, "answer": answer.content, "number": number, "key": f"{key} turn {number}"}
-                values = {**rows[0].row.values, "turn": {**own, "history": [each._asdict() for each in before]}}
+                values = {**rows[0].row.values, "turn": {**own, "history": tuple(before)}}
                 yield SourceRow(f"{rows[0].row.where} turn {number}", values, key)
 
 
@@ -455,6 +455,8 @@ def turns_cell(row: SourceRow, column: Column, client: str | None = None) -> lis
         InputError: it is no list of messages, or another role speaks.
     """
     value = cell(row, column)
+    if isinstance(value, tuple):  # of a `conversation`, which has been read
+        return list(cast("tuple[Turn, ...]", value))
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)  # as CSV files hold lists
@@ -485,11 +487,13 @@ def turns_of(messages: Sequence[object], column: str, where: str, client: str | 
 
 def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
     """Return turns in which the roles alternate: texts in a row by one of them are joined by blank lines."""
-    spoken = (turn for turn in turns if turn.content)
-    return [
-        Turn(role, "\n\n".join(turn.content for turn in together))
-        for role, together in groupby(spoken, lambda turn: turn.role)
-    ]
+    merged: list[Turn] = []
+    for turn in turns:
+        if turn.content and merged and merged[-1].role == turn.role:
+            merged[-1] = Turn(turn.role, f"{merged[-1].content}\n\n{turn.content}")
+        elif turn.content:
+            merged.append(turn)
+    return merged
 
 
 def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator[tuple[str, str]]:
