@@ -378,7 +378,7 @@ class Policy:
         chat = config_of(ChatFormat, {"system_prompt": system_prompt}, origin=origin)
         options = ChatOptions(config_of(SamplingConfig, sampled, origin=origin), chat, seed)
         self.ref, self.config, self.seed = ref, responder_of(ref, "policy", options), seed
-        self._requests = _Requests(store)
+        self._requests = _Requests(Store() if store is None else store)
         self._responder = Responder(self.config, self._requests.session, "model")
 
     def respond(self, speech: str | Speech, n: int = 1) -> list[Candidate]:
