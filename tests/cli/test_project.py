@@ -60,6 +60,15 @@ def test_a_project_can_be_copied(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert {step.config.name.partition("-")[0] for step in load_recipe(Path("ours"))} == {"ours"}
 
 
+def test_a_mistake_in_the_rubric_is_told_before_a_model_is_trained(cli: Cli, tmp_path: Path) -> None:
+    assert cli("init", tmp_path / "mine").code == 0
+    rubric = tmp_path / "mine" / "rubric.yaml"
+    rubric.write_text(rubric.read_text(encoding="utf-8").replace("5: ", "6: "), encoding="utf-8")
+    ended = cli("run", tmp_path / "mine", "--store", tmp_path / "store")
+    ended.says(2, "rubric.yaml line", "principles.0.anchors")
+    assert not (tmp_path / "store" / "base-models").exists()
+
+
 def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

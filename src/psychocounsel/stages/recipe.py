@@ -179,8 +179,7 @@ def run_recipe(
         ConfigError: a step that was left out would make what a chosen one needs.
         DataQualityError: there is one point, or a step that all have in common.
     """
-    if not all(chosen[: _last(chosen)]):
-        _require_skipped(points, chosen, store)
+    _check(points, chosen if not all(chosen[: _last(chosen)]) else _until_judged(points, chosen), store)
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
         live = [run for run in runs if run.fault is None]
@@ -212,14 +211,22 @@ def run_recipe(
     return runs
 
 
-def _require_skipped(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -> None:
-    """Raise ConfigError before anything runs if a chosen step needs what a step that was left out would make."""
+def _until_judged(points: Sequence[SweepPoint], chosen: Sequence[bool]) -> list[bool]:
+    """Return the chosen steps until the last that builds preferences, whose rubric, judge and pool are a user's own."""
+    stages = [step.stage for step in points[0].steps]
+    return [is_chosen and "build-preferences" in stages[at:] for at, is_chosen in enumerate(chosen)]
+
+
+def _check(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -> None:
+    """Raise before anything runs what is wrong in a chosen step, or if it needs what a step left out would make."""
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
         try:
             planned = _plan_step(runs, number)
-        except PsychoCounselError:  # it needs to read what does not exist yet; its turn will come
-            return
+        except PsychoCounselError as fault:
+            if is_chosen and isinstance(fault, ConfigError | InputError):
+                raise
+            return  # it needs to read what does not exist yet; its turn will come
         for each in planned:
             if is_chosen:
                 each.run.require_parents(each.specs)
@@ -230,7 +237,7 @@ def _require_skipped(points: Sequence[SweepPoint], chosen: Sequence[bool], store
 
 def _last(chosen: Sequence[bool]) -> int:
     """Return the number of steps until the last chosen one."""
-    return max(number for number, is_chosen in enumerate(chosen, start=1) if is_chosen)
+    return max((number for number, is_chosen in enumerate(chosen, start=1) if is_chosen), default=0)
 
 
 def _report_of_all(planned: Sequence[_Planned]) -> Any:
