@@ -104,6 +104,15 @@ def test_some_steps_run_alone_and_what_they_need_is_named(miniature: Miniature, 
     run("--from", "align", "--until", "align-dpo").says(2, "no step")
 
 
+def test_a_dry_run_knows_that_a_limit_ended_an_online_run(miniature: Miniature, warm: Warm, store: Path) -> None:
+    run = ("run", miniature.recipe, "--store", store, "--set", "align.online.stop_when={unfinished_share: 0.0}")
+    ended = warm.run(*run, "--only", "align")
+    assert (ended.code, names_of(ended)) == (0, ["mini-online"]), ended.err
+    preview = warm.run(*run, "--only", "align", "--dry-run")
+    assert (preview.code, "pending" in preview.out) == (0, False)
+    assert warm.run(*run, "--only", "eval-winrate").code == 0  # the shorter run is what its name means
+
+
 def test_a_name_means_what_a_step_that_was_left_out_made(miniature: Miniature, cli: Cli, store: Path) -> None:
     other = cli(
         "run", miniature.recipe, "--store", store, "--only", "eval-winrate", "--set", "eval-winrate.confidence=0.9"
