@@ -51,13 +51,22 @@ def test_sweeps_multiply_and_a_dry_run_shows_each_point(miniature: Miniature, cl
 
 
 def test_a_point_without_a_result_does_not_end_the_others(miniature: Miniature, warm: Warm, store: Path) -> None:
-    sweep = ("--sweep", "align-dpo.length.max_length_tokens=1024,40", "--only", "align-dpo")
+    sweep = ("--sweep", "align.length.max_length_tokens=1024,40", "--from", "align")
     ended = warm.run("run", miniature.recipe, "--store", store, *sweep)
     assert ended.code == 4, ended.err
     (row,) = rows(ended.out)
-    assert row[0] == "align-dpo.length.max_length_tokens=1024"
-    assert row[1].startswith("policies mini-dpo-max_length_tokens-1024@")
+    assert row[0] == "align.length.max_length_tokens=1024"
+    assert row[-1].startswith("mini-max_length_tokens-1024@")
     assert "max_length_tokens=40 has no result" in ended.out
+    (report,) = [each for each in Store(store).artifacts("reports") if each.name == "mini-sweep"]
+    assert len(report.parents) == 3
+
+
+def test_without_data_no_point_has_a_result(miniature: Miniature, warm: Warm, store: Path) -> None:
+    sweep = ("--sweep", "align-dpo.length.max_length_tokens=40,41", "--from", "align-dpo")
+    ended = warm.run("run", miniature.recipe, "--store", store, *sweep)
+    ended.says(4)
+    assert ended.out.count("has no result") == 2
 
 
 def test_a_sweep_of_nothing_is_refused(miniature: Miniature, cli: Cli, tmp_path: Path) -> None:

@@ -144,14 +144,14 @@ def _called(each: Artifact | ArtifactSpec, name: str) -> Artifact | ArtifactSpec
     return replace(each, name=name)
 
 
-def _plan_step(runs: Sequence[PointRun], number: int) -> list[_Planned]:
-    """Return what each point makes in a step, or one entry for all if it is the same."""
+def _plan_step(runs: Sequence[PointRun], number: int, *, alone: bool = False) -> list[_Planned]:
+    """Return what each point makes in a step; where that differs, or one is left `alone`, under names of its own."""
     steps = [run.point.steps[number] for run in runs]
     planned: list[_Planned] = []
     for run, step in zip(runs, steps, strict=True):
         specs = stage_specs(step.stage, step.config, run.store)
         planned.append(_Planned(run, step, specs, step, [spec.name for spec in specs]))
-    if len({tuple(spec.id for spec in each.specs) for each in planned}) > 1:
+    if alone or len({tuple(spec.id for spec in each.specs) for each in planned}) > 1:
         for at, each in enumerate(planned):
             name = f"{each.step.config.name}-{each.run.point.suffix}"
             step = each.step._replace(config=each.step.config.model_copy(update={"name": name}))
@@ -183,13 +183,16 @@ def run_recipe(
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
         live = [run for run in runs if run.fault is None]
-        planned = _plan_step(live, number)
+        if not live:
+            break
+        planned = _plan_step(live, number, alone=len(live) == 1 < len(runs))
         if not is_chosen:
             for each in planned:
                 each.leave_out(store)
         elif _is_shared(planned):
             announce(number + 1, planned[0].step, "")
-            live[0].require_parents(planned[0].specs)
+            for each in planned:
+                each.run.require_parents(each.specs)
             made = run_stage(planned[0].step.stage, planned[0].step.config, live[0].store)
             for each in planned:
                 each.run.artifacts.append(made)
@@ -279,8 +282,8 @@ def dry_run(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) 
                 if not is_chosen:
                     each.leave_out(overlay)
                     continue
+                each.run.require_parents(each.specs)
                 if each is planned[0] or not is_shared:
-                    each.run.require_parents(each.specs)
                     label = "" if is_shared else each.run.point.label
                     previews.append(_preview(each.step, label, each.specs, each.run.store))
                 each.pin(overlay)
