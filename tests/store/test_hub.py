@@ -139,6 +139,25 @@ def test_a_dry_run_estimates_until_the_data_are_fetched(machine: Machine, recipe
     assert "to pay in all: " in counted.out
 
 
+def test_the_test_speeches_of_a_release_are_estimated_too(tmp_path: Path, machine: Machine) -> None:
+    recipe = tmp_path / "released"
+    recipe.mkdir()
+    endpoint = {"model": "gpt-4o-2024-08-06"}
+    sides = {side: {"author": side, "endpoint": endpoint} for side in ("policy", "reference")}
+    terms = {"licence": "mit", "data_class": "public"}
+    release = {"name": "talk", "source": "hub:talk/pairs", "expected_test_speeches": 50, **terms}
+    write_yaml(recipe / "import-preferences.yaml", release)
+    evaluation = {"name": "talk", "speeches": "talk", "judge": {"backend": "endpoint", "endpoint": endpoint}}
+    write_yaml(recipe / "eval-winrate.yaml", {**evaluation, **sides})
+    steps = [{"stage": name, "config": f"{name}.yaml"} for name in ("import-preferences", "eval-winrate")]
+    write_yaml(recipe / "recipe.yaml", {"description": "", "steps": steps})
+    estimated = machine.run("run", recipe, "--dry-run", "--store", tmp_path / "store", online=False)
+    assert estimated.code == 0, estimated.err
+    (compared,) = [line for line in estimated.out.splitlines() if "comparing answers" in line]
+    assert " 100 calls, " in compared
+    assert compared.endswith("; an estimate")
+
+
 def test_of_a_model_the_weights_come_only_if_they_are_wanted(machine: Machine, recipe: Path) -> None:
     step = {"stage": "train-reward", "config": "train-reward.yaml"}
     content = {"name": "talk", "base_model": "hub:talk/tiny", "preferences": "talk"}

@@ -157,7 +157,8 @@ class ImportPreferencesConfig(StageConfig):
     kept `unrated`. `leakage` is what happens to rows whose speech, or a near-duplicate of it, is in a later split of
     train, dev and test. `labelled_by` is the model that rated the responses, so that a judge of its family does not
     pass for an independent one. `safety` is the principle on which the chosen side must not be worse, null for no such
-    rule; a dataset without ratings of a principle of this name has none.
+    rule; a dataset without ratings of a principle of this name has none. With `expected_test_speeches` a dry run
+    estimates what later steps cost until the dataset is on this machine.
     """
 
     source: PathBeside
@@ -179,6 +180,7 @@ class ImportPreferencesConfig(StageConfig):
     test_share: DevShare = 0.1
     dev_share: DevShare = 0.1
     length: PairLengthConfig | None = None
+    expected_test_speeches: Annotated[PositiveInt | None, SpeedSetting()] = None
 
 
 class LoraConfig(Settings):

@@ -1,18 +1,20 @@
 """The corpus of a dry run: the real one where its data are here, else placeholders as many as are expected."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import corpus_specs, make_corpus
 from psychocounsel.corpus.topics import TopicAssigner
 from psychocounsel.llm.session import Session
-from psychocounsel.store.artifacts import Artifact, ArtifactWriter
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.hub import fetched_dataset
 from psychocounsel.store.references import HUB
 from psychocounsel.store.schemas import SplitSpeech, write_speeches
 from psychocounsel.types import Speech
 
 _ESTIMATE = "estimate"
+PAPERS_CHARS = 550
+"""Halfway between the lengths that the paper keeps."""
 _FILLER = "I have felt low for weeks and do not know what to do. "
 
 
@@ -33,31 +35,33 @@ def count_corpus(config: CorpusConfig, session: Session, topics: TopicAssigner |
         return
     if config.expected_speeches is None or config.candidates:
         session.stop_counting(f"counted once {absent[0]} is on this machine: psychocounsel fetch RECIPE")
-    placeholders = list(_placeholders(config, config.expected_speeches))
-    chars = len(placeholders[0].speech.text)
-    session.estimate = (
-        f"{len(placeholders):,} speeches of {chars} characters, until psychocounsel fetch RECIPE has the real ones"
-    )
+    shares = {"test": config.split.test_share, "dev": config.split.dev_share}
+    splits = {split: round(share * config.expected_speeches) for split, share in shares.items()}
+    splits["train"] = config.expected_speeches - sum(splits.values())
+    chars = (config.cleaning.min_chars + config.cleaning.max_chars) // 2
+    placeholders = make_placeholders(speeches, splits, session, chars)
+    if topics is not None:
+        topics.assign(placeholders, lambda count: None)
+
+
+def make_placeholders(spec: ArtifactSpec, splits: Mapping[str, int], session: Session, chars: int) -> list[Speech]:
+    """Make the speeches of a spec in the overlay of a dry run: so many in each split, with texts of their own."""
+    filler = _FILLER * (chars // len(_FILLER) + 1)
+    names = [split for split, count in splits.items() for _ in range(count)]
+    rows = [
+        SplitSpeech(Speech(f"({number}) {filler}"[:chars]), split, f"{number:016x}")
+        for number, split in enumerate(names)
+    ]
+    session.estimate = f"{len(rows):,} speeches of {chars} characters, until `psychocounsel fetch` has the real ones"
 
     def write(writer: ArtifactWriter) -> None:
         writer.notes[_ESTIMATE] = session.estimate
-        write_speeches(writer, placeholders)
+        write_speeches(writer, rows)
 
-    if topics is not None:
-        topics.assign([each.speech for each in placeholders], lambda count: None)
-    store.make(speeches, write)
+    session.store.make(spec, write)
+    return [row.speech for row in rows]
 
 
 def note_estimate(speeches: Artifact, session: Session) -> None:
     """Have the calls of a dry run say that they are an estimate, if the speeches are placeholders."""
     session.estimate = speeches.manifest["notes"].get(_ESTIMATE, "")
-
-
-def _placeholders(config: CorpusConfig, count: int) -> Iterator[SplitSpeech]:
-    """Yield texts of their own, halfway between the shortest and the longest that cleaning keeps, for all splits."""
-    chars = (config.cleaning.min_chars + config.cleaning.max_chars) // 2
-    test, dev = (round(share * count) for share in (config.split.test_share, config.split.dev_share))
-    filler = _FILLER * (chars // len(_FILLER) + 1)
-    for number in range(count):
-        split = "test" if number < test else "dev" if number < test + dev else "train"
-        yield SplitSpeech(Speech(f"({number}) {filler}"[:chars]), split, f"{number:016x}")

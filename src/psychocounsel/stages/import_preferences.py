@@ -27,10 +27,13 @@ from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError, counted, did_you_mean
 from psychocounsel.evaluation.text_quality import RowFacts, flaws
 from psychocounsel.judging.pairing import Pairing, Unfit, assign_dev
+from psychocounsel.llm.session import PendingCalls, open_session
 from psychocounsel.reporting.cards import write_dataset_card
 from psychocounsel.stages.build_preferences import length_fingerprint, token_limit, words_by_side
+from psychocounsel.stages.estimate import PAPERS_CHARS, make_placeholders
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
-from psychocounsel.store.references import warn_unless_pinned
+from psychocounsel.store.hub import fetched_dataset
+from psychocounsel.store.references import HUB, warn_unless_pinned
 from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs, write_speeches
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
@@ -85,8 +88,13 @@ def specs(config: ImportPreferencesConfig, store: Store) -> ImportSpecs:
     return ImportSpecs(speeches, ArtifactSpec("preferences", config.name, STAGE, VERSION, settings, parents))
 
 
-def import_preferences(config: ImportPreferencesConfig, store: Store) -> Artifact:
+def import_preferences(
+    config: ImportPreferencesConfig, store: Store, calls: list[PendingCalls] | None = None
+) -> Artifact:
     """Import the released preference dataset of a config, or return it if it exists.
+
+    In a dry run (`calls` is given) only its speeches are made, in an overlay, for later steps to count their calls:
+    `expected_test_speeches` placeholders if the dataset is not on this machine.
 
     Raises:
         InputError: it cannot be read, lacks a column, or has a rating off the scale.
@@ -95,7 +103,14 @@ def import_preferences(config: ImportPreferencesConfig, store: Store) -> Artifac
     """
     made = specs(config, store)
     release = cache(partial(read_release, config))  # once for both artifacts, and not if both exist
-    store.make(made.speeches, lambda writer: _write_speeches(release(), writer))
+    if calls is not None and config.source.startswith(HUB) and fetched_dataset(config.source.removeprefix(HUB)) is None:
+        with open_session(store, calls) as session:
+            if config.expected_test_speeches is not None and store.find(made.speeches) is None:
+                make_placeholders(made.speeches, {"test": config.expected_test_speeches}, session, PAPERS_CHARS)
+            session.stop_counting()
+    speeches = store.make(made.speeches, lambda writer: _write_speeches(release(), writer))
+    if calls is not None:
+        return speeches
     return store.make(made.preferences, lambda writer: _write_preferences(release(), store, writer))
 
 

@@ -38,8 +38,15 @@ _STAGES: dict[StageName, tuple[str, str]] = {
 }
 """Module and function of each stage. A module is imported when its stage runs, for some take seconds to import."""
 
-_ASKING: tuple[StageName, ...] = ("corpus", "build-preferences", "align", "eval-winrate", "eval-crisis")
-"""Stages that send requests to endpoints."""
+_ASKING: tuple[StageName, ...] = (
+    "corpus",
+    "build-preferences",
+    "import-preferences",
+    "align",
+    "eval-winrate",
+    "eval-crisis",
+)
+"""Stages that send requests to endpoints, or make speeches for which others do."""
 
 _TRAINING: tuple[StageName, ...] = ("train-reward", "align")
 
