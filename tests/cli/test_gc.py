@@ -75,6 +75,8 @@ def test_five_runs_keep_what_names_reports_and_children_need(cli: Cli, store: St
     assert half.exists(), "without --yes nothing is removed"
     superseded = {f"scores/{each.ref}" for each in store.artifacts("scores")[:-1]} | {f"policies/{lone.ref}"}
     assert frees_what_it_says(cli, store) == everything - superseded
+    assert half.exists(), "the same command would resume"
+    frees_what_it_says(cli, store, "--unfinished")
     assert not half.exists()
     assert sorted(each.name for each in (store.root / "policies").glob(".*")) == []
     kept = frees_what_it_says(cli, store, "--old-reports", "--keep", f"reports/{reports[1].ref}")
@@ -83,6 +85,16 @@ def test_five_runs_keep_what_names_reports_and_children_need(cli: Cli, store: St
         each.id for each in store.artifacts("speeches")
     } - lines
     assert len(kept) == len(lines) + 2
+
+
+def test_people_keep_their_labels_and_the_keys_to_what_they_still_read(cli: Cli, store: Store) -> None:
+    compared = make(store, "comparisons", "talk", 1)
+    for seed in (1, 2):
+        tasks = make(store, "annotation-tasks", "talk", seed, compared)
+        make(store, "annotations", "talk", seed, tasks)
+    make(store, "comparisons", "talk", 2)
+    everything = {f"{each.kind}/{each.ref}" for each in store.artifacts()}
+    assert frees_what_it_says(cli, store, "--old-reports", "--unfinished") == everything
 
 
 def test_a_file_with_two_names_counts_when_the_last_goes(cli: Cli, store: Store) -> None:

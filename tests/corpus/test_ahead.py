@@ -23,7 +23,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def sentence(rng: random.Random) -> str:
     words = ("".join(rng.choices(LETTERS, k=7)) for _ in range(14))
-    return f"My sister {rng.choice(('Anna', 'Maria', 'Joan'))} said: {' '.join(words)}."
+    return f"My sister {rng.choice(('Anna', 'Maria', 'Joan'))} (415-555-0132) said: {' '.join(words)}."
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CorpusConfig:
         {
             "name": "many",
             "speeches": [{"path": str(folder / "speeches.jsonl"), "columns": {"text": "text", "key": "key"}, **terms}],
-            "candidates": [{"path": str(folder / "responses.jsonl"), "columns": columns, **terms}],
+            "candidates": [
+                {"path": str(folder / "responses.jsonl"), "columns": columns, **terms},
+                {
+                    "path": str(folder / "speeches.jsonl"),
+                    "columns": columns | {"author": {"constant": "echo"}},
+                    **terms,
+                },
+            ],
             "cleaning": {"languages": []},
             "deidentification": {"engine": "patterns"},
         }

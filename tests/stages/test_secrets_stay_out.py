@@ -121,6 +121,7 @@ def test_a_server_with_an_identity_may_move_and_nothing_is_paid_twice(
     ("change", "words"),
     [
         ("headers={X-Api-Key: sk-1}", "looks like a secret"),
+        ("extra_body={gateway: [{api_key: sk-1}]}", "looks like a secret"),
         ("headers={X-Team: '${NO_SUCH_VARIABLE}'}", "NO_SUCH_VARIABLE is not set"),
         ("extra_body={temperature: 1}", "is decided by another key"),
     ],

@@ -22,17 +22,23 @@ OldReports = Annotated[
     bool, typer.Option("--old-reports", help="Give up reports with a newer one of their name, and what only they need.")
 ]
 
+Unfinished = Annotated[
+    bool, typer.Option("--unfinished", help="Give up builds that were stopped, with the checkpoints of trainings.")
+]
+
 
 def gc(
     yes: Yes = False,
     keep: Keep = None,
     keep_best: KeepBest = False,
     old_reports: OldReports = False,
+    unfinished: Unfinished = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Free disk space in the store.
 
-    Keeps the newest artifact of each name, every report, and all that they were made from; paid replies always.
+    Keeps the newest artifact of each name, every report, people's labels, and all that these were made from. Builds to
+    be resumed stay, and paid replies always.
     """
     from psychocounsel.reporting.tables import Table, as_text
     from psychocounsel.store.files import human_bytes
@@ -43,7 +49,12 @@ def gc(
         return sum(each.bytes for each in found)
 
     opened = open_store(store)
-    kept = Kept({each.id for ref in keep or [] for each in all_named(opened, ref)}, not old_reports, not keep_best)
+    kept = Kept(
+        {each.id for ref in keep or [] for each in all_named(opened, ref)},
+        not old_reports,
+        not keep_best,
+        not unfinished,
+    )
     with opened.in_use(alone=True) if yes else nullcontext():
         found = find_garbage(opened, kept)
         for each in found if yes else ():
@@ -54,7 +65,12 @@ def gc(
     console.result(f"{'freed' if yes else 'would free'} {human_bytes(size(found))}")
     if yes:
         return
-    for flag, other in (("--old-reports", replace(kept, reports=False)), ("--keep-best", replace(kept, rounds=False))):
+    more_options = (
+        ("--old-reports", replace(kept, reports=False)),
+        ("--keep-best", replace(kept, rounds=False)),
+        ("--unfinished", replace(kept, unfinished=False)),
+    )
+    for flag, other in more_options:
         if more := size(find_garbage(opened, other)) - size(found):
             console.result(f"{flag} would free {human_bytes(more)} more")
     if rows:

@@ -1,6 +1,7 @@
 """The blocks of configs that several stages share: endpoints, responders, judges."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -14,6 +15,7 @@ from psychocounsel.config.base import (
     PathBeside,
     PositiveFloat,
     PositiveInt,
+    RefOrPathBeside,
     Seed,
     Settings,
     Share,
@@ -25,6 +27,8 @@ from psychocounsel.config.sources import DataClass, RatingTable
 _PACKAGE = Path(__file__).resolve().parent.parent
 _CLONE = _PACKAGE.parent.parent
 PREFIX = "bundled:"
+_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
+_SECRET_FIELD = re.compile("auth|api_?key|access_?token|secret|password|credential", re.IGNORECASE)  # not max_tokens
 
 
 def recipes_folder() -> Path:
@@ -84,7 +88,7 @@ class EndpointConfig(Settings):
 
     model: str
     base_url: str | None = None
-    identity: Annotated[str | None, SpeedSetting()] = None
+    identity: Annotated[str | None, SpeedSetting(), Field(min_length=1)] = None
     api_key_env: Annotated[str, SpeedSetting()] = "OPENAI_API_KEY"
     headers: Annotated[dict[str, str], SpeedSetting(), Field(default_factory=dict[str, str])]
     extra_body: Annotated[dict[str, Any], Field(default_factory=dict[str, Any])]
@@ -99,12 +103,25 @@ class EndpointConfig(Settings):
 
     @model_validator(mode="after")
     def _keeps_secrets_and_own_fields_apart(self) -> Self:
-        for name, value in self.headers.items():
-            if re.search("auth|key|token|secret|cookie", name, re.IGNORECASE) and "${" not in value:
-                raise ValueError(f"headers.{name} looks like a secret: export it, and write ${{NAME}} of the variable")
+        for name, value in (*_texts("headers", self.headers), *_texts("extra_body", self.extra_body)):
+            pattern = _SECRET_HEADER if name.startswith("headers.") else _SECRET_FIELD
+            if pattern.search(name) and "${" not in value:
+                raise ValueError(f"{name} looks like a secret: export it, and write ${{NAME}} of the variable")
         if own := sorted(_SENT_FIELDS.intersection(self.extra_body)):
             raise ValueError(f"extra_body.{own[0]} is decided by another key of the config")
         return self
+
+
+def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Yield every text in nested settings, with the names that lead to it."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, each in cast("dict[str, object]", value).items():
+            yield from _texts(f"{name}.{key}", each)
+    elif isinstance(value, list):
+        for each in cast("list[object]", value):
+            yield from _texts(name, each)
 
 
 class BatchConfig(Settings):
@@ -330,7 +347,7 @@ class JudgeConfig(ModelJudgeConfig):
     """
 
     backend: Literal["offline", "endpoint", "decisions", "local", "panel", "table"] = "offline"  # pyrefly: ignore[bad-override]
-    rubric: PathBeside = "seven-principles"
+    rubric: RefOrPathBeside = "seven-principles"
     max_missing_share: Annotated[Share, Gate()] = 0.05
     panel: Annotated[tuple[ModelJudgeConfig, ...], Field(strict=False)] = ()
     table: RatingTable | None = None

@@ -4,7 +4,17 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from psychocounsel.config.base import Gate, Name, PathBeside, PositiveInt, Seed, Settings, Share, SpeedSetting
+from psychocounsel.config.base import (
+    Gate,
+    Name,
+    PathBeside,
+    PositiveInt,
+    RefOrPathBeside,
+    Seed,
+    Settings,
+    Share,
+    SpeedSetting,
+)
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
 
@@ -62,7 +72,7 @@ class DeidentificationConfig(Settings):
 class TopicsConfig(Settings):
     """What gives each speech a topic of a taxonomy: the cue words in the taxonomy file, or a model."""
 
-    taxonomy: PathBeside = "counselling"
+    taxonomy: RefOrPathBeside = "counselling"
     backend: Literal["offline", "endpoint"] = "offline"
     endpoint: EndpointConfig | None = None
     max_missing_share: Annotated[Share, Gate()] = 0.05

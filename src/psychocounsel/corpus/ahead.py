@@ -15,7 +15,7 @@ BATCH = 250
 
 
 class PreparedTexts(NamedTuple):
-    """A folder with one file per batch, named by a hash of its raw texts and of `key`, the corpus they are for.
+    """A folder with one file per batch, named by a hash of its raw texts and of `key`, which says what they are.
 
     So the files do not depend on who wrote them, nor in which order. They hold texts from before de-identification.
     """

@@ -401,7 +401,6 @@ class _Cleaner:
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
-        self._ahead = None if config.prepared is None else _prepared_texts(config, Path(config.prepared))
         engine = open_deidentifier(config.deidentification, _crisis_services(config))
         self._deidentifier = None if engine is None else _CachedDeidentifier(engine)
         # A placeholder for a contact, so that no answer vanishes and what it stands between becomes one turn; numbered
@@ -419,7 +418,7 @@ class _Cleaner:
         self._replaced: Counter[str] = Counter()
 
     def speech_filters(self) -> SpeechFilters:
-        prepare_all = self._prepare_all(partial(_speech_preparation, self._config))
+        prepare_all = self._prepare_all("speeches", partial(_speech_preparation, self._config))
         excluded = self._config.exclude
         sources = ((source_name(each.path), texts_in(read_source(each), each.columns)) for each in excluded)
         index = ExclusionIndex(sources, self._config.exclude_span_words) if excluded else None
@@ -446,7 +445,7 @@ class _Cleaner:
         cleaning, known = self._config.cleaning, authors.people
         return ResponseFilters(
             [step.name for step in response_steps(cleaning, known, _crisis_services(self._config))],
-            self._prepare_all(partial(_response_preparation, self._config, known)),
+            self._prepare_all("responses", partial(_response_preparation, self._config, known)),
             self._speech_text,
             authors.pseudonym if cleaning.signatures == "remove" else str,
             partial(self._joined, self._hidden_speeches(speeches), {}),
@@ -487,15 +486,15 @@ class _Cleaner:
         of_authors = {match.group() for match in _PLACEHOLDER.finditer(plain) if match.group() not in raw}
         return deidentify(shared.rename(plain, of_authors), finder, shared)
 
-    def _prepare_all(self, open_preparation: Callable[[], Callable[[str], Prepared]]) -> PrepareAll:
+    def _prepare_all(self, what: str, open_preparation: Callable[[], Callable[[str], Prepared]]) -> PrepareAll:
+        folder = self._config.prepared
+        ahead = None if folder is None else _prepared_texts(self._config, Path(folder), what)
         # Each worker would load a language model of its own.
         workers = 0 if self._config.deidentification.engine == "presidio" else worker_count()
 
         def prepare_all(raws: Iterable[str]) -> Iterator[Prepared]:
             texts = (
-                parallel_map(open_preparation(), raws, open_preparation, workers)
-                if self._ahead is None
-                else self._ahead.read(raws)
+                parallel_map(open_preparation(), raws, open_preparation, workers) if ahead is None else ahead.read(raws)
             )
             for prepared in texts:
                 self._count(prepared.plain, prepared.text)
@@ -552,19 +551,21 @@ class PrepareTexts:
 
     def __call__(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         """Prepare what falls to the task `rank` of `world_size`; `data` is what a step before would have yielded."""
-        config, ahead = self._config, _prepared_texts(self._config, self._folder)
+        config = self._config
+        ahead = _prepared_texts(config, self._folder, "speeches")
         prepare = _speech_preparation(config)
         for source in config.speeches:
             ahead.write(raw_cells(speech_cells(_speech_rows(source))), prepare, rank, world_size)
+        ahead = _prepared_texts(config, self._folder, "responses")
         sources = _candidate_rows(config)
         prepare = _response_preparation(config, _authors(config, sources).people)
         for source in sources:
             ahead.write(raw_cells(candidate_cells(source)), prepare, rank, world_size)
 
 
-def _prepared_texts(config: CorpusConfig, folder: Path) -> PreparedTexts:
+def _prepared_texts(config: CorpusConfig, folder: Path, what: str) -> PreparedTexts:
     specs = corpus_specs(config.model_copy(update={"topics": None}), None)
-    return PreparedTexts(folder, (specs.candidates or specs.speeches).id)
+    return PreparedTexts(folder, f"{what} of {(specs.candidates or specs.speeches).id}")
 
 
 def _speech_preparation(config: CorpusConfig) -> Callable[[str], Prepared]:

@@ -30,7 +30,7 @@ def count_corpus(config: CorpusConfig, session: Session, topics: TopicAssigner |
         return
     paths = [each.path for each in (*config.speeches, *config.candidates, *config.exclude)]
     absent = [path for path in paths if path.startswith(HUB) and fetched_dataset(path.removeprefix(HUB)) is None]
-    if not absent or config.prepared:
+    if not absent:
         make_corpus(config, store, topics)
         return
     if config.expected_speeches is None or config.candidates:

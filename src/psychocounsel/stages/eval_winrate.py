@@ -28,7 +28,7 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import OVERALL, Candidate, SampledAnswer, Speech
 
-VERSION = 10
+VERSION = 11
 STAGE = "eval-winrate"
 DRIFT_ANSWERS = 64
 """The KL divergence is estimated on the first answers to so many speeches."""

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 
 AUTHOR = "policy"
 """Of the answers of every round: a round's name is no part of an id."""
-PROBE_VERSION = 5
+PROBE_VERSION = 6
 
 
 class OnlineRound(NamedTuple):

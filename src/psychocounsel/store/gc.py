@@ -12,6 +12,9 @@ from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, drop_supers
 from psychocounsel.store.files import TEMPORARY_SUFFIX
 from psychocounsel.store.store import LOCKS, Store, is_held
 
+_OF_PEOPLE = ("annotation-tasks", "annotations")
+"""Kinds that hold the labels of people, or the key to those that are still with them: no command makes them again."""
+
 
 class Garbage(NamedTuple):
     """Files and folders of a store that nothing needs.
@@ -33,11 +36,13 @@ class Kept:
 
     `ids` are of artifacts that the user names, and `reports` says whether older reports stay, too; all come with their
     ancestors. With `rounds` the weights of all rounds of online runs stay, otherwise those of the best and the last.
+    `unfinished` builds are those that the same command would resume.
     """
 
     ids: Collection[str] = ()
     reports: bool = True
     rounds: bool = True
+    unfinished: bool = True
 
 
 def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
@@ -52,16 +57,17 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
         for each in reversed(artifacts)
         if each.id not in needed
     ]
-    found += _leftovers(store)
+    found += _leftovers(store, kept)
     if not kept.rounds:
         found += _superseded_rounds({each.id: each for each in artifacts if each.id in needed}, kept.ids)
     return list(_measured(found))
 
 
 def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
-    """Return the ids of what a name resolves to, of reports, and of all ancestors of these."""
+    """Return the ids of what a name resolves to, of reports and people's labels, and of all ancestors of these."""
     newest = {(each.kind, each.name): each.id for each in artifacts}
-    pending = {*newest.values(), *kept.ids, *(each.id for each in artifacts if kept.reports and each.kind == "reports")}
+    kinds = (*_OF_PEOPLE, *(("reports",) if kept.reports else ()))
+    pending = {*newest.values(), *kept.ids, *(each.id for each in artifacts if each.kind in kinds)}
     by_id = {each.id: each for each in artifacts}
     needed: set[str] = set()
     while pending:
@@ -72,14 +78,15 @@ def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     return needed
 
 
-def _leftovers(store: Store) -> Iterator[Garbage]:
+def _leftovers(store: Store, kept: Kept) -> Iterator[Garbage]:
     for folder in (each for kind in KINDS for each in sorted((store.root / kind).glob("*/"))):
         what = f"{folder.parent.name} {folder.name}"
         if folder.name.startswith("."):
             yield _whole(what, "set aside as damaged, or half removed", folder)
         elif not (folder / MANIFEST).exists():
             short_id = folder.name.rpartition("-")[2]
-            if not any(map(is_held, (store.root / LOCKS).glob(f"{folder.parent.name}-{short_id}*.lock"))):
+            locks = (store.root / LOCKS).glob(f"{folder.parent.name}-{short_id}*.lock")
+            if not kept.unfinished and not any(map(is_held, locks)):
                 yield _whole(what, "unfinished", folder)
         elif paths := (*folder.glob("work"), *folder.rglob(f"*{TEMPORARY_SUFFIX}")):
             yield Garbage(what, "left by a killed build", paths, partial(_remove, paths))
