@@ -29,7 +29,7 @@ class Ended(NamedTuple):
         assert (self.code, absent, "Traceback" in self.err) == (code, [], False), self.err
 
 
-def await_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def await_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Poll until the condition holds; the limit only ends a test that would hang."""
     deadline = time.monotonic() + seconds
     while not condition():

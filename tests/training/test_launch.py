@@ -1,7 +1,6 @@
 """Jobs in processes of their own: results, progress, stopping, errors, and processes that die."""
 
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,8 +103,10 @@ launch = launch_of(LaunchConfig(num_processes=2))
 launch.run_shards(launched.endless, shards, work=pids / "work", cancel=CancelToken(), progress=lambda *_: None)
 """
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
-        await_until(lambda: sum(each.name.isdecimal() for each in tmp_path.iterdir()) == 2)
-        parent.send_signal(signal.SIGKILL)
+        try:
+            await_until(lambda: sum(each.name.isdecimal() for each in tmp_path.iterdir()) == 2)
+        finally:
+            parent.kill()
     children = [int(each.name) for each in tmp_path.iterdir() if each.name.isdecimal()]
     await_until(lambda: not any(is_running(pid) for pid in children))
 
