@@ -27,6 +27,7 @@ def test_points_share_what_is_the_same_and_stand_in_one_table(miniature: Miniatu
     assert {kind for kind, _ in own}.isdisjoint({"base-models", "judgements", "reward-models"})
     (report,) = [each for each in made if each.kind == "reports"]  # one about all points
     assert sum(parent.kind == "comparisons" for parent in report.parents) == 3
+    assert ended.out.splitlines()[-1] == f"report: {report.file('report.html').resolve()}"
     first, *others = rows(ended.out)
     assert [row[0] for row in (first, *others)] == ["align.beta=0.1", "align.beta=0.3", "align.beta=1.0"]
     rates = [float(row[1].split()[0]) for row in (first, *others)]

@@ -109,7 +109,7 @@ def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
     if fault is not None:
         raise fault
     compared = [f"{each.kind}/{each.ref}" for each in made if each.kind == "comparisons"]
-    if made[-1].kind == "reports" or len(compared) < 2:
+    if any(each.kind == "reports" for each in made) or len(compared) < 2:
         show_end_of_recipe(made, store)
     else:
         show_end(made[-1], ["compare", *compared], store)

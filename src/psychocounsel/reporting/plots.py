@@ -370,7 +370,8 @@ def rates_on_a_circle(key: str, rates: Mapping[str, Mapping[str, Rate]]) -> Mark
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines["polar"].set_color(GRID)
         if len(rates) > 1:
-            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+            columns = 2 if max(map(len, rates)) <= 30 else 1  # names wider than the figure leave no room for the circle
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=columns)
         return _svg(figure, key)
 
 
