@@ -333,11 +333,9 @@ class TestPlanning:
         assert ended.code == 2
         assert "restricted client text must not be sent to https://judge.invalid/v1" in ended.err
 
-    def test_offline_is_refused_while_planning(self, miniature: Miniature, cli: Cli, store: Path) -> None:
-        ended = evaluate(cli, miniature, store, *self.JUDGE, "--offline", "--dry-run")
-        assert ended.code == 2
-        assert "drop --offline" in ended.err
-        assert ended.out == ""
+    def test_offline_is_refused_but_in_a_dry_run(self, miniature: Miniature, cli: Cli, store: Path) -> None:
+        evaluate(cli, miniature, store, *self.JUDGE, "--offline").says(2, "drop --offline")
+        assert evaluate(cli, miniature, store, *self.JUDGE, "--offline", "--dry-run").code == 0
 
     def test_dry_run_counts_what_is_pending(self, miniature: Miniature, cli: Cli, store: Path) -> None:
         counted = evaluate(cli, miniature, store, *self.JUDGE, "--dry-run")
