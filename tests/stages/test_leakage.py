@@ -7,7 +7,7 @@ import pytest
 from psychocounsel.stages.leakage import leaked_speeches
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
-from psychocounsel.types import Speech
+from psychocounsel.types import Speech, Turn
 from running import Cli, Ended, Miniature
 
 LONG = "Since the move I lie awake, and nobody here knows my name. I count the cars until it is light outside."
@@ -18,6 +18,23 @@ def test_a_near_duplicate_of_a_training_speech_leaks_and_another_speech_does_not
     assert leaked_speeches([Speech(LONG), copy, other], [Speech(LONG)], 0.5) == [Speech(LONG), copy]
     assert leaked_speeches([copy, other], [Speech(LONG)], 0.99) == []
     assert leaked_speeches([other], [], 0.5) == []
+
+
+def test_speeches_in_the_histories_of_training_speeches_leak_and_so_do_later_turns_of_a_session() -> None:
+    before = (Turn("user", LONG), Turn("assistant", "Go on."))
+    first, second = Speech(LONG), Speech("My brother rang. I let it ring.", history=before)
+    third = Speech("And then?", history=(*second.turns, Turn("assistant", "Why?")))
+    cut = Speech("And then?", history=third.history[2:])
+    for evaluated, trained_on in (
+        (first, second),
+        (second, first),
+        (first, third),
+        (second, third),
+        (second, cut),
+        (cut, second),
+    ):
+        assert leaked_speeches([evaluated], [trained_on], 0.5) == [evaluated]
+    assert leaked_speeches([first], [Speech("And then?", history=(Turn("assistant", "Go on."),))], 0.5) == []
 
 
 @pytest.fixture

@@ -226,27 +226,23 @@ class _Forest:
 def with_conversations(clusters: Hashes, speeches: Iterable[Speech], conversations: Sequence[str] = ()) -> Hashes:
     """Return the clusters, joined where they hold turns of one conversation.
 
-    Two speeches are turns of one if their `conversations` have one name; a speech without a name and one in whose
-    history it stands are, too. `clusters`, [speeches], are ids of near-duplicates.
+    Two speeches are turns of one if their `conversations` have one name, or if the client says one of them, word for
+    word, in the history of the other. `clusters`, [speeches], are ids of near-duplicates; `speeches` are iterated
+    twice.
     """
     unique, places = np.unique(clusters, return_inverse=True)
     forest = _Forest(len(unique))
     named: dict[str, int] = {}
-    unnamed: list[tuple[int, list[str]]] = []
+    said: dict[bytes, int] = {}
     for place, speech, name in zip(places.tolist(), speeches, conversations or repeat(""), strict=False):
-        forest.join(named.setdefault(name or speech.id, place), place)
-        if not name:
-            unnamed.append((place, _earlier(speech)))
-    for place, earlier in unnamed:
-        for each in earlier:
-            forest.join(named.get(each, place), place)
+        said[_digest(speech.text)] = place
+        if name:
+            forest.join(named.setdefault(name, place), place)
+    for place, speech in zip(places.tolist(), speeches, strict=True):
+        for turn in speech.history:
+            if turn.role == "user":
+                forest.join(said.get(_digest(turn.content), place), place)
     return unique[forest.roots()[places]]
-
-
-def _earlier(speech: Speech) -> list[str]:
-    """Return the ids of the speeches that the client's turns in a history would be."""
-    history = speech.history
-    return [Speech(turn.content, history=history[:at]).id for at, turn in enumerate(history) if turn.role == "user"]
 
 
 # --- Splits --------------------

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from psychocounsel.config.corpus import SplitConfig
-from psychocounsel.corpus.deduplicate import cluster_ids
+from psychocounsel.corpus.deduplicate import cluster_ids, with_conversations
 from psychocounsel.errors import DataQualityError
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import ancestors
@@ -56,10 +56,11 @@ def training_answers(store: Store, artifact: Artifact) -> list[str] | None:
 
 
 def leaked_speeches(evaluated: Sequence[Speech], trained_on: Sequence[Speech], similarity: float) -> list[Speech]:
-    """Return the evaluated speeches that share a cluster of near-duplicates with one that was trained on."""
+    """Return the evaluated speeches that share a cluster with one that was trained on: near-duplicates and sessions."""
     speeches = list({speech.id: speech for speech in (*evaluated, *trained_on)}.values())
     ids = np.array([int(speech.id, 16) for speech in speeches], dtype=np.uint64)
-    clusters = cluster_ids(ids, [speech.text for speech in speeches], similarity).tolist()
+    alike = cluster_ids(ids, [speech.text for speech in speeches], similarity)
+    clusters = with_conversations(alike, speeches).tolist()
     cluster_of = {speech.id: cluster for speech, cluster in zip(speeches, clusters, strict=True)}
     trained = {cluster_of[speech.id] for speech in trained_on}
     return [speech for speech in evaluated if cluster_of[speech.id] in trained]
