@@ -51,15 +51,15 @@ ALL_TRAIN = {"test_share": 0, "dev_share": 0}
 BY_ID = {"id": "id", "role": "who", "text": "said"}
 
 
-@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "own_words"])
+@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "P", "patient", "Client", "gpt"])
 def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str) -> None:
     conversation: dict[str, Any] = {"messages": "chat"}
     if layout == "rows":
         path, conversation = write_jsonl(tmp_path / "a.jsonl", *messages("x"), *messages("y")), BY_ID
-    elif layout == "own_words":
-        said = [("P" if who == "client" else "T", text) for who, text in SAID]
+    elif layout in ("P", "patient", "Client", "gpt"):
+        said = [("system", "Be kind."), *((layout if who == "client" else "T", text) for who, text in SAID)]
         path = write_jsonl(tmp_path / "a.jsonl", {"chat": chat(said)}, {"chat": chat(said)})
-        conversation |= {"client": "P"}
+        conversation |= {"client": layout}
     else:
         given: Any = chat([("system", "Be kind."), *SAID])
         cell = json.dumps(given) if layout == "json_in_a_cell" else given
@@ -73,6 +73,37 @@ def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str)
     assert [each["history"] for each in found[:2]] == [(opening,), (opening, *exchange)]
     last = [row.values["turn"]["history"] for row in turns(path, **conversation, last=1) if isinstance(row, SourceRow)]
     assert last[:2] == [(opening,), (exchange[1],)]
+
+
+@pytest.mark.parametrize("layout", ["messages", "id"])
+def test_conversations_of_files_with_one_name_stay_apart(tmp_path: Path, layout: str) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        said = [(who, f"{text} {speech(ord(folder))}") for who, text in SAID]
+        rows = [{"chat": chat(said)}] if layout == "messages" else messages("1", said)
+        write_jsonl(tmp_path / folder / "c.jsonl", *rows)
+    conversation = {"messages": "chat"} if layout == "messages" else BY_ID
+    key = "c.jsonl line 1 turn 1" if layout == "messages" else "1 turn 1"
+    (alone, *_) = turns(str(tmp_path / "a" / "c.jsonl"), **conversation)
+    assert isinstance(alone, SourceRow)
+    assert (alone.where, alone.values["turn"]["key"]) == ("c.jsonl line 1 turn 1", key)
+    columns: dict[str, Any] = {"text": "turn.text", "history": "turn.history", "key": "turn.key"}
+    source = {"path": str(tmp_path / "*" / "c.jsonl"), "conversation": conversation, "columns": columns}
+    found = made(tmp_path, source, split=ALL_TRAIN).speeches
+    assert (found.metrics["splits"]["train"], found.metrics["clusters"]) == (4, 2)
+    assert {row.where for row in read_row_provenance(found)} == {
+        f"{folder}/c.jsonl line 1 turn {number}" for folder in ("a", "b") for number in (1, 2)
+    }
+    sources = [
+        {
+            **TERMS,
+            **source,
+            "path": str(tmp_path / each / "c.jsonl"),
+            "columns": {**columns, "key": [{"constant": each}, "turn.key"]},
+        }
+        for each in ("a", "b")
+    ]
+    assert made(tmp_path, {}, speeches=sources, split=ALL_TRAIN).speeches.metrics["clusters"] == 2
 
 
 def test_a_conversation_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -195,3 +226,42 @@ def test_equal_words_after_other_turns_are_other_speeches(tmp_path: Path) -> Non
     path = write_jsonl(tmp_path / "b.jsonl", {"text": "Yes.", "before": chat(SAID[:2])})
     with pytest.raises(InputError, match=r"b.jsonl line 1: 'before' ends with the client"):
         made(tmp_path, {"path": path, "columns": {"text": "text", "history": "before"}})
+
+
+@pytest.mark.parametrize("excluded", ["user", "assistant"])
+def test_a_benchmark_is_kept_out_of_histories_too(tmp_path: Path, excluded: str) -> None:
+    said = [(("client", "therapist")[at % 2], f"Anna Meyer says: {speech(at)}") for at in range(6)]
+    path = write_jsonl(tmp_path / "a.jsonl", *messages("x", said))
+    benchmark = write_jsonl(tmp_path / "b.jsonl", {"text": said[2 if excluded == "user" else 1][1]})
+    source = {"path": path, "conversation": BY_ID, "columns": {"text": "turn.text", "history": "turn.history"}}
+    excludes = [{"path": benchmark, "columns": ["text"]}]
+    corpus = made(tmp_path, source, exclude=excludes, deidentification={"engine": "patterns"}, split=ALL_TRAIN).speeches
+    assert corpus.metrics["funnel"]["dropped"] == {"shares_span_with_benchmark": 2}
+    assert [each.speech.history for each in read_speeches(corpus)] == [()]
+
+
+def test_identities_in_histories_are_counted(tmp_path: Path) -> None:
+    before = chat([("client", "My sister Anna Meyer left."), ("therapist", "When?")])
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        *({"text": text, "before": before} for text in ("In May, and nobody wrote.", "Anna Meyer never says when.")),
+    )
+    corpus = made(
+        tmp_path,
+        {"path": path, "columns": {"text": "text", "history": "before"}},
+        deidentification={"engine": "patterns"},
+        split=ALL_TRAIN,
+    ).speeches
+    assert all(each.speech.history[0].content == "My sister [PERSON_1] left." for each in read_speeches(corpus))
+    assert corpus.metrics["deidentification"]["found"] == {"PERSON": 2}
+
+
+def test_conversations_with_the_same_opening_words_are_in_one_split(tmp_path: Path) -> None:
+    opening = [("client", speech(1)), ("therapist", "Go on.")]
+    conversations = [[*opening, ("client", speech(10 + at)), ("therapist", "I see.")] for at in range(2)]
+    path = write_jsonl(
+        tmp_path / "a.jsonl", *(each for at, said in enumerate(conversations) for each in messages(str(at), said))
+    )
+    source = {"path": path, "conversation": BY_ID, "columns": {"text": "turn.text", "history": "turn.history"}}
+    corpus = made(tmp_path, source, split=ALL_TRAIN).speeches
+    assert (corpus.metrics["splits"]["train"], corpus.metrics["clusters"]) == (3, 1)

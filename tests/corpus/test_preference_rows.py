@@ -73,7 +73,8 @@ def test_rows_of_the_hub_know_their_place(monkeypatch: pytest.MonkeyPatch) -> No
         return [row.columns for row in ROWS if row.split == split]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert list(read_rows("hub:owner/name@abc", "test", "small")) == [("hub:owner/name@abc row 1", ROWS[0].columns, "")]
+    (row,) = read_rows("hub:owner/name@abc", "test", "small")
+    assert (row.where, row.values) == ("hub:owner/name@abc row 1", ROWS[0].columns)
     found = read("hub:owner/name@abc", config="small")
     assert [(row.split, row.question) for row in found] == [("train", speech(1)), ("test", speech(2))]
     assert found[0].where == "hub:owner/name@abc row 1"
@@ -162,6 +163,16 @@ def test_nothing_is_stamped_unasked(missing: str) -> None:
         given = {"name": "r", "source": "x", **TERMS}
         config_of(ImportPreferencesConfig, {key: value for key, value in given.items() if key != missing})
     assert config("x").labelled_by is None
+
+
+def test_a_history_that_ends_with_the_client_is_a_bad_row(tmp_path: Path) -> None:
+    said = [USER, {"role": "assistant", "content": "Go on."}, {"role": "user", "content": "I am tired."}]
+    row = {"q": "I am tired.", "chosen": "Good.", "rejected": "Bad."}
+    path = write(tmp_path, {**row, "said": said[:2]}, {**row, "said": said})
+    settings = {"columns": {"speech": "q", "chosen": "chosen", "rejected": "rejected", "history": "said"}}
+    assert "set.jsonl line 2: 'said' ends with the client" in fault_of(path, **settings)
+    found = read(path, **settings, on_bad_row="drop")
+    assert [(row.fault, len(row.session)) for row in found] == [(None, 3), ("bad_row", 1)]
 
 
 def test_the_turns_of_one_conversation_are_in_one_split(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ SECOND = [USER, answer("Yes?"), {"role": "user", "content": "I am tired."}]
         {"chosen": [*SECOND, answer("Good.")], "rejected": [*SECOND, answer("Bad.")]},
         {"chosen": TRANSCRIPT + "Good.", "rejected": TRANSCRIPT + "Bad."},
         {**PLAIN, "prompt": "Hi.\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nI am tired."},
+        {**PLAIN, "prompt": [answer(""), USER, answer(" Yes?"), answer(" "), SECOND[2]]},
     ],
 )
 def test_turns_before_the_prompt_are_its_history(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -65,6 +66,15 @@ def test_turns_before_the_prompt_are_its_history(tmp_path: Path, row: dict[str, 
     (pair,) = found.pairs
     assert (pair.speech.text, pair.chosen.candidate.text) == ("I am tired.", "Good.")
     assert pair.speech.history == (Turn("user", "Hi."), Turn("assistant", "Yes?"))
+
+
+def test_messages_in_a_row_are_one_turn(tmp_path: Path) -> None:
+    tired, still = ({"role": "user", "content": text} for text in ("I am tired.", "Still."))
+    found = read(tmp_path, {**PLAIN, "prompt": [USER, tired, answer("Yes?"), answer("Go on."), tired, still]})
+    assert isinstance(found, OutsidePairs)
+    (pair,) = found.pairs
+    assert pair.speech.text == "I am tired.\n\nStill."
+    assert pair.speech.history == (Turn("user", "Hi.\n\nI am tired."), Turn("assistant", "Yes?\n\nGo on."))
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> 
             other_language=lambda text: "de" if text == "zwei" else None,
             deidentify=lambda text: text.replace("three", "[PERSON_1]"),
         ),
-        benchmark=lambda text: "exam.csv" if text == "benchmark" else None,
+        benchmark=lambda turns, text: "exam.csv" if text == "benchmark" else None,
     )
     cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
     funnels = [read_texts(texts, cleaning, filters).funnel.as_dict() for texts in (order, sorted(order))]

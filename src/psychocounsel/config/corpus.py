@@ -108,9 +108,9 @@ class SplitConfig(Settings):
 class CorpusConfig(Settings):
     """Client speeches and existing responses to them.
 
-    A speech that shares `exclude_span_words` consecutive words with a text of `exclude` is dropped and listed. In the
-    folder `prepared` are the texts that a pipeline over many machines has cleaned. `expected_speeches` is how many are
-    likely to be kept: a dry run estimates with it until the Hub's data are fetched.
+    A speech that shares `exclude_span_words` consecutive words with a text of `exclude`, itself or in a turn before it,
+    is dropped and listed. In the folder `prepared` are the texts that a pipeline over many machines has cleaned.
+    `expected_speeches` is how many are likely to be kept: a dry run estimates with it until the Hub's data are fetched.
     """
 
     name: Name

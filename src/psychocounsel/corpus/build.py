@@ -83,7 +83,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 10
+VERSION = 11
 
 _TOPIC_BATCH = 4096
 _CACHED_TURNS = 10_000
@@ -262,7 +262,8 @@ def _build_speeches(
 
 def _speech_rows(source: SpeechSource) -> SpeechRows:
     drops = source.on_bad_row == "drop"
-    return SpeechRows(source_name(source.path), source.columns, read_source(source), source.split_column, drops)
+    name, rows = source_name(source.path), read_source(source)
+    return SpeechRows(name, source.columns, rows, source.split_column, drops, source.path)
 
 
 def _assign_topics(
@@ -421,8 +422,14 @@ class _Cleaner:
         prepare_all = self._prepare_all("speeches", partial(_speech_preparation, self._config))
         excluded = self._config.exclude
         sources = ((source_name(each.path), texts_in(read_source(each), each.columns)) for each in excluded)
-        index = ExclusionIndex(sources, self._config.exclude_span_words) if excluded else None
-        return SpeechFilters(prepare_all, None if index is None else index.shares_span, self._in_session)
+        if not excluded:
+            return SpeechFilters(prepare_all, in_session=self._in_session)
+        shares = lru_cache(_CACHED_TURNS)(ExclusionIndex(sources, self._config.exclude_span_words).shares_span)
+
+        def benchmark(turns: Sequence[Turn], text: str) -> str | None:
+            return next(filter(None, map(shares, (text, *map(self._clean_turn, turns)))), None)
+
+        return SpeechFilters(prepare_all, benchmark, self._in_session)
 
     def _in_session(self, turns: Sequence[Turn], speech: Prepared) -> tuple[tuple[Turn, ...], Prepared]:
         """Return the clean turns before a speech, and the speech, with one map of placeholders."""
@@ -432,6 +439,9 @@ class _Cleaner:
         known = Placeholders()
         history = tuple(turn._replace(content=deidentify(turn.content, finder, known)) for turn in plain)
         text = deidentify(speech.plain, finder, known)
+        if history != plain:  # what the speech itself names was counted with it
+            known_already = "\n".join(turn.content for turn in (*plain, Turn("user", text)))
+            self._count(known_already, "\n".join(turn.content for turn in history))
         is_changed = (history, text) != (plain, speech.plain)
         changed_by = [each for each in speech.changed_by if each != DEIDENTIFICATION]
         return history, speech._replace(

@@ -12,6 +12,7 @@ from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.contacts import Contact, blanked, phone_numbers, web_addresses
 from psychocounsel.corpus.text import sentences
+from psychocounsel.types import Turn
 
 # --- The list --------------------
 
@@ -226,3 +227,8 @@ _CRISIS = re.compile(
 def mentions_crisis(text: str) -> bool:
     """Return whether a text speaks of suicide or self-harm in plain words; a hint, not an assessment."""
     return _CRISIS.search(text) is not None
+
+
+def client_mentions_crisis(session: Iterable[Turn]) -> bool:
+    """Return whether the client speaks of suicide or self-harm in any turn, as `mentions_crisis` sees it."""
+    return any(mentions_crisis(turn.content) for turn in session if turn.role == "user")

@@ -20,12 +20,12 @@ from psychocounsel.corpus.sources import (
     cell,
     files_of,
     flag_cell,
+    history_cell,
     rating_of,
     read_source,
     source_fingerprint,
     split_cell,
     text_cell,
-    turns_cell,
 )
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
@@ -205,7 +205,7 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, config: Import
         topic="" if columns.topic is None else text_cell(row, columns.topic),
         fine_topic=text_cell(row, "fine_topic") if is_own else "",
         crisis=flag_cell(row, "crisis") if is_own else None,
-        history=texts.history or (tuple(turns_cell(row, columns.history)) if columns.history else ()),
+        history=texts.history or (history_cell(row, columns.history) if columns.history else ()),
     )
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from psychocounsel.config.schema import ResponseColumns
-from psychocounsel.corpus.sources import SourceRow, cell, messages_of, read_rows, source_fingerprint, source_name
+from psychocounsel.corpus.sources import (
+    SourceRow,
+    cell,
+    merged_turns,
+    messages_of,
+    read_rows,
+    source_fingerprint,
+    source_name,
+)
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
@@ -22,7 +30,7 @@ class OutsidePairs(NamedTuple):
     dropped: Counter[str]
 
 
-_READER = 2
+_READER = 3
 """Raised by hand whenever rows of others may be read differently than before."""
 
 Message = tuple[str, str]
@@ -220,8 +228,11 @@ def exchange_of(prompt: object, responses: Sequence[object], where: str) -> Answ
     (*session, (_, chosen)), (*session_too, (_, rejected)) = conversations
     if session != session_too:
         return "two_prompts"
-    history = tuple(Turn("user" if role == "user" else "assistant", text) for role, text in session[:-1])
-    return Answered(history, session[-1][1], chosen, rejected)
+    *before, (_, asked) = session
+    turns = merged_turns(Turn("user" if role == "user" else "assistant", text.strip()) for role, text in before)
+    if turns and turns[-1].role == "user":
+        asked = "\n\n".join(filter(str.strip, (turns.pop().content, asked)))
+    return Answered(tuple(turns), asked, chosen, rejected)
 
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")

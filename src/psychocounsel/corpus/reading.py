@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.config.sources import CandidateColumns, Column, SpeechColumns
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
-from psychocounsel.corpus.crisis import mentions_crisis
+from psychocounsel.corpus.crisis import client_mentions_crisis
 from psychocounsel.corpus.sources import (
     BadRow,
     SourceRow,
-    column_name,
     flag_cell,
+    history_cell,
     key_cell,
     name_cell,
     split_cell,
     text_cell,
-    turns_cell,
 )
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import write_faults
@@ -273,13 +272,17 @@ PrepareAll = Callable[[Iterable[str]], Iterator[Prepared]]
 
 
 class SpeechRows(NamedTuple):
-    """Name, columns and rows of a source; a row with a cell that cannot be read is an error, unless it is dropped."""
+    """Name, columns and rows of a source; a row with a cell that cannot be read is an error, unless it is dropped.
+
+    `path` tells its conversations from those of a source with the same name.
+    """
 
     name: str
     columns: SpeechColumns
     rows: Iterable[SourceRow | BadRow]
     split_column: Column | None = None
     drops_bad_rows: bool = False
+    path: str = ""
 
 
 class SpeechCells(NamedTuple):
@@ -333,19 +336,11 @@ def speech_cells(source: SpeechRows) -> Iterator[SpeechCells | BadRow]:
             flag_cell(row, columns.crisis) if columns.crisis else None,
             key_cell(row, columns.key) if columns.key else "",
             split_cell(row, split) if split else "",
-            _history(row, columns.history) if columns.history else (),
+            history_cell(row, columns.history) if columns.history else (),
             key_cell(row, columns.conversation) if columns.conversation else row.conversation,
         )
 
     return _cells(source.rows, read, source.drops_bad_rows)
-
-
-def _history(row: SourceRow, column: Column) -> tuple[Turn, ...]:
-    turns = tuple(turns_cell(row, column))
-    if turns and turns[-1].role == "user":
-        fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
-        raise InputError(fault, where=row.where, remedy="leave the speech out of it, or read it with `conversation`")
-    return turns
 
 
 def _bad(name: str, row: BadRow) -> tuple[RowProvenance, Dropped]:
@@ -353,13 +348,15 @@ def _bad(name: str, row: BadRow) -> tuple[RowProvenance, Dropped]:
 
 
 class SpeechFilters(NamedTuple):
-    """What is done to the texts of speeches; `benchmark` returns the benchmark with which a text shares a span.
+    """What is done to the texts of speeches.
+
+    `benchmark` returns the benchmark with which a raw turn before a speech, or its clean text, shares a span.
 
     `in_session` does it to the turns before a speech, and returns the speech with the placeholders of all of them.
     """
 
     prepare_all: PrepareAll
-    benchmark: Callable[[str], str | None] | None = None
+    benchmark: Callable[[Sequence[Turn], str], str | None] = lambda turns, text: None
     in_session: Callable[[Sequence[Turn], Prepared], tuple[tuple[Turn, ...], Prepared]] = lambda turns, text: (
         tuple(turns),
         text,
@@ -438,8 +435,8 @@ def _read_into(
             if row.history:
                 history, text = filters.in_session(row.history, text)
             if text.text:
-                said = (text.text, *(turn.content for turn in history if turn.role == "user"))
-                crisis = any(map(mentions_crisis, said)) if row.crisis is None else row.crisis
+                said = (*history, Turn("user", text.text))
+                crisis = client_mentions_crisis(said) if row.crisis is None else row.crisis
                 speech = Speech(text.text, row.topic, crisis, name, history=history)
             key, text_id = row.key, "" if speech is None else speech.id
             digest = raw_digest(row.text, row.history)
@@ -448,7 +445,8 @@ def _read_into(
                 raise InputError(
                     f"the key {key!r} already names another speech",
                     where=row.where,
-                    remedy="make keys distinct over all sources, or join responses by speech_text",
+                    remedy="make keys distinct over all sources, as [{constant: NAME}, KEY] does, or join responses by "
+                    "speech_text",
                 )
             if speech is None:
                 if not (cleaning.drop_empty or source.drops_bad_rows):
@@ -456,24 +454,28 @@ def _read_into(
                     raise InputError("the speech is empty", where=row.where, remedy=remedy)
                 reading.log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
                 continue
-            dropped = _reason_to_drop(speech, text, seen, cleaning, filters)
+            dropped = _reason_to_drop(speech, row.history, text, seen, cleaning, filters)
             seen.add(int(speech.id, 16))
             if dropped is None:
-                reading.speeches.append(speech, row.split, row.conversation and f"{name} {row.conversation}")
+                reading.speeches.append(speech, row.split, row.conversation and f"{source.path} {row.conversation}")
                 reading.log.keep(provenance)
             else:
                 reading.log.drop(provenance, dropped)
 
 
 def _reason_to_drop(
-    speech: Speech, text: Prepared, seen: set[int], cleaning: CleaningConfig, filters: SpeechFilters
+    speech: Speech,
+    before: Sequence[Turn],
+    text: Prepared,
+    seen: set[int],
+    cleaning: CleaningConfig,
+    filters: SpeechFilters,
 ) -> Dropped | None:
     if int(speech.id, 16) in seen:
         return Dropped(REPETITION, "repeated_speech")
     if text.foreign is not None:
         return Dropped("language", "other_language", text.foreign)
-    shared = None if filters.benchmark is None else filters.benchmark(text.plain)
-    if shared is not None:
+    if (shared := filters.benchmark(before, text.plain)) is not None:
         return Dropped("exclusion", "shares_span_with_benchmark", shared)
     if len(speech.text) < cleaning.min_chars:
         return Dropped("length", "too_short")
@@ -515,7 +517,7 @@ def candidate_cells(source: CandidateRows) -> Iterator[CandidateCells | BadRow]:
             name_cell(row, columns.author) if text else "",
             text_cell(row, columns.speech_text) if columns.speech_text else "",
             key_cell(row, columns.speech_key) if columns.speech_key else "",
-            _history(row, columns.speech_history) if columns.speech_history else (),
+            history_cell(row, columns.speech_history) if columns.speech_history else (),
         )
 
     return _cells(source.rows, read, source.drops_bad_rows)

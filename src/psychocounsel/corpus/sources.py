@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -34,11 +35,15 @@ MAX_JSON_BYTES = 200_000_000
 
 
 class SourceRow(NamedTuple):
-    """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is."""
+    """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is.
+
+    `file` is the one that holds it, where a source has several; it begins where their folders differ.
+    """
 
     where: str
     values: Mapping[str, Any]
     conversation: str = ""
+    file: str = ""
 
 
 class BadRow(NamedTuple):
@@ -104,12 +109,19 @@ def read_rows(
         for number, values in enumerate(rows, start=1):
             yield SourceRow(f"{path} row {number}", values)
         return
-    for file in files_of(path):
+    files = files_of(path)
+    shared = os.path.commonpath([file.parent for file in files])
+    for file in files:
         reader = _READERS.get(_ending(file))
         if reader is None:
             fault = f"the ending {file.suffix!r} is not known"
             raise InputError(fault, where=path, remedy=f"give one of {', '.join(_READERS)}")
-        yield from reader(file, bad)
+        if len(files) == 1:
+            yield from reader(file, bad)
+            return
+        name = file.relative_to(shared).as_posix()
+        for row in reader(file, bad):
+            yield row._replace(where=name + row.where.removeprefix(file.name), file=name)
 
 
 def read_source(source: RowSource) -> Iterator[SourceRow | BadRow]:
@@ -155,7 +167,7 @@ def _wanted_rows(source: RowSource) -> Iterator[SourceRow | BadRow]:
             continue
         for name in source.wide.columns:
             wide = {"column": name.strip(), "value": cell(row, name)}
-            yield SourceRow(f"{row.where} column {name}", {**row.values, "wide": wide})
+            yield row._replace(where=f"{row.where} column {name}", values={**row.values, "wide": wide})
     yield from pending
 
 
@@ -178,7 +190,7 @@ def _said(
             if columns.messages is not None:
                 yield _Said(row.where, row, turns_cell(row, columns.messages, columns.client))
             elif columns.id is not None and columns.role is not None and columns.text is not None:
-                key = key_cell(row, columns.id)
+                key = f"{row.file} {key_cell(row, columns.id)}".strip()
                 message = {"role": text_cell(row, columns.role), "content": text_cell(row, columns.text)}
                 turns = list(turns_of([message], column_name(columns.role), row.where, columns.client))
                 yield _Said(key, row, turns)
@@ -468,18 +480,29 @@ def turns_cell(row: SourceRow, column: Column, client: str | None = None) -> lis
     return merged_turns(turns_of(cast("list[object]", value), column_name(column), row.where, client))
 
 
+def history_cell(row: SourceRow, column: Column) -> tuple[Turn, ...]:
+    """Return the turns before a speech, as `turns_cell` does; raises InputError if the client said the last of them."""
+    turns = tuple(turns_cell(row, column))
+    if turns and turns[-1].role == "user":
+        fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
+        remedy = "leave the speech out of it, or let a corpus read it with `conversation`"
+        raise InputError(fault, where=row.where, remedy=remedy)
+    return turns
+
+
 def turns_of(messages: Sequence[object], column: str, where: str, client: str | None = None) -> Iterator[Turn]:
     """Yield messages of client and counsellor; `client` is what the role says of the client, where all others answer.
 
     Raises:
         InputError: a message is laid out otherwise, or has another role.
     """
+    user = "user" if client is None else _usual_role(client)
     for role, text in messages_of(messages, column, where):
         content = require_text(text, column, where).strip()
-        if client is not None:
-            yield Turn("user" if role == client else "assistant", content)
-        elif role == "user" or role == "assistant":
-            yield Turn(role, content)
+        if role == user:
+            yield Turn("user", content)
+        elif role == "assistant" or (client is not None and role != "system"):
+            yield Turn("assistant", content)
         elif role != "system":
             remedy = f"use one of {', '.join(_ROLES)}, or say with `client` which role is the client"
             raise InputError(f"{column!r} holds a message of {role!r}", where=where, remedy=remedy)
@@ -508,7 +531,11 @@ def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator
         if not (isinstance(role, str) and isinstance(text, str)):
             remedy = "give texts, or lists of messages with role and content"
             raise InputError(f"{column!r} holds a message that is no text", where=where, remedy=remedy)
-        yield _ROLES.get(role.strip().lower(), role), text
+        yield _usual_role(role), text
+
+
+def _usual_role(role: str) -> str:
+    return _ROLES.get(role.strip().lower(), role)
 
 
 def name_cell(row: SourceRow, column: Column) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from psychocounsel.config.schema import ImportPreferencesConfig
-from psychocounsel.corpus.crisis import mentions_crisis
+from psychocounsel.corpus.crisis import client_mentions_crisis
 from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids, with_conversations
 from psychocounsel.corpus.preference_rows import (
     PreferenceRow,
@@ -38,7 +38,7 @@ from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs,
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
 
-VERSION = 3
+VERSION = 4
 STAGE = "import-preferences"
 
 LAYOUT = "one_exchange"
@@ -317,8 +317,7 @@ class Release:
 
 
 def _is_crisis(row: PreferenceRow) -> bool:
-    said = (turn.content for turn in row.session if turn.role == "user")
-    return any(map(mentions_crisis, said)) if row.crisis is None else row.crisis
+    return client_mentions_crisis(row.session) if row.crisis is None else row.crisis
 
 
 def _fault_of_question(row: PreferenceRow) -> Dropped | None:

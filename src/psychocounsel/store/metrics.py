@@ -78,7 +78,10 @@ class PiiCounts(Shape):
 
 
 class Deidentification(Shape):
-    """Identities that were replaced, by type, and how the engine does on the PII evaluation set and on planted ones."""
+    """Identities that were replaced, by type, and how the engine does on the PII evaluation set and on planted ones.
+
+    Those in the turns before a speech count with each speech that they stand before.
+    """
 
     engine: str
     found: Counts
