@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ def test_threads_share_a_judge_and_what_was_paid_counts_once() -> None:
     assert all(each == found[0] for each in found)
 
 
+def test_judges_of_one_store_pay_for_a_question_once(tmp_path: Path) -> None:
+    with ChatServer(lambda request, number: replace(answer_by_schema(request, number), delay_seconds=0.5)) as server:
+        judges = [endpoint_judge(server, tmp_path) for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda judge: judge.rate(SAID, KIND), judges))
+        assert server.count == 1
+    assert [each.status for each in found] == [ReplyStatus.VALID] * 3
+
+
 def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
     def interrupt(request: Mapping[str, Any], number: int) -> Reply:
         if number == 2:
@@ -122,12 +132,13 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
         assert server.count == len(texts)
 
 
-def test_a_second_ctrl_c_does_not_wait_and_the_process_lives(tmp_path: Path) -> None:
-    over = threading.Event()
+def test_a_second_ctrl_c_does_not_wait_but_the_next_call_does_and_pays_nothing_again(tmp_path: Path) -> None:
+    over, answered = threading.Event(), threading.Event()
 
     def press(request: Mapping[str, Any], number: int) -> Reply:
         while not over.wait(0.2):
             os.kill(os.getpid(), signal.SIGINT)
+        answered.wait()
         return answer_by_schema(request, number)
 
     before = signal.signal(signal.SIGINT, lambda *_: None)
@@ -137,8 +148,12 @@ def test_a_second_ctrl_c_does_not_wait_and_the_process_lives(tmp_path: Path) -> 
             with pytest.raises(KeyboardInterrupt):
                 in_a_running_loop(lambda: judge.rate(SAID, KIND))
             over.set()
+            threading.Timer(0.5, answered.set).start()
+            both = in_a_running_loop(lambda: judge.rate_all([(SAID, KIND), (SAID, CURT)]))
+            assert server.count == 2
     finally:
         signal.signal(signal.SIGINT, before)
+    assert [each.status for each in both] == [ReplyStatus.VALID] * 2
 
 
 def test_failures_end_a_call_where_a_share_is_set(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from psychocounsel.config.components import ChatFormat, JudgeConfig, SamplingConfig
 from psychocounsel.config.loading import config_of, load_config
@@ -40,7 +40,7 @@ from psychocounsel.evaluation.winrate import (
 from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.judging.judges import judge_status, open_judge
 from psychocounsel.llm.cancel import cancelled_by_signals
-from psychocounsel.llm.runner import ignore_progress
+from psychocounsel.llm.runner import ignore_progress, outside_loop
 from psychocounsel.llm.session import Session
 from psychocounsel.reporting.tables import with_interval
 from psychocounsel.stages import recipe
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from psychocounsel.training.samplers import LocalEngine
 
 SCORED_AT_ONCE = 16
+_Result = TypeVar("_Result")
 
 
 class Store:
@@ -189,15 +190,20 @@ class _Requests:
         self.session = Session(_store_of(store), is_open=True, _resources=resources)
         self.turn = threading.Lock()
 
-    @contextmanager
-    def cancellable(self) -> Generator[Session]:
-        """Yield the session; Ctrl-C ends the call with Preempted once what is in flight is in the journal.
+    def ask(self, call: Callable[[], _Result]) -> _Result:
+        """Return what `call` returns; Ctrl-C ends it with Preempted once what is in flight is in the journal.
 
-        The next Ctrl-C does not wait; it does not end the process, which is a notebook perhaps.
+        The next Ctrl-C does not wait; it does not end the process, which is a notebook perhaps. The call after that
+        waits for what is in flight, and finds it in the journal.
         """
-        with self.turn, cancelled_by_signals(signal.default_int_handler) as cancel:
-            self.session.cancel = cancel
-            yield self.session
+
+        def call_in_turn() -> _Result:
+            with self.turn:
+                self.session.cancel = cancel
+                return call()
+
+        with cancelled_by_signals(signal.default_int_handler) as cancel:
+            return outside_loop(call_in_turn)
 
 
 @dataclass(frozen=True)
@@ -275,8 +281,7 @@ class Judge:
     def rate_all(self, items: Iterable[tuple[str | Speech, str]]) -> list[Judgement]:
         """Return the judgement of each (speech, response), in their order and asked at once; errors as for `rate`."""
         asked = [(said := _speech(speech), _answer(said, response)) for speech, response in items]
-        with self._requests.cancellable():
-            return self._judge.rate(asked, ignore_progress)
+        return self._requests.ask(lambda: self._judge.rate(asked, ignore_progress))
 
     def compare(self, speech: str | Speech, first: str, second: str) -> ComparedAnswers:
         """Return the comparison of two answers in both orders; errors as for `rate`."""
@@ -289,8 +294,7 @@ class Judge:
             for speech, first, second in items
         ]
         backward = [ComparisonTask(each.speech, each.second, each.first) for each in forward]
-        with self._requests.cancellable():
-            compared = self._judge.compare([*forward, *backward], ignore_progress)
+        compared = self._requests.ask(lambda: self._judge.compare([*forward, *backward], ignore_progress))
         both = zip(forward, compared[: len(forward)], compared[len(forward) :], strict=True)
         return [ComparedAnswers(one, other, task.first, task.second) for task, one, other in both]
 
@@ -430,8 +434,11 @@ class Policy:
         ]
 
     def _ask(self, speeches: Sequence[Speech], n: int) -> list[Candidate]:
-        with self._requests.cancellable(), TemporaryDirectory() as work:
-            return self._responder.answer(speeches, self.seed, Path(work), n).candidates
+        def answer() -> list[Candidate]:
+            with TemporaryDirectory() as work:
+                return self._responder.answer(speeches, self.seed, Path(work), n).candidates
+
+        return self._requests.ask(answer)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,23 @@ def test_a_lock_belongs_to_one_process_until_it_ends(path: Path) -> None:
     locks.close()
 
 
+def test_a_lock_belongs_to_one_run_and_stays_when_another_of_its_process_ends(path: Path) -> None:
+    digest = "a" * 64
+    first, second = RequestLocks(path), RequestLocks(path)
+    assert first.acquire(digest)
+    assert not second.acquire(digest)
+    second.release(digest)
+    second.close()
+    command = [sys.executable, "-c", HOLD, str(path), digest]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 1
+    third = RequestLocks(path)
+    assert not third.acquire(digest)
+    first.close()
+    assert third.acquire(digest)
+    third.close()
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+
 def test_two_runs_share_the_work_and_send_nothing_twice(path: Path, tmp_path: Path) -> None:
     notes, count = tmp_path / "notes", 120
     command = [sys.executable, str(RUN), str(path), str(notes), str(count), "4"]

@@ -134,15 +134,23 @@ def pending_indices(
 def run_in_loop(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Run `work` in an event loop of its own; errors and Ctrl-C as for `asyncio.run`.
 
-    Where one runs already, as in a notebook, it is in a thread, and the caller waits.
+    Where one runs already, it is in a thread, as for `outside_loop`.
+    """
+    return outside_loop(partial(_run_here, work))
+
+
+def outside_loop(call: Callable[[], _Result]) -> _Result:
+    """Return what `call` returns. Where an event loop runs, as in a notebook, it is in a thread, and the caller waits.
+
+    Ctrl-C ends the wait, and not the thread.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _run_here(work)
+        return call()
     pool = ThreadPoolExecutor(1)
     try:
-        return pool.submit(_run_here, work).result()
+        return pool.submit(call).result()
     finally:
         pool.shutdown(wait=False)  # after Ctrl-C, nothing here waits for what is in flight
 
@@ -234,33 +242,67 @@ class JournalWriter:
                 on_disk.set_exception(fault)
 
 
+@dataclass(slots=True)
+class _LockFile:
+    """The lock file of a journal as this process has it open, and which run holds which byte.
+
+    The system takes all runs of a process for one, and drops their locks when any of its descriptors is closed.
+    """
+
+    descriptor: int
+    owners: dict[int, "RequestLocks"] = field(default_factory=dict[int, "RequestLocks"])
+    runs: int = 0
+
+
+_lock_files: dict[Path, _LockFile] = {}
+_lock_files_guard = threading.Lock()
+os.register_at_fork(after_in_child=_lock_files.clear)  # locks stay with the parent
+
+
 class RequestLocks:
-    """One run's locks on requests to the journal at `journal_path`, among all processes.
+    """One run's locks on requests to the journal at `journal_path`, among all runs of all processes.
 
     Locks on single bytes of one file, for there may be a million requests; the system frees them when the process
     ends, however it ends.
     """
 
     def __init__(self, journal_path: Path) -> None:
-        path = journal_path.with_name("requests.lock")
-        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666 & ~umask())
         # A connection of its own: the journal's is busy while a commit reaches the disk. The event loop that uses it
         # may run in another thread.
         self._database = sqlite3.connect(journal_path, isolation_level=None, check_same_thread=False)
+        self._path = journal_path.resolve().with_name("requests.lock")
+        with _lock_files_guard:
+            if self._path not in _lock_files:
+                mode = 0o666 & ~umask()
+                _lock_files[self._path] = _LockFile(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
+            self._file = _lock_files[self._path]
+            self._file.runs += 1
 
     def acquire(self, digest: str) -> bool:
-        """Lock a request; return False if it is in flight for another process."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(digest[:_LOCK_DIGITS], 16))
-        except OSError as fault:
-            # A file system without locks must not keep a run from sending.
-            return fault.errno not in (EACCES, EAGAIN)
+        """Lock a request; return False if it is in flight for another run."""
+        place = int(digest[:_LOCK_DIGITS], 16)
+        with _lock_files_guard:
+            if place in self._file.owners:
+                return False
+            try:
+                fcntl.lockf(self._file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError as fault:
+                # A file system without locks must not keep a run from sending.
+                if fault.errno in (EACCES, EAGAIN):
+                    return False
+            self._file.owners[place] = self
         return True
 
     def release(self, digest: str) -> None:
         """Unlock a request; its reply, if there was one, is on disk."""
-        with suppress(OSError):
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, int(digest[:_LOCK_DIGITS], 16))
+        with _lock_files_guard:
+            self._release(int(digest[:_LOCK_DIGITS], 16))
+
+    def _release(self, place: int) -> None:
+        if self._file.owners.get(place) is self:
+            del self._file.owners[place]
+            with suppress(OSError):
+                fcntl.lockf(self._file.descriptor, fcntl.LOCK_UN, 1, place)
 
     def count_replies(self, digest: str) -> int:
         """Return how many replies to a request the journal holds at this moment, damaged ones included."""
@@ -273,7 +315,13 @@ class RequestLocks:
     def close(self) -> None:
         """Release all locks."""
         self._database.close()
-        os.close(self._file)
+        with _lock_files_guard:
+            for place in list(self._file.owners):
+                self._release(place)
+            self._file.runs -= 1
+            if not self._file.runs:
+                os.close(self._file.descriptor)
+                del _lock_files[self._path]
 
 
 @dataclass(frozen=True, slots=True)
