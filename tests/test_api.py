@@ -210,6 +210,8 @@ def test_rewards_are_those_of_training(miniature: Miniature) -> None:
     store = psychocounsel.Store(miniature.store)
     known = {each.candidate_id: each for each in read_scores(store.open("reward-models/mini"))}
     model = psychocounsel.RewardModel("mini", store=store)
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        psychocounsel.load_pairs("mini", "tset", store=store)
     for pair in psychocounsel.load_pairs("mini", "test", store=store)[:3]:
         sides = (pair.chosen.candidate, pair.rejected.candidate)
         rewards = model.score(pair.speech, [each.text for each in sides])
@@ -262,6 +264,8 @@ def test_win_rates_of_comparisons_and_of_words() -> None:
     assert psychocounsel.win_rate(words, speeches=speeches).rate == measured.rate
     with pytest.raises(InputError, match="did you mean 'win'"):
         psychocounsel.win_rate(["wins"])
+    with pytest.raises(InputError, match="2 speeches for 3 outcomes"):
+        psychocounsel.win_rate(["win"] * 3, speeches=["a", "b"])
     with pytest.raises(InputError, match="one kind"):
         psychocounsel.win_rate([*compared, "win"])
 

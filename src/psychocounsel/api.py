@@ -162,7 +162,7 @@ def load_pairs(
     True
 
     Raises:
-        ConfigError: nothing has this reference.
+        ConfigError: nothing has this reference, or an artifact has no such split.
         InputError: it cannot be read, or none of its rows is a pair.
     """
     opened, name = _store_of(store), str(ref)
@@ -495,13 +495,17 @@ def win_rate(
     1.0
 
     Raises:
-        InputError: an outcome is none of these words.
+        InputError: an outcome is none of these words, or `speeches` are not as many as the outcomes.
         DataQualityError: every outcome is missing.
     """
     plain = {at: _outcome(each) for at, each in enumerate(outcomes) if not isinstance(each, ComparedAnswers)}
     found = list(plain.values())
     if len(plain) == len(outcomes):
         named = list(map(str, plain)) if speeches is None else speeches
+        if len(named) != len(found):
+            raise InputError(
+                f"{len(named)} speeches for {len(found)} outcomes", remedy="name the speech of each outcome"
+            )
         rate = clustered_rate([POINTS[each] for each in found], named, confidence)
         ties = found.count(Outcome.TIE) + found.count(Outcome.POSITION_INCONSISTENT)
         return WinRate(rate, found.count(Outcome.WIN), ties, found.count(Outcome.LOSS), found.count(Outcome.MISSING))

@@ -20,6 +20,9 @@ OVERALL = "overall"
 Rating: TypeAlias = int | float
 """A whole number of a scale (`int`), or a mean or expectation over it (`float`)."""
 
+SPLITS = ("train", "dev", "test")
+"""The splits of speeches and pairs, in this order."""
+
 _LARGEST_DENOMINATOR = 1_000_000
 
 

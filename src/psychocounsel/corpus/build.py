@@ -28,7 +28,7 @@ from psychocounsel.corpus.cleaning import (
     worker_count,
 )
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
-from psychocounsel.corpus.deduplicate import SPLITS, ExclusionIndex, assign_splits, cluster_ids, with_conversations
+from psychocounsel.corpus.deduplicate import ExclusionIndex, assign_splits, cluster_ids, with_conversations
 from psychocounsel.corpus.deidentify import (
     Deidentifier,
     Placeholders,
@@ -80,7 +80,7 @@ from psychocounsel.store.schemas import (
     write_speeches,
 )
 from psychocounsel.store.store import Store
-from psychocounsel.types import ReplyStatus, Turn, content_id
+from psychocounsel.types import SPLITS, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
 VERSION = 11

@@ -24,7 +24,7 @@ from rensa import RMinHash  # pyrefly: ignore[missing-module-attribute]
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import DataQualityError, InputError
-from psychocounsel.types import Speech, content_id
+from psychocounsel.types import SPLITS, Speech, content_id
 
 # --- Sketches --------------------
 
@@ -246,8 +246,6 @@ def with_conversations(clusters: Hashes, speeches: Iterable[Speech], conversatio
 
 
 # --- Splits --------------------
-
-SPLITS: tuple[str, ...] = ("train", "dev", "test")
 
 
 def assign_splits(

@@ -29,9 +29,8 @@ from psychocounsel.corpus.sources import (
 )
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Rating, Turn
+from psychocounsel.types import SPLITS, Rating, Turn
 
-SPLITS = ("train", "dev", "test")
 _RATING = "_rating"
 
 

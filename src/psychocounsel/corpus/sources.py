@@ -25,7 +25,7 @@ from psychocounsel.errors import InputError
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Rating, Turn
+from psychocounsel.types import SPLITS, Rating, Turn
 
 if TYPE_CHECKING:
     import _csv  # the reader's type has no public name
@@ -588,7 +588,7 @@ def split_cell(row: SourceRow, column: Column) -> str:
     """Return `train`, `dev` or `test`, whatever dev is called; raises InputError for anything else."""
     value = name_cell(row, column).lower()
     split = SPLIT_NAMES.get(value, value)
-    if split not in ("train", "dev", "test"):
+    if split not in SPLITS:
         fault = f"{column_name(column)!r} is {value!r}, which is no split"
         raise InputError(fault, where=row.where, remedy="write train, dev (or validation) or test")
     return split

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.reporting.artifact_tables import most_first, probe_tables, tables
 from psychocounsel.reporting.licences import OTHER, combine, conditions_of, strictest_first
-from psychocounsel.reporting.tables import SPLITS, Table, as_markdown, escaped
+from psychocounsel.reporting.tables import Table, as_markdown, escaped
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
 from psychocounsel.store.files import write_bytes
 from psychocounsel.store.metrics import (
@@ -27,7 +27,7 @@ from psychocounsel.store.metrics import (
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.schemas import read_candidates, read_judgements
 from psychocounsel.store.store import Store, flatten
-from psychocounsel.types import Judgement, PreferencePair, ReplyStatus
+from psychocounsel.types import SPLITS, Judgement, PreferencePair, ReplyStatus
 
 if TYPE_CHECKING:
     from psychocounsel.judging.rubric import Rubric

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.types import Rate
+from psychocounsel.types import SPLITS, Rate
 
 
 class Share(NamedTuple):
@@ -40,7 +40,6 @@ class Table:
 REPORT_FILE = "report.html"
 NONE = "–"  # noqa: RUF001 - an en dash stands for an unknown value
 PERCENT = "\N{NO-BREAK SPACE}%"
-SPLITS = ("train", "dev", "test")
 RATE_HEADER = ("figure", "estimate", "interval", "over")
 
 

@@ -55,11 +55,10 @@ from psychocounsel.store.schemas import (
     write_pairs,
 )
 from psychocounsel.store.store import Store, note_failed, retry_spec
-from psychocounsel.types import Candidate, Policy, ReplyStatus, ScoredCandidate, Speech
+from psychocounsel.types import SPLITS, Candidate, Policy, ReplyStatus, ScoredCandidate, Speech
 
 VERSION = 6
 STAGE = "build-preferences"
-SPLITS = ("train", "dev", "test")
 
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 

@@ -10,13 +10,12 @@ import pyarrow as pa
 from psychocounsel.config.schema import EvalRewardConfig, LaunchConfig
 from psychocounsel.corpus.preferences import BestOfK, OutsidePairs, read_outside
 from psychocounsel.corpus.sources import source_name
-from psychocounsel.errors import ConfigError, DataQualityError, counted, did_you_mean
+from psychocounsel.errors import DataQualityError, counted
 from psychocounsel.evaluation.best_of_k import ScoredPrompt, best_of_k_metrics
 from psychocounsel.evaluation.reward_metrics import measure_baselines
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.console import step_progress
-from psychocounsel.reporting.tables import SPLITS
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.train_reward import pair_source, ranked_pairs, rating_scale, score_pairs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -41,15 +40,11 @@ def specs(config: EvalRewardConfig, store: Store) -> ArtifactSpec:
     """Return what the stage would create.
 
     Raises:
-        ConfigError: a reference matches nothing.
+        ConfigError: a reference matches nothing, or there is no such split.
         InputError: a file is missing.
     """
     model = resolve_model(store, config.model, ("reward-models",))
     source = pair_source(store, config.on, config.split, config.config, PAIRS)
-    if source.parent is not None and config.split not in SPLITS:
-        raise ConfigError(
-            f"there is no split {config.split!r}", where="split", remedy=did_you_mean(config.split, SPLITS)
-        )
     known_by = {"model": model.fingerprint, "on": source.fingerprint}
     settings = config.fingerprint() | {"name": None, "config": None} | known_by
     parents = (*model.parents(MODEL), *((source.parent,) if source.parent else ()))

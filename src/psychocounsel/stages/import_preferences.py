@@ -14,7 +14,7 @@ import numpy as np
 
 from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.crisis import client_mentions_crisis
-from psychocounsel.corpus.deduplicate import SPLITS, cluster_ids, with_conversations
+from psychocounsel.corpus.deduplicate import cluster_ids, with_conversations
 from psychocounsel.corpus.preference_rows import (
     PreferenceRow,
     PreferenceSide,
@@ -36,7 +36,7 @@ from psychocounsel.store.hub import fetched_dataset
 from psychocounsel.store.references import HUB, warn_unless_pinned
 from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs, write_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
+from psychocounsel.types import SPLITS, Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
 
 VERSION = 4
 STAGE = "import-preferences"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.corpus.preferences import outside_fingerprint, read_outside_pairs
 from psychocounsel.corpus.sources import source_name
-from psychocounsel.errors import ConfigError, DataQualityError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, counted, did_you_mean
 from psychocounsel.evaluation.reward_metrics import (
     DEFAULT_SCALE,
     by_principle,
@@ -31,7 +31,7 @@ from psychocounsel.store.schemas import RewardScore, read_pairs, write_scores
 from psychocounsel.store.shapes import RankedPairs
 from psychocounsel.store.store import Store
 from psychocounsel.training.tracking import prepare_tracker
-from psychocounsel.types import Policy, PreferencePair, Rating, RatingScale, Reward, sample_by_hash
+from psychocounsel.types import SPLITS, Policy, PreferencePair, Rating, RatingScale, Reward, sample_by_hash
 
 if TYPE_CHECKING:
     from psychocounsel.training.reward import Exchange
@@ -44,7 +44,7 @@ def specs(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
     """Return what the stage would create.
 
     Raises:
-        ConfigError: a reference matches nothing.
+        ConfigError: a reference matches nothing, or there is no such split.
         InputError: a file of `mix` is missing.
     """
     base = resolve_model(store, config.base_model, POLICY_KINDS)
@@ -82,10 +82,12 @@ def pair_source(store: Store, ref: str, split: str, config: str | None, role: st
     """Return what a reference to pairs names: an artifact, a file or folder, or a dataset on the Hub.
 
     Raises:
-        ConfigError: nothing has this reference.
+        ConfigError: nothing has this reference, or an artifact has no such split.
     """
     is_outside = ref.startswith(HUB) or (Path(ref).exists() and not (Path(ref) / MANIFEST).is_file())
     if not is_outside:
+        if split not in SPLITS:
+            raise ConfigError(f"there is no split {split!r}", where="split", remedy=did_you_mean(split, SPLITS))
         return PairSource(resolve_parent(store, ref, "preferences", role), None)
     warn_unless_pinned(store, ref)
     return PairSource(None, outside_fingerprint(ref, split, config))
@@ -111,7 +113,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     from psychocounsel.training.trainer import TrainingOutput
 
     preferences = store.open(writer.parent("preferences"))
-    train, dev, test = (read_pairs(preferences, split) for split in ("train", "dev", "test"))
+    train, dev, test = (read_pairs(preferences, split) for split in SPLITS)
     for split, pairs in (("train", train), ("test", test)):
         if not pairs:
             raise DataQualityError(
