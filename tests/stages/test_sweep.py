@@ -63,6 +63,20 @@ def test_a_point_without_a_result_does_not_end_the_others(miniature: Miniature, 
     assert len(report.parents) == 3
 
 
+def test_points_that_are_left_share_only_what_all_would_share(miniature: Miniature, warm: Warm, store: Path) -> None:
+    before = {each.ref for each in Store(store).artifacts()}
+    sweep = ("--sweep", "train-reward.length.max_length_tokens=1000,40", "--sweep", "eval-winrate.confidence=0.8,0.9")
+    ended = warm.run("run", miniature.recipe, "--store", store, *sweep, "--set", "align-dpo.beta=0.2")
+    ended.says(4)
+    assert ended.out.count("has no result") == 2
+    made = {(each.kind, each.name) for each in Store(store).artifacts() if each.ref not in before}
+    own = {(kind, name) for kind, name in made if "max_length_tokens-1000" in name}
+    assert {kind for kind, _ in own} >= {"reward-models", "policies", "comparisons"}
+    assert {name for _, name in made - own} == {"mini-dpo", "mini-sweep"}  # the same for all points, and about all
+    names = [row[-1].partition("@")[0] for row in rows(ended.out)]
+    assert names == [f"mini-max_length_tokens-1000-confidence-{each}" for each in ("0.8", "0.9")]
+
+
 def test_without_data_no_point_has_a_result(miniature: Miniature, warm: Warm, store: Path) -> None:
     sweep = ("--sweep", "align-dpo.length.max_length_tokens=40,41", "--from", "align-dpo")
     ended = warm.run("run", miniature.recipe, "--store", store, *sweep)

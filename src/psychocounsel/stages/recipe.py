@@ -151,15 +151,25 @@ def _called(each: Artifact | ArtifactSpec, name: str) -> Artifact | ArtifactSpec
     return replace(each, name=name)
 
 
-def _plan_step(runs: Sequence[PointRun], number: int, *, alone: bool = False) -> list[_Planned]:
-    """Return what each point makes in a step; where that differs, or one is left `alone`, under names of its own."""
+def _plan_step(runs: Sequence[PointRun], number: int) -> list[_Planned]:
+    """Return what each point makes in a step, under names of its own where that differs.
+
+    A point without a result counts as well: what it would have made differently is not what the others share.
+    """
     steps = [run.point.steps[number] for run in runs]
     planned: list[_Planned] = []
     for run, step in zip(runs, steps, strict=True):
-        specs = stage_specs(step.stage, step.config, run.store)
+        try:
+            specs = stage_specs(step.stage, step.config, run.store)
+        except PsychoCounselError:
+            if run.fault is None:
+                raise
+            specs = list[ArtifactSpec]()  # to know it takes the result that is missing
         planned.append(_Planned(run, step, specs, step, [spec.name for spec in specs]))
-    if alone or len({tuple(spec.id for spec in each.specs) for each in planned}) > 1:
+    if len({tuple(spec.id for spec in each.specs) for each in planned}) > 1:
         for at, each in enumerate(planned):
+            if each.run.fault is not None:
+                continue
             name = f"{each.step.config.name}-{each.run.point.suffix}"
             step = each.step._replace(config=each.step.config.model_copy(update={"name": name}))
             specs = stage_specs(step.stage, step.config, each.run.store)
@@ -189,34 +199,35 @@ def run_recipe(
     _check(points, chosen if not all(chosen[: _last(chosen)]) else _until_judged(points, chosen), store)
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
-        live = [run for run in runs if run.fault is None]
-        if not live:
+        if all(run.fault is not None for run in runs):
             break
-        planned = _plan_step(live, number, alone=len(live) == 1 < len(runs))
+        planned = _plan_step(runs, number)
+        live = [each for each in planned if each.run.fault is None]
         if not is_chosen:
             for each in planned:
                 each.leave_out(store)
         elif _is_shared(planned):
-            announce(number + 1, planned[0].step, "")
-            for each in planned:
+            announce(number + 1, live[0].step, "")
+            for each in live:
                 each.run.require_parents(each.specs)
-            made = run_stage(planned[0].step.stage, planned[0].step.config, live[0].store)
+            made = run_stage(live[0].step.stage, live[0].step.config, live[0].run.store)
             for each in planned:
                 each.run.artifacts.append(made)
                 each.pin(store, made)
-        elif planned[0].step.stage == "report":
-            announce(number + 1, planned[0].original, "")
-            live[0].artifacts.append(run_stage("report", _report_of_all(planned), store))
+        elif live[0].step.stage == "report":
+            announce(number + 1, live[0].original, "")
+            live[0].run.artifacts.append(run_stage("report", _report_of_all(live), store))
         else:
             for each in planned:
-                announce(number + 1, each.step, each.run.point.label)
-                each.run.require_parents(each.specs)
-                try:
-                    made = run_stage(each.step.stage, each.step.config, each.run.store)
-                except DataQualityError as fault:  # the other points have results
-                    each.run.fault = fault
-                    continue
-                each.run.artifacts.append(made)
+                made = None
+                if each.run.fault is None:
+                    announce(number + 1, each.step, each.run.point.label)
+                    each.run.require_parents(each.specs)
+                    try:
+                        made = run_stage(each.step.stage, each.step.config, each.run.store)
+                        each.run.artifacts.append(made)
+                    except DataQualityError as fault:  # the other points have results
+                        each.run.fault = fault
                 each.pin(store, made)
     return runs
 
