@@ -87,6 +87,17 @@ def test_open_shows_the_page_of_an_artifact_in_the_browser_and_its_path(
         assert (again.code, again.out.strip(), launched.exists()) == (0, path, False)
 
 
+def test_open_takes_the_longest_name(miniature: Miniature, store: Path, warm: Warm) -> None:
+    name = "m" * 64
+    made = warm.run(
+        "run", miniature.recipe, "--store", store, "--set", f"eval-winrate.name={name}", "--until", "eval-winrate"
+    )
+    assert made.code == 0, made.err
+    opened = warm.run("open", f"candidates/{name}-policy", "--store", store, DISPLAY="", WAYLAND_DISPLAY="")
+    assert opened.code == 0, opened.err
+    assert Path(opened.out.strip()).is_file()
+
+
 @pytest.mark.parametrize("artifact", ["reward-models/mini", "policies/mini-online", "comparisons/mini", "audits/mini"])
 def test_show_prints_every_table_of_the_artifact(miniature: Miniature, cli: Cli, artifact: str) -> None:
     found = next(each for each in Store(miniature.store).artifacts() if f"{each.kind}/{each.name}" == artifact)

@@ -14,7 +14,9 @@ from psychocounsel.config.recipe import (
     RECIPE_FILE,
     RecipeConfig,
     StageName,
+    SweepPoint,
     config_argument,
+    load_points,
     load_recipe,
     recipe_folder,
     stage_config,
@@ -201,3 +203,25 @@ def test_every_file_of_a_bundled_recipe_is_loaded_by_it(folder: Path) -> None:
 def test_bundled_paths_are_samples() -> None:
     assert locate("bundled:speeches.jsonl").is_file()
     assert locate("speeches.jsonl") == Path("speeches.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "name"),
+    [
+        (["align.beta=0.05,0.1"], "mini-beta-0.05"),
+        (["align.policy=Org/A,org/B"], "mini-policy-org-a"),
+        (["align.policy=Org/A,org/a,org-a"], None),
+        (["align.seed=1,2", f"align.policy={'a' * 60}b,{'a' * 60}c"], None),
+    ],
+)
+def test_points_have_names_of_their_own(recipe: Path, sweeps: list[str], name: str | None) -> None:
+    points = load_points(recipe, [], sweeps)
+    names = [point.named("mini") for point in points]
+    assert len(set(names)) == len(points)
+    assert name in (None, names[0])
+    for each in (*names, *(point.named("m" * 64) for point in points)):
+        assert load_recipe(recipe, [f"align.name={each}"])
+
+
+def test_a_point_keeps_the_sign() -> None:
+    assert [SweepPoint((f"a.b={value}",), []).named("mini") for value in (-0.1, 0.1)] == ["mini-b--0.1", "mini-b-0.1"]

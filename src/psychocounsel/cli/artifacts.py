@@ -124,6 +124,7 @@ def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     The report or the page for raters, or of any other artifact a new report about it. A name that several kinds share
     means the report. Prints the path of the page.
     """
+    from psychocounsel.config.base import NAME_CHARS
     from psychocounsel.config.schema import ReportConfig
     from psychocounsel.reporting.tables import REPORT_FILE
     from psychocounsel.stages.report import make_report
@@ -133,7 +134,7 @@ def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
     artifact = open_artifact(opened, f"reports/{ref}" if is_report else ref)
     page = next((name for name in artifact.manifest["files"] if name.endswith(".html")), None)
     if page is None:
-        named = ReportConfig(name=artifact.name, artifacts=(f"{artifact.kind}/{artifact.ref}",))
+        named = ReportConfig(name=artifact.name[:NAME_CHARS], artifacts=(f"{artifact.kind}/{artifact.ref}",))
         artifact, page = make_report(named, opened), REPORT_FILE
     path = artifact.file(page).resolve()
     console.result(str(path))

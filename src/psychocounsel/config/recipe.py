@@ -1,8 +1,10 @@
 """Recipes: a folder with a `recipe.yaml` that lists stages, and the config file of each."""
 
 import difflib
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from psychocounsel.config.base import NAME_CHARS
 from psychocounsel.config.components import Settings, recipes_folder
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import keys_of, load_config, load_configs, read_config_file, read_yaml
@@ -228,10 +231,14 @@ def select_steps(steps: Sequence[Step], only: Sequence[str], until: str | None, 
 
 
 class SweepPoint(NamedTuple):
-    """One point of a sweep, or the only one of a run without: what differs, and its steps."""
+    """One point of a sweep, or the only one of a run without: what differs, and its steps.
+
+    `is_alike` says that another point has the same suffix.
+    """
 
     overrides: tuple[str, ...]
     steps: list[Step]
+    is_alike: bool = False
 
     @property
     def label(self) -> str:
@@ -240,11 +247,19 @@ class SweepPoint(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What differs, as the end of an artifact's name: `beta-0.05`."""
+        """What differs, as the end of an artifact's name: `beta-0.05`, or `beta--0.05` of a negative number."""
         parts = (
-            f"{key.rpartition('.')[2]}-{value}" for key, _, value in (each.partition("=") for each in self.overrides)
+            f"{key.rpartition('.')[2]}={value}" for key, _, value in (each.partition("=") for each in self.overrides)
         )
-        return re.sub(r"[^a-z0-9_.]+", "-", "-".join(parts).lower()).strip("-._")
+        return re.sub(r"[^a-z0-9_.-]+", "-", ",".join(parts).lower()).strip("-._")
+
+    def named(self, name: str) -> str:
+        """Return the name with the suffix; with digits of a hash where that is too long, or also another point's."""
+        full = f"{name}-{self.suffix}"
+        if not self.is_alike and len(full) <= NAME_CHARS:
+            return full
+        digits = hashlib.sha256(f"{name} {self.label}".encode()).hexdigest()[:6]
+        return f"{full[: NAME_CHARS - 7].rstrip('-._')}-{digits}"
 
 
 def load_points(folder: Path, overrides: Sequence[str], sweeps: Sequence[str]) -> list[SweepPoint]:
@@ -263,4 +278,5 @@ def load_points(folder: Path, overrides: Sequence[str], sweeps: Sequence[str]) -
     points = [SweepPoint(each, load_recipe(folder, [*overrides, *each])) for each in product(*values)]
     if len({len(point.steps) for point in points}) > 1:
         raise ConfigError("changes how many steps there are", where="--sweep", remedy="sweep one setting of a step")
-    return points
+    count = Counter(point.suffix for point in points)
+    return [point._replace(is_alike=count[point.suffix] > 1) for point in points]

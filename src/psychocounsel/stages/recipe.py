@@ -170,7 +170,7 @@ def _plan_step(runs: Sequence[PointRun], number: int) -> list[_Planned]:
         for at, each in enumerate(planned):
             if each.run.fault is not None:
                 continue
-            name = f"{each.step.config.name}-{each.run.point.suffix}"
+            name = each.run.point.named(each.step.config.name)
             step = each.step._replace(config=each.step.config.model_copy(update={"name": name}))
             specs = stage_specs(step.stage, step.config, each.run.store)
             planned[at] = each._replace(step=step, specs=specs)
