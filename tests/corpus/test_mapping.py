@@ -1,11 +1,13 @@
 """Rows of any shape: paths, filters, wide tables, joined columns, chats, folders and archives, bad rows."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from psychocounsel.config.base import Settings
@@ -149,8 +151,11 @@ def test_files_in_other_forms(tmp_path: Path) -> None:
     with pa.output_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as stream:
         stream.write(lines)
     write(tmp_path / "a.json.gz", gzip.compress(json.dumps(rows).encode()))
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    write(tmp_path / "a.parquet.gz", gzip.compress(table.getvalue()))
     write(tmp_path / "a.tsv", 'text\none\n"two"\n')
-    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.tsv"):
+    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.parquet.gz", "a.tsv"):
         assert values(tmp_path / name) == rows, name
     write(tmp_path / "torn.jsonl.gz", gzip.compress(lines * 1000)[:-30])
     with pytest.raises(InputError, match=r"torn.jsonl.gz"):

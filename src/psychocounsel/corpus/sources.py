@@ -223,10 +223,21 @@ def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceR
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
+def is_table(path: str) -> bool:
+    """Return whether a name ends as a file with rows does."""
+    return _ending(Path(path)) in _READERS
+
+
 def _ending(path: Path) -> str:
     """Return the ending that says what a file holds, without that of its compression."""
     name = Path(path.stem) if path.suffix.lower() in _COMPRESSIONS else path
     return name.suffix.lower()
+
+
+def _seekable(path: Path) -> BinaryIO:
+    """Open a file whose end is read first, decompressed in memory if it is compressed."""
+    with _opened(path) as stream:
+        return io.BytesIO(stream.read()) if path.suffix.lower() in _COMPRESSIONS else path.open("rb")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -353,7 +364,7 @@ def _json_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
 def _parquet_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
+        with _seekable(path) as stream, pq.ParquetFile(stream) as table:
             for batch in table.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
@@ -369,7 +380,8 @@ def _xlsx_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
     from python_calamine import CalamineError, load_workbook  # only for workbooks
 
     try:
-        cells = iter(load_workbook(path).get_sheet_by_index(0).to_python())
+        with _seekable(path) as stream:
+            cells = iter(load_workbook(stream).get_sheet_by_index(0).to_python())
     except (CalamineError, OSError) as fault:
         raise InputError(f"cannot be read as a workbook: {fault}", where=path.name, remedy="check the file") from None
     names = [str(name).strip() for name in next(cells, [])]

@@ -7,7 +7,16 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from psychocounsel.config.schema import CalibrateJudgeConfig, RatingColumns
-from psychocounsel.corpus.sources import SourceRow, cell, key_cell, name_cell, read_rows, source_fingerprint, text_cell
+from psychocounsel.corpus.sources import (
+    SourceRow,
+    cell,
+    is_table,
+    key_cell,
+    name_cell,
+    read_rows,
+    source_fingerprint,
+    text_cell,
+)
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.evaluation.judge_calibration import FEWEST_ITEMS, RatedItem, calibration
 from psychocounsel.stages.audit import read_rated
@@ -20,7 +29,6 @@ from psychocounsel.types import Rating, exact_mean
 
 VERSION = 1
 STAGE = "calibrate-judge"
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".gz", ".zst")
 
 
 class RatingRow(NamedTuple):
@@ -60,7 +68,7 @@ def specs(config: CalibrateJudgeConfig, store: Store) -> ArtifactSpec:
     settings = config.fingerprint() | {"name": None}
     parents: list[Parent] = []
     for role, (ref, kind) in _sides(config).items():
-        if ref.endswith(TABLES):
+        if is_table(ref):
             settings[role] = source_fingerprint(ref, "train")
         else:
             parents.append(resolve(store, ref, kind).as_parent(role))
