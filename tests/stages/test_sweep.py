@@ -49,6 +49,7 @@ def test_sweeps_multiply_and_a_dry_run_shows_each_point(miniature: Miniature, cl
     assert len([each for each in headings if each.startswith("# eval-winrate, ")]) == 4
     assert len([each for each in headings if each.startswith("# train-reward")]) == 1
     assert "mini-confidence-0.8-max_speeches-4@" in ended.out
+    assert [each for each in headings if "report" in each] == ["# report, one of all points"]
 
 
 def test_a_point_without_a_result_does_not_end_the_others(miniature: Miniature, warm: Warm, store: Path) -> None:

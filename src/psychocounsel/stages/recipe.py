@@ -301,7 +301,10 @@ def dry_run(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) 
                     each.leave_out(overlay)
                     continue
                 each.run.require_parents(each.specs)
-                if each is planned[0] or not is_shared:
+                if each.step.stage == "report" and not is_shared:
+                    if each is planned[0]:  # its id follows from what the points are to make
+                        previews.append(StepPreview(each.original, "one of all points", [], [], []))
+                elif each is planned[0] or not is_shared:
                     label = "" if is_shared else each.run.point.label
                     previews.append(_preview(each.step, label, each.specs, each.run.store))
                 each.pin(overlay)
