@@ -106,7 +106,7 @@ def refusal(text: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Return the text in Unicode NFC with plain spaces and line feeds, outer space removed.
+    """Return the text in Unicode NFC with plain spaces and line feeds, stripped at both ends.
 
     Emoji with joiners, right-to-left letters and U+2028 stay; other control characters, directional marks,
     characters without width and soft hyphens go.

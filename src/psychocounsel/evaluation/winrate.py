@@ -242,7 +242,7 @@ def winrate_metrics(
 
 
 def _thirds_by_length(speeches: Iterable[Speech]) -> dict[str, set[str]]:
-    """Return the ids of the short, middling and long third of some speeches, by their numbers of words.
+    """Return the ids of the short, middle and long third of some speeches, by their numbers of words.
 
     Speeches of equal length are in one part, so there may be fewer parts than three.
     """

@@ -33,7 +33,7 @@ TIE_MARGIN = 0.2
 """Two responses tie on a principle, or overall, when their (mean) logits differ by less, mid-scale 5 % of it."""
 _LOWEST = -20.0  # the logit of a response without words, or that addresses the judge
 _MUTING_FAULTS = ("repetition", "echo", "stuffing")
-_pleads = lru_cache(maxsize=4096)(addresses_judge)
+_addresses_judge = lru_cache(maxsize=4096)(addresses_judge)
 
 
 def _general_weights(principles: Sequence[str]) -> OfflineWeights:
@@ -85,7 +85,7 @@ class OfflineJudge:
         judgements: list[Judgement] = []
         for speech, candidate in items:
             ratings = {name: math.floor(latent + 0.5) for name, latent in self.latents(speech, candidate).items()}
-            flag = ADDRESSES_JUDGE if _pleads(candidate.text) else ""
+            flag = ADDRESSES_JUDGE if _addresses_judge(candidate.text) else ""
             judgements.append(Judgement(candidate.id, self.name, ReplyStatus.VALID, ratings, reason=flag))
             progress(1)
         return judgements
@@ -114,7 +114,7 @@ class OfflineJudge:
 
     def _logits(self, speech: Speech, candidate: Candidate) -> dict[str, float]:
         """Return the latent ratings as logits, which also tell two texts apart that are both at an end of the scale."""
-        features = None if _pleads(candidate.text) else measure(speech, candidate)
+        features = None if _addresses_judge(candidate.text) else measure(speech, candidate)
         if features is None:
             return dict.fromkeys(self.principles, _LOWEST)
         # A copied or repetitive text earns nothing for the good words in it, and word salad half.

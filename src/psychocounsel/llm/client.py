@@ -256,7 +256,7 @@ class OpenAIChatModel:
         path, read = (DECISIONS_PATH, read_decision) if request.questions else ("/chat/completions", read_completion)
         limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
         try:
-            # A limit for the whole: a server that drips would never meet one for each read.
+            # A limit for the whole: a slow stream of bytes would never exceed one for each read.
             async with asyncio.timeout(limit_seconds):
                 response = await connection.client.post(path, content=body, cast_to=httpx2.Response)
             connection.was_reached = True

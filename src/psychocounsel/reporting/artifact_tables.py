@@ -106,7 +106,7 @@ def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
             return best_of_k_tables(metrics)
         case m.ScoreMetrics():
             row = ("rewards", str(metrics.scored), f"{metrics.reward.mean:+.3f}", f"{metrics.reward.std:.3f}")
-            return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "deviation"), "lrrr", (row,))]
+            return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "std"), "lrrr", (row,))]
         case m.ReferenceMetrics(lengths=lengths):
             figures = (f"{metrics.chosen_per_token:.3f}", f"{metrics.rejected_per_token:.3f}")
             row = ("reference", str(lengths["kept"]), str(metrics.tokens), *figures)
@@ -566,7 +566,7 @@ def probe_tables(probe: m.ProbeMetrics) -> list[Table]:
     """Return what a probe measured, with intervals."""
     kl, crisis = probe.kl, probe.crisis
     rows: list[Row] = [
-        ("normalised reward, mean and deviation", f"{probe.reward.mean:+.3f}, {probe.reward.std:.3f}", "", ""),
+        ("normalised reward, mean and standard deviation", f"{probe.reward.mean:+.3f}, {probe.reward.std:.3f}", "", ""),
         ("KL to the initial policy, nats per answer", f"{kl.per_answer:.3f}", "", ""),
         ("KL, nats per token: mean log-ratio, k3", f"{kl.per_token:.4f}, {kl.k3_per_token:.4f}", "", ""),
         ("entropy, nats per token", f"{probe.entropy:.3f}", "", ""),

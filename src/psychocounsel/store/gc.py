@@ -19,8 +19,8 @@ _OF_PEOPLE = ("annotation-tasks", "annotations")
 class Garbage(NamedTuple):
     """Files and folders of a store that nothing needs.
 
-    `bytes` is what removing them frees after those before them: a file with several names (hard links) counts with
-    the last of its names, and not at all while one stays.
+    `bytes` is the disk space that they free when all of a list are removed in order: a file with several names (hard
+    links) counts where its last name goes, and not at all while one stays.
     """
 
     what: str

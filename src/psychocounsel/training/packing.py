@@ -36,8 +36,8 @@ IGNORED = -100
 LOGITS_BYTES = {False: 1 << 25, True: 1 << 28}
 """Size of a chunk of logits on a CPU, where it should stay in the cache, and on a GPU."""
 KEPT_BYTES = {False: 1 << 29, True: 0}
-"""Size of the chunks of a trained head that wait for the way back; the others are computed again. On a GPU, memory is
-what lacks, and the head is a small part of a large model's work."""
+"""Size of the chunks of a trained head that are kept for the backward pass; the others are computed again. On a GPU,
+memory is scarce, and the head is a small part of a large model's work."""
 
 
 class Segment(NamedTuple):
@@ -323,7 +323,7 @@ class _HeadLogprobs(torch.autograd.Function):
     """Log-softmax of a linear head at the targets, chunk by chunk.
 
     A frozen head's gradient is linear in one number per token, d logp / d hidden = W[target] - softmax @ W, and is
-    computed on the way forward. A trained head keeps the first chunks and computes the others again on the way back.
+    computed in the forward pass. A trained head keeps the first chunks and computes the others twice.
     """
 
     @staticmethod

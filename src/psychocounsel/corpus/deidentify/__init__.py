@@ -30,11 +30,11 @@ class Deidentifier(Protocol):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Everything that affects its finds; part of the id of each artifact that it shapes."""
+        """Everything that affects what it detects; part of the id of each artifact that it shapes."""
         ...
 
     def find(self, text: str) -> Sequence[Span]:
-        """Return the finds in any order; they may overlap."""
+        """Return the detections in any order; they may overlap."""
         ...
 
 
@@ -178,7 +178,7 @@ class PresidioDeidentifier:
         }
 
     def find(self, text: str) -> list[Span]:
-        """Return the finds of both; they may overlap."""
+        """Return the detections of both; they may overlap."""
         found: list[Span] = []
         if self._names:
             limits = {"entities": list(self._names), "score_threshold": self._min_score}
@@ -254,8 +254,8 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
         ) from None
 
 
-class _Sparing:
-    """Another's finds without crisis services, well-known authors of methods, and the words of a keep-list."""
+class _AllowList:
+    """Another's detections without crisis services, well-known authors of methods, and the words of a keep-list."""
 
     def __init__(self, finder: Deidentifier, crisis: CrisisServices, keep: Sequence[str]) -> None:
         self._finder, self._crisis, self._kept = finder, crisis, sorted(set(keep))
@@ -285,7 +285,7 @@ def open_deidentifier(config: DeidentificationConfig, crisis: CrisisServices | N
     engine: Deidentifier = PatternDeidentifier(config.entities, config.min_score)
     if config.spacy_model is not None:
         engine = PresidioDeidentifier(engine, config.spacy_model, config.entities, config.min_score)
-    return _Sparing(engine, crisis or crisis_services(), config.keep)
+    return _AllowList(engine, crisis or crisis_services(), config.keep)
 
 
 # --- Evaluation on marked texts --------------------
@@ -297,7 +297,7 @@ _MARK = re.compile(rf"<({'|'.join(ENTITIES)})>(.*?)</\1>", re.DOTALL)
 
 
 class Counts(NamedTuple):
-    """Marked spans, those that finds of their entity cover; finds, those that touch no marked span of their entity."""
+    """Marked spans, those that detections of their entity cover; detections, those that touch no marked span of it."""
 
     marked: int
     found: int
