@@ -121,6 +121,7 @@ def test_restricted_texts_are_announced(tmp_path: Path, cli: Cli) -> None:
     root = fill(tmp_path / "restricted", data_class="restricted").root
     ended = cli("annotate", "export", "comparisons/duel", "--sample", "2", "--store", root)
     assert (ended.code, "restricted" in ended.out.splitlines()[0]) == (0, True)
+    assert "send to raters" not in ended.out
     assert "restricted" in page_of(Store(root).artifacts("annotation-tasks")[-1])
 
 
@@ -162,10 +163,29 @@ def test_labels_of_several_raters_become_annotations(
     counts = metrics.raters["bo"]
     assert (counts.labelled, counts.skipped, counts.pending) == (4, 0, 8)
     assert "Cohen" in ended.out
-    assert "next: psychocounsel anchor duel@" in ended.out
     assert "up to date" in bring(tasks, tmp_path / "bo.csv", tmp_path / "ana.json").out
     assert bring(tasks, tmp_path / "bo.csv", labeller="model").code == 0
     assert {each.labeller for each in read_annotations(store.artifacts("annotations")[-1])} == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("speeches", "sample", "advice", "can_anchor"),
+    [(14, 20, "test_share", False), (30, 29, "--sample 30", False), (30, 31, "", True)],
+)
+def test_anchor_is_named_only_where_it_can_succeed(
+    tmp_path: Path, cli: Cli, speeches: int, sample: int, advice: str, can_anchor: bool
+) -> None:
+    root = fill(tmp_path / "store", speeches).root
+    ended = cli("annotate", "export", "comparisons/duel", "--sample", str(sample), "--store", root)
+    assert ended.code == 0, ended.err
+    assert (f"covers {min(sample, speeches)} speeches" in ended.out, advice in ended.out) == (not can_anchor, True)
+    tasks = Store(root).artifacts("annotation-tasks")[-1]
+    labels = saved(tmp_path / "ana.json", tasks, choosing(read_annotation_key(tasks), *["policy", "tie"] * sample))
+    ended = cli("annotate", "import", tasks.ref, labels, "--labeller", "human", "--store", root)
+    assert ("next: psychocounsel anchor duel@" in ended.out, ended.code) == (can_anchor, 0)
+    if not can_anchor:
+        ref = Store(root).artifacts("annotations")[-1].ref
+        cli("anchor", "duel", "--labels", ref, "--store", root).says(4, advice.replace("--sample 30", "at least 30"))
 
 
 def test_a_sample_that_raters_chose_is_not_random(

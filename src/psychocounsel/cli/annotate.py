@@ -39,13 +39,14 @@ def export(
 
     One page that works offline in a browser, and the same as CSV: blinded, shuffled, sides at random.
     """
-    from psychocounsel.stages.annotate import CSV_FILE, PAGE_FILE, export_tasks
+    from psychocounsel.stages.annotate import CSV_FILE, PAGE_FILE, RESTRICTED, export_tasks
 
     opened = open_store(store)
     created = export_tasks(ref, opened, sample, seed, rubric)
     show_results([created], opened)
+    todo = "label on this computer" if RESTRICTED in created.warnings else "send to raters"
     for name in (PAGE_FILE, CSV_FILE):
-        console.result(f"send to raters: {created.file(name).resolve()}")
+        console.result(f"{todo}: {created.file(name).resolve()}")
     command = ["annotate", "import", f"{created.kind}/{created.ref}", "FILE", "--labeller", "human"]
     show_end(created, command, opened)
 
@@ -55,6 +56,7 @@ def import_(tasks: Tasks, files: Files, labeller: By, store: StoreFolder = DEFAU
 
     Refuses what does not fit the export, and shows how far raters agree.
     """
+    from psychocounsel.stages.anchor import can_correct
     from psychocounsel.stages.annotate import import_labels
 
     opened = open_store(store)
@@ -62,8 +64,8 @@ def import_(tasks: Tasks, files: Files, labeller: By, store: StoreFolder = DEFAU
     show_results([created], opened)
     reference = f"{created.kind}/{created.ref}"
     compared = [each.ref for each in opened.open(created.parents[0]).parents if each.kind == "comparisons"]
-    can_anchor = compared and labeller is Labeller.HUMAN
-    show_end(created, ["anchor", *compared, "--labels", reference] if can_anchor else ["show", reference], opened)
+    corrects = compared and can_correct(created)
+    show_end(created, ["anchor", *compared, "--labels", reference] if corrects else ["show", reference], opened)
 
 
 def add_annotate(app: typer.Typer) -> None:

@@ -123,6 +123,14 @@ def corrected_mean(units: Units, weight: float) -> tuple[float, float]:
     return mean, variance**0.5
 
 
+def more_speeches(there: int) -> str:
+    """Return what to do about a comparison of too few speeches for any labels to correct it."""
+    return (
+        f"the comparison has only {there}, so no labels of it are enough: evaluate on more test speeches (a larger "
+        "split.test_share, or a larger corpus)"
+    )
+
+
 def anchor(units: Units) -> Anchored:
     """Correct the judge's win rate by the labels.
 
@@ -139,7 +147,9 @@ def anchor(units: Units) -> Anchored:
     if n < FEWEST_LABELS:
         raise DataQualityError(
             f"only {n} speeches have a label",
-            remedy=f"label at least {FEWEST_LABELS}, better 100 or more",
+            remedy=more_speeches(there)
+            if (there := n + len(units.unlabelled)) < FEWEST_LABELS
+            else f"label at least {FEWEST_LABELS}, better {ENOUGH_LABELS} or more",
         )
     t, weight = student_t(n - 1), judge_weight(units)
     mean, error = corrected_mean(units, weight)

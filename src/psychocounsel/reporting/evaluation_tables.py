@@ -35,9 +35,10 @@ _AGREEMENT_HEADER = ("items that two or more labelled", "items", "equal", "Cohen
 def task_tables(tasks: AnnotationTaskMetrics) -> list[Table]:
     """Return the tables of an export."""
     asked = ", ".join(tasks.questions) + ("" if tasks.scale is None else " ({} to {})".format(*tasks.scale))
-    row = (tasks.kind, str(tasks.items), str(tasks.of), asked)
+    speeches = NONE if tasks.speeches is None else str(tasks.speeches)
+    row = (tasks.kind, str(tasks.items), str(tasks.of), speeches, asked)
     title = "Items for raters, sampled at random, in random order and with the sides at random."
-    return [Table("tasks", title, ("", "items", "of", "asked"), "lrrl", (row,))]
+    return [Table("tasks", title, ("", "items", "of", "speeches", "asked"), "lrrrl", (row,))]
 
 
 def annotation_tables(annotations: AnnotationMetrics) -> list[Table]:

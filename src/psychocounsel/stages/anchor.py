@@ -8,7 +8,7 @@ import numpy as np
 from psychocounsel.config.schema import AnchorConfig
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.evaluation.agreement import coefficient, weighted_kappa
-from psychocounsel.evaluation.anchor import Draw, anchor, units_of
+from psychocounsel.evaluation.anchor import ENOUGH_LABELS, FEWEST_LABELS, Draw, anchor, more_speeches, units_of
 from psychocounsel.evaluation.statistics import clustered_rate
 from psychocounsel.evaluation.winrate import POINTS, in_both_orders
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -54,8 +54,9 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
             "these labels rate answers one by one", where=labels.ref, remedy="export and label the comparison itself"
         )
     annotations = read_annotations(labels)
-    _require_sample_of(comparisons, labels, {each.comparison_id for each in annotations}, given)
     outcomes = {draw: POINTS[both.outcome()] for draw, both in in_both_orders(read_comparisons(comparisons)).items()}
+    there = len({speech for speech, _ in outcomes})
+    _require_sample_of(comparisons, labels, {each.comparison_id for each in annotations}, given, there)
     judge_only = clustered_rate(list(outcomes.values()), [speech for speech, _ in outcomes])
     points: dict[Draw, list[float]] = defaultdict(list)
     raters = Counter[str]()
@@ -90,13 +91,27 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
     )
 
 
-def _require_sample_of(comparisons: Artifact, labels: Artifact, labelled: set[str], given: AnnotationMetrics) -> None:
+def can_correct(labels: Artifact) -> bool:
+    """Return whether labels of a comparison can correct its win rate: by people, at random, of enough speeches."""
+    given = metrics_of(labels)
+    if not isinstance(given, AnnotationMetrics) or given.win_rate is None:
+        return False
+    speeches = {each.speech_id for each in read_annotations(labels) if each.points is not None}
+    return given.labeller == "human" and given.sampled == "random" and len(speeches) >= FEWEST_LABELS
+
+
+def _require_sample_of(
+    comparisons: Artifact, labels: Artifact, labelled: set[str], given: AnnotationMetrics, there: int
+) -> None:
     if labelled != {comparisons.id}:
         raise InputError(
             f"these labels are not of comparisons {comparisons.ref}; a judge's errors in one comparison say nothing "
             "about another",
             where=labels.ref,
-            remedy=f"label a sample of it: psychocounsel annotate export comparisons/{comparisons.ref} --sample 100",
+            remedy=more_speeches(there)
+            if there < FEWEST_LABELS
+            else f"label a sample of it: psychocounsel annotate export comparisons/{comparisons.ref} "
+            f"--sample {min(there, ENOUGH_LABELS)}",
         )
     if given.labeller != "human":
         raise InputError(

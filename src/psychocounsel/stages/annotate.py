@@ -14,6 +14,7 @@ from psychocounsel.config.components import Settings
 from psychocounsel.config.schema import SIDES
 from psychocounsel.corpus.sources import MAX_LINE_BYTES
 from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.evaluation.anchor import FEWEST_LABELS, more_speeches
 from psychocounsel.evaluation.annotations import Label, Value, annotation_metrics, is_random_sample, policy_points
 from psychocounsel.judging.rubric import Rubric, load_rubric
 from psychocounsel.reporting.annotation_page import (
@@ -129,6 +130,13 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
         (RESTRICTED,) if is_restricted else (),
     )
     writer.warnings.extend(task.warnings)
+    covered, there = (len({each.speech_id for each in some}) for some in (sampled, items))
+    if rubric is None and covered < FEWEST_LABELS:
+        remedy = more_speeches(there) if there < FEWEST_LABELS else f"--sample {FEWEST_LABELS} or more covers enough"
+        writer.warnings.append(
+            f"The sample covers {covered} speeches: labels of it show how far people agree with each other, but do not "
+            f"correct the win rate, for which `anchor` needs {FEWEST_LABELS} speeches; {remedy}."
+        )
     write_annotation_key(writer, sampled)
     write_bytes(writer.file(PAGE_FILE), render_page(task).encode("utf-8"))
     write_bytes(writer.file(CSV_FILE), render_csv(task).encode("utf-8-sig"))
@@ -137,6 +145,7 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
             "kind": task.kind,
             "items": len(sampled),
             "of": len(items),
+            "speeches": covered,
             "questions": [each.id for each in questions],
             "scale": None if rubric is None else [rubric.minimum, rubric.maximum],
         }

@@ -14,12 +14,14 @@ from psychocounsel.types import Rate
 class AnnotationTaskMetrics(Shape):
     """Of `annotation-tasks`: `items` sampled `of` so many that could be; whether two answers are compared or one rated.
 
-    `scale` has the lowest and the highest rating; None where answers are compared.
+    `speeches` counts those of the items; None in exports that did not. `scale` has the lowest and the highest rating;
+    None where answers are compared.
     """
 
     kind: Literal["comparisons", "ratings"]
     items: int
     of: int
+    speeches: int | None = None
     questions: tuple[str, ...]
     scale: tuple[int, int] | None
 
