@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from psychocounsel.cli.main import app
 from psychocounsel.config.base import Settings
+from psychocounsel.config.components import JudgeConfig
 from psychocounsel.config.loading import load_configs, read_yaml
 from psychocounsel.config.recipe import (
     CONFIGS,
@@ -34,7 +35,11 @@ from running import ENVIRONMENT
 CLONE = Path(__file__).parents[1]
 DOCS = sorted((CLONE / "docs").rglob("*.md"))
 PAGES = [*sorted(CLONE.glob("*.md")), *DOCS, *sorted((CLONE / "data" / "samples").rglob("*.md"))]
-MODELS: dict[str, type[Settings]] = {**{str(stage): model for stage, model in CONFIGS.items()}, "rubric": RubricFile}
+MODELS: dict[str, type[Settings]] = {
+    **{str(stage): model for stage, model in CONFIGS.items()},
+    "judge": JudgeConfig,
+    "rubric": RubricFile,
+}
 FOREIGN = ("gateway",)
 """Files of other programs."""
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

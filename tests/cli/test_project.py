@@ -40,6 +40,22 @@ def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
     assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
 
 
+def test_a_judge_without_a_rubric_is_told_where_the_project_has_one(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "mine").code == 0
+    dry_run = ("run", "mine", "--until", "build-preferences", "--dry-run")
+    planned = cli(*dry_run)
+    assert "rubric: mine/rubric.yaml (3 principles)" in planned.out
+    assert "names no rubric" not in planned.err
+    config = tmp_path / "mine" / "build-preferences.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("judge: judge.yaml", "judge: {backend: offline}"))
+    planned = cli(*dry_run)
+    assert "rubric: seven-principles (7 principles)" in planned.out
+    assert "names no rubric" in planned.err
+
+
 @pytest.mark.slow
 def test_a_new_project_runs_to_its_report(cli: Cli, warm: Warm, tmp_path: Path) -> None:
     assert cli("init", tmp_path / "mine").code == 0

@@ -33,9 +33,11 @@ from psychocounsel.cli.output import (
     next_step,
     open_store,
     overrides_of,
+    rubric_line,
     show_dry_run,
     show_end,
     show_results,
+    warn_of_unread_rubric,
 )
 from psychocounsel.cli.power import power
 from psychocounsel.cli.project import init, recipes, schema
@@ -469,6 +471,7 @@ def _run_stage(
 
     path = stage_config(stage, name)
     configs = load_stage_configs(stage, path, overrides_of(sets, **flags))
+    warn_of_unread_rubric(configs, path.parent)
     created = _run_configs(stage, configs, is_dry_run, store)
     if len(created) > 1:
         show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], store)
@@ -490,6 +493,8 @@ def _run_configs(stage: "StageName", configs: "Sequence[Settings]", is_dry_run: 
         steps = [Step(stage, stage, each) for each in configs]
         show_dry_run(dry_run([SweepPoint((), steps)], [True] * len(steps), store), store)
         return []
+    if rubric := rubric_line(configs[0]):
+        console.note(rubric)
     created = [run_stage(stage, each, store) for each in configs]
     show_results(created, store)
     return created

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.store.store import open_store as open_store
 
 if TYPE_CHECKING:
+    from psychocounsel.config.base import Settings
     from psychocounsel.config.recipe import StageName
     from psychocounsel.stages.recipe import StepPreview
     from psychocounsel.store.artifacts import ArtifactSpec
@@ -194,6 +195,31 @@ def show_end_of_recipe(created: Sequence[Artifact], store: Store) -> None:
     show_end(last, ["show", f"{last.kind}/{last.ref}"], store)
 
 
+def rubric_line(config: "Settings") -> str:
+    """Return the rubric by which a step judges, with the number of its principles; empty where nothing is judged."""
+    from psychocounsel.config.components import JudgeConfig
+    from psychocounsel.judging.rubric import load_rubric
+
+    judge = getattr(config, "judge", None)
+    if not isinstance(judge, JudgeConfig):
+        return ""
+    count = len(load_rubric(judge.rubric).principles)
+    return f"rubric: {judge.rubric} ({count} principle{'s' if count > 1 else ''})"
+
+
+def warn_of_unread_rubric(configs: "Iterable[Settings]", folder: Path) -> None:
+    """Print a warning if a folder has a rubric.yaml, and a judge of its configs names no rubric at all."""
+    from psychocounsel.config.components import JudgeConfig
+
+    own = folder / "rubric.yaml"
+    judges = [judge for each in configs if isinstance(judge := getattr(each, "judge", None), JudgeConfig)]
+    if own.is_file() and any("rubric" not in judge.model_fields_set for judge in judges):
+        default = JudgeConfig().rubric
+        console.note(
+            f"! a judge names no rubric: it uses {default}, and not {own}; write `rubric: {own.name}` under judge"
+        )
+
+
 def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
     """Print what each step would create and pay; of an online run its result, and how much of its rounds is there.
 
@@ -206,6 +232,8 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
         console.result(f"# {preview.step.name}{f', {preview.label}' if preview.label else ''}")
         if console.is_verbose():
             console.result(preview.step.config.model_dump_json(indent=2))
+        if rubric := rubric_line(preview.step.config):
+            console.result(rubric)
         pending = {spec.id for spec in preview.specs if store.find(spec) is None}
         rounds: list[ArtifactSpec] = []
         for spec in preview.specs:

@@ -18,11 +18,13 @@ from psychocounsel.cli.output import (
     launch_overrides,
     open_store,
     overrides_of,
+    rubric_line,
     show_artifacts,
     show_dry_run,
     show_end,
     show_end_of_recipe,
     show_results,
+    warn_of_unread_rubric,
 )
 from psychocounsel.reporting import console
 from psychocounsel.store.store import Store
@@ -71,16 +73,19 @@ def run(
     overrides = overrides_of(
         launch_overrides(sets, num_processes, accelerate), batch=batch, allow_leakage=allow_leakage
     )
-    points = load_points(recipe_folder(recipe), overrides, sweep or [])
+    folder = recipe_folder(recipe)
+    points = load_points(folder, overrides, sweep or [])
     steps = points[0].steps
     chosen = select_steps(steps, only or [], until, start)
     opened = open_store(store, offline)
+    warn_of_unread_rubric([step.config for step in steps], folder)
     if dry_run:
         show_dry_run(preview(points, chosen, opened), opened)
         return
 
     def announce(number: int, step: "Step", label: str) -> None:
-        console.note(f"[{number}/{len(steps)}] {step.name}{f', {label}' if label else ''}")
+        about = [step.name, label, rubric_line(step.config)]
+        console.note(f"[{number}/{len(steps)}] {', '.join(filter(None, about))}")
 
     runs = run_recipe(points, chosen, opened, announce)
     if len(runs) > 1:
