@@ -101,6 +101,14 @@ def test_tables_show_this_config_alternatives_and_machines(llama_8b: Path, tmp_p
     assert "1600 steps" in time.title
 
 
+def test_a_small_model_needs_a_line(tmp_path: Path) -> None:
+    LlamaConfig(**LLAMA_8B | {"hidden_size": 128, "num_hidden_layers": 2}).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    needs = preflight(align_config(tmp_path, **BF16), Store(tmp_path))
+    assert isinstance(needs, str)
+    assert "million weights" in needs
+
+
 def test_a_model_that_is_not_there_leaves_the_needs_unknown(tmp_path: Path) -> None:
     assert isinstance(preflight(align_config(tmp_path / "none"), Store(tmp_path)), str)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Config = TrainRewardConfig | AlignConfig
 TOKENS_PER_PAIR = 783
 """Both answers with their prompts, on average over the paper's data."""
+SMALL_WEIGHTS = 100_000_000
+"""With fewer, every machine will do, and a dry run says so in a line."""
 ALTERNATIVES: dict[str, dict[str, object]] = {
     "full, fp32": {"weights": "fp32", "optimizer": "adamw", "lora": None},
     "full, bf16 + stochastic rounding": {"weights": "bf16", "optimizer": "adamw_bf16_sr", "lora": None},
@@ -63,7 +65,7 @@ def require_disk(config: Config, policy: Policy, work: Path) -> None:
 
 
 def preflight(config: Config, store: Store) -> list[Table] | str:
-    """Return memory per device, time and disk of a training, or why they are not known."""
+    """Return memory per device, time and disk of a training; a line for a small model, or why they are not known."""
     from psychocounsel.training.memory import GB, ModelSize, disk_bytes  # imports torch
 
     try:
@@ -77,6 +79,10 @@ def preflight(config: Config, store: Store) -> list[Table] | str:
     # Of an online run stay the best and the last round's weights, beside those that are being written.
     policies = 1 if online is None else online.rounds if online.keep == "all" else min(online.rounds, 3)
     disk = disk_bytes(size, config.optimisation, policies)
+    if size.weights < SMALL_WEIGHTS:
+        memory = _memory(config, size, config.optimisation, 1, "ddp").total
+        needs = f"about {memory / GB:.1f} GB of memory, {disk / GB:.1f} GB of disk"
+        return f"training {size.weights / 1e6:.1f} million weights: {needs}"
     return [_memory_table(config, size), _time_table(config, size, store, f"{disk / GB:.0f} GB of disk")]
 
 
