@@ -68,11 +68,18 @@ class Preempted(PsychoCounselError):
     exit_code = ExitCode.PREEMPTED
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is spelled like another: but for case and outer blanks the same, or else similar."""
+    known = list(known)
+    same = [each for each in known if each.strip().casefold() == name.strip().casefold()]
+    return next(iter(same or difflib.get_close_matches(name, known, n=1)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a remedy for an unknown name: the known one that is spelled like it, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    close = closest(name, known)
+    return f"did you mean {close!r}?" if close is not None else f"known: {', '.join(known)}"
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -433,6 +433,9 @@ def test_texts_of_the_named_columns_row_by_row() -> None:
     cells: list[dict[str, Any]] = [{"q": "one", "a": "two", "n": 3}, {"q": None, "a": "", "n": 4}]
     rows = [SourceRow(f"x line {line}", each) for line, each in enumerate(cells, 2)]
     assert list(texts_in(rows, ["q", "a"])) == ["one", "two", ""]
-    for column, what in (("text", "there is no column 'text'; set columns to one of: q, a, n"), ("n", "'n' is int")):
+    for column, what in (
+        ("text", "there is no column 'text'; set columns to one of: 'q', 'a', 'n'"),
+        ("n", "'n' is int"),
+    ):
         with pytest.raises(InputError, match=f"x line 2: {what}"):
             list(texts_in(rows, [column]))

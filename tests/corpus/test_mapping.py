@@ -17,7 +17,7 @@ from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.config.sources import CandidateSource, Column, RowSource, SpeechSource
 from psychocounsel.corpus.build import make_corpus
 from psychocounsel.corpus.sources import BadRow, SourceRow, read_rows, read_source, source_fingerprint, text_cell
-from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.stages.build_preferences import specs
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -77,8 +77,15 @@ def test_what_a_column_is(column: Any, expected: str) -> None:
 
 @pytest.mark.parametrize("column", ["nothing", "no such", "nothing[0]", "f(n)", ["topic", "nothing"]])
 def test_a_column_that_is_not_there_is_an_error_with_those_that_are(column: Any) -> None:
-    with pytest.raises(InputError, match=r"a.jsonl line 1: .*choices, a b, n, topic, m"):
+    with pytest.raises(InputError, match=r"a.jsonl line 1: .*'choices', 'a b', 'n', 'topic', 'm'"):
         text_cell(SourceRow("a.jsonl line 1", NESTED), config_of(Wanted, {"column": column}).column)
+
+
+def test_a_file_with_a_header_alone_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n")
+    source = {"path": str(tmp_path / "a.csv"), "columns": {"text": "text"}, **TERMS}
+    with pytest.raises(DataQualityError, match="a file has a header alone"):
+        make_corpus(corpus([source], []), Store(tmp_path / "store"))
 
 
 @pytest.mark.parametrize(

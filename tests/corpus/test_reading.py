@@ -186,7 +186,7 @@ def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"txt": "one", "b": "two"}, "a.csv line 2: there is no column 'text'; set columns to one of: txt, b"),
+        ({"txt": "one", "b": "two"}, "a.csv line 2: there is no column 'text'; did you mean 'txt'?"),
         ({"text": 3}, "a.csv line 2: 'text' is int, not text"),
         ({"text": "a\x00b"}, "a.csv line 2: 'text' holds a NUL character; remove it, or drop the row"),
         ({"text": "a\ud800b"}, "a.csv line 2: 'text' holds a lone surrogate"),
@@ -207,7 +207,9 @@ def test_a_cell_that_cannot_be_used_is_named(row: dict[str, object], message: st
 def test_an_empty_speech_stops_the_reading_unless_it_may_be_dropped() -> None:
     strict = SHORT.model_copy(update={"drop_empty": False})
     for cell in ("", " \n", None):
-        with pytest.raises(InputError, match=r"a\.csv line 2: the speech is empty; drop the row or set corpus\.clean"):
+        with pytest.raises(
+            InputError, match=r"a\.csv line 2: the speech is empty; drop the row, or set drop_empty: true"
+        ):
             read_texts([cell], strict)
 
 

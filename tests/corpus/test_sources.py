@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from psychocounsel.corpus.sources import (
     MAX_LINE_BYTES,
+    cell,
     read_rows,
     source_fingerprint,
     source_name,
@@ -56,6 +57,41 @@ def test_csv_of_other_programs_is_read(tmp_path: Path) -> None:
     assert rows_of(windows) == [("A.CSV line 2", {"text": "one\u2028more", "topic": "x"})]
     unnamed_index = write(tmp_path, "A.CSV", ",text\n0,one\n")
     assert rows_of(unnamed_index) == [("A.CSV line 2", {"": "0", "text": "one"})]
+
+
+@pytest.mark.parametrize("content", ['"id";text\n1;"one, two"\n', 'id\t"text"\n1\tone, two\n'])
+def test_a_csv_file_may_be_separated_otherwise(tmp_path: Path, content: str) -> None:
+    assert rows_of(write(tmp_path, "a.csv", content)) == [("a.csv line 2", {"id": "1", "text": "one, two"})]
+
+
+def test_a_bad_line_drops_its_whole_record_and_moves_no_line_number(tmp_path: Path) -> None:
+    content = b'text,n\n"one\ncaf\xe9\nthree",1\n"two",2\nx\x00y,3\n"four\nfive",4\nlast,5\n'
+    dropped: list[str] = []
+    path = write(tmp_path, "a.csv", content)
+    kept = list(read_rows(path, bad=lambda fault: dropped.append(fault.where)))
+    assert [(row.where, row.values["n"]) for row in kept] == [
+        ("a.csv line 5", "2"),
+        ("a.csv line 7", "4"),
+        ("a.csv line 9", "5"),
+    ]
+    assert dropped == ["a.csv line 3", "a.csv line 6"]
+
+
+@pytest.mark.parametrize(
+    ("header", "remedy"),
+    [
+        ("question ", "did you mean 'question '?"),
+        ("QUESTION", "did you mean 'QUESTION'?"),
+        ("I feel that " + "nobody " * 20, "(the first row is read as the header)"),
+    ],
+)
+def test_a_missing_column_is_told_at_the_header(tmp_path: Path, header: str, remedy: str) -> None:
+    path = write(tmp_path, "a.csv", f"{header}\none\n")
+    with pytest.raises(InputError) as fault:
+        cell(next(read_rows(path)), "question")
+    assert str(fault.value).startswith(f"{path} line 1: there is no column 'question'; ")
+    assert str(fault.value).endswith(remedy)
+    assert len(fault.value.remedy) < 120
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ CONFIG, RESPONSES, ROW = "changed.yaml", "candidates.jsonl", '{"speech": "anger-
         (RESPONSES, "", "", ["candidates.jsonl", "is empty"]),
         (RESPONSES, ROW % "fine" + ROW % "nul \\u0000 inside", "", ["candidates.jsonl line 2"]),
         (RESPONSES, ROW % "fine" + ROW % "lone \\ud800 surrogate", "", ["candidates.jsonl line 2"]),
-        ("", "", "corpus.speeches.0.columns.text=txt", ["no column 'txt'; set columns to one of: key"]),
+        ("", "", "corpus.speeches.0.columns.text=txt", ["no column 'txt'; did you mean 'text'?"]),
         ("", "", "corpus.candidates=[]", ["answers the speeches", "a pool"]),
     ],
 )

@@ -215,10 +215,13 @@ def _build_speeches(
     with closing(read_speeches(sources, config.cleaning, cleaner.speech_filters(), writer.work)) as reading:
         speeches, funnel = reading.speeches, reading.log.funnel
         if not len(speeches):
+            if not funnel.rows_in:
+                fault = "no row was read: a file has a header alone, or `where` holds for no row"
+                raise DataQualityError(fault, where="corpus.speeches", remedy="check the files, and where")
             raise DataQualityError(
                 f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
                 where="corpus.speeches",
-                remedy="check the columns, or loosen corpus.cleaning",
+                remedy="check the columns, or loosen cleaning",
             )
         assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
         alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)

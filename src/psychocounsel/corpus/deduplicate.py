@@ -292,7 +292,7 @@ def assign_splits(
         raise DataQualityError(
             f"no speech is left for {' and '.join(empty)}: {seen} were kept",
             where="corpus.split",
-            remedy="add speeches, loosen corpus.cleaning, or change the shares",
+            remedy="add speeches, loosen cleaning, or change the shares",
         )
     return [split_of[at] for at in place.tolist()]
 

@@ -450,7 +450,7 @@ def _read_into(
                 )
             if speech is None:
                 if not (cleaning.drop_empty or source.drops_bad_rows):
-                    remedy = "drop the row or set corpus.cleaning.drop_empty"
+                    remedy = "drop the row, or set drop_empty: true under cleaning"
                     raise InputError("the speech is empty", where=row.where, remedy=remedy)
                 reading.log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
                 continue

@@ -5,12 +5,13 @@ import io
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import has_magic
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias, cast
 
@@ -21,7 +22,7 @@ from psychocounsel.config.components import PREFIX, locate
 from psychocounsel.config.expressions import evaluate
 from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
 from psychocounsel.corpus.text import require_text
-from psychocounsel.errors import InputError
+from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
@@ -32,18 +33,21 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 1_000_000
 MAX_JSON_BYTES = 200_000_000
+SHOWN_CHARS = 40
 
 
 class SourceRow(NamedTuple):
     """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is.
 
-    `file` is the one that holds it, where a source has several; it begins where their folders differ.
+    `file` is the one that holds it, where a source has several; it begins where their folders differ. `header` is
+    where the columns are named, in files that do so once.
     """
 
     where: str
     values: Mapping[str, Any]
     conversation: str = ""
     file: str = ""
+    header: str = ""
 
 
 class BadRow(NamedTuple):
@@ -220,6 +224,7 @@ def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceR
 
 # --- Formats --------------------
 
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -248,7 +253,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path, bad: OnBadRow) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines of UTF-8 text; only a line feed ends one: U+2028 inside a text does not."""
+    """Yield numbered lines of UTF-8 text, also the bad ones; only a line feed ends one: U+2028 in a text does not."""
     try:
         with _opened(path) as stream:
             for number, line in enumerate(_raw_lines(stream), start=1):
@@ -260,14 +265,12 @@ def _lines(path: Path, bad: OnBadRow) -> Iterator[tuple[int, str]]:
                 where, remedy = f"{path.name} line {number}", "save the file as UTF-8 text, one row per line"
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise InputError("is UTF-16 text", where=where, remedy=remedy)
-                try:
-                    decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    fault, decoded = fault or "is not UTF-8 text", ""
-                if fault is None:
-                    yield number, decoded
-                else:
+                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+                if fault is None and _ESCAPED_BYTE.search(decoded):
+                    fault = "is not UTF-8 text"
+                if fault is not None:
                     bad(InputError(fault, where=where, remedy=remedy))
+                yield number, decoded
     except OSError as fault:
         message = f"cannot be opened or read: {fault.strerror or fault}"
         raise InputError(message, where=str(path), remedy="check the file and its permissions") from None
@@ -283,14 +286,20 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 def _csv_rows(path: Path, bad: OnBadRow, delimiter: str = ",") -> Iterator[SourceRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader((line for _, line in _lines(path, bad)), strict=True, delimiter=delimiter)
-    where, names = next(_csv_records(reader, path, _refuse), ("", None))
+    faults: list[InputError] = []
+    lines = (line for _, line in _lines(path, faults.append))
+    first = next(lines, "")
+    if "," not in first and delimiter == ",":  # where a comma is the decimal point, spreadsheets write semicolons
+        delimiter = next((each for each in ";\t" if each in first), delimiter)
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
+    where, names = next(_csv_records(reader, path, faults, _refuse), ("", None))
     if names is None:
         raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
     _require_distinct(names, where)
-    for where, fields in _csv_records(reader, path, bad):
+    header = str(path.with_name(where))
+    for where, fields in _csv_records(reader, path, faults, bad):
         if len(fields) == len(names):
-            yield SourceRow(where, dict(zip(names, fields, strict=True)))
+            yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
         else:
             fault = f"has {len(fields)} fields where the header has {len(names)}"
             remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
@@ -300,28 +309,46 @@ def _csv_rows(path: Path, bad: OnBadRow, delimiter: str = ",") -> Iterator[Sourc
 def _require_distinct(names: Sequence[str], where: str) -> None:
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise InputError(f"two columns are called {repeated[0]!r}", where=where, remedy="give each its own name")
+        raise InputError(f"two columns are called {_shown(repeated[0])}", where=where, remedy="give each its own name")
 
 
-def _csv_records(reader: "_csv.Reader", path: Path, bad: OnBadRow) -> Iterator[tuple[str, list[str]]]:
-    """Yield the fields of each remaining record, and the line where it begins; blank lines are skipped."""
+def _shown(column: object) -> str:
+    """Return a column's name with quotes, cut: without a header it is a client's text."""
+    name = str(column)
+    return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
+
+
+def _csv_records(
+    reader: "_csv.Reader", path: Path, faults: list[InputError], bad: OnBadRow
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield the fields of each remaining record, and the line where it begins; blank lines are skipped.
+
+    `faults` are those of lines that were read since; a record with one is bad as a whole.
+    """
     while True:
         where = f"{path.name} line {reader.line_num + 1}"
         try:
             fields = next(reader, None)
         except csv.Error as fault:
             remedy = "correct the row that begins there, or set on_bad_row: drop"
-            bad(InputError(f"cannot be read as CSV: {fault}", where=where, remedy=remedy))
-            continue
-        if fields is None:
+            faults.append(InputError(f"cannot be read as CSV: {fault}", where=where, remedy=remedy))
+            fields = None
+        if faults:
+            bad(faults[0])
+            faults.clear()
+        elif fields is None:
             return
-        if fields:
+        elif fields:
             yield where, fields
 
 
 def _jsonl_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
-    for number, line in _lines(path, bad):
+    faults: list[InputError] = []
+    for number, line in _lines(path, faults.append):
+        if faults:
+            bad(faults.pop())
+            continue
         if not line.strip():
             continue
         where = f"{path.name} line {number}"
@@ -386,9 +413,10 @@ def _xlsx_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
         raise InputError(f"cannot be read as a workbook: {fault}", where=path.name, remedy="check the file") from None
     names = [str(name).strip() for name in next(cells, [])]
     _require_distinct([name for name in names if name], f"{path.name} row 1")
+    header = str(path.with_name(f"{path.name} row 1"))
     for number, row in enumerate(cells, start=2):
         values = [_spreadsheet_value(value) for value in row]
-        yield SourceRow(f"{path.name} row {number}", dict(zip(names, values, strict=True)))
+        yield SourceRow(f"{path.name} row {number}", dict(zip(names, values, strict=True)), header=header)
 
 
 def _spreadsheet_value(value: object) -> object:
@@ -440,14 +468,19 @@ def cell(row: SourceRow, column: Column) -> object:
 
 
 def _evaluated(row: SourceRow, expression: str) -> object:
-    known = ", ".join(str(name) for name in row.values)
+    remedy, where = f"set columns to one of: {', '.join(map(_shown, row.values))}", row.where
     try:
         return evaluate(expression, row.values)
     except KeyError as missing:
-        fault = f"there is no column {missing.args[0]!r}"
+        name = str(missing.args[0])
+        fault, where = f"there is no column {name!r}", row.header or row.where
+        if close := closest(name, map(str, row.values)):
+            remedy = f"did you mean {_shown(close)}?"
+        elif row.header:
+            remedy += " (the first row is read as the header)"
     except ValueError as wrong:
         fault = str(wrong)
-    raise InputError(fault, where=row.where, remedy=f"set columns to one of: {known}")
+    raise InputError(fault, where=where, remedy=remedy)
 
 
 def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:

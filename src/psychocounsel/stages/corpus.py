@@ -69,7 +69,7 @@ def _show_effects(config: CorpusConfig, corpus: CorpusArtifacts, store: Store) -
         raise DataQualityError(
             "; ".join(flags),
             where="corpus.cleaning.strict",
-            remedy=f"look at {page}, then change corpus.cleaning or leave strict out",
+            remedy=f"look at {page}, then change cleaning or leave strict out",
         )
 
 
