@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.components import Settings
-from psychocounsel.config.corpus import TopicsConfig
+from psychocounsel.config.corpus import CorpusConfig, TopicsConfig
 from psychocounsel.config.loading import MAX_CONFIG_BYTES, MAX_DEPTH, load_config, read_yaml
 from psychocounsel.config.schema import (
     BuildPreferencesConfig,
@@ -97,6 +97,20 @@ def test_only_true_and_false_are_booleans(tmp_path: Path, word: str) -> None:
     message = fault_of(tmp_path, REWARD + f"  gradient_checkpointing: {word}\n")
     assert "line 8: optimisation.gradient_checkpointing" in message
     assert "a boolean as true or false" in message
+
+
+def test_an_unknown_key_of_the_only_source_is_no_missing_source(tmp_path: Path) -> None:
+    path = write(tmp_path, CORPUS.replace("path:", "pth: a\n    path:"), "corpus.yaml")
+    with pytest.raises(ConfigError) as fault:
+        load_config(CorpusConfig, path)
+    assert "unknown key" in str(fault.value)
+    assert len(str(fault.value).splitlines()) == 1
+
+
+def test_only_a_number_is_to_be_written_without_quotes(tmp_path: Path) -> None:
+    message = fault_of(tmp_path, REWARD, "optimisation.learning_rate=zero")
+    assert "(got 'zero'); write a number" in message
+    assert "boolean" not in message
 
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:

@@ -178,7 +178,11 @@ def _validated(model: type[S], document: Document, folder: Path, overrides: Sequ
     try:
         return model.model_validate(document.data, context=folder)
     except ValidationError as invalid:
-        faults = [_explain(error, model, document, step) for error in invalid.errors()]
+        # A list whose items are wrong counts as empty: that alone is no fault.
+        errors = invalid.errors()
+        around = {error["loc"][:length] for error in errors for length in range(len(error["loc"]))}
+        told = (each for each in errors if each["type"] != "too_short" or each["loc"] not in around)
+        faults = [_explain(error, model, document, step) for error in told]
         raise ConfigError("\n".join(faults)) from None
 
 
@@ -285,7 +289,10 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             if not isinstance(given, (dict, list)):
                 message += f" (got {given!r})"
             if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
-                message += "; write it without quotes, a boolean as true or false"
+                number = "write it without quotes" if any(map(str.isdigit, given)) else "write a number"
+                message += (
+                    f"; {'write it without quotes, a boolean as true or false' if kind == 'bool_type' else number}"
+                )
             elif isinstance(given, int | float) and kind == "string_type":
                 message += "; write it in quotes"
     return f"{where}: {key}: {message}"
