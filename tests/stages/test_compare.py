@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chat_server import ChatServer, Reply, answer_by_schema
 
 from miniature import SAMPLING, configs, write_yaml
@@ -61,6 +62,22 @@ def test_policies_are_compared_by_speech_and_ranked(
     assert any(row[0] == "speeches about crisis" for row in slices)
     assert "policy answers: responder.sampling.temperature" in ended.out
     assert "judge." not in ended.out[ended.out.index("Settings that differ") :]
+
+
+@pytest.mark.parametrize(("stage", "run"), [("align-dpo", "mini-dpo"), ("align", "mini-online")])
+def test_settings_of_the_policies_explain_what_differs(
+    miniature: Miniature, cli: Cli, store: Path, stage: str, run: str
+) -> None:
+    config = miniature.recipe / f"{stage}.yaml"
+    ended = cli("align", config, "--set", "name=other", "--set", "beta=0.3", "--store", store)
+    assert ended.code == 0, ended.err
+    for model in (run, "other"):
+        win_rate_of(model, cli, miniature, store, f"name=by-{model}", f"policy.model=policies/{model}")
+    ended = cli("compare", f"comparisons/by-{run}", "comparisons/by-other", "--store", store)
+    assert ended.code == 0, ended.err
+    settings = {row[0]: row[1:] for row in table(ended.out, "Settings that differ")}
+    assert settings.pop("policy answers: model: beta")[1] == "0.3"
+    assert settings.keys() <= {"policy answers: responder.author", "policy answers: model: weights_of_round"}
 
 
 def test_second_judge_stands_beside_the_first(miniature: Miniature, cli: Cli, store: Path) -> None:

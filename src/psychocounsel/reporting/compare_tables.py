@@ -1,11 +1,13 @@
 """Several comparisons side by side: policies by speech and ranked, judges by their verdicts, slices, and settings."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import combinations
 from typing import Any, cast
 
+from psychocounsel.errors import StoreError
 from psychocounsel.evaluation.agreement import coefficient, nominal_kappa
 from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rates
 from psychocounsel.evaluation.ranking import ELO, Game, bradley_terry, paired_difference
@@ -22,6 +24,11 @@ from psychocounsel.store.store import Store, artifact_keys, flatten
 from psychocounsel.types import Rate, Spread
 
 _ANSWERS = ("policy answers", "reference answers")
+_PARENT, _LAST_ROUND = "parent ", "last round"
+_MADE = re.compile(
+    r"last round|previous policy|pairs|initial probe|probe \d+|reference"
+)  # parents that a run made itself
+_OUTCOMES = {"weights_of_round"}
 
 
 class _Compared:
@@ -367,7 +374,8 @@ def _slice_table(compared: Sequence[_Compared]) -> Table:
 def settings_table(artifacts: Sequence[Artifact], store: Store) -> Table:
     """Return the settings, parents and versions that differ between artifacts, by dotted keys.
 
-    Of a comparison, those of its answers as well; of the result of an online run, those of its last round.
+    Of comparisons, those of the answers, models and data as well that they come from; of an online round, those of its
+    pairs, and of the result of an online run, those of its last round.
     """
     rows = tuple(
         (name, *(repr(own[each.ref]) if each.ref in own else "(absent)" for each in artifacts))
@@ -379,22 +387,61 @@ def settings_table(artifacts: Sequence[Artifact], store: Store) -> Table:
 
 def _differing_settings(artifacts: Sequence[Artifact], store: Store) -> dict[str, dict[str, Any]]:
     """Return each setting that differs, by the reference of every artifact that has it."""
-    keys = {each.ref: _settings(each, store) for each in artifacts}
-    names = sorted({name for own in keys.values() for name in own})
+    by_ref = {each.ref: each for each in artifacts}
+    is_explained = all(each.kind == "comparisons" for each in artifacts)
+    found = _explained(by_ref, store, set()) if is_explained else _differing(by_ref, store)
+    return dict(sorted(found.items()))
+
+
+def _differing(by_ref: Mapping[str, Artifact], store: Store) -> dict[str, dict[str, Any]]:
+    keys = {ref: _settings(each, store) for ref, each in by_ref.items()}
+    names = {name for own in keys.values() for name in own}
     found = {name: {ref: own[name] for ref, own in keys.items() if name in own} for name in names}
     return {name: own for name, own in found.items() if len(own) < len(keys) or len(set(map(repr, own.values()))) > 1}
 
 
+def _explained(by_ref: Mapping[str, Artifact], store: Store, seen: set[tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+    """Return what differs, with what differs in the parents in place of a parent.
+
+    What a run made itself, such as rounds and probes, differs where its settings or other parents do: it is followed
+    only where these do not.
+    """
+    found = _differing(by_ref, store)
+    roles = sorted(name.removeprefix(_PARENT) for name in found if name.startswith(_PARENT))
+    parents = {role: _side_by_side(by_ref, role, store) for role in roles}
+    made = [role for role in roles if _MADE.fullmatch(role)]
+    if len(made) < len(found.keys() - _OUTCOMES):
+        for role in made:
+            del found[_PARENT + role], parents[role]
+    for role, own in parents.items():
+        if own is not None:
+            del found[_PARENT + role]
+            ids = tuple(each.id for each in own.values())
+            if ids not in seen:
+                seen.add(ids)
+                found |= {f"{role}: {name}": values for name, values in _explained(own, store, seen).items()}
+    return found
+
+
+def _side_by_side(by_ref: Mapping[str, Artifact], role: str, store: Store) -> dict[str, Artifact] | None:
+    """Return the parents of a role, or None if one has none, is not in the store, or was made in another way."""
+    try:
+        found = {ref: store.open(each.parent(role)) for ref, each in by_ref.items() if _has(each, role)}
+        ways = {(each.kind, _settings(each, store).get("mode")) for each in found.values()}
+    except StoreError:
+        return None
+    return found if len(found) == len(by_ref) and len(ways) == 1 else None
+
+
+def _has(artifact: Artifact, role: str) -> bool:
+    return any(parent.role == role for parent in artifact.parents)
+
+
 def _settings(artifact: Artifact, store: Store) -> dict[str, Any]:
     own = artifact_keys(artifact)
-    for role in _ANSWERS if artifact.kind == "comparisons" else ():
-        answers = artifact_keys(store.open(artifact.parent(role)))
-        own = {name: value for name, value in own.items() if name != f"parent {role}"}
-        own |= {f"{role}: {name}": value for name, value in answers.items()}
-    for parent in artifact.parents:
-        if parent.role == "last round":
-            last = store.open(parent)
-            pairs = store.open(last.parent("pairs"))
-            for each in (store.open(pairs.parent("candidates")), pairs, last):
-                own |= flatten(each.manifest["settings"])
+    last = store.open(artifact.parent(_LAST_ROUND)) if _has(artifact, _LAST_ROUND) else artifact
+    if _has(last, "previous policy"):
+        pairs = store.open(last.parent("pairs"))
+        for each in (store.open(pairs.parent("candidates")), pairs, last):
+            own |= flatten(each.manifest["settings"])
     return own
