@@ -33,6 +33,17 @@ def test_the_headline_says_whether_the_rate_differs_from_a_coin(estimate: float,
     assert headline.sentence.count("distinguishable") == verdict.count("distinguishable")
 
 
+@pytest.mark.parametrize(
+    ("estimate", "caveat"),
+    [(0.68, ""), (0.48, "48.0 % (38.0 to 58.0 %): not distinguishable"), (0.3, ": worse than 50")],
+)
+def test_a_better_rate_that_equal_length_does_not_bear_out_says_so(estimate: float, caveat: str) -> None:
+    control = {**comparison_metrics()["length_controlled"], "rate": rate(estimate)}
+    (headline,) = headlines([compared(win_rate=rate(0.72), length_controlled=control)], [], {})
+    sentence = headline.sentence.replace("\N{NO-BREAK SPACE}", " ")
+    assert ("at equal length" in sentence, caveat in sentence) == (bool(caveat), True)
+
+
 def test_a_warning_about_one_comparison_stands_under_its_headline_and_a_shared_one_above_all() -> None:
     shared, own = "Rated by nobody.", "Trained on its test."
     both = [compared("dpo", (shared, own)), compared("online", (shared,))]

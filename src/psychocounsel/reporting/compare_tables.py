@@ -151,12 +151,13 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
         for each in sorted(compared, key=lambda each: -each.metrics.win_rate.estimate)
     )
     header = (
-        *("comparison", "policy", "reference", "judge", "win rate", "decided", "equal length", "n", "missing", "flips"),
-        "crisis",
+        *("comparison", "policy", "reference", "judge", "win rate", "decided"),
+        *("equal length, effect pooled", "n", "missing", "flips", "crisis"),
     )
     title = (
-        "Win rates of the policies over their references, ties half, the highest first. At equal length, policies with "
-        "one judge and one reference share the effect of length."
+        "Win rates of the policies over their references, ties half, the highest first. With the effect of length "
+        "pooled, policies with one judge and one reference share it, to be compared with each other; the rate at equal "
+        "length to quote for one policy is that of its own comparison."
     )
     return Table("policies", title, header, "lllllrlrrrl", rows)
 

@@ -64,13 +64,13 @@ def headlines(
 def _sentence(compared: Compared) -> str:
     metrics = compared.metrics
     rate = metrics.win_rate
-    verdict = (
-        f"better than 50{PERCENT}"
-        if rate.low > 0.5
-        else f"worse than 50{PERCENT}"
-        if rate.high < 0.5
-        else f"not distinguishable from 50{PERCENT}"
-    )
+    verdict = _against_half(rate)
+    at_equal_length = metrics.length_controlled.rate
+    if rate.low > 0.5 and at_equal_length and at_equal_length.low <= 0.5:
+        verdict += (
+            f"; at equal length {percent(at_equal_length.estimate)} ({interval(at_equal_length)}): "
+            f"{_against_half(at_equal_length)}"
+        )
     worst, best = metrics.missing_as_losses.estimate, metrics.missing_as_wins.estimate
     missing = (
         f" {rate.missing} of {rate.n + rate.missing} comparisons have no result: if they were lost or won, the rate "
@@ -85,6 +85,12 @@ def _sentence(compared: Compared) -> str:
         f"({interval(rate)}) of the comparisons, ties half, on {metrics.speeches} speeches"
         f"{draws_each(metrics.draws)}: {verdict}.{missing}{leak}"
     )
+
+
+def _against_half(rate: Rate) -> str:
+    if rate.low > 0.5:
+        return f"better than 50{PERCENT}"
+    return f"worse than 50{PERCENT}" if rate.high < 0.5 else f"not distinguishable from 50{PERCENT}"
 
 
 def _by_people(anchored: AnchorMetrics | None) -> str:
