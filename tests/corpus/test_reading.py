@@ -263,11 +263,14 @@ def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
             "I don't want to be alive", "I don\u2019t want to wake up", "I want to die",
             "I started cutting myself again", "hurting myself", "self-harm", "He said he'd kill himself",
             "They are better off without me.",
+            "I can't even bring myself to care if I live or die anymore", "I don't care whether I live.",
         ]),
         (False, [
             "I am ending my marriage in spring.", "ending my lease was a relief", "We took his car to the garage",
             "My brother wants to diet", "I do not want to stay with my parents", "I cut my hair myself",
             "This job is killing me", "I wish I were taller",
+            "They don't care if I live with my mother",
+            "I don't care if I live in a small flat", "Who cares if I leave?",
         ]),
     ],
 )  # fmt: skip

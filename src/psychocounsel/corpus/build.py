@@ -83,7 +83,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 11
+VERSION = 12
 
 _TOPIC_BATCH = 4096
 _CACHED_TURNS = 10_000

@@ -218,6 +218,7 @@ _CRISIS = re.compile(
     r"\bsuicid|\bself[- ]?harm|\bkill(ed|ing)? (my|him|her|them)sel(f|ves)"
     r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it all\b"
     r"|\b(hurt|harm|cut)(ting|ing)? myself\b|\b(want|wish)(ed|ing|s)? (to die|(i|he|she) (was|were) dead)\b"
+    r"|\bcare (if|whether) i (live|die)(?= or\b| any ?more|\s*[.,;!?]|\s*$)"
     r"|\bbetter off (dead|without me)\b"
     r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|wake up)\b",
     re.IGNORECASE,
