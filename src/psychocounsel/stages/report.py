@@ -25,7 +25,7 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Candidate, Judgement
 
-VERSION = 4
+VERSION = 5
 STAGE = "report"
 
 
