@@ -86,8 +86,16 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Load a file and wait until it has loaded."""
-        self.address, self.has_loaded = path.resolve().as_uri(), False
-        self.call("Page.navigate", url=self.address)
+        self.address = path.resolve().as_uri()
+        self._load("Page.navigate", url=self.address)
+
+    def reload(self) -> None:
+        """Load the page again and wait until it has loaded."""
+        self._load("Page.reload")
+
+    def _load(self, method: str, **parameters: Any) -> None:
+        self.has_loaded = False
+        self.call(method, **parameters)
         while not self.has_loaded:
             self._receive()
 

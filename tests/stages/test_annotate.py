@@ -342,7 +342,7 @@ def test_a_rater_compares_with_the_keyboard_alone(
         for pressed in ("ArrowLeft", "t", "b", "ArrowRight", "s"):
             page.press(pressed)
         assert text(page, "place") == "4 of 5"
-        page.evaluate("location.reload()")
+        page.reload()
         page.wait_for("document.readyState === 'complete' && !document.getElementById('start').hidden")
         page.press("Tab")  # no key labels anything before the start
         page.evaluate("document.querySelector('#begin button').click()")
