@@ -1,6 +1,5 @@
 """Builds the artifacts of a corpus: its split speeches and the ready responses to them."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psychocounsel.config.corpus import ENTITIES, CorpusConfig
+from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.sources import CandidateSource, ExcludedSource, SpeechSource
 from psychocounsel.corpus.ahead import PreparedTexts
 from psychocounsel.corpus.authors import KnownPeople, Person, author_name, common_phrases, person
@@ -30,6 +29,7 @@ from psychocounsel.corpus.cleaning import (
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deduplicate import ExclusionIndex, assign_splits, cluster_ids, with_conversations
 from psychocounsel.corpus.deidentify import (
+    PLACEHOLDER,
     Deidentifier,
     Placeholders,
     deidentify,
@@ -90,7 +90,6 @@ _CACHED_TURNS = 10_000
 _CONTACTS = {"PHONE", "EMAIL", "URL"}
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
 _TEMPLATE_SPEECHES, _TEMPLATE_SHARE = 20, 0.1
-_PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of work with a label and a total: a context that yields `advance(count)`."""
@@ -496,7 +495,7 @@ class _Cleaner:
             for turn in hidden.get(speech_id, ()):
                 deidentify(turn, finder, known[speech_id])
         shared, plain = known[speech_id], prepared.plain
-        of_authors = {match.group() for match in _PLACEHOLDER.finditer(plain) if match.group() not in raw}
+        of_authors = {match.group() for match in PLACEHOLDER.finditer(plain) if match.group() not in raw}
         return deidentify(shared.rename(plain, of_authors), finder, shared)
 
     def _prepare_all(self, what: str, open_preparation: Callable[[], Callable[[str], Prepared]]) -> PrepareAll:
@@ -524,7 +523,7 @@ class _Cleaner:
 
     def _count(self, plain: str, text: str) -> None:
         if text != plain:
-            new = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(plain))
+            new = set(PLACEHOLDER.findall(text)) - set(PLACEHOLDER.findall(plain))
             self._replaced.update(entity for entity, _ in new)
 
     def deidentification(self, texts: Iterable[str], count: int) -> dict[str, Any] | None:

@@ -241,8 +241,10 @@ def _ending(path: Path) -> str:
 
 def _seekable(path: Path) -> BinaryIO:
     """Open a file whose end is read first, decompressed in memory if it is compressed."""
+    if path.suffix.lower() not in _COMPRESSIONS:
+        return path.open("rb")
     with _opened(path) as stream:
-        return io.BytesIO(stream.read()) if path.suffix.lower() in _COMPRESSIONS else path.open("rb")
+        return io.BytesIO(stream.read())
 
 
 def _opened(path: Path) -> BinaryIO:

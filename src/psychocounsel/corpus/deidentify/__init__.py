@@ -20,7 +20,7 @@ from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, METHOD_AUTHOR
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
-_PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
+PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 _POSSESSIVE = re.compile(r"['\u2019][sS]?$")
 _WORD = re.compile(r"\w+")
 
@@ -48,13 +48,13 @@ class Placeholders:
 
     def reserve(self, text: str) -> None:
         """Use none of the placeholders that the text already contains."""
-        for entity, number in _PLACEHOLDER.findall(text):
+        for entity, number in PLACEHOLDER.findall(text):
             self._last[entity] = max(self._last[entity], int(number))
 
     def rename(self, text: str, numbered: Iterable[str]) -> str:
         """Return a text with other placeholders for the given ones, which were not numbered here."""
         new = {each: self._new(each[1:].rpartition("_")[0]) for each in sorted(numbered)}
-        return _PLACEHOLDER.sub(lambda match: new.get(match.group(), match.group()), text)
+        return PLACEHOLDER.sub(lambda match: new.get(match.group(), match.group()), text)
 
     def again_in(self, text: str) -> Iterator[Span]:
         """Yield where a text repeats, capitalised, the names of known people that are no ordinary words."""
@@ -116,7 +116,7 @@ def deidentify(text: str, finder: Deidentifier, placeholders: Placeholders | Non
 
 
 def _outside_placeholders(text: str, spans: Sequence[Span]) -> Iterator[Span]:
-    taken = [match.span() for match in _PLACEHOLDER.finditer(text)] if spans else []
+    taken = [match.span() for match in PLACEHOLDER.finditer(text)] if spans else []
     for span in spans:
         if span.entity == "PERSON" and (ending := _POSSESSIVE.search(text, span.start, span.end)):
             span = span._replace(end=ending.start())
