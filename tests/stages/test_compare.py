@@ -11,7 +11,9 @@ import pytest
 from chat_server import ChatServer, Reply, answer_by_schema
 
 from miniature import SAMPLING, configs, write_yaml
+from psychocounsel.store.artifacts import ArtifactSpec
 from psychocounsel.store.store import Store
+from psychocounsel.types import Rate
 from running import Cli, Miniature
 
 
@@ -97,6 +99,45 @@ def test_second_judge_stands_beside_the_first(miniature: Miniature, cli: Cli, st
     assert judges[5] == "8"
     assert "Paired differences" not in ended.out  # one policy
     assert "Ranking" not in ended.out
+    assert "corrected by people's labels" not in ended.out  # nobody labelled them
+
+
+@pytest.mark.parametrize(("headline", "rate", "words"), [("anchored", 0.61, "judge and"), ("human_only", 0.6, "alone")])
+def test_a_rate_that_labels_correct_stands_beside_the_judges(
+    miniature: Miniature, cli: Cli, store: Path, headline: str, rate: float, words: str
+) -> None:
+    win_rate_of("dpo", cli, miniature, store, "name=by-dpo", "policy.model=mini-dpo")
+    opened = Store(store)
+    compared = next(each for each in opened.artifacts("comparisons") if each.name == "by-dpo")
+    rates = {"judge_only": 0.9, "human_only": 0.6, "anchored": 0.61}
+    metrics = {
+        **{name: Rate(each, each - 0.1, each + 0.05, 120).as_dict() for name, each in rates.items()},
+        **{"judge": "offline", "labelled": 120, "unlabelled": 9, "skipped": 0, "judge_holds": False, "bias": None},
+        **{
+            "headline": headline,
+            "rho": None,
+            "kappa": None,
+            "lambda": 0.4,
+            "labels_worth": None,
+            "raters": {"ann": 120},
+        },
+        "agreement": {"items": 0, "raw": None, "kappa": None, "alpha": None},
+    }
+    parents = tuple(compared.as_parent(role) for role in ("comparisons", "labels"))
+    spec = ArtifactSpec("anchors", "by-dpo", "anchor", 1, {}, parents)
+    opened.make(spec, lambda writer: writer.write_metrics(metrics))
+    command = ("compare", "comparisons/by-dpo", "comparisons/mini", "--store", store)
+    (row,) = table(cli(*command).out.replace("\N{NO-BREAK SPACE}", " "), "Win rates corrected")
+    assert row[0] == compared.ref
+    assert row[2:4] == [
+        "90.0 % [80.0 to 95.0 %]",
+        f"{100 * rate:.1f} % [{100 * rate - 10:.1f} to {100 * rate + 5:.1f} %]",
+    ]
+    assert words in row[4]
+    assert "120 speeches (raters: ann)" in row[4]
+    data = json.loads(cli(*command, "--json").out)["comparisons"]
+    assert data[0]["corrected"]["estimate"] == rate
+    assert (data[0]["corrected"]["by"], data[1]["corrected"]) == (headline, None)
 
 
 def test_what_cannot_be_compared_is_refused(miniature: Miniature, cli: Cli) -> None:

@@ -189,7 +189,8 @@ def compare(
 ) -> None:
     """Compare policies, or judges, across win rates.
 
-    Paired differences by speech with intervals, a ranking, agreement of judges, slices, and settings that differ.
+    Rates that people's labels correct, paired differences by speech with intervals, a ranking, agreement of judges,
+    slices, and settings that differ.
     """
     from psychocounsel.reporting.artifact_tables import warnings_of
     from psychocounsel.reporting.compare_tables import compare_data, compare_tables
@@ -199,17 +200,18 @@ def compare(
     found = list({each.id: each for each in (open_artifact(opened, ref, "comparisons") for ref in refs)}.values())
     if len(found) < 2:
         raise ConfigError("one comparison cannot be compared", where=refs[0], remedy="name another one, or use show")
+    anchors = opened.artifacts("anchors")
     warned: dict[str, list[str]] = {}
     for each in found:
         for warning in dict.fromkeys([*each.warnings, *warnings_of(each)]):
             warned.setdefault(warning, []).append(each.name)
     if as_json:
-        _print_json({"warnings": warned, **compare_data(found, opened)})
+        _print_json({"warnings": warned, **compare_data(found, opened, anchors)})
         return
     for warning, names in warned.items():
         whose = "" if len(names) == len(found) else f"{', '.join(names)}: "
         console.result(f"! {whose}{warning}")
-    console.result("\n\n".join(as_text(table) for table in compare_tables(found, opened)))
+    console.result("\n\n".join(as_text(table) for table in compare_tables(found, opened, anchors)))
 
 
 ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, one reply per line.")]

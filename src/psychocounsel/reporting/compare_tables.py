@@ -17,6 +17,7 @@ from psychocounsel.reporting.artifact_tables import key_metric
 from psychocounsel.reporting.comparison_tables import shortest_first
 from psychocounsel.reporting.tables import NONE, Row, Table, percent, with_interval
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.evaluation_metrics import AnchorMetrics
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
 from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
@@ -34,9 +35,10 @@ _OUTCOMES = {"weights_of_round"}
 class _Compared:
     """A comparison: its metrics, the answers of both sides, and the points that the policy won."""
 
-    def __init__(self, artifact: Artifact, store: Store) -> None:
+    def __init__(self, artifact: Artifact, store: Store, anchors: Sequence[Artifact] = ()) -> None:
         self.artifact, self._store = artifact, store
         self.metrics = cast("ComparisonMetrics", metrics_of(artifact))
+        self.anchor = next((each for each in reversed(anchors) if each.parent("comparisons").id == artifact.id), None)
         answers = [store.open(artifact.parent(role)) for role in _ANSWERS]
         self.policy, self.reference = map(_player, answers)
         self.answers = answers
@@ -87,19 +89,21 @@ def _player(answers: Artifact) -> str:
     return digest_of([answers.manifest["settings"]["responder"], model])
 
 
-def compare_tables(comparisons: Sequence[Artifact], store: Store) -> list[Table]:
+def compare_tables(comparisons: Sequence[Artifact], store: Store, anchors: Sequence[Artifact] = ()) -> list[Table]:
     """Return the tables across comparisons, the most important first; those without rows are left out.
 
     Policies are compared with each other where they met one reference, before one judge; judges where they saw the
-    same two sides. Strengths are fitted for each judge who saw more than two players.
+    same two sides. Strengths are fitted for each judge who saw more than two players. `anchors` correct the win rates
+    of those comparisons that they are about, of several the last.
 
     Raises:
         StoreError: the table or the metrics of a comparison cannot be read.
     """
-    compared = [_Compared(each, store) for each in comparisons]
+    compared = [_Compared(each, store, anchors) for each in comparisons]
     names = _names(compared)
     found = [
         _policy_table(compared, names),
+        _corrected_table(compared, names),
         _difference_table(compared, names),
         *_ranking_tables(compared, names),
         _judge_table(compared, names),
@@ -162,6 +166,36 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
     return Table("policies", title, header, "lllllrlrrrl", rows)
 
 
+def _corrections(compared: Sequence[_Compared]) -> Iterator[tuple[_Compared, Artifact, AnchorMetrics]]:
+    """Yield the comparisons that people labelled, each with what its labels make of the win rate."""
+    for each in compared:
+        if each.anchor is not None:
+            yield each, each.anchor, cast("AnchorMetrics", metrics_of(each.anchor))
+
+
+def _corrected_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
+    rows = tuple(
+        (
+            each.artifact.ref,
+            f"{names[each.policy]} over {names[each.reference]}",
+            with_interval(found.judge_only),
+            with_interval(found.rate),
+            f"{_CORRECTED_BY[found.headline]} {found.labelled} speeches (raters: {', '.join(found.raters)})",
+            anchor.ref,
+        )
+        for each, anchor, found in _corrections(compared)
+    )
+    title = (
+        "Win rates corrected by people's labels, 95 % intervals: the rates to cite. All other tables are by the judge "
+        "alone, and labels of one comparison say nothing about the others."
+    )
+    header = ("comparison", "policy and reference", "judge alone", "corrected", "by", "anchor")
+    return Table("corrected", title, header, "llllll", rows)
+
+
+_CORRECTED_BY = {"anchored": "judge and labels of", "human_only": "labels alone, of"}
+
+
 def rate_or_counts(rate: Rate) -> str:
     """Return a rate with its interval; of few comparisons only how many points of how many."""
     if rate.n < MIN_SLICE:
@@ -180,19 +214,25 @@ def _paired_differences(compared: Sequence[_Compared]) -> Iterator[tuple[_Compar
             yield first, second, found
 
 
-def compare_data(comparisons: Sequence[Artifact], store: Store) -> dict[str, Any]:
+def compare_data(comparisons: Sequence[Artifact], store: Store, anchors: Sequence[Artifact] = ()) -> dict[str, Any]:
     """Return comparisons, their paired differences and the settings that differ, ready for JSON.
 
-    Shares and their differences are between 0 and 1. Errors are those of `compare_tables`.
+    Shares and their differences are between 0 and 1. `anchors` and errors are those of `compare_tables`.
     """
-    compared = [_Compared(each, store) for each in comparisons]
+    compared = [_Compared(each, store, anchors) for each in comparisons]
     names = _names(compared)
+    corrected = {
+        each.artifact.id: found.rate.as_dict()
+        | {"by": found.headline, "labelled": found.labelled, "raters": dict(found.raters), "anchor": anchor.ref}
+        for each, anchor, found in _corrections(compared)
+    }
     return {
         "comparisons": [
             {
                 **{"ref": each.artifact.ref, "id": each.artifact.id, "judge": each.metrics.judges.evaluation},
                 **{"policy": names[each.policy], "reference": names[each.reference]},
                 "metrics": each.artifact.metrics,
+                "corrected": corrected.get(each.artifact.id),
             }
             for each in compared
         ],

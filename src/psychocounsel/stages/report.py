@@ -75,7 +75,8 @@ def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:
         *(_rated_items(store, each, config.max_items) for each in judgements),
         *(_imported_items(each, config.max_items) for each in preferences),
     ]
-    across = compare_tables(compared, store) if len(compared) > 1 else []
+    anchors = [each for each in shown if each.kind == "anchors"]
+    across = compare_tables(compared, store, anchors) if len(compared) > 1 else []
     items = tuple(group for group in sets if group.items)
     data = ReportData(config.name, tuple(shown), items, config.examples, tuple(across))
     write_bytes(writer.file(REPORT_FILE), render_report(data).encode("utf-8"))
