@@ -39,8 +39,11 @@ def test_changed_evaluation_line_reruns_evaluation_and_report(miniature: Miniatu
     assert cli("run", miniature.recipe, "--store", store, "--set", "eval-winrate.confidence=0.9").code == 0
     after = made(store)
     assert {each.partition("@")[0] for each in after - before} == {"comparisons mini", "reports mini"}
+    (original,) = (each for each in before if each.startswith("comparisons "))
+    assert original.partition("@")[2] not in cli("show", "comparisons/mini", "--store", store).out
     again = cli("run", miniature.recipe, "--store", store)
     assert again.code == 0
+    assert original.partition("@")[2] in cli("show", "comparisons/mini", "--store", store).out, "its run was the last"
     steps = [line for line in again.out.splitlines() if line.startswith(("created", "up to date"))]
     assert len(steps) == len(STEPS)
     assert all(line.startswith("up to date: ") for line in steps)

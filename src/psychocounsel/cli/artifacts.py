@@ -23,9 +23,9 @@ def list_artifacts(
     as_json: AsJson = False,
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """List the artifacts, oldest first.
+    """List the artifacts.
 
-    With the number of rows, the size and the key metric of each.
+    With the number of rows, the size and the key metric of each. Of several with one name, the name means the last.
     """
     from psychocounsel.reporting.artifact_tables import key_metric, row_count
     from psychocounsel.reporting.tables import Table, as_text

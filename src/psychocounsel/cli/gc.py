@@ -37,7 +37,7 @@ def gc(
 ) -> None:
     """Free disk space in the store.
 
-    Keeps the newest artifact of each name, every report, people's labels, and all that these were made from. Builds to
+    Keeps what each name means, every report, people's labels, and all that these were made from. Builds to
     be resumed stay, and paid replies always.
     """
     from psychocounsel.reporting.tables import Table, as_text

@@ -1,7 +1,7 @@
 """Leakage: evaluated speeches that a model was trained on, they themselves or near-duplicates of them.
 
-A name means the newest artifact. After the corpus is split anew, a model made before is easily measured on its own
-training speeches.
+A name means what was made or run last. After the corpus is split anew, a model made before is easily measured on its
+own training speeches.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -143,6 +143,11 @@ class Artifact:
         return self.as_parent("").ref
 
     @property
+    def named_at(self) -> str:
+        """When a run made it or, while its name meant another one, found it: of one name, the last is what it means."""
+        return self.manifest.get("named_at", self.manifest["created_at"])
+
+    @property
     def parents(self) -> tuple[Parent, ...]:
         """The artifacts it was made from."""
         return tuple(Parent(**parent) for parent in self.manifest["parents"])
@@ -273,6 +278,11 @@ def alias(found: Artifact, name: str, folder: Path) -> Artifact:
         for file_name in found.kept_files:
             link_or_copy(found.file(file_name), folder / file_name)
     return _with_manifest(folder, {**found.manifest, "name": name, "created_at": _now()}, is_new=False)
+
+
+def name_again(artifact: Artifact) -> Artifact:
+    """Return an artifact with a manifest by which its name means it, and not one that was made later."""
+    return _with_manifest(artifact.folder, {**artifact.manifest, "named_at": _now()}, artifact.is_new)
 
 
 def drop_files(artifact: Artifact, names: Collection[str], remedy: str) -> Artifact:

@@ -32,7 +32,7 @@ class Garbage(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays besides the newest artifact of each name and all that it was made from.
+    """What stays besides the artifact that each name means and all that it was made from.
 
     `ids` are of artifacts that the user names, and `reports` says whether older reports stay, too; all come with their
     ancestors. With `rounds` the weights of all rounds of online runs stay, otherwise those of the best and the last.
@@ -65,9 +65,9 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
 
 def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     """Return the ids of what a name resolves to, of reports and people's labels, and of all ancestors of these."""
-    newest = {(each.kind, each.name): each.id for each in artifacts}
+    named = {(each.kind, each.name): each.id for each in artifacts}
     kinds = (*_OF_PEOPLE, *(("reports",) if kept.reports else ()))
-    pending = {*newest.values(), *kept.ids, *(each.id for each in artifacts if each.kind in kinds)}
+    pending = {*named.values(), *kept.ids, *(each.id for each in artifacts if each.kind in kinds)}
     by_id = {each.id: each for each in artifacts}
     needed: set[str] = set()
     while pending:

@@ -24,6 +24,7 @@ from psychocounsel.store.artifacts import (
     Kind,
     Parent,
     alias,
+    name_again,
 )
 from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, umask, write_faults
 
@@ -78,14 +79,14 @@ class Store:
         """
         found = self.find(spec)
         if found is not None and found.name == spec.name and not (whole and found.dropped):
-            return found  # without a lock, so that a store that is read-only can be read
+            return self._named_again(spec, found)  # without a lock, so that a store that is read-only can be read
         folder = self.folder_of(spec)
         lock = self.root / LOCKS / f"{spec.kind}-{spec.id[:16]}.lock"
         with hold_lock(lock, f"{spec.kind} {spec.ref}"), self.in_use(), write_faults(folder, only=FULL_DISK):
             found = self.find(spec)
             is_to_be_restored = whole and found is not None and bool(found.dropped)
             if found is not None and not is_to_be_restored:
-                return found if found.name == spec.name else alias(found, spec.name, folder)
+                return self._named_again(spec, found) if found.name == spec.name else alias(found, spec.name, folder)
             if not is_to_be_restored:
                 self._set_damaged_aside(spec)
             self._announce(spec)
@@ -103,6 +104,17 @@ class Store:
             inherited = [warning for parent in parents for warning in self.open(parent).warnings]
             warnings = list(dict.fromkeys([*inherited, *spec.warnings, *writer.warnings]))
             return writer.commit(warnings, time.monotonic() - started)
+
+    def _named_again(self, spec: ArtifactSpec, found: Artifact) -> Artifact:
+        """Have the name of an artifact mean it, also where one that was made later has the same name."""
+        last = [each for each in self.artifacts(spec.kind) if each.name == spec.name][-1]
+        if self.base is not None or last.id == found.id:
+            return found
+        try:
+            return name_again(found)
+        except IncompleteError:
+            self.notify_once(f"{spec.kind}/{spec.name} still means {last.ref}: the store cannot be written to")
+            return found
 
     @contextmanager
     def in_use(self, *, alone: bool = False) -> Generator[None]:
@@ -190,7 +202,10 @@ class Store:
             log.info(f"{spec.kind} {spec.ref}: damaged, moved to {aside.name}, created again")
 
     def artifacts(self, kind: Kind | None = None) -> list[Artifact]:
-        """Return the artifacts, oldest first. One with an unreadable manifest is left out and logged."""
+        """Return the artifacts; of several with one name, the last is what the name means, as `named_at` says.
+
+        One with an unreadable manifest is left out and logged.
+        """
         found: list[Artifact] = []
         folders = [root / each for root in self._roots for each in (KINDS if kind is None else (kind,))]
         for manifest in sorted(path for folder in folders for path in folder.glob(f"[!.]*/{MANIFEST}")):
@@ -198,7 +213,7 @@ class Store:
                 found.append(open_artifact(manifest.parent))
             except StoreError as fault:
                 self.notify_once(f"left out: {fault}")
-        return sorted(found, key=lambda artifact: (artifact.manifest["created_at"], artifact.id))
+        return sorted(found, key=_when_named)
 
     def notify_once(self, text: str) -> None:
         """Log a line unless this store has logged it before."""
@@ -229,6 +244,10 @@ class Store:
         if root != self.root.resolve() and root not in self._other_roots:
             self._other_roots.append(root)
         return artifact
+
+
+def _when_named(artifact: Artifact) -> tuple[str, str]:
+    return artifact.named_at, artifact.id
 
 
 def open_store(folder: Path, is_offline: bool = False) -> Store:
