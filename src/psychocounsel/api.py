@@ -87,7 +87,7 @@ class Store:
         return self._opened
 
     def open(self, ref: str) -> Artifact:
-        """Return the artifact of `name@id8`, `name` (what a run made or found last), `name@best`, `kind/name`, or a path.
+        """Return the artifact of `name@id8`, `name` (what a run found last), `name@best`, `kind/name`, or a path.
 
         Raises:
             ConfigError: nothing has this reference, or artifacts of several kinds have.

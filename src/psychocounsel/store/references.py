@@ -61,8 +61,8 @@ class ModelReference(NamedTuple):
 def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     """Return the artifact of a reference, or the spec of one that the present recipe run is going to create.
 
-    `ref` is `name@id8`, `name` (what a run made or found last), `name@best` (as noted by its stage), `kind/name`, or the
-    path of an artifact's folder. No `kinds` means every kind.
+    `ref` is `name@id8`, `name` (what a run made or found last), `name@best` (as noted by its stage), `kind/name`, or
+    the path of an artifact's folder. No `kinds` means every kind.
 
     Raises:
         ConfigError: nothing has this reference, or artifacts of several kinds have; the message names similar ones.
