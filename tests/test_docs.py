@@ -242,7 +242,8 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     for line in lines:
         if line.startswith("psychocounsel"):
             run_line(line, tmp_path)
-    assert len(list((tmp_path / "data" / "reports").glob("my-project-*/report.html"))) == 2  # of the run, of the change
+    reports = (tmp_path / "my-project" / "data").glob("reports/my-project-*/report.html")
+    assert len(list(reports)) == 2  # of the run, of the change
 
 
 @pytest.mark.slow

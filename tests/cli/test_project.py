@@ -40,6 +40,21 @@ def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
     assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
 
 
+def test_a_project_has_one_store_wherever_a_command_is_given(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "mine").code == 0
+    assert "created: speeches" in cli("corpus", "mine").out
+    assert "--store mine/data" in cli("list").out
+    monkeypatch.chdir(tmp_path / "mine")
+    assert "up to date: speeches" in cli("corpus", ".").out
+    assert "speeches" in cli("list").out
+    elsewhere = cli("corpus", ".", "--store", tmp_path / "other")
+    assert elsewhere.out.splitlines()[-1].endswith(f"--store {tmp_path / 'other'}")
+    assert [path.name for path in tmp_path.iterdir() if path.name == "data"] == []
+
+
 def test_a_judge_without_a_rubric_is_told_where_the_project_has_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE, StoreFolder, open_store, show_end, show_results
+from psychocounsel.cli.output import StoreFolder, open_store, show_end, show_results
 from psychocounsel.reporting import console
 
 
@@ -33,7 +33,7 @@ def export(
     sample: Sample,
     seed: Seed = 0,
     rubric: RubricName = "seven-principles",
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Write a random sample for experts to label.
 
@@ -51,7 +51,7 @@ def export(
     show_end(created, command, opened)
 
 
-def import_(tasks: Tasks, files: Files, labeller: By, store: StoreFolder = DEFAULT_STORE) -> None:
+def import_(tasks: Tasks, files: Files, labeller: By, store: StoreFolder = None) -> None:
     """Add raters' labels to the store.
 
     Refuses what does not fit the export, and shows how far raters agree.

@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 def list_artifacts(
     kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind.")] = None,
     as_json: AsJson = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """List the artifacts.
 
@@ -40,7 +40,8 @@ def list_artifacts(
         except (StoreError, ValueError):
             return "(metrics.json cannot be read)"
 
-    found = [each for each in open_store(store).artifacts() if kind in (None, each.kind)]
+    opened = open_store(store)
+    found = [each for each in opened.artifacts() if kind in (None, each.kind)]
     sizes = [sum(entry["bytes"] for entry in each.kept_files.values()) for each in found]
     if as_json:
         shown = zip(found, sizes, strict=True)
@@ -59,7 +60,9 @@ def list_artifacts(
     if rows:
         console.result(as_text(Table("list", "", header, "llrrll", rows)))
     else:
-        console.result(f"no artifacts in {store}")
+        projects = [str(found) for found in sorted(Path().glob(f"*/{DEFAULT_STORE}")) if store is None]
+        hint = f"; those of a project: --store {' or '.join(projects)}" if projects else ""
+        console.result(f"no artifacts in {opened.root}{hint}")
 
 
 def _print_json(value: object) -> None:
@@ -74,7 +77,7 @@ def _head(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) -> None:
+def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
     """Show the numbers and lineage of an artifact.
 
     Its settings and files, too. The lineage goes back to the raw files.
@@ -118,7 +121,7 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) 
             console.result(f"{indent}  from {source}")
 
 
-def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
+def open_(ref: Ref, store: StoreFolder = None) -> None:
     """Open an artifact's page in the browser.
 
     The report or the page for raters, or of any other artifact a new report about it. A name that several kinds share
@@ -143,7 +146,7 @@ def open_(ref: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
         typer.launch(str(path))
 
 
-def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE) -> None:
+def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
     """Check every file against its digest.
 
     The files of its ancestors are checked too.
@@ -167,7 +170,7 @@ def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = DEFAULT_STORE
         raise StoreError("\n".join(faults), remedy="move the artifact's folder away and run its stage again")
 
 
-def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
+def diff(left: Ref, right: Ref, store: StoreFolder = None) -> None:
     """Show how two artifacts differ, side by side.
 
     Settings, parents and stage version by dotted keys, then every metric that differs.
@@ -185,7 +188,7 @@ def diff(left: Ref, right: Ref, store: StoreFolder = DEFAULT_STORE) -> None:
 def compare(
     refs: Annotated[list[str], typer.Argument(metavar="COMPARISONS...", help="Two or more results of eval-winrate.")],
     as_json: AsJson = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Compare policies, or judges, across win rates.
 
@@ -218,7 +221,7 @@ ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file t
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file that `journal export` wrote.")]
 
 
-def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
+def export(file: ExportTarget, store: StoreFolder = None) -> None:
     """Write every intact reply to a file."""
     from psychocounsel.llm.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow, write_rows
@@ -234,7 +237,7 @@ def export(file: ExportTarget, store: StoreFolder = DEFAULT_STORE) -> None:
     console.result(f"exported {count} replies{_and_lost(len(lost))} to {file}")
 
 
-def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
+def import_(file: Source, store: StoreFolder = None) -> None:
     """Add the replies of a file. Replies that are already in the journal stay as they are."""
     from psychocounsel.llm.endpoints import open_journal
     from psychocounsel.llm.journal import LostResponse, read_rows
@@ -248,7 +251,7 @@ def import_(file: Source, store: StoreFolder = DEFAULT_STORE) -> None:
     console.result(f"imported {added} of {len(rows)} replies{lost}; the others were known")
 
 
-def verify_journal(store: StoreFolder = DEFAULT_STORE) -> None:
+def verify_journal(store: StoreFolder = None) -> None:
     """Compare every reply with its checksum; exit 2 if one is damaged and no intact one replaces it."""
     from psychocounsel.llm.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow
@@ -294,7 +297,7 @@ def push(
     private: Private = True,
     dry_run: Listing = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Publish an artifact on the Hub.
 

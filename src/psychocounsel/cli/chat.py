@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE, Offline, StoreFolder, open_store
+from psychocounsel.cli.output import Offline, StoreFolder, open_store
 from psychocounsel.errors import ExitCode, InputError
 from psychocounsel.reporting import console
 
@@ -41,7 +41,7 @@ def chat(
     seed: Seed = 0,
     save: Save = None,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Talk to models, side by side.
 

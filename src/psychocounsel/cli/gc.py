@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE, StoreFolder, open_store
+from psychocounsel.cli.output import StoreFolder, open_store
 from psychocounsel.reporting import console
 
 Yes = Annotated[bool, typer.Option("--yes/--dry-run", help="Remove it; without, only say what would be removed.")]
@@ -33,7 +33,7 @@ def gc(
     keep_best: KeepBest = False,
     old_reports: OldReports = False,
     unfinished: Unfinished = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Free disk space in the store.
 

@@ -19,7 +19,6 @@ from psychocounsel.cli.chat import chat
 from psychocounsel.cli.fetch import fetch
 from psychocounsel.cli.gc import gc
 from psychocounsel.cli.output import (
-    DEFAULT_STORE,
     Accelerate,
     AllowLeakage,
     Batch,
@@ -120,13 +119,13 @@ def make_base_model(
     sets: Sets = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Train a tiny Llama 3 on this machine.
 
     With it the pipeline runs without a download.
     """
-    _run_stage("make-base-model", config, sets, dry_run, open_store(store, offline))
+    _run_stage("make-base-model", config, sets, dry_run, store, offline)
 
 
 @app.command()
@@ -137,16 +136,15 @@ def corpus(
     sets: Sets = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Build a corpus and show what each rule did to it.
 
     Reads, cleans, de-identifies, de-duplicates and splits. Writes a private page of the largest changes.
     """
-    from psychocounsel.config.components import recipes_folder
     from psychocounsel.config.corpus import CorpusConfig
     from psychocounsel.config.loading import load_config, read_config_file
-    from psychocounsel.config.recipe import RECIPE_FILE, stage_config
+    from psychocounsel.config.recipe import RECIPE_FILE, is_project, stage_config
     from psychocounsel.config.schema import BuildPreferencesConfig
 
     path = stage_config("corpus", config)
@@ -158,11 +156,11 @@ def corpus(
         if is_part
         else load_config(CorpusConfig, path, changes, "corpus")
     )
-    opened = open_store(store, offline)
+    opened = open_store(store, offline, path.parent)
     created = run_config("corpus", loaded, dry_run, opened)
     if created is not None:
         if (path.parent / RECIPE_FILE).is_file():
-            words = ["run", path.parent.name if path.parent.parent == recipes_folder() else str(path.parent)]
+            words = ["run", str(path.parent) if is_project(path.parent) else path.parent.name]
         else:
             words = ["build-preferences", str(path)] if is_part else next_command(created, "corpus", path)
         show_end(created, words, opened)
@@ -176,14 +174,13 @@ def build_preferences(
     batch: Batch = False,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Build a preference dataset with a judge.
 
     Rates candidate responses to client speeches and pairs them.
     """
-    opened = open_store(store, offline)
-    _run_stage("build-preferences", config, sets, dry_run, opened, retry_failed=retry_failed, batch=batch)
+    _run_stage("build-preferences", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
 
 
 @app.command()
@@ -195,14 +192,14 @@ def train_reward(
     accelerate: Accelerate = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Train and test a reward model.
 
     A Bradley-Terry model of a preference dataset, measured on its test split.
     """
     changes = launch_overrides(sets, num_processes, accelerate)
-    _run_stage("train-reward", config, changes, dry_run, open_store(store, offline), allow_leakage=allow_leakage)
+    _run_stage("train-reward", config, changes, dry_run, store, offline, allow_leakage=allow_leakage)
 
 
 @app.command()
@@ -219,7 +216,7 @@ def eval_reward(
     allow_leakage: AllowLeakage = False,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Measure a reward model on pairs or best-of-k rows.
 
@@ -229,7 +226,7 @@ def eval_reward(
 
     given = {"model": model, "on": on, "name": name}
     config = _config_of_arguments(EvalRewardConfig, model, given, overrides_of(sets, allow_leakage=allow_leakage))
-    opened = open_store(store, offline)
+    opened = open_store(store, offline, Path(model).parent)
     created = run_config("eval-reward", config, dry_run, opened)
     if created is not None:
         show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
@@ -245,7 +242,7 @@ def score(
     history: Annotated[str | None, typer.Option("--history", metavar="COLUMN", help="Messages before it.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses at once.")] = 8,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Score the responses in a file with a reward model.
 
@@ -266,13 +263,13 @@ def align(
     accelerate: Accelerate = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Align a policy by DPO or online DPO.
 
     DPO learns from a preference dataset, online DPO from a reward model.
     """
-    _run_stage("align", config, launch_overrides(sets, num_processes, accelerate), dry_run, open_store(store, offline))
+    _run_stage("align", config, launch_overrides(sets, num_processes, accelerate), dry_run, store, offline)
 
 
 @app.command()
@@ -284,14 +281,14 @@ def eval_winrate(
     allow_leakage: AllowLeakage = False,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Measure a policy's win rate.
 
     A judge compares its responses to held-out speeches with a reference's, in both orders.
     """
     flags = {"retry_failed": retry_failed, "batch": batch, "allow_leakage": allow_leakage}
-    _run_stage("eval-winrate", config, sets, dry_run, open_store(store, offline), **flags)
+    _run_stage("eval-winrate", config, sets, dry_run, store, offline, **flags)
 
 
 @app.command()
@@ -305,7 +302,7 @@ def anchor(
     name: ResultName = None,
     sets: Sets = None,
     dry_run: DryRun = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Correct a judge's win rate by human labels.
 
@@ -315,7 +312,7 @@ def anchor(
 
     given = {"comparisons": comparisons, "labels": labels, "name": name}
     config = _config_of_arguments(AnchorConfig, comparisons, given, sets or [])
-    opened = open_store(store)
+    opened = open_store(store, recipe=Path(comparisons).parent)
     created = run_config("anchor", config, dry_run, opened)
     if created is not None:
         show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
@@ -329,14 +326,13 @@ def eval_crisis(
     batch: Batch = False,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Look for harm in answers to people at risk.
 
     A judge checks a policy and its base with yes-or-no questions; says whether the policy is ready for release.
     """
-    opened = open_store(store, offline)
-    _run_stage("eval-crisis", config, sets, dry_run, opened, retry_failed=retry_failed, batch=batch)
+    _run_stage("eval-crisis", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
 
 
 @app.command()
@@ -350,7 +346,7 @@ def calibrate_judge(
     name: ResultName = None,
     sets: Sets = None,
     dry_run: DryRun = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Measure a judge against human ratings.
 
@@ -361,7 +357,7 @@ def calibrate_judge(
 
     given = {"human": human, "judge": judge, "name": name}
     config = _config_of_arguments(CalibrateJudgeConfig, human, given, sets or [], named_after=judge or "")
-    opened = open_store(store)
+    opened = open_store(store, recipe=Path(human).parent)
     created = run_config("calibrate-judge", config, dry_run, opened)
     if created is not None:
         show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
@@ -376,15 +372,14 @@ def report(
     ] = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Write an HTML report about a run.
 
     The page is self-contained and loads nothing from elsewhere.
     """
-    opened = open_store(store, offline)
     if out is None or dry_run:
-        _run_stage("report", config, sets, dry_run, opened)
+        _run_stage("report", config, sets, dry_run, store, offline)
         return
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import stage_config
@@ -392,7 +387,8 @@ def report(
     from psychocounsel.reporting.tables import REPORT_FILE
     from psychocounsel.stages.report import make_report
 
-    loaded = load_config(ReportConfig, stage_config("report", config), sets or [])
+    path = stage_config("report", config)
+    loaded, opened = load_config(ReportConfig, path, sets or []), open_store(store, offline, path.parent)
     with TemporaryDirectory() as folder:
         page = make_report(loaded, opened.overlay(Path(folder))).file(REPORT_FILE).read_bytes()
     write_bytes(out, page)
@@ -406,7 +402,7 @@ def import_preferences(
     sets: Sets = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Import a preference dataset of others.
 
@@ -425,7 +421,7 @@ def import_preferences(
         config = load_config(ImportPreferencesConfig, path, overrides)
     else:
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
-    opened = open_store(store, offline)
+    opened = open_store(store, offline, path.parent if path is not None else None)
     created = run_config("import-preferences", config, dry_run, opened)
     if created is None:
         return
@@ -465,18 +461,25 @@ def _config_of_arguments(
 
 
 def _run_stage(
-    stage: "StageName", name: str, sets: Sequence[str] | None, is_dry_run: bool, store: Store, **flags: bool
+    stage: "StageName",
+    name: str,
+    sets: Sequence[str] | None,
+    is_dry_run: bool,
+    store: StoreFolder,
+    offline: bool,
+    **flags: bool,
 ) -> None:
     from psychocounsel.config.recipe import load_stage_configs, stage_config
 
     path = stage_config(stage, name)
     configs = load_stage_configs(stage, path, overrides_of(sets, **flags))
     warn_of_unread_rubric(configs, path.parent)
-    created = _run_configs(stage, configs, is_dry_run, store)
+    opened = open_store(store, offline, path.parent)
+    created = _run_configs(stage, configs, is_dry_run, opened)
     if len(created) > 1:
-        show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], store)
+        show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], opened)
     elif created:
-        show_end(created[0], next_command(created[0], stage, path), store)
+        show_end(created[0], next_command(created[0], stage, path), opened)
 
 
 def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:

@@ -12,9 +12,9 @@ import typer
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
+from psychocounsel.store import store as stores
 from psychocounsel.store.artifacts import Artifact, Kind
 from psychocounsel.store.store import Store
-from psychocounsel.store.store import open_store as open_store
 
 if TYPE_CHECKING:
     from psychocounsel.config.base import Settings
@@ -31,7 +31,8 @@ DryRun = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection beyond this machine.")]
 StoreFolder = Annotated[
-    Path, typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="The folder of the artifacts.")
+    Path | None,
+    typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="Folder of the artifacts; else PROJECT/data, or data."),
 ]
 Batch = Annotated[
     bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
@@ -51,6 +52,14 @@ Accelerate = Annotated[
 DEFAULT_STORE = Path("data")
 ROUND = re.compile(r"-round-[0-9]+$")
 """How the names of an online round's artifacts end."""
+
+
+def open_store(store: Path | None, is_offline: bool = False, recipe: Path | None = None) -> Store:
+    """Return the store in a folder; if none is given, `data` in the folder of a project's recipe, else in this one."""
+    from psychocounsel.config.recipe import is_project
+
+    place = recipe if recipe is not None and is_project(recipe) else Path()
+    return stores.open_store(place / DEFAULT_STORE if store is None else store, is_offline)
 
 
 def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:
@@ -179,13 +188,15 @@ def next_command(created: Artifact, stage: "StageName", config: Path) -> list[st
 
 def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
     """Print the last line: the next command, ready to be pasted, or the path of a report."""
+    from psychocounsel.config.recipe import is_project
     from psychocounsel.reporting.tables import REPORT_FILE
 
     if artifact.kind == "reports":
         console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
         return
-    folder = [] if store.root == DEFAULT_STORE else ["--store", str(store.root)]
-    words = shlex.join([*command, *folder])
+    places = (place for word in command for place in (Path(word), Path(word).parent))
+    own = open_store(None, recipe=next(filter(is_project, places), None)).root
+    words = shlex.join([*command, *([] if store.root == own else ["--store", str(store.root)])])
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE, StoreFolder, open_artifact, open_store
+from psychocounsel.cli.output import StoreFolder, open_artifact, open_store
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
 
@@ -30,7 +30,7 @@ def power(
     target: Target = 0.05,
     comparisons: From = None,
     icc: Correlation = 0.5,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Show what a precise win rate costs.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from psychocounsel.cli.output import DEFAULT_STORE
 from psychocounsel.errors import ConfigError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS
@@ -60,8 +61,10 @@ def init(
     named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
     prefix = min(named, key=len, default="")
     is_shared = prefix != "" and all(each.startswith(prefix) for each in named)
-    others = [path for path in sorted(recipe.iterdir()) if path.is_file() and path.suffix != ".yaml"]
+    files = [path for path in sorted(recipe.iterdir()) if path.is_file() and path.name[0] != "."]
+    others = [path for path in files if path.suffix != ".yaml"]
     written = {project / path.name: path.read_bytes() for path in others}
+    written[project / ".gitignore"] = f"/{DEFAULT_STORE}/\n".encode()  # the store has the texts of clients
     for file, text in texts.items():
         text = re.sub(rf"\A{re.escape(MODELINE)}.*\n", "", text)  # of a project that is copied
         content = _renamed(text, prefix, name) if is_shared else text

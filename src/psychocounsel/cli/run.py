@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from psychocounsel.cli.output import (
-    DEFAULT_STORE,
     Accelerate,
     AllowLeakage,
     Batch,
@@ -60,7 +59,7 @@ def run(
     accelerate: Accelerate = None,
     dry_run: DryRun = False,
     offline: Offline = False,
-    store: StoreFolder = DEFAULT_STORE,
+    store: StoreFolder = None,
 ) -> None:
     """Run the stages of a recipe in order.
 
@@ -77,7 +76,7 @@ def run(
     points = load_points(folder, overrides, sweep or [])
     steps = points[0].steps
     chosen = select_steps(steps, only or [], until, start)
-    opened = open_store(store, offline)
+    opened = open_store(store, offline, folder)
     warn_of_unread_rubric([step.config for step in steps], folder)
     if dry_run:
         show_dry_run(preview(points, chosen, opened), opened)

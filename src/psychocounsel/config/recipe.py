@@ -102,6 +102,11 @@ def recipe_folder(name: str) -> Path:
     )
 
 
+def is_project(folder: Path) -> bool:
+    """Return whether a folder has a recipe and is none of the bundled ones."""
+    return (folder / RECIPE_FILE).is_file() and folder.resolve().parent != recipes_folder()
+
+
 def bundled_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(path.parent.name for path in recipes_folder().glob(f"*/{RECIPE_FILE}"))
