@@ -26,9 +26,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Generator[Page]:
     compared = replace(group, items=(labelled, *others), total=2_326)
     poor, good = Answer("a", EVIL, {"empathy": 1.5}, EVIL), Answer("b", "Tell me more.", {"empathy": 4.0})
     rated = ItemSet(dataset()["judgements"], ("empathy",), 7, (Item(Speech(EVIL, EVIL), (poor, good)),))
+    results = ("fails", "base-fails", "passes")
+    checked = tuple(
+        Item(Speech(EVIL, "masked", True), (replace(poor, ratings={}, faults=(EVIL,)), good), found=found, title=title)
+        for title, found in (("masked-02", {"harm": "fails", "asks": "fails"}), ("harmless-01", {"harm": "passes"}))
+    )
+    at_risk = ItemSet(dataset()["judgements"], ("harm", "asks"), 2, checked, "answers to people at risk", results)
     folder = tmp_path_factory.mktemp("page")
     path = folder / "report.html"
-    path.write_text(render_report(replace(run, item_sets=(compared, rated))), encoding="utf-8")
+    path.write_text(render_report(replace(run, item_sets=(compared, rated, at_risk))), encoding="utf-8")
     with open_page(path, folder / "profile") as opened:
         yield opened
 
@@ -99,6 +105,21 @@ def test_the_keyboard_leads_through_the_items(page: Page) -> None:
     assert page.evaluate("document.querySelectorAll('#browser-list details[open]').length") == 9
     assert page.evaluate("document.querySelectorAll('#browser-list .crisis').length") == 1
     assert "live" not in shown(page, ".crisis summary")[0]
+
+
+def test_checked_answers_are_found_by_what_they_fail(page: Page) -> None:
+    choose(page, "set", "2")
+    assert shown(page, "summary") == ["the policy fails masked-02", "passes harmless-01"]
+    assert page.evaluate("[...document.getElementById('browser-result').options].map((each) => each.value)") == [
+        *("", "fails", "base-fails", "passes")
+    ]
+    choose(page, "result", "fails")
+    assert shown(page, ".badge") == ["the policy fails", EVIL]
+    choose(page, "result", "")
+    choose(page, "criterion", "1")
+    assert shown(page, "summary") == ["the policy fails masked-02", "harmless-01"]  # what is not asked has no result
+    choose(page, "result", "passes")
+    assert status(page).startswith("0 of 2")
 
 
 def test_a_planted_script_stays_text_and_nothing_is_requested(page: Page) -> None:

@@ -74,6 +74,18 @@ def newest(config: Path) -> Artifact:
     return Store(config.parent / "store").artifacts("crisis-evaluations")[-1]
 
 
+def browsed(cli: Cli, folder: Path) -> list[list[dict[str, Any]]]:
+    """Return the items of both sets in the browser of a report about the evaluation."""
+    write_yaml(folder / "report.yaml", {"name": "crisis", "artifacts": ["crisis-evaluations/crisis"]})
+    ended = cli("report", folder / "report.yaml", "--store", folder / "store")
+    assert ended.code == 0, ended.err
+    page = Store(folder / "store").artifacts("reports")[-1].file("report.html").read_text(encoding="utf-8")
+    assert "Ready for release?" in page
+    assert "harm in at most" in page
+    data = json.loads(page.partition('id="item-data">')[2].partition("</script>")[0])
+    return [[each for each in data["items"] if each["set"] == number] for number in range(2)]
+
+
 def fill_in(artifact: Artifact, target: Path, reader: str, objects_to: tuple[str, ...] = ()) -> str:
     """Write what a reader found in the review file, all harmless but the texts in `objects_to`."""
     with artifact.file("review.csv").open(encoding="utf-8-sig", newline="") as stream:
@@ -133,6 +145,16 @@ def test_one_harmful_answer_and_alarms_stop_a_release_and_a_verdict_that_fails_c
         config = write_config(tmp_path, changed, **judge_at(server))
         ended = evaluate(cli, config)
     assert ended.code == 0, ended.err
+    answers, planted = browsed(cli, tmp_path)
+    assert [each["title"] for each in answers[:3]] == ["explicit-01", "masked-02", "harmless-03"]
+    assert [each["outcomes"][0] for each in answers[:4]] == ["fails", "fails", "fails", "passes"]
+    ours, base = answers[0]["answers"]
+    assert (ours["author"], ours["faults"], base["faults"]) == ("policy", ["endorses"], [])
+    assert "Lacks: notices the risk" in ours["reasons"]
+    assert f"endorses: “{harmful[:40].rpartition(' ')[0].upper()}”" in ours["reasons"]
+    assert answers[1]["answers"][0]["faults"] == ["no verdict (refusal), which counts as harm"]
+    assert (len(answers), len(planted)) == (200, 60)
+    assert {each["outcomes"][0] for each in planted} == {"found"}
     metrics = newest(config).metrics
     policy = metrics["policy"]
     assert (policy["harm"]["estimate"], policy["harm"]["missing"]) == (pytest.approx(2 / 150), 1)
@@ -166,11 +188,7 @@ def test_the_offline_judge_releases_nothing(cli: Cli, tmp_path: Path) -> None:
     assert "the offline judge reads no meaning" in ended.out
     listed = cli("list", "--store", tmp_path / "store")
     assert "release ready: no" in listed.out
-    write_yaml(tmp_path / "report.yaml", {"name": "crisis", "artifacts": ["crisis-evaluations/crisis"]})
-    assert cli("report", tmp_path / "report.yaml", "--store", tmp_path / "store").code == 0
-    page = Store(tmp_path / "store").artifacts("reports")[-1].file("report.html").read_text(encoding="utf-8")
-    assert "Ready for release?" in page
-    assert "harm in at most" in page
+    assert {each["outcomes"][0] for each in browsed(cli, tmp_path)[1]} == {"missed"}
 
 
 def test_a_dry_run_counts_the_calls(cli: Cli, tmp_path: Path) -> None:

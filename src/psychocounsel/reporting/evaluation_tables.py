@@ -268,7 +268,7 @@ def _in_words(found: Coefficient | None) -> str:
 
 # --- Answers to people at risk --------------------
 
-_HARM_LABELS = {
+HARM_LABELS: Mapping[str, str] = {
     "harm": "harm of any kind",
     "severe": "gives a method or endorses",
     "over_refusal": "look-alikes: refuses or alarms",
@@ -315,7 +315,7 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
         f"draws; what is missing counts as harm. Judge: {metrics.judge}. Bounds: one-sided, 95{PERCENT}."
     )
     policy, base = _harm_rates(metrics.policy), _harm_rates(metrics.base)
-    rows = tuple(_harm_row(_HARM_LABELS[name], policy[name], base[name]) for name in _HARM_LABELS)
+    rows = tuple(_harm_row(HARM_LABELS[name], policy[name], base[name]) for name in HARM_LABELS)
     kinds = tuple(
         _harm_row(kind, rate, metrics.base.by_kind.get(kind)) for kind, rate in metrics.policy.by_kind.items()
     )

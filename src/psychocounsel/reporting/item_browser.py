@@ -14,28 +14,35 @@ from psychocounsel.types import Comparison, Rating, Speech, Winner
 
 @dataclass(frozen=True)
 class Answer:
-    """What an author answered, its ratings and the judge's reasons for them; without ratings, why there are none."""
+    """What an author answered, its ratings and the judge's reasons for them; without ratings, why there are none.
+
+    `faults` are shown first: what is wrong with the answer.
+    """
 
     author: str
     text: str
     ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
     reasons: str = ""
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Item:
     """A speech and its answers; of a comparison first the policy's, then the reference's, and both orders.
 
-    `labels` are the points that raters gave the policy: 1, 0.5 or 0.
+    `labels` are the points that raters gave the policy: 1, 0.5 or 0. Of answers that were checked, `found` has the
+    result by criterion, one that does not apply left out. A `title` stands in the list in place of the speech.
     """
 
     speech: Speech
     answers: tuple[Answer, ...]
     compared: BothOrders | None = None
     labels: Mapping[str, float] = field(default_factory=dict[str, float])
+    found: Mapping[str, str] = field(default_factory=dict[str, str])
+    title: str = ""
 
     def outcome(self, criterion: str) -> Outcome:
-        """Return the result for the policy by one criterion."""
+        """Return the result of a comparison for the policy by one criterion."""
         return Outcome.MISSING if self.compared is None else self.compared.outcome(criterion)
 
 
@@ -43,13 +50,17 @@ class Item:
 class ItemSet:
     """Items from one artifact, in the order of their speeches' hashes, so that nobody selects the first ones.
 
-    `total` counts those of the artifact. `criteria` are what its judge compared, `overall` first, or rated.
+    `total` counts those of the artifact. `criteria` are what its judge compared, `overall` first, rated or checked.
+    Where answers were checked, `what` says which, `results` has what may come of it, and those with the first of them
+    come first.
     """
 
     source: Artifact
     criteria: tuple[str, ...]
     total: int
     items: tuple[Item, ...]
+    what: str = "ratings"
+    results: tuple[str, ...] = ()
 
     @property
     def authors(self) -> str:
@@ -83,7 +94,10 @@ def embedded_items(sets: Sequence[ItemSet]) -> Markup:
     def item(number: int, shown: Item) -> dict[str, Any]:
         criteria, compared = sets[number].criteria, shown.compared
         answers = [
-            {"author": each.author, "text": text(each.text), "ratings": each.ratings, "reasons": each.reasons}
+            {
+                **{name: getattr(each, name) for name in ("author", "ratings", "reasons", "faults")},
+                "text": text(each.text),
+            }
             for each in shown.answers
         ]
         speech = shown.speech
@@ -93,19 +107,24 @@ def embedded_items(sets: Sequence[ItemSet]) -> Markup:
             "now": text(speech.text),
             "topic": speech.topic,
             "crisis": speech.crisis,
+            "title": shown.title,
+            "answers": answers,
+            "labels": shown.labels,
         }
-        found |= {"answers": answers}
+        if shown.found:
+            found["outcomes"] = [shown.found.get(name) for name in criteria]
         if compared is not None:
             found["outcomes"] = [compared.outcome(name).value for name in criteria]
-            found["labels"] = shown.labels
             found["orders"] = [order(compared.forward, criteria), order(compared.backward.swap(), criteria)]
         return found
 
     items = [item(number, each) for number, group in enumerate(sets) for each in group.items]
     described = [
         {
-            "title": f"{group.authors}, {group.source.ref}" if group.compares else f"ratings, {group.source.ref}",
+            "title": f"{group.authors if group.compares else group.what}, {group.source.ref}",
             **{"compares": group.compares, "criteria": group.criteria, "total": group.total},
+            "results": list(Outcome) if group.compares else group.results,
+            "order": f"{group.results[0]} first" if group.results else "by hash",
         }
         for group in sets
     ]

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,11 +38,11 @@ from psychocounsel.stages.leakage import leaked_speeches, training_speeches
 from psychocounsel.stages.respond import Responder, file_classes, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.schemas import read_candidates, write_judgements
+from psychocounsel.store.schemas import CrisisAnswer, read_candidates, write_crisis_answers, write_judgements
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import Candidate, Judgement, Speech, content_id
 
-VERSION = 1
+VERSION = 2
 STAGE = "eval-crisis"
 SIDES = ("policy", "base")
 REVIEW_FILE = "review.csv"
@@ -276,6 +276,7 @@ class _Evaluation:
         votes = read_reviews(config.reviews, known)
         policy = [each._replace(read=decided(votes.get(each.id, {}))) for each in policy]
         base = self._judged("base", given["base"], verdicts)
+        write_crisis_answers(writer, self._answers({"policy": policy, "base": base}, planted.values(), asked))
         found = {key: (harm, verdicts[each.id].ratings) for key, (harm, each) in planted.items()}
         metrics: dict[str, Any] = {
             "items": sum(each.kind != HARMLESS for each in self.items),
@@ -323,6 +324,24 @@ class _Evaluation:
                 ratings = verdicts[answer.id].ratings if answer else {}
                 judged.append(JudgedAnswer(answer.id if answer else "", item.key, item.kind, ratings or None))
         return judged
+
+    def _answers(
+        self,
+        judged: Mapping[str, Sequence[JudgedAnswer]],
+        planted: Iterable[tuple[str, Candidate]],
+        answers: Mapping[str, Candidate],
+    ) -> Iterator[CrisisAnswer]:
+        """Yield every draw of both sides, then what was planted, each with its speech."""
+        by_key = {each.key: each for each in self.items}
+        by_speech = {each.speech.id: each for each in self.items}
+        for side, given in judged.items():
+            for each in given:
+                item = by_key[each.item]
+                text = answers[each.id].text if each.id else ""
+                yield CrisisAnswer(item.key, item.kind, item.speech.text, side, each.id, text, each.read)
+        for harm, each in planted:
+            item = by_speech[each.speech_id]
+            yield CrisisAnswer(item.key, item.kind, item.speech.text, "planted", each.id, each.text, planted=harm)
 
     def _write_review(
         self, writer: ArtifactWriter, review: Sequence[JudgedAnswer], answers: Mapping[str, Candidate]

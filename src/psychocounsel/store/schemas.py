@@ -40,6 +40,7 @@ VOTES_FILE = "votes.parquet"
 ANNOTATION_KEY_FILE = "key.parquet"
 ANNOTATIONS_FILE = "annotations.parquet"
 RATINGS_FILE = "ratings.parquet"
+CRISIS_ANSWERS_FILE = "answers.parquet"
 ROWS_FILE = "rows.parquet"
 BATCH_ROWS = 8192
 
@@ -86,6 +87,13 @@ RATING_SCHEMA = pa.schema(
         **dict.fromkeys(("item", "speech_id", "rater", "labeller", "principle"), TEXT),
         "score": INT,
         **dict.fromkeys(("sampled", "speech", "response"), TEXT),
+    }
+)
+CRISIS_ANSWER_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("item", "kind", "speech", "side", "candidate_id", "text"), TEXT),
+        "read": FLAG,
+        "planted": TEXT,
     }
 )
 ROW_SCHEMA = pa.schema(
@@ -180,6 +188,23 @@ class HumanRating(NamedTuple):
     sampled: str
     speech: str
     response: str
+
+
+class CrisisAnswer(NamedTuple):
+    """An answer to an item of the crisis suite by a `side`: `policy`, `base`, or `planted` for the judge to find.
+
+    A missing answer has neither text nor `candidate_id`. `read` says whether two people found harm in it (of a
+    look-alike, an alarm); None where fewer have read it. `planted` is the harm of a planted one.
+    """
+
+    item: str
+    kind: str
+    speech: str
+    side: str
+    candidate_id: str
+    text: str
+    read: bool | None = None
+    planted: str = ""
 
 
 class RowProvenance(NamedTuple):
@@ -525,6 +550,16 @@ def write_human_ratings(writer: ArtifactWriter, ratings: Iterable[HumanRating]) 
 def read_human_ratings(artifact: Artifact) -> list[HumanRating]:
     """Read raters' scores by principle, in their order."""
     return [HumanRating(**row) for row in read_table(artifact, RATINGS_FILE)]
+
+
+def write_crisis_answers(writer: ArtifactWriter, answers: Iterable[CrisisAnswer]) -> None:
+    """Write the answers to people at risk, draw after draw of every item."""
+    write_table(writer, CRISIS_ANSWERS_FILE, (each._asdict() for each in answers), CRISIS_ANSWER_SCHEMA)
+
+
+def read_crisis_answers(artifact: Artifact) -> list[CrisisAnswer]:
+    """Read the answers to people at risk, in their order."""
+    return [CrisisAnswer(**row) for row in read_table(artifact, CRISIS_ANSWERS_FILE)]
 
 
 def pairs_file(split: str) -> str:

@@ -1,10 +1,11 @@
 "use strict";
 (() => {
   const PER_PAGE = 10;
-  const OUTCOMES = ["win", "loss", "tie", "position-inconsistent", "missing"];
   const POINTS = { win: 1, loss: 0 };
   const SIDES = { 1: "the policy", 0.5: "a tie", 0: "the reference" };
-  const LABELS = { "position-inconsistent": "flipped with the order" };
+  const LABELS = {
+    "position-inconsistent": "flipped with the order", fails: "the policy fails", "base-fails": "only the base fails",
+  };
   const data = JSON.parse(document.getElementById("item-data").textContent);
   const byId = (name) => document.getElementById("browser-" + name);
   const [chosenSet, topic, criterion, result, crisis, search] =
@@ -21,12 +22,13 @@
     return element;
   };
   const fill = (select, options) => {
-    const before = select.value;
+    const [before, named] = [select.value, select.selectedOptions[0]?.text];
     select.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
-    if (options.some(([value]) => value === before)) select.value = before;
+    if (options.some(([value, label]) => value === before && label === named)) select.value = before;
   };
   const words = (item) => {
     item.words ??= [
+      item.title,
       data.texts[item.speech],
       ...item.answers.flatMap((answer) => [answer.author, data.texts[answer.text], answer.reasons]),
       ...(item.orders ?? []).map((order) => order.reasons),
@@ -40,11 +42,11 @@
     const group = data.sets[chosenSet.value];
     const topics = new Set(data.items.filter((item) => item.set == chosenSet.value).map((item) => item.topic));
     fill(topic, [["*", "all topics"], ...[...topics].sort().map((name) => [name, name || "(no topic)"])]);
-    if (group.compares) {
+    if (group.results.length) {
       fill(criterion, group.criteria.map((name, place) => [String(place), name]));
       const isLabelled = data.items.some((item) => item.set == chosenSet.value && Object.keys(item.labels).length);
       const disputed = isLabelled ? [["disputed", "people see it differently"]] : [];
-      fill(result, [["", "all outcomes"], ...disputed, ...OUTCOMES.map((name) => [name, LABELS[name] ?? name])]);
+      fill(result, [["", "all outcomes"], ...disputed, ...group.results.map((name) => [name, LABELS[name] ?? name])]);
     } else {
       const given = data.items.flatMap((item) => item.answers.flatMap((each) => Object.values(each.ratings)));
       const highest = given.reduce((most, rating) => Math.max(most, rating), 0);
@@ -66,7 +68,7 @@
     return !sought || words(item).includes(sought);
   };
 
-  const badge = (outcome) => make("span", "badge " + outcome, LABELS[outcome] ?? outcome);
+  const badge = (outcome, words) => make("span", "badge " + outcome, words ?? LABELS[outcome] ?? outcome);
   const table = (header, rows) => {
     const cells = (tag, row) => make("tr", "", ...row.map((cell) => make(tag, "", cell)));
     return make("div", "scroll", make("table", "", make("thead", "", cells("th", header)),
@@ -77,17 +79,19 @@
     const text = make("p", "said", data.texts[answer.text] || "(empty)");
     text.dir = "auto";
     const box = make("div", "", make("p", "label", answer.author + role), text);
+    if (answer.faults.length) box.append(make("p", "", ...answer.faults.flatMap((name) => [badge("fails", name), " "])));
     if (ratings.length) box.append(make("p", "remark", ratings.join(", ")));
-    if (answer.reasons) box.append(make("p", "remark", answer.reasons));
+    if (answer.reasons) box.append(make("p", "remark said", answer.reasons));
     return box;
   };
   const show = (item) => {
     const group = data.sets[item.set];
     const speech = data.texts[item.speech];
     const now = data.texts[item.now];
-    const excerpt = item.crisis ? "Speech about crisis" : now.length > 110 ? now.slice(0, 109) + "…" : now;
+    const excerpt = item.title ? item.title : item.crisis ? "Speech about crisis" : now.length > 110 ? now.slice(0, 109) + "…" : now;
     const summary = make("summary", "");
-    if (item.outcomes) summary.append(badge(item.outcomes[criterion.value]), " ");
+    const outcome = item.outcomes?.[criterion.value];
+    if (outcome) summary.append(badge(outcome), " ");
     summary.append(excerpt);
     const said = make("blockquote", "said", speech);
     said.dir = "auto";
@@ -117,7 +121,7 @@
     list.replaceChildren(...found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(show));
     const group = data.sets[chosenSet.value];
     const shown = data.items.filter((item) => item.set == chosenSet.value).length;
-    const left = shown < group.total ? ` (of ${group.total.toLocaleString("en")}, by hash)` : "";
+    const left = shown < group.total ? ` (of ${group.total.toLocaleString("en")}, ${group.order})` : "";
     byId("status").textContent = `${found.length.toLocaleString("en")} of ${shown.toLocaleString("en")} items${left}, page ${page + 1} of ${pages}`;
     byId("previous").disabled = page === 0;
     byId("next").disabled = page === pages - 1;
