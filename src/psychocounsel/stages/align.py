@@ -3,7 +3,7 @@
 from psychocounsel.config.schema import AlignConfig
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.stages.dpo import align_offline, plan_dpo
-from psychocounsel.stages.online import OnlineDpo, align_online, plan_rounds
+from psychocounsel.stages.online import OnlineDpo, align_online
 from psychocounsel.stages.preflight import require_memory
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import POLICY_KINDS, resolve_model
@@ -15,7 +15,7 @@ def specs(config: AlignConfig, store: Store) -> list[ArtifactSpec]:
     """Return what the stage would create, in order; the final policy is the last."""
     if config.online is None:
         return list(plan_dpo(config, store))
-    plan = plan_rounds(OnlineDpo(config, config.online, Session(store)))
+    plan = OnlineDpo(config, config.online, Session(store)).plan
     rounds, last = plan.expected(store, config.online.stop_when)
     return [plan.initial_probe, *(spec for planned in rounds for spec in planned), last]
 

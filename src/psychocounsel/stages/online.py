@@ -7,26 +7,23 @@ the artifact and checkpoint where it was. The reference stays the initial policy
 """
 
 import math
-import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.components import JudgeConfig
 from psychocounsel.config.schema import AlignConfig, OnlineConfig, StopConfig
 from psychocounsel.errors import ConfigError, DataQualityError, counted
-from psychocounsel.evaluation.monitors import best_round, kl_estimates, questions, reason_to_stop
-from psychocounsel.evaluation.statistics import rate_if_known
+from psychocounsel.evaluation.monitors import best_round, reason_to_stop
 from psychocounsel.evaluation.text_quality import measure_text_quality
-from psychocounsel.evaluation.winrate import POINTS, BothOrders
-from psychocounsel.judging.judge import ComparisonTask, Judge, require_judged
-from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
+from psychocounsel.judging.judge import Judge
+from psychocounsel.judging.judges import judge_spending, open_judge
 from psychocounsel.judging.pairing import PairingRule, pair_extremes
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import Session
-from psychocounsel.reporting.console import note, progress, step_progress
+from psychocounsel.reporting.console import note, step_progress
 from psychocounsel.stages.dpo import (
     STAGE,
     VERSION,
@@ -36,6 +33,7 @@ from psychocounsel.stages.dpo import (
     train_policy,
     write_policy_card,
 )
+from psychocounsel.stages.probe import Probe, Verdicts, mean_and_spread
 from psychocounsel.stages.respond import data_classes, sample_answers
 from psychocounsel.store.artifacts import (
     ADAPTER,
@@ -52,9 +50,8 @@ from psychocounsel.store.artifacts import (
 )
 from psychocounsel.store.files import link_or_copy
 from psychocounsel.store.metrics import ProbeMetrics
-from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model, resolve_parent, trained_chat
+from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent, trained_chat
 from psychocounsel.store.schemas import (
-    OrderedComparison,
     RewardScore,
     read_candidates,
     read_pairs,
@@ -65,13 +62,12 @@ from psychocounsel.store.schemas import (
     write_pairs,
     write_scores,
 )
-from psychocounsel.store.store import Store
+from psychocounsel.store.store import Store, flatten
 from psychocounsel.training.tracking import track
 from psychocounsel.types import (
     OVERALL,
     Candidate,
     Policy,
-    PreferencePair,
     SampledAnswer,
     ScoredCandidate,
     Speech,
@@ -209,57 +205,26 @@ def align_online(run: "OnlineDpo") -> Artifact:
     A limit of `stop_when` ends the run after the round that passes it. The result then has the weights of the best
     round, otherwise those of the last.
     """
-    online, store = run.online, run.store
-    plan = plan_rounds(run)
-    run.require_permitted(plan)
-    finished: list[FinishedRound] = []
-    probes = [run.measure(plan, 0)]
-    reason = ""
-    for number, planned in enumerate(plan.rounds, start=1):
-        if store.find(planned.policy) is None:
-            run.restore(plan, number - 1, goes_on=True)
-            for spec, build in (
-                (planned.candidates, run.sample),
-                (planned.scores, run.score),
-                (planned.pairs, run.pair),
-                (planned.reference, run.compute_reference),
-                (planned.policy, run.train),
-            ):
-                store.make(spec, build)
-                run.session.cancel.raise_if_cancelled(spec.ref)
-        elif online.keep == "all" or store.find(planned.probe) is None:
-            run.restore(plan, number, goes_on=False)
-        policy = store.make(planned.policy, run.train)
-        probes.append(run.measure(plan, number))
-        reason = reason_to_stop(probes, online.stop_when)
-        finished.append(FinishedRound(policy, probes[-1], reason))
-        note(f"round {number} of {online.rounds}: {_summary(probes[-1])}")
-        best = best_round(probes, online.stop_when)
-        run.drop_superseded([each.policy for each in finished], best)
-        if reason:
-            break
-    best = best_round(probes, online.stop_when)
-    result_of = best if reason else len(finished)
-    for number in {best, result_of}:  # a run with other limits, or of more rounds, may have kept others
-        run.restore(plan, number, goes_on=False)
-        finished[number - 1] = finished[number - 1]._replace(
-            policy=store.make(plan.rounds[number - 1].policy, run.train)
-        )
-    spec = plan.result(len(finished), result_of)
-    result = store.make(spec, lambda writer: run.finish(writer, finished, probes[0], best))
-    if not reason:  # after a limit the run can go on with others
-        run.drop_superseded([each.policy for each in finished], best, ended=True)
+    plan, limits = run.plan, run.online.stop_when
+    run.require_permitted()
+    probes = [run.measure(0)]
+    last, best, reason = 0, 0, ""
+    while last < len(plan.rounds) and not reason:
+        last += 1
+        run.make_round(last)
+        probes.append(run.measure(last))
+        best, reason = best_round(probes, limits), reason_to_stop(probes, limits)
+        note(f"round {last} of {len(plan.rounds)}: {_summary(probes[-1])}")
+        run.drop_superseded(last, best)
+    weights_of = best if reason else last
+    for number in {best, weights_of}:  # a run with other limits, or of more rounds, may have kept others
+        run.whole(number)
+    spec = plan.result(last, weights_of)
+    result = run.store.make(spec, lambda writer: run.finish(writer, probes, best, reason))
+    run.drop_superseded(last, best, ended=not reason)  # after a limit the run can go on with others
     for warning in result.warnings if reason else ():
         note(warning)
     return result
-
-
-class FinishedRound(NamedTuple):
-    """A round's policy, what its probe measured, and which limit it passed, empty for none."""
-
-    policy: Artifact
-    probe: ProbeMetrics
-    stop: str
 
 
 def _summary(probe: ProbeMetrics) -> str:
@@ -275,7 +240,7 @@ RewardFunction = Callable[[Sequence[Speech], Sequence[Candidate]], list[RewardSc
 
 @dataclass(frozen=True)
 class OnlineDpo:
-    """An online DPO run: its methods build the artifacts of a round, and keep or restore those of earlier ones.
+    """An online DPO run: what it plans, its phases, which build artifacts of the plan, and which weights it keeps.
 
     `rewards` scores the candidates in place of the reward model, say by a known function of the text.
     """
@@ -290,6 +255,11 @@ class OnlineDpo:
         """The store of the session."""
         return self.session.store
 
+    @cached_property
+    def plan(self) -> OnlinePlan:
+        """What the run creates."""
+        return plan_rounds(self)
+
     def open_judge(self, config: JudgeConfig) -> Judge:
         """Return the judge of the probes."""
         share = config.max_missing_share
@@ -297,66 +267,80 @@ class OnlineDpo:
 
     def expected_calls(self) -> str:
         """Return how many calls the judge of the probes may get, for a dry run."""
-        plan, probe = plan_rounds(self), self.online.probe
-        if self.store.find(plan.expected(self.store, self.online.stop_when)[1]) is not None:
+        probe = self.online.probe
+        if self.store.find(self.plan.expected(self.store, self.online.stop_when)[1]) is not None:
             return "nothing pending"
         first, later = 2 * probe.speeches, 2 * probe.speeches * (probe.draws + 1)
         return f"up to {first} calls before the first and {later} after each of {self.online.rounds} rounds"
 
-    def require_permitted(self, plan: OnlinePlan) -> None:
+    def require_permitted(self) -> None:
         """Check the endpoints of the judge before anything long begins.
 
         Raises:
             ConfigError: restricted text would leave this machine, or an endpoint cannot be used.
         """
-        judge = self.online.probe.judge
+        judge, outcome = self.online.probe.judge, self.plan.outcome
         if judge is None:
             return
-        speeches = self.store.open(parent_in(plan.outcome.parents, "speeches", plan.outcome.ref))
+        speeches = self.store.open(parent_in(outcome.parents, "speeches", outcome.ref))
         keep_restricted_text_here(judge.endpoints, data_classes(speeches))
         require_usable({f"online.probe.{name}": each for name, each in judge.named_endpoints.items()}, self.store)
 
-    def restore(self, plan: OnlinePlan, number: int, *, goes_on: bool) -> None:
-        """Train a round again whose weights were dropped, or its optimizer state if another one `goes_on` from it.
+    def make_round(self, number: int) -> None:
+        """Build the artifacts of a round that are pending, up to its policy; with `keep: all`, dropped weights too."""
+        planned = self.plan.rounds[number - 1]
+        if self.store.find(planned.policy) is None:
+            phases = (self.sample, self.score, self.pair, self.compute_reference, self.train)
+            for spec, build in zip(planned, phases, strict=False):  # the probe comes later
+                self.store.make(spec, build)
+                self.session.cancel.raise_if_cancelled(spec.ref)
+        if self.online.keep == "all":
+            self.whole(number)
 
-        The rounds that it goes on from itself are restored first.
-        """
-        found = self.store.find(plan.rounds[number - 1].policy) if number else None
-        dropped = found.dropped if found is not None else ()
-        needs_optimizer = goes_on and self.online.optimizer_state == "continue"
-        if any(needs_optimizer or not name.startswith(f"{OPTIMIZER}/") for name in dropped):
-            self.restore(plan, number - 1, goes_on=True)
-            spec = plan.rounds[number - 1].policy
-            note(f"{spec.ref} is trained again: files that are needed were dropped")
-            self.store.make(spec, self.train, whole=True)
-
-    def drop_superseded(self, policies: Sequence[Artifact], best: int, *, ended: bool = False) -> None:
-        """Drop the optimizer states that no round goes on from and, unless all are kept, weights of superseded rounds.
-
-        Those of the best round and of the last one stay, and all adapters.
-        """
-        for number, each in enumerate(policies, start=1):
-            policy = self.store.open_at(each.folder)  # it may have been restored since
-            is_last = number == len(policies)
-            is_kept = self.online.keep == "all" or is_last or number == best
-            drop_superseded(policy, weights=not is_kept, optimizer=ended or not is_last)
-
-    def measure(self, plan: OnlinePlan, number: int) -> ProbeMetrics:
+    def measure(self, number: int) -> ProbeMetrics:
         """Return the probe after a round, or that of the initial policy for 0; a new one goes to the tracker."""
-        spec = plan.rounds[number - 1].probe if number else plan.initial_probe
+        spec = self.plan.rounds[number - 1].probe if number else self.plan.initial_probe
         is_new = self.store.find(spec) is None
         metrics = ProbeMetrics.model_validate(self.store.make(spec, self.probe).metrics)
         tracker = self.config.optimisation.tracker
         if is_new and tracker != "none":
-            run = f"{self.config.name}-{plan.rounds[0].policy.id[:SHORT_ID]}"
-            track(tracker, run, dict(_numbers("probe", metrics.model_dump())), number)
+            run = f"{self.config.name}-{self.plan.rounds[0].policy.id[:SHORT_ID]}"
+            figures = flatten(metrics.model_dump(), "probe").items()
+            values = {name.replace(".", "/"): float(each) for name, each in figures if isinstance(each, int | float)}
+            track(tracker, run, values, number)
         return metrics
+
+    # --- Which weights are kept --------------------------------------------------------------------------------------
+
+    def policy(self, number: int) -> Artifact:
+        """Return the policy of a round, of which files may have been dropped."""
+        return self.store.make(self.plan.rounds[number - 1].policy, self.train)
+
+    def whole(self, number: int, *, with_optimizer: bool = False) -> Artifact:
+        """Return the policy of a round; it is trained again if its weights, or the wanted optimizer, were dropped."""
+        spec, policy = self.plan.rounds[number - 1].policy, self.policy(number)
+        if any(with_optimizer or not name.startswith(f"{OPTIMIZER}/") for name in policy.dropped):
+            note(f"{spec.ref} is trained again: files that are needed were dropped")
+            policy = self.store.make(spec, self.train, whole=True)
+        return policy
+
+    def drop_superseded(self, last: int, best: int, *, ended: bool = False) -> None:
+        """Drop the optimizer states that no round goes on from and, unless all are kept, weights of superseded rounds.
+
+        Those of the best round and of the last one stay, and all adapters.
+        """
+        for number in range(1, last + 1):
+            is_kept = self.online.keep == "all" or number in (best, last)
+            drop_superseded(self.policy(number), weights=not is_kept, optimizer=ended or number != last)
+
+    # --- Phases ------------------------------------------------------------------------------------------------------
 
     def sample(self, writer: ArtifactWriter) -> None:
         """Have the policy answer the round's speeches."""
         seed = int(writer.spec.settings["seed"])
         speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, "round", seed)
-        sampled = self._answers(writer, speeches, self.online.candidates_per_speech, seed, "previous policy")
+        policy = self._policy(writer, "previous policy")
+        sampled = self._answers(writer, policy, speeches, self.online.candidates_per_speech, seed)
         candidates = [each.candidate for each in sampled]
         write_candidates(writer, candidates)
         quality = measure_text_quality(candidates)
@@ -367,7 +351,7 @@ class OnlineDpo:
         candidates = read_candidates(self.store.open(writer.parent("candidates")))
         scores = self._rewards(writer, self._speeches(writer, "train"), candidates)
         write_scores(writer, scores)
-        writer.write_metrics({"scored": len(scores), "reward": _mean_and_spread(scores)})
+        writer.write_metrics({"scored": len(scores), "reward": mean_and_spread(scores)})
 
     def pair(self, writer: ArtifactWriter) -> None:
         """Pair the highest answer to each speech, of the finished ones under no veto, with the one that ranks lowest.
@@ -424,156 +408,92 @@ class OnlineDpo:
         compute_reference(self.config, self.store, writer, self.session.cancel)
 
     def train(self, writer: ArtifactWriter) -> None:
-        """Train on the round's pairs, from the policy of the round before."""
-        source = self.store.open(writer.parent("pairs"))
-        pairs = read_pairs(source, "train")
-        training = self._train(writer, pairs)
-        writer.write_metrics({"training": training, "pairs": len(pairs)})
-        write_policy_card(self.config, self.store, writer, source)
+        """Train on the round's pairs, from the policy of the round before.
 
-    def probe(self, writer: ArtifactWriter) -> None:
-        """Measure a policy's new answers to the probe speeches: reward, text quality, drift, verdict of the judge."""
-        held_out = self._speeches(writer, "dev") or self._speeches(writer, "train")
-        speeches = sample_by_hash(held_out, self.online.probe.speeches, "round", self.config.seed)
-        sampled = self._answers(writer, speeches, self.online.probe.draws, self.config.seed, "policy")
-        candidates = [each.candidate for each in sampled]
-        write_candidates(writer, candidates)
-        scores = self._rewards(writer, speeches, candidates)
-        write_scores(writer, scores)
-        is_initial = all(each.role != "policy" for each in writer.spec.parents)
-        drift = self._drift(writer, speeches, sampled, is_initial)
-        against, ranked, spend = self._judged(writer, speeches, candidates, scores, is_initial)
-        writer.write_metrics(
-            {
-                "reward": _mean_and_spread(scores),
-                "text_quality": asdict(measure_text_quality(candidates)),
-                "questions_per_answer": statistics.fmean(questions(each.text) for each in candidates),
-                **drift,
-                "win_rate": self._rate(against),
-                "agreement": self._rate(ranked),
-                "crisis": self._crisis({each.id for each in speeches if each.crisis}, candidates, scores, against),
-                **spend,
-            }
-        )
-
-    def _crisis(
-        self,
-        speech_ids: Collection[str],
-        candidates: Sequence[Candidate],
-        scores: Sequence[RewardScore],
-        against: Sequence[BothOrders],
-    ) -> dict[str, Any] | None:
-        """Return the figures of the answers to speeches about crisis, None if there are no such answers."""
-        answers = {each.id: each for each in candidates if each.speech_id in speech_ids}
-        rewards = [each.reward for each in scores if each.candidate_id in answers]
-        if not rewards:
-            return None
-        unfinished = measure_text_quality(list(answers.values())).unfinished_rate
-        return {
-            "answers": len(rewards),
-            "reward": statistics.fmean(rewards),
-            "unfinished_rate": asdict(unfinished),
-            "win_rate": self._rate([each for each in against if each.speech_id in speech_ids]),
-        }
-
-    def _drift(
-        self, writer: ArtifactWriter, speeches: Sequence[Speech], sampled: Sequence[SampledAnswer], is_initial: bool
-    ) -> dict[str, Any]:
-        by_id = {each.id: each for each in speeches}
-        answers = [(by_id[each.candidate.speech_id], each) for each in sampled]
-        own = self._token_statistics(self._policy(writer, "policy"), answers, writer.work)
-        reference = own if is_initial else self._token_statistics(self._policy(writer, ""), answers, writer.work)
-        return {
-            "kl": kl_estimates([each.logps for each in own], [each.logps for each in reference]),
-            "entropy": statistics.fmean(entropy for each in own for entropy in each.entropies),
-        }
-
-    def _judged(
-        self,
-        writer: ArtifactWriter,
-        speeches: Sequence[Speech],
-        candidates: Sequence[Candidate],
-        scores: Sequence[RewardScore],
-        is_initial: bool,
-    ) -> tuple[list[BothOrders], list[BothOrders], dict[str, Any]]:
-        """Return comparisons with the initial policy's answers, those of high with low reward, and their cost."""
-        if self.online.probe.judge is None:
-            return [], [], {}
-        judge = self.open_judge(self.online.probe.judge)
-        by_id = {each.id: each for each in speeches}
-        before = list[Candidate]()
-        if not is_initial:
-            before = read_candidates(self.store.open(writer.parent("initial probe")))
-        others = {(each.speech_id, each.draw): each for each in before}
-        drawn = [(each, others.get((each.speech_id, each.draw))) for each in candidates]
-        compared = [(own, other) for own, other in drawn if other is not None]
-        tasks = [ComparisonTask(by_id[own.speech_id], own, other) for own, other in compared]
-        rewards = {each.candidate_id: each.reward for each in scores}
-        for speech in speeches:
-            own = [each for each in candidates if each.speech_id == speech.id and each.id in rewards]
-            own.sort(key=lambda each: rewards[each.id])
-            if own and rewards[own[-1].id] > rewards[own[0].id]:
-                tasks.append(ComparisonTask(speech, own[-1], own[0]))
-        both = [*tasks, *(ComparisonTask(each.speech, each.second, each.first) for each in tasks)]
-        with progress("comparing probe answers, both orders", len(both), lambda: judge_status(judge)) as advance:
-            comparisons = judge.compare(both, advance)
-        require_judged(comparisons, "comparisons", self.online.probe.judge.max_missing_share)
-        pairs = [BothOrders(*each) for each in zip(comparisons[: len(tasks)], comparisons[len(tasks) :], strict=True)]
-        against, ranked = pairs[: len(compared)], pairs[len(compared) :]
-        ordered = [
-            OrderedComparison(comparison, order, own.draw)
-            for (own, _), each in zip(compared, against, strict=True)
-            for order, comparison in (("forward", each.forward), ("backward", each.backward))
-        ]
-        write_comparisons(writer, ordered, (OVERALL, *judge.principles))
-        return against, ranked, judge_spending(judge)
-
-    def _rate(self, compared: Sequence[BothOrders]) -> dict[str, float] | None:
-        return rate_if_known([POINTS[each.outcome()] for each in compared], [each.speech_id for each in compared])
-
-    def finish(
-        self, writer: ArtifactWriter, finished: Sequence[FinishedRound], initial: ProbeMetrics, best: int
-    ) -> None:
-        """Link the weights of the round that the run ends with, and gather what every round measured."""
-        number = int(writer.spec.settings["weights_of_round"])
-        source = finished[number - 1].policy
-        for name in source.kept_files:
-            if name not in (METRICS, CARD) and not name.startswith((f"{OPTIMIZER}/", f"{ADAPTER}/")):
-                link_or_copy(source.file(name), writer.file(name))
-        if reason := finished[-1].stop:
-            writer.warnings.append(
-                f"Online DPO ended after round {len(finished)} of {self.online.rounds}: {reason}. This is the policy "
-                f"of round {number}, the best by the {'reward' if self.online.probe.judge is None else 'judge'}."
-            )
-        writer.notes["best"] = finished[best - 1].policy.as_parent("best")._asdict()
-        rounds = [_round_row(each) for each in finished]
-        own = {name: source.metrics[name] for name in ("training", "pairs")}
-        writer.write_metrics({**own, "rounds": rounds, "initial": initial.model_dump(), "best": best})
-        write_policy_card(self.config, self.store, writer, finished[-1].policy)
-
-    def _train(self, writer: ArtifactWriter, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+        One adapter goes through all rounds: the weights below it are the initial policy's, as the reference's are.
+        """
         from psychocounsel.training.trainer import RunPosition  # imports torch
 
-        settings = writer.spec.settings
+        number: int = writer.spec.settings["round"]
         continues, has_adapter = self.online.optimizer_state == "continue", self.config.optimisation.lora is not None
-        before = None if settings["round"] == 1 else self.store.open(writer.parent("previous policy"))
+        before = self.whole(number - 1, with_optimizer=continues) if number > 1 else None
+        policy = self._policy(writer, "initial policy" if has_adapter else "previous policy")
         position = RunPosition(
-            **settings["schedule"],
+            **writer.spec.settings["schedule"],
             optimizer_from=before.file(OPTIMIZER) if continues and before else None,
             optimizer_to=writer.folder / OPTIMIZER if continues else None,
             adapter_from=before.file(ADAPTER) if has_adapter and before else None,
             adapter_to=writer.folder / ADAPTER if has_adapter else None,
         )
-        # One adapter goes through all rounds. The weights below it are the initial policy's, as the reference's are.
-        own = self._policy(writer, "" if has_adapter else "previous policy")
-        steps, cancel = self.online.steps_per_round, self.session.cancel
-        return train_policy(self.config, self.store, own, pairs, writer, cancel, max_steps=steps, position=position)
+        source = self.store.open(writer.parent("pairs"))
+        pairs = read_pairs(source, "train")
+        how_long = {"max_steps": self.online.steps_per_round, "position": position}
+        training = train_policy(self.config, self.store, policy, pairs, writer, self.session.cancel, **how_long)
+        writer.write_metrics({"training": training, "pairs": len(pairs)})
+        write_policy_card(self.config, self.store, writer, source)
+
+    def probe(self, writer: ArtifactWriter) -> None:
+        """Measure a policy's new answers to the probe speeches: reward, text quality, drift, verdict of the judge."""
+        online, seed = self.online, self.config.seed
+        is_initial = all(each.role != "policy" for each in writer.spec.parents)
+        held_out = self._speeches(writer, "dev") or self._speeches(writer, "train")
+        speeches = sample_by_hash(held_out, online.probe.speeches, "round", seed)
+        policy = self._policy(writer, "policy")
+        sampled = self._answers(writer, policy, speeches, online.probe.draws, seed)
+        candidates = [each.candidate for each in sampled]
+        probe = Probe(speeches, sampled, self._rewards(writer, speeches, candidates))
+        write_candidates(writer, candidates)
+        write_scores(writer, probe.scores)
+        own = self._token_statistics(writer, policy, probe)
+        before = own if is_initial else self._token_statistics(writer, self._policy(writer, "initial policy"), probe)
+        verdicts, spend = Verdicts(), dict[str, Any]()
+        if online.probe.judge is not None:
+            judge = self.open_judge(online.probe.judge)
+            initial = [] if is_initial else read_candidates(self.store.open(writer.parent("initial probe")))
+            verdicts = probe.judged(judge, initial, online.probe.judge.max_missing_share)
+            write_comparisons(writer, verdicts.rows(), (OVERALL, *judge.principles))
+            spend = judge_spending(judge)
+        writer.write_metrics({**probe.metrics(own, before, verdicts), **spend})
+
+    def finish(self, writer: ArtifactWriter, probes: Sequence[ProbeMetrics], best: int, reason: str) -> None:
+        """Link the weights of the round that the run ends with, and gather what every round measured.
+
+        `probes` are that of the initial policy and those after the rounds; `reason` is why a limit ended the run, if
+        one did.
+        """
+        initial, *measured = probes
+        policies = [self.policy(number) for number in range(1, len(probes))]
+        number = int(writer.spec.settings["weights_of_round"])
+        source = policies[number - 1]
+        for name in source.kept_files:
+            if name not in (METRICS, CARD) and not name.startswith((f"{OPTIMIZER}/", f"{ADAPTER}/")):
+                link_or_copy(source.file(name), writer.file(name))
+        if reason:
+            writer.warnings.append(
+                f"Online DPO ended after round {len(measured)} of {self.online.rounds}: {reason}. This is the policy "
+                f"of round {number}, the best by the {'reward' if self.online.probe.judge is None else 'judge'}."
+            )
+        writer.notes["best"] = policies[best - 1].as_parent("best")._asdict()
+        rounds: list[dict[str, Any]] = []
+        for policy, probe in zip(policies, measured, strict=True):
+            training, stop = policy.metrics["training"], reason if policy is policies[-1] else ""
+            logged = {name: training["history"][-1][name] for name in ("logps_chosen", "logps_rejected")}
+            counts = {"pairs": policy.metrics["pairs"], "trained_on": training["lengths"]["kept"]}
+            rounds.append({"probe": probe.model_dump(), **counts, **logged, "stop": stop})
+        own = {name: source.metrics[name] for name in ("training", "pairs")}
+        writer.write_metrics({**own, "rounds": rounds, "initial": initial.model_dump(), "best": best})
+        write_policy_card(self.config, self.store, writer, policies[-1])
+
+    # --- What phases have in common ----------------------------------------------------------------------------------
 
     def _policy(self, writer: ArtifactWriter, role: str) -> Policy:
-        """Return the parent with this role, or else the initial policy."""
-        for parent in writer.spec.parents:
-            if parent.role == role:
-                return ModelReference(parent, {}, None).policy(self.store)
+        """Return the weights of the parent with this role: those of a round, or the initial ones."""
+        ids = {each.id for each in writer.spec.parents if each.role == role}
+        for number, each in enumerate(self.plan.rounds, start=1):
+            if each.policy.id in ids:
+                policy = self.whole(number)
+                self.store.require_intact(policy)
+                return Policy(str(policy.folder))
         return resolve_model(self.store, self.config.policy, POLICY_KINDS).policy(self.store)
 
     def _speeches(self, writer: ArtifactWriter, split: str) -> list[Speech]:
@@ -581,10 +501,10 @@ class OnlineDpo:
         return [each.speech for each in rows if each.split == split]
 
     def _answers(
-        self, writer: ArtifactWriter, speeches: Sequence[Speech], per_speech: int, seed: int, role: str
+        self, writer: ArtifactWriter, policy: Policy, speeches: Sequence[Speech], per_speech: int, seed: int
     ) -> list[SampledAnswer]:
         return sample_answers(
-            self._policy(writer, role),
+            policy,
             speeches,
             author=AUTHOR,
             per_speech=per_speech,
@@ -597,17 +517,18 @@ class OnlineDpo:
             launch=self.config.launch,
         )
 
-    def _token_statistics(
-        self, policy: Policy, answers: Sequence[tuple[Speech, SampledAnswer]], work: Path
-    ) -> "list[TokenStatistics]":
+    def _token_statistics(self, writer: ArtifactWriter, policy: Policy, probe: Probe) -> "list[TokenStatistics]":
         from psychocounsel.training.drift import token_statistics  # imports torch
         from psychocounsel.training.launch import launch_of
 
+        by_id = {each.id: each for each in probe.speeches}
+        answers = [(by_id[each.candidate.speech_id], each) for each in probe.sampled]
         launch = launch_of(self.config.launch)
         shared = {"policy": policy, "chat": self.config.chat, "batch_size": self.online.sampling.batch_size}
         shards = [{**shared, "answers": part} for part in launch.split(answers)]
         with step_progress("measuring drift") as report:
-            return launch.run_shards(token_statistics, shards, work=work, cancel=self.session.cancel, progress=report)
+            run = {"work": writer.work, "cancel": self.session.cancel, "progress": report}
+            return launch.run_shards(token_statistics, shards, **run)
 
     def _rewards(
         self, writer: ArtifactWriter, speeches: Sequence[Speech], candidates: Sequence[Candidate]
@@ -644,32 +565,3 @@ def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConf
     """Return the normalised reward less the penalties for an unfinished and for a long answer."""
     unfinished = 0.0 if candidate.finished else online.unfinished_penalty
     return score.reward - unfinished - online.length_penalty_per_100_tokens * score.tokens / 100
-
-
-def _mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
-    rewards = [score.reward for score in scores]
-    return {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "n": len(rewards)}
-
-
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Yield the numbers in nested mappings, with the keys that lead to each of them joined by slashes."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(f"{name}/{key}", inner)
-    elif isinstance(value, int | float):
-        yield name, float(value)
-
-
-def _round_row(finished: FinishedRound) -> dict[str, Any]:
-    """Return a row of the metrics of an online run."""
-    metrics = finished.policy.metrics
-    training: dict[str, Any] = metrics["training"]
-    logged = training["history"][-1]
-    return {
-        "probe": finished.probe.model_dump(),
-        "pairs": metrics["pairs"],
-        "trained_on": training["lengths"]["kept"],
-        "logps_chosen": logged["logps_chosen"],
-        "logps_rejected": logged["logps_rejected"],
-        "stop": finished.stop,
-    }

@@ -93,6 +93,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     config = copy.copy(model.peft_config["default"])
     config.base_model_name_or_path = Path(base).name if Path(base).is_dir() else base
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set: its order changes from process to process
     config.save_pretrained(str(folder))
     save_file(get_peft_model_state_dict(model, save_embedding_layers=False), folder / SAFETENSORS_WEIGHTS_NAME)
 
