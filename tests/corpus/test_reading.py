@@ -260,7 +260,7 @@ def test_two_authors_of_one_text_count_once_and_an_author_has_a_name() -> None:
         (True, [
             "I have been suicidal since spring.", "I just want to end it all.", "Ending it all would be easier",
             "I think about ending my life", "she took her own life", "I wish I was dead, mostly at night",
-            "I don't want to be alive", "I don\u2019t want to wake up", "I want to die",
+            "I don't want to be alive", "I don\u2019t want to wake up", "I want to die", "I do not care if I die",
             "I started cutting myself again", "hurting myself", "self-harm", "He said he'd kill himself",
             "They are better off without me.",
             "I can't even bring myself to care if I live or die anymore", "I don't care whether I live.",

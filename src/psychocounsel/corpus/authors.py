@@ -18,7 +18,7 @@ from psychocounsel.config.sources import AuthorIs
 from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
-from psychocounsel.corpus.text import sentences
+from psychocounsel.corpus.text import either, sentences
 
 # --- Who the authors are --------------------
 
@@ -279,19 +279,17 @@ class _ClosingPatterns(NamedTuple):
 @cache
 def _closing_patterns() -> _ClosingPatterns:
     words = people_words()
-    every = rf"(?i:{_either(words.closings | words.farewells)}){_TO_WHOM}"
+    closings, farewells = (
+        either(each).replace(r"\ ", r"\s+") for each in (words.closings, words.closings | words.farewells)
+    )
+    every = rf"(?i:{farewells}){_TO_WHOM}"
     gap = r"(?P<gap>[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
     rest = r"(?P<rest>[^.!?\n]*(?:\n[^\n]*){0,4})"
     return _ClosingPatterns(
         signed=re.compile(rf"{every}{gap}{_ANY_NAME}{rest}$"),
         ending=re.compile(rf"{every}[\s,!.~\u2013—-]*$"),
-        dangling=re.compile(rf"(?i:{_either(words.closings)})\s*[,.~\u2013—-]*\s*$"),
+        dangling=re.compile(rf"(?i:{closings})\s*[,.~\u2013—-]*\s*$"),
     )
-
-
-def _either(phrases: frozenset[str]) -> str:
-    longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-    return "(?:" + "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in longest_first) + ")"
 
 
 def _at_boundaries(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

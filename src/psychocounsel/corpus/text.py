@@ -27,6 +27,13 @@ def plain_words(text: str) -> list[str]:
     return _WORD.findall(folded.replace("'", "").replace("`", ""))
 
 
+def either(phrases: Iterable[str]) -> str:
+    """Return a pattern of any of the phrases, of several the longest; where none begins, `re` is quick to go on."""
+    longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
+    initials = "".join(sorted({re.escape(phrase[0]) for phrase in longest_first}))
+    return f"(?=[{initials}])(?:{'|'.join(map(re.escape, longest_first))})"
+
+
 # A line feed, or closing marks and space; written so that `re` skips to the first character.
 _END = re.compile(
     r"[\n.!?…](?:(?<=\n)\n*(?=(?P<line>\S)?)"
@@ -302,13 +309,13 @@ def is_foreign(text: str, languages: Iterable[str]) -> bool:
     if not wanted:
         return False
     prose = _ASIDE.sub(" ", text)[:_SAMPLE_CHARS]
-    is_dense = not prose.isascii() and len(_DENSE.findall(prose)) >= _MIN_DENSE_LETTERS
-    if not is_dense and len(_LETTER.findall(prose)) < _MIN_LETTERS:
-        return False
     if "en" in wanted:
         words = _LATIN_WORD.findall(prose.lower())
         if len(words) > 5 and sum(map(_ENGLISH.__contains__, words)) >= _ENGLISH_SHARE * len(words):
             return False  # certain without the model, which is slower
+    is_dense = not prose.isascii() and len(_DENSE.findall(prose)) >= _MIN_DENSE_LETTERS
+    if not is_dense and len(_LETTER.findall(prose)) < _MIN_LETTERS:
+        return False
     model = _load_model()
     if unknown := sorted(wanted - set(model.labels)):
         raise ConfigError(

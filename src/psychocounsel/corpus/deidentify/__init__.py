@@ -17,6 +17,7 @@ from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
 from psychocounsel.corpus.deidentify.planted import MarkedText
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, METHOD_AUTHORS, NOT_NAMES, Span
+from psychocounsel.corpus.text import either
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -59,7 +60,8 @@ class Placeholders:
     def again_in(self, text: str) -> Iterator[Span]:
         """Yield where a text repeats, capitalised, the names of known people that are no ordinary words."""
         words = {word for name, _ in self._people for word in name if len(word) > 1} - NOT_NAMES - AMBIGUOUS_LOWER
-        for match in _WORD.finditer(text) if words else ():
+        folded = text.casefold() if words else ""
+        for match in _WORD.finditer(text) if any(word in folded for word in words) else ():
             if match.group()[0].isupper() and match.group().casefold() in words:
                 yield Span(match.start(), match.end(), "PERSON", 1.0)
 
@@ -259,9 +261,8 @@ class _AllowList:
 
     def __init__(self, finder: Deidentifier, crisis: CrisisServices, keep: Sequence[str]) -> None:
         self._finder, self._crisis, self._kept = finder, crisis, sorted(set(keep))
-        either = "|".join(map(re.escape, sorted({*keep, *METHOD_AUTHORS}, key=lambda each: (-len(each), each))))
         # Scripts without spaces have no ends of words.
-        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])")
+        self._pattern = re.compile(rf"(?<![A-Za-z0-9]){either({*keep, *METHOD_AUTHORS})}(?![A-Za-z0-9])")
 
     @property
     def fingerprint(self) -> Fingerprint:

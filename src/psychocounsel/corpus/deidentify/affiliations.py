@@ -14,8 +14,14 @@ _EMPLOYER = re.compile(
     r"|(?:employed|hired) (?:at|by)|(?:fired|laid off) (?:from|by)|(?:company|firm|start-?up) (?:called|named)"
     rf"|(?:{_JOBS}) (?:at|for)) (?:the |a |an )?(?P<name>{_NAME})"
 )
+# What follows each of the words above; and what is in each name of a school. Most texts have neither.
+_AFTER_PREPOSITION = re.compile(
+    rf" (?=(?:the |a |an )?[{UPPER}])"
+    r"(?i:(?<= (?:at|by|of|to) )|(?<=into )|(?<= for )|(?<=(?:with|from) )|(?<=called )|(?<=named ))"
+)
 _LEVELS = "High|Middle|Elementary|Primary|Secondary|Grammar|Junior High|Law|Medical|Business|Prep|Preparatory"
 _TYPES = rf"(?:(?:{_LEVELS}) )?(?:School|Academy)|University|College|High|Elementary|Prep|Institute of Technology"
+_TYPE_SIGNS = ("School", "Academy", "University", "College", "High", "Elementary", "Prep", "Institute")
 _SCHOOL = re.compile(
     rf"\b(?:(?P<of>(?:University|College) of (?:the )?{_WORD}(?: {_WORD})?(?: at {_WORD}(?: {_WORD})?)?)"
     rf"|(?P<own>{_WORD}(?: (?:of |and )?{_WORD}){{0,3}}? (?:{_TYPES}))"
@@ -40,9 +46,11 @@ _KINDS = _STARTS.union(_KIND_WORDS.split())
 def affiliations(text: str) -> Iterator[Span]:
     """Yield the employers and schools that a text names, each wherever it stands again; they may overlap."""
     found: dict[str, tuple[Entity, float]] = {}
-    for match in _EMPLOYER.finditer(text):
+    is_announced = _AFTER_PREPOSITION.search(text) is not None
+    for match in _EMPLOYER.finditer(text) if is_announced else ():
         found[match["name"]] = ("EMPLOYER", 0.6)
-    for match in _SCHOOL.finditer(text):
+    is_named = any(sign in text for sign in _TYPE_SIGNS)
+    for match in _SCHOOL.finditer(text) if is_announced or is_named else ():
         words = match[match.lastgroup or 0].split()
         while words and words[0].lower() in _STARTS:
             words = words[1:]
