@@ -105,7 +105,10 @@ def judgement_metrics() -> dict[str, Any]:
         "status": {"valid": 5, "refusal": 1},
         "addresses_judge": 0,
         "missing_by_topic": {"crisis": {"missing": 1, "total": 2}, "grief": {"missing": 0, "total": 2}},
-        "histograms": {"empathy": {"1": 3, "5": 2}, "safety": {"2": 3, "4": 2}},
+        "histograms": {
+            name: {str(point): counts.get(point, 0) for point in range(1, 6)}
+            for name, counts in {"empathy": {1: 3, 5: 2}, "safety": {2: 3, 4: 2}}.items()
+        },
     }
 
 

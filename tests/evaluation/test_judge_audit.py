@@ -107,6 +107,8 @@ def test_disagreement_by_hand() -> None:
 
 def test_histograms_count_every_reply_to_the_nearest_point() -> None:
     plain, missing = Judgement("c", "j", ReplyStatus.VALID, {"p": 4}), Judgement("c", "j", ReplyStatus.CUT)
-    assert histograms([plain, missing, both(1, 4)], ("p",)) == {"p": {"1": 1, "4": 2}}
-    assert histograms([Judgement("c", "j", ReplyStatus.VALID, {"p": 2.5})], ("p",)) == {"p": {"3": 1}}
+    assert histograms([plain, missing, both(1, 4)], ("p",), range(1, 5)) == {"p": {"1": 1, "2": 0, "3": 0, "4": 2}}
+    assert histograms([Judgement("c", "j", ReplyStatus.VALID, {"p": 2.5})], ("p",), (2, 3)) == {"p": {"2": 0, "3": 1}}
+    halves = [Judgement("c", "j", ReplyStatus.VALID, {"p": each}) for each in (1.5, 1.3, 1.75)]
+    assert histograms(halves, ("p",), (1, 1.5, 2)) == {"p": {"1": 0, "1.5": 2, "2": 1}}
     assert sample_metrics([plain, missing], ("p",)) == {}

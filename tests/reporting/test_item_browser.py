@@ -25,7 +25,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Generator[Page]:
     labelled = replace(first, labels={"ana": 0.0, "ben": 1.0})
     compared = replace(group, items=(labelled, *others), total=2_326)
     poor, good = Answer("a", EVIL, {"empathy": 1.5}, EVIL), Answer("b", "Tell me more.", {"empathy": 4.0})
-    rated = ItemSet(dataset()["judgements"], ("empathy",), 7, (Item(Speech(EVIL, EVIL), (poor, good)),))
+    rated = ItemSet(
+        dataset()["judgements"], ("empathy",), 7, (Item(Speech(EVIL, EVIL), (poor, good)),), points=(1, 2, 3, 4)
+    )
     results = ("fails", "base-fails", "passes")
     checked = tuple(
         Item(Speech(EVIL, "masked", True), (replace(poor, ratings={}, faults=(EVIL,)), good), found=found, title=title)

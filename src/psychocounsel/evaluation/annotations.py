@@ -14,9 +14,9 @@ from psychocounsel.evaluation.agreement import (
 )
 from psychocounsel.evaluation.statistics import clustered_rate
 from psychocounsel.store.schemas import AnnotationItem
-from psychocounsel.types import OVERALL
+from psychocounsel.types import OVERALL, Rating
 
-Value = str | int
+Value = str | Rating
 """`left`, `right` or `tie`, or a rating."""
 Label = Mapping[str, Value] | None
 """What a rater says of an item, by question; None where it was skipped."""
@@ -72,7 +72,7 @@ def annotation_metrics(
 
 
 def _points(item: AnnotationItem, value: Value) -> float:
-    return float(value) if isinstance(value, int) else policy_points(value, item)
+    return policy_points(value, item) if isinstance(value, str) else float(value)
 
 
 def _rater_counts(items: Sequence[AnnotationItem], own: Mapping[str, Label], are_compared: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def inter_rater(rows: Sequence[Mapping[str, Value]], clusters: Sequence[str]) ->
     Kappa is the mean over pairs of raters (Light 1971, Psychological Bulletin 76, 365-377). Words are nominal labels,
     numbers have quadratic weights.
     """
-    are_ratings = any(isinstance(value, int) for row in rows for value in row.values())
+    are_ratings = any(not isinstance(value, str) for row in rows for value in row.values())
     equal = [
         (float(one == other), cluster)
         for row, cluster in zip(rows, clusters, strict=True)

@@ -20,6 +20,7 @@ from psychocounsel.types import (
     OVERALL,
     Comparison,
     Judgement,
+    Rating,
     RatingSample,
     ReplyStatus,
     Vote,
@@ -135,11 +136,20 @@ def _correlations(ratings: Sequence[Ratings], principles: Sequence[str]) -> list
 # --- Replies behind judgements and comparisons, for `metrics.json` ---------------------------------------------------
 
 
-def histograms(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return by principle how often each rating was given, over all replies, to the nearest point."""
+def histograms(
+    judgements: Sequence[Judgement], principles: Sequence[str], scale: Sequence[Rating]
+) -> dict[str, dict[str, int]]:
+    """Return by principle how often each point of the scale was given, over all replies.
+
+    A mean counts as the nearest point, halfway as the higher one.
+    """
     given = [reply.ratings for each in judgements for reply in (each.samples or (each,)) if reply.ratings]
-    counts = {name: Counter(math.floor(ratings[name] + 0.5) for ratings in given) for name in principles}
-    return {name: {str(rating): count for rating, count in sorted(by.items())} for name, by in counts.items()}
+
+    def nearest(rating: Rating) -> Rating:
+        return min(scale, key=lambda point: (abs(point - rating), -point))
+
+    counts = {name: Counter(nearest(ratings[name]) for ratings in given) for name in principles}
+    return {name: {str(point): by[point] for point in scale} for name, by in counts.items()}
 
 
 def sample_metrics(judgements: Sequence[Judgement], principles: Sequence[str]) -> dict[str, Any]:

@@ -334,11 +334,10 @@ def _planted_table(found: m.Deidentification) -> Table:
 
 
 def _ratings_table(histograms: Mapping[str, Counts]) -> Table:
-    given = [int(rating) for by in histograms.values() for rating in by]
-    scale = [str(rating) for rating in range(min(given), max(given) + 1)] if given else []
-    rows = [(name, *(str(by.get(rating, 0)) for rating in scale)) for name, by in histograms.items()]
+    points = m.rating_points(histograms)
+    rows = [(name, *(str(by.get(point, 0)) for point in points)) for name, by in histograms.items()]
     title = "Number of responses by rating."
-    return Table("ratings", title, ("principle", *scale), "l" + "r" * len(scale), tuple(rows), is_detail=True)
+    return Table("ratings", title, ("principle", *points), "l" + "r" * len(points), tuple(rows), is_detail=True)
 
 
 def _judgement_tables(metrics: m.JudgementMetrics) -> list[Table]:

@@ -474,9 +474,7 @@ def dataset_figures(facts: DatasetFacts) -> list[CardFigure]:
     found: list[CardFigure] = []
     judged, rubric = facts.judgement_metrics, facts.rubric
     if judged and judged.histograms:
-        given = {int(rating) for by in judged.histograms.values() for rating in by}
-        scale = range(rubric.minimum, rubric.maximum + 1) if rubric else sorted(given)
-        panels, ticks = plots.rating_panels(judged.histograms, [str(each) for each in scale])
+        panels, ticks = plots.rating_panels(judged.histograms)
         caption = "Number of responses by rating, one panel per principle."
         png = plots.panels_png(panels, ticks, "responses", integer=True)
         found.append(CardFigure("ratings", "Ratings by principle", caption, png))
@@ -510,8 +508,7 @@ def _author_figure(scores: Sequence[AuthorScores], rubric: "Rubric") -> CardFigu
         )
         for each in scores[:_MAX_AUTHORS]
     ]
-    points = range(rubric.minimum, rubric.maximum + 1)
-    ticks = [(float(_BINS_PER_POINT * (at - rubric.minimum)), str(at)) for at in points]
+    ticks = [(float(_BINS_PER_POINT * (at - rubric.minimum)), str(at)) for at in rubric.scale]
     left_out = len(scores) - _MAX_AUTHORS
     caption = (
         "Mean rating of a response over the principles, unweighted: share of each author's responses; the line is "

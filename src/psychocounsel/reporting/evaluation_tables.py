@@ -34,7 +34,7 @@ _AGREEMENT_HEADER = ("items that two or more labelled", "items", "equal", "Cohen
 
 def task_tables(tasks: AnnotationTaskMetrics) -> list[Table]:
     """Return the tables of an export."""
-    asked = ", ".join(tasks.questions) + ("" if tasks.scale is None else " ({} to {})".format(*tasks.scale))
+    asked = ", ".join(tasks.questions) + ("" if tasks.scale is None else f" ({tasks.scale[0]} to {tasks.scale[-1]})")
     speeches = NONE if tasks.speeches is None else str(tasks.speeches)
     row = (tasks.kind, str(tasks.items), str(tasks.of), speeches, asked)
     title = "Items for raters, sampled at random, in random order and with the sides at random."

@@ -51,8 +51,8 @@ class ItemSet:
     """Items from one artifact, in the order of their speeches' hashes, so that nobody selects the first ones.
 
     `total` counts those of the artifact. `criteria` are what its judge compared, `overall` first, rated or checked.
-    Where answers were checked, `what` says which, `results` has what may come of it, and those with the first of them
-    come first.
+    `points` is the scale of ratings. Where answers were checked, `what` says which, `results` has what may come of it,
+    and those with the first of them come first.
     """
 
     source: Artifact
@@ -61,6 +61,7 @@ class ItemSet:
     items: tuple[Item, ...]
     what: str = "ratings"
     results: tuple[str, ...] = ()
+    points: tuple[float, ...] = ()
 
     @property
     def authors(self) -> str:
@@ -122,7 +123,7 @@ def embedded_items(sets: Sequence[ItemSet]) -> Markup:
     described = [
         {
             "title": f"{group.authors if group.compares else group.what}, {group.source.ref}",
-            **{"compares": group.compares, "criteria": group.criteria, "total": group.total},
+            **{name: getattr(group, name) for name in ("compares", "criteria", "total", "points")},
             "results": list(Outcome) if group.compares else group.results,
             "order": f"{group.results[0]} first" if group.results else "by hash",
         }

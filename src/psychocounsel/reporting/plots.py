@@ -280,8 +280,7 @@ def _round_plots(artifact: Artifact, policy: m.PolicyMetrics) -> list[Plot]:
 
 def rating_histograms(counts: Mapping[str, Counts], key: str = "ratings") -> Markup:
     """Draw how often each rating was given, one small panel per principle; `key` names the picture in its page."""
-    ratings = sorted({rating for by in counts.values() for rating in by}, key=int)
-    panels, ticks = rating_panels(counts, ratings)
+    panels, ticks = rating_panels(counts)
     with _svg_figure(1.25 * math.ceil(len(panels) / _COLUMNS) + 0.4) as figure:
         _draw_panels(figure, panels, ticks, "responses", MaxNLocator(3, integer=True), (SERIES[0], INK, GRID))
         return _svg(figure, key)
@@ -446,10 +445,11 @@ def shortened(label: str, limit: int = 26) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def rating_panels(counts: Mapping[str, Counts], ratings: Sequence[str]) -> tuple[list[Panel], list[Tick]]:
-    """Return one panel per principle with a bar per rating."""
-    panels = [Panel(shortened(name), [by.get(each, 0) for each in ratings]) for name, by in counts.items()]
-    return panels, [(place + 0.5, rating) for place, rating in enumerate(ratings)]
+def rating_panels(counts: Mapping[str, Counts]) -> tuple[list[Panel], list[Tick]]:
+    """Return one panel per principle with a bar for each point of the scale."""
+    points = m.rating_points(counts)
+    panels = [Panel(shortened(name), [by.get(each, 0) for each in points]) for name, by in counts.items()]
+    return panels, [(place + 0.5, point) for place, point in enumerate(points)]
 
 
 def _draw_panels(

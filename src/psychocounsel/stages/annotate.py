@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -46,7 +46,7 @@ from psychocounsel.store.schemas import (
     write_human_ratings,
 )
 from psychocounsel.store.store import Store, flatten
-from psychocounsel.types import OVERALL, Candidate, Speech, content_id
+from psychocounsel.types import OVERALL, Candidate, Rating, Speech, content_id
 
 VERSION = 1
 STAGE = "annotate"
@@ -147,7 +147,7 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
             "of": len(items),
             "speeches": covered,
             "questions": [each.id for each in questions],
-            "scale": None if rubric is None else [rubric.minimum, rubric.maximum],
+            "scale": rubric and rubric.scale,
         }
     )
 
@@ -237,8 +237,7 @@ def import_labels(tasks: str, files: Sequence[Path], labeller: Labeller, store: 
     if not isinstance(exported, Artifact):
         raise ConfigError(f"{tasks!r} does not exist yet", remedy="run `psychocounsel annotate export` first")
     asked = AnnotationTaskMetrics.model_validate(exported.metrics)
-    points = None if asked.scale is None else range(asked.scale[0], asked.scale[1] + 1)
-    options = dict.fromkeys(asked.questions, points or [each.value for each in _COMPARISON.options])
+    options = dict.fromkeys(asked.questions, asked.scale or [each.value for each in _COMPARISON.options])
     key = read_annotation_key(exported)
     labels: dict[str, dict[str, Label]] = {}
     for path in files:
@@ -411,7 +410,7 @@ def _import(
                     rater,
                     labeller,
                     name,
-                    None if label is None else int(label[name]),
+                    None if label is None else cast("Rating", label[name]),
                     sampled,
                     speeches[each.speech_id].transcript,
                     answers[each.answer_ids[0]].text,

@@ -270,7 +270,7 @@ class _Build:
                 "status": dict(sorted(Counter(each.status.value for each in judgements).items())),
                 "addresses_judge": addressing_judge(judgements),
                 "missing_by_topic": missing_by_topic([speech for speech, _ in items], judgements),
-                "histograms": histograms(judgements, judge.principles),
+                "histograms": histograms(judgements, judge.principles, self.rubric.scale),
                 **sample_metrics(judgements, judge.principles),
                 "rating_rows": dict(judge.rows) if isinstance(judge, TableJudge) else None,
                 **spend,

@@ -15,6 +15,7 @@ from psychocounsel.reporting.item_browser import Answer, Item, ItemSet
 from psychocounsel.reporting.tables import REPORT_FILE
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import write_bytes
+from psychocounsel.store.metrics import rating_points
 from psychocounsel.store.references import ancestors, resolve
 from psychocounsel.store.schemas import (
     ANNOTATIONS_FILE,
@@ -147,7 +148,8 @@ def _rated_items(store: Store, judgements: Artifact, limit: int) -> ItemSet:
     shown = sorted(answers.items())[:limit]
     principles = dict.fromkeys(name for each in given.values() for name in each.ratings)
     items = tuple(Item(speeches[speech], tuple(found)) for speech, found in shown)
-    return ItemSet(judgements, tuple(principles), len(answers), items)
+    points = map(float, rating_points(judgements.metrics["histograms"]))
+    return ItemSet(judgements, tuple(principles), len(answers), items, points=tuple(points))
 
 
 def _imported_items(preferences: Artifact, limit: int) -> ItemSet:
@@ -166,7 +168,8 @@ def _imported_items(preferences: Artifact, limit: int) -> ItemSet:
         for pair in sorted(pairs, key=lambda pair: pair.speech.id)[:limit]
     ]
     principles = dict.fromkeys(name for item in items for answer in item.answers for name in answer.ratings)
-    return ItemSet(preferences, tuple(principles), len(pairs), tuple(items))
+    low, high = preferences.manifest["notes"].get("scale", (0, 0))
+    return ItemSet(preferences, tuple(principles), len(pairs), tuple(items), points=tuple(range(low, high + 1)))
 
 
 _ANY_HARM = "harm, or an alarm that nothing calls for"

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from psychocounsel.store.shapes import Coefficient, Counts, Shape, Spend
-from psychocounsel.types import Rate
+from psychocounsel.types import Rate, Rating
 
 # --- Labels by experts --------------------
 
@@ -14,8 +14,8 @@ from psychocounsel.types import Rate
 class AnnotationTaskMetrics(Shape):
     """Of `annotation-tasks`: `items` sampled `of` so many that could be; whether two answers are compared or one rated.
 
-    `speeches` counts those of the items; None in exports that did not. `scale` has the lowest and the highest rating;
-    None where answers are compared.
+    `speeches` counts those of the items; None in exports that did not. `scale` has every rating that may be
+    given, the lowest first; None where answers are compared.
     """
 
     kind: Literal["comparisons", "ratings"]
@@ -23,7 +23,7 @@ class AnnotationTaskMetrics(Shape):
     of: int
     speeches: int | None = None
     questions: tuple[str, ...]
-    scale: tuple[int, int] | None
+    scale: tuple[Rating, ...] | None
 
 
 class RaterLabels(Shape):

@@ -222,6 +222,11 @@ class JudgedCounts(Shape):
         return self.status.get("valid", 0)
 
 
+def rating_points(histograms: Mapping[str, Counts]) -> list[str]:
+    """Return the points of the rating scale that histograms have, the lowest first."""
+    return sorted({point for by in histograms.values() for point in by}, key=float)
+
+
 class JudgementMetrics(JudgedCounts):
     """Of `judgements`; `rating_rows` counts the rows of a table of ratings, `junk` answers by author and kind."""
 

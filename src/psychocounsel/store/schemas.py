@@ -82,13 +82,6 @@ ANNOTATION_SCHEMA = pa.schema(
         "sampled": TEXT,
     }
 )
-RATING_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("item", "speech_id", "rater", "labeller", "principle"), TEXT),
-        "score": INT,
-        **dict.fromkeys(("sampled", "speech", "response"), TEXT),
-    }
-)
 CRISIS_ANSWER_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("item", "kind", "speech", "side", "candidate_id", "text"), TEXT),
@@ -184,7 +177,7 @@ class HumanRating(NamedTuple):
     rater: str
     labeller: str
     principle: str
-    score: int | None
+    score: Rating | None
     sampled: str
     speech: str
     response: str
@@ -345,8 +338,8 @@ def write_judgements(writer: ArtifactWriter, judgements: Iterable[Judgement], pr
     """
     judgements = list(judgements)
     is_averaged = any(each.samples for each in judgements)
-    ratings = (rating for each in judgements for rating in each.ratings.values())
-    rating_type = FLOAT if is_averaged or any(isinstance(rating, float) for rating in ratings) else INT
+    given = (rating for each in judgements for rating in each.ratings.values())
+    rating_type = FLOAT if is_averaged else _rating_type(given)
     columns = {
         **dict.fromkeys(("candidate_id", "judge", "status"), TEXT),
         **dict.fromkeys((name + RATING for name in principles), rating_type),
@@ -369,6 +362,10 @@ def write_judgements(writer: ArtifactWriter, judgements: Iterable[Judgement], pr
         for each in judgements
     )
     write_table(writer, JUDGEMENTS_FILE, rows, pa.schema(columns))
+
+
+def _rating_type(ratings: Iterable[Rating | None]) -> pa.DataType:
+    return FLOAT if any(isinstance(rating, float) for rating in ratings) else INT
 
 
 def _sample_statistics(judgement: Judgement, principles: Sequence[str]) -> dict[str, Any]:
@@ -544,7 +541,13 @@ def read_annotations(artifact: Artifact) -> list[Annotation]:
 
 def write_human_ratings(writer: ArtifactWriter, ratings: Iterable[HumanRating]) -> None:
     """Write raters' scores by principle."""
-    write_table(writer, RATINGS_FILE, (each._asdict() for each in ratings), RATING_SCHEMA)
+    ratings = list(ratings)
+    columns = {
+        **dict.fromkeys(("item", "speech_id", "rater", "labeller", "principle"), TEXT),
+        "score": _rating_type(each.score for each in ratings),
+        **dict.fromkeys(("sampled", "speech", "response"), TEXT),
+    }
+    write_table(writer, RATINGS_FILE, (each._asdict() for each in ratings), pa.schema(columns))
 
 
 def read_human_ratings(artifact: Artifact) -> list[HumanRating]:

@@ -48,11 +48,8 @@
       const disputed = isLabelled ? [["disputed", "people see it differently"]] : [];
       fill(result, [["", "all outcomes"], ...disputed, ...group.results.map((name) => [name, LABELS[name] ?? name])]);
     } else {
-      const given = data.items.flatMap((item) => item.answers.flatMap((each) => Object.values(each.ratings)));
-      const highest = given.reduce((most, rating) => Math.max(most, rating), 0);
-      const points = Array.from({ length: Math.ceil(highest) }, (_, place) => place + 1);
       fill(criterion, [["", "any principle"], ...group.criteria.map((name) => [name, name])]);
-      fill(result, [["", "all ratings"], ...points.slice(0, -1).map((each) => [String(each), `an answer at most ${each}`])]);
+      fill(result, [["", "all ratings"], ...group.points.slice(0, -1).map((each) => [String(each), `an answer at most ${each}`])]);
     }
   };
   const isDisputed = (item) => Object.values(item.labels).some((points) => points !== (POINTS[item.outcomes[0]] ?? 0.5));
