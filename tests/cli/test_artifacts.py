@@ -4,10 +4,12 @@ import ctypes
 import hashlib
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,25 @@ def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniatu
     assert f"win rate {100 * rate:.1f}" in compared
     rows = cli("list", "reward-models", "--store", miniature.store).out.splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["reward-models"]
+
+
+@pytest.mark.parametrize("argv", [["list"], ["compare", "comparisons/mini", "comparisons/other"]])
+def test_tables_fit_a_narrow_terminal(cli: Cli, miniature: Miniature, store: Path, argv: list[str]) -> None:
+    changes = ("--set", "eval-winrate.name=other", "--set", "eval-winrate.confidence=0.9", "--only", "eval-winrate")
+    assert cli("run", miniature.recipe, "--store", store, *changes).code == 0
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "psychocounsel", *argv, "--store", str(store)]
+    shown = b""
+    with subprocess.Popen(command, stdout=end, env={**os.environ, **ENVIRONMENT, "COLUMNS": "40"}) as process:
+        os.close(end)
+        with suppress(OSError):  # how a terminal says that its last writer has gone
+            while read := os.read(terminal, 65_536):
+                shown += read
+    os.close(terminal)
+    assert process.returncode == 0
+    lines = shown.decode().splitlines()
+    assert len(lines) > 30
+    assert [line for line in lines if len(line) > 40] == []
 
 
 def test_list_survives_metrics_that_cannot_be_read(store: Path, cli: Cli) -> None:

@@ -34,6 +34,43 @@ def test_text_has_columns_of_equal_width() -> None:
     assert as_text(TABLE).splitlines() == ["Some rows.", "  name  count  share", "  a|b       1  25 %", "  c        20"]
 
 
+WIDE = Table(
+    "w",
+    "A title of some words.",
+    ("figure", "estimate", "over"),
+    "lrl",
+    (("where both orders agree on a winner", "71.5 %", "n = 737"), ("raw", "70.6 %", "n = 768")),
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            50,
+            [
+                "A title of some words.",
+                "  figure                         estimate  over",
+                "  where both orders agree on a     71.5 %  n = 737",
+                "    winner",
+                "  raw                              70.6 %  n = 768",
+            ],
+        ),
+        (
+            20,
+            [
+                *("A title of some", "words."),
+                *("  where both orders", "  agree on a winner", "    estimate: 71.5 %", "    over: n = 737"),
+                *("  raw", "    estimate: 70.6 %", "    over: n = 768"),
+            ],
+        ),
+    ],
+)
+def test_text_fits_a_narrow_terminal(width: int, lines: list[str]) -> None:
+    assert as_text(WIDE, width).splitlines() == lines
+    assert as_text(TABLE, width) == as_text(TABLE)
+
+
 def test_markdown_escapes_cells_and_counts_what_it_cuts() -> None:
     assert as_markdown(TABLE, max_rows=1).splitlines() == [
         "| name | count | share |",

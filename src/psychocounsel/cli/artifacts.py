@@ -28,7 +28,7 @@ def list_artifacts(
     With the number of rows, the size and the key metric of each. Of several with one name, the name means the last.
     """
     from psychocounsel.reporting.artifact_tables import key_metric, row_count
-    from psychocounsel.reporting.tables import Table, as_text
+    from psychocounsel.reporting.tables import Table
     from psychocounsel.store.files import human_bytes
 
     if kind is not None and kind not in KINDS:
@@ -58,7 +58,7 @@ def list_artifacts(
     )
     header = ("kind", "artifact", "rows", "size", "key metric", "created")
     if rows:
-        console.result(as_text(Table("list", "", header, "llrrll", rows)))
+        console.show(Table("list", "", header, "llrrll", rows))
     else:
         projects = [str(found) for found in sorted(Path().glob(f"*/{DEFAULT_STORE}")) if store is None]
         hint = f"; those of a project: --store {' or '.join(projects)}" if projects else ""
@@ -83,7 +83,7 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
     Its settings and files, too. The lineage goes back to the raw files.
     """
     from psychocounsel.reporting.artifact_tables import row_count, tables, warnings_of
-    from psychocounsel.reporting.tables import as_text
+    from psychocounsel.reporting.tables import Table
     from psychocounsel.store.references import ancestors, raw_sources
 
     opened = open_store(store)
@@ -99,17 +99,23 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
         _print_json({**manifest, **_head(artifact), **more})
         return
     for warning in (*artifact.warnings, *warnings_of(artifact)):
-        console.result(f"! {warning}")
+        console.warning(warning)
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
     console.result(f"created  {manifest['created_at']} in {manifest['seconds']} s")
     for table in tables(artifact):
-        console.result(f"\n{as_text(table)}")
+        console.result("")
+        console.show(table)
     console.result("\nsettings " + json.dumps(manifest["settings"], indent=1, ensure_ascii=False))
-    console.result("files")
-    for name, entry in manifest["files"].items():
-        rows = manifest["rows"].get(name, "")
-        dropped = "  (dropped)" if name in artifact.dropped else ""
-        console.result(f"  {entry['sha256']}  {entry['bytes']:>10} bytes  {rows:>7}  {name}{dropped}")
+    files = tuple(
+        (
+            f"{name} (dropped)" if name in artifact.dropped else name,
+            str(manifest["rows"].get(name, "")),
+            str(entry["bytes"]),
+            entry["sha256"],
+        )
+        for name, entry in manifest["files"].items()
+    )
+    console.show(Table("files", "files", ("file", "rows", "bytes", "sha256"), "lrrl", files))
     if artifact.dropped:
         console.result(f"  to have dropped files again: {manifest['dropped']['remedy']}")
     console.result("lineage")
@@ -177,12 +183,15 @@ def diff(left: Ref, right: Ref, store: StoreFolder = None) -> None:
     """
     from psychocounsel.reporting.artifact_tables import tables
     from psychocounsel.reporting.compare_tables import settings_table
-    from psychocounsel.reporting.tables import as_text, differences
+    from psychocounsel.reporting.tables import differences
 
     opened = open_store(store)
     one, other = open_artifact(opened, left), open_artifact(opened, right)
     found = [settings_table([one, other], opened), differences(tables(one), tables(other), (one.ref, other.ref))]
-    console.result("\n\n".join(as_text(table) for table in found if table.rows) or "no difference")
+    if differing := [table for table in found if table.rows]:
+        console.show(*differing)
+    else:
+        console.result("no difference")
 
 
 def compare(
@@ -197,7 +206,6 @@ def compare(
     """
     from psychocounsel.reporting.artifact_tables import warnings_of
     from psychocounsel.reporting.compare_tables import compare_data, compare_tables
-    from psychocounsel.reporting.tables import as_text
 
     opened = open_store(store)
     found = list({each.id: each for each in (open_artifact(opened, ref, "comparisons") for ref in refs)}.values())
@@ -213,8 +221,8 @@ def compare(
         return
     for warning, names in warned.items():
         whose = "" if len(names) == len(found) else f"{', '.join(names)}: "
-        console.result(f"! {whose}{warning}")
-    console.result("\n\n".join(as_text(table) for table in compare_tables(found, opened, anchors)))
+        console.warning(f"{whose}{warning}")
+    console.show(*compare_tables(found, opened, anchors))
 
 
 ExportTarget = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, one reply per line.")]
@@ -312,7 +320,7 @@ def push(
     publication = prepare_publication(open_store(store, offline), ref)
     artifact = publication.artifact
     for warning in artifact.warnings:
-        console.result(f"! {warning}")
+        console.warning(warning)
     for name, size in publication.files.items():
         console.result(f"  {size:>12,} bytes  {name}")
     if publication.left_out:

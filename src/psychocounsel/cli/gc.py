@@ -40,7 +40,7 @@ def gc(
     Keeps what each name means, every report, people's labels, and all that these were made from. Builds to
     be resumed stay, and paid replies always.
     """
-    from psychocounsel.reporting.tables import Table, as_text
+    from psychocounsel.reporting.tables import Table
     from psychocounsel.store.files import human_bytes
     from psychocounsel.store.gc import Garbage, Kept, find_garbage
     from psychocounsel.store.references import all_named
@@ -61,7 +61,7 @@ def gc(
             each.remove()
     rows = tuple((each.what, each.why, human_bytes(each.bytes)) for each in found)
     if rows:
-        console.result(as_text(Table("garbage", "", ("what", "why", "frees"), "llr", rows)))
+        console.show(Table("garbage", "", ("what", "why", "frees"), "llr", rows))
     console.result(f"{'freed' if yes else 'would free'} {human_bytes(size(found))}")
     if yes:
         return

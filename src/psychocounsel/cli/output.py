@@ -114,6 +114,7 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
     from psychocounsel.reporting.artifact_tables import summary  # pydantic: not for --help
 
     _show_warnings(artifacts)
+    room = console.width()
     for artifact in artifacts:
         _show_state(artifact)
         parents = artifact.parents if artifact.kind in ("preferences", "candidates") else ()
@@ -121,7 +122,7 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
             (each for each in parents if each.kind in _FUNNEL_KINDS), key=lambda each: _FUNNEL_KINDS.index(each.kind)
         )
         for shown in (*map(store.open, sources), artifact):
-            for line in summary(shown).splitlines():
+            for line in summary(shown, room and room - 2).splitlines():
                 console.result(f"  {line}")
 
 
@@ -134,7 +135,7 @@ def show_artifacts(artifacts: Sequence[Artifact]) -> None:
 
 def _show_warnings(artifacts: Sequence[Artifact]) -> None:
     for warning in dict.fromkeys(warning for artifact in artifacts for warning in artifact.warnings):
-        console.result(f"! {warning}")
+        console.warning(warning)
 
 
 def _show_state(artifact: Artifact) -> None:
@@ -237,7 +238,6 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
     With `-v` every round and every setting.
     """
     from psychocounsel.llm.session import bill_of
-    from psychocounsel.reporting.tables import as_text
 
     for preview in previews:
         console.result(f"# {preview.step.name}{f', {preview.label}' if preview.label else ''}")
@@ -258,8 +258,11 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
             console.result(f"{'rounds':15} {f'{len(rounds)} artifacts':40} {state}")
         for calls in preview.calls:
             console.result(f"to pay: {calls}")
-        for need in [preview.needs] if isinstance(preview.needs, str) else map(as_text, preview.needs):
-            console.result(need)
+        if isinstance(preview.needs, str):
+            console.result(preview.needs)
+        else:
+            for need in preview.needs:
+                console.show(need)
     asked = [calls for preview in previews for calls in preview.calls]
     if sum(each.calls is not None for each in asked) > 1 or any(each.estimate for each in asked):
         console.result(f"to pay in all: {bill_of(asked)}")

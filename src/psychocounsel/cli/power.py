@@ -42,7 +42,7 @@ def power(
     from psychocounsel.evaluation.power import VarianceComponents, variance_components
     from psychocounsel.evaluation.winrate import POINTS, in_both_orders
     from psychocounsel.reporting.power_tables import power_tables
-    from psychocounsel.reporting.tables import as_text, draws_each
+    from psychocounsel.reporting.tables import draws_each
     from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
     from psychocounsel.store.schemas import read_comparisons
 
@@ -64,5 +64,4 @@ def power(
     if measured is None:
         measured = VarianceComponents(icc * total, (1 - icc) * total)
         origin += f"; its division, {icc:.0%} between speeches, is assumed"
-    shown = power_tables(measured, target, calls, origin, speeches)
-    console.result("\n\n".join(as_text(table) for table in shown))
+    console.show(*power_tables(measured, target, calls, origin, speeches))

@@ -101,11 +101,10 @@ def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
         DataQualityError: a point has no result.
     """
     from psychocounsel.reporting.compare_tables import sweep_table
-    from psychocounsel.reporting.tables import as_text
 
     made = list({each.id: each for run in runs for each in run.artifacts}.values())
     show_artifacts(made)
-    console.result(as_text(sweep_table([(run.point.label, run.artifacts) for run in runs], store)))
+    console.show(sweep_table([(run.point.label, run.artifacts) for run in runs], store))
     for run in runs:
         if run.fault is not None:
             console.result(f"{run.point.label} has no result: {run.fault}")

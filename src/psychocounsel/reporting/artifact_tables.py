@@ -33,6 +33,7 @@ from psychocounsel.reporting.tables import (
     as_text,
     by_split,
     draws_each,
+    fit,
     percent,
     rate_row,
     reasons,
@@ -59,10 +60,10 @@ def tables(artifact: Artifact) -> list[Table]:
     return [replace(table, sources=(artifact,)) for table in found if table.rows]
 
 
-def summary(artifact: Artifact) -> str:
-    """Return the warnings and the tables of an artifact, without details, for the terminal."""
-    shown = [as_text(table) for table in tables(artifact) if not table.is_detail]
-    return "\n".join([*(f"! {warning}" for warning in warnings_of(artifact)), *shown])
+def summary(artifact: Artifact, width: int | None = None) -> str:
+    """Return the warnings and the tables of an artifact, without details, for a terminal of so many columns."""
+    shown = [as_text(table, width) for table in tables(artifact) if not table.is_detail]
+    return "\n".join([*(fit(f"! {warning}", width) for warning in warnings_of(artifact)), *shown])
 
 
 def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:

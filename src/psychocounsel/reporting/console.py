@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from psychocounsel.errors import VERBOSE, PsychoCounselError
+from psychocounsel.reporting.tables import Table, as_text, fit
 
 Advance = Callable[[int], None]
 Show = Callable[[int, int], None]
@@ -57,6 +59,21 @@ def result(text: str) -> None:
     """Print a result to stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def width() -> int | None:
+    """Return how many columns the terminal has to which results go; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def show(*tables: Table) -> None:
+    """Print tables to stdout as wide as the terminal allows, an empty line between them."""
+    result("\n\n".join(as_text(table, width()) for table in tables))
+
+
+def warning(text: str) -> None:
+    """Print a warning about a result to stdout."""
+    result(fit(f"! {text}", width()))
 
 
 def error(fault: PsychoCounselError) -> None:

@@ -1,7 +1,8 @@
 """A table of numbers and its renderers: text for the terminal and Markdown for cards. HTML is in `templates/`."""
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +39,8 @@ class Table:
 
 
 REPORT_FILE = "report.html"
+LEAST_COLUMN = 24
+"""Characters that a column of words keeps when it wraps."""
 NONE = "–"  # noqa: RUF001 - an en dash stands for an unknown value
 PERCENT = "\N{NO-BREAK SPACE}%"
 RATE_HEADER = ("figure", "estimate", "interval", "over")
@@ -123,18 +126,61 @@ def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.text
 
 
-def as_text(table: Table) -> str:
-    """Return a table for the terminal: columns of equal width, indented under the title if there is one."""
-    lines = [tuple(map(_text, row)) for row in (table.header, *table.rows)]
+def as_text(table: Table, width: int | None = None) -> str:
+    """Return a table for the terminal: columns of equal width, indented under the title if there is one.
+
+    Where that is wider than `width`, the widest column of words wraps. If too little would be left of it, each row
+    becomes a block: its label, and below it the other cells under the names of their columns.
+    """
+    title = [table.title] if table.title else []
+    indent = "  " if title else ""
+    lines = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    excess = 0 if width is None else len(indent) + sum(widths) + 2 * len(widths) - 2 - width
+    widest = max(range(len(widths)), key=lambda at: (table.align[at] == "l", widths[at]))
+    if width is None or excess <= 0:
+        rows = [_aligned(line, widths, table.align) for line in lines]
+    elif widths[widest] - excess >= max(LEAST_COLUMN, *(len(word) for line in lines for word in line[widest].split())):
+        widths[widest] -= excess
+        rows = [part for line in lines for part in _wrapped(line, widths, table.align, widest)]
+    else:
+        rows = [part for line in lines[1:] for part in _stacked(lines[0], line, width - len(indent))]
+    return "\n".join([*(fit(each, width) for each in title), *(indent + row for row in rows)])
+
+
+def fit(text: str, width: int | None) -> str:
+    """Return a line of prose as lines of at most `width` characters; those after the first begin below its words."""
+    indent = " " * (len(text) - len(text.lstrip(" !")))
+    return text if width is None else textwrap.fill(text, max(width, 20), subsequent_indent=indent)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], align: str) -> str:
     padded = (
-        "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(line, widths, table.align, strict=True)
-        ).rstrip()
-        for line in lines
+        cell.rjust(width) if side == "r" else cell.ljust(width)
+        for cell, width, side in zip(cells, widths, align, strict=True)
     )
-    return "\n".join([table.title, *(f"  {line}" for line in padded)] if table.title else padded)
+    return "  ".join(padded).rstrip()
+
+
+def _wrapped(cells: Sequence[str], widths: Sequence[int], align: str, widest: int) -> Iterator[str]:
+    """Yield the lines of a row in which one cell wraps."""
+    parts = textwrap.wrap(cells[widest], widths[widest], subsequent_indent="  ", break_on_hyphens=False)
+    for number, part in enumerate(parts or [""]):
+        shown = [part if at == widest else "" if number else cell for at, cell in enumerate(cells)]
+        yield _aligned(shown, widths, align)
+
+
+def _stacked(header: Sequence[str], cells: Sequence[str], width: int) -> Iterator[str]:
+    """Yield the lines of a row whose cells stand under its label, as many in a line as there is room for."""
+    yield from textwrap.wrap(cells[0], width)
+    line = ""
+    for name, cell in zip(header[1:], cells[1:], strict=True):
+        said = f"{name}: {cell}" if cell else ""
+        if line and len(line) + len(said) + 4 > width:
+            yield from textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
+            line = ""
+        line = "; ".join(filter(None, (line, said)))
+    yield from textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
 
 
 _MARKUP = re.compile(r"[\\`*|<\[\]]")
