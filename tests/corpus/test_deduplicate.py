@@ -420,7 +420,7 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept.shares_span(TWELVE) is None
-    # 100,000 words of 8 bytes and the sieve; also one text, 500 known words and one chunk of work.
+    # 100,000 words of 8 bytes, with room to grow; also one text and 500 known words.
     assert peak < 100_000 * 12 + 800_000
 
 

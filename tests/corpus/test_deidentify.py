@@ -56,7 +56,8 @@ def test_one_person_and_one_phone_keep_their_placeholders_and_numbers_follow_the
     expected = "[PERSON_1] saw [PERSON_2]. [PERSON_2] wrote to [EMAIL_1], and [PERSON_1] read it."
     assert deidentify(text, finder) == expected
     finder = WordFinder({"(503) 555-0142": "PHONE", "503-555-0142": "PHONE"})
-    assert deidentify("(503) 555-0142 or 503-555-0142", finder) == "[PHONE_1] or [PHONE_1]"
+    assert deidentify("(503) 555-0142 or 1-503-555-0142", finder) == "[PHONE_1] or [PHONE_1]"
+    assert deidentify("www.example.org/a or https://example.org/a", finder) == "[URL_1] or [URL_1]"
 
 
 @pytest.mark.parametrize(

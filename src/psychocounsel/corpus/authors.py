@@ -17,8 +17,9 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.config.sources import AuthorIs
 from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
+from psychocounsel.corpus.deidentify import PLACEHOLDER, Placeholders
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
-from psychocounsel.corpus.text import either, sentences
+from psychocounsel.corpus.text import either, replaced, sentences
 
 # --- Who the authors are --------------------
 
@@ -318,7 +319,6 @@ def _cut_from_tail(pattern: re.Pattern[str], text: str) -> str:
 
 # --- Responses without names --------------------
 
-_PLACEHOLDER = re.compile(r"\[PERSON_([0-9]{1,6})\]")
 _GREETING = re.compile(
     r"\s*(?:(?:Hi|[Hh]ello|[Hh]ey)\b[^.!?\n]{0,20}?\b(?:I am|I['\u2019]m|[Tt]his is|[Mm]y name is)"
     r"|[Mm]y name is)"
@@ -345,15 +345,9 @@ def without_signatures(text: str, known: KnownPeople, crisis: CrisisServices, *,
     if not names:
         return text
     names = _found(text, known, crisis)
-    taken = max(map(int, _PLACEHOLDER.findall(text)), default=0)
-    numbers: dict[str, int] = {}
-    pieces: list[str] = []
-    position = 0
-    for span in names if in_addresses else _outside_addresses(names, text):
-        number = numbers.setdefault(span.name, len(numbers) + 1 + taken)
-        pieces += [text[position : span.start], f"[PERSON_{number}]"]
-        position = span.end
-    return "".join([*pieces, text[position:]])
+    placeholders = Placeholders(text)
+    spans = names if in_addresses else _outside_addresses(names, text)
+    return replaced(text, ((span.start, span.end, placeholders.of("PERSON", span.name)) for span in spans))
 
 
 def _found(text: str, known: KnownPeople, crisis: CrisisServices) -> list[NameSpan]:
@@ -416,7 +410,8 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
     tail = text[begin:]
     near = takewhile(lambda name: name.start >= begin, reversed(names))
     spans = [(name.start - begin, name.end - begin) for name in near]
-    start = _named_start(tail, [*spans, *(match.span() for match in _PLACEHOLDER.finditer(tail))])
+    spans += [match.span() for match in PLACEHOLDER.finditer(tail) if match[1] == "PERSON"]
+    start = _named_start(tail, spans)
     if start is None:
         start = _first_name_start(tail, known)
     if start is None:

@@ -1,10 +1,10 @@
 """What the rules of a corpus did to its texts: how many each touched, what was lost, and the largest changes."""
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import heappush, heappushpop
 from itertools import tee
 from typing import NamedTuple
 
@@ -32,26 +32,6 @@ class ShownChange(NamedTuple):
         return self.lost / max(self.length, 1)
 
 
-class _Largest:
-    """The largest changes, of equal ones the first."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._heap: list[tuple[float, int, ShownChange]] = []
-        self._seen = 0
-
-    def add(self, size: float, change: ShownChange) -> None:
-        self._seen += 1
-        entry = (size, -self._seen, change)
-        if len(self._heap) < self._count:
-            heappush(self._heap, entry)
-        else:
-            heappushpop(self._heap, entry)
-
-    def in_order(self) -> list[ShownChange]:
-        return [change for _, _, change in sorted(self._heap, reverse=True)]
-
-
 @dataclass
 class RuleEffect:
     """What one rule did: the number of texts that it touched, characters lost in all, and the largest changes."""
@@ -60,19 +40,15 @@ class RuleEffect:
     touched: int = 0
     lost: int = 0
     most: ShownChange | None = None
-    _largest: _Largest = field(default_factory=lambda: _Largest(LARGEST))
+    largest: list[ShownChange] = field(default_factory=list[ShownChange])
 
     def add(self, change: ShownChange) -> None:
         """Count one change."""
         self.lost += change.lost
         if self.most is None or change.share > self.most.share:
             self.most = change
-        self._largest.add(change.lost, change)
-
-    @property
-    def largest(self) -> list[ShownChange]:
-        """The changes that lost most characters, largest first."""
-        return self._largest.in_order()
+        insort(self.largest, change, key=lambda each: -each.lost)
+        del self.largest[LARGEST:]
 
 
 @dataclass
@@ -125,7 +101,6 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
     """
     rules = {name: RuleEffect(name) for name in (*(step.name for step in raw.steps), DEIDENTIFICATION)}
     result = CorpusEffects(raw.artifact.kind, list(rules.values()))
-    worst = _Largest(MOST_SHORTENED)
     every, texts = tee(raw.rows)
     open_changes = partial(_open_changes, raw.steps)
     changed = (text for row, text in texts if row.changed_by)
@@ -149,8 +124,8 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
             prose = _shown(row.where, _without_contacts(text), _without_contacts(final))
             result.shortened += 1
             result.shortened_prose += prose is not None and prose.lost > SHORTENED_SHARE * whole.length
-            worst.add(whole.share, whole)
-    result.most_shortened = worst.in_order()
+            insort(result.most_shortened, whole, key=lambda each: -each.share)
+            del result.most_shortened[MOST_SHORTENED:]
     return result
 
 

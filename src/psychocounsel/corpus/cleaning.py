@@ -19,6 +19,8 @@ from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import Contact, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices
+from psychocounsel.corpus.deidentify import Placeholders
+from psychocounsel.corpus.deidentify.words import Span
 from psychocounsel.corpus.text import normalise, sentences, without_markup
 
 # --- Spaces between sentences --------------------
@@ -130,7 +132,6 @@ _MIN_WORDS, _MIN_WORDS_POINTED_AT = 7, 4
 _POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
 _EMPTY_BRACKETS = re.compile(r"\s*[(\[]\s*[,;/]?\s*[)\]]")
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
-_PLACEHOLDER = re.compile(r"\[(PHONE|EMAIL|URL)_([0-9]{1,6})\]")
 _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
 
@@ -139,25 +140,7 @@ def with_placeholders(text: str, crisis: CrisisServices) -> str:
     found = crisis.told_apart(text)[1]
     if not found:
         return text
-    last: dict[str, int] = {}
-    for kind, number in _PLACEHOLDER.findall(text):
-        last[kind] = max(last.get(kind, 0), int(number))
-    placeholders: dict[tuple[str, str], str] = {}
-    pieces: list[str] = []
-    position = 0
-    for kind, start, end in found:
-        written = text[start:end].lower()
-        if kind == "PHONE":
-            bare = re.sub(r"[^0-9a-z]", "", written).removeprefix("1")
-        else:
-            bare = re.sub(r"^(?:mailto:|https?://)?(?:www\.)?", "", written).rstrip("/")
-        key = kind, bare
-        if key not in placeholders:
-            last[kind] = last.get(kind, 0) + 1
-            placeholders[key] = f"[{kind}_{last[kind]}]"
-        pieces += [text[position:start], placeholders[key]]
-        position = end
-    return "".join([*pieces, text[position:]])
+    return Placeholders(text).put_in(text, (Span(each.start, each.end, each.kind, 1.0) for each in found))
 
 
 def without_contacts(text: str, crisis: CrisisServices) -> str:

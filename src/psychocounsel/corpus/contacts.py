@@ -34,12 +34,10 @@ def holds(contacts: Sequence[Contact], position: int) -> bool:
 
 def blanked(text: str, spans: Iterable[tuple[int, int]], filler: str = " ") -> str:
     """Return the text with a filler in the spans, so that every other character keeps its position."""
-    pieces: list[str] = []
-    position = 0
-    for start, end in sorted(spans):
-        pieces += [text[position:start], filler * (end - max(start, position))]
-        position = max(position, end)
-    return "".join([*pieces, text[position:]])
+    characters = list(text)
+    for start, end in spans:
+        characters[start:end] = filler * (end - start)
+    return "".join(characters)
 
 
 # --- E-mail and web addresses --------------------

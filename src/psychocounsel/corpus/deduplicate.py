@@ -307,9 +307,6 @@ MIN_WHOLE_WORDS = 5
 """A text shorter than a span counts as a whole, from this many words on: "thank you so much" is no leak."""
 
 _MAX_CACHED_WORDS = 200_000
-_CHUNK = 1 << 14
-_THREE, _SEVEN = np.uint64(3), np.uint64(7)
-_BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
 class ExclusionIndex:
@@ -320,17 +317,19 @@ class ExclusionIndex:
     """
 
     def __init__(self, sources: Iterable[tuple[str, Iterable[str]]], span_words: int) -> None:
-        self._word_hashes = _WordHashes()
+        # Names and typing errors have no end.
+        self._hash = lru_cache(_MAX_CACHED_WORDS)(_digest)
         factors = (int.from_bytes(_digest(f"place {place}"), "little") | 1 for place in range(span_words))
         self._factors = np.fromiter(factors, dtype=np.uint64, count=span_words)
-        self._known = [(name, _HashSet(self._all_spans(name, texts))) for name, texts in sources]
+        self._known = [(name, self._all_spans(name, texts)) for name, texts in sources]
 
     def shares_span(self, text: str) -> str | None:
         """Return the first source with which a text, or all of a short one, shares a span; None if there is none."""
         spans = self._spans(text)
         if not spans.size:
             return None
-        return next((name for name, known in self._known if known.holds_any(spans)), None)
+        nearest = ((name, known.take(known.searchsorted(spans), mode="clip")) for name, known in self._known)
+        return next((name for name, near in nearest if (near == spans).any()), None)
 
     def _all_spans(self, name: str, texts: Iterable[str]) -> Hashes:
         grown = array("Q")  # grows in place; joining small arrays would need the memory twice
@@ -342,55 +341,17 @@ class ExclusionIndex:
                 where=name,
                 remedy="check the columns of exclude, or remove the source",
             )
-        return np.frombuffer(grown, dtype=np.uint64)
+        hashes = np.frombuffer(grown, dtype=np.uint64)
+        hashes.sort()
+        return hashes
 
     def _spans(self, text: str) -> Hashes:
         """Return a hash of each span, the sum of each word's hash times a factor for its place in the span."""
-        words = b"".join([self._word_hashes[word] for word in plain_words(text)])
+        words = b"".join(map(self._hash, plain_words(text)))
         hashes = np.frombuffer(words, dtype="<u8").astype(np.uint64)
         if hashes.size < min(MIN_WHOLE_WORDS, self._factors.size):
             return hashes[:0]
         return np.correlate(hashes, self._factors[: hashes.size], mode="valid")
-
-
-class _HashSet:
-    """Hashes sorted in place, behind a sieve.
-
-    A binary search through 80 MB waits for memory at each step. The sieve has a bit, 16 times as many as
-    hashes, for each value of their leading bits; 15 of 16 unknown hashes end there.
-    """
-
-    def __init__(self, hashes: Hashes) -> None:
-        hashes.sort()
-        self._hashes = hashes
-        bits = max(8, int(hashes.size).bit_length() + 4)
-        self._shift = np.uint64(64 - bits)
-        self._sieve = np.zeros(1 << (bits - 3), dtype=np.uint8)
-        for start in range(0, hashes.size, _CHUNK):
-            byte, bit = self._place(hashes[start : start + _CHUNK])
-            np.bitwise_or.at(self._sieve, byte, bit)
-
-    def holds_any(self, hashes: Hashes) -> bool:
-        byte, bit = self._place(hashes)
-        likely = hashes[(self._sieve[byte] & bit) != 0]
-        if not likely.size:
-            return False
-        nearest = self._hashes.take(self._hashes.searchsorted(likely), mode="clip")
-        return bool((nearest == likely).any())
-
-    def _place(self, hashes: Hashes) -> tuple[Hashes, NDArray[np.uint8]]:
-        leading = hashes >> self._shift
-        return leading >> _THREE, _BITS[leading & _SEVEN]
-
-
-class _WordHashes(dict[str, bytes]):
-    """Little-endian hashes of words; cleared when full, because names and typing errors have no end."""
-
-    def __missing__(self, word: str) -> bytes:
-        if len(self) >= _MAX_CACHED_WORDS:
-            self.clear()
-        self[word] = hashed = _digest(word)
-        return hashed
 
 
 def _digest(word: str) -> bytes:

@@ -34,6 +34,16 @@ def either(phrases: Iterable[str]) -> str:
     return f"(?=[{initials}])(?:{'|'.join(map(re.escape, longest_first))})"
 
 
+def replaced(text: str, parts: Iterable[tuple[int, int, str]]) -> str:
+    """Return the text with another text in each of its parts `text[start:end]`, which are sorted and do not overlap."""
+    pieces: list[str] = []
+    position = 0
+    for start, end, other in parts:
+        pieces += [text[position:start], other]
+        position = end
+    return "".join([*pieces, text[position:]])
+
+
 # A line feed, or closing marks and space; written so that `re` skips to the first character.
 _END = re.compile(
     r"[\n.!?…](?:(?<=\n)\n*(?=(?P<line>\S)?)"

@@ -17,13 +17,19 @@ from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
 from psychocounsel.corpus.deidentify.planted import MarkedText
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, METHOD_AUTHORS, NOT_NAMES, Span
-from psychocounsel.corpus.text import either
+from psychocounsel.corpus.text import either, replaced
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
 PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 _POSSESSIVE = re.compile(r"['\u2019][sS]?$")
 _WORD = re.compile(r"\w+")
+# What one number or address is written with or without.
+_OPTIONAL = {
+    "PHONE": re.compile(r"^\+?1(?=\W|\d{10}$)"),
+    "EMAIL": re.compile(r"^mailto:"),
+    "URL": re.compile(r"^(?:https?://)?(?:www\.)?"),
+}
 
 
 class Deidentifier(Protocol):
@@ -42,8 +48,9 @@ class Deidentifier(Protocol):
 class Placeholders:
     """Placeholders by what they stand for. Shared by several texts, `[PERSON_1]` is one person in all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "") -> None:
         self._last: Counter[str] = Counter()
+        self.reserve(text)
         self._by_content: dict[tuple[Entity, str], str] = {}
         self._people: list[tuple[tuple[str, ...], str]] = []
 
@@ -65,11 +72,18 @@ class Placeholders:
             if match.group()[0].isupper() and match.group().casefold() in words:
                 yield Span(match.start(), match.end(), "PERSON", 1.0)
 
+    def put_in(self, text: str, spans: Iterable[Span]) -> str:
+        """Return the text with a placeholder for each of the spans, which are sorted and do not overlap."""
+        return replaced(text, ((start, end, self.of(entity, text[start:end])) for start, end, entity, _ in spans))
+
     def of(self, entity: Entity, found: str) -> str:
         """Return the placeholder of a find, the same one for the same person, number or address."""
         if entity == "PERSON":
             return self._of_person(tuple(_WORD.findall(_POSSESSIVE.sub("", found).casefold())))
-        key = (entity, "".join(_WORD.findall(found.casefold())))
+        bare = found.casefold()
+        if entity in _OPTIONAL:
+            bare = _OPTIONAL[entity].sub("", bare)
+        key = (entity, "".join(_WORD.findall(bare)))
         if key not in self._by_content:
             self._by_content[key] = self._new(entity)
         return self._by_content[key]
@@ -107,12 +121,7 @@ def deidentify(text: str, finder: Deidentifier, placeholders: Placeholders | Non
         return text
     known.reserve(text)
     while spans := resolve(_outside_placeholders(text, found)):
-        pieces: list[str] = []
-        end = 0
-        for span in spans:
-            pieces += [text[end : span.start], known.of(span.entity, text[span.start : span.end])]
-            end = span.end
-        text = "".join([*pieces, text[end:]])
+        text = known.put_in(text, spans)
         found = [*finder.find(text), *known.again_in(text)]
     return text
 
