@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from psychocounsel.errors import DataQualityError
-from psychocounsel.training.trainer import TrainingOutput, preempted
+from psychocounsel.errors import DataQualityError, Preempted
+from psychocounsel.training.trainer import TrainingOutput
 
 
 def double(numbers: list[int], progress: Callable[[int, int], None]) -> list[int]:
@@ -33,7 +33,7 @@ def training(ending: str, output: TrainingOutput) -> int:
     if ending == "cancelled" or os.environ["RANK"] == "0":
         while not output.cancel.is_cancelled():
             time.sleep(0.02)
-        raise preempted(3, 9, output.work)
+        raise Preempted("stopped after step 3 of 9", where=str(output.work), remedy="run again")
     if ending == "error":
         raise DataQualityError("too few pairs", where="here", remedy="add some")
     if ending == "bug":

@@ -20,7 +20,7 @@ from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import quiet_libraries
 from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
-    CheckedTrainer,
+    LengthGroupedTrainer,
     RunPosition,
     TrainingOutput,
     TrainingSummary,
@@ -150,7 +150,7 @@ def with_reference(rows: Sequence[TokenizedPair], reference: Sequence[ReferenceL
     return table
 
 
-class TokenizedDPOTrainer(CheckedTrainer, DPOTrainer):
+class TokenizedDPOTrainer(LengthGroupedTrainer, DPOTrainer):
     """trl's trainer on our token ids, with a likelihood term that does not depend on the micro-batch."""
 
     nll_weight = 0.0

@@ -36,7 +36,7 @@ from psychocounsel.training.tokenize import (
     tokenize_pairs,
 )
 from psychocounsel.training.trainer import (
-    CheckedTrainer,
+    LengthGroupedTrainer,
     TrainingOutput,
     TrainingSummary,
     copy_configs,
@@ -100,7 +100,7 @@ def principle_loss(chosen: torch.Tensor, rejected: torch.Tensor, signs: torch.Te
     return -(signs.abs() * torch.nn.functional.logsigmoid(signs * (chosen - rejected))).mean()
 
 
-class BradleyTerryTrainer(CheckedTrainer, HeadsTrainer):
+class BradleyTerryTrainer(LengthGroupedTrainer, HeadsTrainer):
     """The trainer of reward models. Override `compute_loss` of `HeadsTrainer` for another objective."""
 
 

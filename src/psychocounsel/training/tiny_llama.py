@@ -7,22 +7,21 @@ three end-of-text tokens and a temperature, as the real one's does.
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
-from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified
-from psychocounsel.training.runtime import prepare_cpu, quiet_libraries, saving
+from psychocounsel.training.runtime import quiet_libraries, saving
 from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
-from psychocounsel.training.trainer import TrainingOutput, preempted
+from psychocounsel.training.trainer import CheckedTrainer, TrainingOutput, run_trainer
 from psychocounsel.types import Candidate, Speech
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"
@@ -105,7 +104,7 @@ def make_tiny_llama(
             for answer in answers
             for speech in [by_id[answer.speech_id]]
         ]
-    with torch.random.fork_rng(devices=[]):
+    with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.shape, tokenizer)
         summary = train_sft(model, exchanges, config.sft, pad_token_id(tokenizer), output)
@@ -226,13 +225,12 @@ def train_sft(
 
     Raises:
         DataQualityError: no exchange fits into `config.max_length_tokens`.
+        IncompleteError: a loss or gradient is not finite.
         Preempted: `output.cancel` is cancelled; a checkpoint of the last step is in `output.work`.
     """
     fitting = [each for each in exchanges if len(each.prompt_ids) + len(each.response_ids) <= config.max_length_tokens]
     if not fitting:
         raise DataQualityError("no response fits", remedy="raise sft.max_length_tokens")
-    prepare_cpu()
-    started = time.monotonic()
     packs = sorted(without_template(pack(fitting)), key=lambda one: one.length)
     size = max(1, config.batch_size // max(len(one.responses) for one in packs))
     batches = [collate(packs[start : start + size], pad_id) for start in range(0, len(packs), size)]
@@ -241,42 +239,49 @@ def train_sft(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, len(order)))
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    losses: list[float] = []
-    if checkpoint := newest_verified(output.work, output.run_id):
-        state = torch.load(checkpoint / "state.pt", weights_only=True)
-        losses = state["losses"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    model.train()
-    for place in order[len(losses) :]:
-        loss = batch_loss(model, batches[place])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-        step = len(losses)
-        output.progress(step, len(order))
-        is_cancelled = output.cancel.is_cancelled() and step < len(order)
-        if is_cancelled or step % SAVE_EVERY_STEPS == 0:
-            checkpoint = checkpoint_at(output.work, step)
-            with saving(output.work):
-                checkpoint.mkdir(parents=True, exist_ok=True)
-                state = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({**state, "losses": losses}, checkpoint / "state.pt")
-            complete(checkpoint, output.run_id)
-        if is_cancelled:
-            raise preempted(step, len(order), output.work)
+    arguments = TrainingArguments(
+        output_dir=str(output.work),
+        use_cpu=True,
+        use_cache=True,
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        max_grad_norm=MAX_GRAD_NORM,
+        save_steps=SAVE_EVERY_STEPS,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = BatchTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=cast(Any, [batches[place]._asdict() for place in order]),
+        optimizers=(optimizer, scheduler),
+    )
+    seconds = run_trainer(trainer, output, output.run_id)
     model.eval()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return SftSummary(
         first_loss=sum(losses[: len(batches)]) / len(batches),
         last_loss=sum(losses[-len(batches) :]) / len(batches),
         steps=len(order),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
+
+
+class BatchTrainer(CheckedTrainer):
+    """Takes a step on each batch of its data set, in their order."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches."""
+        return DataLoader(cast(Any, self.train_dataset), collate_fn=lambda batches: batches[0])
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the loss of a batch."""
+        return batch_loss(model, Batch(**inputs))
 
 
 def learning_rate_share(step: int, total: int) -> float:

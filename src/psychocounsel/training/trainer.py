@@ -1,4 +1,4 @@
-"""What reward and DPO training share: a trl trainer that stops, resumes and fails predictably, and its arguments.
+"""What all trainings share: a trainer that stops, resumes and fails predictably, and the arguments of trl's trainers.
 
 The trainer of the libraries is kept. Added are: an error at the first number that is not finite, a check that weights
 moved, gradient accumulation that equals one large batch, and a checkpoint when the run is cancelled.
@@ -113,13 +113,6 @@ class RunPosition:
     adapter_to: Path | None = None
 
 
-def preempted(step: int, total: int, work: Path) -> Preempted:
-    """Return the error of a training that was cancelled after `step` steps, with a checkpoint in `work`."""
-    return Preempted(
-        f"stopped after step {step} of {total}", where=str(work), remedy="run the same command again to resume"
-    )
-
-
 class LengthGroupedSampler(Sampler[list[int]]):
     """Row numbers of the micro-batches that one process takes in an epoch, rows of similar length together.
 
@@ -191,41 +184,12 @@ class LengthGroupedSampler(Sampler[list[int]]):
 
 
 class CheckedTrainer(Trainer):
-    """Mixin before a trl trainer: raises at numbers that are not finite, weights micro-batches by their rows.
+    """A trainer that ends at numbers that are not finite, and that `run_trainer` stops and resumes.
 
-    `row_lengths` are the tokens of each row of the training set, by which the rows of a step are ordered. `position` is
-    that of the training in a longer run, whose learning-rate schedule it follows.
+    `position` is that of the training in a longer run, whose learning-rate schedule it follows.
     """
 
-    row_lengths: Sequence[int] = ()
     position: RunPosition | None = None
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the micro-batches of this process. accelerate would pad an epoch's end with rows of its beginning."""
-        settings = self.args
-        processes = max(1, settings.world_size)
-        self.sampler = LengthGroupedSampler(
-            self.row_lengths,
-            settings.train_batch_size * processes * settings.gradient_accumulation_steps,
-            settings.train_batch_size,
-            settings.seed if settings.data_seed is None else settings.data_seed,
-            (settings.process_index, processes),
-        )
-        return DataLoader(
-            cast(Any, self.train_dataset),
-            batch_sampler=self.sampler,
-            collate_fn=self.data_collator,
-            pin_memory=settings.dataloader_pin_memory and not settings.use_cpu,
-        )
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Return the micro-batches of one step, and remember how much each of them weighs."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        step = self.state.global_step % self.sampler.steps
-        sizes = self.sampler.batch_sizes(step)
-        mean = self.sampler.rows_of_step(step) / len(sizes)
-        self.shares = iter([size / mean for size in sizes[self.sampler.process :: self.sampler.processes]])
-        return batches, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward on one micro-batch.
@@ -237,17 +201,6 @@ class CheckedTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._not_finite("loss", float(loss))
         return loss
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the mean loss of a micro-batch, times its rows over the mean of all micro-batches of the step.
-
-        The trainer averages over micro-batches and processes, which is right for equal ones only: those of the last
-        step of an epoch may differ, and the rows of a small one would count for more than in one large batch.
-        """
-        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss * next(self.shares)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # The last call before the optimiser's step: an error here leaves the weights of the last good step.
@@ -310,6 +263,53 @@ class CheckedTrainer(Trainer):
     def _send_telemetry(self) -> None:
         # trl reports each use to the Hub; a run on client texts opens no connection that was not requested.
         pass
+
+
+class LengthGroupedTrainer(CheckedTrainer):
+    """Mixin before a trl trainer: takes the micro-batches of `LengthGroupedSampler`, and weights them by their rows.
+
+    `row_lengths` are the tokens of each row of the training set, by which the rows of a step are ordered.
+    """
+
+    row_lengths: Sequence[int] = ()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the micro-batches of this process. accelerate would pad an epoch's end with rows of its beginning."""
+        settings = self.args
+        processes = max(1, settings.world_size)
+        self.sampler = LengthGroupedSampler(
+            self.row_lengths,
+            settings.train_batch_size * processes * settings.gradient_accumulation_steps,
+            settings.train_batch_size,
+            settings.seed if settings.data_seed is None else settings.data_seed,
+            (settings.process_index, processes),
+        )
+        return DataLoader(
+            cast(Any, self.train_dataset),
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            pin_memory=settings.dataloader_pin_memory and not settings.use_cpu,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Return the micro-batches of one step, and remember how much each of them weighs."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        step = self.state.global_step % self.sampler.steps
+        sizes = self.sampler.batch_sizes(step)
+        mean = self.sampler.rows_of_step(step) / len(sizes)
+        self.shares = iter([size / mean for size in sizes[self.sampler.process :: self.sampler.processes]])
+        return batches, items
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean loss of a micro-batch, times its rows over the mean of all micro-batches of the step.
+
+        The trainer averages over micro-batches and processes, which is right for equal ones only: those of the last
+        step of an epoch may differ, and the rows of a small one would count for more than in one large batch.
+        """
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss * next(self.shares)
 
 
 class RunCallback(TrainerCallback):
@@ -382,7 +382,11 @@ def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: st
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             callback.await_checkpoint()
     if trainer.state.global_step < trainer.state.max_steps:
-        raise preempted(trainer.state.global_step, trainer.state.max_steps, output.work)
+        raise Preempted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}",
+            where=str(output.work),
+            remedy="run the same command again to resume",
+        )
     after = trainable_values(trainer.model, trainer.optimizer)
     # DeepSpeed may hold a parameter's values elsewhere than in the parameter.
     if not trainer.is_deepspeed_enabled and all(torch.equal(values, after[name]) for name, values in before.items()):
