@@ -6,6 +6,7 @@ from pathlib import Path
 from miniature import STEPS
 from psychocounsel.config.recipe import load_points, recipe_folder
 from psychocounsel.stages.recipe import dry_run
+from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature, Warm
 
@@ -77,6 +78,21 @@ def test_dry_run_writes_nothing_and_has_the_ids_of_the_real_run(miniature: Minia
     assert ended.code == 0
     assert not store.exists()
     assert refs(ended.out) == made(miniature.store)
+    # The model that they train does not exist yet, but its shape is known.
+    needs = [line for line in ended.out.splitlines() if line.startswith("training ")]
+    assert ["GB of memory" in line for line in needs] == [True] * 3
+
+
+def test_a_dry_run_counts_what_a_judge_of_probes_would_compare(miniature: Miniature, cli: Cli) -> None:
+    judge = "align.online.probe.judge={backend: endpoint, endpoint: {model: gpt-4o-2024-08-06}}"
+    dry_run = ("run", miniature.recipe, "--store", miniature.store, "--only", "align", "--dry-run", "--set", judge)
+    ended = cli(*dry_run, "--set", "align.online.probe.draws=3")
+    assert ended.code == 0, ended.err
+    (speeches,) = Store(miniature.store).artifacts("speeches")
+    held_out = sum(row.split == "dev" for row in read_speeches(speeches))
+    # In both orders: the extremes of every probe, and after each of two rounds three draws against the initial ones.
+    assert f": {2 * held_out * (1 + 2 * (3 + 1))} calls, up to " in ended.out
+    assert "$" in ended.out
 
 
 def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> None:

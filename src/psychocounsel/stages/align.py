@@ -35,7 +35,11 @@ def align(config: AlignConfig, store: Store, calls: list[PendingCalls] | None = 
     with open_session(store, calls) as session:
         run = OnlineDpo(config, config.online, session) if config.online is not None else None
         if session.is_dry_run:
-            session.stop_counting("" if run is None else run.expected_calls())
+            if run is not None:
+                from psychocounsel.stages.estimate import count_probes  # with all that reads a corpus
+
+                count_probes(run)
+            session.stop_counting()
         if store.find(specs(config, store)[-1]) is None:
             require_memory(config, resolve_model(store, config.policy, POLICY_KINDS).policy(store))
         if run is not None:

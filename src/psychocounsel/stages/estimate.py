@@ -1,16 +1,20 @@
-"""The corpus of a dry run: the real one where its data are here, else placeholders as many as are expected."""
+"""What stands for data in a dry run: a corpus as large as expected, and the answers that probes will compare."""
 
 from collections.abc import Mapping
 
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import corpus_specs, make_corpus
 from psychocounsel.corpus.topics import TopicAssigner
+from psychocounsel.errors import StoreError
+from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.llm.session import Session
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
+from psychocounsel.stages.online import OnlineDpo
+from psychocounsel.stages.respond import placeholder
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, parent_in
 from psychocounsel.store.hub import fetched_dataset
 from psychocounsel.store.references import HUB
 from psychocounsel.store.schemas import SplitSpeech, write_speeches
-from psychocounsel.types import Speech
+from psychocounsel.types import Candidate, Speech
 
 _ESTIMATE = "estimate"
 PAPERS_CHARS = 550
@@ -60,6 +64,36 @@ def make_placeholders(spec: ArtifactSpec, splits: Mapping[str, int], session: Se
 
     session.store.make(spec, write)
     return [row.speech for row in rows]
+
+
+def count_probes(run: OnlineDpo) -> None:
+    """Have the judge of an online run's probes compare placeholders, as often as if no limit ended the rounds.
+
+    Ends the dry run where the speeches do not exist yet.
+    """
+    plan, probe, session, store = run.plan, run.online.probe, run.session, run.store
+    is_made = store.find(plan.expected(store, run.online.stop_when)[1]) is not None
+    if is_made or probe.judge is None or not probe.judge.endpoints:
+        return
+    speeches = parent_in(plan.outcome.parents, "speeches", plan.outcome.ref)
+    try:
+        corpus = store.open(speeches)
+    except StoreError:
+        session.stop_counting(f"counted once {speeches.ref} exists; run the recipe until the step that makes it")
+    note_estimate(corpus, session)
+
+    def answer(speech: Speech, number: int, draw: int) -> Candidate:
+        return placeholder(session, speech, f"round {number}", draw, run.online.sampling.max_new_tokens)
+
+    judge, asked = run.open_judge(probe.judge), run.probe_speeches(corpus)
+    for number, spec in enumerate((plan.initial_probe, *(each.probe for each in plan.rounds))):
+        if store.find(spec) is None:
+            draws = range(probe.draws if number else 0)
+            pairs = [(each, answer(each, number, draw), answer(each, 0, draw)) for each in asked for draw in draws]
+            if probe.draws > 1:  # the answers with the highest and the lowest reward
+                pairs += [(each, answer(each, number, 0), answer(each, number, 1)) for each in asked]
+            both = [*pairs, *((speech, second, first) for speech, first, second in pairs)]
+            judge.compare([ComparisonTask(*each) for each in both], lambda count: None)
 
 
 def note_estimate(speeches: Artifact, session: Session) -> None:

@@ -66,6 +66,7 @@ from psychocounsel.store.store import Store, flatten
 from psychocounsel.training.tracking import track
 from psychocounsel.types import (
     OVERALL,
+    SPLITS,
     Candidate,
     Policy,
     SampledAnswer,
@@ -265,13 +266,12 @@ class OnlineDpo:
         share = config.max_missing_share
         return open_judge(config, self.session, "comparing probe answers", may_wait=True, max_missing_share=share)
 
-    def expected_calls(self) -> str:
-        """Return how many calls the judge of the probes may get, for a dry run."""
-        probe = self.online.probe
-        if self.store.find(self.plan.expected(self.store, self.online.stop_when)[1]) is not None:
-            return "nothing pending"
-        first, later = 2 * probe.speeches, 2 * probe.speeches * (probe.draws + 1)
-        return f"up to {first} calls before the first and {later} after each of {self.online.rounds} rounds"
+    def probe_speeches(self, corpus: Artifact) -> list[Speech]:
+        """Return the held-out speeches that every probe answers: of the dev split or, where that is empty, of train."""
+        by_split = {split: [each.speech for each in read_speeches(corpus) if each.split == split] for split in SPLITS}
+        return sample_by_hash(
+            by_split["dev"] or by_split["train"], self.online.probe.speeches, "round", self.config.seed
+        )
 
     def require_permitted(self) -> None:
         """Check the endpoints of the judge before anything long begins.
@@ -436,8 +436,7 @@ class OnlineDpo:
         """Measure a policy's new answers to the probe speeches: reward, text quality, drift, verdict of the judge."""
         online, seed = self.online, self.config.seed
         is_initial = all(each.role != "policy" for each in writer.spec.parents)
-        held_out = self._speeches(writer, "dev") or self._speeches(writer, "train")
-        speeches = sample_by_hash(held_out, online.probe.speeches, "round", seed)
+        speeches = self.probe_speeches(self.store.open(writer.parent("speeches")))
         policy = self._policy(writer, "policy")
         sampled = self._answers(writer, policy, speeches, online.probe.draws, seed)
         candidates = [each.candidate for each in sampled]

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psychocounsel.config.schema import AlignConfig, LoraConfig, OptimisationConfig, TrainRewardConfig
+from psychocounsel.config.schema import AlignConfig, LoraConfig, OptimisationConfig, TinyLlamaShape, TrainRewardConfig
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
 from psychocounsel.reporting.tables import NONE, Table
-from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.references import POLICY_KINDS, resolve, resolve_model
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec
+from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve, resolve_model
 from psychocounsel.store.schemas import pairs_file
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy
@@ -66,13 +66,11 @@ def require_disk(config: Config, policy: Policy, work: Path) -> None:
 
 def preflight(config: Config, store: Store) -> list[Table] | str:
     """Return memory per device, time and disk of a training; a line for a small model, or why they are not known."""
-    from psychocounsel.training.memory import GB, ModelSize, disk_bytes  # imports torch
+    from psychocounsel.training.memory import GB, disk_bytes  # imports torch
 
     try:
-        model = resolve_model(
-            store, config.base_model if isinstance(config, TrainRewardConfig) else config.policy, POLICY_KINDS
-        )
-        size = ModelSize.of(model.policy(store), local_only=True)  # a dry run opens no connection
+        name = config.base_model if isinstance(config, TrainRewardConfig) else config.policy
+        size = _size_of(resolve_model(store, name, POLICY_KINDS), store)
     except PsychoCounselError as fault:
         return f"memory, time and disk are not known: {fault}"
     online = config.online if isinstance(config, AlignConfig) else None
@@ -84,6 +82,24 @@ def preflight(config: Config, store: Store) -> list[Table] | str:
         needs = f"about {memory / GB:.1f} GB of memory, {disk / GB:.1f} GB of disk"
         return f"training {size.weights / 1e6:.1f} million weights: {needs}"
     return [_memory_table(config, size), _time_table(config, size, store, f"{disk / GB:.0f} GB of disk")]
+
+
+def _size_of(model: ModelReference, store: Store) -> "ModelSize":
+    """Return the size of a model: one that the present run is going to make has that of the one that it starts from."""
+    from psychocounsel.training.memory import ModelSize  # imports torch
+    from psychocounsel.training.tiny_llama import llama_config
+
+    pins = {pin.id: pin for pin in store.pins if isinstance(pin, ArtifactSpec)}
+    planned = None if model.parent is None else pins.get(model.parent.id)
+    if planned is None:
+        return ModelSize.of(model.policy(store), local_only=True)  # a dry run opens no connection
+    if planned.kind == "base-models":
+        shape = TinyLlamaShape.model_validate(planned.settings["shape"])
+        return ModelSize.of_config(llama_config(shape, shape.vocab_size))
+    origin = planned.settings["initial_policy"]
+    outside = Policy(origin["hub"], origin["revision"]) if "hub" in origin else None
+    parent = next((each for each in planned.parents if each.role == "initial policy"), None)
+    return _size_of(ModelReference(parent, origin, outside), store)
 
 
 def _tokens_per_row(config: Config) -> int:

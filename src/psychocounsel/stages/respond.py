@@ -153,10 +153,13 @@ class Responder:
         return [each.candidate for each in sampled]
 
     def _placeholder(self, speech: Speech, draw: int) -> Candidate:
-        """Return an answer of full length: a text of its own for each author and draw, about one token a word."""
-        self._session.has_placeholders = True
-        words = " yes" * self.config.sampling.max_new_tokens
-        return Candidate(speech.id, self.config.author, f"({self.config.author} {draw}){words}", draw=draw)
+        return placeholder(self._session, speech, self.config.author, draw, self.config.sampling.max_new_tokens)
+
+
+def placeholder(session: Session, speech: Speech, author: str, draw: int, tokens: int) -> Candidate:
+    """Return what stands for an answer in a dry run: a text of its own for each author and draw, of so many tokens."""
+    session.has_placeholders = True
+    return Candidate(speech.id, author, f"({author} {draw}){' yes' * tokens}", draw=draw)
 
 
 def write_answers(

@@ -90,7 +90,11 @@ class ModelSize(NamedTuple):
                 remedy = f"psychocounsel fetch RECIPE, or hf download {policy.location} config.json"
                 raise ConfigError("its config is not on this machine", where=policy.location, remedy=remedy)
             policy = Policy(str(Path(found).parent))
-        config: Any = load_pretrained(AutoConfig, policy)
+        return cls.of_config(load_pretrained(AutoConfig, policy))
+
+    @classmethod
+    def of_config(cls, config: Any) -> "ModelSize":
+        """Count the weights of the model that a config of transformers describes, without making them."""
         with quiet_libraries(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
         head = model.get_output_embeddings()

@@ -146,13 +146,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length_toke
     )
 
 
-def build_model(shape: TinyLlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained Llama in float32, its weights sampled from torch's global state."""
-    vocabulary = tokenizer.get_vocab()
-    begin = vocabulary[BEGIN_OF_TEXT]
-    ends = [vocabulary[token] for token in (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+def llama_config(shape: TinyLlamaShape, vocabulary: int, **special_tokens: Any) -> LlamaConfig:
+    """Return the config of a tiny Llama with so many tokens."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.layers,
@@ -169,11 +166,17 @@ def build_model(shape: TinyLlamaShape, tokenizer: PreTrainedTokenizerFast) -> Ll
         },
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        bos_token_id=begin,
-        eos_token_id=ends,
-        pad_token_id=None,
+        **special_tokens,
     )
-    model = LlamaForCausalLM(config)
+
+
+def build_model(shape: TinyLlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained Llama in float32, its weights sampled from torch's global state."""
+    vocabulary = tokenizer.get_vocab()
+    begin = vocabulary[BEGIN_OF_TEXT]
+    ends = [vocabulary[token] for token in (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)]
+    tokens = {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": None}
+    model = LlamaForCausalLM(llama_config(shape, len(tokenizer), **tokens))
     model.generation_config = GenerationConfig(
         bos_token_id=begin, eos_token_id=ends, do_sample=True, temperature=0.6, top_p=0.9
     )
