@@ -536,7 +536,9 @@ def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
     stop = metrics.rounds[-1].stop
     title = (
         "Probes: new answers to the same held-out speeches. KL and win rate: to and over the initial policy; "
-        "agreement: of reward and judge." + (f" The run ended after round {len(names)}: {stop}." if stop else "")
+        "agreement: of reward and judge. The best round is chosen by these figures, which flatters it here; what it is "
+        "worth, a comparison on other speeches says."
+        + (f" The run ended after round {len(names)}: {stop}." if stop else "")
     )
     header = ("", "pairs", "trained on", "log-probability, chosen", "rejected")
     return [
@@ -553,11 +555,12 @@ _PROBE_HEADER = (
 
 def _probe_cells(probe: m.ProbeMetrics) -> tuple[str, ...]:
     quality = probe.text_quality
-    rates = (quality.unfinished_rate, quality.repetition_rate, probe.win_rate, probe.agreement)
+    signs, judged = (quality.unfinished_rate, quality.repetition_rate), (probe.win_rate, probe.agreement)
     return (
         *(f"{probe.reward.mean:+.3f}", f"{probe.kl.per_answer:.2f}", f"{probe.entropy:.2f}"),
         *(f"{quality.length_words.mean:.1f}", f"{probe.questions_per_answer:.2f}"),
-        *(NONE if rate is None else percent(rate.estimate) for rate in rates),
+        *(percent(rate.estimate) for rate in signs),
+        *(NONE if rate is None else with_interval(rate) for rate in judged),
         f"{probe.crisis.reward:+.3f} ({probe.crisis.answers})" if probe.crisis else NONE,
     )
 

@@ -147,6 +147,7 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
             with_interval(each.metrics.win_rate),
             NONE if each.metrics.win_rate_decided is None else percent(each.metrics.win_rate_decided.estimate),
             NONE if (equal := at_equal_length[each.artifact.id]) is None else with_interval(equal),
+            str(each.metrics.speeches),
             str(each.metrics.win_rate.n),
             str(each.metrics.win_rate.missing),
             percent(each.metrics.position_inconsistent_rate.estimate),
@@ -156,14 +157,14 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
     )
     header = (
         *("comparison", "policy", "reference", "judge", "win rate", "decided"),
-        *("equal length, effect pooled", "n", "missing", "flips", "crisis"),
+        *("equal length, effect pooled", "speeches", "comparisons", "missing", "flips", "crisis"),
     )
     title = (
         "Win rates of the policies over their references, ties half, the highest first. With the effect of length "
         "pooled, policies with one judge and one reference share it, to be compared with each other; the rate at equal "
         "length to quote for one policy is that of its own comparison."
     )
-    return Table("policies", title, header, "lllllrlrrrl", rows)
+    return Table("policies", title, header, "lllllrlrrrrl", rows)
 
 
 def _corrections(compared: Sequence[_Compared]) -> Iterator[tuple[_Compared, Artifact, AnchorMetrics]]:

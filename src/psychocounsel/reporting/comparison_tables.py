@@ -93,9 +93,9 @@ def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[
         Table("rates", title, RATE_HEADER, "lrll", rows),
         Table("unanswered", why, ("side", "answers, by reason"), "ll", unanswered),
         missing_table(metrics.missing_by_topic, "comparisons"),
-        _slice_table("criteria", "Win rate by principle.", metrics.win_rate_by_criterion),
-        _slice_table("topics", "Win rate by topic.", {"speeches about crisis": metrics.crisis, **metrics.by_topic}),
-        _slice_table("lengths", "Win rate by the number of words that the client says.", lengths),
+        _slice_table("criteria", "principle", metrics.win_rate_by_criterion, metrics.draws),
+        _slice_table("topics", "topic", {"speeches about crisis": metrics.crisis, **metrics.by_topic}, metrics.draws),
+        _slice_table("lengths", "the number of words that the client says", lengths, metrics.draws),
         text_quality_table(f"Text quality of the answers: share of answers with its interval.{_drift(metrics)}", sides),
         *([_vote_table(metrics.votes)] if metrics.votes else []),
     ]
@@ -105,7 +105,11 @@ def _drift(metrics: m.ComparisonMetrics) -> str:
     if metrics.kl is None:
         return ""
     kl = metrics.kl
-    return f" KL of the policy to the reference: {kl.per_answer:.2f} nats per answer, {kl.per_token:.3f} per token."
+    return (
+        f" Mean of log(policy / reference) over the policy's answers: {kl.per_answer:+.2f} nats per answer, "
+        f"{kl.per_token:+.3f} per token. It estimates the KL divergence if they were sampled at temperature 1; below, "
+        "it may be negative."
+    )
 
 
 def _constraint(metrics: m.ComparisonMetrics) -> str:
@@ -142,14 +146,15 @@ def shortest_first(by_length: Mapping[str, Rate | None]) -> dict[str, Rate | Non
     return dict(sorted(by_length.items(), key=lambda each: int(each[0].split()[0])))
 
 
-def _slice_table(key: str, title: str, rates: Mapping[str, Rate | None]) -> Table:
+def _slice_table(key: str, slices: str, rates: Mapping[str, Rate | None], draws: int) -> Table:
     rows = tuple(
         (name or "(no topic)", NONE, "", over(rate))
         if rate is not None and rate.n < MIN_SLICE
         else rate_row(name or "(no topic)", rate)
         for name, rate in rates.items()
     )
-    title += f" A slice of fewer than {MIN_SLICE} shows its size only."
+    of_each = f"{draws} comparisons" if draws > 1 else "one comparison"
+    title = f"Win rate by {slices}; {of_each} of each speech. A slice of fewer than {MIN_SLICE} shows its size only."
     return Table(key, title, RATE_HEADER, "lrll", rows, is_detail=True)
 
 

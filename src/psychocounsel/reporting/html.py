@@ -19,7 +19,18 @@ from psychocounsel.reporting.lineage import draw_lineage
 from psychocounsel.reporting.overview import Compared, headlines, length_plot, overview_plots, paper_table
 from psychocounsel.reporting.plots import Plot, figures
 from psychocounsel.reporting.reward_tables import REWARD_DETAILS, reward_headline
-from psychocounsel.reporting.tables import PERCENT, Row, Table, anchor, by_split, interval, over, percent, reasons
+from psychocounsel.reporting.tables import (
+    PERCENT,
+    Row,
+    Table,
+    anchor,
+    by_split,
+    draws_each,
+    interval,
+    over,
+    percent,
+    reasons,
+)
 from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import Metrics, metrics_of
@@ -316,7 +327,8 @@ def _cards(data: ReportData) -> list[Block]:
     for each, against, compared in data.compared:
         rate = compared.win_rate
         flipped = f"; position-inconsistent: {percent(compared.position_inconsistent_rate.estimate)}"
-        cards.append(_rate_card(f"Win rate, {against}", rate, over(rate) + flipped, each))
+        speeches = f"{compared.speeches} speeches{draws_each(compared.draws)}, {rate.missing} comparisons missing"
+        cards.append(_rate_card(f"Win rate, {against}", rate, speeches + flipped, each))
         if controlled := compared.length_controlled.rate:
             cards.append(_rate_card(f"At equal length, {against}", controlled, "length-controlled win rate", each))
     for each, crisis in data.of(m.CrisisMetrics):

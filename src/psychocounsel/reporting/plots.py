@@ -125,8 +125,8 @@ def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
             }
             slices: dict[str, tuple[str, list[Dot]]] = {
                 "overall": ("overall and on the crisis slice", _dots(overall, counted=False)),
-                "principle": ("by principle", _dots(compared.win_rate_by_criterion)),
-                "topic": ("by topic", _dots(compared.by_topic)),
+                "principle": ("by principle (number of comparisons)", _dots(compared.win_rate_by_criterion)),
+                "topic": ("by topic (number of comparisons)", _dots(compared.by_topic)),
             }
             return [
                 rate_plot(
