@@ -205,7 +205,7 @@ def length_plot(group: ItemSet) -> list[Plot]:
     middles = [float(np.mean([row[0] for row in part])) for part in parts]
     shares = [[100 * getattr(rate, name) for rate in rates] for name in ("estimate", "low", "high")]
     caption = (
-        "Win rate against the difference in length, policy minus reference; the line across is no difference. A line "
+        "Win rate against the difference in length, policy minus reference; the upright line is no difference. A line "
         "that rises says that the judge favours length."
     )
     words = "; ".join(
