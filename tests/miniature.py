@@ -4,6 +4,7 @@ It is written for every session, so that the shipped configs do not influence th
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def write_rows(path: Path, content: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, content: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
 
 

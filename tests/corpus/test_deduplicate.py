@@ -22,7 +22,6 @@ from pydantic import ValidationError
 
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.deduplicate import ExclusionIndex, assign_splits, cluster_ids, letters, runs, sketch
-from psychocounsel.corpus.sources import SourceRow, texts_in
 from psychocounsel.corpus.text import normalise, plain_words
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.types import Speech
@@ -427,15 +426,3 @@ def test_an_index_takes_about_ten_bytes_a_word_and_texts_are_not_kept() -> None:
 def test_a_source_without_a_text_to_compare_is_an_error() -> None:
     with pytest.raises(InputError, match=r"b\.csv: it has no text of 5 words or more; check the columns"):
         ExclusionIndex([("a.csv", [TWELVE]), ("b.csv", ["too short", ""])], 12)
-
-
-def test_texts_of_the_named_columns_row_by_row() -> None:
-    cells: list[dict[str, Any]] = [{"q": "one", "a": "two", "n": 3}, {"q": None, "a": "", "n": 4}]
-    rows = [SourceRow(f"x line {line}", each) for line, each in enumerate(cells, 2)]
-    assert list(texts_in(rows, ["q", "a"])) == ["one", "two", ""]
-    for column, what in (
-        ("text", "there is no column 'text'; set columns to one of: 'q', 'a', 'n'"),
-        ("n", "'n' is int"),
-    ):
-        with pytest.raises(InputError, match=f"x line 2: {what}"):
-            list(texts_in(rows, [column]))

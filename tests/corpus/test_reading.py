@@ -1,52 +1,45 @@
 """Rows become speeches and responses: what is kept, what is dropped and why, counted to the last row."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psychocounsel.config.corpus import CleaningConfig
-from psychocounsel.config.sources import CandidateColumns, SpeechColumns
-from psychocounsel.corpus.cleaning import SPEECH_STEPS, Prepared, clean, prepare
+from miniature import write_rows
+from psychocounsel.config.corpus import CorpusConfig
+from psychocounsel.config.loading import config_of
+from psychocounsel.config.sources import CandidateSource
+from psychocounsel.corpus.authors import KnownPeople
 from psychocounsel.corpus.crisis import mentions_crisis
+from psychocounsel.corpus.preparation import Cleaner
 from psychocounsel.corpus.reading import (
-    CandidateRows,
+    SPEECH_FUNNEL,
     Funnel,
-    ResponseFilters,
-    SpeechFilters,
     SpeechIndex,
-    SpeechRows,
+    SpooledSpeeches,
+    candidate_cells,
+    candidate_funnel,
     read_candidates,
     read_speeches,
+    rows_within_limit,
 )
-from psychocounsel.corpus.sources import SourceRow
 from psychocounsel.errors import InputError
 from psychocounsel.store.schemas import RowProvenance
 from psychocounsel.types import Candidate, Speech
 
-TEXT = SpeechColumns(text="text")
-KEYED = SpeechColumns(text="text", key="key")
-FULL = SpeechColumns(text="text", topic="topic", crisis="crisis", key="key")
-BY_KEY = CandidateColumns(text="reply", author="who", speech_key="key")
-BY_TEXT = CandidateColumns(text="reply", author="who", speech_text="speech")
-SHORT = CleaningConfig(min_chars=3, max_chars=12, drop_empty=True)
+TEXT: dict[str, Any] = {"text": "text"}
+KEYED: dict[str, Any] = {"text": "text", "key": "key"}
+FULL: dict[str, Any] = {"text": "text", "topic": "topic", "crisis": "crisis", "key": "key"}
+BY_KEY: dict[str, Any] = {"text": "reply", "author": "who", "speech_key": "key"}
+BY_TEXT: dict[str, Any] = {"text": "reply", "author": "who", "speech_text": "speech"}
+SHORT = {"min_chars": 3, "max_chars": 12, "drop_empty": True}
+TERMS = {"licence": "mit", "data_class": "public"}
 
-
-def rows(*cells: Mapping[str, object]) -> list[SourceRow]:
-    return [SourceRow(f"a.csv line {number}", each) for number, each in enumerate(cells, start=2)]
-
-
-def prepare_all(**steps: Callable[[str], Any]) -> Callable[[Iterable[str]], Iterator[Prepared]]:
-    return lambda raws: map(partial(prepare, steps=SPEECH_STEPS, **steps), raws)
-
-
-FILTERS = SpeechFilters(prepare_all())
-NAMES = [step.name for step in SPEECH_STEPS]
+Cells = Mapping[str, object]
 
 
 class Read(NamedTuple):
@@ -57,47 +50,60 @@ class Read(NamedTuple):
     funnel: Funnel
 
 
-def read_all(sources: Iterable[SpeechRows], cleaning: CleaningConfig = SHORT, filters: SpeechFilters = FILTERS) -> Read:
+def read_files(
+    files: Iterable[Iterable[Cells]], columns: dict[str, Any] = TEXT, cleaning: dict[str, Any] = SHORT, **more: Any
+) -> Read:
     with TemporaryDirectory() as folder:
-        reading = read_speeches(sources, cleaning, filters, Path(folder))
-        read = Read(list(reading.speeches), list(reading.rows()), reading.log.funnel)
-        reading.close()
-        return read
+        sources: list[dict[str, Any]] = []
+        for name, rows in zip("abc", files, strict=False):
+            path = Path(folder, f"{name}.jsonl")
+            write_rows(path, rows)
+            sources.append({"path": str(path), "columns": columns, **TERMS})
+        config = config_of(CorpusConfig, {"name": "c", "speeches": sources, "cleaning": cleaning, **more})
+        speeches, funnel = SpooledSpeeches(Path(folder)), Funnel(SPEECH_FUNNEL)
+        rows = list(read_speeches(Cleaner(config), speeches))
+        if config.cleaning.max_speeches is not None:
+            speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, Path(folder))
+            rows = list(rows_within_limit(rows, beyond))
+        return Read(list(speeches), list(funnel.counting(rows)), funnel)
 
 
-def read(*cells: Mapping[str, object], columns: SpeechColumns) -> Read:
-    return read_all([SpeechRows("a.csv", columns, rows(*cells))])
+def read(*cells: Cells, columns: dict[str, Any]) -> Read:
+    return read_files([cells], columns)
 
 
-def read_texts(texts: Iterable[str | None], cleaning: CleaningConfig = SHORT, filters: SpeechFilters = FILTERS) -> Read:
-    return read_all([SpeechRows("a.csv", TEXT, rows(*({"text": text} for text in texts)))], cleaning, filters)
+def read_texts(texts: Iterable[str | None], cleaning: dict[str, Any] = SHORT, **more: Any) -> Read:
+    return read_files([[{"text": text} for text in texts]], cleaning=cleaning, **more)
 
 
-Cells = Mapping[str, object]
-
-
-def answer(speeches: Read, *cells: Cells, columns: CandidateColumns = BY_KEY) -> tuple[list[Candidate], Funnel]:
-    filters = ResponseFilters(NAMES, prepare_all(), lambda raw: clean(raw, SPEECH_STEPS).text)
+def answer(speeches: Read, *cells: Cells, columns: dict[str, Any] = BY_KEY) -> tuple[list[Candidate], Funnel]:
+    source = {"path": "a.jsonl", "columns": columns, **TERMS}
+    keep = {"contacts": "keep", "signatures": "keep"}
+    config = config_of(CorpusConfig, {"name": "c", "speeches": [{**source, "columns": TEXT}], "cleaning": keep})
+    cleaner = Cleaner(config, KnownPeople.of(()))
     with TemporaryDirectory() as folder:
-        sources = [CandidateRows("a.csv", columns, rows(*cells))]
-        candidates, log = read_candidates(sources, SpeechIndex(speeches.rows), filters, Path(folder))
-        assert [row.text_id for row in log if not row.reason] == [each.id for each in candidates]
-        log.close()
-        return candidates, log.funnel
+        path = Path(folder, "a.jsonl")
+        write_rows(path, cells)
+        rows = list(candidate_cells(config_of(CandidateSource, {**source, "path": str(path)})))
+    candidates: list[Candidate] = []
+    funnel = candidate_funnel(cleaner)
+    log = list(
+        funnel.counting(read_candidates([("a.jsonl", rows)], SpeechIndex(speeches.rows), cleaner, str, candidates))
+    )
+    assert [row.text_id for row in log if not row.reason] == [each.id for each in candidates]
+    return candidates, funnel
 
 
 def test_a_speech_keeps_what_its_row_says() -> None:
     row: dict[str, object] = {"text": " I am\ttired ", "topic": " sleep", "crisis": "False", "key": "k1", "more": 3}
     reading = read(row, columns=FULL)
-    assert reading.speeches == [Speech("I am tired", "sleep", False, "a.csv")]
+    assert reading.speeches == [Speech("I am tired", "sleep", False, "a.jsonl")]
     assert [(row.key, row.text_id) for row in reading.rows] == [("k1", Speech("I am tired").id)]
     reading = read({"text": "one", "topic": None, "crisis": True, "key": 7}, columns=FULL)
-    assert reading.speeches == [Speech("one", "", True, "a.csv")]
+    assert reading.speeches == [Speech("one", "", True, "a.jsonl")]
     assert [row.key for row in reading.rows] == ["7"]
-    cells = ([{"text": "one"}], [{"text": "one"}, {"text": "two"}])
-    sources = [SpeechRows(name, TEXT, rows(*each)) for name, each in zip(("a.csv", "b.csv"), cells, strict=True)]
-    found = [(each.text, each.source) for each in read_all(sources).speeches]
-    assert found == [("one", "a.csv"), ("two", "b.csv")]
+    found = read_files([[{"text": "one"}], [{"text": "one"}, {"text": "two"}]]).speeches
+    assert [(each.text, each.source) for each in found] == [("one", "a.jsonl"), ("two", "b.jsonl")]
 
 
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
@@ -108,7 +114,7 @@ def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
 
 
 def test_beyond_the_limit_repeats_are_still_repeats() -> None:
-    limit = SHORT.model_copy(update={"max_speeches": 2})
+    limit = SHORT | {"max_speeches": 2}
     reading = read_texts(["one", "one", "two", "three", "two", "x"], limit)
     assert len(reading.speeches) == 2
     assert reading.funnel.dropped == {"repeated_speech": 2, "beyond_max_speeches": 1, "too_short": 1}
@@ -116,7 +122,7 @@ def test_beyond_the_limit_repeats_are_still_repeats() -> None:
 
 @given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
 def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit: int) -> None:
-    cleaning = SHORT.model_copy(update={"max_speeches": limit})
+    cleaning = SHORT | {"max_speeches": limit}
     one, other = (read_texts(texts, cleaning).speeches for texts in (order, sorted(order)))
     assert {speech.text for speech in one} == {speech.text for speech in other}
 
@@ -124,9 +130,9 @@ def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit:
 texts = st.none() | st.text("ab \n", max_size=6)
 
 
-@given(st.lists(texts, max_size=20), st.none() | st.integers(1, 4))
+@given(st.lists(texts, min_size=1, max_size=20), st.none() | st.integers(1, 4))
 def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
-    cleaning = CleaningConfig(min_chars=2, max_chars=4, drop_empty=True, max_speeches=limit)
+    cleaning = {"min_chars": 2, "max_chars": 4, "drop_empty": True, "max_speeches": limit}
     reading = read_texts(cells, cleaning)
     assert reading.funnel.rows_in == len(cells)
     assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
@@ -146,23 +152,30 @@ def assert_steps_add_up(funnel: Funnel) -> None:
     assert rows_in == whole["kept"]
 
 
-@given(st.permutations(["one &amp; two", "one  & two", "zwei", "three", "x", "benchmark", "", "three"]))
+GERMAN = "Seit dem Umzug schlafe ich kaum noch, und niemand fragt danach."
+EXAM = "the night shift ends at six and then nobody is awake to talk to me"
+ANNA = "My sister Anna Meyer never calls me back."
+KEPT = ["I sleep &amp; wake", "I sleep  & wake", GERMAN, ANNA, "x", EXAM, "", ANNA]
+
+
+@given(st.permutations(KEPT))
+@settings(max_examples=20)
 def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> None:
-    filters = SpeechFilters(
-        prepare_all(
-            other_language=lambda text: "de" if text == "zwei" else None,
-            deidentify=lambda text: text.replace("three", "[PERSON_1]"),
-        ),
-        benchmark=lambda turns, text: "exam.csv" if text == "benchmark" else None,
-    )
-    cleaning = CleaningConfig(min_chars=3, max_chars=14, drop_empty=True)
-    funnels = [read_texts(texts, cleaning, filters).funnel.as_dict() for texts in (order, sorted(order))]
+    with TemporaryDirectory() as folder:
+        write_rows(Path(folder, "exam.jsonl"), [{"q": EXAM, "n": None}])
+        more: dict[str, Any] = {
+            "exclude": [{"path": f"{folder}/exam.jsonl", "columns": ["q", "n"]}],
+            "deidentification": {"engine": "patterns"},
+        }
+        cleaning = {"min_chars": 3, "drop_empty": True}
+        funnels = [read_texts(texts, cleaning, **more).funnel.as_dict() for texts in (order, sorted(order))]
     assert funnels[0] == funnels[1]
     by_step = {step["step"]: step for step in funnels[0]["steps"]}
     assert by_step["language"]["dropped"] == {"other_language": 1}
     assert by_step["exclusion"]["dropped"] == {"shares_span_with_benchmark": 1}
     assert (by_step["markup"]["changed"], by_step["deidentification"]["changed"]) == (1, 2)
-    assert by_step["deidentification"]["examples"] == {"changed": [Speech("[PERSON_1]").id]}
+    hidden = Speech("My sister [PERSON_1] never calls me back.")
+    assert by_step["deidentification"]["examples"] == {"changed": [hidden.id]}
 
 
 def test_what_was_read_once_is_read_the_same_again() -> None:
@@ -172,7 +185,7 @@ def test_what_was_read_once_is_read_the_same_again() -> None:
     assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), max_size=20))
+@given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), min_size=1, max_size=20))
 def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
     speeches = read(*({"text": key * 3, "key": key} for key in "abc"), columns=KEYED)
     candidates, funnel = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in cells))
@@ -186,10 +199,10 @@ def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"txt": "one", "b": "two"}, "a.csv line 2: there is no column 'text'; did you mean 'txt'?"),
-        ({"text": 3}, "a.csv line 2: 'text' is int, not text"),
-        ({"text": "a\x00b"}, "a.csv line 2: 'text' holds a NUL character; remove it, or drop the row"),
-        ({"text": "a\ud800b"}, "a.csv line 2: 'text' holds a lone surrogate"),
+        ({"txt": "one", "b": "two"}, "a.jsonl line 1: there is no column 'text'; did you mean 'txt'?"),
+        ({"text": 3}, "a.jsonl line 1: 'text' is int, not text"),
+        ({"text": "a\x00b"}, "a.jsonl line 1: 'text' holds a NUL character; remove it, or drop the row"),
+        ({"text": "a\ud800b"}, "a.jsonl line 1: 'text' holds a lone surrogate"),
         ({"text": "one", "topic": "\ud800"}, "'topic' holds a lone surrogate"),
         ({"text": "one", "crisis": "no"}, "'crisis' is 'no'; write true or false"),
         ({"text": "one", "crisis": None}, "'crisis' is None"),
@@ -205,10 +218,10 @@ def test_a_cell_that_cannot_be_used_is_named(row: dict[str, object], message: st
 
 
 def test_an_empty_speech_stops_the_reading_unless_it_may_be_dropped() -> None:
-    strict = SHORT.model_copy(update={"drop_empty": False})
+    strict = SHORT | {"drop_empty": False}
     for cell in ("", " \n", None):
         with pytest.raises(
-            InputError, match=r"a\.csv line 2: the speech is empty; drop the row, or set drop_empty: true"
+            InputError, match=r"a\.jsonl line 1: the speech is empty; drop the row, or set drop_empty: true"
         ):
             read_texts([cell], strict)
 
@@ -217,7 +230,7 @@ def test_one_key_may_not_name_two_speeches_even_when_one_was_dropped() -> None:
     same = {"text": "one", "key": "1"}
     assert read(same, same, columns=KEYED).funnel.dropped == {"repeated_speech": 1}
     for other in ("two", "x"):
-        with pytest.raises(InputError, match=r"a\.csv line 3: the key '1' already names another speech"):
+        with pytest.raises(InputError, match=r"a\.jsonl line 2: the key '1' already names another speech"):
             read(same, {"text": other, "key": "1"}, columns=KEYED)
 
 

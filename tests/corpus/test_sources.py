@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psychocounsel.config.sources import RowSource
 from psychocounsel.corpus.sources import (
     MAX_LINE_BYTES,
+    BadRow,
+    SourceRow,
     cell,
     read_rows,
+    read_source,
     source_fingerprint,
     source_name,
 )
@@ -66,15 +70,14 @@ def test_a_csv_file_may_be_separated_otherwise(tmp_path: Path, content: str) -> 
 
 def test_a_bad_line_drops_its_whole_record_and_moves_no_line_number(tmp_path: Path) -> None:
     content = b'text,n\n"one\ncaf\xe9\nthree",1\n"two",2\nx\x00y,3\n"four\nfive",4\nlast,5\n'
-    dropped: list[str] = []
     path = write(tmp_path, "a.csv", content)
-    kept = list(read_rows(path, bad=lambda fault: dropped.append(fault.where)))
-    assert [(row.where, row.values["n"]) for row in kept] == [
+    rows = list(read_source(RowSource(path=path, on_bad_row="drop")))
+    assert [row.where for row in rows if isinstance(row, BadRow)] == ["a.csv line 3", "a.csv line 6"]
+    assert [(row.where, row.values["n"]) for row in rows if isinstance(row, SourceRow)] == [
         ("a.csv line 5", "2"),
         ("a.csv line 7", "4"),
         ("a.csv line 9", "5"),
     ]
-    assert dropped == ["a.csv line 3", "a.csv line 6"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from psychocounsel.corpus.sources import (
     flag_cell,
     history_cell,
     rating_of,
+    read_cells,
     read_source,
     source_fingerprint,
     split_cell,
@@ -104,17 +105,14 @@ def read_preference_rows(config: ImportPreferencesConfig) -> list[PreferenceRow]
             where=config.where,
             on_bad_row=config.on_bad_row,
         )
-        for row in read_source(source):
-            if isinstance(row, BadRow):
-                rows.append(_without_pair(row.where, part.split, "bad_row"))
-                continue
+
+        def read(row: SourceRow, part: _Part = part) -> PreferenceRow:
+            nonlocal columns
             columns = columns or _layout(row.values)
-            try:
-                rows.append(_read(row, part.split, columns, config))
-            except InputError:
-                if config.on_bad_row == "error":
-                    raise
-                rows.append(_without_pair(row.where, part.split, "bad_row"))
+            return _read(row, part.split, columns, config)
+
+        found = read_cells(read_source(source), read, config.on_bad_row)
+        rows += (_without_pair(row.where, part.split, "bad_row") if isinstance(row, BadRow) else row for row in found)
     return sorted(rows, key=lambda row: SPLITS.index(row.split))
 
 

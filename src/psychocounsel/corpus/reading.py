@@ -1,6 +1,6 @@
 """Reads rows into clean speeches and responses, and counts what every step changed and dropped.
 
-A million speeches need little memory: their texts and the provenance of their rows are spooled to disk.
+A million speeches need little memory: their texts are spooled to disk.
 """
 
 import json
@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, tee
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from psychocounsel.config.corpus import CleaningConfig
-from psychocounsel.config.sources import CandidateColumns, Column, SpeechColumns
+from psychocounsel.config.sources import CandidateSource, SpeechSource
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
 from psychocounsel.corpus.crisis import client_mentions_crisis
+from psychocounsel.corpus.preparation import Cleaner
 from psychocounsel.corpus.sources import (
     BadRow,
     SourceRow,
@@ -29,6 +31,9 @@ from psychocounsel.corpus.sources import (
     history_cell,
     key_cell,
     name_cell,
+    read_cells,
+    read_source,
+    source_name,
     split_cell,
     text_cell,
 )
@@ -43,20 +48,19 @@ _BUFFER_BYTES = 1 << 20
 
 
 class TextSpool:
-    """Texts on disk, eight bytes each in memory; the file is never synced, because nothing reads it after a crash."""
+    """Texts in an unnamed file in `folder`, which ends with the process; eight bytes each are in memory."""
 
-    def __init__(self, path: Path) -> None:
-        """Start an empty spool; an existing file is replaced."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._ends = array("Q", [0])
         self._flushed = 0
-        self._file = path.open("w+b", buffering=_BUFFER_BYTES)
+        self._file = TemporaryFile(buffering=_BUFFER_BYTES, dir=folder)  # noqa: SIM115 - closed with the spool
+        finalize(self, self._file.close)
 
     def append(self, text: str) -> None:
         """Add one text; raises IncompleteError if the disk is full."""
         content = text.encode("utf-8")
-        with write_faults(self._path):
+        with write_faults(self._folder):
             self._file.write(content)
         self._ends.append(self._ends[-1] + len(content))
 
@@ -64,55 +68,43 @@ class TextSpool:
         return len(self._ends) - 1
 
     def __getitem__(self, at: int) -> str:
-        self._flush()
+        if self._flushed < len(self):
+            with write_faults(self._folder):
+                self._file.flush()
+            self._flushed = len(self)
         start, end = self._ends[at], self._ends[at + 1]
         return os.pread(self._file.fileno(), end - start, start).decode("utf-8")
 
     def __iter__(self) -> Iterator[str]:
-        self._flush()
-        with self._path.open("rb", buffering=_BUFFER_BYTES) as stream:
-            for at in range(len(self)):
-                yield stream.read(self._ends[at + 1] - self._ends[at]).decode("utf-8")
-
-    def _flush(self) -> None:
-        if self._flushed < len(self):
-            with write_faults(self._path):
-                self._file.flush()
-            self._flushed = len(self)
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        return map(self.__getitem__, range(len(self)))
 
 
 class SpooledSpeeches:
-    """Speeches in the order of their rows; everything but their texts, which are on disk, is held in memory."""
+    """Speeches in the order of their rows; everything but what is said is held in memory."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.texts = TextSpool(scratch)
+    def __init__(self, folder: Path) -> None:
+        self.texts, self._histories = TextSpool(folder), TextSpool(folder)
         self.topics: list[str] = []
         self.fine_topics: list[str] = []
         self.crisis = bytearray()
         self.sources: list[str] = []
         self.splits: list[str] = []
         self.conversations: list[str] = []
-        self._histories = TextSpool(scratch.with_suffix(".histories"))
-        self._history_at: dict[int, int] = {}
+        self.in_sessions = False
+        """Whether some of them are turns of a longer conversation."""
         self._ids = array("Q")
 
     def append(self, speech: Speech, split: str = "", conversation: str = "") -> None:
         """Add a speech at the end; `split` and `conversation` are those that its source gives, if it gives them."""
-        if speech.history:
-            self._history_at[len(self)] = len(self._histories)
-            self._histories.append(json.dumps(speech.history))
         self.texts.append(speech.text)
+        self._histories.append(json.dumps(speech.history) if speech.history else "")
         self.topics.append(sys.intern(speech.topic))
         self.fine_topics.append(sys.intern(speech.fine_topic))
         self.crisis.append(speech.crisis)
         self.sources.append(speech.source)
         self.splits.append(sys.intern(split))
         self.conversations.append(sys.intern(conversation))
+        self.in_sessions = self.in_sessions or bool(speech.history or conversation)
         self._ids.append(int(speech.id, 16))
 
     @property
@@ -120,28 +112,24 @@ class SpooledSpeeches:
         """[speeches]; the ids as numbers."""
         return np.array(self._ids, dtype=np.uint64)
 
-    @property
-    def in_sessions(self) -> bool:
-        """Whether some of them are turns of a longer conversation."""
-        return bool(self._history_at) or any(self.conversations)
-
     def __len__(self) -> int:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Speech]:
-        for at, text in enumerate(self.texts):
+        for at, (text, said) in enumerate(zip(self.texts, self._histories, strict=True)):
+            history = tuple(Turn(*each) for each in json.loads(said)) if said else ()
             about = (self.topics[at], bool(self.crisis[at]), self.sources[at], self.fine_topics[at])
-            yield Speech(text, *about, self._history(at))
+            yield Speech(text, *about, history)
 
-    def _history(self, at: int) -> tuple[Turn, ...]:
-        if at not in self._history_at:
-            return ()
-        return tuple(Turn(*each) for each in json.loads(self._histories[self._history_at[at]]))
-
-    def close(self) -> None:
-        """Remove the scratch files."""
-        self.texts.close()
-        self._histories.close()
+    def limited_to(self, count: int, folder: Path) -> "tuple[SpooledSpeeches, frozenset[int]]":
+        """Return `count` of the speeches and the places of the others; hashes decide, not the order of the rows."""
+        ids = [f"{number:016x}" for number in self._ids]
+        beyond = frozenset(sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))[count:])
+        kept = SpooledSpeeches(folder)
+        for at, speech in enumerate(self):
+            if at not in beyond:
+                kept.append(speech, self.splits[at], self.conversations[at])
+        return kept, beyond
 
 
 # --- The funnel --------------------
@@ -155,6 +143,10 @@ class Dropped(NamedTuple):
     step: str
     reason: str
     detail: str = ""
+
+    def mark(self, row: RowProvenance) -> RowProvenance:
+        """Return the row as dropped for this."""
+        return row._replace(dropped_by=self.step, reason=self.reason, detail=self.detail)
 
 
 @dataclass
@@ -179,24 +171,23 @@ class Funnel:
         self._steps = {name: _FunnelStep() for name in steps}
         self.rows_in = 0
 
-    def keep(self, text_id: str, changed_by: Iterable[str] = ()) -> None:
-        """Count a row that passed every step."""
+    def counting(self, rows: Iterable[RowProvenance]) -> Iterator[RowProvenance]:
+        """Yield rows, each counted."""
+        for row in rows:
+            self.count(row.text_id, Dropped(row.dropped_by, row.reason) if row.reason else None, row.changed_by)
+            yield row
+
+    def count(self, text_id: str, dropped: Dropped | None = None, changed_by: Iterable[str] = ()) -> None:
+        """Count a row: one that passed every step, or the one that dropped it; earlier steps may have changed it."""
         self.rows_in += 1
         for name in changed_by:
             step = self._steps[name]
             step.changed += 1
             step.add_example("changed", text_id)
-
-    def drop(self, dropped: Dropped, text_id: str = "", changed_by: Iterable[str] = ()) -> None:
-        """Count a row that a step dropped; earlier steps may have changed it."""
-        self.keep(text_id, changed_by)
-        self.drop_kept(dropped, text_id)
-
-    def drop_kept(self, dropped: Dropped, text_id: str) -> None:
-        """Drop a row that was counted as kept."""
-        step = self._steps[dropped.step]
-        step.dropped[dropped.reason] += 1
-        step.add_example(dropped.reason, text_id)
+        if dropped is not None:
+            step = self._steps[dropped.step]
+            step.dropped[dropped.reason] += 1
+            step.add_example(dropped.reason, text_id)
 
     @property
     def dropped(self) -> Counter[str]:
@@ -221,37 +212,6 @@ class Funnel:
         return {"rows_in": self.rows_in, "kept": rows, "dropped": dict(sorted(self.dropped.items())), "steps": steps}
 
 
-class RowLog:
-    """Counts the rows of a reading and spools the provenance of each."""
-
-    def __init__(self, scratch: Path, steps: Sequence[str]) -> None:
-        self.funnel = Funnel(steps)
-        self._spool = TextSpool(scratch)
-
-    def keep(self, row: RowProvenance) -> None:
-        """Record a row that was kept."""
-        self.funnel.keep(row.text_id, row.changed_by)
-        self._spool.append(json.dumps(row._asdict()))
-
-    def drop(self, row: RowProvenance, dropped: Dropped) -> None:
-        """Record a row that was dropped, with its reason."""
-        self.funnel.drop(dropped, row.text_id, row.changed_by)
-        self._spool.append(json.dumps(_with_reason(row, dropped)._asdict()))
-
-    def __iter__(self) -> Iterator[RowProvenance]:
-        for line in self._spool:
-            row = RowProvenance(**json.loads(line))
-            yield row._replace(changed_by=tuple(row.changed_by))
-
-    def close(self) -> None:
-        """Remove the scratch file."""
-        self._spool.close()
-
-
-def _with_reason(row: RowProvenance, dropped: Dropped) -> RowProvenance:
-    return row._replace(dropped_by=dropped.step, reason=dropped.reason, detail=dropped.detail)
-
-
 def raw_digest(raw: str, history: Iterable[Turn] = ()) -> str:
     """Return what identifies a text before cleaning, and the turns before it; words cannot be read back from it."""
     return content_id("raw", raw, *chain.from_iterable(history))
@@ -262,27 +222,12 @@ def raw_digest(raw: str, history: Iterable[Turn] = ()) -> str:
 BAD_ROW = "readable"
 NONE_EMPTY = "none_empty"
 REPETITION = "repetition"
+_REPEATED = Dropped(REPETITION, "repeated_speech")
 _BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
 SPEECH_FUNNEL = (
     *(BAD_ROW, NONE_EMPTY, *(step.name for step in SPEECH_STEPS), DEIDENTIFICATION, REPETITION),
     *("language", "exclusion", "length", _BEYOND_LIMIT.step),
 )
-
-PrepareAll = Callable[[Iterable[str]], Iterator[Prepared]]
-
-
-class SpeechRows(NamedTuple):
-    """Name, columns and rows of a source; a row with a cell that cannot be read is an error, unless it is dropped.
-
-    `path` tells its conversations from those of a source with the same name.
-    """
-
-    name: str
-    columns: SpeechColumns
-    rows: Iterable[SourceRow | BadRow]
-    split_column: Column | None = None
-    drops_bad_rows: bool = False
-    path: str = ""
 
 
 class SpeechCells(NamedTuple):
@@ -301,30 +246,7 @@ class SpeechCells(NamedTuple):
     conversation: str = ""
 
 
-T = TypeVar("T")
-
-
-def _cells(
-    rows: Iterable[SourceRow | BadRow], read: Callable[[SourceRow], T], drops_bad_rows: bool
-) -> Iterator[T | BadRow]:
-    for row in rows:
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        try:
-            yield read(row)
-        except InputError as fault:
-            if not drops_bad_rows:
-                raise
-            yield BadRow(row.where, fault.what)
-
-
-def raw_cells(rows: Iterable["SpeechCells | CandidateCells | BadRow"]) -> Iterator[str]:
-    """Yield the text of each row before cleaning, empty for a bad one."""
-    return ("" if isinstance(row, BadRow) else row.text for row in rows)
-
-
-def speech_cells(source: SpeechRows) -> Iterator[SpeechCells | BadRow]:
+def speech_cells(source: SpeechSource) -> Iterator[SpeechCells | BadRow]:
     """Yield what the rows of a source say; raises InputError for a bad cell, unless such rows are dropped."""
     columns, split = source.columns, source.split_column
 
@@ -340,100 +262,35 @@ def speech_cells(source: SpeechRows) -> Iterator[SpeechCells | BadRow]:
             key_cell(row, columns.conversation) if columns.conversation else row.conversation,
         )
 
-    return _cells(source.rows, read, source.drops_bad_rows)
+    return read_cells(read_source(source), read, source.on_bad_row)
 
 
-def _bad(name: str, row: BadRow) -> tuple[RowProvenance, Dropped]:
-    return RowProvenance(name, row.where, "", "", ""), Dropped(BAD_ROW, "bad_row", row.fault)
+def raw_cells(rows: Iterable["SpeechCells | CandidateCells | BadRow"]) -> Iterator[str]:
+    """Yield the text of each row before cleaning, empty for a bad one."""
+    return ("" if isinstance(row, BadRow) else row.text for row in rows)
 
 
-class SpeechFilters(NamedTuple):
-    """What is done to the texts of speeches.
-
-    `benchmark` returns the benchmark with which a raw turn before a speech, or its clean text, shares a span.
-
-    `in_session` does it to the turns before a speech, and returns the speech with the placeholders of all of them.
-    """
-
-    prepare_all: PrepareAll
-    benchmark: Callable[[Sequence[Turn], str], str | None] = lambda turns, text: None
-    in_session: Callable[[Sequence[Turn], Prepared], tuple[tuple[Turn, ...], Prepared]] = lambda turns, text: (
-        tuple(turns),
-        text,
-    )
+def _bad(name: str, row: BadRow) -> RowProvenance:
+    return Dropped(BAD_ROW, "bad_row", row.error.what).mark(RowProvenance(name, row.where, "", "", ""))
 
 
-class SpeechReading:
-    """The distinct speeches that were kept, and the log of all rows."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.speeches = SpooledSpeeches(folder / "speeches.texts")
-        self.log = RowLog(folder / "speeches.rows", SPEECH_FUNNEL)
-        self._beyond_limit: frozenset[int] = frozenset()
-
-    def limit_to(self, count: int) -> None:
-        """Drop all speeches but `count`; hashes decide, so the order of rows and files does not matter."""
-        ids = [f"{number:016x}" for number in self.speeches.ids.tolist()]
-        order = sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))
-        self._beyond_limit = frozenset(order[count:])
-        kept = SpooledSpeeches(self._folder / "limited.texts")
-        for at, speech in enumerate(self.speeches):
-            if at in self._beyond_limit:
-                self.log.funnel.drop_kept(_BEYOND_LIMIT, ids[at])
-            else:
-                kept.append(speech, self.speeches.splits[at], self.speeches.conversations[at])
-        self.speeches.close()
-        self.speeches = kept
-
-    def rows(self) -> Iterator[RowProvenance]:
-        """Yield the provenance of each row."""
-        place = 0
-        for row in self.log:
-            is_beyond = not row.reason and place in self._beyond_limit
-            place += not row.reason
-            yield _with_reason(row, _BEYOND_LIMIT) if is_beyond else row
-
-    def close(self) -> None:
-        """Remove the scratch files."""
-        self.speeches.close()
-        self.log.close()
-
-
-def read_speeches(
-    sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters, folder: Path
-) -> SpeechReading:
-    """Read the speeches of all sources, with scratch files in `folder`; the caller closes the result.
+def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowProvenance]:
+    """Yield what becomes of each row of a corpus's sources, and add the distinct speeches that are kept.
 
     Raises InputError if a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
     """
-    reading = SpeechReading(folder)
-    try:
-        _read_into(reading, sources, cleaning, filters)
-        if cleaning.max_speeches is not None and len(reading.speeches) > cleaning.max_speeches:
-            reading.limit_to(cleaning.max_speeches)
-    except BaseException:
-        reading.close()
-        raise
-    return reading
-
-
-def _read_into(
-    reading: SpeechReading, sources: Iterable[SpeechRows], cleaning: CleaningConfig, filters: SpeechFilters
-) -> None:
     seen: set[int] = set()
     text_of_key: dict[str, str] = {}
-    for source in sources:
-        name = source.name
-        ahead, rows_in_order = tee(speech_cells(source))
-        texts = filters.prepare_all(raw_cells(ahead))
-        for row, text in zip(rows_in_order, texts, strict=True):
+    for source in cleaner.config.speeches:
+        name = source_name(source.path)
+        ahead, rows = tee(speech_cells(source))
+        for row, text in zip(rows, cleaner.prepare_all(raw_cells(ahead)), strict=True):
             if isinstance(row, BadRow):
-                reading.log.drop(*_bad(name, row))
+                yield _bad(name, row)
                 continue
             speech, history = None, ()
             if row.history:
-                history, text = filters.in_session(row.history, text)
+                history, text = cleaner.in_session(row.history, text)
             if text.text:
                 said = (*history, Turn("user", text.text))
                 crisis = client_mentions_crisis(said) if row.crisis is None else row.crisis
@@ -449,49 +306,39 @@ def _read_into(
                     "speech_text",
                 )
             if speech is None:
-                if not (cleaning.drop_empty or source.drops_bad_rows):
+                if not (cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop"):
                     remedy = "drop the row, or set drop_empty: true under cleaning"
                     raise InputError("the speech is empty", where=row.where, remedy=remedy)
-                reading.log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
+                yield Dropped(NONE_EMPTY, "empty").mark(provenance)
                 continue
-            dropped = _reason_to_drop(speech, row.history, text, seen, cleaning, filters)
+            is_repeated = int(speech.id, 16) in seen
             seen.add(int(speech.id, 16))
+            dropped = _REPEATED if is_repeated else _reason_to_drop(speech, row.history, text, cleaner)
             if dropped is None:
-                reading.speeches.append(speech, row.split, row.conversation and f"{source.path} {row.conversation}")
-                reading.log.keep(provenance)
-            else:
-                reading.log.drop(provenance, dropped)
+                # Its path tells a conversation from those of a source with the same name.
+                speeches.append(speech, row.split, row.conversation and f"{source.path} {row.conversation}")
+            yield provenance if dropped is None else dropped.mark(provenance)
 
 
-def _reason_to_drop(
-    speech: Speech,
-    before: Sequence[Turn],
-    text: Prepared,
-    seen: set[int],
-    cleaning: CleaningConfig,
-    filters: SpeechFilters,
-) -> Dropped | None:
-    if int(speech.id, 16) in seen:
-        return Dropped(REPETITION, "repeated_speech")
+def _reason_to_drop(speech: Speech, before: Sequence[Turn], text: Prepared, cleaner: Cleaner) -> Dropped | None:
     if text.foreign is not None:
         return Dropped("language", "other_language", text.foreign)
-    if (shared := filters.benchmark(before, text.plain)) is not None:
+    if (shared := cleaner.benchmark(before, text.plain)) is not None:
         return Dropped("exclusion", "shares_span_with_benchmark", shared)
-    if len(speech.text) < cleaning.min_chars:
+    if len(speech.text) < cleaner.config.cleaning.min_chars:
         return Dropped("length", "too_short")
-    return Dropped("length", "too_long") if len(speech.text) > cleaning.max_chars else None
+    return Dropped("length", "too_long") if len(speech.text) > cleaner.config.cleaning.max_chars else None
+
+
+def rows_within_limit(rows: Iterable[RowProvenance], beyond: frozenset[int]) -> Iterator[RowProvenance]:
+    """Yield rows; of those that were kept, the ones at the places `beyond` are dropped after all."""
+    place = 0
+    for row in rows:
+        yield _BEYOND_LIMIT.mark(row) if not row.reason and place in beyond else row
+        place += not row.reason
 
 
 # --- Responses --------------------
-
-
-class CandidateRows(NamedTuple):
-    """Name, columns and rows of a source; a row with a cell that cannot be read is an error, unless it is dropped."""
-
-    name: str
-    columns: CandidateColumns
-    rows: Iterable[SourceRow | BadRow]
-    drops_bad_rows: bool = False
 
 
 class CandidateCells(NamedTuple):
@@ -505,7 +352,7 @@ class CandidateCells(NamedTuple):
     speech_history: tuple[Turn, ...] = ()
 
 
-def candidate_cells(source: CandidateRows) -> Iterator[CandidateCells | BadRow]:
+def candidate_cells(source: CandidateSource) -> Iterator[CandidateCells | BadRow]:
     """Yield what the rows of a source say; raises InputError for a bad cell, unless such rows are dropped."""
     columns = source.columns
 
@@ -520,7 +367,7 @@ def candidate_cells(source: CandidateRows) -> Iterator[CandidateCells | BadRow]:
             history_cell(row, columns.speech_history) if columns.speech_history else (),
         )
 
-    return _cells(source.rows, read, source.drops_bad_rows)
+    return read_cells(read_source(source), read, source.on_bad_row)
 
 
 class SpeechIndex:
@@ -544,74 +391,52 @@ class SpeechIndex:
         return Dropped("join", "no_such_speech" if is_kept is None else "its_speech_was_dropped")
 
 
-class ResponseFilters(NamedTuple):
-    """How responses are read.
-
-    Names of the cleaning steps, how to clean, the clean text of a raw speech, the author's name to publish, and, with
-    de-identification, the text to keep of a response given its speech's id and what it was before cleaning.
-    """
-
-    steps: Sequence[str]
-    prepare_all: PrepareAll
-    speech_text: Callable[[str], str]
-    author: Callable[[str], str] = str
-    joined: Callable[[str, str, Prepared], str] = lambda speech_id, raw, prepared: prepared.text
+def candidate_funnel(cleaner: Cleaner) -> Funnel:
+    """Return the steps of responses, with nothing counted yet."""
+    cleaning = (step.name for step in cleaner.steps)
+    return Funnel([BAD_ROW, NONE_EMPTY, *cleaning, DEIDENTIFICATION, "remainder", REPETITION, "join"])
 
 
 def read_candidates(
-    sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, folder: Path
-) -> tuple[list[Candidate], RowLog]:
-    """Return the distinct responses to the speeches that were kept, and the log of all rows, which the caller closes.
+    sources: Iterable[tuple[str, Sequence[CandidateCells | BadRow]]],
+    index: SpeechIndex,
+    cleaner: Cleaner,
+    author: Callable[[str], str],
+    candidates: list[Candidate],
+) -> Iterator[RowProvenance]:
+    """Yield what becomes of each row, and add the distinct responses to the speeches that were kept.
 
-    Raises InputError if a column is missing, or a cell holds what Parquet cannot.
+    `sources` are their names and rows; `author` returns the name to publish for a label.
     """
-    steps = (BAD_ROW, NONE_EMPTY, *filters.steps, DEIDENTIFICATION, "remainder", REPETITION, "join")
-    log = RowLog(folder / "candidates.rows", steps)
-    try:
-        return list(_read_responses(sources, index, filters, log)), log
-    except BaseException:
-        log.close()
-        raise
-
-
-def _read_responses(
-    sources: Iterable[CandidateRows], index: SpeechIndex, filters: ResponseFilters, log: RowLog
-) -> Iterator[Candidate]:
     seen: set[tuple[str, str]] = set()
-    for source in sources:
-        name = source.name
-        ahead, rows_in_order = tee(candidate_cells(source))
-        texts = filters.prepare_all(raw_cells(ahead))
-        for row, text in zip(rows_in_order, texts, strict=True):
+    for name, rows in sources:
+        for row, text in zip(rows, cleaner.prepare_all(raw_cells(rows)), strict=True):
             if isinstance(row, BadRow):
-                log.drop(*_bad(name, row))
+                yield _bad(name, row)
                 continue
-            key, speech_id = row.speech_key, _speech_of(row, index, filters)
-            provenance = RowProvenance(name, row.where, key, raw_digest(row.text), "", text.changed_by)
+            speech_id = _speech_of(row, index, cleaner)
+            provenance = RowProvenance(name, row.where, row.speech_key, raw_digest(row.text), "", text.changed_by)
             if not row.text:
-                log.drop(provenance, Dropped(NONE_EMPTY, "empty"))
+                yield Dropped(NONE_EMPTY, "empty").mark(provenance)
                 continue
             if not text.text:
-                log.drop(provenance, Dropped("remainder", "nothing_left_after_cleaning"))
+                yield Dropped("remainder", "nothing_left_after_cleaning").mark(provenance)
                 continue
-            written = filters.joined(speech_id, row.text, text)
-            candidate = Candidate(speech_id, filters.author(row.author), written)
+            candidate = Candidate(speech_id, author(row.author), cleaner.joined(speech_id, row.text, text))
             provenance = provenance._replace(text_id=candidate.id)
             is_repeated = (speech_id, candidate.text) in seen
             seen.add((speech_id, candidate.text))
             dropped = Dropped(REPETITION, "repeated_text") if is_repeated else index.fault(speech_id)
             if dropped is None:
-                log.keep(provenance)
-                yield candidate
-            else:
-                log.drop(provenance, dropped)
+                candidates.append(candidate)
+            yield provenance if dropped is None else dropped.mark(provenance)
 
 
-def _speech_of(row: CandidateCells, index: SpeechIndex, filters: ResponseFilters) -> str:
+def _speech_of(row: CandidateCells, index: SpeechIndex, cleaner: Cleaner) -> str:
     """Return the id of the speech that a row answers."""
     if row.speech_key:
         return index.by_key.get(row.speech_key, f"unknown {row.speech_key}")
     if (known := index.by_raw.get(raw_digest(row.speech_text, row.speech_history))) is not None:
         return known
-    text = filters.speech_text(row.speech_text) if row.speech_text and not row.speech_history else ""
+    text = cleaner.speech_text(row.speech_text) if row.speech_text and not row.speech_history else ""
     return Speech(text).id if text else ""

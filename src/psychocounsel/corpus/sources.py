@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import has_magic
-from itertools import chain, groupby, pairwise
+from itertools import chain, dropwhile, groupby, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,9 +27,6 @@ from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
 from psychocounsel.types import SPLITS, Rating, Turn
-
-if TYPE_CHECKING:
-    import _csv  # the reader's type has no public name
 
 MAX_LINE_BYTES = 1_000_000
 MAX_JSON_BYTES = 200_000_000
@@ -51,18 +48,19 @@ class SourceRow(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read, where such rows are dropped."""
+    """A row that cannot be read, and why."""
 
     where: str
-    fault: str
+    error: InputError
 
 
-OnBadRow: TypeAlias = Callable[[InputError], object]
-"""Called with what is wrong with a row, which is then left out; or raises it."""
+def _bad(fault: str, where: str, remedy: str) -> BadRow:
+    return BadRow(where, InputError(fault, where=where, remedy=remedy))
 
 
-def _refuse(fault: InputError) -> NoReturn:
-    raise fault from None
+Row: TypeAlias = SourceRow | BadRow
+T = TypeVar("T")
+OnBadRow = Literal["error", "drop"]
 
 
 def source_fingerprint(path: str, split: str, config: str | None = None) -> dict[str, Any]:
@@ -86,13 +84,12 @@ def files_of(path: str) -> list[Path]:
     """
     place = locate(path)
     if has_magic(path) and not place.exists():
-        at = next(number for number, part in enumerate(place.parts) if has_magic(part))
-        found = Path(*place.parts[:at]).glob(str(Path(*place.parts[at:])))
-    else:
-        if not place.exists():
-            remedy = "check the path; it is relative to the working directory, or to the config if that names it"
-            raise InputError("no such file", where=path, remedy=remedy)
+        found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
+    elif place.exists():
         found = [place] if place.is_file() else [each for each in place.rglob("*") if _ending(each) in _READERS]
+    else:
+        remedy = "check the path; it is relative to the working directory, or to the config if that names it"
+        raise InputError("no such file", where=path, remedy=remedy)
     files = sorted(each for each in found if each.is_file() and not each.name.startswith("."))
     if not files:
         raise InputError("holds no file with rows", where=path, remedy=f"give files in one of {', '.join(_READERS)}")
@@ -101,16 +98,35 @@ def files_of(path: str) -> list[Path]:
     return files
 
 
-def read_rows(
-    path: str, split: str = "train", config: str | None = None, bad: OnBadRow = _refuse
-) -> Iterator[SourceRow]:
+def read_rows(path: str, split: str = "train", config: str | None = None) -> Iterator[SourceRow]:
     """Yield the rows of a file, of a folder or several files (`*`), of `bundled:FILE`, or `hub:owner/name@revision`.
 
     Raises InputError, which names the line, if the content cannot be read.
     """
+    rows = read_cells(_rows(path, split, config), lambda row: row, "error")
+    return (row for row in rows if isinstance(row, SourceRow))
+
+
+def read_cells(rows: Iterable[Row], read: Callable[[SourceRow], T], on_bad_row: OnBadRow) -> Iterator[T | BadRow]:
+    """Yield what `read` returns of each row. One that cannot be read is a BadRow where these are dropped.
+
+    Raises:
+        InputError: a row cannot be read, and that is an error.
+    """
+    for row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row.error
+            yield read(row)
+        except InputError as error:
+            if on_bad_row == "error":
+                raise
+            yield BadRow(row.where, error)
+
+
+def _rows(path: str, split: str, config: str | None) -> Iterator[Row]:
     if path.startswith(HUB):
-        rows = hub_rows(path.removeprefix(HUB), split, config)
-        for number, values in enumerate(rows, start=1):
+        for number, values in enumerate(hub_rows(path.removeprefix(HUB), split, config), start=1):
             yield SourceRow(f"{path} row {number}", values)
         return
     files = files_of(path)
@@ -120,59 +136,43 @@ def read_rows(
         if reader is None:
             fault = f"the ending {file.suffix!r} is not known"
             raise InputError(fault, where=path, remedy=f"give one of {', '.join(_READERS)}")
-        if len(files) == 1:
-            yield from reader(file, bad)
-            return
         name = file.relative_to(shared).as_posix()
-        for row in reader(file, bad):
-            yield row._replace(where=name + row.where.removeprefix(file.name), file=name)
+        try:
+            for row in reader(file):
+                if len(files) > 1 and isinstance(row, SourceRow):
+                    yield row._replace(where=name + row.where.removeprefix(file.name), file=name)
+                else:
+                    yield row
+        except OSError as fault:
+            message = f"cannot be opened or read: {fault.strerror or fault}"
+            raise InputError(message, where=str(file), remedy="check the file and its permissions") from None
 
 
-def read_source(source: RowSource) -> Iterator[SourceRow | BadRow]:
+def read_source(source: RowSource) -> Iterator[Row]:
     """Yield the rows of a source of a config: those in which `where` holds, one for each column where it is `wide`.
 
     Where it has a `conversation`, one for each thing that the client says and that is answered. Raises InputError if
     the content cannot be read; where rows may be bad, only if that concerns more than a row.
     """
-    if source.conversation is None:
-        yield from _wanted_rows(source)
-        return
-    pending, bad = _bad_rows(source)
-    said = _said(_wanted_rows(source), source.conversation, pending, bad)
-    for row in _turn_rows(said, source.conversation):
-        yield from pending
-        pending.clear()
-        yield row
-    yield from pending
+    columns = source.conversation
+    if columns is None:
+        return _wanted_rows(source)
+    return _turn_rows(read_cells(_wanted_rows(source), partial(_said, columns), source.on_bad_row), columns)
 
 
-def _bad_rows(source: RowSource) -> tuple[list[BadRow], OnBadRow]:
-    """Return a list, and what adds a bad row to it; or raises, where such rows are errors."""
-    pending: list[BadRow] = []
-    drop: OnBadRow = lambda fault: pending.append(BadRow(fault.where or source.path, fault.what))  # noqa: E731
-    return pending, drop if source.on_bad_row == "drop" else _refuse
+def _wanted_rows(source: RowSource) -> Iterator[Row]:
+    def wanted(row: SourceRow) -> SourceRow | None:
+        return row if source.where is None or _evaluated(row, source.where, "use one of") else None
 
-
-def _wanted_rows(source: RowSource) -> Iterator[SourceRow | BadRow]:
-    pending, bad = _bad_rows(source)
-    for row in read_rows(source.path, source.split, source.config, bad):
-        yield from pending
-        pending.clear()
-        if source.where is not None:
-            try:
-                is_wanted = bool(_evaluated(row, source.where))
-            except InputError as fault:
-                bad(fault)
-                continue
-            if not is_wanted:
-                continue
-        if source.wide is None:
-            yield row
-            continue
-        for name in source.wide.columns:
-            wide = {"column": name.strip(), "value": cell(row, name)}
-            yield row._replace(where=f"{row.where} column {name}", values={**row.values, "wide": wide})
-    yield from pending
+    rows = _rows(source.path, source.split, source.config)
+    for row in read_cells(rows, wanted, source.on_bad_row):
+        if source.wide is None or isinstance(row, BadRow):
+            if row is not None:
+                yield row
+        elif row is not None:
+            for name in source.wide.columns:
+                wide = {"column": name.strip(), "value": cell(row, name)}
+                yield row._replace(where=f"{row.where} column {name}", values={**row.values, "wide": wide})
 
 
 class _Said(NamedTuple):
@@ -183,29 +183,29 @@ class _Said(NamedTuple):
     turns: list[Turn]
 
 
-def _said(
-    rows: Iterable[SourceRow | BadRow], columns: Conversation, pending: list[BadRow], bad: OnBadRow
-) -> Iterator[_Said]:
-    for row in rows:
-        if isinstance(row, BadRow):
-            pending.append(row)
-            continue
-        try:
-            if columns.messages is not None:
-                yield _Said(row.where, row, turns_cell(row, columns.messages, columns.client))
-            elif columns.id is not None and columns.role is not None and columns.text is not None:
-                key = f"{row.file} {key_cell(row, columns.id)}".strip()
-                message = {"role": text_cell(row, columns.role), "content": text_cell(row, columns.text)}
-                turns = list(turns_of([message], column_name(columns.role), row.where, columns.client))
-                yield _Said(key, row, turns)
-        except InputError as fault:
-            bad(fault)
+def _said(columns: Conversation, row: SourceRow) -> _Said:
+    if columns.messages is not None:
+        key, value, column = row.where, cell(row, columns.messages), columns.messages
+    else:
+        key = f"{row.file} {key_cell(row, columns.id or '')}".strip()
+        column = columns.role or ""
+        value = [{"role": text_cell(row, column), "content": text_cell(row, columns.text or "")}]
+    return _Said(key, row, turns_of(value, column_name(column), row.where, columns.client))
 
 
-def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceRow]:
-    """Yield a row for each thing that the client says and that is answered."""
+def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterator[Row]:
+    """Yield a row for each thing that the client says and that is answered, and the bad rows."""
     ended: set[str] = set()
-    for key, messages in groupby(said, lambda each: each.conversation):
+    bad: list[BadRow] = []
+
+    def good() -> Iterator[_Said]:
+        for each in said:
+            if isinstance(each, BadRow):
+                bad.append(each)
+            else:
+                yield each
+
+    for key, messages in groupby(good(), lambda each: each.conversation):
         rows = list(messages)
         if columns.id is not None and key in ended:
             remedy = "sort the file so that the messages of one conversation follow each other"
@@ -219,13 +219,18 @@ def _turn_rows(said: Iterable[_Said], columns: Conversation) -> Iterator[SourceR
                 before = turns[max(0, at - (columns.last or at)) : at]
                 own = {"text": turn.content, "answer": answer.content, "number": number, "key": f"{key} turn {number}"}
                 values = {**rows[0].row.values, "turn": {**own, "history": tuple(before)}}
+                yield from bad
+                bad.clear()
                 yield SourceRow(f"{rows[0].row.where} turn {number}", values, key)
+    yield from bad
 
 
 # --- Formats --------------------
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_SAVE_AS_TEXT = "save the file as UTF-8 text, one row per line"
+_QUOTE = "quote fields that contain {!r}, quotes or line breaks, or set on_bad_row: drop"
 
 
 def is_table(path: str) -> bool:
@@ -239,43 +244,38 @@ def _ending(path: Path) -> str:
     return name.suffix.lower()
 
 
-def _seekable(path: Path) -> BinaryIO:
-    """Open a file whose end is read first, decompressed in memory if it is compressed."""
-    if path.suffix.lower() not in _COMPRESSIONS:
-        return path.open("rb")
-    with _opened(path) as stream:
-        return io.BytesIO(stream.read())
-
-
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
+    """Open a file; a compressed one that has to be `seekable` is decompressed in memory."""
     compression = _COMPRESSIONS.get(path.suffix.lower())
     if compression is None:
         return path.open("rb")
-    return cast("BinaryIO", io.BufferedReader(pa.input_stream(str(path), compression=compression)))
+    stream = pa.input_stream(str(path), compression=compression)
+    return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
 
 
-def _lines(path: Path, bad: OnBadRow) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines of UTF-8 text, also the bad ones; only a line feed ends one: U+2028 in a text does not."""
-    try:
-        with _opened(path) as stream:
-            for number, line in enumerate(_raw_lines(stream), start=1):
-                fault = None
-                if len(line) > MAX_LINE_BYTES:
-                    fault = f"is longer than {MAX_LINE_BYTES} bytes"
-                elif b"\x00" in line:
-                    fault = "holds a NUL byte, as binary files and UTF-16 text do"
-                where, remedy = f"{path.name} line {number}", "save the file as UTF-8 text, one row per line"
-                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise InputError("is UTF-16 text", where=where, remedy=remedy)
-                decoded = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-                if fault is None and _ESCAPED_BYTE.search(decoded):
-                    fault = "is not UTF-8 text"
-                if fault is not None:
-                    bad(InputError(fault, where=where, remedy=remedy))
-                yield number, decoded
-    except OSError as fault:
-        message = f"cannot be opened or read: {fault.strerror or fault}"
-        raise InputError(message, where=str(path), remedy="check the file and its permissions") from None
+class _Line(NamedTuple):
+    """A line of text, and what is wrong with it, if something is."""
+
+    where: str
+    text: str
+    fault: str | None
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """Yield lines of UTF-8 text, also the bad ones; only a line feed ends one: U+2028 in a text does not."""
+    with _opened(path) as stream:
+        for number, line in enumerate(_raw_lines(stream), start=1):
+            where, fault = f"{path.name} line {number}", None
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise InputError("is UTF-16 text", where=where, remedy=_SAVE_AS_TEXT)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+            if len(line) > MAX_LINE_BYTES:
+                fault = f"is longer than {MAX_LINE_BYTES} bytes"
+            elif b"\x00" in line:
+                fault = "holds a NUL byte, as binary files and UTF-16 text do"
+            elif _ESCAPED_BYTE.search(text):
+                fault = "is not UTF-8 text"
+            yield _Line(where, text, fault)
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -286,26 +286,49 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _csv_rows(path: Path, bad: OnBadRow, delimiter: str = ",") -> Iterator[SourceRow]:
+def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    """Yield a row for each record, with the line where it begins; one with a bad line is bad as a whole."""
+    faults: list[BadRow] = []  # of the lines since the last record
+
+    def texts() -> Iterator[str]:
+        for line in _lines(path):
+            if line.fault is not None:
+                faults.append(_bad(line.fault, line.where, _SAVE_AS_TEXT))
+            yield line.text
+
     csv.field_size_limit(MAX_LINE_BYTES)
-    faults: list[InputError] = []
-    lines = (line for _, line in _lines(path, faults.append))
+    lines = texts()
     first = next(lines, "")
     if "," not in first and delimiter == ",":  # where a comma is the decimal point, spreadsheets write semicolons
         delimiter = next((each for each in ";\t" if each in first), delimiter)
     reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
-    where, names = next(_csv_records(reader, path, faults, _refuse), ("", None))
-    if names is None:
-        raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
-    _require_distinct(names, where)
-    header = str(path.with_name(where))
-    for where, fields in _csv_records(reader, path, faults, bad):
-        if len(fields) == len(names):
+    names: list[str] = []
+    header = ""
+    while True:
+        where = f"{path.name} line {reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as fault:
+            remedy = "correct the row that begins there, or set on_bad_row: drop"
+            faults.append(_bad(f"cannot be read as CSV: {fault}", where, remedy))
+            fields = None
+        if faults and not names:
+            raise faults[0].error
+        if faults:
+            yield faults[0]
+            faults.clear()
+        elif fields is None:
+            break
+        elif not names:
+            names, header = fields, str(path.with_name(where))
+            _require_distinct(names, where)
+        elif len(fields) == len(names):
             yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
-        else:
+        elif fields:  # a blank line has none
             fault = f"has {len(fields)} fields where the header has {len(names)}"
-            remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
-            bad(InputError(fault, where=where, remedy=remedy))
+            yield _bad(fault, where, _QUOTE.format(delimiter))
+    if not names:
+        raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
 
 
 def _require_distinct(names: Sequence[str], where: str) -> None:
@@ -320,60 +343,29 @@ def _shown(column: object) -> str:
     return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
 
 
-def _csv_records(
-    reader: "_csv.Reader", path: Path, faults: list[InputError], bad: OnBadRow
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield the fields of each remaining record, and the line where it begins; blank lines are skipped.
-
-    `faults` are those of lines that were read since; a record with one is bad as a whole.
-    """
-    while True:
-        where = f"{path.name} line {reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as fault:
-            remedy = "correct the row that begins there, or set on_bad_row: drop"
-            faults.append(InputError(f"cannot be read as CSV: {fault}", where=where, remedy=remedy))
-            fields = None
-        if faults:
-            bad(faults[0])
-            faults.clear()
-        elif fields is None:
-            return
-        elif fields:
-            yield where, fields
-
-
-def _jsonl_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
-    faults: list[InputError] = []
-    for number, line in _lines(path, faults.append):
-        if faults:
-            bad(faults.pop())
-            continue
-        if not line.strip():
-            continue
-        where = f"{path.name} line {number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as fault:
-            bad(InputError(f"is not JSON: {fault}", where=where, remedy=remedy))
-            continue
-        if isinstance(values, dict):
-            yield SourceRow(where, values)
-        else:
-            bad(InputError("is not a JSON object", where=where, remedy=remedy))
+    for line in _lines(path):
+        if line.fault is not None:
+            yield _bad(line.fault, line.where, _SAVE_AS_TEXT)
+        elif line.text.strip():
+            try:
+                yield _json_row(json.loads(line.text), line.where, remedy)
+            except (ValueError, RecursionError) as fault:
+                yield _bad(f"is not JSON: {fault}", line.where, remedy)
 
 
-def _json_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
+def _json_row(value: object, where: str, remedy: str) -> Row:
+    if isinstance(value, dict):
+        return SourceRow(where, cast("dict[str, Any]", value))
+    return _bad("is not a JSON object", where, remedy)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
     """Yield the objects of one array; it is read whole, so that a large one has to be .jsonl."""
     remedy = "give one array of objects, or .jsonl with one object per line"
-    try:
-        with _opened(path) as stream:
-            content = stream.read(MAX_JSON_BYTES + 1)
-    except OSError as fault:
-        message = f"cannot be opened: {fault.strerror or fault}"
-        raise InputError(message, where=str(path), remedy="check the file and its permissions") from None
+    with _opened(path) as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=path.name, remedy=remedy)
     try:
@@ -383,17 +375,13 @@ def _json_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
     if not isinstance(rows, list):
         raise InputError("is no array of objects", where=path.name, remedy=remedy)
     for number, values in enumerate(cast("list[object]", rows), start=1):
-        where = f"{path.name} row {number}"
-        if isinstance(values, dict):
-            yield SourceRow(where, cast("dict[str, Any]", values))
-        else:
-            bad(InputError("is not a JSON object", where=where, remedy=remedy))
+        yield _json_row(values, f"{path.name} row {number}", remedy)
 
 
-def _parquet_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
-        with _seekable(path) as stream, pq.ParquetFile(stream) as table:
+        with _opened(path, seekable=True) as stream, pq.ParquetFile(stream) as table:
             for batch in table.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
@@ -404,14 +392,14 @@ def _parquet_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
         ) from None
 
 
-def _xlsx_rows(path: Path, bad: OnBadRow) -> Iterator[SourceRow]:
+def _xlsx_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of the first sheet under its header; a whole number is an int, an empty cell None."""
     from python_calamine import CalamineError, load_workbook  # only for workbooks
 
     try:
-        with _seekable(path) as stream:
+        with _opened(path, seekable=True) as stream:
             cells = iter(load_workbook(stream).get_sheet_by_index(0).to_python())
-    except (CalamineError, OSError) as fault:
+    except CalamineError as fault:
         raise InputError(f"cannot be read as a workbook: {fault}", where=path.name, remedy="check the file") from None
     names = [str(name).strip() for name in next(cells, [])]
     _require_distinct([name for name in names if name], f"{path.name} row 1")
@@ -427,7 +415,7 @@ def _spreadsheet_value(value: object) -> object:
     return None if value == "" else value
 
 
-_READERS: dict[str, Callable[[Path, OnBadRow], Iterator[SourceRow]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _csv_rows,
     ".tsv": partial(_csv_rows, delimiter="\t"),
     ".jsonl": _jsonl_rows,
@@ -455,22 +443,22 @@ def column_name(column: Column) -> str:
     return "a constant" if isinstance(column, Constant) else " + ".join(map(column_name, column))
 
 
-def cell(row: SourceRow, column: Column) -> object:
+def cell(row: SourceRow, column: Column, remedy: str = "set columns to one of") -> object:
     """Return the value in a column, at a path, or of several joined by blank lines.
 
     Raises:
-        InputError: there is no such column; lists the known ones.
+        InputError: there is no such column; lists the known ones after the remedy.
     """
     if isinstance(column, str):
-        return row.values[column] if column in row.values else _evaluated(row, column)
+        return row.values[column] if column in row.values else _evaluated(row, column, remedy)
     if isinstance(column, Constant):
         return column.constant
     parts = [str(value).strip() for part in column if (value := cell(row, part)) is not None]
     return "\n\n".join(filter(None, parts))
 
 
-def _evaluated(row: SourceRow, expression: str) -> object:
-    remedy, where = f"set columns to one of: {', '.join(map(_shown, row.values))}", row.where
+def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
+    remedy, where = f"{remedy}: {', '.join(map(_shown, row.values))}", row.where
     try:
         return evaluate(expression, row.values)
     except KeyError as missing:
@@ -490,32 +478,39 @@ def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
 
     Of a list of messages it is what the client says first, or the first answer to that.
     """
-    value = cell(row, column)
+    value, name = cell(row, column), column_name(column)
     if isinstance(value, list):
-        value = _opening(cast("list[object]", value), column_name(column), row.where)[role]
-    return require_text(value, column_name(column), row.where).strip()
+        messages = messages_of(cast("list[object]", value), name, row.where)
+        turns = merged_turns(Turn(said, text) for said, text in messages if said == "user" or said == "assistant")
+        opening = islice(dropwhile(lambda turn: turn.role == "assistant", turns), 2)
+        value = next((turn.content for turn in opening if turn.role == role), "")
+    return require_text(value, name, row.where).strip()
 
 
-def _opening(messages: Sequence[object], column: str, where: str) -> dict[str, str]:
-    """Return the texts of the first exchange of a conversation, by role."""
-    texts: dict[str, str] = {"user": "", "assistant": ""}
-    for role, text in messages_of(messages, column, where):
-        if role == "user" and texts["assistant"]:
-            break
-        if role == "user" or (role == "assistant" and texts["user"]):
-            texts[role] = "\n\n".join(filter(None, (texts[role], text)))
-    return texts
+def history_cell(row: SourceRow, column: Column) -> tuple[Turn, ...]:
+    """Return the turns of client and counsellor before a speech.
+
+    Raises:
+        InputError: it is no list of messages, another role speaks, or the client says the last of them.
+    """
+    value = cell(row, column)
+    # That of a `conversation` has been read.
+    history = tuple(value if isinstance(value, tuple) else turns_of(value, column_name(column), row.where))
+    if history and history[-1].role == "user":
+        fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
+        remedy = "leave the speech out of it, or let a corpus read it with `conversation`"
+        raise InputError(fault, where=row.where, remedy=remedy)
+    return history
 
 
-def turns_cell(row: SourceRow, column: Column, client: str | None = None) -> list[Turn]:
+def turns_of(value: object, column: str, where: str, client: str | None = None) -> list[Turn]:
     """Return the turns of client and counsellor in a list of messages; a null has none, and system messages are none.
+
+    `client` is what the role says of the client, where all others answer.
 
     Raises:
         InputError: it is no list of messages, or another role speaks.
     """
-    value = cell(row, column)
-    if isinstance(value, tuple):  # of a `conversation`, which has been read
-        return list(cast("tuple[Turn, ...]", value))
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)  # as CSV files hold lists
@@ -523,36 +518,19 @@ def turns_cell(row: SourceRow, column: Column, client: str | None = None) -> lis
         return []
     if not isinstance(value, list):
         remedy = "give a list of messages with role and content"
-        raise InputError(f"{column_name(column)!r} holds no list of messages", where=row.where, remedy=remedy)
-    return merged_turns(turns_of(cast("list[object]", value), column_name(column), row.where, client))
-
-
-def history_cell(row: SourceRow, column: Column) -> tuple[Turn, ...]:
-    """Return the turns before a speech, as `turns_cell` does; raises InputError if the client said the last of them."""
-    turns = tuple(turns_cell(row, column))
-    if turns and turns[-1].role == "user":
-        fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
-        remedy = "leave the speech out of it, or let a corpus read it with `conversation`"
-        raise InputError(fault, where=row.where, remedy=remedy)
-    return turns
-
-
-def turns_of(messages: Sequence[object], column: str, where: str, client: str | None = None) -> Iterator[Turn]:
-    """Yield messages of client and counsellor; `client` is what the role says of the client, where all others answer.
-
-    Raises:
-        InputError: a message is laid out otherwise, or has another role.
-    """
+        raise InputError(f"{column!r} holds no list of messages", where=where, remedy=remedy)
     user = "user" if client is None else _usual_role(client)
-    for role, text in messages_of(messages, column, where):
+    turns: list[Turn] = []
+    for role, text in messages_of(cast("list[object]", value), column, where):
         content = require_text(text, column, where).strip()
         if role == user:
-            yield Turn("user", content)
+            turns.append(Turn("user", content))
         elif role == "assistant" or (client is not None and role != "system"):
-            yield Turn("assistant", content)
+            turns.append(Turn("assistant", content))
         elif role != "system":
             remedy = f"use one of {', '.join(_ROLES)}, or say with `client` which role is the client"
             raise InputError(f"{column!r} holds a message of {role!r}", where=where, remedy=remedy)
+    return merged_turns(turns)
 
 
 def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
@@ -639,17 +617,3 @@ def split_cell(row: SourceRow, column: Column) -> str:
         fault = f"{column_name(column)!r} is {value!r}, which is no split"
         raise InputError(fault, where=row.where, remedy="write train, dev (or validation) or test")
     return split
-
-
-def texts_in(rows: Iterable[SourceRow | BadRow], columns: Sequence[str]) -> Iterator[str]:
-    """Yield the text in each of the named columns of each row; nulls are skipped, InputError for no text."""
-    for row in rows:
-        if isinstance(row, BadRow):
-            continue
-        for column in columns:
-            value = cell(row, column)
-            if isinstance(value, str):
-                yield value
-            elif value is not None:
-                fault = f"{column!r} is {type(value).__name__}, not text"
-                raise InputError(fault, where=row.where, remedy="name columns of text only")

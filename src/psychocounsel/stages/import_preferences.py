@@ -302,15 +302,12 @@ class Release:
         for row in self.rows:
             question = self.questions.get(row.session)
             if row.fault is not None:
-                funnel.drop(Dropped(LAYOUT, row.fault))
+                funnel.count("", Dropped(LAYOUT, row.fault))
             elif question is None:
-                funnel.drop(_fault_of_question(row) or EMPTY)
-            elif row.session in seen:
-                funnel.drop(REPEATED, question.speech.id)
-            elif question.is_left_out:
-                funnel.drop(LEAK, question.speech.id)
+                funnel.count("", _fault_of_question(row) or EMPTY)
             else:
-                funnel.keep(question.speech.id)
+                is_repeated = row.session in seen
+                funnel.count(question.speech.id, REPEATED if is_repeated else LEAK if question.is_left_out else None)
             if row.fault is None:
                 seen.add(row.session)
         return funnel

@@ -14,9 +14,9 @@ from psychocounsel.config.components import (
     SamplingConfig,
 )
 from psychocounsel.config.schema import LaunchConfig
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, turns_cell
+from psychocounsel.corpus.sources import SourceRow, cell, history_cell, read_rows, source_fingerprint
 from psychocounsel.corpus.text import clean_text
-from psychocounsel.errors import DataQualityError, IncompleteError, InputError, counted
+from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.serving import serving
@@ -316,18 +316,11 @@ def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[S
     """
     texts: dict[tuple[Turn, ...], str] = {}
     for row in rows:
-        cells: list[str] = []
-        for column in ("speech", "response"):
-            if column not in row.values:
-                raise InputError(
-                    f"there is no column {column!r}",
-                    where=row.where,
-                    remedy=f"name two columns speech and response, not {', '.join(row.values)}",
-                )
-            cells.append(clean_text(row.values[column], column, row.where))
-        if cells[1]:
-            history = turns_cell(row, "history") if "history" in row.values else []
-            texts.setdefault((*history, Turn("user", cells[0])), cells[1])
+        remedy = "name two columns speech and response; it has"
+        said, answer = (clean_text(cell(row, column, remedy), column, row.where) for column in ("speech", "response"))
+        if answer:
+            history = history_cell(row, "history") if "history" in row.values else ()
+            texts.setdefault((*history, Turn("user", said)), answer)
     answered = [Candidate(each.id, author, texts[each.turns]) for each in speeches if each.turns in texts]
     if not answered:
         raise DataQualityError(

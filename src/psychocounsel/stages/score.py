@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import ChatFormat
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, text_cell, turns_cell
+from psychocounsel.corpus.sources import SourceRow, cell, history_cell, read_rows, source_fingerprint, text_cell
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.reporting.console import step_progress
@@ -53,12 +53,9 @@ class ScoreJob:
     def texts(self, row: SourceRow) -> tuple[str, str, tuple[Turn, ...]]:
         """Return what the client says, what is answered and the turns before; raises InputError for a wrong cell."""
         for option, column in (("--speech", self.speech), ("--response", self.response), ("--history", self.history)):
-            if column and column.partition(".")[0].partition("[")[0] not in row.values:
-                known = ", ".join(map(str, row.values))
-                raise InputError(
-                    f"there is no column {column!r}", where=row.where, remedy=f"name one with {option}: {known}"
-                )
-        history = () if self.history is None else tuple(turns_cell(row, self.history))
+            if column:
+                cell(row, column, f"name one with {option}")
+        history = () if self.history is None else history_cell(row, self.history)
         return text_cell(row, self.speech), text_cell(row, self.response), history
 
 

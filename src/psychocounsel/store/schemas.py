@@ -263,12 +263,13 @@ def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
             remedy="check it with `psychocounsel verify`; move the folder away to create it again",
         )
 
-    def rows() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
+    return _rows_of(path)
 
-    return rows()
+
+def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def text_columns(path: Path) -> Iterator[TextColumn]:
@@ -641,5 +642,13 @@ def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) 
 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
     """Yield what happened to each row, in the order of the sources."""
-    for row in read_table(artifact, ROWS_FILE):
-        yield RowProvenance(**row)._replace(changed_by=tuple(row["changed_by"]))
+    return _row_provenance(read_table(artifact, ROWS_FILE))
+
+
+def read_written_rows(writer: ArtifactWriter) -> Iterator[RowProvenance]:
+    """Yield the rows that were written last; they may be written again meanwhile."""
+    return _row_provenance(_rows_of(writer.file(ROWS_FILE)))
+
+
+def _row_provenance(rows: Iterable[Mapping[str, Any]]) -> Iterator[RowProvenance]:
+    return (RowProvenance(**row)._replace(changed_by=tuple(row["changed_by"])) for row in rows)

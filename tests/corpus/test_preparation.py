@@ -11,8 +11,8 @@ from datatrove.executor import LocalPipelineExecutor
 
 from miniature import write_rows
 from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.corpus.ahead import BATCH
 from psychocounsel.corpus.build import PrepareTexts, make_corpus
+from psychocounsel.corpus.preparation import BATCH
 from psychocounsel.errors import InputError
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import Store
