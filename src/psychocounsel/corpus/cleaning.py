@@ -194,29 +194,18 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
     """
     if not spans:
         return sentence, True
-    kept: list[str] = []
-    position = 0
-    stands = True
+    said, position, stands = "", 0, True
     for start, end in spans:
         before, after = sentence[position:start], sentence[end:]
-        goes_on = _CLAUSE_GOES_ON.match(after) is not None
         if before[-1:] in ("(", "[") and after[:1] in (")", "]"):
-            kept.append(before[:-1].rstrip())
+            said += before[:-1].rstrip()
             position = end + 1
             continue
-        lead = None
-        if not (goes_on and _THE_SITE.search(before)):
-            lead = _LEAD.search(before, max(0, len(before) - _LEAD_CHARS))
-        kept.append(before.rstrip() if lead is None else before[: lead.start()])
-        said = "".join(kept)
+        lead = _lead(before, after)
+        said += before.rstrip() if lead is None else before[: lead.start()]
+        stands = stands and not _is_needed(said, lead, after)
         position = end
-        if lead is not None and lead["asked"]:
-            is_aside = lead["joined"] or (lead.group()[:1] in ",;" and not _BEGINS_WITH_IF.match(said))
-            stands = stands and bool(is_aside) and not goes_on
-        is_spoken_of = goes_on and (_CLAUSE_BEGINS.search(said) or ":" in before[len(kept[-1]) :])
-        if is_spoken_of or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said):
-            stands = False
-    rest = _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", "".join([*kept, sentence[position:]])))
+    rest = _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", said + sentence[position:]))
     body = rest.rstrip()
     stands = stands and len(_SAID_WORD.findall(body)) >= _MIN_WORDS and _EMPTY_ITEM.search(body) is None
     if not sentence[position:].strip(" \n.!?…"):  # it ended with a contact
@@ -224,6 +213,26 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
         if stands and body[-1].isalnum():
             rest = f"{body}.{sentence[len(sentence.rstrip()) :]}"
     return rest, stands
+
+
+def _lead(before: str, after: str) -> re.Match[str] | None:
+    """Find what leads up to a contact; in "their site WWW says that …" it belongs to what follows."""
+    if _CLAUSE_GOES_ON.match(after) and _THE_SITE.search(before):
+        return None
+    return _LEAD.search(before, max(0, len(before) - _LEAD_CHARS))
+
+
+def _is_needed(said: str, lead: re.Match[str] | None, after: str) -> bool:
+    """Return whether a sentence makes no sense without a contact, of which `said` is left before it."""
+    goes_on = _CLAUSE_GOES_ON.match(after) is not None
+    is_subject = goes_on and (_CLAUSE_BEGINS.search(said) or (lead is not None and ":" in lead.group()))
+    if is_subject or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said):
+        return True
+    if lead is None or lead["asked"] is None:
+        return False
+    # "Breathe slowly, or visit WWW" says enough; "if that fails, visit WWW" does not.
+    is_aside = lead["joined"] or (lead.group()[:1] in ",;" and not _BEGINS_WITH_IF.match(said))
+    return goes_on or not is_aside
 
 
 # --- Steps --------------------

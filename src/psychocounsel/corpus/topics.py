@@ -7,7 +7,7 @@ unassigned, with the reason, and is requested again on the next run. Valid repli
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -205,6 +205,9 @@ class FoundCue(NamedTuple):
     weight: int
 
 
+_Cue = tuple[list[str], FoundCue]  # its words, of which any may end in a star
+
+
 class OfflineTopicAssigner:
     """Adds up the distinct cues of each topic; a text without any stays unassigned.
 
@@ -215,7 +218,18 @@ class OfflineTopicAssigner:
         self._taxonomy = taxonomy
         self._rank = {fine.id: rank for rank, fine in enumerate(taxonomy.fine_topics)}
         self._group = {coarse.id: rank for rank, coarse in enumerate(taxonomy.topics)}
-        self._cues = _CuesByFirstWord(taxonomy)
+        cues = [
+            FoundCue(fine.id, cue, weight)
+            for fine in taxonomy.fine_topics
+            for some, weight in ((fine.cues, CUE_WEIGHT), (fine.hints, HINT_WEIGHT))
+            for cue in some
+        ]
+        # A stem and every word that fits it share their first letters.
+        self._by_start: dict[str, list[_Cue]] = defaultdict(list)
+        # Of "panic*" and "panic attack" the second says more.
+        for cue in sorted(cues, key=lambda each: (each.cue.count(" "), len(each.cue)), reverse=True):
+            self._by_start[cue.cue.split()[0][:MIN_STEM_CHARS]].append((cue.cue.split(), cue))
+        self._cues_from = lru_cache(_MAX_CACHED_WORDS)(self._beginning_with)
 
     @property
     def fingerprint(self) -> Mapping[str, JSON]:
@@ -247,63 +261,27 @@ class OfflineTopicAssigner:
         found: dict[FoundCue, None] = {}
         free_from = 0
         for place, word in enumerate(words):
-            cue = self._cues[word].longest(words, place) if place >= free_from else None
-            if cue is not None:
-                free_from = place + len(cue.words)
-                found[cue.found] = None
+            cues = self._cues_from(word)
+            if not cues or place < free_from:
+                continue
+            following = words[place + 1][:MIN_STEM_CHARS] if place + 1 < len(words) else ""
+            for cue_words, cue in (*cues.get(following, ()), *cues.get("", ())):
+                here = words[place : place + len(cue_words)]
+                if len(here) == len(cue_words) and all(map(_fits, cue_words, here)):
+                    found[cue] = None
+                    free_from = place + len(cue_words)
+                    break
         return list(found)
 
+    def _beginning_with(self, word: str) -> dict[str, list[_Cue]]:
+        """Return the cues that a word may begin, longest first, by the start of the next word.
 
-class _Cue(NamedTuple):
-    words: tuple[str, ...]  # any may end in a star
-    found: FoundCue
-
-
-class _CuesOfWord:
-    """The cues that may begin with one word.
-
-    A word such as "my" begins a hundred phrases; the start of the next word leaves only a few to try.
-    """
-
-    def __init__(self, longest_first: Sequence[_Cue]) -> None:
-        self._single = next((cue for cue in longest_first if len(cue.words) == 1), None)
-        self._phrases: dict[str, list[_Cue]] = defaultdict(list)
-        for cue in longest_first:
-            if len(cue.words) > 1:
-                self._phrases[cue.words[1][:MIN_STEM_CHARS]].append(cue)
-
-    def longest(self, words: Sequence[str], place: int) -> _Cue | None:
-        following = words[place + 1][:MIN_STEM_CHARS] if self._phrases and place + 1 < len(words) else ""
-        for cue in self._phrases.get(following, ()):
-            rest = words[place + 1 : place + len(cue.words)]
-            if len(rest) == len(cue.words) - 1 and all(map(_fits, cue.words[1:], rest)):
-                return cue
-        return self._single
-
-
-class _CuesByFirstWord(dict[str, _CuesOfWord]):
-    """The cues that may begin with a word; filled as words occur."""
-
-    def __init__(self, taxonomy: Taxonomy) -> None:
-        super().__init__()
-        cues = [
-            _Cue(tuple(cue.split()), FoundCue(fine.id, cue, weight))
-            for fine in taxonomy.fine_topics
-            for some, weight in ((fine.cues, CUE_WEIGHT), (fine.hints, HINT_WEIGHT))
-            for cue in some
-        ]
-        self._none = _CuesOfWord(())
-        # A stem and every word that fits it share their first letters.
-        self._by_start: dict[str, list[_Cue]] = defaultdict(list)
-        # Of "panic*" and "panic attack" the second says more.
-        for cue in sorted(cues, key=lambda each: (len(each.words), len(each.found.cue)), reverse=True):
-            self._by_start[cue.words[0][:MIN_STEM_CHARS]].append(cue)
-
-    def __missing__(self, word: str) -> _CuesOfWord:
-        if len(self) >= _MAX_CACHED_WORDS:
-            self.clear()
-        near = [cue for cue in self._by_start.get(word[:MIN_STEM_CHARS], ()) if _fits(cue.words[0], word)]
-        self[word] = found = _CuesOfWord(near) if near else self._none
+        A word such as "my" begins a hundred phrases; the start of the next word leaves only a few to try.
+        """
+        found: dict[str, list[_Cue]] = defaultdict(list)
+        for words, cue in self._by_start.get(word[:MIN_STEM_CHARS], ()):
+            if _fits(words[0], word):
+                found["".join(words[1:2])[:MIN_STEM_CHARS]].append((words, cue))
         return found
 
 
