@@ -20,7 +20,7 @@ def test_modules_have_no_import_cycle() -> None:
     "folder",
     [
         "config/prompts",
-        "corpus/deidentify/lists",
+        "corpus/lists",
         "corpus/prompts",
         "corpus/taxonomies",
         "judging/lexicons",

@@ -168,7 +168,6 @@ class KnownPeople:
     names: frozenset[str]
     first_names: frozenset[str]
     _by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]]  # letters below zero, name
-    _spelt_firsts: frozenset[str]
 
     @classmethod
     def of(cls, people: Iterable[Person | None]) -> "KnownPeople":
@@ -187,17 +186,14 @@ class KnownPeople:
                 by_first[parts[0]].append((-letters, name, re.compile(body)))
         for patterns in by_first.values():
             patterns.sort(key=lambda pattern: pattern[:2])
-        spelt = frozenset(case(first) for first in by_first for case in (str.lower, str.title, str.upper))
-        return cls(names, frozenset(by_first), dict(by_first), spelt)
+        return cls(names, frozenset(by_first), dict(by_first))
 
-    def first_names_in(self, text: str) -> set[str]:
+    def first_names_in(self, text: str) -> frozenset[str]:
         """Return the known first names that a text contains as words, lower case."""
         words = set(_LETTERS.findall(text)) if self.names else set[str]()
-        hits = {word.lower() for word in words & self._spelt_firsts}
-        for word in words if _INNER_CAPITAL.search(text) else ():  # "informationLaura", "JanaLee"
-            if not (word.islower() or word[1:].islower()):
-                hits |= self.first_names.intersection([word.lower(), *map(str.lower, _CAMEL.findall(word))])
-        return hits
+        if _INNER_CAPITAL.search(text):  # "informationLaura", "JanaLee"
+            words.update(_CAMEL.findall(text))
+        return self.first_names.intersection(map(str.lower, words))
 
     def find(self, text: str) -> list[NameSpan]:
         """Return the positions of known full names, sorted and without overlap."""

@@ -6,9 +6,19 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Protocol, cast
 
 from psychocounsel.errors import ConfigError, InputError
+
+LISTS = Path(__file__).resolve().parent / "lists"
+
+
+def word_list(name: str) -> frozenset[str]:
+    """Return the words of a bundled list; its lines that start with `#` are comments."""
+    lines = (LISTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
 
 _WORD = re.compile(r"[^\W_]+")
 # Apostrophes, and marks without width inside words: "don't" and "dont" are one word.
@@ -159,27 +169,11 @@ def clean_text(value: object, column: str, where: str) -> str:
     return normalise(require_text(value, column, where))
 
 
-_LINE_TAGS = """
-    address article aside blockquote br center dd details div dl dt fieldset figcaption figure footer form
-    h1 h2 h3 h4 h5 h6 header hr legend li main menu nav ol optgroup option p pre section summary
-    table tbody tfoot thead tr ul
-"""
-_INLINE_TAGS = """
-    a abbr acronym audio b basefont bdi bdo big body button canvas caption cite code col colgroup data datalist del dfn
-    dialog em embed font frame frameset head html i iframe img input ins kbd label link map mark meta meter noscript
-    object output param picture progress q rp rt ruby s samp select slot small source span strike strong sub sup svg
-    td template textarea th time title track tt u var video wbr
-"""
-_LINE_NAMES = frozenset(_LINE_TAGS.split())
-_NAMES = _LINE_NAMES.union(_INLINE_TAGS.split())
+_LINE_NAMES = word_list("html_lines")
+_NAMES = _LINE_NAMES | word_list("html_inline")
 _PARAGRAPH_TAGS = frozenset(("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"))
 _HIDDEN_TAGS = frozenset(("script", "style"))
-# An attribute without a value is one of these, or the tag is a stage direction: "<i cry>".
-_BARE = """
-    allowfullscreen async autoplay checked compact controls defer disabled hidden ismap itemscope loop muted noshade
-    nowrap open readonly required reversed selected
-"""
-_BARE_ATTRIBUTES = frozenset(("/", *_BARE.split()))
+_BARE_ATTRIBUTES = word_list("html_bare_attributes")
 _LESS_THAN = re.compile(
     r"<(?P<opens>/?[a-z]|!--|!doctype\b|\?xml\b)?(?P<hidden>(?<=s)(?:cript|tyle)\b)?", re.IGNORECASE
 )
@@ -279,19 +273,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 # Scripts in which one letter is a syllable or a word.
 _DENSE = re.compile("[\u0400-\u1cff\u3040-\u9fff\uac00-\ud7af]")
 _LATIN_WORD = re.compile(r"[a-z]+")
-# Common English words that hardly occur in texts of other languages.
-_ENGLISH_WORDS = """
-    the and that with have this they what would because about my you she when been from just feel feeling know
-    not but are were your could should there their myself him how why who will get want always never people
-    think things for
-    had its being doing having said says told asked where which while then than though really every
-    everything something anything nothing someone anyone everyone nobody even again only after before since
-    until between through without against away right days night weeks month months year years times house
-    work friend friends mother father mom brother daughter son husband wife boyfriend girlfriend child
-    children need needs tell told talk talking keep keeps make makes going went came goes liked much other
-    another own too very maybe enough
-"""
-_ENGLISH = frozenset(_ENGLISH_WORDS.split())
+_ENGLISH = word_list("english")
 
 
 class _Model(Protocol):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from psychocounsel.config.corpus import Entity
 from psychocounsel.corpus.deidentify.words import UPPER, Span
+from psychocounsel.corpus.text import word_list
 
 _WORD = rf"(?:St\. )?[{UPPER}][\w&'\u2019-]*"
 _NAME = rf"{_WORD}(?: (?!and I\b)(?:(?:of|and|the|for|&|de|la) )?{_WORD}){{0,4}}"
@@ -28,19 +29,8 @@ _SCHOOL = re.compile(
     r"|(?i:student at|graduated? from|studying at|enrolled at|degree (?:from|at)|(?:accepted|admitted) (?:in)?to"
     rf"|dropped out of|(?:freshman|sophomore|junior|senior) at) (?:the )?(?P<after>{_NAME}))(?!\w)"
 )
-# What begins a sentence, and words that say what kind of school or place it is, and not which.
-_START_WORDS = """
-    a after also and at because before but from has he her his i if in is it my now on our she since so that the then
-    they this to was we when while with your
-"""
-_KIND_WORDS = """
-    aa academy art bible boarding business catholic christian christmas church college community covid cps dr easter
-    elementary er eu friday god grad graduate grammar high home hospital hr i'm i've icu institute it jesus jewish
-    junior law local medical middle monday mr mrs ms night nursing of prep preparatory primary private public saturday
-    school secondary state summer sunday technology thanksgiving thursday tuesday tv uk university us usa wednesday
-"""
-_STARTS = frozenset(_START_WORDS.split())
-_KINDS = _STARTS.union(_KIND_WORDS.split())
+_STARTS = word_list("sentence_starts")
+_KINDS = _STARTS | word_list("kinds_of_places")
 
 
 def affiliations(text: str) -> Iterator[Span]:

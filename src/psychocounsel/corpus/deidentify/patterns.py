@@ -22,8 +22,8 @@ from psychocounsel.corpus.deidentify.words import (
     SURNAMES_LOWER,
     UPPER,
     Span,
-    word_list,
 )
+from psychocounsel.corpus.text import word_list
 
 Fingerprint = Mapping[str, "str | float | list[str]"]
 
@@ -399,57 +399,49 @@ _DIGIT = re.compile(r"[0-9]")
 # Without a digit, an address or an account has one of these.
 _NET_SHAPE = re.compile(r"\.[A-Za-z]")
 _NET_SIGNS = ("@", "_", "://", "www", " dot ", "at)", "at]")
-_SHAPES = {
-    "four digits": re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}"),
-    "six digits": re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){5}"),
-    "ip": re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f]{0,4}:"),
-    "handle": re.compile(r"[0-9_]|\.\w"),
-    "number and name": re.compile(r"\d[A-Za-z]?\s[A-Z\d]"),
-    "code": re.compile(r"\d{5}|[A-Z]\d"),
-}
+_FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){3}")
+_SIX_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){5}")
+_IP_SHAPE = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f]{0,4}:")
+_HANDLE_SHAPE = re.compile(r"[0-9_]|\.\w")
+_NUMBER_AND_NAME = re.compile(r"\d[A-Za-z]?\s[A-Z\d]")
+_CODE = re.compile(r"\d{5}|[A-Z]\d")
 
 
 class _Rule(NamedTuple):
     """A pattern, whose named group is the find, or else the whole match.
 
-    It is tried where the text has the shape, a key of `_SHAPES`, and one of the words in lower case, if any are given.
+    It is tried where the text has one of the words, in lower case, and the shape, where any are given.
     """
 
     entity: Entity
     score: float
     pattern: re.Pattern[str]
-    shape: str
     words: tuple[str, ...] = ()
+    shape: re.Pattern[str] | None = None
     is_valid: Callable[[re.Match[str]], bool] = bool
 
 
 _RULES = (
-    _Rule("EMAIL", 0.85, _SPOKEN_EMAIL, "", _MAIL_HOSTS),
-    _Rule("HANDLE", 0.85, _HANDLE, "", ("@",)),
-    _Rule("HANDLE", 0.8, _TAG, "", ("#",)),
-    _Rule("HANDLE", 0.8, _NAMED_HANDLE, "handle", _SITES),
+    _Rule("EMAIL", 0.85, _SPOKEN_EMAIL, _MAIL_HOSTS),
+    _Rule("HANDLE", 0.85, _HANDLE, ("@",)),
+    _Rule("HANDLE", 0.8, _TAG, ("#",)),
+    _Rule("HANDLE", 0.8, _NAMED_HANDLE, _SITES, _HANDLE_SHAPE),
 )
+_MONTHS_AND_YEARS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "19", "20")
 _RULES_FOR_DIGITS = (
-    _Rule("DATE_OF_BIRTH", 0.85, _BIRTH, "", ("born", "birth", "dob", "d.o.b", "turn")),
-    _Rule(
-        "EVENT_DATE",
-        0.7,
-        _EVENT,
-        "",
-        ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "19", "20"),
-        _is_no_holiday,
-    ),
-    _Rule("ADDRESS", 0.8, _STREET, "number and name"),
-    _Rule("ADDRESS", 0.85, _TOWN_AND_ZIP, "code"),
-    _Rule("ADDRESS", 0.7, _POST_CODE, "code"),
-    _Rule("ADDRESS", 0.8, _CUED_ZIP, "code"),
-    _Rule("ADDRESS", 0.9, _POST_BOX, "", ("box",)),
-    _Rule("ADDRESS", 0.7, _LIVED_AT, "", ("live", "living", "stay", "address", "located", "reside", "moved")),
-    _Rule("ID_NUMBER", 0.9, _SSN, "four digits"),
-    _Rule("ID_NUMBER", 0.9, _CARD, "four digits", (), _passes_luhn),
-    _Rule("ID_NUMBER", 0.85, _CUED, "four digits", (), _has_enough_digits),
-    _Rule("IP", 0.9, _IP, "ip", (), _is_ip),
-    _Rule("PHONE", 0.7, _LOCAL_PHONE, "six digits"),
+    _Rule("DATE_OF_BIRTH", 0.85, _BIRTH, ("born", "birth", "dob", "d.o.b", "turn")),
+    _Rule("EVENT_DATE", 0.7, _EVENT, _MONTHS_AND_YEARS, is_valid=_is_no_holiday),
+    _Rule("ADDRESS", 0.8, _STREET, shape=_NUMBER_AND_NAME),
+    _Rule("ADDRESS", 0.85, _TOWN_AND_ZIP, shape=_CODE),
+    _Rule("ADDRESS", 0.7, _POST_CODE, shape=_CODE),
+    _Rule("ADDRESS", 0.8, _CUED_ZIP, shape=_CODE),
+    _Rule("ADDRESS", 0.9, _POST_BOX, ("box",)),
+    _Rule("ADDRESS", 0.7, _LIVED_AT, ("live", "living", "stay", "address", "located", "reside", "moved")),
+    _Rule("ID_NUMBER", 0.9, _SSN, shape=_FOUR_DIGITS),
+    _Rule("ID_NUMBER", 0.9, _CARD, shape=_FOUR_DIGITS, is_valid=_passes_luhn),
+    _Rule("ID_NUMBER", 0.85, _CUED, shape=_FOUR_DIGITS, is_valid=_has_enough_digits),
+    _Rule("IP", 0.9, _IP, shape=_IP_SHAPE, is_valid=_is_ip),
+    _Rule("PHONE", 0.7, _LOCAL_PHONE, shape=_SIX_DIGITS),
 )
 
 
@@ -485,12 +477,9 @@ def _all_finds(text: str) -> Iterator[Span]:
     yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
     if has_digit:
         yield from (Span(each.start, each.end, "PHONE", 0.8) for each in phone_numbers(text))
-    shapes = {"": True}
     for rule in (*_RULES, *_RULES_FOR_DIGITS) if has_digit else _RULES:
-        if rule.words and not any(word in lowered for word in rule.words):
-            continue
-        if rule.shape not in shapes:
-            shapes[rule.shape] = _SHAPES[rule.shape].search(text) is not None
-        for match in rule.pattern.finditer(text) if shapes[rule.shape] else ():
+        has_word = not rule.words or any(word in lowered for word in rule.words)
+        has_shape = has_word and (rule.shape is None or rule.shape.search(text))
+        for match in rule.pattern.finditer(text) if has_shape else ():
             if rule.is_valid(match):
                 yield Span(*match.span(match.lastgroup or 0), rule.entity, rule.score)

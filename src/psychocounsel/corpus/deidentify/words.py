@@ -1,9 +1,9 @@
 """Word lists, names as they are written, and what a find is."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import Entity
+from psychocounsel.corpus.text import LISTS, word_list
 from psychocounsel.store.files import digest_of_files
 
 
@@ -18,17 +18,9 @@ class Span(NamedTuple):
 
 # --- Word lists --------------------
 
-_FOLDER = Path(__file__).resolve().parent / "lists"
 # Shorter ones in capitals are abbreviations more often than names: ED, IAN, KIM.
 _SHORTEST_IN_CAPITALS = 4
 _SHORTEST_IN_LOWER_CASE = 5
-
-
-def word_list(name: str) -> frozenset[str]:
-    """Return the words of a bundled list; its lines that start with `#` are comments."""
-    lines = (_FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if not line.startswith("#"))
-
 
 GIVEN = word_list("given_names")
 AMBIGUOUS = word_list("ambiguous_names")
@@ -46,7 +38,7 @@ GIVEN_ANYHOW = (
     | {name for name in NO_WORDS_LOWER if len(name) >= _SHORTEST_IN_LOWER_CASE}
 )
 ORDINARY_CAPITALISED = frozenset(word.capitalize() for word in NOT_NAMES - AMBIGUOUS_LOWER)
-LISTS_DIGEST = digest_of_files(_FOLDER, sorted(path.name for path in _FOLDER.glob("*.txt")))
+LISTS_DIGEST = digest_of_files(LISTS, sorted(path.name for path in LISTS.glob("*.txt")))
 
 UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143\u015a\u015e\u0160\u0179\u017b\u017d"
 NAME = rf"[{UPPER}](?:[^\W\d_]|['\u2019-](?=[{UPPER}])){{1,40}}"
