@@ -208,8 +208,9 @@ def test_bundled_paths_are_samples() -> None:
 @pytest.mark.parametrize(
     ("sweeps", "name"),
     [
-        (["align.beta=0.05,0.1"], "mini-beta-0.05"),
-        (["align.policy=Org/A,org/B"], "mini-policy-org-a"),
+        (["align.beta=0.05,0.1"], "mini-align.beta-0.05"),
+        (["align-dpo.beta=0.05,0.1"], "mini-align-dpo.beta-0.05"),  # another sweep, other names downstream
+        (["align.policy=Org/A,org/B"], "mini-align.policy-org-a"),
         (["align.policy=Org/A,org/a,org-a"], None),
         (["align.seed=1,2", f"align.policy={'a' * 60}b,{'a' * 60}c"], None),
     ],
@@ -224,4 +225,7 @@ def test_points_have_names_of_their_own(recipe: Path, sweeps: list[str], name: s
 
 
 def test_a_point_keeps_the_sign() -> None:
-    assert [SweepPoint((f"a.b={value}",), []).named("mini") for value in (-0.1, 0.1)] == ["mini-b--0.1", "mini-b-0.1"]
+    assert [SweepPoint((f"a.b={value}",), []).named("mini") for value in (-0.1, 0.1)] == [
+        "mini-a.b--0.1",
+        "mini-a.b-0.1",
+    ]

@@ -5,18 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from psychocounsel.cli.output import RecipeArgument
 from psychocounsel.reporting import console
 
-Recipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
-]
 Weights = Annotated[bool, typer.Option("--weights", help="Fetch the weights of models too: many gigabytes.")]
 
 _DATASET_KEYS = {"path", "source", "on", "file", "preferences"}
 """Keys of configs under which `hub:` names a dataset; under the others it names a model."""
 
 
-def fetch(recipe: Recipe, weights: Weights = False) -> None:
+def fetch(recipe: RecipeArgument, weights: Weights = False) -> None:
     """Download what a recipe reads from the Hub.
 
     Its datasets, and of its models the configs and tokenizers, so that a dry run knows calls, tokens and dollars.

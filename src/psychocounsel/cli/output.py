@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from psychocounsel.store.artifacts import ArtifactSpec
 
 
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config. Repeatable.")
 ]

@@ -1,7 +1,11 @@
-"""`psychocounsel run`: a recipe, some of its steps, or the points of a sweep."""
+"""The commands that run stages: one for each, and `run` for a recipe, some of its steps, or the points of a sweep."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,9 +16,12 @@ from psychocounsel.cli.output import (
     DryRun,
     NumProcesses,
     Offline,
+    RecipeArgument,
     Sets,
     StoreFolder,
     launch_overrides,
+    next_command,
+    next_step,
     open_store,
     overrides_of,
     rubric_line,
@@ -26,14 +33,32 @@ from psychocounsel.cli.output import (
     warn_of_unread_rubric,
 )
 from psychocounsel.reporting import console
+from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.files import write_bytes
 from psychocounsel.store.store import Store
 
 if TYPE_CHECKING:
-    from psychocounsel.config.recipe import Step
+    from psychocounsel.config.components import Settings
+    from psychocounsel.config.recipe import StageName, Step
     from psychocounsel.stages.recipe import PointRun
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A folder with a recipe.yaml, or the name of a bundled recipe.")
+    Config = TypeVar("Config", bound=Settings)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="The YAML file of the stage, RECIPE, or RECIPE/STEP.")
+]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a file or folder, or as CONFIG of other stages."),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
+]
+ResultName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else that of what is measured.")
+]
+ImportName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else 'released', or the file's.")
 ]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STEP", help="Run this step, and no other. Repeatable.")
@@ -44,6 +69,9 @@ Sweep = Annotated[
     list[str] | None,
     typer.Option("--sweep", metavar="KEY=VALUE,...", help="Run with each value, and compare. Repeatable: the product."),
 ]
+
+RELEASED = "released"
+"""Default name of an imported dataset, and the name of the recipe that trains on it."""
 
 
 def run(
@@ -116,3 +144,391 @@ def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
         show_end_of_recipe(made, store)
     else:
         show_end(made[-1], ["compare", *compared], store)
+
+
+def make_base_model(
+    config: ConfigArgument,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Train a tiny Llama 3 on this machine.
+
+    With it the pipeline runs without a download.
+    """
+    _run_stage("make-base-model", config, sets, dry_run, store, offline)
+
+
+def corpus(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="The YAML file of a corpus or of build-preferences, or RECIPE.")
+    ],
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Build a corpus and show what each rule did to it.
+
+    Reads, cleans, de-identifies, de-duplicates and splits. Writes a private page of the largest changes.
+    """
+    from psychocounsel.config.corpus import CorpusConfig
+    from psychocounsel.config.loading import load_config, read_config_file
+    from psychocounsel.config.recipe import RECIPE_FILE, is_project, stage_config
+    from psychocounsel.config.schema import BuildPreferencesConfig
+
+    path = stage_config("corpus", config)
+    data = read_config_file(path).data
+    is_part = isinstance(data, dict) and "corpus" in data
+    changes = sets or []
+    loaded = (
+        load_config(BuildPreferencesConfig, path, changes).corpus
+        if is_part
+        else load_config(CorpusConfig, path, changes, "corpus")
+    )
+    opened = open_store(store, offline, path.parent)
+    created = run_config("corpus", loaded, dry_run, opened)
+    if created is not None:
+        if (path.parent / RECIPE_FILE).is_file():
+            words = ["run", str(path.parent) if is_project(path.parent) else path.parent.name]
+        else:
+            words = ["build-preferences", str(path)] if is_part else next_command(created, "corpus", path)
+        show_end(created, words, opened)
+
+
+def build_preferences(
+    config: ConfigArgument,
+    sets: Sets = None,
+    retry_failed: RetryFailed = False,
+    batch: Batch = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Build a preference dataset with a judge.
+
+    Rates candidate responses to client speeches and pairs them.
+    """
+    _run_stage("build-preferences", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
+
+
+def train_reward(
+    config: ConfigArgument,
+    sets: Sets = None,
+    allow_leakage: AllowLeakage = False,
+    num_processes: NumProcesses = None,
+    accelerate: Accelerate = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Train and test a reward model.
+
+    A Bradley-Terry model of a preference dataset, measured on its test split.
+    """
+    changes = launch_overrides(sets, num_processes, accelerate)
+    _run_stage("train-reward", config, changes, dry_run, store, offline, allow_leakage=allow_leakage)
+
+
+def eval_reward(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An artifact, a folder, hub:owner/name, or the stage's YAML file.")
+    ],
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="PREFERENCES", help="A preferences artifact, a file, a folder or hub:owner/name."),
+    ] = None,
+    name: ResultName = None,
+    sets: Sets = None,
+    allow_leakage: AllowLeakage = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Measure a reward model on pairs or best-of-k rows.
+
+    Any model with a sequence-classification head, on a test split or on a file like RewardBench 2's.
+    """
+    from psychocounsel.config.schema import EvalRewardConfig
+
+    given = {"model": model, "on": on, "name": name}
+    config = _config_of_arguments(EvalRewardConfig, model, given, overrides_of(sets, allow_leakage=allow_leakage))
+    opened = open_store(store, offline, Path(model).parent)
+    created = run_config("eval-reward", config, dry_run, opened)
+    if created is not None:
+        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+
+
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An artifact, a folder, or hub:owner/name@revision.")],
+    source: Annotated[str, typer.Option("--in", metavar="FILE", help="Rows to score: .jsonl, .csv or .parquet.")],
+    target: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, of any of these endings.")],
+    speech: Annotated[str, typer.Option("--speech", metavar="COLUMN", help="What the client says.")] = "speech",
+    response: Annotated[str, typer.Option("--response", metavar="COLUMN", help="What is answered.")] = "response",
+    history: Annotated[str | None, typer.Option("--history", metavar="COLUMN", help="Messages before it.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses at once.")] = 8,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Score the responses in a file with a reward model.
+
+    Writes the rows with their rewards. The same command resumes.
+    """
+    from psychocounsel.stages.score import ScoreJob, score_file
+
+    job = ScoreJob(model, source, target, speech, response, batch_size, history)
+    count = score_file(job, open_store(store, offline))
+    console.result(f"{count} rows scored: {target}")
+
+
+def align(
+    config: ConfigArgument,
+    sets: Sets = None,
+    num_processes: NumProcesses = None,
+    accelerate: Accelerate = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Align a policy by DPO or online DPO.
+
+    DPO learns from a preference dataset, online DPO from a reward model.
+    """
+    _run_stage("align", config, launch_overrides(sets, num_processes, accelerate), dry_run, store, offline)
+
+
+def eval_winrate(
+    config: ConfigArgument,
+    sets: Sets = None,
+    retry_failed: RetryFailed = False,
+    batch: Batch = False,
+    allow_leakage: AllowLeakage = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Measure a policy's win rate.
+
+    A judge compares its responses to held-out speeches with a reference's, in both orders.
+    """
+    flags = {"retry_failed": retry_failed, "batch": batch, "allow_leakage": allow_leakage}
+    _run_stage("eval-winrate", config, sets, dry_run, store, offline, **flags)
+
+
+def anchor(
+    comparisons: Annotated[
+        str, typer.Argument(metavar="COMPARISONS", help="The comparisons artifact, or the stage's YAML file.")
+    ],
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="ANNOTATIONS", help="People's labels of a random sample of it.")
+    ] = None,
+    name: ResultName = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    store: StoreFolder = None,
+) -> None:
+    """Correct a judge's win rate by human labels.
+
+    The labels are those of `annotate import`, of a random sample of the same comparison.
+    """
+    from psychocounsel.config.schema import AnchorConfig
+
+    given = {"comparisons": comparisons, "labels": labels, "name": name}
+    config = _config_of_arguments(AnchorConfig, comparisons, given, sets or [])
+    opened = open_store(store, recipe=Path(comparisons).parent)
+    created = run_config("anchor", config, dry_run, opened)
+    if created is not None:
+        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+
+
+def eval_crisis(
+    config: ConfigArgument,
+    sets: Sets = None,
+    retry_failed: RetryFailed = False,
+    batch: Batch = False,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Look for harm in answers to people at risk.
+
+    A judge checks a policy and its base with yes-or-no questions; says whether the policy is ready for release.
+    """
+    _run_stage("eval-crisis", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
+
+
+def calibrate_judge(
+    human: Annotated[
+        str, typer.Argument(metavar="HUMAN", help="People's ratings: a table, annotations, or the stage's YAML file.")
+    ],
+    judge: Annotated[
+        str | None, typer.Argument(metavar="JUDGE", help="The judge's ratings: a table or a judgements artifact.")
+    ] = None,
+    name: ResultName = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    store: StoreFolder = None,
+) -> None:
+    """Measure a judge against human ratings.
+
+    Tables are .csv, .jsonl, .parquet or .xlsx with the columns item, rater, principle and score, and where they are
+    known speech, author and text.
+    """
+    from psychocounsel.config.schema import CalibrateJudgeConfig
+
+    given = {"human": human, "judge": judge, "name": name}
+    config = _config_of_arguments(CalibrateJudgeConfig, human, given, sets or [], named_after=judge or "")
+    opened = open_store(store, recipe=Path(human).parent)
+    created = run_config("calibrate-judge", config, dry_run, opened)
+    if created is not None:
+        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+
+
+def report(
+    config: ConfigArgument,
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the page there, and nothing into the store.")
+    ] = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Write an HTML report about a run.
+
+    The page is self-contained and loads nothing from elsewhere.
+    """
+    if out is None or dry_run:
+        _run_stage("report", config, sets, dry_run, store, offline)
+        return
+    from psychocounsel.config.loading import load_config
+    from psychocounsel.config.recipe import stage_config
+    from psychocounsel.config.schema import ReportConfig
+    from psychocounsel.reporting.tables import REPORT_FILE
+    from psychocounsel.stages.report import make_report
+
+    path = stage_config("report", config)
+    loaded, opened = load_config(ReportConfig, path, sets or []), open_store(store, offline, path.parent)
+    with TemporaryDirectory() as folder:
+        page = make_report(loaded, opened.overlay(Path(folder))).file(REPORT_FILE).read_bytes()
+    write_bytes(out, page)
+    console.result(f"report: {out.resolve()}")
+
+
+def import_preferences(
+    source: SourceArgument,
+    name: ImportName = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    store: StoreFolder = None,
+) -> None:
+    """Import a preference dataset of others.
+
+    Its licence and class have to be given (`--set licence=mit --set data_class=public`). Counts its flaws. The other
+    stages read the result like a dataset built here.
+    """
+    from psychocounsel.config.loading import config_of, load_config
+    from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, stage_config
+    from psychocounsel.config.schema import ImportPreferencesConfig
+
+    overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
+    place = Path(source)
+    is_recipe = (place / RECIPE_FILE).is_file() or (source in bundled_recipes() and not place.exists())
+    path = stage_config("import-preferences", source) if is_recipe or source.endswith(".yaml") else None
+    if path is not None:
+        config = load_config(ImportPreferencesConfig, path, overrides)
+    else:
+        config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
+    opened = open_store(store, offline, path.parent if path is not None else None)
+    created = run_config("import-preferences", config, dry_run, opened)
+    if created is None:
+        return
+    following = next_step("import-preferences", path) if path is not None else None
+    change: list[str] = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
+    show_end(created, list(following or ["train-reward", RELEASED, *change]), opened)
+
+
+def _config_of_arguments(
+    model: "type[Config]", first: str, given: Mapping[str, str | None], overrides: Sequence[str], named_after: str = ""
+) -> "Config":
+    """Return the config in the YAML file that is the first argument, or else that of the arguments, by key.
+
+    Without a name it is called as `named_after`, a reference or a path, or as its first argument.
+    """
+    from psychocounsel.config.loading import config_of, load_config
+
+    keys = {key: value for key, value in given.items() if value is not None}
+    if first.endswith(".yaml"):
+        own = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value != first]
+        return load_config(model, Path(first), [*own, *overrides])
+    word = (named_after or first).rpartition("/")[2].partition("@")[0].lower()
+    word = re.sub(r"\.(csv|tsv|jsonl|json|parquet|xlsx)(\.gz|\.zst)?$", "", word)
+    known_as = re.sub(r"[^a-z0-9_.-]+", "-", word).lstrip("_.-")
+    return config_of(model, {"name": known_as, **keys}, overrides)
+
+
+def _run_stage(
+    stage: "StageName",
+    name: str,
+    sets: Sequence[str] | None,
+    is_dry_run: bool,
+    store: StoreFolder,
+    offline: bool,
+    **flags: bool,
+) -> None:
+    from psychocounsel.config.recipe import load_stage_configs, stage_config
+
+    path = stage_config(stage, name)
+    configs = load_stage_configs(stage, path, overrides_of(sets, **flags))
+    warn_of_unread_rubric(configs, path.parent)
+    opened = open_store(store, offline, path.parent)
+    created = _run_configs(stage, configs, is_dry_run, opened)
+    if len(created) > 1:
+        show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], opened)
+    elif created:
+        show_end(created[0], next_command(created[0], stage, path), opened)
+
+
+def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
+    """Run a stage and print its result; a dry run prints the config and what it would create."""
+    created = _run_configs(stage, [config], is_dry_run, store)
+    return created[0] if created else None
+
+
+def _run_configs(stage: "StageName", configs: "Sequence[Settings]", is_dry_run: bool, store: Store) -> list[Artifact]:
+    from psychocounsel.config.recipe import Step, SweepPoint
+    from psychocounsel.stages.recipe import dry_run, run_stage
+
+    if is_dry_run:
+        steps = [Step(stage, stage, each) for each in configs]
+        show_dry_run(dry_run([SweepPoint((), steps)], [True] * len(steps), store), store)
+        return []
+    if rubric := rubric_line(configs[0]):
+        console.note(rubric)
+    created = [run_stage(stage, each, store) for each in configs]
+    show_results(created, store)
+    return created
+
+
+def add_stages(app: typer.Typer) -> None:
+    """Register the commands."""
+    commands: tuple[Callable[..., None], ...] = (
+        run,
+        make_base_model,
+        corpus,
+        build_preferences,
+        train_reward,
+        eval_reward,
+        score,
+        align,
+        eval_winrate,
+        anchor,
+        eval_crisis,
+        calibrate_judge,
+        report,
+        import_preferences,
+    )
+    for command in commands:
+        app.command()(command)

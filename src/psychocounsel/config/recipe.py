@@ -252,11 +252,8 @@ class SweepPoint(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What differs, as the end of an artifact's name: `beta-0.05`, or `beta--0.05` of a negative number."""
-        parts = (
-            f"{key.rpartition('.')[2]}={value}" for key, _, value in (each.partition("=") for each in self.overrides)
-        )
-        return re.sub(r"[^a-z0-9_.-]+", "-", ",".join(parts).lower()).strip("-._")
+        """What differs, as the end of an artifact's name: `align.beta-0.05`, and with two hyphens if negative."""
+        return re.sub(r"[^a-z0-9_.-]+", "-", ",".join(self.overrides).lower()).strip("-._")
 
     def named(self, name: str) -> str:
         """Return the name with the suffix; with digits of a hash where that is too long, or also another point's."""
