@@ -49,6 +49,7 @@ LEFT_OUT = {
     "ResponderConfig": {"max_missing_share"},
     "SamplerConfig": {"gpu_memory_utilization", "port", "start_seconds"},
     "SamplingConfig": {"batch_size"},
+    "SftConfig": {"tracker"},
     "TopicsConfig": {"max_missing_share"},
     "TrainRewardConfig": {"allow_leakage", "launch"},
 }

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from miniature import LENGTH, OPTIMISATION, SAMPLING
-from psychocounsel.config.schema import AlignConfig, TrainRewardConfig
+from psychocounsel.config.loading import load_config
+from psychocounsel.config.schema import AlignConfig, BaseModelConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.stages.align import align
+from psychocounsel.stages.base_model import create_base_model
 from psychocounsel.stages.train_reward import train_reward
 from psychocounsel.store.store import Store
 from running import Miniature
@@ -110,10 +112,13 @@ def online_config(tracker: str) -> AlignConfig:
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb"])
 def test_every_training_is_a_run_and_the_probes_of_the_rounds_are_another(
-    tracker: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: str, miniature: Miniature, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = install(tracker, tmp_path, monkeypatch)
+    path = miniature.recipe / "make-base-model.yaml"
+    base = load_config(BaseModelConfig, path, [f"sft.tracker={tracker}", "name=tracked-base", "seed=1"])
     made = [train_reward(reward_config(tracker), store), align(online_config(tracker), store)]
+    made.append(create_base_model(base, store))
     told = [json.loads(line) for line in log.read_text().splitlines()]
     assert {each["mode"] for each in told if "begun" in each} == {"offline"}
     assert os.environ["WANDB_DIR"].startswith(str(store.root))
@@ -122,11 +127,11 @@ def test_every_training_is_a_run_and_the_probes_of_the_rounds_are_another(
         if "run" in each:
             values.setdefault(each["run"], []).append(each)
     trained = [
-        made[0].folder.name,
+        *(made[0].folder.name, made[2].folder.name),
         *(each.folder.name for each in store.artifacts("policies") if "-round-" in each.ref),
     ]
     trained = [each for each in trained if each.startswith("tracked")]
-    assert len(trained) == 3
+    assert len(trained) == 4
     for name in trained:
         assert "train/loss" in values[name][0]["values"]
         assert [each for each in told if each.get("ended") == name]

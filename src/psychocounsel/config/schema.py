@@ -58,6 +58,10 @@ class TinyLlamaShape(Settings):
         return self
 
 
+Tracker = Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SpeedSetting()]
+"""Where the figures of a training are shown while it goes on."""
+
+
 class SftConfig(Settings):
     """Supervised fine-tuning on all training responses of the corpus, good and bad alike."""
 
@@ -65,6 +69,7 @@ class SftConfig(Settings):
     batch_size: PositiveInt = 4
     learning_rate: PositiveFloat = 3e-3
     max_length_tokens: PositiveInt = 512
+    tracker: Tracker = "none"
 
 
 class StageConfig(Settings):
@@ -217,7 +222,7 @@ class OptimisationConfig(Settings):
     packing: Annotated[bool, SpeedSetting()] = True
     gradient_checkpointing: Annotated[bool, SpeedSetting()] = False
     save_every_steps: Annotated[PositiveInt, SpeedSetting()] = 50
-    tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SpeedSetting()] = "none"
+    tracker: Tracker = "none"
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")

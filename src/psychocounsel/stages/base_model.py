@@ -10,6 +10,7 @@ from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
+from psychocounsel.training.tracking import prepare_tracker
 
 VERSION = 1
 STAGE = "make-base-model"
@@ -36,9 +37,11 @@ def create_base_model(config: BaseModelConfig, store: Store) -> Artifact:
     """Create the tiny Llama 3 of a config, or return it if it exists.
 
     Raises:
+        ConfigError: the tracker cannot be used here.
         Preempted: SIGINT or SIGTERM came; the checkpoint is kept.
     """
     _, spec = specs(config, store)
+    prepare_tracker(config.sft.tracker, store)
     with open_session(store) as session:
         make_corpus(config.corpus, store, open_topics(config.corpus.topics, session), progress)
         session.cancel.raise_if_cancelled(spec.ref)

@@ -21,6 +21,7 @@ from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaSha
 from psychocounsel.errors import DataQualityError
 from psychocounsel.training.runtime import quiet_libraries, saving
 from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
+from psychocounsel.training.tracking import tracker_arguments
 from psychocounsel.training.trainer import CheckedTrainer, TrainingOutput, run_trainer
 from psychocounsel.types import Candidate, Speech
 
@@ -252,7 +253,7 @@ def train_sft(
         save_steps=SAVE_EVERY_STEPS,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        **tracker_arguments(config.tracker),
         disable_tqdm=True,
     )
     trainer = BatchTrainer(

@@ -37,7 +37,7 @@ def prepare_tracker(tracker: str, store: Store) -> None:
     if importlib.util.find_spec(tracker) is None:
         raise ConfigError(
             f"tracker: {tracker} needs a package that is not installed",
-            where="optimisation.tracker",
+            where="tracker",
             remedy=f"pip install {tracker}",
         )
     folder = store.root.absolute() / "trackers"
@@ -48,7 +48,7 @@ def prepare_tracker(tracker: str, store: Store) -> None:
         if tracker == "trackio" and (given := [name for name in _ELSEWHERE if os.environ.get(name)]):
             raise ConfigError(
                 f"offline, but {', '.join(given)} has trackio send to another machine",
-                where="optimisation.tracker",
+                where="tracker",
                 remedy="unset it, or leave --offline out",
             )
 
