@@ -188,7 +188,7 @@ def test_vllm_in_this_process(weights: Path, log: Path, tmp_path: Path, monkeypa
     assert [len(set(each)) for each in found] == [1] * len(SPEECHES)
     assert [len(each) for each in found] == [3] * len(SPEECHES)
     sys.modules["vllm"] = cast(Any, None)
-    for path in tmp_path.glob("answers-*"):
+    for path in tmp_path.glob("shard-*"):
         path.unlink()
     with pytest.raises(ConfigError, match=r"psychocounsel\[vllm\]"):
         run()

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
@@ -98,7 +99,8 @@ def run_dpo(
 def reference_rows(reference: Path, pairs: Sequence[PreferencePair], config: AlignConfig) -> list[ReferenceLogprobs]:
     policy = Policy(str(reference))
     rows, _ = tokenize_pairs(pairs, load_tokenizer(policy), config.length, config.chat)
-    return reference_logprobs(policy, rows, config.optimisation)
+    with TemporaryDirectory() as work:
+        return reference_logprobs(policy, rows, config.optimisation, Path(work))
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

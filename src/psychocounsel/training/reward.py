@@ -3,12 +3,14 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
+from pydantic import TypeAdapter
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,11 +25,12 @@ from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.store.files import write_bytes
+from psychocounsel.store.files import digest_of_files, write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.launch import Launch
 from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import default_device, load_pretrained, quiet_libraries
+from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import (
     EncodedExchange,
     encode_exchange,
@@ -54,6 +57,7 @@ STD_KEY = "reward_std"
 PRINCIPLES_KEY = "reward_principles"
 """In the config of a model with one output per principle: weight, mean and standard deviation of each."""
 HISTORY_COLUMNS = {name: name for name in ("accuracy", "margin", "mean_reward")}
+SHARD_EXCHANGES = 4096
 
 
 class HeadsTrainer(RewardTrainer):
@@ -326,7 +330,7 @@ class RewardScorer:
         self,
         exchanges: Sequence[Exchange],
         batch_size: int,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = lambda done, total: None,
     ) -> list[Reward]:
         """Return the reward of each exchange, in their order.
 
@@ -341,9 +345,7 @@ class RewardScorer:
             for each in exchanges
         ]
 
-    def rewards_of(
-        self, encoded: Sequence[EncodedExchange], batch_size: int, progress: Callable[[int, int], None]
-    ) -> list[Reward]:
+    def rewards_of(self, encoded: Sequence[EncodedExchange], batch_size: int, progress: Progress) -> list[Reward]:
         """Return the reward of each exchange, as `rewards` does."""
         ids = [each.prompt_ids + each.response_ids for each in encoded]
         # Packed, answers to one prompt share it; padded, rows of one length waste nothing.
@@ -367,20 +369,33 @@ class RewardScorer:
 
 
 def score_exchanges(
-    model: Policy,
-    chat: ChatFormat,
-    exchanges: list[Exchange],
-    batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    model: Policy, chat: ChatFormat, exchanges: list[Exchange], batch_size: int, work: Path, progress: Progress
 ) -> list[tuple[Reward, int]]:
-    """Return the reward of each exchange and the length in tokens of its response, by a reward model in a folder.
+    """Return the reward of each exchange and the length in tokens of its response, by a reward model.
 
-    This is a job: it may run in another process. `progress` is called with the number scored so far, and of all.
+    What is scored is kept in `work`; a killed run loses one shard of the exchanges. This is a job: it may run in
+    another process. `progress` is called with the number scored so far, and of all.
     """
-    scorer = RewardScorer.load(model, chat)
-    encoded = scorer.encode(exchanges)
-    rewards = scorer.rewards_of(encoded, batch_size, progress)
-    return [(reward, len(each.response_ids)) for reward, each in zip(rewards, encoded, strict=True)]
+    scorer = cache(lambda: RewardScorer.load(model, chat))
+
+    def score(shard: Sequence[Exchange], report: Progress) -> list[tuple[Reward, int]]:
+        encoded = scorer().encode(shard)
+        rewards = scorer().rewards_of(encoded, batch_size, report)
+        return [(reward, len(each.response_ids)) for reward, each in zip(rewards, encoded, strict=True)]
+
+    # A model that was just trained may be another one when the run is resumed, and its normalisation is yet to come.
+    folder = Path(model.location)
+    files = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
+    known_by = [model.location, model.revision, digest_of_files(folder, files), chat.fingerprint()]
+    return in_shards(
+        exchanges,
+        SHARD_EXCHANGES,
+        score,
+        identify=lambda shard: [known_by, shard],
+        plain=TypeAdapter(list[tuple[Reward, int]]),
+        work=work,
+        progress=progress,
+    )
 
 
 def score_in_jobs(
@@ -392,9 +407,9 @@ def score_in_jobs(
     *,
     work: Path,
     cancel: CancelToken,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[tuple[Reward, int]]:
     """Return what `score_exchanges` does, on all devices of `launch`, whose memory is free again afterwards."""
-    shared = {"model": model, "chat": chat, "batch_size": batch_size}
-    shards = [{**shared, "exchanges": part} for part in launch.split(exchanges)]
+    shared = {"model": model, "chat": chat, "batch_size": batch_size, "work": work}
+    shards = [{**shared, "exchanges": part} for part in launch.split(exchanges, SHARD_EXCHANGES)]
     return launch.run_shards(score_exchanges, shards, work=work, cancel=cancel, progress=progress)

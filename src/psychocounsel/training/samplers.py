@@ -1,30 +1,23 @@
-"""Samplers: backends that answer speeches with the weights of a policy.
+"""Samplers: backends that answer speeches with the weights of a policy, in shards of some hundred answers."""
 
-The speeches are answered in shards of some hundred answers. A finished shard is a file, so a killed run computes again
-only the shard that was in flight. A shard is sampled as one, so that an interrupted run gives the answers of an
-uninterrupted one.
-"""
-
-import hashlib
 import importlib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplerConfig, SamplingConfig
 from psychocounsel.errors import ConfigError, IncompleteError
-from psychocounsel.store.files import digest_of, write_bytes
 from psychocounsel.training.generate import AnswerGenerator, end_ids, load_generation_config
+from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, Speech, content_id
-
-Progress = Callable[[int, int], None]
 
 SHARD_ANSWERS = 1024
 POLL_SECONDS = 0.2
@@ -36,6 +29,9 @@ class Answer(NamedTuple):
     text: str
     finished: bool
     token_ids: tuple[int, ...]
+
+
+_ANSWERS = TypeAdapter(list[list[Answer]])
 
 
 @dataclass(frozen=True)
@@ -60,31 +56,22 @@ def sample(
     Raises:
         ConfigError: tokenizer or weights cannot be loaded.
     """
-    speeches, per_speech = task.speeches, task.per_speech
-    size = shard_size(per_speech)
-    engine: Callable[[SamplingTask, Progress], list[list[Answer]]] | None = None
-    answers: list[list[Answer]] = []
-    for start in range(0, len(speeches), size):
-        shard = SamplingTask(speeches[start : start + size], per_speech, task.sampling, task.chat, task.seed)
-        path = work / f"answers-{_digest(shard, sampler)[:16]}.json"
-        found = _read(path)
-        if found is None:
-            engine = engine or (VllmEngine if sampler.backend == "vllm" else LocalEngine)(policy, task, sampler)
-            report = _after(len(answers) * per_speech, len(speeches) * per_speech, progress)
-            found = engine(shard, report)
-            _write(path, found)
-        answers += found
-    return answers
+    engine = cache(lambda: (VllmEngine if sampler.backend == "vllm" else LocalEngine)(policy, task, sampler))
+    settings = [each.fingerprint() for each in (task.sampling, task.chat, sampler)]
+    return in_shards(
+        task.speeches,
+        shard_size(task.per_speech),
+        lambda speeches, report: engine()(replace(task, speeches=tuple(speeches)), report),
+        identify=lambda speeches: [[each.id for each in speeches], task.per_speech, task.seed, *settings],
+        plain=_ANSWERS,
+        work=work,
+        progress=progress,
+    )
 
 
 def shard_size(per_speech: int) -> int:
     """Return the number of speeches in a shard; several processes divide a task between shards."""
     return max(1, SHARD_ANSWERS // per_speech)
-
-
-def _after(before: int, total: int, progress: Progress) -> Progress:
-    """Return the progress of a shard as that of all of them; `before` answers are in earlier shards."""
-    return lambda done, _: progress(before + done, total)
 
 
 class LocalEngine:
@@ -199,24 +186,3 @@ def _call_vllm(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
 def prompts_of(tokenizer: PreTrainedTokenizerBase, task: SamplingTask) -> list[list[int]]:
     """Return the ids of each speech's prompt."""
     return [encode_prompt(tokenizer, speech.text, task.chat, speech.history) for speech in task.speeches]
-
-
-def _digest(task: SamplingTask, sampler: SamplerConfig) -> str:
-    settings = [each.fingerprint() for each in (task.sampling, task.chat, sampler)]
-    return digest_of([[speech.id for speech in task.speeches], task.per_speech, task.seed, Answer._fields, *settings])
-
-
-def _write(path: Path, answers: list[list[Answer]]) -> None:
-    text = json.dumps(answers)
-    sha256 = hashlib.sha256(text.encode("ascii")).hexdigest()
-    write_bytes(path, f"{sha256}\n{text}\n".encode("ascii"))
-
-
-def _read(path: Path) -> list[list[Answer]] | None:
-    """Return the answers in a shard's file, or None if it is missing or damaged."""
-    if not path.exists():
-        return None
-    sha256, _, text = path.read_bytes().decode("ascii", errors="replace").partition("\n")
-    if hashlib.sha256(text.rstrip("\n").encode("ascii", errors="replace")).hexdigest() != sha256:
-        return None
-    return [[Answer(text, ended, tuple(ids)) for text, ended, ids in of_speech] for of_speech in json.loads(text)]
