@@ -46,7 +46,8 @@ class CrisisServicesFile(Settings):
 
 # --- Where they stand in a text --------------------
 
-_WIDE_GAP = r"[\s().\-\u2013—/·]{0,3}"
+_NEXT_KEY = re.compile(r"[\s().\-\u2013—/·]{0,3}(\+?[0-9A-Za-z])")
+_GOES_ON = re.compile(r"[0-9]|[.,:/%-][0-9]")
 _CERTAIN_DIGITS = 6
 _NORTH_AMERICA = "1"
 _KEYPAD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
@@ -82,8 +83,7 @@ class CrisisServices:
     """Finds listed services in texts: numbers whatever their punctuation, addresses by their domain, names."""
 
     def __init__(self, *files: CrisisServicesFile) -> None:
-        unsure: set[str] = set()
-        certain: set[str] = set()
+        self._numbers: dict[str, bool] = {}  # as they are dialled -> whether one counts anywhere
         names: set[str] = set()
         domains: set[str] = set()
         for country in (each for file in files for each in file.countries):
@@ -92,10 +92,10 @@ class CrisisServices:
                 domains.update(service.domains)
                 for number in service.numbers:
                     written = re.sub(r"[^0-9A-Z]", "", number)
-                    digits = written.translate(_KEYPAD)
-                    patterns = {_number_pattern(key, country.calling_code) for key in (digits, written)}
-                    (unsure if len(digits) < _CERTAIN_DIGITS else certain).update(patterns)
-        self._unsure, self._certain = _any_of(unsure), _any_of(certain)
+                    for key in (written, written.translate(_KEYPAD)):
+                        ways = _ways_to_dial(key, country.calling_code)
+                        self._numbers.update(dict.fromkeys(ways, len(key) >= _CERTAIN_DIGITS))
+        self._longest = max(map(len, self._numbers))
         self._domains = re.compile(rf"(?:^|[./@]){either(domains)}(?![\w.-]*\w)", re.IGNORECASE)
         self._names = re.compile(rf"(?<!\w){either(names)}(?!\w)")
 
@@ -107,13 +107,22 @@ class CrisisServices:
         found: list[tuple[int, int]] = []
         position = 0
         for begin in _NUMBER_BEGINS.finditer(text):
-            if begin.start() < position:
-                continue
-            match = self._certain.match(text, begin.start()) or self._unsure_at(text, begin.start())
-            if match is not None:
-                found.append(match.span())
-                position = match.end()
+            start = begin.start()
+            if start >= position and (end := self._number_end(text, start)) > start:
+                found.append((start, end))
+                position = end
         return found
+
+    def _number_end(self, text: str, start: int) -> int:
+        """Return the end of the longest listed number that starts at a position; the position where there is none."""
+        dialled, end, at = "", start, start
+        while len(dialled) < self._longest and (key := _NEXT_KEY.match(text, at)):
+            dialled += key[1].upper()
+            at = key.end()
+            counts_anywhere = self._numbers.get(dialled)
+            if counts_anywhere is not None and not _GOES_ON.match(text, at):
+                end = at if counts_anywhere or _is_called(text, start, at) else end
+        return end
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where services stand by number, address or name, as sorted (start, end) that may overlap.
@@ -155,13 +164,6 @@ class CrisisServices:
         host = re.sub(r"^[a-z]+://|^mailto:", "", address.lower())
         return self._domains.search(re.split(r"[/?#:]", host, maxsplit=1)[0]) is not None
 
-    def _unsure_at(self, text: str, position: int) -> re.Match[str] | None:
-        match = self._unsure.match(text, position)
-        if match is None:
-            return None
-        before = text[max(0, position - _LOOK_BACK_CHARS) : position]
-        return match if _CALLING.search(before) or _NAMED.match(text, match.end()) else None
-
 
 @cache
 def crisis_services(*own: Path) -> CrisisServices:
@@ -187,25 +189,19 @@ def names_crisis_service(text: str, crisis: CrisisServices, begin: int = 0) -> b
     return any(end > begin for _, end in crisis.spans(text))
 
 
-def _number_pattern(key: str, calling_code: str | None) -> str:
-    """Return a pattern for a number; `key` is its digits, or digits and letters, without punctuation."""
+def _is_called(text: str, start: int, end: int) -> bool:
+    before = text[max(0, start - _LOOK_BACK_CHARS) : start]
+    return _CALLING.search(before) is not None or _NAMED.match(text, end) is not None
+
+
+def _ways_to_dial(key: str, calling_code: str | None) -> list[str]:
+    """Return a number, digits or digits and letters, as it is dialled at home and, unless it is short, from abroad."""
     if len(key) < _CERTAIN_DIGITS or calling_code is None:
-        return _spread(key)
+        return [key]
     if calling_code == _NORTH_AMERICA:
-        return rf"(?:(?:\+|00)?1{_WIDE_GAP})?{_spread(key.removeprefix('1'))}"
-    abroad = rf"(?:\+|00){calling_code}{_WIDE_GAP}(?:0{_WIDE_GAP})?{_spread(key.lstrip('0'))}"
-    return rf"{_spread(key)}|{abroad}"
-
-
-def _spread(key: str) -> str:
-    return _WIDE_GAP.join(
-        f"[{character}{character.lower()}]" if character.isalpha() else character for character in key
-    )
-
-
-def _any_of(patterns: set[str]) -> re.Pattern[str]:
-    longest_first = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
-    return re.compile(rf"\(?(?:{'|'.join(longest_first)})(?![0-9]|[.,:/%-][0-9])")
+        return [prefix + key.removeprefix("1") for prefix in ("", "1", "+1", "001")]
+    abroad = (f"{prefix}{calling_code}{zero}" for prefix in ("+", "00") for zero in ("", "0"))
+    return [key, *(prefix + key.lstrip("0") for prefix in abroad)]
 
 
 # --- Texts about a crisis --------------------
