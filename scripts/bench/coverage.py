@@ -7,6 +7,7 @@ prints tables in Markdown: the coverage of 95 % intervals, and for length contro
 
 import argparse
 import math
+from collections.abc import Sequence
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -16,6 +17,14 @@ from psychocounsel.evaluation.length_control import LengthComparison, length_con
 from psychocounsel.evaluation.statistics import clustered_rate
 
 RATES = (0.5, 0.7, 0.9, 0.95)
+CASES = (
+    *((f"{n} x 1", (1,) * n, 0.0) for n in (48, 200, 1000)),
+    *(("19 x 12", (12,) * 19, icc) for icc in (0.2, 0.8)),
+    *(("6 x 16", (16,) * 6, icc) for icc in (0.2, 0.8)),
+    *(("47 x 4, 1 x 50", (*(4,) * 47, 50), icc) for icc in (0.2, 0.8)),
+    *(("19 x 2, 1 x 100", (*(2,) * 19, 100), icc) for icc in (0.2, 0.8)),
+)
+"""Speeches and answers to each, and how far the answers to one speech resemble each other."""
 LENGTH_CASES = ((0.0, 0.0, 0.0), (0.0, 1.5, 60.0), (1.0, -0.8, 30.0), (1.0, 1.0, -20.0), (2.0, 0.5, 0.0))
 """Log-odds at equal length, effect of length, and mean difference in words at a standard deviation of 40."""
 
@@ -28,12 +37,15 @@ def outcomes(rng: np.random.Generator, rate: float, ties: float, shape: tuple[in
     return np.where(score < lost, 0.0, np.where(score < tied, 0.5, 1.0))
 
 
-def coverage(rate: float, ties: float, shape: tuple[int, int], icc: float, repetitions: int) -> str:
-    """Return the share of intervals that hold the true rate, in percent."""
+def coverage(rate: float, ties: float, sizes: Sequence[int], icc: float, repetitions: int) -> str:
+    """Return the share of intervals that hold the true rate, in percent; `sizes` are the answers to each speech."""
     rng = np.random.default_rng(0)
-    speeches = np.repeat([f"s{at}" for at in range(shape[0])], shape[1]).tolist()
+    most = max(sizes)
+    speeches = np.repeat([f"s{at}" for at in range(len(sizes))], sizes).tolist()
+    is_answer = np.arange(most) < np.array(sizes)[:, None]
     found = [
-        clustered_rate(outcomes(rng, rate, ties, shape, icc).ravel().tolist(), speeches) for _ in range(repetitions)
+        clustered_rate(outcomes(rng, rate, ties, (len(sizes), most), icc)[is_answer].tolist(), speeches)
+        for _ in range(repetitions)
     ]
     return f"{100 * fmean(each.low <= rate <= each.high for each in found):.1f}"
 
@@ -64,13 +76,13 @@ def main() -> None:
     repetitions = parser.parse_args().repetitions
     print("| speeches x answers | correlation within a speech | ties | " + " | ".join(map(str, RATES)) + " |")
     print("|---|---|---|" + "---|" * len(RATES))
-    for shape, icc in (((48, 1), 0.0), ((200, 1), 0.0), ((1000, 1), 0.0), ((19, 12), 0.2), ((19, 12), 0.8)):
-        for ties in (0.0, 0.1, 0.2, 0.4):
+    for name, sizes, icc in CASES:
+        for ties in (0.0, 0.1, 0.2, 0.4) if len(set(sizes)) == 1 else (0.1,):
             cells = [
-                coverage(rate, ties, shape, icc, repetitions) if rate + ties / 2 <= 1 else "impossible"
+                coverage(rate, ties, sizes, icc, repetitions) if rate + ties / 2 <= 1 else "impossible"
                 for rate in RATES
             ]
-            print(f"| {shape[0]} x {shape[1]} | {icc} | {100 * ties:.0f} % | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {name} | {icc} | {100 * ties:.0f} % | " + " | ".join(cells) + " |", flush=True)
     print("\n| log-odds at equal length | effect of length | mean difference | n = 200 | error | n = 1000 | error |")
     print("|---|---|---|---|---|---|---|")
     for case in LENGTH_CASES:

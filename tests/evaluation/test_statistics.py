@@ -90,6 +90,7 @@ def test_interval_contains_its_estimate_in_any_order_and_is_mirrored(
 @given(st.data())
 def test_more_wins_never_lower_an_interval(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=12))
+    sizes.append(data.draw(st.integers(1, 90)))  # one speech may have more rows than all others
     speeches = [f"s{speech}" for speech, size in enumerate(sizes) for _ in range(size)]
     values = data.draw(st.lists(points, min_size=len(speeches), max_size=len(speeches)))
     at = data.draw(st.integers(0, len(values) - 1))
@@ -108,6 +109,20 @@ def test_more_wins_never_lower_an_interval_by_hand() -> None:
     # One speech has four answers: its first half point lowers V so much that the formula alone would lower the end.
     none, half = (clustered_rate([0.0, 0.0, first, 0.0, 0.0, 0.0], list("abcccc")) for first in (0.0, 0.5))
     assert half.high >= none.high
+    # One of 77 beside seven small ones: its last wins raise V most, and it is not the first that would be won.
+    sizes = (77, 1, 3, 2, 1, 2, 1, 2)
+    fewer, more = (
+        clustered_rate(
+            [
+                float(at < won)
+                for size, won in zip(sizes, (first, 1, 3, 2, 0, 2, 1, 2), strict=True)
+                for at in range(size)
+            ],
+            [f"s{speech}" for speech, size in enumerate(sizes) for _ in range(size)],
+        )
+        for first in (64, 66)
+    )
+    assert more.low >= fewer.low
 
 
 @pytest.mark.parametrize("shape", [(48, 1), (200, 1), (19, 12)])

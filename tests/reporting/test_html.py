@@ -208,7 +208,8 @@ def test_judgements_show_missing_topics_and_attempts_on_the_judge(is_shown: bool
         # every online round
         *(f"round {number} 60 58 2 equal scores, 6 unfinished answers" for number in (1, 3)),
         *(f"{name} 58 57 -118.0 -131.0" for name in ("round 1", "round 3 (best)")),
-        "round 3 (best) +0.600 6.00 2.50 54.2 1.20 5.0 % 3.0 % 80.0 % [70.0 to 90.0 %] 70.0 % [60.0 to 80.0 %] -0.4",
+        "round 3 (best) +0.600 6.00 2.50 54.2 1.20 5.0 % 3.0 % 80.0 % [70.0 to 90.0 %]",
+        "70.0 % [60.0 to 80.0 %] -0.400 (3)",
         # text quality of both sides
         "unfinished 5.0 % (1.0 to 9.0 %) 20.0 % (16.0 to 24.0 %)",
     ],

@@ -27,6 +27,8 @@ Statistic = Callable[[FloatArray, FloatArray], FloatArray]
 MIN_SLICE = 20
 """A part of the data with fewer values shows its size only."""
 
+_ENDS = 1000
+"""Numbers of further wins that an end of an interval is compared with."""
 _BLOCK_CELLS = 1_000_000
 """Weights held at once (8 MB of float64); statistics make a few temporary arrays of the same size."""
 
@@ -112,23 +114,23 @@ def rate_if_known(
 def _low_end(sums: FloatArray, sizes: FloatArray, confidence: float) -> float:
     """Return the lower end of `clustered_rate` from the sum and the number of values of each cluster, both `[C]`.
 
-    A further win can raise the variance of clustered values more than the mean. So that no win lowers the interval, its
-    end is the least of those that follow as cluster after cluster is won to the last value, those first that raise the
-    variance most. With one value per cluster it is the first of them.
+    A further win can raise the variance of clustered values more than the mean. So that none lowers the interval, its
+    end is the least of those that could follow, for every number of wins from here on with the largest variance that
+    goes with it. V is convex in the sums, so that is at most what follows where cluster after cluster is won to the
+    last value, those first that raise V most by each win, and the last of them in part, by the chord. The more is won,
+    the less can follow. Where clusters are about equal in size, the first of these ends is the least.
     """
-    n_clusters, mean, total = len(sums), sizes.mean(), sizes.sum()
-    halfway = (1 + sums.sum() / total) / 2
-    order = np.argsort(2 * halfway * sizes - sizes - sums, kind="stable")
-    sums, sizes = sums[order], sizes[order]
-
-    def won_so_far(before: FloatArray, after: FloatArray) -> FloatArray:
-        return before.sum() + np.append(0.0, np.cumsum(after - before))
-
-    won = won_so_far(sums, sizes)
+    n_clusters, mean, total, start = len(sums), sizes.mean(), sizes.sum(), sums.sum()
+    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
+    sums, sizes = kinds.T
+    won = np.append(start, np.arange(total, start, -max(0.5, total / _ENDS)))
     ratio = (won + mean) / (total + 2 * mean)
-    squares = won_so_far(sums**2, sizes**2) + mean**2
-    products = won_so_far(sums * sizes, sizes**2) + mean**2
-    residuals = squares - 2 * ratio * products + ratio**2 * ((sizes**2).sum() + 2 * mean**2)
+    by_win = sums + sizes * (1 - 2 * ratio[:, None])
+    order = np.argsort(-by_win, axis=1, kind="stable")
+    room = (counts * (sizes - sums))[order]
+    taken = np.clip((won - start)[:, None] - (np.cumsum(room, axis=1) - room), 0, room)
+    residuals = (sums - ratio[:, None] * sizes) ** 2 @ counts + mean**2 * (ratio**2 + (1 - ratio) ** 2)
+    residuals += (taken * np.take_along_axis(by_win, order, axis=1)).sum(axis=1)
     variance = residuals / (total + 2 * mean) ** 2
     n_eff = ratio * (1 - ratio) / variance * n_clusters / (n_clusters + 2)
     return float(_score_low(won / total, n_eff, NormalDist().inv_cdf(0.5 + confidence / 2)).min())

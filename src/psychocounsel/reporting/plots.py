@@ -185,7 +185,11 @@ Curve = tuple[str, str, Mapping[str, str]]
 """A plot of training by step: its title, the axis, and which columns of the history it shows."""
 _REWARD_CURVES: Sequence[Curve] = (("Training loss by step.", "loss", {"loss": "loss"}),)
 _POLICY_CURVES: Sequence[Curve] = (
-    ("Training loss by step; ln 2 = 0.693 is a policy like its reference.", "loss", {"loss": "loss"}),
+    (
+        "Training loss by step, nll_weight times NLL included; without, ln 2 = 0.693 is a policy like its reference.",
+        "loss",
+        {"loss": "loss"},
+    ),
     ("Implicit reward margin, chosen minus rejected.", "margin", {"margin": "margin"}),
     (
         "Log-probability of the two sides: both falling is a warning.",
