@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from psychocounsel.config.recipe import StageName, Step
     from psychocounsel.stages.recipe import PointRun
 
-    Config = TypeVar("Config", bound=Settings)
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="The YAML file of the stage, RECIPE, or RECIPE/STEP.")
@@ -250,14 +249,8 @@ def eval_reward(
 
     Any model with a sequence-classification head, on a test split or on a file like RewardBench 2's.
     """
-    from psychocounsel.config.schema import EvalRewardConfig
-
-    given = {"model": model, "on": on, "name": name}
-    config = _config_of_arguments(EvalRewardConfig, model, given, overrides_of(sets, allow_leakage=allow_leakage))
-    opened = open_store(store, offline, Path(model).parent)
-    created = run_config("eval-reward", config, dry_run, opened)
-    if created is not None:
-        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+    changes = overrides_of(sets, allow_leakage=allow_leakage)
+    _run_on_arguments("eval-reward", {"model": model, "on": on, "name": name}, changes, dry_run, store, offline)
 
 
 def score(
@@ -332,14 +325,8 @@ def anchor(
 
     The labels are those of `annotate import`, of a random sample of the same comparison.
     """
-    from psychocounsel.config.schema import AnchorConfig
-
     given = {"comparisons": comparisons, "labels": labels, "name": name}
-    config = _config_of_arguments(AnchorConfig, comparisons, given, sets or [])
-    opened = open_store(store, recipe=Path(comparisons).parent)
-    created = run_config("anchor", config, dry_run, opened)
-    if created is not None:
-        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+    _run_on_arguments("anchor", given, sets or [], dry_run, store)
 
 
 def eval_crisis(
@@ -375,14 +362,8 @@ def calibrate_judge(
     Tables are .csv, .jsonl, .parquet or .xlsx with the columns item, rater, principle and score, and where they are
     known speech, author and text.
     """
-    from psychocounsel.config.schema import CalibrateJudgeConfig
-
     given = {"human": human, "judge": judge, "name": name}
-    config = _config_of_arguments(CalibrateJudgeConfig, human, given, sets or [], named_after=judge or "")
-    opened = open_store(store, recipe=Path(human).parent)
-    created = run_config("calibrate-judge", config, dry_run, opened)
-    if created is not None:
-        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+    _run_on_arguments("calibrate-judge", given, sets or [], dry_run, store, named_after=judge or "")
 
 
 def report(
@@ -450,23 +431,36 @@ def import_preferences(
     show_end(created, list(following or ["train-reward", RELEASED, *change]), opened)
 
 
-def _config_of_arguments(
-    model: "type[Config]", first: str, given: Mapping[str, str | None], overrides: Sequence[str], named_after: str = ""
-) -> "Config":
-    """Return the config in the YAML file that is the first argument, or else that of the arguments, by key.
+def _run_on_arguments(
+    stage: "StageName",
+    given: Mapping[str, str | None],
+    overrides: Sequence[str],
+    is_dry_run: bool,
+    store: StoreFolder,
+    offline: bool = False,
+    named_after: str = "",
+) -> None:
+    """Run a stage by the YAML file that is the first argument, or else by the arguments, `given` by key.
 
-    Without a name it is called as `named_after`, a reference or a path, or as its first argument.
+    Without a name the result is called as `named_after`, a reference or a path, or as the first argument.
     """
     from psychocounsel.config.loading import config_of, load_config
+    from psychocounsel.config.recipe import CONFIGS
 
     keys = {key: value for key, value in given.items() if value is not None}
+    first = next(iter(keys.values()))
     if first.endswith(".yaml"):
         own = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value != first]
-        return load_config(model, Path(first), [*own, *overrides])
-    word = (named_after or first).rpartition("/")[2].partition("@")[0].lower()
-    word = re.sub(r"\.(csv|tsv|jsonl|json|parquet|xlsx)(\.gz|\.zst)?$", "", word)
-    known_as = re.sub(r"[^a-z0-9_.-]+", "-", word).lstrip("_.-")
-    return config_of(model, {"name": known_as, **keys}, overrides)
+        config = load_config(CONFIGS[stage], Path(first), [*own, *overrides])
+    else:
+        word = (named_after or first).rpartition("/")[2].partition("@")[0].lower()
+        word = re.sub(r"\.(csv|tsv|jsonl|json|parquet|xlsx)(\.gz|\.zst)?$", "", word)
+        known_as = re.sub(r"[^a-z0-9_.-]+", "-", word).lstrip("_.-")
+        config = config_of(CONFIGS[stage], {"name": known_as, **keys}, overrides)
+    opened = open_store(store, offline, Path(first).parent)
+    created = run_config(stage, config, is_dry_run, opened)
+    if created is not None:
+        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
 
 
 def _run_stage(
