@@ -5,48 +5,25 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import takewhile
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field
-
-from psychocounsel.config.components import Settings
-from psychocounsel.config.loading import load_config
 from psychocounsel.config.sources import AuthorIs
 from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
 from psychocounsel.corpus.deidentify import PLACEHOLDER, Placeholders
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
-from psychocounsel.corpus.text import either, replaced, sentences
+from psychocounsel.corpus.text import either, replaced, sentences, word_list
 
 # --- Who the authors are --------------------
 
-_FILE = Path(__file__).resolve().parent / "people.yaml"
-
-Words = Annotated[frozenset[str], Field(strict=False)]
-
-
-class PeopleWords(Settings):
-    """The word lists of people.yaml."""
-
-    titles: Words
-    credentials: Words
-    professions: Words
-    organisations: Words
-    not_people: Words
-    states: Words
-    cities: Words
-    closings: Words
-    farewells: Words
-
-
-@cache
-def people_words() -> PeopleWords:
-    """Read the bundled word lists."""
-    return load_config(PeopleWords, _FILE)
-
+_TITLES = word_list("titles_of_authors")
+_CREDENTIALS = word_list("credentials")
+_PROFESSIONS = word_list("professions")
+_ORGANISATIONS = word_list("organisations")
+_NO_PEOPLE = _ORGANISATIONS | word_list("not_people")
+_STATES, _CITIES = word_list("states"), word_list("cities")
+_CLOSINGS, _FAREWELLS = word_list("closings"), word_list("farewells")
 
 _PAGE = re.compile(r"^(?:https?://|www\.)", re.IGNORECASE)
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
@@ -93,9 +70,9 @@ def person(author: str, author_is: AuthorIs | None = None) -> Person | None:
     name = None if author_is == "model" else author_name(author)
     if name is None:
         return None
-    words, lists = re.split("[ -]", name), people_words()
+    words = re.split("[ -]", name)
     around = {bare(word).replace("-", "") for word in re.split(r"[\s,-]+", author)} - set(name.lower().split())
-    is_titled = not around.isdisjoint(lists.titles | lists.credentials)
+    is_titled = not around.isdisjoint(_TITLES | _CREDENTIALS)
     certain = author_is == "person" or is_titled or _PAGE.match(author) is not None or not GIVEN.isdisjoint(words)
     ordinary = any(word.lower() in NOT_NAMES for word in words)
     listed = words[0] in AMBIGUOUS or not SURNAMES.isdisjoint(words)
@@ -103,35 +80,32 @@ def person(author: str, author_is: AuthorIs | None = None) -> Person | None:
 
 
 def _is_no_person(words: Sequence[str]) -> bool:
-    lists = people_words()
-    return any(word.lower() in lists.organisations | lists.not_people or any(map(str.isdigit, word)) for word in words)
+    return any(word.lower() in _NO_PEOPLE or any(map(str.isdigit, word)) for word in words)
 
 
 def _bare_name(words: list[str]) -> list[str]:
     """Drop titles before a name, and everything from the first credential after two of its words."""
-    lists = people_words()
-    while words and bare(words[0]) in lists.titles:
+    while words and bare(words[0]) in _TITLES:
         words = words[1:]
     for at, word in enumerate(words):
         joined = bare(word) + (bare(words[at + 1]) if at + 1 < len(words) and len(bare(word)) <= 3 else "")
-        is_credential = bare(word) in lists.credentials | lists.professions or joined in lists.credentials
+        is_credential = bare(word) in _CREDENTIALS | _PROFESSIONS or joined in _CREDENTIALS
         if at >= _MIN_NAME_WORDS and is_credential:  # "Ma" and "Do" may be names
             return words[:at]
     return words
 
 
 def bare(word: str) -> str:
-    """Return a word as people.yaml spells it: lower case, without punctuation."""
+    """Return a word as the lists spell it: lower case, without punctuation."""
     return "".join(character for character in word.lower() if character.isalnum() or character == "-").strip("-")
 
 
 def _without_place(words: list[str]) -> list[str]:
-    lists = people_words()
-    if len(words) > _MIN_NAME_WORDS and words[-1] in lists.states:
+    if len(words) > _MIN_NAME_WORDS and words[-1] in _STATES:
         words = words[:-1]
         return words[:-1] if len(words) > _MIN_NAME_WORDS else words
     for length in (2, 1):
-        if len(words) - length >= _MIN_NAME_WORDS and " ".join(words[-length:]) in lists.cities:
+        if len(words) - length >= _MIN_NAME_WORDS and " ".join(words[-length:]) in _CITIES:
             return words[:-length]
     return words
 
@@ -267,26 +241,14 @@ _LOOSE_MARK = re.compile(r"\s*[,;~\u2013—-]+$")
 _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 
 
-class _ClosingPatterns(NamedTuple):
-    signed: re.Pattern[str]  # closing words with a name after them
-    ending: re.Pattern[str]  # before a name that was found
-    dangling: re.Pattern[str]  # those that need a name
-
-
-@cache
-def _closing_patterns() -> _ClosingPatterns:
-    words = people_words()
-    closings, farewells = (
-        either(each).replace(r"\ ", r"\s+") for each in (words.closings, words.closings | words.farewells)
-    )
-    every = rf"(?i:{farewells}){_TO_WHOM}"
-    gap = r"(?P<gap>[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
-    rest = r"(?P<rest>[^.!?\n]*(?:\n[^\n]*){0,4})"
-    return _ClosingPatterns(
-        signed=re.compile(rf"{every}{gap}{_ANY_NAME}{rest}$"),
-        ending=re.compile(rf"{every}[\s,!.~\u2013—-]*$"),
-        dangling=re.compile(rf"(?i:{closings})\s*[,.~\u2013—-]*\s*$"),
-    )
+# Closing words with a name after them; those before a name that was found; those that need a name.
+_CLOSING, _ANY_CLOSING = (either(each).replace(r"\ ", r"\s+") for each in (_CLOSINGS, _CLOSINGS | _FAREWELLS))
+_SIGNED = re.compile(
+    rf"(?i:{_ANY_CLOSING}){_TO_WHOM}(?P<gap>[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
+    rf"{_ANY_NAME}(?P<rest>[^.!?\n]*(?:\n[^\n]*){{0,4}})$"
+)
+_LEADS_TO_NAME = re.compile(rf"(?i:{_ANY_CLOSING}){_TO_WHOM}[\s,!.~\u2013—-]*$")
+_DANGLING = re.compile(rf"(?i:{_CLOSING})\s*[,.~\u2013—-]*\s*$")
 
 
 def _at_boundaries(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -301,7 +263,7 @@ def _at_boundaries(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 def _without_loose_end(text: str) -> str:
     """Cut from the end what only led up to a signature; a farewell stays and gets its full stop."""
     text = _cut_from_tail(_LOOSE_END, text)
-    closing = _at_boundaries(_closing_patterns().dangling, text)
+    closing = _at_boundaries(_DANGLING, text)
     if closing is not None:
         return text[: closing.start()].rstrip()
     text = _cut_from_tail(_LOOSE_MARK, text)
@@ -398,7 +360,7 @@ def _unsigned(text: str, names: Sequence[NameSpan], known: KnownPeople, crisis: 
         text = _without_loose_end(text[:start])
         while left and left[-1].end > len(text):
             left.pop()
-    return _without_loose_end(text) if _at_boundaries(_closing_patterns().dangling, text) else text
+    return _without_loose_end(text) if _at_boundaries(_DANGLING, text) else text
 
 
 def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -> int | None:
@@ -414,7 +376,7 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
         start = _dashed_or_credited_start(tail)
     if start is not None:
         return begin + start
-    signed = _at_boundaries(_closing_patterns().signed, text)
+    signed = _at_boundaries(_SIGNED, text)
     return signed.start("gap") if signed is not None and _is_signature_rest(signed["rest"]) else None
 
 
@@ -423,7 +385,7 @@ def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
     for start, end in sorted(spans):
         before, rest = _TITLE_BEFORE.sub("", tail[:start]), tail[end:]
         is_glued = before[-1:].islower() and tail[start].isupper()
-        is_apart = is_glued or _STANDS_APART.search(before) or _at_boundaries(_closing_patterns().ending, before)
+        is_apart = is_glued or _STANDS_APART.search(before) or _at_boundaries(_LEADS_TO_NAME, before)
         is_credited = _first_is_credential(rest) and not _IN_SENTENCE.search(before)
         if (is_apart or is_credited) and _is_signature_rest(rest):
             return len(before)
@@ -434,7 +396,7 @@ def _first_is_credential(rest: str) -> bool:
     word = _WORD.search(rest)
     if word is None:
         return False
-    return bare(word.group()).replace("-", "") in people_words().credentials and any(map(str.isupper, word.group()))
+    return bare(word.group()).replace("-", "") in _CREDENTIALS and any(map(str.isupper, word.group()))
 
 
 def _is_signature_rest(rest: str) -> bool:
@@ -444,8 +406,7 @@ def _is_signature_rest(rest: str) -> bool:
     words = [word for word in _WORD.findall(rest) if any(map(str.isalnum, word))]
     if len(words) > _MAX_SIGNATURE_WORDS:
         return False
-    lists = people_words()
-    small = lists.professions | lists.credentials | lists.organisations | {"and", "of", "in", "for", "the"}
+    small = _PROFESSIONS | _CREDENTIALS | _ORGANISATIONS | {"and", "of", "in", "for", "the"}
     return all(not word[0].islower() or bare(word) in small for word in words)
 
 
