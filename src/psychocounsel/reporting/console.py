@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TextIO
 
 from psychocounsel.errors import VERBOSE, PsychoCounselError
 from psychocounsel.reporting.tables import Table, as_text, fit
@@ -24,7 +25,8 @@ LINE_EVERY_SECONDS = 30.0
 
 def note(text: str) -> None:
     """Print a message about the run to stderr."""
-    sys.stderr.write("".join(f"  {line}\n" for line in text.splitlines()))
+    room = _columns(sys.stderr)
+    sys.stderr.write("".join(f"{fit(f'  {line}', room)}\n" for line in text.splitlines()))
     sys.stderr.flush()
 
 
@@ -63,7 +65,11 @@ def result(text: str) -> None:
 
 def width() -> int | None:
     """Return how many columns the terminal has to which results go; None for a file or a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return _columns(sys.stdout)
+
+
+def _columns(stream: TextIO) -> int | None:
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def show(*tables: Table) -> None:

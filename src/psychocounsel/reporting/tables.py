@@ -149,9 +149,14 @@ def as_text(table: Table, width: int | None = None) -> str:
 
 
 def fit(text: str, width: int | None) -> str:
-    """Return a line of prose as lines of at most `width` characters; those after the first begin below its words."""
+    """Return a line of prose as lines of at most `width` characters; those after the first begin below its words.
+
+    A longer word, such as a path, stays in one piece.
+    """
     indent = " " * (len(text) - len(text.lstrip(" !")))
-    return text if width is None else textwrap.fill(text, max(width, 20), subsequent_indent=indent)
+    if width is None or len(text) <= width:
+        return text
+    return textwrap.fill(text, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], align: str) -> str:
