@@ -1,10 +1,10 @@
 """Builds the artifacts of a corpus: its split speeches and the ready responses to them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,9 +87,11 @@ def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSp
     if config.topics is not None:
         keep_restricted_text_here([config.topics.endpoint], {each.path: each.data_class for each in config.speeches})
     deidentifier = open_deidentifier(config.deidentification, services_of(config))
+    services = config.cleaning.crisis_services
+    own = {} if services is None else {"crisis_services": cached_digest(Path(services))}
     settings: dict[str, Any] = {
         "speeches": [_source(each) for each in config.speeches],
-        "cleaning": config.cleaning.fingerprint() | _own_services(config),
+        "cleaning": config.cleaning.fingerprint() | own,
         "split": config.split.fingerprint(),
         "deidentification": None if deidentifier is None else dict(deidentifier.fingerprint),
     }
@@ -106,11 +108,6 @@ def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSp
     ready = {"candidates": [_source(each) for each in config.candidates]}
     parents = (speeches.as_parent("speeches"),)
     return CorpusSpecs(speeches, ArtifactSpec("candidates", config.name, STAGE, VERSION, ready, parents))
-
-
-def _own_services(config: CorpusConfig) -> dict[str, str]:
-    own = config.cleaning.crisis_services
-    return {} if own is None else {"crisis_services": cached_digest(Path(own))}
 
 
 def _source(source: SpeechSource | CandidateSource | ExcludedSource) -> dict[str, Any]:
@@ -149,22 +146,14 @@ class RawTexts(NamedTuple):
 
 def raw_texts(config: CorpusConfig, corpus: CorpusArtifacts) -> Iterator[RawTexts]:
     """Read the sources of a corpus again; yield the speeches, then the responses if it has any."""
-    speeches = (cells for each in config.speeches for cells in speech_cells(each))
-    yield _raw_texts(config, corpus.speeches, None, speeches)
+    raws = raw_cells(chain.from_iterable(map(speech_cells, config.speeches)))
+    rows = zip(read_row_provenance(corpus.speeches), raws, strict=True)
+    yield RawTexts(corpus.speeches, steps_of(config, None), rows)
     if corpus.candidates is not None:
         sources = _candidate_cells(config)
-        authors = _authors(config, sources).people
-        yield _raw_texts(config, corpus.candidates, authors, (cells for _, rows in sources for cells in rows))
-
-
-def _raw_texts(
-    config: CorpusConfig,
-    artifact: Artifact,
-    authors: KnownPeople | None,
-    cells: Iterable[SpeechCells | CandidateCells | BadRow],
-) -> RawTexts:
-    rows = zip(read_row_provenance(artifact), raw_cells(cells), strict=True)
-    return RawTexts(artifact, steps_of(config, authors), rows)
+        raws = raw_cells(chain.from_iterable(cells for _, cells in sources))
+        rows = zip(read_row_provenance(corpus.candidates), raws, strict=True)
+        yield RawTexts(corpus.candidates, steps_of(config, _authors(config, sources).people), rows)
 
 
 # --- Speeches --------------------

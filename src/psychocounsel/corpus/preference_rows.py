@@ -7,7 +7,7 @@ UltraFeedback as binarized, and HelpSteer2's preferences.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from psychocounsel.config.schema import ImportPreferencesConfig
@@ -72,19 +72,11 @@ class PreferenceRow(NamedTuple):
         return (*self.history, Turn("user", self.question))
 
 
-class _Part(NamedTuple):
-    """A file, or a split of a Hub dataset, and the split here of its rows."""
-
-    split: str
-    path: str
-    hub_split: str = "train"
-
-
 def preference_fingerprint(config: ImportPreferencesConfig) -> dict[str, Any]:
     """Return what identifies the rows: the content of the files by split, and how they are read."""
     found: dict[str, Any] = {}
-    for part in _parts(config):
-        found.setdefault(part.split, []).append(source_fingerprint(part.path, part.hub_split, config.config))
+    for split, source in _parts(config):
+        found.setdefault(split, []).append(source_fingerprint(source.path, source.split, source.config))
     read_by = config.fingerprint()
     return found | {name: read_by[name] for name in ("columns", "split_column", "where", "on_bad_row", "scale")}
 
@@ -97,22 +89,15 @@ def read_preference_rows(config: ImportPreferencesConfig) -> list[PreferenceRow]
     """
     rows: list[PreferenceRow] = []
     columns = config.columns
-    for part in _parts(config):
-        source = RowSource(
-            path=part.path,
-            split=part.hub_split,
-            config=config.config,
-            where=config.where,
-            on_bad_row=config.on_bad_row,
-        )
 
-        def read(row: SourceRow, part: _Part = part) -> PreferenceRow:
-            nonlocal columns
-            columns = columns or _layout(row.values)
-            return _read(row, part.split, columns, config)
+    def read(split: str, row: SourceRow) -> PreferenceRow:
+        nonlocal columns
+        columns = columns or _layout(row.values)
+        return _read(row, split, columns, config)
 
-        found = read_cells(read_source(source), read, config.on_bad_row)
-        rows += (_without_pair(row.where, part.split, "bad_row") if isinstance(row, BadRow) else row for row in found)
+    for split, source in _parts(config):
+        for row in read_cells(read_source(source), partial(read, split), config.on_bad_row):
+            rows.append(_without_pair(row.where, split, "bad_row") if isinstance(row, BadRow) else row)
     return sorted(rows, key=lambda row: SPLITS.index(row.split))
 
 
@@ -121,30 +106,34 @@ def _without_pair(where: str, split: str, fault: str) -> PreferenceRow:
     return PreferenceRow(where, split, "", nothing, nothing, fault=fault)
 
 
-def _parts(config: ImportPreferencesConfig) -> Iterator[_Part]:
-    """Yield what is read of a source: files by the beginning of their names; if none says a split, all are train."""
+def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
+    """Yield splits and what is read for them: files by the beginning of their names; if none has one, all are train."""
+
+    def source(path: str, split: str = "train") -> RowSource:
+        return RowSource(path=path, split=split, config=config.config, where=config.where, on_bad_row=config.on_bad_row)
+
     if config.source.startswith(HUB):
         own = config.splits or ({"train": "train"} if config.split_column else {"train": "train", "test": "test"})
-        yield from (_Part(split, config.source, name) for split, name in own.items())
+        yield from ((split, source(config.source, name)) for split, name in own.items())
         return
     beginnings = {**SPLIT_NAMES, **{split: split for split in SPLITS}}
     if config.splits:
         beginnings = {begin: split for split, begin in config.splits.items()}
     files = files_of(config.source)
-    named = [(_split_of(file, beginnings), file) for file in files]
-    if config.splits and (missing := set(config.splits) - {split for split, _ in named}):
-        split = min(missing)
+    # As in `test-00000-of-00001.parquet`.
+    named = [
+        (next((split for begin, split in beginnings.items() if file.name.startswith(begin)), ""), file)
+        for file in files
+    ]
+    found = {split for split, _ in named}
+    if config.splits and (missing := config.splits.keys() - found):
         remedy = f"the files are {', '.join(file.name for file in files)}"
-        raise InputError(f"no file begins with {config.splits[split]!r}", where=config.source, remedy=remedy)
-    if config.split_column or not any(split for split, _ in named):
-        yield from (_Part("train", str(file)) for file in files)
-        return
-    yield from (_Part(split, str(file)) for own in SPLITS for split, file in named if split == own)
-
-
-def _split_of(file: Path, beginnings: Mapping[str, str]) -> str:
-    """Return the split that a file's name begins with, as in `test-00000-of-00001.parquet`; empty for none."""
-    return next((split for begin, split in beginnings.items() if file.name.startswith(begin)), "")
+        what = f"no file begins with {config.splits[min(missing)]!r}"
+        raise InputError(what, where=config.source, remedy=remedy)
+    if config.split_column or found == {""}:
+        yield from (("train", source(str(file))) for file in files)
+    else:
+        yield from ((own, source(str(file))) for own in SPLITS for split, file in named if split == own)
 
 
 def _layout(values: Mapping[str, object]) -> PreferenceColumns:

@@ -11,6 +11,7 @@ from psychocounsel.config.schema import ResponseColumns
 from psychocounsel.corpus.sources import (
     SourceRow,
     cell,
+    files_of,
     merged_turns,
     messages_of,
     read_rows,
@@ -79,27 +80,20 @@ def outside_fingerprint(source: str, split: str, config: str | None) -> list[dic
 
 
 def _paths(source: str, split: str) -> list[str]:
-    """Return the files to read: those of the split; of a folder without any, all its .json and .jsonl files."""
-    folder = Path(source)
-    if folder.is_dir() and not any(folder.rglob(f"{split}*.parquet")):
-        found = sorted(str(path) for path in folder.rglob("*.json*") if path.suffix in (".json", ".jsonl"))
-        if found:
-            return found
-    return split_paths(source, split)
+    """Return what to read: of a folder the files that begin with the split, or where none does, all but Parquet files.
 
-
-def split_paths(source: str, split: str) -> list[str]:
-    """Return the files of a split: those of a folder, `SPLIT*.parquet`; a Hub name or a file is the only one.
-
-    Raises InputError if the folder has none.
+    Raises:
+        InputError: there is none.
     """
     if source.startswith(HUB) or Path(source).is_file():
         return [source]
-    found = sorted(path for path in Path(source).rglob(f"{split}*.parquet") if path.is_file())
+    files = files_of(source)
+    named = [file for file in files if file.name.startswith(split)]
+    found = named or [file for file in files if file.suffix != ".parquet"]
     if not found:
         remedy = "name the folder of a copy of the data set, or hub:owner/name"
         raise InputError(f"there is no {split}*.parquet", where=source, remedy=remedy)
-    return [str(path) for path in found]
+    return [str(file) for file in found]
 
 
 def read_outside(

@@ -222,6 +222,7 @@ def raw_digest(raw: str, history: Iterable[Turn] = ()) -> str:
 BAD_ROW = "readable"
 NONE_EMPTY = "none_empty"
 REPETITION = "repetition"
+_EMPTY = Dropped(NONE_EMPTY, "empty")
 _REPEATED = Dropped(REPETITION, "repeated_speech")
 _BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
 SPEECH_FUNNEL = (
@@ -305,16 +306,16 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
                     remedy="make keys distinct over all sources, as [{constant: NAME}, KEY] does, or join responses by "
                     "speech_text",
                 )
-            if speech is None:
-                if not (cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop"):
-                    remedy = "drop the row, or set drop_empty: true under cleaning"
-                    raise InputError("the speech is empty", where=row.where, remedy=remedy)
-                yield Dropped(NONE_EMPTY, "empty").mark(provenance)
-                continue
-            is_repeated = int(speech.id, 16) in seen
-            seen.add(int(speech.id, 16))
-            dropped = _REPEATED if is_repeated else _reason_to_drop(speech, row.history, text, cleaner)
-            if dropped is None:
+            if speech is not None:
+                is_repeated = int(speech.id, 16) in seen
+                seen.add(int(speech.id, 16))
+                dropped = _REPEATED if is_repeated else _reason_to_drop(speech, row.history, text, cleaner)
+            elif cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop":
+                dropped = _EMPTY
+            else:
+                remedy = "drop the row, or set drop_empty: true under cleaning"
+                raise InputError("the speech is empty", where=row.where, remedy=remedy)
+            if speech is not None and dropped is None:
                 # Its path tells a conversation from those of a source with the same name.
                 speeches.append(speech, row.split, row.conversation and f"{source.path} {row.conversation}")
             yield provenance if dropped is None else dropped.mark(provenance)
@@ -417,7 +418,7 @@ def read_candidates(
             speech_id = _speech_of(row, index, cleaner)
             provenance = RowProvenance(name, row.where, row.speech_key, raw_digest(row.text), "", text.changed_by)
             if not row.text:
-                yield Dropped(NONE_EMPTY, "empty").mark(provenance)
+                yield _EMPTY.mark(provenance)
                 continue
             if not text.text:
                 yield Dropped("remainder", "nothing_left_after_cleaning").mark(provenance)

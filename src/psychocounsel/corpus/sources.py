@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import has_magic
-from itertools import chain, dropwhile, groupby, islice, pairwise
+from itertools import chain, dropwhile, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -212,16 +212,16 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
             raise InputError(f"the conversation {key!r} goes on after another", where=rows[0].row.where, remedy=remedy)
         ended.add(key)
         turns = merged_turns(turn for each in rows for turn in each.turns)
-        number = 0
-        for at, (turn, answer) in enumerate(pairwise(turns)):
-            if turn.role == "user":
-                number += 1
-                before = turns[max(0, at - (columns.last or at)) : at]
-                own = {"text": turn.content, "answer": answer.content, "number": number, "key": f"{key} turn {number}"}
-                values = {**rows[0].row.values, "turn": {**own, "history": tuple(before)}}
-                yield from bad
-                bad.clear()
-                yield SourceRow(f"{rows[0].row.where} turn {number}", values, key)
+        asked = (at for at, turn in enumerate(turns[:-1]) if turn.role == "user")
+        for number, at in enumerate(asked, start=1):
+            turn = {
+                **{"text": turns[at].content, "answer": turns[at + 1].content},
+                **{"number": number, "key": f"{key} turn {number}"},
+                "history": tuple(turns[max(0, at - (columns.last or at)) : at]),
+            }
+            yield from bad
+            bad.clear()
+            yield SourceRow(f"{rows[0].row.where} turn {number}", {**rows[0].row.values, "turn": turn}, key)
     yield from bad
 
 
@@ -230,7 +230,6 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _SAVE_AS_TEXT = "save the file as UTF-8 text, one row per line"
-_QUOTE = "quote fields that contain {!r}, quotes or line breaks, or set on_bad_row: drop"
 
 
 def is_table(path: str) -> bool:
@@ -253,16 +252,11 @@ def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
     return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
 
 
-class _Line(NamedTuple):
-    """A line of text, and what is wrong with it, if something is."""
+def _lines(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    """Yield where a line of UTF-8 text is, the line, and what is wrong with it, if something is.
 
-    where: str
-    text: str
-    fault: str | None
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    """Yield lines of UTF-8 text, also the bad ones; only a line feed ends one: U+2028 in a text does not."""
+    Only a line feed ends one: U+2028 in a text does not.
+    """
     with _opened(path) as stream:
         for number, line in enumerate(_raw_lines(stream), start=1):
             where, fault = f"{path.name} line {number}", None
@@ -275,7 +269,7 @@ def _lines(path: Path) -> Iterator[_Line]:
                 fault = "holds a NUL byte, as binary files and UTF-16 text do"
             elif _ESCAPED_BYTE.search(text):
                 fault = "is not UTF-8 text"
-            yield _Line(where, text, fault)
+            yield where, text, fault
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -291,10 +285,10 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     faults: list[BadRow] = []  # of the lines since the last record
 
     def texts() -> Iterator[str]:
-        for line in _lines(path):
-            if line.fault is not None:
-                faults.append(_bad(line.fault, line.where, _SAVE_AS_TEXT))
-            yield line.text
+        for where, text, fault in _lines(path):
+            if fault is not None:
+                faults.append(_bad(fault, where, _SAVE_AS_TEXT))
+            yield text
 
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = texts()
@@ -325,8 +319,8 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
         elif len(fields) == len(names):
             yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
         elif fields:  # a blank line has none
-            fault = f"has {len(fields)} fields where the header has {len(names)}"
-            yield _bad(fault, where, _QUOTE.format(delimiter))
+            remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
+            yield _bad(f"has {len(fields)} fields where the header has {len(names)}", where, remedy)
     if not names:
         raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
 
@@ -345,14 +339,14 @@ def _shown(column: object) -> str:
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
-    for line in _lines(path):
-        if line.fault is not None:
-            yield _bad(line.fault, line.where, _SAVE_AS_TEXT)
-        elif line.text.strip():
+    for where, text, fault in _lines(path):
+        if fault is not None:
+            yield _bad(fault, where, _SAVE_AS_TEXT)
+        elif text.strip():
             try:
-                yield _json_row(json.loads(line.text), line.where, remedy)
-            except (ValueError, RecursionError) as fault:
-                yield _bad(f"is not JSON: {fault}", line.where, remedy)
+                yield _json_row(json.loads(text), where, remedy)
+            except (ValueError, RecursionError) as error:
+                yield _bad(f"is not JSON: {error}", where, remedy)
 
 
 def _json_row(value: object, where: str, remedy: str) -> Row:
