@@ -80,8 +80,13 @@ def on_status(status: int, codes: Set[str]) -> OnStatus:
 class RetryPolicy:
     """How often and how long a request is tried again.
 
-    `max_tries` includes the first; the wait after it doubles with every further one. All tries and waits together
-    take at most `deadline_factor` times the time limit of one try.
+    `max_tries` includes the first; the wait after it doubles with every further one. All tries and waits of a live
+    request together take at most `deadline_factor` times the time limit of one try.
+
+    Two loops follow it, for they answer for different things. A live request (`llm/client.py`) shares slots and pauses
+    with all others, may be sent again after a response that was lost, which is charged, and ends as a failed reply. A
+    call about batches (`llm/batch/client.py`) is alone, must never be repeated where a batch may have been created, and
+    ends the run.
     """
 
     max_tries: int = 5

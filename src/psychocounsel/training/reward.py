@@ -30,6 +30,7 @@ from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.launch import Launch
 from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import default_device, load_pretrained, quiet_libraries
+from psychocounsel.training.sharded import undivided
 from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import (
     EncodedExchange,
@@ -223,10 +224,11 @@ def load_with_new_head(
         options["num_labels"] = 1
     model = load_pretrained(AutoModelForSequenceClassification, base, use_safetensors=True, **options)
     std = 1 / math.sqrt(model.config.hidden_size + 1)
-    head = torch.empty(model.score.weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
     if model.score.weight.is_meta:  # a head that no file holds, in a process that will get a shard from the first one
         model.score.to_empty(device="cpu")
-    model.score.weight.data.copy_(head)
+    with undivided(model.score.weight) as weight:
+        head = torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
+        weight.data.copy_(head)
     model.config.pad_token_id = pad_token_id(tokenizer)
     if weights:
         setattr(model.config, PRINCIPLES_KEY, {name: {"weight": weight} for name, weight in weights.items()})
