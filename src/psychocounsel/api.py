@@ -78,8 +78,8 @@ class Store:
     """
 
     def __init__(self, path: str | Path | None = None, *, offline: bool = False) -> None:
-        self.path = Path(path or os.environ.get("PSYCHOCOUNSEL_STORE") or "data")
-        self._opened = open_store(self.path, offline)
+        self._opened = open_store(None if path is None else Path(path), offline)
+        self.path = self._opened.root
 
     @property
     def opened(self) -> ArtifactStore:
@@ -137,14 +137,15 @@ def run_stage(
     if stage not in CONFIGS:
         raise ConfigError(f"there is no stage {stage!r}", remedy=did_you_mean(stage, CONFIGS))
     model = CONFIGS[stage]
-    given = (
-        config_of(model, config, changes, f"config of {stage}")
-        if isinstance(config, Mapping)
-        else load_config(model, stage_config(stage, str(config)), changes)
-    )
+    if isinstance(config, Mapping):
+        given, opened = config_of(model, config, changes, f"config of {stage}"), _store_of(store)
+    else:
+        path = stage_config(stage, str(config))
+        given = load_config(model, path, changes)
+        opened = open_store(recipe=path.parent) if store is None else _store_of(store)
     before = os.umask(umask())
     try:
-        return recipe.run_stage(stage, given, _store_of(store))
+        return recipe.run_stage(stage, given, opened)
     finally:
         os.umask(before)
 

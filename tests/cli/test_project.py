@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import psychocounsel
 from psychocounsel.config.components import recipes_folder
 from psychocounsel.config.loading import read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
@@ -47,6 +48,7 @@ def test_a_project_has_one_store_wherever_a_command_is_given(
     assert cli("init", "mine").code == 0
     assert "created: speeches" in cli("corpus", "mine").out
     assert "--store mine/data" in cli("list").out
+    assert not psychocounsel.run_stage("corpus", "mine/corpus.yaml").is_new
     monkeypatch.chdir(tmp_path / "mine")
     assert "up to date: speeches" in cli("corpus", ".").out
     assert "speeches" in cli("list").out

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from psychocounsel.cli.output import StoreFolder, open_store, show_end, show_results
+from psychocounsel.cli.output import StoreFolder, show_end, show_results
 from psychocounsel.reporting import console
+from psychocounsel.store.store import open_store
 
 
 class Labeller(StrEnum):

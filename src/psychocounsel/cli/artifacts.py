@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE, Offline, StoreFolder, open_artifact, open_store
+from psychocounsel.cli.output import Offline, StoreFolder, open_artifact
 from psychocounsel.errors import ConfigError, InputError, StoreError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
+from psychocounsel.store.store import DEFAULT_STORE, open_store
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, name@best, kind/name or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psychocounsel.cli.output import Offline, StoreFolder, open_store
+from psychocounsel.cli.output import Offline, StoreFolder
 from psychocounsel.errors import ExitCode, InputError
 from psychocounsel.reporting import console
+from psychocounsel.store.store import open_store
 
 if TYPE_CHECKING:
     from psychocounsel.stages.chat import ChatAnswer

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from psychocounsel.cli.output import StoreFolder, open_store
+from psychocounsel.cli.output import StoreFolder
 from psychocounsel.reporting import console
+from psychocounsel.store.store import open_store
 
 Yes = Annotated[bool, typer.Option("--yes/--dry-run", help="Remove it; without, only say what would be removed.")]
 Keep = Annotated[

@@ -12,9 +12,8 @@ import typer
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
-from psychocounsel.store import store as stores
 from psychocounsel.store.artifacts import Artifact, Kind
-from psychocounsel.store.store import Store
+from psychocounsel.store.store import STORE_VARIABLE, Store, open_store
 
 if TYPE_CHECKING:
     from psychocounsel.config.base import Settings
@@ -35,7 +34,7 @@ DryRun = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection beyond this machine.")]
 StoreFolder = Annotated[
     Path | None,
-    typer.Option("--store", envvar="PSYCHOCOUNSEL_STORE", help="Folder of the artifacts; else PROJECT/data, or data."),
+    typer.Option("--store", envvar=STORE_VARIABLE, help="Folder of the artifacts; else PROJECT/data, or data."),
 ]
 Batch = Annotated[
     bool, typer.Option("--batch", help="Send the judge's requests in batches: half the price, within a day.")
@@ -52,17 +51,8 @@ Accelerate = Annotated[
     typer.Option("--accelerate", metavar="NAME|FILE", help="Launch them as this says: ddp, fsdp2, ... or a file."),
 ]
 
-DEFAULT_STORE = Path("data")
 ROUND = re.compile(r"-round-[0-9]+$")
 """How the names of an online round's artifacts end."""
-
-
-def open_store(store: Path | None, is_offline: bool = False, recipe: Path | None = None) -> Store:
-    """Return the store in a folder; if none is given, `data` in the folder of a project's recipe, else in this one."""
-    from psychocounsel.config.recipe import is_project
-
-    place = recipe if recipe is not None and is_project(recipe) else Path()
-    return stores.open_store(place / DEFAULT_STORE if store is None else store, is_offline)
 
 
 def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:
@@ -199,7 +189,7 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
         console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
         return
     places = (place for word in command for place in (Path(word), Path(word).parent))
-    own = open_store(None, recipe=next(filter(is_project, places), None)).root
+    own = open_store(recipe=next(filter(is_project, places), None)).root
     words = shlex.join([*command, *([] if store.root == own else ["--store", str(store.root)])])
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")
 

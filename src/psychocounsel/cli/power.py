@@ -5,9 +5,10 @@ from typing import Annotated, cast
 
 import typer
 
-from psychocounsel.cli.output import StoreFolder, open_artifact, open_store
+from psychocounsel.cli.output import StoreFolder, open_artifact
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
+from psychocounsel.store.store import open_store
 
 Target = Annotated[
     float, typer.Option("--target", metavar="SHARE", help="Half of the interval as a share: 0.05 is 5 points.")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psychocounsel.cli.output import DEFAULT_STORE
 from psychocounsel.errors import ConfigError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS
+from psychocounsel.store.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from psychocounsel.config.base import Settings

@@ -22,7 +22,6 @@ from psychocounsel.cli.output import (
     launch_overrides,
     next_command,
     next_step,
-    open_store,
     overrides_of,
     rubric_line,
     show_artifacts,
@@ -35,7 +34,7 @@ from psychocounsel.cli.output import (
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.store import Store
+from psychocounsel.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from psychocounsel.config.components import Settings

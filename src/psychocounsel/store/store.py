@@ -30,6 +30,8 @@ from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, 
 
 log = logging.getLogger(__name__)
 
+DEFAULT_STORE = Path("data")
+STORE_VARIABLE = "PSYCHOCOUNSEL_STORE"
 LOCKS = ".locks"
 _MANIFEST_KEYS = {
     *("id", "kind", "name", "stage", "version", "settings", "parents", "warnings", "rows", "notes", "files"),
@@ -250,10 +252,19 @@ def _when_named(artifact: Artifact) -> tuple[str, str]:
     return artifact.named_at, artifact.id
 
 
-def open_store(folder: Path, is_offline: bool = False) -> Store:
-    """Return the store at a folder; offline, the libraries of the Hub open no connection either."""
+def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Path | None = None) -> Store:
+    """Return the store at a folder; offline, the libraries of the Hub open no connection either.
+
+    Without a folder it is PSYCHOCOUNSEL_STORE or, where that is not set, `data` in the folder of a project's `recipe`,
+    or else in the current one.
+    """
+    from psychocounsel.config.recipe import is_project  # pydantic: not for --help
+
     if is_offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    if folder is None:
+        place = recipe if recipe is not None and is_project(recipe) else Path()
+        folder = Path(os.environ.get(STORE_VARIABLE) or place / DEFAULT_STORE)
     return Store(folder, is_offline)
 
 
