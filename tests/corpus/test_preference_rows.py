@@ -8,7 +8,7 @@ import pytest
 
 from psychocounsel.config.loading import config_of
 from psychocounsel.config.schema import ImportPreferencesConfig
-from psychocounsel.corpus.preference_rows import PreferenceRow, preference_fingerprint, read_preference_rows
+from psychocounsel.corpus.preferences import PreferenceRow, preference_fingerprint, read_preference_rows
 from psychocounsel.corpus.sources import read_rows
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.stages.import_preferences import import_preferences

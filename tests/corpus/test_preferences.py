@@ -28,6 +28,7 @@ def read(folder: Path, *rows: dict[str, Any]) -> OutsidePairs | list[BestOfK]:
 PLAIN = {"prompt": "Hi.", "chosen": "Good.", "rejected": "Bad."}
 LAYOUTS: list[dict[str, Any]] = [
     PLAIN,
+    {**{"question" if name == "prompt" else name: text for name, text in PLAIN.items()}, "score_chosen": 99},
     {"prompt": [USER], "chosen": [answer("Good.")], "rejected": [answer("Bad.")]},
     {"chosen": [USER, answer("Good.")], "rejected": [USER, answer("Bad.")]},
     {"prompt": "Hi.", "chosen": [USER, answer("Good.")], "rejected": [USER, answer("Bad.")]},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.schema import ImportPreferencesConfig
-from psychocounsel.corpus.preference_rows import PreferenceRow, PreferenceSide
+from psychocounsel.corpus.preferences import PreferenceRow, PreferenceSide
 from psychocounsel.stages.import_preferences import Release, ReleasedPairs, pair_rows
 from psychocounsel.types import Candidate, Speech
 from release_files import PRINCIPLES, Row, near_copy, speech

@@ -1,27 +1,229 @@
-"""Preference pairs and best-of-k rows of others, in the layouts of trl, HelpSteer2, RewardBench 2 and RMB."""
+"""Preference pairs and best-of-k rows of any dataset: texts, authors and ratings of responses, and released splits.
 
+Known without a word in the config are the columns of PsychoCounsel-Preference (arXiv 2502.19731) and of our own
+datasets, trl's `prompt`, `chosen` and `rejected` as texts or messages, the transcripts of HH-RLHF, the scores of
+UltraFeedback as binarized, HelpSteer2's preferences, and the best-of-k rows of RewardBench 2 and RMB.
+"""
+
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from psychocounsel.config.schema import ResponseColumns
+from psychocounsel.config.schema import ImportPreferencesConfig, ResponseColumns
+from psychocounsel.config.sources import Column, PreferenceColumns, RowSource
 from psychocounsel.corpus.sources import (
+    SPLIT_NAMES,
+    BadRow,
     SourceRow,
     cell,
     files_of,
+    flag_cell,
+    history_cell,
     merged_turns,
     messages_of,
+    rating_of,
+    read_cells,
     read_rows,
+    read_source,
     source_fingerprint,
     source_name,
+    split_cell,
+    text_cell,
 )
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import InputError
 from psychocounsel.store.references import HUB
-from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech, Turn
+from psychocounsel.types import SPLITS, Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn
+
+Message = tuple[str, str]
+"""Role and text."""
+
+
+# --- Releases --------------------
+
+_RATING = "_rating"
+
+
+class PreferenceSide(NamedTuple):
+    """One response of a row: its text, its author, its ratings by principle (None for a missing one), its score.
+
+    The score is the one by which our own datasets ranked it; None in others.
+    """
+
+    text: str = ""
+    author: str = ""
+    ratings: Mapping[str, Rating | None] = {}
+    score: float | None = None
+
+
+class PreferenceRow(NamedTuple):
+    """One preference as it was released; `split` is the one it was released in.
+
+    `fault` says why it holds no preference between two answers to one speech, such as `not_an_exchange`; None if it
+    does.
+    `crisis` is None where the row does not say.
+    """
+
+    where: str
+    split: str
+    question: str = ""
+    chosen: PreferenceSide = PreferenceSide()
+    rejected: PreferenceSide = PreferenceSide()
+    topic: str = ""
+    fine_topic: str = ""
+    crisis: bool | None = None
+    fault: str | None = None
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def session(self) -> tuple[Turn, ...]:
+        """The history, then the question."""
+        return (*self.history, Turn("user", self.question))
+
+
+def preference_fingerprint(config: ImportPreferencesConfig) -> dict[str, Any]:
+    """Return what identifies the rows: the content of the files by split, and how they are read."""
+    found: dict[str, Any] = {}
+    for split, source in _parts(config):
+        found.setdefault(split, []).append(source_fingerprint(source.path, source.split, source.config))
+    read_by = config.fingerprint()
+    return found | {name: read_by[name] for name in ("columns", "split_column", "where", "on_bad_row", "scale")}
+
+
+def read_preference_rows(config: ImportPreferencesConfig) -> list[PreferenceRow]:
+    """Read the rows of a preference dataset, train before dev and test; all have the same principles.
+
+    Raises:
+        InputError: a file or column is missing, a cell is not what its column holds, or a rating is off the scale.
+    """
+    rows: list[PreferenceRow] = []
+    layout: PreferenceColumns | None = None
+
+    def read(split: str, row: SourceRow) -> PreferenceRow:
+        nonlocal layout
+        layout = layout or config.columns or _layout(tuple(row.values))
+        split = split if config.split_column is None else split_cell(row, config.split_column)
+        return _read(row, split, layout, config.scale, is_known=config.columns is None)
+
+    for split, source in _parts(config):
+        for row in read_cells(read_source(source), partial(read, split), config.on_bad_row):
+            rows.append(PreferenceRow(row.where, split, fault="bad_row") if isinstance(row, BadRow) else row)
+    return sorted(rows, key=lambda row: SPLITS.index(row.split))
+
+
+def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
+    """Yield splits and what is read for them: files by the beginning of their names; if none has one, all are train."""
+
+    def source(path: str, split: str = "train") -> RowSource:
+        return RowSource(path=path, split=split, config=config.config, where=config.where, on_bad_row=config.on_bad_row)
+
+    if config.source.startswith(HUB):
+        own = config.splits or ({"train": "train"} if config.split_column else {"train": "train", "test": "test"})
+        yield from ((split, source(config.source, name)) for split, name in own.items())
+        return
+    beginnings = {**SPLIT_NAMES, **{split: split for split in SPLITS}}
+    if config.splits:
+        beginnings = {begin: split for split, begin in config.splits.items()}
+    files = files_of(config.source)
+    # As in `test-00000-of-00001.parquet`.
+    named = [
+        (next((split for begin, split in beginnings.items() if file.name.startswith(begin)), ""), file)
+        for file in files
+    ]
+    found = {split for split, _ in named}
+    if config.splits and (missing := config.splits.keys() - found):
+        remedy = f"the files are {', '.join(file.name for file in files)}"
+        what = f"no file begins with {config.splits[min(missing)]!r}"
+        raise InputError(what, where=config.source, remedy=remedy)
+    if config.split_column or found == {""}:
+        yield from (("train", source(str(file))) for file in files)
+    else:
+        yield from ((own, source(str(file))) for own in SPLITS for split, file in named if split == own)
+
+
+@lru_cache
+def _layout(names: tuple[str, ...]) -> PreferenceColumns:
+    """Return which columns of a row hold what, by their names."""
+    principles = [
+        name.removeprefix("chosen_").removesuffix(_RATING)
+        for name in names
+        if name.startswith("chosen_") and name.endswith(_RATING)
+    ]
+    ratings: dict[str, tuple[Column, Column]]
+    ratings = {name: (f"chosen_{name}{_RATING}", f"rejected_{name}{_RATING}") for name in principles}
+    if not ratings and {"score_chosen", "score_rejected"} <= {*names}:
+        ratings = {"score": ("score_chosen", "score_rejected")}
+    return PreferenceColumns(
+        speech=next((name for name in ("question", "prompt", "instruction") if name in names), None),
+        chosen_author="chosen_model" if "chosen_model" in names else None,
+        rejected_author="rejected_model" if "rejected_model" in names else None,
+        topic=next((name for name in ("topic", "subset") if name in names), None),
+        history="history" if {"pair_id", "history"} <= {*names} else None,
+        ratings=ratings,
+    )
+
+
+def _read(
+    row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequence[int] | None, *, is_known: bool
+) -> PreferenceRow:
+    """Read a row, in a layout that is known or that a config describes; without a scale, without its ratings."""
+    names = _ordered_by_strength(row) if is_known else (columns.chosen, columns.rejected)
+    if names is None:
+        return PreferenceRow(row.where, split, fault="no_preference")
+    given = [cell(row, name) for name in names]
+    asked = None if columns.speech is None else cell(row, columns.speech) or ""
+    texts = _exchange_of(asked, ["" if value is None else value for value in given], row.where)
+    if isinstance(texts, str):
+        return PreferenceRow(row.where, split, fault=texts)
+    both = zip(
+        ("chosen", "rejected"),
+        (texts.chosen, texts.rejected),
+        (columns.chosen_author, columns.rejected_author),
+        strict=True,
+    )
+    sides = [
+        PreferenceSide(
+            answer,
+            "" if author is None else text_cell(row, author),
+            {} if scale is None else {name: _rating(row, pair[at], scale) for name, pair in columns.ratings.items()},
+            _score(row, f"{side}_score"),
+        )
+        for at, (side, answer, author) in enumerate(both)
+    ]
+    is_own = "pair_id" in row.values
+    return PreferenceRow(
+        row.where,
+        split,
+        texts.prompt,
+        *sides,
+        topic="" if columns.topic is None else text_cell(row, columns.topic),
+        fine_topic=text_cell(row, "fine_topic") if is_own else "",
+        crisis=flag_cell(row, "crisis") if is_own else None,
+        history=texts.history or (history_cell(row, columns.history) if columns.history else ()),
+    )
+
+
+def _rating(row: SourceRow, column: Column, scale: Sequence[int]) -> Rating | None:
+    value = cell(row, column)
+    if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return rating_of(value, row.where, *scale)
+
+
+def _score(row: SourceRow, column: str) -> float | None:
+    value = row.values.get(column) if "pair_id" in row.values else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+# --- Pairs of others, to train on and to evaluate with --------------------
+
+_READER = 4
+"""Raised by hand whenever rows of others may be read differently than before."""
 
 
 class OutsidePairs(NamedTuple):
@@ -29,45 +231,6 @@ class OutsidePairs(NamedTuple):
 
     pairs: list[PreferencePair]
     dropped: Counter[str]
-
-
-_READER = 3
-"""Raised by hand whenever rows of others may be read differently than before."""
-
-Message = tuple[str, str]
-"""Role and text."""
-
-
-class Answered(NamedTuple):
-    """What a client says, the turns before it, and two answers to it."""
-
-    history: tuple[Turn, ...]
-    prompt: str
-    chosen: str
-    rejected: str
-
-
-class BestOfK(NamedTuple):
-    """A prompt with its correct (`chosen`) and its other responses; `subset` is a part of the benchmark.
-
-    `history` are the turns before the prompt.
-    """
-
-    id: str
-    subset: str
-    prompt: str
-    chosen: tuple[str, ...]
-    rejected: tuple[str, ...]
-    history: tuple[Message, ...] = ()
-
-
-_RMB = {
-    "bon_best": ("loser_list", "bon_uid"),
-    "chosen": ("reject", "pair_uid"),
-}
-"""RMB's two layouts (arXiv 2410.09893), by the column of the better response: that of the others, and of the id."""
-_ANSWER = ("answer", "content", "text", "response")
-"""Keys under which a response that is an object has its text; the first one that there is counts."""
 
 
 def outside_fingerprint(source: str, split: str, config: str | None) -> list[dict[str, Any]]:
@@ -98,7 +261,7 @@ def _paths(source: str, split: str) -> list[str]:
 
 def read_outside(
     source: str, split: str, config: str | None, columns: ResponseColumns | None = None
-) -> OutsidePairs | list[BestOfK]:
+) -> "OutsidePairs | list[BestOfK]":
     """Read a dataset: a .json, .jsonl, .csv or .parquet file, a folder of them, or `hub:owner/name@revision`.
 
     Rows are best-of-k rows if their `chosen` is a list of texts, if they are laid out as RMB's, or if `columns` names
@@ -111,8 +274,8 @@ def read_outside(
     first = next(rows, None)
     if first is None:
         raise InputError("has no rows", where=source, remedy="name a dataset with rows")
-    rows, layout = chain([first], rows), columns or _layout(first.values)
-    return pairs_of(rows, source_name(source)) if layout is None else [_best_of_k(row, layout) for row in rows]
+    rows, layout = chain([first], rows), columns or _best_of_k_layout(first.values)
+    return _pairs_of(rows, source_name(source)) if layout is None else [_best_of_k(row, layout) for row in rows]
 
 
 def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePairs:
@@ -128,40 +291,23 @@ def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePa
     raise InputError("has best-of-k rows, not pairs", where=source, remedy=remedy)
 
 
-def _layout(values: Mapping[str, object]) -> ResponseColumns | None:
-    """Return the columns of best-of-k rows; None for pairs."""
-    if "conversation_input" in values:
-        better = "bon_best" if "bon_best" in values else "chosen"
-        others, key = _RMB[better]
-        return ResponseColumns(
-            prompt="conversation_input", chosen=better, rejected=others, id=key, subset="category_path"
-        )
-    chosen = values.get("chosen")
-    is_list = isinstance(chosen, list) and all(isinstance(each, str) for each in cast("list[object]", chosen))
-    return ResponseColumns() if is_list else None
-
-
-def pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
-    """Return the pairs of `chosen` and `rejected`: texts after a `prompt`, or conversations in trl's layout.
-
-    HelpSteer2's `response_1`, `response_2` and `preference_strength` are read too. A `subset` becomes the topic,
-    earlier turns the history. A pair is dropped if others than user and assistant speak.
+def _pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
+    """Return the pairs of rows in a known layout, whatever their ratings.
 
     Raises:
         InputError: a column is missing, or a cell is neither text nor a list of messages.
     """
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
-    for row in rows:
-        texts = _texts(row)
-        if isinstance(texts, str):
-            dropped[texts] += 1
+    for each in rows:
+        row = _read(each, "train", _layout(tuple(each.values)), None, is_known=True)
+        if (fault := row.fault or _fault_of_texts(row)) is not None:
+            dropped[fault] += 1
             continue
-        topic = str(row.values.get("subset") or "")
-        speech = Speech(texts.prompt, topic=topic, source=source, history=texts.history)
+        speech = Speech(row.question, topic=row.topic, source=source, history=row.history)
         chosen, rejected = (
-            ScoredCandidate(Candidate(speech.id, "", text), score)
-            for text, score in ((texts.chosen, 1.0), (texts.rejected, 0.0))
+            ScoredCandidate(Candidate(speech.id, "", side.text), score)
+            for side, score in ((row.chosen, 1.0), (row.rejected, 0.0))
         )
         pair = PreferencePair(speech, chosen, rejected)
         dropped["repeated"] += pair.id in pairs
@@ -169,23 +315,28 @@ def pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     return OutsidePairs(list(pairs.values()), +dropped)
 
 
-def _texts(row: SourceRow) -> Answered | str:
-    """Return the texts of a row, or the reason why it gives no pair."""
-    sides = ordered_by_strength(row)
-    if sides is None:
-        return "no_preference"
-    texts = exchange_of(row.values.get("prompt"), [cell(row, side) for side in sides], row.where)
-    if isinstance(texts, str):
-        return texts
-    said = (*(turn.content for turn in texts.history), texts.prompt, texts.chosen, texts.rejected)
-    if any(refusal(text) for text in said):
+def _fault_of_texts(row: PreferenceRow) -> str | None:
+    texts = (row.question, row.chosen.text, row.rejected.text)
+    if any(refusal(text) for text in (*(turn.content for turn in row.history), *texts)):
         return "unreadable"
-    if not all(text.strip() for text in said[-3:]):
+    if not all(text.strip() for text in texts):
         return "empty"
-    return "equal_texts" if texts.chosen == texts.rejected else texts
+    return "equal_texts" if texts[1] == texts[2] else None
 
 
-def ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
+# --- Texts of a row --------------------
+
+
+class Answered(NamedTuple):
+    """What a client says, the turns before it, and two answers to it."""
+
+    history: tuple[Turn, ...]
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def _ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
     """Return the columns of the chosen and the rejected response, by HelpSteer2's strength where there is one.
 
     None means that neither is preferred.
@@ -200,7 +351,7 @@ def ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
     return ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
 
 
-def exchange_of(prompt: object, responses: Sequence[object], where: str) -> Answered | str:
+def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Answered | str:
     """Return the session so far and the two responses, or the reason why they are no two answers to one speech.
 
     Each is a text, a list of messages, or a transcript as in HH-RLHF or HelpSteer2; responses may repeat the prompt,
@@ -249,6 +400,45 @@ def _messages(value: object, role: str, where: str) -> Iterator[Message]:
             yield "user" if speaker == "User" else "assistant", text
     elif value is not None:
         yield from messages_of(cast("list[object]", value) if isinstance(value, list) else [value], role, where)
+
+
+# --- Best of k --------------------
+
+
+class BestOfK(NamedTuple):
+    """A prompt with its correct (`chosen`) and its other responses; `subset` is a part of the benchmark.
+
+    `history` are the turns before the prompt.
+    """
+
+    id: str
+    subset: str
+    prompt: str
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    history: tuple[Message, ...] = ()
+
+
+_RMB = {
+    "bon_best": ("loser_list", "bon_uid"),
+    "chosen": ("reject", "pair_uid"),
+}
+"""RMB's two layouts (arXiv 2410.09893), by the column of the better response: that of the others, and of the id."""
+_ANSWER = ("answer", "content", "text", "response")
+"""Keys under which a response that is an object has its text; the first one that there is counts."""
+
+
+def _best_of_k_layout(values: Mapping[str, object]) -> ResponseColumns | None:
+    """Return the columns of best-of-k rows; None for pairs."""
+    if "conversation_input" in values:
+        better = "bon_best" if "bon_best" in values else "chosen"
+        others, key = _RMB[better]
+        return ResponseColumns(
+            prompt="conversation_input", chosen=better, rejected=others, id=key, subset="category_path"
+        )
+    chosen = values.get("chosen")
+    is_list = isinstance(chosen, list) and all(isinstance(each, str) for each in cast("list[object]", chosen))
+    return ResponseColumns() if is_list else None
 
 
 def _best_of_k(row: SourceRow, columns: ResponseColumns) -> BestOfK:

@@ -15,7 +15,7 @@ import numpy as np
 from psychocounsel.config.schema import ImportPreferencesConfig
 from psychocounsel.corpus.crisis import client_mentions_crisis
 from psychocounsel.corpus.deduplicate import cluster_ids, with_conversations
-from psychocounsel.corpus.preference_rows import (
+from psychocounsel.corpus.preferences import (
     PreferenceRow,
     PreferenceSide,
     preference_fingerprint,
