@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.deidentify import (
     Counts,
-    Fingerprint,
     Placeholders,
-    PresidioDeidentifier,
+    Presidio,
     Span,
     deidentify,
     evaluate,
@@ -35,7 +34,6 @@ class WordFinder:
     """Finds given words wherever they stand, within placeholders too."""
 
     def __init__(self, words: dict[str, Entity]) -> None:
-        self.fingerprint: Fingerprint = {}
         self.words = words
 
     def find(self, text: str) -> Sequence[Span]:
@@ -225,7 +223,7 @@ def test_presidio_finds_names_and_numbers_and_opens_no_socket(pipeline):
         "Zyx Qwf of Springfield, in sadness, wrote to m.g84@gmail.com, https://a.example.com/x, from 203.0.113.47. "
         "Card 4539 1488 0343 6467, SSN 219-09-4817, or 212-555-0142."
     )
-    engine = PresidioDeidentifier(people(), str(pipeline), ENTITIES, 0.4)
+    engine = Presidio(str(pipeline), ENTITIES)
     assert deidentify(text, engine) == (
         "[PERSON_1] of Springfield, in sadness, wrote to [EMAIL_1], [URL_1], from [IP_1]. "
         "Card [ID_NUMBER_1], SSN [ID_NUMBER_2], or [PHONE_1]."

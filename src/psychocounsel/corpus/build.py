@@ -93,7 +93,7 @@ def corpus_specs(config: CorpusConfig, topics: TopicAssigner | None) -> CorpusSp
         "speeches": [_source(each) for each in config.speeches],
         "cleaning": config.cleaning.fingerprint() | own,
         "split": config.split.fingerprint(),
-        "deidentification": None if deidentifier is None else dict(deidentifier.fingerprint),
+        "deidentification": None if deidentifier is None else deidentifier.fingerprint,
     }
     if config.cleaning.languages:
         settings["language_identifier"] = f"py3langid {version('py3langid')}"

@@ -26,14 +26,12 @@ from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deduplicate import ExclusionIndex
 from psychocounsel.corpus.deidentify import (
     PLACEHOLDER,
-    Deidentifier,
     Placeholders,
     deidentify,
     evaluate,
     open_deidentifier,
     read_pii_set,
 )
-from psychocounsel.corpus.deidentify.patterns import Fingerprint, Span
 from psychocounsel.corpus.deidentify.planted import PLANTED_TEXTS, plant, planted_language
 from psychocounsel.corpus.sources import SourceRow, merged_turns, read_source, source_name, text_cell
 from psychocounsel.corpus.text import is_foreign
@@ -124,21 +122,6 @@ def _texts_of(source: ExcludedSource) -> tuple[str, Iterator[str]]:
     return source_name(source.path), (text_cell(row, column) for row in rows for column in source.columns)
 
 
-class _CachedDeidentifier:
-    """An engine that looks once at what stands in the histories of several speeches."""
-
-    def __init__(self, engine: Deidentifier) -> None:
-        self._engine = engine
-        self._find = lru_cache(_CACHED_TURNS)(engine.find)
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self._engine.fingerprint
-
-    def find(self, text: str) -> Sequence[Span]:
-        return self._find(text)
-
-
 class Cleaner:
     """Cleans and de-identifies the texts of an artifact, or reads them prepared, and counts what was replaced.
 
@@ -150,11 +133,10 @@ class Cleaner:
     ) -> None:
         self.config, self._authors, self._ahead = config, authors, ahead
         self.steps = steps_of(config, authors)
-        engine = open_deidentifier(config.deidentification, services_of(config))
-        self._deidentifier = None if engine is None else _CachedDeidentifier(engine)
+        self._deidentifier = open_deidentifier(config.deidentification, services_of(config))
         # A placeholder for a contact, so that no answer vanishes and what it stands between becomes one turn; numbered
         # over the whole session by an engine that finds contacts.
-        is_found = engine is not None and {*config.deidentification.entities} >= _CONTACTS
+        is_found = self._deidentifier is not None and {*config.deidentification.entities} >= _CONTACTS
         contacts = "keep" if is_found or config.cleaning.contacts == "keep" else "placeholder"
         in_history = config.cleaning.model_copy(update={"contacts": contacts})
         answers = response_steps(in_history, KnownPeople.of(()), services_of(config))

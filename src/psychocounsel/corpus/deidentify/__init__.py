@@ -5,7 +5,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module, metadata
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
-from psychocounsel.corpus.deidentify.patterns import Fingerprint, PatternDeidentifier
+from psychocounsel.corpus.deidentify import patterns
 from psychocounsel.corpus.deidentify.planted import MarkedText
-from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, METHOD_AUTHORS, NOT_NAMES, Span
+from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, LISTS_DIGEST, METHOD_AUTHORS, NOT_NAMES, Span
 from psychocounsel.corpus.text import either, replaced
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
@@ -32,13 +32,8 @@ _OPTIONAL = {
 }
 
 
-class Deidentifier(Protocol):
+class Finder(Protocol):
     """Finds what identifies a person."""
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Everything that affects what it detects; part of the id of each artifact that it shapes."""
-        ...
 
     def find(self, text: str) -> Sequence[Span]:
         """Return the detections in any order; they may overlap."""
@@ -109,7 +104,7 @@ def _same_person(known: tuple[str, ...], name: tuple[str, ...]) -> bool:
     return (known[0], known[-1]) == (name[0], name[-1])
 
 
-def deidentify(text: str, finder: Deidentifier, placeholders: Placeholders | None = None) -> str:
+def deidentify(text: str, finder: Finder, placeholders: Placeholders | None = None) -> str:
     """Return the text with a placeholder for every find, numbered in order of appearance.
 
     What the finder sees only after a neighbour was replaced is replaced too, so a second call changes nothing.
@@ -150,7 +145,7 @@ def resolve(spans: Iterable[Span]) -> list[Span]:
 
 # --- Presidio --------------------
 
-VERSION = 2
+VERSION = 3
 _LANGUAGE = "en"
 _PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
 _NUMBERS = (
@@ -163,40 +158,26 @@ _TRAILING = ".,;:!?"
 _PERSON_LABELS = ("PERSON", "PER", "Person", "persName", "PRS", "PS", "PATIENT", "STAFF", "HCW")
 
 
-class PresidioDeidentifier:
-    """Finds what the patterns find, and what Presidio finds: names by the pipeline, numbers by its recognisers.
+class Presidio:
+    """Finds what Presidio finds: names by the pipeline, numbers by its recognisers; towns and countries stay.
 
-    Towns and countries stay, as they do for the patterns. The pipeline, an installed package or a folder, of any
-    language, is loaded with the first text. Finds with a score below `min_score`, in 0 to 1, are left out. Raises
-    ConfigError if the extra or the pipeline is not installed.
+    The pipeline, an installed package or a folder, of any language, is loaded with the first text. Raises ConfigError
+    if the extra or the pipeline is not installed.
     """
 
-    def __init__(self, patterns: Deidentifier, spacy_model: str, entities: Sequence[Entity], min_score: float) -> None:
-        self._patterns, self._spacy_model = patterns, spacy_model
-        self._entities, self._min_score = frozenset(entities), min_score
-        self._versions = {name: _version(name) for name in _PACKAGES}
-        self._pipeline = _pipeline_fingerprint(spacy_model)
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """That of the patterns, the version of every package, and the version or digest of the pipeline."""
-        return {
-            **{f"patterns_{key}": value for key, value in self._patterns.fingerprint.items()},
-            "engine": "presidio",
-            "version": str(VERSION),
-            "pipeline": self._pipeline,
-            **self._versions,
-        }
+    def __init__(self, spacy_model: str, entities: Sequence[Entity]) -> None:
+        self._spacy_model, self._entities = spacy_model, frozenset(entities)
+        versions = {name: _version(name) for name in _PACKAGES}
+        self.fingerprint = {"presidio": str(VERSION), "pipeline": _pipeline_fingerprint(spacy_model), **versions}
 
     def find(self, text: str) -> list[Span]:
-        """Return the detections of both; they may overlap."""
+        """Return the detections; they may overlap."""
         found: list[Span] = []
         if self._names:
-            limits = {"entities": list(self._names), "score_threshold": self._min_score}
-            for result in self._analyzer.analyze(text, language=_LANGUAGE, **limits):
+            for result in self._analyzer.analyze(text, language=_LANGUAGE, entities=list(self._names)):
                 end = result.start + len(text[result.start : result.end].rstrip(_TRAILING))
                 found.append(Span(result.start, end, self._names[result.entity_type], float(result.score)))
-        return [*self._patterns.find(text), *found]
+        return found
 
     @cached_property
     def _recognizers(self) -> list[tuple[Any, Entity]]:
@@ -265,37 +246,50 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
         ) from None
 
 
-class _AllowList:
-    """Another's detections without crisis services, well-known authors of methods, and the words of a keep-list."""
+# --- Both --------------------
 
-    def __init__(self, finder: Deidentifier, crisis: CrisisServices, keep: Sequence[str]) -> None:
-        self._finder, self._crisis, self._kept = finder, crisis, sorted(set(keep))
+_CACHED_TEXTS = 10_000  # what is said once in a session stands in the histories of all that follows
+
+
+class Deidentifier:
+    """Finds what the patterns and, with a pipeline, Presidio find, of the wanted entities and with the least score.
+
+    It finds no crisis service, nothing of the keep-list, and no author who is known for a method. Its fingerprint is
+    everything that affects what it finds, and part of the id of each artifact that it shapes.
+    """
+
+    def __init__(self, config: DeidentificationConfig, crisis: CrisisServices) -> None:
+        self._presidio = None if config.spacy_model is None else Presidio(config.spacy_model, config.entities)
+        self._entities, self._min_score, self._crisis = frozenset(config.entities), config.min_score, crisis
         # Scripts without spaces have no ends of words.
-        self._pattern = re.compile(rf"(?<![A-Za-z0-9]){either({*keep, *METHOD_AUTHORS})}(?![A-Za-z0-9])")
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return {**self._finder.fingerprint, "keep": self._kept} if self._kept else self._finder.fingerprint
+        self._kept = re.compile(rf"(?<![A-Za-z0-9]){either({*config.keep, *METHOD_AUTHORS})}(?![A-Za-z0-9])")
+        self.fingerprint: dict[str, Any] = {
+            "engine": config.engine,
+            "patterns": str(patterns.VERSION),
+            "lists": LISTS_DIGEST,
+            "entities": sorted(config.entities),
+            "min_score": config.min_score,
+            **({"keep": sorted({*config.keep})} if config.keep else {}),
+            **({} if self._presidio is None else self._presidio.fingerprint),
+        }
+        self._find_once = lru_cache(_CACHED_TEXTS)(self._find)
 
     def find(self, text: str) -> list[Span]:
-        found = self._finder.find(text)
+        """Return the detections in any order; they may overlap."""
+        return self._find_once(text)
+
+    def _find(self, text: str) -> list[Span]:
+        every = [*patterns.find_all(text), *(() if self._presidio is None else self._presidio.find(text))]
+        found = [span for span in every if span.entity in self._entities and span.score >= self._min_score]
         if not found:
-            return []
-        spared = [*self._crisis.spans(text), *(match.span() for match in self._pattern.finditer(text))]
+            return found
+        spared = [*self._crisis.spans(text), *(match.span() for match in self._kept.finditer(text))]
         return [span for span in found if not any(start < span.end and span.start < end for start, end in spared)]
 
 
 def open_deidentifier(config: DeidentificationConfig, crisis: CrisisServices | None = None) -> Deidentifier | None:
-    """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed.
-
-    It finds no crisis service, nothing of the keep-list, and no author who is known for a method.
-    """
-    if config.engine == "none":
-        return None
-    engine: Deidentifier = PatternDeidentifier(config.entities, config.min_score)
-    if config.spacy_model is not None:
-        engine = PresidioDeidentifier(engine, config.spacy_model, config.entities, config.min_score)
-    return _AllowList(engine, crisis or crisis_services(), config.keep)
+    """Return the configured engine, or None for `engine: none`; raises ConfigError if it is not installed."""
+    return None if config.engine == "none" else Deidentifier(config, crisis or crisis_services())
 
 
 # --- Evaluation on marked texts --------------------
@@ -332,7 +326,7 @@ def parse_marks(marked: str) -> MarkedText:
     return MarkedText(text + marked[end:], tuple(spans))
 
 
-def evaluate(finder: Deidentifier, texts: Iterable[MarkedText]) -> tuple[Counts, dict[Entity, Counts]]:
+def evaluate(finder: Finder, texts: Iterable[MarkedText]) -> tuple[Counts, dict[Entity, Counts]]:
     """Count what the finder finds of the marked spans, and what else it finds, overall and by entity."""
     tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
     for item in texts:

@@ -1,7 +1,7 @@
 """De-identification by lists of names, the words that announce a name, and patterns; needs no extra package."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from psychocounsel.corpus.deidentify.words import (
     AMBIGUOUS_LOWER,
     GIVEN_ANYHOW,
     GIVEN_LOWER,
-    LISTS_DIGEST,
     NAME,
     NO_WORDS_LOWER,
     NOT_NAMES,
@@ -24,8 +23,6 @@ from psychocounsel.corpus.deidentify.words import (
     Span,
 )
 from psychocounsel.corpus.text import word_list
-
-Fingerprint = Mapping[str, "str | float | list[str]"]
 
 # --- What announces a name --------------------
 
@@ -445,29 +442,8 @@ _RULES_FOR_DIGITS = (
 )
 
 
-class PatternDeidentifier:
-    """Finds people by cues and names, all else by form, except what scores below `min_score`."""
-
-    def __init__(self, entities: Sequence[Entity], min_score: float) -> None:
-        self._entities, self._min_score = frozenset(entities), min_score
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Engine, version, entities and threshold."""
-        return {
-            "engine": "patterns",
-            "version": str(VERSION),
-            "lists": LISTS_DIGEST,
-            "entities": sorted(self._entities),
-            "min_score": self._min_score,
-        }
-
-    def find(self, text: str) -> list[Span]:
-        """Return the finds of all patterns; they may overlap."""
-        return [span for span in _all_finds(text) if span.entity in self._entities and span.score >= self._min_score]
-
-
-def _all_finds(text: str) -> Iterator[Span]:
+def find_all(text: str) -> Iterator[Span]:
+    """Yield the finds of all patterns: people by cues and names, all else by form; they may overlap."""
     yield from find_people(text)
     yield from affiliations(text)
     lowered = text.lower()
