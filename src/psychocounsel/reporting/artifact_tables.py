@@ -43,7 +43,7 @@ from psychocounsel.reporting.tables import (
 from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import metrics_of
-from psychocounsel.store.shapes import Counts
+from psychocounsel.store.shapes import Coefficient, Counts
 
 _SIDE_FILES = ("rows.parquet", "samples.parquet", "votes.parquet")
 
@@ -428,11 +428,11 @@ def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     ]
 
 
-def _spread_row(label: str, found: m.Correlation | m.Gain | m.Halo | None) -> Row:
+def _spread_row(label: str, found: Coefficient | m.Gain | m.Halo | None) -> Row:
     if found is None:
         return (label, NONE, "", "")
     match found:
-        case m.Correlation():
+        case Coefficient():
             value, rests_on = found.estimate, f"{found.n} responses"
         case m.Gain():
             value, rests_on = found.mean, f"{found.n} responses"

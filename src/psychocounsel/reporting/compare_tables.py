@@ -8,14 +8,15 @@ from itertools import combinations
 from typing import Any, cast
 
 from psychocounsel.errors import StoreError
-from psychocounsel.evaluation.agreement import coefficient, nominal_kappa
+from psychocounsel.evaluation import agreement
+from psychocounsel.evaluation.agreement import nominal_kappa
 from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rates
 from psychocounsel.evaluation.ranking import ELO, Game, bradley_terry, paired_difference
 from psychocounsel.evaluation.statistics import MIN_SLICE
 from psychocounsel.evaluation.winrate import POINTS, BothOrders, in_both_orders, length_comparisons
 from psychocounsel.reporting.artifact_tables import key_metric
 from psychocounsel.reporting.comparison_tables import shortest_first
-from psychocounsel.reporting.tables import NONE, Row, Table, percent, with_interval
+from psychocounsel.reporting.tables import NONE, Row, Table, coefficient, percent, with_interval
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.evaluation_metrics import AnchorMetrics
 from psychocounsel.store.files import digest_of
@@ -373,7 +374,7 @@ def _judge_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
         difference = paired_difference(one.by_speech, other.by_speech, one.confidence)
         if not verdicts or difference is None:
             continue
-        kappa = coefficient(nominal_kappa, verdicts, [speech for speech, _, _ in common])
+        kappa = agreement.coefficient(nominal_kappa, verdicts, [speech for speech, _, _ in common])
         rows.append(
             (
                 f"{one.metrics.judges.evaluation}, {other.metrics.judges.evaluation}",
@@ -382,7 +383,7 @@ def _judge_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
                 " ".join(map(str, _spread_cells(difference)[:2])),
                 str(len(verdicts)),
                 percent(sum(first == second for first, second in verdicts) / len(verdicts)),
-                NONE if kappa is None else f"{kappa.estimate:.2f} [{kappa.low:.2f} to {kappa.high:.2f}]",
+                coefficient(kappa),
             )
         )
     header = ("judges", "of", "first", "second", "difference", "comparisons", "same outcome", "Cohen's kappa")

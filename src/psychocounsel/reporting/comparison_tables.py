@@ -9,6 +9,7 @@ from psychocounsel.reporting.tables import (
     RATE_HEADER,
     Row,
     Table,
+    coefficient_row,
     draws_each,
     interval,
     over,
@@ -59,7 +60,6 @@ def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
 
 def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[Table]:
     """Return the tables of a comparison, the win rates first."""
-    kappa = metrics.order_kappa
     rows = (
         rate_row("win rate, raw", metrics.win_rate),
         rate_row("win rate where both orders agree on a winner", metrics.win_rate_decided),
@@ -67,13 +67,8 @@ def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[
         *_length_rows(metrics.length_controlled),
         rate_row("position-inconsistent: the verdict flipped with the order", metrics.position_inconsistent_rate),
         rate_row("share of comparisons won by the first position", metrics.first_position_rate),
-        ("agreement of the two orders beyond chance, kappa", NONE, "", "all verdicts are the same")
-        if kappa is None
-        else (
-            "agreement of the two orders beyond chance, kappa",
-            f"{kappa.estimate:.2f}",
-            f"{kappa.low:.2f} to {kappa.high:.2f}",
-            f"n = {kappa.n}",
+        coefficient_row(
+            "agreement of the two orders beyond chance, kappa", metrics.order_kappa, "all verdicts are the same"
         ),
     )
     outcomes = {name: getattr(metrics, name) for name in ("wins", "ties", "losses", "missing")}

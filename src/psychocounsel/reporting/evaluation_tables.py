@@ -9,6 +9,8 @@ from psychocounsel.reporting.tables import (
     RATE_HEADER,
     Row,
     Table,
+    coefficient,
+    coefficient_row,
     interval,
     percent,
     rate_row,
@@ -24,7 +26,6 @@ from psychocounsel.store.evaluation_metrics import (
     InterRater,
     JudgeCalibrationMetrics,
 )
-from psychocounsel.store.shapes import Coefficient
 from psychocounsel.types import Rate
 
 # --- Labels by experts --------------------
@@ -83,11 +84,7 @@ _SAMPLED = {"random": "a random sample", "other": "NOT a random sample: raters l
 
 def _agreement_row(label: str, agreement: InterRater) -> Row:
     raw = NONE if agreement.raw is None else with_interval(agreement.raw)
-    return (label, str(agreement.items), raw, _agreement(agreement.kappa), _agreement(agreement.alpha))
-
-
-def _agreement(found: Coefficient | None) -> str:
-    return NONE if found is None else f"{found.estimate:.2f} [{found.low:.2f} to {found.high:.2f}]"
+    return (label, str(agreement.items), raw, coefficient(agreement.kappa), coefficient(agreement.alpha))
 
 
 # --- Win rates that labels correct --------------------
@@ -180,13 +177,6 @@ def _worth(labels: float | None) -> str:
     return NONE if labels is None else f"{labels:.2f}"
 
 
-def coefficient_row(label: str, found: Coefficient | None) -> Row:
-    """Return a row under `RATE_HEADER`."""
-    if found is None:
-        return (label, NONE, "", "")
-    return (label, f"{found.estimate:.2f}", f"{found.low:.2f} to {found.high:.2f}", f"n = {found.n}")
-
-
 # --- Judges that ratings measure --------------------
 
 
@@ -210,12 +200,12 @@ def calibration_tables(metrics: JudgeCalibrationMetrics) -> list[Table]:
         (
             name,
             str(each.n),
-            _signed(each.bias),
-            *(_in_words(found) for found in (each.icc, each.kappa, each.spearman, each.human_alpha)),
+            coefficient(each.bias, "+.3f"),
+            *(coefficient(found, ".3f") for found in (each.icc, each.kappa, each.spearman, each.human_alpha)),
         )
         for name, each in metrics.principles.items()
     )
-    authors = tuple((name, str(each.n), _signed(each.bias)) for name, each in metrics.authors.items())
+    authors = tuple((name, str(each.n), coefficient(each.bias, "+.3f")) for name, each in metrics.authors.items())
     header = ("principle", "responses", "bias, points", "ICC(A,1)", "kappa", "Spearman", "people's alpha")
     return [
         Table("judge", _calibration_title(metrics), RATE_HEADER, "lrll", tuple(rows)),
@@ -256,14 +246,6 @@ def _count_row(label: str, rate: Rate | None) -> Row:
     if rate is None:
         return (label, NONE, "", "")
     return (label, percent(rate.estimate), interval(rate), f"{round(rate.estimate * rate.n)} of {rate.n}")
-
-
-def _signed(found: Coefficient | None) -> str:
-    return NONE if found is None else f"{found.estimate:+.3f} [{found.low:+.3f} to {found.high:+.3f}]"
-
-
-def _in_words(found: Coefficient | None) -> str:
-    return NONE if found is None else f"{found.estimate:.3f} [{found.low:.3f} to {found.high:.3f}]"
 
 
 # --- Answers to people at risk --------------------

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from psychocounsel.evaluation.agreement import Coefficient as Measured
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.shapes import Coefficient
 from psychocounsel.types import SPLITS, Rate
 
 
@@ -90,6 +92,18 @@ def rate_row(label: str, rate: Rate | None, *, as_percent: bool = True) -> Row:
         return (label, NONE, "", "")
     estimate = percent(rate.estimate) if as_percent else f"{rate.estimate:.3f}"
     return (label, estimate, interval(rate, as_percent=as_percent), over(rate))
+
+
+def coefficient(found: Measured | Coefficient | None, form: str = ".2f") -> str:
+    """Return `0.41 [0.30 to 0.52]`."""
+    return NONE if found is None else f"{found.estimate:{form}} [{found.low:{form}} to {found.high:{form}}]"
+
+
+def coefficient_row(label: str, found: Coefficient | None, why_none: str = "") -> Row:
+    """Return a row under `RATE_HEADER`."""
+    if found is None:
+        return (label, NONE, "", why_none)
+    return (label, f"{found.estimate:.2f}", f"{found.low:.2f} to {found.high:.2f}", f"n = {found.n}")
 
 
 def reasons(counts: Mapping[str, int]) -> str:

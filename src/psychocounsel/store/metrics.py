@@ -20,6 +20,7 @@ from psychocounsel.store.evaluation_metrics import (
 from psychocounsel.store.shapes import (
     Baselines,
     BestOfKFigures,
+    Coefficient,
     Counts,
     PairSource,
     RankedPairs,
@@ -238,15 +239,6 @@ class JudgementMetrics(JudgedCounts):
     spend: Spend | None = None
 
 
-class Correlation(Shape):
-    """A correlation or a coefficient of agreement with its 95 % interval."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-
 class Gain(Shape):
     """By how many points second mean ratings lie above the first."""
 
@@ -308,7 +300,7 @@ class AuditMetrics(Shape):
     judged: JudgedCounts
     ties: Rate | None
     halo: float | None
-    length: Correlation | None
+    length: Coefficient | None
     retest: Retest | None
     one_principle: OnePrinciple | None
     canaries: Canaries | None
@@ -558,7 +550,7 @@ class ComparisonMetrics(Shape):
     missing: int
     position_inconsistent_rate: Rate
     first_position_rate: Rate
-    order_kappa: Correlation | None
+    order_kappa: Coefficient | None
     length_controlled: LengthControlled
     missing_by_topic: Mapping[str, MissingShare]
     crisis: Rate | None
