@@ -100,7 +100,7 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
         _print_json({**manifest, **_head(artifact), **more})
         return
     for warning in (*artifact.warnings, *warnings_of(artifact)):
-        console.warning(warning)
+        console.prose(f"! {warning}")
     console.result(f"{artifact.kind} {artifact.ref}\nid       {artifact.id}\nfolder   {artifact.folder}")
     console.result(f"created  {manifest['created_at']} in {manifest['seconds']} s")
     for table in tables(artifact):
@@ -222,7 +222,7 @@ def compare(
         return
     for warning, names in warned.items():
         whose = "" if len(names) == len(found) else f"{', '.join(names)}: "
-        console.warning(f"{whose}{warning}")
+        console.prose(f"! {whose}{warning}")
     console.show(*compare_tables(found, opened, anchors))
 
 
@@ -321,7 +321,7 @@ def push(
     publication = prepare_publication(open_store(store, offline), ref)
     artifact = publication.artifact
     for warning in artifact.warnings:
-        console.warning(warning)
+        console.prose(f"! {warning}")
     for name, size in publication.files.items():
         console.result(f"  {size:>12,} bytes  {name}")
     if publication.left_out:

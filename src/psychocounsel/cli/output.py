@@ -128,7 +128,7 @@ def show_artifacts(artifacts: Sequence[Artifact]) -> None:
 
 def _show_warnings(artifacts: Sequence[Artifact]) -> None:
     for warning in dict.fromkeys(warning for artifact in artifacts for warning in artifact.warnings):
-        console.warning(warning)
+        console.prose(f"! {warning}")
 
 
 def _show_state(artifact: Artifact) -> None:
@@ -250,14 +250,14 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
             state = f"{left} pending" if left else "up to date"
             console.result(f"{'rounds':15} {f'{len(rounds)} artifacts':40} {state}")
         for calls in preview.calls:
-            console.result(f"to pay: {calls}")
+            console.prose(f"to pay: {calls}")
         if isinstance(preview.needs, str):
-            console.result(preview.needs)
+            console.prose(preview.needs)
         else:
             for need in preview.needs:
                 console.show(need)
     asked = [calls for preview in previews for calls in preview.calls]
     if sum(each.calls is not None for each in asked) > 1 or any(each.estimate for each in asked):
-        console.result(f"to pay in all: {bill_of(asked)}")
+        console.prose(f"to pay in all: {bill_of(asked)}")
     if not console.is_verbose():
         console.note("with -v: every setting and every artifact of the rounds")

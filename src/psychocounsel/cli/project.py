@@ -32,13 +32,12 @@ def recipes() -> None:
     from psychocounsel.config.components import recipes_folder
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig, bundled_recipes
-    from psychocounsel.reporting.tables import fit
 
     for name in bundled_recipes():
         recipe = load_config(RecipeConfig, recipes_folder() / name / RECIPE_FILE)
         console.result(name)
         for line in (recipe.description, f"needs: {recipe.needs}"):
-            console.result(fit(f"  {line}", console.width()))
+            console.prose(f"  {line}")
 
 
 def init(

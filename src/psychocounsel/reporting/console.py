@@ -77,9 +77,9 @@ def show(*tables: Table) -> None:
     result("\n\n".join(as_text(table, width()) for table in tables))
 
 
-def warning(text: str) -> None:
-    """Print a warning about a result to stdout."""
-    result(fit(f"! {text}", width()))
+def prose(text: str) -> None:
+    """Print a result in sentences to stdout; on a terminal, lines break between words."""
+    result(fit(text, width()))
 
 
 def error(fault: PsychoCounselError) -> None:

@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from psychocounsel.evaluation.agreement import Coefficient as Measured
@@ -191,15 +192,16 @@ def _wrapped(cells: Sequence[str], widths: Sequence[int], align: str, widest: in
 
 def _stacked(header: Sequence[str], cells: Sequence[str], width: int) -> Iterator[str]:
     """Yield the lines of a row whose cells stand under its label, as many in a line as there is room for."""
+    wrap = partial(textwrap.wrap, width=width, subsequent_indent="    ", break_on_hyphens=False)
     yield from textwrap.wrap(cells[0], width)
     line = ""
     for name, cell in zip(header[1:], cells[1:], strict=True):
-        said = f"{name}: {cell}" if cell else ""
+        said = "" if cell in ("", NONE) else f"{name}: {cell}"
         if line and len(line) + len(said) + 4 > width:
-            yield from textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
+            yield from wrap(line, initial_indent="  ")
             line = ""
         line = "; ".join(filter(None, (line, said)))
-    yield from textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ")
+    yield from wrap(line, initial_indent="  ")
 
 
 _MARKUP = re.compile(r"[\\`*|<\[\]]")
