@@ -84,4 +84,4 @@ def tiny_tokenizer(tiny_model_folder: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def tiny_generator(tiny_model_folder: Path) -> AnswerGenerator:
-    return AnswerGenerator.load(Policy(str(tiny_model_folder)), device="cpu")
+    return AnswerGenerator.load(Policy(str(tiny_model_folder)))

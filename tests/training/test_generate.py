@@ -130,4 +130,4 @@ def test_an_answer_without_text_is_an_answer(tiny_generator: AnswerGenerator, pr
 
 def test_missing_folder_is_an_error(tmp_path: object) -> None:
     with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
-        AnswerGenerator.load(Policy(f"{tmp_path}/nowhere"), device="cpu")
+        AnswerGenerator.load(Policy(f"{tmp_path}/nowhere"))

@@ -47,7 +47,9 @@ def step_of(checkpoint: Path) -> int:
 def complete(checkpoint: Path, fingerprint: str) -> None:
     """Flush the files of `checkpoint` to the disk, write their sizes and digests last, and delete older checkpoints.
 
-    The newest two by step stay. Until the list is there, the checkpoint counts as unfinished.
+    The newest two by step stay. Until the list is there, the checkpoint counts as unfinished. Digests are, on
+    purpose, those of what the system still holds in memory: if the disk has written other bytes, they disagree with
+    them when the run is resumed. Read back from the disk, damage would get a digest that fits.
 
     Raises:
         IncompleteError: the disk is full or refuses.

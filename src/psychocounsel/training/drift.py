@@ -1,14 +1,11 @@
 """Log-probabilities of sampled answers, token by token: how far a policy has moved is read from them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 from psychocounsel.config.components import ChatFormat
-from psychocounsel.training.generate import load_causal_model
+from psychocounsel.training.generate import load_for_inference
 from psychocounsel.training.packing import response_logprobs
-from psychocounsel.training.runtime import default_device
 from psychocounsel.training.tokenize import encode_exchange, encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, SampledAnswer, Speech
 
@@ -27,16 +24,13 @@ def token_statistics(
     batch_size: int,
     progress: Callable[[int, int], None],
 ) -> list[TokenStatistics]:
-    """Return what a policy gives to each token of some answers, in their order; the weights are bfloat16 on a GPU.
+    """Return what a policy gives to each token of some answers, in their order.
 
     The tokens are those that were sampled. An answer of which only the text is known, one from an endpoint, is
     tokenized again, with a terminator if it is finished: these may be other tokens than the sampled ones, which biases
     estimates of the KL divergence. `progress` is called with the number of answers done, and of all.
     """
-    tokenizer, device = load_tokenizer(policy), default_device("auto")
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    model: Any = load_causal_model(policy, dtype).eval()
-    model.to(device)
+    tokenizer, model = load_tokenizer(policy), load_for_inference(policy)
     sides: list[tuple[list[int], list[int]]] = []
     for speech, (answer, sampled_ids) in answers:
         if sampled_ids is not None:

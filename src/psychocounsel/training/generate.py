@@ -33,6 +33,17 @@ def load_causal_model(policy: Policy, dtype: torch.dtype, **options: Any) -> Pre
     return load_pretrained(AutoModelForCausalLM, policy, dtype=dtype, use_safetensors=True, **options)
 
 
+def load_for_inference(policy: Policy) -> PreTrainedModel:
+    """Return the weights of `policy` where they compute: bfloat16 on a CUDA device, float32 elsewhere.
+
+    Raises:
+        ConfigError: the folder or Hub id holds no causal language model.
+    """
+    device = default_device()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return cast(Any, load_causal_model(policy, dtype)).to(device).eval()
+
+
 def load_generation_config(policy: Policy) -> GenerationConfig:
     """Return how the author of some weights wants them decoded, which names the ids that end an answer.
 
@@ -64,16 +75,14 @@ class AnswerGenerator:
         self.model.generation_config = GenerationConfig()
 
     @classmethod
-    def load(cls, policy: Policy, device: str = "auto") -> "AnswerGenerator":
-        """Return the generator of `policy`: bfloat16 on a CUDA device, float32 elsewhere.
+    def load(cls, policy: Policy) -> "AnswerGenerator":
+        """Return the generator of `policy`.
 
         Raises:
             ConfigError: tokenizer or weights cannot be loaded.
         """
-        device = default_device(device)
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         tokenizer = load_tokenizer(policy)
-        return cls(cast(Any, load_causal_model(policy, dtype)).to(device), tokenizer)
+        return cls(load_for_inference(policy), tokenizer)
 
     def generate(
         self,

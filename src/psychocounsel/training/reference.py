@@ -51,7 +51,7 @@ def _load(reference: Policy, optimisation: OptimisationConfig) -> Any:
     if optimisation.weights == "nf4":
         # bitsandbytes would repack the weights on a CPU, and so compute other numbers than in training
         return model.train()
-    return model.to(default_device("auto"))
+    return model.to(default_device())
 
 
 def _logprobs(

@@ -309,7 +309,7 @@ class RewardScorer:
             cast(Any, self.model).score.float()  # bfloat16 rewards would be equal where answers differ a little
 
     @classmethod
-    def load(cls, model: Policy, chat: ChatFormat, device: str = "auto") -> "RewardScorer":
+    def load(cls, model: Policy, chat: ChatFormat) -> "RewardScorer":
         """Open a reward model in a folder or on the Hub; mean 0 and deviation 1 where its config names none.
 
         Below their head, the weights are bfloat16 on a CUDA device, elsewhere as they are stored.
@@ -318,8 +318,8 @@ class RewardScorer:
             StoreError: there is no reward model.
             ConfigError: it has several outputs that its config does not weigh.
         """
-        device = default_device(device)
-        options = {"dtype": torch.bfloat16} if device.startswith("cuda") else {}
+        device = default_device()
+        options = {"dtype": torch.bfloat16} if device == "cuda" else {}
         try:
             opened = load_pretrained(AutoModelForSequenceClassification, model, use_safetensors=True, **options)
         except ConfigError as error:

@@ -64,9 +64,9 @@ def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
         raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
 
 
-def default_device(device: str) -> str:
-    """Return `device`, where "auto" is CUDA if there is one, else the CPU."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+def default_device() -> str:
+    """Return where models compute that are not trained: CUDA if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 _M_TRIM_THRESHOLD = -1

@@ -56,7 +56,7 @@ def sample(
     Raises:
         ConfigError: tokenizer or weights cannot be loaded.
     """
-    engine = cache(lambda: (VllmEngine if sampler.backend == "vllm" else LocalEngine)(policy, task, sampler))
+    engine = cache(lambda: VllmEngine(policy, task, sampler) if sampler.backend == "vllm" else LocalEngine(policy))
     settings = [each.fingerprint() for each in (task.sampling, task.chat, sampler)]
     return in_shards(
         task.speeches,
@@ -77,8 +77,7 @@ def shard_size(per_speech: int) -> int:
 class LocalEngine:
     """transformers in this process."""
 
-    def __init__(self, policy: Policy, task: SamplingTask | None = None, sampler: SamplerConfig | None = None) -> None:
-        del task, sampler
+    def __init__(self, policy: Policy) -> None:
         self._generator = AnswerGenerator.load(policy)
 
     def __call__(self, task: SamplingTask, progress: Progress) -> list[list[Answer]]:
