@@ -178,6 +178,9 @@ def test_a_folder_and_a_pattern_are_all_their_files_by_name(tmp_path: Path) -> N
     before = source_fingerprint(str(tmp_path / "d"), "train")
     write(tmp_path / "d" / "2.jsonl", '{"text": "changed"}\n')
     assert source_fingerprint(str(tmp_path / "d"), "train") != before
+    write(tmp_path / "d" / "sub" / "1.jsonl", "no JSON")
+    with pytest.raises(InputError, match=r"^sub/1.jsonl line 1: "):
+        values(tmp_path / "d")
     for empty in ("none-*.jsonl", "d/.*"):
         with pytest.raises(InputError, match="no file"):
             values(tmp_path / empty)

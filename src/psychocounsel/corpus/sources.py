@@ -138,11 +138,8 @@ def _rows(path: str, split: str, config: str | None) -> Iterator[Row]:
             raise InputError(fault, where=path, remedy=f"give one of {', '.join(_READERS)}")
         name = file.relative_to(shared).as_posix()
         try:
-            for row in reader(file):
-                if len(files) > 1 and isinstance(row, SourceRow):
-                    yield row._replace(where=name + row.where.removeprefix(file.name), file=name)
-                else:
-                    yield row
+            for row in reader(file, name):
+                yield row._replace(file=name) if len(files) > 1 and isinstance(row, SourceRow) else row
         except OSError as fault:
             message = f"cannot be opened or read: {fault.strerror or fault}"
             raise InputError(message, where=str(file), remedy="check the file and its permissions") from None
@@ -252,14 +249,14 @@ def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
     return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str, str | None]]:
+def _lines(path: Path, name: str) -> Iterator[tuple[str, str, str | None]]:
     """Yield where a line of UTF-8 text is, the line, and what is wrong with it, if something is.
 
     Only a line feed ends one: U+2028 in a text does not.
     """
     with _opened(path) as stream:
         for number, line in enumerate(_raw_lines(stream), start=1):
-            where, fault = f"{path.name} line {number}", None
+            where, fault = f"{name} line {number}", None
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise InputError("is UTF-16 text", where=where, remedy=_SAVE_AS_TEXT)
             text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
@@ -280,12 +277,12 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+def _csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
     """Yield a row for each record, with the line where it begins; one with a bad line is bad as a whole."""
     faults: list[BadRow] = []  # of the lines since the last record
 
     def texts() -> Iterator[str]:
-        for where, text, fault in _lines(path):
+        for where, text, fault in _lines(path, name):
             if fault is not None:
                 faults.append(_bad(fault, where, _SAVE_AS_TEXT))
             yield text
@@ -299,7 +296,8 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     names: list[str] = []
     header = ""
     while True:
-        where = f"{path.name} line {reader.line_num + 1}"
+        line = f"line {reader.line_num + 1}"
+        where = f"{name} {line}"
         try:
             fields = next(reader, None)
         except csv.Error as fault:
@@ -314,7 +312,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
         elif fields is None:
             break
         elif not names:
-            names, header = fields, str(path.with_name(where))
+            names, header = fields, f"{path} {line}"
             _require_distinct(names, where)
         elif len(fields) == len(names):
             yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
@@ -322,7 +320,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
             remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
             yield _bad(f"has {len(fields)} fields where the header has {len(names)}", where, remedy)
     if not names:
-        raise InputError("is empty", where=path.name, remedy="give a file with a header and rows")
+        raise InputError("is empty", where=name, remedy="give a file with a header and rows")
 
 
 def _require_distinct(names: Sequence[str], where: str) -> None:
@@ -337,9 +335,9 @@ def _shown(column: object) -> str:
     return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
-    for where, text, fault in _lines(path):
+    for where, text, fault in _lines(path, name):
         if fault is not None:
             yield _bad(fault, where, _SAVE_AS_TEXT)
         elif text.strip():
@@ -355,38 +353,38 @@ def _json_row(value: object, where: str, remedy: str) -> Row:
     return _bad("is not a JSON object", where, remedy)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the objects of one array; it is read whole, so that a large one has to be .jsonl."""
     remedy = "give one array of objects, or .jsonl with one object per line"
     with _opened(path) as stream:
         content = stream.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=path.name, remedy=remedy)
+        raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=name, remedy=remedy)
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as fault:
-        raise InputError(f"is not JSON: {fault}", where=path.name, remedy=remedy) from None
+        raise InputError(f"is not JSON: {fault}", where=name, remedy=remedy) from None
     if not isinstance(rows, list):
-        raise InputError("is no array of objects", where=path.name, remedy=remedy)
+        raise InputError("is no array of objects", where=name, remedy=remedy)
     for number, values in enumerate(cast("list[object]", rows), start=1):
-        yield _json_row(values, f"{path.name} row {number}", remedy)
+        yield _json_row(values, f"{name} row {number}", remedy)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     number = 0
     try:
         with _opened(path, seekable=True) as stream, pq.ParquetFile(stream) as table:
             for batch in table.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
-                    yield SourceRow(f"{path.name} row {number}", values)
+                    yield SourceRow(f"{name} row {number}", values)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as fault:
         raise InputError(
-            f"cannot be read as Parquet: {fault}", where=f"{path.name} after row {number}", remedy="check the file"
+            f"cannot be read as Parquet: {fault}", where=f"{name} after row {number}", remedy="check the file"
         ) from None
 
 
-def _xlsx_rows(path: Path) -> Iterator[Row]:
+def _xlsx_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of the first sheet under its header; a whole number is an int, an empty cell None."""
     from python_calamine import CalamineError, load_workbook  # only for workbooks
 
@@ -394,13 +392,12 @@ def _xlsx_rows(path: Path) -> Iterator[Row]:
         with _opened(path, seekable=True) as stream:
             cells = iter(load_workbook(stream).get_sheet_by_index(0).to_python())
     except CalamineError as fault:
-        raise InputError(f"cannot be read as a workbook: {fault}", where=path.name, remedy="check the file") from None
-    names = [str(name).strip() for name in next(cells, [])]
-    _require_distinct([name for name in names if name], f"{path.name} row 1")
-    header = str(path.with_name(f"{path.name} row 1"))
+        raise InputError(f"cannot be read as a workbook: {fault}", where=name, remedy="check the file") from None
+    names = [str(each).strip() for each in next(cells, [])]
+    _require_distinct([each for each in names if each], f"{name} row 1")
     for number, row in enumerate(cells, start=2):
         values = [_spreadsheet_value(value) for value in row]
-        yield SourceRow(f"{path.name} row {number}", dict(zip(names, values, strict=True)), header=header)
+        yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row 1")
 
 
 def _spreadsheet_value(value: object) -> object:
@@ -409,7 +406,7 @@ def _spreadsheet_value(value: object) -> object:
     return None if value == "" else value
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".csv": _csv_rows,
     ".tsv": partial(_csv_rows, delimiter="\t"),
     ".jsonl": _jsonl_rows,
