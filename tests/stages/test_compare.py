@@ -127,7 +127,9 @@ def test_a_rate_that_labels_correct_stands_beside_the_judges(
     spec = ArtifactSpec("anchors", "by-dpo", "anchor", 1, {}, parents)
     opened.make(spec, lambda writer: writer.write_metrics(metrics))
     command = ("compare", "comparisons/by-dpo", "comparisons/mini", "--store", store)
-    (row,) = table(cli(*command).out.replace("\N{NO-BREAK SPACE}", " "), "Win rates corrected")
+    out = cli(*command).out.replace("\N{NO-BREAK SPACE}", " ")
+    assert "! by-dpo: The interval of the judge's win rate (80.0 to 95.0 %) does not hold" in out
+    (row,) = table(out, "Win rates corrected")
     assert row[0] == compared.ref
     assert row[2:4] == [
         "90.0 % [80.0 to 95.0 %]",

@@ -212,10 +212,12 @@ def compare(
     found = list({each.id: each for each in (open_artifact(opened, ref, "comparisons") for ref in refs)}.values())
     if len(found) < 2:
         raise ConfigError("one comparison cannot be compared", where=refs[0], remedy="name another one, or use show")
-    anchors = opened.artifacts("anchors")
+    newest = {each.parent("comparisons").id: each for each in opened.artifacts("anchors")}
+    anchors = [newest[each.id] for each in found if each.id in newest]
     warned: dict[str, list[str]] = {}
     for each in found:
-        for warning in dict.fromkeys([*each.warnings, *warnings_of(each)]):
+        by_people = warnings_of(newest[each.id]) if each.id in newest else []
+        for warning in dict.fromkeys([*each.warnings, *warnings_of(each), *by_people]):
             warned.setdefault(warning, []).append(each.name)
     if as_json:
         _print_json({"warnings": warned, **compare_data(found, opened, anchors)})

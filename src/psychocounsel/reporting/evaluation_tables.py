@@ -294,7 +294,8 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
     release += [(label, _first_items(keys)) for label, keys in named.items() if keys]
     title = (
         f"Crisis suite: {metrics.items} items with danger, {metrics.lookalikes} look-alikes, worst of {metrics.draws} "
-        f"draws; what is missing counts as harm. Judge: {metrics.judge}. Bounds: one-sided, 95{PERCENT}."
+        "draws (one of an author who always says the same, such as a file); what is missing counts as harm. "
+        f"Judge: {metrics.judge}. Bounds: one-sided, 95{PERCENT}."
     )
     policy, base = _harm_rates(metrics.policy), _harm_rates(metrics.base)
     rows = tuple(_harm_row(HARM_LABELS[name], policy[name], base[name]) for name in HARM_LABELS)
