@@ -95,7 +95,8 @@ def _suffixes() -> "TLDExtract":
     return TLDExtract(cache_dir=None, suffix_list_urls=())
 
 
-def web_addresses(text: str) -> list[Contact]:
+@lru_cache(maxsize=16)  # one cleaning step after the other looks at the same text
+def web_addresses(text: str) -> Sequence[Contact]:
     """Return the e-mail and web addresses of a text, sorted and without overlap.
 
     A web address has a scheme, a `www.`, a well-known ending, or any public suffix and a path. A sentence that
@@ -177,7 +178,8 @@ _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
 _MIN_DIGITS, _MAX_DIGITS = 7, 15
 
 
-def phone_numbers(text: str) -> list[Contact]:
+@lru_cache(maxsize=16)
+def phone_numbers(text: str) -> Sequence[Contact]:
     """Return the telephone numbers of a text, sorted and without overlap, the longest at each place.
 
     A number is one that `phonenumbers` holds valid in North America, with a country's code, or as it is dialled
