@@ -162,9 +162,9 @@ KEPT = ["I sleep &amp; wake", "I sleep  & wake", GERMAN, ANNA, "x", EXAM, "", AN
 @settings(max_examples=20)
 def test_the_order_of_rows_changes_no_number_of_the_funnel(order: list[str]) -> None:
     with TemporaryDirectory() as folder:
-        write_rows(Path(folder, "exam.jsonl"), [{"q": EXAM, "n": None}])
+        write_rows(Path(folder, "exam.jsonl"), [{"q": EXAM, "n": None}, {"q": 3, "n": None}])
         more: dict[str, Any] = {
-            "exclude": [{"path": f"{folder}/exam.jsonl", "columns": ["q", "n"]}],
+            "exclude": [{"path": f"{folder}/exam.jsonl", "columns": ["q", "n"], "on_bad_row": "drop"}],
             "deidentification": {"engine": "patterns"},
         }
         cleaning = {"min_chars": 3, "drop_empty": True}

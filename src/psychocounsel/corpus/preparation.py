@@ -33,7 +33,15 @@ from psychocounsel.corpus.deidentify import (
     read_pii_set,
 )
 from psychocounsel.corpus.deidentify.planted import PLANTED_TEXTS, plant, planted_language
-from psychocounsel.corpus.sources import SourceRow, merged_turns, read_source, source_name, text_cell
+from psychocounsel.corpus.sources import (
+    BadRow,
+    SourceRow,
+    merged_turns,
+    read_cells,
+    read_source,
+    source_name,
+    text_cell,
+)
 from psychocounsel.corpus.text import is_foreign
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import write_bytes
@@ -118,8 +126,11 @@ def open_preparation(config: CorpusConfig, authors: KnownPeople | None) -> Calla
 
 
 def _texts_of(source: ExcludedSource) -> tuple[str, Iterator[str]]:
-    rows = (row for row in read_source(source) if isinstance(row, SourceRow))
-    return source_name(source.path), (text_cell(row, column) for row in rows for column in source.columns)
+    def read(row: SourceRow) -> list[str]:
+        return [text_cell(row, column) for column in source.columns]
+
+    rows = read_cells(read_source(source), read, source.on_bad_row)
+    return source_name(source.path), (text for row in rows if not isinstance(row, BadRow) for text in row)
 
 
 class Cleaner:
