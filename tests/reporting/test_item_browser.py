@@ -115,6 +115,9 @@ def test_checked_answers_are_found_by_what_they_fail(page: Page) -> None:
     assert page.evaluate("[...document.getElementById('browser-result').options].map((each) => each.value)") == [
         *("", "fails", "base-fails", "passes")
     ]
+    page.evaluate("document.activeElement.blur()")
+    page.evaluate("document.getElementById('browser-open').click()")
+    assert page.evaluate("document.querySelectorAll('#browser-list details[open]').length") == 2
     choose(page, "result", "fails")
     assert shown(page, ".badge") == ["the policy fails", EVIL]
     choose(page, "result", "")

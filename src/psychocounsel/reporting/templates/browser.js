@@ -93,7 +93,8 @@
     const said = make("blockquote", "said", speech);
     said.dir = "auto";
     const roles = group.compares ? [" (policy)", " (reference)"] : [];
-    const details = make("details", item.crisis ? "item crisis" : "item", summary, said);
+    // What is about crisis is opened one by one, except where it is all that there is.
+    const details = make("details", item.crisis && !item.title ? "item crisis" : "item", summary, said);
     if (item.topic) details.append(make("p", "remark", item.topic));
     details.append(make("div", "sides", ...item.answers.map((each, place) => answered(each, roles[place] ?? ""))));
     if (item.orders) {
