@@ -52,9 +52,11 @@ _TRAINING: tuple[StageName, ...] = ("train-reward", "align")
 
 
 def run_stage(stage: StageName, config: Any, store: Store) -> Artifact:
-    """Run a stage and return what it made or found."""
+    """Run a stage and return what it made or found; the names of all that it consists of mean these from now on."""
     with _naming_key(config):
-        return _function(stage)(config, store)
+        made = _function(stage)(config, store)
+    store.name_again(stage_specs(stage, config, store))
+    return made
 
 
 def stage_specs(stage: StageName, config: Any, store: Store) -> list[ArtifactSpec]:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -81,14 +81,14 @@ class Store:
         """
         found = self.find(spec)
         if found is not None and found.name == spec.name and not (whole and found.dropped):
-            return self._named_again(spec, found)  # without a lock, so that a store that is read-only can be read
+            return found  # without a lock, so that a store that is read-only can be read
         folder = self.folder_of(spec)
         lock = self.root / LOCKS / f"{spec.kind}-{spec.id[:16]}.lock"
         with hold_lock(lock, f"{spec.kind} {spec.ref}"), self.in_use(), write_faults(folder, only=FULL_DISK):
             found = self.find(spec)
             is_to_be_restored = whole and found is not None and bool(found.dropped)
             if found is not None and not is_to_be_restored:
-                return self._named_again(spec, found) if found.name == spec.name else alias(found, spec.name, folder)
+                return found if found.name == spec.name else alias(found, spec.name, folder)
             if not is_to_be_restored:
                 self._set_damaged_aside(spec)
             self._announce(spec)
@@ -107,16 +107,18 @@ class Store:
             warnings = list(dict.fromkeys([*inherited, *spec.warnings, *writer.warnings]))
             return writer.commit(warnings, time.monotonic() - started)
 
-    def _named_again(self, spec: ArtifactSpec, found: Artifact) -> Artifact:
-        """Have the name of an artifact mean it, also where one that was made later has the same name."""
-        last = [each for each in self.artifacts(spec.kind) if each.name == spec.name][-1]
-        if self.base is not None or last.id == found.id:
-            return found
-        try:
-            return name_again(found)
-        except IncompleteError:
-            self.notify_once(f"{spec.kind}/{spec.name} still means {last.ref}: the store cannot be written to")
-            return found
+    def name_again(self, specs: Iterable[ArtifactSpec]) -> None:
+        """Have the names of specs mean the artifacts of these specs, also where others of a name were made later."""
+        found = self.artifacts()
+        own = {(each.kind, each.name, each.id): each for each in found}
+        last = {(each.kind, each.name): each for each in found}
+        for spec in specs:
+            meant, artifact = last.get((spec.kind, spec.name)), own.get((spec.kind, spec.name, spec.id))
+            if meant is not None and artifact is not None and meant.id != artifact.id:
+                try:
+                    name_again(artifact)
+                except IncompleteError:
+                    self.notify_once(f"{spec.kind}/{spec.name} still means {meant.ref}: the store cannot be written to")
 
     @contextmanager
     def in_use(self, *, alone: bool = False) -> Generator[None]:
