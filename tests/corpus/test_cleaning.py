@@ -20,10 +20,10 @@ from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, person
 from psychocounsel.corpus.cleaning import (
     SPEECH_STEPS,
-    Cleaned,
+    Prepared,
     Step,
-    clean,
     parallel_map,
+    prepare,
     response_steps,
     with_sentence_spacing,
 )
@@ -145,14 +145,14 @@ spaced = st.lists(fragments, max_size=18).map(" ".join)
 @example(text="call 1-800-273-82550call 1-800-273-82550\u00b9")
 @example(text="Rest.\n\nBest,\nJane Roe, LCSW www.x.org\n\nWarmly,\nRobin")
 def test_steps_are_named_where_the_text_changes_and_none_for_a_clean_one(steps: tuple[Step, ...], text: str) -> None:
-    cleaned = clean(text, steps)
+    cleaned = prepare(text, steps)
     assert (cleaned.text != text) == bool(cleaned.changed_by)
-    assert clean(cleaned.text, steps) == Cleaned(cleaned.text, ())
+    assert prepare(cleaned.text, steps) == Prepared(cleaned.text, cleaned.text, ())
 
 
 def test_a_step_that_needs_two_goes_gets_them() -> None:
     halve = Step("halve", lambda text: text.replace("aa", "a"))
-    assert clean("aaaa b", (halve, Step("strip", str.strip))) == Cleaned("a b", ("halve",))
+    assert prepare("aaaa b", (halve, Step("strip", str.strip))) == Prepared("a b", "a b", ("halve",))
 
 
 def test_steps_are_named_in_order_and_follow_the_config() -> None:
@@ -177,21 +177,21 @@ RAW = (
     ],
 )
 def test_responses_are_cleaned_by_config_and_speeches_keep_contacts(config: CleaningConfig, text: str) -> None:
-    cleaned = clean(RAW, response_steps(config, AUTHORS, CRISIS))
+    cleaned = prepare(RAW, response_steps(config, AUTHORS, CRISIS))
     assert cleaned.text == f"I hear you. It is hard (nods).\n\n{text}"
     assert cleaned.changed_by[:3] == ("markup", "characters", "sentence_spacing")
     spoken = "(Nods, wiping tears) I am Jane Roe, 514-690-2469. I <3 him..."
-    assert clean(spoken, SPEECH_STEPS) == Cleaned(spoken, ())
+    assert prepare(spoken, SPEECH_STEPS) == Prepared(spoken, spoken, ())
 
 
 @cache
-def _cleaned_answers(contacts: str) -> tuple[tuple[str, Cleaned], ...]:
+def _cleaned_answers(contacts: str) -> tuple[tuple[str, Prepared], ...]:
     answers = counsel_chat()
     config = CleaningConfig.model_validate({"contacts": contacts})
     steps = response_steps(config, KnownPeople.of(person(answer.author) for answer in answers), CRISIS)
     distinct = list(dict.fromkeys(answer.text for answer in answers))
     chosen = distinct if contacts == "drop_sentence" else distinct[::3]
-    return tuple((text, clean(text, steps)) for text in chosen)
+    return tuple((text, prepare(text, steps)) for text in chosen)
 
 
 def _without_services(text: str) -> str:

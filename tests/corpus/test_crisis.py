@@ -7,7 +7,7 @@ import pytest
 from psychocounsel.config.corpus import CleaningConfig, DeidentificationConfig
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.authors import KnownPeople, person
-from psychocounsel.corpus.cleaning import clean, response_steps
+from psychocounsel.corpus.cleaning import prepare, response_steps
 from psychocounsel.corpus.crisis import BUNDLED, CrisisServicesFile, Service, crisis_services
 from psychocounsel.corpus.deidentify import deidentify, open_deidentifier
 
@@ -24,7 +24,7 @@ STEPS = {
 
 
 def after_everything(text: str, contacts: str) -> str:
-    return deidentify(clean(text, STEPS[contacts]).text, PATTERNS)
+    return deidentify(prepare(text, STEPS[contacts]).text, PATTERNS)
 
 
 def sentences_on(service: Service) -> list[str]:
@@ -86,5 +86,5 @@ def test_a_config_adds_services_of_its_own(tmp_path: Path) -> None:
     own.write_text(f"countries:\n- country: US\n  calling_code: '1'\n  services: [{service}]\n", encoding="utf-8")
     text = "Ring 503-555-0142, see www.harbour.example, or 1-800-273-8255."
     steps = response_steps(CleaningConfig(), AUTHORS, crisis_services(own))
-    assert clean(text, steps).text == text
+    assert prepare(text, steps).text == text
     assert after_everything(text, "drop_sentence") == "Ring, or 1-800-273-8255."

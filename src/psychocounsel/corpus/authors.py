@@ -141,26 +141,22 @@ class KnownPeople:
 
     names: frozenset[str]
     first_names: frozenset[str]
-    _by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]]  # letters below zero, name
+    _by_first: dict[str, list[tuple[str, re.Pattern[str]]]]  # longest first
 
     @classmethod
     def of(cls, people: Iterable[Person | None]) -> "KnownPeople":
         """Collect the names of authors who are people."""
         certain = {each.name: each.certain for each in sorted(each for each in people if each is not None)}
-        names = frozenset(certain)
-        by_first: dict[str, list[tuple[int, str, re.Pattern[str]]]] = defaultdict(list)
-        for name in sorted(names):
-            for parts in _spellings(name):
-                letters = len("".join(parts))
-                case, spelt = ("i", parts) if certain[name] else ("", tuple(map(str.capitalize, parts)))
-                others = _BETWEEN.join(map(re.escape, spelt[1:]))
-                body = f"(?{case}:{re.escape(spelt[0])}){_INITIAL}(?{case}:{others})"
-                if letters < _LONG_NAME_LETTERS or len(parts[-1]) == 1:  # it must not touch other letters
-                    body = rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])){body}(?:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
-                by_first[parts[0]].append((-letters, name, re.compile(body)))
-        for patterns in by_first.values():
-            patterns.sort(key=lambda pattern: pattern[:2])
-        return cls(names, frozenset(by_first), dict(by_first))
+        spelt = ((len("".join(parts)), name, parts) for name in certain for parts in _spellings(name))
+        by_first: dict[str, list[tuple[str, re.Pattern[str]]]] = defaultdict(list)
+        for letters, name, parts in sorted(spelt, key=lambda each: (-each[0], each[1])):
+            case, written = ("i", parts) if certain[name] else ("", tuple(map(str.capitalize, parts)))
+            others = _BETWEEN.join(map(re.escape, written[1:]))
+            body = f"(?{case}:{re.escape(written[0])}){_INITIAL}(?{case}:{others})"
+            if letters < _LONG_NAME_LETTERS or len(parts[-1]) == 1:  # it must not touch other letters
+                body = rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])){body}(?:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
+            by_first[parts[0]].append((name, re.compile(body)))
+        return cls(frozenset(certain), frozenset(by_first), dict(by_first))
 
     def first_names_in(self, text: str) -> frozenset[str]:
         """Return the known first names that a text contains as words, lower case."""
@@ -181,7 +177,7 @@ class KnownPeople:
             joined += _HANDLE.findall(spelling) if "@" in text or "#" in text else []
             for run in joined:
                 firsts |= {first for first in self.first_names if first in run.lower()}
-            for _, name, pattern in (each for first in firsts for each in self._by_first[first]):
+            for name, pattern in (each for first in firsts for each in self._by_first[first]):
                 found += [NameSpan(name, *match.span()) for match in pattern.finditer(spelling)]
         apart: list[NameSpan] = []
         for span in sorted(found, key=lambda each: (each.start, -each.end)):

@@ -257,15 +257,11 @@ class Change(NamedTuple):
     after: str
 
 
-class Cleaned(NamedTuple):
-    """A clean text and the names of the steps that changed it, in their order."""
-
-    text: str
-    changed_by: tuple[str, ...]
-
-
 class Prepared(NamedTuple):
-    """A text before and after de-identification; `foreign` says that it is in none of the wanted languages."""
+    """A clean text before and after de-identification, and the names of the steps that changed it, in their order.
+
+    `foreign` says that it is in none of the wanted languages.
+    """
 
     plain: str
     text: str
@@ -316,13 +312,6 @@ def changes(text: str, steps: Sequence[Step]) -> list[Change]:
     return made
 
 
-def clean(text: str, steps: Sequence[Step]) -> Cleaned:
-    """Return the text after all its changes."""
-    made = changes(text, steps)
-    changed_by = {change.step for change in made}
-    return Cleaned(made[-1].after if made else text, tuple(step.name for step in steps if step.name in changed_by))
-
-
 def prepare(
     raw: str,
     steps: Sequence[Step],
@@ -330,7 +319,10 @@ def prepare(
     other_language: Callable[[str], str | None] | None = None,
 ) -> Prepared:
     """Clean a text, check its language, and de-identify it."""
-    plain, changed_by = clean(raw, steps)
+    made = changes(raw, steps)
+    plain = made[-1].after if made else raw
+    names = {change.step for change in made}
+    changed_by = tuple(step.name for step in steps if step.name in names)
     if not plain:
         return Prepared(plain, plain, changed_by)
     foreign = None if other_language is None else other_language(plain)

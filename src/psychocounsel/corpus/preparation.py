@@ -16,7 +16,6 @@ from psychocounsel.corpus.cleaning import (
     SPEECH_STEPS,
     Prepared,
     Step,
-    clean,
     parallel_map,
     prepare,
     response_steps,
@@ -154,7 +153,7 @@ class Cleaner:
 
         @lru_cache(_CACHED_TURNS)  # what is said once stands in the histories of all that follows
         def clean_turn(turn: Turn) -> str:
-            return clean(turn.content, SPEECH_STEPS if turn.role == "user" else answers).text
+            return prepare(turn.content, SPEECH_STEPS if turn.role == "user" else answers).text
 
         self._clean_turn = clean_turn
         self._shares_span: Callable[[str], str | None] = lambda text: None
@@ -210,7 +209,7 @@ class Cleaner:
         for speech_id, turns, raw in sessions:
             if speech_id not in self._hidden:
                 before = (turn.content for turn in self._clean_turns(turns))
-                self._hidden[speech_id] = [*before, clean(raw, SPEECH_STEPS).text]
+                self._hidden[speech_id] = [*before, prepare(raw, SPEECH_STEPS).text]
 
     def joined(self, speech_id: str, raw: str, prepared: Prepared) -> str:
         """Return a response in which one placeholder is one person, in its speech and in all responses to it."""
@@ -227,7 +226,7 @@ class Cleaner:
 
     def speech_text(self, raw: str) -> str:
         """Return the text under which a speech is known, whether or not it is kept."""
-        plain = clean(raw, SPEECH_STEPS).text
+        plain = prepare(raw, SPEECH_STEPS).text
         text = plain if self._deidentifier is None else deidentify(plain, self._deidentifier)
         self._count(plain, text)
         return text
