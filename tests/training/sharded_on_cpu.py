@@ -1,7 +1,7 @@
 """Jobs for the tests of training in several processes: DPO as it is, or stopped; sharded on a CPU by torch and gloo.
 
-accelerate shards on other devices only: in a process that is launched to shard, the import of this module has it take
-the CPU for one of them.
+accelerate shards on other devices only: in a process that is launched to shard, the import of this module has it, and
+DeepSpeed, take the CPU for one of them.
 """
 
 import functools
@@ -13,10 +13,15 @@ from preference_runs import stopping_after
 
 from psychocounsel.training import dpo, reward
 
-if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    torch.distributed.init_process_group("gloo")
+IS_FSDP, IS_DEEPSPEED = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+if IS_FSDP or IS_DEEPSPEED:
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_XPU)
+if IS_FSDP:
+    torch.distributed.init_process_group("gloo")
+if IS_DEEPSPEED:
+    torch.accelerator.is_available = lambda: True
+    torch.Tensor.pin_memory = lambda self, *_: self
 
 
 @functools.wraps(dpo.train_dpo)

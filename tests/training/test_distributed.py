@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,14 +29,16 @@ from psychocounsel.training.launch import Launch, launch_of
 from psychocounsel.training.reward import train_reward_model
 from psychocounsel.training.trainer import RunPosition, TrainingOutput, TrainingSummary
 from psychocounsel.types import Policy, RatingScale
-from running import ENVIRONMENT
 
 HERE = Launch()
-JOBS_HERE = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(Path(__file__).parent), str(Path(__file__).parents[1])])
+JOBS_HERE = os.pathsep.join(sys.path)
 LORA = {"rank": 4, "alpha": 8}
+JOBS = {"dpo": train_dpo, "reward": train_reward_model}
 
 
 def processes(number: int, accelerate: str | None = None) -> Launch:
+    if accelerate in ("zero2", "zero3"):
+        pytest.importorskip("deepspeed")
     return launch_of(LaunchConfig(num_processes=number, accelerate=accelerate))
 
 
@@ -73,16 +76,18 @@ def test_two_processes_train_as_one(tmp_path: Path, tiny_model_folder: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("accelerate", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize(("kind", "lora"), [("dpo", None), ("dpo", LORA), ("reward", None), ("reward", LORA)], ids=str)
 def test_sharded_weights_train_as_one(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, lora: object
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: object, accelerate: str
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", JOBS_HERE)
+    launch, job = processes(2, accelerate), getattr(sharded_on_cpu, JOBS[kind].__name__)
     one, two = output_in(tmp_path / "one"), output_in(tmp_path / "two")
-    summary = train("dpo", tiny_model_folder, one, lora=lora)
+    summary = train(kind, tiny_model_folder, one, lora=lora)
     for _ in range(2):  # at the second time, training is complete and only the model is to be written
         shutil.rmtree(two.folder, ignore_errors=True)
-        sharded = train("dpo", tiny_model_folder, two, processes(2, "fsdp2"), sharded_on_cpu.train_dpo, lora=lora)
+        sharded = train(kind, tiny_model_folder, two, launch, job, lora=lora)
         assert_equal_runs(one.folder, two.folder, summary, sharded)
 
 
@@ -142,7 +147,7 @@ def test_more_processes_train_as_one(tmp_path: Path, tiny_model_folder: Path, ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accelerate", ["cpu", "fsdp2"])
+@pytest.mark.parametrize("accelerate", ["cpu", "fsdp2", "zero2", "zero3"])
 def test_a_stopped_run_resumes_as_it_was(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, accelerate: str
 ) -> None:

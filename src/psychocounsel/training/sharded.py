@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 
 
 def in_any_process(condition: bool) -> bool:
@@ -64,7 +65,8 @@ def gathered(trainer: Trainer, config: PreTrainedConfig) -> Any:
         return None
     base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
     plain_class: Any = next(each for each in type(base).__mro__ if not issubclass(each, FSDPModule))
-    with torch.device("meta"):
+    # Said to be divided already, or DeepSpeed would divide the copy, for which all processes would have to be here.
+    with torch.device("meta"), set_zero3_state():
         plain = plain_class(config)
         copied = get_peft_model(plain, trained.peft_config["default"]) if isinstance(trained, PeftModel) else plain
     copied.load_state_dict(weights, assign=True)
