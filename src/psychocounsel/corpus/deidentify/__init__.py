@@ -16,12 +16,18 @@ from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import patterns
 from psychocounsel.corpus.deidentify.planted import MarkedText
-from psychocounsel.corpus.deidentify.words import AMBIGUOUS_LOWER, LISTS_DIGEST, METHOD_AUTHORS, NOT_NAMES, Span
+from psychocounsel.corpus.deidentify.words import (
+    AMBIGUOUS_LOWER,
+    LISTS_DIGEST,
+    METHOD_AUTHORS,
+    NOT_NAMES,
+    PLACEHOLDER,
+    Span,
+)
 from psychocounsel.corpus.text import either, replaced
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
-PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 _POSSESSIVE = re.compile(r"['\u2019][sS]?$")
 _WORD = re.compile(r"\w+")
 # What one number or address is written with or without.

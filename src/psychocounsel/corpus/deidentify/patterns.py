@@ -17,6 +17,7 @@ from psychocounsel.corpus.deidentify.words import (
     NO_WORDS_LOWER,
     NOT_NAMES,
     ORDINARY_CAPITALISED,
+    PLACEHOLDER,
     SURNAMES,
     SURNAMES_LOWER,
     UPPER,
@@ -446,9 +447,10 @@ def find_all(text: str) -> Iterator[Span]:
     """Yield the finds of all patterns: people by cues and names, all else by form; they may overlap."""
     yield from find_people(text)
     yield from affiliations(text)
-    lowered = text.lower()
-    has_digit = _DIGIT.search(text) is not None
-    if not has_digit and not _NET_SHAPE.search(text) and not any(sign in lowered for sign in _NET_SIGNS):
+    bare = PLACEHOLDER.sub("", text) if "_" in text else text
+    lowered = bare.lower()
+    has_digit = _DIGIT.search(bare) is not None
+    if not has_digit and not _NET_SHAPE.search(bare) and not any(sign in lowered for sign in _NET_SIGNS):
         return
     yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
     if has_digit:

@@ -1,10 +1,13 @@
 """Word lists, names as they are written, and what a find is."""
 
+import re
 from typing import NamedTuple
 
-from psychocounsel.config.corpus import Entity
+from psychocounsel.config.corpus import ENTITIES, Entity
 from psychocounsel.corpus.text import LISTS, word_list
 from psychocounsel.store.files import digest_of_files
+
+PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
 
 
 class Span(NamedTuple):
