@@ -67,7 +67,7 @@ def align_offline(config: AlignConfig, store: Store, cancel: CancelToken) -> Art
 def compute_reference(config: AlignConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     """Write what the reference, the initial policy, gives to the answers of the writer's pairs."""
     from psychocounsel.training.launch import launch_of  # imports torch
-    from psychocounsel.training.reference import SHARD_PAIRS, reference_logprobs
+    from psychocounsel.training.reference import reference_logprobs
     from psychocounsel.training.tokenize import load_tokenizer, tokenize_pairs
 
     reference = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
@@ -75,7 +75,7 @@ def compute_reference(config: AlignConfig, store: Store, writer: ArtifactWriter,
     rows, lengths = tokenize_pairs(pairs, load_tokenizer(reference), config.length, config.chat)
     launch = launch_of(config.launch)
     shared = {"reference": reference, "optimisation": config.optimisation, "work": writer.work}
-    shards = [{**shared, "rows": part} for part in launch.split(rows, SHARD_PAIRS)]
+    shards = [{**shared, "rows": part} for part in launch.split(rows)]
     with step_progress("log-probabilities of the reference") as report:
         found = launch.run_shards(reference_logprobs, shards, work=writer.work, cancel=cancel, progress=report)
     write_reference(writer, found)

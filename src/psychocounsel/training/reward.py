@@ -413,5 +413,5 @@ def score_in_jobs(
 ) -> list[tuple[Reward, int]]:
     """Return what `score_exchanges` does, on all devices of `launch`, whose memory is free again afterwards."""
     shared = {"model": model, "chat": chat, "batch_size": batch_size, "work": work}
-    shards = [{**shared, "exchanges": part} for part in launch.split(exchanges, SHARD_EXCHANGES)]
+    shards = [{**shared, "exchanges": part} for part in launch.split(exchanges)]
     return launch.run_shards(score_exchanges, shards, work=work, cancel=cancel, progress=progress)
