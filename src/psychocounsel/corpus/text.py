@@ -3,6 +3,7 @@
 import html
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 from html.parser import HTMLParser
@@ -38,10 +39,12 @@ def plain_words(text: str) -> list[str]:
 
 
 def either(phrases: Iterable[str]) -> str:
-    """Return a pattern of any of the phrases, of several the longest; where none begins, `re` is quick to go on."""
-    longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-    initials = "".join(sorted({re.escape(phrase[0]) for phrase in longest_first}))
-    return f"(?=[{initials}])(?:{'|'.join(map(re.escape, longest_first))})"
+    """Return a pattern of any of the phrases, of several the longest; `re` tries those with the right first letter."""
+    by_initial: dict[str, list[str]] = defaultdict(list)
+    for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)):
+        by_initial[re.escape(phrase[0])].append(re.escape(phrase[1:]))
+    groups = (f"{initial}(?:{'|'.join(rests)})" for initial, rests in by_initial.items())
+    return f"(?=[{''.join(by_initial)}])(?:{'|'.join(groups)})"
 
 
 def replaced(text: str, parts: Iterable[tuple[int, int, str]]) -> str:
