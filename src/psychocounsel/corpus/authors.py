@@ -13,7 +13,7 @@ from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_add
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
 from psychocounsel.corpus.deidentify import PLACEHOLDER, Placeholders
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
-from psychocounsel.corpus.text import either, replaced, sentences, word_list
+from psychocounsel.corpus.text import either, replaced, sentences, touches, word_list
 
 # --- Who the authors are --------------------
 
@@ -308,7 +308,7 @@ def _found(text: str, known: KnownPeople, crisis: CrisisServices) -> list[NameSp
     """Return where known names stand, other than in those of crisis services."""
     names = known.find(text)
     services = crisis.spans(text) if names else []
-    return [each for each in names if not any(start < each.end and each.start < end for start, end in services)]
+    return [each for each in names if not touches(each.start, each.end, services)]
 
 
 def _without_greetings(text: str, known: KnownPeople, crisis: CrisisServices) -> str:

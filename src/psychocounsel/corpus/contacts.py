@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from phonenumbers import Leniency, PhoneNumberMatcher
 
+from psychocounsel.corpus.text import touches
+
 if TYPE_CHECKING:
     from tldextract import TLDExtract
 
@@ -192,7 +194,7 @@ def phone_numbers(text: str) -> Sequence[Contact]:
     for run in _RUN.finditer(text):
         digits += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
     called = [match.span("number") for match in _CALLED.finditer(text)]  # may reach into the next number
-    digits += [span for span in called if not any(start < span[1] and span[0] < end for start, end in digits)]
+    digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [span for span in digits if _has_form(text, *span)]
     found: list[Contact] = []

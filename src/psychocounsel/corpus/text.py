@@ -47,6 +47,11 @@ def either(phrases: Iterable[str]) -> str:
     return f"(?=[{''.join(by_initial)}])(?:{'|'.join(groups)})"
 
 
+def touches(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+    """Return whether `text[start:end]` shares a character with one of the spans."""
+    return any(first < end and start < last for first, last in spans)
+
+
 def replaced(text: str, parts: Iterable[tuple[int, int, str]]) -> str:
     """Return the text with another text in each of its parts `text[start:end]`, which are sorted and do not overlap."""
     pieces: list[str] = []

@@ -24,7 +24,7 @@ from psychocounsel.corpus.deidentify.words import (
     PLACEHOLDER,
     Span,
 )
-from psychocounsel.corpus.text import either, replaced
+from psychocounsel.corpus.text import either, replaced, touches
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 
@@ -132,7 +132,7 @@ def _outside_placeholders(text: str, spans: Sequence[Span]) -> Iterator[Span]:
     for span in spans:
         if span.entity == "PERSON" and (ending := _POSSESSIVE.search(text, span.start, span.end)):
             span = span._replace(end=ending.start())
-        if span.start < span.end and not any(start < span.end and span.start < end for start, end in taken):
+        if span.start < span.end and not touches(span.start, span.end, taken):
             yield span
 
 
@@ -254,7 +254,7 @@ def _pipeline_fingerprint(spacy_model: str) -> str:
 
 # --- Both --------------------
 
-_CACHED_TEXTS = 10_000  # what is said once in a session stands in the histories of all that follows
+_CACHED_TEXTS = 2_000  # what is said once in a session stands in the histories of all that follows
 
 
 class Deidentifier:
@@ -290,7 +290,7 @@ class Deidentifier:
         if not found:
             return found
         spared = [*self._crisis.spans(text), *(match.span() for match in self._kept.finditer(text))]
-        return [span for span in found if not any(start < span.end and span.start < end for start, end in spared)]
+        return [span for span in found if not touches(span.start, span.end, spared)]
 
 
 def open_deidentifier(config: DeidentificationConfig, crisis: CrisisServices | None = None) -> Deidentifier | None:
