@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from miniature import write_rows
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.stages.train_reward import pair_source
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.metrics import RewardModelMetrics, metrics_of
 from psychocounsel.store.schemas import read_pairs, read_scores
 from psychocounsel.store.store import Store
@@ -98,3 +99,15 @@ def test_what_cannot_be_mixed(
     ended = train(cli, miniature, store, **changes)
     assert ended.code == code, ended
     assert words in ended.err
+
+
+def test_an_artifacts_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    built = store.make(ArtifactSpec("preferences", "eggs", "stage", 1, {}), lambda writer: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eggs").mkdir()
+    write_set(tmp_path / "eggs" / "train.jsonl", 2)
+    assert pair_source(store, "eggs", "train", None, "pairs").parent == built.as_parent("pairs")
+    outside = pair_source(store, "./eggs", "train", None, "pairs")
+    assert (outside.parent, len(outside.fingerprint or [])) == (None, 1)
+    assert pair_source(Store(tmp_path / "other"), "eggs", "train", None, "pairs") == outside

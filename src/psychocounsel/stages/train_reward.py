@@ -26,7 +26,14 @@ from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.preflight import require_disk, require_memory
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
-from psychocounsel.store.references import HUB, POLICY_KINDS, resolve_model, resolve_parent, warn_unless_pinned
+from psychocounsel.store.references import (
+    HUB,
+    POLICY_KINDS,
+    UnknownReferenceError,
+    resolve_model,
+    resolve_parent,
+    warn_unless_pinned,
+)
 from psychocounsel.store.schemas import RewardScore, read_pairs, write_scores
 from psychocounsel.store.shapes import RankedPairs
 from psychocounsel.store.store import Store
@@ -79,16 +86,21 @@ class PairSource(NamedTuple):
 
 
 def pair_source(store: Store, ref: str, split: str, config: str | None, role: str) -> PairSource:
-    """Return what a reference to pairs names: an artifact, a file or folder, or a dataset on the Hub.
+    """Return what a reference to pairs names: an artifact, else a file or folder, or a dataset on the Hub.
 
     Raises:
         ConfigError: nothing has this reference, or an artifact has no such split.
     """
-    is_outside = ref.startswith(HUB) or (Path(ref).exists() and not (Path(ref) / MANIFEST).is_file())
-    if not is_outside:
-        if split not in SPLITS:
-            raise ConfigError(f"there is no split {split!r}", where="split", remedy=did_you_mean(split, SPLITS))
-        return PairSource(resolve_parent(store, ref, "preferences", role), None)
+    if not ref.startswith(HUB):
+        try:
+            parent = resolve_parent(store, ref, "preferences", role)
+        except UnknownReferenceError:
+            if not Path(ref).exists() or (Path(ref) / MANIFEST).is_file():
+                raise
+        else:
+            if split not in SPLITS:
+                raise ConfigError(f"there is no split {split!r}", where="split", remedy=did_you_mean(split, SPLITS))
+            return PairSource(parent, None)
     warn_unless_pinned(store, ref)
     return PairSource(None, outside_fingerprint(ref, split, config))
 
