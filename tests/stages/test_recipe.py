@@ -81,6 +81,7 @@ def test_dry_run_writes_nothing_and_has_the_ids_of_the_real_run(miniature: Minia
     # The model that they train does not exist yet, but its shape is known.
     needs = [line for line in ended.out.splitlines() if line.startswith("training ")]
     assert ["GB of memory" in line for line in needs] == [True] * 3
+    assert "nothing to pay" in ended.out
 
 
 def test_a_dry_run_counts_what_a_judge_of_probes_would_compare(miniature: Miniature, cli: Cli) -> None:
@@ -93,6 +94,7 @@ def test_a_dry_run_counts_what_a_judge_of_probes_would_compare(miniature: Miniat
     # In both orders: the extremes of every probe, and after each of two rounds three draws against the initial ones.
     assert f": {2 * held_out * (1 + 2 * (3 + 1))} calls, up to " in ended.out
     assert "$" in ended.out
+    assert "nothing to pay" not in ended.out
 
 
 def test_speed_knobs_and_names_change_no_id(miniature: Miniature, cli: Cli) -> None:

@@ -259,5 +259,7 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
     asked = [calls for preview in previews for calls in preview.calls]
     if sum(each.calls is not None for each in asked) > 1 or any(each.estimate for each in asked):
         console.prose(f"to pay in all: {bill_of(asked)}")
+    if not asked:
+        console.prose("nothing to pay: no calls to an endpoint")
     if not console.is_verbose():
         console.note("with -v: every setting and every artifact of the rounds")
