@@ -27,9 +27,13 @@ ONLY_A_LINK = "See www.myclinic-of-hope.com."
 
 
 def write_corpus(folder: Path) -> Path:
-    """Write ten speeches with two answers each; one answer has a link in its last sentence, one is a link alone."""
+    """Write ten speeches with two answers each and one that is too short.
+
+    One answer has a link in its last sentence, one is a link alone.
+    """
     speeches = [{"key": word, "text": SPEECH.format(word=word)} for word in WORDS]
     speeches[0]["text"] += " Tell Peter Miller that his answer helped."
+    speeches.append({"key": "short", "text": "I am so tired."})
     answers = [
         {"key": word, "who": who, "reply": f"{who} hears you. {PLAIN.format(word=word)}"}
         for word in WORDS
@@ -67,10 +71,16 @@ def test_the_corpus_is_built_and_a_private_page_shows_what_each_rule_did(cli: Cl
     assert body.strip().startswith('<p class="warning" role="note"><strong>Private.')
     assert "default-src 'none'" in unescape(page)
     assert "<script" not in page
-    words = unescape(re.sub(r"</?mark>", "", body))
-    for before in (LINK, ONLY_A_LINK, "Tell Peter Miller that"):
-        assert before in words
-    assert "Tell [PERSON_1] that" in words
+    before, after = (
+        re.sub(f"<{gone}>.*?</{gone}>|</?{kept}>", "", body) for gone, kept in (("ins", "del"), ("del", "ins"))
+    )
+    for text in (LINK, ONLY_A_LINK, "Tell Peter Miller that"):
+        assert text in unescape(before)
+    assert "Tell [PERSON_1] that" in unescape(after)
+    assert "<del>Peter Miller </del><ins>[PERSON_1] </ins>" in body
+    assert re.search(
+        r"speeches.jsonl line 11, key short</th>\s*<td[^>]*>too short</td>\s*<td[^>]*>I am so tired\.</td>", body
+    )
     # What is private stays outside every artifact.
     for artifact in Store(store).artifacts():
         assert all(b"Peter Miller" not in file.read_bytes() for file in artifact.folder.rglob("*") if file.is_file())

@@ -14,6 +14,7 @@ from psychocounsel.corpus.contacts import blanked, phone_numbers, web_addresses
 
 LARGEST = 50
 MOST_SHORTENED = 1000
+MOST_DROPPED = 50
 TOUCHED_SHARE, TAKEN_SHARE, SHORTENED_SHARE = 0.05, 0.5, 0.1
 
 
@@ -30,6 +31,14 @@ class ShownChange(NamedTuple):
     def share(self) -> float:
         """What part of the text was lost."""
         return self.lost / max(self.length, 1)
+
+
+class DroppedRow(NamedTuple):
+    """A row that was dropped, its reason with what was found, and its text before cleaning."""
+
+    where: str
+    reason: str
+    text: str
 
 
 @dataclass
@@ -57,7 +66,7 @@ class CorpusEffects:
 
     `shortened` counts the texts that lost more than a tenth over all rules, `shortened_prose` those of them that did so
     without their phone numbers and addresses, and `most_shortened` are the worst. Changes of white space alone count
-    nowhere.
+    nowhere. `dropped` are the first rows that were dropped for each reason.
     """
 
     kind: str
@@ -66,6 +75,7 @@ class CorpusEffects:
     shortened: int = 0
     shortened_prose: int = 0
     most_shortened: list[ShownChange] = field(default_factory=list[ShownChange])
+    dropped: list[DroppedRow] = field(default_factory=list[DroppedRow])
 
     def flags(self) -> list[str]:
         """Return a sentence for each rule that touches more than 5 % of the texts, or takes more than half of one."""
@@ -105,8 +115,14 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
     open_changes = partial(_open_changes, raw.steps)
     changed = (text for row, text in texts if row.changed_by)
     made = parallel_map(open_changes(), changed, open_changes, worker_count())
+    reasons: Counter[str] = Counter()
     for row, text in every:
+        where = f"{row.where}, key {row.key}" if row.key else row.where
         result.texts += bool(text.strip())
+        reasons[row.reason] += 1
+        if row.reason and reasons[row.reason] <= MOST_DROPPED:
+            why = f"{row.reason} ({row.detail})" if row.detail else row.reason
+            result.dropped.append(DroppedRow(where, why.replace("_", " "), text))
         if not row.changed_by:
             continue
         steps = next(made)
@@ -114,14 +130,14 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
         final = published.get(row.text_id, plain)
         touched: set[str] = set()
         for change in (*steps, Change(DEIDENTIFICATION, plain, final)):
-            if (shown := _shown(row.where, change.before, change.after)) is not None:
+            if (shown := _shown(where, change.before, change.after)) is not None:
                 rules[change.step].add(shown)
                 touched.add(change.step)
         for name in touched:
             rules[name].touched += 1
-        whole = _shown(row.where, text, final)
+        whole = _shown(where, text, final)
         if whole is not None and whole.share > SHORTENED_SHARE:
-            prose = _shown(row.where, _without_contacts(text), _without_contacts(final))
+            prose = _shown(where, _without_contacts(text), _without_contacts(final))
             result.shortened += 1
             result.shortened_prose += prose is not None and prose.lost > SHORTENED_SHARE * whole.length
             insort(result.most_shortened, whole, key=lambda each: -each.share)

@@ -1,14 +1,17 @@
 """The page of what each rule did to a corpus. It holds texts before de-identification, so it stays private."""
 
+import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from importlib.resources import files
 from typing import Any, cast
 
 from markupsafe import Markup
 
-from psychocounsel.corpus.changes import CorpusEffects
+from psychocounsel.corpus.changes import MOST_DROPPED, CorpusEffects
 from psychocounsel.reporting.artifact_tables import tables
 from psychocounsel.reporting.html import content_security_policy, page_environment
+from psychocounsel.reporting.plots import shortened
 from psychocounsel.reporting.tables import NONE, Table, percent, share_of
 from psychocounsel.store.artifacts import Artifact
 
@@ -30,7 +33,7 @@ def effects_table(artifact: Artifact, effects: CorpusEffects) -> Table:
     title = (
         f"{_NAMES[artifact.kind]}: what each rule did to {effects.texts} texts, white space apart. "
         f"{effects.shortened} lost more than a tenth of their characters, "
-        f"{effects.shortened_prose} of them beside phone numbers and addresses."
+        f"{effects.shortened_prose} of them even if phone numbers and addresses do not count."
     )
     return Table("effects", title, ("rule", "texts touched", "share", "characters lost", "most of one"), "lrrrr", rows)
 
@@ -46,7 +49,7 @@ def render_page(name: str, found: Sequence[tuple[Artifact, CorpusEffects]]) -> s
         style=style,
         flags=[flag for _, effects in found for flag in effects.flags()],
         parts_of_corpus=[
-            (_NAMES[artifact.kind], effects, [effects_table(artifact, effects), *_funnel(artifact)])
+            (_NAMES[artifact.kind], effects, [effects_table(artifact, effects), *_funnel(artifact), *_dropped(effects)])
             for artifact, effects in found
         ],
     )
@@ -56,15 +59,19 @@ def _funnel(artifact: Artifact) -> list[Table]:
     return [table for table in tables(artifact) if table.key == "funnel"]
 
 
-def _parts(text: str, other: str) -> tuple[str, str, str]:
-    """Split a text into the start that it shares with the other, what differs, and the end that they share."""
-    start = _shared_start(text, other)
-    end = _shared_start(text[start:][::-1], other[start:][::-1])
-    return text[:start], text[start : len(text) - end], text[len(text) - end :]
+def _dropped(effects: CorpusEffects) -> list[Table]:
+    rows = tuple((each.where, each.reason, shortened(each.text, 160)) for each in effects.dropped)
+    title = f"Rows that were dropped, at most {MOST_DROPPED} for each reason."
+    return [Table("dropped", title, ("row", "reason", "text before cleaning"), "lll", rows)] if rows else []
 
 
-def _shared_start(text: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
-    return next(
-        (at for at, (one, two) in enumerate(zip(text, other, strict=False)) if one != two), min(len(text), len(other))
-    )
+def _parts(before: str, after: str) -> list[tuple[str, str]]:
+    """Return the words of both texts in order, in parts that are `same`, `lost` or `new`."""
+    old, new = (re.findall(r"\S+\s*|\s+", text) for text in (before, after))
+    parts: list[tuple[str, str]] = []
+    for kind, start, end, new_start, new_end in SequenceMatcher(None, old, new).get_opcodes():
+        if kind == "equal":
+            parts.append(("same", "".join(old[start:end])))
+        else:
+            parts += [("lost", "".join(old[start:end])), ("new", "".join(new[new_start:new_end]))]
+    return parts
