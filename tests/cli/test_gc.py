@@ -10,6 +10,7 @@ from psychocounsel.errors import StoreError
 from psychocounsel.llm.journal import Journal
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.files import UMASK_VARIABLE, human_bytes
+from psychocounsel.store.gc import Kept, find_garbage
 from psychocounsel.store.references import ancestors
 from psychocounsel.store.store import Store, damaged_files
 from running import Cli
@@ -85,6 +86,15 @@ def test_five_runs_keep_what_names_reports_and_children_need(cli: Cli, store: St
         each.id for each in store.artifacts("speeches")
     } - lines
     assert len(kept) == len(lines) + 2
+
+
+def test_children_go_before_their_parents_whatever_their_names_meant_last(store: Store) -> None:
+    for seed in (1, 2):
+        make(store, "candidates", "talk", seed, make(store, "speeches", "talk", seed))
+    older, newer = (ArtifactSpec("speeches", "talk", "test", 1, {"seed": seed}) for seed in (1, 2))
+    store.name_again([older])
+    store.name_again([newer])
+    assert [each.what.partition(" ")[0] for each in find_garbage(store, Kept())] == ["candidates", "speeches"]
 
 
 def test_people_keep_their_labels_and_the_keys_to_what_they_still_read(cli: Cli, store: Store) -> None:

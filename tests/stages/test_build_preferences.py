@@ -176,6 +176,7 @@ class TestFailingJudge:
                 assert "up to date" in build(cli, config, *more).out
             assert server.count == 128 + 1
         first, second = Store(recipe.parent / "store").artifacts("judgements")
+        assert Store(recipe.parent / "store").artifacts("preferences")[-1].parent("judgements").id == second.id
         assert second.manifest["settings"]["retried_from"] == first.id
         assert [each.metrics["status"].get("invalid", 0) for each in (first, second)] == [1, 0]
 

@@ -344,6 +344,47 @@ def test_failures_are_retried_in_new_artifacts_until_nothing_fails(store: Store)
     assert retry_spec(spec, store) == second
 
 
+def meant_by(store: Store, spec: ArtifactSpec) -> str:
+    return [each.id for each in store.artifacts(spec.kind) if each.name == spec.name][-1]
+
+
+def test_a_name_goes_back_to_what_a_run_found_unless_that_was_retried(store: Store) -> None:
+    first, changed = spec_of(seed=1), spec_of(seed=2)
+    retry = spec_of(seed=1, retried_from=first.id)
+    child, retried_child = (
+        ArtifactSpec("candidates", "talk", "answer", 1, {}, (each.as_parent("speeches"),)) for each in (first, retry)
+    )
+    for spec in (first, child, changed):
+        store.make(spec, build)
+    assert meant_by(store, first) == changed.id
+    store.name_again([first, child])
+    assert [meant_by(store, each) for each in (first, child)] == [first.id, child.id]
+    for spec in (retry, retried_child):
+        store.make(spec, build)
+    store.name_again([first, child])
+    assert [meant_by(store, each) for each in (first, child)] == [retry.id, retried_child.id]
+
+
+def test_a_second_name_means_what_took_it_last(store: Store) -> None:
+    old, other = spec_of(name="old", seed=1), spec_of(name="old", seed=2)
+    for spec in (old, other):
+        store.make(spec, build)
+    store.name_again([old])
+    store.make(spec_of(name="new", seed=3), build)
+    alias = store.make(spec_of(name="new", seed=1), must_not_build)
+    assert resolve(store, "new") == alias
+
+
+def test_a_name_stays_where_another_process_is_at_work(store: Store, log: pytest.LogCaptureFixture) -> None:
+    first, last = (store.make(spec_of(seed=seed), build) for seed in (1, 2))
+    with store.in_use(alone=True):
+        store.name_again([spec_of(seed=1)])
+    assert resolve(store, "talk") == last
+    assert "still means" in log.text
+    store.name_again([spec_of(seed=1), spec_of(seed=3)])
+    assert resolve(store, "talk").id == first.id
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

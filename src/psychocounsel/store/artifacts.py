@@ -277,12 +277,13 @@ def alias(found: Artifact, name: str, folder: Path) -> Artifact:
     with write_faults(folder):
         for file_name in found.kept_files:
             link_or_copy(found.file(file_name), folder / file_name)
-    return _with_manifest(folder, {**found.manifest, "name": name, "created_at": _now()}, is_new=False)
+    manifest = {key: value for key, value in found.manifest.items() if key != "named_at"}
+    return _with_manifest(folder, {**manifest, "name": name, "created_at": _now()}, is_new=False)
 
 
-def name_again(artifact: Artifact) -> Artifact:
-    """Return an artifact with a manifest by which its name means it, and not one that was made later."""
-    return _with_manifest(artifact.folder, {**artifact.manifest, "named_at": _now()}, artifact.is_new)
+def take_name(artifact: Artifact) -> None:
+    """Have the name of an artifact mean it, and not one that was made later."""
+    _with_manifest(artifact.folder, {**artifact.manifest, "named_at": _now()}, is_new=False)
 
 
 def drop_files(artifact: Artifact, names: Collection[str], remedy: str) -> Artifact:

@@ -54,7 +54,7 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     needed = _needed(artifacts, kept)
     found = [
         _whole(f"{each.kind} {each.ref}", "superseded", each.folder)
-        for each in reversed(artifacts)
+        for each in sorted(artifacts, key=lambda each: each.manifest["created_at"], reverse=True)
         if each.id not in needed
     ]
     found += _leftovers(store, kept)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from psychocounsel.store.artifacts import (
     Kind,
     Parent,
     alias,
-    name_again,
+    take_name,
 )
 from psychocounsel.store.files import FULL_DISK, cached_digest, digest_of_file, umask, write_faults
 
@@ -83,8 +84,7 @@ class Store:
         if found is not None and found.name == spec.name and not (whole and found.dropped):
             return found  # without a lock, so that a store that is read-only can be read
         folder = self.folder_of(spec)
-        lock = self.root / LOCKS / f"{spec.kind}-{spec.id[:16]}.lock"
-        with hold_lock(lock, f"{spec.kind} {spec.ref}"), self.in_use(), write_faults(folder, only=FULL_DISK):
+        with self._locked(spec), write_faults(folder, only=FULL_DISK):
             found = self.find(spec)
             is_to_be_restored = whole and found is not None and bool(found.dropped)
             if found is not None and not is_to_be_restored:
@@ -108,17 +108,40 @@ class Store:
             return writer.commit(warnings, time.monotonic() - started)
 
     def name_again(self, specs: Iterable[ArtifactSpec]) -> None:
-        """Have the names of specs mean the artifacts of these specs, also where others of a name were made later."""
+        """Have the names of specs mean the artifacts of these specs, also where others of a name were made later.
+
+        A name that means what retries of their failed requests have led to goes on to mean that.
+        """
         found = self.artifacts()
-        own = {(each.kind, each.name, each.id): each for each in found}
-        last = {(each.kind, each.name): each for each in found}
+        by_id = {each.id: each for each in found}
+        meant = {(each.kind, each.name): each for each in found}
+
+        @cache
+        def follows(later: str, earlier: str) -> bool:
+            if later == earlier or later not in by_id or earlier not in by_id:
+                return later == earlier
+            new, old = by_id[later], by_id[earlier]
+            if follows(new.manifest["settings"].get("retried_from", ""), earlier):
+                return True
+            is_alike = _made_by(new) == _made_by(old)
+            return is_alike and all(follows(each.id, old.parent(each.role).id) for each in new.parents)
+
         for spec in specs:
-            meant, artifact = last.get((spec.kind, spec.name)), own.get((spec.kind, spec.name, spec.id))
-            if meant is not None and artifact is not None and meant.id != artifact.id:
-                try:
-                    name_again(artifact)
-                except IncompleteError:
-                    self.notify_once(f"{spec.kind}/{spec.name} still means {meant.ref}: the store cannot be written to")
+            last = meant.get((spec.kind, spec.name))
+            if spec.id not in by_id or last is None or follows(last.id, spec.id):
+                continue
+            try:
+                with self._locked(spec):
+                    take_name(open_artifact(self.folder_of(spec)))
+            except (IncompleteError, StoreError) as fault:
+                self.notify_once(f"{spec.kind}/{spec.name} still means {last.ref}: {fault.what}")
+
+    @contextmanager
+    def _locked(self, spec: ArtifactSpec) -> Generator[None]:
+        """Keep other runs from writing a spec's artifact, and all artifacts from being removed, meanwhile."""
+        lock = self.root / LOCKS / f"{spec.kind}-{spec.id[:16]}.lock"
+        with hold_lock(lock, f"{spec.kind} {spec.ref}"), self.in_use():
+            yield
 
     @contextmanager
     def in_use(self, *, alone: bool = False) -> Generator[None]:
@@ -252,6 +275,12 @@ class Store:
 
 def _when_named(artifact: Artifact) -> tuple[str, str]:
     return artifact.named_at, artifact.id
+
+
+def _made_by(artifact: Artifact) -> tuple[object, ...]:
+    """Return all that decides the id of an artifact but the ids of its parents."""
+    roles = {parent.role for parent in artifact.parents}
+    return roles, *(artifact.manifest[key] for key in ("kind", "stage", "version", "settings"))
 
 
 def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Path | None = None) -> Store:
