@@ -57,6 +57,16 @@ def test_an_unknown_name_suggests_a_similar_one(store: Store) -> None:
         resolve(store, "zzz")
 
 
+def test_labels_that_are_not_imported_yet_are_told_as_that(store: Store) -> None:
+    made(store, "comparisons", "talk")
+    for ref in ("talk", "annotations/talk"):
+        with pytest.raises(ConfigError, match="annotate import"):
+            resolve(store, ref, "annotations")
+    made(store, "annotations", "talk")
+    with pytest.raises(ConfigError, match="did you mean 'talk'"):
+        resolve(store, "tolk", "annotations")
+
+
 def test_best_is_what_the_stage_noted(store: Store) -> None:
     best = made(store, "policies", "round-3")
 

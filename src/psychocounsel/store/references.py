@@ -167,6 +167,8 @@ def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> UnknownReferenc
         remedy = f"did you mean '{similar_kinds[0]}/{rest}'?"
     elif short_id and ids:
         remedy = f"those of this name: {', '.join(dict.fromkeys(ids))}"
+    elif list(kinds) == ["annotations"] and not ids and (found or not known):  # nothing but a rater's work makes them
+        remedy = "export the comparison, and run `psychocounsel annotate import` with the labels first"
     elif found and not ids:
         remedy = f"of this name there are {', '.join(dict.fromkeys(each.kind for each in found))}"
     elif close := difflib.get_close_matches(name, known, n=1):
