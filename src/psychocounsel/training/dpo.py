@@ -24,6 +24,7 @@ from psychocounsel.training.trainer import (
     RunPosition,
     TrainingOutput,
     TrainingSummary,
+    autocast_deepspeed,
     copy_configs,
     history,
     keep_optimizer,
@@ -83,16 +84,18 @@ def train_dpo(
         max_steps=max_steps,
         position=position,
     )
+    # With "precompute", trl reads the reference's log-probabilities from columns, which the rows have already.
+    arguments = DPOConfig(
+        **shared, beta=config.beta, loss_type=["sigmoid"], max_length=None, precompute_ref_log_probs=True
+    )
+    autocast_deepspeed(arguments, config.optimisation)
     with quiet_libraries(), patch.multiple(dpo_trainer, create_model_from_path=_none, hash_module=_none):
         # Patched: sharded training would load the reference, and all weights be hashed for the name of a cache file.
         model = load_trainable(policy, config.optimisation)
         configs = copy_configs(model)
         trainer = TokenizedDPOTrainer(
             model=model,
-            # With "precompute", trl reads the reference's log-probabilities from columns, which the rows have already.
-            args=DPOConfig(
-                **shared, beta=config.beta, loss_type=["sigmoid"], max_length=None, precompute_ref_log_probs=True
-            ),
+            args=arguments,
             data_collator=DataCollatorForPreference(pad_token_id(tokenizer)),
             train_dataset=Dataset.from_list(with_reference(rows, reference)),
             processing_class=padding_tokenizer,

@@ -43,6 +43,7 @@ from psychocounsel.training.trainer import (
     LengthGroupedTrainer,
     TrainingOutput,
     TrainingSummary,
+    autocast_deepspeed,
     copy_configs,
     history,
     peft_config,
@@ -82,6 +83,7 @@ class HeadsTrainer(RewardTrainer):
 
         def rewards(**batch: Any) -> Any:
             outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            outputs.logits = outputs.logits.float()  # DeepSpeed's autocast leaves them in bfloat16
             if self.head_weights:
                 logits.append(outputs.logits)  # [2 * pairs, heads]
                 outputs.logits = outputs.logits @ outputs.logits.new_tensor(self.head_weights)[:, None]
@@ -180,6 +182,7 @@ def train_reward_model(
         center_rewards_coefficient=config.centre_rewards_coefficient or None,
         remove_unused_columns=False,
     )
+    autocast_deepspeed(arguments, config.optimisation)
     with quiet_libraries():
         model = load_with_new_head(base, tokenizer, config.seed, weights, **loading_options(config.optimisation))
         prepare_weights(model, config.optimisation)

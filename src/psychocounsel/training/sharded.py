@@ -69,6 +69,7 @@ def gathered(trainer: Trainer, config: PreTrainedConfig) -> Any:
     with torch.device("meta"), set_zero3_state():
         plain = plain_class(config)
         copied = get_peft_model(plain, trained.peft_config["default"]) if isinstance(trained, PeftModel) else plain
-    copied.load_state_dict(weights, assign=True)
+    # In fp32 already, as they are saved: a model with buffers on no device cannot be converted.
+    copied.load_state_dict({name: each.float() for name, each in weights.items()}, assign=True)
     plain.tie_weights()
     return copied

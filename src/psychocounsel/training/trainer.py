@@ -529,7 +529,8 @@ def training_arguments(
         "warmup_steps": int((position.total_steps if position else steps) * optimisation.warmup_share),
         "weight_decay": optimisation.weight_decay,
         "max_grad_norm": optimisation.max_grad_norm,
-        "bf16": uses_autocast(optimisation),
+        # DeepSpeed's own mixed precision would round the weights that training begins with: see `autocast_deepspeed`.
+        "bf16": uses_autocast(optimisation) and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",
         "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False,
         "activation_checkpointing": optimisation.gradient_checkpointing,
@@ -543,6 +544,13 @@ def training_arguments(
         **tracker_arguments(optimisation.tracker),
         "disable_tqdm": True,
     }
+
+
+def autocast_deepspeed(arguments: TrainingArguments, optimisation: OptimisationConfig) -> None:
+    """Have DeepSpeed, where it trains, compute in bfloat16 from weights in fp32, as other launches do."""
+    plugin = cast(Any, arguments).deepspeed_plugin
+    if plugin is not None and uses_autocast(optimisation):
+        plugin.hf_ds_config.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
 
 def peft_config(lora: LoraConfig | None, task: str, saved_modules: list[str] | None = None) -> Any:
