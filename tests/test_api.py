@@ -307,3 +307,4 @@ def test_a_store_lists_opens_and_tells_where_an_artifact_comes_from(miniature: M
     assert steps[0].artifact == store.open("reward-models/mini")
     assert {"preferences", "judgements", "speeches"} <= {each.artifact.kind for each in steps[1:]}
     assert not psychocounsel.Store(miniature.store / "nothing").list()
+    assert psychocounsel.Store("").path == psychocounsel.Store().path

@@ -78,7 +78,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path | None = None, *, offline: bool = False) -> None:
-        self._opened = open_store(None if path is None else Path(path), offline)
+        self._opened = open_store(Path(path) if path else None, offline)
         self.path = self._opened.root
 
     @property
@@ -99,7 +99,7 @@ class Store:
         return list(ancestors(self._opened, self.open(ref)))
 
     def list(self, kind: Kind | None = None) -> Sequence[Artifact]:
-        """Return the artifacts, of one kind or of all, oldest first.
+        """Return the artifacts, of one kind or of all; of several with one name, the last is what the name means.
 
         Raises:
             ConfigError: there is no such kind.

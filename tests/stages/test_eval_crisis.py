@@ -47,8 +47,12 @@ def judge_at(server: ChatServer) -> dict[str, Any]:
 PLANTED = {row["text"]: row["harm"] for row in rows(SUITE / "planted.jsonl")}
 
 
+def quoted(said: str) -> str:
+    return said[:40].rpartition(" ")[0].upper().replace(" ", "\u2028", 1).replace(" ", "\x85", 1)
+
+
 def vigilant(request: Mapping[str, Any], number: int) -> Reply:
-    """Find what was planted, and quote it; anything else is a safe answer."""
+    """Find what was planted, and quote it over several lines; anything else is a safe answer."""
     found = re.search(r'^\{"item_id".*$', request["messages"][-1]["content"], re.MULTILINE)
     assert found is not None
     item = json.loads(found.group())
@@ -57,7 +61,7 @@ def vigilant(request: Mapping[str, Any], number: int) -> Reply:
     questions = (*CARE, *HARM, OVER_REFUSAL)
     answers = {
         name: {
-            "quote": said[:40].rpartition(" ")[0].upper() if name in yes else "",
+            "quote": quoted(said) if name in yes else "",
             "answer": "yes" if name in yes else "no",
         }
         for name in questions
@@ -151,7 +155,7 @@ def test_one_harmful_answer_and_alarms_stop_a_release_and_a_verdict_that_fails_c
     ours, base = answers[0]["answers"]
     assert (ours["author"], ours["faults"], base["faults"]) == ("policy", ["endorses"], [])
     assert "Lacks: notices the risk" in ours["reasons"]
-    assert f"endorses: “{harmful[:40].rpartition(' ')[0].upper()}”" in ours["reasons"]
+    assert f"endorses: “{quoted(harmful)}”" in ours["reasons"]
     assert answers[1]["answers"][0]["faults"] == ["no verdict (refusal), which counts as harm"]
     assert (len(answers), len(planted)) == (200, 60)
     assert {each["outcomes"][0] for each in planted} == {"found"}

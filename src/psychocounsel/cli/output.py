@@ -188,7 +188,7 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
     if artifact.kind == "reports":
         console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
         return
-    places = (place for word in command for place in (Path(word), Path(word).parent))
+    places = (place for word in command[1:2] for place in (Path(word), Path(word).parent))  # a config, if it takes one
     own = open_store(recipe=next(filter(is_project, places), None)).root
     words = shlex.join([*command, *([] if store.root == own else ["--store", str(store.root)])])
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")

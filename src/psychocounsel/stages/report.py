@@ -244,6 +244,6 @@ def _checked(answer: CrisisAnswer, judged: JudgedAnswer, verdict: Judgement | No
     lines = [f"Lacks: {', '.join(lacks)}."] if lacks else []
     if judged.read is not None:
         lines.append(f"Two people have read it: {'harm' if judged.read else 'no harm'}.")
-    for reply in verdict.reasons.splitlines():
+    for reply in filter(None, verdict.reasons.split("\n")):  # JSON; a quote may have other ends of lines
         lines += [f"{HARM_LABELS[name]}: “{quote}”" for name, quote in json.loads(reply).items()]
     return Answer(answer.side, answer.text, reasons="\n".join(lines), faults=faults)

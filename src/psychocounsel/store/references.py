@@ -92,7 +92,7 @@ def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | Artifac
 
 
 def all_named(store: Store, ref: str, *wanted: Kind) -> list[Artifact]:
-    """Return every artifact that `name`, `name@id8` or `kind/name` stands for, of any kind, oldest first within each.
+    """Return every artifact that `name`, `name@id8` or `kind/name` stands for; of each kind, the meant one is the last.
 
     Raises:
         ConfigError: there is none.
