@@ -17,7 +17,7 @@ from psychocounsel.corpus.cleaning import SPEECH_STEPS, prepare
 from psychocounsel.errors import DataQualityError
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import Speech
+from psychocounsel.types import Speech, content_id
 
 WORDS = [
     "harbour", "lantern", "orchard", "pebble", "quarry", "ribbon", "saddle", "timber", "umbrella", "velvet",
@@ -73,6 +73,46 @@ def test_a_corpus_is_read_split_and_counted(tmp_path: Path) -> None:
     funnel = corpus.candidates.metrics["funnel"]
     assert counts(funnel) == (42, 40, {"its_speech_was_dropped": 1, "no_such_speech": 1})
     assert corpus.candidates.parents == (corpus.speeches.as_parent("speeches"),)
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_the_limit_chooses_by_text_and_drops_what_is_beyond(tmp_path: Path, is_reversed: bool) -> None:
+    settings = corpus_files(tmp_path)
+    settings["cleaning"]["max_speeches"] = 10
+    path = Path(settings["speeches"][0]["path"])
+    if is_reversed:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(reversed(lines)), encoding="utf-8")
+    corpus = opened(settings, Store(tmp_path / "store"))
+    kept = {row.speech.id for row in read_speeches(corpus.speeches)}
+    ids = (Speech(speech_text(at)).id for at in range(20))
+    assert kept == set(sorted(ids, key=lambda each: content_id("limit", each))[:10])
+    dropped = {"beyond_max_speeches": 10, "repeated_speech": 1, "too_short": 1}
+    assert counts(corpus.speeches.metrics["funnel"]) == (22, 10, dropped)
+    rows = list(read_row_provenance(corpus.speeches))
+    assert Counter(row.reason for row in rows) == {"": 10, **dropped}
+    assert {row.text_id for row in rows if not row.reason} == kept
+    assert {each.speech_id for each in read_candidates(corpus.candidates)} == kept
+    assert corpus.candidates.metrics["funnel"]["dropped"] == {"its_speech_was_dropped": 21, "no_such_speech": 1}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"q": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": speech_text(3)}]}],
+        [{"q": speech_text(3), "n": 3}, {"q": "five words that nobody says"}],
+    ],
+)
+def test_a_benchmark_is_compared_with_all_that_can_be_read_of_it(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    settings = corpus_files(tmp_path)
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    columns = ["q", "n"] if len(rows) > 1 else ["q"]
+    settings["exclude"] = [{"path": str(path), "columns": columns, "on_bad_row": "drop"}]
+    corpus = opened(settings, Store(tmp_path / "store"))
+    assert corpus.speeches.metrics["funnel"]["dropped"]["shares_span_with_benchmark"] == 1
+    counted = [warning for warning in corpus.speeches.warnings if "exam.jsonl" in warning and ": 2;" in warning]
+    assert len(counted) == len(corpus.speeches.warnings) == len(columns) - 1
 
 
 def test_a_corpus_is_read_once_and_known_by_content(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("see linktr.ee/jane, discord.gg/abc", "see [URL_1], [URL_2]"),
         ("talk to him.and/or her.so be it", "talk to him.and/or her.so be it"),
         ("www.x.org, http://x.org/ and y.com, a@b.org", "[URL_1], [URL_1] and [URL_2], [EMAIL_1]"),
+        ("https://a-b.org/c, www.ab.org/c, a.b@x.org", "[URL_1], [URL_2], [EMAIL_1]"),
         ("514-690-2469, (514) 690 2469", "[PHONE_1], [PHONE_1]"),
         ("[URL_3] and www.x.org", "[URL_3] and [URL_4]"),
     ],

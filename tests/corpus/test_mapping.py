@@ -95,6 +95,7 @@ def test_a_file_with_a_header_alone_is_told_as_that(tmp_path: Path) -> None:
         (CHAT[:2], "I am tired.", ""),
         ([{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}], "Hi.", "Hello."),
         ([CHAT[2], CHAT[1], CHAT[3], CHAT[4]], "I am tired.\n\nSince May.", "What happened in May?"),
+        ([*CHAT[1:4], {"role": "assistant", "content": None, "tool_calls": []}], "I am tired.", "Since when?"),
         ([], "", ""),
     ],
 )

@@ -91,6 +91,8 @@ def test_a_lost_batch_is_an_error_and_prepared_again(
     with pytest.raises(InputError) as caught:
         build(prepared)
     assert caught.value.where == str(tmp_path)
+    with pytest.raises(InputError):  # neither is a file instead of the folder a full disk
+        build(config.model_copy(update={"prepared": config.speeches[0].path}))
     PrepareTexts(config, tmp_path)(rank=1, world_size=3)
     assert build(prepared) == build(config)
     other = prepared.model_copy(update={"cleaning": config.cleaning.model_copy(update={"contacts": "placeholder"})})

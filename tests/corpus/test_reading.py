@@ -1,9 +1,11 @@
 """Rows become speeches and responses: what is kept, what is dropped and why, counted to the last row."""
 
+import gc
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -21,13 +23,13 @@ from psychocounsel.corpus.reading import (
     Funnel,
     SpeechIndex,
     SpooledSpeeches,
+    TextSpool,
     candidate_cells,
     candidate_funnel,
     read_candidates,
     read_speeches,
-    rows_within_limit,
 )
-from psychocounsel.errors import InputError
+from psychocounsel.errors import IncompleteError, InputError
 from psychocounsel.store.schemas import RowProvenance
 from psychocounsel.types import Candidate, Speech
 
@@ -62,9 +64,6 @@ def read_files(
         config = config_of(CorpusConfig, {"name": "c", "speeches": sources, "cleaning": cleaning, **more})
         speeches, funnel = SpooledSpeeches(Path(folder)), Funnel(SPEECH_FUNNEL)
         rows = list(read_speeches(Cleaner(config), speeches))
-        if config.cleaning.max_speeches is not None:
-            speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, Path(folder))
-            rows = list(rows_within_limit(rows, beyond))
         return Read(list(speeches), list(funnel.counting(rows)), funnel)
 
 
@@ -113,31 +112,15 @@ def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
     assert reading.funnel.dropped == {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1}
 
 
-def test_beyond_the_limit_repeats_are_still_repeats() -> None:
-    limit = SHORT | {"max_speeches": 2}
-    reading = read_texts(["one", "one", "two", "three", "two", "x"], limit)
-    assert len(reading.speeches) == 2
-    assert reading.funnel.dropped == {"repeated_speech": 2, "beyond_max_speeches": 1, "too_short": 1}
-
-
-@given(st.permutations(["one", "two", "three", "four", "five"]), st.integers(1, 4))
-def test_the_limit_does_not_depend_on_the_order_of_rows(order: list[str], limit: int) -> None:
-    cleaning = SHORT | {"max_speeches": limit}
-    one, other = (read_texts(texts, cleaning).speeches for texts in (order, sorted(order)))
-    assert {speech.text for speech in one} == {speech.text for speech in other}
-
-
 texts = st.none() | st.text("ab \n", max_size=6)
 
 
-@given(st.lists(texts, min_size=1, max_size=20), st.none() | st.integers(1, 4))
-def test_the_funnel_adds_up(cells: list[str | None], limit: int | None) -> None:
-    cleaning = {"min_chars": 2, "max_chars": 4, "drop_empty": True, "max_speeches": limit}
-    reading = read_texts(cells, cleaning)
+@given(st.lists(texts, min_size=1, max_size=20))
+def test_the_funnel_adds_up(cells: list[str | None]) -> None:
+    reading = read_texts(cells, {"min_chars": 2, "max_chars": 4, "drop_empty": True})
     assert reading.funnel.rows_in == len(cells)
     assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
     assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
-    assert limit is None or len(reading.speeches) <= limit
     assert sum(not row.reason for row in reading.rows) == reading.funnel.kept
     assert_steps_add_up(reading.funnel)
 
@@ -183,6 +166,18 @@ def test_what_was_read_once_is_read_the_same_again() -> None:
     again = read_texts([speech.text for speech in first.speeches])
     assert again.speeches == first.speeches
     assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
+
+
+def test_a_spool_on_a_full_disk_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("r+b")  # noqa: SIM115 - closed with the spool
+    monkeypatch.setattr("psychocounsel.corpus.reading.TemporaryFile", Mock(return_value=full))
+    spool = TextSpool(tmp_path)
+    spool.append("one")
+    with pytest.raises(IncompleteError) as caught:
+        spool[0]
+    assert caught.value.where == str(tmp_path)
+    del spool, caught, full
+    gc.collect()  # an error while it is closed would be shown now
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), min_size=1, max_size=20))

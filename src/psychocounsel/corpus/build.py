@@ -52,7 +52,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, Candidate, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 12
+VERSION = 13
 
 _TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
@@ -163,6 +163,10 @@ def _build_speeches(
     config: CorpusConfig, topics: TopicAssigner | None, writer: ArtifactWriter, progress: Progress
 ) -> None:
     cleaner = Cleaner(config, ahead=_ahead(config, "speeches"))
+    writer.warnings.extend(
+        f"rows of the excluded {name} that cannot be read whole: {count}; no speech is compared with what is lost"
+        for name, count in (+cleaner.bad_excluded).items()
+    )
     speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
     write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:

@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.sources import ExcludedSource
@@ -35,7 +35,9 @@ from psychocounsel.corpus.deidentify.planted import PLANTED_TEXTS, plant, plante
 from psychocounsel.corpus.sources import (
     BadRow,
     SourceRow,
+    cell,
     merged_turns,
+    messages_of,
     read_cells,
     read_source,
     source_name,
@@ -74,7 +76,7 @@ class PreparedTexts(NamedTuple):
         """Yield each text as it was prepared.
 
         Raises:
-            InputError: a batch has no file.
+            InputError: a batch has no file, or it cannot be read.
         """
         for batch in _batches(raws):
             try:
@@ -86,6 +88,10 @@ class PreparedTexts(NamedTuple):
                     remedy="run the pipeline again on this config; if its executor skips finished tasks, with an empty "
                     "logging_dir",
                 ) from error
+            except OSError as error:
+                message = f"cannot be opened or read: {error.strerror or error}"
+                remedy = "check the folder and its permissions"
+                raise InputError(message, where=str(self.folder), remedy=remedy) from error
             yield from (Prepared(plain, text, tuple(changed_by), foreign) for plain, text, changed_by, foreign in rows)
 
     def _path(self, batch: list[str]) -> Path:
@@ -124,18 +130,28 @@ def open_preparation(config: CorpusConfig, authors: KnownPeople | None) -> Calla
     )
 
 
-def _texts_of(source: ExcludedSource) -> tuple[str, Iterator[str]]:
-    def read(row: SourceRow) -> list[str]:
-        return [text_cell(row, column) for column in source.columns]
+def _texts_of(source: ExcludedSource, bad_rows: Counter[str]) -> Iterator[str]:
+    """Yield what can be read of each row, and count the rows of which something cannot."""
+    for row in read_source(source):
+        read = partial(read_cells, [row], on_bad_row=source.on_bad_row)
+        cells = list(chain.from_iterable(read(partial(_texts_in, column)) for column in source.columns))
+        bad_rows[source_name(source.path)] += any(isinstance(each, BadRow) for each in cells)
+        yield from chain.from_iterable(each for each in cells if not isinstance(each, BadRow))
 
-    rows = read_cells(read_source(source), read, source.on_bad_row)
-    return source_name(source.path), (text for row in rows if not isinstance(row, BadRow) for text in row)
+
+def _texts_in(column: str, row: SourceRow) -> list[str]:
+    """Return the text of a cell, or of every message in it: a speech may repeat a later turn too."""
+    value = cell(row, column)
+    if isinstance(value, list):
+        return [text for _, text in messages_of(cast("list[object]", value), column, row.where)]
+    return [text_cell(row, column)]
 
 
 class Cleaner:
     """Cleans and de-identifies the texts of an artifact, or reads them prepared, and counts what was replaced.
 
-    With `authors` these are responses, else speeches; `ahead` is where they have been prepared.
+    With `authors` these are responses, else speeches; `ahead` is where they have been prepared. `bad_excluded` has by
+    name of an excluded source the rows that could not be read whole.
     """
 
     def __init__(
@@ -157,8 +173,10 @@ class Cleaner:
 
         self._clean_turn = clean_turn
         self._shares_span: Callable[[str], str | None] = lambda text: None
+        self.bad_excluded: Counter[str] = Counter()
         if config.exclude and authors is None:
-            index = ExclusionIndex(map(_texts_of, config.exclude), config.exclude_span_words)
+            excluded = ((source_name(each.path), _texts_of(each, self.bad_excluded)) for each in config.exclude)
+            index = ExclusionIndex(excluded, config.exclude_span_words)
             self._shares_span = lru_cache(_CACHED_TURNS)(index.shares_span)
         self._hidden: dict[str, list[str]] = {}
         self._placeholders: dict[str, Placeholders] = {}

@@ -10,11 +10,12 @@ from array import array
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, tee
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -55,7 +56,7 @@ class TextSpool:
         self._ends = array("Q", [0])
         self._flushed = 0
         self._file = TemporaryFile(buffering=_BUFFER_BYTES, dir=folder)  # noqa: SIM115 - closed with the spool
-        finalize(self, self._file.close)
+        finalize(self, _close, self._file)
 
     def append(self, text: str) -> None:
         """Add one text; raises IncompleteError if the disk is full."""
@@ -77,6 +78,12 @@ class TextSpool:
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a spool; that a full disk refuses the rest of it was said when it was written."""
+    with suppress(OSError):
+        file.close()
 
 
 class SpooledSpeeches:

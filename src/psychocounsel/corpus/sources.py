@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import has_magic
-from itertools import chain, dropwhile, groupby, islice
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -471,10 +471,13 @@ def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
     """
     value, name = cell(row, column), column_name(column)
     if isinstance(value, list):
-        messages = messages_of(cast("list[object]", value), name, row.where)
-        turns = merged_turns(Turn(said, text) for said, text in messages if said == "user" or said == "assistant")
-        opening = islice(dropwhile(lambda turn: turn.role == "assistant", turns), 2)
-        value = next((turn.content for turn in opening if turn.role == role), "")
+        opening = {"user": "", "assistant": ""}
+        for said, text in messages_of(cast("list[object]", value), name, row.where):
+            if said == "user" and opening["assistant"]:
+                break  # what follows may be no text, such as the call of a tool
+            if said == "user" or (said == "assistant" and opening["user"]):
+                opening[said] = "\n\n".join(filter(None, (opening[said], text)))
+        value = opening[role]
     return require_text(value, name, row.where).strip()
 
 

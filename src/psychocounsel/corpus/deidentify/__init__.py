@@ -84,7 +84,8 @@ class Placeholders:
         bare = found.casefold()
         if entity in _OPTIONAL:
             bare = _OPTIONAL[entity].sub("", bare)
-        key = (entity, "".join(_WORD.findall(bare)))
+        # In an address the marks count: a-b.org is not ab.org.
+        key = (entity, bare.rstrip("/") if entity in ("EMAIL", "URL") else "".join(_WORD.findall(bare)))
         if key not in self._by_content:
             self._by_content[key] = self._new(entity)
         return self._by_content[key]
