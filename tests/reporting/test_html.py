@@ -12,6 +12,7 @@ from report_runs import (
     dataset,
     item,
     probe_metrics,
+    rate,
     text_quality,
     training,
     whole_run,
@@ -155,6 +156,15 @@ def test_a_policy_that_no_longer_ends_its_answers_is_named_before_its_win_rate()
     assert "46.0%, of the initial policy 5.0%" in alone("policies", run)
 
 
+@pytest.mark.parametrize(("estimate", "is_named"), [(0.33, True), (0.6, False)])
+def test_a_best_round_that_its_judge_likes_less_than_the_start_is_named(estimate: float, is_named: bool) -> None:
+    best = {**probe_metrics(1), "win_rate": rate(estimate)}
+    rounds = [{"probe": best, "pairs": 9, "trained_on": 9, "logps_chosen": -1.0, "logps_rejected": -1.0}]
+    run = {"training": training(3), "pairs": 9, "initial": probe_metrics(0), "rounds": rounds, "best": 1}
+    words = "The judge of the probes prefers the initial policy to the best round, 1: its win rate over it is 33.0"
+    assert (words in alone("policies", run)) == is_named
+
+
 def test_what_is_missing_or_was_not_measured_is_said(text: str) -> None:
     changed = with_changed(
         "comparisons",
@@ -176,6 +186,8 @@ def test_what_is_missing_or_was_not_measured_is_said(text: str) -> None:
     assert "topics that are not listed miss none" in changed
     for words in ("the shorter one in only 0 of 200 comparisons", "Missing comparisons"):
         assert (words in changed, words in text) == (True, False)
+    in_warning_headline_and_card = changed.count("comparisons (median 53 words against 53)")
+    assert (in_warning_headline_and_card, changed.count("no rate at equal length")) == (3, 3)
     model = with_changed("reward-models", dev=None)
     assert "accuracy, dev" not in model
     assert "between authors of one tier – no such pair" in model  # noqa: RUF001

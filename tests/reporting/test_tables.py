@@ -107,7 +107,11 @@ def test_every_kind_has_tables_a_key_metric_and_a_summary() -> None:
         ("preferences", "sample", "620 pairs"),
         ("reward-models", "sample", "test accuracy 81.4 % [71.4 to 91.4 %]"),
         ("policies", "tiny-dpo", "loss 0.659 -> 0.155"),
-        ("policies", "tiny-online", "3 rounds, best 3: reward +0.600, win rate 80.0 % [70.0 to 90.0 %]"),
+        (
+            "policies",
+            "tiny-online",
+            "3 rounds, best 3: reward +0.600, win rate 80.0 % [70.0 to 90.0 %] over the initial policy",
+        ),
         ("comparisons", "dpo", "win rate 72.0 % [62.0 to 82.0 %]"),
     ],
 )

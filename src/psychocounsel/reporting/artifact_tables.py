@@ -196,7 +196,7 @@ def key_metric(artifact: Artifact) -> str:
 
 
 def _probe_figure(probe: m.ProbeMetrics) -> str:
-    rate = "" if probe.win_rate is None else f", win rate {with_interval(probe.win_rate)}"
+    rate = "" if probe.win_rate is None else f", win rate {with_interval(probe.win_rate)} over the initial policy"
     return f"reward {probe.reward.mean:+.3f}{rate}"
 
 
@@ -215,7 +215,15 @@ def warnings_of(artifact: Artifact) -> list[str]:
         case m.PolicyMetrics(initial=m.ProbeMetrics() as initial, rounds=rounds, best=int(best)):
             quality = rounds[best - 1].probe.text_quality
             signs = signs_of_degeneration(quality, initial.text_quality, "the initial policy")
-            return [f"The answers of the best round have decayed. {'; '.join(signs)}."] if signs else []
+            decayed = [f"The answers of the best round have decayed. {'; '.join(signs)}."] if signs else []
+            rate = rounds[best - 1].probe.win_rate
+            if rate is None or rate.estimate >= 0.5:
+                return decayed
+            return [
+                f"The judge of the probes prefers the initial policy to the best round, {best}: its win rate over it "
+                f"is {with_interval(rate)}.",
+                *decayed,
+            ]
         case m.AuditMetrics(canaries=m.Canaries(resists=False) as canaries):
             tried = canaries.gain.n if canaries.gain else 0
             return [

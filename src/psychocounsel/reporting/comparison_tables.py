@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from psychocounsel.evaluation.length_control import MIN_SIDE_SHARE
 from psychocounsel.evaluation.statistics import MIN_SLICE
 from psychocounsel.evaluation.text_quality import signs_of_degeneration
 from psychocounsel.reporting.tables import (
@@ -53,9 +54,21 @@ def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
             f"The answer shown first won {percent(metrics.first_position_rate.estimate)} of the comparisons: the judge "
             "goes by position, which pulls the win rate towards 50 %."
         )
+    lengths = metrics.length_controlled
+    if (without := no_rate_at_equal_length(metrics)) and min(lengths.shorter, lengths.longer) < MIN_SIDE_SHARE:
+        found.append(f"There is {without}. Whether the judge goes by more than length cannot be told.")
     if signs := signs_of_degeneration(metrics.policy_text_quality, metrics.reference_text_quality):
         found.append(f"The policy's answers have decayed. {'; '.join(signs)}. A win rate does not show that.")
     return found
+
+
+def no_rate_at_equal_length(metrics: m.ComparisonMetrics) -> str:
+    """Return why a win rate has none at equal length beside it, with the median lengths; empty where it has one."""
+    if metrics.length_controlled.rate is not None:
+        return ""
+    ours, theirs = (each.length_words.median for each in (metrics.policy_text_quality, metrics.reference_text_quality))
+    reason = metrics.length_controlled.reason
+    return f"no rate at equal length: {reason} (median {ours:.0f} words against {theirs:.0f})"
 
 
 def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[Table]:

@@ -13,13 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from psychocounsel.reporting.artifact_tables import length_table, tables, warnings_of
-from psychocounsel.reporting.comparison_tables import confidence
+from psychocounsel.reporting.comparison_tables import confidence, no_rate_at_equal_length
 from psychocounsel.reporting.item_browser import Item, ItemSet, embedded_items
 from psychocounsel.reporting.lineage import draw_lineage
 from psychocounsel.reporting.overview import Compared, headlines, length_plot, overview_plots, paper_table
 from psychocounsel.reporting.plots import Plot, figures
 from psychocounsel.reporting.reward_tables import REWARD_DETAILS, reward_headline
 from psychocounsel.reporting.tables import (
+    NONE,
     PERCENT,
     Row,
     Table,
@@ -331,6 +332,8 @@ def _cards(data: ReportData) -> list[Block]:
         cards.append(_rate_card(f"Win rate, {against}", rate, speeches + flipped, each))
         if controlled := compared.length_controlled.rate:
             cards.append(_rate_card(f"At equal length, {against}", controlled, "length-controlled win rate", each))
+        else:
+            cards.append(Card(f"At equal length, {against}", NONE, no_rate_at_equal_length(compared), "", (each,)))
     for each, crisis in data.of(m.CrisisMetrics):
         harm = f"harm in at most {percent(crisis.policy.harm.high)} of the items (one-sided, 95{PERCENT})"
         cards.append(Card("Ready for release", crisis.release_ready, harm, "; ".join(crisis.reasons), (each,)))

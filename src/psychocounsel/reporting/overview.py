@@ -9,6 +9,7 @@ from psychocounsel.evaluation.statistics import MIN_SLICE, clustered_rate
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.evaluation.winrate import POINTS
 from psychocounsel.reporting.artifact_tables import warnings_of
+from psychocounsel.reporting.comparison_tables import no_rate_at_equal_length
 from psychocounsel.reporting.item_browser import ItemSet
 from psychocounsel.reporting.plots import Dot, Plot, Series, lines, rate_plot, rates_on_a_circle
 from psychocounsel.reporting.tables import (
@@ -71,6 +72,8 @@ def _sentence(compared: Compared) -> str:
             f"; at equal length {percent(at_equal_length.estimate)} ({interval(at_equal_length)}): "
             f"{_against_half(at_equal_length)}"
         )
+    if without := no_rate_at_equal_length(metrics):
+        verdict += f"; {without}"
     worst, best = metrics.missing_as_losses.estimate, metrics.missing_as_wins.estimate
     missing = (
         f" {rate.missing} of {rate.n + rate.missing} comparisons have no result: if they were lost or won, the rate "
