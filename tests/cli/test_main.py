@@ -127,6 +127,7 @@ def test_a_signal_preempts_a_stage(warm: Warm, miniature: Miniature, tmp_path: P
     run.send(signum)
     ended = run.wait()
     ended.says(75)
+    assert "error:" not in ended.err
 
 
 def test_only_the_owner_may_read_what_a_run_wrote(miniature: Miniature) -> None:

@@ -139,6 +139,18 @@ def test_an_interrupted_build_is_not_found_and_is_resumed(store: Store, log: pyt
     assert "resumes" in log.text
 
 
+@pytest.mark.parametrize(("written", "is_left"), [("", False), ("row", True)])
+def test_a_failed_build_leaves_no_empty_folder(store: Store, written: str, is_left: bool) -> None:
+    def fail(writer: ArtifactWriter) -> None:
+        if written:
+            (writer.work / written).touch()
+        raise IncompleteError(f"nothing can be read into {writer.work}")
+
+    with pytest.raises(IncompleteError):
+        store.make(spec_of(), fail)
+    assert bool([*(store.root / "speeches").iterdir()]) == is_left
+
+
 def test_everything_is_on_the_disk_before_the_manifest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     real_fsync = os.fsync

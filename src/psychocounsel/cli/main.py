@@ -17,7 +17,7 @@ from psychocounsel.cli.gc import gc
 from psychocounsel.cli.power import power
 from psychocounsel.cli.project import init, recipes, schema
 from psychocounsel.cli.run import add_stages
-from psychocounsel.errors import VERBOSE, ConfigError, ExitCode, PsychoCounselError
+from psychocounsel.errors import VERBOSE, ConfigError, ExitCode, Preempted, PsychoCounselError
 from psychocounsel.reporting import console
 from psychocounsel.store.files import umask
 
@@ -98,6 +98,9 @@ def main() -> None:
         os.umask(umask())
         _require_one_process()
         app(_verbose_first(sys.argv[1:]), prog_name="psychocounsel")
+    except Preempted as asked:
+        console.note(str(asked))
+        sys.exit(asked.exit_code)
     except PsychoCounselError as fault:
         console.error(fault)
         sys.exit(fault.exit_code)

@@ -98,8 +98,9 @@ class Store:
             try:
                 build(writer)
             except PsychoCounselError:
-                with suppress(OSError):  # it has written something, from which the next build goes on
-                    folder.rmdir()
+                for left in (folder / "work", folder):
+                    with suppress(OSError):  # it has written something, from which the next build goes on
+                        left.rmdir()
                 raise
             # Parents of what an overlay makes may not exist yet.
             parents = spec.parents if self.base is None else ()
