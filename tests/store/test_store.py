@@ -139,7 +139,7 @@ def test_an_interrupted_build_is_not_found_and_is_resumed(store: Store, log: pyt
     assert "resumes" in log.text
 
 
-@pytest.mark.parametrize(("written", "is_left"), [("", False), ("row", True)])
+@pytest.mark.parametrize(("written", "is_left"), [("", False), (f"rows{TEMPORARY_SUFFIX}", False), ("row", True)])
 def test_a_failed_build_leaves_no_empty_folder(store: Store, written: str, is_left: bool) -> None:
     def fail(writer: ArtifactWriter) -> None:
         if written:

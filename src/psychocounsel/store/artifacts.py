@@ -233,11 +233,15 @@ class ArtifactWriter:
         text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
 
+    def remove_partial_files(self) -> None:
+        """Remove files that were not written to their end: no build goes on from them."""
+        for partial in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            partial.unlink()
+
     def commit(self, warnings: list[str], seconds: float) -> Artifact:
         """Complete the artifact: remove scratch, flush every file, hash them and write the manifest last."""
         shutil.rmtree(self.folder / "work", ignore_errors=True)
-        for partial in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-            partial.unlink()
+        self.remove_partial_files()
         entries = sorted(self.folder.rglob("*"))
         # After a power cut, a manifest must not list bytes that were never on the disk.
         with write_faults(self.folder):

@@ -98,6 +98,8 @@ class Store:
             try:
                 build(writer)
             except PsychoCounselError:
+                with suppress(OSError):
+                    writer.remove_partial_files()
                 for left in (folder / "work", folder):
                     with suppress(OSError):  # it has written something, from which the next build goes on
                         left.rmdir()
