@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from miniature import LENGTH, OPTIMISATION
@@ -19,7 +19,7 @@ from psychocounsel.config.schema import AlignConfig
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.session import Session
 from psychocounsel.stages.online import OnlineDpo, RewardFunction, align_online
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import POLICY_KINDS, resolve, resolve_model
 from psychocounsel.store.schemas import RewardScore
 from psychocounsel.store.store import Store, damaged_files
@@ -203,3 +203,24 @@ def test_a_run_of_fewer_rounds_ends_with_the_weights_of_its_last_round(store: St
     assert damaged_files(first) == {}
     digests = [each.manifest["files"]["model.safetensors"]["sha256"] for each in (shorter, second)]
     assert digests[0] == digests[1]
+
+
+def test_a_name_that_gets_another_meaning_meanwhile_changes_nothing(store: Store) -> None:
+    base = artifact_of(store, "mini-base")
+    online = {"rounds": 1, "candidates_per_speech": 6, "speeches_per_round": 8}
+    undisturbed = Store(Path(shutil.copytree(store.root, store.root.with_name("undisturbed"))))
+    expected = align_online(online_run(undisturbed, oracle(share_of_vowels), FLAT, **online))
+
+    def rewards(speeches: Sequence[Speech], candidates: Sequence[Candidate]) -> list[RewardScore]:
+        def build(writer: ArtifactWriter) -> None:
+            shutil.copytree(base.folder, writer.folder, dirs_exist_ok=True)
+            save_file({name: 2 * each for name, each in load_file(weights).items()}, writer.file(weights.name))
+
+        weights = base.file("model.safetensors")
+        store.make(ArtifactSpec("base-models", "mini-base", "test", 1, {}), build)
+        return oracle(share_of_vowels)(speeches, candidates)
+
+    result = align_online(online_run(store, rewards, FLAT, **online))
+    assert artifact_of(store, "mini-base").id != base.id
+    assert result.kept_files["model.safetensors"] == expected.kept_files["model.safetensors"]
+    assert rounds_of(result) == rounds_of(expected)

@@ -9,13 +9,14 @@ from psychocounsel.reporting.cards import model_card
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.preflight import require_disk
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
-from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model, resolve_parent
+from psychocounsel.store.references import POLICY_KINDS, ModelReference, model_of, resolve_model, resolve_parent
 from psychocounsel.store.schemas import read_pairs, read_reference, write_reference
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy, PreferencePair
 
 VERSION = 4
 STAGE = "align"
+INITIAL_POLICY = "initial policy"
 
 
 def dpo_settings(config: AlignConfig, initial_policy: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def plan_reference(config: AlignConfig, name: str, initial: ModelReference, pair
         "weights": config.optimisation.weights,
         "precision": config.optimisation.precision,
     }
-    parents = (pairs._replace(role="pairs"), *initial.parents("initial policy"))
+    parents = (pairs._replace(role="pairs"), *initial.parents(INITIAL_POLICY))
     return ArtifactSpec("reference-logps", name, STAGE, VERSION, settings, parents)
 
 
@@ -44,7 +45,7 @@ def plan_dpo(config: AlignConfig, store: Store) -> tuple[ArtifactSpec, ArtifactS
     preferences = resolve_parent(store, config.preferences or "", "preferences", "preferences")
     reference = plan_reference(config, config.name, initial, preferences)
     settings = dpo_settings(config, initial.fingerprint)
-    parents = (preferences, reference.as_parent("reference"), *initial.parents("initial policy"))
+    parents = (preferences, reference.as_parent("reference"), *initial.parents(INITIAL_POLICY))
     return reference, ArtifactSpec("policies", config.name, STAGE, VERSION, settings, parents)
 
 
@@ -56,7 +57,7 @@ def align_offline(config: AlignConfig, store: Store, cancel: CancelToken) -> Art
     def build(writer: ArtifactWriter) -> None:
         preferences = store.open(writer.parent("preferences"))
         pairs = read_pairs(preferences, "train")
-        initial = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
+        initial = model_of(store, policy, INITIAL_POLICY, config.policy, POLICY_KINDS).policy(store)
         training = train_policy(config, store, initial, pairs, writer, cancel, max_steps=config.max_steps)
         writer.write_metrics({"training": training, "pairs": len(pairs)})
         write_policy_card(config, store, writer, preferences)
@@ -70,7 +71,7 @@ def compute_reference(config: AlignConfig, store: Store, writer: ArtifactWriter,
     from psychocounsel.training.reference import reference_logprobs
     from psychocounsel.training.tokenize import load_tokenizer, tokenize_pairs
 
-    reference = resolve_model(store, config.policy, POLICY_KINDS).policy(store)
+    reference = model_of(store, writer.spec, INITIAL_POLICY, config.policy, POLICY_KINDS).policy(store)
     pairs = read_pairs(store.open(writer.parent("pairs")), "train")
     rows, lengths = tokenize_pairs(pairs, load_tokenizer(reference), config.length, config.chat)
     launch = launch_of(config.launch)

@@ -25,6 +25,7 @@ from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usabl
 from psychocounsel.llm.session import Session
 from psychocounsel.reporting.console import note, step_progress
 from psychocounsel.stages.dpo import (
+    INITIAL_POLICY,
     STAGE,
     VERSION,
     compute_reference,
@@ -50,7 +51,7 @@ from psychocounsel.store.artifacts import (
 )
 from psychocounsel.store.files import link_or_copy
 from psychocounsel.store.metrics import ProbeMetrics
-from psychocounsel.store.references import POLICY_KINDS, resolve_model, resolve_parent, trained_chat
+from psychocounsel.store.references import POLICY_KINDS, model_of, resolve_model, resolve_parent, trained_chat
 from psychocounsel.store.schemas import (
     RewardScore,
     read_candidates,
@@ -82,6 +83,8 @@ if TYPE_CHECKING:
 AUTHOR = "policy"
 """Of the answers of every round: a round's name is no part of an id."""
 PROBE_VERSION = 6
+PREVIOUS_POLICY = "previous policy"
+REWARD_MODEL = "reward model"
 
 
 class OnlineRound(NamedTuple):
@@ -131,7 +134,7 @@ def plan_rounds(run: "OnlineDpo") -> OnlinePlan:
     reward_model = resolve_model(store, online.reward_model, ("reward-models",))
     speeches = resolve_parent(store, online.speeches, "speeches", "speeches")
     judge = None if online.probe.judge is None else run.open_judge(online.probe.judge)
-    started_from, scored_by = initial.parents("initial policy"), reward_model.parents("reward model")
+    started_from, scored_by = initial.parents(INITIAL_POLICY), reward_model.parents(REWARD_MODEL)
     answering = {
         "sampling": online.sampling.fingerprint(),
         "sampler": online.sampler.fingerprint(),
@@ -157,7 +160,7 @@ def plan_rounds(run: "OnlineDpo") -> OnlinePlan:
         return ArtifactSpec("probes", name, STAGE, PROBE_VERSION, probing, own, judge.warnings if judge else ())
 
     before = probe(0)
-    previous = initial.parents("previous policy")
+    previous = initial.parents(PREVIOUS_POLICY)
     rounds: list[OnlineRound] = []
     for number in range(1, online.rounds + 1):
         name = f"{config.name}-round-{number:02d}"
@@ -186,7 +189,7 @@ def plan_rounds(run: "OnlineDpo") -> OnlinePlan:
         )
         measured = probe(number, policy.as_parent("policy"), before.as_parent("initial probe"))
         rounds.append(OnlineRound(candidates, scores, pairs, reference, policy, measured))
-        previous = (policy.as_parent("previous policy"),)
+        previous = (policy.as_parent(PREVIOUS_POLICY),)
     settings = {"initial_policy": initial.fingerprint}
     outcome = ArtifactSpec("policies", config.name, STAGE, VERSION, settings, (speeches, *started_from, *scored_by))
     return OnlinePlan(before, rounds, outcome)
@@ -219,7 +222,7 @@ def align_online(run: "OnlineDpo") -> Artifact:
         run.drop_superseded(last, best)
     weights_of = best if reason else last
     for number in {best, weights_of}:  # a run with other limits, or of more rounds, may have kept others
-        run.whole(number)
+        run.with_weights(number)
     spec = plan.result(last, weights_of)
     result = run.store.make(spec, lambda writer: run.finish(writer, probes, best, reason))
     run.drop_superseded(last, best, ended=not reason)  # after a limit the run can go on with others
@@ -295,7 +298,7 @@ class OnlineDpo:
                 self.store.make(spec, build)
                 self.session.cancel.raise_if_cancelled(spec.ref)
         if self.online.keep == "all":
-            self.whole(number)
+            self.with_weights(number)
 
     def measure(self, number: int) -> ProbeMetrics:
         """Return the probe after a round, or that of the initial policy for 0; a new one goes to the tracker."""
@@ -312,13 +315,13 @@ class OnlineDpo:
 
     # --- Which weights are kept --------------------------------------------------------------------------------------
 
-    def policy(self, number: int) -> Artifact:
+    def policy_of(self, number: int) -> Artifact:
         """Return the policy of a round, of which files may have been dropped."""
         return self.store.make(self.plan.rounds[number - 1].policy, self.train)
 
-    def whole(self, number: int, *, with_optimizer: bool = False) -> Artifact:
+    def with_weights(self, number: int, *, with_optimizer: bool = False) -> Artifact:
         """Return the policy of a round; it is trained again if its weights, or the wanted optimizer, were dropped."""
-        spec, policy = self.plan.rounds[number - 1].policy, self.policy(number)
+        spec, policy = self.plan.rounds[number - 1].policy, self.policy_of(number)
         if any(with_optimizer or not name.startswith(f"{OPTIMIZER}/") for name in policy.dropped):
             note(f"{spec.ref} is trained again: files that are needed were dropped")
             policy = self.store.make(spec, self.train, whole=True)
@@ -331,7 +334,7 @@ class OnlineDpo:
         """
         for number in range(1, last + 1):
             is_kept = self.online.keep == "all" or number in (best, last)
-            drop_superseded(self.policy(number), weights=not is_kept, optimizer=ended or number != last)
+            drop_superseded(self.policy_of(number), weights=not is_kept, optimizer=ended or number != last)
 
     # --- Phases ------------------------------------------------------------------------------------------------------
 
@@ -339,7 +342,7 @@ class OnlineDpo:
         """Have the policy answer the round's speeches."""
         seed = int(writer.spec.settings["seed"])
         speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, "round", seed)
-        policy = self._policy(writer, "previous policy")
+        policy = self._weights(writer, PREVIOUS_POLICY)
         sampled = self._answers(writer, policy, speeches, self.online.candidates_per_speech, seed)
         candidates = [each.candidate for each in sampled]
         write_candidates(writer, candidates)
@@ -416,8 +419,8 @@ class OnlineDpo:
 
         number: int = writer.spec.settings["round"]
         continues, has_adapter = self.online.optimizer_state == "continue", self.config.optimisation.lora is not None
-        before = self.whole(number - 1, with_optimizer=continues) if number > 1 else None
-        policy = self._policy(writer, "initial policy" if has_adapter else "previous policy")
+        before = self.with_weights(number - 1, with_optimizer=continues) if number > 1 else None
+        policy = self._weights(writer, INITIAL_POLICY if has_adapter else PREVIOUS_POLICY)
         position = RunPosition(
             **writer.spec.settings["schedule"],
             optimizer_from=before.file(OPTIMIZER) if continues and before else None,
@@ -437,14 +440,14 @@ class OnlineDpo:
         online, seed = self.online, self.config.seed
         is_initial = all(each.role != "policy" for each in writer.spec.parents)
         speeches = self.probe_speeches(self.store.open(writer.parent("speeches")))
-        policy = self._policy(writer, "policy")
+        policy = self._weights(writer, INITIAL_POLICY if is_initial else "policy")
         sampled = self._answers(writer, policy, speeches, online.probe.draws, seed)
         candidates = [each.candidate for each in sampled]
         probe = Probe(speeches, sampled, self._rewards(writer, speeches, candidates))
         write_candidates(writer, candidates)
         write_scores(writer, probe.scores)
         own = self._token_statistics(writer, policy, probe)
-        before = own if is_initial else self._token_statistics(writer, self._policy(writer, "initial policy"), probe)
+        before = own if is_initial else self._token_statistics(writer, self._weights(writer, INITIAL_POLICY), probe)
         verdicts, spend = Verdicts(), dict[str, Any]()
         if online.probe.judge is not None:
             judge = self.open_judge(online.probe.judge)
@@ -461,7 +464,7 @@ class OnlineDpo:
         one did.
         """
         initial, *measured = probes
-        policies = [self.policy(number) for number in range(1, len(probes))]
+        policies = [self.policy_of(number) for number in range(1, len(probes))]
         number = int(writer.spec.settings["weights_of_round"])
         source = policies[number - 1]
         for name in source.kept_files:
@@ -485,15 +488,15 @@ class OnlineDpo:
 
     # --- What phases have in common ----------------------------------------------------------------------------------
 
-    def _policy(self, writer: ArtifactWriter, role: str) -> Policy:
+    def _weights(self, writer: ArtifactWriter, role: str) -> Policy:
         """Return the weights of the parent with this role: those of a round, or the initial ones."""
         ids = {each.id for each in writer.spec.parents if each.role == role}
         for number, each in enumerate(self.plan.rounds, start=1):
             if each.policy.id in ids:
-                policy = self.whole(number)
+                policy = self.with_weights(number)
                 self.store.require_intact(policy)
                 return Policy(str(policy.folder))
-        return resolve_model(self.store, self.config.policy, POLICY_KINDS).policy(self.store)
+        return model_of(self.store, writer.spec, role, self.config.policy, POLICY_KINDS).policy(self.store)
 
     def _speeches(self, writer: ArtifactWriter, split: str) -> list[Speech]:
         rows = read_speeches(self.store.open(writer.parent("speeches")))
@@ -545,7 +548,7 @@ class OnlineDpo:
                 where=self.config.name,
                 remedy="check that the model is instruction-tuned and has a chat template",
             )
-        model = resolve_model(self.store, self.online.reward_model, ("reward-models",))
+        model = model_of(self.store, writer.spec, REWARD_MODEL, self.online.reward_model, ("reward-models",))
         chat = trained_chat(self.store, model)  # its own, whatever the policy's is
         by_id = {speech.id: speech for speech in speeches}
         asked = [by_id[each.speech_id] for each in answers]

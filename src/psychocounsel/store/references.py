@@ -144,6 +144,17 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
     raise _not_found(store, ref, kinds)
 
 
+def model_of(store: Store, spec: ArtifactSpec, role: str, ref: str, kinds: Sequence[Kind]) -> ModelReference:
+    """Return the model that is a spec's parent with this role; one from elsewhere is no parent, and `ref` names it.
+
+    Meanwhile `ref` may have come to mean another artifact than the parent.
+    """
+    for parent in spec.parents:
+        if parent.role == role:
+            return ModelReference(parent, {}, None)
+    return resolve_model(store, ref, kinds)
+
+
 def digest_of_weights(folder: Path) -> str:
     """Return the digest of everything that shapes a model's output: all files but cards and hidden ones."""
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
