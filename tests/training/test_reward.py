@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
+from psychocounsel.training import reward
 from psychocounsel.training.checkpoints import newest_verified, run_fingerprint
 from psychocounsel.training.reward import (
     BradleyTerryTrainer,
@@ -36,6 +38,7 @@ from psychocounsel.training.reward import (
     load_with_new_head,
     normalise_on,
     require_last_token_pooled,
+    score_exchanges,
     train_reward_model,
 )
 from psychocounsel.training.runtime import quiet_libraries
@@ -160,6 +163,42 @@ def test_score_prefers_the_chosen_side_and_does_not_depend_on_its_batch(trained:
     assert raw(scorer, together, 16, lambda *step: seen.append(step)) == pytest.approx(alone, abs=1e-5)
     assert seen == [(16, 28), (28, 28)]
     assert raw(scorer, [], 4) == []
+
+
+def test_a_killed_run_scores_what_is_missing_until_the_model_is_another(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward, "SHARD_EXCHANGES", 4)
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    asked = exchanges()[0]
+
+    def score(location: str, stop_after: int) -> tuple[list[tuple[Reward, int]], int]:
+        seen: list[int] = []
+
+        def progress(done: int, total: int) -> None:
+            del total
+            seen.append(done)
+            if done > stop_after:
+                raise InterruptedError
+
+        found = score_exchanges(Policy(location), CHAT, asked, 2, tmp_path / "work", progress)
+        return found, min(seen, default=len(asked))
+
+    with pytest.raises(InterruptedError):
+        score(str(folder), 8)
+    # Of what the killed run has written, and however the folder is spelled.
+    for name in ("scores.parquet", "metrics.json", "manifest.json", "README.md"):
+        (folder / name).write_text("{}")
+    whole, first = score("model", 99)
+    assert first == 10
+    assert score(str(folder), 0) == (whole, len(asked))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "reward_mean": 5.0}))
+    other, first = score(str(folder), 99)
+    assert first == 2
+    assert [each.raw for each, _ in other] == [each.raw for each, _ in whole]
+    assert [each.reward for each, _ in other] != [each.reward for each, _ in whole]
 
 
 def test_adapter_is_merged_with_its_head(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -56,7 +56,7 @@ def eval_reward(config: EvalRewardConfig, store: Store) -> Artifact:
 
     Raises:
         DataQualityError: there is nothing to measure on, or the model was trained on it.
-        Preempted: SIGINT or SIGTERM came; the same command begins again.
+        Preempted: SIGINT or SIGTERM came; the same command goes on.
     """
     with cancelled_by_signals() as cancel:
         return store.make(specs(config, store), lambda writer: _build(config, store, writer, cancel))

@@ -38,7 +38,6 @@ def reference_logprobs(
         rows,
         SHARD_PAIRS,
         lambda shard, report: _logprobs(model(), shard, optimisation, report),
-        identify=lambda shard: shard,
         plain=TypeAdapter(list[ReferenceLogprobs]),
         work=work,
         progress=progress,

@@ -25,6 +25,7 @@ from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
 from psychocounsel.llm.cancel import CancelToken
+from psychocounsel.store.artifacts import MANIFEST, METRICS
 from psychocounsel.store.files import digest_of_files, write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.launch import Launch
@@ -60,6 +61,10 @@ PRINCIPLES_KEY = "reward_principles"
 """In the config of a model with one output per principle: weight, mean and standard deviation of each."""
 HISTORY_COLUMNS = {name: name for name in ("accuracy", "margin", "mean_reward")}
 SHARD_EXCHANGES = 4096
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Of weights, their config and a tokenizer."""
+OUR_FILES = (METRICS, MANIFEST)
+"""What the folder of a model gets besides, later."""
 
 
 class HeadsTrainer(RewardTrainer):
@@ -390,13 +395,13 @@ def score_exchanges(
 
     # A model that was just trained may be another one when the run is resumed, and its normalisation is yet to come.
     folder = Path(model.location)
-    files = [each.name for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
-    known_by = [model.location, model.revision, digest_of_files(folder, files), chat.fingerprint()]
+    files = [each.name for each in folder.glob("*") if each.suffix in MODEL_SUFFIXES and each.name not in OUR_FILES]
+    weights = digest_of_files(folder, files) if folder.is_dir() else [model.location, model.revision]
     return in_shards(
         exchanges,
         SHARD_EXCHANGES,
         score,
-        identify=lambda shard: [known_by, shard],
+        known_by=[weights, chat.fingerprint()],
         plain=TypeAdapter(list[tuple[Reward, int]]),
         work=work,
         progress=progress,

@@ -62,7 +62,7 @@ def sample(
         task.speeches,
         shard_size(task.per_speech),
         lambda speeches, report: engine()(replace(task, speeches=tuple(speeches)), report),
-        identify=lambda speeches: [[each.id for each in speeches], task.per_speech, task.seed, *settings],
+        known_by=[task.per_speech, task.seed, *settings],
         plain=_ANSWERS,
         work=work,
         progress=progress,

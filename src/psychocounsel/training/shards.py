@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from psychocounsel.store.files import digest_of, write_bytes
 
@@ -19,22 +20,23 @@ def in_shards(
     size: int,
     compute: Callable[[Sequence[_Item], Progress], list[_Result]],
     *,
-    identify: Callable[[Sequence[_Item]], object],
+    known_by: object = None,
     plain: TypeAdapter[list[_Result]],
     work: Path,
     progress: Progress,
 ) -> list[_Result]:
     """Return what `compute` gives for items, called with `size` of them at a time and a progress of its own.
 
-    A finished shard is a file in `work` and is not computed again unless it is damaged; `identify` returns, ready for
-    JSON, what tells a shard from others there, and `plain` writes and reads its results. A shard is computed as one, so
-    an interrupted run gives the results of an uninterrupted one. `progress` is called with what is done of all shards,
+    A finished shard is a file in `work` and is not computed again unless it is damaged or has numbers that are not
+    finite. Its items tell it from others there and, where `work` has results of several computations, `known_by` does;
+    `plain` writes and reads its results. A shard is computed as one, so an interrupted run gives the results of an
+    uninterrupted one. `progress` is called with what is done of all shards,
     in the units of `compute`; what it raises ends the computation.
     """
     results: list[_Result] = []
     for start in range(0, len(items), size):
         shard = items[start : start + size]
-        path = work / f"shard-{digest_of(identify(shard))[:16]}.json"
+        path = work / f"shard-{digest_of([known_by, to_jsonable_python(shard)])[:16]}.json"
         found = _read(path, plain)
         if found is None:
             found = compute(shard, _as_part(start, len(shard), len(items), progress))
@@ -50,8 +52,13 @@ def _as_part(start: int, size: int, items: int, progress: Progress) -> Progress:
 
 
 def _read(path: Path, plain: TypeAdapter[list[_Result]]) -> list[_Result] | None:
-    """Return the results in a shard's file, or None if it is missing or damaged."""
+    """Return the results in a shard's file, or None if it is missing, damaged or unreadable, as other code wrote it."""
     if not path.exists():
         return None
     sha256, _, body = path.read_bytes().partition(b"\n")
-    return plain.validate_json(body) if hashlib.sha256(body).hexdigest().encode() == sha256 else None
+    if hashlib.sha256(body).hexdigest().encode() != sha256:
+        return None
+    try:
+        return plain.validate_json(body)
+    except ValidationError:  # JSON has null for a number that is not finite
+        return None

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
+from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.runtime import quiet_libraries, saving
 from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
 from psychocounsel.training.tracking import tracker_arguments
@@ -262,7 +263,8 @@ def train_sft(
         train_dataset=cast(Any, [batches[place]._asdict() for place in order]),
         optimizers=(optimizer, scheduler),
     )
-    seconds = run_trainer(trainer, output, output.run_id)
+    # Of the bare id are checkpoints that no trainer wrote, of earlier versions: they are set aside.
+    seconds = run_trainer(trainer, output, run_fingerprint((), output.run_id))
     model.eval()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return SftSummary(
