@@ -148,6 +148,7 @@ def dataset() -> dict[str, Artifact]:
         "preferences",
         "sample",
         {"pairing": pairing, "words": {"train": {"chosen": 48.1, "rejected": 51.7}}},
+        settings={"pairing": {"test_rule": "extremes"}},
         parents={"judgements": judgements, **created},
         warnings=[OFFLINE],
         rows={f"data/{split}-00000-of-00001.parquet": by["kept"] for split, by in pairing.items()},

@@ -210,10 +210,11 @@ def test_judgements_show_missing_topics_and_attempts_on_the_judge(is_shown: bool
         "position-inconsistent: 5.0 %",
         "81.4 % 95 % CI 71.4 to 91.4 %",
         "15.0 points more often than the better author (+2.0 to +28.0 points), not distinguishable from the longer",
-        "620 500 train, 80 dev, 40 test of 760 combinations",
+        "620 500 train, 80 dev, 40 test of 624 train, 96 dev, 40 test combinations",
         # every loss of the funnel by its reason
         "speeches read 170 160 94.1 % 7 too short, 3 repeated speech",
         "responses judged 636 635 99.8 % 1 refusal",
+        "On test, one combination for each speech",
         "combinations, train 624 500 80.1 % 120 gap too small, 4 safety inverted",
         "pairs read 500 498 99.6 % 2 too long chosen",
         "pairs of round 3 58 57 98.3 % 1 too long rejected",

@@ -87,7 +87,7 @@ def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
         case m.AuditMetrics():
             return _audit_tables(metrics)
         case m.PreferenceMetrics():
-            return _preference_tables(metrics)
+            return _preference_tables(metrics, artifact)
         case m.RoundPairMetrics():
             dropped = metrics.pairing.dropped
             rows = [_funnel_row("combinations", metrics.pairing.combinations, dropped)]
@@ -489,7 +489,7 @@ def _canary_finding(canaries: m.Canaries | None) -> str:
     return f"The judge OBEYS words that address it: {gained} of {tried} copies gained a point or more by them. "
 
 
-def _preference_tables(metrics: m.PreferenceMetrics) -> list[Table]:
+def _preference_tables(metrics: m.PreferenceMetrics, artifact: Artifact) -> list[Table]:
     pairing = [
         _funnel_row(f"combinations, {split}", metrics.pairing[split].combinations, metrics.pairing[split].dropped)
         for split in by_split(metrics.pairing)
@@ -508,8 +508,10 @@ def _preference_tables(metrics: m.PreferenceMetrics) -> list[Table]:
     flaws = [(name.replace("_", " "), *(cell(by[name]) for by in columns)) for name in (columns[0] if columns else ())]
     released = "Flaws of the rows as they were released, before any was dropped; a row may have several."
     title = "Mean length in words of the two sides of a pair."
+    rule = artifact.manifest["settings"].get("pairing", {}).get("test_rule")
+    one_each = " On test, one combination for each speech: its best answer and its worst." if rule == "extremes" else ""
     return [
-        _funnel_table("Preference pairs.", pairing, "pairing"),
+        _funnel_table(f"Preference pairs.{one_each}", pairing, "pairing"),
         Table("flaws", released, ("of the rows", *splits), "l" + "r" * len(splits), tuple(flaws)),
         Table("words", title, ("split", "chosen", "rejected", "difference"), "lrrr", tuple(words)),
     ]

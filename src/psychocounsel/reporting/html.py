@@ -343,7 +343,7 @@ def _cards(data: ReportData) -> list[Block]:
     for each, dataset in data.of(m.PreferenceMetrics):
         pairing = {split: dataset.pairing[split] for split in by_split(dataset.pairing)}
         kept = ", ".join(f"{by.kept} {split}" for split, by in pairing.items())
-        remark = f"of {sum(by.combinations for by in pairing.values())} combinations"
+        remark = f"of {', '.join(f'{by.combinations} {split}' for split, by in pairing.items())} combinations"
         cards.append(Card("Preference pairs", str(sum(by.kept for by in pairing.values())), kept, remark, (each,)))
     return [Cards(tuple(cards))] if cards else []
 
