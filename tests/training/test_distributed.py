@@ -116,6 +116,19 @@ def test_sharded_trainings_in_a_row_go_on_like_those_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("accelerate", ["fsdp2", "zero2", "zero3"])
+def test_adapters_on_sharded_bfloat16_weights_are_saved_in_fp32(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, accelerate: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", JOBS_HERE)
+    output, launch = output_in(tmp_path), processes(2, accelerate)
+    changes = {"weights": "bf16", "precision": "bf16", "lora": LORA}
+    train("dpo", tiny_model_folder, output, launch, sharded_on_cpu.train_dpo, **changes)
+    assert AutoModelForCausalLM.from_pretrained(output.folder).dtype == torch.float32
+    assert any(torch.any(each != each.bfloat16()) for each in weights_of(output.folder).values())
+
+
+@pytest.mark.slow
 def test_heads_by_principle_are_gathered_from_their_shards(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
