@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from miniature import write_rows
 from psychocounsel.config.schema import ResponseColumns
 from psychocounsel.corpus.preferences import BestOfK, OutsidePairs, read_outside
 from psychocounsel.errors import InputError
@@ -29,6 +30,8 @@ PLAIN = {"prompt": "Hi.", "chosen": "Good.", "rejected": "Bad."}
 LAYOUTS: list[dict[str, Any]] = [
     PLAIN,
     {**{"question" if name == "prompt" else name: text for name, text in PLAIN.items()}, "score_chosen": 99},
+    {**PLAIN, "question": "Another?"},
+    {**PLAIN, "pair_id": "1", "history": "none", "chosen_model": {"name": "x"}},
     {"prompt": [USER], "chosen": [answer("Good.")], "rejected": [answer("Bad.")]},
     {"chosen": [USER, answer("Good.")], "rejected": [USER, answer("Bad.")]},
     {"prompt": "Hi.", "chosen": [USER, answer("Good.")], "rejected": [USER, answer("Bad.")]},
@@ -45,6 +48,12 @@ def test_every_layout_gives_the_same_pair(tmp_path: Path, row: dict[str, Any]) -
     texts = (pair.speech.text, pair.chosen.candidate.text, pair.rejected.candidate.text)
     assert texts == ("Hi.", "Good.", "Bad.")
     assert (pair.speech.source, found.dropped) == ("set.jsonl", {"repeated": 1})
+
+
+def test_an_instruction_is_read_with_its_input(tmp_path: Path) -> None:
+    found = read(tmp_path, {"instruction": "Be kind.", "input": "I am sad.", "chosen": "Good.", "rejected": "Bad."})
+    assert isinstance(found, OutsidePairs)
+    assert [pair.speech.text for pair in found.pairs] == ["Be kind.\n\nI am sad."]
 
 
 TRANSCRIPT = "\n\nHuman: Hi.\n\nAssistant: Yes?\n\nHuman: I am tired.\n\nAssistant: "
@@ -105,6 +114,41 @@ def test_a_subset_is_the_topic_and_a_folder_is_read_by_split(tmp_path: Path) -> 
     assert [pair.speech.topic for pair in found.pairs] == ["chat", "safety"]
     with pytest.raises(InputError, match="train"):
         read_outside(str(tmp_path), "train", None)
+
+
+@pytest.mark.parametrize("topic", ["topic", "subset"])
+def test_a_topic_may_be_no_text(tmp_path: Path, topic: str) -> None:
+    found = read(tmp_path, {**PLAIN, topic: 7})
+    assert isinstance(found, OutsidePairs)
+    assert found.pairs[0].speech.topic == "7"
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "read_name"),
+    [
+        (["train.jsonl", "validation.jsonl"], "dev", "validation.jsonl"),
+        (["train.jsonl", "dev.jsonl"], "validation", "dev.jsonl"),
+        (["train.jsonl", "validation.jsonl"], "test", None),
+        (["train-0.parquet", "train_more.jsonl", "notes.csv"], "train", "train-0.parquet"),
+        (["pairs.jsonl", "notes.csv"], "train", "pairs.jsonl"),
+    ],
+)
+def test_of_a_folder_no_other_split_is_read(
+    tmp_path: Path, names: list[str], split: str, read_name: str | None
+) -> None:
+    for name in names:
+        rows = [{**PLAIN, "subset": name}]
+        if name.endswith(".parquet"):
+            write_columns(tmp_path / name, rows)
+        else:
+            write_rows(tmp_path / name, [] if name == "notes.csv" else rows)
+    if read_name is None:
+        with pytest.raises(InputError, match=split):
+            read_outside(str(tmp_path), split, None)
+    else:
+        found = read_outside(str(tmp_path), split, None)
+        assert isinstance(found, OutsidePairs)
+        assert [pair.speech.topic for pair in found.pairs] == [read_name]
 
 
 def test_best_of_k_rows(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ Message = tuple[str, str]
 # --- Releases --------------------
 
 _RATING = "_rating"
+_OWN = {"pair_id", "fine_topic", "crisis"}
+"""Columns of our own datasets."""
+_BEGINNINGS = {**SPLIT_NAMES, **{split: split for split in SPLITS}}
 
 
 class PreferenceSide(NamedTuple):
@@ -126,15 +129,9 @@ def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
         own = config.splits or ({"train": "train"} if config.split_column else {"train": "train", "test": "test"})
         yield from ((split, source(config.source, name)) for split, name in own.items())
         return
-    beginnings = {**SPLIT_NAMES, **{split: split for split in SPLITS}}
-    if config.splits:
-        beginnings = {begin: split for split, begin in config.splits.items()}
+    beginnings = {begin: split for split, begin in config.splits.items()} if config.splits else _BEGINNINGS
     files = files_of(config.source)
-    # As in `test-00000-of-00001.parquet`.
-    named = [
-        (next((split for begin, split in beginnings.items() if file.name.startswith(begin)), ""), file)
-        for file in files
-    ]
+    named = [(_split_of(file, beginnings), file) for file in files]
     found = {split for split, _ in named}
     if config.splits and (missing := config.splits.keys() - found):
         remedy = f"the files are {', '.join(file.name for file in files)}"
@@ -144,6 +141,11 @@ def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
         yield from (("train", source(str(file))) for file in files)
     else:
         yield from ((own, source(str(file))) for own in SPLITS for split, file in named if split == own)
+
+
+def _split_of(file: Path, beginnings: Mapping[str, str] = _BEGINNINGS) -> str:
+    """Return the split that a file's name begins with, as in `test-00000-of-00001.parquet`; empty for none."""
+    return next((split for begin, split in beginnings.items() if file.name.startswith(begin)), "")
 
 
 @lru_cache
@@ -158,12 +160,13 @@ def _layout(names: tuple[str, ...]) -> PreferenceColumns:
     ratings = {name: (f"chosen_{name}{_RATING}", f"rejected_{name}{_RATING}") for name in principles}
     if not ratings and {"score_chosen", "score_rejected"} <= {*names}:
         ratings = {"score": ("score_chosen", "score_rejected")}
+    speech = next((name for name in ("prompt", "question", "instruction") if name in names), None)
     return PreferenceColumns(
-        speech=next((name for name in ("question", "prompt", "instruction") if name in names), None),
+        speech=("instruction", "input") if speech == "instruction" and "input" in names else speech,
         chosen_author="chosen_model" if "chosen_model" in names else None,
         rejected_author="rejected_model" if "rejected_model" in names else None,
         topic=next((name for name in ("topic", "subset") if name in names), None),
-        history="history" if {"pair_id", "history"} <= {*names} else None,
+        history="history" if {*_OWN, "history"} <= {*names} else None,
         ratings=ratings,
     )
 
@@ -171,7 +174,10 @@ def _layout(names: tuple[str, ...]) -> PreferenceColumns:
 def _read(
     row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequence[int] | None, *, is_known: bool
 ) -> PreferenceRow:
-    """Read a row, in a layout that is known or that a config describes; without a scale, without its ratings."""
+    """Read a row, in a layout that is known or that a config describes.
+
+    Without a scale, only what makes a pair: its texts, its topic whatever that holds, and its scores.
+    """
     names = _ordered_by_strength(row) if is_known else (columns.chosen, columns.rejected)
     if names is None:
         return PreferenceRow(row.where, split, fault="no_preference")
@@ -189,19 +195,23 @@ def _read(
     sides = [
         PreferenceSide(
             answer,
-            "" if author is None else text_cell(row, author),
+            "" if author is None or scale is None else text_cell(row, author),
             {} if scale is None else {name: _rating(row, pair[at], scale) for name, pair in columns.ratings.items()},
             _score(row, f"{side}_score"),
         )
         for at, (side, answer, author) in enumerate(both)
     ]
-    is_own = "pair_id" in row.values
+    is_own = scale is not None and row.values.keys() >= _OWN
+    if columns.topic is None:
+        topic = ""
+    else:
+        topic = str(cell(row, columns.topic) or "") if scale is None else text_cell(row, columns.topic)
     return PreferenceRow(
         row.where,
         split,
         texts.prompt,
         *sides,
-        topic="" if columns.topic is None else text_cell(row, columns.topic),
+        topic=topic,
         fine_topic=text_cell(row, "fine_topic") if is_own else "",
         crisis=flag_cell(row, "crisis") if is_own else None,
         history=texts.history or (history_cell(row, columns.history) if columns.history else ()),
@@ -216,13 +226,13 @@ def _rating(row: SourceRow, column: Column, scale: Sequence[int]) -> Rating | No
 
 
 def _score(row: SourceRow, column: str) -> float | None:
-    value = row.values.get(column) if "pair_id" in row.values else None
+    value = row.values.get(column) if row.values.keys() >= _OWN else None
     return float(value) if isinstance(value, int | float) else None
 
 
 # --- Pairs of others, to train on and to evaluate with --------------------
 
-_READER = 4
+_READER = 5
 """Raised by hand whenever rows of others may be read differently than before."""
 
 
@@ -243,19 +253,24 @@ def outside_fingerprint(source: str, split: str, config: str | None) -> list[dic
 
 
 def _paths(source: str, split: str) -> list[str]:
-    """Return what to read: of a folder the files that begin with the split, or where none does, all but Parquet files.
+    """Return what to read: of a folder the files that begin with the split, only Parquet files if some of them are.
+
+    Where no file begins with any split, these are all but Parquet files.
 
     Raises:
         InputError: there is none.
     """
     if source.startswith(HUB) or Path(source).is_file():
         return [source]
-    files = files_of(source)
-    named = [file for file in files if file.name.startswith(split)]
-    found = named or [file for file in files if file.suffix != ".parquet"]
+    files = files_of(source, may_be_empty=True)
+    found = [file for file in files if file.name.startswith(split)]
+    found = found or [file for file in files if _split_of(file) == SPLIT_NAMES.get(split, split)]
+    found = [file for file in found if file.suffix == ".parquet"] or found
+    if not found and not any(map(_split_of, files)):
+        found = [file for file in files if file.suffix != ".parquet" and file.stat().st_size]
     if not found:
         remedy = "name the folder of a copy of the data set, or hub:owner/name"
-        raise InputError(f"there is no {split}*.parquet", where=source, remedy=remedy)
+        raise InputError(f"no file begins with {split!r}", where=source, remedy=remedy)
     return [str(file) for file in found]
 
 

@@ -76,11 +76,11 @@ def source_name(path: str) -> str:
     return path if path.startswith((HUB, PREFIX)) else Path(path).name
 
 
-def files_of(path: str) -> list[Path]:
+def files_of(path: str, *, may_be_empty: bool = False) -> list[Path]:
     """Return the files of a path, by name: one file, all readable ones in a folder, or those that `*` stands for.
 
     Raises:
-        InputError: there is none, or one is empty.
+        InputError: there is none, or one is empty and may not be.
     """
     place = locate(path)
     if has_magic(path) and not place.exists():
@@ -93,7 +93,8 @@ def files_of(path: str) -> list[Path]:
     files = sorted(each for each in found if each.is_file() and not each.name.startswith("."))
     if not files:
         raise InputError("holds no file with rows", where=path, remedy=f"give files in one of {', '.join(_READERS)}")
-    if empty := next((str(each) for each in files if each.stat().st_size == 0), None):
+    empty = None if may_be_empty else next((str(each) for each in files if each.stat().st_size == 0), None)
+    if empty is not None:
         raise InputError("is empty", where=empty, remedy="give a file with rows")
     return files
 
