@@ -62,6 +62,7 @@ def test_policies_are_compared_by_speech_and_ranked(
     slices = table(ended.out, "Win rates by slice")
     assert all(len(row) == 4 for row in slices)
     assert any(row[0] == "speeches about crisis" for row in slices)
+    assert not [row for row in differences if "speeches" in row[-1]]  # few in crisis: n, and no difference
     assert "policy answers: responder.sampling.temperature" in ended.out
     assert "judge." not in ended.out[ended.out.index("Settings that differ") :]
 
@@ -80,6 +81,16 @@ def test_settings_of_the_policies_explain_what_differs(
     settings = {row[0]: row[1:] for row in table(ended.out, "Settings that differ")}
     assert settings.pop("policy answers: model: beta")[1] == "0.3"
     assert settings.keys() <= {"policy answers: responder.author", "policy answers: model: weights_of_round"}
+
+
+def test_policies_made_in_other_ways_differ_by_their_mode(miniature: Miniature, cli: Cli, store: Path) -> None:
+    for model in ("mini-dpo", "mini-online"):
+        win_rate_of("same", cli, miniature, store, f"name=by-{model}", f"policy.model=policies/{model}")
+    ended = cli("compare", "comparisons/by-mini-dpo", "comparisons/by-mini-online", "--store", store)
+    settings = {row[0]: row[1:] for row in table(ended.out, "Settings that differ")}
+    assert settings["policy answers: model: mode"] == ["'dpo'", "'online'"]
+    assert settings["policy answers: model: round"][0] == "(absent)"
+    assert not [name for name in settings if "parent" in name]
 
 
 def test_second_judge_stands_beside_the_first(miniature: Miniature, cli: Cli, store: Path) -> None:

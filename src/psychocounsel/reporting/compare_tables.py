@@ -253,7 +253,7 @@ def _difference_table(compared: Sequence[_Compared], names: dict[str, str]) -> T
         crisis = paired_difference(first.crisis_by_speech, second.crisis_by_speech, first.confidence)
         in_crisis = NONE if crisis is None else "{} ({}, {} speeches)".format(*_spread_cells(crisis)[:3])
         if crisis is not None and crisis.speeches < MIN_SLICE:
-            in_crisis = f"{crisis.speeches} speeches"
+            in_crisis = f"n = {crisis.speeches}"
         judge = first.metrics.judges.evaluation
         rows.append((label, names[first.reference], judge, *_spread_cells(found), in_crisis))
     header = (
@@ -457,23 +457,28 @@ def _explained(by_ref: Mapping[str, Artifact], store: Store, seen: set[tuple[str
         for role in made:
             del found[_PARENT + role], parents[role]
     for role, own in parents.items():
-        if own is not None:
-            del found[_PARENT + role]
-            ids = tuple(each.id for each in own.values())
-            if ids not in seen:
-                seen.add(ids)
-                found |= {f"{role}: {name}": values for name, values in _explained(own, store, seen).items()}
+        if own is None:
+            continue
+        del found[_PARENT + role]
+        ids = tuple(each.id for each in own.values())
+        if ids in seen:
+            continue
+        seen.add(ids)
+        if len({_settings(each, store).get("mode") for each in own.values()}) > 1:  # each has parents of its own
+            below = {name: each for name, each in _differing(own, store).items() if not name.startswith(_PARENT)}
+        else:
+            below = _explained(own, store, seen)
+        found |= {f"{role}: {name}": values for name, values in below.items()}
     return found
 
 
 def _side_by_side(by_ref: Mapping[str, Artifact], role: str, store: Store) -> dict[str, Artifact] | None:
-    """Return the parents of a role, or None if one has none, is not in the store, or was made in another way."""
+    """Return the parents of a role, or None if one has none, is not in the store, or is of another kind."""
     try:
         found = {ref: store.open(each.parent(role)) for ref, each in by_ref.items() if _has(each, role)}
-        ways = {(each.kind, _settings(each, store).get("mode")) for each in found.values()}
     except StoreError:
         return None
-    return found if len(found) == len(by_ref) and len(ways) == 1 else None
+    return found if len(found) == len(by_ref) and len({each.kind for each in found.values()}) == 1 else None
 
 
 def _has(artifact: Artifact, role: str) -> bool:
