@@ -6,15 +6,15 @@ from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import corpus_specs, make_corpus
 from psychocounsel.corpus.topics import TopicAssigner
 from psychocounsel.errors import StoreError
-from psychocounsel.judging.judge import ComparisonTask
 from psychocounsel.llm.session import Session
 from psychocounsel.stages.online import OnlineDpo
+from psychocounsel.stages.probe import Probe, in_both_orders
 from psychocounsel.stages.respond import placeholder
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, parent_in
 from psychocounsel.store.hub import fetched_dataset
 from psychocounsel.store.references import HUB
-from psychocounsel.store.schemas import SplitSpeech, write_speeches
-from psychocounsel.types import Candidate, Speech
+from psychocounsel.store.schemas import RewardScore, SplitSpeech, write_speeches
+from psychocounsel.types import Candidate, SampledAnswer, Speech
 
 _ESTIMATE = "estimate"
 PAPERS_CHARS = 550
@@ -88,12 +88,13 @@ def count_probes(run: OnlineDpo) -> None:
     judge, asked = run.open_judge(probe.judge), run.probe_speeches(corpus)
     for number, spec in enumerate((plan.initial_probe, *(each.probe for each in plan.rounds))):
         if store.find(spec) is None:
-            draws = range(probe.draws if number else 0)
-            pairs = [(each, answer(each, number, draw), answer(each, 0, draw)) for each in asked for draw in draws]
-            if probe.draws > 1:  # the answers with the highest and the lowest reward
-                pairs += [(each, answer(each, number, 0), answer(each, number, 1)) for each in asked]
-            both = [*pairs, *((speech, second, first) for speech, first, second in pairs)]
-            judge.compare([ComparisonTask(*each) for each in both], lambda count: None)
+            initial, own = (
+                [answer(each, of, draw) for each in asked for draw in range(probe.draws)] for of in (0, number)
+            )
+            sampled = [SampledAnswer(each, None) for each in own]
+            scores = [RewardScore(each.id, each.draw, each.draw, 0) for each in own]  # none are equal
+            against, ranked = Probe(asked, sampled, scores).compared(initial if number else [])
+            judge.compare(in_both_orders([*against, *ranked]), lambda count: None)
 
 
 def note_estimate(speeches: Artifact, session: Session) -> None:

@@ -63,17 +63,21 @@ class Probe:
             IncompleteError: an endpoint left comparisons without an answer.
             DataQualityError: more comparisons failed than may.
         """
-        by_id = {each.id: each for each in self.speeches}
-        others = {(each.speech_id, each.draw): each for each in initial}
-        own = [each for each in self.candidates if (each.speech_id, each.draw) in others]
-        against = [ComparisonTask(by_id[each.speech_id], each, others[each.speech_id, each.draw]) for each in own]
-        tasks = [*against, *self._extremes()]
-        both = [*tasks, *(ComparisonTask(each.speech, each.second, each.first) for each in tasks)]
+        against, ranked = self.compared(initial)
+        both = in_both_orders(tasks := [*against, *ranked])
         with progress("comparing probe answers, both orders", len(both), lambda: judge_status(judge)) as advance:
             found = judge.compare(both, advance)
         require_judged(found, "comparisons", max_missing_share)
         pairs = [BothOrders(*each) for each in zip(found[: len(tasks)], found[len(tasks) :], strict=True)]
-        return Verdicts(pairs[: len(against)], [each.draw for each in own], pairs[len(against) :])
+        return Verdicts(pairs[: len(against)], [each.first.draw for each in against], pairs[len(against) :])
+
+    def compared(self, initial: Sequence[Candidate]) -> tuple[list[ComparisonTask], list[ComparisonTask]]:
+        """Return the comparisons with the `initial` policy's answers of the same draws, and those with each other."""
+        by_id = {each.id: each for each in self.speeches}
+        others = {(each.speech_id, each.draw): each for each in initial}
+        own = [each for each in self.candidates if (each.speech_id, each.draw) in others]
+        against = [ComparisonTask(by_id[each.speech_id], each, others[each.speech_id, each.draw]) for each in own]
+        return against, self._extremes()
 
     def _extremes(self) -> list[ComparisonTask]:
         """Return the answers to each speech with the highest and the lowest reward, unless all rewards are equal."""
@@ -114,6 +118,11 @@ class Probe:
             "unfinished_rate": asdict(measure_text_quality(list(answers.values())).unfinished_rate),
             "win_rate": _rate([each for each in verdicts.against if each.speech_id in speech_ids]),
         }
+
+
+def in_both_orders(tasks: Sequence[ComparisonTask]) -> list[ComparisonTask]:
+    """Return comparisons as they are, then all with their answers exchanged."""
+    return [*tasks, *(ComparisonTask(each.speech, each.second, each.first) for each in tasks)]
 
 
 def mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
