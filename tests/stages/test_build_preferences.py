@@ -172,7 +172,7 @@ class TestFailingJudge:
             assert retried.code == 0
             assert re.search(r"responses judged +128 +128 ", retried.out)
             assert server.count == 128 + 1
-            for more in ([], ["--retry-failed"]):
+            for more in (["--retry-failed"], []):
                 assert "up to date" in build(cli, config, *more).out
             assert server.count == 128 + 1
         first, second = Store(recipe.parent / "store").artifacts("judgements")
