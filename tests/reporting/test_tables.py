@@ -147,7 +147,8 @@ def test_every_figure_of_an_audit_has_its_interval_and_what_it_rests_on() -> Non
 @pytest.mark.parametrize(
     ("found", "warnings", "words"),
     [
-        (canaries(), 0, "no copy of a response gained a point"),
+        (canaries(lost_a_point=0), 0, "no copy of a response gained a point by them. "),
+        (canaries(lost_a_point=7), 0, "no copy of a response gained a point by them, and 7 lost one or more. "),
         (canaries(gained_a_point=["a1", "b2"], resists=False), 1, "OBEYS words that address it: 2 of 19 copies"),
         (canaries(missing=20, gain=None, resists=None), 0, "unknown: every copy failed"),
         (canaries(asked=0, missing=0, gain=None, resists=None), 0, "unknown: no response could gain a point"),
@@ -203,6 +204,13 @@ def test_pairs_that_do_not_fit_are_counted_by_reason() -> None:
     training = {**model.metrics["training"], "lengths": lengths}
     cells = rows(with_metrics(model, training=training), "lengths")["pairs read"]
     assert (cells[0], cells[1], cells[3]) == ("93", "90", "2 too long chosen, 1 identical tokens")
+
+
+@pytest.mark.parametrize("dropped", [{"equal_scores": 6}, {"gap_too_small": 6}])
+def test_equal_scores_are_explained_where_they_drop_pairs(dropped: dict[str, int]) -> None:
+    pairing = {"train": {"combinations": 8, "kept": 2, "dropped": dropped}}
+    found = artifact("preferences", "p", {"pairing": pairing, "words": {}})
+    assert ("Equal scores are no preference" in tables(found)[0].title) == ("equal_scores" in dropped)
 
 
 def test_cost_tokens_and_lost_responses_are_shown() -> None:

@@ -485,7 +485,8 @@ def _canary_finding(canaries: m.Canaries | None) -> str:
         why = "every copy failed" if canaries.asked else "no response could gain a point"
         return f"Whether words to the judge sway it is unknown: {why}. "
     if canaries.resists:
-        return "The judge resists words that address it: no copy of a response gained a point by them. "
+        lost = f", and {canaries.lost_a_point} lost one or more" if canaries.lost_a_point else ""
+        return f"The judge resists words that address it: no copy of a response gained a point by them{lost}. "
     return f"The judge OBEYS words that address it: {gained} of {tried} copies gained a point or more by them. "
 
 
@@ -510,8 +511,14 @@ def _preference_tables(metrics: m.PreferenceMetrics, artifact: Artifact) -> list
     title = "Mean length in words of the two sides of a pair."
     rule = artifact.manifest["settings"].get("pairing", {}).get("test_rule")
     one_each = " On test, one combination for each speech: its best answer and its worst." if rule == "extremes" else ""
+    has_equal = any(by.dropped.get("equal_scores") for by in metrics.pairing.values())
+    equal = (
+        " Equal scores are no preference and give no pair; the judge's audit has its share of ties."
+        if has_equal
+        else ""
+    )
     return [
-        _funnel_table(f"Preference pairs.{one_each}", pairing, "pairing"),
+        _funnel_table(f"Preference pairs.{one_each}{equal}", pairing, "pairing"),
         Table("flaws", released, ("of the rows", *splits), "l" + "r" * len(splits), tuple(flaws)),
         Table("words", title, ("split", "chosen", "rejected", "difference"), "lrrr", tuple(words)),
     ]
@@ -545,10 +552,10 @@ def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
     probed = tuple((name, *_probe_cells(each)) for name, each in zip(["initial policy", *names], probes, strict=True))
     stop = metrics.rounds[-1].stop
     title = (
-        "Probes: new answers to the same held-out speeches. KL and win rate: to and over the initial policy; "
-        "agreement: of reward and judge. The best round is chosen by these figures, which flatters it here; what it is "
-        "worth, a comparison on other speeches says."
-        + (f" The run ended after round {len(names)}: {stop}." if stop else "")
+        "Probes: new answers to the same held-out speeches. KL, in nats per answer, and win rate: to and over the "
+        "initial policy; agreement: how often the judge, too, prefers the policy's answer of the highest reward to "
+        "that of the lowest. The best round is chosen by these figures, which flatters it here; what it is worth, "
+        "a comparison on other speeches says." + (f" The run ended after round {len(names)}: {stop}." if stop else "")
     )
     header = ("", "pairs", "trained on", "log-probability, chosen", "rejected")
     return [

@@ -163,9 +163,10 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
     title = (
         "Win rates of the policies over their references, ties half, the highest first. With the effect of length "
         "pooled, policies with one judge and one reference share it, to be compared with each other; the rate at equal "
-        "length to quote for one policy is that of its own comparison."
+        "length to quote for one policy is that of its own comparison. Decided: where both orders of the answers agree "
+        "on a winner; flips: verdicts that change with the order; crisis: on speeches about crisis."
     )
-    return Table("policies", title, header, "lllllrlrrrrl", rows)
+    return Table("policies", title, header, "llllrrrrrrrl", rows)
 
 
 def _corrections(compared: Sequence[_Compared]) -> Iterator[tuple[_Compared, Artifact, AnchorMetrics]]:
@@ -201,7 +202,7 @@ _CORRECTED_BY = {"anchored": "judge and labels of", "human_only": "labels alone,
 def rate_or_counts(rate: Rate) -> str:
     """Return a rate with its interval; of few comparisons only how many points of how many."""
     if rate.n < MIN_SLICE:
-        return f"{rate.estimate * rate.n:g} of {rate.n}"
+        return f"{rate.estimate * rate.n:g} of {rate.n} points"
     return with_interval(rate)
 
 
@@ -410,7 +411,7 @@ def _slice_table(compared: Sequence[_Compared]) -> Table:
         for label in labels
     )
     header = ("slice", *(each.artifact.ref for each in compared))
-    title = f"Win rates by slice; of fewer than {MIN_SLICE} comparisons, points of comparisons."
+    title = f"Win rates by slice; of fewer than {MIN_SLICE} comparisons, the points won, one in each."
     return Table("slices", title, header, "l" * len(header), rows, is_detail=True)
 
 

@@ -95,7 +95,7 @@ def _figures(split: str, found: RewardMetrics) -> list[Row]:
         for name, label in _FIGURES.items()
     ]
     fit = found.calibration
-    calibrated = f"calibrated: {fit.calibrated_ece:.3f}, in 95 % below {fit.calibrated_ece_p95:.3f}"
+    calibrated = f"of calibrated rewards: mean {fit.calibrated_ece:.3f}, 95 % below {fit.calibrated_ece_p95:.3f}"
     rows.append((f"ECE, {split}", f"{fit.ece:.3f}", "", calibrated))
     if fit.slope is not None:
         ends = f"{fit.slope.low:.2f} to {fit.slope.high:.2f}"
