@@ -290,7 +290,7 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     write_rows(pairs, [{"prompt": SAID, "chosen": KIND, "rejected": CURT}])
     (pair,) = psychocounsel.load_pairs(pairs)
     assert (pair.speech.text, pair.chosen.candidate.text, pair.margin) == (SAID, KIND, 1.0)
-    write_rows(others, [{"question": SAID, "chosen": KIND, "rejected": CURT}])
+    write_rows(others, [{"asked": SAID, "chosen": KIND, "rejected": CURT}])
     with pytest.raises(InputError, match="import-preferences"):
         psychocounsel.load_pairs(others)
     write_rows(many, [{"prompt": SAID, "chosen": [KIND], "rejected": [CURT, "No."]}])

@@ -282,7 +282,7 @@ class TestPending:
             audited(cli, judged, audit)
             assert f"auditing the judge, scripted-judge-2025-01-01 at {judged.server.base_url}" in paid
             assert f": {judged.server.count - before} calls, " in paid
-        assert "to pay:" not in build(cli, judged, SMALL, "--dry-run").out
+        assert "nothing to pay:" in build(cli, judged, SMALL, "--dry-run").out
 
     def test_another_sample_makes_another_audit_and_nothing_else(self, judged: Judged, cli: Cli) -> None:
         audited(cli, judged, SMALL)

@@ -242,7 +242,7 @@ class TestCosts:
             assert ": 20 calls, up to 20 " in between.out
             server.script = answer_by_schema
             build(cli, config)
-            assert "to pay:" not in build(cli, config, "--dry-run").out
+            assert "nothing to pay:" in build(cli, config, "--dry-run").out
         assert server.count == 128 + refused
 
     def test_answers_still_to_be_given_make_an_upper_bound(self, recipe: Path, cli: Cli) -> None:

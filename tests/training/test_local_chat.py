@@ -32,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator(weights: Path) -> AnswerGenerator:
-    return AnswerGenerator.load(Policy(str(weights)), "cpu")
+    return AnswerGenerator.load(Policy(str(weights)))
 
 
 @pytest.fixture
