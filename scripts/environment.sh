@@ -42,6 +42,7 @@ require_venv() {
         && grep -qsF -- "$venv" "$venv/bin/activate"; then
         return
     fi
+    [[ ! -L "$venv" ]] || fail ".venv is a link to $(readlink -- "$venv"), and would be emptied; remove the link and run this again"
     local python
     python="$(find_python)"
     say "creating .venv with $("$python" --version 2>&1)"
