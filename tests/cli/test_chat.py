@@ -135,6 +135,7 @@ def on_a_terminal(*argv: str | Path) -> Iterator[tuple[Terminal, "subprocess.Pop
 
 
 @pytest.mark.parametrize("ending", ["\x03", "\x04"], ids=["ctrl-c", "ctrl-d"])
+@pytest.mark.integration
 def test_a_key_ends_the_chat_on_a_terminal(ending: str, tmp_path: Path) -> None:
     with ChatServer(echo) as server:
         refs = [f"endpoint:{name}@{server.base_url}" for name in ("left", "right")]

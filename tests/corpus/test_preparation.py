@@ -74,6 +74,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[CorpusConfig], 
 
 
 @pytest.mark.parametrize("tasks", [1, 4, 16])
+@pytest.mark.integration
 def test_any_number_of_tasks_prepares_the_same_corpus(
     tasks: int, config: CorpusConfig, build: Callable[[CorpusConfig], Any], tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_any_number_of_tasks_prepares_the_same_corpus(
     assert build(config.model_copy(update={"prepared": str(tmp_path / "prepared")})) == build(config)
 
 
+@pytest.mark.integration
 def test_a_lost_batch_is_an_error_and_prepared_again(
     config: CorpusConfig, build: Callable[[CorpusConfig], Any], tmp_path: Path
 ) -> None:

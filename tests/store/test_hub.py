@@ -93,6 +93,7 @@ def recipe(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.integration
 def test_what_was_fetched_is_read_without_a_connection(
     hub: HubServer, machine: Machine, recipe: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_what_was_fetched_is_read_without_a_connection(
     assert made.metrics["funnel"]["kept"] == COUNT
 
 
+@pytest.mark.integration
 def test_a_dry_run_estimates_until_the_data_are_fetched(machine: Machine, recipe: Path, tmp_path: Path) -> None:
     endpoint = {"model": "gpt-4o-2024-08-06"}
     responders = [{"author": author, "endpoint": endpoint} for author in ("elm", "oak")]
