@@ -29,6 +29,7 @@ INTEGRATION_FOLDERS = {"bench", "stages", "training"}
 INTEGRATION_FILES = {
     "test_batch_cleanup.py",
     "test_batch_run.py",
+    "test_item_browser.py",
     "test_killed.py",
     "test_mixed_faults.py",
     "test_notebooks.py",

@@ -14,12 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from miniature import SHAPE
 from psychocounsel.config.schema import TinyLlamaShape
-from psychocounsel.training.runtime import quiet_libraries
-from psychocounsel.training.tiny_llama import build_model, train_tokenizer
 
 START_LIMIT_SECONDS = 120.0
 # A judge's prompt must fit, letter by letter where no merge was learned.
@@ -46,6 +42,11 @@ class TransformersServer:
 
 def make_untrained_llama(texts: Iterable[str], folder: Path) -> None:
     """Save a tiny Llama 3 that has learned nothing: it babbles, and ends where chance has it."""
+    import torch  # seconds, and quick tests import this module
+
+    from psychocounsel.training.runtime import quiet_libraries
+    from psychocounsel.training.tiny_llama import build_model, train_tokenizer
+
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)
         tokenizer = train_tokenizer(texts, LONG_SHAPE.vocab_size, LONG_SHAPE.max_positions)

@@ -141,6 +141,7 @@ def test_a_dry_run_estimates_until_the_data_are_fetched(machine: Machine, recipe
     assert "to pay in all: " in counted.out
 
 
+@pytest.mark.integration
 def test_the_test_speeches_of_a_release_are_estimated_too(tmp_path: Path, machine: Machine) -> None:
     recipe = tmp_path / "released"
     recipe.mkdir()
@@ -160,6 +161,7 @@ def test_the_test_speeches_of_a_release_are_estimated_too(tmp_path: Path, machin
     assert compared.endswith("; an estimate")
 
 
+@pytest.mark.integration
 def test_of_a_model_the_weights_come_only_if_they_are_wanted(machine: Machine, recipe: Path) -> None:
     step = {"stage": "train-reward", "config": "train-reward.yaml"}
     content = {"name": "talk", "base_model": "hub:talk/tiny", "preferences": "talk"}

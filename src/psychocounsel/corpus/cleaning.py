@@ -225,8 +225,9 @@ def _lead(before: str, after: str) -> re.Match[str] | None:
 def _is_needed(said: str, lead: re.Match[str] | None, after: str) -> bool:
     """Return whether a sentence makes no sense without a contact, of which `said` is left before it."""
     goes_on = _CLAUSE_GOES_ON.match(after) is not None
-    is_subject = goes_on and (_CLAUSE_BEGINS.search(said) or (lead is not None and ":" in lead.group()))
-    if is_subject or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said):
+    last = max(0, len(said) - _LEAD_CHARS)
+    is_subject = goes_on and (_CLAUSE_BEGINS.search(said, last) or (lead is not None and ":" in lead.group()))
+    if is_subject or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said, last):
         return True
     if lead is None or lead["asked"] is None:
         return False

@@ -85,18 +85,17 @@ class CrisisServices:
     def __init__(self, *files: CrisisServicesFile) -> None:
         self._numbers: dict[str, bool] = {}  # as they are dialled -> whether one counts anywhere
         names: set[str] = set()
-        domains: set[str] = set()
+        self._domains: set[str] = set()
         for country in (each for file in files for each in file.countries):
             for service in country.services:
                 names.add(service.name.removeprefix("The "))
-                domains.update(service.domains)
+                self._domains.update(map(str.lower, service.domains))
                 for number in service.numbers:
                     written = re.sub(r"[^0-9A-Z]", "", number)
                     for key in (written, written.translate(_KEYPAD)):
                         ways = _ways_to_dial(key, country.calling_code)
                         self._numbers.update(dict.fromkeys(ways, len(key) >= _CERTAIN_DIGITS))
         self._longest = max(map(len, self._numbers))
-        self._domains = re.compile(rf"(?:^|[./@]){either(domains)}(?![\w.-]*\w)", re.IGNORECASE)
         self._names = re.compile(rf"(?<!\w){either(names)}(?!\w)")
 
     def numbers(self, text: str) -> list[tuple[int, int]]:
@@ -162,7 +161,8 @@ class CrisisServices:
 
     def _owns(self, address: str) -> bool:
         host = re.sub(r"^[a-z]+://|^mailto:", "", address.lower())
-        return self._domains.search(re.split(r"[/?#:]", host, maxsplit=1)[0]) is not None
+        labels = re.split(r"[/?#:]", host, maxsplit=1)[0].rpartition("@")[2].rstrip(".-").split(".")
+        return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
 
 
 @cache
