@@ -19,7 +19,7 @@ from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.train_reward import pair_source, ranked_pairs, rating_scale, score_pairs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
-from psychocounsel.store.references import resolve_model, trained_chat
+from psychocounsel.store.references import model_of, resolve_model, trained_chat
 from psychocounsel.store.schemas import FLOAT, TEXT, read_pairs, write_scores, write_table
 from psychocounsel.store.store import Store
 from psychocounsel.types import PreferencePair, RatingScale, Reward, content_id
@@ -66,7 +66,7 @@ def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cance
     from psychocounsel.training.launch import launch_of  # imports torch
     from psychocounsel.training.reward import score_in_jobs
 
-    model = resolve_model(store, config.model, ("reward-models",))
+    model = model_of(store, writer.spec, MODEL, config.model, ("reward-models",))
     chat = config.chat or trained_chat(store, model)
 
     def score(exchanges: "list[Exchange]") -> "list[tuple[Reward, int]]":

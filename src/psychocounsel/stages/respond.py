@@ -64,9 +64,9 @@ class Responder:
             terms = {"licence": config.licence, "data_class": config.data_class}
             self.fingerprint = {"author": config.author, "file": source_fingerprint(config.file, "train"), **terms}
         else:
-            model = resolve_model(session.store, config.model or "", POLICY_KINDS)
-            self.parents = model.parents(role)
-            self.fingerprint = {**settings, "model": model.fingerprint}
+            self._model = resolve_model(session.store, config.model or "", POLICY_KINDS)
+            self.parents = self._model.parents(role)
+            self.fingerprint = {**settings, "model": self._model.fingerprint}
 
     def distinct_draws(self, wanted: int) -> int:
         """Return how many answers per speech to draw: one of an author whose answers do not vary."""
@@ -136,9 +136,9 @@ class Responder:
         return Answers(candidates, dict(sorted(failed.items())), log_spending(client.spending, author))
 
     def _sample(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int) -> list[Candidate]:
-        config, store = self.config, self._session.store
+        config = self.config
         sampled = sample_answers(
-            resolve_model(store, config.model or "", POLICY_KINDS).policy(store),
+            self._model.policy(self._session.store),
             speeches,
             author=config.author,
             per_speech=draws,

@@ -30,6 +30,7 @@ from psychocounsel.store.references import (
     HUB,
     POLICY_KINDS,
     UnknownReferenceError,
+    model_of,
     resolve_model,
     resolve_parent,
     warn_unless_pinned,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 VERSION = 3
 STAGE = "train-reward"
+BASE_MODEL = "base model"
 
 
 def specs(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
@@ -69,7 +71,7 @@ def specs(config: TrainRewardConfig, store: Store) -> ArtifactSpec:
             for each, source in zip(config.mix, mixed, strict=True)
         ],
     }
-    parents = (preferences, *base.parents("base model"), *(each.parent for each in mixed if each.parent))
+    parents = (preferences, *base.parents(BASE_MODEL), *(each.parent for each in mixed if each.parent))
     return ArtifactSpec("reward-models", config.name, STAGE, VERSION, settings, parents)
 
 
@@ -148,7 +150,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     leakage = count_leakage(store, tested, preferences, trained, config.allow_leakage, new)
     if leakage["leaked"]:
         writer.warnings.append(leakage_warning(leakage))
-    base = resolve_model(store, config.base_model, POLICY_KINDS).policy(store)
+    base = model_of(store, writer.spec, BASE_MODEL, config.base_model, POLICY_KINDS).policy(store)
     require_memory(config, base)
     require_disk(config, base, writer.work)
     with step_progress("training the reward model") as report:
