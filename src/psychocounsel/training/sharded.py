@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -23,6 +24,14 @@ def in_any_process(condition: bool) -> bool:
     flag = torch.tensor(int(condition), device=state.device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return bool(flag)
+
+
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes, [rows of all, ...]; a scalar is a row. All must call it.
+
+    accelerate's own `gather` needs equally many in each, or the collective operation aborts or never ends.
+    """
+    return tensor.new_tensor(gather_object(torch.atleast_1d(tensor).tolist()))
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

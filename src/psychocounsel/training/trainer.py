@@ -43,7 +43,7 @@ from psychocounsel.store.files import link_or_copy
 from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified, step_of
 from psychocounsel.training.optimizers import Bf16AdamW, exact_values, has_remainders
 from psychocounsel.training.runtime import prepare_cpu, saving
-from psychocounsel.training.sharded import gathered, in_any_process, whole_tensor
+from psychocounsel.training.sharded import gather_rows, gathered, in_any_process, whole_tensor
 from psychocounsel.training.tokenize import LengthTable
 from psychocounsel.training.tracking import tracked_training, tracker_arguments
 from psychocounsel.training.weights import (
@@ -272,6 +272,12 @@ class LengthGroupedTrainer(CheckedTrainer):
     """
 
     row_lengths: Sequence[int] = ()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have trl's figures gathered from micro-batches that need not have equally many rows in all processes."""
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.num_processes > 1:
+            cast(Any, self.accelerator).gather = gather_rows
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the micro-batches of this process. accelerate would pad an epoch's end with rows of its beginning."""
