@@ -1,12 +1,13 @@
 """Options that several commands share, and what commands print: results, pending work, the next command."""
 
+import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -42,14 +43,66 @@ Batch = Annotated[
 AllowLeakage = Annotated[
     bool, typer.Option("--allow-leakage", help="Evaluate on training speeches too, and say so in the result.")
 ]
-NumProcesses = Annotated[
-    int | None,
-    typer.Option("--num-processes", metavar="N", min=1, help="Train, sample and score in so many processes."),
-]
-Accelerate = Annotated[
-    str | None,
-    typer.Option("--accelerate", metavar="NAME|FILE", help="Launch them as this says: ddp, fsdp2, ... or a file."),
-]
+
+
+class StageOptions(TypedDict):
+    """The options of every command that runs stages."""
+
+    sets: Sets
+    dry_run: DryRun
+    offline: Offline
+    store: StoreFolder
+
+
+class LaunchOptions(StageOptions):
+    """Those of a command that trains."""
+
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", metavar="N", min=1, help="Train, sample and score in so many processes."),
+    ]
+    accelerate: Annotated[
+        str | None,
+        typer.Option("--accelerate", metavar="NAME|FILE", help="Launch them as this says: ddp, fsdp2, ... or a file."),
+    ]
+
+
+class JudgeOptions(StageOptions):
+    """Those of a command that asks a judge."""
+
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
+    ]
+    batch: Batch
+
+
+_KEYS = {
+    "retry_failed": "retry_failed",
+    "allow_leakage": "allow_leakage",
+    "batch": "judge.batch.enabled",
+    "num_processes": "launch.num_processes",
+    "accelerate": "launch.accelerate",
+}
+"""The key of a config that an option changes."""
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def with_options(command: _Command) -> _Command:
+    """Give a command with `**options: Unpack[StageOptions]` a parameter for each key in its signature, for typer."""
+    signature = inspect.signature(command)
+    *own, last = signature.parameters.values()
+    if last.kind is last.VAR_KEYWORD:
+        keys = get_type_hints(*get_args(last.annotation), include_extras=True)
+        shared = [
+            inspect.Parameter(
+                name, last.KEYWORD_ONLY, default=False if hint.__origin__ is bool else None, annotation=hint
+            )
+            for name, hint in keys.items()
+        ]
+        typed: Any = command
+        typed.__signature__ = signature.replace(parameters=[*own, *shared])
+    return command
+
 
 ROUND = re.compile(r"-round-[0-9]+$")
 """How the names of an online round's artifacts end."""
@@ -69,18 +122,11 @@ def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:
     return found
 
 
-def launch_overrides(sets: Sequence[str] | None, num_processes: int | None, accelerate: str | None) -> list[str]:
-    """Return `sets` with the processes of training; `--set` of the same key wins."""
-    given = {"num_processes": num_processes, "accelerate": accelerate}
-    return [*(f"launch.{key}={json.dumps(value)}" for key, value in given.items() if value is not None), *(sets or [])]
-
-
-def overrides_of(
-    sets: Sequence[str] | None, retry_failed: bool = False, batch: bool = False, allow_leakage: bool = False
-) -> list[str]:
-    """Return `sets` with what the options of a command stand for."""
-    flags = {"retry_failed=true": retry_failed, "judge.batch.enabled=true": batch, "allow_leakage=true": allow_leakage}
-    return [*(sets or []), *(override for override, is_set in flags.items() if is_set)]
+def overrides_of(options: StageOptions, **flags: bool) -> list[str]:
+    """Return the texts of `--set`, and after them what the other options of a command stand for."""
+    given = {**options, **flags}
+    own = [f"{key}={json.dumps(given[name])}" for name, key in _KEYS.items() if given.get(name)]
+    return [*(options["sets"] or []), *own]
 
 
 _FUNNEL_KINDS = ("speeches", "candidates", "judgements")

@@ -5,21 +5,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from psychocounsel.cli.output import (
-    Accelerate,
     AllowLeakage,
     Batch,
-    DryRun,
-    NumProcesses,
+    JudgeOptions,
+    LaunchOptions,
     Offline,
     RecipeArgument,
-    Sets,
+    StageOptions,
     StoreFolder,
-    launch_overrides,
     next_command,
     next_step,
     overrides_of,
@@ -30,6 +28,7 @@ from psychocounsel.cli.output import (
     show_end_of_recipe,
     show_results,
     warn_of_unread_rubric,
+    with_options,
 )
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import Artifact
@@ -48,9 +47,6 @@ ConfigArgument = Annotated[
 SourceArgument = Annotated[
     str,
     typer.Argument(metavar="SOURCE", help="hub:owner/name@revision, a file or folder, or as CONFIG of other stages."),
-]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Send the failed requests of completed artifacts again.")
 ]
 ResultName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the result; else that of what is measured.")
@@ -74,18 +70,13 @@ RELEASED = "released"
 
 def run(
     recipe: RecipeArgument,
-    sets: Sets = None,
     only: Only = None,
     start: From = None,
     until: Until = None,
     sweep: Sweep = None,
     batch: Batch = False,
     allow_leakage: AllowLeakage = False,
-    num_processes: NumProcesses = None,
-    accelerate: Accelerate = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
+    **options: Unpack[LaunchOptions],
 ) -> None:
     """Run the stages of a recipe in order.
 
@@ -95,16 +86,14 @@ def run(
     from psychocounsel.stages.recipe import dry_run as preview
     from psychocounsel.stages.recipe import run_recipe
 
-    overrides = overrides_of(
-        launch_overrides(sets, num_processes, accelerate), batch=batch, allow_leakage=allow_leakage
-    )
+    overrides = overrides_of(options, batch=batch, allow_leakage=allow_leakage)
     folder = recipe_folder(recipe)
     points = load_points(folder, overrides, sweep or [])
     steps = points[0].steps
     chosen = select_steps(steps, only or [], until, start)
-    opened = open_store(store, offline, folder)
+    opened = open_store(options["store"], options["offline"], folder)
     warn_of_unread_rubric([step.config for step in steps], folder)
-    if dry_run:
+    if options["dry_run"]:
         show_dry_run(preview(points, chosen, opened), opened)
         return
 
@@ -144,28 +133,19 @@ def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
         show_end(made[-1], ["compare", *compared], store)
 
 
-def make_base_model(
-    config: ConfigArgument,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def make_base_model(config: ConfigArgument, **options: Unpack[StageOptions]) -> None:
     """Train a tiny Llama 3 on this machine.
 
     With it the pipeline runs without a download.
     """
-    _run_stage("make-base-model", config, sets, dry_run, store, offline)
+    _run_stage("make-base-model", config, options)
 
 
 def corpus(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG", help="The YAML file of a corpus or of build-preferences, or RECIPE.")
     ],
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
+    **options: Unpack[StageOptions],
 ) -> None:
     """Build a corpus and show what each rule did to it.
 
@@ -179,54 +159,35 @@ def corpus(
     path = stage_config("corpus", config)
     data = read_config_file(path).data
     is_part = isinstance(data, dict) and "corpus" in data
-    changes = sets or []
+    changes = overrides_of(options)
     loaded = (
         load_config(BuildPreferencesConfig, path, changes).corpus
         if is_part
         else load_config(CorpusConfig, path, changes, "corpus")
     )
-    opened = open_store(store, offline, path.parent)
-    created = run_config("corpus", loaded, dry_run, opened)
-    if created is not None:
+    created, opened = _run_configs("corpus", [loaded], options, path.parent)
+    if created:
         if (path.parent / RECIPE_FILE).is_file():
             words = ["run", str(path.parent) if is_project(path.parent) else path.parent.name]
         else:
-            words = ["build-preferences", str(path)] if is_part else next_command(created, "corpus", path)
-        show_end(created, words, opened)
+            words = ["build-preferences", str(path)] if is_part else next_command(created[0], "corpus", path)
+        show_end(created[0], words, opened)
 
 
-def build_preferences(
-    config: ConfigArgument,
-    sets: Sets = None,
-    retry_failed: RetryFailed = False,
-    batch: Batch = False,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def build_preferences(config: ConfigArgument, **options: Unpack[JudgeOptions]) -> None:
     """Build a preference dataset with a judge.
 
     Rates candidate responses to client speeches and pairs them.
     """
-    _run_stage("build-preferences", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
+    _run_stage("build-preferences", config, options)
 
 
-def train_reward(
-    config: ConfigArgument,
-    sets: Sets = None,
-    allow_leakage: AllowLeakage = False,
-    num_processes: NumProcesses = None,
-    accelerate: Accelerate = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def train_reward(config: ConfigArgument, allow_leakage: AllowLeakage = False, **options: Unpack[LaunchOptions]) -> None:
     """Train and test a reward model.
 
     A Bradley-Terry model of a preference dataset, measured on its test split.
     """
-    changes = launch_overrides(sets, num_processes, accelerate)
-    _run_stage("train-reward", config, changes, dry_run, store, offline, allow_leakage=allow_leakage)
+    _run_stage("train-reward", config, options, allow_leakage=allow_leakage)
 
 
 def eval_reward(
@@ -238,18 +199,15 @@ def eval_reward(
         typer.Option("--on", metavar="PREFERENCES", help="A preferences artifact, a file, a folder or hub:owner/name."),
     ] = None,
     name: ResultName = None,
-    sets: Sets = None,
     allow_leakage: AllowLeakage = False,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
+    **options: Unpack[StageOptions],
 ) -> None:
     """Measure a reward model on pairs or best-of-k rows.
 
     Any model with a sequence-classification head, on a test split or on a file like RewardBench 2's.
     """
-    changes = overrides_of(sets, allow_leakage=allow_leakage)
-    _run_on_arguments("eval-reward", {"model": model, "on": on, "name": name}, changes, dry_run, store, offline)
+    given = {"model": model, "on": on, "name": name}
+    _run_on_arguments("eval-reward", given, options, allow_leakage=allow_leakage)
 
 
 def score(
@@ -274,38 +232,20 @@ def score(
     console.result(f"{count} rows scored: {target}")
 
 
-def align(
-    config: ConfigArgument,
-    sets: Sets = None,
-    num_processes: NumProcesses = None,
-    accelerate: Accelerate = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def align(config: ConfigArgument, **options: Unpack[LaunchOptions]) -> None:
     """Align a policy by DPO or online DPO.
 
     DPO learns from a preference dataset, online DPO from a reward model.
     """
-    _run_stage("align", config, launch_overrides(sets, num_processes, accelerate), dry_run, store, offline)
+    _run_stage("align", config, options)
 
 
-def eval_winrate(
-    config: ConfigArgument,
-    sets: Sets = None,
-    retry_failed: RetryFailed = False,
-    batch: Batch = False,
-    allow_leakage: AllowLeakage = False,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def eval_winrate(config: ConfigArgument, allow_leakage: AllowLeakage = False, **options: Unpack[JudgeOptions]) -> None:
     """Measure a policy's win rate.
 
     A judge compares its responses to held-out speeches with a reference's, in both orders.
     """
-    flags = {"retry_failed": retry_failed, "batch": batch, "allow_leakage": allow_leakage}
-    _run_stage("eval-winrate", config, sets, dry_run, store, offline, **flags)
+    _run_stage("eval-winrate", config, options, allow_leakage=allow_leakage)
 
 
 def anchor(
@@ -316,32 +256,21 @@ def anchor(
         str | None, typer.Option("--labels", metavar="ANNOTATIONS", help="People's labels of a random sample of it.")
     ] = None,
     name: ResultName = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    store: StoreFolder = None,
+    **options: Unpack[StageOptions],
 ) -> None:
     """Correct a judge's win rate by human labels.
 
     The labels are those of `annotate import`, of a random sample of the same comparison.
     """
-    given = {"comparisons": comparisons, "labels": labels, "name": name}
-    _run_on_arguments("anchor", given, sets or [], dry_run, store)
+    _run_on_arguments("anchor", {"comparisons": comparisons, "labels": labels, "name": name}, options)
 
 
-def eval_crisis(
-    config: ConfigArgument,
-    sets: Sets = None,
-    retry_failed: RetryFailed = False,
-    batch: Batch = False,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def eval_crisis(config: ConfigArgument, **options: Unpack[JudgeOptions]) -> None:
     """Look for harm in answers to people at risk.
 
     A judge checks a policy and its base with yes-or-no questions; says whether the policy is ready for release.
     """
-    _run_stage("eval-crisis", config, sets, dry_run, store, offline, retry_failed=retry_failed, batch=batch)
+    _run_stage("eval-crisis", config, options)
 
 
 def calibrate_judge(
@@ -352,9 +281,7 @@ def calibrate_judge(
         str | None, typer.Argument(metavar="JUDGE", help="The judge's ratings: a table or a judgements artifact.")
     ] = None,
     name: ResultName = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    store: StoreFolder = None,
+    **options: Unpack[StageOptions],
 ) -> None:
     """Measure a judge against human ratings.
 
@@ -362,25 +289,22 @@ def calibrate_judge(
     known speech, author and text.
     """
     given = {"human": human, "judge": judge, "name": name}
-    _run_on_arguments("calibrate-judge", given, sets or [], dry_run, store, named_after=judge or "")
+    _run_on_arguments("calibrate-judge", given, options, named_after=judge or "")
 
 
 def report(
     config: ConfigArgument,
-    sets: Sets = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the page there, and nothing into the store.")
     ] = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
+    **options: Unpack[StageOptions],
 ) -> None:
     """Write an HTML report about a run.
 
     The page is self-contained and loads nothing from elsewhere.
     """
-    if out is None or dry_run:
-        _run_stage("report", config, sets, dry_run, store, offline)
+    if out is None or options["dry_run"]:
+        _run_stage("report", config, options)
         return
     from psychocounsel.config.loading import load_config
     from psychocounsel.config.recipe import stage_config
@@ -389,21 +313,15 @@ def report(
     from psychocounsel.stages.report import make_report
 
     path = stage_config("report", config)
-    loaded, opened = load_config(ReportConfig, path, sets or []), open_store(store, offline, path.parent)
+    loaded = load_config(ReportConfig, path, overrides_of(options))
+    opened = open_store(options["store"], options["offline"], path.parent)
     with TemporaryDirectory() as folder:
         page = make_report(loaded, opened.overlay(Path(folder))).file(REPORT_FILE).read_bytes()
     write_bytes(out, page)
     console.result(f"report: {out.resolve()}")
 
 
-def import_preferences(
-    source: SourceArgument,
-    name: ImportName = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    offline: Offline = False,
-    store: StoreFolder = None,
-) -> None:
+def import_preferences(source: SourceArgument, name: ImportName = None, **options: Unpack[StageOptions]) -> None:
     """Import a preference dataset of others.
 
     Its licence and class have to be given (`--set licence=mit --set data_class=public`). Counts its flaws. The other
@@ -413,7 +331,7 @@ def import_preferences(
     from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, stage_config
     from psychocounsel.config.schema import ImportPreferencesConfig
 
-    overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *(sets or [])]
+    overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *overrides_of(options)]
     place = Path(source)
     is_recipe = (place / RECIPE_FILE).is_file() or (source in bundled_recipes() and not place.exists())
     path = stage_config("import-preferences", source) if is_recipe or source.endswith(".yaml") else None
@@ -421,23 +339,20 @@ def import_preferences(
         config = load_config(ImportPreferencesConfig, path, overrides)
     else:
         config = config_of(ImportPreferencesConfig, {"name": RELEASED, "source": source}, overrides)
-    opened = open_store(store, offline, path.parent if path is not None else None)
-    created = run_config("import-preferences", config, dry_run, opened)
-    if created is None:
+    created, opened = _run_configs("import-preferences", [config], options, path.parent if path is not None else None)
+    if not created:
         return
     following = next_step("import-preferences", path) if path is not None else None
     change: list[str] = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
-    show_end(created, list(following or ["train-reward", RELEASED, *change]), opened)
+    show_end(created[0], list(following or ["train-reward", RELEASED, *change]), opened)
 
 
 def _run_on_arguments(
     stage: "StageName",
     given: Mapping[str, str | None],
-    overrides: Sequence[str],
-    is_dry_run: bool,
-    store: StoreFolder,
-    offline: bool = False,
+    options: StageOptions,
     named_after: str = "",
+    **flags: bool,
 ) -> None:
     """Run a stage by the YAML file that is the first argument, or else by the arguments, `given` by key.
 
@@ -448,6 +363,7 @@ def _run_on_arguments(
 
     keys = {key: value for key, value in given.items() if value is not None}
     first = next(iter(keys.values()))
+    overrides = overrides_of(options, **flags)
     if first.endswith(".yaml"):
         own = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value != first]
         config = load_config(CONFIGS[stage], Path(first), [*own, *overrides])
@@ -456,53 +372,44 @@ def _run_on_arguments(
         word = re.sub(r"\.(csv|tsv|jsonl|json|parquet|xlsx)(\.gz|\.zst)?$", "", word)
         known_as = re.sub(r"[^a-z0-9_.-]+", "-", word).lstrip("_.-")
         config = config_of(CONFIGS[stage], {"name": known_as, **keys}, overrides)
-    opened = open_store(store, offline, Path(first).parent)
-    created = run_config(stage, config, is_dry_run, opened)
-    if created is not None:
-        show_end(created, ["show", f"{created.kind}/{created.ref}"], opened)
+    created, opened = _run_configs(stage, [config], options, Path(first).parent)
+    for each in created:
+        show_end(each, ["show", f"{each.kind}/{each.ref}"], opened)
 
 
-def _run_stage(
-    stage: "StageName",
-    name: str,
-    sets: Sequence[str] | None,
-    is_dry_run: bool,
-    store: StoreFolder,
-    offline: bool,
-    **flags: bool,
-) -> None:
+def _run_stage(stage: "StageName", name: str, options: StageOptions, **flags: bool) -> None:
     from psychocounsel.config.recipe import load_stage_configs, stage_config
 
     path = stage_config(stage, name)
-    configs = load_stage_configs(stage, path, overrides_of(sets, **flags))
+    configs = load_stage_configs(stage, path, overrides_of(options, **flags))
     warn_of_unread_rubric(configs, path.parent)
-    opened = open_store(store, offline, path.parent)
-    created = _run_configs(stage, configs, is_dry_run, opened)
+    created, opened = _run_configs(stage, configs, options, path.parent)
     if len(created) > 1:
         show_end(created[-1], ["compare", *(f"{each.kind}/{each.ref}" for each in created)], opened)
     elif created:
         show_end(created[0], next_command(created[0], stage, path), opened)
 
 
-def run_config(stage: "StageName", config: "Settings", is_dry_run: bool, store: Store) -> Artifact | None:
-    """Run a stage and print its result; a dry run prints the config and what it would create."""
-    created = _run_configs(stage, [config], is_dry_run, store)
-    return created[0] if created else None
+def _run_configs(
+    stage: "StageName", configs: "Sequence[Settings]", options: StageOptions, folder: Path | None
+) -> tuple[list[Artifact], Store]:
+    """Run a stage for each config, whose file is in `folder`, and print the results; nothing in a dry run.
 
-
-def _run_configs(stage: "StageName", configs: "Sequence[Settings]", is_dry_run: bool, store: Store) -> list[Artifact]:
+    Returns the results, and the store in which they are.
+    """
     from psychocounsel.config.recipe import Step, SweepPoint
     from psychocounsel.stages.recipe import dry_run, run_stage
 
-    if is_dry_run:
+    store = open_store(options["store"], options["offline"], folder)
+    if options["dry_run"]:
         steps = [Step(stage, stage, each) for each in configs]
         show_dry_run(dry_run([SweepPoint((), steps)], [True] * len(steps), store), store)
-        return []
+        return [], store
     if rubric := rubric_line(configs[0]):
         console.note(rubric)
     created = [run_stage(stage, each, store) for each in configs]
     show_results(created, store)
-    return created
+    return created, store
 
 
 def add_stages(app: typer.Typer) -> None:
@@ -524,4 +431,4 @@ def add_stages(app: typer.Typer) -> None:
         import_preferences,
     )
     for command in commands:
-        app.command()(command)
+        app.command()(with_options(command))
