@@ -12,7 +12,7 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import UMASK_VARIABLE, human_bytes
 from psychocounsel.store.gc import Kept, find_garbage
 from psychocounsel.store.references import ancestors
-from psychocounsel.store.store import Store, damaged_files
+from psychocounsel.store.store import Store, damaged_files, note_failed, retry_spec
 from running import Cli
 
 RUNS = 5
@@ -95,6 +95,14 @@ def test_children_go_before_their_parents_whatever_their_names_meant_last(store:
     store.name_again([older])
     store.name_again([newer])
     assert [each.what.partition(" ")[0] for each in find_garbage(store, Kept())] == ["candidates", "speeches"]
+
+
+def test_a_retry_keeps_what_it_retried_by_which_later_runs_find_it(store: Store) -> None:
+    spec = ArtifactSpec("judgements", "talk", "test", 1, {})
+    store.make(spec, lambda writer: note_failed(writer, 1))
+    retry = store.make(retry_spec(spec, store, again=True), lambda writer: note_failed(writer, 0))
+    assert find_garbage(store, Kept()) == []
+    assert retry_spec(spec, store, again=False).id == retry.id
 
 
 def test_people_keep_their_labels_and_the_keys_to_what_they_still_read(cli: Cli, store: Store) -> None:

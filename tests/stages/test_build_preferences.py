@@ -172,8 +172,9 @@ class TestFailingJudge:
             assert retried.code == 0
             assert re.search(r"responses judged +128 +128 ", retried.out)
             assert server.count == 128 + 1
+            (made,) = re.findall(r"created: (preferences \S+)", retried.out)
             for more in (["--retry-failed"], []):
-                assert "up to date" in build(cli, config, *more).out
+                assert f"up to date: {made}" in build(cli, config, *more).out
             assert server.count == 128 + 1
         first, second = Store(recipe.parent / "store").artifacts("judgements")
         assert Store(recipe.parent / "store").artifacts("preferences")[-1].parent("judgements").id == second.id

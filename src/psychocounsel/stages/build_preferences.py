@@ -148,13 +148,13 @@ class _Build:
             }
             models = [parent for each in self.responders for parent in each.parents]
             pool = ArtifactSpec("candidates", f"{config.name}-pool", STAGE, VERSION, settings, (speeches, *models))
-            pool = retry_spec(pool, store) if config.retry_failed else pool
+            pool = retry_spec(pool, store, again=config.retry_failed)
             parents.append(pool.as_parent("asked candidates"))
         judge = self.judge
         judgements = ArtifactSpec(
             "judgements", config.name, STAGE, VERSION, {"judge": judge.fingerprint}, tuple(parents), judge.warnings
         )
-        judgements = retry_spec(judgements, store) if config.retry_failed else judgements
+        judgements = retry_spec(judgements, store, again=config.retry_failed)
         pairing = {"pairing": pairing_settings(config, store)}
         judged = (judgements.as_parent("judgements"), *judgements.parents)
         preferences = ArtifactSpec("preferences", config.name, STAGE, VERSION, pairing, judged)

@@ -191,7 +191,7 @@ class _Evaluation:
         }
         parents = (policy.as_parent("policy answers"), base.as_parent("base answers"))
         made = ArtifactSpec("crisis-evaluations", config.name, STAGE, VERSION, settings, parents, judge.warnings)
-        return CrisisSpecs(policy, base, retry_spec(made, self.store) if config.retry_failed else made)
+        return CrisisSpecs(policy, base, retry_spec(made, self.store, again=config.retry_failed))
 
     def _answer_spec(self, side: str, suite: Mapping[str, Any]) -> ArtifactSpec:
         config, responder = self.config, self.sides[side]
@@ -202,7 +202,7 @@ class _Evaluation:
             "seed": config.seed,
         }
         made = ArtifactSpec("candidates", f"{config.name}-{side}", STAGE, VERSION, settings, responder.parents)
-        return retry_spec(made, self.store) if config.retry_failed else made
+        return retry_spec(made, self.store, again=config.retry_failed)
 
     def run(self) -> Artifact:
         session, store, specs = self.session, self.store, self.specs

@@ -100,7 +100,7 @@ class _Evaluation:
         answers = (policy.as_parent("policy answers"), reference.as_parent("reference answers"))
         parents = (*answers, self.speeches.as_parent("speeches"))
         made = ArtifactSpec("comparisons", config.name, STAGE, VERSION, settings, parents, judge.warnings)
-        return WinrateSpecs(policy, reference, retry_spec(made, self.store) if config.retry_failed else made)
+        return WinrateSpecs(policy, reference, retry_spec(made, self.store, again=config.retry_failed))
 
     def _answer_spec(self, side: WinrateSide) -> ArtifactSpec:
         config, responder = self.config, self.sides[side]
@@ -113,7 +113,7 @@ class _Evaluation:
         }
         parents = (self.speeches.as_parent("speeches"), *responder.parents)
         made = ArtifactSpec("candidates", f"{config.name}-{side}", STAGE, VERSION, settings, parents)
-        return retry_spec(made, self.store) if config.retry_failed else made
+        return retry_spec(made, self.store, again=config.retry_failed)
 
     @property
     def _constraint(self) -> dict[str, Any] | None:

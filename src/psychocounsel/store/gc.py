@@ -64,7 +64,7 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
 
 
 def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
-    """Return the ids of what a name resolves to, of reports and people's labels, and of all ancestors of these."""
+    """Return the ids of what a name resolves to, of reports and people's labels, and of what led to these."""
     named = {(each.kind, each.name): each.id for each in artifacts}
     kinds = (*_OF_PEOPLE, *(("reports",) if kept.reports else ()))
     pending = {*named.values(), *kept.ids, *(each.id for each in artifacts if each.kind in kinds)}
@@ -73,8 +73,11 @@ def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     while pending:
         needed.add(current := pending.pop())
         if current in by_id:
-            best = by_id[current].manifest["notes"].get("best")
-            pending |= {*(each.id for each in by_id[current].parents), *([best["id"]] if best else [])} - needed
+            found = by_id[current]
+            best = found.manifest["notes"].get("best", {}).get("id")
+            # Without what it retried, a retry is not found again.
+            retried = found.manifest["settings"].get("retried_from")
+            pending |= {*(each.id for each in found.parents), *filter(None, (best, retried))} - needed
     return needed
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,27 +110,13 @@ class Store:
             return writer.commit(warnings, time.monotonic() - started)
 
     def name_again(self, specs: Iterable[ArtifactSpec]) -> None:
-        """Have the names of specs mean the artifacts of these specs, also where others of a name were made later.
-
-        A name that means what retries of their failed requests have led to goes on to mean that.
-        """
+        """Have the names of specs mean the artifacts of these specs, also where others of a name were made later."""
         found = self.artifacts()
-        by_id = {each.id: each for each in found}
+        ids = {each.id for each in found}
         meant = {(each.kind, each.name): each for each in found}
-
-        @cache
-        def follows(later: str, earlier: str) -> bool:
-            if later == earlier or later not in by_id or earlier not in by_id:
-                return later == earlier
-            new, old = by_id[later], by_id[earlier]
-            if follows(new.manifest["settings"].get("retried_from", ""), earlier):
-                return True
-            is_alike = _made_by(new) == _made_by(old)
-            return is_alike and all(follows(each.id, old.parent(each.role).id) for each in new.parents)
-
         for spec in specs:
             last = meant.get((spec.kind, spec.name))
-            if spec.id not in by_id or last is None or follows(last.id, spec.id):
+            if spec.id not in ids or last is None or last.id == spec.id:
                 continue
             try:
                 with self._locked(spec):
@@ -278,12 +263,6 @@ class Store:
 
 def _when_named(artifact: Artifact) -> tuple[str, str]:
     return artifact.named_at, artifact.id
-
-
-def _made_by(artifact: Artifact) -> tuple[object, ...]:
-    """Return all that decides the id of an artifact but the ids of its parents."""
-    roles = {parent.role for parent in artifact.parents}
-    return roles, *(artifact.manifest[key] for key in ("kind", "stage", "version", "settings"))
 
 
 def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Path | None = None) -> Store:
@@ -437,11 +416,14 @@ def note_failed(writer: ArtifactWriter, count: int) -> None:
     writer.notes["failed"] = count
 
 
-def retry_spec(spec: ArtifactSpec, store: Store) -> ArtifactSpec:
-    """Return the spec to build for `--retry-failed`: the spec itself, or, if it was completed with failures, its retry.
+def retry_spec(spec: ArtifactSpec, store: Store, *, again: bool) -> ArtifactSpec:
+    """Return what stands for a spec: the last retry of its failed requests that was completed, or else the spec itself.
 
-    The retry of a retry follows in the same way; an unfinished retry is returned again, so that it is resumed.
+    Asked for `again`, requests that have failed in that one too get another retry; it is resumed if it is unfinished.
     """
     while (found := store.find(spec)) is not None and found.manifest["notes"].get("failed"):
-        spec = replace(spec, settings={**spec.settings, "retried_from": spec.id})
+        retry = replace(spec, settings={**spec.settings, "retried_from": spec.id})
+        if not again and store.find(retry) is None:
+            break
+        spec = retry
     return spec
