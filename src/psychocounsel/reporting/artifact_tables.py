@@ -4,8 +4,9 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from psychocounsel.evaluation.statistics import wilson_interval
 from psychocounsel.evaluation.text_quality import signs_of_degeneration
@@ -53,11 +54,32 @@ def row_count(artifact: Artifact) -> int:
     return sum(count for name, count in artifact.manifest["rows"].items() if name not in _SIDE_FILES)
 
 
+class _View(NamedTuple):
+    """What is shown of an artifact: the number by which one looks at it first, its tables, and warnings before them."""
+
+    key: str
+    tables: Sequence[Table]
+    warnings: Sequence[str] = ()
+
+
 def tables(artifact: Artifact) -> list[Table]:
     """Return every table of an artifact, the most important first; raises StoreError for metrics it cannot read."""
     metrics = metrics_of(artifact)
-    found = [*_tables_of(metrics, artifact), *_spend_tables(getattr(metrics, "spend", None))]
+    found = [*_view(metrics, artifact).tables, *_spend_tables(getattr(metrics, "spend", None))]
     return [replace(table, sources=(artifact,)) for table in found if table.rows]
+
+
+def key_metric(artifact: Artifact) -> str:
+    """Return the number by which one looks at an artifact first; raises StoreError for metrics it cannot read."""
+    return _view(metrics_of(artifact), artifact).key
+
+
+def warnings_of(artifact: Artifact) -> list[str]:
+    """Return what a reader must know before the numbers: judges that may favour a side, or obey texts.
+
+    Raises StoreError for metrics that it cannot read.
+    """
+    return [*_view(metrics_of(artifact), artifact).warnings]
 
 
 def summary(artifact: Artifact, width: int | None = None) -> str:
@@ -66,133 +88,84 @@ def summary(artifact: Artifact, width: int | None = None) -> str:
     return "\n".join([*(fit(f"! {warning}", width) for warning in warnings_of(artifact)), *shown])
 
 
-def _tables_of(metrics: m.Metrics, artifact: Artifact) -> list[Table]:
+def _view(metrics: m.Metrics, artifact: Artifact) -> _View:
     match metrics:
         case m.SpeechMetrics():
-            return _speech_tables(metrics)
+            return _View(_kept(metrics.funnel), _speech_tables(metrics))
         case m.ReadyCandidateMetrics():
             parts = _funnel_tables("ready responses", metrics.funnel, "Candidate responses.")
-            return [*parts, *_deidentification_tables(metrics.deidentification)]
+            return _View(_kept(metrics.funnel), [*parts, *_deidentification_tables(metrics.deidentification)])
         case m.PoolCandidateMetrics():
             dropped = sum((Counter(by) for by in metrics.failed.values()), Counter(repeated_text=metrics.repeated_text))
-            rows_in = metrics.kept + dropped.total()
-            return [_funnel_table("Candidate responses.", [_funnel_row("responses of the pool", rows_in, dropped)])]
+            row = _funnel_row("responses of the pool", metrics.kept + dropped.total(), dropped)
+            return _View(f"{metrics.kept} responses", [_funnel_table("Candidate responses.", [row])])
         case m.AnswerMetrics():
             title = f"Answers to {metrics.speeches} speeches{draws_each(metrics.draws)}."
-            return [_funnel_table(title, [_funnel_row("answers", metrics.speeches * metrics.draws, metrics.failed)])]
-        case m.RoundCandidateMetrics():
-            return [text_quality_table(f"Answers to {metrics.speeches} speeches.", {"policy": metrics.text_quality})]
+            asked = metrics.speeches * metrics.draws
+            row = _funnel_row("answers", asked, metrics.failed)
+            return _View(f"{asked - sum(metrics.failed.values())} of {asked} answers", [_funnel_table(title, [row])])
+        case m.RoundCandidateMetrics(text_quality=quality):
+            table = text_quality_table(f"Answers to {metrics.speeches} speeches.", {"policy": quality})
+            return _View(f"unfinished {percent(quality.unfinished_rate.estimate)}", [table])
         case m.JudgementMetrics():
-            return _judgement_tables(metrics)
+            return _View(f"{metrics.valid} of {metrics.judged} valid", _judgement_tables(metrics))
         case m.AuditMetrics():
-            return _audit_tables(metrics)
+            return _audit_view(metrics, artifact)
         case m.PreferenceMetrics():
-            return _preference_tables(metrics, artifact)
-        case m.RoundPairMetrics():
-            dropped = metrics.pairing.dropped
-            rows = [_funnel_row("combinations", metrics.pairing.combinations, dropped)]
+            kept = sum(by.kept for by in metrics.pairing.values())
+            return _View(f"{kept} pairs", _preference_tables(metrics, artifact))
+        case m.RoundPairMetrics(pairing=pairing):
             title = f"Preference pairs. Answers left out: {reasons(metrics.left_out)}."
-            return [_funnel_table(title, rows)]
-        case m.BaseModelMetrics():
-            sft, title = metrics.sft, "Supervised fine-tuning; mean loss of the first and the last epoch."
+            row = _funnel_row("combinations", pairing.combinations, pairing.dropped)
+            return _View(f"{pairing.kept} pairs", [_funnel_table(title, [row])])
+        case m.BaseModelMetrics(sft=sft):
+            title = "Supervised fine-tuning; mean loss of the first and the last epoch."
             loss = f"{sft.first_loss:.2f} -> {sft.last_loss:.2f}"
             row = ("fine-tuning", f"{sft.parameters:,}", str(metrics.training_speeches), str(sft.steps), loss)
             header = ("", "parameters", "speeches", "steps", "loss, nats per token")
-            return [Table("sft", title, header, "lrrrr", (row,))]
+            return _View(f"loss {loss}", [Table("sft", title, header, "lrrrr", (row,))])
         case m.RewardModelMetrics():
-            return [*reward_tables(metrics), length_table({"pairs read": metrics.training})]
+            found = [*reward_tables(metrics), length_table({"pairs read": metrics.training})]
+            return _View(f"test accuracy {with_interval(metrics.test.accuracy)}", found)
         case m.PairEvaluationMetrics():
-            return evaluation_tables(metrics)
+            return _View(f"accuracy {with_interval(metrics.test.accuracy)}", evaluation_tables(metrics))
         case m.BestOfKMetrics():
-            return best_of_k_tables(metrics)
-        case m.ScoreMetrics():
-            row = ("rewards", str(metrics.scored), f"{metrics.reward.mean:+.3f}", f"{metrics.reward.std:.3f}")
-            return [Table("scores", "Normalised rewards.", ("", "answers", "mean", "std"), "lrrr", (row,))]
+            return _View(f"mean of subsets {percent(metrics.mean)}", best_of_k_tables(metrics))
+        case m.ScoreMetrics(reward=reward):
+            row = ("rewards", str(metrics.scored), f"{reward.mean:+.3f}", f"{reward.std:.3f}")
+            table = Table("scores", "Normalised rewards.", ("", "answers", "mean", "std"), "lrrr", (row,))
+            return _View(f"mean reward {reward.mean:+.3f}", [table])
         case m.ReferenceMetrics(lengths=lengths):
             figures = (f"{metrics.chosen_per_token:.3f}", f"{metrics.rejected_per_token:.3f}")
             row = ("reference", str(lengths["kept"]), str(metrics.tokens), *figures)
             header = ("", "pairs", "answer tokens", "chosen", "rejected")
-            return [Table("reference", "Log-probability per token, nats.", header, "lrrrr", (row,))]
+            table = Table("reference", "Log-probability per token, nats.", header, "lrrrr", (row,))
+            return _View(f"{lengths['kept']} pairs", [table])
         case m.PolicyMetrics():
-            training = metrics.training
-            row = ("training", str(training.steps), f"{training.seconds:.0f}", _losses(training))
-            title = "Training of the round whose policy this is." if metrics.rounds else "Training."
-            steps = Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
-            return [*_round_tables(metrics), steps, length_table({"pairs read": training})]
+            return _policy_view(metrics)
         case m.ProbeMetrics():
-            return probe_tables(metrics)
+            return _View(_probe_figure(metrics), probe_tables(metrics))
         case m.ComparisonMetrics():
-            return comparison_tables(metrics, artifact)
+            key = f"{'constrained ' if metrics.constraint else ''}win rate {with_interval(metrics.win_rate)}"
+            return _View(key, comparison_tables(metrics, artifact), comparison_warnings(metrics))
         case m.AnnotationTaskMetrics():
-            return task_tables(metrics)
+            return _View(f"{metrics.items} of {metrics.of} {metrics.kind}", task_tables(metrics))
         case m.AnnotationMetrics():
-            return annotation_tables(metrics)
+            rate = "" if metrics.win_rate is None else f", win rate {with_interval(metrics.win_rate)}"
+            key = f"{metrics.labelled} items, {len(metrics.raters)} raters{rate}"
+            return _View(key, annotation_tables(metrics))
         case m.AnchorMetrics():
-            return anchor_tables(metrics)
+            judge_only = percent(metrics.judge_only.estimate)
+            key = f"win rate {with_interval(metrics.rate)} with human labels, {judge_only} by the judge alone"
+            return _View(key, anchor_tables(metrics), anchor_warnings(metrics))
         case m.CrisisMetrics():
-            return crisis_tables(metrics)
-        case m.JudgeCalibrationMetrics():
-            return calibration_tables(metrics)
-        case m.ReportMetrics():
-            return [_report_table(metrics)]
-
-
-def key_metric(artifact: Artifact) -> str:
-    """Return the number by which one looks at an artifact first; raises StoreError for metrics it cannot read."""
-    match metrics_of(artifact):
-        case m.SpeechMetrics(funnel=funnel) | m.ReadyCandidateMetrics(funnel=funnel):
-            return f"{funnel.kept} of {funnel.rows_in} rows kept"
-        case m.PoolCandidateMetrics() as pool:
-            return f"{pool.kept} responses"
-        case m.AnswerMetrics() as answers:
-            asked = answers.speeches * answers.draws
-            return f"{asked - sum(answers.failed.values())} of {asked} answers"
-        case m.RoundCandidateMetrics() as sampled:
-            return f"unfinished {percent(sampled.text_quality.unfinished_rate.estimate)}"
-        case m.JudgementMetrics() as judged:
-            return f"{judged.valid} of {judged.judged} valid"
-        case m.AuditMetrics() as audit:
-            kappa = audit.retest.kappa if audit.retest else None
-            resists = {True: "resists canaries", False: "OBEYS canaries", None: "canaries not tried"}
-            return f"kappa {_decimal(kappa)}, {resists[audit.canaries.resists if audit.canaries else None]}"
-        case m.PreferenceMetrics() as dataset:
-            return f"{sum(by.kept for by in dataset.pairing.values())} pairs"
-        case m.RoundPairMetrics() as pairs:
-            return f"{pairs.pairing.kept} pairs"
-        case m.BaseModelMetrics() as base:
-            return f"loss {base.sft.first_loss:.2f} -> {base.sft.last_loss:.2f}"
-        case m.RewardModelMetrics() as model:
-            return f"test accuracy {with_interval(model.test.accuracy)}"
-        case m.PairEvaluationMetrics() as evaluated:
-            return f"accuracy {with_interval(evaluated.test.accuracy)}"
-        case m.BestOfKMetrics() as evaluated:
-            return f"mean of subsets {percent(evaluated.mean)}"
-        case m.ScoreMetrics() as scores:
-            return f"mean reward {scores.reward.mean:+.3f}"
-        case m.ReferenceMetrics(lengths=lengths):
-            return f"{lengths['kept']} pairs"
-        case m.PolicyMetrics(best=int(best), rounds=rounds):
-            return f"{len(rounds)} rounds, best {best}: {_probe_figure(rounds[best - 1].probe)}"
-        case m.PolicyMetrics() as policy:
-            return f"loss {_losses(policy.training)}"
-        case m.ProbeMetrics() as probe:
-            return _probe_figure(probe)
-        case m.ComparisonMetrics() as compared:
-            return f"{'constrained ' if compared.constraint else ''}win rate {with_interval(compared.win_rate)}"
-        case m.AnnotationTaskMetrics() as tasks:
-            return f"{tasks.items} of {tasks.of} {tasks.kind}"
-        case m.AnnotationMetrics() as labels:
-            rate = "" if labels.win_rate is None else f", win rate {with_interval(labels.win_rate)}"
-            return f"{labels.labelled} items, {len(labels.raters)} raters{rate}"
-        case m.AnchorMetrics() as anchored:
-            judge_only = percent(anchored.judge_only.estimate)
-            return f"win rate {with_interval(anchored.rate)} with human labels, {judge_only} by the judge alone"
-        case m.CrisisMetrics() as crisis:
-            return f"release ready: {crisis.release_ready}, harm {with_interval(crisis.policy.harm)}"
+            key = f"release ready: {metrics.release_ready}, harm {with_interval(metrics.policy.harm)}"
+            return _View(key, crisis_tables(metrics), crisis_warnings(metrics))
         case m.JudgeCalibrationMetrics(items=items, pairs=pairs):
-            return f"{items} responses" if pairs is None else f"pair accuracy {with_interval(pairs.accuracy)}"
-        case m.ReportMetrics() as report:
-            return f"{len(report.win_rates)} comparisons"
+            key = f"{items} responses" if pairs is None else f"pair accuracy {with_interval(pairs.accuracy)}"
+            return _View(key, calibration_tables(metrics))
+        case m.ReportMetrics():
+            return _View(f"{len(metrics.win_rates)} comparisons", [_report_table(metrics)])
 
 
 def _probe_figure(probe: m.ProbeMetrics) -> str:
@@ -200,39 +173,8 @@ def _probe_figure(probe: m.ProbeMetrics) -> str:
     return f"reward {probe.reward.mean:+.3f}{rate}"
 
 
-def warnings_of(artifact: Artifact) -> list[str]:
-    """Return what a reader must know before the numbers: judges that may favour a side, or obey texts.
-
-    Raises StoreError for metrics that it cannot read.
-    """
-    match metrics_of(artifact):
-        case m.ComparisonMetrics() as compared:
-            return comparison_warnings(compared)
-        case m.AnchorMetrics() as anchored:
-            return anchor_warnings(anchored)
-        case m.CrisisMetrics() as crisis:
-            return crisis_warnings(crisis)
-        case m.PolicyMetrics(initial=m.ProbeMetrics() as initial, rounds=rounds, best=int(best)):
-            quality = rounds[best - 1].probe.text_quality
-            signs = signs_of_degeneration(quality, initial.text_quality, "the initial policy")
-            decayed = [f"The answers of the best round have decayed. {'; '.join(signs)}."] if signs else []
-            rate = rounds[best - 1].probe.win_rate
-            if rate is None or rate.estimate >= 0.5:
-                return decayed
-            return [
-                f"The judge of the probes prefers the initial policy to the best round, {best}: its win rate over it "
-                f"is {with_interval(rate)}.",
-                *decayed,
-            ]
-        case m.AuditMetrics(canaries=m.Canaries(resists=False) as canaries):
-            tried = canaries.gain.n if canaries.gain else 0
-            return [
-                f"The judge of {artifact.name} does not resist texts that address it: of {tried} copies of responses "
-                f"with words to the judge, {len(canaries.gained_a_point)} gained a point or more. Do not trust its "
-                "ratings of such texts."
-            ]
-        case _:
-            return []
+def _kept(funnel: m.Funnel) -> str:
+    return f"{funnel.kept} of {funnel.rows_in} rows kept"
 
 
 def _decimal(value: float | None, sign: str = "") -> str:
@@ -400,6 +342,20 @@ def _agreement_table(key: str, title: str, by_principle: Mapping[str, m.Agreemen
     return Table(key, title, header, "lrrrr", rows, is_detail=True)
 
 
+def _audit_view(metrics: m.AuditMetrics, artifact: Artifact) -> _View:
+    canaries, kappa = metrics.canaries, metrics.retest.kappa if metrics.retest else None
+    resists = canaries.resists if canaries else None
+    sways = {True: "resists canaries", False: "OBEYS canaries", None: "canaries not tried"}[resists]
+    found: list[str] = []
+    if canaries and resists is False:
+        found.append(
+            f"The judge of {artifact.name} does not resist texts that address it: of "
+            f"{canaries.gain.n if canaries.gain else 0} copies of responses with words to the judge, "
+            f"{len(canaries.gained_a_point)} gained a point or more. Do not trust its ratings of such texts."
+        )
+    return _View(f"kappa {_decimal(kappa)}, {sways}", _audit_tables(metrics), found)
+
+
 def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     judged, retest = metrics.judged, metrics.retest
     missing = judged.judged - judged.valid
@@ -532,6 +488,26 @@ def length_table(trainings: Mapping[str, m.Training]) -> Table:
     ]
     title = "Pairs trained on: one that does not fit max_length_tokens is dropped, never cut."
     return _funnel_table(title, rows, "lengths")
+
+
+def _policy_view(metrics: m.PolicyMetrics) -> _View:
+    training, rounds, best, initial = metrics.training, metrics.rounds, metrics.best, metrics.initial
+    losses = _losses(training)
+    row = ("training", str(training.steps), f"{training.seconds:.0f}", losses)
+    title = "Training of the round whose policy this is." if rounds else "Training."
+    steps = Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
+    parts = [*_round_tables(metrics), steps, length_table({"pairs read": training})]
+    if best is None or initial is None:
+        return _View(f"loss {losses}", parts)
+    probe, found = rounds[best - 1].probe, list[str]()
+    if probe.win_rate is not None and probe.win_rate.estimate < 0.5:
+        found.append(
+            f"The judge of the probes prefers the initial policy to the best round, {best}: its win rate over it "
+            f"is {with_interval(probe.win_rate)}."
+        )
+    if signs := signs_of_degeneration(probe.text_quality, initial.text_quality, "the initial policy"):
+        found.append(f"The answers of the best round have decayed. {'; '.join(signs)}.")
+    return _View(f"{len(rounds)} rounds, best {best}: {_probe_figure(probe)}", parts, found)
 
 
 def _losses(training: m.Training) -> str:
