@@ -219,6 +219,20 @@ class TestFaults:
             run(server.base_url, journal, 5, confirm_seconds=2.0)
             assert (ordered(server), server.repeats) == (1, 0)
 
+    def test_a_batch_is_found_though_the_clock_was_days_ahead_when_it_was_created(self, journal: Path) -> None:
+        with BatchServer(ProviderScript(lose_creations=1, work_seconds=0.2)) as server:
+            server.settings.list_lag_seconds = 3600
+            with pytest.raises(Preempted):
+                cancel = CancelToken()
+                server.watch = lambda event: cancel.cancel() if event == "list asked" and server.batches else None
+                run(server.base_url, journal, 5, RunPolicy(cancel=cancel))
+            server.watch, server.settings.list_lag_seconds = lambda event: None, 0
+            with sqlite3.connect(journal) as tables:
+                tables.execute("UPDATE batch_shards SET changed_at = changed_at + 3 * 86400")
+            tables.close()
+            answered(server, journal, 5)
+            assert len(server.batches) == 1
+
     def test_an_unknown_batch_is_submitted_again_only_if_the_config_says_so(self, journal: Path) -> None:
         with BatchServer(ProviderScript(work_seconds=3600)) as server:
             stop_while_waiting(server, journal)
@@ -448,6 +462,19 @@ class TestStrangeAnswers:
             answered(server, journal, ITEMS)
             assert (server.times, server.repeats, server.files) == (0, 0, {})
 
+    def test_are_no_output_that_stops_half_way(self, journal: Path) -> None:
+        lines: list[int | None] = [0, 2, 3]
+
+        def cut(event: str) -> None:
+            if event == "content asked":
+                output = server.batches["batch-0"].output
+                kept = server.written[output].splitlines(keepends=True)
+                server.files[output] = b"".join(kept[: lines.pop(0) if lines else None])
+
+        with BatchServer(watch=cut) as server:
+            answered(server, journal, 5)
+            assert (len(server.batches), lines) == (1, [])
+
     def test_that_stay_are_given_up_only_if_the_config_says_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
             with pytest.raises(ProviderAwayError, match=r"no line that can be read; .*resubmit_lost: true"):
@@ -555,10 +582,10 @@ class TestOldBills:
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
-        (Batch("b", "completed", 2, answered=500), Batch("a", "expired", 1, answered=0)),
-        (Batch("b", "in_progress", 2, answered=400), Batch("a", "expired", 1, answered=0)),
-        (Batch("b", "completed", 2, answered=500), Batch("a", "in_progress", 1, answered=400)),
-        (Batch("b", "expired", 2, answered=90), Batch("a", "expired", 1, answered=10)),
+        (Batch("b", "completed", 2, completed=500), Batch("a", "expired", 1, completed=0)),
+        (Batch("b", "in_progress", 2, completed=400), Batch("a", "expired", 1, completed=0)),
+        (Batch("b", "completed", 2, completed=500), Batch("a", "in_progress", 1, completed=400)),
+        (Batch("b", "expired", 2, completed=90), Batch("a", "expired", 1, completed=10)),
         (Batch("b", "in_progress", 2), Batch("a", "failed", 1)),
         (Batch("b", "in_progress", 1), Batch("a", "in_progress", 2)),
     ],

@@ -66,7 +66,7 @@ def test_a_request_and_its_reply(server, secret_key):
     }
 
 
-STATUSES = (408, 409, 429, 500, 502, 503, 504, 529)
+STATUSES = (408, 409, 429, 500, 502, 503, 504, 520, 524, 529)
 BODIES = (b"<html>proxy</html>", b'{"choices": [{"mess', b'{"error": {"message": "overloaded"}}')
 BROKEN = (*(Fault(body=body) for body in BODIES), Fault(cut=True), Fault(reset=True))
 PASSING = (*(error_fault(status, "busy") for status in STATUSES), *BROKEN)
@@ -85,7 +85,7 @@ def test_a_fault_is_tried_again_until_it_passes_and_ends_as_an_error_after_bound
 
 
 LINES = [(fault, 1) for fault in (*BROKEN, Fault(hang=True))]
-LINES += [(error_fault(status, "busy"), 0) for status in (429, 500, 503)]
+LINES += [(error_fault(status, "busy"), int(status in (504, 524))) for status in (429, 500, 503, 504, 524)]
 
 
 @pytest.mark.parametrize(("fault", "broken"), LINES, ids=lambda each: str(each)[:60])
@@ -200,6 +200,7 @@ FINAL = [
     (error_fault(403, "not yours"), "may not use the model 'judge'", "OPENAI_API_KEY"),
     (error_fault(404, "no such model"), "no model 'judge'", "base_url"),
     (error_fault(422, "what?"), "refused", "endpoint.model"),
+    (error_fault(501, "not here"), "refused", "base_url"),
     (error_fault(429, "you ran out", "insufficient_quota"), "quota", "credit"),
     (Fault(status=307, headers={"Location": "http://example.invalid/"}), "refused", "endpoint.model"),
 ]
@@ -248,6 +249,24 @@ def test_a_refusal_is_reported_in_the_servers_words_wherever_it_puts_them(server
     with pytest.raises(EndpointError) as caught:
         ask(model_at(server), ask_for("hello"))
     assert f"(HTTP 404: {'wrong name' if body in NAMED else 'Error code: 404'})" in caught.value.what
+
+
+FLAGGED = b'{"error": {"code": 403, "message": "flagged", "metadata": {"reasons": ["harm"], "flagged_input": "x"}}}'
+FILTERED = [*(error_fault(status, "no", "content_policy_violation") for status in (400, 403)), Fault(403, FLAGGED)]
+
+
+@pytest.mark.parametrize("fault", FILTERED)
+def test_a_filtered_prompt_ends_its_item_and_no_other(server, journal, fault):
+    server.script = lambda body, number: fault if number == 0 else Reply("fine")
+    replies = run_requests(model_at(server), [ask_for(f"t{n}") for n in range(3)], journal, RunPolicy(max_attempts=1))
+    assert [reply.status.value for reply in replies] == ["content_filter", "valid", "valid"]
+
+
+def test_why_a_reply_cannot_be_read_is_reported_without_the_key(server, secret_key):
+    error = b'{"error": {"message": "upstream  of %s failed", "code": 502}}' % secret_key.encode()
+    server.script = lambda body, number: Fault(body=error)
+    (reply,) = ask(model_at(server), ask_for("hello"))
+    assert reply.reason.endswith("the body holds an error: upstream of [key] failed")
 
 
 def test_a_refusal_wakes_those_who_wait_for_a_retry(server):

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 import psychocounsel
 from fake_model import count_replies
 from psychocounsel.errors import IncompleteError, InputError, StoreError
-from psychocounsel.llm.journal import DamagedRow, Entry, Journal, JournalRow, LostResponse, read_rows, write_rows
+from psychocounsel.llm.journal import (
+    LOCK_FILE,
+    DamagedRow,
+    Entry,
+    Journal,
+    JournalRow,
+    LostResponse,
+    read_rows,
+    write_rows,
+)
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -154,6 +163,17 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content):
     assert str(path) in str(caught.value)
     assert caught.value.remedy
     assert path.read_bytes() == content
+
+
+def test_a_used_journal_that_is_empty_is_damaged_and_keeps_its_log(tmp_path):
+    path, log = tmp_path / "j.sqlite", tmp_path / "j.sqlite-wal"
+    Journal(path).close()
+    path.write_bytes(b"")
+    log.write_bytes(b"replies")
+    (tmp_path / LOCK_FILE).touch()
+    with pytest.raises(StoreError, match="damaged"):
+        Journal(path)
+    assert log.read_bytes() == b"replies"
 
 
 class FailingDisk:

@@ -53,7 +53,7 @@ def test_tokens_that_are_no_count_are_zero(usage):
 
 
 UNREADABLE = [b"", b"<html>", b'{"choices": [{"mess', b"\xff\xfe", b"[]", b"null", b"{}", b'{"choices": null}']
-UNREADABLE += [b"[" * 100_000]
+UNREADABLE += [b"[" * 100_000, b'{"error": "overloaded"}', b'{"error": ["overloaded"]}']
 UNREADABLE += [b'{"error": {"message": "overloaded"}}', body({"content": "hal"}, "error")]
 
 
@@ -61,6 +61,30 @@ UNREADABLE += [b'{"error": {"message": "overloaded"}}', body({"content": "hal"},
 def test_bodies_that_answer_nothing(raw):
     with pytest.raises(UnreadableBodyError):
         read_completion(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b'{"error": {"message": "no credit"}}', "no credit"),
+        (b'{"choices": [{"finish_reason": "error", "error": {"message": "gone"}}]}', "gone"),
+        (b" <!DOCTYPE html>", "web page"),
+        (b'data: {"choices": []}\n\ndata: [DONE]', "stream"),
+    ],
+)
+def test_what_came_in_the_place_of_a_reply_is_named(raw, reason):
+    with pytest.raises(UnreadableBodyError, match=reason):
+        read_completion(raw)
+
+
+@pytest.mark.parametrize(
+    ("usage", "completion"),
+    [((5, 2, 7), 2), ((5, 2, 60), 55), ((5, 0, 60), 55), ((5, 2, None), 2), ((0, 2, 60), 2), ((5, 2, 3), 2)],
+)
+def test_thoughts_that_are_in_the_total_alone_count_as_completion(usage, completion):
+    reported = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), usage, strict=True))
+    reply = read_completion(body({"content": "hi"}, usage=reported))
+    assert (reply.prompt_tokens, reply.completion_tokens) == (usage[0], completion)
 
 
 def test_a_lone_surrogate_becomes_a_replacement_and_a_pair_stays():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
+from chat_server import GIVEN_UP, MODEL, ChatServer, Fault, Reply, answer_by_schema, error_fault
 
 from fake_model import count_replies
 from psychocounsel.config.components import EndpointConfig, PriceConfig
@@ -286,6 +286,21 @@ def test_a_probe_that_fails_or_a_memory_that_cannot_be_written_loses_no_reply(
 
     expected = ["json_schema", "probe"] * 2 if fault else ["json_schema", "probe", "probe", "text"]
     assert asyncio.run(work()) == expected
+
+
+@pytest.mark.parametrize("refuses", [(), ("json_schema",)])
+def test_a_probe_that_is_not_answered_settles_nothing(store: Store, refuses: tuple[str, ...]) -> None:
+    answers, is_down = Ignoring("json_object", refuses), True
+
+    def script(body: Mapping[str, Any], number: int) -> Reply | Fault:
+        return GIVEN_UP if is_down and is_probe(body) and kind(body) == "json_object" else answers(body, number)
+
+    with ChatServer(script) as server:
+        asked(server, store, count=1)
+        assert remembered(store) == {}
+        is_down = False
+        asked(server, store, count=3)
+        assert list(remembered(store).values()) == ["json_object"]
 
 
 def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: Store) -> None:

@@ -282,6 +282,20 @@ def test_a_store_that_is_not_writable_is_a_user_error(tmp_path: Path) -> None:
         Store(tmp_path / "file").make(spec_of(), build)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_user_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for use in (lambda: store.make(spec_of(), build), store.in_use().__enter__):
+        with pytest.raises(StoreError, match=os.strerror(number)) as fault:
+            use()
+        assert "locks" in fault.value.remedy
+
+
 def test_warnings_are_inherited_once_and_in_order(store: Store) -> None:
     first = store.make(ArtifactSpec("speeches", "a", "s", 1, {}, (), ("offline judge",)), build)
     second = store.make(ArtifactSpec("speeches", "b", "s", 1, {"x": 1}, (), ("samples", "offline judge")), build)
@@ -375,6 +389,16 @@ def test_a_second_name_means_what_took_it_last(store: Store) -> None:
     store.make(spec_of(name="new", seed=3), build)
     alias = store.make(spec_of(name="new", seed=1), must_not_build)
     assert resolve(store, "new") == alias
+
+
+def test_a_name_means_what_was_made_last_though_another_machine_has_a_clock_that_is_ahead(store: Store) -> None:
+    ahead, later = store.make(spec_of(seed=1), build), spec_of(seed=2)
+    manifest = {**ahead.manifest, "created_at": "2999-01-01T00:00:00.000000+00:00"}
+    write_bytes(ahead.file(MANIFEST), json.dumps(manifest).encode())
+    store.make(later, build)
+    for spec in (later, spec_of(seed=1), later):
+        store.name_again([spec])
+        assert resolve(store, "talk").id == spec.id
 
 
 def test_a_name_stays_where_another_process_is_at_work(store: Store, log: pytest.LogCaptureFixture) -> None:

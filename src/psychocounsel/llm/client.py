@@ -60,6 +60,8 @@ _UNFINISHED = {
 _MOST_TOKENS = 10**12
 """Larger counts are misreported, and would not fit into the journal's columns."""
 
+_OTHER_BODIES = {b"<": "a web page", b"data:": "a stream, which was not asked for"}
+
 DECISIONS_PATH = "/decisions"
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_WHILE_UNREACHABLE = 2
@@ -75,13 +77,20 @@ def codes_of(error: openai.APIStatusError) -> set[str]:
 
 def quoted(error: openai.APIStatusError, endpoint: EndpointConfig) -> str:
     """Return the server's message on one line, without secrets and not too long."""
-    message = error.body
-    if isinstance(message, dict):  # OpenAI nests a message, other servers send a detail or a bare string
-        fields = cast("dict[str, Any]", message)
-        message = fields.get("message") or fields.get("detail")
-    if not isinstance(message, str) or not message.strip():
-        message = error.message
-    return without_secrets(" ".join(message.split()), endpoint)[:LONGEST_QUOTE_CHARS]
+    return without_secrets(_message_in(error.body) or error.message, endpoint)[:LONGEST_QUOTE_CHARS]
+
+
+def _message_in(error: object) -> str:
+    """Return an error's message on one line; OpenAI nests it, other servers send a detail or a bare string."""
+    fields = mapping_of(error)
+    message = fields.get("message") or fields.get("detail") if fields else error
+    return " ".join(text_of(message).split())
+
+
+def _is_filtered(error: openai.APIStatusError) -> bool:
+    """Whether the prompt was filtered; OpenRouter says what it flagged (https://openrouter.ai/docs/errors)."""
+    flagged = "flagged_input" in mapping_of(mapping_of(error.body).get("metadata"))
+    return error.status_code in (400, 403) and (flagged or not codes_of(error).isdisjoint(CONTENT_FILTER_CODES))
 
 
 def key_refusal(error: openai.APIStatusError, key_variable: str) -> tuple[str, str] | None:
@@ -264,7 +273,8 @@ class OpenAIChatModel:
         except TimeoutError:
             return _FailedTry(f"no answer within {limit_seconds:.3g} s", is_possibly_billed=True)
         except UnreadableBodyError as fault:
-            return _FailedTry(f"unreadable answer: {fault}", is_possibly_billed=True)
+            reason = without_secrets(str(fault), self._endpoint)[:LONGEST_QUOTE_CHARS]
+            return _FailedTry(f"unreadable answer: {reason}", is_possibly_billed=True)
         except openai.APIStatusError as error:
             status_error = error
         except (openai.OpenAIError, aiohttp.ClientError) as error:
@@ -279,7 +289,7 @@ class OpenAIChatModel:
     def _read_status(self, connection: _Connection, error: openai.APIStatusError) -> ChatReply | _FailedTry:
         connection.was_reached = True
         status, codes = error.status_code, codes_of(error)
-        if status == 400 and codes & CONTENT_FILTER_CODES:
+        if _is_filtered(error):
             reason = "the provider filtered the prompt"
             return ChatReply(ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, reason)
         action = on_status(status, codes)
@@ -289,8 +299,9 @@ class OpenAIChatModel:
             return _FailedTry(
                 f"the server answered HTTP {status}",
                 retry_after_seconds(headers) or 0.0,
-                slows_down=action is not OnStatus.RETRY,
+                slows_down=action in (OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE),
                 is_free=action is OnStatus.SLOW_DOWN_FREE,
+                is_possibly_billed=action is OnStatus.RETRY_LOST,
             )
         message = quoted(error, self._endpoint)
         if action is OnStatus.REFUSE_REQUEST:
@@ -433,7 +444,7 @@ def read_completion(body: bytes) -> ChatReply:
     choice = mapping_of(choices[0] if choices else None)
     finish = text_of(choice.get("finish_reason"))
     if finish == "error":
-        raise UnreadableBodyError("the server broke the reply off")
+        raise UnreadableBodyError(f"the server broke the reply off{_quoted_after_colon(choice.get('error'))}")
     message = mapping_of(choice.get("message"))
     content = cast("object", message.get("content"))
     if isinstance(content, list):  # some servers send a list of parts
@@ -480,7 +491,8 @@ def _list_in(body: bytes, name: str) -> tuple[Mapping[str, Any], list[Any]]:
     payload = _object(body)
     listed = payload.get(name)
     if not isinstance(listed, list):
-        raise UnreadableBodyError("the body holds an error" if "error" in payload else f"no {name}")
+        error = f"the body holds an error{_quoted_after_colon(payload.get('error'))}"
+        raise UnreadableBodyError(error if "error" in payload else f"no {name}")
     return payload, cast("list[Any]", listed)
 
 
@@ -491,6 +503,8 @@ def _reply(
     cached = _count(mapping_of(usage.get(f"{sent}_details")).get("cached_tokens"))
     model = intern(text_of(payload.get("model")))  # one string for all replies, not one for each
     prompt, completion = _count(usage.get(sent)), _count(usage.get(received))
+    if prompt:  # some servers count thoughts, which are billed as well, in the total alone
+        completion = max(completion, _count(usage.get("total_tokens")) - prompt)
     return ChatReply(status, text, model, prompt, completion, reason, cached, choices=choices)
 
 
@@ -509,7 +523,13 @@ def _object(body: bytes) -> Mapping[str, Any]:
     try:
         return mapping_of(json.loads(body))
     except (ValueError, RecursionError):
-        raise UnreadableBodyError("the body is no JSON") from None
+        what = next((what for head, what in _OTHER_BODIES.items() if body.lstrip().startswith(head)), "no JSON")
+        raise UnreadableBodyError(f"the body is {what}") from None
+
+
+def _quoted_after_colon(error: object) -> str:
+    message = _message_in(error)
+    return f": {message}" if message else ""
 
 
 def _count(value: object) -> int:

@@ -374,14 +374,17 @@ class Budget:
 
     def count(self, request: ChatRequest, reply: ChatReply, *, is_new: bool) -> None:
         """Count what an answered request cost."""
-        self.spending.uncounted += not reply.prompt_tokens  # no prompt is empty
-        self.spending.add(self._with_tokens(request, reply), is_new=is_new)
+        counted = self._with_tokens(request, reply)
+        self.spending.uncounted += counted is not reply
+        self.spending.add(counted, is_new=is_new)
 
     def _with_tokens(self, request: ChatRequest, reply: ChatReply) -> ChatReply:
-        if reply.prompt_tokens:
+        """Return a reply with the tokens that the server did not report; no prompt is empty."""
+        if reply.prompt_tokens and (reply.completion_tokens or not reply.text):
             return reply
-        reply_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
-        return replace(reply, prompt_tokens=self._counter.prompt(request), completion_tokens=reply_tokens)
+        prompt_tokens = reply.prompt_tokens or self._counter.prompt(request)
+        completion_tokens = max(reply.completion_tokens, self._counter.text(reply.text))
+        return replace(reply, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
     def measure_pilot(
         self, answered: Sequence[tuple[ChatRequest, Sequence[ChatReply]]], readable: int, total: int

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
 from psychocounsel.llm.types import ChatReply
-from psychocounsel.store.files import umask, write_faults
+from psychocounsel.store.files import FULL_DISK, umask, write_faults
 from psychocounsel.types import ReplyStatus
 
 _CREATE_REPLIES = """
@@ -140,6 +140,9 @@ def _sha256(values: tuple[object, ...]) -> bytes:
     return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).digest()
 
 
+LOCK_FILE = "requests.lock"
+"""Beside the journal: of the requests that are in flight."""
+
 _SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
 KeepIf: TypeAlias = Callable[[sqlite3.Connection, str], bool]
@@ -192,6 +195,8 @@ class Journal:
         with self._explained():
             # SQLite gives the -wal and -shm files the mode of the database itself.
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.stat().st_size and path.with_name(LOCK_FILE).exists():
+                raise self._damaged("a run has used it, and the file is empty")  # SQLite would delete its -wal file
             mode = 0o666 & ~umask()
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
             if S_IMODE(path.stat().st_mode) != mode:  # only its owner may change it
@@ -395,22 +400,26 @@ class Journal:
         name = getattr(fault, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             what, remedy = "another run holds this journal", "wait for it to end, then run the same command again"
-        elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(fault, "errno", 0) in FULL_DISK:
             return IncompleteError(
                 f"the disk is full or fails ({fault}); every reply that was recorded is safe",
                 where=str(self.path),
                 remedy="free some space, then run the same command again",
             )
         elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":
-            what = f"this is not a journal of replies, or it is damaged ({fault})"
-            remedy = (
-                f"move it and its -wal file away (to {self.path.name}.damaged, say), or restore a copy; "
-                "requests whose replies are lost are sent and paid for again"
-            )
+            return self._damaged(fault)
         else:
             what = f"the journal of replies cannot be used ({fault})"
             remedy = "check that its folder exists and is writable"
         return StoreError(what, where=str(self.path), remedy=remedy)
+
+    def _damaged(self, reason: object) -> StoreError:
+        return StoreError(
+            f"this is not a journal of replies, or it is damaged ({reason})",
+            where=str(self.path),
+            remedy=f"move it and its -wal file away (to {self.path.name}.damaged, say), or restore a copy; "
+            "requests whose replies are lost are sent and paid for again",
+        )
 
 
 _MOST_COUNTED = 2**63 - 1

@@ -33,6 +33,8 @@ class OnStatus(Enum):
 
     RETRY = auto()
     """Send this request again after its own back-off."""
+    RETRY_LOST = auto()
+    """As RETRY; a gateway stopped waiting for the server, which may have answered, and billed, all the same."""
     SLOW_DOWN = auto()
     """As RETRY; all requests to the endpoint wait as well, and half as many are in flight."""
     SLOW_DOWN_FREE = auto()
@@ -55,13 +57,14 @@ ON_STATUS = {
     422: OnStatus.REFUSE_REQUEST,
     425: OnStatus.RETRY,
     429: OnStatus.SLOW_DOWN_FREE,
-    500: OnStatus.RETRY,
-    502: OnStatus.RETRY,
+    501: OnStatus.REFUSE_ALL,  # there is no such API
     503: OnStatus.SLOW_DOWN,
-    504: OnStatus.RETRY,
+    504: OnStatus.RETRY_LOST,
+    524: OnStatus.RETRY_LOST,  # Cloudflare's 504
     529: OnStatus.SLOW_DOWN,  # "overloaded", as some providers say
 }
-RETRIED = (OnStatus.RETRY, OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE)
+"""Others are retried from 500 on (520 to 523 are Cloudflare's). Below, nothing says that asking again would help."""
+RETRIED = (OnStatus.RETRY, OnStatus.RETRY_LOST, OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE)
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 
@@ -72,8 +75,9 @@ def quota_is_used_up(status: int, codes: Set[str]) -> bool:
 
 def on_status(status: int, codes: Set[str]) -> OnStatus:
     """Return what to do about an HTTP error; arguments as those of `quota_is_used_up`."""
-    # An unknown status ends the run: nothing says that asking again would help.
-    return OnStatus.REFUSE_ALL if quota_is_used_up(status, codes) else ON_STATUS.get(status, OnStatus.REFUSE_ALL)
+    if quota_is_used_up(status, codes):
+        return OnStatus.REFUSE_ALL
+    return ON_STATUS.get(status, OnStatus.RETRY if status >= 500 else OnStatus.REFUSE_ALL)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any, TypeAlias, TypeVar
 from psychocounsel.errors import IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.llm.cost import Budget, NoRoomError, unlimited_budget
-from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.journal import LOCK_FILE, Entry, Journal
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError, RequestContext
 from psychocounsel.store.files import umask
 from psychocounsel.types import ReplyStatus
@@ -270,7 +270,7 @@ class RequestLocks:
         # A connection of its own: the journal's is busy while a commit reaches the disk. The event loop that uses it
         # may run in another thread.
         self._database = sqlite3.connect(journal_path, isolation_level=None, check_same_thread=False)
-        self._path = journal_path.resolve().with_name("requests.lock")
+        self._path = journal_path.resolve().with_name(LOCK_FILE)
         with _lock_files_guard:
             if self._path not in _lock_files:
                 mode = 0o666 & ~umask()

@@ -187,8 +187,8 @@ class StructuredOutputModel:
                 reply = await self._send_probe(probe, context)
                 if reply.answered and fits(reply.text, _PROBE_SCHEMA):
                     self._learn(OutputMode.JSON_SCHEMA)
-                elif reply.answered:
-                    self._learn(await self._mode_without_schema(request, context))
+                elif reply.answered and (found := await self._mode_without_schema(request, context)) is not None:
+                    self._learn(found)
 
     async def _finish_learning(self) -> None:
         if self._learning is not None and not self._learning.done():
@@ -200,17 +200,20 @@ class StructuredOutputModel:
             found = self._known
             if found in (None, OutputMode.JSON_SCHEMA):
                 found = await self._mode_without_schema(request, context)
-        reply = await self._endpoint.generate(in_mode(request, found), context)
-        if self._known is None and reply.answered:
+        reply = await self._endpoint.generate(in_mode(request, found or OutputMode.TEXT), context)
+        if self._known is None and found is not None and reply.answered:
             self._learn(found)
         return reply
 
-    async def _mode_without_schema(self, request: ChatRequest, context: RequestContext) -> OutputMode:
+    async def _mode_without_schema(self, request: ChatRequest, context: RequestContext) -> OutputMode | None:
+        """Return the mode that a probe shows; None if it is not answered."""
         probe = replace(request, messages=_PROBE, response_schema=None, json_mode=True)
         try:
             reply = await self._send_probe(probe, context)
         except RefusedRequestError:
             return OutputMode.TEXT
+        if not reply.answered:
+            return None
         return OutputMode.JSON_OBJECT if isinstance(_loaded(reply.text), dict) else OutputMode.TEXT
 
     async def _send_probe(self, probe: ChatRequest, context: RequestContext) -> ChatReply:

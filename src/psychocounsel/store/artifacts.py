@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -285,9 +285,11 @@ def alias(found: Artifact, name: str, folder: Path) -> Artifact:
     return _with_manifest(folder, {**manifest, "name": name, "created_at": _now()}, is_new=False)
 
 
-def take_name(artifact: Artifact) -> None:
-    """Have the name of an artifact mean it, and not one that was made later."""
-    _with_manifest(artifact.folder, {**artifact.manifest, "named_at": _now()}, is_new=False)
+def take_name(artifact: Artifact, after: str) -> None:
+    """Have the name of an artifact mean it, and not one that took it at `after`, perhaps by a clock ahead of ours."""
+    just_after = datetime.fromisoformat(after) + timedelta(microseconds=1)
+    named_at = max(_now(), just_after.isoformat(timespec="microseconds"))
+    _with_manifest(artifact.folder, {**artifact.manifest, "named_at": named_at}, is_new=False)
 
 
 def drop_files(artifact: Artifact, names: Collection[str], remedy: str) -> Artifact:

@@ -120,7 +120,7 @@ class Store:
                 continue
             try:
                 with self._locked(spec):
-                    take_name(open_artifact(self.folder_of(spec)))
+                    take_name(open_artifact(self.folder_of(spec)), last.named_at)
             except (IncompleteError, StoreError) as fault:
                 self.notify_once(f"{spec.kind}/{spec.name} still means {last.ref}: {fault.what}")
 
@@ -139,13 +139,13 @@ class Store:
             StoreError: another process removes artifacts or, if this one wants to be alone, creates some.
         """
         path = self.root / LOCKS / "store.lock"
-        try:
+        with _lock_faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = path.open("ab")
-        except OSError as fault:
-            raise _not_writable(path, fault) from fault
         with stream:
-            if not _locks(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+            with _lock_faults(path):
+                is_locked = _locks(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            if not is_locked:
                 raise StoreError(
                     f"another process {'creates' if alone else 'removes'} artifacts in this store",
                     where=str(self.root),
@@ -290,18 +290,18 @@ def hold_lock(path: Path, what: str) -> Generator[None]:
     """
     from filelock import FileLock, Timeout  # not needed for `--help`
 
-    lock = FileLock(path, timeout=0, mode=0o666 & ~umask())
-    try:
+    # A file that stands for a lock stays after a kill.
+    lock = FileLock(path, timeout=0, mode=0o666 & ~umask(), fallback_to_soft=False)
+    with _lock_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise StoreError(
-            f"{what} is being created by {path.read_text(encoding='ascii') or 'another process'}",
-            where=str(path),
-            remedy="wait for it to end, or stop it and run this command again",
-        ) from None
-    except OSError as fault:
-        raise _not_writable(path, fault) from fault
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"{what} is being created by {path.read_text(encoding='ascii') or 'another process'}",
+                where=str(path),
+                remedy="wait for it to end, or stop it and run this command again",
+            ) from None
     try:
         path.write_text(f"process {os.getpid()}", encoding="ascii")
         yield
@@ -324,12 +324,16 @@ def _locks(stream: IO[bytes], how: int) -> bool:
     return True
 
 
-def _not_writable(path: Path, fault: OSError) -> StoreError:
-    return StoreError(
-        f"the store cannot be written to: {fault.strerror}",
-        where=str(path.parent),
-        remedy="choose another folder with --store, or correct the permissions",
-    )
+@contextmanager
+def _lock_faults(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as fault:
+        raise StoreError(
+            f"the store cannot be written to or locked: {fault.strerror}",
+            where=str(path.parent),
+            remedy="correct the permissions, or choose with --store a folder on a file system that has locks (flock)",
+        ) from fault
 
 
 def _set_aside(folder: Path) -> Path:

@@ -277,10 +277,11 @@ class _BatchRun:
         After several orders there may be duplicates: then the whole time is waited, one batch is kept, and the
         others are cancelled.
         """
-        until = min(shard.changed_at, time.time()) + self._limits.confirm_seconds
+        sent_at = min(shard.changed_at, time.time())  # the clock may have been set back since
+        until = time.monotonic() + sent_at - time.time() + self._limits.confirm_seconds
         while True:
-            is_last = time.time() >= until
-            listed = await self._provider.newest(shard.changed_at - _CLOCK_SLACK_SECONDS)
+            is_last = time.monotonic() >= until
+            listed = await self._provider.newest(sent_at - _CLOCK_SLACK_SECONDS)
             ours = [each for each in listed if shard.metadata.items() <= each.metadata.items()]
             if is_last or (ours and orders == 1):
                 break
@@ -346,10 +347,12 @@ class _BatchRun:
             self._shrink_queue(running, batch)
             return
         reading = await self._read(running.shard, batch)
-        is_strange = batch.files and not reading.lines and (reading.unreadable or batch.answered)
+        lines = reading.lines + reading.unreadable
+        is_strange = lines < batch.completed or (batch.files and not reading.lines and (lines or batch.answered))
         if is_strange and not self._limits.resubmit_lost:
+            held = f"{lines} of {batch.completed} answers" if reading.lines else "no line that can be read"
             raise ProviderAwayError(
-                f"the files of the batch {batch.id} hold no line that can be read",
+                f"the files of the batch {batch.id} hold {held}",
                 where=self._provider.base_url,
                 remedy="run the same command again later; if that does not help, set judge.batch.resubmit_lost: "
                 "true to submit its requests again",

@@ -232,7 +232,7 @@ class Batch:
     Args:
         status: `in_progress`, `completed`, `failed`, `expired`, `cancelling`, `cancelled`, ...
         created_at: in Unix seconds; 0 if the provider does not say.
-        answered: requests that are done, failed ones included.
+        completed: requests that have a line in its files; `failed` need not have one.
         input_file: id of the file of requests; empty if unknown.
         files: ids of the output and error files, as far as they exist.
         codes: of errors, if it failed; `faults` are the messages.
@@ -241,12 +241,18 @@ class Batch:
     id: str
     status: str
     created_at: int = 0
-    answered: int = 0
+    completed: int = 0
+    failed: int = 0
     input_file: str = ""
     files: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     codes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+
+    @property
+    def answered(self) -> int:
+        """How many requests are done, failed ones included."""
+        return self.completed + self.failed
 
     @property
     def is_over(self) -> bool:
