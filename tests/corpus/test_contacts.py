@@ -141,6 +141,8 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
         ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),
         ("call 1.800.GET.HELP", "call [PHONE_1]"),
+        ("He called from 555-0198 again", "He called from [PHONE_1] again"),
+        ("reach me at sam dot lee at gmail.com", "reach me at [EMAIL_1]"),
         ("(514) 690-2469 787-466-5478", "[PHONE_1] [PHONE_2]"),
         ("see linktr.ee/jane, discord.gg/abc", "see [URL_1], [URL_2]"),
         ("talk to him.and/or her.so be it", "talk to him.and/or her.so be it"),

@@ -68,10 +68,11 @@ _URL = re.compile(
 _EMAIL = re.compile(
     r"(?:mailto:)?[^\W_][\w.%+-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
     r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
-    r"|[\w.+-]{1,63} at [\w-]{1,63} dot (?:com|org|net|edu)\b",
+    r"|[\w+-]{1,30}(?:(?: dot |\.)[\w+-]{1,30}){0,3} at (?:[\w-]{1,63} dot (?:com|org|net|edu)"
+    r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|protonmail|aol)\.com)\b",
     re.IGNORECASE,
 )
-_MAIL_SIGNS = ("@", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
+_MAIL_SIGNS = ("@", ".com", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
 _WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
 _MAY_END = re.compile(rf"\.(?:{_SURE_ENDING}(?![a-z])|[a-z]{{2,24}}/)")
 _NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
@@ -165,7 +166,7 @@ _VANITY = re.compile(
 )
 # Any run of seven digits or more is a number where the text says to call it.
 _CALLED = re.compile(
-    r"\b(?:call|calling|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
+    r"\b(?:call|calling|called|calls|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
     r"|helpline|reach (?:me|us|him|her|them)|llam\w+|número|numero|number is)\b[^0-9\n]{0,30}?"
     rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
     re.IGNORECASE,
