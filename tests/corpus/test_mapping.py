@@ -105,6 +105,26 @@ def test_a_chat_gives_its_first_exchange(messages: list[Any], said: str, answere
 
 
 @pytest.mark.parametrize(
+    "held",
+    [
+        "\n\nHuman: I am tired.\n\nAssistant: Since when?\n\nHuman: Since May.\n\nAssistant:",
+        json.dumps(CHAT),
+        str(CHAT),
+        [{"speaker": "seeker", "text": "I am tired."}, {"speaker": "supporter", "text": "Since when?"}],
+        [{"sender": "Client", "message": "I am tired."}, {"sender": "Therapist", "message": "Since when?"}],
+    ],
+)
+def test_a_chat_may_be_written_otherwise(held: Any) -> None:
+    row = SourceRow("a.csv line 2", {"chat": held})
+    assert (text_cell(row, "chat"), text_cell(row, "chat", "assistant")) == ("I am tired.", "Since when?")
+
+
+@pytest.mark.parametrize("text", ["[removed]", "[]", '[{"name": "x"}]', '[{"speaker": "Tom", "text": "Hi."}]', "{"])
+def test_a_text_in_brackets_is_no_chat(text: str) -> None:
+    assert text_cell(SourceRow("a.csv line 2", {"chat": text}), "chat") == text
+
+
+@pytest.mark.parametrize(
     ("where", "expected"),
     [
         ('interlocutor == "client"', [1, 3]),
@@ -152,6 +172,46 @@ def test_one_column_per_model_becomes_one_row_each(tmp_path: Path) -> None:
         config_of(CandidateSource, {"path": "a.csv", "columns": {"speech_text": "q"}})
 
 
+def test_a_column_says_what_it_is_where_its_name_does_not(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "id,Q1_1,Q1_2\n7,4,5\n")
+    labels = {"Q1_1": "empathy", "Q1_2": {"principle": "safety", "rater": "ann"}}
+    found = [row["wide"] for row in values(path, wide={"columns": labels})]
+    assert found == [{"column": labels["Q1_1"], "value": "4"}, {"column": labels["Q1_2"], "value": "5"}]
+
+
+ANSWERS = [{"text": "one", "tags": ["a", "b"]}, {"text": "two", "tags": None}, {"text": "three", "tags": ["c"]}]
+
+
+@pytest.mark.parametrize("held", [ANSWERS, json.dumps(ANSWERS), str(ANSWERS)])
+def test_each_item_of_a_list_becomes_a_row(tmp_path: Path, held: Any) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl", {"id": 1, "answers": held}, {"id": 2, "answers": []}, {"id": 3, "answers": None}
+    )
+    found = values(path, explode={"answer": "answers"}, where='answer.text != "three"')
+    assert [(row["id"], row["answer"]["text"]) for row in found] == [(1, "one"), (1, "two")]
+    twice = {"path": path, "explode": {"answer": "answers", "tag": "answer.tags"}}
+    rows = [row for row in read_source(config_of(RowSource, twice)) if isinstance(row, SourceRow)]
+    assert [(row.values["answer"]["text"], row.values["tag"]) for row in rows] == [
+        ("one", "a"),
+        ("one", "b"),
+        ("three", "c"),
+    ]
+    assert rows[1].where == "a.jsonl line 1 answer 1 tag 2"
+    with pytest.raises(InputError, match=r"a.jsonl line 1: 'id' holds no list; explode"):
+        values(path, explode={"answer": "id"})
+    dropped = values(path, explode={"answer": "id"}, on_bad_row="drop")
+    assert [type(row) for row in dropped] == [BadRow] * 3
+
+
+def test_a_column_that_some_rows_lack_is_named_by_the_row(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"id": 1, "parent": 0}, {"id": 2})
+    with pytest.raises(
+        InputError, match=r"line 2: there is no column 'parent'; .* row.parent where only some rows have it"
+    ):
+        values(path, where="parent is null")
+    assert [row["id"] for row in values(path, where="row.parent is null")] == [2]
+
+
 def test_files_in_other_forms(tmp_path: Path) -> None:
     rows = [{"text": "one"}, {"text": "two"}]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -163,11 +223,39 @@ def test_files_in_other_forms(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), table)
     write(tmp_path / "a.parquet.gz", gzip.compress(table.getvalue()))
     write(tmp_path / "a.tsv", 'text\none\n"two"\n')
-    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.parquet.gz", "a.tsv"):
+    write(tmp_path / "a.json", b"\xef\xbb\xbf" + lines)
+    write(tmp_path / "a.ndjson", lines)
+    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.parquet.gz", "a.tsv", "a.json", "a.ndjson"):
         assert values(tmp_path / name) == rows, name
+    write(tmp_path / "one.json", json.dumps({"rows": rows}, indent=1))
+    assert values(tmp_path / "one.json") == [{"rows": rows}]
+    write(tmp_path / "b.json", lines + b"{\n")
+    assert [type(row) for row in values(tmp_path / "b.json", on_bad_row="drop")] == [dict, dict, BadRow]
     write(tmp_path / "torn.jsonl.gz", gzip.compress(lines * 1000)[:-30])
     with pytest.raises(InputError, match=r"torn.jsonl.gz"):
         values(tmp_path / "torn.jsonl.gz")
+    # A frame with a window of 2 GiB, as dumps of Reddit have, and one raw block.
+    frame = b"\x28\xb5\x2f\xfd\x00\xa8" + (len(lines) << 3 | 1).to_bytes(3, "little") + lines
+    write(tmp_path / "RS_2020.jsonl.zst", frame)
+    with pytest.raises(InputError, match=r"zstd -d --long=31 RS_2020.jsonl.zst"):
+        values(tmp_path / "RS_2020.jsonl.zst")
+    write(tmp_path / "RS_2020.zst", frame)
+    with pytest.raises(InputError, match=r"name it RS_2020.jsonl.zst"):
+        values(tmp_path / "RS_2020.zst")
+
+
+@pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv", "\t")])
+def test_quotation_marks_may_be_part_of_the_text(tmp_path: Path, name: str, sign: str) -> None:
+    said = ['"so um', 'she said "no', '"Yes" he said']
+    path = write(tmp_path / name, f"id{sign}said\n" + "".join(f"{at}{sign}{text}\n" for at, text in enumerate(said)))
+    assert [row["said"] for row in values(path, quotes=False)] == said
+    with pytest.raises(InputError, match="quotes: false"):
+        values(path)
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,,\none,,\n")
+    assert [row["text"] for row in values(path)] == ["one"]
 
 
 def test_a_folder_and_a_pattern_are_all_their_files_by_name(tmp_path: Path) -> None:

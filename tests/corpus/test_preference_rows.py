@@ -8,7 +8,7 @@ import pytest
 
 from psychocounsel.config.loading import config_of
 from psychocounsel.config.schema import ImportPreferencesConfig
-from psychocounsel.corpus.preferences import PreferenceRow, preference_fingerprint, read_preference_rows
+from psychocounsel.corpus.preferences import PreferenceRow, PreferenceSide, preference_fingerprint, read_preference_rows
 from psychocounsel.corpus.sources import read_rows
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.stages.import_preferences import import_preferences
@@ -100,6 +100,27 @@ def test_a_layout_without_ratings(tmp_path: Path, row: dict[str, Any], settings:
     assert (found.split, found.fault, found.chosen.ratings) == ("train", None, {})
 
 
+@pytest.mark.parametrize(
+    ("swap", "tie", "given"),
+    [
+        ("better_response_id == 1", None, [{"better_response_id": 0}, {"better_response_id": 1}]),
+        ("labels == 0", None, [{"labels": 1}, {"labels": 0}]),
+        ("score_B > score_A", "score_A == score_B", [{"score_A": a, "score_B": 2} for a in (3, 1, 2)]),
+        ('winner == "b"', 'winner not in ["a", "b"]', [{"winner": each} for each in ("a", "b", "tie (bothbad)")]),
+    ],
+)
+def test_a_column_may_say_which_response_is_preferred(
+    tmp_path: Path, swap: str, tie: str | None, given: list[dict[str, Any]]
+) -> None:
+    rows = [{"q": "Hi.", "a": "A.", "b": "B.", "by_a": "x", "by_b": "y", "r": [2, 4], **each} for each in given]
+    columns: dict[str, Any] = {"speech": "q", "chosen": "a", "rejected": "b", "swap": swap, "tie": tie}
+    columns |= {"chosen_author": "by_a", "rejected_author": "by_b", "ratings": {"warm": ["r[0]", "r[1]"]}}
+    first, second, *ties = read(write(tmp_path, *rows), columns=columns)
+    assert (first.chosen, first.rejected) == (second.rejected, second.chosen)
+    assert first.chosen == PreferenceSide("A.", "x", {"warm": 2})
+    assert [row.fault for row in ties] == ["no_preference"] * (tie is not None)
+
+
 ULTRAFEEDBACK = {"prompt": "Hi.", "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED], "score_chosen": 8.5}
 
 
@@ -118,17 +139,17 @@ def test_ratings_are_floats_texts_or_missing_and_on_the_scale(tmp_path: Path) ->
 
 
 def test_rows_that_are_no_pair_are_kept_with_their_reason(tmp_path: Path) -> None:
-    pair = {"prompt": "Hi.", "chosen": "Good.", "rejected": "Bad."}
+    pair = {"prompt": "Hi.", "response_1": "Good.", "response_2": "Bad.", "preference_strength": -1}
     path = write(
         tmp_path,
         pair,
-        {"prompt": "Hi.", "response_1": "a", "response_2": "b", "preference_strength": 0},
+        {**pair, "preference_strength": 0},
         {**pair, "prompt": [USER, CHOSEN]},
-        {**pair, "rejected": 3},
+        {**pair, "response_2": 3},
     )
     assert "set.jsonl line 4" in fault_of(path)
     assert [row.fault for row in read(path, on_bad_row="drop")] == [None, "no_preference", "not_an_exchange", "bad_row"]
-    assert len(read(path, where='row["rejected"] != 3')) == 3
+    assert len(read(path, where='row["response_2"] != 3')) == 3
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ SECOND = [USER, answer("Yes?"), {"role": "user", "content": "I am tired."}]
         {"prompt": SECOND, "chosen": "Good.", "rejected": "Bad."},
         {"chosen": [*SECOND, answer("Good.")], "rejected": [*SECOND, answer("Bad.")]},
         {"chosen": TRANSCRIPT + "Good.", "rejected": TRANSCRIPT + "Bad."},
+        {"prompt": TRANSCRIPT, "chosen": "Good.", "rejected": "Bad."},
+        {"prompt": str(SECOND), "chosen": "Good.", "rejected": json.dumps([answer("Bad.")])},
         {**PLAIN, "prompt": "Hi.\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nI am tired."},
         {**PLAIN, "prompt": [answer(""), USER, answer(" Yes?"), answer(" "), SECOND[2]]},
     ],
@@ -202,8 +204,8 @@ def test_columns_name_what_is_where_in_another_layout(tmp_path: Path) -> None:
         read_outside(str(path), "test", None, columns)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "[", ""])
-def test_a_json_file_is_one_array_of_objects(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["3", "[1]", "[", "", "{"])
+def test_a_json_file_holds_objects(tmp_path: Path, content: str) -> None:
     path = tmp_path / "set.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError):

@@ -175,7 +175,7 @@ def test_rows_of_the_first_sheet_of_a_workbook(tmp_path: Path) -> None:
             return f'<c t="inlineStr"><is><t xml:space="preserve">{value}</t></is></c>'
         return "<c/>" if value is None else f"<c><v>{value}</v></c>"
 
-    rows = [["text ", "key", "score"], [JOINED, 1.0, 2.5], [None, 2.0, 3.0]]
+    rows = [["text ", "key", "score"], [JOINED, 1.0, 2.5], [None, 2.0, 3.0], [None, None, None]]
     sheet = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"

@@ -142,6 +142,68 @@ def test_of_several_raters_the_mean_counts_and_their_disagreement_is_kept(tmp_pa
         build_preferences(config(tmp_path, rows, LONG), Store(tmp_path / "other"))
 
 
+NAMES = {"empathy": "Shows empathy (1-3)", "safety": "Is safe (1-3)"}
+
+
+@pytest.mark.parametrize("shape", ["questions", "sheet", "export", "nested"])
+def test_tables_of_other_programs(tmp_path: Path, shape: str) -> None:
+    """A survey with a question per item, a wide sheet of words, an export of annotations, and nested completions."""
+    words = {1: "Stimme nicht zu", 2: "2,0", 3: "Stimme zu "}
+    raters, more = ("ann", "ben"), {"points": {"stimme zu": 3, "Stimme nicht zu": 1, "N/A": None}}
+    items = [(at, who) for at in range(len(SPEECHES)) for who in AUTHORS]
+    given = {(who, rater): 3 if who == AUTHORS[0] else 1 + (rater == "ben") for who in AUTHORS for rater in raters}
+    rows: list[dict[str, Any]]
+    if shape == "questions":
+        asked = {f"Q{at}_{who}_{name}": {"s": at, "who": who, "p": name} for at, who in items for name in PRINCIPLES}
+        rows = [{"id": each, **{q: given[said["who"], each] for q, said in asked.items()}} for each in raters]
+        more |= {"wide": {"columns": asked}, "where": 'id != "ImportId"'}
+        columns = {"speech": "wide.column.s", "author": "wide.column.who", "principle": "wide.column.p", "rater": "id"}
+        rows.append({"id": "ImportId", **dict.fromkeys(asked, "Which?")})
+    elif shape == "sheet":
+        labels = {f"{NAMES[p]} {rater}": {"p": p, "rater": rater} for p in PRINCIPLES for rater in raters}
+        rows = [
+            {"s": at, "who": who, **{q: words[given[who, label["rater"]]] for q, label in labels.items()}}
+            for at, who in items
+        ]
+        more |= {"wide": {"columns": labels}}
+        columns = {"speech": "s", "author": "who", "principle": "wide.column.p", "rater": "wide.column.rater"}
+    elif shape == "export":
+        rows = [
+            {
+                "data": {"text": SPEECHES[at], "who": who},
+                "annotations": [
+                    {"by": each, "result": [{"name": p, "value": {"rating": given[who, each]}} for p in PRINCIPLES]}
+                    for each in raters
+                ],
+            }
+            for at, who in items
+        ]
+        more |= {"explode": {"annotation": "annotations", "result": "annotation.result"}}
+        columns = {"speech": "data.text", "author": "data.who", "rater": "annotation.by"}
+        columns |= {"principle": "result.name", "value": "result.value.rating"}
+    else:
+        rows = [
+            {
+                "text": text,
+                "all": [
+                    {"who": who, "by": {p: {"Rating": str(given[who, each])} for p in PRINCIPLES}} for who in AUTHORS
+                ],
+                "rater": each,
+            }
+            for text in SPEECHES
+            for each in raters
+        ]
+        rows.append(
+            {**rows[0], "rater": "cy", "all": [{"who": AUTHORS[0], "by": {p: {"Rating": "N/A"} for p in PRINCIPLES}}]}
+        )
+        more |= {"explode": {"one": "all"}, "wide": {"columns": {f"one.by.{p}.Rating": p for p in PRINCIPLES}}}
+        columns = {"speech": "text", "author": "one.who", "principle": "wide.column", "rater": "rater"}
+    made = build_preferences(config(tmp_path, rows, columns, **more), Store(tmp_path / "store"))
+    pairs = read_pairs(made, "train")
+    assert [pair.rejected.ratings for pair in pairs] == [{"empathy": 1.5, "safety": 1.5}] * 3
+    assert [pair.chosen.ratings for pair in pairs] == [{"empathy": 3, "safety": 3}] * 3
+
+
 @pytest.mark.parametrize("value", [0, 4, "x", True, 1e999, [2]])
 def test_what_is_no_rating_is_refused_or_dropped_and_counted(tmp_path: Path, value: Any) -> None:
     rows = [*long_rows(1)[:-1], {**long_rows(1)[-1], "v": value}]

@@ -4,10 +4,13 @@
 """
 
 import ast
+import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
+from warnings import catch_warnings, simplefilter
 
 _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -96,7 +99,21 @@ def _value(node: ast.expr, row: Mapping[str, Any]) -> Any:
             )
 
 
+def nested(value: object) -> object:
+    """Return the list or object that a text holds in JSON, or as Python prints it; anything else as it is.
+
+    CSV files have such cells.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError), catch_warnings():
+                simplefilter("ignore")  # a backslash in somebody's text
+                return read(value.strip())
+    return value
+
+
 def _item(value: Any, key: Any) -> Any:
+    value = nested(value)
     if isinstance(value, Mapping):
         return cast("Mapping[object, object]", value).get(key)
     if isinstance(value, Sequence) and not isinstance(value, str) and isinstance(key, int):

@@ -30,9 +30,16 @@ Column = Annotated[
 
 
 class WideColumns(Settings):
-    """Each row becomes one for every column named here: `wide.column` is its name, `wide.value` its cell."""
+    """Each row becomes one for every column named here: `wide.column` is its name, `wide.value` its cell.
 
-    columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    Columns that say what `wide.column` is there are `{"Q1_2": empathy}`, or several things, as in
+    `{"Q1_2": {principle: empathy, rater: anna}}`.
+    """
+
+    columns: (
+        Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+        | Annotated[dict[str, str | dict[str, str | int]], Field(min_length=1)]
+    )
 
 
 class Conversation(Settings):
@@ -68,14 +75,18 @@ Condition = Annotated[str, AfterValidator(condition)]
 class RowSource(Settings):
     """Rows of a file, of a folder or several files (`*`), or of a Hub dataset (`hub:owner/name@revision`).
 
-    Files end in .csv, .tsv, .jsonl, .json (an array), .parquet or .xlsx (its first sheet); .gz and .zst may follow.
-    `split` and `config` are for the Hub. Only rows in which `where` is true are read. A row that cannot be read is an
-    error, or dropped and counted. `conversation` makes rows of the turns of conversations.
+    Files end in .csv, .tsv, .jsonl, .json, .parquet or .xlsx (its first sheet); .gz and .zst may follow. With
+    `quotes: false`, quotation marks in .csv and .tsv are part of the text. `split` and `config` are for the Hub. A row
+    becomes one for each item of the lists in `explode`, which have the name given there. Only rows in which `where` is
+    true are read. A row that cannot be read is an error, or dropped and counted. `conversation` makes rows of the turns
+    of conversations.
     """
 
     path: PathBeside
     split: str = "train"
     config: str | None = None
+    quotes: bool = True
+    explode: dict[str, Column] = Field(default_factory=dict)
     where: Condition | None = None
     wide: WideColumns | None = None
     conversation: Conversation | None = None
@@ -181,9 +192,13 @@ class TableColumns(Settings):
 
 
 class RatingTable(RowSource):
-    """Ratings that exist already. With `on_bad_row: drop`, what is off the scale is missing instead of an error."""
+    """Ratings that exist already. With `on_bad_row: drop`, what is off the scale is missing instead of an error.
+
+    `points` says which point of the scale a word is, such as `{Strongly agree: 5}`, and null that it is none.
+    """
 
     columns: TableColumns
+    points: dict[str, float | None] = Field(default_factory=dict)
 
 
 class PreferenceColumns(Settings):
@@ -191,7 +206,8 @@ class PreferenceColumns(Settings):
 
     `speech`, `chosen` and `rejected` are texts, lists of messages, or transcripts as in HH-RLHF; without a `speech`,
     both responses begin with it. Earlier turns stand there too, or in `history`, a list of messages. `ratings` are by
-    principle the columns of the chosen and of the rejected response.
+    principle the columns of the chosen and of the rejected response. In rows where `swap` is true, as in
+    `better_response_id == 1`, the response in `rejected` is the chosen one; where `tie` is, neither.
     """
 
     speech: Column | None = None
@@ -201,4 +217,6 @@ class PreferenceColumns(Settings):
     chosen_author: Column | None = None
     rejected_author: Column | None = None
     topic: Column | None = None
+    swap: Condition | None = None
+    tie: Condition | None = None
     ratings: dict[str, Annotated[tuple[Column, Column], Field(strict=False)]] = Field(default_factory=dict)

@@ -24,7 +24,9 @@ from psychocounsel.corpus.sources import (
     files_of,
     flag_cell,
     history_cell,
+    holds,
     merged_turns,
+    messages_in,
     messages_of,
     rating_of,
     read_cells,
@@ -111,7 +113,7 @@ def read_preference_rows(config: ImportPreferencesConfig) -> list[PreferenceRow]
         nonlocal layout
         layout = layout or config.columns or _layout(tuple(row.values))
         split = split if config.split_column is None else split_cell(row, config.split_column)
-        return _read(row, split, layout, config.scale, is_known=config.columns is None)
+        return _read(row, split, layout, config.scale)
 
     for split, source in _parts(config):
         for row in read_cells(read_source(source), partial(read, split), config.on_bad_row):
@@ -148,6 +150,14 @@ def _split_of(file: Path, beginnings: Mapping[str, str] = _BEGINNINGS) -> str:
     return next((split for begin, split in beginnings.items() if file.name.startswith(begin)), "")
 
 
+_HELPSTEER2: dict[str, Any] = {
+    "chosen": "response_1",
+    "rejected": "response_2",
+    "swap": "preference_strength > 0",
+    "tie": "preference_strength == 0",
+}
+
+
 @lru_cache
 def _layout(names: tuple[str, ...]) -> PreferenceColumns:
     """Return which columns of a row hold what, by their names."""
@@ -162,6 +172,7 @@ def _layout(names: tuple[str, ...]) -> PreferenceColumns:
         ratings = {"score": ("score_chosen", "score_rejected")}
     speech = next((name for name in ("prompt", "question", "instruction") if name in names), None)
     return PreferenceColumns(
+        **(_HELPSTEER2 if "preference_strength" in names else {}),
         speech=("instruction", "input") if speech == "instruction" and "input" in names else speech,
         chosen_author="chosen_model" if "chosen_model" in names else None,
         rejected_author="rejected_model" if "rejected_model" in names else None,
@@ -171,35 +182,29 @@ def _layout(names: tuple[str, ...]) -> PreferenceColumns:
     )
 
 
-def _read(
-    row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequence[int] | None, *, is_known: bool
-) -> PreferenceRow:
+def _read(row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequence[int] | None) -> PreferenceRow:
     """Read a row, in a layout that is known or that a config describes.
 
     Without a scale, only what makes a pair: its texts, its topic whatever that holds, and its scores.
     """
-    names = _ordered_by_strength(row) if is_known else (columns.chosen, columns.rejected)
-    if names is None:
+    if columns.tie is not None and holds(row, columns.tie):
         return PreferenceRow(row.where, split, fault="no_preference")
-    given = [cell(row, name) for name in names]
+    order = (1, 0) if columns.swap is not None and holds(row, columns.swap) else (0, 1)
+    names, authors = (columns.chosen, columns.rejected), (columns.chosen_author, columns.rejected_author)
+    given = [cell(row, names[at]) for at in order]
     asked = None if columns.speech is None else cell(row, columns.speech) or ""
     texts = _exchange_of(asked, ["" if value is None else value for value in given], row.where)
     if isinstance(texts, str):
         return PreferenceRow(row.where, split, fault=texts)
-    both = zip(
-        ("chosen", "rejected"),
-        (texts.chosen, texts.rejected),
-        (columns.chosen_author, columns.rejected_author),
-        strict=True,
-    )
+    both = zip(order, ("chosen", "rejected"), (texts.chosen, texts.rejected), strict=True)
     sides = [
         PreferenceSide(
             answer,
-            "" if author is None or scale is None else text_cell(row, author),
+            "" if (author := authors[at]) is None or scale is None else text_cell(row, author),
             {} if scale is None else {name: _rating(row, pair[at], scale) for name, pair in columns.ratings.items()},
             _score(row, f"{side}_score"),
         )
-        for at, (side, answer, author) in enumerate(both)
+        for at, side, answer in both
     ]
     is_own = scale is not None and row.values.keys() >= _OWN
     if columns.topic is None:
@@ -232,7 +237,7 @@ def _score(row: SourceRow, column: str) -> float | None:
 
 # --- Pairs of others, to train on and to evaluate with --------------------
 
-_READER = 5
+_READER = 6
 """Raised by hand whenever rows of others may be read differently than before."""
 
 
@@ -315,7 +320,7 @@ def _pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
     for each in rows:
-        row = _read(each, "train", _layout(tuple(each.values)), None, is_known=True)
+        row = _read(each, "train", _layout(tuple(each.values)), None)
         if (fault := row.fault or _fault_of_texts(row)) is not None:
             dropped[fault] += 1
             continue
@@ -351,21 +356,6 @@ class Answered(NamedTuple):
     rejected: str
 
 
-def _ordered_by_strength(row: SourceRow) -> tuple[str, str] | None:
-    """Return the columns of the chosen and the rejected response, by HelpSteer2's strength where there is one.
-
-    None means that neither is preferred.
-    """
-    if "preference_strength" not in row.values:
-        return "chosen", "rejected"
-    strength = cell(row, "preference_strength")
-    if not isinstance(strength, int | float):
-        raise InputError("'preference_strength' is no number", where=row.where, remedy="correct or drop the row")
-    if strength == 0:
-        return None
-    return ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
-
-
 def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Answered | str:
     """Return the session so far and the two responses, or the reason why they are no two answers to one speech.
 
@@ -375,7 +365,7 @@ def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Ans
     Raises:
         InputError: one is neither text nor messages.
     """
-    before = list(_messages(prompt, "user", where))
+    before = _prompt(prompt, where)
     conversations: list[list[Message]] = []
     for response in responses:
         messages = list(_messages(response, "assistant", where))
@@ -395,7 +385,12 @@ def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Ans
     return Answered(tuple(turns), asked, chosen, rejected)
 
 
-_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+def _prompt(value: object, where: str) -> list[Message]:
+    """Return the messages of a prompt, without the empty answer with which some transcripts end."""
+    messages = list(_messages(value, "user", where))
+    return messages[:-1] if messages and messages[-1] == ("assistant", "") else messages
+
+
 _MARKED_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
@@ -404,17 +399,18 @@ def _messages(value: object, role: str, where: str) -> Iterator[Message]:
 
     Transcripts are those of HH-RLHF, and HelpSteer2's with `<extra_id_1>` between the turns.
     """
-    if isinstance(value, str) and value.startswith("\n\nHuman:"):
-        _, *parts = _TRANSCRIPT.split(value)
-        for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-            yield "user" if speaker == "Human" else "assistant", text.strip()
-    elif isinstance(value, str):
+    value = messages_in(value)
+    if isinstance(value, str):
         first, *parts = _MARKED_TURNS.split(value)
         yield role, first
         for speaker, text in zip(parts[::2], parts[1::2], strict=True):
             yield "user" if speaker == "User" else "assistant", text
     elif value is not None:
-        yield from messages_of(cast("list[object]", value) if isinstance(value, list) else [value], role, where)
+        yield from messages_of(
+            cast("list[object]", value) if isinstance(value, list) else [value],
+            "a prompt" if role == "user" else "a response",
+            where,
+        )
 
 
 # --- Best of k --------------------
@@ -457,7 +453,7 @@ def _best_of_k_layout(values: Mapping[str, object]) -> ResponseColumns | None:
 
 
 def _best_of_k(row: SourceRow, columns: ResponseColumns) -> BestOfK:
-    turns = list(_messages(cell(row, columns.prompt), "user", row.where))
+    turns = _prompt(cell(row, columns.prompt), row.where)
     chosen, rejected = (tuple(_answers(cell(row, side), row.where)) for side in (columns.chosen, columns.rejected))
     if not (turns and turns[-1][0] == "user" and chosen and rejected):
         remedy = "give a prompt that ends with the user, and at least one response on either side"

@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from glob import has_magic
 from itertools import chain, groupby
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import PREFIX, locate
-from psychocounsel.config.expressions import evaluate
+from psychocounsel.config.expressions import evaluate, nested
 from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
@@ -104,7 +103,7 @@ def read_rows(path: str, split: str = "train", config: str | None = None) -> Ite
 
     Raises InputError, which names the line, if the content cannot be read.
     """
-    rows = read_cells(_rows(path, split, config), lambda row: row, "error")
+    rows = read_cells(_rows(RowSource(path=path, split=split, config=config)), lambda row: row, "error")
     return (row for row in rows if isinstance(row, SourceRow))
 
 
@@ -125,32 +124,41 @@ def read_cells(rows: Iterable[Row], read: Callable[[SourceRow], T], on_bad_row: 
             yield BadRow(row.where, error)
 
 
-def _rows(path: str, split: str, config: str | None) -> Iterator[Row]:
+def _rows(source: RowSource) -> Iterator[Row]:
+    path = source.path
     if path.startswith(HUB):
-        for number, values in enumerate(hub_rows(path.removeprefix(HUB), split, config), start=1):
-            yield SourceRow(f"{path} row {number}", values)
+        rows = hub_rows(path.removeprefix(HUB), source.split, source.config)
+        yield from (SourceRow(f"{path} row {number}", values) for number, values in enumerate(rows, start=1))
         return
     files = files_of(path)
     shared = os.path.commonpath([file.parent for file in files])
     for file in files:
         reader = _READERS.get(_ending(file))
         if reader is None:
-            fault = f"the ending {file.suffix!r} is not known"
-            raise InputError(fault, where=path, remedy=f"give one of {', '.join(_READERS)}")
+            fault, remedy = f"the ending {file.suffix!r} is not known", f"give one of {', '.join(_READERS)}"
+            if file.suffix in _COMPRESSIONS:
+                fault, remedy = "does not say what is in it", f"name it {file.stem}.jsonl{file.suffix}, if it is that"
+            raise InputError(fault, where=path, remedy=remedy)
+        if not source.quotes:
+            reader = _WITHOUT_QUOTES.get(_ending(file), reader)
         name = file.relative_to(shared).as_posix()
         try:
             for row in reader(file, name):
                 yield row._replace(file=name) if len(files) > 1 and isinstance(row, SourceRow) else row
         except OSError as fault:
             message = f"cannot be opened or read: {fault.strerror or fault}"
-            raise InputError(message, where=str(file), remedy="check the file and its permissions") from None
+            remedy = "check the file and its permissions"
+            if "too much memory for decoding" in str(fault):  # as dumps of Reddit are compressed
+                remedy = f"unpack it with: zstd -d --long=31 {file.name}"
+            raise InputError(message, where=str(file), remedy=remedy) from None
 
 
 def read_source(source: RowSource) -> Iterator[Row]:
     """Yield the rows of a source of a config: those in which `where` holds, one for each column where it is `wide`.
 
-    Where it has a `conversation`, one for each thing that the client says and that is answered. Raises InputError if
-    the content cannot be read; where rows may be bad, only if that concerns more than a row.
+    Lists to `explode` give one for each item; a `conversation`, one for each thing that the client says and that is
+    answered. Raises InputError if the content cannot be read; where rows may be bad, only if that concerns more than a
+    row.
     """
     columns = source.conversation
     if columns is None:
@@ -160,17 +168,38 @@ def read_source(source: RowSource) -> Iterator[Row]:
 
 def _wanted_rows(source: RowSource) -> Iterator[Row]:
     def wanted(row: SourceRow) -> SourceRow | None:
-        return row if source.where is None or _evaluated(row, source.where, "use one of") else None
+        return row if source.where is None or holds(row, source.where) else None
 
-    rows = _rows(source.path, source.split, source.config)
+    rows = _rows(source)
+    for name, column in source.explode.items():
+        rows = _exploded(rows, name, column, source.on_bad_row)
     for row in read_cells(rows, wanted, source.on_bad_row):
         if source.wide is None or isinstance(row, BadRow):
             if row is not None:
                 yield row
         elif row is not None:
-            for name in source.wide.columns:
-                wide = {"column": name.strip(), "value": cell(row, name)}
+            columns = source.wide.columns
+            labels = columns if isinstance(columns, dict) else {name: name.strip() for name in columns}
+            for name, label in labels.items():
+                wide = {"column": label, "value": cell(row, name)}
                 yield row._replace(where=f"{row.where} column {name}", values={**row.values, "wide": wide})
+
+
+def _exploded(rows: Iterable[Row], name: str, column: Column, on_bad_row: OnBadRow) -> Iterator[Row]:
+    """Yield a row for each item of a list, with the item as the column `name`, and the bad rows."""
+
+    def items(row: SourceRow) -> list[SourceRow]:
+        value = nested(cell(row, column))
+        if value is not None and not isinstance(value, list):
+            remedy = "explode a column or path that is a list in every row, or null"
+            raise InputError(f"{column_name(column)!r} holds no list", where=row.where, remedy=remedy)
+        return [
+            row._replace(where=f"{row.where} {name} {number}", values={**row.values, name: item})
+            for number, item in enumerate(cast("list[object]", value or []), start=1)
+        ]
+
+    for each in read_cells(rows, items, on_bad_row):
+        yield from [each] if isinstance(each, BadRow) else each
 
 
 class _Said(NamedTuple):
@@ -227,7 +256,7 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_SAVE_AS_TEXT = "save the file as UTF-8 text, one row per line"
+_SAVE_AS_TEXT = "save the file as UTF-8 text, such as by: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
 
 
 def is_table(path: str) -> bool:
@@ -278,7 +307,7 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
+def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = True) -> Iterator[Row]:
     """Yield a row for each record, with the line where it begins; one with a bad line is bad as a whole."""
     faults: list[BadRow] = []  # of the lines since the last record
 
@@ -293,7 +322,8 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
     first = next(lines, "")
     if "," not in first and delimiter == ",":  # where a comma is the decimal point, spreadsheets write semicolons
         delimiter = next((each for each in ";\t" if each in first), delimiter)
-    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter, quoting=quoting)
     names: list[str] = []
     header = ""
     while True:
@@ -302,7 +332,7 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
         try:
             fields = next(reader, None)
         except csv.Error as fault:
-            remedy = "correct the row that begins there, or set on_bad_row: drop"
+            remedy = "correct the row that begins there, set on_bad_row: drop, or quotes: false if they are text"
             faults.append(_bad(f"cannot be read as CSV: {fault}", where, remedy))
             fields = None
         if faults and not names:
@@ -325,7 +355,8 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
 
 
 def _require_distinct(names: Sequence[str], where: str) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    """Refuse two columns with one name; those without any, as spreadsheets write at the end, are not used."""
+    repeated = sorted(name for name, count in Counter(filter(None, names)).items() if count > 1)
     if repeated:
         raise InputError(f"two columns are called {_shown(repeated[0])}", where=where, remedy="give each its own name")
 
@@ -355,16 +386,24 @@ def _json_row(value: object, where: str, remedy: str) -> Row:
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
-    """Yield the objects of one array; it is read whole, so that a large one has to be .jsonl."""
+    """Yield the objects of one array, a single object, or one object per line.
+
+    An array is read whole, so that a large one has to be .jsonl.
+    """
     remedy = "give one array of objects, or .jsonl with one object per line"
     with _opened(path) as stream:
         content = stream.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
+    is_array = not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    if len(content) > MAX_JSON_BYTES and is_array:
         raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=name, remedy=remedy)
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as fault:
-        raise InputError(f"is not JSON: {fault}", where=name, remedy=remedy) from None
+        if is_array:
+            raise InputError(f"is not JSON: {fault}", where=name, remedy=remedy) from None
+        yield from _jsonl_rows(path, name)
+        return
+    rows = cast("object", [rows] if isinstance(rows, dict) else rows)
     if not isinstance(rows, list):
         raise InputError("is no array of objects", where=name, remedy=remedy)
     for number, values in enumerate(cast("list[object]", rows), start=1):
@@ -395,10 +434,11 @@ def _xlsx_rows(path: Path, name: str) -> Iterator[Row]:
     except CalamineError as fault:
         raise InputError(f"cannot be read as a workbook: {fault}", where=name, remedy="check the file") from None
     names = [str(each).strip() for each in next(cells, [])]
-    _require_distinct([each for each in names if each], f"{name} row 1")
+    _require_distinct(names, f"{name} row 1")
     for number, row in enumerate(cells, start=2):
         values = [_spreadsheet_value(value) for value in row]
-        yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row 1")
+        if any(value is not None for value in values):
+            yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row 1")
 
 
 def _spreadsheet_value(value: object) -> object:
@@ -411,9 +451,14 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".csv": _csv_rows,
     ".tsv": partial(_csv_rows, delimiter="\t"),
     ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
     ".json": _json_rows,
     ".parquet": _parquet_rows,
     ".xlsx": _xlsx_rows,
+}
+_WITHOUT_QUOTES = {
+    ".csv": partial(_csv_rows, quotes=False),
+    ".tsv": partial(_csv_rows, delimiter="\t", quotes=False),
 }
 
 
@@ -449,6 +494,11 @@ def cell(row: SourceRow, column: Column, remedy: str = "set columns to one of") 
     return "\n\n".join(filter(None, parts))
 
 
+def holds(row: SourceRow, condition: str) -> bool:
+    """Return whether a condition is true in a row; raises InputError if it names no column or cannot be evaluated."""
+    return bool(_evaluated(row, condition, "use one of"))
+
+
 def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
     remedy, where = f"{remedy}: {', '.join(map(_shown, row.values))}", row.where
     try:
@@ -460,6 +510,8 @@ def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
             remedy = f"did you mean {_shown(close)}?"
         elif row.header:
             remedy += " (the first row is read as the header)"
+        else:
+            remedy += f", or row.{name} where only some rows have it"
     except ValueError as wrong:
         fault = str(wrong)
     raise InputError(fault, where=where, remedy=remedy)
@@ -470,7 +522,7 @@ def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
 
     Of a list of messages it is what the client says first, or the first answer to that.
     """
-    value, name = cell(row, column), column_name(column)
+    value, name = messages_in(cell(row, column)), column_name(column)
     if isinstance(value, list):
         opening = {"user": "", "assistant": ""}
         for said, text in messages_of(cast("list[object]", value), name, row.where):
@@ -506,9 +558,7 @@ def turns_of(value: object, column: str, where: str, client: str | None = None) 
     Raises:
         InputError: it is no list of messages, or another role speaks.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)  # as CSV files hold lists
+    value = nested(messages_in(value))
     if value is None or value == "":
         return []
     if not isinstance(value, list):
@@ -539,19 +589,49 @@ def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
     return merged
 
 
+_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+
+
+def messages_in(value: object) -> object:
+    """Return the messages that a text holds: in JSON, as Python prints them, or as a transcript as in HH-RLHF.
+
+    Anything else, so a text in JSON in which not all have a usual role, is returned as it is.
+    """
+    if isinstance(value, str) and value.startswith("\n\nHuman:"):
+        _, *parts = _TRANSCRIPT.split(value)
+        return [
+            {"role": speaker, "content": text.strip()} for speaker, text in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    held = nested(value)
+    said = [_said_in(each) for each in cast("list[object]", held)] if isinstance(held, list) else []
+    return held if said and all(each is not None and each[0] in _ROLES.values() for each in said) else value
+
+
+_ROLE_KEYS = ("role", "from", "speaker", "sender")
+_TEXT_KEYS = ("content", "value", "text", "utterance", "message")
+
+
 def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator[tuple[str, str]]:
-    """Yield role and text of messages with `role` and `content`, or `from` and `value`.
+    """Yield role and text of messages with `role` and `content`, `from` and `value`, or other usual keys of these.
 
     Raises:
         InputError: one is laid out otherwise.
     """
     for message in messages:
-        known = cast("Mapping[str, object]", message) if isinstance(message, Mapping) else {}
-        role, text = known.get("role", known.get("from")), known.get("content", known.get("value"))
-        if not (isinstance(role, str) and isinstance(text, str)):
+        said = _said_in(message)
+        if said is None:
             remedy = "give texts, or lists of messages with role and content"
             raise InputError(f"{column!r} holds a message that is no text", where=where, remedy=remedy)
-        yield _usual_role(role), text
+        yield said
+
+
+def _said_in(message: object) -> tuple[str, str] | None:
+    """Return role and text of a message; None if it has none."""
+    known = cast("Mapping[str, object]", message) if isinstance(message, Mapping) else {}
+    role, text = (
+        next((known[key] for key in keys if known.get(key) is not None), None) for keys in (_ROLE_KEYS, _TEXT_KEYS)
+    )
+    return (_usual_role(role), text) if isinstance(role, str) and isinstance(text, str) else None
 
 
 def _usual_role(role: str) -> str:
@@ -589,11 +669,12 @@ def rating_of(value: object, where: str, low: float, high: float) -> Rating:
         InputError: it is no number, or off the scale.
     """
     try:
-        rating = float(value) if isinstance(value, str) else value
+        rating = float(value.replace(",", ".")) if isinstance(value, str) else value
     except ValueError:
         rating = None
     if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
-        raise InputError(f"the rating {value!r} is no number", where=where, remedy="correct it, or leave it empty")
+        remedy = "correct it or leave it empty; a table of ratings may say in points which number a word is"
+        raise InputError(f"the rating {value!r} is no number", where=where, remedy=remedy)
     if not low <= rating <= high:
         remedy = f"correct it, or give the scale of these ratings; it is {low:g} to {high:g}"
         raise InputError(f"the rating {value!r} is off the scale", where=where, remedy=remedy)

@@ -3,11 +3,11 @@
 A row names the speech by its key or its text, and the response by its author or its text, as the sources have them.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from psychocounsel.config.expressions import nested
 from psychocounsel.config.sources import RatingTable
 from psychocounsel.corpus.build import pseudonym
 from psychocounsel.corpus.reading import SpeechIndex, raw_digest
@@ -164,15 +164,15 @@ def _ratings_of(row: SourceRow, table: RatingTable, rubric: Rubric) -> Iterator[
         if name.casefold() not in known:
             remedy = f"{did_you_mean(name, rubric.principle_ids)}, or leave its rows out with where"
             raise InputError(f"{name!r} is no principle of the rubric", where=row.where, remedy=remedy)
-        if value not in (None, ""):
-            yield known[name.casefold()], rating_of(value, row.where, rubric.minimum, rubric.maximum)
-        return
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else {}
-        except (ValueError, RecursionError):
+        given: object = {name: value}
+    else:
+        given = nested({} if value in (None, "") else value)
+        if not isinstance(given, dict):
             remedy = "name the column of the principle as columns.principle"
-            raise InputError("its value is no object of ratings", where=row.where, remedy=remedy) from None
-    for name, rating in cast("dict[str, Any]", value).items() if isinstance(value, dict) else ():
-        if name.casefold() in known:
+            raise InputError("its value is no object of ratings", where=row.where, remedy=remedy)
+    points = {word.casefold(): point for word, point in table.points.items()}
+    for name, rating in cast("dict[str, Any]", given).items():
+        if isinstance(rating, str):
+            rating = points.get(" ".join(rating.split()).casefold(), rating)
+        if name.casefold() in known and rating not in (None, ""):
             yield known[name.casefold()], rating_of(rating, row.where, rubric.minimum, rubric.maximum)
