@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 
 from psychocounsel.errors import DataQualityError, Preempted
@@ -51,3 +52,8 @@ def ranks(output: TrainingOutput) -> list[tuple[int, int]]:
 def visible_devices(output: TrainingOutput) -> str:
     """Return the GPUs that a training sees."""
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def collective_timeout(output: TrainingOutput) -> float:
+    """Return for how many seconds a process waits for the others in a collective call."""
+    return torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()

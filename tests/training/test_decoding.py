@@ -95,6 +95,22 @@ def test_a_prompt_is_computed_once_for_all_its_answers() -> None:
     assert tokens[0] <= len(prompts) * longest + sum(map(len, found))
 
 
+def test_masks_begin_where_memory_is_aligned() -> None:
+    torch.manual_seed(4)
+    model, masks = llama(), list[torch.Tensor]()
+    forward = model.forward
+
+    def watched(**inputs: Any) -> Any:
+        if "attention_mask" in inputs:
+            masks.append(inputs["attention_mask"])
+        return forward(**inputs)
+
+    model.forward = watched
+    answers(model, ragged_prompts(), 2, SamplingConfig(max_new_tokens=20, batch_size=3))
+    assert masks
+    assert all(mask.data_ptr() % 16 == 0 for mask in masks)
+
+
 def test_a_model_without_keys_and_values_is_refused() -> None:
     config = FalconMambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(ConfigError, match="local sampler"):

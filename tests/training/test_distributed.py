@@ -20,7 +20,7 @@ from preference_runs import (
     reward_config,
     weights_of,
 )
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from psychocounsel.config.schema import LaunchConfig
 from psychocounsel.errors import Preempted
@@ -89,6 +89,24 @@ def test_sharded_weights_train_as_one(
         shutil.rmtree(two.folder, ignore_errors=True)
         sharded = train(kind, tiny_model_folder, two, launch, job, lora=lora)
         assert_equal_runs(one.folder, two.folder, summary, sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_head_of_its_own_is_sharded_too(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, lora: object, accelerate: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", JOBS_HERE)
+    torch.manual_seed(0)
+    base, launch = tmp_path / "untied", processes(2, accelerate)
+    for kind, options in ((AutoModelForCausalLM, {"tie_word_embeddings": False}), (AutoTokenizer, {})):
+        kind.from_pretrained(tiny_model_folder, **options).save_pretrained(base)
+    assert "lm_head.weight" in weights_of(base)
+    one, two = output_in(tmp_path / "one"), output_in(tmp_path / "two")
+    runs = ((one, HERE, train_dpo), (two, launch, sharded_on_cpu.train_dpo))
+    summaries = [train("dpo", base, *run, lora=lora) for run in runs]
+    assert_equal_runs(one.folder, two.folder, *summaries)
 
 
 @pytest.mark.slow

@@ -49,16 +49,21 @@ def test_shards_are_merged_in_order_and_their_progress_is_summed(tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("visible", [None, "3,5"])
-def test_a_training_in_one_process_sees_one_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None
+@pytest.mark.parametrize(("visible", "seen"), [(None, "0"), ("3,5", "3"), ("", ""), ("-1", "-1")])
+def test_a_training_in_one_process_sees_one_device_unless_all_are_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: str
 ) -> None:
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     launch = launch_of(LaunchConfig(num_processes=1))
-    assert launch.train(launched.visible_devices, output_in(tmp_path)) == ("3" if visible else "0")
+    assert launch.train(launched.visible_devices, output_in(tmp_path)) == seen
+
+
+@pytest.mark.slow
+def test_processes_wait_for_a_first_one_that_writes_a_large_model(tmp_path: Path) -> None:
+    assert two().train(launched.collective_timeout, output_in(tmp_path)) > 3600
 
 
 @pytest.mark.parametrize(

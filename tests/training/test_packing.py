@@ -28,7 +28,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from psychocounsel.training.packing import PackedAttention, pack, response_logprobs, use_packed_forward
+from psychocounsel.training.packing import PackedAttention, compiled, pack, response_logprobs, use_packed_forward
 from psychocounsel.training.runtime import quiet_libraries
 
 VOCABULARY = 50
@@ -172,6 +172,17 @@ def test_the_mask_of_a_gpus_kernel_equals_attention_by_segment(rows: list[tuple[
     query, key, value = (torch.randn(1, heads, count, 16, generator=generator) for heads in (4, 2, 2))
     expected = flex_attention(query, key, value, block_mask=attention.block_mask(), scale=0.3, enable_gqa=True)
     torch.testing.assert_close(attention(query, key, value, 0.3), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_gpus_kernel_is_compiled_for_every_kind_of_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    attention = PackedAttention(pack([list(range(40))]).segments, torch.device("cpu"))
+    kernel = compiled(flex_attention, backend="eager")
+    for head_size in range(16, 28):  # the sizes of a batch change less often, and cannot be counted on
+        query = torch.randn(1, 2, 40, head_size)
+        found = kernel(query, query, query, block_mask=attention.block_mask(), scale=0.3)
+        torch.testing.assert_close(found, attention(query, query, query, 0.3), rtol=1e-5, atol=1e-5)
 
 
 SOME_ROWS = [([5] * 20 + [6], [7, 8, 9]), ([5] * 20 + [6], [9]), ([4, 3, 2], [7, 7, 7, 1])]

@@ -151,7 +151,7 @@ class _Decoding:
         """Feed every row its token, sample the next one, and let go of the rows whose answers have ended."""
         w, n = self.window, len(self.rows)
         w.rows = n
-        mask = self.mask[:n, w.first : w.end + 1]
+        mask = self.mask[:n, w.first : w.end + 1].clone()  # in place, it begins where kernels of a GPU may not read
         output = cast(Any, self.model)(
             input_ids=self.tokens[:n, None],
             attention_mask=mask == 0 if self.has_windows else mask[:, None, None],

@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
@@ -33,6 +34,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils.launch import (
     prepare_deepspeed_cmd_env,
     prepare_multi_gpu_env,
@@ -65,7 +67,11 @@ NODES_COMMAND = "PSYCHOCOUNSEL_NODES_COMMAND"
 SRUN = "srun --nodes={machines} --ntasks={machines} --ntasks-per-node=1 --kill-on-bad-exit=1"
 NODE_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 POLL_SECONDS = 0.05
+HIDDEN_DEVICES = ("", "-1")
 PROCESS, NODE = "process", "node"
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others. NCCL's ten minutes are too short while the first one writes or verifies the
+checkpoints of a large model on a slow disk; a process that ended is noticed at once, by its parent."""
 FAILED = 1
 """The exit code of a process that a bug ended."""
 
@@ -272,8 +278,9 @@ class Started:
             environment = dict(os.environ) | dict(launch.environment or {})
             if self.output is None or launch.distributed_type == "NO":
                 # A trainer alone sees one device too: else it would use all of them, and multiply its batch by them.
-                visible = environment.get("CUDA_VISIBLE_DEVICES")
-                environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local] if visible else str(local)
+                visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(numbers)))))
+                if visible not in HIDDEN_DEVICES:
+                    environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local]
             else:
                 environment |= {
                     "RANK": str(number),
@@ -453,7 +460,8 @@ def require_launch(launch: Launch) -> None:
     It does not say so itself where it falls back: sharding on a CPU becomes plain data parallelism, and without its
     devices every process trains alone.
     """
-    found = Accelerator(cpu=not torch.accelerator.is_available())
+    patient = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
+    found = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
     if (found.distributed_type.value, found.num_processes) != (launch.distributed_type, launch.processes):
         raise ConfigError(
             f"the processes run as {found.distributed_type.value} with {found.num_processes} in all, where the "

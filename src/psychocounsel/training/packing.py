@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby, zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -25,6 +25,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from psychocounsel.training.sharded import whole_tensor
+
 log = logging.getLogger(__name__)
 
 IMPLEMENTATION = "psychocounsel_packed"
@@ -32,6 +34,9 @@ MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures whose attention is causal softmax attention with rotary positions, and nothing else."""
 SHORTEST_SHARED = 16
 """A beginning that is shared over fewer tokens is not worth a segment of its own."""
+SMALLEST_HEAD = 16
+"""FlexAttention has no kernel for heads that are smaller."""
+RECOMPILE_LIMIT = 64
 IGNORED = -100
 LOGITS_BYTES = {False: 1 << 25, True: 1 << 28}
 """Size of a chunk of logits on a CPU, where it should stay in the cache, and on a GPU."""
@@ -115,8 +120,8 @@ class PackedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """Return the attention's output: [1, heads, tokens, head size], as `query`; keys may have fewer heads."""
-        if query.is_cuda:
-            return _compiled_flex_attention()(
+        if query.is_cuda and query.shape[-1] >= SMALLEST_HEAD:
+            return compiled(flex_attention)(
                 query, key, value, block_mask=self.block_mask(), scale=scaling, enable_gqa=True
             )
         groups = query.shape[1] // key.shape[1]
@@ -162,15 +167,20 @@ class PackedAttention:
                 del batch, head
                 return sees[segment_of[query], segment_of[key]] & (key <= query)
 
-            self._block_mask = create_block_mask(
-                allowed, None, None, total, total, device=self.device, _compile=self.device.type == "cuda"
-            )
+            create = compiled(create_block_mask) if self.device.type == "cuda" else create_block_mask
+            self._block_mask = create(allowed, None, None, total, total, device=self.device)
         return self._block_mask
 
 
 @cache
-def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention, dynamic=True)
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """Return a function of FlexAttention compiled for batches of every shape.
+
+    It is compiled again where a size is 1 or exceeds a block, with and without gradients: more often than torch allows,
+    which would go on without its kernel then, with a score for every pair of tokens.
+    """
+    compiler = cast(Any, torch.compile)  # its type knows no limit
+    return compiler(function, dynamic=True, backend=backend, recompile_limit=RECOMPILE_LIMIT)
 
 
 def _attention_forward(
@@ -286,7 +296,8 @@ def _completion_logprobs(
     places[kept] = torch.tensor([place for row in packed.places for place in row], device=device)
     counts = labels[:, 1:] != IGNORED  # [batch, tokens - 1]
     hidden = run_packed(model, packed)[places[:, :-1][counts]]  # [completion tokens, hidden]
-    weight = model.get_output_embeddings().weight
+    # Below adapters, FSDP leaves the head sharded: it is used here, not called.
+    weight = whole_tensor(model.get_output_embeddings().weight)
     # trl reads the statistics of the model that it trains, not of a reference.
     values = token_logprobs(hidden, labels[:, 1:][counts], weight, with_statistics=torch.is_grad_enabled())
 
