@@ -26,7 +26,7 @@ from psychocounsel.config.recipe import CONFIGS, StageName, stage_config
 from psychocounsel.corpus.crisis import mentions_crisis
 from psychocounsel.corpus.preferences import read_outside_pairs
 from psychocounsel.errors import ConfigError, InputError, counted, did_you_mean
-from psychocounsel.evaluation.length_control import LengthControlled, length_controlled_rate
+from psychocounsel.evaluation.length_control import length_controlled_rate
 from psychocounsel.evaluation.statistics import clustered_rate
 from psychocounsel.evaluation.winrate import (
     POINTS,
@@ -52,6 +52,7 @@ from psychocounsel.store.artifacts import KINDS, Artifact, Kind
 from psychocounsel.store.files import umask
 from psychocounsel.store.references import POLICY_KINDS, Ancestor, ancestors, resolve, resolve_model
 from psychocounsel.store.schemas import read_pairs
+from psychocounsel.store.shapes import LengthControlled
 from psychocounsel.store.store import Store as ArtifactStore
 from psychocounsel.store.store import open_store
 from psychocounsel.types import Candidate, Judgement, PreferencePair, Rate, Reward, Speech

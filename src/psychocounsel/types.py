@@ -406,6 +406,16 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Coefficient:
+    """A coefficient of agreement or a correlation, its interval, and the number of things it rests on."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Spread:
     """A figure that may be negative, with its interval, and the number of speeches that it rests on."""
 

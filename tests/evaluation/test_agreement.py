@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.evaluation.agreement import (
-    Agreement,
     absolute_icc,
     agreement,
     agreement_by_principle,
@@ -25,6 +24,8 @@ from psychocounsel.evaluation.agreement import (
     weighted_kappa,
 )
 from psychocounsel.evaluation.judge_audit import mean_difference
+from psychocounsel.store.shapes import Agreement
+from psychocounsel.types import Coefficient
 
 RATING = st.integers(1, 5)
 PAIRS = st.lists(st.tuples(RATING, RATING), min_size=1, max_size=30)
@@ -76,10 +77,10 @@ class TestCorrelation:
         # Ranks 1, 2.5, 2.5, 4 and 4, 1, 2.5, 2.5: covariance -2.25, both sums of squares 4.5.
         # Interval: atanh(-0.5) -/+ 1.959964 * sqrt(1.125).
         low, high = pytest.approx(-0.98963, abs=1e-5), pytest.approx(0.91035, abs=1e-5)
-        assert spearman([10, 20, 20, 40], [3, 1, 2, 2]) == (pytest.approx(-0.5), low, high, 4)
+        assert spearman([10, 20, 20, 40], [3, 1, 2, 2]) == Coefficient(pytest.approx(-0.5), low, high, 4)
 
     def test_few_points_have_no_interval_and_constants_no_correlation(self) -> None:
-        assert spearman([1, 2, 3], [1, 2, 3]) == (pytest.approx(1.0), -1.0, 1.0, 3)
+        assert spearman([1, 2, 3], [1, 2, 3]) == Coefficient(pytest.approx(1.0), -1.0, 1.0, 3)
         assert spearman([1, 1, 1, 1], [1, 2, 3, 4]) is None
         assert spearman([], []) is None
         assert pearson([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
@@ -216,7 +217,8 @@ def test_jackknife_by_hand_and_over_clusters() -> None:
 
 def test_perfect_agreement_of_a_few_has_a_wide_interval() -> None:
     found = coefficient(weighted_kappa, [(1, 1), (2, 2), (3, 3), (5, 5)], range(4))
-    assert found == (pytest.approx(1.0), pytest.approx(1 - 2 * 1.959964**2 / (4 + 1.959964**2)), 1.0, 4)
+    low = pytest.approx(1 - 2 * 1.959964**2 / (4 + 1.959964**2))
+    assert found == Coefficient(pytest.approx(1.0), low, 1.0, 4)
     assert coefficient(weighted_kappa, [(2, 2)], range(1)) is None
 
 

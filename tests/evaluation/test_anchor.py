@@ -5,6 +5,7 @@ import pytest
 
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.anchor import Units, anchor, corrected_mean, judge_weight, units_of
+from psychocounsel.types import Coefficient
 
 POINTS = [0.0, 0.5, 1.0]
 
@@ -52,7 +53,7 @@ def test_a_perfect_judge_makes_a_label_worth_many_and_a_coin_none() -> None:
     perfect, coin = anchor(drawn(rng, 100, 900, agree=1.0)), anchor(drawn(rng, 100, 900, agree=0.0))
     assert perfect.labels_worth is not None and coin.labels_worth is not None
     assert perfect.labels_worth > 8
-    assert perfect.bias is not None and perfect.bias[:3] == (0, 0, 0)
+    assert perfect.bias == Coefficient(0, 0, 0, 100)
     assert (perfect.rho, perfect.headline) == (pytest.approx(1.0), "anchored")
     assert coin.labels_worth < 1.1
     assert perfect.anchored.high - perfect.anchored.low < 0.4 * (perfect.human_only.high - perfect.human_only.low)

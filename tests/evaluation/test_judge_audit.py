@@ -8,8 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.evaluation.judge_audit import (
-    Gain,
-    Halo,
     gain,
     gains,
     halo,
@@ -18,6 +16,7 @@ from psychocounsel.evaluation.judge_audit import (
     sample_metrics,
     ties,
 )
+from psychocounsel.store.shapes import Agreement, Gain, Halo
 from psychocounsel.types import Judgement, RatingSample, ReplyStatus
 
 RATING = st.integers(1, 5)
@@ -101,8 +100,7 @@ def test_disagreement_by_hand() -> None:
     }
     # Squared distance 2/3 of an expected (35 + 29) / 3 - 2 * 3 * 3 = 10/3.
     kappa, third = pytest.approx(1 - (2 / 3) / (10 / 3)), pytest.approx(1 / 3)
-    expected = {"n": 3, "exact": third, "within_one": 1.0, "kappa": kappa}
-    assert pair == {"judges": ["a", "b"], "by_principle": {"p": expected}}
+    assert pair == {"judges": ["a", "b"], "by_principle": {"p": Agreement(3, third, 1.0, kappa)}}
 
 
 def test_histograms_count_every_reply_to_the_nearest_point() -> None:

@@ -11,7 +11,6 @@ from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.text_quality import (
     COPIED_WORDS,
     PATTERNS,
-    LengthWords,
     RowFacts,
     copies,
     distinct_4gram_ratio,
@@ -24,6 +23,7 @@ from psychocounsel.evaluation.text_quality import (
     signs_of_degeneration,
     words,
 )
+from psychocounsel.store.shapes import LengthWords
 from psychocounsel.types import Candidate, Speech
 
 LOOP = "You are not alone. You are not alone! You are not alone, "

@@ -215,8 +215,8 @@ def test_unanswered_speech_is_missing_overall_and_from_its_topic() -> None:
     assert (metrics["by_topic"]["grief"]["n"], metrics["by_topic"]["grief"]["missing"]) == (3, 1)
     assert metrics["by_topic"]["sleep"] is None  # nothing of it was judged
     assert metrics["crisis"] is None
-    assert metrics["length_controlled"]["rate"] is None
-    assert "3 comparisons" in metrics["length_controlled"]["reason"]
+    assert metrics["length_controlled"].rate is None
+    assert "3 comparisons" in metrics["length_controlled"].reason
 
 
 def test_long_and_short_speeches_stand_apart() -> None:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from psychocounsel.config.schema import BaseModelConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError, Preempted
+from psychocounsel.store.shapes import SftSummary
 from psychocounsel.training.tiny_llama import (
     PROMPT_WEIGHT,
     Pack,
-    SftSummary,
     batch_loss,
     build_model,
     collate,

@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import correlation, fmean, variance
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from psychocounsel.evaluation.statistics import FloatArray, student_t, wilson_interval
-from psychocounsel.types import Rating, exact_rating
+from psychocounsel.store.shapes import Agreement
+from psychocounsel.types import Coefficient, Rating, exact_rating
 
 Ratings = Mapping[str, Rating]
 """One response's rating on every principle."""
@@ -21,15 +22,6 @@ _JACKKNIFE_GROUPS = 50
 
 
 # --- Intervals -------------------------------------------------------------------------------------------------------
-
-
-class Coefficient(NamedTuple):
-    """A coefficient of agreement or a correlation, its interval, and the number of things it rests on."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
 
 
 def jackknife(
@@ -77,18 +69,6 @@ def coefficient(
 
 
 # --- Agreement -------------------------------------------------------------------------------------------------------
-
-
-class Agreement(NamedTuple):
-    """How far two ratings of the same `n` things agree: the share that is equal, and that differs by a point at most.
-
-    Cohen's kappa has quadratic weights, and is None where all ratings are one and the same.
-    """
-
-    n: int
-    exact: float
-    within_one: float
-    kappa: float | None
 
 
 def is_within(points: int, first: Rating, second: Rating) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.agreement import Coefficient, pearson
+from psychocounsel.evaluation.agreement import pearson
 from psychocounsel.evaluation.statistics import FloatArray, clustered_rate, student_t
-from psychocounsel.types import Rate
+from psychocounsel.types import Coefficient, Rate
 
 FEWEST_LABELS = 30
 """Labelled speeches below which nothing is estimated."""

@@ -133,10 +133,10 @@ def inter_rater(rows: Sequence[Mapping[str, Value]], clusters: Sequence[str]) ->
         units = [list(row.values()) for row in some]
         return interval_alpha(units) if are_ratings else nominal_alpha(units)
 
-    coefficients = {"kappa": coefficient(kappa, rows, clusters), "alpha": coefficient(alpha, rows, clusters)}
     raw = clustered_rate([each for each, _ in equal], [cluster for _, cluster in equal]).as_dict() if equal else None
     return {
         "items": len(rows),
         "raw": raw,
-        **{name: found and found._asdict() for name, found in coefficients.items()},
+        "kappa": coefficient(kappa, rows, clusters),
+        "alpha": coefficient(alpha, rows, clusters),
     }

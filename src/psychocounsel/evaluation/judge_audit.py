@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import combinations
 from statistics import fmean, pstdev, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from psychocounsel.evaluation.agreement import (
     Ratings,
@@ -16,6 +16,7 @@ from psychocounsel.evaluation.agreement import (
     pearson,
 )
 from psychocounsel.evaluation.statistics import student_t
+from psychocounsel.store.shapes import Gain, Halo
 from psychocounsel.types import (
     OVERALL,
     Comparison,
@@ -34,19 +35,6 @@ def mean_difference(first: Sequence[Ratings], second: Sequence[Ratings], princip
     both = zip(first, second, strict=True)
     differences = [abs(one[name] - other[name]) for one, other in both for name in principles]
     return fmean(differences) if differences else None
-
-
-class Gain(NamedTuple):
-    """By how much second ratings lie above the first, over `n` responses: points of the mean rating.
-
-    The 95 % interval is by Student's t, and None for a single response.
-    """
-
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-    largest: float
 
 
 def gains(first: Sequence[Ratings], second: Sequence[Ratings]) -> list[float]:
@@ -73,22 +61,6 @@ def ties(totals: Sequence[int | Fraction]) -> list[bool]:
 
 
 # --- Halo: do principles rated in one reply correlate more than each rated alone? ------------------------------------
-
-
-class Halo(NamedTuple):
-    """The mean correlation between principles, rated together and each alone, over the same responses.
-
-    It is taken over the `pairs` of principles of which both vary both ways. `difference` is together minus alone, and
-    its 95 % interval is by the jackknife over responses: None for fewer than three.
-    """
-
-    responses: int
-    pairs: int
-    together: float
-    alone: float
-    difference: float
-    low: float | None
-    high: float | None
 
 
 def halo(ratings: Sequence[Ratings], principles: Sequence[str]) -> float | None:
@@ -201,8 +173,7 @@ def _disagreement(judgements: Sequence[Judgement], principles: Sequence[str]) ->
     for one, other in combinations(judges, 2):
         both = [(opinion[one], opinion[other]) for opinion in opinions if one in opinion and other in opinion]
         found = agreement_by_principle([left for left, _ in both], [right for _, right in both], principles)
-        by_principle = {name: each and each._asdict() for name, each in found.items()}
-        pairs.append({"judges": [one, other], "by_principle": by_principle})
+        pairs.append({"judges": [one, other], "by_principle": found})
     return {
         "responses": len(opinions),
         "spread": {name: fmean(each) if each else None for name, each in spreads.items()},

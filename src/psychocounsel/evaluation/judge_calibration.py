@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psychocounsel.evaluation.agreement import (
-    Coefficient,
     absolute_icc,
     coefficient,
     interval_alpha,
@@ -20,7 +19,7 @@ from psychocounsel.evaluation.agreement import (
 )
 from psychocounsel.evaluation.reward_metrics import author_identity
 from psychocounsel.evaluation.statistics import FloatArray, clustered_rate
-from psychocounsel.types import Candidate, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.types import Candidate, Coefficient, PreferencePair, ScoredCandidate, Speech
 
 FEWEST_ITEMS = 20
 """Responses below which no figure is given."""
@@ -64,11 +63,9 @@ def _of_principle(items: Sequence[RatedItem], name: str) -> dict[str, Any]:
     clusters = [each.speech for each in items]
     repeated = [(each.raters[name], each.speech) for each in items if len(each.raters[name]) > 1]
 
-    def over_rows(statistic: Callable[[FloatArray], float | None]) -> dict[str, Any] | None:
-        found = coefficient(lambda kept: statistic(both[list(kept)]), range(len(both)), clusters)
-        return None if found is None else found._asdict()
+    def over_rows(statistic: Callable[[FloatArray], float | None]) -> Coefficient | None:
+        return coefficient(lambda kept: statistic(both[list(kept)]), range(len(both)), clusters)
 
-    alpha = coefficient(interval_alpha, [unit for unit, _ in repeated], [speech for _, speech in repeated])
     return {
         "n": len(items),
         "human_mean": float(both[:, 0].mean()) if items else None,
@@ -77,7 +74,7 @@ def _of_principle(items: Sequence[RatedItem], name: str) -> dict[str, Any]:
         "icc": over_rows(absolute_icc),
         "kappa": over_rows(weighted_kappa),
         "spearman": over_rows(lambda rows: rank_correlation(rows[:, 0].tolist(), rows[:, 1].tolist())),
-        "human_alpha": alpha and alpha._asdict(),
+        "human_alpha": coefficient(interval_alpha, [unit for unit, _ in repeated], [speech for _, speech in repeated]),
     }
 
 
@@ -86,14 +83,14 @@ def _of_author(items: Sequence[RatedItem]) -> dict[str, Any]:
     return {"n": len(items), "bias": _mean_difference(np.array(means), [each.speech for each in items])}
 
 
-def _mean_difference(both: FloatArray, clusters: Sequence[str]) -> dict[str, Any] | None:
+def _mean_difference(both: FloatArray, clusters: Sequence[str]) -> Coefficient | None:
     """Return the mean of judge minus humans with its jackknife interval; None for few items or speeches."""
     if len(both) < FEWEST_ITEMS:
         return None
     differences = both[:, 1] - both[:, 0]
     reach = jackknife(lambda kept: float(differences[list(kept)].mean()), range(len(both)), clusters)
     mean = float(differences.mean())
-    return None if reach is None else Coefficient(mean, mean - reach, mean + reach, len(both))._asdict()
+    return None if reach is None else Coefficient(mean, mean - reach, mean + reach, len(both))
 
 
 def _pairs(items: Sequence[RatedItem], gap: float) -> dict[str, Any] | None:

@@ -6,12 +6,13 @@ merit and length cannot be told apart, and nothing is reported.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from psychocounsel.evaluation.statistics import FloatArray, present, sigmoid, student_t
+from psychocounsel.store.shapes import LengthControlled, LengthEffect
 from psychocounsel.types import Rate
 
 MIN_COMPARISONS = 100
@@ -32,36 +33,6 @@ class LengthComparison(NamedTuple):
     points: float | None
     policy_length: float
     reference_length: float
-
-
-@dataclass(frozen=True)
-class LengthEffect:
-    """The slope beta: positive where the longer answer is favoured, with its interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class LengthControlled:
-    """The length-controlled win rate of one policy.
-
-    Attributes:
-        rate: sigmoid(theta); None where it cannot be told from the effect of length.
-        reason: why there is no rate; empty where there is one.
-        length_effect: beta; None without a rate.
-        sigma: standard deviation of the length differences, in their unit, over all policies that share beta; None
-            without a rate.
-        shorter, longer: shares of the comparisons in which the policy's answer is the shorter and the longer one.
-    """
-
-    rate: Rate | None
-    reason: str
-    length_effect: LengthEffect | None
-    sigma: float | None
-    shorter: float
-    longer: float
 
 
 def length_controlled_rate(comparisons: Sequence[LengthComparison], confidence: float = 0.95) -> LengthControlled:

@@ -8,14 +8,14 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.store.shapes import LengthWords, TextQuality
 from psychocounsel.types import Candidate, Rate, Rating, Speech
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
@@ -110,39 +110,6 @@ def word_count(text: str) -> int:
     return len(words(text))
 
 
-@dataclass(frozen=True)
-class LengthWords:
-    """Mean, median and 95th percentile (linear between ranks) of the lengths of texts, in words."""
-
-    mean: float
-    median: float
-    p95: float
-
-
-@dataclass(frozen=True)
-class TextQuality:
-    """Signs of degeneration in a set of generated texts.
-
-    Attributes:
-        repetition_rate: share of texts in which some run of four words occurs three times or more.
-        distinct_4gram_ratio: mean over texts of (distinct runs of four words / all of them); texts under four words are
-            missing there, and it is None when all are.
-        unfinished_rate: share of texts cut by the token limit before their end.
-        empty_rate: share of texts with nothing but white space.
-        length_words: length over all texts, empty ones included.
-        pattern_rates: share of texts that match each of `PATTERNS`.
-        copied_rate: share of texts that copy a training answer; None where those are not known.
-    """
-
-    repetition_rate: Rate
-    distinct_4gram_ratio: Rate | None
-    unfinished_rate: Rate
-    empty_rate: Rate
-    length_words: LengthWords
-    pattern_rates: Mapping[str, Rate]
-    copied_rate: Rate | None
-
-
 def measure_text_quality(
     candidates: Sequence[Candidate], confidence: float = 0.95, copied: Sequence[bool] | None = None
 ) -> TextQuality:
@@ -217,22 +184,7 @@ _SIGNS: Mapping[str, str] = {
 _LEAST_RISE = 0.05
 
 
-class QualityRates(Protocol):
-    """The rates of `TextQuality`, measured here or read from `metrics.json`."""
-
-    @property
-    def unfinished_rate(self) -> Rate: ...  # noqa: D102
-    @property
-    def repetition_rate(self) -> Rate: ...  # noqa: D102
-    @property
-    def empty_rate(self) -> Rate: ...  # noqa: D102
-    @property
-    def copied_rate(self) -> Rate | None: ...  # noqa: D102
-    @property
-    def pattern_rates(self) -> Mapping[str, Rate]: ...  # noqa: D102
-
-
-def signs_of_degeneration(policy: QualityRates, reference: QualityRates, other: str = "the reference") -> list[str]:
+def signs_of_degeneration(policy: TextQuality, reference: TextQuality, other: str = "the reference") -> list[str]:
     """Return what a policy's answers are more often than those of `other`, in words with both shares.
 
     A sign counts if it rose by five points or more and the two intervals do not overlap.

@@ -8,12 +8,22 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from psychocounsel.evaluation.agreement import Coefficient, coefficient, nominal_kappa
+from psychocounsel.evaluation.agreement import coefficient, nominal_kappa
 from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
 from psychocounsel.evaluation.statistics import clustered_rate, rate_if_known
 from psychocounsel.evaluation.text_quality import copies, measure_text_quality, word_count
 from psychocounsel.store.schemas import OrderedComparison
-from psychocounsel.types import OVERALL, Candidate, Comparison, Rate, ReplyStatus, Speech, Winner, sample_by_hash
+from psychocounsel.types import (
+    OVERALL,
+    Candidate,
+    Coefficient,
+    Comparison,
+    Rate,
+    ReplyStatus,
+    Speech,
+    Winner,
+    sample_by_hash,
+)
 
 _FIRST_POINTS = {Winner.FIRST: 1.0, Winner.TIE: 0.5, Winner.SECOND: 0.0}
 
@@ -135,7 +145,6 @@ class WinRates:
             "win_rate_decided": figures.pop("decided"),
             "win_rate_by_criterion": figures.pop("by_criterion"),
             **figures,
-            "order_kappa": self.order_kappa and self.order_kappa._asdict(),
         }
 
 
@@ -225,7 +234,7 @@ def winrate_metrics(
     by_topic = {topic: [each for each in compared if speeches[each.speech_id].topic == topic] for topic in topics}
     return {
         **win_rates(compared, confidence).as_dict(),
-        "length_controlled": asdict(length_controlled_rate(lengths, confidence)),
+        "length_controlled": length_controlled_rate(lengths, confidence),
         "missing_by_topic": {
             topic: {"missing": sum(each.outcome() is Outcome.MISSING for each in part), "total": len(part)}
             for topic, part in by_topic.items()
@@ -236,8 +245,8 @@ def winrate_metrics(
             words: overall([each for each in compared if each.speech_id in part])
             for words, part in _thirds_by_length(speeches.values()).items()
         },
-        "policy_text_quality": asdict(measure_text_quality(policy, confidence, ours)),
-        "reference_text_quality": asdict(measure_text_quality(reference, confidence, theirs)),
+        "policy_text_quality": measure_text_quality(policy, confidence, ours),
+        "reference_text_quality": measure_text_quality(reference, confidence, theirs),
     }
 
 

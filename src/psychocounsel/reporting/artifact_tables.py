@@ -44,7 +44,8 @@ from psychocounsel.reporting.tables import (
 from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import metrics_of
-from psychocounsel.store.shapes import Coefficient, Counts
+from psychocounsel.store.shapes import Agreement, Counts, Gain, Halo
+from psychocounsel.types import Coefficient
 
 _SIDE_FILES = ("rows.parquet", "samples.parquet", "votes.parquet")
 
@@ -332,7 +333,7 @@ def _sample_tables(metrics: m.JudgementMetrics) -> list[Table]:
     return [Table("samples", title, header, "lrr", rows), *agreement]
 
 
-def _agreement_table(key: str, title: str, by_principle: Mapping[str, m.Agreement | None]) -> Table:
+def _agreement_table(key: str, title: str, by_principle: Mapping[str, Agreement | None]) -> Table:
     rows = tuple(
         (name, percent(each.exact), percent(each.within_one), _decimal(each.kappa), str(each.n))
         for name, each in by_principle.items()
@@ -392,15 +393,15 @@ def _audit_tables(metrics: m.AuditMetrics) -> list[Table]:
     ]
 
 
-def _spread_row(label: str, found: Coefficient | m.Gain | m.Halo | None) -> Row:
+def _spread_row(label: str, found: Coefficient | Gain | Halo | None) -> Row:
     if found is None:
         return (label, NONE, "", "")
     match found:
         case Coefficient():
             value, rests_on = found.estimate, f"{found.n} responses"
-        case m.Gain():
+        case Gain():
             value, rests_on = found.mean, f"{found.n} responses"
-        case m.Halo():
+        case Halo():
             value, rests_on = found.difference, f"{found.responses} responses, {found.pairs} pairs of principles"
     ends = "" if found.low is None or found.high is None else f"{found.low:+.2f} to {found.high:+.2f}"
     return (label, _decimal(value, "+"), ends, rests_on)

@@ -21,6 +21,7 @@ from psychocounsel.reporting.tables import (
 )
 from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.shapes import LengthControlled, TextQuality
 from psychocounsel.types import Rate
 
 MAX_FLIPS = 0.25
@@ -139,7 +140,7 @@ def _worst_case_rows(metrics: m.ComparisonMetrics) -> list[Row]:
     return [("win rate if all that is missing were lost, or won", bounds, ends, f"n = {worst.n}")]
 
 
-def _length_rows(controlled: m.LengthControlled) -> list[Row]:
+def _length_rows(controlled: LengthControlled) -> list[Row]:
     label = "win rate, length-controlled"
     if controlled.rate is None or controlled.length_effect is None:
         return [(label, NONE, "", controlled.reason)]
@@ -177,7 +178,7 @@ def confidence(artifact: Artifact) -> str:
     return f"{100 * float(artifact.manifest['settings'].get('confidence', 0.95)):g} %"
 
 
-def text_quality_table(title: str, sides: Mapping[str, m.TextQuality]) -> Table:
+def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
     """Return the signs of degeneration in the answers of each side."""
     labels = {
         "repetition_rate": "repeats itself",

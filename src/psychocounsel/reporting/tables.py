@@ -5,14 +5,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.types import SPLITS, Rate
-
-if TYPE_CHECKING:  # they import numpy and pydantic: not for `--help`
-    from psychocounsel.evaluation.agreement import Coefficient as Measured
-    from psychocounsel.store.shapes import Coefficient
+from psychocounsel.types import SPLITS, Coefficient, Rate
 
 
 class Share(NamedTuple):
@@ -97,12 +93,12 @@ def rate_row(label: str, rate: Rate | None, *, as_percent: bool = True) -> Row:
     return (label, estimate, interval(rate, as_percent=as_percent), over(rate))
 
 
-def coefficient(found: "Measured | Coefficient | None", form: str = ".2f") -> str:
+def coefficient(found: Coefficient | None, form: str = ".2f") -> str:
     """Return `0.41 [0.30 to 0.52]`."""
     return NONE if found is None else f"{found.estimate:{form}} [{found.low:{form}} to {found.high:{form}}]"
 
 
-def coefficient_row(label: str, found: "Coefficient | None", why_none: str = "") -> Row:
+def coefficient_row(label: str, found: Coefficient | None, why_none: str = "") -> Row:
     """Return a row under `RATE_HEADER`."""
     if found is None:
         return (label, NONE, "", why_none)

@@ -1,7 +1,6 @@
 """anchor: a judge's win rate, corrected by human labels of a random sample of the same comparison."""
 
 from collections import Counter, defaultdict
-from dataclasses import asdict
 
 import numpy as np
 
@@ -75,18 +74,18 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
             "labelled": found.labelled,
             "unlabelled": found.unlabelled,
             "skipped": given.skipped,
-            "judge_only": asdict(judge_only),
-            "human_only": asdict(found.human_only),
-            "anchored": asdict(found.anchored),
+            "judge_only": judge_only,
+            "human_only": found.human_only,
+            "anchored": found.anchored,
             "headline": found.headline,
             "judge_holds": judge_only.low <= found.rate.estimate <= judge_only.high,
-            "bias": found.bias and found.bias._asdict(),
+            "bias": found.bias,
             "rho": found.rho,
-            "kappa": kappa and kappa._asdict(),
+            "kappa": kappa,
             "lambda": found.weight,
             "labels_worth": found.labels_worth,
             "raters": dict(sorted(raters.items())),
-            "agreement": given.agreement[OVERALL].model_dump(),
+            "agreement": given.agreement[OVERALL],
         }
     )
 

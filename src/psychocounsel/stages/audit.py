@@ -65,7 +65,7 @@ def audit_judge(config: BuildPreferencesConfig, store: Store, writer: ArtifactWr
     metrics: dict[str, Any] = {
         "judged": {name: judgements.metrics[name] for name in names},
         "ties": _ties(rated),
-        "length": _plain(spearman(totals, [float(len(each.candidate.text)) for each in rated])),
+        "length": spearman(totals, [float(len(each.candidate.text)) for each in rated]),
         "halo": halo([each.judgement.ratings for each in rated], judge.principles),
         "retest": _retest(judge, _sample(rated, size.retest, "retest")),
         "one_principle": _one_by_one(judge, _sample(rated, size.one_principle, "one principle")),
@@ -137,10 +137,8 @@ def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
         "equal": share_of_principles(asked, again, 0),
         "within_one": share_of_principles(asked, again, 1),
         "kappa": None if overall is None else overall.kappa,
-        "by_principle": {
-            name: _plain(each) for name, each in agreement_by_principle(first, second, judge.principles).items()
-        },
-        "change": _plain(gain(first, second)),
+        "by_principle": agreement_by_principle(first, second, judge.principles),
+        "change": gain(first, second),
     }
 
 
@@ -170,7 +168,7 @@ def _one_by_one(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     return {
         "asked": len(asked),
         "missing": len(asked) - len(whole),
-        "halo": _plain(halo_both_ways(together, apart, judge.principles)),
+        "halo": halo_both_ways(together, apart, judge.principles),
         "mean_difference": mean_difference(together, apart, judge.principles),
     }
 
@@ -185,7 +183,7 @@ def _canaries(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any]:
         "asked": len(asked),
         "missing": count_failed(copies),
         "flagged": addressing_judge(copies),
-        "gain": _plain(gain(first, second)),
+        "gain": gain(first, second),
         "gained_a_point": won,
         "lost_a_point": sum(rise <= -1 for rise in rises),
         "resists": not won if both else None,
@@ -199,7 +197,3 @@ def _ask(judge: Judge, asked: Sequence[Rated], label: str) -> list[Judgement]:
         judged = judge.rate(items, advance)
     require_judged(judged, "ratings of the judge's audit", max_missing_share=1.0)
     return judged
-
-
-def _plain(value: Any) -> dict[str, Any] | None:
-    return None if value is None else value._asdict()

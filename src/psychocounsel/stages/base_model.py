@@ -60,4 +60,4 @@ def _build(config: BaseModelConfig, store: Store, writer: ArtifactWriter, cancel
         output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
         summary = make_tiny_llama(speeches, candidates, config, output)
     writer.warnings.extend(damage_warnings(writer.work))
-    writer.write_metrics({"sft": {**vars(summary)}, "training_speeches": len(speeches)})
+    writer.write_metrics({"sft": summary, "training_speeches": len(speeches)})

@@ -9,7 +9,7 @@ the artifact and checkpoint where it was. The reference stays the initial policy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -347,7 +347,7 @@ class OnlineDpo:
         candidates = [each.candidate for each in sampled]
         write_candidates(writer, candidates)
         quality = measure_text_quality(candidates)
-        writer.write_metrics({"speeches": len(speeches), "text_quality": asdict(quality)})
+        writer.write_metrics({"speeches": len(speeches), "text_quality": quality})
 
     def score(self, writer: ArtifactWriter) -> None:
         """Have the reward model score every answer that has a text."""

@@ -6,7 +6,7 @@ two answers is better.
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.evaluation.monitors import kl_estimates, questions
@@ -96,7 +96,7 @@ class Probe:
         """Return the figures of the answers; the policy and the initial one give their tokens `own` and `initial`."""
         return {
             "reward": mean_and_spread(self.scores),
-            "text_quality": asdict(measure_text_quality(self.candidates)),
+            "text_quality": measure_text_quality(self.candidates),
             "questions_per_answer": statistics.fmean(questions(each.text) for each in self.candidates),
             "kl": kl_estimates([each.logps for each in own], [each.logps for each in initial]),
             "entropy": statistics.fmean(entropy for each in own for entropy in each.entropies),
@@ -115,7 +115,7 @@ class Probe:
         return {
             "answers": len(rewards),
             "reward": statistics.fmean(rewards),
-            "unfinished_rate": asdict(measure_text_quality(list(answers.values())).unfinished_rate),
+            "unfinished_rate": measure_text_quality(list(answers.values())).unfinished_rate,
             "win_rate": _rate([each for each in verdicts.against if each.speech_id in speech_ids]),
         }
 

@@ -222,15 +222,19 @@ class ArtifactWriter:
         write_bytes(self.folder / CARD, text.encode("utf-8"))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write `metrics.json`: every number of this artifact that is shown anywhere.
+        """Write `metrics.json`: every number of this artifact that is shown anywhere, parts as JSON or as their types.
 
         Raises:
             ValueError: the metrics do not fit the model of this kind.
         """
-        from psychocounsel.store.metrics import parse_metrics  # pydantic: not for --help
+        from pydantic_core import to_jsonable_python  # not for --help
+
+        from psychocounsel.store.metrics import parse_metrics
 
         parse_metrics(self.spec.kind, metrics)
-        text = json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(
+            metrics, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False, default=to_jsonable_python
+        )
         write_bytes(self.folder / METRICS, (text + "\n").encode("utf-8"))
 
     def remove_partial_files(self) -> None:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from psychocounsel.store.shapes import Coefficient, Counts, Shape, Spend
-from psychocounsel.types import Rate, Rating
+from psychocounsel.store.shapes import Counts, Shape, Spend
+from psychocounsel.types import Coefficient, Rate, Rating
 
 # --- Labels by experts --------------------
 

@@ -18,17 +18,22 @@ from psychocounsel.store.evaluation_metrics import (
     JudgeCalibrationMetrics,
 )
 from psychocounsel.store.shapes import (
+    Agreement,
     Baselines,
     BestOfKFigures,
-    Coefficient,
     Counts,
+    Gain,
+    Halo,
+    LengthControlled,
     PairSource,
     RankedPairs,
     RewardMetrics,
+    SftSummary,
     Shape,
     Spend,
+    TextQuality,
 )
-from psychocounsel.types import Rate
+from psychocounsel.types import Coefficient, Rate
 
 if TYPE_CHECKING:
     from psychocounsel.store.artifacts import Artifact
@@ -119,26 +124,6 @@ class SpeechMetrics(Shape):
     deidentification: Deidentification | None = None
 
 
-class LengthWords(Shape):
-    """Length of texts in words."""
-
-    mean: float
-    median: float
-    p95: float
-
-
-class TextQuality(Shape):
-    """Signs of degeneration in generated answers; copies of training answers where these are known."""
-
-    repetition_rate: Rate
-    distinct_4gram_ratio: Rate | None
-    unfinished_rate: Rate
-    empty_rate: Rate
-    length_words: LengthWords
-    pattern_rates: Mapping[str, Rate] = {}
-    copied_rate: Rate | None = None
-
-
 class ReadyCandidateMetrics(Shape):
     """Of `candidates` that were read from files."""
 
@@ -180,15 +165,6 @@ class Replies(Shape):
     valid_per_judgement: Mapping[str, int] = {}
     comparisons: int = 0
     unanimous: int = 0
-
-
-class Agreement(Shape):
-    """How two ratings of the same things agree; `kappa` has quadratic weights, None where all ratings are equal."""
-
-    n: int
-    exact: float
-    within_one: float
-    kappa: float | None
 
 
 class JudgePair(Shape):
@@ -239,16 +215,6 @@ class JudgementMetrics(JudgedCounts):
     spend: Spend | None = None
 
 
-class Gain(Shape):
-    """By how many points second mean ratings lie above the first."""
-
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-    largest: float
-
-
 class Retest(Shape):
     """A sample that was rated a second time."""
 
@@ -259,18 +225,6 @@ class Retest(Shape):
     kappa: float | None
     by_principle: Mapping[str, Agreement | None]
     change: Gain | None
-
-
-class Halo(Shape):
-    """Correlation between principles rated in one reply and each alone."""
-
-    responses: int
-    pairs: int
-    together: float
-    alone: float
-    difference: float
-    low: float | None
-    high: float | None
 
 
 class OnePrinciple(Shape):
@@ -346,16 +300,6 @@ class RoundPairMetrics(Shape):
 
     pairing: Pairing
     left_out: Counts
-
-
-class SftSummary(Shape):
-    """What supervised fine-tuning did: nats per learned token, mean over the first and the last epoch."""
-
-    first_loss: float
-    last_loss: float
-    steps: int
-    seconds: float
-    parameters: int
 
 
 class BaseModelMetrics(Shape):
@@ -495,25 +439,6 @@ class PolicyMetrics(Shape):
     rounds: tuple[RoundMetrics, ...] = ()
     initial: ProbeMetrics | None = None
     best: int | None = None
-
-
-class LengthEffect(Shape):
-    """The slope of the log-odds over tanh(difference in length / sigma), with its interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-class LengthControlled(Shape):
-    """Win rate at equal length and the effect of length on the log-odds; None, for a `reason`, where not measurable."""
-
-    rate: Rate | None
-    reason: str
-    length_effect: LengthEffect | None
-    sigma: float | None
-    shorter: float
-    longer: float
 
 
 class Judges(Shape):

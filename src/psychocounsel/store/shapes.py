@@ -1,6 +1,7 @@
-"""Shapes of parts of `metrics.json`: the base of all of them, and how a reward model ranks pairs and responses."""
+"""Parts of `metrics.json` as they are computed, shown and stored: the base of all, and what `evaluation/` returns."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
@@ -160,15 +161,6 @@ class BestOfKFigures(Shape):
     responses: int
 
 
-class Coefficient(Shape):
-    """A coefficient of agreement or correlation with its 95 % interval, over `n` items."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-
 class PossiblyBilled(Shape):
     """Lost responses, each at its highest possible cost."""
 
@@ -195,3 +187,130 @@ class Spend(Shape):
     possibly_billed: PossiblyBilled | None = None
     pilot: Pilot | None = None
     by_judge: Mapping[str, "Spend"] = {}
+
+
+# --- Texts and their lengths --------------------
+
+
+@dataclass(frozen=True)
+class LengthWords:
+    """Mean, median and 95th percentile (linear between ranks) of the lengths of texts, in words."""
+
+    mean: float
+    median: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """Signs of degeneration in a set of generated texts.
+
+    Attributes:
+        repetition_rate: share of texts in which some run of four words occurs three times or more.
+        distinct_4gram_ratio: mean over texts of (distinct runs of four words / all of them); texts under four words are
+            missing there, and it is None when all are.
+        unfinished_rate: share of texts cut by the token limit before their end.
+        empty_rate: share of texts with nothing but white space.
+        length_words: length over all texts, empty ones included.
+        pattern_rates: share of texts that match each of `PATTERNS` in `evaluation/text_quality.py`.
+        copied_rate: share of texts that copy a training answer; None where those are not known.
+    """
+
+    repetition_rate: Rate
+    distinct_4gram_ratio: Rate | None
+    unfinished_rate: Rate
+    empty_rate: Rate
+    length_words: LengthWords
+    pattern_rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    copied_rate: Rate | None = None
+
+
+@dataclass(frozen=True)
+class LengthEffect:
+    """The slope of the log-odds over tanh(difference in length / sigma): positive where the longer answer wins more."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """The length-controlled win rate of one policy.
+
+    Attributes:
+        rate: sigmoid(theta); None where it cannot be told from the effect of length.
+        reason: why there is no rate; empty where there is one.
+        length_effect: beta; None without a rate.
+        sigma: standard deviation of the length differences, in their unit, over all policies that share beta; None
+            without a rate.
+        shorter, longer: shares of the comparisons in which the policy's answer is the shorter and the longer one.
+    """
+
+    rate: Rate | None
+    reason: str
+    length_effect: LengthEffect | None
+    sigma: float | None
+    shorter: float
+    longer: float
+
+
+# --- Ratings, and ratings of the same again --------------------
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two ratings of the same `n` things agree: the share that is equal, and that differs by a point at most.
+
+    Cohen's kappa has quadratic weights, and is None where all ratings are one and the same.
+    """
+
+    n: int
+    exact: float
+    within_one: float
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much second ratings lie above the first, over `n` responses: points of the mean rating.
+
+    The 95 % interval is by Student's t, and None for a single response.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    largest: float
+
+
+@dataclass(frozen=True)
+class Halo:
+    """The mean correlation between principles, rated together and each alone, over the same responses.
+
+    It is taken over the `pairs` of principles of which both vary both ways. `difference` is together minus alone, and
+    its 95 % interval is by the jackknife over responses: None for fewer than three.
+    """
+
+    responses: int
+    pairs: int
+    together: float
+    alone: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class SftSummary:
+    """What supervised fine-tuning did: mean loss in nats per learned token over the first and the last epoch.
+
+    `seconds` counts this process only.
+    """
+
+    first_loss: float
+    last_loss: float
+    steps: int
+    seconds: float
+    parameters: int

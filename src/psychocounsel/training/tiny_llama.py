@@ -8,7 +8,6 @@ three end-of-text tokens and a temperature, as the real one's does.
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from psychocounsel.config.schema import BaseModelConfig, SftConfig, TinyLlamaShape
 from psychocounsel.errors import DataQualityError
+from psychocounsel.store.shapes import SftSummary
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.runtime import quiet_libraries, saving
 from psychocounsel.training.tokenize import EncodedExchange, encode_exchange, pad_token_id
@@ -63,20 +63,6 @@ WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 WARMUP_SHARE = 0.05
 SAVE_EVERY_STEPS = 200
-
-
-@dataclass(frozen=True)
-class SftSummary:
-    """What supervised fine-tuning did: mean loss in nats per learned token over the first and the last epoch.
-
-    `seconds` counts this process only.
-    """
-
-    first_loss: float
-    last_loss: float
-    steps: int
-    seconds: float
-    parameters: int
 
 
 def make_tiny_llama(
