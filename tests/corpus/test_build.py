@@ -100,6 +100,8 @@ def test_the_limit_chooses_by_text_and_drops_what_is_beyond(tmp_path: Path, is_r
     "rows",
     [
         [{"q": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": speech_text(3)}]}],
+        [{"q": f"\n\nHuman: Hi.\n\nAssistant: {speech_text(3)}"}],
+        [{"q": json.dumps([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": speech_text(3)}])}],
         [{"q": speech_text(3), "n": 3}, {"q": "five words that nobody says"}],
     ],
 )

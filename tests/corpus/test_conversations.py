@@ -10,7 +10,8 @@ from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import config_of
 from psychocounsel.config.sources import RowSource
 from psychocounsel.corpus.build import CorpusArtifacts, make_corpus
-from psychocounsel.corpus.sources import BadRow, SourceRow, read_source
+from psychocounsel.corpus.formats import BadRow, SourceRow
+from psychocounsel.corpus.sources import read_source
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -211,6 +212,36 @@ def test_responses_of_rows_with_a_history_are_joined_by_both(tmp_path: Path) -> 
     turns_of = {each.speech.id: len(each.speech.history) for each in read_speeches(corpus.speeches)}
     found = {each.text: turns_of[each.speech_id] for each in read_candidates(corpus.candidates)}
     assert found == {"Answer 0.": 0, "Answer 1.": 1, "Answer 2.": 3}
+
+
+@pytest.mark.parametrize("layout", ["messages", "json", "transcript", "marked"])
+def test_a_prompt_ends_with_the_speech_and_begins_with_its_history(tmp_path: Path, layout: str) -> None:
+    rows: list[dict[str, Any]] = []
+    for at in range(3):
+        said = [("user", "Hello."), ("assistant", "Yes?"), ("user", speech(at))]
+        held: Any = chat(said)
+        if layout == "json":
+            held = json.dumps(held)
+        elif layout == "transcript":
+            held = f"\n\nHuman: Hello.\n\nAssistant: Yes?\n\nHuman: {speech(at)}\n\nAssistant:"
+        elif layout == "marked":
+            held = f"Hello.\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\n{speech(at)}"
+        rows.append({"prompt": held, "a": f"A {at}", "b": f"B {at}"})
+    if layout == "marked":
+        rows.append({"prompt": speech(9), "a": "A 9", "b": "B 9"})  # its prompts of one turn are texts
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    both = {"speech_text": "prompt", "speech_history": "prompt"}
+    answers = {"path": path, "wide": {"columns": ["a", "b"]}, "columns": both}
+    source = {"path": path, "columns": {"text": "prompt", "history": "prompt"}}
+    found = made(tmp_path, source, answers, split=ALL_TRAIN)
+    speeches = [each.speech for each in read_speeches(found.speeches)]
+    assert [each.text for each in speeches] == [speech(at) for at in (0, 1, 2, 9)[: len(rows)]]
+    assert {each.history for each in speeches[:3]} == {(Turn("user", "Hello."), Turn("assistant", "Yes?"))}
+    assert found.candidates is not None
+    assert len(read_candidates(found.candidates)) == 2 * len(rows)
+    ended = write_jsonl(tmp_path / "b.jsonl", {"prompt": chat(SAID[:4])})
+    with pytest.raises(InputError, match="does not end with the client"):
+        made(tmp_path, {**source, "path": ended})
 
 
 def test_equal_words_after_other_turns_are_other_speeches(tmp_path: Path) -> None:

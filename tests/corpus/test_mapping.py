@@ -16,7 +16,13 @@ from psychocounsel.config.loading import config_of, load_config
 from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.config.sources import CandidateSource, Column, RowSource, SpeechSource
 from psychocounsel.corpus.build import make_corpus
-from psychocounsel.corpus.sources import BadRow, SourceRow, read_rows, read_source, source_fingerprint, text_cell
+from psychocounsel.corpus.formats import BadRow, SourceRow
+from psychocounsel.corpus.sources import (
+    read_rows,
+    read_source,
+    source_fingerprint,
+    text_cell,
+)
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.stages.build_preferences import specs
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
@@ -201,6 +207,33 @@ def test_each_item_of_a_list_becomes_a_row(tmp_path: Path, held: Any) -> None:
         values(path, explode={"answer": "id"})
     dropped = values(path, explode={"answer": "id"}, on_bad_row="drop")
     assert [type(row) for row in dropped] == [BadRow] * 3
+
+
+def test_lists_are_not_joined_to_texts() -> None:
+    wanted = config_of(Wanted, {"column": ["topic", "m"]}).column
+    with pytest.raises(InputError, match="'m' holds no text to be joined"):
+        text_cell(SourceRow("a.jsonl line 1", NESTED), wanted)
+
+
+def test_words_that_stand_for_others_are_replaced_in_every_text(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl", {"text": "Yes_comma_ no_comma_ <noinput>", "m": [{"x": "a_comma_"}], "n": 1}
+    )
+    found = values(path, replace={"_comma_": ",", "<noinput>": ""}, where='m[0].x == "a,"')
+    assert found == [{"text": "Yes, no, ", "m": [{"x": "a,"}], "n": 1}]
+
+
+def test_a_condition_may_say_what_is_a_crisis(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        *({"text": speech(at), "class": each} for at, each in enumerate(("suicide", "non-suicide"))),
+    )
+    source = {"path": path, "columns": {"text": "text", "crisis": 'row["class"] == "suicide"'}, **TERMS}
+    made = make_corpus(corpus([source], []), Store(tmp_path / "store"))
+    assert [each.speech.crisis for each in read_speeches(made.speeches)] == [True, False]
+    source["columns"] = {"text": "text", "crisis": "class"}
+    with pytest.raises(InputError, match=r"'class' is 'suicide'; .*condition"):
+        make_corpus(corpus([source], []), Store(tmp_path / "other"))
 
 
 def test_a_column_that_some_rows_lack_is_named_by_the_row(tmp_path: Path) -> None:

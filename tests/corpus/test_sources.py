@@ -14,10 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.sources import RowSource
+from psychocounsel.corpus.formats import MAX_LINE_BYTES, BadRow, SourceRow
 from psychocounsel.corpus.sources import (
-    MAX_LINE_BYTES,
-    BadRow,
-    SourceRow,
     cell,
     read_rows,
     read_source,
@@ -63,9 +61,16 @@ def test_csv_of_other_programs_is_read(tmp_path: Path) -> None:
     assert rows_of(unnamed_index) == [("A.CSV line 2", {"": "0", "text": "one"})]
 
 
-@pytest.mark.parametrize("content", ['"id";text\n1;"one, two"\n', 'id\t"text"\n1\tone, two\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"id";"said, at last"\n1;"one, two"\n',
+        'id\t"said, at last"\n1\tone, two\n',
+        '"id","said, at last"\n1,"one, two"\n',
+    ],
+)
 def test_a_csv_file_may_be_separated_otherwise(tmp_path: Path, content: str) -> None:
-    assert rows_of(write(tmp_path, "a.csv", content)) == [("a.csv line 2", {"id": "1", "text": "one, two"})]
+    assert rows_of(write(tmp_path, "a.csv", content)) == [("a.csv line 2", {"id": "1", "said, at last": "one, two"})]
 
 
 def test_a_bad_line_drops_its_whole_record_and_moves_no_line_number(tmp_path: Path) -> None:
@@ -144,7 +149,7 @@ def test_a_bad_byte_far_down_is_found_on_its_own_line(tmp_path: Path) -> None:
 
 def test_jsonl_rows(tmp_path: Path) -> None:
     first = {"text": f"one\u2028two\x85 {JOINED} \u200f\u05e9"}
-    others = '\r\n\n  \n{"text": null, "crisis": true, "n": 3}\n{"a": "\\ud800"}'
+    others = '\r\n\n  \n{"text": NaN, "crisis": true, "n": 3}\n{"a": "\\ud800"}'
     assert rows_of(write(tmp_path, "a.jsonl", "\ufeff" + json.dumps(first, ensure_ascii=False) + others)) == [
         ("a.jsonl line 1", first),
         ("a.jsonl line 4", {"text": None, "crisis": True, "n": 3}),

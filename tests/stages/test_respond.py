@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.config.components import ChatFormat, EndpointConfig, PoolConfig, ResponderConfig, SamplingConfig
-from psychocounsel.corpus.sources import SourceRow
+from psychocounsel.corpus.formats import SourceRow
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import Answers, Responder, chat_request, choose_responders, ready_responses

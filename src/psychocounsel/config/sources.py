@@ -76,7 +76,8 @@ class RowSource(Settings):
     """Rows of a file, of a folder or several files (`*`), or of a Hub dataset (`hub:owner/name@revision`).
 
     Files end in .csv, .tsv, .jsonl, .json, .parquet or .xlsx (its first sheet); .gz and .zst may follow. With
-    `quotes: false`, quotation marks in .csv and .tsv are part of the text. `split` and `config` are for the Hub. A row
+    `quotes: false`, quotation marks in .csv and .tsv are part of the text. `replace` has words that stand for others,
+    such as `{_comma_: ","}`, in all texts of a row. `split` and `config` are for the Hub. A row
     becomes one for each item of the lists in `explode`, which have the name given there. Only rows in which `where` is
     true are read. A row that cannot be read is an error, or dropped and counted. `conversation` makes rows of the turns
     of conversations.
@@ -86,6 +87,7 @@ class RowSource(Settings):
     split: str = "train"
     config: str | None = None
     quotes: bool = True
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     explode: dict[str, Column] = Field(default_factory=dict)
     where: Condition | None = None
     wide: WideColumns | None = None
@@ -97,8 +99,8 @@ class SpeechColumns(Settings):
     """Which columns of a source hold what. `key` joins candidates that do not repeat the speech.
 
     Of a `text` that is a list of messages, what the client says first is the speech. `history` is a list of the
-    messages before the speech. Speeches of one `conversation` are in one split; those of a source with `conversation`
-    are anyway.
+    messages before the speech; where it is the same column as `text`, the last of them is the speech. Speeches of one
+    `conversation` are in one split; those of a source with `conversation` are anyway.
     """
 
     text: Column

@@ -16,6 +16,7 @@ from psychocounsel.corpus.authors import KnownPeople, Person, author_name, commo
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Step
 from psychocounsel.corpus.deduplicate import assign_splits, cluster_ids, with_conversations
 from psychocounsel.corpus.deidentify import open_deidentifier
+from psychocounsel.corpus.formats import BadRow
 from psychocounsel.corpus.preparation import Cleaner, PreparedTexts, open_preparation, services_of, steps_of
 from psychocounsel.corpus.reading import (
     SPEECH_FUNNEL,
@@ -33,7 +34,7 @@ from psychocounsel.corpus.reading import (
     rows_within_limit,
     speech_cells,
 )
-from psychocounsel.corpus.sources import BadRow, column_name, source_fingerprint, source_name
+from psychocounsel.corpus.sources import column_name, source_fingerprint, source_name
 from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import keep_restricted_text_here
@@ -330,7 +331,7 @@ def _authors(config: CorpusConfig, sources: _CandidateCells) -> _Authors:
             raise DataQualityError(
                 f"{len(set(labels))} authors in {len(rows)} rows",
                 where=f"{name} column {column_name(source.columns.author)}",
-                remedy="name the column that says who wrote a response, as author",
+                remedy="name the column that says who wrote a response as author, or {constant: NAME} for all of them",
             )
         people |= {label: person(label, source.author_is) for label in set(labels)}
         public.update(labels if source.author_is == "model" else ())

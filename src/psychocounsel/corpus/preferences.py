@@ -6,7 +6,6 @@ UltraFeedback as binarized, HelpSteer2's preferences, and the best-of-k rows of 
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -16,10 +15,9 @@ from typing import Any, NamedTuple, cast
 
 from psychocounsel.config.schema import ImportPreferencesConfig, ResponseColumns
 from psychocounsel.config.sources import Column, PreferenceColumns, RowSource
+from psychocounsel.corpus.formats import BadRow, SourceRow
 from psychocounsel.corpus.sources import (
     SPLIT_NAMES,
-    BadRow,
-    SourceRow,
     cell,
     files_of,
     flag_cell,
@@ -391,26 +389,14 @@ def _prompt(value: object, where: str) -> list[Message]:
     return messages[:-1] if messages and messages[-1] == ("assistant", "") else messages
 
 
-_MARKED_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-
-
 def _messages(value: object, role: str, where: str) -> Iterator[Message]:
-    """Yield the messages of a cell: a text is one message with `role` or a transcript, a null is none.
-
-    Transcripts are those of HH-RLHF, and HelpSteer2's with `<extra_id_1>` between the turns.
-    """
-    value = messages_in(value)
-    if isinstance(value, str):
-        first, *parts = _MARKED_TURNS.split(value)
-        yield role, first
-        for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-            yield "user" if speaker == "User" else "assistant", text
-    elif value is not None:
-        yield from messages_of(
-            cast("list[object]", value) if isinstance(value, list) else [value],
-            "a prompt" if role == "user" else "a response",
-            where,
-        )
+    """Yield the messages of a cell: a text is one message with `role` or a transcript, a null is none."""
+    held = messages_in(value)
+    if isinstance(held, str):
+        yield role, held
+    elif held is not None:
+        what = "a prompt" if role == "user" else "a response"
+        yield from messages_of(cast("list[object]", held) if isinstance(held, list) else [held], what, where)
 
 
 # --- Best of k --------------------

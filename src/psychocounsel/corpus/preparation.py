@@ -32,11 +32,11 @@ from psychocounsel.corpus.deidentify import (
     read_pii_set,
 )
 from psychocounsel.corpus.deidentify.planted import PLANTED_TEXTS, plant, planted_language
+from psychocounsel.corpus.formats import BadRow, SourceRow
 from psychocounsel.corpus.sources import (
-    BadRow,
-    SourceRow,
     cell,
     merged_turns,
+    messages_in,
     messages_of,
     read_cells,
     read_source,
@@ -141,7 +141,7 @@ def _texts_of(source: ExcludedSource, bad_rows: Counter[str]) -> Iterator[str]:
 
 def _texts_in(column: str, row: SourceRow) -> list[str]:
     """Return the text of a cell, or of every message in it: a speech may repeat a later turn too."""
-    value = cell(row, column)
+    value = messages_in(cell(row, column))
     if isinstance(value, list):
         return [text for _, text in messages_of(cast("list[object]", value), column, row.where)]
     return [text_cell(row, column)]

@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from psychocounsel.config.sources import CandidateSource, SpeechSource
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
 from psychocounsel.corpus.crisis import client_mentions_crisis
+from psychocounsel.corpus.formats import BadRow, SourceRow
 from psychocounsel.corpus.preparation import Cleaner
 from psychocounsel.corpus.sources import (
-    BadRow,
-    SourceRow,
+    asked_cell,
     flag_cell,
-    history_cell,
     key_cell,
     name_cell,
     read_cells,
@@ -259,14 +258,15 @@ def speech_cells(source: SpeechSource) -> Iterator[SpeechCells | BadRow]:
     columns, split = source.columns, source.split_column
 
     def read(row: SourceRow) -> SpeechCells:
+        text, history = asked_cell(row, columns.text, columns.history)
         return SpeechCells(
             row.where,
-            text_cell(row, columns.text),
+            text,
             " ".join(text_cell(row, columns.topic).split()) if columns.topic else "",
             flag_cell(row, columns.crisis) if columns.crisis else None,
             key_cell(row, columns.key) if columns.key else "",
             split_cell(row, split) if split else "",
-            history_cell(row, columns.history) if columns.history else (),
+            history,
             key_cell(row, columns.conversation) if columns.conversation else row.conversation,
         )
 
@@ -366,13 +366,14 @@ def candidate_cells(source: CandidateSource) -> Iterator[CandidateCells | BadRow
 
     def read(row: SourceRow) -> CandidateCells:
         text = text_cell(row, columns.text, "assistant")
+        known_by = asked_cell(row, columns.speech_text, columns.speech_history) if columns.speech_text else ("", ())
         return CandidateCells(
             row.where,
             text,
             name_cell(row, columns.author) if text else "",
-            text_cell(row, columns.speech_text) if columns.speech_text else "",
+            known_by[0],
             key_cell(row, columns.speech_key) if columns.speech_key else "",
-            history_cell(row, columns.speech_history) if columns.speech_history else (),
+            known_by[1],
         )
 
     return read_cells(read_source(source), read, source.on_bad_row)

@@ -1,25 +1,19 @@
 """Rows of files and of Hub data sets, each with its location, and what their columns and paths hold."""
 
-import csv
-import io
-import json
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import has_magic
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from psychocounsel.config.components import PREFIX, locate
 from psychocounsel.config.expressions import evaluate, nested
 from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
+from psychocounsel.corpus.formats import ENDINGS, BadRow, Row, SourceRow, is_table, rows_of_file, shown
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
@@ -27,37 +21,6 @@ from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
 from psychocounsel.types import SPLITS, Rating, Turn
 
-MAX_LINE_BYTES = 1_000_000
-MAX_JSON_BYTES = 200_000_000
-SHOWN_CHARS = 40
-
-
-class SourceRow(NamedTuple):
-    """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is.
-
-    `file` is the one that holds it, where a source has several; it begins where their folders differ. `header` is
-    where the columns are named, in files that do so once.
-    """
-
-    where: str
-    values: Mapping[str, Any]
-    conversation: str = ""
-    file: str = ""
-    header: str = ""
-
-
-class BadRow(NamedTuple):
-    """A row that cannot be read, and why."""
-
-    where: str
-    error: InputError
-
-
-def _bad(fault: str, where: str, remedy: str) -> BadRow:
-    return BadRow(where, InputError(fault, where=where, remedy=remedy))
-
-
-Row: TypeAlias = SourceRow | BadRow
 T = TypeVar("T")
 OnBadRow = Literal["error", "drop"]
 
@@ -85,13 +48,13 @@ def files_of(path: str, *, may_be_empty: bool = False) -> list[Path]:
     if has_magic(path) and not place.exists():
         found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
     elif place.exists():
-        found = [place] if place.is_file() else [each for each in place.rglob("*") if _ending(each) in _READERS]
+        found = [place] if place.is_file() else [each for each in place.rglob("*") if is_table(each)]
     else:
         remedy = "check the path; it is relative to the working directory, or to the config if that names it"
         raise InputError("no such file", where=path, remedy=remedy)
     files = sorted(each for each in found if each.is_file() and not each.name.startswith("."))
     if not files:
-        raise InputError("holds no file with rows", where=path, remedy=f"give files in one of {', '.join(_READERS)}")
+        raise InputError("holds no file with rows", where=path, remedy=f"give files in one of {ENDINGS}")
     empty = None if may_be_empty else next((str(each) for each in files if each.stat().st_size == 0), None)
     if empty is not None:
         raise InputError("is empty", where=empty, remedy="give a file with rows")
@@ -133,24 +96,9 @@ def _rows(source: RowSource) -> Iterator[Row]:
     files = files_of(path)
     shared = os.path.commonpath([file.parent for file in files])
     for file in files:
-        reader = _READERS.get(_ending(file))
-        if reader is None:
-            fault, remedy = f"the ending {file.suffix!r} is not known", f"give one of {', '.join(_READERS)}"
-            if file.suffix in _COMPRESSIONS:
-                fault, remedy = "does not say what is in it", f"name it {file.stem}.jsonl{file.suffix}, if it is that"
-            raise InputError(fault, where=path, remedy=remedy)
-        if not source.quotes:
-            reader = _WITHOUT_QUOTES.get(_ending(file), reader)
         name = file.relative_to(shared).as_posix()
-        try:
-            for row in reader(file, name):
-                yield row._replace(file=name) if len(files) > 1 and isinstance(row, SourceRow) else row
-        except OSError as fault:
-            message = f"cannot be opened or read: {fault.strerror or fault}"
-            remedy = "check the file and its permissions"
-            if "too much memory for decoding" in str(fault):  # as dumps of Reddit are compressed
-                remedy = f"unpack it with: zstd -d --long=31 {file.name}"
-            raise InputError(message, where=str(file), remedy=remedy) from None
+        for row in rows_of_file(file, name, quotes=source.quotes):
+            yield row._replace(file=name) if len(files) > 1 and isinstance(row, SourceRow) else row
 
 
 def read_source(source: RowSource) -> Iterator[Row]:
@@ -171,6 +119,8 @@ def _wanted_rows(source: RowSource) -> Iterator[Row]:
         return row if source.where is None or holds(row, source.where) else None
 
     rows = _rows(source)
+    if source.replace:
+        rows = (row if isinstance(row, BadRow) else _replaced(row, source.replace) for row in rows)
     for name, column in source.explode.items():
         rows = _exploded(rows, name, column, source.on_bad_row)
     for row in read_cells(rows, wanted, source.on_bad_row):
@@ -183,6 +133,22 @@ def _wanted_rows(source: RowSource) -> Iterator[Row]:
             for name, label in labels.items():
                 wide = {"column": label, "value": cell(row, name)}
                 yield row._replace(where=f"{row.where} column {name}", values={**row.values, "wide": wide})
+
+
+def _replaced(row: SourceRow, others: Mapping[str, str]) -> SourceRow:
+    """Return a row with other words in all its texts, however deep they are."""
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, str):
+            for word, other in others.items():
+                value = value.replace(word, other)
+        elif isinstance(value, list):
+            value = [replaced(each) for each in cast("list[Any]", value)]
+        elif isinstance(value, dict):
+            value = {key: replaced(each) for key, each in cast("dict[Any, Any]", value).items()}
+        return value
+
+    return row._replace(values={name: replaced(value) for name, value in row.values.items()})
 
 
 def _exploded(rows: Iterable[Row], name: str, column: Column, on_bad_row: OnBadRow) -> Iterator[Row]:
@@ -252,216 +218,6 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
     yield from bad
 
 
-# --- Formats --------------------
-
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_SAVE_AS_TEXT = "save the file as UTF-8 text, such as by: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-
-
-def is_table(path: str) -> bool:
-    """Return whether a name ends as a file with rows does."""
-    return _ending(Path(path)) in _READERS
-
-
-def _ending(path: Path) -> str:
-    """Return the ending that says what a file holds, without that of its compression."""
-    name = Path(path.stem) if path.suffix.lower() in _COMPRESSIONS else path
-    return name.suffix.lower()
-
-
-def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
-    """Open a file; a compressed one that has to be `seekable` is decompressed in memory."""
-    compression = _COMPRESSIONS.get(path.suffix.lower())
-    if compression is None:
-        return path.open("rb")
-    stream = pa.input_stream(str(path), compression=compression)
-    return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
-
-
-def _lines(path: Path, name: str) -> Iterator[tuple[str, str, str | None]]:
-    """Yield where a line of UTF-8 text is, the line, and what is wrong with it, if something is.
-
-    Only a line feed ends one: U+2028 in a text does not.
-    """
-    with _opened(path) as stream:
-        for number, line in enumerate(_raw_lines(stream), start=1):
-            where, fault = f"{name} line {number}", None
-            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise InputError("is UTF-16 text", where=where, remedy=_SAVE_AS_TEXT)
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-            if len(line) > MAX_LINE_BYTES:
-                fault = f"is longer than {MAX_LINE_BYTES} bytes"
-            elif b"\x00" in line:
-                fault = "holds a NUL byte, as binary files and UTF-16 text do"
-            elif _ESCAPED_BYTE.search(text):
-                fault = "is not UTF-8 text"
-            yield where, text, fault
-
-
-def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines with their ends; of one that is too long, only its beginning."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        yield line
-        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = stream.readline(MAX_LINE_BYTES + 1)
-
-
-def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = True) -> Iterator[Row]:
-    """Yield a row for each record, with the line where it begins; one with a bad line is bad as a whole."""
-    faults: list[BadRow] = []  # of the lines since the last record
-
-    def texts() -> Iterator[str]:
-        for where, text, fault in _lines(path, name):
-            if fault is not None:
-                faults.append(_bad(fault, where, _SAVE_AS_TEXT))
-            yield text
-
-    csv.field_size_limit(MAX_LINE_BYTES)
-    lines = texts()
-    first = next(lines, "")
-    if "," not in first and delimiter == ",":  # where a comma is the decimal point, spreadsheets write semicolons
-        delimiter = next((each for each in ";\t" if each in first), delimiter)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter, quoting=quoting)
-    names: list[str] = []
-    header = ""
-    while True:
-        line = f"line {reader.line_num + 1}"
-        where = f"{name} {line}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as fault:
-            remedy = "correct the row that begins there, set on_bad_row: drop, or quotes: false if they are text"
-            faults.append(_bad(f"cannot be read as CSV: {fault}", where, remedy))
-            fields = None
-        if faults and not names:
-            raise faults[0].error
-        if faults:
-            yield faults[0]
-            faults.clear()
-        elif fields is None:
-            break
-        elif not names:
-            names, header = fields, f"{path} {line}"
-            _require_distinct(names, where)
-        elif len(fields) == len(names):
-            yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
-        elif fields:  # a blank line has none
-            remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
-            yield _bad(f"has {len(fields)} fields where the header has {len(names)}", where, remedy)
-    if not names:
-        raise InputError("is empty", where=name, remedy="give a file with a header and rows")
-
-
-def _require_distinct(names: Sequence[str], where: str) -> None:
-    """Refuse two columns with one name; those without any, as spreadsheets write at the end, are not used."""
-    repeated = sorted(name for name, count in Counter(filter(None, names)).items() if count > 1)
-    if repeated:
-        raise InputError(f"two columns are called {_shown(repeated[0])}", where=where, remedy="give each its own name")
-
-
-def _shown(column: object) -> str:
-    """Return a column's name with quotes, cut: without a header it is a client's text."""
-    name = str(column)
-    return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
-
-
-def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
-    remedy = "write one JSON object per line, or set on_bad_row: drop"
-    for where, text, fault in _lines(path, name):
-        if fault is not None:
-            yield _bad(fault, where, _SAVE_AS_TEXT)
-        elif text.strip():
-            try:
-                yield _json_row(json.loads(text), where, remedy)
-            except (ValueError, RecursionError) as error:
-                yield _bad(f"is not JSON: {error}", where, remedy)
-
-
-def _json_row(value: object, where: str, remedy: str) -> Row:
-    if isinstance(value, dict):
-        return SourceRow(where, cast("dict[str, Any]", value))
-    return _bad("is not a JSON object", where, remedy)
-
-
-def _json_rows(path: Path, name: str) -> Iterator[Row]:
-    """Yield the objects of one array, a single object, or one object per line.
-
-    An array is read whole, so that a large one has to be .jsonl.
-    """
-    remedy = "give one array of objects, or .jsonl with one object per line"
-    with _opened(path) as stream:
-        content = stream.read(MAX_JSON_BYTES + 1)
-    is_array = not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    if len(content) > MAX_JSON_BYTES and is_array:
-        raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=name, remedy=remedy)
-    try:
-        rows = json.loads(content)
-    except (ValueError, RecursionError) as fault:
-        if is_array:
-            raise InputError(f"is not JSON: {fault}", where=name, remedy=remedy) from None
-        yield from _jsonl_rows(path, name)
-        return
-    rows = cast("object", [rows] if isinstance(rows, dict) else rows)
-    if not isinstance(rows, list):
-        raise InputError("is no array of objects", where=name, remedy=remedy)
-    for number, values in enumerate(cast("list[object]", rows), start=1):
-        yield _json_row(values, f"{name} row {number}", remedy)
-
-
-def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    number = 0
-    try:
-        with _opened(path, seekable=True) as stream, pq.ParquetFile(stream) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield SourceRow(f"{name} row {number}", values)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as fault:
-        raise InputError(
-            f"cannot be read as Parquet: {fault}", where=f"{name} after row {number}", remedy="check the file"
-        ) from None
-
-
-def _xlsx_rows(path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of the first sheet under its header; a whole number is an int, an empty cell None."""
-    from python_calamine import CalamineError, load_workbook  # only for workbooks
-
-    try:
-        with _opened(path, seekable=True) as stream:
-            cells = iter(load_workbook(stream).get_sheet_by_index(0).to_python())
-    except CalamineError as fault:
-        raise InputError(f"cannot be read as a workbook: {fault}", where=name, remedy="check the file") from None
-    names = [str(each).strip() for each in next(cells, [])]
-    _require_distinct(names, f"{name} row 1")
-    for number, row in enumerate(cells, start=2):
-        values = [_spreadsheet_value(value) for value in row]
-        if any(value is not None for value in values):
-            yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row 1")
-
-
-def _spreadsheet_value(value: object) -> object:
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    return None if value == "" else value
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".csv": _csv_rows,
-    ".tsv": partial(_csv_rows, delimiter="\t"),
-    ".jsonl": _jsonl_rows,
-    ".ndjson": _jsonl_rows,
-    ".json": _json_rows,
-    ".parquet": _parquet_rows,
-    ".xlsx": _xlsx_rows,
-}
-_WITHOUT_QUOTES = {
-    ".csv": partial(_csv_rows, quotes=False),
-    ".tsv": partial(_csv_rows, delimiter="\t", quotes=False),
-}
-
-
 # --- Cells --------------------
 
 
@@ -490,8 +246,15 @@ def cell(row: SourceRow, column: Column, remedy: str = "set columns to one of") 
         return row.values[column] if column in row.values else _evaluated(row, column, remedy)
     if isinstance(column, Constant):
         return column.constant
-    parts = [str(value).strip() for part in column if (value := cell(row, part)) is not None]
+    parts = [str(_joinable(row, part, value)).strip() for part in column if (value := cell(row, part)) is not None]
     return "\n\n".join(filter(None, parts))
+
+
+def _joinable(row: SourceRow, column: Column, value: object) -> object:
+    if type(value) in (list, tuple, dict):
+        fault, remedy = f"{column_name(column)!r} holds no text to be joined", "name a path into it, such as NAME[0]"
+        raise InputError(fault, where=row.where, remedy=remedy)
+    return value
 
 
 def holds(row: SourceRow, condition: str) -> bool:
@@ -500,14 +263,14 @@ def holds(row: SourceRow, condition: str) -> bool:
 
 
 def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
-    remedy, where = f"{remedy}: {', '.join(map(_shown, row.values))}", row.where
+    remedy, where = f"{remedy}: {', '.join(map(shown, row.values))}", row.where
     try:
         return evaluate(expression, row.values)
     except KeyError as missing:
         name = str(missing.args[0])
         fault, where = f"there is no column {name!r}", row.header or row.where
         if close := closest(name, map(str, row.values)):
-            remedy = f"did you mean {_shown(close)}?"
+            remedy = f"did you mean {shown(close)}?"
         elif row.header:
             remedy += " (the first row is read as the header)"
         else:
@@ -532,6 +295,23 @@ def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
                 opening[said] = "\n\n".join(filter(None, (opening[said], text)))
         value = opening[role]
     return require_text(value, name, row.where).strip()
+
+
+def asked_cell(row: SourceRow, text: Column, history: Column | None) -> tuple[str, tuple[Turn, ...]]:
+    """Return what a client says, and the turns before it.
+
+    Where both are one column with messages, it is the last thing that the client says there. Raises InputError if
+    somebody else speaks last, or as `text_cell` and `history_cell` do.
+    """
+    if history is None:
+        return text_cell(row, text), ()
+    if history != text or isinstance(value := messages_in(cell(row, text)), str):
+        return text_cell(row, text), history_cell(row, history) if history != text else ()
+    turns = turns_of(value, column_name(text), row.where)
+    if turns and turns[-1].role != "user":
+        remedy = "name messages that end with what is answered, or let a corpus read them with `conversation`"
+        raise InputError(f"{column_name(text)!r} does not end with the client", where=row.where, remedy=remedy)
+    return (turns[-1].content if turns else ""), tuple(turns[:-1])
 
 
 def history_cell(row: SourceRow, column: Column) -> tuple[Turn, ...]:
@@ -590,18 +370,19 @@ def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
 
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+_MARKED_TURNS = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def messages_in(value: object) -> object:
-    """Return the messages that a text holds: in JSON, as Python prints them, or as a transcript as in HH-RLHF.
+    """Return the messages that a text holds: in JSON, as Python prints them, or as in HH-RLHF or HelpSteer2.
 
     Anything else, so a text in JSON in which not all have a usual role, is returned as it is.
     """
-    if isinstance(value, str) and value.startswith("\n\nHuman:"):
-        _, *parts = _TRANSCRIPT.split(value)
-        return [
-            {"role": speaker, "content": text.strip()} for speaker, text in zip(parts[::2], parts[1::2], strict=True)
-        ]
+    if isinstance(value, str):
+        first, *parts = (_TRANSCRIPT if value.startswith("\n\nHuman:") else _MARKED_TURNS).split(value)
+        if parts:
+            turns = [*([("User", first)] if first else []), *zip(parts[::2], parts[1::2], strict=True)]
+            return [{"role": speaker, "content": text.strip()} for speaker, text in turns]
     held = nested(value)
     said = [_said_in(each) for each in cast("list[object]", held)] if isinstance(held, list) else []
     return held if said and all(each is not None and each[0] in _ROLES.values() for each in said) else value
@@ -620,7 +401,7 @@ def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator
     for message in messages:
         said = _said_in(message)
         if said is None:
-            remedy = "give texts, or lists of messages with role and content"
+            remedy = "give texts, or lists of messages with role and content; explode makes a row of every item"
             raise InputError(f"{column!r} holds a message that is no text", where=where, remedy=remedy)
         yield said
 
@@ -658,7 +439,8 @@ def flag_cell(row: SourceRow, column: Column) -> bool:
     if isinstance(value, str):
         value = {"true": True, "false": False}.get(value.strip().lower(), value)
     if not isinstance(value, bool):
-        raise InputError(f"{column_name(column)!r} is {value!r}", where=row.where, remedy="write true or false")
+        remedy = "write true or false, or give a condition as the column, such as NAME == 1"
+        raise InputError(f"{column_name(column)!r} is {value!r}", where=row.where, remedy=remedy)
     return value
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from psychocounsel.config.components import Settings
 from psychocounsel.config.schema import SIDES
-from psychocounsel.corpus.sources import MAX_LINE_BYTES
+from psychocounsel.corpus.formats import MAX_LINE_BYTES
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.evaluation.anchor import FEWEST_LABELS, more_speeches
 from psychocounsel.evaluation.annotations import Label, Value, annotation_metrics, is_random_sample, policy_points

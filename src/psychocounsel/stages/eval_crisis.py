@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.config.schema import EvalCrisisConfig
-from psychocounsel.corpus.sources import SourceRow, read_rows, source_fingerprint, text_cell
+from psychocounsel.corpus.formats import SourceRow
+from psychocounsel.corpus.sources import read_rows, source_fingerprint, text_cell
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.evaluation.safety import (
     CARE,

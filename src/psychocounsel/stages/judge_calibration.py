@@ -7,10 +7,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from psychocounsel.config.schema import CalibrateJudgeConfig, RatingColumns
+from psychocounsel.corpus.formats import SourceRow, is_table
 from psychocounsel.corpus.sources import (
-    SourceRow,
     cell,
-    is_table,
     key_cell,
     name_cell,
     read_rows,

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, cast
 from psychocounsel.config.expressions import nested
 from psychocounsel.config.sources import RatingTable
 from psychocounsel.corpus.build import pseudonym
+from psychocounsel.corpus.formats import BadRow, SourceRow
 from psychocounsel.corpus.reading import SpeechIndex, raw_digest
 from psychocounsel.corpus.sources import (
-    BadRow,
-    SourceRow,
     cell,
     key_cell,
     name_cell,

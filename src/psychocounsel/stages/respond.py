@@ -14,7 +14,13 @@ from psychocounsel.config.components import (
     SamplingConfig,
 )
 from psychocounsel.config.schema import LaunchConfig
-from psychocounsel.corpus.sources import SourceRow, cell, history_cell, read_rows, source_fingerprint
+from psychocounsel.corpus.formats import SourceRow
+from psychocounsel.corpus.sources import (
+    cell,
+    history_cell,
+    read_rows,
+    source_fingerprint,
+)
 from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import log_spending

@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psychocounsel.config.components import ChatFormat
-from psychocounsel.corpus.sources import SourceRow, cell, history_cell, read_rows, source_fingerprint, text_cell
+from psychocounsel.corpus.formats import SourceRow
+from psychocounsel.corpus.sources import (
+    cell,
+    history_cell,
+    read_rows,
+    source_fingerprint,
+    text_cell,
+)
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.reporting.console import step_progress
