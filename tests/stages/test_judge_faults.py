@@ -216,6 +216,7 @@ class TestJudgeThatCannotBeRead:
             assert (
                 f"{PILOT} of the first {PILOT} judgements failed ({PILOT} invalid), and none can be read" in ended.err
             )
+            assert "the first invalid: expected one JSON object, found 0" in ended.err
             assert "endpoint.response_format" in ended.err
             exported = recipe / "journal.jsonl"
             assert cli("journal", "export", exported, "--store", recipe.parent / "store").code == 0

@@ -99,7 +99,8 @@ def addressing_judge(judgements: Sequence[Judgement]) -> int:
 
 
 _LOOK = (
-    "look at the replies (`psychocounsel journal export FILE`), try another judge, or allow a larger share; "
+    "look at the replies (`psychocounsel journal export FILE --store STORE`), try another judge, or allow a larger "
+    "share; "
     "the same command requests the failed ones again"
 )
 _REMEDIES = {
@@ -128,11 +129,14 @@ def require_judged(results: Sequence[Judgement | Comparison], what: str, max_mis
         reasons = (each.reason for each in results if isinstance(each, Judgement) and each.status == commonest)
         reason = next(filter(None, reasons), "")
         raise DataQualityError(
-            f"{failed.total()} of {len(results)} {what} failed ({counted(failed)})"
-            + (f", the first {commonest}: {reason}" if reason else ""),
+            f"{failed.total()} of {len(results)} {what} failed ({counted(failed)}){_first(commonest, reason)}",
             where="judge.max_missing_share",
             remedy=_REMEDIES.get(commonest, _LOOK),
         )
+
+
+def _first(status: str, reason: str) -> str:
+    return f", the first {status}: {reason}" if reason else ""
 
 
 class FailureLimit:
@@ -148,21 +152,22 @@ class FailureLimit:
         self._ended: dict[int, bool] = {}
         self._failures: Counter[int] = Counter()
         self._statuses: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
         self._readable = self._failed = 0
 
-    def note(self, place: int, reply: ChatReply, accepted: bool) -> None:
-        """Note how a request ended; one that got no reply says nothing of the judge.
+    def note(self, place: int, reply: ChatReply, failure: ParseFailure | ChatReply | None) -> None:
+        """Note how a request ended, with what says why it failed; one that got no reply says nothing of the judge.
 
         Raises:
             DataQualityError: too many failed, or none of the pilot can be read.
         """
         if place in self._ended or not reply.answered:
             return
-        self._ended[place] = accepted
-        self._readable += accepted
-        if not accepted:
-            status = ReplyStatus.INVALID if reply.status is ReplyStatus.VALID else reply.status
-            self._statuses[status.value] += 1
+        self._ended[place] = failure is None
+        self._readable += failure is None
+        if failure is not None:
+            self._statuses[failure.status.value] += 1
+            self._reasons.setdefault(failure.status.value, failure.reason)
             self._failures[place // self._samples] += 1
             self._failed += self._failures[place // self._samples] == self._samples // 2 + 1
             self._raise_if_lost()
@@ -173,10 +178,12 @@ class FailureLimit:
             ended = len({place // self._samples for place in self._ended})
             found = f"{self._failed} of the first {ended} {self._what} failed ({counted(self._statuses)})"
             limit = f"of {self._results} no more than {self._share:.0%} may"
+            commonest = self._statuses.most_common(1)[0][0]
             raise DataQualityError(
-                f"{found}, and none can be read" if not self._readable else f"{found}; {limit}",
+                (f"{found}, and none can be read" if not self._readable else f"{found}; {limit}")
+                + _first(commonest, self._reasons[commonest]),
                 where="judge.max_missing_share",
-                remedy=_REMEDIES.get(self._statuses.most_common(1)[0][0], _LOOK),
+                remedy=_REMEDIES.get(commonest, _LOOK),
             )
 
 

@@ -155,17 +155,21 @@ class ChatJudge:
         progress: Progress,
         what: str,
     ) -> list[ChatReply]:
-        def is_readable(index: int, reply: ChatReply) -> bool:
-            return reply.status is ReplyStatus.VALID and not isinstance(read(asked[index], reply), ParseFailure)
+        def failure(index: int, reply: ChatReply) -> ParseFailure | ChatReply | None:
+            parsed = read(asked[index], reply) if reply.status is ReplyStatus.VALID else reply
+            return parsed if isinstance(parsed, ParseFailure | ChatReply) else None
 
         samples, share = self._settings.samples, self._settings.max_missing_share
         pilot = self._settings.pilot if share < 1 else 0
+        limit = FailureLimit(what, len(asked) // samples, samples, share, pilot)
         policy = RunPolicy(
-            accept=is_readable,
+            accept=lambda index, reply: failure(index, reply) is None,
             progress=in_parts(progress, samples),
             reader=self._scorer.reader,
             on_reply=lambda index, reply: self._scorer.check_server(asked[index], reply),
-            on_finished=FailureLimit(what, len(asked) // samples, samples, share, pilot).note,
+            on_finished=lambda index, reply, accepted: limit.note(
+                index, reply, None if accepted else failure(index, reply)
+            ),
             pilot=pilot * samples,
         )
         return self._client.run([each.request for each in asked], policy)
