@@ -298,6 +298,16 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
         psychocounsel.load_pairs(many)
 
 
+def test_a_project_is_no_file_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine" / "data" / "preferences" / "mine-01234567"
+    folder.mkdir(parents=True)
+    write_rows(folder / "train.jsonl", [{"prompt": SAID, "chosen": KIND, "rejected": CURT}])
+    (tmp_path / "mine" / "recipe.yaml").write_text("steps: []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--store mine/data"):
+        psychocounsel.load_pairs("mine")
+
+
 def test_a_store_lists_opens_and_tells_where_an_artifact_comes_from(miniature: Miniature) -> None:
     store = psychocounsel.Store(miniature.store)
     kinds = [each.kind for each in store.list()]

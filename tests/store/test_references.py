@@ -57,6 +57,16 @@ def test_an_unknown_name_suggests_a_similar_one(store: Store) -> None:
         resolve(store, "zzz")
 
 
+def test_a_name_that_only_a_project_has_names_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(Store(Path("mine/data")), "preferences", "mine")
+    for ref in ("mine", "preferences/mine"):
+        with pytest.raises(ConfigError, match=r"--store mine/data$"):
+            resolve(Store(Path("data")), ref)
+    with pytest.raises(ConfigError, match="psychocounsel list"):
+        resolve(Store(Path("data")), "min")
+
+
 def test_labels_that_are_not_imported_yet_are_told_as_that(store: Store) -> None:
     made(store, "comparisons", "talk")
     for ref in ("talk", "annotations/talk"):

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from psychocounsel.config.recipe import is_project
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.corpus.preferences import outside_fingerprint, read_outside_pairs
 from psychocounsel.corpus.sources import source_name
@@ -97,8 +98,9 @@ def pair_source(store: Store, ref: str, split: str, config: str | None, role: st
         try:
             parent = resolve_parent(store, ref, "preferences", role)
         except UnknownReferenceError:
-            if not Path(ref).exists() or (Path(ref) / MANIFEST).is_file():
-                raise
+            folder = Path(ref)
+            if not folder.exists() or (folder / MANIFEST).is_file() or is_project(folder):
+                raise  # a project's store may hold several datasets: read as files, they would become one
         else:
             if split not in SPLITS:
                 raise ConfigError(f"there is no split {split!r}", where="split", remedy=did_you_mean(split, SPLITS))

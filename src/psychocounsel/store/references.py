@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from psychocounsel.config.components import ChatFormat
 from psychocounsel.errors import ConfigError, StoreError
 from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, ArtifactSpec, Kind, Parent, require_kept
 from psychocounsel.store.files import digest_of_files
-from psychocounsel.store.store import Store, flatten
+from psychocounsel.store.store import DEFAULT_STORE, Store, flatten
 from psychocounsel.types import Policy
 
 POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
@@ -182,6 +183,8 @@ def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> UnknownReferenc
         remedy = "export the comparison, and run `psychocounsel annotate import` with the labels first"
     elif found and not ids:
         remedy = f"of this name there are {', '.join(dict.fromkeys(each.kind for each in found))}"
+    elif elsewhere := _projects_with(name, kinds):
+        remedy = f"a project has it: --store {' or '.join(elsewhere)}"
     elif close := difflib.get_close_matches(name, known, n=1):
         remedy = f"did you mean {close[0]!r}?"
     elif same_id := [each for each in store.artifacts() if len(name) >= SHORT_ID and each.id.startswith(name)]:
@@ -192,6 +195,12 @@ def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> UnknownReferenc
         remedy = "run the stage that creates it first, or see `psychocounsel list`"
     what = "artifact" if len(kinds) == len(KINDS) else f"artifact of {' or '.join(kinds)}"
     return UnknownReferenceError(f"there is no {what} {ref!r}", ref, where=str(store.base or store.root), remedy=remedy)
+
+
+def _projects_with(name: str, kinds: Sequence[Kind]) -> list[str]:
+    """Return the stores of the projects in the current folder that have an artifact of this name."""
+    folders = (f"*/{DEFAULT_STORE}/{kind}/{escape(name)}-{'?' * SHORT_ID}" for kind in kinds)
+    return sorted({str(found.parent.parent) for each in folders for found in Path().glob(each)})
 
 
 class Ancestor(NamedTuple):
