@@ -88,6 +88,20 @@ def test_the_corpus_is_built_and_a_private_page_shows_what_each_rule_did(cli: Cl
     assert path.read_text(encoding="utf-8") == page
 
 
+def test_labels_that_look_like_names_and_languages_without_patterns_are_said(cli: Cli, tmp_path: Path) -> None:
+    config, store = write_corpus(tmp_path), tmp_path / "store"
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(answers.read_text(encoding="utf-8").replace('"elm"', '"our-elm"'), encoding="utf-8")
+    ended = cli("corpus", config, "--store", store)
+    assert "called person-NUMBER: our-elm;" in ended.err
+    assert "names in English only" not in ended.out
+    sets = ["--set", "candidates.0.author_is=model", "--set", "cleaning.languages=[de, en]"]
+    ended = cli("corpus", config, "--store", store, *sets)
+    assert "person-NUMBER" not in ended.err
+    assert {each.author for each in read_candidates(Store(store).artifacts("candidates")[-1])} == {"our-elm", "oak"}
+    assert any("names in English only" in each for each in Store(store).artifacts("speeches")[-1].warnings)
+
+
 def test_strict_refuses_a_corpus_that_a_rule_damages(cli: Cli, tmp_path: Path) -> None:
     config, store = write_corpus(tmp_path), tmp_path / "store"
     cli("corpus", config, "--store", store, "--set", "cleaning.strict=true").says(4, "contacts touches", "strict")

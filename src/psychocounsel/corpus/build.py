@@ -138,11 +138,15 @@ def make_corpus(
 
 
 class RawTexts(NamedTuple):
-    """An artifact of a corpus, the steps that cleaned it, and each row of its sources with its text before cleaning."""
+    """An artifact of a corpus, the steps that cleaned it, and each row of its sources with its text before cleaning.
+
+    `renamed` are the labels of authors that were taken for people's names, where no `author_is` says what they are.
+    """
 
     artifact: Artifact
     steps: tuple[Step, ...]
     rows: Iterator[tuple[RowProvenance, str]]
+    renamed: tuple[str, ...] = ()
 
 
 def raw_texts(config: CorpusConfig, corpus: CorpusArtifacts) -> Iterator[RawTexts]:
@@ -154,7 +158,9 @@ def raw_texts(config: CorpusConfig, corpus: CorpusArtifacts) -> Iterator[RawText
         sources = _candidate_cells(config)
         raws = raw_cells(chain.from_iterable(cells for _, cells in sources))
         rows = zip(read_row_provenance(corpus.candidates), raws, strict=True)
-        yield RawTexts(corpus.candidates, steps_of(config, _authors(config, sources).people), rows)
+        authors = _authors(config, sources)
+        renamed = authors.guessed() if config.cleaning.signatures == "remove" else ()
+        yield RawTexts(corpus.candidates, steps_of(config, authors.people), rows, renamed)
 
 
 # --- Speeches --------------------
@@ -168,6 +174,11 @@ def _build_speeches(
         f"rows of the excluded {name} that cannot be read whole: {count}; no speech is compared with what is lost"
         for name, count in (+cleaner.bad_excluded).items()
     )
+    if config.deidentification.engine == "patterns" and set(config.cleaning.languages) != {"en"}:
+        writer.warnings.append(
+            "the patterns of the de-identification know names in English only; those in other languages stay, unless "
+            "deidentification.engine: presidio has a pipeline for them"
+        )
     speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
     write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:
@@ -297,11 +308,19 @@ def _changed_sessions(config: CorpusConfig, speeches: Artifact) -> Iterator[tupl
 
 
 class _Authors(NamedTuple):
-    """Who wrote the responses: people, names that others write too often with their shares, labels to publish."""
+    """Who wrote the responses: people, names that others write too often with their shares, labels to publish.
+
+    Of the `unsaid` labels no source says whether they are of people or models.
+    """
 
     people: KnownPeople
     phrases: dict[str, float]
     public: frozenset[str]
+    unsaid: frozenset[str]
+
+    def guessed(self) -> tuple[str, ...]:
+        """Return the labels that get a number only because they look like names."""
+        return tuple(label for label in sorted(self.unsaid) if self.pseudonym(label) != label)
 
     def pseudonym(self, author: str) -> str:
         """Return a name that can be published: a person or a page becomes a number of its own."""
@@ -323,7 +342,7 @@ def _authors(config: CorpusConfig, sources: _CandidateCells) -> _Authors:
     """
     written: list[tuple[str, str]] = []
     people: dict[str, Person | None] = {}
-    public: set[str] = set()
+    public, unsaid = set[str](), set[str]()
     for source, (name, cells) in zip(config.candidates, sources, strict=True):
         rows = [each for each in cells if isinstance(each, CandidateCells)]
         labels = [row.author for row in rows]
@@ -335,12 +354,13 @@ def _authors(config: CorpusConfig, sources: _CandidateCells) -> _Authors:
             )
         people |= {label: person(label, source.author_is) for label in set(labels)}
         public.update(labels if source.author_is == "model" else ())
+        unsaid.update(labels if source.author_is is None else ())
         for label, row in zip(labels, rows, strict=True):
             author = people[label]
             written.append((label if author is None else author.name, row.text))
     phrases = common_phrases(KnownPeople.of(people.values()), written)
     known = KnownPeople.of(each for each in people.values() if each and each.name not in phrases)
-    return _Authors(known, phrases, frozenset(public))
+    return _Authors(known, phrases, frozenset(public), frozenset(unsaid))
 
 
 # --- Ahead of the corpus --------------------

@@ -22,6 +22,8 @@ from psychocounsel.store.store import Store
 PRIVATE = "private"
 """Folder of the store beside its artifacts, for what is never published."""
 
+_FEW = 5
+
 
 def specs(config: CorpusConfig, store: Store) -> list[ArtifactSpec]:
     """Return what a config makes."""
@@ -57,7 +59,15 @@ def build_corpus(config: CorpusConfig, store: Store, calls: list[PendingCalls] |
 
 def _show_effects(config: CorpusConfig, corpus: CorpusArtifacts, store: Store) -> None:
     """Write the page, and show its tables and flags."""
-    found = [(raw.artifact, effects(raw, _texts(raw.artifact))) for raw in raw_texts(config, corpus)]
+    found: list[tuple[Artifact, CorpusEffects]] = []
+    for raw in raw_texts(config, corpus):
+        found.append((raw.artifact, effects(raw, _texts(raw.artifact))))
+        if raw.renamed:
+            more = f" and {len(raw.renamed) - _FEW} more" if len(raw.renamed) > _FEW else ""
+            console.note(
+                f"taken for names of people and called person-NUMBER: {', '.join(raw.renamed[:_FEW])}{more}; "
+                "author_is: model beside their columns keeps labels of models, author_is: person confirms it"
+            )
     page = _write_page(config, corpus.candidates or corpus.speeches, found, store)
     for artifact, done in found:
         console.note(as_text(effects_table(artifact, done)))
