@@ -42,7 +42,7 @@ SOURCES = [
 
 def step(name: str, rows_in: int, rows_out: int, dropped: dict[str, int], changed: int = 0) -> dict[str, Any]:
     counts = {"rows_in": rows_in, "rows_out": rows_out, "changed": changed}
-    return {"step": name, **counts, "dropped": dropped, "examples": {}}
+    return {"step": name, **counts, "dropped": dropped}
 
 
 def found_pii(marked: int, found: int, finds: int, false: int) -> dict[str, int]:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from array import array
-from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -140,8 +139,6 @@ class SpooledSpeeches:
 
 # --- The funnel --------------------
 
-_EXAMPLES = 3
-
 
 class Dropped(NamedTuple):
     """Why a row was dropped, and by which step; `detail` names what was found, such as a benchmark."""
@@ -157,17 +154,10 @@ class Dropped(NamedTuple):
 
 @dataclass
 class _FunnelStep:
-    """Counts of one step, and example ids of texts that it changed or dropped, the smallest ids of all rows."""
+    """How many texts one step changed, and dropped by reason."""
 
     changed: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
-    examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-    def add_example(self, what: str, text_id: str) -> None:
-        shown = self.examples.setdefault(what, [])
-        if text_id and text_id not in shown:
-            insort(shown, text_id)
-            del shown[_EXAMPLES:]
 
 
 class Funnel:
@@ -180,20 +170,16 @@ class Funnel:
     def counting(self, rows: Iterable[RowProvenance]) -> Iterator[RowProvenance]:
         """Yield rows, each counted."""
         for row in rows:
-            self.count(row.text_id, Dropped(row.dropped_by, row.reason) if row.reason else None, row.changed_by)
+            self.count(Dropped(row.dropped_by, row.reason) if row.reason else None, row.changed_by)
             yield row
 
-    def count(self, text_id: str, dropped: Dropped | None = None, changed_by: Iterable[str] = ()) -> None:
+    def count(self, dropped: Dropped | None = None, changed_by: Iterable[str] = ()) -> None:
         """Count a row: one that passed every step, or the one that dropped it; earlier steps may have changed it."""
         self.rows_in += 1
         for name in changed_by:
-            step = self._steps[name]
-            step.changed += 1
-            step.add_example("changed", text_id)
+            self._steps[name].changed += 1
         if dropped is not None:
-            step = self._steps[dropped.step]
-            step.dropped[dropped.reason] += 1
-            step.add_example(dropped.reason, text_id)
+            self._steps[dropped.step].dropped[dropped.reason] += 1
 
     @property
     def dropped(self) -> Counter[str]:
@@ -212,8 +198,7 @@ class Funnel:
         for name, step in self._steps.items():
             left = rows - step.dropped.total()
             counts = {"rows_in": rows, "rows_out": left, "changed": step.changed}
-            dropped = dict(sorted(step.dropped.items()))
-            steps.append({"step": name, **counts, "dropped": dropped, "examples": step.examples})
+            steps.append({"step": name, **counts, "dropped": dict(sorted(step.dropped.items()))})
             rows = left
         return {"rows_in": self.rows_in, "kept": rows, "dropped": dict(sorted(self.dropped.items())), "steps": steps}
 

@@ -302,12 +302,12 @@ class Release:
         for row in self.rows:
             question = self.questions.get(row.session)
             if row.fault is not None:
-                funnel.count("", Dropped(LAYOUT, row.fault))
+                funnel.count(Dropped(LAYOUT, row.fault))
             elif question is None:
-                funnel.count("", _fault_of_question(row) or EMPTY)
+                funnel.count(_fault_of_question(row) or EMPTY)
             else:
                 is_repeated = row.session in seen
-                funnel.count(question.speech.id, REPEATED if is_repeated else LEAK if question.is_left_out else None)
+                funnel.count(REPEATED if is_repeated else LEAK if question.is_left_out else None)
             if row.fault is None:
                 seen.add(row.session)
         return funnel

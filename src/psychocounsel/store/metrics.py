@@ -47,7 +47,6 @@ class FunnelStep(Shape):
     rows_out: int
     changed: int
     dropped: Counts
-    examples: Mapping[str, Sequence[str]]
 
 
 class Funnel(Shape):
