@@ -16,6 +16,7 @@ KNOWN = KnownPeople.of(map(person,
     [
         f"{PAGE}robin-landwehr-dbh-lpcc-ncc", "Jane Roe, LCSW", f"{PAGE}shawn-thomas-berthel-m-s-lmhc", "gpt-4o",
         "Grace Bell", f"{PAGE}eric-str-m-jd-ma-lmhc", "José Pérez", "Stephanie C", "Mary-Ann O'Meara", "Lee King",
+        f"{PAGE}ella-van-ek-yorba-linda",
     ]
 ))  # fmt: skip
 NO_PEOPLE = KnownPeople.of(map(person, ["gpt-4o", "llama-3.1-8b"]))
@@ -34,9 +35,9 @@ tangled = st.lists(pieces, max_size=14).map(" ".join)
     ("author", "name"),
     [
         (f"{PAGE}robin-landwehr-dbh-lpcc-ncc", "Robin Landwehr"), (f"{PAGE}dr-timothy-paul", "Timothy Paul"),
-        (f"{PAGE}laurel-fay-2/", "Laurel Fay"), (f"{PAGE}ms-lynda-martens-london-ontario", "Lynda Martens"),
+        (f"{PAGE}laurel-fay-2/", "Laurel Fay"), (f"{PAGE}ms-lynda-martens", "Lynda Martens"),
         (f"{PAGE}mark-morris-lcsw-new-orleans", "Mark Morris"), ("Jane Doe, LCSW", "Jane Doe"),
-        (f"{PAGE}margaret-van-ackeren-yorba-linda", "Margaret Van Ackeren"), ("sherry-katz-lcsw", "Sherry Katz"),
+        ("sherry-katz-lcsw", "Sherry Katz"),
         (f"{PAGE}christopher-michael-ph-d?x=1", "Christopher Michael"), ("Dr. Jane Doe", "Jane Doe"),
         (f"{PAGE}vivian-d-echevarria-guzman-msc-lpc-s-ncc", "Vivian D Echevarria Guzman"),
         ("Amy Higgs OTR/L, CLT", "Amy Higgs"), ("Richie (Yerachmiel) Donowitz", "Richie Donowitz"),
@@ -91,7 +92,7 @@ def test_what_others_write_often_is_a_phrase() -> None:
     [
         "Robin Landwehr", "robin landwehr", "ROBIN  LANDWEHR", "Robin-Landwehr", "Robin J. Landwehr",
         "Robin, Landwehr", "RobinLandwehr", "Shawn Thomas Berthel", "Shawn Berthel", "Eric Ström", "Jose Perez",
-        "José Pérez", "Mary Ann O\u2019Meara", "Stephanie C", "LeeKing",
+        "Ella van Ek", "José Pérez", "Mary Ann O\u2019Meara", "Stephanie C", "LeeKing",
     ],
 )  # fmt: skip
 def test_a_name_is_found_however_it_is_written(written: str) -> None:
@@ -122,6 +123,8 @@ def test_other_words_are_no_names(text: str) -> None:
         ("Hope that helps, Grace", "Hope that helps."),
         ("Rest well. Jane", "Rest well."),
         ("Rest well.\nAnna Smith, PhD", "Rest well."),
+        ("Rest well. Anna M. Smith, Ph.D, R.C.C., C.C.C.", "Rest well."),
+        ("Rest well. Warm regards,Anna Smith, M.S., LMHC", "Rest well."),
         ("Rest well.\n\nBest regards,\n[Your Name]", "Rest well."),
         ("Rest well. Warmly,", "Rest well."),
         ("Rest well. [PERSON_1], LPC", "Rest well."),

@@ -22,7 +22,6 @@ _CREDENTIALS = word_list("credentials")
 _PROFESSIONS = word_list("professions")
 _ORGANISATIONS = word_list("organisations")
 _NO_PEOPLE = _ORGANISATIONS | word_list("not_people")
-_STATES, _CITIES = word_list("states"), word_list("cities")
 _CLOSINGS, _FAREWELLS = word_list("closings"), word_list("farewells")
 
 _PAGE = re.compile(r"^(?:https?://|www\.)", re.IGNORECASE)
@@ -46,7 +45,7 @@ def author_name(author: str) -> str | None:
         words = text.split("-")
         if words[-1].isdigit() and not _is_no_person(words[:-1]):
             words = words[:-1]  # the second of its name
-        words = [word.capitalize() for word in _without_place(_bare_name(words))]
+        words = [word.capitalize() for word in _bare_name(words)]
     else:
         words = _bare_name(_BRACKETED.sub(" ", text.partition(",")[0]).split())
         words = [word.strip(".-") for word in words if word.strip(".-")]
@@ -100,16 +99,6 @@ def bare(word: str) -> str:
     return "".join(character for character in word.lower() if character.isalnum() or character == "-").strip("-")
 
 
-def _without_place(words: list[str]) -> list[str]:
-    if len(words) > _MIN_NAME_WORDS and words[-1] in _STATES:
-        words = words[:-1]
-        return words[:-1] if len(words) > _MIN_NAME_WORDS else words
-    for length in (2, 1):
-        if len(words) - length >= _MIN_NAME_WORDS and " ".join(words[-length:]) in _CITIES:
-            return words[:-length]
-    return words
-
-
 # --- Their names in texts --------------------
 
 
@@ -127,7 +116,6 @@ _INITIAL = rf"{_BETWEEN}(?:(?:(?<=[^A-Za-z])|(?<=[a-z])(?=[A-Z]))[A-Za-z]\.?[^A-
 _LETTERS = re.compile(r"[A-Za-z]+")
 _INNER_CAPITAL = re.compile(r"[A-Z](?<=[a-z][A-Z])")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_HANDLE = re.compile(r"[@#][\w.-]{8,64}")
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG_NAME_LETTERS = 10
 
@@ -173,10 +161,8 @@ class KnownPeople:
         # Without accents too; each letter keeps its place.
         for spelling in (text, _unaccented(text)) if not text.isascii() and _ACCENTED.search(text) else (text,):
             firsts = self.first_names_in(spelling)
-            joined = [spelling[address.start : address.end] for address in web_addresses(spelling)]
-            joined += _HANDLE.findall(spelling) if "@" in text or "#" in text else []
-            for run in joined:
-                firsts |= {first for first in self.first_names if first in run.lower()}
+            for run in (spelling[address.start : address.end].lower() for address in web_addresses(spelling)):
+                firsts |= {first for first in self.first_names if first in run}
             for name, pattern in (each for first in firsts for each in self._by_first[first]):
                 found += [NameSpan(name, *match.span()) for match in pattern.finditer(spelling)]
         apart: list[NameSpan] = []
@@ -210,15 +196,14 @@ def _unaccented(text: str) -> str:
 
 
 def _spellings(name: str) -> Iterator[tuple[str, ...]]:
-    """Yield the parts of a name in lower case: in full, without middle names, with one surname alone."""
+    """Yield the parts of a name in lower case: in full, without middle names, without its last words.
+
+    The last words of a page's address may be a place: `lynda-martens-london-ontario`.
+    """
     for spelling in {_unaccented(name), name}:
         parts = tuple(re.findall(r"[a-z0-9]+", spelling.lower()))
-        if len(parts) < _MIN_NAME_WORDS:
-            continue
-        yield parts
-        whole = [part for part in parts[1:] if len(part) > 1]
-        if len(parts) > _MIN_NAME_WORDS and whole:
-            yield from {(parts[0], whole[-1]), (parts[0], whole[0])} - {parts}
+        ends = [at for at, part in enumerate(parts) if at and len(part) > 1]
+        yield from {parts, *(parts[: end + 1] for end in ends), *((parts[0], parts[end]) for end in ends)}
 
 
 # --- Closing words at the end of a text --------------------
@@ -229,21 +214,25 @@ _CAPITALISED = r"[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿA-Z'\u2019.-]*"
 _TITLE = r"(?:\b(?:[Dd]r|DR|[Mm]rs?|[Mm]s|Prof)\b\.?\s*)"
 _BLANK_NAME = r"\[(?:(?:[Yy]our|[Tt]herapist|[Cc]ounsel+or|[Nn]ame)[^\]\n]{0,30}|PERSON_[0-9]+)\]"
 _ANY_NAME = rf"(?:{_TITLE}?{_CAPITALISED}(?:[ \t-]+{_CAPITALISED}){{0,3}}|{_BLANK_NAME})"
-_FULL_NAME = rf"(?:{_TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?)"
 
 _BOUNDARY = re.compile(r"[.!?…\n\"”)]\s*")
-_LOOSE_END = re.compile(rf"[\s\u2013—~-]+{_TITLE}?$|\s+$")
-_LOOSE_MARK = re.compile(r"\s*[,;~\u2013—-]+$")
+_LOOSE_END = re.compile(rf"[\s,;~\u2013—-]+{_TITLE}?$")
 _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 
 
-# Closing words with a name after them; those before a name that was found; those that need a name.
+# A name after closing words, after a dash behind a sentence, or before credentials.
+_CREDITED = (
+    rf"{_TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?"
+    rf"(?:,[ \t]*[A-Z][A-Za-z.]*[A-Z]|,?[ \t]+(?=[A-Z])(?i:{either(_CREDENTIALS)})\b)"
+)
 _CLOSING, _ANY_CLOSING = (either(each).replace(r"\ ", r"\s+") for each in (_CLOSINGS, _CLOSINGS | _FAREWELLS))
 _SIGNED = re.compile(
-    rf"(?i:{_ANY_CLOSING}){_TO_WHOM}(?P<gap>[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
-    rf"{_ANY_NAME}(?P<rest>[^.!?\n]*(?:\n[^\n]*){{0,4}})$"
+    rf"(?:(?i:{_ANY_CLOSING}){_TO_WHOM}(?:[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
+    r"|(?:(?<=[.!?…)])|(?<=[.!?…)] ))[-\u2013—~]+[ \t]*"
+    rf"|(?={_CREDITED}))"
+    rf"(?P<name>{_ANY_NAME})(?P<rest>[^!?\n]*(?:\n[^\n]*){{0,4}})$"
 )
-_LEADS_TO_NAME = re.compile(rf"(?i:{_ANY_CLOSING}){_TO_WHOM}[\s,!.~\u2013—-]*$")
+# Closing words that need a name.
 _DANGLING = re.compile(rf"(?i:{_CLOSING})\s*[,.~\u2013—-]*\s*$")
 
 
@@ -258,17 +247,12 @@ def _at_boundaries(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def _without_loose_end(text: str) -> str:
     """Cut from the end what only led up to a signature; a farewell stays and gets its full stop."""
-    text = _cut_from_tail(_LOOSE_END, text)
+    begin = max(0, len(text) - _TAIL_CHARS)
+    text = text[:begin] + _LOOSE_END.sub("", text[begin:])
     closing = _at_boundaries(_DANGLING, text)
     if closing is not None:
         return text[: closing.start()].rstrip()
-    text = _cut_from_tail(_LOOSE_MARK, text)
     return f"{text}." if text[-1:].isalnum() else text
-
-
-def _cut_from_tail(pattern: re.Pattern[str], text: str) -> str:
-    begin = max(0, len(text) - _TAIL_CHARS)
-    return text[:begin] + pattern.sub("", text[begin:])
 
 
 # --- Responses without names --------------------
@@ -333,18 +317,10 @@ _MAX_SIGNATURE_WORDS = 16
 _WORD = re.compile(r"[^\s,;:|/~*_()&\u2013—]+")
 _TITLE_BEFORE = re.compile(rf"{_TITLE}$")
 _STANDS_APART = re.compile(r"(?:^|[.!?…\n\"”)~:]|[,;\u2013—-])\s*$")
-# After these words a name belongs to the sentence, even with credentials.
-_IN_SENTENCE = re.compile(
-    r"\b(?:by|of|with|from|as|to|and|or|is|am|than|like|for|see|colleague|friend|doctor|author|named|called)\s+$",
-    re.IGNORECASE,
-)
 _FIRST_NAME = re.compile(
     r"(?P<kept>[.!?…\"”)]*)(?P<mark>\s*[-\u2013—~]+\s*|(?<=[a-zA-Z)\"”]),\s*|(?<=[.!?…\n\"”)])\s*|\n\s*|^)"
     r"(?P<first>[A-Za-z]+)(?P<rest>~[^.!?\n]*|(?:\s[A-Z][a-z]{0,3}\.?)?\s*[~.!]?\s*(?:\([^()\n]*\))?)\s*$"
 )
-_DASHED = re.compile(rf"(?P<before>[.!?…)]\s*)[-\u2013—~]+[ \t]*{_ANY_NAME}(?P<rest>[^.!?\n]*)\.?\s*$")
-_WITH_CREDENTIALS = re.compile(rf"(?P<before>^|[.!?…\n)])\s*{_FULL_NAME},?[ \t]+(?P<rest>[A-Z][^\n]*)$")
-_BULLET = re.compile(r"\s*(?:[-*•·\u2013—]|\(?\d{1,2}[.)])\s")
 
 
 def _unsigned(text: str, names: Sequence[NameSpan], known: KnownPeople, crisis: CrisisServices) -> str:
@@ -368,12 +344,10 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
     start = _named_start(tail, spans)
     if start is None:
         start = _first_name_start(tail, known)
-    if start is None:
-        start = _dashed_or_credited_start(tail)
     if start is not None:
         return begin + start
     signed = _at_boundaries(_SIGNED, text)
-    return signed.start("gap") if signed is not None and _is_signature_rest(signed["rest"]) else None
+    return signed.start("name") if signed is not None and _is_signature_rest(signed["rest"]) else None
 
 
 def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
@@ -381,18 +355,9 @@ def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
     for start, end in sorted(spans):
         before, rest = _TITLE_BEFORE.sub("", tail[:start]), tail[end:]
         is_glued = before[-1:].islower() and tail[start].isupper()
-        is_apart = is_glued or _STANDS_APART.search(before) or _at_boundaries(_LEADS_TO_NAME, before)
-        is_credited = _first_is_credential(rest) and not _IN_SENTENCE.search(before)
-        if (is_apart or is_credited) and _is_signature_rest(rest):
+        if (is_glued or _STANDS_APART.search(before)) and _is_signature_rest(rest):
             return len(before)
     return None
-
-
-def _first_is_credential(rest: str) -> bool:
-    word = _WORD.search(rest)
-    if word is None:
-        return False
-    return bare(word.group()).replace("-", "") in _CREDENTIALS and any(map(str.isupper, word.group()))
 
 
 def _is_signature_rest(rest: str) -> bool:
@@ -418,18 +383,3 @@ def _first_name_start(tail: str, known: KnownPeople) -> int | None:
     # "Tell it to your sister, Grace." is a sentence; "Hope that helps, Grace" is signed.
     ends_in_sentence = match["rest"].strip() in (".", "!")
     return match.end("kept") if is_dashed or (match["first"][0].isupper() and not ends_in_sentence) else None
-
-
-def _dashed_or_credited_start(tail: str) -> int | None:
-    """Return the position of any name after a dash, or before credentials."""
-    dashed = _DASHED.search(tail)
-    if dashed is not None and _is_signature_rest(dashed["rest"]):
-        start = dashed.end("before")
-        before = tail[:start].rstrip()
-        is_item = tail[:start].endswith("\n") and _BULLET.match(before.rpartition("\n")[2])
-        if not is_item and not before.endswith((":", '"', "”")):  # these announce who is quoted
-            return start
-    for match in _WITH_CREDENTIALS.finditer(tail):
-        if _first_is_credential(match["rest"]) and _is_signature_rest(match["rest"]):
-            return match.end("before")
-    return None
