@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.training.decoding import sample_tokens
-from psychocounsel.training.generate import AnswerGenerator, Generation
-from psychocounsel.training.tokenize import encode_prompt
+from psychocounsel.training.generate import AnswerGenerator, Generation, end_ids
+from psychocounsel.training.tokenize import encode_prompt, terminator_id
 from psychocounsel.types import Policy, Speech
 
 CHAT = ChatFormat()
@@ -42,6 +43,20 @@ def scripted(generator: AnswerGenerator, script: list[int]) -> Iterator[None]:
     hook = generator.model.lm_head.register_forward_hook(force)
     yield
     hook.remove()
+
+
+@pytest.mark.parametrize(("own", "others"), [(None, 0), (7, 1), ([7, 8], 2)])
+def test_the_terminator_of_the_template_ends_an_answer_whatever_the_model_names(
+    tiny_tokenizer: PreTrainedTokenizerBase, own: int | list[int] | None, others: int
+) -> None:
+    ends = end_ids(GenerationConfig(eos_token_id=own), tiny_tokenizer)
+    assert terminator_id(tiny_tokenizer) in ends
+    assert len(ends) == 1 + others
+    tiny_tokenizer.chat_template, template = "{{ bos_token }}{{ messages[0].content }}", tiny_tokenizer.chat_template
+    try:  # a model that is only sampled from needs no template that can be trained on
+        assert end_ids(GenerationConfig(eos_token_id=7), tiny_tokenizer) == {7}
+    finally:
+        tiny_tokenizer.chat_template = template
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from preference_runs import make_pair
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat
@@ -96,8 +97,9 @@ class _Vocabulary:
     name_or_path = "somewhere"
     eos_token_id = 1
 
-    def __init__(self, pad_id: int | None, **vocabulary: int) -> None:
+    def __init__(self, pad_id: int | None, unk_id: int | None = None, **vocabulary: int) -> None:
         self.pad_token_id = pad_id
+        self.unk_token_id = unk_id
         self._vocabulary = vocabulary
 
     def get_vocab(self) -> dict[str, int]:
@@ -110,9 +112,42 @@ def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -
     assert tiny_tokenizer.convert_ids_to_tokens(pad_token_id(tiny_tokenizer)) == "<|finetune_right_pad_id|>"
     assert pad_token_id(_Vocabulary(5)) == 5
     assert pad_token_id(_Vocabulary(1, **reserved)) == 8
-    assert pad_token_id(_Vocabulary(None, **reserved)) == 8
-    with pytest.raises(ConfigError, match="no padding token distinct"):
-        pad_token_id(_Vocabulary(1, word=4))
+    assert pad_token_id(_Vocabulary(None, unk_id=0, **reserved)) == 8
+    assert pad_token_id(_Vocabulary(None, unk_id=0)) == 0
+    for unknown in (None, 1):
+        with pytest.raises(ConfigError, match="no padding token distinct"):
+            pad_token_id(_Vocabulary(1, unk_id=unknown, word=4))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "last"),
+    [
+        ("<|start_header_id|>", "<|eot_id|>", ""),  # SmolLM2: each turn begins with what is named as begin of text
+        ("<|end_of_text|>", "<|eot_id|>", ""),  # Phi-4: a begin of text is named, and none is written
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|end_of_text|>"),  # Phi-3: the text ends after the turn
+    ],
+)
+def test_templates_of_other_families_are_taken_as_they_are(begin: str, end: str, last: str) -> None:
+    tokenizer = fresh_tokenizer(
+        "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}<|eot_id|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% else %}" + last + "{% endif %}"
+    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", "$A $B", [])
+    tokenizer.bos_token, tokenizer.eos_token = begin, end
+    prompt, response = (tokenizer.decode(each) for each in encode_exchange(tokenizer, "low", "What happened?", CHAT))
+    assert prompt == "<|start_header_id|>user\nlow<|eot_id|>\n<|start_header_id|>assistant\n"
+    assert response == "What happened?<|eot_id|>"
+
+
+def test_a_template_that_refuses_a_system_message_says_what_to_set() -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = fresh_tokenizer(
+        refusing + "{{ bos_token }}{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"
+    )
+    with pytest.raises(DataQualityError, match="System role not supported") as failure:
+        tokenize_pairs([reply_pair("Go on.", "Oh.")], tokenizer, length(200), ChatFormat(system_prompt="Be kind."))
+    assert "chat.system_prompt" in failure.value.remedy
+    assert tokenize_pairs([reply_pair("Go on.", "Oh.")], tokenizer, length(200), CHAT)[1].kept == 1
 
 
 def test_text_after_the_terminator_is_left_out() -> None:
@@ -126,6 +161,7 @@ def test_text_after_the_terminator_is_left_out() -> None:
     [
         ("{{ bos_token }}{{ messages[-1].content }}{% if add_generation_prompt %}think{% endif %}", "prefix"),
         ("{{ bos_token }}{% for m in messages %}\n{{ m.content }}{% endfor %}", "0 special tokens"),
+        ("{{ bos_token }}{% for m in messages %}<|eom_id|>{{ m.content }}<|eot_id|>{% endfor %}", "2 special tokens"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", "2 beginning-of-text"),
         ("{{ raise_exception('roles must alternate') }}", "refuses the turns: roles must alternate"),
     ],

@@ -12,7 +12,7 @@ from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.training.decoding import DecodingTask, decode
 from psychocounsel.training.runtime import default_device, load_pretrained
-from psychocounsel.training.tokenize import encode_prompt, load_tokenizer, terminator_id
+from psychocounsel.training.tokenize import TemplateError, encode_prompt, load_tokenizer, terminator_id
 from psychocounsel.types import Policy, ReplyStatus, content_id
 
 
@@ -57,11 +57,16 @@ def load_generation_config(policy: Policy) -> GenerationConfig:
 
 
 def end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids that end an answer: the model's own, or else the terminator of the chat template."""
-    ends = cast(Any, config).eos_token_id
-    if ends is None:
-        ends = terminator_id(tokenizer)
-    return frozenset([ends] if isinstance(ends, int) else ends)
+    """Return the ids that end an answer: the model's own, and the terminator of the chat template, if it writes one."""
+    own = cast(Any, config).eos_token_id
+    ends = frozenset([own] if isinstance(own, int) else own or ())
+    try:
+        # Not every model names it: the first Llama-3-8B-Instruct named only the end of a text.
+        return ends | {terminator_id(tokenizer)}
+    except TemplateError:
+        if not ends:
+            raise
+        return ends
 
 
 class AnswerGenerator:

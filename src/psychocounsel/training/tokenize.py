@@ -56,7 +56,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that pads short rows. It never ends an answer, so no end is taken for padding.
 
-    It is Llama 3's own padding token, or the tokenizer's if that is not the end-of-text token, or a reserved one.
+    It is Llama 3's own padding token, or the tokenizer's if that is not the end-of-text token, or a reserved one, or
+    the one for unknown text (Mistral has no other, and no text that it could not write).
 
     Raises:
         ConfigError: the vocabulary has none of these.
@@ -67,6 +68,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return cast(int, tokenizer.pad_token_id)
     reserved = [index for token, index in vocabulary.items() if token.startswith(RESERVED_PREFIX)]
+    if not reserved and tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+        return cast(int, tokenizer.unk_token_id)
     if not reserved:
         raise ConfigError(
             "the tokenizer has no padding token distinct from its end-of-text token",
@@ -91,11 +94,16 @@ def encode_prompt(
     """Return the ids of the chat up to where the assistant begins to speak; `history` are earlier turns, by role.
 
     Raises:
-        TemplateError: there is not exactly one beginning-of-text token, where the tokenizer has one.
+        TemplateError: there is not exactly one beginning-of-text token, where the tokenizer writes one itself; or
+            there are two at the start.
     """
     ids = _apply_template(tokenizer, speech_text, None, chat, history)
     begin = cast(int | None, tokenizer.bos_token_id)
-    if begin is not None and (ids.count(begin) != 1 or ids[0] != begin):
+    if begin is None:
+        return ids
+    # Phi names a token that its chats do not begin with, and SmolLM2 the one that begins each turn.
+    begins_text = begin in cast(list[int], tokenizer("").input_ids)
+    if (ids.count(begin) != 1 or ids[0] != begin) if begins_text else ids[:2] == [begin, begin]:
         raise TemplateError(
             f"the chat template gives {ids.count(begin)} beginning-of-text tokens in one prompt, not one at its start",
             remedy="correct the chat template",
@@ -112,6 +120,8 @@ def encode_exchange(
 ) -> EncodedExchange:
     """Return the ids of prompt and answer, taken from one encoding of the whole chat.
 
+    What a template writes after the terminator is left out.
+
     Raises:
         TemplateError: the prompt is no prefix of the chat, or the answer has not exactly one terminator.
     """
@@ -123,9 +133,9 @@ def encode_exchange(
         )
     special, rest = special_ids(tokenizer), whole[len(prompt) :]
     ends = [place for place, index in enumerate(rest) if index in special]
-    if len(ends) != 1:
+    if not ends or cast(str, tokenizer.decode(rest[ends[0] :], skip_special_tokens=True)).strip():
         raise TemplateError(
-            f"the template ends an answer with {len(ends)} special tokens instead of one",
+            f"the template does not end an answer with its first special token; it writes {len(ends)} special tokens",
             remedy="use a chat template that closes the assistant's turn with its end-of-turn token",
         )
     return EncodedExchange(prompt, rest[: ends[0] + 1])
@@ -153,6 +163,8 @@ def _apply_template(
         )
     except jinja2.TemplateError as refusal:  # as of a session that the counsellor opens
         remedy = "use a model whose chat template takes these turns"
+        if turns[0] == ("system", chat.system_prompt):
+            remedy = "set chat.system_prompt to '', if it takes no system message; or " + remedy
         raise TemplateError(f"the chat template refuses the turns: {refusal}", remedy=remedy) from refusal
     return cast(list[int], ids)
 
@@ -204,6 +216,7 @@ def tokenize_pairs(
     """
     rows: list[TokenizedPair] = []
     reasons: Counter[str] = Counter()
+    refusal: TemplateError | None = None
     for pair in pairs:
         try:
             with quiet_libraries():  # the warning on texts beyond the model's positions: such pairs are dropped here
@@ -211,7 +224,8 @@ def tokenize_pairs(
                     encode_exchange(tokenizer, pair.speech.text, side.candidate.text, chat, pair.speech.history)
                     for side in (pair.chosen, pair.rejected)
                 )
-        except TemplateError:
+        except TemplateError as fault:
+            refusal = refusal or fault
             reasons["not_a_prefix"] += 1
             continue
         if not closes_unfinished:
@@ -231,8 +245,9 @@ def tokenize_pairs(
     table = LengthTable(kept=len(rows), **reasons)
     if not rows or table.dropped > length.max_dropped_share * len(pairs):
         counts = ", ".join(f"{reason} {count}" for reason, count in table._asdict().items())
-        raise DataQualityError(
-            f"{table.dropped} of {len(pairs)} pairs cannot be trained on ({counts})",
-            remedy="raise length.max_length_tokens or length.max_dropped_share, or use shorter responses",
-        )
+        what = f"{table.dropped} of {len(pairs)} pairs cannot be trained on ({counts})"
+        remedy = "raise length.max_length_tokens or length.max_dropped_share, or use shorter responses"
+        if refusal is not None and 2 * table.not_a_prefix > table.dropped:
+            what, remedy = f"{what}: {refusal.what}", refusal.remedy
+        raise DataQualityError(what, remedy=remedy)
     return rows, table
