@@ -13,7 +13,7 @@ import pytest
 
 from annotation_store import AUTHORS, PLANTED, RUBRIC, fill
 from browser import Page, needs_browser, open_page
-from psychocounsel.store.artifacts import METRICS, Artifact
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import AnnotationMetrics, metrics_of
 from psychocounsel.store.schemas import AnnotationItem, read_annotation_key, read_annotations
 from psychocounsel.store.store import Store
@@ -287,17 +287,6 @@ def test_ratings_come_back_by_principle(
     bring(tasks, saved(tmp_path / "cy.json", tasks, {key[0].item: dict.fromkeys(RUBRIC.principle_ids, 6)})).says(
         2, "do not fit"
     )
-
-
-def test_labels_of_older_exports_are_read_whose_metrics_have_only_the_ends_of_the_scale(
-    export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
-) -> None:
-    tasks = export("judgements/rated", 4)
-    tasks.file(METRICS).write_text(json.dumps(tasks.metrics | {"scale": [1, 5]}), encoding="utf-8")
-    item = read_annotation_key(tasks)[0].item
-    for rating, code in ((3, 0), (6, 2)):
-        labels = {item: dict.fromkeys(RUBRIC.principle_ids, rating)}
-        assert bring(tasks, saved(tmp_path / "ana.json", tasks, labels)).code == code
 
 
 # --- In a browser ----------------------------------------------------------------------------------------------------

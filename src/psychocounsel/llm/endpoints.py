@@ -139,14 +139,19 @@ def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_c
         )
 
 
-def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store) -> None:
+def require_usable(
+    endpoints: Mapping[str, EndpointConfig | None], store: Store, later: Mapping[str, EndpointConfig] | None = None
+) -> None:
     """Check key and address of every endpoint, by owner, before anything long or paid begins.
+
+    Those that are asked `later` than others, such as a judge, must list their models before the others are paid.
 
     Raises:
         ConfigError: a key is missing, or an address cannot be used; lists every fault.
+        EndpointError: a server does not list the model that is needed later, or lists it as shut down.
     """
     faults: list[str] = []
-    for whose, endpoint in endpoints.items():
+    for whose, endpoint in {**endpoints, **(later or {})}.items():
         try:
             if endpoint is not None:
                 open_endpoint(endpoint, store)
@@ -154,19 +159,15 @@ def require_usable(endpoints: Mapping[str, EndpointConfig | None], store: Store)
             faults.append(f"{whose}: {fault}")
     if faults:
         raise ConfigError("\n".join(faults))
+    if endpoints and later:
+        _require_listed(later.values(), store)
 
 
-def require_listed(endpoints: Iterable[EndpointConfig | None], store: Store) -> None:
-    """Check that servers list the models that are needed later, before anything is paid.
-
-    A server that lists nothing or does not answer yet passes, and one on this machine may load the model later.
-
-    Raises:
-        EndpointError: a server does not list the model, or lists it as shut down.
-    """
+def _require_listed(endpoints: Iterable[EndpointConfig], store: Store) -> None:
+    """A server that lists nothing or does not answer yet passes, and one on this machine may load the model later."""
 
     async def look() -> None:
-        models = [_checked(each, store) for each in endpoints if each is not None]
+        models = [_checked(each, store) for each in endpoints]
         try:
             await asyncio.gather(*(end_of_life(each, is_on_this_machine(each.base_url)) for each in models))
         finally:

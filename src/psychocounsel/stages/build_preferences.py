@@ -32,7 +32,7 @@ from psychocounsel.judging.pairing import (
 )
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.table import TableJudge
-from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
+from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
 from psychocounsel.reporting.artifact_tables import summary
@@ -200,16 +200,12 @@ class _Build:
         endpoints: dict[str, EndpointConfig | None] = {}
         if config.corpus.topics is not None and store.find(specs.speeches) is None:
             endpoints["corpus.topics"] = config.corpus.topics.endpoint
-        is_pool_pending = specs.pool is not None and store.find(specs.pool) is None
-        if is_pool_pending:
+        if specs.pool is not None and store.find(specs.pool) is None:
             endpoints |= {f"responder {each.config.author}": each.config.endpoint for each in self.responders}
-        if store.find(specs.judgements) is not None:
-            require_usable(endpoints, store)
-            return
-        require_usable(endpoints | config.judge.named_endpoints, store)
-        if is_pool_pending:
-            require_listed(config.judge.endpoints, store)
-        open_rule(config, store)
+        is_judged = store.find(specs.judgements) is not None
+        require_usable(endpoints, store, None if is_judged else config.judge.named_endpoints)
+        if not is_judged:
+            open_rule(config, store)
 
     def _answer(self, writer: ArtifactWriter) -> None:
         """Have the pool answer every speech."""

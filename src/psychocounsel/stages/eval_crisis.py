@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.config.schema import EvalCrisisConfig
 from psychocounsel.corpus.formats import SourceRow
@@ -31,7 +30,7 @@ from psychocounsel.judging.judge import count_failed, require_judged
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import QuoteScorer
-from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
+from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting.annotation_page import no_formula
 from psychocounsel.reporting.console import progress
@@ -230,15 +229,8 @@ class _Evaluation:
         """Check the endpoints of everything pending before the first of them is paid."""
         config, store, specs = self.config, self.store, self.specs
         sides = zip(SIDES, specs[:2], (config.policy, config.base), strict=True)
-        pending: dict[str, EndpointConfig | None] = {
-            side: each.endpoint for side, spec, each in sides if store.find(spec) is None
-        }
-        if store.find(specs.evaluation) is not None:
-            require_usable(pending, store)
-            return
-        require_usable(pending | config.judge.named_endpoints, store)
-        if pending:
-            require_listed(config.judge.endpoints, store)
+        pending = {side: each.endpoint for side, spec, each in sides if store.find(spec) is None}
+        require_usable(pending, store, None if store.find(specs.evaluation) else config.judge.named_endpoints)
 
     def _require_unknown(self, speeches: Sequence[Speech]) -> None:
         """Refuse models that were trained on speeches of the suite: they pass without meaning."""

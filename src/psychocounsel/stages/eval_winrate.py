@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from psychocounsel.config.components import EndpointConfig
 from psychocounsel.config.schema import SIDES, EvalWinrateConfig, LaunchConfig, WinrateSide
 from psychocounsel.errors import DataQualityError, StoreError
 from psychocounsel.evaluation.judge_audit import vote_metrics
@@ -11,7 +10,7 @@ from psychocounsel.evaluation.monitors import kl_estimates
 from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
 from psychocounsel.judging.judge import ComparisonTask, count_failed, require_judged, same_family
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
-from psychocounsel.llm.endpoints import keep_restricted_text_here, require_listed, require_usable
+from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.stages.estimate import note_estimate
@@ -155,17 +154,9 @@ class _Evaluation:
     def _require_usable(self) -> None:
         """Check the endpoints of everything pending before the first of them is paid."""
         config, store, specs = self.config, self.store, self.specs
-        endpoints: dict[str, EndpointConfig | None] = {}
-        if store.find(specs.policy) is None:
-            endpoints["policy"] = config.policy.endpoint
-        if store.find(specs.reference) is None:
-            endpoints["reference"] = config.reference.endpoint
-        if store.find(specs.comparisons) is not None:
-            require_usable(endpoints, store)
-            return
-        require_usable(endpoints | config.judge.named_endpoints, store)
-        if endpoints:
-            require_listed(config.judge.endpoints, store)
+        sides = zip(SIDES, specs[:2], (config.policy, config.reference), strict=True)
+        pending = {str(side): each.endpoint for side, spec, each in sides if store.find(spec) is None}
+        require_usable(pending, store, None if store.find(specs.comparisons) else config.judge.named_endpoints)
 
     def _answer(self, writer: ArtifactWriter, side: WinrateSide) -> None:
         responder = self.sides[side]
