@@ -68,7 +68,12 @@ def test_people_have_the_last_word_in_the_headline_and_a_judge_who_is_wrong_is_n
     html = render_report(ReportData("run", (judged, anchored))).replace("\N{NO-BREAK SPACE}", " ")
     sentence = html[html.index('class="headline"') :].partition("</p>")[0]
     assert "people&#39;s labels of 120 of these speeches it is 61.0 % (51.0 to 71.0 %)" in sentence
-    assert "does not hold the rate by human labels" in html
+    assert html.index('class="headline"') < html.index(
+        "does not hold the rate by human labels"
+    )  # of two, it is this one
+    assert html.count("does not hold the rate by human labels") == 1
+    cards = re.findall(r'"label">(Win rate[^,]*),.*?"value">([^<]*)<', html, re.DOTALL)
+    assert cards[:2] == [("Win rate by people", "61.0 %"), ("Win rate by the judge", "87.0 %")]
     assert "The judge saves no labels (one is worth 1.05)" in html
 
 

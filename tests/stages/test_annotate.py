@@ -122,7 +122,9 @@ def test_restricted_texts_are_announced(tmp_path: Path, cli: Cli) -> None:
     ended = cli("annotate", "export", "comparisons/duel", "--sample", "2", "--store", root)
     assert (ended.code, "restricted" in ended.out.splitlines()[0]) == (0, True)
     assert "send to raters" not in ended.out
-    assert "restricted" in page_of(Store(root).artifacts("annotation-tasks")[-1])
+    exported = Store(root).artifacts("annotation-tasks")[-1]
+    assert "restricted" in page_of(exported)
+    assert not any("send the page" in each for each in exported.warnings)  # labels and reports would inherit it
 
 
 def test_labels_of_several_raters_become_annotations(

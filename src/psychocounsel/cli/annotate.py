@@ -44,8 +44,11 @@ def export(
 
     opened = open_store(store)
     created = export_tasks(ref, opened, sample, seed, rubric)
+    is_restricted = created.manifest["notes"].get("restricted", False)
+    if is_restricted:
+        console.prose(f"! {RESTRICTED}")
     show_results([created], opened)
-    todo = "label on this computer" if RESTRICTED in created.warnings else "send to raters"
+    todo = "label on this computer" if is_restricted else "send to raters"
     for name in (PAGE_FILE, CSV_FILE):
         console.result(f"{todo}: {created.file(name).resolve()}")
     command = ["annotate", "import", f"{created.kind}/{created.ref}", "FILE", "--labeller", "human"]

@@ -72,6 +72,11 @@ class ReportData:
         ]
 
     @cached_property
+    def anchored(self) -> dict[str, tuple[Artifact, m.AnchorMetrics]]:
+        """What people's labels make of comparisons, by the id of the comparison."""
+        return {each.parent("comparisons").id: (each, metrics) for each, metrics in self.of(m.AnchorMetrics)}
+
+    @cached_property
     def final_policies(self) -> list[Artifact]:
         """Policies that are not a round of another policy in the report."""
         policies = [each for each, _ in self.of(m.PolicyMetrics)]
@@ -178,8 +183,7 @@ def render_report(data: ReportData) -> str:
     environment = page_environment()
     folder = files("psychocounsel.reporting") / "templates"
     warnings = page_warnings(data)
-    anchored = {each.parent("comparisons").id: metrics for each, metrics in data.of(m.AnchorMetrics)}
-    shown = headlines(data.compared, warnings, anchored)
+    shown = headlines(data.compared, warnings, {key: metrics for key, (_, metrics) in data.anchored.items()})
     under_a_headline = {warning for headline in shown for warning in headline.warnings}
     style, script = (Markup((folder / name).read_text("utf-8")) for name in ("report.css", "browser.js"))  # noqa: S704
     return environment.get_template("report.html.j2").render(
@@ -326,10 +330,16 @@ def _picked(artifact: Artifact, *keys: str) -> list[Table]:
 def _cards(data: ReportData) -> list[Block]:
     cards: list[Card] = []
     for each, against, compared in data.compared:
+        if each.id in data.anchored:
+            source, anchored = data.anchored[each.id]
+            by = "by" if anchored.headline == "human_only" else "by the judge as corrected by"
+            remark = f"{by} people's labels of {anchored.labelled} speeches: the rate to cite"
+            cards.append(_rate_card(f"Win rate by people, {against}", anchored.rate, remark, source))
         rate = compared.win_rate
         flipped = f"; position-inconsistent: {percent(compared.position_inconsistent_rate.estimate)}"
         speeches = f"{compared.speeches} speeches{draws_each(compared.draws)}, {rate.missing} comparisons missing"
-        cards.append(_rate_card(f"Win rate, {against}", rate, speeches + flipped, each))
+        by_judge = " by the judge" if each.id in data.anchored else ""
+        cards.append(_rate_card(f"Win rate{by_judge}, {against}", rate, speeches + flipped, each))
         if controlled := compared.length_controlled.rate:
             cards.append(_rate_card(f"At equal length, {against}", controlled, "length-controlled win rate", each))
         else:

@@ -10,6 +10,7 @@ from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.evaluation.winrate import POINTS
 from psychocounsel.reporting.artifact_tables import warnings_of
 from psychocounsel.reporting.comparison_tables import no_rate_at_equal_length
+from psychocounsel.reporting.evaluation_tables import anchor_warnings
 from psychocounsel.reporting.item_browser import ItemSet
 from psychocounsel.reporting.plots import Dot, Plot, Series, lines, rate_plot, rates_on_a_circle
 from psychocounsel.reporting.tables import (
@@ -49,9 +50,15 @@ def headlines(
 ) -> list[Headline]:
     """Return a sentence for each comparison, with those of the page's `warnings` that no other artifact gives.
 
-    `anchored` has what human labels make of comparisons, by the id of the comparison.
+    `anchored` has what human labels make of comparisons, by the id of the comparison; their warnings are its own, too.
     """
-    own = [list(dict.fromkeys([*each.artifact.manifest["warnings"], *warnings_of(each.artifact)])) for each in compared]
+    own = [
+        [
+            *dict.fromkeys([*each.artifact.manifest["warnings"], *warnings_of(each.artifact)]),
+            *(anchor_warnings(anchored[each.artifact.id]) if each.artifact.id in anchored else ()),
+        ]
+        for each in compared
+    ]
     return [
         Headline(
             _sentence(each) + _by_people(anchored.get(each.artifact.id)),

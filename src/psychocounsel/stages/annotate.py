@@ -129,7 +129,7 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
         tuple(_shown(each, speeches, answers) for each in sampled),
         (RESTRICTED,) if is_restricted else (),
     )
-    writer.warnings.extend(task.warnings)
+    writer.notes["restricted"] = is_restricted  # no warning: labels and rates made from it send nobody a page
     covered, there = (len({each.speech_id for each in some}) for some in (sampled, items))
     if rubric is None and covered < FEWEST_LABELS:
         remedy = more_speeches(there) if there < FEWEST_LABELS else f"--sample {FEWEST_LABELS} or more covers enough"

@@ -32,7 +32,7 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Candidate, Judgement, Speech
 
-VERSION = 8
+VERSION = 9
 STAGE = "report"
 
 
