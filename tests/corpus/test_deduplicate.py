@@ -319,6 +319,13 @@ def test_every_topic_gives_its_share() -> None:
     assert (splits.count("test"), splits.count("dev")) == (10, 4)
 
 
+def test_a_corpus_that_only_measures_answers_leaves_nothing_to_train_on() -> None:
+    config = SplitConfig(test_share=1, dev_share=0)
+    assert set(assign_splits(alone(60), ["a", "b", "c"] * 20, config)) == {"test"}
+    with pytest.raises(ValidationError, match="more than all speeches"):
+        SplitConfig(test_share=1, dev_share=0.1)
+
+
 def test_without_strata_topics_do_not_matter() -> None:
     config = SplitConfig(stratify=False)
     splits = assign_splits(alone(60), [""] * 60, config)

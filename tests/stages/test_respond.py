@@ -128,7 +128,9 @@ class TestFile:
         found = answers(responder, session)
         assert [each.text for each in found.candidates] == ["What keeps you up?"]
         assert found.failed == {"not_in_file": 3}
-        with pytest.raises(DataQualityError, match=r"3 of 4 answers are missing \(3 not_in_file\); add them"):
+        with pytest.raises(
+            DataQualityError, match=r"3 of 4 answers are missing \(3 not_in_file\); add them.*speeches.parquet"
+        ):
             answers(responder.model_copy(update={"max_missing_share": 0.7}), session)
 
     def test_its_content_is_its_fingerprint_and_sampling_is_not(self, tmp_path: Path, session: Session) -> None:

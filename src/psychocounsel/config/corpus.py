@@ -87,6 +87,8 @@ class TopicsConfig(Settings):
 class SplitConfig(Settings):
     """Shares of clusters of near-duplicate speeches. A cluster is never divided between splits.
 
+    What is left is trained on; of a corpus that only measures answers, nothing may be (`test_share: 1, dev_share: 0`).
+
     With `stratify`, every topic gives its share to each split. Two speeches are near-duplicates if the Jaccard
     similarity of their sets of five-letter runs is at least `near_duplicate_similarity`: unrelated speeches reach 0.2;
     a copy with typos, or with a sentence added or moved, is seldom below 0.5.
@@ -99,9 +101,9 @@ class SplitConfig(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> Self:
-        if self.test_share + self.dev_share >= 1:
-            raise ValueError("test_share + dev_share leave nothing to train on")
+    def _parts_of_a_whole(self) -> Self:
+        if self.test_share + self.dev_share > 1:
+            raise ValueError("test_share + dev_share are more than all speeches")
         return self
 
 

@@ -287,7 +287,8 @@ def assign_splits(
             may_fill = (name for name, size in wanted.items() if filled[name] < size and name in fillable.get(own, ()))
             split_of[at] = next(may_fill, own or "train")
             filled[split_of[at]] += int(sizes[at])
-    required = {"train": True, "dev": config.dev_share > 0, "test": config.test_share > 0}
+    is_trained_on = config.test_share + config.dev_share < 1
+    required = {"train": is_trained_on, "dev": config.dev_share > 0, "test": config.test_share > 0}
     if empty := [name for name in SPLITS if required[name] and not filled[name]]:
         raise DataQualityError(
             f"no speech is left for {' and '.join(empty)}: {seen} were kept",

@@ -102,7 +102,11 @@ class Responder:
         missing = sum(answers.failed.values())
         asked = missing + len(answers.candidates)
         if missing > share * asked:
-            again = "add them to the file" if self.config.file else "run the same command to send those requests again"
+            again = (
+                "add them to the file, with each speech as cleaning and de-identification left it (in speeches.parquet)"
+                if self.config.file
+                else "run the same command to send those requests again"
+            )
             raise DataQualityError(
                 f"{missing} of {asked} answers are missing ({counted(answers.failed)})",
                 where=f"responder {author}",
@@ -330,7 +334,9 @@ def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[S
     answered = [Candidate(each.id, author, texts[each.turns]) for each in speeches if each.turns in texts]
     if not answered:
         raise DataQualityError(
-            "no row of the file answers any of the speeches", where=author, remedy="copy the exact text of each speech"
+            "no row of the file answers any of the speeches",
+            where=author,
+            remedy="copy the exact text of each speech as cleaning and de-identification left it (in speeches.parquet)",
         )
     return answered
 
