@@ -52,11 +52,14 @@ ALL_TRAIN = {"test_share": 0, "dev_share": 0}
 BY_ID = {"id": "id", "role": "who", "text": "said"}
 
 
-@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "P", "patient", "Client", "gpt"])
+@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "numbers", "P", "patient", "Client", "gpt"])
 def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str) -> None:
     conversation: dict[str, Any] = {"messages": "chat"}
     if layout == "rows":
         path, conversation = write_jsonl(tmp_path / "a.jsonl", *messages("x"), *messages("y")), BY_ID
+    elif layout == "numbers":
+        said = [{**each, "who": int(each["who"] == "client")} for name in "xy" for each in messages(name)]
+        path, conversation = write_jsonl(tmp_path / "a.jsonl", *said), {**BY_ID, "client": "1"}
     elif layout in ("P", "patient", "Client", "gpt"):
         said = [("system", "Be kind."), *((layout if who == "client" else "T", text) for who, text in SAID)]
         path = write_jsonl(tmp_path / "a.jsonl", {"chat": chat(said)}, {"chat": chat(said)})

@@ -157,6 +157,15 @@ def test_numbers_in_csv_cells_compare_as_numbers(tmp_path: Path) -> None:
     assert BadRow in map(type, values(path, where="votes >= 10", on_bad_row="drop"))
 
 
+@pytest.mark.parametrize("where", ['class == "suicide"', 'mi-quality == "high"'])
+def test_a_name_that_is_no_word_is_written_otherwise(tmp_path: Path, where: str) -> None:
+    name = where.split(" ")[0]
+    path = write(tmp_path / "a.csv", f"{name}\nsuicide\nhigh\n")
+    with pytest.raises(ConfigError, match=r'row\["NAME"\]'):
+        values(path, where=where)
+    assert len(values(path, where=where.replace(name, f'row["{name}"]'))) == 1
+
+
 @pytest.mark.parametrize("where", ["n ==", "__import__('os')", "n.f()", "lambda: 1", "n + 1", "[x for x in n]"])
 def test_a_condition_that_cannot_be_read_is_an_error_of_the_config(where: str) -> None:
     with pytest.raises(ConfigError, match="where"):
@@ -221,6 +230,17 @@ def test_words_that_stand_for_others_are_replaced_in_every_text(tmp_path: Path) 
     )
     found = values(path, replace={"_comma_": ",", "<noinput>": ""}, where='m[0].x == "a,"')
     assert found == [{"text": "Yes, no, ", "m": [{"x": "a,"}], "n": 1}]
+
+
+@pytest.mark.parametrize(("key", "named"), [(17.0, "17"), (17, 17.0), ("a 17", "a  17")])
+def test_keys_join_whatever_wrote_them(tmp_path: Path, key: Any, named: Any) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"id": key, "text": speech(1)})
+    answers = write_jsonl(tmp_path / "b.jsonl", {"of": named, "text": speech(2)})
+    ready = {"path": answers, "columns": {"text": "text", "author": {"constant": "x"}, "speech_key": "of"}, **TERMS}
+    source = {"path": path, "columns": {"text": "text", "key": "id"}, **TERMS}
+    made = make_corpus(corpus([source], [ready]), Store(tmp_path / "store"))
+    assert made.candidates is not None
+    assert len(read_candidates(made.candidates)) == 1
 
 
 def test_a_condition_may_say_what_is_a_crisis(tmp_path: Path) -> None:

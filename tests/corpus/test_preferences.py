@@ -172,6 +172,11 @@ def test_a_cell_that_is_no_text_is_named_by_its_row(tmp_path: Path, changes: dic
         read(tmp_path)
 
 
+def test_an_unknown_layout_has_to_be_imported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"set\.jsonl line 1: .*import-preferences"):
+        read(tmp_path, {"prompt": "Hi.", "response_0": "a", "response_1": "b", "better_response_id": 1})
+
+
 TURNS = [SYSTEM, USER, answer("Go on."), {"role": "user", "content": "I am tired."}]
 HISTORY = (("system", "Be brief."), ("user", "Hi."), ("assistant", "Go on."))
 

@@ -174,14 +174,15 @@ def test_a_torn_jsonl_gives_whole_rows_then_at_most_one_error(tmp_path_factory: 
     assert len(read) >= whole[:cut].count(b"\n")
 
 
-def test_rows_of_the_first_sheet_of_a_workbook(tmp_path: Path) -> None:
+@pytest.mark.parametrize("above", [0, 2])
+def test_rows_of_the_first_sheet_of_a_workbook(tmp_path: Path, above: int) -> None:
     def cell(value: str | float | None) -> str:
         if isinstance(value, str):
             return f'<c t="inlineStr"><is><t xml:space="preserve">{value}</t></is></c>'
         return "<c/>" if value is None else f"<c><v>{value}</v></c>"
 
     rows = [["text ", "key", "score"], [JOINED, 1.0, 2.5], [None, 2.0, 3.0], [None, None, None]]
-    sheet = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+    sheet = "".join(f'<row r="{at}">{"".join(map(cell, row))}</row>' for at, row in enumerate(rows, above + 1))
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     package = "http://schemas.openxmlformats.org/package/2006/relationships"
@@ -198,7 +199,9 @@ def test_rows_of_the_first_sheet_of_a_workbook(tmp_path: Path) -> None:
             "xl/worksheets/sheet1.xml", f'<worksheet xmlns="{main}"><sheetData>{sheet}</sheetData></worksheet>'
         )
     expected = [{"text": JOINED, "key": 1, "score": 2.5}, {"text": None, "key": 2, "score": 3}]
-    assert rows_of(str(tmp_path / "a.xlsx")) == [(f"a.xlsx row {at}", row) for at, row in enumerate(expected, 2)]
+    assert rows_of(str(tmp_path / "a.xlsx")) == [
+        (f"a.xlsx row {at}", row) for at, row in enumerate(expected, above + 2)
+    ]
 
 
 def test_parquet_rows(tmp_path: Path) -> None:

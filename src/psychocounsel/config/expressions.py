@@ -31,6 +31,9 @@ _PARTS = (
 )
 
 
+_OTHER_NAMES = '; a name with spaces or signs, or such as class, is written row["NAME"]'
+
+
 @lru_cache(maxsize=256)
 def parse(text: str) -> ast.expr:
     """Return the tree of an expression.
@@ -41,9 +44,9 @@ def parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{text!r} is no column, path or condition") from None
+        raise ValueError(f"{text!r} is no column, path or condition{_OTHER_NAMES}") from None
     if not all(isinstance(node, _PARTS) for node in ast.walk(tree)):
-        raise ValueError(f"{text!r} holds more than columns, texts, numbers and comparisons")
+        raise ValueError(f"{text!r} holds more than columns, texts, numbers and comparisons{_OTHER_NAMES}")
     return tree
 
 

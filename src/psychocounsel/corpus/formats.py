@@ -50,7 +50,7 @@ Row: TypeAlias = SourceRow | BadRow
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_SAVE_AS_TEXT = "save the file as UTF-8 text, such as by: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+_SAVE_AS_TEXT = "save the file as UTF-8 text, such as by: iconv -f WINDOWS-1252 (or UTF-16) -t UTF-8 FILE > NEW"
 
 
 def is_table(path: str | Path) -> bool:
@@ -255,15 +255,17 @@ def _xlsx_rows(path: Path, name: str) -> Iterator[Row]:
 
     try:
         with _opened(path, seekable=True) as stream:
-            cells = iter(load_workbook(stream).get_sheet_by_index(0).to_python())
+            sheet = load_workbook(stream).get_sheet_by_index(0)
+            cells = iter(sheet.to_python())
     except CalamineError as fault:
         raise InputError(f"cannot be read as a workbook: {fault}", where=name, remedy="check the file") from None
     names = [str(each).strip() for each in next(cells, [])]
-    _require_distinct(names, f"{name} row 1")
-    for number, row in enumerate(cells, start=2):
+    first = 1 + (sheet.start or (0, 0))[0]
+    _require_distinct(names, f"{name} row {first}")
+    for number, row in enumerate(cells, start=first + 1):
         values = [_spreadsheet_value(value) for value in row]
         if any(value is not None for value in values):
-            yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row 1")
+            yield SourceRow(f"{name} row {number}", dict(zip(names, values, strict=True)), header=f"{path} row {first}")
 
 
 def _spreadsheet_value(value: object) -> object:

@@ -318,7 +318,11 @@ def _pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
     for each in rows:
-        row = _read(each, "train", _layout(tuple(each.values)), None)
+        layout = _layout(tuple(each.values))
+        if not {layout.chosen, layout.rejected} <= each.values.keys():
+            remedy = "describe it to import-preferences, as `columns`, and name what that makes"
+            raise InputError("is laid out as no known preference dataset", where=each.where, remedy=remedy)
+        row = _read(each, "train", layout, None)
         if (fault := row.fault or _fault_of_texts(row)) is not None:
             dropped[fault] += 1
             continue

@@ -182,7 +182,9 @@ def _said(columns: Conversation, row: SourceRow) -> _Said:
     else:
         key = f"{row.file} {key_cell(row, columns.id or '')}".strip()
         column = columns.role or ""
-        value = [{"role": text_cell(row, column), "content": text_cell(row, columns.text or "")}]
+        who = cell(row, column)
+        role = str(who) if type(who) is int else text_cell(row, column)
+        value = [{"role": role, "content": text_cell(row, columns.text or "")}]
     return _Said(key, row, turns_of(value, column_name(column), row.where, columns.client))
 
 
@@ -257,27 +259,33 @@ def _joinable(row: SourceRow, column: Column, value: object) -> object:
     return value
 
 
+_NAMES_SHOWN = 30
+
+
 def holds(row: SourceRow, condition: str) -> bool:
     """Return whether a condition is true in a row; raises InputError if it names no column or cannot be evaluated."""
     return bool(_evaluated(row, condition, "use one of"))
 
 
 def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
-    remedy, where = f"{remedy}: {', '.join(map(shown, row.values))}", row.where
     try:
         return evaluate(expression, row.values)
     except KeyError as missing:
-        name = str(missing.args[0])
-        fault, where = f"there is no column {name!r}", row.header or row.where
-        if close := closest(name, map(str, row.values)):
-            remedy = f"did you mean {shown(close)}?"
-        elif row.header:
-            remedy += " (the first row is read as the header)"
-        else:
-            remedy += f", or row.{name} where only some rows have it"
+        fault, name = None, str(missing.args[0])
     except ValueError as wrong:
-        fault = str(wrong)
-    raise InputError(fault, where=where, remedy=remedy)
+        fault, name = str(wrong), ""
+    names = list(map(str, row.values))
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    remedy = f"{remedy}: {', '.join(map(shown, names[:_NAMES_SHOWN]))}{more}"
+    if fault is not None:
+        raise InputError(fault, where=row.where, remedy=remedy)
+    if close := closest(name, names):
+        remedy = f"did you mean {shown(close)}?"
+    elif row.header:
+        remedy += " (the first row is read as the header)"
+    else:
+        remedy += f", or row.{name} where only some rows have it"
+    raise InputError(f"there is no column {name!r}", where=row.header or row.where, remedy=remedy)
 
 
 def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
@@ -378,11 +386,10 @@ def messages_in(value: object) -> object:
 
     Anything else, so a text in JSON in which not all have a usual role, is returned as it is.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and (value.startswith("\n\nHuman:") or "<extra_id_1>" in value):
         first, *parts = (_TRANSCRIPT if value.startswith("\n\nHuman:") else _MARKED_TURNS).split(value)
-        if parts:
-            turns = [*([("User", first)] if first else []), *zip(parts[::2], parts[1::2], strict=True)]
-            return [{"role": speaker, "content": text.strip()} for speaker, text in turns]
+        turns = [*([("User", first)] if first else []), *zip(parts[::2], parts[1::2], strict=True)]
+        return [{"role": speaker, "content": text.strip()} for speaker, text in turns]
     held = nested(value)
     said = [_said_in(each) for each in cast("list[object]", held)] if isinstance(held, list) else []
     return held if said and all(each is not None and each[0] in _ROLES.values() for each in said) else value
@@ -430,6 +437,8 @@ def name_cell(row: SourceRow, column: Column) -> str:
 def key_cell(row: SourceRow, column: Column) -> str:
     """Return a key: a text or a whole number; raises InputError if it is empty or anything else."""
     value = cell(row, column)
+    if isinstance(value, float) and value.is_integer():  # where some rows have none, other programs write 17.0
+        value = int(value)
     return str(value) if type(value) is int else name_cell(row, column)
 
 

@@ -53,7 +53,7 @@ class _Responses(NamedTuple):
 
     def speech_of(self, row: SourceRow, table: RatingTable) -> str | None:
         value = cell(row, table.columns.speech)
-        key = key_cell(row, table.columns.speech) if isinstance(value, int) else ""
+        key = key_cell(row, table.columns.speech) if isinstance(value, int | float) else ""
         text = "" if key else text_cell(row, table.columns.speech)
         return self.speeches.by_key.get(key or text) or self.speeches.by_raw.get(raw_digest(text))
 
