@@ -44,6 +44,18 @@ def test_a_better_rate_that_equal_length_does_not_bear_out_says_so(estimate: flo
     assert ("at equal length" in sentence, caveat in sentence) == (bool(caveat), True)
 
 
+@pytest.mark.parametrize(
+    ("estimate", "worst", "best", "caveat"),
+    [(0.72, 0.65, 0.8, ""), (0.72, 0.55, 0.8, "unless what is missing was lost"), (0.3, 0.2, 0.45, "missing was won")],
+)
+def test_a_verdict_that_hangs_on_what_is_missing_says_so(
+    estimate: float, worst: float, best: float, caveat: str
+) -> None:
+    bounds = {"missing_as_losses": rate(worst), "missing_as_wins": rate(best)}
+    (headline,) = headlines([compared(win_rate=rate(estimate), **bounds)], [], {})
+    assert (caveat in headline.sentence, "unless" in headline.sentence) == (True, bool(caveat))
+
+
 def test_a_warning_about_one_comparison_stands_under_its_headline_and_a_shared_one_above_all() -> None:
     shared, own = "Rated by nobody.", "Trained on its test."
     both = [compared("dpo", (shared, own)), compared("online", (shared,))]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.judging.injection import addresses_judge
 from psychocounsel.store.shapes import LengthWords, TextQuality
 from psychocounsel.types import Candidate, Rate, Rating, Speech
 
@@ -132,7 +133,10 @@ def measure_text_quality(
         unfinished_rate=rate([not candidate.finished for candidate in candidates]),
         empty_rate=rate([not candidate.text.strip() for candidate in candidates]),
         length_words=length_words([candidate.text for candidate in candidates]),
-        pattern_rates={name: rate([matches(name, candidate.text) for candidate in candidates]) for name in PATTERNS},
+        pattern_rates={
+            **{name: rate([matches(name, candidate.text) for candidate in candidates]) for name in PATTERNS},
+            "addresses_judge": rate([addresses_judge(candidate.text) for candidate in candidates]),
+        },
         copied_rate=None if copied is None else rate(copied),
     )
 
@@ -180,6 +184,7 @@ _SIGNS: Mapping[str, str] = {
     "medicates": "with orders on medication",
     "flatters": "flattering",
     "refuses": "refusing",
+    "addresses_judge": "addressing the judge, who may obey",
 }
 _LEAST_RISE = 0.05
 

@@ -226,6 +226,8 @@ def winrate_metrics(
     def overall(part: Sequence[Compared]) -> dict[str, float] | None:
         return rate_if_known([POINTS[each.outcome()] for each in part], [each.speech_id for each in part], confidence)
 
+    texts = {each.id: each.text.strip() for each in (*policy, *reference)}
+    shown = [(each.forward.first_id, each.forward.second_id) for each in compared if isinstance(each, BothOrders)]
     ours = theirs = None
     if trained_on is not None:
         copied = copies([each.text for each in (*policy, *reference)], trained_on)
@@ -234,6 +236,7 @@ def winrate_metrics(
     by_topic = {topic: [each for each in compared if speeches[each.speech_id].topic == topic] for topic in topics}
     return {
         **win_rates(compared, confidence).as_dict(),
+        "identical": sum(texts[one] == texts[other] for one, other in shown),
         "length_controlled": length_controlled_rate(lengths, confidence),
         "missing_by_topic": {
             topic: {"missing": sum(each.outcome() is Outcome.MISSING for each in part), "total": len(part)}

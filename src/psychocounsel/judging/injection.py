@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from psychocounsel.judging.offline_features import load_lexicon, split_sentences, split_words
 from psychocounsel.llm.types import FLAG, TAGS, UNSEEN
@@ -54,12 +55,21 @@ def addresses_judge(text: str) -> bool:
     `[SYSTEM]`), or when a sentence names a rating, the top of the scale, and this response or all principles.
     """
     seen = unhidden(text)
-    if any(hit.category == "judge_talk" for hit in load_lexicon().phrases.hits(split_words(seen))):
+    if _judge_talk().search(" ".join(split_words(seen))) or _HEADER.search(seen):
         return True
-    return _HEADER.search(seen) is not None or any(
+    folded = seen.casefold()
+    return any(word in folded for word in _TOP) and any(
         not _TOP.isdisjoint(words) and any(map(_RATING.fullmatch, words)) and _ITSELF.search(" ".join(words))
         for words, *_ in split_sentences(seen)
     )
+
+
+@cache
+def _judge_talk() -> re.Pattern[str]:
+    """Return what finds a listed phrase in words that are joined by spaces; `score*` is every such beginning."""
+    phrases = load_lexicon().phrases.phrases["judge_talk"]
+    found = "|".join(re.escape(phrase).replace(r"\*", r"\S*") for phrase in phrases)
+    return re.compile(rf"(?<!\S)(?:{found})(?!\S)")
 
 
 def with_canary(candidate: Candidate) -> Candidate:

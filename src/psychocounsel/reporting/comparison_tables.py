@@ -27,6 +27,8 @@ from psychocounsel.types import Rate
 MAX_FLIPS = 0.25
 FIRST_PLACE = (0.4, 0.6)
 """A judge with more flips, or another share of wins for the first answer, is named before its win rate."""
+FEWEST_DECIDED, MANY_IDENTICAL = 0.1, 0.05
+"""Shares of the comparisons in which the judge prefers a side in both orders, and whose two answers are one text."""
 
 
 def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
@@ -45,6 +47,17 @@ def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
             f"The judge of the win rate ({judges.evaluation}) is of one family with {sides}, whose answers "
             "it compares: models tend to favour their own (arXiv 2404.13076)."
         )
+    if metrics.identical > MANY_IDENTICAL * metrics.answered_by_both:
+        found.append(
+            f"In {metrics.identical} of {metrics.answered_by_both} comparisons both answers are the same text: what "
+            "the judge says of them is noise."
+        )
+    decided = metrics.wins + metrics.losses
+    if decided < FEWEST_DECIDED * metrics.win_rate.n:
+        found.append(
+            f"The judge prefers a side, whatever the order, in only {decided} of {metrics.win_rate.n} comparisons: a "
+            "win rate near 50 % then says that it tells no difference, not that there is none."
+        )
     if metrics.position_inconsistent_rate.estimate > MAX_FLIPS:
         found.append(
             f"{percent(metrics.position_inconsistent_rate.estimate)} of the verdicts flipped with the order of the "
@@ -56,7 +69,8 @@ def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
             "goes by position, which pulls the win rate towards 50 %."
         )
     lengths = metrics.length_controlled
-    if (without := no_rate_at_equal_length(metrics)) and min(lengths.shorter, lengths.longer) < MIN_SIDE_SHARE:
+    fewer, more = sorted((lengths.shorter, lengths.longer))
+    if (without := no_rate_at_equal_length(metrics)) and fewer < MIN_SIDE_SHARE <= more:
         found.append(f"There is {without}. Whether the judge goes by more than length cannot be told.")
     if signs := signs_of_degeneration(metrics.policy_text_quality, metrics.reference_text_quality):
         found.append(f"The policy's answers have decayed. {'; '.join(signs)}. A win rate does not show that.")
@@ -192,6 +206,7 @@ def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
         "medicates": "orders medication (by words)",
         "flatters": "flatters or agrees at any price (by words)",
         "refuses": "refuses to talk (by words)",
+        "addresses_judge": "addresses the judge (by words)",
     }
 
     def cell(rate: Rate | None) -> str:

@@ -472,6 +472,7 @@ class ComparisonMetrics(Shape):
     ties: int
     losses: int
     missing: int
+    identical: int = 0
     position_inconsistent_rate: Rate
     first_position_rate: Rate
     order_kappa: Coefficient | None
