@@ -360,6 +360,7 @@ def index_of(*texts: str, span_words: int = 12) -> ExclusionIndex:
 
 
 DOG = "I miss my old dog"
+CHINESE = "最近总是失眠。工作压力很大。不知道该怎么办。每天晚上都会想很多事情。"
 CONTRACTED = "I don't know what I'd say if she'd ask why we aren't talking"
 
 
@@ -381,6 +382,9 @@ CONTRACTED = "I don't know what I'd say if she'd ask why we aren't talking"
         (DOG, f"{DOG} so", False),
         (f"{DOG}. {TWELVE}", DOG, False),
         (DOG, f"{DOG}. {TWELVE}", False),
+        (CHINESE, CHINESE[:24], True),
+        (CHINESE, f"老师好。{CHINESE[3:20]}", True),
+        (CHINESE, f"我{CHINESE[2:12]}没有", False),
     ],
 )
 def test_shared_spans_are_found_in_any_spelling(excluded: str, text: str, shared: bool) -> None:

@@ -8,6 +8,7 @@ in nine is, at 0.6 one in a hundred, at 0.7 one in six thousand. Speeches that s
 found.
 """
 
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -308,12 +309,17 @@ MIN_WHOLE_WORDS = 5
 """A text shorter than a span counts as a whole, from this many words on: "thank you so much" is no leak."""
 
 _MAX_CACHED_WORDS = 200_000
+# Thai and Lao, Burmese, Khmer, Japanese, Chinese.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 class ExclusionIndex:
     """Hashes of all spans of all excluded texts: 8 bytes per word, whatever the length of a span.
 
-    `sources` are name and texts of each benchmark, read once; `span_words` equal words in a row count as a leak.
+    `sources` are name and texts of each benchmark, read once; `span_words` equal words in a row count as a leak. In
+    scripts without spaces, such as Chinese, each letter is a word.
     Raises InputError if a source has no text that is long enough to compare.
     """
 
@@ -348,7 +354,8 @@ class ExclusionIndex:
 
     def _spans(self, text: str) -> Hashes:
         """Return a hash of each span, the sum of each word's hash times a factor for its place in the span."""
-        words = b"".join(map(self._hash, plain_words(text)))
+        spaced = text if text.isascii() else _UNSPACED.sub(r" \g<0> ", text)
+        words = b"".join(map(self._hash, plain_words(spaced)))
         hashes = np.frombuffer(words, dtype="<u8").astype(np.uint64)
         if hashes.size < min(MIN_WHOLE_WORDS, self._factors.size):
             return hashes[:0]
