@@ -144,8 +144,9 @@ def open_(ref: Ref, store: StoreFolder = None) -> None:
     artifact = open_artifact(opened, f"reports/{ref}" if is_report else ref)
     page = next((name for name in artifact.manifest["files"] if name.endswith(".html")), None)
     if page is None:
-        named = ReportConfig(name=artifact.name[:NAME_CHARS], artifacts=(f"{artifact.kind}/{artifact.ref}",))
-        artifact, page = make_report(named, opened), REPORT_FILE
+        name = f"{artifact.kind}-{artifact.name}"[:NAME_CHARS]  # that of the artifact alone is the report of its run
+        shown = ReportConfig(name=name, artifacts=(f"{artifact.kind}/{artifact.ref}",))
+        artifact, page = make_report(shown, opened), REPORT_FILE
     path = artifact.file(page).resolve()
     console.result(str(path))
     # Without a display, some systems would start a browser in this terminal.

@@ -137,13 +137,11 @@ _NEXT_STAGE: "dict[StageName, StageName]" = {
     "import-preferences": "train-reward",
     "train-reward": "align",
     "align": "eval-winrate",
-    "eval-winrate": "report",
 }
 _SETTING = {
     "preferences": "preferences={ref}",
     "reward-models": "online.reward_model={ref}",
     "policies": "policy.model={ref}",
-    "comparisons": "artifacts=[comparisons/{ref}]",
 }
 """How a config of the next stage names an artifact of a kind."""
 
@@ -221,7 +219,7 @@ def next_command(created: Artifact, stage: "StageName", config: Path) -> list[st
     if following is not None:
         return list(following)
     if stage not in _NEXT_STAGE:
-        return ["show", f"{created.kind}/{created.ref}"]
+        return ["open", f"{created.kind}/{created.ref}"]
     setting = _SETTING.get(created.kind)
     return [_NEXT_STAGE[stage], "CONFIG", *([] if setting is None else ["--set", setting.format(ref=created.ref)])]
 
