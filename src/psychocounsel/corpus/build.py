@@ -179,21 +179,7 @@ def _build_speeches(
             "the patterns of the de-identification know names in English only; those in other languages stay, unless "
             "deidentification.engine: presidio has a pipeline for them"
         )
-    speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
-    write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
-    if not funnel.rows_in:
-        fault = "no row was read: a file has a header alone, or `where` holds for no row"
-        raise DataQualityError(fault, where="corpus.speeches", remedy="check the files, and where")
-    if not len(speeches):
-        raise DataQualityError(
-            f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
-            where="corpus.speeches",
-            remedy="check the columns, or loosen cleaning",
-        )
-    if config.cleaning.max_speeches is not None and len(speeches) > config.cleaning.max_speeches:
-        speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, writer.work)
-        funnel = Funnel(SPEECH_FUNNEL)
-        write_row_provenance(writer, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
+    speeches, funnel = _read_speeches(config, cleaner, writer)
     assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
     alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
     clusters = with_conversations(alike, speeches, speeches.conversations) if speeches.in_sessions else alike
@@ -231,6 +217,30 @@ def _build_speeches(
             "deidentification": cleaner.deidentification(speeches.texts, len(speeches)),
         }
     )
+
+
+def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWriter) -> tuple[SpooledSpeeches, Funnel]:
+    """Return the speeches that are kept, and what became of every row, which is written.
+
+    Raises:
+        DataQualityError: there is no row, or no speech is left.
+    """
+    speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
+    write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
+    if not funnel.rows_in:
+        fault = "no row was read: a file has a header alone, or `where` holds for no row"
+        raise DataQualityError(fault, where="corpus.speeches", remedy="check the files, and where")
+    if not len(speeches):
+        raise DataQualityError(
+            f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
+            where="corpus.speeches",
+            remedy="check the columns, or loosen cleaning",
+        )
+    if config.cleaning.max_speeches is not None and len(speeches) > config.cleaning.max_speeches:
+        speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, writer.work)
+        funnel = Funnel(SPEECH_FUNNEL)
+        write_row_provenance(writer, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
+    return speeches, funnel
 
 
 def _assign_topics(

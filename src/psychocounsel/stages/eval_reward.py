@@ -104,7 +104,7 @@ def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cance
         {
             **_named(config, writer),
             **ranked_pairs(pairs, scored, scale, bootstrap),
-            "baselines": measure_baselines(train, pairs, scored.margins, (scale.low, scale.high)).model_dump(),
+            "baselines": measure_baselines(train, pairs, scored.margins, (scale.low, scale.high)),
             "dropped": dict(dropped),
             "leakage": leakage,
         }
@@ -135,7 +135,7 @@ def _measure_best_of_k(
     ]
     write_table(writer, BEST_OF_K_FILE, (each._asdict() for each in scored), BEST_OF_K_SCHEMA)
     metrics = best_of_k_metrics(scored)
-    writer.write_metrics({**_named(config, writer), **metrics.model_dump()})
+    writer.write_metrics({**_named(config, writer), **dict(metrics)})
 
 
 def _named(config: EvalRewardConfig, writer: ArtifactWriter) -> dict[str, str]:

@@ -129,26 +129,13 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     from psychocounsel.training.trainer import TrainingOutput
 
     preferences = store.open(writer.parent("preferences"))
-    train, dev, test = (read_pairs(preferences, split) for split in SPLITS)
-    for split, pairs in (("train", train), ("test", test)):
-        if not pairs:
-            raise DataQualityError(
-                f"the split {split} has no pairs",
-                where=f"preferences {preferences.ref}",
-                remedy="add speeches or raise corpus.split.test_share, and build the preferences again",
-            )
+    train, dev, test = _pairs_by_split(preferences)
     scale = rating_scale(preferences, train)
-    if not scale.weights and (config.heads == "principles" or config.margin == "score_gap"):
-        raise ConfigError(
-            "the preferences have no ratings",
-            where=f"preferences {preferences.ref}",
-            remedy="name preferences with ratings, or set heads: overall and margin: none",
-        )
+    _require_ratings(config, preferences, scale)
     own = train if config.max_pairs is None else sample_by_hash(train, config.max_pairs, "mix", config.seed)
     mixed, sources = mix(config, store, writer, own, scale)
     trained = [store.open(each) for each in writer.spec.parents]
-    new = [pair.speech for pair in mixed]
-    tested = [pair.speech for pair in test]
+    tested, new = ([pair.speech for pair in pairs] for pairs in (test, mixed))
     leakage = count_leakage(store, tested, preferences, trained, config.allow_leakage, new)
     if leakage["leaked"]:
         writer.warnings.append(leakage_warning(leakage))
@@ -171,20 +158,42 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     normalisation = normalise_on(writer.folder, list(scaling.rewards.values())).normalisation
     scored = score_pairs(score, test)
     write_scores(writer, scored.rows)
-    bootstrap = BootstrapSettings(seed=config.seed)
+    few = BootstrapSettings(samples=1000, seed=config.seed)
     writer.write_metrics(
         {
-            **ranked_pairs(test, scored, scale, bootstrap),
-            "baselines": measure_baselines(train, test, scored.margins, (scale.low, scale.high)).model_dump(),
+            **ranked_pairs(test, scored, scale, BootstrapSettings(seed=config.seed)),
+            "baselines": measure_baselines(train, test, scored.margins, (scale.low, scale.high)),
             "pairs": {"train": len(own) + len(mixed), "test": len(test)},
             "sources": [{"source": preferences.ref, "pairs": len(train), "used": len(own), "dropped": {}}, *sources],
-            "dev": _dev_metrics(dev, scaling.margins, config.seed),
+            "dev": reward_metrics(scaling.margins, _speech_ids(dev), few) if dev else None,
             "normalisation": {**vars(normalisation), "split": "dev" if dev else "train"},
             "training": summary.as_dict(),
             "leakage": leakage,
         }
     )
     writer.write_card(model_card(store, writer, REWARD_MODEL, preferences.warnings))
+
+
+def _pairs_by_split(preferences: Artifact) -> list[list[PreferencePair]]:
+    """Return the pairs of train, dev and test; dev may have none."""
+    found = [read_pairs(preferences, split) for split in SPLITS]
+    for split, pairs in zip(SPLITS, found, strict=True):
+        if not pairs and split != "dev":
+            raise DataQualityError(
+                f"the split {split} has no pairs",
+                where=f"preferences {preferences.ref}",
+                remedy="add speeches or raise corpus.split.test_share, and build the preferences again",
+            )
+    return found
+
+
+def _require_ratings(config: TrainRewardConfig, preferences: Artifact, scale: RatingScale) -> None:
+    if not scale.weights and (config.heads == "principles" or config.margin == "score_gap"):
+        raise ConfigError(
+            "the preferences have no ratings",
+            where=f"preferences {preferences.ref}",
+            remedy="name preferences with ratings, or set heads: overall and margin: none",
+        )
 
 
 def rating_scale(preferences: Artifact, pairs: Sequence[PreferencePair]) -> RatingScale:
@@ -287,20 +296,15 @@ def ranked_pairs(
 ) -> dict[str, Any]:
     """Return how a reward model ranks pairs, as `metrics.json` holds it: whole, by slice and by principle."""
     margins, ids = scored.margins, _speech_ids(pairs)
-    return RankedPairs(
+    ranked = RankedPairs(
         test=reward_metrics(margins, ids, bootstrap),
         test_margins=tuple(margins),
         slices={name: tuple(parts) for name, parts in slices(pairs, margins, scale).items()},
         principles=by_principle(pairs, margins, scored.heads, scale),
         reliability=tuple(reliability(margins, ids)),
-    ).model_dump()
+    )
+    return dict(ranked)
 
 
 def _speech_ids(pairs: Sequence[PreferencePair]) -> list[str]:
     return [pair.speech.id for pair in pairs]
-
-
-def _dev_metrics(pairs: Sequence[PreferencePair], margins: Sequence[float], seed: int) -> dict[str, Any] | None:
-    if not pairs:
-        return None
-    return reward_metrics(margins, _speech_ids(pairs), BootstrapSettings(samples=1000, seed=seed)).model_dump()
