@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,39 +63,6 @@ CANDIDATE_SCHEMA = pa.schema(
     {**dict.fromkeys(("candidate_id", "speech_id", "author", "text"), TEXT), "finished": FLAG, "draw": INT}
 )
 SCORE_COLUMNS = {"candidate_id": TEXT, "raw_reward": FLOAT, "reward": FLOAT, "tokens": INT}
-REFERENCE_SCHEMA = pa.schema(
-    {
-        "pair_id": TEXT,
-        **dict.fromkeys(("chosen_logps", "rejected_logps"), FLOAT),
-        **dict.fromkeys(("chosen_tokens", "rejected_tokens"), INT),
-    }
-)
-ANNOTATION_KEY_SCHEMA = pa.schema(
-    {"item": TEXT, "speech_id": TEXT, "draw": INT, "answer_ids": pa.list_(TEXT), "policy_at": INT}
-)
-ANNOTATION_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("item", "comparison_id", "speech_id"), TEXT),
-        "draw": INT,
-        **dict.fromkeys(("rater", "labeller", "choice"), TEXT),
-        "points": FLOAT,
-        "sampled": TEXT,
-    }
-)
-CRISIS_ANSWER_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("item", "kind", "speech", "side", "candidate_id", "text"), TEXT),
-        "read": FLAG,
-        "planted": TEXT,
-    }
-)
-ROW_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("source", "where", "key", "raw_digest", "text_id"), TEXT),
-        "changed_by": pa.list_(TEXT),
-        **dict.fromkeys(("dropped_by", "reason", "detail"), TEXT),
-    }
-)
 
 
 class SplitSpeech(NamedTuple):
@@ -226,6 +193,15 @@ class TextColumn(NamedTuple):
     texts: list[str]
 
 
+_TYPES = {str: TEXT, int: INT, float: FLOAT, bool: FLAG, tuple[str, ...]: pa.list_(TEXT)}
+
+
+def _columns_of(row: type[NamedTuple]) -> dict[str, pa.DataType]:
+    """Return the columns of a table whose rows are such tuples."""
+    hints = get_type_hints(row)
+    return {name: _TYPES[hint if hint in _TYPES else get_args(hint)[0]] for name, hint in hints.items()}
+
+
 def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write the columns of `schema` in batches, so that a table may be larger than memory; note its number of rows.
 
@@ -243,6 +219,10 @@ def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, A
                 written += len(batch)
         put_in_place(partial, path)
     writer.rows[name] = written
+
+
+def _write_rows(writer: ArtifactWriter, name: str, row: type[NamedTuple], rows: Iterable[NamedTuple]) -> None:
+    write_table(writer, name, (each._asdict() for each in rows), pa.schema(_columns_of(row)))
 
 
 def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
@@ -453,7 +433,7 @@ def read_scores(artifact: Artifact) -> list[RewardScore]:
 
 def write_reference(writer: ArtifactWriter, rows: Iterable[ReferenceLogprobs]) -> None:
     """Write a reference's log-probabilities of pairs."""
-    write_table(writer, REFERENCE_FILE, (each._asdict() for each in rows), REFERENCE_SCHEMA)
+    _write_rows(writer, REFERENCE_FILE, ReferenceLogprobs, rows)
 
 
 def read_reference(artifact: Artifact) -> list[ReferenceLogprobs]:
@@ -521,7 +501,7 @@ def read_comparisons(artifact: Artifact) -> list[OrderedComparison]:
 
 def write_annotation_key(writer: ArtifactWriter, items: Iterable[AnnotationItem]) -> None:
     """Write which answers the items of an export show, in the order in which they are shown."""
-    write_table(writer, ANNOTATION_KEY_FILE, (each._asdict() for each in items), ANNOTATION_KEY_SCHEMA)
+    _write_rows(writer, ANNOTATION_KEY_FILE, AnnotationItem, items)
 
 
 def read_annotation_key(artifact: Artifact) -> list[AnnotationItem]:
@@ -532,7 +512,7 @@ def read_annotation_key(artifact: Artifact) -> list[AnnotationItem]:
 
 def write_annotations(writer: ArtifactWriter, annotations: Iterable[Annotation]) -> None:
     """Write raters' labels of comparisons."""
-    write_table(writer, ANNOTATIONS_FILE, (each._asdict() for each in annotations), ANNOTATION_SCHEMA)
+    _write_rows(writer, ANNOTATIONS_FILE, Annotation, annotations)
 
 
 def read_annotations(artifact: Artifact) -> list[Annotation]:
@@ -543,11 +523,7 @@ def read_annotations(artifact: Artifact) -> list[Annotation]:
 def write_human_ratings(writer: ArtifactWriter, ratings: Iterable[HumanRating]) -> None:
     """Write raters' scores by principle."""
     ratings = list(ratings)
-    columns = {
-        **dict.fromkeys(("item", "speech_id", "rater", "labeller", "principle"), TEXT),
-        "score": _rating_type(each.score for each in ratings),
-        **dict.fromkeys(("sampled", "speech", "response"), TEXT),
-    }
+    columns = {**_columns_of(HumanRating), "score": _rating_type(each.score for each in ratings)}
     write_table(writer, RATINGS_FILE, (each._asdict() for each in ratings), pa.schema(columns))
 
 
@@ -558,7 +534,7 @@ def read_human_ratings(artifact: Artifact) -> list[HumanRating]:
 
 def write_crisis_answers(writer: ArtifactWriter, answers: Iterable[CrisisAnswer]) -> None:
     """Write the answers to people at risk, draw after draw of every item."""
-    write_table(writer, CRISIS_ANSWERS_FILE, (each._asdict() for each in answers), CRISIS_ANSWER_SCHEMA)
+    _write_rows(writer, CRISIS_ANSWERS_FILE, CrisisAnswer, answers)
 
 
 def read_crisis_answers(artifact: Artifact) -> list[CrisisAnswer]:
@@ -579,7 +555,7 @@ def write_pairs(writer: ArtifactWriter, split: str, pairs: Sequence[PreferencePa
     """
     sides = (side for pair in pairs for side in (pair.chosen, pair.rejected))
     ratings = (rating for side in sides for rating in side.ratings.values())
-    rating_type = FLOAT if any(isinstance(rating, float) for rating in ratings) else INT
+    rating_type = _rating_type(ratings)
     columns = {
         **{"ID": TEXT, "prefID": INT},
         **dict.fromkeys(("question", "chosen", "rejected", "chosen_model", "rejected_model"), TEXT),
@@ -637,7 +613,7 @@ def _pair(row: Mapping[str, Any]) -> PreferencePair:
 
 def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) -> None:
     """Write what happened to each row, in the order of the sources."""
-    write_table(writer, ROWS_FILE, (each._asdict() for each in rows), ROW_SCHEMA)
+    _write_rows(writer, ROWS_FILE, RowProvenance, rows)
 
 
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
