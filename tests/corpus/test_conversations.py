@@ -52,7 +52,9 @@ ALL_TRAIN = {"test_share": 0, "dev_share": 0}
 BY_ID = {"id": "id", "role": "who", "text": "said"}
 
 
-@pytest.mark.parametrize("layout", ["messages", "json_in_a_cell", "rows", "numbers", "P", "patient", "Client", "gpt"])
+@pytest.mark.parametrize(
+    "layout", ["messages", "json_in_a_cell", "rows", "numbers", "condition", "P", "patient", "Client", "gpt"]
+)
 def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str) -> None:
     conversation: dict[str, Any] = {"messages": "chat"}
     if layout == "rows":
@@ -60,6 +62,9 @@ def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str)
     elif layout == "numbers":
         said = [{**each, "who": int(each["who"] == "client")} for name in "xy" for each in messages(name)]
         path, conversation = write_jsonl(tmp_path / "a.jsonl", *said), {**BY_ID, "client": "1"}
+    elif layout == "condition":
+        path = write_jsonl(tmp_path / "a.jsonl", *messages("x"), *messages("y"))
+        conversation = {**BY_ID, "role": 'who in ["client", "member"]'}
     elif layout in ("P", "patient", "Client", "gpt"):
         said = [("system", "Be kind."), *((layout if who == "client" else "T", text) for who, text in SAID)]
         path = write_jsonl(tmp_path / "a.jsonl", {"chat": chat(said)}, {"chat": chat(said)})

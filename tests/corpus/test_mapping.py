@@ -152,6 +152,8 @@ def test_only_rows_that_meet_a_condition_are_read(tmp_path: Path, where: str, ex
 def test_numbers_in_csv_cells_compare_as_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,votes\none,10\ntwo,9\nthree,\n")
     assert [row["text"] for row in values(path, where='votes != "" and votes >= 10')] == ["one"]
+    assert [row["text"] for row in values(path, where='votes in [9, 11] or text in ["three"]')] == ["two", "three"]
+    assert [row["text"] for row in values(path, where="votes not in [9, 10]")] == ["three"]
     with pytest.raises(InputError, match=r"a.csv line 4: .*cannot be evaluated"):
         values(path, where="votes >= 10")
     assert BadRow in map(type, values(path, where="votes >= 10", on_bad_row="drop"))

@@ -21,8 +21,8 @@ _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.GtE: operator.ge,
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
-    ast.In: lambda one, many: one in many,
-    ast.NotIn: lambda one, many: one not in many,
+    ast.In: lambda one, many: _is_in(one, many),
+    ast.NotIn: lambda one, many: not _is_in(one, many),
 }
 _WORDS = {"null": None, "true": True, "false": False}
 _PARTS = (
@@ -123,6 +123,12 @@ def _item(value: Any, key: Any) -> Any:
         items = cast("Sequence[object]", value)
         return items[key] if -len(items) <= key < len(items) else None
     return None
+
+
+def _is_in(one: Any, many: Any) -> bool:
+    if isinstance(many, list):
+        return any(operator.eq(*_alike(one, each)) for each in cast("list[Any]", many))
+    return one in many
 
 
 def _alike(left: Any, right: Any) -> tuple[Any, Any]:

@@ -49,8 +49,8 @@ class Conversation(Settings):
     conversation, `role` and `text`, those of one conversation following each other. The new rows have `turn.text`,
     `turn.answer`, `turn.history`, `turn.number` (from 1) and `turn.key`, and the columns of the conversation's first
     row. `client` is what the role says of the client, where it is no usual word; all others but the system are
-    counsellors then. With `last`, a history has this many messages at most. A conversation stands in one file; where a
-    source has several, the file is in `turn.key`.
+    counsellors then. Or `role` is a condition, true where the client speaks. With `last`, a history has this many
+    messages at most. A conversation stands in one file; where a source has several, the file is in `turn.key`.
     """
 
     messages: Column | None = None

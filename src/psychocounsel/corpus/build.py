@@ -53,7 +53,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, Candidate, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 14
+VERSION = 15
 
 _TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
@@ -228,8 +228,12 @@ def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWrite
     speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
     write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:
-        fault = "no row was read: a file has a header alone, or `where` holds for no row"
-        raise DataQualityError(fault, where="corpus.speeches", remedy="check the files, and where")
+        fault = (
+            "no row was read: a file has a header alone, `where` holds for no row, a list is empty, or the client says "
+            "nothing that is answered"
+        )
+        remedy = "check the files, where, explode and conversation"
+        raise DataQualityError(fault, where="corpus.speeches", remedy=remedy)
     if not len(speeches):
         raise DataQualityError(
             f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
@@ -299,7 +303,7 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
         raise DataQualityError(
             f"no response is left: {counted(funnel.dropped)}",
             where="corpus.candidates",
-            remedy="check that speech_key or speech_text names the column that repeats the speech",
+            remedy="check that speech_key or speech_text names the column that repeats the speech, and text the answer",
         )
     write_candidates(writer, candidates)
     texts = (each.text for each in candidates)

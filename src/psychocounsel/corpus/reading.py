@@ -305,7 +305,7 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
             elif cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop":
                 dropped = _EMPTY
             else:
-                remedy = "drop the row, or set drop_empty: true under cleaning"
+                remedy = "drop the row, or set drop_empty: true under cleaning; if it has a text, correct columns.text"
                 raise InputError("the speech is empty", where=row.where, remedy=remedy)
             if speech is not None and dropped is None:
                 # Its path tells a conversation from those of a source with the same name.

@@ -182,9 +182,12 @@ def _said(columns: Conversation, row: SourceRow) -> _Said:
     else:
         key = f"{row.file} {key_cell(row, columns.id or '')}".strip()
         column = columns.role or ""
-        who = cell(row, column)
-        role = str(who) if type(who) is int else text_cell(row, column)
-        value = [{"role": role, "content": text_cell(row, columns.text or "")}]
+        role = cell(row, column)
+        if isinstance(role, bool):  # of a condition
+            role = "user" if role else "assistant"
+        elif not isinstance(role, int):
+            role = text_cell(row, column)
+        value = [{"role": str(role), "content": text_cell(row, columns.text or "")}]
     return _Said(key, row, turns_of(value, column_name(column), row.where, columns.client))
 
 
@@ -333,7 +336,7 @@ def history_cell(row: SourceRow, column: Column) -> tuple[Turn, ...]:
     history = tuple(value if isinstance(value, tuple) else turns_of(value, column_name(column), row.where))
     if history and history[-1].role == "user":
         fault = f"{column_name(column)!r} ends with the client, whose next words are the speech"
-        remedy = "leave the speech out of it, or let a corpus read it with `conversation`"
+        remedy = "leave the speech out of it, name it as text too, or let a corpus read it with `conversation`"
         raise InputError(fault, where=row.where, remedy=remedy)
     return history
 
