@@ -20,7 +20,7 @@ from miniature import write_yaml
 from psychocounsel.reporting.artifact_tables import tables
 from psychocounsel.reporting.tables import as_text
 from psychocounsel.store.store import Store
-from running import ENVIRONMENT, Cli, Miniature, Warm, await_until
+from running import ENVIRONMENT, Cli, Miniature, Warm, await_until, write_listed
 
 
 def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniature: Miniature, cli: Cli) -> None:
@@ -58,13 +58,14 @@ def test_tables_fit_a_narrow_terminal(cli: Cli, miniature: Miniature, store: Pat
     assert [line for line in lines if len(line) > 40] == []
 
 
-def test_list_survives_metrics_that_cannot_be_read(store: Path, cli: Cli) -> None:
-    next(store.glob("audits/mini-*/metrics.json")).write_text("{}", encoding="utf-8")
+@pytest.mark.parametrize(("write", "why"), [(write_listed, "another version"), (Path.write_bytes, "damaged")])
+def test_list_survives_metrics_that_cannot_be_read(store: Path, cli: Cli, write: Any, why: str) -> None:
+    write(next(store.glob("audits/mini-*/metrics.json")), b"{}")
     ended = cli("list", "--store", store)
     assert ended.code == 0
     assert sum("cannot be read" in row for row in ended.out.splitlines()) == 1
     shown = cli("show", "audits/mini", "--store", store)
-    assert (shown.code, "another version" in shown.err, "Traceback" in shown.err) == (2, True, False)
+    assert (shown.code, why in shown.err, "Traceback" in shown.err) == (2, True, False)
 
 
 def test_list_of_a_misspelt_kind_and_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:

@@ -50,6 +50,22 @@ def test_lost_responses_travel_too(store: Path, tmp_path: Path) -> None:
     assert "2 replies intact, 1 damaged" in result.output
 
 
+def test_what_can_be_read_of_a_damaged_file_is_exported(store: Path, tmp_path: Path) -> None:
+    file, path = tmp_path / "replies.jsonl", store / JOURNAL_FILE
+    with Journal(path) as journal:
+        for number in range(200):
+            journal.record(f"d{number}", ChatReply(ReplyStatus.VALID, "words " * 99, "judge-1", 10, 3))
+    whole = path.read_bytes()
+    exported: list[int] = []
+    for page in range(1, len(whole) // 4096):
+        path.write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        result = call("export", file, "--store", store)
+        if result.exit_code == 0:
+            exported.append(int(result.output.split()[1]))
+            assert ("damaged" in result.output) == (exported[-1] < 202)
+    assert sum(count > 190 for count in exported) >= len(whole) // 4096 - 3, "few pages lead to many others"
+
+
 def test_a_damaged_reply_is_a_failure_until_it_is_received_again(store: Path) -> None:
     with sqlite3.connect(store / JOURNAL_FILE) as database:
         database.execute("UPDATE replies SET prompt_tokens = 11 WHERE digest = 'a'")

@@ -12,7 +12,7 @@ import pytest
 
 from miniature import write_recipe
 from psychocounsel.store.store import Store
-from running import ENVIRONMENT, SOURCE, Cli, Miniature, Warm, await_until
+from running import ENVIRONMENT, SOURCE, Cli, Ended, Miniature, Warm, await_until, write_listed
 
 STAGES = ("make-base-model", "build-preferences", "train-reward", "align", "eval-winrate", "report")
 COMMANDS = (
@@ -136,10 +136,23 @@ def test_only_the_owner_may_read_what_a_run_wrote(miniature: Miniature) -> None:
     assert [each for each in paths if each.stat().st_mode & 0o777 != (0o700 if each.is_dir() else 0o600)] == []
 
 
+def test_a_full_disk_behind_the_output_is_said_and_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "psychocounsel", "recipes"]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}
+        )
+    Ended(done.returncode, "", done.stderr).says(3, "stdout: could not write: No space left")
+
+
+def test_a_store_at_a_path_that_is_no_text_is_refused(cli: Cli, tmp_path: Path) -> None:
+    cli("list", "--store", tmp_path / os.fsdecode(b"\xff")).says(2, "\\udcff", "UTF-8")
+
+
 def test_a_bug_shows_its_traceback(warm: Warm, store: Path, miniature: Miniature) -> None:
     """A metrics file that we wrote and cannot read is not the user's error."""
     metrics = next(store.glob("policies/mini-dpo-*/metrics.json"))
-    metrics.write_bytes(b"{" * metrics.stat().st_size)
+    write_listed(metrics, b"{" * metrics.stat().st_size)
     ended = warm.run("align", miniature.recipe / "align-dpo.yaml", "--store", store)
     assert ended.code == 1
     assert "Traceback" in ended.err

@@ -240,7 +240,7 @@ def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
     assert journal.replies("before") == [valid("earlier")]
 
 
-def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(tmp_path):
+def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(tmp_path, caplog):
     path, model = tmp_path / "j.sqlite", FakeModel()
     requests, policy = [ask_for(f"t{n}") for n in range(10)], RunPolicy(reader="any")
     with Journal(path) as journal:
@@ -251,6 +251,7 @@ def test_a_reply_whose_bytes_flipped_is_asked_for_again_and_no_other(tmp_path):
         assert run_requests(model, requests, journal, policy) == first
         assert model.asked == ["t3"]
         assert journal.damaged_rows > 0
+        assert "paid for, again" in caplog.text
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -104,7 +104,10 @@ def test_what_a_server_ignores_or_refuses_is_put_in_words(
     assert list(remembered(store).values()) == [can]
 
 
-def test_known_capabilities_are_not_probed_again_and_damaged_ones_are(store: Store) -> None:
+@pytest.mark.parametrize("damage", [lambda known: "{half", lambda known: json.dumps({name: {} for name in known})])
+def test_known_capabilities_are_not_probed_again_and_damaged_ones_are(
+    store: Store, damage: Callable[[Mapping[str, str]], str]
+) -> None:
     with ChatServer(Ignoring("text")) as server:
         asked(server, store, count=1)
         before = server.count
@@ -112,7 +115,7 @@ def test_known_capabilities_are_not_probed_again_and_damaged_ones_are(store: Sto
         assert server.count == before, "nothing is pending, so nothing is sent"
         asked(server, store, count=2)
         assert [kind(each.body) for each in server.received[before:]] == ["text"]
-        (store.root / CAPABILITIES_FILE).write_bytes(b"{half")
+        (store.root / CAPABILITIES_FILE).write_text(damage(remembered(store)))
         asked(server, store, count=3)
         assert is_probe(server.received[-1].body) or is_probe(server.received[-2].body)
 

@@ -180,6 +180,14 @@ def test_a_file_of_another_size_is_set_aside_and_made_again(store: Store, log: p
     assert store.artifacts() == [again]
 
 
+def test_metrics_with_another_digit_are_not_shown(store: Store) -> None:
+    made = store.make(spec_of(), lambda writer: write_bytes(writer.file("metrics.json"), b'{"rate": 0.85}'))
+    assert store.open(made.as_parent("")).metrics == {"rate": 0.85}
+    made.file("metrics.json").write_bytes(b'{"rate": 0.95}')
+    with pytest.raises(StoreError, match=r"metrics.json.*damaged"):
+        _ = store.open(made.as_parent("")).metrics
+
+
 def test_a_flipped_byte_and_a_lost_file_are_found(store: Store) -> None:
     made = store.make(spec_of(), build)
     made.file(TEXT).write_text("hellO", encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -236,7 +237,7 @@ Source = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file that `j
 def export(file: ExportTarget, store: StoreFolder = None) -> None:
     """Write every intact reply to a file."""
     from psychocounsel.llm.endpoints import existing_journal
-    from psychocounsel.llm.journal import JournalRow, write_rows
+    from psychocounsel.llm.journal import DamagedRow, JournalRow, write_rows
 
     if not file.parent.is_dir():
         raise InputError("there is no such folder", where=str(file.parent), remedy="create it, or name another")
@@ -244,9 +245,18 @@ def export(file: ExportTarget, store: StoreFolder = None) -> None:
         raise InputError("this is a folder", where=str(file), remedy="name a file in it, such as replies.jsonl")
     with existing_journal(open_store(store)) as journal:
         lost = [each for each in journal.lost_responses() if each is not None]
-        intact = chain((row for row in journal.rows() if isinstance(row, JournalRow)), lost)
-        count = write_rows(intact, file) - len(lost)
-    console.result(f"exported {count} replies{_and_lost(len(lost))} to {file}")
+        damaged: list[DamagedRow] = []
+
+        def intact() -> Iterator[JournalRow]:
+            for row in journal.rows():
+                if isinstance(row, JournalRow):
+                    yield row
+                else:
+                    damaged.append(row)
+
+        count = write_rows(chain(intact(), lost), file) - len(lost)
+    left_out = f"; {len(damaged)} damaged replies are left out" if damaged else ""
+    console.result(f"exported {count} replies{_and_lost(len(lost))} to {file}{left_out}")
 
 
 def import_(file: Source, store: StoreFolder = None) -> None:

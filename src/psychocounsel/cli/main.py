@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated
 
@@ -17,9 +18,9 @@ from psychocounsel.cli.gc import gc
 from psychocounsel.cli.power import power
 from psychocounsel.cli.project import init, recipes, schema
 from psychocounsel.cli.run import add_stages
-from psychocounsel.errors import VERBOSE, ConfigError, ExitCode, Preempted, PsychoCounselError
+from psychocounsel.errors import VERBOSE, ConfigError, ExitCode, IncompleteError, Preempted, PsychoCounselError
 from psychocounsel.reporting import console
-from psychocounsel.store.files import umask
+from psychocounsel.store.files import FULL_DISK, umask
 
 INTERRUPTED = 130
 """The exit code that typer gives a KeyboardInterrupt."""
@@ -104,6 +105,15 @@ def main() -> None:
     except PsychoCounselError as fault:
         console.error(fault)
         sys.exit(fault.exit_code)
+    except OSError as fault:
+        if fault.errno not in FULL_DISK:
+            raise
+        # What stages write says so itself: this is our output, or a temporary file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there would fail again at the end
+        what, remedy = f"could not write: {fault.strerror}", "free some space, then run the same command again"
+        with suppress(OSError):  # stderr may be on the same disk
+            console.error(IncompleteError(what, where=fault.filename or "stdout", remedy=remedy))
+        sys.exit(ExitCode.INCOMPLETE)
     except SystemExit as ending:
         if isinstance(ending.__context__, BrokenPipeError):  # the reader of our output is gone, as with `| head`
             sys.exit(BROKEN_PIPE)

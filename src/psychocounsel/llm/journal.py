@@ -143,6 +143,11 @@ def _sha256(values: tuple[object, ...]) -> bytes:
 LOCK_FILE = "requests.lock"
 """Beside the journal: of the requests that are in flight."""
 
+
+def _is_corrupt(fault: Exception) -> bool:
+    return getattr(fault, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
 _SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_SECONDS = 30.0
 KeepIf: TypeAlias = Callable[[sqlite3.Connection, str], bool]
@@ -299,19 +304,37 @@ class Journal:
             self._connection.executemany("INSERT OR IGNORE INTO readings VALUES (?, ?)", rows)
 
     def rows(self) -> Iterator[JournalRow | DamagedRow]:
-        """Yield every reply, intact or damaged, ordered by request and attempt."""
+        """Yield every reply, intact or damaged, ordered by request and attempt.
+
+        If the file itself is damaged, those that can be reached are among them, perhaps in another order.
+        """
         with self._lock, self._explained():
-            places = self._connection.execute("SELECT rowid FROM replies ORDER BY digest, attempt").fetchall()
+            try:
+                places = self._connection.execute("SELECT rowid FROM replies ORDER BY digest, attempt").fetchall()
+            except sqlite3.DatabaseError as fault:
+                if not _is_corrupt(fault):
+                    raise
+                (last,) = self._connection.execute("SELECT MAX(rowid) FROM replies").fetchone()
+                places = [(place,) for place in range(1, (last or 0) + 1)]
         for place in places:
             # A lock for each: the caller may stop half-way, and close the journal.
             with self._lock, self._explained():
-                values = self._connection.execute(_SELECT_AT, place).fetchone()
-            if values is None:  # an import replaced it meanwhile
-                continue
-            if _is_intact(values):
-                yield JournalRow(values[0], values[1], _as_reply(values[:-1]), values[8])
-            else:
-                yield DamagedRow(values[0])
+                row = self._row_at(place)
+            if row is not None:
+                yield row
+
+    def _row_at(self, place: tuple[int]) -> JournalRow | DamagedRow | None:
+        try:
+            values = self._connection.execute(_SELECT_AT, place).fetchone()
+        except sqlite3.DatabaseError as fault:
+            if not _is_corrupt(fault):
+                raise
+            return DamagedRow("")
+        if values is None:  # an import replaced it meanwhile
+            return None
+        if _is_intact(values):
+            return JournalRow(values[0], values[1], _as_reply(values[:-1]), values[8])
+        return DamagedRow(values[0])
 
     def record_lost_responses(self, digests: Iterable[str]) -> None:
         """Keep, in one commit, that each of these requests was sent and no response came."""
@@ -406,19 +429,20 @@ class Journal:
                 where=str(self.path),
                 remedy="free some space, then run the same command again",
             )
-        elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name == "SQLITE_ERROR":
+        elif _is_corrupt(fault) or name == "SQLITE_ERROR":
             return self._damaged(fault)
         else:
             what = f"the journal of replies cannot be used ({fault})"
-            remedy = "check that its folder exists and is writable"
+            remedy = "check that its folder exists and is writable, and that its path has fewer than 500 bytes"
         return StoreError(what, where=str(self.path), remedy=remedy)
 
     def _damaged(self, reason: object) -> StoreError:
         return StoreError(
             f"this is not a journal of replies, or it is damaged ({reason})",
             where=str(self.path),
-            remedy=f"move it and its -wal file away (to {self.path.name}.damaged, say), or restore a copy; "
-            "requests whose replies are lost are sent and paid for again",
+            remedy="save what can be read with `psychocounsel journal export FILE`, move it and its -wal file away (to "
+            f"{self.path.name}.damaged, say), and import FILE, or restore a copy; requests whose replies are lost are "
+            "sent and paid for again",
         )
 
 

@@ -365,10 +365,14 @@ class Items:
         for digest in lost.keys() & self.by_digest.keys() - counted:
             self.budget.count_lost(self.by_digest[digest].request, lost[digest])
         pending: list[Item] = []
+        damaged_before = self._journal.damaged_rows
         for item, kept in zip(self.by_digest.values(), self._journal.replies_to(self.by_digest), strict=True):
             if not self.take(item, kept, is_counted=item.digest in counted):
                 pending.append(item)
                 self.kept[item.digest] = len(kept)
+        if damaged := self._journal.damaged_rows - damaged_before:
+            what = "those without another reply are requested, and paid for, again"
+            log.warning(f"{damaged} damaged replies in {self._journal.path} cannot be used; {what}")
         return pending
 
     def take(self, item: Item, replies: Sequence[ChatReply], *, is_counted: bool = False) -> bool:

@@ -85,7 +85,7 @@ class Capabilities:
     def of(self, fingerprint: Mapping[str, str]) -> OutputMode | None:
         """Return the output mode of a model, or None if it is not known."""
         known = self._read().get(_name(fingerprint))
-        return OutputMode(known) if known in set(OutputMode) else None
+        return OutputMode(known) if known in list(OutputMode) else None
 
     def remember(self, fingerprint: Mapping[str, str], mode: OutputMode) -> None:
         """Keep the output mode of a model."""

@@ -53,7 +53,7 @@ def draft(writer: ArtifactWriter) -> Artifact:
     """Return what is written so far as an artifact, so that its card can show its tables."""
     spec = writer.spec
     manifest = {name: getattr(spec, name) for name in ("id", "kind", "name", "stage", "version", "settings")}
-    manifest["parents"] = [parent._asdict() for parent in spec.parents]
+    manifest |= {"parents": [parent._asdict() for parent in spec.parents], "files": {}}
     return Artifact(writer.folder, {**manifest, "rows": writer.rows, "warnings": [*spec.warnings, *writer.warnings]})
 
 

@@ -1,5 +1,6 @@
 """Versioned artifacts: the spec of one to be created, its folder while it is built, and the complete folder."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -181,9 +182,21 @@ class Artifact:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The content of `metrics.json`, empty if there is none."""
+        """The content of `metrics.json`, empty if there is none.
+
+        Raises:
+            StoreError: it is not what the manifest lists; a flipped digit would be shown as a result.
+        """
         path = self.folder / METRICS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = path.read_bytes() if path.exists() else b"{}"
+        listed = self.manifest["files"].get(METRICS)
+        if listed is not None and hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise StoreError(
+                "is damaged: it has other bytes than the manifest says",
+                where=str(path),
+                remedy="restore it, or move its folder away and run the stage again",
+            )
+        return json.loads(content)
 
 
 @dataclass(frozen=True)

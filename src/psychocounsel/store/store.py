@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from psychocounsel.errors import IncompleteError, PsychoCounselError, StoreError
+from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError, StoreError
 from psychocounsel.store.artifacts import (
     FORMAT,
     KINDS,
@@ -278,6 +278,9 @@ def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Pat
     if folder is None:
         place = recipe if recipe is not None and is_project(recipe) else Path()
         folder = Path(os.environ.get(STORE_VARIABLE) or place / DEFAULT_STORE)
+    if not str(folder).isascii() and os.fsencode(folder) != str(folder).encode("utf-8", "replace"):
+        what, remedy = "the path of the store is no UTF-8, and tables cannot be written there", "choose another folder"
+        raise ConfigError(what, where=ascii(str(folder)), remedy=f"{remedy} with --store")
     return Store(folder, is_offline)
 
 
