@@ -121,16 +121,13 @@ _LACKS_OBJECT = re.compile(
     re.IGNORECASE,
 )
 _BEGINS_WITH_IF = re.compile(r"\W*(?:if|when|for|to|should|as|since|si|para)\b", re.IGNORECASE)
-_CLAUSE_BEGINS = re.compile(r"(?:^|[,;:.!?\u2013-])\s*$")
 _CLAUSE_GOES_ON = re.compile(r"\s+[a-z]")
-_OF_SEVERAL = re.compile(r"\s+(?:are|were|have|both)\b")
 _THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|page|blog|group)\s*$", re.IGNORECASE)
 _EMPTY_ITEM = re.compile(r"[0-9]\)\s*(?:,|$)")
 _SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
 _MIN_WORDS, _MIN_WORDS_POINTED_AT = 7, 4
 # The next sentence speaks of what this one names.
 _POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
-_EMPTY_BRACKETS = re.compile(r"\s*[(\[]\s*[,;/]?\s*[)\]]")
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
 _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
@@ -201,11 +198,14 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
             said += before[:-1].rstrip()
             position = end + 1
             continue
-        lead = _lead(before, after)
+        goes_on = _CLAUSE_GOES_ON.match(after) is not None
+        # In "their site WWW says that …" it belongs to what follows.
+        leads = not (goes_on and _THE_SITE.search(before))
+        lead = _LEAD.search(before, max(0, len(before) - _LEAD_CHARS)) if leads else None
         said += before.rstrip() if lead is None else before[: lead.start()]
-        stands = stands and not _is_needed(said, lead, after)
+        stands = stands and not _is_needed(said, lead, goes_on)
         position = end
-    rest = _SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", said + sentence[position:]))
+    rest = _SPACE_BEFORE_MARK.sub("", said + sentence[position:])
     body = rest.rstrip()
     stands = stands and len(_SAID_WORD.findall(body)) >= _MIN_WORDS and _EMPTY_ITEM.search(body) is None
     if not sentence[position:].strip(" \n.!?…"):  # it ended with a contact
@@ -215,19 +215,10 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
     return rest, stands
 
 
-def _lead(before: str, after: str) -> re.Match[str] | None:
-    """Find what leads up to a contact; in "their site WWW says that …" it belongs to what follows."""
-    if _CLAUSE_GOES_ON.match(after) and _THE_SITE.search(before):
-        return None
-    return _LEAD.search(before, max(0, len(before) - _LEAD_CHARS))
-
-
-def _is_needed(said: str, lead: re.Match[str] | None, after: str) -> bool:
+def _is_needed(said: str, lead: re.Match[str] | None, goes_on: bool) -> bool:
     """Return whether a sentence makes no sense without a contact, of which `said` is left before it."""
-    goes_on = _CLAUSE_GOES_ON.match(after) is not None
-    last = max(0, len(said) - _LEAD_CHARS)
-    is_subject = goes_on and (_CLAUSE_BEGINS.search(said, last) or (lead is not None and ":" in lead.group()))
-    if is_subject or _OF_SEVERAL.match(after) or _LACKS_OBJECT.search(said, last):
+    is_subject = goes_on and (not said.rstrip()[-1:].isalnum() or (lead is not None and ":" in lead.group()))
+    if is_subject or _LACKS_OBJECT.search(said, max(0, len(said) - _LEAD_CHARS)):
         return True
     if lead is None or lead["asked"] is None:
         return False

@@ -76,7 +76,6 @@ _MAIL_SIGNS = ("@", ".com", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
 _WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
 _MAY_END = re.compile(rf"\.(?:{_SURE_ENDING}(?![a-z])|[a-z]{{2,24}}/)")
 _NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
-_HOST_END = re.compile(rf"\.{_SURE_ENDING}(?=[A-Z]|\.[A-Z])|\.(?:{_any_case(_GENERIC)})(?=[0-9])")
 # A sentence that begins without a space: `example.org/helpI hope`.
 _GLUED_WORD = re.compile(
     r"(?<=[a-z0-9])[A-Z][a-z'\u2019]*$|[A-Z][a-z'\u2019]+,$|(?<=[/.)])(?:I|If|It|In|A|As|At|The|This|That|There|These|What|When"
@@ -131,11 +130,6 @@ def _url(match: re.Match[str]) -> Contact:
         run = run[: following.start()]
     brackets = (at for at, each in enumerate(run) if each == ")")  # one that was opened before the address ends it
     run = run[: next((at for at in brackets if run.count(")", 0, at) == run.count("(", 0, at)), len(run))]
-    if match["long"] is not None:
-        host = _HOST_END.search(run)
-        slash = run.find("/", run.find("://") + 3 if "://" in run else 0)
-        if host is not None and (slash < 0 or host.end() <= slash):
-            run = run[: host.end()]
     glued = _GLUED_WORD.search(run)
     if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
         run = run[: glued.start()]
@@ -171,12 +165,6 @@ _CALLED = re.compile(
     rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
     re.IGNORECASE,
 )
-_DATE = re.compile(
-    r"\(?(?:(?:[0-9]{1,2}[./ -]){2}(?:19|20)[0-9]{2}\b|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
-    r"|(?:19|20)[0-9]{2} ?[/\u2013-] ?(?:19|20)[0-9]{2}\b)"
-)
-_BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
-_BOOK_LOOK_BACK_CHARS = 24
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
 _MIN_DIGITS, _MAX_DIGITS = 7, 15
 
@@ -197,7 +185,7 @@ def phone_numbers(text: str) -> Sequence[Contact]:
     called = [match.span("number") for match in _CALLED.finditer(text)]  # may reach into the next number
     digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
-    spans += [span for span in digits if _has_form(text, *span)]
+    spans += [span for span in digits if _MIN_DIGITS <= sum(map(str.isdigit, text[slice(*span)])) <= _MAX_DIGITS]
     found: list[Contact] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not found or start >= found[-1].end:
@@ -212,9 +200,3 @@ def _numbers_in(run: str) -> list[tuple[int, int]]:
         if found := [(each.start, each.end) for each in PhoneNumberMatcher(run, region, Leniency.VALID)]:
             return [*spans, *found]
     return spans
-
-
-def _has_form(text: str, start: int, end: int) -> bool:
-    digits = sum(map(str.isdigit, text[start:end]))
-    is_book = _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
-    return _MIN_DIGITS <= digits <= _MAX_DIGITS and not _DATE.match(text, start, end) and not is_book
