@@ -63,6 +63,23 @@ def frees_what_it_says(cli: Cli, store: Store, *flags: str) -> set[str]:
     return {f"{each.kind}/{each.ref}" for each in kept}
 
 
+def test_the_raw_texts_of_a_corpus_go_with_it(cli: Cli, store: Store, tmp_path: Path) -> None:
+    talk = "I have lain awake since the winter, and every {} in the yard reminds me of what I said to my sister.\n"
+    said = "".join(talk.format(word) for word in ("harbour", "lantern", "orchard", "pebble", "quarry", "ribbon"))
+    (tmp_path / "said.csv").write_text("text\n" + said.replace(", ", " "), encoding="utf-8")
+    (tmp_path / "corpus.yaml").write_text(
+        "{name: talk, speeches: [{path: said.csv, columns: {text: text}, licence: mit, data_class: restricted}],"
+        " split: {test_share: 1, dev_share: 0}}",
+        encoding="utf-8",
+    )
+    for least in (50, 60):
+        made = cli("corpus", tmp_path / "corpus.yaml", "--store", store.root, "--set", f"cleaning.min_chars={least}")
+        assert made.code == 0, made.err
+    assert len(list(store.root.glob("private/*"))) == 2
+    (newest,) = frees_what_it_says(cli, store)
+    assert [page.stem for page in store.root.glob("private/*")] == [f"corpus-talk-{newest.partition('@')[2]}"]
+
+
 def test_five_runs_keep_what_names_reports_and_children_need(cli: Cli, store: Store) -> None:
     reports = [run(store, seed) for seed in range(1, RUNS + 1)]
     lone = make(store, "policies", "talk", 0, make(store, "speeches", "other", 0))

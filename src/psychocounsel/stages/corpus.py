@@ -16,11 +16,9 @@ from psychocounsel.reporting.tables import as_text
 from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.files import write_bytes
+from psychocounsel.store.gc import PRIVATE, page_of_corpus
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
-
-PRIVATE = "private"
-"""Folder of the store beside its artifacts, for what is never published."""
 
 _FEW = 5
 
@@ -93,7 +91,7 @@ def _write_page(
     config: CorpusConfig, named_after: Artifact, found: list[tuple[Artifact, CorpusEffects]], store: Store
 ) -> Path:
     """Write the page where only its owner can read it, outside every artifact: none of them may hold its texts."""
-    page = (store.root / PRIVATE / f"corpus-{named_after.ref.replace('@', '-')}.html").resolve()
+    page = (store.root / PRIVATE / page_of_corpus(named_after)).resolve()
     page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_bytes(page, render_page(config.name, found).encode("utf-8"))
     page.chmod(0o600)

@@ -8,12 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from psychocounsel.store.artifacts import KINDS, MANIFEST, Artifact, drop_superseded, superseded_files
+from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, drop_superseded, superseded_files
 from psychocounsel.store.files import TEMPORARY_SUFFIX
 from psychocounsel.store.store import LOCKS, Store, is_held
 
 _OF_PEOPLE = ("annotation-tasks", "annotations")
 """Kinds that hold the labels of people, or the key to those that are still with them: no command makes them again."""
+
+
+PRIVATE = "private"
+"""Folder of the store beside its artifacts, for what is never published."""
+
+
+def page_of_corpus(artifact: Artifact) -> str:
+    """Return the name of the private page about a corpus, of which this is the last artifact."""
+    return f"corpus-{artifact.name}-{artifact.id[:SHORT_ID]}.html"
 
 
 class Garbage(NamedTuple):
@@ -58,6 +67,12 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
         if each.id not in needed
     ]
     found += _leftovers(store, kept)
+    pages = {page_of_corpus(each) for each in artifacts if each.id in needed}
+    found += [
+        Garbage(f"{PRIVATE} {page.name}", "texts of a corpus that does not stay", (page,), partial(_remove, (page,)))
+        for page in sorted((store.root / PRIVATE).glob("*.html"))
+        if page.name not in pages
+    ]
     if not kept.rounds:
         found += _superseded_rounds({each.id: each for each in artifacts if each.id in needed}, kept.ids)
     return list(_measured(found))
