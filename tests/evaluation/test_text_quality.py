@@ -165,6 +165,9 @@ def test_a_policy_that_decays_is_told_apart_from_its_reference() -> None:
     assert signs_of_degeneration(measure_text_quality(side(4), copied=[False] * 50), reference) == []
     (sign,) = signs_of_degeneration(measure_text_quality(side(3, " You are clearly bipolar.")), reference)
     assert sign == "with a diagnosis: 100.0%, of the reference 0.0%"
+    canned = [said(str(at), " What would  help?", finished=at >= 3) for at in range(50)]
+    (sign,) = signs_of_degeneration(measure_text_quality(canned), reference)
+    assert sign == "one text for 3 speeches or more: 100.0%, of the reference 0.0%"
 
 
 ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))

@@ -170,6 +170,29 @@ def test_labels_of_several_raters_become_annotations(
     assert {each.labeller for each in read_annotations(store.artifacts("annotations")[-1])} == {"model"}
 
 
+def test_raters_who_did_not_read_are_named(
+    export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
+) -> None:
+    tasks = export(sample=40)
+    key = read_annotation_key(tasks)
+    said = {
+        "tess": dict.fromkeys(range(40), "tie"),
+        "lefty": {at: "left" if at % 10 else "right" for at in range(40)},
+        **{name: {at: ("left", "tie", "right")[at % 3] for at in range(30)} for name in ("ann", "ann2")},
+    }
+    files = [
+        saved(tmp_path / f"{name}.json", tasks, {key[at].item: {"overall": label} for at, label in own.items()})
+        for name, own in said.items()
+    ]
+    ended = bring(tasks, *files)
+    assert ended.code == 0, ended.err
+    words = re.sub(r"\s+", " ", ended.out[: ended.out.index("win rate by the labels")])
+    assert "tess answered tie to all of 40 items" in words
+    assert "lefty preferred the left answer in 90.0 % of the items" in words
+    assert "ann and ann2 agree on every one of 30 items" in words
+    assert words.count(" ! ") == 3
+
+
 @pytest.mark.parametrize(
     ("speeches", "sample", "advice", "can_anchor"),
     [(14, 20, "test_share", False), (30, 29, "--sample 30", False), (30, 31, "", True)],

@@ -79,11 +79,13 @@ def _rater_counts(items: Sequence[AnnotationItem], own: Mapping[str, Label], are
     labels = {item: label for item, label in own.items() if label is not None}
     speeches = {each.item: each.speech_id for each in items}
     left = [_LEFT_POINTS[str(label[OVERALL])] for label in labels.values()] if are_compared else []
+    given = {str(value) for label in labels.values() for value in label.values()}
     return {
         "labelled": len(labels),
         "skipped": len(own) - len(labels),
         "pending": len(items) - len(own),
         "left": clustered_rate(left, [speeches[item] for item in labels]).as_dict() if left else None,
+        "always": given.pop() if len(given) == 1 else None,
     }
 
 

@@ -123,6 +123,7 @@ def measure_text_quality(
     """
     speeches = [candidate.speech_id for candidate in candidates]
     ratios = [distinct_4gram_ratio(candidate.text) for candidate in candidates]
+    repeated = _speeches_by_text(candidates)
 
     def rate(flags: Sequence[bool]) -> Rate:
         return clustered_rate([float(flag) for flag in flags], speeches, confidence)
@@ -136,6 +137,7 @@ def measure_text_quality(
         pattern_rates={
             **{name: rate([matches(name, candidate.text) for candidate in candidates]) for name in PATTERNS},
             "addresses_judge": rate([addresses_judge(candidate.text) for candidate in candidates]),
+            "canned": rate([_is_canned(candidate, repeated) for candidate in candidates]),
         },
         copied_rate=None if copied is None else rate(copied),
     )
@@ -185,6 +187,7 @@ _SIGNS: Mapping[str, str] = {
     "flatters": "flattering",
     "refuses": "refusing",
     "addresses_judge": "addressing the judge, who may obey",
+    "canned": f"one text for {CANNED_SPEECHES} speeches or more",
 }
 _LEAST_RISE = 0.05
 
@@ -237,9 +240,7 @@ def junk_by_author(
     `echo`: half of the answer's runs of four words stand in the speech, or nine tenths of the speech's in the answer.
     `canned`: the author gives the same text to `CANNED_SPEECHES` speeches or more. `refusal` and `other_language`.
     """
-    speeches: dict[tuple[str, str], set[str]] = {}
-    for speech, answer in answers:
-        speeches.setdefault((answer.author, _bare(answer.text)), set()).add(speech.id)
+    repeated = _speeches_by_text([answer for _, answer in answers])
     counts: dict[str, Counter[str]] = {}
     for speech, answer in answers:
         asked, said = _ngram_counts(speech.text).keys(), _ngram_counts(answer.text).keys()
@@ -247,12 +248,24 @@ def junk_by_author(
         kinds = {
             "answers": True,
             "echo": shared > 0 and shared >= min(len(said) / 2, 0.9 * len(asked)),
-            "canned": len(speeches[answer.author, _bare(answer.text)]) >= CANNED_SPEECHES,
+            "canned": _is_canned(answer, repeated),
             "refusal": matches("refuses", answer.text),
             "other_language": is_foreign(answer.text),
         }
         counts.setdefault(answer.author, Counter()).update({kind: int(is_one) for kind, is_one in kinds.items()})
     return {author: dict(found) for author, found in sorted(counts.items()) if found.total() > found["answers"]}
+
+
+def _speeches_by_text(answers: Iterable[Candidate]) -> dict[tuple[str, str], set[str]]:
+    """Return the speeches to which an author gives a text, however its letters and white space are written."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for each in answers:
+        found.setdefault((each.author, _bare(each.text)), set()).add(each.speech_id)
+    return found
+
+
+def _is_canned(answer: Candidate, repeated: Mapping[tuple[str, str], set[str]]) -> bool:
+    return len(repeated[answer.author, _bare(answer.text)]) >= CANNED_SPEECHES
 
 
 def _bare(text: str) -> str:

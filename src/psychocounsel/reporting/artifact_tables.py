@@ -20,6 +20,7 @@ from psychocounsel.reporting.evaluation_tables import (
     anchor_tables,
     anchor_warnings,
     annotation_tables,
+    annotation_warnings,
     calibration_tables,
     crisis_tables,
     crisis_warnings,
@@ -154,7 +155,7 @@ def _view(metrics: m.Metrics, artifact: Artifact) -> _View:
         case m.AnnotationMetrics():
             rate = "" if metrics.win_rate is None else f", win rate {with_interval(metrics.win_rate)}"
             key = f"{metrics.labelled} items, {len(metrics.raters)} raters{rate}"
-            return _View(key, annotation_tables(metrics))
+            return _View(key, annotation_tables(metrics), annotation_warnings(metrics))
         case m.AnchorMetrics():
             judge_only = percent(metrics.judge_only.estimate)
             key = f"win rate {with_interval(metrics.rate)} with human labels, {judge_only} by the judge alone"

@@ -207,6 +207,7 @@ def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
         "flatters": "flatters or agrees at any price (by words)",
         "refuses": "refuses to talk (by words)",
         "addresses_judge": "addresses the judge (by words)",
+        "canned": "gives its text to three speeches or more",
     }
 
     def cell(rate: Rate | None) -> str:

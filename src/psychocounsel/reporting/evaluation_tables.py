@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from psychocounsel.evaluation.anchor import ENOUGH_LABELS, ENOUGH_OF_RARER
+from psychocounsel.reporting.comparison_tables import FIRST_PLACE
 from psychocounsel.reporting.tables import (
     NONE,
     PERCENT,
@@ -77,6 +78,32 @@ def annotation_tables(annotations: AnnotationMetrics) -> list[Table]:
         Table("agreement", alike, _AGREEMENT_HEADER, "lrlll", tuple(agreement)),
         Table("rater_pairs", "By pair of raters.", _AGREEMENT_HEADER, "lrlll", tuple(between) if several else ()),
     ]
+
+
+ENOUGH_ITEMS = 20
+"""Items from which a rater's answers, or those of two raters, are too much alike to be read from the texts."""
+
+
+def annotation_warnings(annotations: AnnotationMetrics) -> list[str]:
+    """Return which raters seem not to have read: they go by the side, always say the same, or copy each other."""
+    found: list[str] = []
+    for name, each in annotations.raters.items():
+        if each.labelled >= ENOUGH_ITEMS and each.always is not None:
+            found.append(f"{name} answered {each.always} to all of {each.labelled} items: these labels tell nothing.")
+        elif each.left and (each.left.low > FIRST_PLACE[1] or each.left.high < FIRST_PLACE[0]):
+            left = percent(each.left.estimate)
+            found.append(
+                f"{name} preferred the left answer in {left} of the items: sides are random, so these labels go "
+                "by the place."
+            )
+    for pair in annotations.pairs:
+        shared = list(pair.by_question.values())
+        if all(each.raw and each.items >= ENOUGH_ITEMS and each.raw.estimate == 1 for each in shared):
+            found.append(
+                f"{' and '.join(pair.raters)} agree on every one of {shared[0].items} items: make sure that neither "
+                "file is a copy of the other."
+            )
+    return found
 
 
 _SAMPLED = {"random": "a random sample", "other": "NOT a random sample: raters left gaps in the order of the export"}

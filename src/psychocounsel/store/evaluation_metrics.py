@@ -27,12 +27,17 @@ class AnnotationTaskMetrics(Shape):
 
 
 class RaterLabels(Shape):
-    """What became of the items in one rater's hands; `left` is the share that went to the left answer, ties half."""
+    """What became of the items in one rater's hands.
+
+    `left` is the share that went to the left answer, ties half; `always` the one answer that they gave to every
+    question of every item, None where they gave several.
+    """
 
     labelled: int
     skipped: int
     pending: int
     left: Rate | None = None
+    always: str | None = None
 
 
 class InterRater(Shape):

@@ -212,8 +212,8 @@ class TextQuality:
         unfinished_rate: share of texts cut by the token limit before their end.
         empty_rate: share of texts with nothing but white space.
         length_words: length over all texts, empty ones included.
-        pattern_rates: share of texts that match each of `PATTERNS` in `evaluation/text_quality.py`, and of those that
-            seem to address the judge.
+        pattern_rates: share of texts that match each of `PATTERNS` in `evaluation/text_quality.py`, of those that
+            seem to address the judge, and of those that three speeches or more are given, word for word.
         copied_rate: share of texts that copy a training answer; None where those are not known.
     """
 
