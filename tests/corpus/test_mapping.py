@@ -116,6 +116,7 @@ def test_a_chat_gives_its_first_exchange(messages: list[Any], said: str, answere
         "\n\nHuman: I am tired.\n\nAssistant: Since when?\n\nHuman: Since May.\n\nAssistant:",
         json.dumps(CHAT),
         str(CHAT),
+        "[" + "\n ".join(map(str, CHAT)) + "]",
         [{"speaker": "seeker", "text": "I am tired."}, {"speaker": "supporter", "text": "Since when?"}],
         [{"sender": "Client", "message": "I am tired."}, {"sender": "Therapist", "message": "Since when?"}],
     ],
@@ -202,7 +203,11 @@ ANSWERS = [{"text": "one", "tags": ["a", "b"]}, {"text": "two", "tags": None}, {
 @pytest.mark.parametrize("held", [ANSWERS, json.dumps(ANSWERS), str(ANSWERS)])
 def test_each_item_of_a_list_becomes_a_row(tmp_path: Path, held: Any) -> None:
     path = write_jsonl(
-        tmp_path / "a.jsonl", {"id": 1, "answers": held}, {"id": 2, "answers": []}, {"id": 3, "answers": None}
+        tmp_path / "a.jsonl",
+        {"id": 1, "answers": held},
+        {"id": 2, "answers": []},
+        {"id": 3, "answers": None},
+        {"id": 4, "answers": ""},
     )
     found = values(path, explode={"answer": "answers"}, where='answer.text != "three"')
     assert [(row["id"], row["answer"]["text"]) for row in found] == [(1, "one"), (1, "two")]
@@ -217,7 +222,7 @@ def test_each_item_of_a_list_becomes_a_row(tmp_path: Path, held: Any) -> None:
     with pytest.raises(InputError, match=r"a.jsonl line 1: 'id' holds no list; explode"):
         values(path, explode={"answer": "id"})
     dropped = values(path, explode={"answer": "id"}, on_bad_row="drop")
-    assert [type(row) for row in dropped] == [BadRow] * 3
+    assert [type(row) for row in dropped] == [BadRow] * 4
 
 
 def test_lists_are_not_joined_to_texts() -> None:
@@ -238,11 +243,13 @@ def test_words_that_stand_for_others_are_replaced_in_every_text(tmp_path: Path) 
 def test_keys_join_whatever_wrote_them(tmp_path: Path, key: Any, named: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", {"id": key, "text": speech(1)})
     answers = write_jsonl(tmp_path / "b.jsonl", {"of": named, "text": speech(2)})
-    ready = {"path": answers, "columns": {"text": "text", "author": {"constant": "x"}, "speech_key": "of"}, **TERMS}
-    source = {"path": path, "columns": {"text": "text", "key": "id"}, **TERMS}
+    ready = {"path": answers, "columns": {"text": "text", "author": "of", "speech_key": "of"}, **TERMS}
+    source = {"path": path, "columns": {"text": "text", "key": "id", "topic": "id"}, **TERMS}
     made = make_corpus(corpus([source], [ready]), Store(tmp_path / "store"))
     assert made.candidates is not None
-    assert len(read_candidates(made.candidates)) == 1
+    label = " ".join(str(key).removesuffix(".0").split())
+    assert [each.author for each in read_candidates(made.candidates)] == [label]
+    assert [each.speech.topic for each in read_speeches(made.speeches)] == [label]
 
 
 def test_a_condition_may_say_what_is_a_crisis(tmp_path: Path) -> None:

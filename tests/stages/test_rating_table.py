@@ -149,9 +149,12 @@ NAMES = {"empathy": "Shows empathy (1-3)", "safety": "Is safe (1-3)"}
 def test_tables_of_other_programs(tmp_path: Path, shape: str) -> None:
     """A survey with a question per item, a wide sheet of words, an export of annotations, and nested completions."""
     words = {1: "Stimme nicht zu", 2: "2,0", 3: "Stimme zu "}
-    raters, more = ("ann", "ben"), {"points": {"stimme zu": 3, "Stimme nicht zu": 1, "N/A": None}}
+    raters, more = (
+        (7, 8) if shape == "export" else ("ann", "ben"),
+        {"points": {"stimme zu": 3, "Stimme nicht zu": 1, "N/A": None}},
+    )
     items = [(at, who) for at in range(len(SPEECHES)) for who in AUTHORS]
-    given = {(who, rater): 3 if who == AUTHORS[0] else 1 + (rater == "ben") for who in AUTHORS for rater in raters}
+    given = {(who, rater): 3 if who == AUTHORS[0] else 1 + (rater in ("ben", 8)) for who in AUTHORS for rater in raters}
     rows: list[dict[str, Any]]
     if shape == "questions":
         asked = {f"Q{at}_{who}_{name}": {"s": at, "who": who, "p": name} for at, who in items for name in PRINCIPLES}

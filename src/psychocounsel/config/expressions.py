@@ -6,6 +6,8 @@
 import ast
 import json
 import operator
+import re
+from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -102,16 +104,19 @@ def _value(node: ast.expr, row: Mapping[str, Any]) -> Any:
             )
 
 
+_NO_COMMA = re.compile(r"\}\s+\{")  # between the objects of an array of numpy
+
+
 def nested(value: object) -> object:
-    """Return the list or object that a text holds in JSON, or as Python prints it; anything else as it is.
+    """Return the list or object that a text holds in JSON, or as Python or numpy print it; anything else as it is.
 
     CSV files have such cells.
     """
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
+    if isinstance(value, str) and (text := value.strip())[:1] in ("[", "{"):
+        for read, written in ((json.loads, text), (literal_eval, text), (literal_eval, _NO_COMMA.sub("},{", text))):
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError), catch_warnings():
                 simplefilter("ignore")  # a backslash in somebody's text
-                return read(value.strip())
+                return read(written)
     return value
 
 

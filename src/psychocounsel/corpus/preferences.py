@@ -23,6 +23,7 @@ from psychocounsel.corpus.sources import (
     flag_cell,
     history_cell,
     holds,
+    label_cell,
     merged_turns,
     messages_in,
     messages_of,
@@ -198,7 +199,7 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequenc
     sides = [
         PreferenceSide(
             answer,
-            "" if (author := authors[at]) is None or scale is None else text_cell(row, author),
+            "" if (author := authors[at]) is None or scale is None else label_cell(row, author),
             {} if scale is None else {name: _rating(row, pair[at], scale) for name, pair in columns.ratings.items()},
             _score(row, f"{side}_score"),
         )
@@ -208,7 +209,7 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequenc
     if columns.topic is None:
         topic = ""
     else:
-        topic = str(cell(row, columns.topic) or "") if scale is None else text_cell(row, columns.topic)
+        topic = str(cell(row, columns.topic) or "") if scale is None else label_cell(row, columns.topic)
     return PreferenceRow(
         row.where,
         split,

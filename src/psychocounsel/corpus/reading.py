@@ -28,7 +28,7 @@ from psychocounsel.corpus.preparation import Cleaner
 from psychocounsel.corpus.sources import (
     asked_cell,
     flag_cell,
-    key_cell,
+    label_cell,
     name_cell,
     read_cells,
     read_source,
@@ -247,12 +247,12 @@ def speech_cells(source: SpeechSource) -> Iterator[SpeechCells | BadRow]:
         return SpeechCells(
             row.where,
             text,
-            " ".join(text_cell(row, columns.topic).split()) if columns.topic else "",
+            label_cell(row, columns.topic) if columns.topic else "",
             flag_cell(row, columns.crisis) if columns.crisis else None,
-            key_cell(row, columns.key) if columns.key else "",
+            name_cell(row, columns.key) if columns.key else "",
             split_cell(row, split) if split else "",
             history,
-            key_cell(row, columns.conversation) if columns.conversation else row.conversation,
+            name_cell(row, columns.conversation) if columns.conversation else row.conversation,
         )
 
     return read_cells(read_source(source), read, source.on_bad_row)
@@ -357,7 +357,7 @@ def candidate_cells(source: CandidateSource) -> Iterator[CandidateCells | BadRow
             text,
             name_cell(row, columns.author) if text else "",
             known_by[0],
-            key_cell(row, columns.speech_key) if columns.speech_key else "",
+            name_cell(row, columns.speech_key) if columns.speech_key else "",
             known_by[1],
         )
 

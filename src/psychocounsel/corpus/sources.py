@@ -156,7 +156,7 @@ def _exploded(rows: Iterable[Row], name: str, column: Column, on_bad_row: OnBadR
 
     def items(row: SourceRow) -> list[SourceRow]:
         value = nested(cell(row, column))
-        if value is not None and not isinstance(value, list):
+        if value not in (None, "") and not isinstance(value, list):
             remedy = "explode a column or path that is a list in every row, or null"
             raise InputError(f"{column_name(column)!r} holds no list", where=row.where, remedy=remedy)
         return [
@@ -180,14 +180,11 @@ def _said(columns: Conversation, row: SourceRow) -> _Said:
     if columns.messages is not None:
         key, value, column = row.where, cell(row, columns.messages), columns.messages
     else:
-        key = f"{row.file} {key_cell(row, columns.id or '')}".strip()
+        key = f"{row.file} {name_cell(row, columns.id or '')}".strip()
         column = columns.role or ""
-        role = cell(row, column)
-        if isinstance(role, bool):  # of a condition
-            role = "user" if role else "assistant"
-        elif not isinstance(role, int):
-            role = text_cell(row, column)
-        value = [{"role": str(role), "content": text_cell(row, columns.text or "")}]
+        is_client = cell(row, column)  # if the role is a condition
+        role = ("assistant", "user")[is_client] if isinstance(is_client, bool) else label_cell(row, column)
+        value = [{"role": role, "content": text_cell(row, columns.text or "")}]
     return _Said(key, row, turns_of(value, column_name(column), row.where, columns.client))
 
 
@@ -429,20 +426,20 @@ def _usual_role(role: str) -> str:
     return _ROLES.get(role.strip().lower(), role)
 
 
-def name_cell(row: SourceRow, column: Column) -> str:
-    """Return a cell's text with single spaces; raises InputError if it is empty or no text."""
-    name = " ".join(text_cell(row, column).split())
-    if not name:
-        raise InputError(f"{column_name(column)!r} is empty", where=row.where, remedy="fill it, or drop the row")
-    return name
-
-
-def key_cell(row: SourceRow, column: Column) -> str:
-    """Return a key: a text or a whole number; raises InputError if it is empty or anything else."""
+def label_cell(row: SourceRow, column: Column) -> str:
+    """Return a cell's text with single spaces, or a whole number as text; empty for a null."""
     value = cell(row, column)
     if isinstance(value, float) and value.is_integer():  # where some rows have none, other programs write 17.0
         value = int(value)
-    return str(value) if type(value) is int else name_cell(row, column)
+    return str(value) if type(value) is int else " ".join(text_cell(row, column).split())
+
+
+def name_cell(row: SourceRow, column: Column) -> str:
+    """Return what a label says, as `label_cell` does; raises InputError if it is empty or anything else."""
+    name = label_cell(row, column)
+    if not name:
+        raise InputError(f"{column_name(column)!r} is empty", where=row.where, remedy="fill it, or drop the row")
+    return name
 
 
 def flag_cell(row: SourceRow, column: Column) -> bool:

@@ -10,7 +10,6 @@ from psychocounsel.config.schema import CalibrateJudgeConfig, RatingColumns
 from psychocounsel.corpus.formats import SourceRow, is_table
 from psychocounsel.corpus.sources import (
     cell,
-    key_cell,
     name_cell,
     read_rows,
     source_fingerprint,
@@ -179,7 +178,7 @@ def _table(path: str, columns: RatingColumns) -> Iterator[RatingRow]:
     for row in read_rows(path):
         yield RatingRow(
             row.where,
-            key_cell(row, columns.item),
+            name_cell(row, columns.item),
             name_cell(row, columns.rater),
             name_cell(row, columns.principle),
             cell(row, columns.score),
@@ -191,7 +190,7 @@ def _optional(row: SourceRow, column: str, default: str) -> str:
     """Return the text of a column that tables need not have; one that the config names otherwise must be there."""
     if column == default and column not in row.values:
         return ""
-    return key_cell(row, column) if isinstance(row.values.get(column), int) else text_cell(row, column)
+    return name_cell(row, column) if isinstance(row.values.get(column), int) else text_cell(row, column)
 
 
 def _judged(store: Store, judgements: Artifact) -> Iterator[RatingRow]:

@@ -14,7 +14,7 @@ from psychocounsel.corpus.formats import BadRow, SourceRow
 from psychocounsel.corpus.reading import SpeechIndex, raw_digest
 from psychocounsel.corpus.sources import (
     cell,
-    key_cell,
+    label_cell,
     name_cell,
     rating_of,
     read_source,
@@ -53,9 +53,9 @@ class _Responses(NamedTuple):
 
     def speech_of(self, row: SourceRow, table: RatingTable) -> str | None:
         value = cell(row, table.columns.speech)
-        key = key_cell(row, table.columns.speech) if isinstance(value, int | float) else ""
-        text = "" if key else text_cell(row, table.columns.speech)
-        return self.speeches.by_key.get(key or text) or self.speeches.by_raw.get(raw_digest(text))
+        text = "" if isinstance(value, int | float) else text_cell(row, table.columns.speech)
+        key = label_cell(row, table.columns.speech)
+        return self.speeches.by_key.get(key) or self.speeches.by_raw.get(raw_digest(text))
 
     def find(self, row: SourceRow, table: RatingTable) -> str | None:
         """Return the id of the response that a row rates; None if there is none."""
