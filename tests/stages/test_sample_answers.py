@@ -83,22 +83,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def answers(weights: Path, work: Path, sampler: SamplerConfig, session: Session, **changes: Any) -> list[SampledAnswer]:
     work.mkdir(exist_ok=True)
-    settings: dict[str, Any] = {
-        "author": "elm",
-        "per_speech": 3,
-        "sampling": SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=5),
-        "launch": LaunchConfig(),
-    }
-    return sample_answers(
-        Policy(str(weights)),
-        changes.pop("speeches", SPEECHES),
-        sampler=sampler,
-        chat=CHAT,
-        seed=9,
-        work=work,
-        session=session,
-        **(settings | changes),
-    )
+    sampling = changes.pop("sampling", SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=5))
+    responder = ResponderConfig(author="elm", model="elm", sampling=sampling, sampler=sampler, chat=CHAT)
+    settings: dict[str, Any] = {"speeches": SPEECHES, "draws": 3, "seed": 9, "launch": LaunchConfig()}
+    return sample_answers(Policy(str(weights)), responder, work=work, session=session, **(settings | changes))
 
 
 def session_in(folder: Path) -> Session:
@@ -212,7 +200,7 @@ def test_a_server_is_started_for_the_answers_which_the_journal_keeps(weights: Pa
         ]
         assert {each.token_ids for each in found} == {None}  # a server sends texts
         assert printed.read_text().count("answered ") == 12
-        assert answers(weights, tmp_path / "work", sampler, session, per_speech=4)[0] == found[0]
+        assert answers(weights, tmp_path / "work", sampler, session, draws=4)[0] == found[0]
         assert printed.read_text().count("answered ") == 4  # the fourth draws
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from psychocounsel.config.components import JudgeConfig
+from psychocounsel.config.components import JudgeConfig, ResponderConfig
 from psychocounsel.config.schema import AlignConfig, OnlineConfig, StopConfig
 from psychocounsel.errors import ConfigError, DataQualityError, counted
 from psychocounsel.evaluation.monitors import best_round, reason_to_stop
@@ -505,19 +505,11 @@ class OnlineDpo:
     def _answers(
         self, writer: ArtifactWriter, policy: Policy, speeches: Sequence[Speech], per_speech: int, seed: int
     ) -> list[SampledAnswer]:
-        return sample_answers(
-            policy,
-            speeches,
-            author=AUTHOR,
-            per_speech=per_speech,
-            sampling=self.online.sampling,
-            sampler=self.online.sampler,
-            chat=self.config.chat,
-            seed=seed,
-            work=writer.work,
-            session=self.session,
-            launch=self.config.launch,
+        config, online = self.config, self.online
+        responder = ResponderConfig(
+            author=AUTHOR, model=config.policy, sampling=online.sampling, sampler=online.sampler, chat=config.chat
         )
+        return sample_answers(policy, responder, speeches, per_speech, seed, writer.work, self.session, config.launch)
 
     def _token_statistics(self, writer: ArtifactWriter, policy: Policy, probe: Probe) -> "list[TokenStatistics]":
         from psychocounsel.training.drift import token_statistics  # imports torch

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from psychocounsel.config.components import (
-    ChatFormat,
     EndpointConfig,
     PoolConfig,
     ResponderConfig,
-    SamplerConfig,
-    SamplingConfig,
 )
 from psychocounsel.config.schema import LaunchConfig
 from psychocounsel.corpus.formats import SourceRow
@@ -146,20 +143,8 @@ class Responder:
         return Answers(candidates, dict(sorted(failed.items())), log_spending(client.spending, author))
 
     def _sample(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int) -> list[Candidate]:
-        config = self.config
-        sampled = sample_answers(
-            self._model.policy(self._session.store),
-            speeches,
-            author=config.author,
-            per_speech=draws,
-            sampling=config.sampling,
-            sampler=config.sampler,
-            chat=config.chat,
-            seed=author_seed(config.author, seed),
-            work=work,
-            session=self._session,
-            launch=LaunchConfig(),
-        )
+        policy, seed = self._model.policy(self._session.store), author_seed(self.config.author, seed)
+        sampled = sample_answers(policy, self.config, speeches, draws, seed, work, self._session, LaunchConfig())
         return [each.candidate for each in sampled]
 
     def _placeholder(self, speech: Speech, draw: int) -> Candidate:
@@ -184,19 +169,15 @@ def write_answers(
 
 def sample_answers(
     policy: Policy,
+    responder: ResponderConfig,
     speeches: Sequence[Speech],
-    *,
-    author: str,
-    per_speech: int,
-    sampling: SamplingConfig,
-    sampler: SamplerConfig,
-    chat: ChatFormat,
+    draws: int,
     seed: int,
     work: Path,
     session: Session,
     launch: LaunchConfig,
 ) -> list[SampledAnswer]:
-    """Return `per_speech` answers of a policy's weights to each speech, those of one speech next to each other.
+    """Return `draws` answers of a policy's weights to each speech, those of one speech next to each other.
 
     A text may be empty, and an answer that reached its token limit is marked as unfinished; the caller decides what to
     do with them. Finished shards are kept in `work`, which belongs to one artifact and so to one policy: an
@@ -207,26 +188,22 @@ def sample_answers(
         IncompleteError: the sampler failed, or left requests without a reply.
         Preempted: the run was cancelled.
     """
-    if sampler.backend == "endpoint":
-        served = _answers_of_server(policy, speeches, author, per_speech, sampling, sampler, chat, seed, work, session)
+    if responder.sampler.backend == "endpoint":
+        served = _answers_of_server(policy, responder, speeches, draws, seed, work, session)
         return [SampledAnswer(each, None) for each in served]
     from psychocounsel.training.launch import launch_of, one_per_device  # imports torch
     from psychocounsel.training.samplers import SamplingTask, sample, shard_size
 
-    processes = one_per_device(launch) if sampler.backend == "vllm" else launch_of(launch)
+    processes = one_per_device(launch) if responder.sampler.backend == "vllm" else launch_of(launch)
+    shared = {"policy": policy, "sampler": responder.sampler, "work": work}
     shards = [
-        {
-            "policy": policy,
-            "task": SamplingTask(tuple(part), per_speech, sampling, chat, seed),
-            "sampler": sampler,
-            "work": work,
-        }
-        for part in processes.split(speeches, shard_size(per_speech))
+        {**shared, "task": SamplingTask(tuple(part), draws, responder.sampling, responder.chat, seed)}
+        for part in processes.split(speeches, shard_size(draws))
     ]
-    with step_progress(f"answers of {author}") as report:
+    with step_progress(f"answers of {responder.author}") as report:
         answers = processes.run_shards(sample, shards, work=work, cancel=session.cancel, progress=report)
     return [
-        SampledAnswer(Candidate(speech.id, author, answer.text, answer.finished, draw), answer.token_ids)
+        SampledAnswer(Candidate(speech.id, responder.author, answer.text, answer.finished, draw), answer.token_ids)
         for speech, of_speech in zip(speeches, answers, strict=True)
         for draw, answer in enumerate(of_speech)
     ]
@@ -234,17 +211,15 @@ def sample_answers(
 
 def _answers_of_server(
     policy: Policy,
+    responder: ResponderConfig,
     speeches: Sequence[Speech],
-    author: str,
-    per_speech: int,
-    sampling: SamplingConfig,
-    sampler: SamplerConfig,
-    chat: ChatFormat,
+    draws: int,
     seed: int,
     work: Path,
     session: Session,
 ) -> list[Candidate]:
     """Return the answers of a server that is started for them; an answer that it refuses has no text."""
+    author, sampling, sampler, chat = responder.author, responder.sampling, responder.sampler, responder.chat
     folder = Path(policy.location)
     # The journal tells policies apart by the name under which they are served.
     weights = digest_of_weights(folder) if folder.is_dir() else f"{policy.location}@{policy.revision}"
@@ -263,12 +238,12 @@ def _answers_of_server(
             timeout_seconds=SERVER_TIMEOUT_SECONDS,
         )
         config = ResponderConfig(author=author, endpoint=endpoint, sampling=sampling, chat=chat)
-        answers = Responder(config, session, "model").answer(speeches, seed, work, per_speech)
+        answers = Responder(config, session, "model").answer(speeches, seed, work, draws)
     found = {(each.speech_id, each.draw): each for each in answers.candidates}
     return [
         found.get((speech.id, draw), Candidate(speech.id, author, "", draw=draw))
         for speech in speeches
-        for draw in range(per_speech)
+        for draw in range(draws)
     ]
 
 
