@@ -1,6 +1,7 @@
 """anchor: from a comparison and labels in a store to the corrected win rate, and what is refused."""
 
 import csv
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def points_of(at: int) -> float:
     return (1.0, 1.0, 1.0, 0.5, 0.0)[at % 5]
 
 
-def compared(store: Store, name: str, missing: int = 0) -> Parent:
+def compared(store: Store, name: str, missing: int = 0, unanswered: int = 0) -> Parent:
     """Make a comparison by a judge that also gives the policy three of four losses."""
 
     def build(writer: ArtifactWriter) -> None:
@@ -51,6 +52,7 @@ def compared(store: Store, name: str, missing: int = 0) -> Parent:
             if at < missing:
                 each = Comparison(f"s{at}", f"p{at}", f"r{at}", ReplyStatus.REFUSAL)
             rows += [OrderedComparison(each, "forward"), OrderedComparison(each.swap(), "backward")]
+        (writer.folder / "metrics.json").write_text(json.dumps({"missing": missing + unanswered}))
         writer.notes["judge"] = "a judge"
         write_comparisons(writer, rows, [OVERALL])
 
@@ -92,7 +94,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_labels_correct_a_judge_that_favours_the_policy(root: Path, cli: Cli) -> None:
     store = Store(root)
-    labelled(store, "experts", compared(store, "duel", missing=4), 160)
+    labelled(store, "experts", compared(store, "duel", missing=4, unanswered=25), 160)
     command = ("anchor", "duel", "--labels", "experts", "--store", root)
     ended = cli(*command)
     assert ended.code == 0, ended.err
@@ -109,7 +111,13 @@ def test_labels_correct_a_judge_that_favours_the_policy(root: Path, cli: Cli) ->
     assert found.bias.n == 155
     assert 0 < found.weight < 1
     assert (found.raters, found.agreement.items) == ({"ann": 159, "bob": 159}, 159)
-    for shown in ("does not hold", "a judge", "corrected by the labels: the rate to cite"):
+    assert found.unanswered == 25
+    for shown in (
+        "does not hold",
+        "In 25 of 425 comparisons a side gave no answer",
+        "a judge",
+        "corrected by the labels: the rate to cite",
+    ):
         assert shown in ended.out
     assert "up to date" in cli(*command).out
 

@@ -74,6 +74,7 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
             "labelled": found.labelled,
             "unlabelled": found.unlabelled,
             "skipped": given.skipped,
+            "unanswered": comparisons.metrics.get("missing", judge_only.missing) - judge_only.missing,
             "judge_only": judge_only,
             "human_only": found.human_only,
             "anchored": found.anchored,

@@ -87,16 +87,17 @@ class AnchorMetrics(Shape):
     """Of `anchors`: the policy's win rate by the judge alone, by the labels alone, and by the judge as they correct it.
 
     `headline` says which of the last two to believe. `labelled` and `unlabelled` count speeches, `skipped` draws of
-    speeches that every rater who saw them left out. `bias` is judge minus humans, `rho` and `kappa` the correlation and
-    agreement of the two, `lambda` how much of the judge is used, and `labels_worth` how many labels without the judge
-    are worth one with it. `raters` has the labels of each, `agreement` how far raters agree. `judge_holds` says whether
-    the judge's interval holds the rate to believe.
+    speeches that every rater who saw them left out, `unanswered` draws that a side gave no answer to. `bias` is judge
+    minus humans, `rho` and `kappa` the correlation and agreement of the two, `lambda` how much of the judge is used,
+    and `labels_worth` how many labels without the judge are worth one with it. `raters` has the labels of each,
+    `agreement` how far raters agree. `judge_holds` says whether the judge's interval holds the rate to believe.
     """
 
     judge: str
     labelled: int
     unlabelled: int
     skipped: int
+    unanswered: int = 0
     judge_only: Rate
     human_only: Rate
     anchored: Rate
