@@ -142,6 +142,12 @@ def test_labels_that_correct_nothing_are_refused(
     assert (ended.code, list(store.artifacts("anchors"))) == (code, [])
 
 
+def test_a_kind_in_the_place_of_another_is_named_with_its_key(root: Path, cli: Cli) -> None:
+    labelled(Store(root), "experts", compared(Store(root), "duel"), 60)
+    ended = cli("anchor", "annotations/experts", "--labels", "comparisons/duel", "--store", root)
+    assert "error: comparisons of experts: 'annotations/experts' is one of annotations" in ended.err
+
+
 def test_labels_that_were_exported_and_imported(root: Path, cli: Cli, tmp_path: Path) -> None:
     store = fill(root, speeches=40)
     assert cli("annotate", "export", "comparisons/duel", "--sample", "35", "--store", root).code == 0

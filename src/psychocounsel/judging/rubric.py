@@ -258,7 +258,8 @@ def load_rubric(name_or_path: str) -> Rubric:
         raise ConfigError(
             "no rubric can be read there",
             where=name_or_path,
-            remedy=f"name a bundled rubric ({', '.join(bundled)}) or the path of a UTF-8 YAML file",
+            remedy=f"name a bundled rubric ({', '.join(bundled)}) or the path of a UTF-8 YAML file; it begins beside "
+            "the config that the command names, also if that config includes the judge from another folder",
         )
     file = load_config(RubricFile, path)
     if faults := list(_faults(file)):

@@ -78,7 +78,8 @@ def _naming_key(config: Any) -> Generator[None]:
             raise
         remedy = f"{fault.remedy}; or change it with --set {key}=..."
         kind = InputError if isinstance(fault, InputError) else ConfigError
-        raise kind(fault.what, where=f"{key} of {config.name}: {fault.where}", remedy=remedy) from None
+        where = ": ".join(filter(None, (f"{key} of {config.name}", fault.where)))
+        raise kind(fault.what, where=where, remedy=remedy) from None
 
 
 def _function(stage: StageName) -> Callable[..., Artifact]:
