@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import LlamaConfig
 
-from psychocounsel.config.schema import AlignConfig, OptimisationConfig, TrainRewardConfig
+from psychocounsel.config.schema import AlignConfig, LaunchConfig, OptimisationConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError, ExitCode, IncompleteError
-from psychocounsel.stages.preflight import preflight, require_disk, require_memory
+from psychocounsel.stages.preflight import preflight, require_disk, require_launchable
 from psychocounsel.store.store import Store
 from psychocounsel.training import memory
 from psychocounsel.training.memory import GB, Machine, ModelSize, memory_per_device
@@ -132,9 +132,38 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(
 ) -> None:
     monkeypatch.setattr(memory, "machine_at_hand", lambda: Machine("a GPU", 1, gigabytes * GB, None))
     with pytest.raises(ConfigError) as caught:
-        require_memory(align_config(llama_8b, **changes), Policy(str(llama_8b)))
+        require_launchable(align_config(llama_8b, **changes), Policy(str(llama_8b)))
     assert caught.value.exit_code == ExitCode.USER_ERROR
     assert remedy in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        (BF16, "optimizer: adamw_bf16_sr"),
+        ({"weights": "nf4", "lora": LORA}, "weights: nf4"),
+        ({"optimizer": "adamw_8bit"}, "optimizer: adamw_8bit"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_it_starts(
+    tmp_path: Path, changes: dict[str, Any], setting: str
+) -> None:
+    LlamaConfig(**LLAMA_8B | {"hidden_size": 128, "num_hidden_layers": 2}).save_pretrained(tmp_path)
+    config = align_config(tmp_path, **changes)
+    require_launchable(config, Policy(str(tmp_path)))
+    sharded = config.model_copy(update={"launch": LaunchConfig(num_processes=2, accelerate="fsdp2")})
+    with pytest.raises(ConfigError, match=setting) as caught:
+        require_launchable(sharded, Policy(str(tmp_path)))
+    assert "ddp" in str(caught.value.remedy)
+
+
+def test_a_remedy_counts_on_the_devices_of_the_launch(llama_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_at_hand", lambda: Machine("8 GPUs", 8, 40 * GB, None))
+    launch = LaunchConfig(num_processes=8, accelerate="fsdp2")
+    config = align_config(llama_8b, gradient_checkpointing=False, per_device_batch_size=4)
+    with pytest.raises(ConfigError) as caught:
+        require_launchable(config.model_copy(update={"launch": launch}), Policy(str(llama_8b)))
+    assert str(caught.value.remedy).endswith("set per_device_batch_size: 1, gradient_checkpointing: true")
 
 
 class Disk(NamedTuple):

@@ -30,15 +30,24 @@ ALTERNATIVES: dict[str, dict[str, object]] = {
 }
 
 
-def require_memory(config: Config, policy: Policy) -> None:
-    """Raise ConfigError if the training of `policy` cannot fit into a device; the remedy names what to change."""
+def require_launchable(config: Config, policy: Policy) -> None:
+    """Raise ConfigError if the launch cannot shard the training of `policy`, or it does not fit into a device.
+
+    The remedy names what to change.
+    """
     from psychocounsel.training.launch import launch_of  # imports torch
-    from psychocounsel.training.memory import GB, ModelSize, machine_at_hand, remedy
+    from psychocounsel.training.memory import GB, ModelSize, machine_at_hand, remedy, unshardable
 
     size, machine, launch = ModelSize.of(policy), machine_at_hand(), launch_of(config.launch)
     sharding: Sharding = "ddp"
     if launch.distributed_type in ("FSDP", "DEEPSPEED"):
         sharding = "zero3" if launch.distributed_type == "FSDP" else "zero2"
+    if setting := unshardable(config.optimisation, sharding):
+        raise ConfigError(
+            f"{setting} cannot be sharded by {launch.distributed_type}",
+            where="launch.accelerate",
+            remedy="launch with ddp; or set weights: fp32, or bf16 with lora, and optimizer: adamw",
+        )
     needed = _memory(config, size, config.optimisation, launch.processes, sharding)
     if needed.total > machine.memory:
         parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in needed._asdict().items())
@@ -46,7 +55,9 @@ def require_memory(config: Config, policy: Policy) -> None:
             f"training needs about {needed.total / GB:.1f} GB per device ({parts}), and {machine.name} has "
             f"{machine.memory / GB:.1f} GB",
             where="optimisation",
-            remedy=remedy(size, config.optimisation, _tokens_per_row(config), machine.memory),
+            remedy=remedy(
+                size, config.optimisation, _tokens_per_row(config), machine.memory, launch.processes, sharding
+            ),
         )
 
 
@@ -117,16 +128,15 @@ def _memory(
 
 
 def _memory_table(config: Config, size: "ModelSize") -> Table:
-    from psychocounsel.training.memory import GB, SHARDINGS
+    from psychocounsel.training.memory import GB, SHARDINGS, unshardable
 
     base = config.optimisation
     changed = {name: base.model_copy(update=change) for name, change in ALTERNATIVES.items()}
     rows: list[tuple[str, ...]] = []
     for name, optimisation in {"this config": base, **changed}.items():
         alone = _memory(config, size, optimisation, 1, "ddp")
-        sharded = optimisation.optimizer != "adamw_bf16_sr"
         others = [
-            f"{_memory(config, size, optimisation, 8, way).total / GB:.1f}" if way == "ddp" or sharded else NONE
+            NONE if unshardable(optimisation, way) else f"{_memory(config, size, optimisation, 8, way).total / GB:.1f}"
             for way in SHARDINGS
         ]
         parts = [f"{value / GB:.1f}" for value in alone[:-1]]
@@ -143,7 +153,16 @@ def _memory_table(config: Config, size: "ModelSize") -> Table:
 
 
 def _time_table(config: Config, size: "ModelSize", store: Store, disk: str) -> Table:
-    from psychocounsel.training.memory import CLUSTERS, GB, MFU, SHARDINGS, hours, machine_at_hand, training_flops
+    from psychocounsel.training.memory import (
+        CLUSTERS,
+        GB,
+        MFU,
+        SHARDINGS,
+        hours,
+        machine_at_hand,
+        training_flops,
+        unshardable,
+    )
 
     steps = _steps(config, store)
     is_dpo = isinstance(config, AlignConfig)
@@ -151,11 +170,11 @@ def _time_table(config: Config, size: "ModelSize", store: Store, disk: str) -> T
     tokens = None if steps is None else steps * config.optimisation.global_batch_size * TOKENS_PER_PAIR
 
     def row(machine: "Machine") -> tuple[str, ...]:
-        is_whole = machine.devices == 1 or config.optimisation.optimizer == "adamw_bf16_sr"
         fitting = [
             way
-            for way in SHARDINGS[: 1 if is_whole else None]
-            if _memory(config, size, config.optimisation, machine.devices, way).total <= machine.memory
+            for way in SHARDINGS[: 1 if machine.devices == 1 else None]
+            if not unshardable(config.optimisation, way)
+            and _memory(config, size, config.optimisation, machine.devices, way).total <= machine.memory
         ]
         time = None if tokens is None else hours(tokens * per_token, machine)
         fits = "no" if not fitting else "yes" if machine.devices == 1 else fitting[0]

@@ -25,7 +25,7 @@ from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import REWARD_MODEL, model_card
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
-from psychocounsel.stages.preflight import require_disk, require_memory
+from psychocounsel.stages.preflight import require_disk, require_launchable
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import (
     HUB,
@@ -140,7 +140,7 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     if leakage["leaked"]:
         writer.warnings.append(leakage_warning(leakage))
     base = model_of(store, writer.spec, BASE_MODEL, config.base_model, POLICY_KINDS).policy(store)
-    require_memory(config, base)
+    require_launchable(config, base)
     require_disk(config, base, writer.work)
     with step_progress("training the reward model") as report:
         output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)

@@ -173,6 +173,20 @@ def memory_per_device(
     return Memory(weights, gradients, moments, kept, workspace)
 
 
+def unshardable(optimisation: OptimisationConfig, sharding: Sharding) -> str:
+    """Return the setting with which a training cannot be sharded in this way; empty if it can be.
+
+    Remainders and 4-bit weights belong to whole parameters. The optimizers of bitsandbytes know no parameters that FSDP
+    divides, for which `zero3` stands here.
+    """
+    if sharding == "ddp":
+        return ""
+    if optimisation.weights == "nf4":
+        return "weights: nf4"
+    whole = ("adamw_bf16_sr", "adamw_8bit", "paged") if sharding == "zero3" else ("adamw_bf16_sr",)
+    return f"optimizer: {optimisation.optimizer}" if optimisation.optimizer in whole else ""
+
+
 def activation_bytes(size: ModelSize, optimisation: OptimisationConfig, tokens: int) -> tuple[float, float]:
     """Return what the layers keep for the backward pass, and what a layer takes that is computed again there.
 
@@ -243,15 +257,28 @@ def cheaper(optimisation: OptimisationConfig) -> Iterator[OptimisationConfig]:
         yield optimisation
 
 
-def remedy(size: ModelSize, optimisation: OptimisationConfig, tokens_per_row: int, memory: float) -> str:
-    """Return the fewest of those changes with which a training fits into a device's memory."""
+def remedy(
+    size: ModelSize,
+    optimisation: OptimisationConfig,
+    tokens_per_row: int,
+    memory: float,
+    devices: int,
+    sharding: Sharding,
+) -> str:
+    """Return the fewest of those changes with which a training on some devices fits into the memory of each."""
     for changed in cheaper(optimisation):
         tokens = changed.per_device_batch_size * tokens_per_row
-        if memory_per_device(size, changed, tokens).total <= memory:
+        needed = memory_per_device(size, changed, tokens, devices, sharding)
+        if needed.total <= memory and not unshardable(changed, sharding):
             before = optimisation.model_dump()
             different = {key: value for key, value in changed.model_dump().items() if value != before[key]}
             return "under optimisation, set " + ", ".join(f"{key}: {_yaml(value)}" for key, value in different.items())
-    return "lower length.max_length_tokens, shard over several GPUs (--accelerate fsdp2), or take a smaller model"
+    if sharding == "zero3":
+        return "lower length.max_length_tokens, shard over more GPUs, or take a smaller model"
+    return (
+        "lower length.max_length_tokens, shard fp32 or bf16 weights over several GPUs (--accelerate fsdp2), or take a "
+        "smaller model"
+    )
 
 
 def _yaml(value: Any) -> str:

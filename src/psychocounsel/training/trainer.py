@@ -238,12 +238,6 @@ class CheckedTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer: our own for weights that are bfloat16 and a remainder, else the libraries'."""
         if has_remainders(self.model):
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ConfigError(
-                    "bfloat16 weights with adamw_bf16_sr cannot be sharded",
-                    where="optimisation.weights",
-                    remedy="set weights: fp32 and optimizer: adamw, of which each process holds a part; or use ddp",
-                )
             self.optimizer_cls_and_kwargs = (Bf16AdamW, {"lr": self.args.learning_rate, "seed": self.args.seed})
         return super().create_optimizer(model)
 
