@@ -3,19 +3,17 @@
 The same items as CSV, for those who prefer a spreadsheet.
 """
 
-import base64
 import csv
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from psychocounsel.evaluation.annotations import Value
+from psychocounsel.reporting.html import content_security_policy, page_environment
 
 FORMAT = "psychocounsel-annotations-1"
 SKIP = "skip"
@@ -84,36 +82,28 @@ _INSTRUCTIONS = {
 
 def render_page(task: AnnotationTask) -> str:
     """Return the page; equal tasks give an equal page."""
-    environment = Environment(
-        loader=PackageLoader("psychocounsel.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     folder = files("psychocounsel.reporting") / "templates"
-    script, style = ((folder / f"annotate.{ending}").read_text(encoding="utf-8") for ending in ("js", "css"))
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; base-uri 'none'; "
-        "form-action 'none'"
+    script, style = (
+        Markup((folder / f"annotate.{ending}").read_text(encoding="utf-8"))  # noqa: S704 - our own files
+        for ending in ("js", "css")
     )
     # In JSON a `<` only stands in texts; escaped, none of them ends the script element.
     data = json.dumps(asdict(task), ensure_ascii=False).replace("<", "\\u003c")
-    return environment.get_template("annotate.html.j2").render(
-        title=_TITLES[task.kind],
-        instructions=_INSTRUCTIONS[task.kind],
-        keys=_KEYS[task.kind],
-        warnings=task.warnings,
-        count=len(task.items),
-        policy=Markup(policy),  # noqa: S704 - of digests and constants
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        data=Markup(data),  # noqa: S704 - escaped above
+    return (
+        page_environment()
+        .get_template("annotate.html.j2")
+        .render(
+            title=_TITLES[task.kind],
+            instructions=_INSTRUCTIONS[task.kind],
+            keys=_KEYS[task.kind],
+            warnings=task.warnings,
+            count=len(task.items),
+            policy=content_security_policy(style, script),
+            style=style,
+            script=script,
+            data=Markup(data),  # noqa: S704 - escaped above
+        )
     )
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
 
 
 def no_formula(text: str) -> str:
