@@ -107,12 +107,6 @@ def test_an_unknown_key_of_the_only_source_is_no_missing_source(tmp_path: Path) 
     assert len(str(fault.value).splitlines()) == 1
 
 
-def test_only_a_number_is_to_be_written_without_quotes(tmp_path: Path) -> None:
-    message = fault_of(tmp_path, REWARD, "optimisation.learning_rate=zero")
-    assert "(got 'zero'); write a number" in message
-    assert "boolean" not in message
-
-
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     message = fault_of(tmp_path, "name: UPPER\nbase_model: 3\nepoch: 2\noptimisation: {learning_rate: '1'}\n")
     assert sorted(re.findall(r"reward\.yaml line (\d): ([\w.]+):", message)) == [
@@ -203,6 +197,7 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("learning_rate=1", "learning_rate: unknown key; did you mean 'optimisation.learning_rate'?"),
         ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
         ("epochs='3'", "write it without quotes"),
+        ("optimisation.learning_rate=zero", "(got 'zero'); write a number"),
         ("name.first=x", "--set name.first: there is no such key"),
         ("name.0=x", "--set name.0: there is no such key"),
         ("optimisation.0=x", "--set optimisation.0"),
@@ -330,16 +325,8 @@ SIDES = "policy: {author: a, model: m}, base: {author: b, model: n}"
     ("model", "config", "key"),
     [
         (EvalRewardConfig, "{name: e, model: m, on: FILE}", "on"),
-        (
-            EvalCrisisConfig,
-            f"{{name: e, {SIDES}, suite: FILE}}",
-            "suite",
-        ),
-        (
-            EvalCrisisConfig,
-            f"{{name: e, {SIDES}, planted: FILE}}",
-            "planted",
-        ),
+        (EvalCrisisConfig, f"{{name: e, {SIDES}, suite: FILE}}", "suite"),
+        (EvalCrisisConfig, f"{{name: e, {SIDES}, planted: FILE}}", "planted"),
         (CalibrateJudgeConfig, "{name: c, human: FILE, judge: x}", "human"),
         (CalibrateJudgeConfig, "{name: c, human: x, judge: FILE}", "judge"),
         (MixedPreferences, "{preferences: FILE, count: 3}", "preferences"),

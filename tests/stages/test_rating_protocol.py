@@ -266,23 +266,3 @@ class TestDecisions:
             assert server.count == 2 * 128
         samples = newest(recipe, "judgements").metrics["samples"]
         assert samples["scored_by"] == {"expected": 128, "written": 128}
-
-
-ONE, TWO = member("http://127.0.0.1:9/v1"), member("http://127.0.0.1:9/v1", "yew")
-
-
-@pytest.mark.parametrize(
-    ("judge", "expected"),
-    [
-        ({"panel": [ONE]}, "at least two judges"),
-        ({"panel": [ONE, TWO], "backend": "offline"}, "no other backend takes one"),
-        ({"backend": "panel"}, "needs a panel"),
-        ({"panel": [ONE, {"backend": "offline"}]}, "endpoint"),
-        ({"panel": [ONE, {**TWO, "rubric": "other"}]}, "rubric"),
-        ({"backend": "decisions", "temperature": 0.5}, "temperature"),
-        ({"backend": "decisions", "max_tokens": 9}, "takes no max_tokens"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(recipe: Path, cli: Cli, judge: dict[str, Any], expected: str) -> None:
-    ended = built(cli, recipe, judge)
-    ended.says(2, expected)
