@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -158,6 +160,43 @@ def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> N
         assert child.stdout.readline() == b"cancelled\n"
         child.send_signal(second)
         assert child.wait() == ExitCode.PREEMPTED
+
+
+AT_A_TERMINAL = """
+import os, sys, time
+from pathlib import Path
+from psychocounsel.llm.cancel import cancelled_by_signals
+
+os.open(os.ttyname(0), os.O_RDWR)
+with cancelled_by_signals() as token:
+    print("ready", flush=True)
+    while not token.is_cancelled():
+        time.sleep(0.01)
+    for _ in range(2):
+        print("saving", flush=True)
+        time.sleep(0.1)
+    Path(sys.argv[1]).touch()
+"""
+
+
+def test_a_terminal_that_is_closed_cancels_and_what_is_printed_then_goes_nowhere(tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", AT_A_TERMINAL, str(tmp_path / "saved")]
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True) as child:
+        os.close(end)
+        assert os.read(terminal, 7) == b"ready\r\n"
+        os.close(terminal)
+        assert child.wait() == 0
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_closed_terminal_that_is_ignored_stays_ignored() -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cancelled_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def test_outside_the_main_thread_no_handler_is_set() -> None:

@@ -1,4 +1,4 @@
-"""Stopping: one token for the process, set by SIGINT or SIGTERM, that everything long-running looks at."""
+"""Stopping: one token for the process, set by SIGINT, SIGTERM or SIGHUP, that everything long-running looks at."""
 
 import asyncio
 import logging
@@ -106,6 +106,7 @@ def _end_now(signum: int, frame: FrameType | None) -> None:
 def cancelled_by_signals(on_second: Callable[[int, FrameType | None], object] = _end_now) -> Generator[CancelToken]:
     """Yield a token that SIGINT and SIGTERM cancel; a second signal ends the process at once (exit 75).
 
+    SIGHUP, by which a closed terminal ends a run, cancels it too, however often it comes; under nohup it is ignored.
     Where others live in the process, `on_second` is another handler of that. Earlier handlers come back at the end.
     Outside the main thread, where Python receives no signals, nothing cancels the token.
     """
@@ -114,13 +115,19 @@ def cancelled_by_signals(on_second: Callable[[int, FrameType | None], object] = 
         yield token
         return
 
+    terminals = [each for each in (1, 2) if os.isatty(each)]
+
     def handle(signum: int, frame: FrameType | None) -> None:
-        if token.is_cancelled():
+        if signum == signal.SIGHUP:
+            for each in terminals:  # they are gone, and writing to them would be an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), each)
+        elif token.is_cancelled():
             on_second(signum, frame)
         token.cancel()
         log.warning(f"{signal.Signals(signum).name}: saving after the current step; a second signal ends at once")
 
-    earlier = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    earlier = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     try:
         yield token
     finally:
