@@ -78,6 +78,7 @@ def test_a_config_is_read(tmp_path: Path) -> None:
         ("epochs: 0", "line 8: epochs: Input should be greater than 0"),
         ("seed: -1", "line 8: seed: Input should be greater than or equal to 0"),
         ("length: long", "line 8: length: must be a block of keys (got 'long')"),
+        ("mix: pairs.jsonl", "line 8: mix: must be a list, in brackets"),
         ("length: {max_length_tokens: 1e3}", "length.max_length_tokens: Input should be a valid integer"),
         ("centre_rewards_coefficient: .inf", "centre_rewards_coefficient: Input should be a valid number"),
         ("centre_rewards_coefficient: 1e999", "should be a finite number"),

@@ -338,6 +338,8 @@ def test_a_changed_config_is_compared_with_the_nearest(store: Store, log: pytest
     changed = store.make(spec_of(a={"x": 1, "y": 3}, b=2), build)
     store.make(spec_of(name="unlike", b=9), build)
     assert log.messages[1:] == [f"speeches {changed.ref}: new, differs from {near.ref} in b"]
+    store.make(spec_of(**dict.fromkeys("abcdefghij", 1)), build)
+    assert log.messages[-1].endswith("e and 5 more")
 
 
 def test_two_artifacts_differ_in_settings_parents_and_version(store: Store) -> None:

@@ -284,6 +284,8 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             message = f"is missing; add --set {key}=VALUE" if where == "command line" else "is missing; add it"
         case "model_type":
             message = f"must be a block of keys (got {given!r})"
+        case "tuple_type":
+            message = f"must be a list, in brackets or a line with a dash for each item (got {given!r})"
         case kind:
             message = error["msg"].removeprefix("Value error, ")
             if not isinstance(given, (dict, list)):

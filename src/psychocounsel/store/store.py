@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 DEFAULT_STORE = Path("data")
 STORE_VARIABLE = "PSYCHOCOUNSEL_STORE"
 LOCKS = ".locks"
+_FEW_KEYS = 6
 _MANIFEST_KEYS = {
     *("id", "kind", "name", "stage", "version", "settings", "parents", "warnings", "rows", "notes", "files"),
     *("created_at", "seconds", "made_with"),
@@ -168,7 +169,9 @@ class Store:
         ]
         if differences:
             keys, nearest = min(differences, key=lambda each: len(each[0]))
-            log.info(f"{spec.kind} {spec.ref}: new, differs from {nearest.ref} in {', '.join(keys[:6])}")
+            more = f" and {len(keys) - _FEW_KEYS} more" if len(keys) > _FEW_KEYS else ""
+            shown = ", ".join(keys[:_FEW_KEYS])
+            log.info(f"{spec.kind} {spec.ref}: new, differs from {nearest.ref} in {shown}{more}")
 
     def folder_of(self, spec: ArtifactSpec) -> Path:
         """Return the folder of a spec's artifact, whether it exists or not."""
