@@ -12,6 +12,7 @@ from chat_server import ChatServer, Reply, answer_by_schema
 
 from miniature import SAMPLING, configs, write_yaml
 from psychocounsel.store.artifacts import ArtifactSpec
+from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
 from psychocounsel.types import Rate
 from running import Cli, Miniature
@@ -111,6 +112,41 @@ def test_second_judge_stands_beside_the_first(miniature: Miniature, cli: Cli, st
     assert "Paired differences" not in ended.out  # one policy
     assert "Ranking" not in ended.out
     assert "corrected by people's labels" not in ended.out  # nobody labelled them
+
+
+def test_a_difference_that_hangs_on_failed_verdicts_is_marked(
+    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
+) -> None:
+    held_out = [each.speech for each in read_speeches(Store(store).artifacts("speeches")[-1]) if each.split == "test"]
+
+    def judge(request: Mapping[str, Any], number: int) -> Reply:
+        """`Failing.` wins five speeches, and where it would lose there is no verdict; `Even.` wins the others."""
+        said = request["messages"][-1]["content"]
+        is_won = any(each.text[:40] in said for each in held_out[:5])
+        if "Failing." in said and not is_won:
+            return Reply(None, refusal="No.")
+        found = re.search(r'^\{"item_id".*$', said, re.MULTILINE)
+        assert found is not None
+        is_first = json.loads(found.group())["response_A"] != "Oh."
+        content = json.loads(answer_by_schema(request, number).text or "")
+        wins = is_won != ("Even." in said)
+        return Reply(json.dumps({**content, "winners": dict.fromkeys(content["winners"], "AB"[is_first != wins])}))
+
+    def side(text: str) -> str:
+        file = tmp_path / f"{text}jsonl"
+        file.write_text("".join(json.dumps({"speech": each.text, "response": text}) + "\n" for each in held_out))
+        return json.dumps({"author": text[:-1].lower(), "file": str(file), "licence": "mit", "data_class": "public"})
+
+    with ChatServer(judge) as server:
+        endpoint = f"judge.endpoint={{model: a-judge, base_url: '{server.base_url}'}}"
+        for text in ("Failing.", "Even."):
+            sets = ["judge.backend=endpoint", endpoint, "judge.max_missing_share=0.5", f"reference={side('Oh.')}"]
+            win_rate_of(
+                text[:-1].lower(), cli, miniature, store, f"name={text[:-1].lower()}", f"policy={side(text)}", *sets
+            )
+    ended = cli("compare", "comparisons/failing", "comparisons/even", "--store", store)
+    (row,) = table(ended.out, "Paired differences")
+    assert (row[5], row[6]) == ("5", "differs, unless for what is missing")
 
 
 @pytest.mark.parametrize(("headline", "rate", "words"), [("anchored", 0.61, "judge and"), ("human_only", 0.6, "alone")])

@@ -256,7 +256,7 @@ def _difference_table(compared: Sequence[_Compared], names: dict[str, str]) -> T
         if crisis is not None and crisis.speeches < MIN_SLICE:
             in_crisis = f"n = {crisis.speeches}"
         judge = first.metrics.judges.evaluation
-        rows.append((label, names[first.reference], judge, *_spread_cells(found), in_crisis))
+        rows.append((label, names[first.reference], judge, *_difference_cells(first, second, found), in_crisis))
     header = (
         "policies",
         "over",
@@ -303,7 +303,7 @@ def sweep_table(points: Sequence[tuple[str, Sequence[Artifact]]], store: Store) 
             first = present[0][1]
             is_comparable = each is not first and (each.reference, each.judge) == (first.reference, first.judge)
             spread = paired_difference(each.by_speech, first.by_speech, each.confidence) if is_comparable else None
-            difference = (NONE,) * 4 if spread is None else _spread_cells(spread)
+            difference = (NONE,) * 4 if spread is None else _difference_cells(each, first, spread)
             unfinished = percent(each.metrics.policy_text_quality.unfinished_rate.estimate)
             round_number = _round_of(each.answers[0], store)
             rate = with_interval(each.metrics.win_rate)
@@ -323,6 +323,25 @@ def _round_of(answers: Artifact, store: Store) -> str:
             settings = store.open(parent).manifest["settings"]
             return str(settings.get("round", settings.get("weights_of_round", NONE)))
     return NONE
+
+
+def _difference_cells(first: _Compared, second: _Compared, found: Spread) -> Row:
+    """Return the cells of a paired difference; a judge who fails by outcome makes policies differ that do not.
+
+    A difference that would not be one if the speeches that only one of the two has were lost by the better policy, or
+    won by the other, is marked.
+    """
+    *cells, reading = _spread_cells(found)
+    every = first.by_speech.keys() | second.by_speech.keys()
+    ours, theirs = ([0.0], [1.0]) if found.estimate > 0 else ([1.0], [0.0])
+    at_worst = paired_difference(
+        {each: first.by_speech.get(each, ours) for each in every},
+        {each: second.by_speech.get(each, theirs) for each in every},
+        first.confidence,
+    )
+    if found.is_distinct and at_worst and not (at_worst.low > 0 if found.estimate > 0 else at_worst.high < 0):
+        reading = f"{reading}, unless for what is missing"
+    return (*cells, reading)
 
 
 def _spread_cells(found: Spread) -> Row:
