@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.llm.client import UnreadableBodyError, read_completion
-from psychocounsel.llm.structured_output import UnreadableReplyError, read_json, read_json_at
+from psychocounsel.llm.items import UnreadableReplyError, read_json
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -116,7 +116,6 @@ def test_no_json_crashes_the_reader(value):
 def test_what_is_written_is_read(value: object, space: str) -> None:
     text = json.dumps(value)
     assert read_json(space + text + space) == value
-    assert read_json_at(f"{space}[{text}] and more", len(space)) == ([value], len(space) + len(text) + 2)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +131,8 @@ def test_what_is_written_is_read(value: object, space: str) -> None:
     ],
 )
 def test_what_is_not_strict_is_reported(text: str, reason: str) -> None:
-    for read in (read_json, lambda text: read_json_at(text, 0)):
-        with pytest.raises(UnreadableReplyError) as caught:
-            read(text)
-        assert str(caught.value) == reason
+    with pytest.raises(UnreadableReplyError) as caught:
+        read_json(text)
+    assert str(caught.value) == reason
     with pytest.raises(UnreadableReplyError):
         read_json("{} {}")

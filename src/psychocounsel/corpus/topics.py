@@ -11,7 +11,7 @@ from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Annotated, NamedTuple, Protocol, TypeAlias, cast
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -20,10 +20,17 @@ from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.text import plain_words
 from psychocounsel.errors import ConfigError
+from psychocounsel.llm.items import (
+    UnreadableReplyError,
+    between_markers,
+    checked_reasons,
+    exactly,
+    read_object,
+    strict_object,
+)
 from psychocounsel.llm.runner import RunPolicy
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
-from psychocounsel.llm.structured_output import UnreadableReplyError, read_json_at
-from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.store.files import digest_of
 from psychocounsel.types import ReplyStatus, Speech, content_id
 
@@ -291,7 +298,7 @@ def _fits(cue_word: str, word: str) -> bool:
 
 # --- Assignment by a model --------------------
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raised whenever a reply may be read differently than before."""
 
 TEMPERATURE = 0.0
@@ -300,7 +307,6 @@ MAX_TOKENS = 300
 
 _PROMPT = files("psychocounsel.corpus") / "prompts" / "topic.txt"
 _ITEM_LINE = "=== ITEM ===\n"
-_FIELDS = ("item_id", "reason", "topic")
 
 
 class TopicRequest(NamedTuple):
@@ -314,7 +320,8 @@ class TopicPrompt:
     """Creates the requests for one taxonomy."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        fixed, self._variable = _prompt().split(_ITEM_LINE)
+        fixed, variable = _prompt().split(_ITEM_LINE)
+        self._item = Template(variable)
         topics = ""
         for coarse in taxonomy.topics:
             fine_lines = (f'"{fine.id}" - {fine.name}. {fine.description}\n' for fine in coarse.fine)
@@ -323,19 +330,12 @@ class TopicPrompt:
         text: JSON = {"type": "string"}
         topic: JSON = {"type": "string", "enum": [fine.id for fine in taxonomy.fine_topics]}
         # The reason comes before the topic, so that a model thinks before it decides.
-        self._schema: dict[str, JSON] = {
-            "type": "object",
-            "properties": {"item_id": text, "reason": text, "topic": topic},
-            "required": list(_FIELDS),
-            "additionalProperties": False,
-        }
+        self._schema = strict_object({"item_id": text, "reason": text, "topic": topic})
 
     def request(self, speech: Speech) -> TopicRequest:
         """Return the request for the topic of one speech."""
         item_id = content_id("topic", speech.text)
-        data = one_line({"item_id": item_id, "client": speech.text}).replace("\x7f", "\\u007f")
-        marker = f"<<{content_id('marker', data)}>>"
-        item = Template(self._variable).substitute(marker=marker, data=data)
+        item = between_markers(self._item, {"item_id": item_id, "client": speech.text})
         request = ChatRequest(
             messages=(self._instructions, Message("user", item)),
             temperature=TEMPERATURE,
@@ -358,23 +358,12 @@ def prompt_digest() -> str:
 
 
 def parse_topic(reply_text: str, taxonomy: Taxonomy, item_id: str) -> str:
-    """Return the id of the fine topic that a reply names: one JSON object, bare, in a fence, or among other text.
+    """Return the id of the fine topic that a reply names.
 
     Raises UnreadableReplyError if it names none, is about another item, or does not fit the schema.
     """
-    start = reply_text.find("{")
-    if start < 0:
-        raise UnreadableReplyError("there is no JSON object in the reply")
-    value, end = read_json_at(reply_text, start)
-    if "{" in reply_text[end:]:
-        raise UnreadableReplyError("there is more than one JSON object in the reply")
-    reply = cast("dict[str, object]", value)
-    if set(reply) != set(_FIELDS):
-        raise UnreadableReplyError(f"the reply has other keys than {', '.join(_FIELDS)}")
-    if reply["item_id"] != item_id:
-        raise UnreadableReplyError("the reply is about another item")
-    if not isinstance(reply["reason"], str):
-        raise UnreadableReplyError("'reason' is not text")
+    reply = exactly(read_object(reply_text), ("item_id", "reason", "topic"), "the reply")
+    checked_reasons(reply, item_id, "reason")
     if not isinstance(topic := reply["topic"], str) or topic not in taxonomy.coarse_of:
         raise UnreadableReplyError("'topic' is no fine topic of the taxonomy")
     return topic

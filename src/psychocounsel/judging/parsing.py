@@ -1,19 +1,18 @@
 """Reads a judge's reply: ratings or winners, or the reason why it holds none.
 
 A reply is read strictly or not at all: one corpus was ruined by a "10" read as "1". Nothing is guessed, and no digit
-is ever picked out of prose. What models put around the one JSON object is ignored: a Markdown fence, words before and
-after it, thoughts that end in `</think>` before it, a comma before a closing bracket.
+is ever picked out of prose.
 """
 
 import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from psychocounsel.judging.rubric import Rubric
-from psychocounsel.llm.structured_output import TokenChoice, UnreadableReplyError, read_json
+from psychocounsel.llm.items import UnreadableReplyError, checked_reasons, exactly, only_object, read_object
+from psychocounsel.llm.structured_output import TokenChoice
 from psychocounsel.types import OVERALL, Rating, ReplyStatus, Scoring, Winner
 
 PARSER_VERSION = 3
@@ -25,12 +24,6 @@ WINNERS = {"A": Winner.FIRST, "B": Winner.SECOND, "tie": Winner.TIE}
 LEAST_MASS = 0.5
 """Share of probability that the points of the scale must have together for an expected rating."""
 
-# A whole string is matched, so that a comma in it stays; any other comma right before a bracket goes.
-_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
-
-_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
-_MARK = re.compile(rf'[{{}}"]|{_THOUGHTS_END}')
-_REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|[{}:]', re.DOTALL)
 _ELLIPSIS = re.compile(r"\.{3}|\u2026")
 _NUMBER = re.compile(r"(-?\d+)(?![\d.eE])")
@@ -71,9 +64,9 @@ def parse_ratings(reply_text: str, rubric: Rubric, item_id: str) -> ParsedRating
     heads = [key for key, is_there in (("item_id", layout.echo_id), ("reasons", layout.reasons)) if is_there]
     shown = names if layout.flat else ("ratings",)
     try:
-        reply = _exactly(_object(reply_text), (*heads, *shown, *layout.extra_keys), "the reply")
-        reasons = _heads(reply, item_id)
-        values = reply if layout.flat else _exactly(reply["ratings"], names, "'ratings'")
+        reply = exactly(read_object(reply_text), (*heads, *shown, *layout.extra_keys), "the reply")
+        reasons = checked_reasons(reply, item_id)
+        values = reply if layout.flat else exactly(reply["ratings"], names, "'ratings'")
     except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
     ratings: dict[str, Rating] = {}
@@ -90,9 +83,9 @@ def parse_winners(reply_text: str, rubric: Rubric, item_id: str) -> ParsedWinner
     """Read a comparison reply; "A" is the first response shown."""
     criteria = (OVERALL, *rubric.principle_ids)
     try:
-        reply = _exactly(_object(reply_text), ("item_id", "reasons", "winners"), "the reply")
-        reasons = _heads(reply, item_id)
-        values = _exactly(reply["winners"], criteria, "'winners'")
+        reply = exactly(read_object(reply_text), ("item_id", "reasons", "winners"), "the reply")
+        reasons = checked_reasons(reply, item_id)
+        values = exactly(reply["winners"], criteria, "'winners'")
     except UnreadableReplyError as fault:
         return ParseFailure(str(fault))
     winners: dict[str, Winner] = {}
@@ -118,11 +111,11 @@ def parse_quoted(
     ratings: dict[str, Rating] = {}
     quotes: dict[str, str] = {}
     try:
-        reply = _exactly(_object(reply_text), ("item_id", "answers"), "the reply")
-        _heads(reply, item_id)
-        answers = _exactly(reply["answers"], names, "'answers'")
+        reply = exactly(read_object(reply_text), ("item_id", "answers"), "the reply")
+        checked_reasons(reply, item_id)
+        answers = exactly(reply["answers"], names, "'answers'")
         for name in names:
-            entry = _exactly(answers[name], ("quote", "answer"), f"'{name}'")
+            entry = exactly(answers[name], ("quote", "answer"), f"'{name}'")
             said, quote = entry["answer"], entry["quote"]
             if said not in ("yes", "no") or not isinstance(quote, str):
                 return ParseFailure(f"'{name}' is neither yes nor no with a quote")
@@ -141,86 +134,6 @@ def parse_quoted(
 def _plainly(text: str) -> str:
     """Return the letters and digits of a text in lower case, so that only its words count."""
     return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _exactly(value: object, names: Sequence[str], place: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise UnreadableReplyError(f"{place} is not an object")
-    block = cast("dict[str, object]", value)
-    if missing := [name for name in names if name not in block]:
-        raise UnreadableReplyError(f"{place} lacks {', '.join(missing)}")
-    if len(block) > len(names):
-        raise UnreadableReplyError(f"{place} has unknown keys")
-    return block
-
-
-def _heads(reply: Mapping[str, object], item_id: str) -> str:
-    """Check the item's id, where the layout has one, and return the reasons, where it has any."""
-    if reply.get("item_id", item_id) != item_id:
-        raise UnreadableReplyError("the reply is about another item")
-    reasons = reply.get("reasons", "")
-    if not isinstance(reasons, str):
-        raise UnreadableReplyError("'reasons' is not text")
-    return reasons
-
-
-# --- The one JSON object of a reply ----------------------------------------------------------------------------------
-
-
-def _object(text: str) -> object:
-    bare = text.strip()
-    if bare.startswith("{"):
-        # Almost every reply is its object and nothing else; looking for one takes ten times as long.
-        with suppress(UnreadableReplyError):
-            return read_json(bare)
-    found = only_object(text)
-    try:
-        return read_json(found)
-    except UnreadableReplyError:
-        return read_json(_TRAILING_COMMA.sub(lambda match: match[1] or "", found))
-
-
-def only_object(reply_text: str) -> str:
-    """Return the one stretch of a reply from an outermost `{` to its `}`; braces in strings do not count.
-
-    Raises:
-        UnreadableReplyError: there is none, there are several, or the last one stays open.
-    """
-    text = reply_text
-    if text.lstrip().startswith(_THOUGHTS_BEGIN):
-        # An object among the thoughts is no answer, least of all where the reply was cut before the answer came.
-        _, end, text = text.partition(_THOUGHTS_END)
-        if not end:
-            raise UnreadableReplyError("the reply ends among its thoughts")
-    spans: list[str] = []
-    start = depth = 0
-    for mark, depth in _marks(text):
-        if mark[0] == _THOUGHTS_END:
-            spans.clear()
-        elif mark[0] == "{" and depth == 1:
-            start = mark.start()
-        elif depth == 0:
-            spans.append(text[start : mark.end()])
-    if depth or len(spans) != 1:
-        raise UnreadableReplyError(f"expected one JSON object, found {len(spans)}{' and an open one' if depth else ''}")
-    return spans[0]
-
-
-def _marks(text: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Yield braces and ends of thoughts outside of strings, each with how many objects are open behind it.
-
-    A template may have opened the thoughts in the prompt, so their end need not have a beginning; an object that is
-    open there was part of the thoughts.
-    """
-    at = depth = 0
-    while mark := _MARK.search(text, at):
-        at = mark.end()
-        if mark[0] == '"':
-            rest = _REST_OF_STRING.match(text, at) if depth else None
-            at = rest.end() if rest else len(text) if depth else at
-        elif depth or mark[0] != "}":
-            depth = {"{": depth + 1, "}": depth - 1}.get(mark[0], 0)
-            yield mark, depth
 
 
 # --- Expected ratings, from the probabilities of tokens --------------------------------------------------------------

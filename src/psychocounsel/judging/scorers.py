@@ -33,8 +33,9 @@ from psychocounsel.judging.parsing import (
     parse_winners,
 )
 from psychocounsel.judging.rubric import Principle, Rubric
-from psychocounsel.llm.structured_output import MOST_ALTERNATIVES, UnreadableReplyError, mapping_of, read_choices
-from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message, one_line
+from psychocounsel.llm.items import UnreadableReplyError, between_markers, strict_object
+from psychocounsel.llm.structured_output import MOST_ALTERNATIVES, mapping_of, read_choices
+from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
 from psychocounsel.types import OVERALL, SPEAKERS, Candidate, ReplyStatus, Scoring, Speech, Winner, content_id
 
 
@@ -142,8 +143,8 @@ class TextScorer(Scorer):
     @cached_property
     def _fixed_parts(self) -> Mapping[str, "_FixedPart"]:
         side: JSON = {"type": "string", "enum": list(WINNERS)}
-        winners = _strict_object(dict.fromkeys((OVERALL, *self.rubric.principle_ids), side))
-        compared = _strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": winners})
+        winners = strict_object(dict.fromkeys((OVERALL, *self.rubric.principle_ids), side))
+        compared = strict_object({"item_id": _TEXT, "reasons": _TEXT, "winners": winners})
         schemas = {"rate": _rating_schema(self.rubric), "compare": compared}
         return {name: _fixed_part(name, self.rubric, schema) for name, schema in schemas.items()}
 
@@ -187,10 +188,8 @@ def _shown(item: ComparisonTask) -> dict[str, JSON]:
 
 
 def _filled(template: Template, item: Mapping[str, JSON]) -> str:
-    """Return a template with an item as data, between markers that its texts cannot contain."""
-    data = one_line(item)
-    note = _HISTORY_NOTE if "history" in item else ""
-    return note + template.substitute(marker=f"<<{content_id('marker', data)}>>", data=data)
+    """Return a template with an item, and a note where the item has a history."""
+    return (_HISTORY_NOTE if "history" in item else "") + between_markers(template, item)
 
 
 class _FixedPart(NamedTuple):
@@ -241,14 +240,9 @@ def _rating_schema(rubric: Rubric) -> dict[str, JSON]:
     # The reasons come before the numbers, so that a model thinks before it decides on them.
     before: dict[str, JSON] = {"item_id": _TEXT} if layout.echo_id else {}
     before |= {"reasons": _TEXT} if layout.reasons else {}
-    shown = ratings if layout.flat else {"ratings": _strict_object(ratings)}
+    shown = ratings if layout.flat else {"ratings": strict_object(ratings)}
     after: dict[str, JSON] = {key: {"type": kind} for key, kind in layout.extra_keys.items()}
-    return _strict_object({**before, **shown, **after})
-
-
-def _strict_object(properties: Mapping[str, JSON]) -> dict[str, JSON]:
-    shape: dict[str, JSON] = {"type": "object", "properties": dict(properties), "required": list(properties)}
-    return {**shape, "additionalProperties": False}
+    return strict_object({**before, **shown, **after})
 
 
 # --- Token probabilities ---------------------------------------------------------------------------------------------
@@ -334,8 +328,8 @@ class QuoteScorer(TextScorer):
         self.reader = f"quotes {PARSER_VERSION} {rubric.digest}"
         self.fingerprint = {"prompts": _prompt_digests("crisis"), "parser": f"quotes {PARSER_VERSION}"}
         said: JSON = {"type": "string", "enum": ["yes", "no"]}
-        answers = _strict_object(dict.fromkeys(rubric.principle_ids, _strict_object({"quote": _TEXT, "answer": said})))
-        self._schema = _strict_object({"item_id": _TEXT, "answers": answers})
+        answers = strict_object(dict.fromkeys(rubric.principle_ids, strict_object({"quote": _TEXT, "answer": said})))
+        self._schema = strict_object({"item_id": _TEXT, "answers": answers})
 
     @cached_property
     def _fixed_parts(self) -> Mapping[str, "_FixedPart"]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from psychocounsel.errors import IncompleteError, PsychoCounselError
 from psychocounsel.llm.types import (
@@ -353,48 +353,3 @@ def _alternatives(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
         if re.search("[0-9]", token) and logprob > _LEAST_LOGPROB:
             found.setdefault(token, round(float(min(logprob, 0.0)), _DECIMALS))
     return list(found.items())
-
-
-# Strict JSON in the text of a reply.
-
-
-class UnreadableReplyError(ValueError):
-    """A reply's text that is not the JSON it should be; the message says why."""
-
-
-def read_json(text: str) -> object:
-    """Return the value of a JSON text.
-
-    Raises:
-        UnreadableReplyError: it is no JSON, is nested too deep, or an object in it has a key twice.
-    """
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    value, end = read_json_at(text, start)
-    if text[end:].strip(" \t\r\n"):
-        raise UnreadableReplyError("the JSON is malformed")
-    return value
-
-
-def read_json_at(text: str, start: int) -> tuple[object, int]:
-    """Return the JSON value that begins at a character and the index behind it; errors as for `read_json`."""
-    try:
-        value, end = _STRICT.raw_decode(text, start)
-    except UnreadableReplyError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UnreadableReplyError("the JSON is malformed") from error
-    return cast("object", value), end
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    block = dict(pairs)
-    if len(block) < len(pairs):
-        raise UnreadableReplyError("a key stands twice")
-    return block
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise UnreadableReplyError(f"{constant} is not JSON")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_constant)
