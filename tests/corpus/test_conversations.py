@@ -124,6 +124,16 @@ def test_a_conversation_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         turns(path, messages="chat")
     source = {"path": path, "conversation": {"messages": "chat"}, "on_bad_row": "drop"}
     assert [type(row) for row in read_source(config_of(RowSource, source))] == [BadRow, BadRow]
+    path = write_jsonl(
+        tmp_path / "c.jsonl",
+        *messages("x"),
+        *({**each, "who": "68"} for each in messages("y")),
+        *messages("z", SAID[:2]),
+    )
+    with pytest.raises(InputError, match=r"c.jsonl line 8: the client says nothing in this conversation; say with"):
+        turns(path, **BY_ID, client="client")
+    source = {"path": path, "conversation": {**BY_ID, "client": "client"}, "on_bad_row": "drop"}
+    assert [type(row) for row in read_source(config_of(RowSource, source))] == [SourceRow, SourceRow, BadRow]
     for wrong in ({}, {"id": "a"}, {"messages": "a", "id": "a", "role": "b", "text": "c"}):
         with pytest.raises(ConfigError):
             turns(path, **wrong)

@@ -42,7 +42,8 @@ class BadRow(NamedTuple):
     error: InputError
 
 
-def _bad(fault: str, where: str, remedy: str) -> BadRow:
+def bad_row(fault: str, where: str, remedy: str) -> BadRow:
+    """Return a bad row."""
     return BadRow(where, InputError(fault, where=where, remedy=remedy))
 
 
@@ -133,7 +134,7 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
     def texts() -> Iterator[str]:
         for where, text, fault in _lines(path, name):
             if fault is not None:
-                faults.append(_bad(fault, where, _SAVE_AS_TEXT))
+                faults.append(bad_row(fault, where, _SAVE_AS_TEXT))
             yield text
 
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -153,7 +154,7 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
             fields = next(reader, None)
         except csv.Error as fault:
             remedy = "correct the row that begins there, set on_bad_row: drop, or quotes: false if they are text"
-            faults.append(_bad(f"cannot be read as CSV: {fault}", where, remedy))
+            faults.append(bad_row(f"cannot be read as CSV: {fault}", where, remedy))
             fields = None
         if faults and not names:
             raise faults[0].error
@@ -169,7 +170,7 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
             yield SourceRow(where, dict(zip(names, fields, strict=True)), header=header)
         elif fields:  # a blank line has none
             remedy = f"quote fields that contain {delimiter!r}, quotes or line breaks, or set on_bad_row: drop"
-            yield _bad(f"has {len(fields)} fields where the header has {len(names)}", where, remedy)
+            yield bad_row(f"has {len(fields)} fields where the header has {len(names)}", where, remedy)
     if not names:
         raise InputError("is empty", where=name, remedy="give a file with a header and rows")
 
@@ -191,12 +192,12 @@ def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
     for where, text, fault in _lines(path, name):
         if fault is not None:
-            yield _bad(fault, where, _SAVE_AS_TEXT)
+            yield bad_row(fault, where, _SAVE_AS_TEXT)
         elif text.strip():
             try:
                 yield _json_row(_load_json(text), where, remedy)
             except (ValueError, RecursionError) as error:
-                yield _bad(f"is not JSON: {error}", where, remedy)
+                yield bad_row(f"is not JSON: {error}", where, remedy)
 
 
 def _load_json(text: str | bytes) -> object:
@@ -207,7 +208,7 @@ def _load_json(text: str | bytes) -> object:
 def _json_row(value: object, where: str, remedy: str) -> Row:
     if isinstance(value, dict):
         return SourceRow(where, cast("dict[str, Any]", value))
-    return _bad("is not a JSON object", where, remedy)
+    return bad_row("is not a JSON object", where, remedy)
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 from psychocounsel.config.components import PREFIX, locate
 from psychocounsel.config.expressions import evaluate, nested
 from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
-from psychocounsel.corpus.formats import ENDINGS, BadRow, Row, SourceRow, is_table, rows_of_file, shown
+from psychocounsel.corpus.formats import ENDINGS, BadRow, Row, SourceRow, bad_row, is_table, rows_of_file, shown
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
@@ -111,7 +111,8 @@ def read_source(source: RowSource) -> Iterator[Row]:
     columns = source.conversation
     if columns is None:
         return _wanted_rows(source)
-    return _turn_rows(read_cells(_wanted_rows(source), partial(_said, columns), source.on_bad_row), columns)
+    said = read_cells(_wanted_rows(source), partial(_said, columns), source.on_bad_row)
+    return read_cells(_turn_rows(said, columns), lambda row: row, source.on_bad_row)
 
 
 def _wanted_rows(source: RowSource) -> Iterator[Row]:
@@ -189,7 +190,10 @@ def _said(columns: Conversation, row: SourceRow) -> _Said:
 
 
 def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterator[Row]:
-    """Yield a row for each thing that the client says and that is answered, and the bad rows."""
+    """Yield a row for each thing that the client says and that is answered, and the bad rows.
+
+    A conversation in which the client says nothing is a bad row: mostly, the client goes by another name there.
+    """
     ended: set[str] = set()
     bad: list[BadRow] = []
 
@@ -207,6 +211,9 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
             raise InputError(f"the conversation {key!r} goes on after another", where=rows[0].row.where, remedy=remedy)
         ended.add(key)
         turns = merged_turns(turn for each in rows for turn in each.turns)
+        if turns and not any(turn.role == "user" for turn in turns):
+            remedy = "say with `client`, or a condition as `role`, who the client is, or set on_bad_row: drop"
+            bad.append(bad_row("the client says nothing in this conversation", rows[0].row.where, remedy))
         asked = (at for at, turn in enumerate(turns[:-1]) if turn.role == "user")
         for number, at in enumerate(asked, start=1):
             turn = {
