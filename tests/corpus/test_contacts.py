@@ -136,6 +136,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
     ("text", "cleaned"),
     [
         ("write to k.o-brien+help@uni-köln.de now", "write to [EMAIL_1] now"),
+        ("to sean.o'neil@x.org or 'anna@x.org'", "to [EMAIL_1] or '[EMAIL_2]'"),
         ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
         ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),
         ("call 1.800.GET.HELP", "call [PHONE_1]"),

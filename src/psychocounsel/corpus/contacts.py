@@ -66,7 +66,7 @@ _URL = re.compile(
     r"|\b[A-Za-z0-9-]{1,63} (?:dot|DOT) (?:com|org|net)\b"
 )
 _EMAIL = re.compile(
-    r"(?:mailto:)?[^\W_][\w.%+-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
+    r"(?:mailto:)?[^\W_][\w.%+'\u2019-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
     r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
     r"|[\w+-]{1,30}(?:(?: dot |\.)[\w+-]{1,30}){0,3} at (?:[\w-]{1,63} dot (?:com|org|net|edu)"
     r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|protonmail|aol)\.com)\b",
