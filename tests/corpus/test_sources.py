@@ -126,7 +126,10 @@ def test_a_missing_column_is_told_at_the_header(tmp_path: Path, header: str, rem
         ("{'text': 'one'}\n", "a.jsonl line 1: is not JSON"),
         ("[" * 100_000, "a.jsonl line 1: is not JSON"),
         ('{"n": ' + "9" * 5000 + "}", "a.jsonl line 1: is not JSON"),
-        ('{"text": "' + "x" * (2 * MAX_LINE_BYTES) + '"}', f"a.jsonl line 1: is longer than {MAX_LINE_BYTES} bytes"),
+        (
+            '{"text": "' + "x" * (2 * MAX_LINE_BYTES) + '"}',
+            f"a.jsonl line 1: is longer than {MAX_LINE_BYTES} bytes; leave it out, or name the file .json",
+        ),
         (b'{"text": "a\x00b"}', "a.jsonl line 1: holds a NUL byte"),
         (b'{"text": "\xed\xa0\x80"}', "a.jsonl line 1: is not UTF-8 text"),
         ('{"text": "one"}'.encode("utf-16"), "a.jsonl line 1: is UTF-16 text"),

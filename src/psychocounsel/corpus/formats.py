@@ -96,24 +96,25 @@ def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
     return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[str, str, str | None]]:
-    """Yield where a line of UTF-8 text is, the line, and what is wrong with it, if something is.
+def _lines(path: Path, name: str) -> Iterator[tuple[str, str, BadRow | None]]:
+    """Yield where a line of UTF-8 text is, the line, and the bad row that it makes, if it cannot be read.
 
     Only a line feed ends one: U+2028 in a text does not.
     """
     with _opened(path) as stream:
         for number, line in enumerate(_raw_lines(stream), start=1):
-            where, fault = f"{name} line {number}", None
+            where, bad = f"{name} line {number}", None
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise InputError("is UTF-16 text", where=where, remedy=_SAVE_AS_TEXT)
             text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
             if len(line) > MAX_LINE_BYTES:
-                fault = f"is longer than {MAX_LINE_BYTES} bytes"
+                remedy = "leave it out, or name the file .json if it is one array"
+                bad = bad_row(f"is longer than {MAX_LINE_BYTES} bytes", where, remedy)
             elif b"\x00" in line:
-                fault = "holds a NUL byte, as binary files and UTF-16 text do"
+                bad = bad_row("holds a NUL byte, as binary files and UTF-16 text do", where, _SAVE_AS_TEXT)
             elif _ESCAPED_BYTE.search(text):
-                fault = "is not UTF-8 text"
-            yield where, text, fault
+                bad = bad_row("is not UTF-8 text", where, _SAVE_AS_TEXT)
+            yield where, text, bad
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -132,9 +133,9 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
     faults: list[BadRow] = []  # of the lines since the last record
 
     def texts() -> Iterator[str]:
-        for where, text, fault in _lines(path, name):
-            if fault is not None:
-                faults.append(bad_row(fault, where, _SAVE_AS_TEXT))
+        for _, text, bad in _lines(path, name):
+            if bad is not None:
+                faults.append(bad)
             yield text
 
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -190,9 +191,9 @@ def shown(column: object) -> str:
 
 def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
     remedy = "write one JSON object per line, or set on_bad_row: drop"
-    for where, text, fault in _lines(path, name):
-        if fault is not None:
-            yield bad_row(fault, where, _SAVE_AS_TEXT)
+    for where, text, bad in _lines(path, name):
+        if bad is not None:
+            yield bad
         elif text.strip():
             try:
                 yield _json_row(_load_json(text), where, remedy)
