@@ -125,6 +125,16 @@ class _FailedTry:
 
 
 @dataclass
+class _Tries:
+    """How often a request was tried, and when it may be sent again; times are by the event loop's clock."""
+
+    deadline: float
+    resume_at: float = 0.0
+    counted: int = 0
+    free: int = 0
+
+
+@dataclass
 class _Connection:
     """What lives as long as one event loop; `refused` is set with the error that meets every request.
 
@@ -194,70 +204,59 @@ class OpenAIChatModel:
     ) -> ChatReply:
         clock = asyncio.get_running_loop().time
         reason = "the deadline passed while the server asked all requests to wait"
-        resume_at, tries, free_tries = 0.0, 0, 0
-        deadline = clock() + self._endpoint.timeout_seconds * self._retry.deadline_factor
-        while tries < self._retry.max_tries:
-            queued_seconds = await self._wait_for_slot(
-                connection, request, len(body), resume_at, deadline, context.cancel
-            )
-            if queued_seconds is None:
+        tries = _Tries(clock() + self._endpoint.timeout_seconds * self._retry.deadline_factor)
+        while tries.counted < self._retry.max_tries:
+            if not await self._wait_for_slot(connection, request, len(body), tries, context.cancel):
                 break
-            deadline += queued_seconds
-            outcome = await self._send(connection, request, body, deadline - clock())
+            outcome = await self._send(connection, request, body, tries.deadline - clock())
             if isinstance(outcome, ChatReply):
                 return outcome
             reason = outcome.reason
             if outcome.is_possibly_billed:
                 await context.on_lost_response()
-            free_tries += outcome.is_free
-            tries += not outcome.is_free
-            if outcome.is_unreachable and not connection.was_reached and tries >= _TRIES_WHILE_UNREACHABLE:
+            tries.free += outcome.is_free
+            tries.counted += not outcome.is_free
+            if outcome.is_unreachable and not connection.was_reached and tries.counted >= _TRIES_WHILE_UNREACHABLE:
                 raise IncompleteError(
                     f"no server answers: {reason}",
                     where=self._base_url,
                     remedy="start the server, or check endpoint.base_url and the network; then run the same "
                     "command again",
                 )
-            backoff_seconds = self._retry.wait_seconds(tries + free_tries, request.digest(self.fingerprint))
-            resume_at = clock() + max(outcome.retry_after_seconds, backoff_seconds)
+            digest = request.digest(self.fingerprint)
+            backoff_seconds = self._retry.wait_seconds(tries.counted + tries.free, digest)
+            tries.resume_at = clock() + max(outcome.retry_after_seconds, backoff_seconds)
             if outcome.slows_down:
                 connection.limiter.slow_down()
-                connection.resume_at = max(connection.resume_at, resume_at)
+                connection.resume_at = max(connection.resume_at, tries.resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, reason)
 
     async def _wait_for_slot(
-        self,
-        connection: _Connection,
-        request: ChatRequest,
-        body_chars: int,
-        earliest: float,
-        deadline: float,
-        cancel: CancelToken,
-    ) -> float | None:
-        """Wait until the request may go; return for how many seconds our own limits made it wait.
+        self, connection: _Connection, request: ChatRequest, body_chars: int, tries: _Tries, cancel: CancelToken
+    ) -> bool:
+        """Wait until the request may go; return False if that is not before its deadline.
 
-        None if it may not go before the deadline, which is the server's: what our own limits take is added to
-        it. Every try takes a slot, for the server counts all of them.
+        Every try takes a slot, for the server counts all of them. The deadline is the server's: what our own limits
+        take is added to it.
         """
         clock = asyncio.get_running_loop().time
-        queued_seconds = 0.0
         while True:
-            resume_at = earliest
+            resume_at = tries.resume_at
             if connection.resume_at > clock():
                 # Spread out, or all that waited for the same moment would rush the server again.
                 spread_seconds = self._retry.spread_seconds(request.digest(self.fingerprint))
-                resume_at = max(earliest, connection.resume_at + spread_seconds)
-            if resume_at >= deadline + queued_seconds:
-                return None
+                resume_at = max(resume_at, connection.resume_at + spread_seconds)
+            if resume_at >= tries.deadline:
+                return False
             await connection.wait_until(resume_at, cancel)
             joined_at = clock()
             slot = connection.limiter.next_slot(body_chars)
             await connection.wait_until(slot, cancel)
-            queued_seconds += clock() - joined_at
+            tries.deadline += clock() - joined_at
             # While it queued, the server may have asked all to wait: then all take new slots.
             if slot <= joined_at or connection.resume_at <= clock():
                 cancel.raise_if_cancelled()
-                return queued_seconds
+                return True
 
     async def _send(
         self, connection: _Connection, request: ChatRequest, body: bytes, seconds_left: float

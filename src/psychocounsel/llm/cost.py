@@ -407,12 +407,6 @@ class Budget:
         """Return what a request costs at most in a batch, in US dollars; 0 without a limit."""
         return Decimal(0) if self._max_cost is None else self._worst(request) * BATCH_SHARE
 
-    def require(self, request: ChatRequest) -> None:
-        """Raise IncompleteError if one live request does not fit now."""
-        worst = self._worst(request)
-        if not self.fits(worst):
-            raise self.limit_error(worst)
-
     def fits(self, worst: Decimal) -> bool:
         """Whether so much more stays within the limit, next to all that is reserved."""
         if self._max_cost is None:

@@ -30,7 +30,6 @@ from psychocounsel.llm.batch.shards import (
     digests_in_batches,
 )
 from psychocounsel.llm.cancel import RunCancelledError
-from psychocounsel.llm.cost import unlimited_budget
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import Items, RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
@@ -114,25 +113,15 @@ def _run_pilot(items: Items, pending: list[str], model: ChatModel, journal: Jour
 
 
 def _is_accepted_live(items: Items, digest: str, model: ChatModel, journal: Journal, policy: RunPolicy) -> bool:
-    """Run one request live, count what comes of it, and return whether that ends its item."""
-
-    def count_lost() -> int:
-        return sum(lost is not None and lost.digest == digest for lost in journal.lost_responses())
-
-    item, budget = items.by_digest[digest], unlimited_budget()
-    items.budget.require(item.request)
+    """Run one request live and return whether that ends its item."""
+    item, spending = items.by_digest[digest], items.budget.spending
+    kept, failed = len(journal.replies(digest)), spending.failed
     alone = RunPolicy(
-        lambda _, reply: policy.accept(item.places[0], reply), max_attempts=1, cancel=policy.cancel, budget=budget
+        lambda _, reply: policy.accept(item.places[0], reply), max_attempts=1, cancel=policy.cancel, budget=items.budget
     )
-    kept, lost = len(journal.replies(digest)), count_lost()
-    try:
-        run_requests(model, [item.request], journal, alone)
-    finally:
-        items.budget.spending.probes = items.budget.spending.probes.plus(budget.spending.probes)
-        items.budget.count_lost(item.request, count_lost() - lost)
-        replies = journal.replies(digest)[kept:]
-        for reply in replies:
-            items.budget.count(item.request, reply, is_new=True)
+    run_requests(model, [item.request], journal, alone)
+    spending.failed = failed  # a batch may still answer it
+    replies = journal.replies(digest)[kept:]
     if replies:
         items.has_replies = True
         policy.on_reply(item.places[0], replies[-1])
