@@ -84,6 +84,16 @@ def test_a_judge_that_is_a_point_too_kind_half_of_the_time(cli: Cli, tmp_path: P
     assert "up to date" in cli(*command).out
 
 
+def test_a_table_beside_itself_is_named_and_proves_nothing_about_more_responses(cli: Cli, tmp_path: Path) -> None:
+    human = write(tmp_path / "human.csv", [*rows("ann"), *rows("bob", shift=1)])
+    ended = cli("calibrate-judge", human, human, "--store", tmp_path / "data")
+    assert ended.code == 0, ended.err
+    assert "ann, bob rated on both sides" in ended.out + ended.err
+    _, found = calibrated(tmp_path / "data")
+    for each in (found.principles["care"].icc, found.principles["care"].kappa, found.principles["care"].spearman):
+        assert each is not None and each.low < 0.8 < each.estimate
+
+
 def test_other_texts_are_named_and_left_out_on_demand(cli: Cli, tmp_path: Path) -> None:
     human = write(tmp_path / "human.csv", rows("ann"))
     other = [{**row, "text": "Something else." if row["speech"] < 2 else f" {row['text']}  "} for row in rows("judge")]

@@ -19,6 +19,7 @@ Row = TypeVar("Row")
 
 _Z = 1.959964
 _JACKKNIFE_GROUPS = 50
+_ROUNDING = 1e-9  # replicates that are equal differ by less
 
 
 # --- Intervals -------------------------------------------------------------------------------------------------------
@@ -64,7 +65,9 @@ def coefficient(
     if estimate is None:
         return None
     unseen = wilson_interval(0.0, len(set(clusters)), confidence)[1]
-    reach = jackknife(statistic, rows, clusters, confidence) or 2 * unseen
+    reach = jackknife(statistic, rows, clusters, confidence)
+    if reach is None or reach < _ROUNDING:
+        reach = 2 * unseen
     return Coefficient(estimate, max(-1.0, estimate - reach), min(1.0, estimate + reach), len(rows))
 
 

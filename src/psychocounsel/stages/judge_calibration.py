@@ -119,6 +119,10 @@ def _build(config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter) -
             f"only {len(items)} responses are rated by both",
             remedy="check that both use the same items and principles, or rate more",
         )
+    if itself := raters["human"].keys() & raters["judge"].keys():
+        writer.warnings.append(
+            f"{', '.join(sorted(itself))} rated on both sides: agreement with oneself says nothing about a judge."
+        )
     if different:
         what = "are counted all the same" if kept else "are left out"
         writer.warnings.append(
