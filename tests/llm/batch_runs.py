@@ -37,7 +37,7 @@ def transport_to(
     model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
     return BatchTransport(
-        connect=lambda: OpenAIBatches(endpoint, batch, retry=IN_A_HURRY),
+        connect=lambda: OpenAIBatches(endpoint, retry=IN_A_HURRY),
         body=model.body,
         check=model.check,
         is_known=lambda: True,

@@ -226,14 +226,15 @@ def next_command(created: Artifact, stage: "StageName", config: Path) -> list[st
 
 def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
     """Print the last line: the next command, ready to be pasted, or the path of a report."""
-    from psychocounsel.config.recipe import is_project
     from psychocounsel.reporting.tables import REPORT_FILE
 
     if artifact.kind == "reports":
         console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
         return
-    places = (place for word in command[1:2] for place in (Path(word), Path(word).parent))  # a config, if it takes one
-    own = open_store(recipe=next(filter(is_project, places), None)).root
+    named = Path(
+        command[1]
+    )  # a recipe or its config, in whose folder the command looks for the store; else a reference
+    own = open_store(recipe=named.parent if named.suffix == ".yaml" else named).root
     words = shlex.join([*command, *([] if store.root == own else ["--store", str(store.root)])])
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")
 

@@ -127,8 +127,8 @@ def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
 class BatchConfig(Settings):
     """How requests go through a provider's batch endpoint, which takes up to a day and half the price.
 
-    A file holds at most `max_lines` requests and `max_file_mb` megabytes. Files are submitted as long as the prompts
-    with the provider have fewer than `enqueued_tokens`; null leaves the limit to the provider. Batches are polled
+    A file holds at most `max_lines` requests. Files are submitted as long as the prompts with the provider have fewer
+    than `enqueued_tokens`; null leaves the limit to the provider. Batches are polled
     after `first_poll_seconds`, then less and less often, at last every `longest_poll_seconds`. If it is unknown
     whether the provider accepted a batch, the provider's list is read for `confirm_seconds` before the batch is
     submitted again. `resubmit_lost` sends the requests of batches that the provider no longer knows again.
@@ -136,12 +136,10 @@ class BatchConfig(Settings):
 
     enabled: bool = False
     max_lines: Annotated[int, Field(gt=0, le=50_000)] = 50_000
-    max_file_mb: Annotated[float, Field(gt=0, le=200)] = 64.0
     enqueued_tokens: PositiveInt | None = None
     first_poll_seconds: PositiveFloat = 5.0
     longest_poll_seconds: PositiveFloat = 60.0
     confirm_seconds: NonNegativeFloat = 60.0
-    transfer_timeout_seconds: PositiveFloat = 600.0
     resubmit_lost: bool = False
 
 

@@ -44,6 +44,7 @@ _NOT_CREATED = frozenset({400, 409, 425, 429})
 # There is no such batch or file, or no such API at all.
 _UNKNOWN = frozenset({404, 405, 501})
 _PAGE = 100
+_TRANSFER_SECONDS = 600.0
 _INPUT_KEPT_SECONDS = 7 * 86_400
 _OUTPUT_KEPT_SECONDS = 30 * 86_400
 """The longest that providers allow: replies not fetched by then are paid for again."""
@@ -60,12 +61,10 @@ class OpenAIBatches:
         ConfigError: the key is missing, or the run is `offline` and the endpoint is not on this machine.
     """
 
-    def __init__(
-        self, endpoint: EndpointConfig, limits: BatchConfig, offline: bool = False, retry: RetryPolicy = _DEFAULT_RETRY
-    ) -> None:
+    def __init__(self, endpoint: EndpointConfig, offline: bool = False, retry: RetryPolicy = _DEFAULT_RETRY) -> None:
         self.base_url = resolved_base_url(endpoint)
         require_reachable(self.base_url, offline)
-        self._endpoint, self._limits, self._retry = endpoint, limits, retry
+        self._endpoint, self._retry = endpoint, retry
         self._has_expiry = True
         self._client = open_client(endpoint)
 
@@ -109,7 +108,7 @@ class OpenAIBatches:
             return created.id
 
         try:
-            return await self._retried(lambda: self._with_expiry(send), self._limits.transfer_timeout_seconds)
+            return await self._retried(lambda: self._with_expiry(send), _TRANSFER_SECONDS)
         except UnknownBatchError:
             self._raise_no_batches()
 
@@ -163,8 +162,7 @@ class OpenAIBatches:
 
     async def output(self, file_id: str) -> Iterator[Outcome | None]:
         """Return what `read_output` reads in a file; raise UnknownBatchError if the provider does not have it."""
-        limit_seconds = self._limits.transfer_timeout_seconds
-        response = await self._retried(lambda: self._client.files.content(file_id), limit_seconds)
+        response = await self._retried(lambda: self._client.files.content(file_id), _TRANSFER_SECONDS)
         return read_output(response.content, self._endpoint.model)
 
     async def _page(self, path: str) -> Mapping[str, Any]:
@@ -266,7 +264,7 @@ def batch_transport(
 ) -> BatchTransport:
     """Return the transport in batches for a model; it sends what the model itself would."""
     return BatchTransport(
-        lambda: OpenAIBatches(endpoint, limits, offline), model.body, model.check, lambda: model.is_known, limits
+        lambda: OpenAIBatches(endpoint, offline), model.body, model.check, lambda: model.is_known, limits
     )
 
 

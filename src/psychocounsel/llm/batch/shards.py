@@ -31,7 +31,7 @@ _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 _HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
 # Some readers take these for the end of a line; in JSON they can only be inside strings.
 _LINE_ENDS = {"\u2028": b"\\u2028", "\u2029": b"\\u2029", "\x85": b"\\u0085"}
-_BYTES_PER_MB = 1_000_000
+_MOST_FILE_BYTES = 64_000_000  # providers take 100 MB or more
 
 _CREATE_TABLES = (
     """
@@ -331,7 +331,7 @@ class ShardBuilder:
             line = input_line(digest, self._body(self._items.by_digest[digest].request))
             size, tokens, worst = size + len(line), tokens + self.tokens(digest), worst + self.worst_cost(digest)
             is_alone = not lines and not queued_tokens
-            if lines and size > self._limits.max_file_mb * _BYTES_PER_MB:
+            if lines and size > _MOST_FILE_BYTES:
                 break
             # A request that is larger than the queue goes alone: the provider says what it thinks of it.
             if self.queue_tokens is not None and tokens > self.queue_tokens and not is_alone:
