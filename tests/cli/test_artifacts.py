@@ -111,6 +111,12 @@ def test_open_shows_the_page_of_an_artifact_in_the_browser_and_its_path(
         assert (of_run.code, "reports/mini-" in of_run.out) == (0, True)
 
 
+def test_open_shows_pairs_with_the_audit_of_their_judge(store: Path, warm: Warm) -> None:
+    opened = warm.run("open", "preferences/mini", "--store", store, DISPLAY="", WAYLAND_DISPLAY="")
+    assert opened.code == 0, opened.err
+    assert "canaries: largest rise" in Path(opened.out.strip()).read_text(encoding="utf-8")
+
+
 def test_open_takes_the_longest_name(miniature: Miniature, store: Path, warm: Warm) -> None:
     name = "m" * 64
     made = warm.run(

@@ -14,7 +14,7 @@ from psychocounsel.cli.output import Offline, StoreFolder, open_artifact
 from psychocounsel.errors import ConfigError, InputError, StoreError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
-from psychocounsel.store.store import DEFAULT_STORE, open_store
+from psychocounsel.store.store import DEFAULT_STORE, Store, open_store
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@id8, name@best, kind/name or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -132,8 +132,8 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
 def open_(ref: Ref, store: StoreFolder = None) -> None:
     """Open an artifact's page in the browser.
 
-    The report or the page for raters, or of any other artifact a new report about it. A name that several kinds share
-    means the report. Prints the path of the page.
+    The report or the page for raters, or of any other artifact a new report about it, with the audit of its judge and
+    what people's labels make of it. A name that several kinds share means the report. Prints the path of the page.
     """
     from psychocounsel.config.base import NAME_CHARS
     from psychocounsel.config.schema import ReportConfig
@@ -146,13 +146,20 @@ def open_(ref: Ref, store: StoreFolder = None) -> None:
     page = next((name for name in artifact.manifest["files"] if name.endswith(".html")), None)
     if page is None:
         name = f"{artifact.kind}-{artifact.name}"[:NAME_CHARS]  # that of the artifact alone is the report of its run
-        shown = ReportConfig(name=name, artifacts=(f"{artifact.kind}/{artifact.ref}",))
-        artifact, page = make_report(shown, opened), REPORT_FILE
+        shown = tuple(f"{each.kind}/{each.ref}" for each in (artifact, *_checks_of(artifact, opened)))
+        artifact, page = make_report(ReportConfig(name=name, artifacts=shown), opened), REPORT_FILE
     path = artifact.file(page).resolve()
     console.result(str(path))
     # Without a display, some systems would start a browser in this terminal.
     if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         typer.launch(str(path))
+
+
+def _checks_of(artifact: Artifact, store: Store) -> list[Artifact]:
+    """Return what checks an artifact's judge: audits of its judgements, labels of people that correct its win rate."""
+    judged = {artifact.id, *(each.id for each in artifact.parents if each.kind == "judgements")}
+    checks = [*store.artifacts("audits"), *store.artifacts("anchors")]
+    return [each for each in checks if each.id != artifact.id and judged & {parent.id for parent in each.parents}]
 
 
 def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
