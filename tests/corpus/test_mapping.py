@@ -117,6 +117,7 @@ def test_a_chat_gives_its_first_exchange(messages: list[Any], said: str, answere
         json.dumps(CHAT),
         str(CHAT),
         "[" + "\n ".join(map(str, CHAT)) + "]",
+        [["I am tired.", "Since when?"], ["Since May.", "What happened in May?"]],
         [{"speaker": "seeker", "text": "I am tired."}, {"speaker": "supporter", "text": "Since when?"}],
         [{"sender": "Client", "message": "I am tired."}, {"sender": "Therapist", "message": "Since when?"}],
     ],

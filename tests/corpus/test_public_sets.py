@@ -94,6 +94,12 @@ def files() -> dict[str, str]:
                 for at, asked in enumerate(ASKED)
             ]
         ),
+        "CPsyCounD.json": json.dumps(
+            [
+                {"instruction": "", "input": asked, "output": ANSWER, "history": [["Hello.", "Yes?"]] * at}
+                for at, asked in enumerate(ASKED)
+            ]
+        ),
         "submissions.jsonl": lines(
             *({"id": f"p{at}", "title": "Help", "selftext": asked} for at, asked in enumerate([*ASKED, "[removed]"]))
         ),
@@ -117,6 +123,7 @@ EXPECTED = {
     "*_TRANSCRIPT.csv": (4, None),
     "smile/*.json": (4, None),
     "wildchat/*.parquet": (4, None),
+    "CPsyCounD.json": (2, 2),
     "combined_dataset.json": (2, 4),
     "PsyQA_full.json": (2, 1),
     "submissions.jsonl": (2, 2),

@@ -409,15 +409,20 @@ _TEXT_KEYS = ("content", "value", "text", "utterance", "message")
 def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator[tuple[str, str]]:
     """Yield role and text of messages with `role` and `content`, `from` and `value`, or other usual keys of these.
 
+    A message that is a list of two texts is what the client says and the answer.
+
     Raises:
         InputError: one is laid out otherwise.
     """
     for message in messages:
         said = _said_in(message)
-        if said is None:
+        if isinstance(message, list) and [type(text) for text in cast("list[object]", message)] == [str, str]:
+            yield from zip(("user", "assistant"), cast("list[str]", message), strict=True)
+        elif said is None:
             remedy = "give texts, or lists of messages with role and content; explode makes a row of every item"
             raise InputError(f"{column!r} holds a message that is no text", where=where, remedy=remedy)
-        yield said
+        else:
+            yield said
 
 
 def _said_in(message: object) -> tuple[str, str] | None:
@@ -426,7 +431,7 @@ def _said_in(message: object) -> tuple[str, str] | None:
     role, text = (
         next((known[key] for key in keys if known.get(key) is not None), None) for keys in (_ROLE_KEYS, _TEXT_KEYS)
     )
-    return (_usual_role(role), text) if isinstance(role, str) and isinstance(text, str) else None
+    return (_usual_role(str(role)), text) if isinstance(role, str | int) and isinstance(text, str) else None
 
 
 def _usual_role(role: str) -> str:
