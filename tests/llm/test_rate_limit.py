@@ -270,6 +270,25 @@ async def test_a_process_that_falls_behind_takes_less_on() -> None:
     assert limiter.window == 64  # as small as it began, and no smaller
 
 
+@in_stopped_time
+async def test_time_in_which_the_process_was_stopped_counts_towards_no_limit() -> None:
+    limiter, reply = RateLimiter(1), asyncio.get_running_loop().create_future()
+
+    async def ask() -> bool:
+        async with limiter.time_limit(10.0):
+            return await reply
+
+    first = asyncio.create_task(ask())
+    await settle()
+    clock().now += 60.0
+    await settle()
+    assert not first.done()
+    for _ in range(12):
+        clock().now += 0.9
+        await settle()
+    assert isinstance(first.exception(), TimeoutError), "a server that does not answer is not waited for any longer"
+
+
 NOW = datetime(2025, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 

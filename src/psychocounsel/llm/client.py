@@ -265,7 +265,7 @@ class OpenAIChatModel:
         limit_seconds = min(self._endpoint.timeout_seconds, seconds_left)
         try:
             # A limit for the whole: a slow stream of bytes would never exceed one for each read.
-            async with asyncio.timeout(limit_seconds):
+            async with connection.limiter.time_limit(limit_seconds):
                 response = await connection.client.post(path, content=body, cast_to=httpx2.Response)
             connection.was_reached = True
             reply = read(response.content)

@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,6 +24,7 @@ _SHRINK_EVERY_SECONDS = 1.0
 _TICK_SECONDS = 0.02
 _MAX_LAG_SECONDS = 0.03
 _LAG_SHRINK = 0.9
+_STOPPED_SECONDS = 1.0
 _CHARS_PER_TOKEN = 4
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -161,6 +163,7 @@ class RateLimiter:
         self._shrunk_at = 0.0
         self._had_reply = False
         self._was_slowed = False
+        self._time_limits: set[asyncio.Timeout] = set()
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick, self._loop.time())
 
     @property
@@ -225,6 +228,19 @@ class RateLimiter:
                 wait_seconds = min(reset_seconds, _MINUTE_SECONDS / limit) if limit else reset_seconds
                 self._next_slot = max(self._next_slot, self._loop.time() + min(wait_seconds, _MINUTE_SECONDS))
 
+    @asynccontextmanager
+    async def time_limit(self, seconds: float) -> AsyncGenerator[None]:
+        """Raise TimeoutError if the block takes longer, without the time in which this process was stopped.
+
+        What the server sent meanwhile waits to be read, and is paid for.
+        """
+        async with asyncio.timeout(seconds) as limit:
+            self._time_limits.add(limit)
+            try:
+                yield
+            finally:
+                self._time_limits.discard(limit)
+
     def slow_down(self) -> None:
         """Halve the window: the server asks for less. A burst of refusals counts as one."""
         self._was_slowed = True
@@ -250,7 +266,12 @@ class RateLimiter:
 
     def _tick(self, last_tick: float) -> None:
         now = self._loop.time()
-        if now - last_tick - _TICK_SECONDS > _MAX_LAG_SECONDS:
+        lag_seconds = now - last_tick - _TICK_SECONDS
+        if lag_seconds > _STOPPED_SECONDS:
+            for limit in self._time_limits:
+                if (end := limit.when()) is not None and not limit.expired():
+                    limit.reschedule(end + lag_seconds)
+        if lag_seconds > _MAX_LAG_SECONDS:
             # No smaller than it began, unless the server made it so.
             self._window = max(min(_FIRST_WINDOW, self._window), self._window * _LAG_SHRINK)
         elif self._waiting and self._had_reply and not self._was_slowed:
