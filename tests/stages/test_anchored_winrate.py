@@ -162,6 +162,7 @@ def test_labels_that_were_exported_and_imported(root: Path, cli: Cli, tmp_path: 
     assert imported.code == 0, imported.err
     ended = cli(*imported.out.strip().rpartition("next: psychocounsel ")[2].split())
     assert ended.code == 0, ended.err
+    assert "next: psychocounsel open anchors/" in ended.out
     found = metrics_of(next(iter(store.artifacts("anchors"))))
     assert isinstance(found, AnchorMetrics)
     assert (found.labelled, found.unlabelled, found.judge_only.estimate) == (35, 5, 1.0)

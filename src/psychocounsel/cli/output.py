@@ -240,9 +240,9 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
 
 
 def show_end_of_recipe(created: Sequence[Artifact], store: Store) -> None:
-    """Print the path of a recipe's report; without one, the command that shows the last result."""
+    """Print the path of a recipe's report; without one, the command that opens the last result."""
     last = next((each for each in reversed(created) if each.kind == "reports"), created[-1])
-    show_end(last, ["show", f"{last.kind}/{last.ref}"], store)
+    show_end(last, ["open", f"{last.kind}/{last.ref}"], store)
 
 
 def rubric_line(config: "Settings") -> str:

@@ -374,7 +374,7 @@ def _run_on_arguments(
         config = config_of(CONFIGS[stage], {"name": known_as, **keys}, overrides)
     created, opened = _run_configs(stage, [config], options, Path(first).parent)
     for each in created:
-        show_end(each, ["show", f"{each.kind}/{each.ref}"], opened)
+        show_end(each, ["open", f"{each.kind}/{each.ref}"], opened)
 
 
 def _run_stage(stage: "StageName", name: str, options: StageOptions, **flags: bool) -> None:
