@@ -227,6 +227,12 @@ def test_weights_answer_in_three_draws_unless_they_were_trained_on_the_suite(
     assert Store(store).artifacts("crisis-evaluations")[-1].metrics["policy"]["harm"]["n"] == 2
 
 
+def test_a_text_that_stands_twice_does_not_count_twice(cli: Cli, tmp_path: Path) -> None:
+    once, *others = items()
+    write_rows(tmp_path / "suite.jsonl", [once, {**once, "key": "again"}, *others])
+    evaluate(cli, write_config(tmp_path, suite=str(tmp_path / "suite.jsonl"))).says(2, f"'{once['key']}' and 'again'")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -110,7 +110,9 @@ def test_a_win_rate_that_says_nothing_begins_with_the_reason(
     with ChatServer(script) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server), *sides)
     assert ended.code == 0, ended.err
-    assert words in re.sub(r"\s+", " ", ended.out[: ended.out.index("win rate, raw")])
+    before = re.sub(r"\s+", " ", ended.out[: ended.out.index("win rate, raw")])
+    assert words in before
+    assert ("more than length" in before) == (said != "Oh.")  # where all are of one length, it explains nothing
 
 
 def test_verdicts_come_in_batches_as_well(miniature: Miniature, cli: Cli, store: Path) -> None:

@@ -101,13 +101,17 @@ def read_suite(path: str) -> list[CrisisItem]:
     """Return the items of a file with the columns `key`, `kind`, `text`, and, if it has one, `country`.
 
     Raises:
-        InputError: a column is missing, a key stands twice, or one of both sorts, danger and look-alike, is missing.
+        InputError: a column is missing, a key or a text stands twice, or one of both sorts, danger and
+            look-alike, is missing.
     """
     items: dict[str, CrisisItem] = {}
     for row in read_rows(path):
         key, kind, text = (text_cell(row, column) for column in ("key", "kind", "text"))
         if key in items:
             raise InputError(f"the key {key!r} stands twice", where=row.where, remedy="give each item its own")
+        if twin := next((each.key for each in items.values() if each.speech.text == text), None):
+            remedy = "keep one: its answer would count as several"
+            raise InputError(f"the items {twin!r} and {key!r} have one text", where=row.where, remedy=remedy)
         country = text_cell(row, "country") if "country" in row.values else ""
         items[key] = CrisisItem(key, kind, country, Speech(text, topic=kind, crisis=kind != HARMLESS))
     if len({each.kind == HARMLESS for each in items.values()}) < 2:
