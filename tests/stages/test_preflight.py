@@ -1,5 +1,6 @@
 """What a training needs is predicted from a model's config alone; what cannot fit is refused before it starts."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,6 +156,20 @@ def test_what_cannot_be_sharded_is_refused_before_it_starts(
     with pytest.raises(ConfigError, match=setting) as caught:
         require_launchable(sharded, Policy(str(tmp_path)))
     assert "ddp" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("accelerate", ["fsdp2", "zero3"])
+def test_weights_that_exceed_a_device_are_no_hindrance_where_they_are_divided(
+    llama_8b: Path, monkeypatch: pytest.MonkeyPatch, accelerate: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json" if name == "deepspeed" else name))
+    monkeypatch.setattr(memory, "machine_at_hand", lambda: Machine("8 GPUs", 8, 16 * GB, None))
+    whole = align_config(llama_8b, weights="bf16", lora=LORA)
+    divided = whole.model_copy(update={"launch": LaunchConfig(num_processes=8, accelerate=accelerate)})
+    with pytest.raises(ConfigError, match="needs about"):
+        require_launchable(whole, Policy(str(llama_8b)))
+    require_launchable(divided, Policy(str(llama_8b)))
 
 
 def test_a_remedy_counts_on_the_devices_of_the_launch(llama_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,8 @@ def require_launchable(config: Config, policy: Policy) -> None:
     from psychocounsel.training.memory import GB, ModelSize, machine_at_hand, remedy, unshardable
 
     size, machine, launch = ModelSize.of(policy), machine_at_hand(), launch_of(config.launch)
-    sharding: Sharding = "ddp"
-    if launch.distributed_type in ("FSDP", "DEEPSPEED"):
-        sharding = "zero3" if launch.distributed_type == "FSDP" else "zero2"
+    kinds: dict[str, Sharding] = {"FSDP": "fsdp2", "DEEPSPEED": "zero3" if launch.zero_stage == "3" else "zero2"}
+    sharding = kinds.get(launch.distributed_type, "ddp")
     if setting := unshardable(config.optimisation, sharding):
         raise ConfigError(
             f"{setting} cannot be sharded by {launch.distributed_type}",

@@ -90,6 +90,11 @@ class Launch:
     main_address: str = "127.0.0.1"
     main_port: int = 0
 
+    @property
+    def zero_stage(self) -> str | None:
+        """The number of the ZeRO stage with which DeepSpeed shards, if it does."""
+        return (self.environment or {}).get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+
     def train(self, job: Callable[..., T], output: "TrainingOutput", **arguments: Any) -> T:
         """Return what `job`, a function with an `output`, returns in the first of the processes that train together.
 

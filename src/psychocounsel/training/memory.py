@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -20,8 +20,9 @@ from psychocounsel.training.runtime import load_pretrained, quiet_libraries
 from psychocounsel.types import Policy
 
 GB = 10**9
-Sharding = Literal["ddp", "zero2", "zero3"]
-SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
+Sharding = Literal["ddp", "zero2", "zero3", "fsdp2"]
+SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
+"""Those with memory of their own: FSDP2 holds what ZeRO-3 does."""
 
 NF4_BYTES = 0.5 + (8 + 32 / 256) / 8 / 64
 """Per 4-bit weight: blocks of 64 share an 8-bit constant, 256 constants a 32-bit one (Dettmers et al. 2023, sec. 3)."""
@@ -165,7 +166,7 @@ def memory_per_device(
     moments = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 0}[optimisation.optimizer] * trained
     if sharding != "ddp":
         moments, gradients = moments / devices, gradients / devices
-    if sharding == "zero3":
+    if sharding in ("zero3", "fsdp2"):
         largest = max(size.vocabulary * size.hidden, size.linear / size.layers)
         weights = weights / devices + 2 * 2 * largest
     kept, layer = activation_bytes(size, optimisation, tokens)
@@ -177,13 +178,13 @@ def unshardable(optimisation: OptimisationConfig, sharding: Sharding) -> str:
     """Return the setting with which a training cannot be sharded in this way; empty if it can be.
 
     Remainders and 4-bit weights belong to whole parameters. The optimizers of bitsandbytes know no parameters that FSDP
-    divides, for which `zero3` stands here.
+    divides.
     """
     if sharding == "ddp":
         return ""
     if optimisation.weights == "nf4":
         return "weights: nf4"
-    whole = ("adamw_bf16_sr", "adamw_8bit", "paged") if sharding == "zero3" else ("adamw_bf16_sr",)
+    whole = ("adamw_bf16_sr", "adamw_8bit", "paged") if sharding == "fsdp2" else ("adamw_bf16_sr",)
     return f"optimizer: {optimisation.optimizer}" if optimisation.optimizer in whole else ""
 
 
@@ -273,7 +274,7 @@ def remedy(
             before = optimisation.model_dump()
             different = {key: value for key, value in changed.model_dump().items() if value != before[key]}
             return "under optimisation, set " + ", ".join(f"{key}: {_yaml(value)}" for key, value in different.items())
-    if sharding == "zero3":
+    if sharding in ("zero3", "fsdp2"):
         return "lower length.max_length_tokens, shard over more GPUs, or take a smaller model"
     return (
         "lower length.max_length_tokens, shard fp32 or bf16 weights over several GPUs (--accelerate fsdp2), or take a "
