@@ -216,7 +216,9 @@ class _BatchRun:
             ours = self._ledger.pending_of(shard.id).intersection(self._builder.pending)
             if shard.id in self._running or not ours:
                 continue
-            batch = await self._find(shard) if shard.state is ShardState.SENDING else shard.batch
+            batch = shard.batch
+            if shard.state is ShardState.SENDING and (found := await self._listed(shard)):
+                batch = await self._keep_one(shard, found)
             if batch:
                 self._builder.remove(ours)
                 self._start_waiting(shard._replace(batch=batch), ours)
@@ -252,19 +254,22 @@ class _BatchRun:
             if created and orders == 1:
                 self._ledger.advance(shard.id, ShardState.RUNNING, created)
                 return created
-            if found := await self._find(shard._replace(changed_at=time.time()), created, orders):
-                return found
+            found = await self._listed(shard._replace(changed_at=time.time()), may_be_several=orders > 1)
+            if created and created not in {each.id for each in found}:
+                found.append(Batch(created, ""))
+            if found:
+                return await self._keep_one(shard, found)
         raise ProviderAwayError(
             "the provider did not respond to several orders for a batch",
             where=self._provider.base_url,
             remedy="run the same command again later; it looks for them first",
         )
 
-    async def _find(self, shard: Shard, known: str = "", orders: int = 1) -> str:
-        """Look through the provider's list for a batch that may exist; return its id, empty if there is none.
+    async def _listed(self, shard: Shard, *, may_be_several: bool = False) -> list[Batch]:
+        """Return the batches of a shard in the provider's list.
 
-        After several orders there may be duplicates: then the whole time is waited, one batch is kept, and the
-        others are cancelled.
+        A new batch may be missing there for `confirm_seconds`. So long it waits until there is one or, if there may be
+        several, to the end.
         """
         sent_at = min(shard.changed_at, time.time())  # the clock may have been set back since
         until = time.monotonic() + sent_at - time.time() + self._limits.confirm_seconds
@@ -272,16 +277,15 @@ class _BatchRun:
             is_last = time.monotonic() >= until
             listed = await self._provider.newest(sent_at - _CLOCK_SLACK_SECONDS)
             ours = [each for each in listed if shard.metadata.items() <= each.metadata.items()]
-            if is_last or (ours and orders == 1):
-                break
+            if is_last or (ours and not may_be_several):
+                return ours
             await self._pause(min(self._limits.first_poll_seconds, self._limits.confirm_seconds))
-        if known and known not in {each.id for each in ours}:
-            ours.append(Batch(known, ""))
-        if not ours:
-            return ""
-        kept = min(ours, key=lambda batch: batch.rank)
+
+    async def _keep_one(self, shard: Shard, batches: Sequence[Batch]) -> str:
+        """Cancel all batches of a shard but the best, which is noted; return its id."""
+        kept = min(batches, key=lambda batch: batch.rank)
         # Cancelled before the kept one is noted: a run that is killed here finds them again.
-        for duplicate in ours:
+        for duplicate in batches:
             if duplicate.id != kept.id and not duplicate.is_over:
                 try:
                     await self._provider.cancel(duplicate.id)
