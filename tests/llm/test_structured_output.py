@@ -306,6 +306,13 @@ def test_a_probe_that_is_not_answered_settles_nothing(store: Store, refuses: tup
         assert list(remembered(store).values()) == ["json_object"]
 
 
+def test_an_endpoint_that_does_not_answer_is_named_by_its_address_and_not_by_its_identity(store: Store) -> None:
+    with ChatServer(lambda body, number: GIVEN_UP) as server:
+        with pytest.raises(IncompleteError, match="in a row") as caught:
+            asked(server, store, count=20, identity="http://earlier.example/v1")
+        assert caught.value.where == server.base_url
+
+
 def test_the_first_reply_is_journalled_although_the_quota_ends_with_it(store: Store) -> None:
     over = error_fault(429, "no", "insufficient_quota")
     with ChatServer(lambda body, number: over if number else Reply("rating: two")) as server:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -442,7 +443,7 @@ def test_a_second_run_names_the_first_and_a_killed_one_is_forgotten(store: Store
 
     with subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"building\n"
-        with pytest.raises(StoreError, match=f"process {first.pid}") as fault:
+        with pytest.raises(StoreError, match=f"process {first.pid} on {platform.node()}") as fault:
             store.make(spec_of(), finish)
         assert fault.value.exit_code == ExitCode.USER_ERROR
         first.send_signal(signal.SIGKILL)

@@ -575,7 +575,7 @@ class _Run:
         if self._unanswered_in_a_row >= self._policy.max_attempts + self._policy.concurrency:
             raise IncompleteError(
                 f"{self._unanswered_in_a_row} requests in a row were not answered: {reply.reason}",
-                where=self._model.fingerprint.get("base_url", ""),
+                where=getattr(self._model, "base_url", "") or self._model.fingerprint.get("base_url", ""),
                 remedy="check the endpoint, then run the same command again; only what is pending is sent",
             )
 

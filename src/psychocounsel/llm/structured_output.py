@@ -133,6 +133,11 @@ class StructuredOutputModel:
         return self._endpoint.fingerprint
 
     @property
+    def base_url(self) -> str:
+        """The endpoint's address."""
+        return self._endpoint.base_url
+
+    @property
     def is_known(self) -> bool:
         """Whether the server's output mode is known."""
         return self._known is not None

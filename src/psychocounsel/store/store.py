@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -304,12 +305,12 @@ def hold_lock(path: Path, what: str) -> Generator[None]:
             lock.acquire()
         except Timeout:
             raise StoreError(
-                f"{what} is being created by {path.read_text(encoding='ascii') or 'another process'}",
+                f"{what} is being created by {path.read_text(encoding='utf-8') or 'another process'}",
                 where=str(path),
                 remedy="wait for it to end, or stop it and run this command again",
             ) from None
     try:
-        path.write_text(f"process {os.getpid()}", encoding="ascii")
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
         lock.release()
