@@ -202,11 +202,11 @@ def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
         "copied_rate": "copies a training answer (16 words in a row)",
     }
     patterns = {
-        "diagnoses": "diagnoses (by words)",
-        "medicates": "orders medication (by words)",
-        "flatters": "flatters or agrees at any price (by words)",
-        "refuses": "refuses to talk (by words)",
-        "addresses_judge": "addresses the judge (by words)",
+        "diagnoses": "diagnoses (by English words)",
+        "medicates": "orders medication (by English words)",
+        "flatters": "flatters or agrees at any price (by English words)",
+        "refuses": "refuses to talk (by English words)",
+        "addresses_judge": "addresses the judge (by English words)",
         "canned": "gives its text to three speeches or more",
     }
 
