@@ -5,7 +5,7 @@ All are frozen, with their invariants in `__post_init__`. Nothing here reads or 
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -399,10 +399,6 @@ class Rate:
     high: float
     n: int
     missing: int = 0
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the shape in which `metrics.json` holds a rate."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from psychocounsel.types import Rate
 def probe(
     reward: float = 0.0, *, unfinished: float = 0.0, kl: float = 0.0, words: float = 50.0, win: float | None = None
 ) -> ProbeMetrics:
-    def rate(estimate: float) -> dict[str, float]:
-        return Rate(estimate, 0.0, 1.0, 10).as_dict()
+    def rate(estimate: float) -> Rate:
+        return Rate(estimate, 0.0, 1.0, 10)
 
     metrics: dict[str, Any] = {
         "reward": {"mean": reward, "std": 1.0, "n": 10},

@@ -122,8 +122,8 @@ def test_a_policy_that_harms_more_than_its_base_is_told_by_how_much() -> None:
     worse = answers(**{f"i{at}d0": {"dismisses": 1.0} for at in range(15)})
     rise = harm_rise(worse, answers(i0d1={"dismisses": 1.0}))
     assert rise["difference"] == pytest.approx(14 / 150)
-    assert side_metrics(worse)["by_kind"]["kind-0"]["estimate"] == 1.0
-    assert side_metrics(worse)["by_question"]["dismisses"]["estimate"] == 0.1
+    assert side_metrics(worse)["by_kind"]["kind-0"].estimate == 1.0
+    assert side_metrics(worse)["by_question"]["dismisses"].estimate == 0.1
 
 
 def test_people_read_every_flagged_answer_and_149_others_and_have_the_last_word() -> None:
@@ -139,7 +139,7 @@ def test_people_read_every_flagged_answer_and_149_others_and_have_the_last_word(
         True,
     )
     cleared = [each._replace(read=False) if each.is_flagged else each for each in policy]
-    assert side_metrics(cleared)["harm"]["estimate"] == side_metrics(cleared)["over_refusal"]["estimate"] == 0.0
+    assert side_metrics(cleared)["harm"].estimate == side_metrics(cleared)["over_refusal"].estimate == 0.0
     found = [each._replace(read=True) if each.id == "a5-1" else each for each in cleared]
     assert side_metrics(found)["harmful"] == ["i5"]
-    assert side_metrics(found)["harm"]["estimate"] == pytest.approx(1 / 150)
+    assert side_metrics(found)["harm"].estimate == pytest.approx(1 / 150)

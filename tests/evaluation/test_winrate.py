@@ -1,6 +1,7 @@
 """Win rates with oracle, biased, noisy and failing judges, and with unanswered speeches."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from random import Random
 
 import numpy as np
@@ -126,8 +127,8 @@ def test_criteria_are_kept_apart_and_overall_is_not_among_them() -> None:
     assert list(rates.by_criterion) == ["empathy"]
     assert (rates.by_criterion["empathy"].estimate, rates.by_criterion["empathy"].missing) == (0.75, 1)
     metrics = rates.as_dict()
-    assert metrics["win_rate"] == rates.overall.as_dict()
-    assert metrics["win_rate_by_criterion"] == {"empathy": rates.by_criterion["empathy"].as_dict()}
+    assert metrics["win_rate"] == rates.overall
+    assert metrics["win_rate_by_criterion"] == {"empathy": rates.by_criterion["empathy"]}
     assert (metrics["losses"], metrics["missing"]) == (2, 1)
 
 
@@ -167,7 +168,7 @@ def test_laws_of_the_win_rate(rows: list[tuple[Winner | None, Winner | None, str
     assert other.position_inconsistent_rate == rates.position_inconsistent_rate
     # The order of rows changes nothing, and one more win never lowers the estimate.
     shuffled = win_rates(random.sample(compared, len(compared)))
-    assert shuffled.overall.as_dict() == pytest.approx(rates.overall.as_dict())
+    assert asdict(shuffled.overall) == pytest.approx(asdict(rates.overall))
     assert (shuffled.wins, shuffled.ties, shuffled.losses) == (rates.wins, rates.ties, rates.losses)
     assert win_rates([*compared, both(FIRST, SECOND, "g")]).overall.estimate >= rates.overall.estimate - 1e-12
 
@@ -209,10 +210,10 @@ def test_unanswered_speech_is_missing_overall_and_from_its_topic() -> None:
     ]
     compared += [Unanswered(speech.id) for speech in SPEECHES[3:]]
     metrics = winrate_metrics(compared, {each.id: each for each in SPEECHES}, policy, reference)
-    assert (metrics["win_rate"]["estimate"], metrics["win_rate"]["missing"]) == (1.0, 3)
+    assert (metrics["win_rate"].estimate, metrics["win_rate"].missing) == (1.0, 3)
     assert metrics["wins"] + metrics["missing"] == 6
     assert metrics["missing_by_topic"] == {"grief": {"missing": 1, "total": 4}, "sleep": {"missing": 2, "total": 2}}
-    assert (metrics["by_topic"]["grief"]["n"], metrics["by_topic"]["grief"]["missing"]) == (3, 1)
+    assert (metrics["by_topic"]["grief"].n, metrics["by_topic"]["grief"].missing) == (3, 1)
     assert metrics["by_topic"]["sleep"] is None  # nothing of it was judged
     assert metrics["crisis"] is None
     assert metrics["length_controlled"].rate is None
@@ -228,7 +229,7 @@ def test_long_and_short_speeches_stand_apart() -> None:
         for ours, theirs in zip(policy, reference, strict=True)
     ]
     metrics = winrate_metrics(compared, {each.id: each for each in speeches}, policy, reference)
-    parts = {words: part["n"] for words, part in metrics["by_speech_length"].items()}
+    parts = {words: part.n for words, part in metrics["by_speech_length"].items()}
     assert parts == {"3 to 3": 2, "4 to 10": 2, "11 to 41": 2}
 
 

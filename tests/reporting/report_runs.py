@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "auton
 
 def rate(estimate: float, width: float = 0.1, n: int = 40, missing: int = 0) -> dict[str, float]:
     low, high = max(0.0, estimate - width), min(1.0, estimate + width)
-    return Rate(estimate, low, high, n, missing).as_dict()
+    return asdict(Rate(estimate, low, high, n, missing))
 
 
 def artifact(kind: str, name: str, metrics: Mapping[str, Any], **more: Any) -> Artifact:

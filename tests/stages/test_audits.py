@@ -223,7 +223,7 @@ class TestAskedAgain:
         one, other = (Judgement(candidate.id, "j", ReplyStatus.VALID, {"empathy": each}) for each in (7 / 3, 4 / 3))
         assert 7 / 3 - 4 / 3 > 1
         shares = [share_of_principles([Rated(speech, candidate, one)], [other], points) for points in (0, 1)]
-        assert [share and share["estimate"] for share in shares] == [0.0, 1.0]
+        assert [share and share.estimate for share in shares] == [0.0, 1.0]
 
     def test_second_answers_that_fail_are_missing(self, judged: Judged, cli: Cli) -> None:
         def refuse_some(request: Mapping[str, Any], number: int) -> Reply:

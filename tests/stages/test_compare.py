@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_rate_that_labels_correct_stands_beside_the_judges(
     compared = next(each for each in opened.artifacts("comparisons") if each.name == "by-dpo")
     rates = {"judge_only": 0.9, "human_only": 0.6, "anchored": 0.61}
     metrics = {
-        **{name: Rate(each, each - 0.1, each + 0.05, 120).as_dict() for name, each in rates.items()},
+        **{name: asdict(Rate(each, each - 0.1, each + 0.05, 120)) for name, each in rates.items()},
         **{"judge": "offline", "labelled": 120, "unlabelled": 9, "skipped": 0, "judge_holds": False, "bias": None},
         **{
             "headline": headline,

@@ -61,7 +61,7 @@ def annotation_metrics(
         "labelled": len(labelled),
         "skipped": len(seen) - len(labelled),
         "raters": {rater: _rater_counts(items, own, are_compared) for rater, own in labels.items()},
-        "win_rate": clustered_rate(means[OVERALL], speeches).as_dict() if are_compared else None,
+        "win_rate": clustered_rate(means[OVERALL], speeches) if are_compared else None,
         "mean_rating": {} if are_compared else {name: fmean(of) for name, of in means.items()},
         "agreement": _agreement(rows, speeches, list(labels), questions),
         "pairs": [
@@ -84,7 +84,7 @@ def _rater_counts(items: Sequence[AnnotationItem], own: Mapping[str, Label], are
         "labelled": len(labels),
         "skipped": len(own) - len(labels),
         "pending": len(items) - len(own),
-        "left": clustered_rate(left, [speeches[item] for item in labels]).as_dict() if left else None,
+        "left": clustered_rate(left, [speeches[item] for item in labels]) if left else None,
         "always": given.pop() if len(given) == 1 else None,
     }
 
@@ -135,7 +135,7 @@ def inter_rater(rows: Sequence[Mapping[str, Value]], clusters: Sequence[str]) ->
         units = [list(row.values()) for row in some]
         return interval_alpha(units) if are_ratings else nominal_alpha(units)
 
-    raw = clustered_rate([each for each, _ in equal], [cluster for _, cluster in equal]).as_dict() if equal else None
+    raw = clustered_rate([each for each, _ in equal], [cluster for _, cluster in equal]) if equal else None
     return {
         "items": len(rows),
         "raw": raw,

@@ -19,7 +19,7 @@ from psychocounsel.evaluation.agreement import (
 )
 from psychocounsel.evaluation.reward_metrics import author_identity
 from psychocounsel.evaluation.statistics import FloatArray, clustered_rate
-from psychocounsel.types import Candidate, Coefficient, PreferencePair, ScoredCandidate, Speech
+from psychocounsel.types import Candidate, Coefficient, PreferencePair, Rate, ScoredCandidate, Speech
 
 FEWEST_ITEMS = 20
 """Responses below which no figure is given."""
@@ -120,9 +120,9 @@ def _pairs(items: Sequence[RatedItem], gap: float) -> dict[str, Any] | None:
     return {
         "gap": gap,
         "speeches": len(set(speeches)),
-        "accuracy": clustered_rate(credits, speeches).as_dict(),
-        "ties": clustered_rate([float(credit == 0.5) for credit in credits], speeches).as_dict(),
-        "author_identity": by_author and by_author.as_dict(),
+        "accuracy": clustered_rate(credits, speeches),
+        "ties": clustered_rate([float(credit == 0.5) for credit in credits], speeches),
+        "author_identity": by_author,
     }
 
 
@@ -136,9 +136,9 @@ def _unsafe(items: Sequence[RatedItem], name: str, at_most: float) -> dict[str, 
     """Return which share of the responses that people call unsafe the judge does, and of the others."""
     limit = Fraction(str(at_most))  # the decimal that was written: a mean of ratings may lie on it
 
-    def flagged(are_unsafe: bool) -> dict[str, Any] | None:
+    def flagged(are_unsafe: bool) -> Rate | None:
         part = [each for each in items if (each.human[name] <= limit) == are_unsafe]
         flags = [float(each.judge[name] <= limit) for each in part]
-        return clustered_rate(flags, [each.speech for each in part]).as_dict() if part else None
+        return clustered_rate(flags, [each.speech for each in part]) if part else None
 
     return {"principle": name, "at_most": at_most, "seen": flagged(True), "false_alarms": flagged(False)}

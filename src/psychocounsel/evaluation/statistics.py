@@ -103,12 +103,10 @@ def clustered_rate(values: Sequence[float | None], clusters: Sequence[str], conf
     return Rate(rate, max(0.0, min(rate, low)), min(1.0, max(rate, 1 - high)), len(rows.values), rows.missing)
 
 
-def rate_if_known(
-    values: Sequence[float | None], clusters: Sequence[str], confidence: float = 0.95
-) -> dict[str, float] | None:
-    """Return the clustered rate as `metrics.json` holds it, or None where every value is missing."""
+def rate_if_known(values: Sequence[float | None], clusters: Sequence[str], confidence: float = 0.95) -> Rate | None:
+    """Return the clustered rate, or None where every value is missing."""
     is_known = any(value is not None for value in values)
-    return clustered_rate(values, clusters, confidence).as_dict() if is_known else None
+    return clustered_rate(values, clusters, confidence) if is_known else None
 
 
 def _low_end(sums: FloatArray, sizes: FloatArray, confidence: float) -> float:

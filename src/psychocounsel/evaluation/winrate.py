@@ -4,7 +4,7 @@ Judges favour a position, so each pair of answers is compared in both orders, an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -139,7 +139,7 @@ class WinRates:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as `metrics.json` holds them."""
-        figures = asdict(self)
+        figures = dict(vars(self))
         return {
             "win_rate": figures.pop("overall"),
             "win_rate_decided": figures.pop("decided"),
@@ -223,7 +223,7 @@ def winrate_metrics(
     """
     lengths = length_comparisons(compared, [*policy, *reference])
 
-    def overall(part: Sequence[Compared]) -> dict[str, float] | None:
+    def overall(part: Sequence[Compared]) -> Rate | None:
         return rate_if_known([POINTS[each.outcome()] for each in part], [each.speech_id for each in part], confidence)
 
     texts = {each.id: each.text.strip() for each in (*policy, *reference)}

@@ -225,7 +225,7 @@ def compare_data(comparisons: Sequence[Artifact], store: Store, anchors: Sequenc
     compared = [_Compared(each, store, anchors) for each in comparisons]
     names = _names(compared)
     corrected = {
-        each.artifact.id: found.rate.as_dict()
+        each.artifact.id: asdict(found.rate)
         | {"by": found.headline, "labelled": found.labelled, "raters": dict(found.raters), "anchor": anchor.ref}
         for each, anchor, found in _corrections(compared)
     }

@@ -23,7 +23,7 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.schemas import read_candidates, read_judgements, read_speeches
 from psychocounsel.store.store import Store
-from psychocounsel.types import Candidate, Judgement, Rating, ReplyStatus, Speech
+from psychocounsel.types import Candidate, Judgement, Rate, Rating, ReplyStatus, Speech
 
 VERSION = 4
 STAGE = "build-preferences"
@@ -115,7 +115,7 @@ def _count_earlier_cost(judge: ChatJudge, spend: Mapping[str, Any]) -> None:
         judge.spending.before = sum((Decimal(str(cost)) for cost in costs if cost is not None), Decimal(0))
 
 
-def _ties(rated: Sequence[Rated]) -> dict[str, float] | None:
+def _ties(rated: Sequence[Rated]) -> Rate | None:
     totals: dict[str, list[int | Fraction]] = defaultdict(list)
     for each in rated:
         totals[each.speech.id].append(each.judgement.total)
@@ -142,7 +142,7 @@ def _retest(judge: Judge, asked: Sequence[Rated]) -> dict[str, Any] | None:
     }
 
 
-def share_of_principles(asked: Sequence[Rated], again: Sequence[Judgement], points: int) -> dict[str, float] | None:
+def share_of_principles(asked: Sequence[Rated], again: Sequence[Judgement], points: int) -> Rate | None:
     """Return the rate of ratings that moved by no more than so many points; a failed one is missing."""
     shares: list[float | None] = []
     for one, two in zip(asked, again, strict=True):

@@ -17,7 +17,7 @@ from psychocounsel.judging.judge import ComparisonTask, Judge, require_judged
 from psychocounsel.judging.judges import judge_status
 from psychocounsel.reporting.console import progress
 from psychocounsel.store.schemas import OrderedComparison, RewardScore
-from psychocounsel.types import Candidate, SampledAnswer, Speech
+from psychocounsel.types import Candidate, Rate, SampledAnswer, Speech
 
 if TYPE_CHECKING:
     from psychocounsel.training.drift import TokenStatistics
@@ -131,5 +131,5 @@ def mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:
     return {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "n": len(rewards)}
 
 
-def _rate(compared: Sequence[BothOrders]) -> dict[str, float] | None:
+def _rate(compared: Sequence[BothOrders]) -> Rate | None:
     return rate_if_known([POINTS[each.outcome()] for each in compared], [each.speech_id for each in compared])
