@@ -139,6 +139,17 @@ def test_templates_of_other_families_are_taken_as_they_are(begin: str, end: str,
     assert response == "What happened?<|eot_id|>"
 
 
+def test_a_model_that_thinks_first_is_asked_not_to() -> None:
+    tokenizer = fresh_tokenizer(  # as Qwen 3's
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n"
+        "</think>\n\n{% endif %}{{ m.content }}<|eot_id|>\n{% endfor %}{% if add_generation_prompt %}assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    exchange = encode_exchange(tokenizer, "low", "What happened?", CHAT)
+    assert tokenizer.decode(exchange.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(exchange.response_ids) == "What happened?<|eot_id|>"
+
+
 def test_a_template_that_refuses_a_system_message_says_what_to_set() -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     tokenizer = fresh_tokenizer(

@@ -179,7 +179,7 @@ class SamplingConfig(Settings):
 _VLLM_SERVE = (
     *("vllm", "serve", "{model}", "--revision", "{revision}", "--served-model-name", "{name}", "--dtype", "bfloat16"),
     *("--host", "127.0.0.1", "--port", "{port}", "--generation-config", "vllm"),
-    *("--default-chat-template-kwargs", '{"date_string": "{date}"}'),
+    *("--default-chat-template-kwargs", '{"date_string": "{date}", "enable_thinking": false}'),
 )
 
 

@@ -158,6 +158,7 @@ def _apply_template(
             return_dict=False,
             add_generation_prompt=response is None,
             date_string=chat.date_string,
+            enable_thinking=False,  # Qwen 3 and others would think aloud first; what they say then is no answer
             chat_template=PINNED_DATE + tokenizer.get_chat_template(),
             sanitize_control_tokens=True,  # a client who types "<|eot_id|>" must not end a turn
         )
