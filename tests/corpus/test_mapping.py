@@ -327,8 +327,15 @@ def test_a_folder_and_a_pattern_are_all_their_files_by_name(tmp_path: Path) -> N
     assert [row["text"] for row in values(tmp_path / "d")] == ["d/2.jsonl", "d/sub/1.jsonl"]
     assert [row["text"] for row in values(tmp_path / "*" / "*.jsonl")] == ["d/2.jsonl"]
     assert [row["text"] for row in values(tmp_path / "**" / "[12].jsonl")] == ["d/2.jsonl", "d/sub/1.jsonl"]
+    for path, names in (("d", ["2", "sub/1"]), ("d/*.jsonl", ["2"]), ("e.jsonl", ["e"])):
+        columns = {"columns": ["file", "row.text"]}
+        assert [row["wide"]["value"] for row in values(tmp_path / path, wide=columns)][::2] == names
+    assert len(values(tmp_path / "d", where='file == "sub/1"')) == 1
     before = source_fingerprint(str(tmp_path / "d"), "train")
     write(tmp_path / "d" / "2.jsonl", '{"text": "changed"}\n')
+    assert source_fingerprint(str(tmp_path / "d"), "train") != before
+    before = source_fingerprint(str(tmp_path / "d"), "train")
+    (tmp_path / "d" / "2.jsonl").rename(tmp_path / "d" / "3.jsonl")  # `file` says so
     assert source_fingerprint(str(tmp_path / "d"), "train") != before
     write(tmp_path / "d" / "sub" / "1.jsonl", "no JSON")
     with pytest.raises(InputError, match=r"^sub/1.jsonl line 1: "):

@@ -207,6 +207,14 @@ def test_tables_of_other_programs(tmp_path: Path, shape: str) -> None:
     assert [pair.chosen.ratings for pair in pairs] == [{"empathy": 3, "safety": 3}] * 3
 
 
+@pytest.mark.parametrize("write", [int, str])
+def test_a_scale_may_run_the_other_way(tmp_path: Path, write: type) -> None:
+    rows = [{**row, "v": write(row["v"])} for row in long_rows(1)]
+    given = config(tmp_path, rows, LONG, points={"1": 3, "3": 1})
+    pairs = read_pairs(build_preferences(given, Store(tmp_path / "store")), "train")
+    assert {pair.chosen.candidate.author for pair in pairs} == {"gpt-4o"}
+
+
 @pytest.mark.parametrize("value", [0, 4, "x", True, 1e999, [2]])
 def test_what_is_no_rating_is_refused_or_dropped_and_counted(tmp_path: Path, value: Any) -> None:
     rows = [*long_rows(1)[:-1], {**long_rows(1)[-1], "v": value}]

@@ -24,8 +24,8 @@ SHOWN_CHARS = 40
 class SourceRow(NamedTuple):
     """One row and its location, such as `speeches.csv line 812`; `conversation` is what it is a turn of, if it is.
 
-    `file` is the one that holds it, where a source has several; it begins where their folders differ. `header` is
-    where the columns are named, in files that do so once.
+    `file` is the name of the one that holds it, without its ending; it begins where the folders of a source's files
+    differ. `header` is where the columns are named, in files that do so once.
     """
 
     where: str
@@ -66,6 +66,7 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
         InputError: its ending is not known, or more than a row of it cannot be read.
     """
     ending = _ending(path)
+    file = name.removesuffix(path.suffix if path.suffix.lower() in _COMPRESSIONS else "")[: -len(ending)]
     reader = _READERS.get(ending) if quotes else _WITHOUT_QUOTES.get(ending, _READERS.get(ending))
     if reader is None:
         fault, remedy = f"the ending {path.suffix!r} is not known", f"give one of {ENDINGS}"
@@ -73,7 +74,8 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
             remedy = f"unpack it, or name it {path.stem}.jsonl{path.suffix} if it has one JSON object per line"
         raise InputError(fault, where=str(path), remedy=remedy)
     try:
-        yield from reader(path, name)
+        for row in reader(path, name):
+            yield row._replace(file=file) if isinstance(row, SourceRow) else row
     except OSError as fault:
         message, remedy = f"cannot be opened or read: {fault.strerror or fault}", "check the file and its permissions"
         if "too much memory for decoding" in str(fault):  # as dumps of Reddit are compressed

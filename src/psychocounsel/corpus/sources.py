@@ -26,11 +26,11 @@ OnBadRow = Literal["error", "drop"]
 
 
 def source_fingerprint(path: str, split: str, config: str | None = None) -> dict[str, Any]:
-    """Return what identifies a source: the digests of its files, or the Hub name with its revision."""
+    """Return what identifies a source: the digests of its files, by name if it has several, or the Hub's revision."""
     if path.startswith(HUB):
         return {"hub": path.removeprefix(HUB), "split": split, "config": config}
-    digests = [digest_of_file(file) for file in files_of(path)]
-    return {"sha256": digests[0]} if len(digests) == 1 else {"files": digests}
+    digests = {name: digest_of_file(file) for name, file in _named_files(path)}
+    return {"files": digests} if len(digests) > 1 else {"sha256": next(iter(digests.values()))}
 
 
 def source_name(path: str) -> str:
@@ -59,6 +59,13 @@ def files_of(path: str, *, may_be_empty: bool = False) -> list[Path]:
     if empty is not None:
         raise InputError("is empty", where=empty, remedy="give a file with rows")
     return files
+
+
+def _named_files(path: str) -> list[tuple[str, Path]]:
+    """Return the files of a path with their names, which begin where their folders differ."""
+    files = files_of(path)
+    shared = os.path.commonpath([file.parent for file in files])
+    return [(file.relative_to(shared).as_posix(), file) for file in files]
 
 
 def read_rows(path: str, split: str = "train", config: str | None = None) -> Iterator[SourceRow]:
@@ -93,12 +100,8 @@ def _rows(source: RowSource) -> Iterator[Row]:
         rows = hub_rows(path.removeprefix(HUB), source.split, source.config)
         yield from (SourceRow(f"{path} row {number}", values) for number, values in enumerate(rows, start=1))
         return
-    files = files_of(path)
-    shared = os.path.commonpath([file.parent for file in files])
-    for file in files:
-        name = file.relative_to(shared).as_posix()
-        for row in rows_of_file(file, name, quotes=source.quotes):
-            yield row._replace(file=name) if len(files) > 1 and isinstance(row, SourceRow) else row
+    for name, file in _named_files(path):
+        yield from rows_of_file(file, name, quotes=source.quotes)
 
 
 def read_source(source: RowSource) -> Iterator[Row]:
@@ -111,7 +114,8 @@ def read_source(source: RowSource) -> Iterator[Row]:
     columns = source.conversation
     if columns is None:
         return _wanted_rows(source)
-    said = read_cells(_wanted_rows(source), partial(_said, columns), source.on_bad_row)
+    in_files = not source.path.startswith(HUB) and len(files_of(source.path)) > 1
+    said = read_cells(_wanted_rows(source), partial(_said, columns, in_files), source.on_bad_row)
     return read_cells(_turn_rows(said, columns), lambda row: row, source.on_bad_row)
 
 
@@ -177,11 +181,11 @@ class _Said(NamedTuple):
     turns: list[Turn]
 
 
-def _said(columns: Conversation, row: SourceRow) -> _Said:
+def _said(columns: Conversation, in_files: bool, row: SourceRow) -> _Said:
     if columns.messages is not None:
         key, value, column = row.where, cell(row, columns.messages), columns.messages
     else:
-        key = f"{row.file} {name_cell(row, columns.id or '')}".strip()
+        key = f"{row.file if in_files else ''} {name_cell(row, columns.id or '')}".strip()
         column = columns.role or ""
         is_client = cell(row, column)  # if the role is a condition
         role = ("assistant", "user")[is_client] if isinstance(is_client, bool) else label_cell(row, column)
@@ -276,7 +280,7 @@ def holds(row: SourceRow, condition: str) -> bool:
 
 def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
     try:
-        return evaluate(expression, row.values)
+        return evaluate(expression, {"file": row.file, **row.values})
     except KeyError as missing:
         fault, name = None, str(missing.args[0])
     except ValueError as wrong:

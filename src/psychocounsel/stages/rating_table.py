@@ -171,7 +171,7 @@ def _ratings_of(row: SourceRow, table: RatingTable, rubric: Rubric) -> Iterator[
             raise InputError("its value is no object of ratings", where=row.where, remedy=remedy)
     points = {word.casefold(): point for word, point in table.points.items()}
     for name, rating in cast("dict[str, Any]", given).items():
-        if isinstance(rating, str):
-            rating = points.get(" ".join(rating.split()).casefold(), rating)
+        if isinstance(rating, str | int):
+            rating = points.get(" ".join(str(rating).split()).casefold(), rating)
         if name.casefold() in known and rating not in (None, ""):
             yield known[name.casefold()], rating_of(rating, row.where, rubric.minimum, rubric.maximum)
