@@ -11,9 +11,9 @@ import pytest
 from psychocounsel.config.loading import config_of, load_config
 from psychocounsel.config.recipe import stage_config
 from psychocounsel.config.schema import ImportPreferencesConfig, TrainRewardConfig
-from psychocounsel.corpus import sources
 from psychocounsel.errors import DataQualityError, InputError, StoreError
 from psychocounsel.stages.import_preferences import import_preferences, specs
+from psychocounsel.store import hub
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import labelling_judges
 from psychocounsel.store.schemas import read_pairs, read_speeches
@@ -217,7 +217,7 @@ class TestRefusals:
         def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
             return [row.columns for row in rows if row.split == split]
 
-        monkeypatch.setattr(sources, "hub_rows", hub_rows)
+        monkeypatch.setattr(hub, "hub_rows", hub_rows)
         store = Store(tmp_path)
         first = import_preferences(settings("hub:owner/name"), store)
         assert "no revision" in caplog.text

@@ -11,9 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from psychocounsel.errors import InputError
 
 MAX_LINE_BYTES = 1_000_000
@@ -94,6 +91,8 @@ def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:
     compression = _COMPRESSIONS.get(path.suffix.lower())
     if compression is None:
         return path.open("rb")
+    import pyarrow as pa  # workers, which open no file, do without it
+
     stream = pa.input_stream(str(path), compression=compression)
     return io.BytesIO(stream.read()) if seekable else cast("BinaryIO", io.BufferedReader(stream))
 
@@ -240,6 +239,9 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with _opened(path, seekable=True) as stream, pq.ParquetFile(stream) as table:

@@ -17,7 +17,6 @@ from psychocounsel.corpus.formats import ENDINGS, BadRow, Row, SourceRow, bad_ro
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
-from psychocounsel.store.hub import hub_rows
 from psychocounsel.store.references import HUB
 from psychocounsel.types import SPLITS, Rating, Turn
 
@@ -97,6 +96,8 @@ def read_cells(rows: Iterable[Row], read: Callable[[SourceRow], T], on_bad_row: 
 def _rows(source: RowSource) -> Iterator[Row]:
     path = source.path
     if path.startswith(HUB):
+        from psychocounsel.store.hub import hub_rows  # imports pyarrow, 35 MB that no worker needs
+
         rows = hub_rows(path.removeprefix(HUB), source.split, source.config)
         yield from (SourceRow(f"{path} row {number}", values) for number, values in enumerate(rows, start=1))
         return

@@ -377,7 +377,7 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
 VERSION = 6
-_DIGIT = re.compile(r"[0-9]")
+_DIGIT = re.compile(r"[0-9](?<!_[0-9])")  # not those of placeholders
 
 
 class _Rule(NamedTuple):
