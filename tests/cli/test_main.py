@@ -145,6 +145,27 @@ def test_a_full_disk_behind_the_output_is_said_and_no_bug() -> None:
     Ended(done.returncode, "", done.stderr).says(3, "stdout: could not write: No space left")
 
 
+FAIL = """
+import torch
+from psychocounsel.cli import main as command_line
+
+def fail(*_, **__):
+    raise {fault}
+
+command_line.app = fail
+command_line.main()
+"""
+
+
+@pytest.mark.slow  # it loads torch
+def test_a_device_without_memory_left_is_no_bug() -> None:
+    for fault, code in (("torch.OutOfMemoryError('CUDA out of memory. Tried')", 3), ("RuntimeError('a bug')", 1)):
+        command = [sys.executable, "-c", FAIL.format(fault=fault)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+        assert (done.returncode, "Traceback" in done.stderr) == (code, code == 1)
+        assert ("batch" in done.stderr) == (code == 3)
+
+
 def test_a_store_at_a_path_that_is_no_text_is_refused(cli: Cli, tmp_path: Path) -> None:
     cli("list", "--store", tmp_path / os.fsdecode(b"\xff")).says(2, "\\udcff", "UTF-8")
 

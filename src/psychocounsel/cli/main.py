@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -105,6 +105,13 @@ def main() -> None:
     except PsychoCounselError as fault:
         console.error(fault)
         sys.exit(fault.exit_code)
+    except RuntimeError as fault:
+        torch: Any = sys.modules.get("torch")  # imported only by what computes
+        if torch is None or not isinstance(fault, torch.OutOfMemoryError):
+            raise
+        remedy = "lower the batch size (--batch-size, or batch_size under sampling), or take a smaller model; run again"
+        console.error(IncompleteError(str(fault).split(". ")[0], remedy=remedy))
+        sys.exit(ExitCode.INCOMPLETE)
     except OSError as fault:
         if fault.errno not in FULL_DISK:
             raise

@@ -423,7 +423,8 @@ def main(folder: Path, role: str, number: int) -> NoReturn:
     except torch.OutOfMemoryError as fault:
         code = ExitCode.INCOMPLETE
         remedy = (
-            "lower optimisation.per_device_batch_size or shard the model, as with --accelerate fsdp2; then run again"
+            "in training, lower optimisation.per_device_batch_size or shard the model, as with --accelerate fsdp2; "
+            "else lower sampling.batch_size; then run again"
         )
         report = {"kind": IncompleteError.__name__, "what": str(fault).split(". ")[0], "where": "", "remedy": remedy}
     except Exception:  # noqa: BLE001 (the parent raises it)
