@@ -113,7 +113,8 @@ def test_a_verbose_dry_run_of_a_recipe_prints_the_config_of_every_step(cli: Cli,
     assert short.code == 0, short.err
     assert "learning_rate" not in short.out
     assert len(short.out.splitlines()) < 110  # most of them are tables of memory and time
-    ended = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", "-v", *change)
+    ended = cli("run", recipe, "--store", tmp_path / "store", "--dry-run", "-v", "--num-processes", "2", *change)
+    assert ended.out.count('"num_processes": 2') == 3
     assert '"learning_rate": 0.125' in ended.out
     assert '"confidence": 0.95' in ended.out
     assert not (tmp_path / "store").exists()

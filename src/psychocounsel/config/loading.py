@@ -1,6 +1,5 @@
 """Config files and `--set` become validated configs, or one error that lists every fault with file and line."""
 
-import difflib
 import re
 import types
 import typing
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from psychocounsel.config.components import Settings
-from psychocounsel.errors import ConfigError
+from psychocounsel.errors import ConfigError, closest
 
 Place = tuple[str | int, ...]
 S = TypeVar("S", bound=Settings)
@@ -193,8 +192,8 @@ def read_config_file(path: Path) -> Document:
             raise ConfigError("larger than 1 MB", where=str(path), remedy="give a config file, not data")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        close = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.yaml")], n=1)
-        remedy = f"did you mean {path.parent / close[0]}?" if close else "check the path"
+        close = closest(path.name, (each.name for each in path.parent.glob("*.yaml")))
+        remedy = f"did you mean {path.parent / close}?" if close else "check the path"
         raise ConfigError("no such file", where=str(path), remedy=remedy) from None
     except IsADirectoryError:
         raise ConfigError("is a folder", where=str(path), remedy="name a YAML file in it") from None
@@ -308,8 +307,8 @@ def _unknown_key(model: type[Settings], place: Place, where: str, step: str) -> 
             block = _block_of(block, part) or block  # a part that names no block is a key in a mapping of blocks
     known = list(block.model_fields)
     paths = keys_of(model, ending=str(place[-1]))[:4]
-    if not paths and (close := difflib.get_close_matches(str(place[-1]), known, n=1)):
-        paths = [".".join(map(str, (*place[:-1], close[0])))] if where.startswith("--set") else close
+    if not paths and (close := closest(str(place[-1]), known)):
+        paths = [".".join(map(str, (*place[:-1], close)))] if where.startswith("--set") else [close]
     if not paths:
         return f"unknown key; known keys: {', '.join(known)}"
     prefix = f"{step}." if where.startswith(f"--set {step}.") else ""

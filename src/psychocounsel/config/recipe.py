@@ -1,6 +1,5 @@
 """Recipes: a folder with a `recipe.yaml` that lists stages, and the config file of each."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -182,8 +181,8 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
         for path in keys_of(CONFIGS[step.stage], ending=key)
     )
     known = [*(name for name, _ in steps), *SHARED, *RecipeConfig.model_fields]
-    suggestions = list(paths)[:4] or difflib.get_close_matches(key.partition(".")[0], known, n=1)
-    hint = f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else f"known: {', '.join(known)}"
+    likely = " or ".join(map(repr, list(paths)[:4]))
+    hint = f"did you mean {likely}?" if likely else did_you_mean(key.partition(".")[0], known)
     return ConfigError("there is no such key in the recipe", where=f"--set {override}", remedy=hint)
 
 
