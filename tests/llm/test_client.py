@@ -187,10 +187,10 @@ def test_a_storm_of_429_ends_with_every_item_answered_and_no_try_spent(server, j
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun(server):
-    server.script = lambda body, number: error_fault(429, "tomorrow", headers={"Retry-After": "3600"})
+    server.script = lambda body, number: error_fault(429, "come  tomorrow", headers={"Retry-After": "3600"})
     first, second = ask(model_at(server), ask_for("a")) + ask(model_at(server), ask_for("b"))
     assert {first.status, second.status} == {ReplyStatus.ERROR}
-    assert "429" in first.reason
+    assert first.reason == "the server answered HTTP 429: come tomorrow"
 
 
 FINAL = [

@@ -27,6 +27,7 @@ CASES = [
     (body({"content": "hel"}, "content_filter"), ReplyStatus.CONTENT_FILTER, "hel"),
     (body({"content": None}, "content_filter"), ReplyStatus.CONTENT_FILTER, ""),
     (body({"content": "hel"}, "length"), ReplyStatus.CUT, "hel"),
+    (body({"content": "hel"}, "model_length"), ReplyStatus.CUT, "hel"),
     (body({"content": ""}, "length"), ReplyStatus.CUT, ""),
     (body({"content": " \n"}), ReplyStatus.EMPTY, " \n"),
     (body({"content": None}), ReplyStatus.EMPTY, ""),
@@ -52,9 +53,10 @@ def test_tokens_that_are_no_count_are_zero(usage):
     assert read_completion(body({"content": "hi"}, usage=usage)).prompt_tokens == 0
 
 
+BROKEN_OFF = ("error", "abort", "insufficient_system_resource")
 UNREADABLE = [b"", b"<html>", b'{"choices": [{"mess', b"\xff\xfe", b"[]", b"null", b"{}", b'{"choices": null}']
 UNREADABLE += [b"[" * 100_000, b'{"error": "overloaded"}', b'{"error": ["overloaded"]}']
-UNREADABLE += [b'{"error": {"message": "overloaded"}}', body({"content": "hal"}, "error")]
+UNREADABLE += [b'{"error": {"message": "overloaded"}}', *(body({"content": "hal"}, each) for each in BROKEN_OFF)]
 
 
 @pytest.mark.parametrize("raw", UNREADABLE)

@@ -55,8 +55,11 @@ LONGEST_QUOTE_CHARS = 200
 _UNFINISHED = {
     "length": (ReplyStatus.CUT, "the reply was cut at its token limit"),
     "max_tokens": (ReplyStatus.CUT, "the reply was cut at its token limit"),
+    "model_length": (ReplyStatus.CUT, "the reply was cut at the model's own limit"),  # Mistral's
     "content_filter": (ReplyStatus.CONTENT_FILTER, "the provider's content filter stopped the reply"),
 }
+_BROKEN_OFF = frozenset({"error", "abort", "insufficient_system_resource"})
+"""Why OpenRouter and Mistral, vLLM, and DeepSeek end a reply that is not whole."""
 _MOST_TOKENS = 10**12
 """Larger counts are misreported, and would not fit into the journal's columns."""
 
@@ -291,18 +294,17 @@ class OpenAIChatModel:
         if _is_filtered(error):
             reason = "the provider filtered the prompt"
             return ChatReply(ReplyStatus.CONTENT_FILTER, "", self._endpoint.model, 0, 0, reason)
-        action = on_status(status, codes)
+        action, message = on_status(status, codes), quoted(error, self._endpoint)
         if action in RETRIED:
             headers = error.response.headers
             connection.limiter.read_headers(_limit_headers(headers))
             return _FailedTry(
-                f"the server answered HTTP {status}",
+                f"the server answered HTTP {status}: {message}",
                 retry_after_seconds(headers) or 0.0,
                 slows_down=action in (OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE),
                 is_free=action is OnStatus.SLOW_DOWN_FREE,
                 is_possibly_billed=action is OnStatus.RETRY_LOST,
             )
-        message = quoted(error, self._endpoint)
         if action is OnStatus.REFUSE_REQUEST:
             raise RefusedRequestError(
                 f"the request is refused (HTTP {status}: {message})",
@@ -442,7 +444,7 @@ def read_completion(body: bytes) -> ChatReply:
     payload, choices = _list_in(body, "choices")
     choice = mapping_of(choices[0] if choices else None)
     finish = text_of(choice.get("finish_reason"))
-    if finish == "error":
+    if finish in _BROKEN_OFF:
         raise UnreadableBodyError(f"the server broke the reply off{_quoted_after_colon(choice.get('error'))}")
     message = mapping_of(choice.get("message"))
     content = cast("object", message.get("content"))
