@@ -25,8 +25,14 @@ CASES = (
     *(("19 x 2, 1 x 100", (*(2,) * 19, 100), icc) for icc in (0.2, 0.8)),
 )
 """Speeches and answers to each, and how far the answers to one speech resemble each other."""
-LENGTH_CASES = ((0.0, 0.0, 0.0), (0.0, 1.5, 60.0), (1.0, -0.8, 30.0), (1.0, 1.0, -20.0), (2.0, 0.5, 0.0))
-"""Log-odds at equal length, effect of length, and mean difference in words at a standard deviation of 40."""
+LENGTH_CASES = (
+    *((0.0, 0.0, 0.0, "tanh"), (0.0, 1.5, 60.0, "tanh"), (1.0, -0.8, 30.0, "tanh"), (1.0, 1.0, -20.0, "tanh")),
+    *((2.0, 0.5, 0.0, "tanh"), (0.0, 1.5, 60.0, "sign"), (1.0, 1.5, 20.0, "sign")),
+)
+"""Log-odds at equal length, effect of length, mean difference in words at a standard deviation of 40, and its form.
+
+`tanh` is the form that length control fits; `sign` is a judge who goes by which answer is longer, not by how much.
+"""
 
 
 def outcomes(rng: np.random.Generator, rate: float, ties: float, shape: tuple[int, int], icc: float) -> NDArray:
@@ -50,14 +56,15 @@ def coverage(rate: float, ties: float, sizes: Sequence[int], icc: float, repetit
     return f"{100 * fmean(each.low <= rate <= each.high for each in found):.1f}"
 
 
-def length_coverage(theta: float, beta: float, mean: float, n: int, repetitions: int) -> tuple[str, str]:
+def length_coverage(theta: float, beta: float, mean: float, form: str, n: int, repetitions: int) -> tuple[str, str]:
     """Return coverage and mean error of the length-controlled win rate, in percent, of the samples that give one."""
     rng, truth = np.random.default_rng(0), 1 / (1 + math.exp(-theta))
     held: list[bool] = []
     errors: list[float] = []
     while len(held) < repetitions:
         differences = rng.normal(mean, 40, n)
-        won = rng.random(n) < 1 / (1 + np.exp(-(theta + beta * np.tanh(differences / 40))))
+        by_length = np.tanh(differences / 40) if form == "tanh" else np.sign(differences)
+        won = rng.random(n) < 1 / (1 + np.exp(-(theta + beta * by_length)))
         rows = [
             LengthComparison(str(at), float(win), 500 + longer, 500)
             for at, (win, longer) in enumerate(zip(won, differences, strict=True))
@@ -83,8 +90,9 @@ def main() -> None:
                 for rate in RATES
             ]
             print(f"| {name} | {icc} | {100 * ties:.0f} % | " + " | ".join(cells) + " |", flush=True)
-    print("\n| log-odds at equal length | effect of length | mean difference | n = 200 | error | n = 1000 | error |")
-    print("|---|---|---|---|---|---|---|")
+    header = ("log-odds at equal length", "effect of length", "mean difference", "form")
+    print(f"\n| {' | '.join(header)} | n = 200 | error | n = 1000 | error |")
+    print("|---|---|---|---|---|---|---|---|")
     for case in LENGTH_CASES:
         cells = [cell for n in (200, 1000) for cell in length_coverage(*case, n, repetitions // 2)]
         print(f"| {' | '.join(map(str, (*case, *cells)))} |", flush=True)
