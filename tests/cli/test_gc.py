@@ -8,7 +8,7 @@ import pytest
 
 from psychocounsel.errors import StoreError
 from psychocounsel.llm.journal import Journal
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
+from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.files import UMASK_VARIABLE, human_bytes
 from psychocounsel.store.gc import Kept, find_garbage
 from psychocounsel.store.references import ancestors
@@ -105,9 +105,17 @@ def test_five_runs_keep_what_names_reports_and_children_need(cli: Cli, store: St
     assert len(kept) == len(lines) + 2
 
 
-def test_children_go_before_their_parents_whatever_their_names_meant_last(store: Store) -> None:
+@pytest.mark.parametrize("ahead", ["speeches", "candidates"])
+def test_children_go_before_their_parents_whatever_clocks_said_and_their_names_meant_last(
+    store: Store, ahead: str
+) -> None:
     for seed in (1, 2):
-        make(store, "candidates", "talk", seed, make(store, "speeches", "talk", seed))
+        made = {"speeches": make(store, "speeches", "talk", seed)}
+        made["candidates"] = make(store, "candidates", "talk", seed, made["speeches"])
+        manifest = made[ahead].file(MANIFEST)
+        manifest.write_text(
+            manifest.read_text().replace(made[ahead].manifest["created_at"], f"2999-01-0{seed}T00:00:00")
+        )
     older, newer = (ArtifactSpec("speeches", "talk", "test", 1, {"seed": seed}) for seed in (1, 2))
     store.name_again([older])
     store.name_again([newer])

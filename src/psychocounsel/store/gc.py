@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,9 +62,13 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     """
     artifacts = store.artifacts()
     needed = _needed(artifacts, kept)
+    # Not by time, for clocks of two machines differ.
+    parents_first = list(
+        TopologicalSorter({each.id: [p.id for p in each.parents] for each in artifacts}).static_order()
+    )
     found = [
         _whole(f"{each.kind} {each.ref}", "superseded", each.folder)
-        for each in sorted(artifacts, key=lambda each: each.manifest["created_at"], reverse=True)
+        for each in sorted(artifacts, key=lambda each: parents_first.index(each.id), reverse=True)
         if each.id not in needed
     ]
     found += _leftovers(store, kept)
