@@ -207,6 +207,16 @@ def test_tables_of_other_programs(tmp_path: Path, shape: str) -> None:
     assert [pair.chosen.ratings for pair in pairs] == [{"empathy": 3, "safety": 3}] * 3
 
 
+def test_every_rater_may_have_a_file(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    for rater, points in (("ann", 1), ("ben", 2)):
+        write(tmp_path / "ratings" / f"{rater}.jsonl", long_rows(points))
+    given = config(tmp_path, [], {**LONG, "rater": "file"}, path=str(tmp_path / "ratings" / "*.jsonl"))
+    made = build_preferences(given, store := Store(tmp_path / "store"))
+    assert judged(store, made)["metrics"]["samples"]["status"] == {"ann": {"valid": 6}, "ben": {"valid": 6}}
+    assert [pair.rejected.ratings for pair in read_pairs(made, "train")] == [{"empathy": 1.5, "safety": 1.5}] * 3
+
+
 @pytest.mark.parametrize("write", [int, str])
 def test_a_scale_may_run_the_other_way(tmp_path: Path, write: type) -> None:
     rows = [{**row, "v": write(row["v"])} for row in long_rows(1)]

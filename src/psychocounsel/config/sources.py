@@ -36,10 +36,11 @@ class WideColumns(Settings):
     `{"Q1_2": {principle: empathy, rater: anna}}`.
     """
 
-    columns: (
-        Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-        | Annotated[dict[str, str | dict[str, str | int]], Field(min_length=1)]
-    )
+    columns: Annotated[
+        Annotated[tuple[str, ...], Field(strict=False, min_length=1), Tag("names")]
+        | Annotated[dict[str, str | dict[str, str | int]], Field(min_length=1), Tag("labels")],
+        Discriminator(lambda given: "labels" if isinstance(given, dict) else "names"),
+    ]
 
 
 class Conversation(Settings):
