@@ -1,5 +1,7 @@
 """Recipes: how their configs are loaded and changed, and that every bundled one is valid."""
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,23 @@ def test_faults_of_all_steps_are_reported_together(recipe: Path) -> None:
 
 def test_a_recipe_may_be_named_by_its_file(recipe: Path) -> None:
     assert recipe_folder(str(recipe / RECIPE_FILE)) == recipe_folder(str(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mien", "there is no such recipe or folder; did you mean 'mine'?"),
+        ("quikstart", "did you mean 'quickstart'?"),
+        ("mine/align.yaml", "the recipe is mine, of which --only align runs this step"),
+    ],
+)
+def test_what_is_no_recipe_suggests_one(
+    name: str, hint: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(recipe, "mine")
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        recipe_folder(name)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,12 @@ def recipe_folder(name: str) -> Path:
     for folder in (path.parent if path.name == RECIPE_FILE else path, recipes_folder() / name):
         if (folder / RECIPE_FILE).is_file():
             return folder
-    raise ConfigError(
-        "is not a recipe: it has no recipe.yaml", where=name, remedy=did_you_mean(name, bundled_recipes())
-    )
+    fault = "is not a recipe: it has no recipe.yaml" if path.exists() else "there is no such recipe or folder"
+    projects = sorted(str(each.parent) for each in path.parent.glob(f"*/{RECIPE_FILE}"))
+    remedy = did_you_mean(name, [*projects, *bundled_recipes()])
+    if path.is_file() and (path.parent / RECIPE_FILE).is_file():
+        remedy = f"the recipe is {path.parent}, of which --only {path.stem} runs this step"
+    raise ConfigError(fault, where=name, remedy=remedy)
 
 
 def is_project(folder: Path) -> bool:
