@@ -144,6 +144,13 @@ def test_every_figure_of_an_audit_has_its_interval_and_what_it_rests_on() -> Non
     assert found["ties between responses to one speech"][0] == "\N{EN DASH}"
 
 
+@pytest.mark.parametrize(("confidence", "named"), [(0.95, False), (0.8, True), (0.99, True)])
+def test_verdicts_of_another_confidence_than_usual_say_so(confidence: float, named: bool) -> None:
+    compared = artifact("comparisons", "dpo", comparison_metrics(), settings={"confidence": confidence})
+    said = [each for each in warnings_of(compared) if f"are of {100 * confidence:g} % and not 95 %" in each]
+    assert len(said) == named
+
+
 @pytest.mark.parametrize(
     ("found", "warnings", "words"),
     [

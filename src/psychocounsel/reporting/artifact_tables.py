@@ -149,7 +149,7 @@ def _view(metrics: m.Metrics, artifact: Artifact) -> _View:
             return _View(_probe_figure(metrics), probe_tables(metrics))
         case m.ComparisonMetrics():
             key = f"{'constrained ' if metrics.constraint else ''}win rate {with_interval(metrics.win_rate)}"
-            return _View(key, comparison_tables(metrics, artifact), comparison_warnings(metrics))
+            return _View(key, comparison_tables(metrics, artifact), comparison_warnings(metrics, artifact))
         case m.AnnotationTaskMetrics():
             return _View(f"{metrics.items} of {metrics.of} {metrics.kind}", task_tables(metrics))
         case m.AnnotationMetrics():

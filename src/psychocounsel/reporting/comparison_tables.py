@@ -31,10 +31,12 @@ FEWEST_DECIDED, MANY_IDENTICAL = 0.1, 0.05
 """Shares of the comparisons in which the judge prefers a side in both orders, and whose two answers are one text."""
 
 
-def comparison_warnings(metrics: m.ComparisonMetrics) -> list[str]:
+def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[str]:
     """Return what a reader must know before the numbers of a comparison."""
     judges = metrics.judges
     found: list[str] = []
+    if (given := confidence(artifact)) != "95 %":
+        found.append(f"The intervals are of {given} and not 95 %: so is what is called better, worse or different.")
     if judges.same_family:
         found.append(
             f"The judge of the labels ({', '.join(judges.labels)}) and the judge of the win rate "
