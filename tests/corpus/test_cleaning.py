@@ -27,9 +27,9 @@ from psychocounsel.corpus.cleaning import (
     response_steps,
     with_sentence_spacing,
 )
-from psychocounsel.corpus.contacts import blanked, phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import crisis_services
-from psychocounsel.corpus.text import sentences
+from psychocounsel.corpus.text import blanked, sentences
 
 unspaced_pieces = st.sampled_from(
     [
@@ -218,8 +218,7 @@ def test_no_address_and_of_numbers_only_crisis_lines_are_left_in_counsel_chat(co
 
 def test_at_most_one_answer_in_a_hundred_loses_more_than_a_tenth_beside_its_contacts() -> None:
     def letters(text: str) -> Counter[str]:
-        spans = [(each.start, each.end) for each in (*web_addresses(text), *phone_numbers(text))]
-        return Counter("".join(blanked(text, spans).split()))
+        return Counter("".join(blanked(text, (*web_addresses(text), *phone_numbers(text))).split()))
 
     answers = _cleaned_answers("drop_sentence")
     lost = [(letters(raw) - letters(cleaned.text)).total() / len("".join(raw.split())) for raw, cleaned in answers]

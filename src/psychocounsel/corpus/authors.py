@@ -9,11 +9,11 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from psychocounsel.config.sources import AuthorIs
-from psychocounsel.corpus.contacts import blanked, holds, phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
 from psychocounsel.corpus.deidentify import PLACEHOLDER, Placeholders
 from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
-from psychocounsel.corpus.text import either, replaced, sentences, touches, word_list
+from psychocounsel.corpus.text import blanked, either, replaced, sentences, touches, word_list
 
 # --- Who the authors are --------------------
 
@@ -363,7 +363,7 @@ def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
 def _is_signature_rest(rest: str) -> bool:
     """Return whether what follows a name is credentials, a profession, a practice or an address: no sentence."""
     contacts = [*web_addresses(rest), *phone_numbers(rest)]
-    rest = blanked(rest, [(contact.start, contact.end) for contact in contacts])
+    rest = blanked(rest, contacts)
     words = [word for word in _WORD.findall(rest) if any(map(str.isalnum, word))]
     if len(words) > _MAX_SIGNATURE_WORDS:
         return False

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from psychocounsel.corpus.build import RawTexts
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Change, Step, changes, parallel_map, worker_count
-from psychocounsel.corpus.contacts import blanked, phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import phone_numbers, web_addresses
+from psychocounsel.corpus.text import blanked
 
 LARGEST = 50
 MOST_SHORTENED = 1000
@@ -100,7 +101,7 @@ def _shown(where: str, before: str, after: str) -> ShownChange | None:
 
 
 def _without_contacts(text: str) -> str:
-    return blanked(text, [(each.start, each.end) for each in (*web_addresses(text), *phone_numbers(text))])
+    return blanked(text, (*web_addresses(text), *phone_numbers(text)))
 
 
 def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
-from psychocounsel.corpus.contacts import Contact, holds, web_addresses
+from psychocounsel.corpus.contacts import holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.deidentify.words import Span
-from psychocounsel.corpus.text import normalise, sentences, without_markup
+from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -137,7 +136,7 @@ def with_placeholders(text: str, crisis: CrisisServices) -> str:
     found = crisis.told_apart(text)[1]
     if not found:
         return text
-    return Placeholders(text).put_in(text, (Span(each.start, each.end, each.kind, 1.0) for each in found))
+    return Placeholders(text).put_in(text, found)
 
 
 def without_contacts(text: str, crisis: CrisisServices) -> str:
@@ -169,7 +168,7 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
     return _EMPTY_BULLET.sub("", "".join(piece for piece, _ in kept)).strip()
 
 
-def _edges(text: str, found: Sequence[Contact]) -> list[int]:
+def _edges(text: str, found: Sequence[Span]) -> list[int]:
     """Return where sentences begin; an address after a full stop, and a capital after an address, begin one too."""
     edges = {0, len(text)}
     end = 0

@@ -2,44 +2,26 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from phonenumbers import Leniency, PhoneNumberMatcher
 
-from psychocounsel.corpus.text import touches
+from psychocounsel.corpus.text import Span, blanked, touches
 
 if TYPE_CHECKING:
     from tldextract import TLDExtract
 
-Kind = Literal["PHONE", "EMAIL", "URL"]
-
-
-class Contact(NamedTuple):
-    """The position of a phone number or an address in a text: `text[start:end]`."""
-
-    kind: Kind
-    start: int
-    end: int
-
-
+_ADDRESS_SCORE, _PHONE_SCORE = 0.9, 0.8
 _start = attrgetter("start")
 
 
-def holds(contacts: Sequence[Contact], position: int) -> bool:
+def holds(contacts: Sequence[Span], position: int) -> bool:
     """Return whether a position lies in one of the contacts, which are sorted and do not overlap."""
     at = bisect_right(contacts, position, key=_start) - 1
     return at >= 0 and position < contacts[at].end
-
-
-def blanked(text: str, spans: Iterable[tuple[int, int]], filler: str = " ") -> str:
-    """Return the text with a filler in the spans, so that every other character keeps its position."""
-    characters = list(text)
-    for start, end in spans:
-        characters[start:end] = filler * (end - start)
-    return "".join(characters)
 
 
 # --- E-mail and web addresses --------------------
@@ -98,7 +80,7 @@ def _suffixes() -> "TLDExtract":
 
 
 @lru_cache(maxsize=16)  # one cleaning step after the other looks at the same text
-def web_addresses(text: str) -> Sequence[Contact]:
+def web_addresses(text: str) -> Sequence[Span]:
     """Return the e-mail and web addresses of a text, sorted and without overlap.
 
     A web address has a scheme, a `www.`, a well-known ending, or any public suffix and a path. A sentence that
@@ -107,13 +89,13 @@ def web_addresses(text: str) -> Sequence[Contact]:
     may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
     if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
         return []
-    found: list[Contact] = []
+    found: list[Span] = []
     for match in _EMAIL.finditer(text) if may_hold_mail else ():
         glued = _GLUED_WORD.search(match.group())
         length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
-        found.append(Contact("EMAIL", match.start(), match.start() + length))
+        found.append(Span(match.start(), match.start() + length, "EMAIL", _ADDRESS_SCORE))
     # Mail addresses are blanked, so that their domains do not count again.
-    rest = blanked(text, [(mail.start, mail.end) for mail in found])
+    rest = blanked(text, found)
     position = 0
     while match := _URL.search(rest, position):
         if match["unsure"] and not is_host(match["host"]):
@@ -124,7 +106,7 @@ def web_addresses(text: str) -> Sequence[Contact]:
     return sorted(found, key=_start)
 
 
-def _url(match: re.Match[str]) -> Contact:
+def _url(match: re.Match[str]) -> Span:
     run = match.group()
     if (following := _NEXT_ADDRESS.search(run)) is not None:
         run = run[: following.start()]
@@ -133,7 +115,7 @@ def _url(match: re.Match[str]) -> Contact:
     glued = _GLUED_WORD.search(run)
     if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
         run = run[: glued.start()]
-    return Contact("URL", match.start(), match.start() + len(run.rstrip(_TRAILING)))
+    return Span(match.start(), match.start() + len(run.rstrip(_TRAILING)), "URL", _ADDRESS_SCORE)
 
 
 # --- Phone numbers --------------------
@@ -170,7 +152,7 @@ _MIN_DIGITS, _MAX_DIGITS = 7, 15
 
 
 @lru_cache(maxsize=16)
-def phone_numbers(text: str) -> Sequence[Contact]:
+def phone_numbers(text: str) -> Sequence[Span]:
     """Return the telephone numbers of a text, sorted and without overlap, the longest at each place.
 
     A number is one that `phonenumbers` holds valid in North America, with a country's code, or as it is dialled
@@ -186,10 +168,10 @@ def phone_numbers(text: str) -> Sequence[Contact]:
     digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [span for span in digits if _MIN_DIGITS <= sum(map(str.isdigit, text[slice(*span)])) <= _MAX_DIGITS]
-    found: list[Contact] = []
+    found: list[Span] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not found or start >= found[-1].end:
-            found.append(Contact("PHONE", start, end))
+            found.append(Span(start, end, "PHONE", _PHONE_SCORE))
     return found
 
 

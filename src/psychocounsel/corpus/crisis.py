@@ -10,8 +10,8 @@ from pydantic import Field
 
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.contacts import Contact, blanked, phone_numbers, web_addresses
-from psychocounsel.corpus.text import either, sentences
+from psychocounsel.corpus.contacts import phone_numbers, web_addresses
+from psychocounsel.corpus.text import Span, blanked, either, sentences
 from psychocounsel.types import Turn
 
 # --- The list --------------------
@@ -132,14 +132,14 @@ class CrisisServices:
         ]
         return sorted([*self.told_apart(text)[0], *names])
 
-    def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Contact]]:
+    def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Span]]:
         """Return where numbers and addresses of services stand, and all other contacts, both sorted.
 
         In doubt a number is a service's: any in a sentence that speaks of a crisis, a hotline or an emergency, unless
         it is somebody's own.
         """
         ours: list[tuple[int, int]] = []
-        others: list[Contact] = []
+        others: list[Span] = []
         for address in web_addresses(text):
             if self._owns(text[address.start : address.end]):
                 ours.append((address.start, address.end))
@@ -147,9 +147,8 @@ class CrisisServices:
                 others.append(address)
         if _DIGIT.search(text):
             ours += self.numbers(text)
-            taken = [*ours, *((each.start, each.end) for each in others)]
             speaks = _SPEAKS_OF_CRISIS.search(text) is not None
-            for phone in phone_numbers(blanked(text, taken, _NOT_IN_NUMBERS)):
+            for phone in phone_numbers(blanked(text, [*ours, *others], _NOT_IN_NUMBERS)):
                 if speaks and _may_be_a_service(_sentence_at(text, phone.start)):
                     ours.append((phone.start, phone.end))
                 else:

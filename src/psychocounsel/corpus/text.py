@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
+from psychocounsel.config.corpus import Entity
 from psychocounsel.errors import ConfigError, InputError
 
 LISTS = Path(__file__).resolve().parent / "lists"
@@ -47,9 +48,29 @@ def either(phrases: Iterable[str]) -> str:
     return f"(?=[{''.join(by_initial)}])(?:{'|'.join(groups)})"
 
 
-def touches(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+class Span(NamedTuple):
+    """A part of a text that identifies a person: `text[start:end]`; the score is in 0 to 1."""
+
+    start: int
+    end: int
+    entity: Entity
+    score: float
+
+
+Spans: TypeAlias = Iterable[Span | tuple[int, int]]
+
+
+def touches(start: int, end: int, spans: Spans) -> bool:
     """Return whether `text[start:end]` shares a character with one of the spans."""
-    return any(first < end and start < last for first, last in spans)
+    return any(first < end and start < last for first, last, *_ in spans)
+
+
+def blanked(text: str, spans: Spans, filler: str = " ") -> str:
+    """Return the text with a filler in the spans, so that every other character keeps its position."""
+    characters = list(text)
+    for start, end, *_ in spans:
+        characters[start:end] = filler * (end - start)
+    return "".join(characters)
 
 
 def replaced(text: str, parts: Iterable[tuple[int, int, str]]) -> str:

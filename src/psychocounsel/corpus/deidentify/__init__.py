@@ -22,9 +22,8 @@ from psychocounsel.corpus.deidentify.words import (
     METHOD_AUTHORS,
     NOT_NAMES,
     PLACEHOLDER,
-    Span,
 )
-from psychocounsel.corpus.text import either, replaced, touches
+from psychocounsel.corpus.text import Span, either, replaced, touches
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from psychocounsel.config.corpus import Entity
-from psychocounsel.corpus.deidentify.words import UPPER, Span
-from psychocounsel.corpus.text import word_list
+from psychocounsel.corpus.deidentify.words import UPPER
+from psychocounsel.corpus.text import Span, word_list
 
 _WORD = rf"(?:St\. )?[{UPPER}][\w&'\u2019-]*"
 _NAME = rf"{_WORD}(?: (?!and I\b)(?:(?:of|and|the|for|&|de|la) )?{_WORD}){{0,4}}"

@@ -20,9 +20,8 @@ from psychocounsel.corpus.deidentify.words import (
     SURNAMES,
     SURNAMES_LOWER,
     UPPER,
-    Span,
 )
-from psychocounsel.corpus.text import word_list
+from psychocounsel.corpus.text import Span, word_list
 
 # --- What announces a name --------------------
 
@@ -412,8 +411,8 @@ def find_all(text: str) -> Iterator[Span]:
     """Yield the finds of all patterns: people by cues and names, all else by form; they may overlap."""
     yield from find_people(text)
     yield from affiliations(text)
-    yield from (Span(each.start, each.end, each.kind, 0.9) for each in web_addresses(text))
-    yield from (Span(each.start, each.end, each.kind, 0.8) for each in phone_numbers(text))
+    yield from web_addresses(text)
+    yield from phone_numbers(text)
     for rule in _RULES_FOR_DIGITS if _DIGIT.search(text) else _RULES:
         for match in rule.pattern.finditer(text):
             if rule.is_valid(match):

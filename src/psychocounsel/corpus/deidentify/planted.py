@@ -11,8 +11,7 @@ from pydantic import Field
 from psychocounsel.config.components import Settings
 from psychocounsel.config.corpus import Entity
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.deidentify.words import Span
-from psychocounsel.corpus.text import sentences
+from psychocounsel.corpus.text import Span, sentences
 
 PLANTED_TEXTS = 400
 _PEOPLE, _OF_EACH_OTHER, _HARMLESS = 100, 30, 50

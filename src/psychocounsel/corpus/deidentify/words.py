@@ -1,22 +1,12 @@
 """Word lists, names as they are written, and what a find is."""
 
 import re
-from typing import NamedTuple
 
-from psychocounsel.config.corpus import ENTITIES, Entity
+from psychocounsel.config.corpus import ENTITIES
 from psychocounsel.corpus.text import LISTS, word_list
 from psychocounsel.store.files import digest_of_files
 
 PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
-
-
-class Span(NamedTuple):
-    """A part of a text that identifies a person: `text[start:end]`; the score is in 0 to 1."""
-
-    start: int
-    end: int
-    entity: Entity
-    score: float
 
 
 # --- Word lists --------------------
