@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from chat_server import ChatServer, Reply, answer_by_schema
@@ -190,6 +190,8 @@ def test_a_judge_of_a_file_and_one_with_weights(miniature: Miniature, tmp_path: 
         (lambda: psychocounsel.run_stage("algin", {}), "did you mean 'align'"),
         (lambda: psychocounsel.Store().list("policy"), "did you mean 'policies'"),
         (lambda: psychocounsel.Judge().rate(" ", KIND), "no text"),
+        (lambda: psychocounsel.Judge().rate(cast("str", float("nan")), KIND), "a speech has no text"),
+        (lambda: psychocounsel.Judge().rate_all([(SAID, cast("str", None))]), "an answer is None, no text"),
         (
             lambda: psychocounsel.Judge(backend="endpoint", store=psychocounsel.Store("x", offline=True)),
             "offline, but the endpoint",

@@ -273,6 +273,7 @@ class Judge:
         """Return the judgement of one answer; one that failed has a status, a reason and no ratings.
 
         Raises:
+            InputError: the speech has no text, or the answer is none, as in an empty cell of a data frame.
             EndpointError: the endpoint refuses for a reason that a retry does not mend.
             IncompleteError: it does not answer, or `max_cost` is met.
             DataQualityError: more failed than `max_missing_share`.
@@ -304,13 +305,20 @@ class Judge:
 def _speech(said: str | Speech) -> Speech:
     if isinstance(said, Speech):
         return said
-    if not said.strip():
+    if not _is_text(said) or not said.strip():
         raise InputError("a speech has no text", remedy="give what the client says")
     return Speech(said, crisis=mentions_crisis(said))
 
 
 def _answer(speech: Speech, text: str) -> Candidate:
+    if not _is_text(text):
+        raise InputError(f"an answer is {text!r}, no text", remedy="leave out rows without an answer")
     return Candidate(speech.id, "", text)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is text: an empty cell of a data frame is None or a number."""
+    return isinstance(value, str)
 
 
 class RewardModel:
