@@ -70,7 +70,7 @@ def test_every_answered_turn_of_the_client_is_a_row(tmp_path: Path, layout: str)
         path = write_jsonl(tmp_path / "a.jsonl", {"chat": chat(said)}, {"chat": chat(said)})
         conversation |= {"client": layout}
     else:
-        given: Any = chat([("system", "Be kind."), *SAID])
+        given: Any = [*chat([("system", "Be kind."), *SAID]), {"role": "user", "content": None}]
         cell = json.dumps(given) if layout == "json_in_a_cell" else given
         path = write_jsonl(tmp_path / "a.jsonl", {"chat": cell}, {"chat": cell})
     rows = turns(path, **conversation)

@@ -99,6 +99,7 @@ def test_messages_in_a_row_are_one_turn(tmp_path: Path) -> None:
         ({"prompt": "Hi.", "chosen": [USER, answer("a")], "rejected": "b"} | {"prompt": "Other."}, "two_prompts"),
         ({**PLAIN, "chosen": "a\u0000"}, "unreadable"),
         ({**PLAIN, "rejected": " "}, "empty"),
+        ({**PLAIN, "rejected": [{"role": "assistant", "content": None}]}, "empty"),
         ({**PLAIN, "rejected": "Good."}, "equal_texts"),
     ],
 )

@@ -431,11 +431,12 @@ def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator
 
 
 def _said_in(message: object) -> tuple[str, str] | None:
-    """Return role and text of a message; None if it has none."""
+    """Return role and text of a message, empty for a null; None if it has none."""
     known = cast("Mapping[str, object]", message) if isinstance(message, Mapping) else {}
     role, text = (
         next((known[key] for key in keys if known.get(key) is not None), None) for keys in (_ROLE_KEYS, _TEXT_KEYS)
     )
+    text = "" if text is None and any(key in known for key in _TEXT_KEYS) else text
     return (_usual_role(str(role)), text) if isinstance(role, str | int) and isinstance(text, str) else None
 
 
