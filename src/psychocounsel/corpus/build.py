@@ -174,11 +174,7 @@ def _build_speeches(
         f"rows of the excluded {name} that cannot be read whole: {count}; no speech is compared with what is lost"
         for name, count in (+cleaner.bad_excluded).items()
     )
-    if config.deidentification.engine == "patterns" and set(config.cleaning.languages) != {"en"}:
-        writer.warnings.append(
-            "the patterns of the de-identification know names in English only; those in other languages stay, unless "
-            "deidentification.engine: presidio has a pipeline for them"
-        )
+    writer.warnings.extend(_english_only(config))
     speeches, funnel = _read_speeches(config, cleaner, writer)
     assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
     alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
@@ -245,6 +241,21 @@ def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWrite
         funnel = Funnel(SPEECH_FUNNEL)
         write_row_provenance(writer, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
     return speeches, funnel
+
+
+def _english_only(config: CorpusConfig) -> Iterator[str]:
+    """Yield what knows English alone, where a corpus keeps other languages."""
+    languages = set(config.cleaning.languages)
+    if config.deidentification.engine == "patterns" and languages != {"en"}:
+        yield (
+            "the patterns of the de-identification know names in English only; those in other languages stay, unless "
+            "deidentification.engine: presidio has a pipeline for them"
+        )
+    if languages - {"en"} and not all(source.columns.crisis for source in config.speeches):
+        yield (
+            "speeches about a crisis are found by words in English only; those in other languages are missed, unless "
+            "columns.crisis of a source says which they are"
+        )
 
 
 def _assign_topics(
