@@ -122,6 +122,16 @@ def test_labels_correct_a_judge_that_favours_the_policy(root: Path, cli: Cli) ->
     assert "up to date" in cli(*command).out
 
 
+def test_labels_of_one_person_are_called_that(root: Path, cli: Cli) -> None:
+    store = Store(root)
+    duel = compared(store, "duel")
+    for name, raters in (("one", ("ann",)), ("two", ("ann", "bob"))):
+        labelled(store, name, duel, 60, raters=raters)
+        ended = cli("anchor", "duel", "--labels", name, "--name", name, "--store", root)
+        assert ended.code == 0, ended.err
+        assert ("No answer was labelled by two people (raters: ann)" in ended.out) == (name == "one")
+
+
 @pytest.mark.parametrize(
     ("n", "of", "changes", "code"),
     [

@@ -122,7 +122,7 @@ SAVES_LABELS = 1.1
 
 
 def anchor_warnings(anchored: AnchorMetrics) -> list[str]:
-    """Return that the judge's interval does not hold what people say, and that many answers are left out or missing."""
+    """Return that the judge's interval misses what people say, that many answers are left out, or labelled by one."""
     found: list[str] = []
     if not anchored.judge_holds:
         found.append(
@@ -133,6 +133,11 @@ def anchor_warnings(anchored: AnchorMetrics) -> list[str]:
     if anchored.skipped > MANY_SKIPPED * seen:
         found.append(
             f"People skipped {anchored.skipped} of {seen} answers: the rate holds only if these are like the others."
+        )
+    if not anchored.agreement.items:
+        found.append(
+            f"No answer was labelled by two people (raters: {', '.join(anchored.raters)}): whether another would "
+            "say the same is not known."
         )
     asked = anchored.judge_only.n + anchored.judge_only.missing + anchored.unanswered
     if anchored.unanswered > MANY_SKIPPED * asked:
