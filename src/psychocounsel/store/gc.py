@@ -62,13 +62,12 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     """
     artifacts = store.artifacts()
     needed = _needed(artifacts, kept)
-    # Not by time, for clocks of two machines differ.
-    parents_first = list(
-        TopologicalSorter({each.id: [p.id for p in each.parents] for each in artifacts}).static_order()
-    )
+    # Not by time, for the clocks of two machines differ.
+    parents = {each.id: [parent.id for parent in each.parents] for each in artifacts}
+    generation = {each: number for number, each in enumerate(TopologicalSorter(parents).static_order())}
     found = [
         _whole(f"{each.kind} {each.ref}", "superseded", each.folder)
-        for each in sorted(artifacts, key=lambda each: parents_first.index(each.id), reverse=True)
+        for each in sorted(artifacts, key=lambda each: generation[each.id], reverse=True)
         if each.id not in needed
     ]
     found += _leftovers(store, kept)
