@@ -462,18 +462,27 @@ class TestStrangeAnswers:
             answered(server, journal, ITEMS)
             assert (server.times, server.repeats, server.files) == (0, 0, {})
 
+    def test_are_no_numbers(self, journal: Path) -> None:
+        class Odd(BatchServer):
+            def _reported(self, batch: ScriptedBatch) -> dict[str, Any]:
+                counts = {"completed": "many", "failed": float("nan")}
+                return {**super()._reported(batch), "created_at": float("inf"), "request_counts": counts}
+
+        with Odd() as server:
+            answered(server, journal, 5)
+
     def test_are_no_output_that_stops_half_way(self, journal: Path) -> None:
-        lines: list[int | None] = [0, 2, 3]
+        cuts = [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-40]]
+        cuts += [lambda whole: whole.partition(b"\n")[0], lambda whole: whole.decode().encode("utf-16")]
 
         def cut(event: str) -> None:
             if event == "content asked":
                 output = server.batches["batch-0"].output
-                kept = server.written[output].splitlines(keepends=True)
-                server.files[output] = b"".join(kept[: lines.pop(0) if lines else None])
+                server.files[output] = (cuts.pop() if cuts else bytes)(server.written[output])
 
         with BatchServer(watch=cut) as server:
             answered(server, journal, 5)
-            assert (len(server.batches), lines) == (1, [])
+            assert (len(server.batches), cuts) == (1, [])
 
     def test_that_stay_are_given_up_only_if_the_config_says_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:

@@ -131,7 +131,8 @@ class BatchConfig(Settings):
     than `enqueued_tokens`; null leaves the limit to the provider. Batches are polled
     after `first_poll_seconds`, then less and less often, at last every `longest_poll_seconds`. If it is unknown
     whether the provider accepted a batch, the provider's list is read for `confirm_seconds` before the batch is
-    submitted again. `resubmit_lost` sends the requests of batches that the provider no longer knows again.
+    submitted again. `resubmit_lost` sends requests again whose batch the provider no longer knows, or whose answers it
+    does not give.
     """
 
     enabled: bool = False

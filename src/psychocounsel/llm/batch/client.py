@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
@@ -302,7 +303,7 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 
 def _count(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else 0
 
 
 def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:

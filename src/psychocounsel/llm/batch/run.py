@@ -340,12 +340,14 @@ class _BatchRun:
             self._shrink_queue(running, batch)
             return
         reading = await self._read(running.shard, batch)
-        lines = reading.lines + reading.unreadable
-        is_strange = lines < batch.completed or (batch.files and not reading.lines and (lines or batch.answered))
-        if is_strange and not self._limits.resubmit_lost:
-            held = f"{lines} of {batch.completed} answers" if reading.lines else "no line that can be read"
+        # Requests of which the files say nothing, but for those that were not answered.
+        missing = self._ledger.pending_of(running.shard.id) - reading.unanswered.keys()
+        lost = len(missing) - (running.shard.lines - batch.completed)
+        is_strange = batch.files and not reading.lines and (reading.unreadable or batch.answered)
+        if (lost > 0 or is_strange) and not self._limits.resubmit_lost:
+            which = f" for {lost} of {batch.completed} answers" if reading.lines else ""
             raise ProviderAwayError(
-                f"the files of the batch {batch.id} hold {held}",
+                f"the files of the batch {batch.id} hold no line that can be read{which}",
                 where=self._provider.base_url,
                 remedy="run the same command again later; if that does not help, set judge.batch.resubmit_lost: "
                 "true to submit its requests again",
