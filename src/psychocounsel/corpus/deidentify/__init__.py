@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
-from psychocounsel.corpus.contacts import is_host
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import patterns
 from psychocounsel.corpus.deidentify.planted import MarkedText
@@ -151,14 +150,15 @@ def resolve(spans: Iterable[Span]) -> list[Span]:
 
 # --- Presidio --------------------
 
-VERSION = 3
+VERSION = 4
 _LANGUAGE = "en"
-_PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers", "tldextract")
+_PACKAGES = ("presidio-analyzer", "spacy", "phonenumbers")
 _NUMBERS = (
     "CreditCard", "Iban", "MedicalLicense", "Nhs", "UkNino", "UsBank", "UsItin", "UsLicense", "UsPassport", "UsSsn"
 )  # fmt: skip
 _ID: Entity = "ID_NUMBER"
-_RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Ip": "IP", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, _ID)}
+# Of mail and IP addresses the patterns find all.
+_RECOGNIZERS: dict[str, Entity] = {"Url": "URL", "Phone": "PHONE", **dict.fromkeys(_NUMBERS, _ID)}
 _TRAILING = ".,;:!?"
 # What pipelines of different languages call a person.
 _PERSON_LABELS = ("PERSON", "PER", "Person", "persName", "PRS", "PS", "PATIENT", "STAFF", "HCW")
@@ -188,11 +188,8 @@ class Presidio:
     @cached_property
     def _recognizers(self) -> list[tuple[Any, Entity]]:
         predefined = import_module("presidio_analyzer.predefined_recognizers")
-        email = predefined.EmailRecognizer()
-        email.validate_result = is_host  # by itself it would fetch the newest list of suffixes
         every: list[tuple[Any, Entity]] = [
             (predefined.SpacyRecognizer(supported_entities=["PERSON"]), "PERSON"),
-            (email, "EMAIL"),
             *((getattr(predefined, f"{name}Recognizer")(), entity) for name, entity in _RECOGNIZERS.items()),
         ]
         return [(recognizer, entity) for recognizer, entity in every if entity in self._entities]
