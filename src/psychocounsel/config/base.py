@@ -1,7 +1,7 @@
 """The base class of every config block, and the types of its values."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -43,6 +43,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_Item = TypeVar("_Item")
+Several = Annotated[tuple[_Item, ...], Field(strict=False)]
+"""A list in YAML, a tuple here: configs are frozen, and everything else in them is strict."""
+OneOrMore = Annotated[tuple[_Item, ...], Field(strict=False, min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

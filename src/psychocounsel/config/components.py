@@ -12,12 +12,14 @@ from psychocounsel.config.base import (
     Name,
     NonNegativeFloat,
     NonNegativeInt,
+    OneOrMore,
     PathBeside,
     PositiveFloat,
     PositiveInt,
     RefOrPathBeside,
     Seed,
     Settings,
+    Several,
     Share,
     SpeedSetting,
     TopP,
@@ -196,7 +198,7 @@ class SamplerConfig(Settings):
 
     backend: Literal["local", "vllm", "endpoint"] = "local"
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), SpeedSetting()] = 0.9
-    serve: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = _VLLM_SERVE
+    serve: OneOrMore[str] = _VLLM_SERVE
     port: Annotated[int, Field(gt=0, lt=2**16), SpeedSetting()] = 8199
     start_seconds: Annotated[PositiveFloat, SpeedSetting()] = 1200.0
 
@@ -255,7 +257,7 @@ class ResponderConfig(Settings):
 class PoolConfig(Settings):
     """Responders, of which `per_speech` respond to each speech, chosen by a hash of its content."""
 
-    responders: Annotated[tuple[ResponderConfig, ...], Field(strict=False, min_length=1)]
+    responders: OneOrMore[ResponderConfig]
     per_speech: PositiveInt = 4
     seed: Seed = 0
 
@@ -348,7 +350,7 @@ class JudgeConfig(ModelJudgeConfig):
     backend: Literal["offline", "endpoint", "decisions", "local", "panel", "table"] = "offline"  # pyrefly: ignore[bad-override]
     rubric: RefOrPathBeside = "seven-principles"
     max_missing_share: Annotated[Share, Gate()] = 0.05
-    panel: Annotated[tuple[ModelJudgeConfig, ...], Field(strict=False)] = ()
+    panel: Several[ModelJudgeConfig] = ()
     table: RatingTable | None = None
 
     @model_validator(mode="before")

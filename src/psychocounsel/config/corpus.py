@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 from psychocounsel.config.base import (
     Gate,
     Name,
+    OneOrMore,
     PathBeside,
     PositiveInt,
     RefOrPathBeside,
     Seed,
     Settings,
+    Several,
     Share,
     SpeedSetting,
 )
@@ -41,7 +43,7 @@ class CleaningConfig(Settings):
     max_chars: PositiveInt = 1000
     max_speeches: PositiveInt | None = None
     drop_empty: bool = False
-    languages: Annotated[tuple[str, ...], Field(strict=False)] = ("en",)
+    languages: Several[str] = ("en",)
     contacts: Literal["drop_sentence", "placeholder", "keep"] = "drop_sentence"
     signatures: Literal["remove", "keep"] = "remove"
     crisis_services: PathBeside | None = None
@@ -57,10 +59,10 @@ class DeidentificationConfig(Settings):
     """
 
     engine: Literal["none", "patterns", "presidio"] = "none"
-    entities: Annotated[tuple[Entity, ...], Field(strict=False, min_length=1)] = ENTITIES
+    entities: OneOrMore[Entity] = ENTITIES
     spacy_model: str | None = None
     min_score: Share = 0.4
-    keep: Annotated[tuple[Annotated[str, Field(min_length=2)], ...], Field(strict=False)] = ()
+    keep: Several[Annotated[str, Field(min_length=2)]] = ()
 
     @model_validator(mode="after")
     def _presidio_has_a_pipeline(self) -> Self:
@@ -116,11 +118,11 @@ class CorpusConfig(Settings):
     """
 
     name: Name
-    speeches: Annotated[tuple[SpeechSource, ...], Field(strict=False, min_length=1)]
-    candidates: Annotated[tuple[CandidateSource, ...], Field(strict=False)] = ()
+    speeches: OneOrMore[SpeechSource]
+    candidates: Several[CandidateSource] = ()
     cleaning: CleaningConfig = CleaningConfig()
     deidentification: DeidentificationConfig = DeidentificationConfig()
-    exclude: Annotated[tuple[ExcludedSource, ...], Field(strict=False)] = ()
+    exclude: Several[ExcludedSource] = ()
     exclude_span_words: PositiveInt = 12
     topics: TopicsConfig | None = None
     prepared: Annotated[PathBeside | None, SpeedSetting()] = None

@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
-
-from psychocounsel.config.base import NAME_CHARS
+from psychocounsel.config.base import NAME_CHARS, OneOrMore
 from psychocounsel.config.components import Settings, recipes_folder
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import keys_of, load_config, load_configs, read_config_file, read_yaml
@@ -78,7 +76,7 @@ class RecipeConfig(Settings):
 
     description: str
     needs: str = ""
-    steps: Annotated[tuple[StepConfig, ...], Field(strict=False, min_length=1)]
+    steps: OneOrMore[StepConfig]
     seed: int | None = None
 
 

@@ -10,12 +10,14 @@ from psychocounsel.config.base import (
     Name,
     NonNegativeFloat,
     NonNegativeInt,
+    OneOrMore,
     PathBeside,
     PositiveFloat,
     PositiveInt,
     RefOrPathBeside,
     Seed,
     Settings,
+    Several,
     Share,
     SpeedSetting,
 )
@@ -293,7 +295,7 @@ class TrainRewardConfig(StageConfig):
     base_model: str
     preferences: str
     max_pairs: PositiveInt | None = None
-    mix: Annotated[tuple[MixedPreferences, ...], Field(strict=False)] = ()
+    mix: Several[MixedPreferences] = ()
     epochs: PositiveInt = 2
     heads: Literal["overall", "principles"] = "overall"
     margin: Literal["none", "score_gap"] = "none"
@@ -436,7 +438,7 @@ class ConstraintConfig(Settings):
     """
 
     line: Annotated[str, Field(min_length=1)]
-    sides: Annotated[tuple[WinrateSide, ...], Field(strict=False, min_length=1)] = SIDES
+    sides: OneOrMore[WinrateSide] = SIDES
 
 
 class EvalWinrateConfig(StageConfig):
@@ -508,7 +510,7 @@ class EvalCrisisConfig(StageConfig):
     policy: ResponderConfig
     base: ResponderConfig
     judge: JudgeConfig = JudgeConfig(rubric="crisis")
-    reviews: Annotated[tuple[PathBeside, ...], Field(strict=False)] = ()
+    reviews: Several[PathBeside] = ()
     retry_failed: Annotated[bool, Gate()] = False
 
     @model_validator(mode="before")
@@ -566,6 +568,6 @@ class ReportConfig(Settings):
     """
 
     name: Name
-    artifacts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    artifacts: OneOrMore[str]
     examples: NonNegativeInt = 6
     max_items: PositiveInt = 5000

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from psychocounsel.config.base import PathBeside, PositiveInt, Settings
+from psychocounsel.config.base import OneOrMore, PathBeside, PositiveInt, Settings
 from psychocounsel.config.expressions import condition
 
 DataClass = Literal["public", "deidentified", "restricted"]
@@ -21,7 +21,7 @@ def _kind_of_column(given: Any) -> str:
     return kinds.get(type(given), "name")
 
 
-Parts = Annotated[tuple[str | Constant, ...], Field(strict=False, min_length=1)]
+Parts = OneOrMore[str | Constant]
 Column = Annotated[
     Annotated[str, Tag("name")] | Annotated[Constant, Tag("constant")] | Annotated[Parts, Tag("list")],
     Discriminator(_kind_of_column),
@@ -37,7 +37,7 @@ class WideColumns(Settings):
     """
 
     columns: Annotated[
-        Annotated[tuple[str, ...], Field(strict=False, min_length=1), Tag("names")]
+        Annotated[OneOrMore[str], Tag("names")]
         | Annotated[dict[str, str | dict[str, str | int]], Field(min_length=1), Tag("labels")],
         Discriminator(lambda given: "labels" if isinstance(given, dict) else "names"),
     ]
@@ -169,7 +169,7 @@ class CandidateSource(RowSource):
 class ExcludedSource(RowSource):
     """Texts of another benchmark, in the named columns, with which no speech may share a span of words."""
 
-    columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    columns: OneOrMore[str]
 
 
 class TableColumns(Settings):

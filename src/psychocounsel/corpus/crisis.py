@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.contacts import phone_numbers, web_addresses
@@ -26,8 +27,8 @@ class Service(Settings):
     """One service, with its numbers and the domains of its pages and mail addresses."""
 
     name: Annotated[str, Field(min_length=2)]
-    numbers: Annotated[tuple[_Number, ...], Field(strict=False)] = ()
-    domains: Annotated[tuple[_Domain, ...], Field(strict=False)] = ()
+    numbers: Several[_Number] = ()
+    domains: Several[_Domain] = ()
 
 
 class Country(Settings):
@@ -35,13 +36,13 @@ class Country(Settings):
 
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
     calling_code: Annotated[str, Field(pattern=r"^[0-9]{1,3}$")] | None = None
-    services: Annotated[tuple[Service, ...], Field(strict=False)]
+    services: Several[Service]
 
 
 class CrisisServicesFile(Settings):
     """The content of `crisis_services.yaml`."""
 
-    countries: Annotated[tuple[Country, ...], Field(strict=False, min_length=1)]
+    countries: OneOrMore[Country]
 
 
 # --- Where they stand in a text --------------------

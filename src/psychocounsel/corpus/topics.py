@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.corpus import TopicsConfig
 from psychocounsel.config.loading import load_config
@@ -113,8 +114,8 @@ class FineTopic(Settings):
     id: Id
     name: Text
     description: Text
-    cues: Annotated[tuple[Cue, ...], Field(strict=False, min_length=1)]
-    hints: Annotated[tuple[Cue, ...], Field(strict=False)] = ()
+    cues: OneOrMore[Cue]
+    hints: Several[Cue] = ()
 
 
 class CoarseTopic(Settings):
@@ -122,7 +123,7 @@ class CoarseTopic(Settings):
 
     id: Id
     name: Text
-    fine: Annotated[tuple[FineTopic, ...], Field(strict=False, min_length=1)]
+    fine: OneOrMore[FineTopic]
 
 
 class Taxonomy(Settings):
@@ -130,7 +131,7 @@ class Taxonomy(Settings):
 
     version: Text
     language: Text
-    topics: Annotated[tuple[CoarseTopic, ...], Field(strict=False, min_length=1)]
+    topics: OneOrMore[CoarseTopic]
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> "Taxonomy":

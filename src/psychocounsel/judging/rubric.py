@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from psychocounsel.config.base import Several
 from psychocounsel.config.components import NonNegativeFloat, Settings
 from psychocounsel.config.loading import Place, load_config, read_config_file
 from psychocounsel.errors import ConfigError, did_you_mean
@@ -115,7 +116,7 @@ class RubricFile(Settings):
     version: Words
     language: Words
     scale: ScaleBlock
-    principles: Annotated[tuple[PrincipleBlock, ...], Field(strict=False)]
+    principles: Several[PrincipleBlock]
     safety: str | None = None
     reply: ReplyLayout = ReplyLayout()
     offline: OfflineWeights | None = None

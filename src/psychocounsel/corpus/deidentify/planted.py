@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
+from psychocounsel.config.base import OneOrMore
 from psychocounsel.config.components import Settings
 from psychocounsel.config.corpus import Entity
 from psychocounsel.config.loading import load_config
@@ -18,7 +18,7 @@ _PEOPLE, _OF_EACH_OTHER, _HARMLESS = 100, 30, 50
 _LANGUAGE = "en"
 _FILE = Path(__file__).resolve().parent / "planted.yaml"
 
-Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Texts = OneOrMore[str]
 
 
 class Identities(Settings):
