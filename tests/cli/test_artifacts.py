@@ -289,6 +289,7 @@ def test_power_by_assumption_and_from_a_comparison(miniature: Miniature, cli: Cl
     measured = cli("power", "--from", compared.ref, "--target", "0.5", "--store", miniature.store)
     assert (measured.code, compared.ref in measured.out) == (0, True)
     assert re.search(r"These \d+ speeches need \d+ draw", measured.out)
+    assert "! The judge of the labels (offline)" in measured.out
     cli("power", "--from", "policies/mini-online", "--store", miniature.store).says(2, "comparisons")
 
 

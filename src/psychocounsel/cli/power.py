@@ -42,6 +42,7 @@ def power(
         raise ConfigError("is no share from 0.001 to 0.5", where=f"--target {target:g}", remedy=remedy)
     from psychocounsel.evaluation.power import VarianceComponents, variance_components
     from psychocounsel.evaluation.winrate import POINTS, in_both_orders
+    from psychocounsel.reporting.artifact_tables import warnings_of
     from psychocounsel.reporting.power_tables import power_tables
     from psychocounsel.reporting.tables import draws_each
     from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
@@ -61,6 +62,8 @@ def power(
         measured = variance_components(list(points.values()), [speech for speech, _ in points])
         calls = metrics.votes.asked / metrics.answered_by_both if metrics.votes else 2.0
         speeches = metrics.speeches
+        for warning in warnings_of(artifact):  # variances of a judge that is no measure are none either
+            console.prose(f"! {warning}")
         origin = f"{artifact.ref}, {speeches} speeches{draws_each(metrics.draws)}"
     if measured is None:
         measured = VarianceComponents(icc * total, (1 - icc) * total)
