@@ -37,20 +37,20 @@ _CAPITAL = (
 )
 _ENDS_BEFORE_ADDRESS = re.compile(r"(?:[^\W_]|[.,;:!?…]|[.!?…][)\]\"”])\Z")
 _AFTER_ADDRESS = re.compile(rf"\)?[.!?]+(?={_CAPITAL})")
-_STOP, _STOPS, _CALL, _CALLS = r"\.", r"[.…]+", r"[!?]+", r"[!?][.!?…]*"
 # What precedes the marks, the marks, what follows them.
 _MISSING_SPACE = [
     (re.compile(before, re.MULTILINE), re.compile(marks), re.compile(after))
     for before, marks, after in (
         # A word of two letters or a number: "U.S.A", "e.g." and initials have one letter before the stop.
-        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019][{_LOWER}0-9])|(?<=[A-Z][A-Z][A-Z])", _STOPS, _CAPITAL),
-        (rf"(?<=[)\]\"”\u2019%])|(?<=[{_LOWER}] )", _STOPS, _CAPITAL),
-        (rf"(?<=[{_LOWER}'\u2019][{_LOWER}])", _STOP, rf"(?:{_SMALL_STARTS})(?:['\u2019][a-z]+)?[\s,]"),
-        (rf"(?<=[{_LOWER}]{{3}})", _STOP, r"\d+[.)]?\s"),
-        (r"(?<=[.!?\s]\d)|(?<=^\d)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
-        (r"(?<=[ap]\.m)", _STOP, rf"[{_UPPER}][{_LOWER}]"),
-        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])", _CALL, rf"{_OPENING}[{_LOWER}{_UPPER}]"),
-        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])|(?<=[{_LOWER}{_UPPER}] )", _CALLS, _CAPITAL),
+        (
+            rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019][{_LOWER}0-9])|(?<=[A-Z]{{3}})|(?<=[)\]\"”\u2019%])|(?<=[{_LOWER}] )",
+            r"[.…]+",
+            _CAPITAL,
+        ),
+        (rf"(?<=[{_LOWER}'\u2019][{_LOWER}])", r"\.", rf"(?:{_SMALL_STARTS})(?:['\u2019][a-z]+)?[\s,]"),
+        (rf"(?<=[{_LOWER}]{{3}})", r"\.", r"\d+[.)]?\s"),
+        (r"(?<=[.!?\s]\d)|(?<=^\d)|(?<=[ap]\.m)", r"\.", rf"[{_UPPER}][{_LOWER}]"),
+        (rf"(?<=[{_LOWER}{_UPPER}0-9'\u2019)\]\"”])|(?<=[{_LOWER}{_UPPER}] )", r"[!?][.!?…]*", _CAPITAL),
     )
 ]
 
@@ -286,16 +286,11 @@ def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisSer
 def changes(text: str, steps: Sequence[Step]) -> list[Change]:
     """Apply the steps in order, again and again, until none changes the text; return each change."""
     made: list[Change] = []
-    unchanged: dict[str, str] = {}  # step -> the text that it last left alone
     for _ in range(_MAX_ROUNDS):
         before = text
         for step in steps:
-            if unchanged.get(step.name) == text:
-                continue
             after = step.change(text)
-            if after == text:
-                unchanged[step.name] = text
-            else:
+            if after != text:
                 made.append(Change(step.name, text, after))
             text = after
         if text == before:

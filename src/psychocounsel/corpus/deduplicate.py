@@ -37,7 +37,7 @@ _BATCH = 256  # its hashes stay in the processor's cache
 _CHANCE = 1 / 256  # that bytes of unlike texts are equal
 _LOWER = bytes(range(256)).lower()
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalnum())
-_FACTORS = [np.uint64(pow(0x9E3779B97F4A7C15, place, 1 << 64)) for place in range(RUN_LETTERS)]
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, place, 1 << 64) for place in range(RUN_LETTERS)], np.uint64)
 
 Hashes = NDArray[np.uint64]
 SketchArray = NDArray[np.uint8]
@@ -105,9 +105,7 @@ def _run_hashes(texts: Sequence[str]) -> tuple[Hashes, Hashes]:
     padded = [letters(text).ljust(RUN_LETTERS, "\0") for text in texts]
     ends = np.cumsum([len(bare) for bare in padded])
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    hashes = np.zeros(codes.size - RUN_LETTERS + 1, dtype=np.uint64)
-    for place, factor in enumerate(_FACTORS):
-        hashes += codes[place : place + hashes.size] * factor
+    hashes = np.correlate(codes.astype(np.uint64), _FACTORS, mode="valid")
     in_one_text = np.ones(hashes.size, dtype=np.bool_)
     in_one_text[np.subtract.outer(ends[:-1], np.arange(1, RUN_LETTERS))] = False
     offsets = np.zeros(ends.size + 1, dtype=np.uint64)
