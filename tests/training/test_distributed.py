@@ -45,9 +45,9 @@ def processes(number: int, accelerate: str | None = None) -> Launch:
 def train(
     kind: str, base: Path, output: TrainingOutput, launch: Launch = HERE, job: Any = None, **changes: object
 ) -> TrainingSummary:
-    """Train for two epochs of 13 pairs, a step of 8 and one of 5, in this process or as launched."""
+    """Train for two epochs of 15 pairs, a step of 8 and one of 7, in this process or as launched."""
     optimised = optimisation(**{"per_device_batch_size": 2, "save_every_steps": 1} | changes)
-    model, pairs = Policy(str(base)), make_pairs(13)
+    model, pairs = Policy(str(base)), make_pairs(15)
     if kind == "reward":
         settings = {"base": model, "config": reward_config(optimised), "scale": RatingScale()}
         return launch.train(job or train_reward_model, output, pairs=pairs, **settings)
@@ -170,7 +170,7 @@ def test_heads_by_principle_are_gathered_from_their_shards(
 @pytest.mark.parametrize(("kind", "number"), [("dpo", 4), ("reward", 2), ("reward", 4)])
 def test_more_processes_train_as_one(tmp_path: Path, tiny_model_folder: Path, kind: str, number: int) -> None:
     one, several = output_in(tmp_path / "one"), output_in(tmp_path / "several")
-    changes = {"per_device_batch_size": 1, "global_batch_size": 12}  # the second step has 1 row for 4 processes
+    changes = {"per_device_batch_size": 1, "global_batch_size": 12}  # the second step has 3 rows for 4 processes
     summaries = [train(kind, tiny_model_folder, *run, **changes) for run in ((one, HERE), (several, processes(number)))]
     assert_equal_runs(one.folder, several.folder, *summaries)
     if kind == "reward":
