@@ -2,14 +2,14 @@
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import tee
 from typing import NamedTuple
 
 from psychocounsel.corpus.build import RawTexts
-from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Change, Step, changes, parallel_map, worker_count
+from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Change, changes, parallel_map, worker_count
 from psychocounsel.corpus.contacts import phone_numbers, web_addresses
 from psychocounsel.corpus.text import blanked
 
@@ -113,7 +113,7 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
     rules = {name: RuleEffect(name) for name in (*(step.name for step in raw.steps), DEIDENTIFICATION)}
     result = CorpusEffects(raw.artifact.kind, list(rules.values()))
     every, texts = tee(raw.rows)
-    open_changes = partial(_open_changes, raw.steps)
+    open_changes = partial(partial, changes, steps=raw.steps)
     changed = (text for row, text in texts if row.changed_by)
     made = parallel_map(open_changes(), changed, open_changes, worker_count())
     reasons: Counter[str] = Counter()
@@ -144,7 +144,3 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
             insort(result.most_shortened, whole, key=lambda each: -each.share)
             del result.most_shortened[MOST_SHORTENED:]
     return result
-
-
-def _open_changes(steps: Sequence[Step]) -> "partial[list[Change]]":
-    return partial(changes, steps=steps)

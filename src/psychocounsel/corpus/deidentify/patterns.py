@@ -34,7 +34,7 @@ class Cue(NamedTuple):
 
 
 _TITLE_CUE, _NAME_CUE = Cue(True, 0.9), Cue(True, 0.95)
-_RELATION_CUE, _DOUBTFUL_RELATION_CUE, _LISTED_CUE = Cue(True, 0.85), Cue(False, 0.8), Cue(False, 0.8)
+_RELATION_CUE, _LISTED_CUE = Cue(True, 0.85), Cue(False, 0.8)
 
 _PERSONS = ("someone", "somebody", "guy", "man", "woman", "boy", "girl", "friend", "person", "kid", "dog", "cat")
 _GREETINGS = ("Hi", "hi", "Hello", "hello", "Dear", "dear", "Hi,", "hi,", "Hello,", "hello,")
@@ -147,7 +147,7 @@ def _cue(text: str, before: _Before, end: int) -> Cue | None:
         return None
     is_direct = not before.is_apart and last[-1] not in ",:"
     is_sure = word.islower() and (is_direct or text[end : end + 1] in (",", ")"))
-    return _RELATION_CUE if is_sure else _DOUBTFUL_RELATION_CUE
+    return _RELATION_CUE if is_sure else _LISTED_CUE
 
 
 def _capitalised(text: str) -> Iterator[Span]:
