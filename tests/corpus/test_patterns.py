@@ -45,6 +45,7 @@ NUMBERS = [
     ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),
     ("I am @lone.wolf_88 and u know it", "I am [HANDLE_1] and u know it"),
     ("My snapchat is quiet_riot22.", "My snapchat is [HANDLE_1]."),
+    ("My insta is lone.wolf", "My insta is [HANDLE_1]"),
     ("from 203.0.113.47 and 2001:db8::8a2e:370", "from [IP_1] and [IP_2]"),
     ("Call 988, 911 or 1-800-273-8255, not (503) 555-0142.", "Call 988, 911 or 1-800-273-8255, not [PHONE_1]."),
     ("text HOME to 741741, SSN 219-09-4817", "text HOME to 741741, SSN [ID_NUMBER_1]"),

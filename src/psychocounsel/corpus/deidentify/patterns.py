@@ -362,7 +362,8 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
 VERSION = 6
-_DIGIT = re.compile(r"[0-9](?<!_[0-9])")  # not those of placeholders
+# A digit, or what marks an account; not those of placeholders. Without one no rule has a match.
+_SIGN = re.compile(r"[0-9](?<!_[0-9])|@|[._](?<=[a-z].)(?=[A-Za-z])")
 
 
 class _Rule(NamedTuple):
@@ -374,9 +375,9 @@ class _Rule(NamedTuple):
     is_valid: Callable[[re.Match[str]], bool] = bool
 
 
-_RULES = (_Rule("HANDLE", 0.85, _HANDLE), _Rule("HANDLE", 0.8, _NAMED_HANDLE))
-_RULES_FOR_DIGITS = (
-    *_RULES,
+_RULES = (
+    _Rule("HANDLE", 0.85, _HANDLE),
+    _Rule("HANDLE", 0.8, _NAMED_HANDLE),
     _Rule("HANDLE", 0.8, _TAG),
     _Rule("DATE_OF_BIRTH", 0.85, _BIRTH),
     _Rule("EVENT_DATE", 0.7, _EVENT, _is_no_holiday),
@@ -399,7 +400,7 @@ def find_all(text: str) -> Iterator[Span]:
     yield from affiliations(text)
     yield from web_addresses(text)
     yield from phone_numbers(text)
-    for rule in _RULES_FOR_DIGITS if _DIGIT.search(text) else _RULES:
+    for rule in _RULES if _SIGN.search(text) else ():
         for match in rule.pattern.finditer(text):
             if rule.is_valid(match):
                 yield Span(*match.span(match.lastgroup or 0), rule.entity, rule.score)
