@@ -302,9 +302,13 @@ class OnlineDpo:
 
     def measure(self, number: int) -> ProbeMetrics:
         """Return the probe after a round, or that of the initial policy for 0; a new one goes to the tracker."""
+        from psychocounsel.training.runtime import free_memory  # imports torch
+
         spec = self.plan.rounds[number - 1].probe if number else self.plan.initial_probe
         is_new = self.store.find(spec) is None
         metrics = ProbeMetrics.model_validate(self.store.make(spec, self.probe).metrics)
+        if is_new:
+            free_memory()  # a judge on this machine is no longer used, and the next round needs the room
         tracker = self.config.optimisation.tracker
         if is_new and tracker != "none":
             run = f"{self.config.name}-{self.plan.rounds[0].policy.id[:SHORT_ID]}"

@@ -1,6 +1,7 @@
 """The environment of model libraries: their output, loading, reproducible arithmetic on a CPU, and a full disk."""
 
 import ctypes
+import gc
 import logging
 import os
 import platform
@@ -47,6 +48,13 @@ def quiet_libraries() -> Generator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def free_memory() -> None:
+    """Free the models that nothing uses any more; on an accelerator, other processes can then have their memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
