@@ -13,11 +13,12 @@ import pytest
 
 from annotation_store import AUTHORS, PLANTED, RUBRIC, fill
 from browser import Page, needs_browser, open_page
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.stages.annotate import RESTRICTED
+from psychocounsel.store.artifacts import MANIFEST, METRICS, Artifact
 from psychocounsel.store.metrics import AnnotationMetrics, metrics_of
 from psychocounsel.store.schemas import AnnotationItem, read_annotation_key, read_annotations
 from psychocounsel.store.store import Store
-from running import Cli, Ended, await_until
+from running import Cli, Ended, await_until, write_listed
 
 SAMPLE = 12
 
@@ -125,6 +126,10 @@ def test_restricted_texts_are_announced(tmp_path: Path, cli: Cli) -> None:
     exported = Store(root).artifacts("annotation-tasks")[-1]
     assert "restricted" in page_of(exported)
     assert not any("send the page" in each for each in exported.warnings)  # labels and reports would inherit it
+    older = exported.manifest | {"notes": {}, "warnings": [RESTRICTED]}
+    exported.file(MANIFEST).write_text(json.dumps(older), encoding="utf-8")
+    again = cli("annotate", "export", "comparisons/duel", "--sample", "2", "--store", root)
+    assert (again.code, "send to raters" in again.out) == (0, False)
 
 
 def test_labels_of_several_raters_become_annotations(
@@ -312,6 +317,17 @@ def test_ratings_come_back_by_principle(
     bring(tasks, saved(tmp_path / "cy.json", tasks, {key[0].item: dict.fromkeys(RUBRIC.principle_ids, 6)})).says(
         2, "do not fit"
     )
+
+
+def test_labels_of_older_exports_are_read_whose_metrics_have_only_the_ends_of_the_scale(
+    export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
+) -> None:
+    tasks = export("judgements/rated", 4)
+    write_listed(tasks.file(METRICS), json.dumps(tasks.metrics | {"scale": [1, 5]}).encode("utf-8"))
+    item = read_annotation_key(tasks)[0].item
+    for rating, code in ((3, 0), (6, 2)):
+        labels = {item: dict.fromkeys(RUBRIC.principle_ids, rating)}
+        assert bring(tasks, saved(tmp_path / "ana.json", tasks, labels)).code == code
 
 
 # --- In a browser ----------------------------------------------------------------------------------------------------

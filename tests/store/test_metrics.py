@@ -3,7 +3,7 @@
 import pytest
 
 from psychocounsel.store.artifacts import KINDS
-from psychocounsel.store.metrics import PolicyMetrics, RewardModelMetrics, metrics_of, parse_metrics
+from psychocounsel.store.metrics import FunnelStep, PolicyMetrics, RewardModelMetrics, metrics_of, parse_metrics
 from psychocounsel.store.store import Store
 from psychocounsel.types import Rate
 from running import Miniature
@@ -35,3 +35,8 @@ def test_every_artifact_of_a_run_has_typed_metrics(miniature: Miniature) -> None
 def test_other_metrics_are_refused_by_key(kind: str, metrics: dict[str, object], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         parse_metrics(kind, metrics)
+
+
+def test_steps_of_older_artifacts_list_examples() -> None:
+    step = {"step": "length", "rows_in": 3, "rows_out": 2, "changed": 0, "dropped": {"too short": 1}}
+    assert FunnelStep.model_validate(step | {"examples": {"too short": ["ab"]}}) == FunnelStep.model_validate(step)

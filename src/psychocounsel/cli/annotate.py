@@ -44,7 +44,8 @@ def export(
 
     opened = open_store(store)
     created = export_tasks(ref, opened, sample, seed, rubric)
-    is_restricted = created.manifest["notes"].get("restricted", False)
+    # Older exports say so in a warning.
+    is_restricted = created.manifest["notes"].get("restricted", RESTRICTED in created.warnings)
     if is_restricted:
         console.prose(f"! {RESTRICTED}")
     show_results([created], opened)

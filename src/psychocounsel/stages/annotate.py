@@ -237,7 +237,10 @@ def import_labels(tasks: str, files: Sequence[Path], labeller: Labeller, store: 
     if not isinstance(exported, Artifact):
         raise ConfigError(f"{tasks!r} does not exist yet", remedy="run `psychocounsel annotate export` first")
     asked = AnnotationTaskMetrics.model_validate(exported.metrics)
-    options = dict.fromkeys(asked.questions, asked.scale or [each.value for each in _COMPARISON.options])
+    scale = asked.scale
+    if scale and len(scale) == 2:  # older exports have only its ends
+        scale = tuple(range(int(scale[0]), int(scale[1]) + 1))
+    options = dict.fromkeys(asked.questions, scale or [each.value for each in _COMPARISON.options])
     key = read_annotation_key(exported)
     labels: dict[str, dict[str, Label]] = {}
     for path in files:

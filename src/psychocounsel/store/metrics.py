@@ -7,7 +7,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from psychocounsel.errors import StoreError
 from psychocounsel.store.evaluation_metrics import (
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 class FunnelStep(Shape):
     """One step of reading and cleaning."""
+
+    model_config = ConfigDict(extra="ignore")  # older ones list `examples`
 
     step: str
     rows_in: int
