@@ -56,6 +56,14 @@ def test_a_verdict_that_hangs_on_what_is_missing_says_so(
     assert (caveat in headline.sentence, "unless" in headline.sentence) == (True, bool(caveat))
 
 
+def test_what_is_missing_is_said_of_the_raw_rate_and_not_of_that_at_equal_length() -> None:
+    control = {**comparison_metrics()["length_controlled"], "rate": rate(0.48)}
+    (headline,) = headlines(
+        [compared(win_rate=rate(0.72), missing_as_losses=rate(0.55), length_controlled=control)], [], {}
+    )
+    assert headline.sentence.index("missing was lost") < headline.sentence.index("at equal length")
+
+
 def test_a_warning_about_one_comparison_stands_under_its_headline_and_a_shared_one_above_all() -> None:
     shared, own = "Rated by nobody.", "Trained on its test."
     both = [compared("dpo", (shared, own)), compared("online", (shared,))]

@@ -73,16 +73,16 @@ def _sentence(compared: Compared) -> str:
     metrics = compared.metrics
     rate = metrics.win_rate
     verdict = _against_half(rate)
+    if rate.low > 0.5 >= metrics.missing_as_losses.low:
+        verdict += ", unless what is missing was lost"
+    if rate.high < 0.5 <= metrics.missing_as_wins.high:
+        verdict += ", unless what is missing was won"
     at_equal_length = metrics.length_controlled.rate
     if rate.low > 0.5 and at_equal_length and at_equal_length.low <= 0.5:
         verdict += (
             f"; at equal length {percent(at_equal_length.estimate)} ({interval(at_equal_length)}): "
             f"{_against_half(at_equal_length)}"
         )
-    if rate.low > 0.5 >= metrics.missing_as_losses.low:
-        verdict += ", unless what is missing was lost"
-    if rate.high < 0.5 <= metrics.missing_as_wins.high:
-        verdict += ", unless what is missing was won"
     if without := no_rate_at_equal_length(metrics):
         verdict += f"; {without}"
     worst, best = metrics.missing_as_losses.estimate, metrics.missing_as_wins.estimate
