@@ -163,10 +163,11 @@ def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> N
 
 
 AT_A_TERMINAL = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from psychocounsel.llm.cancel import cancelled_by_signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 os.open(os.ttyname(0), os.O_RDWR)
 with cancelled_by_signals() as token:
     print("ready", flush=True)
