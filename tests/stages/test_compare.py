@@ -12,6 +12,7 @@ import pytest
 from chat_server import ChatServer, Reply, answer_by_schema
 
 from miniature import SAMPLING, configs, write_yaml
+from psychocounsel.evaluation.winrate import sample_speeches
 from psychocounsel.store.artifacts import ArtifactSpec
 from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
@@ -115,16 +116,20 @@ def test_second_judge_stands_beside_the_first(miniature: Miniature, cli: Cli, st
     assert "corrected by people's labels" not in ended.out  # nobody labelled them
 
 
+@pytest.mark.parametrize(
+    ("fails", "reading"), [(True, "differs, unless for what is missing"), (False, "differs")], ids=["fails", "unasked"]
+)
 def test_a_difference_that_hangs_on_failed_verdicts_is_marked(
-    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
+    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path, fails: bool, reading: str
 ) -> None:
     held_out = [each.speech for each in read_speeches(Store(store).artifacts("speeches")[-1]) if each.split == "test"]
+    five = sample_speeches(held_out, 5, 0)
 
     def judge(request: Mapping[str, Any], number: int) -> Reply:
-        """`Failing.` wins five speeches, and where it would lose there is no verdict; `Even.` wins the others."""
+        """`Failing.` wins five speeches and loses the others, perhaps without a verdict; `Even.` wins just those."""
         said = request["messages"][-1]["content"]
-        is_won = any(each.text[:40] in said for each in held_out[:5])
-        if "Failing." in said and not is_won:
+        is_won = any(each.text[:40] in said for each in five)
+        if fails and "Failing." in said and not is_won:
             return Reply(None, refusal="No.")
         found = re.search(r'^\{"item_id".*$', said, re.MULTILINE)
         assert found is not None
@@ -142,12 +147,13 @@ def test_a_difference_that_hangs_on_failed_verdicts_is_marked(
         endpoint = f"judge.endpoint={{model: a-judge, base_url: '{server.base_url}'}}"
         for text in ("Failing.", "Even."):
             sets = ["judge.backend=endpoint", endpoint, "judge.max_missing_share=0.5", f"reference={side('Oh.')}"]
+            sets += ["max_speeches=5"] if text == "Even." and not fails else []
             win_rate_of(
                 text[:-1].lower(), cli, miniature, store, f"name={text[:-1].lower()}", f"policy={side(text)}", *sets
             )
     ended = cli("compare", "comparisons/failing", "comparisons/even", "--store", store)
     (row,) = table(ended.out, "Paired differences")
-    assert (row[5], row[6]) == ("5", "differs, unless for what is missing")
+    assert (row[5], row[6]) == ("5", reading)
 
 
 @pytest.mark.parametrize(("headline", "rate", "words"), [("anchored", 0.61, "judge and"), ("human_only", 0.6, "alone")])

@@ -1,7 +1,7 @@
 """Several comparisons side by side: policies by speech and ranked, judges by their verdicts, slices, and settings."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import combinations
@@ -328,20 +328,21 @@ def _round_of(answers: Artifact, store: Store) -> str:
 def _difference_cells(first: _Compared, second: _Compared, found: Spread) -> Row:
     """Return the cells of a paired difference; a judge who fails by outcome makes policies differ that do not.
 
-    A difference that would not be one if the speeches that only one of the two has were lost by the better policy, or
-    won by the other, is marked.
+    A difference that would not be one if the speeches that failed in one of the two were lost by the better policy, or
+    won by the other, is marked. Where nothing failed, a speech that only one of the two has was not asked of the other.
     """
     *cells, reading = _spread_cells(found)
-    every = first.by_speech.keys() | second.by_speech.keys()
     ours, theirs = ([0.0], [1.0]) if found.estimate > 0 else ([1.0], [0.0])
     at_worst = paired_difference(
-        {each: first.by_speech.get(each, ours) for each in every},
-        {each: second.by_speech.get(each, theirs) for each in every},
-        first.confidence,
+        _filled(first, second.by_speech, ours), _filled(second, first.by_speech, theirs), first.confidence
     )
     if found.is_distinct and at_worst and not (at_worst.low > 0 if found.estimate > 0 else at_worst.high < 0):
         reading = f"{reading}, unless for what is missing"
     return (*cells, reading)
+
+
+def _filled(compared: _Compared, speeches: Iterable[str], points: list[float]) -> dict[str, list[float]]:
+    return {**(dict.fromkeys(speeches, points) if compared.metrics.missing else {}), **compared.by_speech}
 
 
 def _spread_cells(found: Spread) -> Row:
