@@ -107,6 +107,13 @@ def test_other_words_are_no_names(text: str) -> None:
     assert [each.name for each in KNOWN.find(text)] == (["Jane Roe"] if "roe deer" in text else [])
 
 
+@pytest.mark.parametrize("label", ["Зоя Иванова", "Mary 李"])
+def test_a_name_in_another_script_is_not_looked_for_in_part(label: str) -> None:
+    known = KnownPeople.of([person(label, "person")])
+    assert known.names == {label}
+    assert known.find("Mary was an old friend of Зоя.") == []
+
+
 @pytest.mark.parametrize(
     ("signed", "unsigned"),
     [

@@ -52,6 +52,7 @@ def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
     [
         "I am 35 and was 12 in 2003, for 10-15 minutes, 24/7, 3-4 times.",
         "from 2016-2017, 1931-1932, on 01/02/2015, 12-31-1999 and 2015-03-04",
+        "I called him on 03/04/2021, lost contact in 2019-2020 and have had no text since 10.12.2022",
         "He scored 27/30 and 1,234,567 points, F32.1, 296.32, DSM-5, 300.02",
         "It costs $1,200,000 or $49.99, 1000-1500 calories, 100-1000 people",
         "version 1.2.3.4, 50/50, 100%, 7 days, 1000000 people, 10 000 steps",

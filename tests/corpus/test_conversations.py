@@ -11,7 +11,7 @@ from psychocounsel.config.loading import config_of
 from psychocounsel.config.sources import RowSource
 from psychocounsel.corpus.build import CorpusArtifacts, make_corpus
 from psychocounsel.corpus.formats import BadRow, SourceRow
-from psychocounsel.corpus.sources import read_source
+from psychocounsel.corpus.sources import cell, read_source
 from psychocounsel.errors import ConfigError, InputError
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -113,6 +113,16 @@ def test_conversations_of_files_with_one_name_stay_apart(tmp_path: Path, layout:
         for each in ("a", "b")
     ]
     assert made(tmp_path, {}, speeches=sources, split=ALL_TRAIN).speeches.metrics["clusters"] == 2
+
+
+def test_the_file_of_a_conversation_is_known(tmp_path: Path) -> None:
+    for name in ("anna", "ben"):
+        write_jsonl(tmp_path / f"{name}.jsonl", *messages("1"))
+    rows = [row for row in turns(str(tmp_path), **BY_ID) if isinstance(row, SourceRow)]
+    assert [cell(row, "file") for row in rows] == ["anna", "anna", "ben", "ben"]
+    write_jsonl(tmp_path / "anna.ndjson", *messages("1"))  # its conversation would be taken for the other one's end
+    with pytest.raises(InputError, match="two files are called anna"):
+        turns(str(tmp_path), **BY_ID)
 
 
 def test_a_conversation_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def test_a_chat_may_be_written_otherwise(held: Any) -> None:
     assert (text_cell(row, "chat"), text_cell(row, "chat", "assistant")) == ("I am tired.", "Since when?")
 
 
-@pytest.mark.parametrize("text", ["[removed]", "[]", '[{"name": "x"}]', '[{"speaker": "Tom", "text": "Hi."}]', "{"])
+@pytest.mark.parametrize(
+    "text", ["[removed]", "[]", '[{"name": "x"}]', '[{"speaker": "Tom", "text": "Hi."}]', "{", "{{}}", "{[1]: 2}"]
+)
 def test_a_text_in_brackets_is_no_chat(text: str) -> None:
     assert text_cell(SourceRow("a.csv line 2", {"chat": text}), "chat") == text
 

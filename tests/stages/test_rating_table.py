@@ -1,6 +1,7 @@
 """Ratings that exist already enter as a judge: any number of raters, off the scale, missing, and MentalBench-Align."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,8 @@ def test_every_rater_may_have_a_file(tmp_path: Path) -> None:
     assert [pair.rejected.ratings for pair in read_pairs(made, "train")] == [{"empathy": 1.5, "safety": 1.5}] * 3
 
 
-@pytest.mark.parametrize("write", [int, str])
-def test_a_scale_may_run_the_other_way(tmp_path: Path, write: type) -> None:
+@pytest.mark.parametrize("write", [int, str, float, "{}.0".format])
+def test_a_scale_may_run_the_other_way(tmp_path: Path, write: Callable[[int], object]) -> None:
     rows = [{**row, "v": write(row["v"])} for row in long_rows(1)]
     given = config(tmp_path, rows, LONG, points={"1": 3, "3": 1})
     pairs = read_pairs(build_preferences(given, Store(tmp_path / "store")), "train")

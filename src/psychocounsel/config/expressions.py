@@ -114,7 +114,7 @@ def nested(value: object) -> object:
     """
     if isinstance(value, str) and (text := value.strip())[:1] in ("[", "{"):
         for read, written in ((json.loads, text), (literal_eval, text), (literal_eval, _NO_COMMA.sub("},{", text))):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError), catch_warnings():
+            with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), catch_warnings():
                 simplefilter("ignore")  # a backslash in somebody's text
                 return read(written)
     return value

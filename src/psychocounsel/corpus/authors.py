@@ -202,6 +202,8 @@ def _spellings(name: str) -> Iterator[tuple[str, ...]]:
     """
     for spelling in {_unaccented(name), name}:
         parts = tuple(re.findall(r"[a-z0-9]+", spelling.lower()))
+        if len(parts) < _MIN_NAME_WORDS:  # of a name in another script: "Mary" alone would be anybody's
+            continue
         ends = [at for at, part in enumerate(parts) if at and len(part) > 1]
         yield from {parts, *(parts[: end + 1] for end in ends), *((parts[0], parts[end]) for end in ends)}
 

@@ -147,6 +147,10 @@ _CALLED = re.compile(
     rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
     re.IGNORECASE,
 )
+_DATE = re.compile(
+    r"\(?(?:(?:[0-9]{1,2}[./ -]){2}(?:19|20)[0-9]{2}\b|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
+    r"|(?:19|20)[0-9]{2} ?[/\u2013-] ?(?:19|20)[0-9]{2}\b)"
+)
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
 _MIN_DIGITS, _MAX_DIGITS = 7, 15
 
@@ -165,7 +169,8 @@ def phone_numbers(text: str) -> Sequence[Span]:
     for run in _RUN.finditer(text):
         digits += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
     called = [match.span("number") for match in _CALLED.finditer(text)]  # may reach into the next number
-    digits += [span for span in called if not touches(*span, digits)]
+    # "I called him on 03/04/2021" has a day.
+    digits += [span for span in called if not touches(*span, digits) and not _DATE.match(text, *span)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [span for span in digits if _MIN_DIGITS <= sum(map(str.isdigit, text[slice(*span)])) <= _MAX_DIGITS]
     found: list[Span] = []

@@ -62,8 +62,7 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
     Raises:
         InputError: its ending is not known, or more than a row of it cannot be read.
     """
-    ending = _ending(path)
-    file = name.removesuffix(path.suffix if path.suffix.lower() in _COMPRESSIONS else "")[: -len(ending)]
+    ending, file = _ending(path), without_ending(name)
     reader = _READERS.get(ending) if quotes else _WITHOUT_QUOTES.get(ending, _READERS.get(ending))
     if reader is None:
         fault, remedy = f"the ending {path.suffix!r} is not known", f"give one of {ENDINGS}"
@@ -78,6 +77,12 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
         if "too much memory for decoding" in str(fault):  # as dumps of Reddit are compressed
             remedy = f"unpack it with: zstd -d --long=31 {path.name}"
         raise InputError(message, where=str(path), remedy=remedy) from None
+
+
+def without_ending(name: str) -> str:
+    """Return the name of a file without the ending that says what it holds, and that of its compression."""
+    name = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in _COMPRESSIONS else name
+    return name.removesuffix(Path(name).suffix)
 
 
 def _ending(path: Path) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import has_magic
@@ -13,7 +14,17 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 from psychocounsel.config.components import PREFIX, locate
 from psychocounsel.config.expressions import evaluate, nested
 from psychocounsel.config.sources import Column, Constant, Conversation, RowSource
-from psychocounsel.corpus.formats import ENDINGS, BadRow, Row, SourceRow, bad_row, is_table, rows_of_file, shown
+from psychocounsel.corpus.formats import (
+    ENDINGS,
+    BadRow,
+    Row,
+    SourceRow,
+    bad_row,
+    is_table,
+    rows_of_file,
+    shown,
+    without_ending,
+)
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
@@ -115,8 +126,12 @@ def read_source(source: RowSource) -> Iterator[Row]:
     columns = source.conversation
     if columns is None:
         return _wanted_rows(source)
-    in_files = not source.path.startswith(HUB) and len(files_of(source.path)) > 1
-    said = read_cells(_wanted_rows(source), partial(_said, columns, in_files), source.on_bad_row)
+    named = () if source.path.startswith(HUB) else _named_files(source.path)
+    files = [without_ending(name) for name, _ in named]
+    if columns.id is not None and (twice := [each for each, count in Counter(files).items() if count > 1]):
+        remedy = "rename or move one: the names of files without their endings tell conversations apart"
+        raise InputError(f"two files are called {twice[0]}", where=source.path, remedy=remedy)
+    said = read_cells(_wanted_rows(source), partial(_said, columns, len(files) > 1), source.on_bad_row)
     return read_cells(_turn_rows(said, columns), lambda row: row, source.on_bad_row)
 
 
@@ -228,7 +243,9 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
             }
             yield from bad
             bad.clear()
-            yield SourceRow(f"{rows[0].row.where} turn {number}", {**rows[0].row.values, "turn": turn}, key)
+            first = rows[0].row
+            where, values = f"{first.where} turn {number}", {**first.values, "turn": turn}
+            yield first._replace(where=where, values=values, conversation=key)
     yield from bad
 
 

@@ -171,7 +171,9 @@ def _ratings_of(row: SourceRow, table: RatingTable, rubric: Rubric) -> Iterator[
             raise InputError("its value is no object of ratings", where=row.where, remedy=remedy)
     points = {word.casefold(): point for word, point in table.points.items()}
     for name, rating in cast("dict[str, Any]", given).items():
-        if isinstance(rating, str | int):
-            rating = points.get(" ".join(str(rating).split()).casefold(), rating)
+        if isinstance(rating, str | int | float):
+            word = " ".join(str(rating).split()).casefold()
+            # Where some ratings are missing, other programs write 4.0.
+            rating = points.get(word, points.get(word.removesuffix(".0"), rating))
         if name.casefold() in known and rating not in (None, ""):
             yield known[name.casefold()], rating_of(rating, row.where, rubric.minimum, rubric.maximum)
