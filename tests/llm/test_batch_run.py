@@ -484,6 +484,26 @@ class TestStrangeAnswers:
             answered(server, journal, 5)
             assert (len(server.batches), cuts) == (1, [])
 
+    def test_are_no_lost_answers_of_a_batch_of_which_others_expired(self, journal: Path) -> None:
+        class Counting(BatchServer):
+            def _reported(self, batch: ScriptedBatch) -> dict[str, Any]:
+                answers = self.written.get(batch.output, b"").count(b"\n") - 1  # one is to nobody's request
+                counts = {"completed": max(0, answers), "failed": 0}
+                return {**super()._reported(batch), "request_counts": counts}
+
+        def cut(event: str) -> None:
+            if event == "content asked" and not cuts:
+                output = server.batches["batch-0"].output
+                server.files[output] = b"".join(server.written[output].splitlines(keepends=True)[:2])
+                cuts.append(output)
+            elif cuts:
+                server.files[cuts[0]] = server.written[cuts[0]]
+
+        cuts: list[str] = []
+        with Counting(ProviderScript(expired_share=0.4), watch=cut) as server:
+            answered(server, journal, 5)
+            assert [len(batch.lines) for batch in server.batches.values()] == [5, 2]
+
     def test_that_stay_are_given_up_only_if_the_config_says_so(self, journal: Path) -> None:
         with Portal("/content", 999) as server:
             with pytest.raises(ProviderAwayError, match=r"no line that can be read; .*resubmit_lost: true"):

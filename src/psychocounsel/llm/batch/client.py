@@ -326,7 +326,7 @@ def _read_line(line: bytes, model: str) -> Outcome | None:
         try:
             return Outcome(digest, replace(read_completion(body), batched=True))
         except UnreadableBodyError as fault:
-            return Outcome(digest, None, f"unreadable answer: {fault}")
+            return Outcome(digest, None, f"unreadable answer: {fault}", is_completed=True)
     error = mapping_of(mapping_of(response.get("body")).get("error")) or mapping_of(result.get("error"))
     codes = {str(error.get("code")), str(error.get("type"))}
     if status == 400 and codes & CONTENT_FILTER_CODES:

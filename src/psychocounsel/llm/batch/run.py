@@ -341,8 +341,10 @@ class _BatchRun:
             return
         reading = await self._read(running.shard, batch)
         # Requests of which the files say nothing, but for those that were not answered.
-        missing = self._ledger.pending_of(running.shard.id) - reading.unanswered.keys()
-        lost = len(missing) - (running.shard.lines - batch.completed)
+        pending = self._ledger.pending_of(running.shard.id)
+        failed = sum(not reading.unanswered[each].is_completed for each in pending & reading.unanswered.keys())
+        missing = pending - reading.unanswered.keys()
+        lost = len(missing) - max(0, running.shard.lines - batch.completed - failed)
         is_strange = batch.files and not reading.lines and (reading.unreadable or batch.answered)
         if (lost > 0 or is_strange) and not self._limits.resubmit_lost:
             which = f" for {lost} of {batch.completed} answers" if reading.lines else ""

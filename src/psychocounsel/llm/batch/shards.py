@@ -283,7 +283,8 @@ class UnknownBatchError(Exception):
 class Outcome(NamedTuple):
     """What a line of output says about one request.
 
-    Without a reply, the reason says why, and whether the request, or every request, would be refused again.
+    Without a reply, the reason says why, and whether the request, or every request, would be refused again; or else it
+    is completed, with an answer that cannot be read.
     """
 
     digest: str
@@ -291,6 +292,7 @@ class Outcome(NamedTuple):
     reason: str = ""
     is_refused: bool = False
     refuses_all: bool = False
+    is_completed: bool = False
 
 
 def input_line(digest: str, body: bytes) -> bytes:
