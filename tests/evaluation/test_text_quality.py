@@ -168,6 +168,8 @@ def test_a_policy_that_decays_is_told_apart_from_its_reference() -> None:
     canned = [said(str(at), " What would  help?", finished=at >= 3) for at in range(50)]
     (sign,) = signs_of_degeneration(measure_text_quality(canned), reference)
     assert sign == "one text for 3 speeches or more: 100.0%, of the reference 0.0%"
+    (sign,) = signs_of_degeneration(measure_text_quality([said(str(at), " \n") for at in range(50)]), reference)
+    assert sign == "empty: 100.0%, of the reference 0.0%"  # and no text for all of them
 
 
 ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))

@@ -265,7 +265,8 @@ def _speeches_by_text(answers: Iterable[Candidate]) -> dict[tuple[str, str], set
 
 
 def _is_canned(answer: Candidate, repeated: Mapping[tuple[str, str], set[str]]) -> bool:
-    return len(repeated[answer.author, _bare(answer.text)]) >= CANNED_SPEECHES
+    said = _bare(answer.text)
+    return said != "" and len(repeated[answer.author, said]) >= CANNED_SPEECHES
 
 
 def _bare(text: str) -> str:
