@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from hypothesis import given, settings
@@ -174,6 +175,19 @@ def test_a_used_journal_that_is_empty_is_damaged_and_keeps_its_log(tmp_path):
     with pytest.raises(StoreError, match="damaged"):
         Journal(path)
     assert log.read_bytes() == b"replies"
+
+
+def test_a_journal_that_another_run_is_just_creating_anew_is_waited_for(tmp_path):
+    with Journal(tmp_path / "whole"):
+        pass
+    path, content = tmp_path / "journal.sqlite", (tmp_path / "whole").read_bytes()
+    (tmp_path / LOCK_FILE).touch()
+    path.touch()
+    other = Timer(0.1, path.write_bytes, [content])
+    other.start()
+    with Journal(path) as journal:
+        assert list(journal.rows()) == []
+    other.join()
 
 
 class FailingDisk:

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -148,7 +149,18 @@ def _is_corrupt(fault: Exception) -> bool:
     return getattr(fault, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
+def _is_emptied(path: Path) -> bool:
+    """Return whether the file is empty though a run has used it, and stays so: another run may be creating it anew."""
+    until = time.monotonic() + _CREATION_SECONDS
+    while path.exists() and not path.stat().st_size and path.with_name(LOCK_FILE).exists():
+        if time.monotonic() >= until:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 _SCHEMA_VERSION = 3
+_CREATION_SECONDS = 2.0
 _BUSY_TIMEOUT_SECONDS = 30.0
 KeepIf: TypeAlias = Callable[[sqlite3.Connection, str], bool]
 
@@ -200,7 +212,7 @@ class Journal:
         with self._explained():
             # SQLite gives the -wal and -shm files the mode of the database itself.
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.stat().st_size and path.with_name(LOCK_FILE).exists():
+            if _is_emptied(path):
                 raise self._damaged("a run has used it, and the file is empty")  # SQLite would delete its -wal file
             mode = 0o666 & ~umask()
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
