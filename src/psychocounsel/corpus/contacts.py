@@ -51,10 +51,10 @@ _EMAIL = re.compile(
     r"(?:mailto:)?[^\W_][\w.%+'\u2019-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
     r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
     r"|[\w+-]{1,30}(?:(?: dot |\.)[\w+-]{1,30}){0,3} at (?:[\w-]{1,63} dot (?:com|org|net|edu)"
-    r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|protonmail|aol)\.com)\b",
+    r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|protonmail|aol) ?(?:\.|dot ) ?com)\b",
     re.IGNORECASE,
 )
-_MAIL_SIGNS = ("@", ".com", " dot ", " DOT ", "at]", "at)", "AT)", "AT]")
+_MAIL_SIGNS = ("@", ".com", " dot ", "at]", "at)")  # in lower case
 _WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
 _MAY_END = re.compile(rf"\.(?:{_SURE_ENDING}(?![a-z])|[a-z]{{2,24}}/)")
 _NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
@@ -86,7 +86,8 @@ def web_addresses(text: str) -> Sequence[Span]:
     A web address has a scheme, a `www.`, a well-known ending, or any public suffix and a path. A sentence that
     follows without a space is not part of it, as in `example.org/helpI hope`.
     """
-    may_hold_mail = any(sign in text for sign in _MAIL_SIGNS)
+    lowered = text.lower()
+    may_hold_mail = any(sign in lowered for sign in _MAIL_SIGNS)
     if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
         return []
     found: list[Span] = []

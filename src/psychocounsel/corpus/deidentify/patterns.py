@@ -244,6 +244,11 @@ def _is_name_again(text: str, match: re.Match[str]) -> bool:
 
 # --- Addresses and numbers --------------------
 
+_LOCAL_PHONE = re.compile(
+    r"\b(?:call|text|phone|cell|mobile|number|reach|dial|ring|rang|tel)\w*\b[^.!?\n\d]{0,40}"
+    r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
+    re.IGNORECASE,
+)
 _HANDLE = re.compile(r"(?<![\w@.&/$-])@[^\W\d]\w{2,29}(?:\.\w{1,29})*(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
@@ -361,9 +366,9 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 7
-# A digit, or what marks an account; not those of placeholders. Without one no rule has a match.
-_SIGN = re.compile(r"[0-9](?<!_[0-9])|@|[._](?<=[a-z].)(?=[A-Za-z])")
+VERSION = 8
+# A digit, or what marks an account. Without one no rule has a match.
+_SIGN = re.compile(r"[\d_@]|\.(?=\w)")
 
 
 class _Rule(NamedTuple):
@@ -391,6 +396,7 @@ _RULES = (
     _Rule("ID_NUMBER", 0.9, _CARD, _passes_luhn),
     _Rule("ID_NUMBER", 0.85, _CUED, _has_enough_digits),
     _Rule("IP", 0.9, _IP, _is_ip),
+    _Rule("PHONE", 0.7, _LOCAL_PHONE),
 )
 
 
