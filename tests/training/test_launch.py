@@ -15,7 +15,7 @@ from psychocounsel.config.components import recipes_folder
 from psychocounsel.config.schema import LaunchConfig
 from psychocounsel.errors import ConfigError, DataQualityError, ExitCode, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.training.launch import Launch, launch_of
+from psychocounsel.training.launch import Launch, Started, launch_of
 from running import ENVIRONMENT, Cli, await_until
 
 TESTS = Path(__file__).parents[1]
@@ -59,6 +59,14 @@ def test_a_training_in_one_process_sees_one_device_unless_all_are_hidden(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     launch = launch_of(LaunchConfig(num_processes=1))
     assert launch.train(launched.visible_devices, output_in(tmp_path)) == seen
+
+
+def test_processes_on_a_cpu_may_be_more_than_the_devices_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    commands = Started("a job", two(), None).commands(Path("folder"), 0)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for _, environment in commands] == ["0", "0"]
 
 
 @pytest.mark.slow

@@ -284,8 +284,10 @@ class Started:
             if self.output is None or launch.distributed_type == "NO":
                 # A trainer alone sees one device too: else it would use all of them, and multiply its batch by them.
                 visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(numbers)))))
-                if visible not in HIDDEN_DEVICES:
-                    environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local]
+                devices = visible.split(",")
+                # Processes on a CPU may be more than the devices that the variable names.
+                if visible not in HIDDEN_DEVICES and local < len(devices):
+                    environment["CUDA_VISIBLE_DEVICES"] = devices[local]
             else:
                 environment |= {
                     "RANK": str(number),
