@@ -55,6 +55,7 @@ def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
         "I called him on 03/04/2021, lost contact in 2019-2020 and have had no text since 10.12.2022",
         "He scored 27/30 and 1,234,567 points, F32.1, 296.32, DSM-5, 300.02",
         "It costs $1,200,000 or $49.99, 1000-1500 calories, 100-1000 people",
+        "ISBN 0143127748 and ISBN 978-0-14-312774-8, an 800-calorie diet",
         "version 1.2.3.4, 50/50, 100%, 7 days, 1000000 people, 10 000 steps",
     ],
 )
@@ -121,6 +122,7 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
             "You can read more on this in her two books.",
         ),
         ("If you want to know more about any of this, visit www.x.org.", ""),
+        ("Google and www.x.org are both good places to begin with this.", ""),
         ("I would tell anyone who feels like that to read www.x.org.", ""),
         ("1. The blog of Sam: www.x.org. His name is Sam. 2. Rest.", "1. The blog of Sam. His name is Sam. 2. Rest."),
         (

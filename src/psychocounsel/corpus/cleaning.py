@@ -121,6 +121,7 @@ _LACKS_OBJECT = re.compile(
 )
 _BEGINS_WITH_IF = re.compile(r"\W*(?:if|when|for|to|should|as|since|si|para)\b", re.IGNORECASE)
 _CLAUSE_GOES_ON = re.compile(r"\s+[a-z]")
+_OF_SEVERAL = re.compile(r"\s+(?:are|were|have|both)\b")
 _THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|page|blog|group)\s*$", re.IGNORECASE)
 _EMPTY_ITEM = re.compile(r"[0-9]\)\s*(?:,|$)")
 _SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
@@ -202,7 +203,7 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
         leads = not (goes_on and _THE_SITE.search(before))
         lead = _LEAD.search(before, max(0, len(before) - _LEAD_CHARS)) if leads else None
         said += before.rstrip() if lead is None else before[: lead.start()]
-        stands = stands and not _is_needed(said, lead, goes_on)
+        stands = stands and not _OF_SEVERAL.match(after) and not _is_needed(said, lead, goes_on)
         position = end
     rest = _SPACE_BEFORE_MARK.sub("", said + sentence[position:])
     body = rest.rstrip()

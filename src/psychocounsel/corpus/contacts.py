@@ -152,6 +152,8 @@ _DATE = re.compile(
     r"\(?(?:(?:[0-9]{1,2}[./ -]){2}(?:19|20)[0-9]{2}\b|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}"
     r"|(?:19|20)[0-9]{2} ?[/\u2013-] ?(?:19|20)[0-9]{2}\b)"
 )
+_BOOK = re.compile(r"ISBN[-:\s0-9]*$", re.IGNORECASE)
+_BOOK_LOOK_BACK_CHARS = 24
 _MANY_DIGITS = re.compile(r"[0-9][^\n]{0,3}[0-9][^\n]{0,20}[0-9]")
 _MIN_DIGITS, _MAX_DIGITS = 7, 15
 
@@ -173,7 +175,12 @@ def phone_numbers(text: str) -> Sequence[Span]:
     # "I called him on 03/04/2021" has a day.
     digits += [span for span in called if not touches(*span, digits) and not _DATE.match(text, *span)]
     spans = [match.span() for match in _VANITY.finditer(text)]
-    spans += [span for span in digits if _MIN_DIGITS <= sum(map(str.isdigit, text[slice(*span)])) <= _MAX_DIGITS]
+    spans += [
+        (start, end)
+        for start, end in digits
+        if _MIN_DIGITS <= sum(map(str.isdigit, text[start:end])) <= _MAX_DIGITS
+        and not _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
+    ]
     found: list[Span] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not found or start >= found[-1].end:
