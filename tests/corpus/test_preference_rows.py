@@ -112,12 +112,22 @@ def test_a_layout_without_ratings(tmp_path: Path, row: dict[str, Any], settings:
 def test_a_column_may_say_which_response_is_preferred(
     tmp_path: Path, swap: str, tie: str | None, given: list[dict[str, Any]]
 ) -> None:
-    rows = [{"q": "Hi.", "a": "A.", "b": "B.", "by_a": "x", "by_b": "y", "r": [2, 4], **each} for each in given]
+    row = {
+        "q": "Hi.",
+        "a": "A.",
+        "b": "B.",
+        "by_a": "x",
+        "by_b": "y",
+        "r": [2, 4],
+        "chosen_score": 9,
+        "rejected_score": 1,
+    }
+    rows = [{**row, **each} for each in given]
     columns: dict[str, Any] = {"speech": "q", "chosen": "a", "rejected": "b", "swap": swap, "tie": tie}
     columns |= {"chosen_author": "by_a", "rejected_author": "by_b", "ratings": {"warm": ["r[0]", "r[1]"]}}
     first, second, *ties = read(write(tmp_path, *rows), columns=columns)
     assert (first.chosen, first.rejected) == (second.rejected, second.chosen)
-    assert first.chosen == PreferenceSide("A.", "x", {"warm": 2})
+    assert first.chosen == PreferenceSide("A.", "x", {"warm": 2}, 9)
     assert [row.fault for row in ties] == ["no_preference"] * (tie is not None)
 
 

@@ -195,15 +195,15 @@ def _read(row: SourceRow, split: str, columns: PreferenceColumns, scale: Sequenc
     texts = _exchange_of(asked, ["" if value is None else value for value in given], row.where)
     if isinstance(texts, str):
         return PreferenceRow(row.where, split, fault=texts)
-    both = zip(order, ("chosen", "rejected"), (texts.chosen, texts.rejected), strict=True)
+    both = zip(order, (texts.chosen, texts.rejected), strict=True)
     sides = [
         PreferenceSide(
             answer,
             "" if (author := authors[at]) is None or scale is None else label_cell(row, author),
             {} if scale is None else {name: _rating(row, pair[at], scale) for name, pair in columns.ratings.items()},
-            _score(row, f"{side}_score"),
+            _score(row, ("chosen_score", "rejected_score")[at]),
         )
-        for at, side, answer in both
+        for at, answer in both
     ]
     is_own = scale is not None and row.values.keys() >= _OWN
     if columns.topic is None:
