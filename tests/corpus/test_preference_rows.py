@@ -112,16 +112,8 @@ def test_a_layout_without_ratings(tmp_path: Path, row: dict[str, Any], settings:
 def test_a_column_may_say_which_response_is_preferred(
     tmp_path: Path, swap: str, tie: str | None, given: list[dict[str, Any]]
 ) -> None:
-    row = {
-        "q": "Hi.",
-        "a": "A.",
-        "b": "B.",
-        "by_a": "x",
-        "by_b": "y",
-        "r": [2, 4],
-        "chosen_score": 9,
-        "rejected_score": 1,
-    }
+    row = {"q": "Hi.", "a": "A.", "b": "B.", "by_a": "x", "by_b": "y", "r": [2, 4]}
+    row |= {"pair_id": "p", "fine_topic": "", "crisis": False, "chosen_score": 9.0, "rejected_score": 1.0}  # as of ours
     rows = [{**row, **each} for each in given]
     columns: dict[str, Any] = {"speech": "q", "chosen": "a", "rejected": "b", "swap": swap, "tie": tie}
     columns |= {"chosen_author": "by_a", "rejected_author": "by_b", "ratings": {"warm": ["r[0]", "r[1]"]}}
