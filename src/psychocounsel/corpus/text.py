@@ -143,6 +143,8 @@ def _continues(text: str, start: int, end: re.Match[str]) -> bool:
 
 
 _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
+# Files of Windows read as Latin-1 have these for quotation marks and dashes; browsers read them so (HTML, 13.2.5.80).
+_OF_WINDOWS = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
 # Directional marks, characters without width, soft hyphens.
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 # Joiners form emoji and letters of Arabic or Indic scripts; between other characters they only hide.
@@ -164,10 +166,14 @@ def refusal(text: str) -> str | None:
 def normalise(text: str) -> str:
     """Return the text in Unicode NFC with plain spaces and line feeds, stripped at both ends.
 
-    Emoji with joiners, right-to-left letters and U+2028 stay; other control characters, directional marks,
-    characters without width and soft hyphens go.
+    Emoji with joiners, right-to-left letters and U+2028 stay; U+0080 to U+009F become what Windows-1252 means by them,
+    but for U+0085; other control characters, directional marks, characters without width and soft hyphens go.
     """
-    visible = _CONTROLS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    visible = (
+        _CONTROLS.sub(lambda control: _OF_WINDOWS.get(control.group(), ""), text)
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+    )
     if not visible.isascii():
         # Invisible characters go first: one may separate a letter from its accent. Joiners go last: composing
         # may change the letter that precedes them.
