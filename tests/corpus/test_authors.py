@@ -130,6 +130,11 @@ def test_a_name_in_another_script_is_not_looked_for_in_part(label: str) -> None:
         ("Hope that helps, Grace", "Hope that helps."),
         ("Rest well. Jane", "Rest well."),
         ("Rest well.\nAnna Smith, PhD", "Rest well."),
+        ("Rest well.\nKATE BLANC, Ph.D.", "Rest well."),
+        ("Rest well.\n- Kate Blanc, LCSW", "Rest well."),
+        ("Rest well.\n\n- Kate Blanc", "Rest well."),
+        ("1. Eat.\n2. Rest well. - Kate Blanc", "1. Eat.\n2. Rest well."),
+        ("Rest well. Kind regards Jane Roe, LCSW", "Rest well."),
         ("Rest well. Anna M. Smith, Ph.D, R.C.C., C.C.C.", "Rest well."),
         ("Rest well. Warm regards,Anna Smith, M.S., LMHC", "Rest well."),
         ("Rest well.\n\nBest regards,\n[Your Name]", "Rest well."),
@@ -146,6 +151,7 @@ def test_a_closing_signature_goes(signed: str, unsigned: str) -> None:
     "text",
     [
         "You deserve the best, and peace.", "Tell it to your sister, Grace.", "Try these:\n- Journaling\n- Walking",
+        "Try these:\n- Journaling.\n- Walking", "AS EVERYONE HERE SAYS, REST IS GOOD FOR YOU.",
         "As they say: \u201cThis too shall pass.\u201d - Buddha", "Take care, and remember to rest.",
         "Good luck!\nStay strong.", "With love and grace", "I am Catholic. This is hard. (Nods)",
         "Lines that listen:\n- Samaritans 116 123", "Please call one of them. - Lifeline 988",
@@ -166,6 +172,7 @@ def test_prose_and_crisis_lines_at_the_end_stay(text: str) -> None:
         ("As Jane Roe says, and Robin Landwehr, and jane roe.", "As [PERSON_1] says, and [PERSON_2], and [PERSON_1]."),
         ("[PERSON_1] and Jane Roe's books help.", "[PERSON_1] and [PERSON_2]'s books help."),
         ("I am Jane Roe, call 988. You are brave.", "I am [PERSON_1], call 988. You are brave."),
+        ("Follow @drrobinlandwehr, #RobinLandwehr.", "Follow @dr[PERSON_1], #[PERSON_1]."),
         ("As written by Jane Roe, LCSW", "As written by [PERSON_1], LCSW"),
     ],
 )

@@ -52,6 +52,7 @@ def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
     [
         "I am 35 and was 12 in 2003, for 10-15 minutes, 24/7, 3-4 times.",
         "from 2016-2017, 1931-1932, on 01/02/2015, 12-31-1999 and 2015-03-04",
+        "We married on 04.03.1990 and left on 02.03.2015 at 10.",
         "I called him on 03/04/2021, lost contact in 2019-2020 and have had no text since 10.12.2022",
         "He scored 27/30 and 1,234,567 points, F32.1, 296.32, DSM-5, 300.02",
         "It costs $1,200,000 or $49.99, 1000-1500 calories, 100-1000 people",
@@ -91,6 +92,8 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
         ("I hear you. Call me at (514) 690-2469. Be kind.", "I hear you. Be kind."),
         ("Call 1-800-273-8255 or visit www.x.org.", "Call 1-800-273-8255."),
         ("Call 988 (www.x.org) today.", "Call 988 today."),
+        ("Try the 988 suicide hotline or www.x.org.", "Try the 988 suicide hotline."),
+        ("Contact www.samaritans.org!Take care.", "Contact www.samaritans.org!Take care."),
         ("Call 911, or see https://x.org/a for more.", "Call 911 for more."),
         ("Rest first. Here is an article. https://x.org/a Then eat.", "Rest first. Then eat."),
         ("I wish you well. www.jane.com", "I wish you well."),

@@ -40,6 +40,7 @@ PEOPLE = [
 NUMBERS = [
     ("Write to a.b+c@mail.co.uk now", "Write to [EMAIL_1] now"),
     ("sam dot lee at gmail dot com", "[EMAIL_1]"),
+    ("sam at yahoomail.com", "[EMAIL_1]"),
     ("call (503) 555-0142 or +44 20 7946 0958", "call [PHONE_1] or [PHONE_2]"),
     ("He called from 555-0198 again", "He called from [PHONE_1] again"),
     ("She texted from 555-0142, my number 555-0198 rang", "She texted from [PHONE_1], my number [PHONE_2] rang"),

@@ -116,6 +116,7 @@ _INITIAL = rf"{_BETWEEN}(?:(?:(?<=[^A-Za-z])|(?<=[a-z])(?=[A-Z]))[A-Za-z]\.?[^A-
 _LETTERS = re.compile(r"[A-Za-z]+")
 _INNER_CAPITAL = re.compile(r"[A-Z](?<=[a-z][A-Z])")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_HANDLE = re.compile(r"[@#][\w.-]{8,64}")
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG_NAME_LETTERS = 10
 
@@ -161,8 +162,9 @@ class KnownPeople:
         # Without accents too; each letter keeps its place.
         for spelling in (text, _unaccented(text)) if not text.isascii() and _ACCENTED.search(text) else (text,):
             firsts = self.first_names_in(spelling)
-            for run in (spelling[address.start : address.end].lower() for address in web_addresses(spelling)):
-                firsts |= {first for first in self.first_names if first in run}
+            joined = [spelling[address.start : address.end] for address in web_addresses(spelling)]
+            for run in [*joined, *_HANDLE.findall(spelling)]:
+                firsts |= {first for first in self.first_names if first in run.lower()}
             for name, pattern in (each for first in firsts for each in self._by_first[first]):
                 found += [NameSpan(name, *match.span()) for match in pattern.finditer(spelling)]
         apart: list[NameSpan] = []
@@ -225,15 +227,20 @@ _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 # A name after closing words, after a dash behind a sentence, or before credentials.
 _CREDITED = (
     rf"{_TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?"
-    rf"(?:,[ \t]*[A-Z][A-Za-z.]*[A-Z]|,?[ \t]+(?=[A-Z])(?i:{either(_CREDENTIALS)})\b)"
+    # "AS SHE SAYS, REST" has no credentials.
+    r"(?:(?:(?<=[a-zß-öø-ÿ]),[ \t]*|,[ \t]*(?=[A-Z]\S*[a-z.]\S))[A-Z][A-Za-z.]*[A-Z]"
+    rf"|,?[ \t]+(?=[A-Z])(?i:{either(_CREDENTIALS)})\b)"
 )
 _CLOSING, _ANY_CLOSING = (either(each).replace(r"\ ", r"\s+") for each in (_CLOSINGS, _CLOSINGS | _FAREWELLS))
 _SIGNED = re.compile(
     rf"(?:(?i:{_ANY_CLOSING}){_TO_WHOM}(?:[!.]?\s*[,~\u2013—-]+\s*|\s*\n\s*)"
-    r"|(?:(?<=[.!?…)])|(?<=[.!?…)] ))[-\u2013—~]+[ \t]*"
+    r"|(?:(?<=[.!?…)])|(?<=[.!?…)]\s)|(?<=[.!?…)]\n\n))[-\u2013—~]+[ \t]*"
     rf"|(?={_CREDITED}))"
     rf"(?P<name>{_ANY_NAME})(?P<rest>[^!?\n]*(?:\n[^\n]*){{0,4}})$"
 )
+_DASHES = "-\u2013—~"
+_BULLET = re.compile(r"\s*(?:[-*•·\u2013—]|\(?\d{1,2}[.)])\s")
+_LEADS_TO_NAME = re.compile(rf"(?i:{_ANY_CLOSING}){_TO_WHOM}\s*$")
 # Closing words that need a name.
 _DANGLING = re.compile(rf"(?i:{_CLOSING})\s*[,.~\u2013—-]*\s*$")
 
@@ -349,7 +356,12 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
     if start is not None:
         return begin + start
     signed = _at_boundaries(_SIGNED, text)
-    return signed.start("name") if signed is not None and _is_signature_rest(signed["rest"]) else None
+    if signed is None or not _is_signature_rest(signed["rest"]):
+        return None
+    before = text[: signed.start()]
+    begins_with_dash = before.endswith("\n") and signed.group()[0] in _DASHES
+    is_item = begins_with_dash and _BULLET.match(before.rstrip().rpartition("\n")[2])
+    return None if is_item else signed.start("name")
 
 
 def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
@@ -357,7 +369,8 @@ def _named_start(tail: str, spans: Sequence[tuple[int, int]]) -> int | None:
     for start, end in sorted(spans):
         before, rest = _TITLE_BEFORE.sub("", tail[:start]), tail[end:]
         is_glued = before[-1:].islower() and tail[start].isupper()
-        if (is_glued or _STANDS_APART.search(before)) and _is_signature_rest(rest):
+        is_apart = is_glued or _STANDS_APART.search(before) or _at_boundaries(_LEADS_TO_NAME, before)
+        if is_apart and _is_signature_rest(rest):
             return len(before)
     return None
 

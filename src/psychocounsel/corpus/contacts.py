@@ -51,7 +51,7 @@ _EMAIL = re.compile(
     r"(?:mailto:)?[^\W_][\w.%+'\u2019-]{0,63}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}"
     r"|[\w.+-]{1,63} ?[\[({] ?at ?[\])}] ?[\w-]{1,63} ?(?:[\[({] ?dot ?[\])}]|\.) ?[A-Za-z]{2,24}\b"
     r"|[\w+-]{1,30}(?:(?: dot |\.)[\w+-]{1,30}){0,3} at (?:[\w-]{1,63} dot (?:com|org|net|edu)"
-    r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|protonmail|aol) ?(?:\.|dot ) ?com)\b",
+    r"|(?:gmail|yahoo|hotmail|outlook|icloud|proton|aol)(?:mail)? ?(?:\.|dot ) ?com)\b",
     re.IGNORECASE,
 )
 _MAIL_SIGNS = ("@", ".com", " dot ", "at]", "at)")  # in lower case
@@ -172,13 +172,13 @@ def phone_numbers(text: str) -> Sequence[Span]:
     for run in _RUN.finditer(text):
         digits += [(run.start() + start, run.start() + end) for start, end in _numbers_in(run.group())]
     called = [match.span("number") for match in _CALLED.finditer(text)]  # may reach into the next number
-    # "I called him on 03/04/2021" has a day.
-    digits += [span for span in called if not touches(*span, digits) and not _DATE.match(text, *span)]
+    digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [
         (start, end)
         for start, end in digits
         if _MIN_DIGITS <= sum(map(str.isdigit, text[start:end])) <= _MAX_DIGITS
+        and not _DATE.match(text, start, end)  # 04.03.1990 is a number in France
         and not _BOOK.search(text, max(0, start - _BOOK_LOOK_BACK_CHARS), start)
     ]
     found: list[Span] = []

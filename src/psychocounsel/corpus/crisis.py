@@ -60,6 +60,9 @@ _CALLING = re.compile(
     r"|[电電]话|電話|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร|اتصل|الخط|हेल्पलाइन|התקשר).{0,80}$",
     re.IGNORECASE | re.DOTALL,
 )
+_NAMED = re.compile(
+    r"[\s,]{0,2}(?:\w+[\s,]+){0,2}(?:suicide|crisis|lifeline|hotline|helpline|emergency)\b", re.IGNORECASE
+)
 _NUMBER_BEGINS = re.compile(r"[(+0-9](?<![0-9+$€£(][0-9])(?<![0-9][.,:/-][0-9])(?=[0-9(]|(?<=[0-9]))")
 _LOOK_BACK_CHARS = 100
 _DIGIT = re.compile(r"[0-9]")
@@ -158,7 +161,7 @@ class CrisisServices:
 
     def _owns(self, address: str) -> bool:
         host = re.sub(r"^[a-z]+://|^mailto:", "", address.lower())
-        labels = re.split(r"[/?#:]", host, maxsplit=1)[0].rpartition("@")[2].rstrip(".-").split(".")
+        labels = re.split(r"[/?#:!,]", host, maxsplit=1)[0].rpartition("@")[2].rstrip(".-").split(".")
         return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
 
 
@@ -188,7 +191,7 @@ def names_crisis_service(text: str, crisis: CrisisServices, begin: int = 0) -> b
 
 def _is_called(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - _LOOK_BACK_CHARS) : start]
-    return _CALLING.search(before) is not None
+    return _CALLING.search(before) is not None or _NAMED.match(text, end) is not None
 
 
 def _ways_to_dial(key: str, calling_code: str | None) -> list[str]:
