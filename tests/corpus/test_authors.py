@@ -151,6 +151,7 @@ def test_a_closing_signature_goes(signed: str, unsigned: str) -> None:
     "text",
     [
         "You deserve the best, and peace.", "Tell it to your sister, Grace.", "Try these:\n- Journaling\n- Walking",
+        "Try this.\n- Journaling\n- Walking", "Consider Acceptance Therapy, ACT",
         "Try these:\n- Journaling.\n- Walking", "AS EVERYONE HERE SAYS, REST IS GOOD FOR YOU.",
         "As they say: \u201cThis too shall pass.\u201d - Buddha", "Take care, and remember to rest.",
         "Good luck!\nStay strong.", "With love and grace", "I am Catholic. This is hard. (Nods)",

@@ -227,8 +227,8 @@ _TO_WHOM = r"(?i: to (?:you|you both|both of you|you all|all))?"
 # A name after closing words, after a dash behind a sentence, or before credentials.
 _CREDITED = (
     rf"{_TITLE}?{_CAPITALISED}(?:[ \t]+{_CAPITALISED}){{1,3}}?"
-    # "AS SHE SAYS, REST" has no credentials.
-    r"(?:(?:(?<=[a-zß-öø-ÿ]),[ \t]*|,[ \t]*(?=[A-Z]\S*[a-z.]\S))[A-Z][A-Za-z.]*[A-Z]"
+    # "Acceptance Therapy, ACT" has no credentials.
+    r"(?:,[ \t]*(?=[A-Z]\S*[a-z.]\S)[A-Z][A-Za-z.]*[A-Z]"
     rf"|,?[ \t]+(?=[A-Z])(?i:{either(_CREDENTIALS)})\b)"
 )
 _CLOSING, _ANY_CLOSING = (either(each).replace(r"\ ", r"\s+") for each in (_CLOSINGS, _CLOSINGS | _FAREWELLS))
@@ -360,7 +360,8 @@ def _signature_start(text: str, names: Sequence[NameSpan], known: KnownPeople) -
         return None
     before = text[: signed.start()]
     begins_with_dash = before.endswith("\n") and signed.group()[0] in _DASHES
-    is_item = begins_with_dash and _BULLET.match(before.rstrip().rpartition("\n")[2])
+    around = [before.rstrip().rpartition("\n")[2], *signed["rest"].split("\n")[1:]]
+    is_item = begins_with_dash and any(map(_BULLET.match, around))
     return None if is_item else signed.start("name")
 
 
