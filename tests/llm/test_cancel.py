@@ -183,11 +183,11 @@ with cancelled_by_signals() as token:
 def test_a_terminal_that_is_closed_cancels_and_what_is_printed_then_goes_nowhere(tmp_path: Path) -> None:
     terminal, end = pty.openpty()
     command = [sys.executable, "-c", AT_A_TERMINAL, str(tmp_path / "saved")]
-    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True) as child:
+    streams = {"stdin": end, "stdout": end, "stderr": end}
+    with subprocess.Popen(command, **streams, start_new_session=True) as child, os.fdopen(terminal, "rb", 0) as ours:
         os.close(end)
-        assert os.read(terminal, 7) == b"ready\r\n"
-        os.close(terminal)
-        assert child.wait() == 0
+        assert ours.readline() == b"ready\r\n"
+    assert child.returncode == 0
     assert (tmp_path / "saved").exists()
 
 
