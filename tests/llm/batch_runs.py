@@ -17,6 +17,7 @@ from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.rate_limit import RetryPolicy
 from psychocounsel.llm.runner import RunPolicy
+from psychocounsel.llm.structured_output import Capabilities, OutputMode, StructuredOutputModel
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 
 QUICK = {"max_lines": 10, "first_poll_seconds": 0.02, "longest_poll_seconds": 0.05, "confirm_seconds": 0.3}
@@ -34,24 +35,20 @@ def endpoint_at(base_url: str, **changes: Any) -> EndpointConfig:
 def transport_to(
     endpoint: EndpointConfig, report: Callable[[str], None] = lambda text: None, **limits: Any
 ) -> BatchTransport:
-    model = OpenAIChatModel(endpoint)
     batch = BatchConfig(enabled=True, **{**QUICK, **limits})
-    return BatchTransport(
-        connect=lambda: OpenAIBatches(endpoint, retry=IN_A_HURRY),
-        body=model.body,
-        check=model.check,
-        is_known=lambda: True,
-        limits=batch,
-        report=report,
-    )
+    return BatchTransport(lambda: OpenAIBatches(endpoint, retry=IN_A_HURRY), batch, report)
+
+
+def model_at(endpoint: EndpointConfig, mode: OutputMode | None = OutputMode.JSON_SCHEMA) -> StructuredOutputModel:
+    return StructuredOutputModel(OpenAIChatModel(endpoint), Capabilities(Path(os.devnull)), mode)
 
 
 def run(base_url: str, path: Path, count: int, policy: RunPolicy | None = None, **limits: Any) -> list[ChatReply]:
     """Run so many questions in batches, in a journal of its own."""
     endpoint = endpoint_at(base_url)
-    transport, model = transport_to(endpoint, **limits), OpenAIChatModel(endpoint)
     with Journal(path) as journal:
-        return run_in_batches(transport, model, questions(count), journal, policy or RunPolicy())
+        transport = transport_to(endpoint, **limits)
+        return run_in_batches(transport, model_at(endpoint), questions(count), journal, policy or RunPolicy())
 
 
 def reported(replies: list[ChatReply]) -> str:

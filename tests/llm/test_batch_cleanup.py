@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from batch_runs import endpoint_at, questions, run, transport_to
+from batch_runs import endpoint_at, model_at, questions, run, transport_to
 from batch_server import BatchServer, ProviderScript
 from local_server import Answer
 
@@ -15,10 +15,9 @@ from psychocounsel.errors import ConfigError, EndpointError
 from psychocounsel.llm.batch.client import OpenAIBatches
 from psychocounsel.llm.batch.run import run_in_batches
 from psychocounsel.llm.batch.shards import BatchLedger, Shard, ShardState
-from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.types import ChatReply
+from psychocounsel.llm.types import ChatReply, endpoint_fingerprint
 from psychocounsel.types import ReplyStatus
 
 ITEMS = 25
@@ -42,7 +41,7 @@ def reports_of(
     transport = transport_to(endpoint, reports.append)
     transport = transport if connect is None else replace(transport, connect=connect)
     with Journal(path) as opened:
-        replies = run_in_batches(transport, OpenAIChatModel(endpoint), questions(items), opened, RunPolicy())
+        replies = run_in_batches(transport, model_at(endpoint), questions(items), opened, RunPolicy())
     assert {each.status for each in replies} == {ReplyStatus.VALID}
     return reports
 
@@ -61,7 +60,7 @@ class TestFilesAreDeleted:
     def test_of_an_upload_that_a_kill_left_alone(self, journal: Path) -> None:
         with BatchServer() as server:
             endpoint = endpoint_at(server.base_url)
-            digest = questions(1)[0].digest(OpenAIChatModel(endpoint).fingerprint)
+            digest = questions(1)[0].digest(endpoint_fingerprint(endpoint))
             with Journal(journal) as opened:
                 shard = Shard("run-0001", "run", "sha", 1)
                 BatchLedger(opened, f"judge at {server.base_url}").add(shard, [digest])

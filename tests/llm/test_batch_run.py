@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_runs import endpoint_at, questions, reported, run, transport_to
+from batch_runs import endpoint_at, model_at, questions, reported, run, transport_to
 from batch_server import BatchServer, ProviderScript, ScriptedBatch
 from local_server import Answer
 
@@ -25,6 +25,7 @@ from psychocounsel.llm.client import OpenAIChatModel
 from psychocounsel.llm.cost import Spending, budget_of
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
+from psychocounsel.llm.structured_output import OutputMode
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -80,7 +81,7 @@ class TestReplies:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)
             twice = [*questions(3), *questions(3)]
-            replies = run_in_batches(transport_to(endpoint), OpenAIChatModel(endpoint), twice, opened, RunPolicy())
+            replies = run_in_batches(transport_to(endpoint), model_at(endpoint), twice, opened, RunPolicy())
             assert replies[:3] == replies[3:]
             assert sum(server.bill().values()) == 3
             before = len(server.requests)
@@ -116,9 +117,7 @@ class TestReplies:
     def test_of_a_server_of_unknown_abilities_begin_with_a_live_one(self, journal: Path) -> None:
         with BatchServer() as server, Journal(journal) as opened:
             endpoint = endpoint_at(server.base_url)
-            known: list[bool] = []
-            transport = replace(transport_to(endpoint), is_known=lambda: bool(known))
-            run_in_batches(transport, OpenAIChatModel(endpoint), questions(5), opened, RunPolicy())
+            run_in_batches(transport_to(endpoint), model_at(endpoint, None), questions(5), opened, RunPolicy())
             assert (len(server.live), sum(server.bill().values())) == (1, 4)
 
 
@@ -329,9 +328,7 @@ class TestCost:
         endpoint = endpoint_at(server.base_url, price=self.PRICE, max_cost=max_cost)
         budget = budget_of(endpoint)
         with Journal(path) as journal:
-            run_in_batches(
-                transport_to(endpoint), OpenAIChatModel(endpoint), questions(10), journal, RunPolicy(budget=budget)
-            )
+            run_in_batches(transport_to(endpoint), model_at(endpoint), questions(10), journal, RunPolicy(budget=budget))
         return budget.spending.as_dict()
 
     def test_a_limit_stops_the_run_before_it_is_passed_and_the_next_goes_on(self, journal: Path) -> None:
@@ -565,13 +562,11 @@ class TestOldBills:
     def spent(self, server: BatchServer, path: Path, ask: Any, knows: bool = True, max_cost: float = 1.0) -> Spending:
         price = PriceConfig(prompt=1.0, completion=1000.0)
         endpoint = endpoint_at(server.base_url, price=price, max_cost=max_cost)
-        model, budget = OpenAIChatModel(endpoint), budget_of(endpoint)
+        model, budget = model_at(endpoint, OutputMode.JSON_SCHEMA if knows else None), budget_of(endpoint)
         policy = RunPolicy(budget=budget)
-        known = [True] if knows else []
-        transport = replace(transport_to(endpoint), is_known=lambda: bool(known))
         with Journal(path) as opened:
             if ask is run_in_batches:
-                run_in_batches(transport, model, questions(3), opened, policy)
+                run_in_batches(transport_to(endpoint), model, questions(3), opened, policy)
             else:
                 ask(model, questions(3), opened, policy)
         return budget.spending

@@ -329,9 +329,6 @@ class OpenAIChatModel:
             connection.refused.set()
         raise connection.refusal
 
-    async def check(self) -> None:
-        """Return: nothing is known of the model before it is used."""
-
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what `GET /models` lists; None if there is no such list, or none that can be read."""
         client = self._connect().client

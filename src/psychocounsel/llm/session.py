@@ -111,9 +111,9 @@ class EndpointClient:
         policy = replace(policy, cancel=session.cancel, budget=self._budget)
         if self._batch is None or not self._batch.enabled:
             return run_live(self._model, requests, session.journal, policy)
-        from psychocounsel.llm.batch.client import batch_transport  # the client takes a second to import
+        from psychocounsel.llm.batch.client import BatchTransport, OpenAIBatches  # the client takes a second to import
 
-        transport = batch_transport(self._model, endpoint, self._batch, session.store.offline)
+        transport = BatchTransport(lambda: OpenAIBatches(endpoint, session.store.offline), self._batch)
         return run_in_batches(transport, self._model, requests, session.journal, policy)
 
 

@@ -1,5 +1,7 @@
 """Structured output from servers that enforce a JSON schema, that have a JSON mode, or that have neither.
 
+A model that the server does not list, or no longer has, is refused before the first request.
+
 What a server can do shows in the content of its replies and not in their status, for some accept a schema and
 ignore it. The first request goes out with its schema. If the reply fits it, the server is taken to enforce it, at
 no cost. If it does not, or if the server refuses the schema, at most two probes, which no model answers in JSON of
@@ -9,14 +11,16 @@ its own accord, find out what the server enforces. The result is kept in a file 
 import asyncio
 import contextlib
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from psychocounsel.errors import IncompleteError, PsychoCounselError
+from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.types import (
     JSON,
     ChatModel,
@@ -29,9 +33,13 @@ from psychocounsel.llm.types import (
 from psychocounsel.store.files import write_bytes
 from psychocounsel.types import ReplyStatus
 
+log = logging.getLogger(__name__)
+
 MOST_ALTERNATIVES = 20
 """`top_logprobs` at most, by the protocol."""
 
+_END_KEYS = ("shutdown_date", "deprecation_date", "expiration_date", "deprecation")
+_MOST_NAMES = 8
 _LEAST_LOGPROB = -50.0
 _DECIMALS = 6
 _SCHEMA_IN_WORDS = "The whole reply is one JSON object that fits this JSON schema, and nothing else:"
@@ -67,9 +75,6 @@ class Endpoint(ChatModel, Protocol):
     async def listed_models(self) -> list[Mapping[str, Any]] | None:
         """Return what the endpoint lists; None if there is no such list."""
         ...
-
-    async def check(self) -> None:
-        """Raise what is wrong with the model, as far as that is known before the first request."""
 
     def body(self, request: ChatRequest) -> bytes:
         """Return what is sent for a request, live or in a batch."""
@@ -117,13 +122,16 @@ def in_mode(request: ChatRequest, mode: OutputMode) -> ChatRequest:
 class StructuredOutputModel:
     """Sends each request in the output mode that the endpoint enforces, and finds that mode out.
 
-    Its fingerprint is the endpoint's: what a server can do is no more part of it than the server's version.
+    Before the first request it reads the endpoint's list of models. Its fingerprint is the endpoint's: what a server
+    can do is no more part of it than the server's version.
     """
 
     def __init__(self, endpoint: Endpoint, capabilities: Capabilities, pinned: OutputMode | None = None) -> None:
         self._endpoint = endpoint
         self._capabilities = capabilities
         self._known = pinned or capabilities.of(endpoint.fingerprint)
+        self._checking = asyncio.Lock()
+        self._is_checked = False
         self._probing = asyncio.Lock()
         self._learning: asyncio.Task[None] | None = None
 
@@ -147,23 +155,29 @@ class StructuredOutputModel:
         return self._endpoint.body(in_mode(request, self._known or OutputMode.JSON_SCHEMA))
 
     async def check(self) -> None:
-        """Raise what is wrong with the model, as `generate` would; close connections again."""
-        try:
-            await self._endpoint.check()
-        finally:
-            await self.aclose()
+        """Read the endpoint's list of models, once.
+
+        Raises:
+            EndpointError: the endpoint does not list the model, or lists it as shut down.
+        """
+        if not self._is_checked:
+            async with self._checking:
+                if not self._is_checked and (end := await end_of_life(self._endpoint)) is not None:
+                    log.warning(f"the model {self.fingerprint['model']} will be shut down on {end}; choose a successor")
+                self._is_checked = True
 
     async def aclose(self) -> None:
         """Close the connections, after any probe in flight; what was learned stays."""
         await self._finish_learning()
         await self._endpoint.aclose()
-        self._probing = asyncio.Lock()  # the next event loop is a different one
+        self._checking, self._probing = asyncio.Lock(), asyncio.Lock()  # the next event loop is a different one
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
-        """Return the reply; errors are the endpoint's.
+        """Return the reply; errors are the endpoint's and those of `check`.
 
         A reply is returned at once, before any probe: it is paid for, and must not be lost with a probe.
         """
+        await self.check()
         if request.response_schema is None:
             return await self._endpoint.generate(request, context)
         await self._finish_learning()
@@ -261,6 +275,55 @@ def _loaded(text: str) -> object:
 
 def _name(fingerprint: Mapping[str, str]) -> str:
     return f"{fingerprint['model']} at {fingerprint['base_url']}"
+
+
+# The models that an endpoint lists.
+
+
+async def end_of_life(endpoint: Endpoint, may_be_absent: bool = False) -> date | None:
+    """Return the future day on which an endpoint's model is shut down; None if its list names no day.
+
+    Raises:
+        EndpointError: the endpoint does not list the model, unless it `may_be_absent`, or lists it as shut down.
+    """
+    listed = await endpoint.listed_models() or []
+    model, base_url = endpoint.fingerprint["model"], endpoint.base_url
+    if may_be_absent and not any(each.get("id") == model for each in listed):
+        return None
+    names = {str(each.get("id")): each for each in listed}
+    entry = names.get(model, names.get(f"{model}:latest"))
+    if names and entry is None:
+        raise EndpointError(
+            f"there is no model {model!r} here: unknown, or retired",
+            where=base_url,
+            remedy=f"set endpoint.model to one of {_some_names(listed)}",
+        )
+    end = _shutdown_date(entry or {})
+    if end is not None and _is_past(end):
+        raise EndpointError(
+            f"the model {model!r} was shut down on {end}",
+            where=base_url,
+            remedy=f"set endpoint.model to a successor, one of {_some_names(listed)}",
+        )
+    return end
+
+
+def _shutdown_date(entry: Mapping[str, Any]) -> date | None:
+    for key in _END_KEYS:
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            return date.fromisoformat(entry[key][:10])
+    return None
+
+
+def _is_past(end: date) -> bool:
+    return end <= datetime.now(UTC).date()
+
+
+def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
+    ends = {str(each.get("id")): _shutdown_date(each) for each in listed}
+    names = sorted(name for name, end in ends.items() if end is None or not _is_past(end))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"
 
 
 # JSON values that may be anything.

@@ -34,8 +34,8 @@ from psychocounsel.llm.client import (
     read_completion,
 )
 from psychocounsel.llm.rate_limit import RETRIED, OnStatus, RetryPolicy, on_status, retry_after_seconds
-from psychocounsel.llm.structured_output import StructuredOutputModel, mapping_of
-from psychocounsel.llm.types import ChatReply, ChatRequest, require_reachable, resolved_base_url
+from psychocounsel.llm.structured_output import mapping_of
+from psychocounsel.llm.types import ChatReply, require_reachable, resolved_base_url
 from psychocounsel.types import ReplyStatus
 
 log = logging.getLogger(__name__)
@@ -247,26 +247,13 @@ class OpenAIBatches:
 class BatchTransport:
     """How requests reach a provider in batches.
 
-    `connect` is called within the event loop that uses the provider, `check` before anything is submitted. Unless the
-    server's output mode `is_known`, one request goes live to find it out. `report` receives a line on how far the
-    batches are, now and then.
+    `connect` is called within the event loop that uses the provider. `report` receives a line on how far the batches
+    are, now and then.
     """
 
     connect: Callable[[], OpenAIBatches]
-    body: Callable[[ChatRequest], bytes]
-    check: Callable[[], Awaitable[None]]
-    is_known: Callable[[], bool]
     limits: BatchConfig
     report: Callable[[str], None] = log.info
-
-
-def batch_transport(
-    model: StructuredOutputModel, endpoint: EndpointConfig, limits: BatchConfig, offline: bool = False
-) -> BatchTransport:
-    """Return the transport in batches for a model; it sends what the model itself would."""
-    return BatchTransport(
-        lambda: OpenAIBatches(endpoint, offline), model.body, model.check, lambda: model.is_known, limits
-    )
 
 
 def _expiry(seconds: int) -> ExpiresAfter:

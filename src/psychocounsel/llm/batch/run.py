@@ -32,6 +32,7 @@ from psychocounsel.llm.batch.shards import (
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import Items, RunPolicy, run_in_loop, run_requests
+from psychocounsel.llm.structured_output import StructuredOutputModel
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
 from psychocounsel.types import ReplyStatus
 
@@ -49,9 +50,15 @@ _RESUME = "run the same command again: it picks them up, and pays for none twice
 
 
 def run_in_batches(
-    transport: "BatchTransport", model: ChatModel, requests: Sequence[ChatRequest], journal: Journal, policy: RunPolicy
+    transport: "BatchTransport",
+    model: StructuredOutputModel,
+    requests: Sequence[ChatRequest],
+    journal: Journal,
+    policy: RunPolicy,
 ) -> list[ChatReply]:
     """Return what `run_requests` would: one reply per request, journalled before it is used.
+
+    Unless the server's output mode is known, one request goes live to find it out.
 
     A request without an accepted reply goes into a further batch, `max_attempts` in all; so does one that a batch
     left unanswered, which ends as an `ERROR` reply. `policy.concurrency` does not apply. Files of batches that are
@@ -65,11 +72,11 @@ def run_in_batches(
     """
     items = Items(requests, model.fingerprint, journal, policy)
     pending = [item.digest for item in items.read_journal()]
-    if pending and (not transport.is_known() or (policy.pilot and not items.done)):
+    if pending and (not model.is_known or (policy.pilot and not items.done)):
         pending = _run_pilot(items, pending, model, journal, policy)
     ledger = BatchLedger(journal, f"{model.fingerprint['model']} at {model.fingerprint['base_url']}")
     if pending:
-        run_in_loop(_BatchRun(transport, items, journal, ledger, policy).work(pending))
+        run_in_loop(_BatchRun(transport, model, items, journal, ledger, policy).work(pending))
     elif (ledger.left_files() or ledger.fully_read()) and not policy.cancel.is_cancelled():
         run_in_loop(_clean_up_alone(transport, ledger))
     items.mark_accepted()
@@ -151,11 +158,17 @@ class _BatchRun:
     """One run over pending requests, in one event loop."""
 
     def __init__(
-        self, transport: "BatchTransport", items: Items, journal: Journal, ledger: BatchLedger, policy: RunPolicy
+        self,
+        transport: "BatchTransport",
+        model: StructuredOutputModel,
+        items: Items,
+        journal: Journal,
+        ledger: BatchLedger,
+        policy: RunPolicy,
     ) -> None:
-        self._transport, self._limits = transport, transport.limits
+        self._transport, self._model, self._limits = transport, model, transport.limits
         self._items, self._journal, self._ledger, self._policy = items, journal, ledger, policy
-        self._builder = ShardBuilder(items, transport.body, transport.limits)
+        self._builder = ShardBuilder(items, model.body, transport.limits)
         self._tries: Counter[str] = Counter()
         self._id = uuid.uuid4().hex[:16]
         self._numbers = count(1)
@@ -175,7 +188,7 @@ class _BatchRun:
         self._builder.pending.extend(pending)
         try:
             await self._provider.require_batches()
-            await self._transport.check()
+            await self._model.check()
             while self._builder.pending or self._running:
                 await self._submit()
                 self._report()
@@ -190,6 +203,7 @@ class _BatchRun:
             raise
         finally:
             self._items.mark_accepted()
+            await self._model.aclose()
             await self._provider.aclose()
 
     # Submit.
