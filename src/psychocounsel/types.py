@@ -390,6 +390,14 @@ class Comparison:
         return replace(self, first_id=self.second_id, second_id=self.first_id, winners=winners, votes=votes)
 
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """Return a share as `63.2 %`."""
+    return f"{100 * share:.{decimals}f}{PERCENT}"
+
+
 @dataclass(frozen=True)
 class Rate:
     """An estimate with its interval, the number of units it rests on and of those left out."""

@@ -160,16 +160,16 @@ def test_a_policy_that_decays_is_told_apart_from_its_reference() -> None:
 
     reference = measure_text_quality(side(3), copied=[False] * 50)
     assert signs_of_degeneration(measure_text_quality(side(23)), reference) == [
-        "unfinished (cut by the token limit): 46.0%, of the reference 6.0%"
+        "unfinished (cut by the token limit): 46.0\xa0%, of the reference 6.0\xa0%"
     ]
     assert signs_of_degeneration(measure_text_quality(side(4), copied=[False] * 50), reference) == []
     (sign,) = signs_of_degeneration(measure_text_quality(side(3, " You are clearly bipolar.")), reference)
-    assert sign == "with a diagnosis: 100.0%, of the reference 0.0%"
+    assert sign == "with a diagnosis: 100.0\xa0%, of the reference 0.0\xa0%"
     canned = [said(str(at), " What would  help?", finished=at >= 3) for at in range(50)]
     (sign,) = signs_of_degeneration(measure_text_quality(canned), reference)
-    assert sign == "one text for 3 speeches or more: 100.0%, of the reference 0.0%"
+    assert sign == "one text for 3 speeches or more: 100.0\xa0%, of the reference 0.0\xa0%"
     (sign,) = signs_of_degeneration(measure_text_quality([said(str(at), " \n") for at in range(50)]), reference)
-    assert sign == "empty: 100.0%, of the reference 0.0%"  # and no text for all of them
+    assert sign == "empty: 100.0\xa0%, of the reference 0.0\xa0%"  # and no text for all of them
 
 
 ROW = RowFacts("train", "s1", "c1", ("a b c", "a"), (5, 4), (30, 20))

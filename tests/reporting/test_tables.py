@@ -99,6 +99,19 @@ def test_every_kind_has_tables_a_key_metric_and_a_summary() -> None:
         assert summary(each).count("\n") < 40
 
 
+def test_topics_have_their_splits_and_why_some_speeches_have_none() -> None:
+    found = next(each for each in whole_run(2).artifacts if each.kind == "speeches")
+    by_split = {"train": {"": 1, "grief": 5}, "dev": {}, "test": {"grief": 2}}
+    told = {"topics": {"": 1, "grief": 7}, "topics_by_split": by_split, "without_topic": {"no_cue": 1}}
+    changed = with_metrics(found, **told)
+    (table,) = [each for each in tables(changed) if each.key == "topics"]
+    assert [(row[:2], row[3:]) for row in table.rows] == [
+        (("grief", "7"), ("5", "0", "2")),
+        (("none", "1"), ("1", "0", "0")),
+    ]
+    assert "1 no cue" in table.title
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "metric"),
     [

@@ -95,7 +95,9 @@ def always_tie(request: Mapping[str, Any], number: int) -> Reply:
     [
         (always_tie, "What would help?", "prefers a side, whatever the order, in only 0 of 8 comparisons"),
         (always_first, "Oh.", "In 8 of 8 comparisons both answers are the same text"),
-        (oracle_for({SWAYS}), SWAYS, "addressing the judge, who may obey: 100.0%, of the reference 0.0%"),
+        (oracle_for({SWAYS}), SWAYS, "addressing the judge, who may obey: 100.0 %, of the reference 0.0 %"),
+        (always_tie, "Entiendo que esto le duele mucho. Cuenteme que pasa.", "in another language: 100.0 %, of the"),
+        (always_tie, "You say: {speech}", "echoing the speech: 100.0 %, of the reference 0.0 %"),
     ],
 )
 def test_a_win_rate_that_says_nothing_begins_with_the_reason(
@@ -105,7 +107,9 @@ def test_a_win_rate_that_says_nothing_begins_with_the_reason(
     sides: list[str] = []
     for side, text in (("policy", said), ("reference", "Oh.")):
         file = tmp_path / f"{side}.jsonl"
-        file.write_text("".join(json.dumps({"speech": each.speech.text, "response": text}) + "\n" for each in rows))
+        asked = [each.speech.text for each in rows]
+        lines = [{"speech": each, "response": text.replace("{speech}", each)} for each in asked]
+        file.write_text("".join(json.dumps(each) + "\n" for each in lines))
         sides.append(f"{side}={json.dumps({'author': side, 'file': str(file), **TERMS})}")
     with ChatServer(script) as server:
         ended = evaluate(cli, miniature, store, *judged_by(server), *sides)
@@ -242,11 +246,15 @@ class TestDraws:
         rows = read_speeches(Store(store).artifacts("speeches")[-1])
         held_out = [each.speech.text for each in rows if each.split == "test"]
         said = tmp_path / "said.jsonl"
-        said.write_text("".join(json.dumps({"speech": each, "response": "Oh."}) + "\n" for each in held_out))
+        lines = [{"speech": each, "response": "Oh."} for each in held_out]
+        lines += [{"speech": each, "response": text} for each in held_out[:3] for text in ("Oh.", "Ah.")]
+        said.write_text("".join(json.dumps(each) + "\n" for each in lines))
         from_file = [f"reference={json.dumps({'author': 'said', 'file': str(said), **TERMS})}", "draws=2"]
         ended = evaluate(cli, miniature, store, *from_file)
         assert ended.code == 0, ended.err
         assert newest(store).metrics["answered_by_both"] == 2 * len(held_out)
+        warned = f"the file of said has several answers to 3 of {len(held_out)} speeches; the first counts"
+        assert warned in " ".join(ended.out.split())
         answered = Store(store).open(newest(store).parent("reference answers"))
         assert (answered.metrics["draws"], len(read_candidates(answered))) == (1, len(held_out))
         neither = evaluate(cli, miniature, store, *from_file, "policy.sampling.temperature=0.0")

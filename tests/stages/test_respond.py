@@ -189,7 +189,7 @@ class TestFile:
 
 def ready(speeches: list[Speech], *cells: dict[str, object]) -> list[Candidate]:
     rows = [SourceRow(f"a.csv line {number}", cell) for number, cell in enumerate(cells, start=2)]
-    return ready_responses(rows, "elm", speeches)
+    return ready_responses(rows, "elm", speeches).candidates
 
 
 class TestPool:

@@ -17,7 +17,7 @@ import numpy as np
 from psychocounsel.evaluation.statistics import clustered_rate
 from psychocounsel.judging.injection import addresses_judge
 from psychocounsel.store.shapes import LengthWords, TextQuality
-from psychocounsel.types import Candidate, Rate, Rating, Speech
+from psychocounsel.types import Candidate, Rate, Rating, Speech, percent
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 NGRAM_WORDS = 4
@@ -112,11 +112,17 @@ def word_count(text: str) -> int:
 
 
 def measure_text_quality(
-    candidates: Sequence[Candidate], confidence: float = 0.95, copied: Sequence[bool] | None = None
+    candidates: Sequence[Candidate],
+    confidence: float = 0.95,
+    copied: Sequence[bool] | None = None,
+    asked: Mapping[str, Speech] | None = None,
+    is_foreign: Callable[[str], bool] | None = None,
 ) -> TextQuality:
     """Return the signs of degeneration with intervals over speeches.
 
-    `copied` says of each whether it copies a training answer; None where those are not known.
+    `copied` says of each whether it copies a training answer; None where those are not known. `asked` has the speeches
+    by id, to find echoes in the answers, and `is_foreign` says whether a text is in a language that nobody expects;
+    without them these are not looked for.
 
     Raises:
         DataQualityError: there are no candidates.
@@ -138,6 +144,10 @@ def measure_text_quality(
             **{name: rate([matches(name, candidate.text) for candidate in candidates]) for name in PATTERNS},
             "addresses_judge": rate([addresses_judge(candidate.text) for candidate in candidates]),
             "canned": rate([_is_canned(candidate, repeated) for candidate in candidates]),
+            **(
+                {"echo": rate([is_echo(asked[each.speech_id].text, each.text) for each in candidates])} if asked else {}
+            ),
+            **({"other_language": rate([is_foreign(each.text) for each in candidates])} if is_foreign else {}),
         },
         copied_rate=None if copied is None else rate(copied),
     )
@@ -188,6 +198,8 @@ _SIGNS: Mapping[str, str] = {
     "refuses": "refusing",
     "addresses_judge": "addressing the judge, who may obey",
     "canned": f"one text for {CANNED_SPEECHES} speeches or more",
+    "echo": "echoing the speech",
+    "other_language": "in another language",
 }
 _LEAST_RISE = 0.05
 
@@ -202,7 +214,7 @@ def signs_of_degeneration(policy: TextQuality, reference: TextQuality, other: st
         **{name: (rate, reference.pattern_rates.get(name)) for name, rate in policy.pattern_rates.items()},
     }
     return [
-        f"{_SIGNS[name]}: {ours.estimate:.1%}, of {other} {theirs.estimate:.1%}"
+        f"{_SIGNS[name]}: {percent(ours.estimate)}, of {other} {percent(theirs.estimate)}"
         for name, (ours, theirs) in pairs.items()
         if ours is not None and theirs is not None
         if ours.estimate - theirs.estimate >= _LEAST_RISE and ours.low > theirs.high
@@ -237,23 +249,31 @@ def junk_by_author(
 ) -> dict[str, dict[str, int]]:
     """Return the `answers` of each author that has junk, and how many are junk of which kind; one may be of several.
 
-    `echo`: half of the answer's runs of four words stand in the speech, or nine tenths of the speech's in the answer.
-    `canned`: the author gives the same text to `CANNED_SPEECHES` speeches or more. `refusal` and `other_language`.
+    `canned`: the author gives the same text to `CANNED_SPEECHES` speeches or more. `echo`, `refusal` and
+    `other_language`.
     """
     repeated = _speeches_by_text([answer for _, answer in answers])
     counts: dict[str, Counter[str]] = {}
     for speech, answer in answers:
-        asked, said = _ngram_counts(speech.text).keys(), _ngram_counts(answer.text).keys()
-        shared = len(asked & said)
         kinds = {
             "answers": True,
-            "echo": shared > 0 and shared >= min(len(said) / 2, 0.9 * len(asked)),
+            "echo": is_echo(speech.text, answer.text),
             "canned": _is_canned(answer, repeated),
             "refusal": matches("refuses", answer.text),
             "other_language": is_foreign(answer.text),
         }
         counts.setdefault(answer.author, Counter()).update({kind: int(is_one) for kind, is_one in kinds.items()})
     return {author: dict(found) for author, found in sorted(counts.items()) if found.total() > found["answers"]}
+
+
+def is_echo(speech: str, answer: str) -> bool:
+    """Return whether half of the answer's runs of four words stand in the speech, or nine tenths of its in the answer.
+
+    A run that occurs several times counts once.
+    """
+    asked, said = _ngram_counts(speech).keys(), _ngram_counts(answer).keys()
+    shared = len(asked & said)
+    return shared > 0 and shared >= min(len(said) / 2, 0.9 * len(asked))
 
 
 def _speeches_by_text(answers: Iterable[Candidate]) -> dict[tuple[str, str], set[str]]:

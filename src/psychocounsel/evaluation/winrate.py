@@ -3,7 +3,7 @@
 Judges favour a position, so each pair of answers is compared in both orders, and only a win in both is a win.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -215,11 +215,13 @@ def winrate_metrics(
     reference: Sequence[Candidate],
     confidence: float = 0.95,
     trained_on: Sequence[str] | None = None,
+    is_foreign: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
     """Return the figures for `metrics.json`: win rates raw, length-controlled and by topic, text quality of both sides.
 
     Speeches are given by id, and answers as all draws of a side; `trained_on` are answers of the policy's training
-    pairs, as far as they are known. A topic in which nothing was judged is None.
+    pairs, as far as they are known, and `is_foreign` says whether a text is in another language than the speeches. A
+    topic in which nothing was judged is None.
     """
     lengths = length_comparisons(compared, [*policy, *reference])
 
@@ -248,8 +250,8 @@ def winrate_metrics(
             words: overall([each for each in compared if each.speech_id in part])
             for words, part in _thirds_by_length(speeches.values()).items()
         },
-        "policy_text_quality": measure_text_quality(policy, confidence, ours),
-        "reference_text_quality": measure_text_quality(reference, confidence, theirs),
+        "policy_text_quality": measure_text_quality(policy, confidence, ours, speeches, is_foreign),
+        "reference_text_quality": measure_text_quality(reference, confidence, theirs, speeches, is_foreign),
     }
 
 

@@ -224,6 +224,18 @@ def _counts_table(key: str, title: str, header: str, counts: Counts) -> Table:
     return Table(key, title, (header, "speeches", "share"), "lrl", tuple(rows), is_detail=True)
 
 
+def _topic_table(metrics: m.SpeechMetrics) -> Table:
+    """Return speeches by topic, with the splits of each where they are known, and why some have none."""
+    without = f" Without one: {reasons(metrics.without_topic)}." if metrics.without_topic else ""
+    table = _counts_table("topics", f"Client speeches by topic.{without}", "topic", most_first(metrics.topics))
+    splits = by_split(metrics.topics_by_split)
+    rows = tuple(
+        (*row, *(str(metrics.topics_by_split[split].get(topic, 0)) for split in splits))
+        for topic, row in zip(most_first(metrics.topics), table.rows, strict=False)
+    )
+    return replace(table, header=(*table.header, *splits), align=table.align + "r" * len(splits), rows=rows)
+
+
 def most_first(counts: Counts) -> dict[str, int]:
     """Return counts, the largest first; equal ones by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -242,7 +254,7 @@ def _speech_tables(metrics: m.SpeechMetrics) -> list[Table]:
         *_funnel_tables("speeches read", metrics.funnel, title),
         replace(_counts_table("splits", "Client speeches by split.", "split", splits), is_detail=False),
         Table("sources", "Sources of the client speeches.", header, "lllr", sources, is_detail=True),
-        _counts_table("topics", "Client speeches by topic.", "topic", most_first(metrics.topics)),
+        _topic_table(metrics),
         _counts_table("fine_topics", "Client speeches by fine topic.", "fine topic", most_first(metrics.fine_topics)),
         *_deidentification_tables(metrics.deidentification),
     ]
@@ -328,6 +340,9 @@ def _sample_tables(metrics: m.JudgementMetrics) -> list[Table]:
     between = metrics.disagreement
     rows = tuple((name, _decimal(between.spread[name]), _decimal(between.alpha[name])) for name in between.spread)
     title = f"Ratings are means of {metrics.samples.asked} samples, scored by {reasons(metrics.samples.scored_by)}."
+    if metrics.samples.valid_per_judgement:
+        valid = [f"{n} have {count}" for count, n in metrics.samples.valid_per_judgement.items()]
+        title += f" Valid samples: of the responses, {', '.join(valid)}."
     header = ("principle", "spread, in points", "Krippendorff's alpha")
     pairs = {" and ".join(pair.judges): pair.by_principle for pair in between.pairs}
     agreement = [_agreement_table(f"pair {names}", f"Agreement of {names}.", by) for names, by in pairs.items()]

@@ -210,6 +210,8 @@ def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
         "refuses": "refuses to talk (by English words)",
         "addresses_judge": "addresses the judge (by English words)",
         "canned": "gives its text to three speeches or more",
+        "echo": "echoes the speech",
+        "other_language": "in another language than the speeches",
     }
 
     def cell(rate: Rate | None) -> str:

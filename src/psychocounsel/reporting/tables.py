@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.types import SPLITS, Coefficient, Rate
+from psychocounsel.types import PERCENT, SPLITS, Coefficient, Rate, percent
 
 
 class Share(NamedTuple):
@@ -43,18 +43,12 @@ REPORT_FILE = "report.html"
 LEAST_COLUMN = 24
 """Characters that a column of words keeps when it wraps."""
 NONE = "–"  # noqa: RUF001 - an en dash stands for an unknown value
-PERCENT = "\N{NO-BREAK SPACE}%"
 RATE_HEADER = ("figure", "estimate", "interval", "over")
 
 
 def anchor(artifact: Artifact) -> str:
     """Return the id of an artifact's row in the last table of the report."""
     return f"artifact-{artifact.id[:8]}"
-
-
-def percent(value: float) -> str:
-    """Return a share as `63.2 %`."""
-    return f"{100 * value:.1f}{PERCENT}"
 
 
 def interval(rate: Rate, *, as_percent: bool = True) -> str:

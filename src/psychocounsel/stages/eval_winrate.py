@@ -1,9 +1,12 @@
 """eval-winrate: a policy and a reference answer held-out speeches, and a judge compares them in both orders."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.config.schema import SIDES, EvalWinrateConfig, LaunchConfig, WinrateSide
+from psychocounsel.corpus.text import is_foreign
 from psychocounsel.errors import DataQualityError, StoreError
 from psychocounsel.evaluation.judge_audit import vote_metrics
 from psychocounsel.evaluation.monitors import kl_estimates
@@ -189,6 +192,9 @@ class _Evaluation:
         unanswered = [Unanswered(at[0]) for at in drawn if at not in ours or at not in theirs]
         compared: list[Compared] = [*pairs, *unanswered]
         trained_on = training_answers(self.store, answers["policy"])
+        kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
+        languages = kept.get("languages", CleaningConfig().languages)
+        foreign = partial(is_foreign, languages=languages) if languages else None
         if self.leakage["leaked"]:
             writer.warnings.append(leakage_warning(self.leakage))
         writer.write_metrics(
@@ -196,7 +202,7 @@ class _Evaluation:
                 "speeches": len(speeches),
                 "draws": config.draws,
                 "constraint": self._constraint,
-                **winrate_metrics(compared, speeches, policy, reference, config.confidence, trained_on),
+                **winrate_metrics(compared, speeches, policy, reference, config.confidence, trained_on, foreign),
                 "kl": self._drift(writer, policy),
                 "judges": self._judges(answers),
                 "answered_by_both": both,

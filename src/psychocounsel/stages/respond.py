@@ -38,11 +38,12 @@ SERVER_TIMEOUT_SECONDS = 600.0
 
 
 class Answers(NamedTuple):
-    """Candidates in the order of the speeches, failures by status, and `spend` for `metrics.json`."""
+    """Candidates in the order of the speeches, failures by status, `spend` for `metrics.json`, and warnings."""
 
     candidates: list[Candidate]
     failed: dict[str, int]
     spend: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 class Responder:
@@ -89,9 +90,7 @@ class Responder:
         if self._client is not None:
             answers = self._ask(self._client, speeches, seed, draws)
         elif self.config.file is not None:
-            found = ready_responses(read_rows(self.config.file), author, speeches)
-            missing = len(speeches) - len(found)
-            answers = Answers(found, {NOT_IN_FILE: missing} if missing else {}, {})
+            answers = ready_responses(read_rows(self.config.file), author, speeches)
         elif self._session.is_dry_run:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
@@ -163,6 +162,7 @@ def write_answers(
     """Write a responder's answers to some speeches as an artifact; errors are those of `Responder.answer`."""
     answers = responder.answer(speeches, seed, writer.work, draws)
     write_candidates(writer, answers.candidates)
+    writer.warnings.extend(answers.warnings)
     writer.write_metrics({"speeches": len(speeches), "draws": draws, "failed": answers.failed, **answers.spend})
     note_failed(writer, sum(count for why, count in answers.failed.items() if why != NOT_IN_FILE))
 
@@ -289,31 +289,35 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
     )
 
 
-def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech]) -> list[Candidate]:
+def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech]) -> Answers:
     """Return the response to each speech from rows with the columns `speech` and `response`.
 
-    The first response to a speech counts; a speech without one has no candidate. Rows that answer speeches with
+    The first response to a speech counts, and a warning says how many speeches have others besides; a speech without
+    one has no candidate. Rows that answer speeches with
     earlier turns have these in a column `history`.
 
     Raises:
         InputError: a column is missing, or a cell holds what no table can.
         DataQualityError: no row answers one of the speeches.
     """
-    texts: dict[tuple[Turn, ...], str] = {}
+    texts: dict[tuple[Turn, ...], dict[str, None]] = {}
     for row in rows:
         remedy = "name two columns speech and response; it has"
         said, answer = (clean_text(cell(row, column, remedy), column, row.where) for column in ("speech", "response"))
         if answer:
             history = history_cell(row, "history") if "history" in row.values else ()
-            texts.setdefault((*history, Turn("user", said)), answer)
-    answered = [Candidate(each.id, author, texts[each.turns]) for each in speeches if each.turns in texts]
+            texts.setdefault((*history, Turn("user", said)), {})[answer] = None
+    answered = [Candidate(each.id, author, next(iter(texts[each.turns]))) for each in speeches if each.turns in texts]
     if not answered:
         raise DataQualityError(
             "no row of the file answers any of the speeches",
             where=author,
             remedy="copy the exact text of each speech as cleaning and de-identification left it (in speeches.parquet)",
         )
-    return answered
+    several = sum(len(texts.get(each.turns, ())) > 1 for each in speeches)
+    warning = f"the file of {author} has several answers to {several} of {len(speeches)} speeches; the first counts"
+    missing = len(speeches) - len(answered)
+    return Answers(answered, {NOT_IN_FILE: missing} if missing else {}, {}, (warning,) if several else ())
 
 
 def choose_responders(speech: Speech, pool: PoolConfig) -> tuple[ResponderConfig, ...]:

@@ -213,7 +213,8 @@ class TextQuality:
         empty_rate: share of texts with nothing but white space.
         length_words: length over all texts, empty ones included.
         pattern_rates: share of texts that match each of `PATTERNS` in `evaluation/text_quality.py`, of those that
-            seem to address the judge, and of those that three speeches or more are given, word for word.
+            seem to address the judge, that three speeches or more are given, word for word, that echo the speech, and
+            that are in another language; the last two where speeches and languages are known.
         copied_rate: share of texts that copy a training answer; None where those are not known.
     """
 
