@@ -17,10 +17,9 @@ def size(svg: str) -> tuple[float, float]:
     return width, height
 
 
-@pytest.mark.parametrize("tall", [False, True])
 @pytest.mark.parametrize("rounds", [0, 1, 3, 16])
-def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) -> None:
-    svg = draw_lineage(whole_run(rounds).artifacts, tall=tall)
+def test_boxes_neither_overlap_nor_leave_the_picture(rounds: int) -> None:
+    svg = draw_lineage(whole_run(rounds).artifacts)
     ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
     (width, height), placed = size(svg), boxes(svg)
     for number, (x, y, w, h) in enumerate(placed):
@@ -30,9 +29,8 @@ def test_boxes_neither_overlap_nor_leave_the_picture(tall: bool, rounds: int) ->
             assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
 
 
-@pytest.mark.parametrize("tall", [False, True])
-def test_edges_end_at_the_rim_of_a_box_and_run_behind_none(tall: bool) -> None:
-    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
+def test_edges_end_at_the_rim_of_a_box_and_run_behind_none() -> None:
+    svg = draw_lineage(whole_run(3).artifacts)
     placed = boxes(svg)
     ends = re.findall(r'<circle class="end" cx="([^"]+)" cy="([^"]+)"', svg)
     for at_x, at_y in ((float(x), float(y)) for x, y in ends):
@@ -51,9 +49,8 @@ def test_edges_end_at_the_rim_of_a_box_and_run_behind_none(tall: bool) -> None:
             assert not (spans_y and x < start_x < x + w and start_y != end_y)
 
 
-@pytest.mark.parametrize("tall", [False, True])
-def test_the_way_back_stays_in_the_picture_and_meets_no_other_box(tall: bool) -> None:
-    svg = draw_lineage(whole_run(3).artifacts, tall=tall)
+def test_the_way_back_stays_in_the_picture_and_meets_no_other_box() -> None:
+    svg = draw_lineage(whole_run(3).artifacts)
     width, height = size(svg)
     (path,) = re.findall(r'class="edge back" d="([^"]+)"', svg)
     numbers = [float(number) for number in re.findall(r"-?[\d.]+", path)]
@@ -92,7 +89,7 @@ def test_an_edge_that_a_longer_way_implies_is_left_out() -> None:
 
 def test_a_long_name_is_cut_in_the_box_and_whole_in_its_title() -> None:
     name = "a-very-long-name-indeed-for-an-artifact-of-ours"
-    svg = draw_lineage([artifact("speeches", name, {}, rows={"speeches.parquet": 3})], tall=False)
+    svg = draw_lineage([artifact("speeches", name, {}, rows={"speeches.parquet": 3})])
     assert f"speeches {name}@" in svg
     assert "(3 speeches.parquet)" in svg
     assert f">{name}<" not in svg

@@ -149,10 +149,9 @@ class Cards(Block):
 
 @dataclass(frozen=True)
 class Lineage(Block):
-    """The picture of where everything came from, drawn for a wide and for a narrow page."""
+    """The picture of where everything came from."""
 
-    wide: Markup
-    tall: Markup
+    svg: Markup
     caption: str
 
 
@@ -378,8 +377,7 @@ def _lineage(data: ReportData) -> list[Block]:
         "line leads to the next round. Connections that a longer path implies are left out; the table at the end "
         "lists every parent."
     )
-    wide, tall = (draw_lineage(data.artifacts, tall=tall) for tall in (False, True))
-    return [Lineage(wide, tall, caption)] if data.artifacts else []
+    return [Lineage(draw_lineage(data.artifacts), caption)] if data.artifacts else []
 
 
 def _funnel(data: ReportData) -> list[Block | Table]:

@@ -27,7 +27,10 @@ _LANE_OF_KIND = {  # of the kinds without a lane of their name; that of all othe
 }
 _COMPARING = ("comparisons", "crisis-evaluations")
 _NOT_DRAWN = ("reports", "probes", "annotation-tasks")
-_LABELS = {"base-models": "base model", "reward-models": "reward model", "reward-evaluations": "reward evaluation"}
+_LABELS = {
+    **{"base-models": "base model", "reward-models": "reward model", "reward-evaluations": "reward evaluation"},
+    "reference-logps": "reference",
+}
 
 
 @dataclass
@@ -118,7 +121,7 @@ def find_edges(nodes: Sequence[Node]) -> list[Edge]:
 
 _BOX_WIDTH, _BOX_HEIGHT = 158, 58
 _TRACK = 8
-_GAP_WIDE, _GAP_TALL = 40, 34
+_GAP_ALONG = 34
 _GAP_ACROSS = 16
 _MARGIN = 8
 _BACKWARD_SPACE = 40
@@ -134,33 +137,15 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of boxes and tracks: their line along the flow, and their middle across it.
+    """Places of boxes and tracks: their line, from top to bottom, and the x of their middle."""
 
-    The flow runs from left to right or, in a `tall` picture, from top to bottom.
-    """
-
-    tall: bool
     line_of: list[int]
-    across: dict[Stop, float]
+    x: dict[Stop, float]
 
-    @property
-    def half_along(self) -> float:
-        """Half the size of a box along the flow."""
-        return (_BOX_HEIGHT if self.tall else _BOX_WIDTH) / 2
-
-    @property
-    def half_across(self) -> float:
-        """Half the size of a box across the flow."""
-        return (_BOX_WIDTH if self.tall else _BOX_HEIGHT) / 2
-
-    def along(self, stop: Stop) -> float:
-        """Return the middle of a box or of a track along the flow."""
+    def y(self, stop: Stop) -> float:
+        """Return the y of the middle of a box or of a track."""
         line = self.line_of[stop.box] if stop.line is None else stop.line
-        return _MARGIN + self.half_along + line * (2 * self.half_along + (_GAP_TALL if self.tall else _GAP_WIDE))
-
-    def xy(self, along: float, across: float) -> tuple[float, float]:
-        """Return a point on the page."""
-        return (across, along) if self.tall else (along, across)
+        return _MARGIN + _BOX_HEIGHT / 2 + line * (_BOX_HEIGHT + _GAP_ALONG)
 
     def stops(self, edge: Edge) -> list[Stop]:
         """Return what an edge passes, from its first box to its last."""
@@ -168,25 +153,25 @@ class Layout:
         return [Stop(edge.start), *(Stop(edge.start, line) for line in passed), Stop(edge.end)]
 
 
-def draw_lineage(artifacts: Sequence[Artifact], *, tall: bool) -> Markup:
-    """Draw the artifacts; `tall` stacks the lanes from top to bottom for a narrow page."""
+def draw_lineage(artifacts: Sequence[Artifact]) -> Markup:
+    """Draw the artifacts, lane under lane: narrow enough for a phone."""
     nodes = group_nodes(artifacts)
     edges = find_edges(nodes)
-    layout = lay_out(nodes, edges, tall=tall)
-    middles = {stop: layout.xy(layout.along(stop), across) for stop, across in layout.across.items()}
-    width = max((x for x, _ in middles.values()), default=0) + _BOX_WIDTH / 2 + _MARGIN
-    height = max((y for _, y in middles.values()), default=0) + _BOX_HEIGHT / 2 + _MARGIN
+    layout = lay_out(nodes, edges)
+    width = max(layout.x.values(), default=0) + _BOX_WIDTH / 2 + _MARGIN
+    height = max(map(layout.y, layout.x), default=0) + _BOX_HEIGHT / 2 + _MARGIN
     drawn = [_draw_edge(edge, layout) for edge in edges]
-    drawn += [_draw_node(node, *middles[Stop(number)]) for number, node in enumerate(nodes)]
-    return Markup(
-        '<svg class="{}" viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}</svg>'
-    ).format("tall" if tall else "wide", width, height, width, Markup("").join(drawn))
+    places = [(node, Stop(number)) for number, node in enumerate(nodes)]
+    drawn += [_draw_node(node, layout.x[stop], layout.y(stop)) for node, stop in places]
+    return Markup('<svg viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}</svg>').format(
+        width, height, width, Markup("").join(drawn)
+    )
 
 
-def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Layout:
+def lay_out(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
     """Return the places of boxes and tracks: each near what leads to it, no two in one place."""
-    across: dict[Stop, float] = {}
-    layout = Layout(tall, _lines(nodes, tall), across)
+    places: dict[Stop, float] = {}
+    layout = Layout(_lines(nodes), places)
     before: dict[Stop, list[Stop]] = {}
     for edge in edges:
         if not edge.backward:
@@ -195,39 +180,39 @@ def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], *, tall: bool) -> Layo
     for line in range(max(layout.line_of, default=-1) + 1):
         boxes = [Stop(number) for number, at in enumerate(layout.line_of) if at == line]
         tracks = [stop for stop in before if stop.line == line]
-        preferred = _preferred_places(boxes, tracks, before, across)
+        preferred = _preferred_places(boxes, tracks, before, places)
         at = 0.0
         for stop in sorted(preferred, key=lambda stop: (preferred[stop], stop.line is not None, stop.box)):
-            size = _TRACK if stop.line is not None else 2 * layout.half_across
-            across[stop] = at + size / 2
+            size = _TRACK if stop.line is not None else _BOX_WIDTH
+            places[stop] = at + size / 2
             at += size + _GAP_ACROSS
         for stop in preferred:
-            across[stop] -= (at - _GAP_ACROSS) / 2
-    first = min((at - (layout.half_across if stop.line is None else 0) for stop, at in across.items()), default=0.0)
+            places[stop] -= (at - _GAP_ACROSS) / 2
+    first = min((at - (_BOX_WIDTH / 2 if stop.line is None else 0) for stop, at in places.items()), default=0.0)
     # Edges that lead back run outside, before the first box.
     space = _BACKWARD_SPACE if any(edge.backward for edge in edges) else 0
-    return replace(layout, across={stop: at - first + _MARGIN + space for stop, at in across.items()})
+    return replace(layout, x={stop: at - first + _MARGIN + space for stop, at in places.items()})
 
 
-def _lines(nodes: Sequence[Node], tall: bool) -> list[int]:
-    """Return the line of each box: its lane, or in a tall picture one of the lines of its lane."""
+def _lines(nodes: Sequence[Node]) -> list[int]:
+    """Return the line of each box: two boxes of a lane share one, those of online rounds stand below each other."""
     lines: list[int] = []
     for _, lane in groupby(nodes, key=lambda node: node.lane):
         boxes = list(lane)
-        per_line = len(boxes) if not tall else 1 if boxes[0].lane == "rounds" else 2
+        per_line = 1 if boxes[0].lane == "rounds" else 2
         first = lines[-1] + 1 if lines else 0
         lines += [first + number // per_line for number in range(len(boxes))]
     return lines
 
 
 def _preferred_places(
-    boxes: Sequence[Stop], tracks: Sequence[Stop], before: Mapping[Stop, list[Stop]], across: Mapping[Stop, float]
+    boxes: Sequence[Stop], tracks: Sequence[Stop], before: Mapping[Stop, list[Stop]], x: Mapping[Stop, float]
 ) -> dict[Stop, float]:
     """Return the place of each stop of a line amid the stops that lead to it, boxes in order."""
     preferred: dict[Stop, float] = {}
     least = float("-inf")
     for stop in [*boxes, *tracks]:
-        leading = [across[each] for each in before.get(stop, []) if each in across]
+        leading = [x[each] for each in before.get(stop, []) if each in x]
         place = sum(leading) / len(leading) if leading else max(least, 0.0)
         if stop.line is None:
             place = least = max(least, place)
@@ -238,27 +223,24 @@ def _preferred_places(
 def _draw_edge(edge: Edge, layout: Layout) -> Markup:
     start, end = Stop(edge.start), Stop(edge.end)
     if edge.backward:  # a curve around the outside
-        across = [layout.across[stop] - layout.half_across for stop in (start, end)]
-        far = min(across) - 1.3 * _BACKWARD_SPACE
-        ends = [(layout.along(start), across[0]), (layout.along(end), across[1])]
-        path = [ends[0], (ends[0][0], far), (ends[1][0], far), ends[1]]
+        left = [layout.x[stop] - _BOX_WIDTH / 2 for stop in (start, end)]
+        far = min(left) - 1.3 * _BACKWARD_SPACE
+        points = [(left[0], layout.y(start)), (far, layout.y(start)), (far, layout.y(end)), (left[1], layout.y(end))]
         commands = ["M", "C", "", ""]
     elif layout.line_of[edge.start] == layout.line_of[edge.end]:  # within a line: straight across
-        path = [
-            (layout.along(start), layout.across[start] + layout.half_across),
-            (layout.along(end), layout.across[end] - layout.half_across),
+        points = [
+            (layout.x[start] + _BOX_WIDTH / 2, layout.y(start)),
+            (layout.x[end] - _BOX_WIDTH / 2, layout.y(end)),
         ]
         commands = ["M", "L"]
     else:
-        path = list[tuple[float, float]]()
+        points = list[tuple[float, float]]()
         commands = list[str]()
         for stop, following in pairwise(layout.stops(edge)):
-            leave = (layout.along(stop) + layout.half_along, layout.across[stop])
-            enter = (layout.along(following) - layout.half_along, layout.across[following])
-            middle = (leave[0] + enter[0]) / 2
-            path += [leave, (middle, leave[1]), (middle, enter[1]), enter]
+            leave, enter = layout.y(stop) + _BOX_HEIGHT / 2, layout.y(following) - _BOX_HEIGHT / 2
+            x, next_x, middle = layout.x[stop], layout.x[following], (leave + enter) / 2
+            points += [(x, leave), (x, middle), (next_x, middle), (next_x, enter)]
             commands += ["L" if commands else "M", "C", "", ""]
-    points = [layout.xy(*point) for point in path]
     d = "".join(f"{command or ' '}{x:g} {y:g}" for command, (x, y) in zip(commands, points, strict=True))
     return Markup('<path class="{}" d="{}"/><circle class="end" cx="{:g}" cy="{:g}" r="2.5"/>').format(
         "edge back" if edge.backward else "edge", d, *points[-1]
