@@ -211,6 +211,15 @@ def test_every_file_of_a_bundled_recipe_is_loaded_by_it(folder: Path) -> None:
     assert load_config(RecipeConfig, folder / RECIPE_FILE).needs
 
 
+@pytest.mark.parametrize("recipe", ["llama3-3b", "llama3-8b", "released"])
+def test_recipes_for_the_paper_measure_every_cell_of_its_table(recipe: str) -> None:
+    steps = load_recipe(recipe_folder(recipe))
+    rates = [step.config for step in steps if step.stage == "eval-winrate" and step.config.judge.backend == "endpoint"]
+    cells = {(each.policy.author, each.constraint is not None): f"comparisons/{each.name}" for each in rates}
+    assert set(cells) >= {(author, arm) for author in ("base", "dpo", "online") for arm in (False, True)}
+    assert set(cells.values()) <= set(steps[-1].config.artifacts), "all are in the report"
+
+
 def test_bundled_paths_are_samples() -> None:
     assert locate("bundled:speeches.jsonl").is_file()
     assert locate("speeches.jsonl") == Path("speeches.jsonl")
