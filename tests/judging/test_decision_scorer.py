@@ -14,7 +14,7 @@ from psychocounsel.judging.judges import ChatJudge, ChatJudgeSettings
 from psychocounsel.judging.parsing import ParsedRatings, ParsedWinners, ParseFailure
 from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.judging.scorers import DecisionScorer, SamplingParams
-from psychocounsel.llm.client import UnreadableBodyError, decision_body, read_decision
+from psychocounsel.llm.client import UnreadableBodyError, decision_fields, read_decision
 from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Journal
 from psychocounsel.llm.types import ChatReply, ChatRequest
@@ -67,7 +67,7 @@ def ratings(**changes: Answer) -> list[Answer]:
 
 def test_requests_are_what_the_official_client_describes() -> None:
     for asked in (RATING, COMPARISON):
-        sent = decision_body("gpt-6-luna", asked.request)
+        sent = {"model": "gpt-6-luna", **decision_fields(asked.request)}
         TypeAdapter(DecisionCreateParams).validate_python(json.loads(json.dumps(sent, default=dict)))
         assert sent.keys() == {"model", "input", "questions"}
     assert [question["name"] for question in RATING.request.questions] == list(RUBRIC.principle_ids)

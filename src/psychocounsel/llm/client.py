@@ -10,7 +10,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from sys import intern
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx2
 import openai
+from pydantic_core import to_json
 
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import EndpointError, IncompleteError
@@ -35,7 +35,6 @@ from psychocounsel.llm.structured_output import kept_choices, mapping_of, text_o
 from psychocounsel.llm.types import (
     ChatReply,
     ChatRequest,
-    Message,
     RefusedRequestError,
     RequestContext,
     api_key,
@@ -44,7 +43,6 @@ from psychocounsel.llm.types import (
     is_on_this_machine,
     require_reachable,
     resolved_base_url,
-    schema_json,
     without_secrets,
 )
 from psychocounsel.types import ReplyStatus
@@ -355,32 +353,26 @@ class OpenAIChatModel:
 
     def body(self, request: ChatRequest) -> bytes:
         """Return what is sent for a request, live or in a batch."""
-        if request.questions:
-            return _json({**decision_body(self._endpoint.model, request), **self._extra_body}).encode()
+        fields = decision_fields(request) if request.questions else self._completion_fields(request)
+        return to_json({"model": self._endpoint.model, **fields, **self._extra_body})
+
+    def _completion_fields(self, request: ChatRequest) -> dict[str, Any]:
         # OpenAI's newer models refuse max_tokens; many compatible servers know nothing else.
         is_openai = (urlsplit(self._base_url).hostname or "").endswith("openai.com")
-        messages = (
-            _shared_message_json(each) if each.role == "system" else _message_json(each) for each in request.messages
-        )
-        fields = [
-            f'"model":{_json(self._endpoint.model)}',
-            f'"messages":[{",".join(messages)}]',
-            f'"{"max_completion_tokens" if is_openai else "max_tokens"}":{request.max_tokens}',
-        ]
+        limit = "max_completion_tokens" if is_openai else "max_tokens"
+        fields: dict[str, Any] = {"messages": _turns(request), limit: request.max_tokens}
         if request.temperature is not None:
-            fields.append(f'"temperature":{_json(request.temperature)}')
+            fields["temperature"] = request.temperature
         if request.top_p is not None:
-            fields.append(f'"top_p":{_json(request.top_p)}')
+            fields["top_p"] = request.top_p
         if request.response_schema is not None:
-            name, schema = _json(request.schema_name), schema_json(request.response_schema)
-            schema = f'{{"name":{name},"strict":true,"schema":{schema}}}'
-            fields.append(f'"response_format":{{"type":"json_schema","json_schema":{schema}}}')
+            schema = {"name": request.schema_name, "strict": True, "schema": request.response_schema}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif request.json_mode:
-            fields.append('"response_format":{"type":"json_object"}')
+            fields["response_format"] = {"type": "json_object"}
         if request.top_logprobs:
-            fields.append(f'"logprobs":true,"top_logprobs":{request.top_logprobs}')
-        fields += (f"{_json(name)}:{_json(value)}" for name, value in self._extra_body.items())
-        return f"{{{','.join(fields)}}}".encode()
+            fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+        return fields
 
 
 def open_client(endpoint: EndpointConfig) -> openai.AsyncOpenAI:
@@ -408,15 +400,8 @@ def open_client(endpoint: EndpointConfig) -> openai.AsyncOpenAI:
     )
 
 
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
-
-def _message_json(message: Message) -> str:
-    return f'{{"role":{_json(message.role)},"content":{_json(message.content)}}}'
-
-
-_shared_message_json = lru_cache(maxsize=16)(_message_json)
-"""For the system message, which many requests share."""
+def _turns(request: ChatRequest) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in request.messages]
 
 
 def _limit_headers(headers: httpx2.Headers) -> dict[str, str]:
@@ -461,10 +446,9 @@ def read_completion(body: bytes) -> ChatReply:
     return _reply(status, text, reason, payload, "prompt_tokens", "completion_tokens", kept)
 
 
-def decision_body(model: str, request: ChatRequest) -> dict[str, Any]:
-    """Return the body for `POST /decisions`, which takes neither a temperature nor a token limit."""
-    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-    return {"model": model, "input": turns, "questions": list(request.questions)}
+def decision_fields(request: ChatRequest) -> dict[str, Any]:
+    """Return what `POST /decisions` is sent beside the model; it takes neither a temperature nor a token limit."""
+    return {"input": _turns(request), "questions": list(request.questions)}
 
 
 def read_decision(body: bytes) -> ChatReply:
