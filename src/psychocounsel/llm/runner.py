@@ -156,6 +156,8 @@ def outside_loop(call: Callable[[], _Result]) -> _Result:
 
 
 def _run_here(work: Coroutine[Any, Any, _Result]) -> _Result:
+    import uvloop  # not where nothing is sent
+
     # A full collection would look at all libraries and requests again, for a tenth of a second and more, while
     # replies that were paid for wait to be read.
     gc.freeze()
@@ -163,11 +165,7 @@ def _run_here(work: Coroutine[Any, Any, _Result]) -> _Result:
     switch_seconds = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        try:
-            from uvloop import new_event_loop
-        except ImportError:  # there is none for Windows
-            new_event_loop = None
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
     finally:
         sys.setswitchinterval(switch_seconds)

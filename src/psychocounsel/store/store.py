@@ -7,11 +7,11 @@ import os
 import platform
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError, StoreError
 from psychocounsel.store.artifacts import (
@@ -140,13 +140,7 @@ class Store:
         Raises:
             StoreError: another process removes artifacts or, if this one wants to be alone, creates some.
         """
-        path = self.root / LOCKS / "store.lock"
-        with _lock_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("ab")
-        with stream:
-            with _lock_faults(path):
-                is_locked = _locks(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        with locked(self.root / LOCKS / "store.lock", shared=not alone) as is_locked:
             if not is_locked:
                 raise StoreError(
                     f"another process {'creates' if alone else 'removes'} artifacts in this store",
@@ -289,58 +283,59 @@ def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Pat
 
 
 @contextmanager
-def hold_lock(path: Path, what: str) -> Generator[None]:
-    """Hold a lock file. The kernel releases it when the process ends, however it ends.
+def locked(path: Path, *, shared: bool = False) -> Generator[bool]:
+    """Yield whether a file could be locked. The kernel releases it when the process ends, however it ends.
 
     Raises:
-        StoreError: another live process holds it (the message names the process), or the folder is not writable.
+        StoreError: the file cannot be written, or its file system has no locks.
     """
-    from filelock import FileLock, Timeout  # not needed for `--help`
-
-    # A file that stands for a lock stays after a kill.
-    lock = FileLock(path, timeout=0, mode=0o666 & ~umask(), fallback_to_soft=False)
-    with _lock_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened:
         try:
-            lock.acquire()
-        except Timeout:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666 & ~umask())
+            opened.callback(os.close, descriptor)
+            is_locked = _locks(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        except OSError as fault:
+            raise StoreError(
+                f"the store cannot be written to or locked: {fault.strerror}",
+                where=str(path.parent),
+                remedy="correct the permissions, or choose with --store a folder on a file system that has locks "
+                "(flock)",
+            ) from fault
+        yield is_locked
+
+
+@contextmanager
+def hold_lock(path: Path, what: str) -> Generator[None]:
+    """Hold a lock file; errors are also those of `locked`.
+
+    Raises:
+        StoreError: another live process holds it; the message names the process.
+    """
+    with locked(path) as is_locked:
+        if not is_locked:
             raise StoreError(
                 f"{what} is being created by {path.read_text(encoding='utf-8') or 'another process'}",
                 where=str(path),
                 remedy="wait for it to end, or stop it and run this command again",
-            ) from None
-    try:
+            )
         path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
-    finally:
-        lock.release()
 
 
 def is_held(path: Path) -> bool:
     """Return whether a live process holds a lock file."""
     with path.open("rb") as stream:
-        return not _locks(stream, fcntl.LOCK_SH)
+        return not _locks(stream.fileno(), fcntl.LOCK_SH)
 
 
-def _locks(stream: IO[bytes], how: int) -> bool:
+def _locks(descriptor: int, how: int) -> bool:
     """Return whether a file could be locked; the lock ends when it is closed."""
     try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def _lock_faults(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as fault:
-        raise StoreError(
-            f"the store cannot be written to or locked: {fault.strerror}",
-            where=str(path.parent),
-            remedy="correct the permissions, or choose with --store a folder on a file system that has locks (flock)",
-        ) from fault
 
 
 def _set_aside(folder: Path) -> Path:

@@ -10,14 +10,12 @@ provider stay noted until they are deleted there.
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
-
-from filelock import FileLock, Timeout
 
 from psychocounsel.config.components import BatchConfig
 from psychocounsel.errors import IncompleteError, StoreError
@@ -25,7 +23,7 @@ from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import Items
 from psychocounsel.llm.types import ChatReply, ChatRequest
-from psychocounsel.store.files import umask
+from psychocounsel.store.store import locked
 
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 _HEAD = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
@@ -121,16 +119,9 @@ class BatchLedger:
             for statement in _CREATE_TABLES:
                 tables.execute(statement)
 
-    @contextmanager
-    def submitting(self) -> Generator[bool]:
-        """Yield whether this run may submit, one run at a time; the lock ends with the process."""
-        lock = FileLock(self._journal.path.with_name("batches.lock"), timeout=0, mode=0o666 & ~umask())
-        with suppress(Timeout):
-            lock.acquire()
-        try:
-            yield lock.is_locked
-        finally:
-            lock.release()
+    def submitting(self) -> AbstractContextManager[bool]:
+        """Enter with whether this run may submit, one run at a time; the lock ends with the process."""
+        return locked(self._journal.path.with_name("batches.lock"))
 
     def open_shards(self) -> list[Shard]:
         """Return the shards that may be with the provider, oldest first."""
