@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import yaml
@@ -15,7 +15,6 @@ from psychocounsel.reporting.artifact_tables import most_first, probe_tables, ta
 from psychocounsel.reporting.licences import OTHER, combine, conditions_of, strictest_first
 from psychocounsel.reporting.tables import Table, as_markdown, escaped
 from psychocounsel.store.artifacts import Artifact, ArtifactWriter
-from psychocounsel.store.files import write_bytes
 from psychocounsel.store.metrics import (
     JudgementMetrics,
     PolicyMetrics,
@@ -41,9 +40,6 @@ _BEHIND_A_MODEL = ("base-models", "policies", "reward-models", "preferences", "j
 _ROUND = re.compile(r"-round-\d+$")
 _HUB_DATA = re.compile(r"\b(path|source)(\.\d+)?\.hub$")
 """Where settings name a source of rows on the Hub, and not a model."""
-_BINS_PER_POINT = 2
-_MAX_AUTHORS = 20
-_MAX_TOPICS = 20
 PEOPLE = "people"
 """Stands for every author who is a person, known by a web address or a number: a card ranks no person."""
 _PERSON = re.compile(r"person-[0-9a-f]{8}|.*://.*")
@@ -209,28 +205,12 @@ def render_card(template: str, front: Mapping[str, Any], **values: Any) -> str:
 
 
 class AuthorScores(NamedTuple):
-    """The mean ratings of one author's responses: how many fall into each bin, and their mean.
-
-    Bins are half a point wide, the first begins at the lowest rating; the last holds the highest rating too.
-    """
+    """One author's `rated` responses: mean and standard deviation of their mean ratings over the principles."""
 
     author: str
-    counts: tuple[int, ...]
+    rated: int
     mean: float
-
-
-class CardFigure(NamedTuple):
-    """A picture of the card: its file name without ending, the words for it, its PNG."""
-
-    key: str
-    alternative: str
-    caption: str
-    png: bytes = b""
-
-    @property
-    def file(self) -> str:
-        """Its path in the dataset's folder."""
-        return f"figures/{self.key}.png"
+    deviation: float
 
 
 @dataclass(frozen=True)
@@ -278,16 +258,12 @@ def write_dataset_card(
     rubric: "Rubric | None" = None,
     principles: Sequence[str] = (),
 ) -> None:
-    """Write the card of a preference dataset, whose tables and metrics are written, and its figures.
+    """Write the card of a preference dataset, whose tables and metrics are written.
 
     `principles` are the ids of the rated principles where there is no rubric. Raises StoreError if an ancestor is
     missing or damaged.
     """
-    facts = gather_dataset_facts(store, writer, pairs, rubric, principles)
-    figures = dataset_figures(facts)
-    for figure in figures:
-        write_bytes(writer.file(figure.file), figure.png)
-    writer.write_card(dataset_card(facts, figures))
+    writer.write_card(dataset_card(gather_dataset_facts(store, writer, pairs, rubric, principles)))
 
 
 def gather_dataset_facts(
@@ -316,7 +292,7 @@ def gather_dataset_facts(
         rubric=rubric,
         artifacts=(draft(writer), *lineage),
         judges=Counter(each.judge for each in rated),
-        scores_by_author=() if rubric is None else scores_by_author(authors, rated, rubric),
+        scores_by_author=() if rubric is None else _scores_by_author(authors, rated),
         lengths={
             split: {
                 side: Counter(word_count(getattr(pair, side).candidate.text) for pair in each)
@@ -329,30 +305,18 @@ def gather_dataset_facts(
     )
 
 
-def scores_by_author(
-    authors: Mapping[str, str], rated: Sequence[Judgement], rubric: "Rubric"
-) -> tuple[AuthorScores, ...]:
-    """Return the mean ratings of each author's responses, most responses first; failed judgements are left out.
-
-    Bins are computed from whole numbers: a mean on the edge of a bin lies in it, not before it.
-    """
-    totals: dict[str, list[int | Fraction]] = {}
+def _scores_by_author(authors: Mapping[str, str], rated: Sequence[Judgement]) -> tuple[AuthorScores, ...]:
+    """Return how each author's responses were rated, most responses first; failed judgements are left out."""
+    means: dict[str, list[float]] = {}
     for each in rated:
         if each.status is ReplyStatus.VALID:
-            totals.setdefault(authors[each.candidate_id], []).append(each.total)
-    count, bins = len(rubric.principles), _BINS_PER_POINT * (rubric.maximum - rubric.minimum)
-    scores: list[AuthorScores] = []
-    for author, own in totals.items():
-        places = Counter(
-            min(int(_BINS_PER_POINT * (total - rubric.minimum * count) // count), bins - 1) for total in own
-        )
-        mean = float(Fraction(sum(own)) / (count * len(own)))
-        scores.append(AuthorScores(author, tuple(places[at] for at in range(bins)), mean))
-    return tuple(sorted(scores, key=lambda each: (-sum(each.counts), each.author)))
+            means.setdefault(authors[each.candidate_id], []).append(float(each.total / len(each.ratings)))
+    scores = (AuthorScores(author, len(own), fmean(own), pstdev(own)) for author, own in means.items())
+    return tuple(sorted(scores, key=lambda each: (-each.rated, each.author)))
 
 
-def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str:
-    """Return the README.md of a preference dataset; `figures` are the pictures in its folder."""
+def dataset_card(facts: DatasetFacts) -> str:
+    """Return the README.md of a preference dataset."""
     speeches, judged, corpus = facts.speech_metrics, facts.judgement_metrics, facts.first("speeches")
     licences = [*facts.licences, *(each.licence for each in (speeches.sources if speeches else ()))]
     settings: Mapping[str, Any] = corpus.manifest["settings"] if corpus else {}
@@ -367,7 +331,10 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
     from_judgements = (judgements,) if judgements else ()
     judges = tuple((name, str(count)) for name, count in most_first(facts.judges).items())
     from_responses = tuple(each for each in facts.artifacts if each.kind in ("judgements", "candidates"))
-    authors = tuple((each.author, str(sum(each.counts)), f"{each.mean:.2f}") for each in facts.scores_by_author)
+    authors = tuple(
+        (each.author, str(each.rated), f"{each.mean:.2f}", f"{each.deviation:.2f}") for each in facts.scores_by_author
+    )
+    of_author = ("author", "rated responses", "mean rating", "standard deviation")
 
     def find(kind: str, *keys: str) -> list[Table]:
         return [table for of, table in shown if of == kind and table.key in keys]
@@ -387,9 +354,8 @@ def dataset_card(facts: DatasetFacts, figures: Sequence[CardFigure] = ()) -> str
         lengths=_length_table(facts),
         rubric=Table("rubric", "", ("column", "principle"), "ll", principles),
         judges=Table("judges", "", ("judge, as its replies named it", "judgements"), "lr", judges, from_judgements),
-        authors=Table("authors", "", ("author", "rated responses", "mean rating"), "lrr", authors, from_responses),
+        authors=Table("authors", "", of_author, "lrrr", authors, from_responses),
         lineage=_lineage_table(facts.artifacts),
-        figures={figure.key: figure for figure in figures},
         cleaning=_words(settings.get("cleaning", {})),
         pairing=_words(own.get("pairing", {})),
         labelled_by=own.get("labelled_by"),
@@ -465,55 +431,3 @@ def _lineage_table(artifacts: Iterable[Artifact]) -> Table:
         for each in artifacts
     )
     return Table("lineage", "", ("kind", "artifact", "stage and version", "rows", "id (SHA-256)"), "lllll", rows)
-
-
-def dataset_figures(facts: DatasetFacts) -> list[CardFigure]:
-    """Return the pictures for which there are numbers."""
-    from psychocounsel.reporting import plots  # matplotlib: only to draw
-
-    found: list[CardFigure] = []
-    judged, rubric = facts.judgement_metrics, facts.rubric
-    if judged and judged.histograms:
-        panels, ticks = plots.rating_panels(judged.histograms)
-        caption = "Number of responses by rating, one panel per principle."
-        png = plots.panels_png(panels, ticks, "responses", integer=True)
-        found.append(CardFigure("ratings", "Ratings by principle", caption, png))
-    if facts.scores_by_author and rubric:
-        found.append(_author_figure(facts.scores_by_author, rubric))
-    if facts.lengths:
-        sides = {
-            side: sum((lengths[side] for lengths in facts.lengths.values()), Counter[int]())
-            for side in ("chosen", "rejected")
-        }
-        title = "Length of the chosen and the rejected responses in words"
-        caption = "Number of pairs by the length of each side, all splits together."
-        found.append(CardFigure("lengths", title, caption, plots.lengths_png(sides)))
-    if facts.speech_metrics and facts.speech_metrics.topics:
-        topics = list(most_first(facts.speech_metrics.topics).items())
-        left_out = len(topics) - _MAX_TOPICS
-        caption = "Client speeches by topic." + (f" {left_out} rarer topics are left out." if left_out > 0 else "")
-        png = plots.bars_png(dict(topics[:_MAX_TOPICS]), "speeches")
-        found.append(CardFigure("topics", "Client speeches by topic", caption, png))
-    return found
-
-
-def _author_figure(scores: Sequence[AuthorScores], rubric: "Rubric") -> CardFigure:
-    from psychocounsel.reporting import plots
-
-    panels = [
-        plots.Panel(
-            f"{plots.shortened(each.author)}\nn = {sum(each.counts)}",
-            [100 * count / sum(each.counts) for count in each.counts],
-            _BINS_PER_POINT * (each.mean - rubric.minimum),
-        )
-        for each in scores[:_MAX_AUTHORS]
-    ]
-    ticks = [(float(_BINS_PER_POINT * (at - rubric.minimum)), str(at)) for at in rubric.scale]
-    left_out = len(scores) - _MAX_AUTHORS
-    caption = (
-        "Mean rating of a response over the principles, unweighted: share of each author's responses; the line is "
-        "the author's mean."
-    ) + (f" {left_out} authors with fewer responses are left out." if left_out > 0 else "")
-    return CardFigure(
-        "authors", "Mean ratings by author", caption, plots.panels_png(panels, ticks, "percent of responses")
-    )

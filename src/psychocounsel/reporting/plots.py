@@ -1,6 +1,6 @@
-"""Numbers as pictures: SVG for the report, PNG for the card of a dataset. Equal numbers give equal bytes.
+"""Numbers as SVG for the report. Equal numbers give equal bytes.
 
-In SVG, colours are CSS variables, so that one picture serves a light page, a dark one and paper; text stays text, laid
+Colours are CSS variables, so that one picture serves a light page, a dark one and paper; text stays text, laid
 out with a wide font, so that it fits whatever font the reader has.
 """
 
@@ -8,9 +8,8 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -85,18 +84,6 @@ class Series(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-
-
-class Panel(NamedTuple):
-    """A small histogram among others; `mark` is where a line is drawn, in bars from the left."""
-
-    title: str
-    heights: Sequence[float]
-    mark: float | None = None
-
-
-Tick = tuple[float, str]
-"""A mark under every panel: its place in bars from the left, and its label."""
 
 
 def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
@@ -284,9 +271,20 @@ def _round_plots(artifact: Artifact, policy: m.PolicyMetrics) -> list[Plot]:
 
 def rating_histograms(counts: Mapping[str, Counts], key: str = "ratings") -> Markup:
     """Draw how often each rating was given, one small panel per principle; `key` names the picture in its page."""
-    panels, ticks = rating_panels(counts)
-    with _svg_figure(1.25 * math.ceil(len(panels) / _COLUMNS) + 0.4) as figure:
-        _draw_panels(figure, panels, ticks, "responses", MaxNLocator(3, integer=True), (SERIES[0], INK, GRID))
+    points, columns = m.rating_points(counts), min(_COLUMNS, len(counts))
+    rows = math.ceil(len(counts) / columns)
+    with _svg_figure(1.25 * rows + 0.4) as figure:
+        panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+        for axes, (name, by) in zip(panels, counts.items(), strict=False):
+            axes.bar(points, [by.get(point, 0) for point in points], width=0.92, color=SERIES[0])
+            axes.set_title(shortened(name), fontsize=7.5)
+            axes.tick_params(length=2, labelsize=8)
+            axes.grid(axis="y", color=GRID, linewidth=0.6)
+            axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        for axes in panels[::columns]:
+            axes.set_ylabel("responses", fontsize=8)
+        for axes in panels[len(counts) :]:
+            axes.remove()
         return _svg(figure, key)
 
 
@@ -407,17 +405,13 @@ def _legend_above(axes: Axes, columns: int) -> None:
 
 
 @contextmanager
-def _figure(ink: str, width: float, height: float, **more: Any) -> Generator[Figure]:
-    """Yield an empty figure in one colour; sizes are in inches."""
+def _svg_figure(height: float) -> Generator[Figure]:
+    """Yield an empty figure of a height in inches."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with mpl.rc_context({**_STYLE, **dict.fromkeys(inked, ink)}), warnings.catch_warnings():
-        # The reader's browser has the letters that the measuring font lacks; the tables of a card have every name.
+    with mpl.rc_context({**_STYLE, **dict.fromkeys(inked, INK)}), warnings.catch_warnings():
+        # The reader's browser has the letters that the measuring font lacks.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        yield Figure(figsize=(width, height), **more)
-
-
-def _svg_figure(height: float) -> AbstractContextManager[Figure]:
-    return _figure(INK, _WIDTH_INCHES, height, layout="constrained")
+        yield Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
 
 
 def _svg(figure: Figure, key: str) -> Markup:
@@ -447,109 +441,3 @@ def shortened(label: str, limit: int = 26) -> str:
     """Return a label on one line; a cut shows."""
     text = " ".join(label.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def rating_panels(counts: Mapping[str, Counts]) -> tuple[list[Panel], list[Tick]]:
-    """Return one panel per principle with a bar for each point of the scale."""
-    points = m.rating_points(counts)
-    panels = [Panel(shortened(name), [by.get(each, 0) for each in points]) for name, by in counts.items()]
-    return panels, [(place + 0.5, point) for place, point in enumerate(points)]
-
-
-def _draw_panels(
-    figure: Figure, panels: Sequence[Panel], ticks: Sequence[Tick], y: str, locator: MaxNLocator, colours: Sequence[str]
-) -> None:
-    """Draw panels on one scale, four in a row; a row shares one pair of axes, because axes are slow to draw.
-
-    `colours` are those of the bars, of the marks and of the grid.
-    """
-    columns = min(_COLUMNS, len(panels))
-    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
-    highest = max(height for panel in panels for height in panel.heights) or 1.0
-    bars = len(panels[0].heights)
-    step = 1.14 * bars
-    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows, strict=True):
-        starts = [place * step for place in range(len(row))]
-        for start, panel in zip(starts, row, strict=True):
-            axes.bar([start + at for at in range(bars)], panel.heights, width=0.92, align="edge", color=colours[0])
-            if panel.mark is not None:
-                axes.axvline(start + panel.mark, color=colours[1], linewidth=1.2)
-            at, above = start + bars / 2, axes.get_xaxis_transform()
-            axes.text(at, 1.02, panel.title, ha="center", fontsize=7.5, transform=above)
-        axes.hlines(
-            [0] * len(row), starts, [start + bars for start in starts], linewidth=1.6, color=mpl.rcParams["text.color"]
-        )
-        axes.spines.bottom.set_visible(False)
-        places = [(start + place, label) for start in starts for place, label in ticks]
-        axes.set_xticks([place for place, _ in places], labels=[label for _, label in places])
-        axes.set_xlim(-0.02 * bars, columns * step - 0.14 * bars)
-        axes.tick_params(length=2, labelsize=8)
-        axes.grid(axis="y", color=colours[2], linewidth=0.6)
-        axes.set_ylim(0, 1.06 * highest)
-        axes.yaxis.set_major_locator(locator)
-        axes.set_ylabel(y, fontsize=8)
-
-
-_CARD_INK, _CARD_GRID, _CHOSEN, _REJECTED = "#1c2430", "#d9dee5", "#0072b2", "#c24e00"
-_CARD_WIDTH = 7.2
-_LABEL_INCHES = 1.9
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.65, 0.1, 0.36, 0.45
-_DOTS_PER_INCH = 150
-_LENGTH_BINS = 30
-
-
-def panels_png(panels: Sequence[Panel], ticks: Sequence[Tick], y: str, *, integer: bool = False) -> bytes:
-    """Draw small histograms, four in a row, on one scale."""
-    columns = max(2, min(_COLUMNS, len(panels)))
-    with _png_figure(1.5 * math.ceil(len(panels) / _COLUMNS), _CARD_WIDTH * columns / _COLUMNS) as figure:
-        _draw_panels(figure, panels, ticks, y, MaxNLocator(4, integer=integer), (_CHOSEN, _REJECTED, _CARD_GRID))
-        return _png(figure)
-
-
-def lengths_png(lengths: Mapping[str, Counter[int]]) -> bytes:
-    """Draw how many pairs have a `chosen` and a `rejected` side of each length in words."""
-    longest = max(max(counts, default=0) for counts in lengths.values())
-    width = max(1, math.ceil((longest + 1) / _LENGTH_BINS))
-    edges = [width * place for place in range(math.ceil((longest + 1) / width) + 1)]
-    with _png_figure(2.8) as figure:
-        axes = figure.subplots()
-        for (side, counts), colour in zip(lengths.items(), (_CHOSEN, _REJECTED), strict=True):
-            heights = [sum(counts[at] for at in range(start, start + width)) for start in edges[:-1]]
-            axes.stairs(heights, edges, color=colour, linewidth=1.6, label=side)
-        axes.set_xlabel("words of a response")
-        axes.set_ylabel("pairs")
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.grid(axis="y", color=_CARD_GRID, linewidth=0.6)
-        axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
-        return _png(figure)
-
-
-def bars_png(counts: Counts, axis: str) -> bytes:
-    """Draw a horizontal bar with its number for each name."""
-    with _png_figure(0.9 + 0.24 * len(counts)) as figure:
-        figure.subplots_adjust(left=_LABEL_INCHES / _CARD_WIDTH)
-        axes = figure.subplots()
-        bars = axes.barh(range(len(counts)), list(counts.values()), color=_CHOSEN, height=0.72)
-        axes.bar_label(bars, padding=3, fontsize=8)
-        axes.set_yticks(range(len(counts)), labels=[shortened(name or "none") for name in counts])
-        axes.set_ylim(len(counts) - 0.4, -0.6)
-        axes.set_xlim(0, 1.1 * max(counts.values()))
-        axes.set_xlabel(axis)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return _png(figure)
-
-
-@contextmanager
-def _png_figure(height: float, width: float = _CARD_WIDTH) -> Generator[Figure]:
-    """Yield an empty figure with fixed margins, because matplotlib's own layout draws everything twice."""
-    with _figure(_CARD_INK, width, height, facecolor="white") as figure:
-        margins = {"left": _LEFT / width, "right": 1 - _RIGHT / width}
-        figure.subplots_adjust(**margins, top=1 - _TOP / height, bottom=_BOTTOM / height, hspace=0.75)
-        yield figure
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    # The name and version of the library would change the bytes of a picture that did not change.
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
-    return stream.getvalue()

@@ -92,7 +92,7 @@ _MODEL = (
 )
 PUBLISHED_KINDS: tuple[Kind, ...] = ("preferences", "reward-models", "policies")
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "preferences": (*_ABOUT, "data/*.parquet", "figures/*.png"),
+    "preferences": (*_ABOUT, "data/*.parquet", "figures/*.png"),  # older cards have pictures
     "reward-models": _MODEL,
     "policies": _MODEL,
 }
