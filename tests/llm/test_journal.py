@@ -419,6 +419,25 @@ def test_rows_that_an_import_mends_meanwhile_are_passed_over(tmp_path: Path) -> 
         assert [row.digest for row in (first, *rows)] == ["a", "c"]
 
 
+def test_a_damaged_index_and_number_of_a_row_hide_no_other_row(journal: Journal) -> None:
+    journal.record_many([Entry(f"{number:064x}", reply("one")) for number in range(200)])
+    tables = journal._connection
+    tables.execute("UPDATE replies SET rowid = 1 << 60 WHERE rowid = 200")
+    tables.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ((page,), (page_bytes,)) = (
+        tables.execute(query).fetchone()
+        for query in (
+            "SELECT rootpage FROM sqlite_master WHERE name LIKE 'sqlite_autoindex_replies%'",
+            "PRAGMA page_size",
+        )
+    )
+    with journal.path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    with Journal(journal.path) as damaged:
+        assert len(sound(damaged)) == 199
+
+
 def test_lost_responses_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with Journal(path) as journal:

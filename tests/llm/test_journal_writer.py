@@ -13,9 +13,9 @@ import pytest
 from sharing_run import Noting, numbered
 
 from fake_model import count_replies
-from psychocounsel.errors import Preempted, StoreError
+from psychocounsel.errors import IncompleteError, Preempted, StoreError
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.journal import Entry, Journal, KeepIf
+from psychocounsel.llm.journal import LOCK_FILE, Entry, Journal, KeepIf
 from psychocounsel.llm.runner import JournalWriter, RequestLocks, RunPolicy, run_requests
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
@@ -238,6 +238,13 @@ def test_what_is_in_flight_elsewhere_is_awaited_and_asked_if_nothing_came(path: 
         replies = run_requests(Noting(notes), requests, journal, RunPolicy(concurrency=2, progress=ended))
     assert notes.read_text(encoding="utf-8").split() == ["1", "2", "0"]
     assert [reply.text for reply in replies] == ["to 0", "to 1", "to 2"]
+
+
+def test_a_file_of_locks_that_cannot_be_opened_is_named(path: Path) -> None:
+    path.with_name(LOCK_FILE).mkdir()
+    with pytest.raises(IncompleteError, match="could not write") as fault:
+        RequestLocks(path)
+    assert fault.value.where == str(path.with_name(LOCK_FILE))
 
 
 def test_a_stop_ends_the_wait_for_another_run(path: Path, tmp_path: Path) -> None:

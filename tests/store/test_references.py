@@ -35,6 +35,13 @@ def test_a_name_is_its_newest_and_an_id_is_exactly_one(store: Store) -> None:
         resolve(store, "talk@00000000")
 
 
+@pytest.mark.parametrize("ref", ["a" * 300, "a/" * 3000, "no\0name"])
+def test_a_reference_that_can_be_no_path_is_an_unknown_name(store: Store, ref: str) -> None:
+    for find in (resolve, lambda *given: resolve_model(*given, ["policies"])):
+        with pytest.raises(ConfigError, match="there is no artifact"):
+            find(store, ref)
+
+
 def test_a_name_of_two_kinds_must_be_made_clear(store: Store) -> None:
     policy, scores = made(store, "policies", "talk"), made(store, "scores", "talk")
     with pytest.raises(ConfigError, match="write policies/talk or scores/talk"):

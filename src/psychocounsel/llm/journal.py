@@ -78,6 +78,7 @@ digest, attempt, status, text, model, prompt_tokens, completion_tokens, reason, 
 batched, choices, checksum
 """
 _ROW_MARKS = f"({', '.join('?' * 13)})"
+_LEAST_ROW_BYTES = 64
 _ROWS_AT_ONCE = 70
 _DIGESTS_AT_ONCE = 200
 _INSERT = f"INSERT INTO replies ({_COLUMNS}) VALUES "  # noqa: S608
@@ -327,7 +328,8 @@ class Journal:
                 if not _is_corrupt(fault):
                     raise
                 (last,) = self._connection.execute("SELECT MAX(rowid) FROM replies").fetchone()
-                places = [(place,) for place in range(1, (last or 0) + 1)]
+                most = self.path.stat().st_size // _LEAST_ROW_BYTES  # the last number may be damaged as well
+                places = ((place,) for place in range(1, min(last or 0, most) + 1))
         for place in places:
             # A lock for each: the caller may stop half-way, and close the journal.
             with self._lock, self._explained():

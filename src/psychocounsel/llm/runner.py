@@ -30,7 +30,7 @@ from psychocounsel.llm.cancel import CancelToken, RunCancelledError
 from psychocounsel.llm.cost import Budget, NoRoomError, unlimited_budget
 from psychocounsel.llm.journal import LOCK_FILE, Entry, Journal
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, Closable, RefusedRequestError, RequestContext
-from psychocounsel.store.files import umask
+from psychocounsel.store.files import umask, write_faults
 from psychocounsel.types import ReplyStatus
 
 log = logging.getLogger(__name__)
@@ -265,16 +265,16 @@ class RequestLocks:
     """
 
     def __init__(self, journal_path: Path) -> None:
-        # A connection of its own: the journal's is busy while a commit reaches the disk. The event loop that uses it
-        # may run in another thread.
-        self._database = sqlite3.connect(journal_path, isolation_level=None, check_same_thread=False)
         self._path = journal_path.resolve().with_name(LOCK_FILE)
-        with _lock_files_guard:
+        with _lock_files_guard, write_faults(self._path):
             if self._path not in _lock_files:
                 mode = 0o666 & ~umask()
                 _lock_files[self._path] = _LockFile(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
             self._file = _lock_files[self._path]
             self._file.runs += 1
+        # A connection of its own: the journal's is busy while a commit reaches the disk. The event loop that uses it
+        # may run in another thread.
+        self._database = sqlite3.connect(journal_path, isolation_level=None, check_same_thread=False)
 
     def acquire(self, digest: str) -> bool:
         """Lock a request; return False if it is in flight for another run."""

@@ -68,7 +68,7 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     Raises:
         ConfigError: nothing has this reference, or artifacts of several kinds have; the message names similar ones.
     """
-    if (Path(ref) / MANIFEST).is_file():
+    if _has_file(ref, MANIFEST):
         found: Artifact | ArtifactSpec = store.open_at(Path(ref))
     elif ref.endswith(BEST):
         found = _best(store, resolve(store, ref.removesuffix(BEST), *kinds))
@@ -77,6 +77,13 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     if kinds and found.kind not in kinds:
         raise UnknownReferenceError(f"{ref!r} is one of {found.kind}", ref, remedy=f"name one of {', '.join(kinds)}")
     return found
+
+
+def _has_file(ref: str, name: str) -> bool:
+    """Return whether a reference is the path of a folder with such a file; most are no paths, and may be too long."""
+    with suppress(OSError, ValueError):
+        return (Path(ref) / name).is_file()
+    return False
 
 
 def _named(store: Store, ref: str, wanted: Sequence[Kind]) -> Artifact | ArtifactSpec:
@@ -137,7 +144,7 @@ def resolve_model(store: Store, ref: str, kinds: Sequence[Kind]) -> ModelReferen
         location, _, revision = ref.removeprefix(HUB).partition("@")
         fingerprint = {"hub": location, "revision": revision or None}
         return ModelReference(None, fingerprint, Policy(location, revision or None))
-    if (Path(ref) / "config.json").is_file() and not (Path(ref) / MANIFEST).is_file():
+    if _has_file(ref, "config.json") and not _has_file(ref, MANIFEST):
         return ModelReference(None, {"weights": digest_of_weights(Path(ref))}, Policy(ref))
     for kind in kinds:
         with suppress(UnknownReferenceError):
