@@ -40,3 +40,11 @@ def test_other_metrics_are_refused_by_key(kind: str, metrics: dict[str, object],
 def test_steps_of_older_artifacts_list_examples() -> None:
     step = {"step": "length", "rows_in": 3, "rows_out": 2, "changed": 0, "dropped": {"too short": 1}}
     assert FunnelStep.model_validate(step | {"examples": {"too short": ["ab"]}}) == FunnelStep.model_validate(step)
+
+
+def test_older_reports_copied_more_figures() -> None:
+    rate = {"estimate": 0.6, "low": 0.5, "high": 0.7, "n": 9, "missing": 0}
+    compared = {"win_rate": rate, "length_controlled": None, "position_inconsistent_rate": rate}
+    older = {"win_rates": {"a@1": compared}, "reward_models": {}, "pairs": {}, "audits": {"b@2": {"kappa": 0.9}}}
+    now = {"win_rates": {"a@1": {"win_rate": rate}}, "reward_models": {}, "pairs": {}}
+    assert parse_metrics("reports", older) == parse_metrics("reports", now)

@@ -233,33 +233,14 @@ def page_warnings(data: ReportData) -> list[str]:
 
 def report_metrics(data: ReportData) -> dict[str, Any]:
     """Return the main figures by artifact, for the report's own `metrics.json`."""
-    audits: dict[str, Any] = {}
-    for each, audit in data.of(m.AuditMetrics):
-        retest = {name: audit.retest and getattr(audit.retest, name) for name in ("equal", "kappa")}
-        canaries = {name: audit.canaries and getattr(audit.canaries, name) for name in ("gain", "resists")}
-        audits[each.ref] = {**retest, "halo": audit.halo, **canaries}
-    figures = m.ReportMetrics.model_validate(
-        {
-            "win_rates": {
-                each.ref: {
-                    "win_rate": compared.win_rate,
-                    "length_controlled": compared.length_controlled.rate,
-                    "position_inconsistent_rate": compared.position_inconsistent_rate,
-                }
-                for each, compared in data.of(m.ComparisonMetrics)
-            },
-            "reward_models": {
-                each.ref: {"accuracy": model.test.accuracy, "baselines": model.baselines}
-                for each, model in data.of(m.RewardModelMetrics)
-            },
-            "pairs": {
-                each.ref: {split: pairing.kept for split, pairing in dataset.pairing.items()}
-                for each, dataset in data.of(m.PreferenceMetrics)
-            },
-            "audits": audits,
-        }
-    )
-    return figures.model_dump(exclude={"audits"} if not audits else None)
+    return {
+        "win_rates": {each.ref: {"win_rate": found.win_rate} for each, found in data.of(m.ComparisonMetrics)},
+        "reward_models": {each.ref: {"accuracy": found.test.accuracy} for each, found in data.of(m.RewardModelMetrics)},
+        "pairs": {
+            each.ref: {split: by.kept for split, by in found.pairing.items()}
+            for each, found in data.of(m.PreferenceMetrics)
+        },
+    }
 
 
 def _sections(data: ReportData) -> list[tuple[str, str, Sequence[Block | Table]]]:

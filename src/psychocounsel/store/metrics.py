@@ -494,38 +494,30 @@ class ComparisonMetrics(Shape):
     spend: Spend | None = None
 
 
-class WinRateFigures(Shape):
-    """The main figures of a comparison; `length_controlled` is the win rate at equal length."""
+class ComparisonFigure(Shape):
+    """The main figure of a comparison."""
+
+    model_config = ConfigDict(extra="ignore")  # older ones have more of its figures
 
     win_rate: Rate
-    length_controlled: Rate | None
-    position_inconsistent_rate: Rate
 
 
-class RewardFigures(Shape):
-    """The main figures of a reward model."""
+class RewardFigure(Shape):
+    """The main figure of a reward model, on test pairs."""
+
+    model_config = ConfigDict(extra="ignore")  # older ones have the baselines too
 
     accuracy: Rate
-    baselines: Baselines
-
-
-class AuditFigures(Shape):
-    """The main figures of an audit; a part that was left out is None."""
-
-    equal: Rate | None
-    kappa: float | None
-    halo: float | None
-    gain: Gain | None
-    resists: bool | None
 
 
 class ReportMetrics(Shape):
     """Of `reports`: the main figures of what it shows, by `name@id8`; `pairs` by split as well."""
 
-    win_rates: Mapping[str, WinRateFigures]
-    reward_models: Mapping[str, RewardFigures]
+    model_config = ConfigDict(extra="ignore")  # older ones have `audits`
+
+    win_rates: Mapping[str, ComparisonFigure]
+    reward_models: Mapping[str, RewardFigure]
     pairs: Mapping[str, Counts]
-    audits: Mapping[str, AuditFigures] = {}
 
 
 CandidateMetrics = ReadyCandidateMetrics | PoolCandidateMetrics | AnswerMetrics | RoundCandidateMetrics
