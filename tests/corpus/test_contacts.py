@@ -1,5 +1,7 @@
 """Responses without contacts: phones, mail and web addresses go, crisis lines and plain numbers stay."""
 
+# ruff: noqa: RUF001 - full-width marks are those of Chinese
+
 import re
 import subprocess
 import sys
@@ -41,8 +43,13 @@ def test_phone_numbers_are_found_whole(number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Call me at 555-0142.", "tel: 690-2469", "my number is 555 0142", "WhatsApp 98765 4321"]
-)
+    "text",
+    [
+        "Call me at 555-0142.", "tel: 690-2469", "my number is 555 0142", "WhatsApp 98765 4321", "他是139-2273-8296的",
+        "我的QQ是723873298", "Mi móvil es 612 467 324", "मेरा नंबर 98765 63334 है", "رقمي هو 010 1234 9474",
+        "+63 917 123 7798", "+971 50 123 9466",
+    ],
+)  # fmt: skip
 def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
     assert len(phone_numbers(text)) == 1
 
@@ -58,6 +65,7 @@ def test_short_numbers_are_phones_where_the_text_says_so(text: str) -> None:
         "It costs $1,200,000 or $49.99, 1000-1500 calories, 100-1000 people",
         "ISBN 0143127748 and ISBN 978-0-14-312774-8, an 800-calorie diet",
         "version 1.2.3.4, 50/50, 100%, 7 days, 1000000 people, 10 000 steps",
+        "in March 12 - 15 2019 he ran; a light 10 000 000, the marks of 1990 - 2010 20",
     ],
 )
 def test_ordinary_numbers_are_no_phones(text: str) -> None:
@@ -106,6 +114,14 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
         ("Breathe.\n\nResources:\n- www.x.org\n- Blog: y.com/z", "Breathe."),
         ("Try:\n1. Rest\n2. www.x.org\n3. Eat", "Try:\n1. Rest\n3. Eat"),
         ("Write to a@b.org", ""),
+        ("我听到了。请联系我139-2273-8296！先休息吧。", "我听到了。先休息吧。"),
+        ("请访问www.xinli.com了解更多。\u201c我听到了。\u201d先休息吧。", "\u201c我听到了。\u201d先休息吧。"),
+        ("هل تسمعني؟ اتصل بي 010 1234 9474. استرح.", "هل تسمعني؟ استرح."),
+        ("मैं सुनता हूँ। मेरा नंबर 98765 63334 है। आराम करो।", "मैं सुनता हूँ। आराम करो।"),
+        (
+            "1. [YMCA](https://www.x.org/a)\n2. [Chat](https://988lifeline.org)",
+            "1. YMCA\n2. [Chat](https://988lifeline.org)",
+        ),
         ("Dr. Roe is kind. Dr. Roe has www.x.org.", "Dr. Roe is kind."),
         (
             "Call:\n- 988 (www.988lifeline.org)\n- Aid: 116 123, www.x.co.uk\n- us: x.org",
@@ -142,6 +158,8 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
     ("text", "cleaned"),
     [
         ("write to k.o-brien+help@uni-köln.de now", "write to [EMAIL_1] now"),
+        ("邮箱ming@qq.com我们，看https://x.cn/a，或者x.com.cn。", "邮箱[EMAIL_1]我们，看[URL_1]，或者[URL_2]。"),
+        ("See x.org.tw, x.com.sg or x.com.it is", "See [URL_1], [URL_2] or [URL_3].it is"),
         ("to sean.o'neil@x.org or 'anna@x.org'", "to [EMAIL_1] or '[EMAIL_2]'"),
         ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
         ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),

@@ -1,5 +1,7 @@
 """Crisis services stay in every text, by name, number, link and mail address; other contacts do not."""
 
+# ruff: noqa: RUF001 - full-width marks are those of Chinese
+
 from pathlib import Path
 
 import pytest
@@ -55,11 +57,22 @@ def test_no_sentence_on_a_listed_service_is_touched(contacts: str) -> None:
         "The suicide hotline of your county is (514) 690-2469.",
         "Write to jo@samaritans.org when the nights are long.",
         "See samaritans.org or www.befrienders.org.",
+        "请看www.befrienders.org，那里有人。也可以上988lifeline.org聊天。",
+        "I hear you. See childline.org.zw or 1980.org.tw for help.",
+        "I hear you. Call 116 123/0800 1111 at night.",
+        "I hear you.\n\n- Hjálparsíminn: 1717",
     ],
 )
 def test_what_may_be_a_crisis_service_stays_when_in_doubt(text: str) -> None:
     for contacts in STEPS:
         assert after_everything(text, contacts) == text
+
+
+def test_the_address_of_a_link_to_a_service_stays_and_no_other() -> None:
+    raw = '<p><a href="https://988lifeline.org/chat?x=1">Chat here</a> or <a href="tel:988">call</a> us.</p>'
+    for contacts in STEPS:
+        left = after_everything(f'{raw}<a href="https://x.org/a">My blog</a>', contacts)
+        assert left == "Chat here (https://988lifeline.org/chat?x=1) or call (988) us.\n\nMy blog"
 
 
 @pytest.mark.parametrize(

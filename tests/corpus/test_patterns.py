@@ -46,6 +46,8 @@ NUMBERS = [
     ("She texted from 555-0142, my number 555-0198 rang", "She texted from [PHONE_1], my number [PHONE_2] rang"),
     ("SAM.LEE AT GMAIL.COM or kim_lee at Gmail Dot Com", "[EMAIL_1] or [EMAIL_2]"),
     ("My insta is sara_1", "My insta is [HANDLE_1]"),
+    ("thanks u/Blue-cat_9 and /u/wei of r/depression", "thanks [HANDLE_1] and [HANDLE_2] of r/depression"),
+    ("reach me at +63 917 123 7798", "reach me at [PHONE_1]"),
     ("my snapchat is SARA_K", "my snapchat is [HANDLE_1]"),
     ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),
     ("I am @lone.wolf_88 and u know it", "I am [HANDLE_1] and u know it"),

@@ -138,6 +138,18 @@ def test_html_becomes_text(raw: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ('<a href="https://x.org/a?b=1&amp;c=2" rel=x>chat <b>here</b></a>', "chat here (https://x.org/a?b=1&c=2)"),
+        ('<a href="https://www.x.org/">x.org</a>, <a href=tel:9-88>988</a>', "x.org, 988"),
+        ('<a href="tel:988">call</a> or <a href="https://y.org">see</a>', "call (988) or see"),
+    ],
+)
+def test_links_that_are_kept_stand_behind_their_text(raw: str, plain: str) -> None:
+    assert without_markup(raw, lambda address: "x.org" in address or "88" in address) == plain
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "I <3 you </3", "a < b and b > c", "if 3<4 then <what>?", "<sighs> (<looks away>) <i cry all night>", "<b",

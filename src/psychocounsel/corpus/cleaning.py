@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
-from psychocounsel.corpus.contacts import holds, web_addresses
-from psychocounsel.corpus.crisis import CrisisServices
+from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
+from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import Placeholders
 from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
 
@@ -67,7 +67,8 @@ def with_sentence_spacing(text: str) -> str:
     addresses = web_addresses(text)
     gaps = {_after(text, mark) for mark in marks if not holds(addresses, mark.start())}
     for address in addresses:
-        before, after = text[max(0, address.start - 2) : address.start], text[address.end : address.end + 1]
+        beside = text[max(0, address.start - 2) : address.start], text[address.end : address.end + 1]
+        before, after = (UNSPACED.sub("", each) for each in beside)
         if _ENDS_BEFORE_ADDRESS.search(before):
             gaps.add(address.start)
         if after.isalnum() or (after and after in "¿¡"):
@@ -128,6 +129,9 @@ _SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
 _MIN_WORDS, _MIN_WORDS_POINTED_AT = 7, 4
 # The next sentence speaks of what this one names.
 _POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
+_MARKDOWN_LINK = re.compile(
+    r"!?\[(?P<words>[^\[\]\n]{1,300})\]\((?P<address>(?:https?:|www\.|mailto:|tel:)[^\s()]{1,2000})\)"
+)
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
 _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
 
@@ -141,7 +145,7 @@ def with_placeholders(text: str, crisis: CrisisServices) -> str:
 
 
 def without_contacts(text: str, crisis: CrisisServices) -> str:
-    """Return the text without contacts: each goes with the words that lead up to it.
+    """Return the text without contacts: each goes with the words that lead up to it; of a Markdown link the words stay.
 
     Its sentence goes too if it says nothing without, and so does one before it that only announces it. What names a
     crisis service stays, and so does what the next sentence points back at, with `his` or `it`.
@@ -149,6 +153,9 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
     found = crisis.told_apart(text)[1]
     if not found:
         return text
+    if "](" in text:
+        text = _MARKDOWN_LINK.sub(lambda link: link.group() if crisis.owns(link["address"]) else link["words"], text)
+        found = crisis.told_apart(text)[1]
     services = [start for start, _ in crisis.spans(text)]
     starts = [contact.start for contact in found]
     kept: list[tuple[str, bool]] = []  # a sentence, and whether it names a crisis service
@@ -261,8 +268,13 @@ class Prepared(NamedTuple):
     foreign: str | None = None
 
 
+def _visible(text: str) -> str:
+    """Return what a browser would show of a text, and the addresses of its links to bundled crisis services."""
+    return without_markup(text, lambda address: crisis_services().owns(address))
+
+
 SPEECH_STEPS = (
-    Step("markup", without_markup),
+    Step("markup", _visible),
     Step("characters", normalise),
     Step("sentence_spacing", with_sentence_spacing),
 )
@@ -273,7 +285,7 @@ def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisSer
 
     The names of `known` authors are looked for in every response. The services of `crisis` stay.
     """
-    steps = list(SPEECH_STEPS)
+    steps = [Step("markup", partial(without_markup, is_kept=crisis.owns)), *SPEECH_STEPS[1:]]
     if config.signatures == "remove":
         in_addresses = config.contacts == "keep"  # else addresses go whole
         change = partial(without_signatures, known=known, crisis=crisis, in_addresses=in_addresses)

@@ -35,7 +35,11 @@ def _any_case(words: str) -> str:
     return "|".join(f"{word}|{word.title()}|{word.upper()}" for word in words.split())
 
 
-_SURE_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_COUNTRIES.split())})(?:\\.(?:uk|au|nz|za|br|in))?"
+# In "example.com.it is", a space is missing.
+_OF_COUNTRY = r"\.(?!(?:an|he|if|is|it|me|of|on|or|so|to|up|us|we)\b)[a-z]{2}(?![A-Za-z0-9_-])"
+_SURE_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_COUNTRIES.split())})(?:{_OF_COUNTRY})?"
+# Scripts that need no space beside an address, and their marks: where they begin, it ends.
+UNSPACED = re.compile("[\u0e00-\u0eff\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 # Every repetition has a bound, so that no cell of a megabyte takes minutes.
 _LABELS = r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,6}"
 _STOP = r"\s<>\"“”«»¿¡\[\]{}|\\"
@@ -91,6 +95,7 @@ def web_addresses(text: str) -> Sequence[Span]:
     if not (may_hold_mail or any(sign in text for sign in _WEB_SIGNS) or _MAY_END.search(text)):
         return []
     found: list[Span] = []
+    text = UNSPACED.sub(" ", text)
     for match in _EMAIL.finditer(text) if may_hold_mail else ():
         glued = _GLUED_WORD.search(match.group())
         length = glued.start() if glued and "." in match.group()[: glued.start()] else len(match.group())
@@ -129,22 +134,31 @@ _NOT_BEFORE = r"(?<![0-9$€£+])(?<![0-9][.,:/\u2013-])"
 _NOT_BEHIND = r"(?![0-9]|[.,:/%][0-9])"
 _DIGITS = r"[+(]{0,2}[0-9][0-9 .\-\u2013()/·]{5,400}[0-9]"
 _RUN = re.compile(rf"{_NOT_BEFORE}{_DIGITS}(?:,? ?(?:ext\.?|extension|x) ?[0-9]{{1,5}})?{_NOT_BEHIND}")
-# Grouped as in North America, or with a country's code: a number even where its area is not assigned.
+# Grouped as in North America, with a country's code, or of a mobile in China: a number whether or not it is assigned.
 _GAP = r"[ .\-\u2013/·]"
 _GROUPED = re.compile(
     rf"(?<![0-9])(?:\+?1{_GAP}{{0,2}})?"
     rf"(?:\([2-9][0-9]{{2}}\){_GAP}?|[2-9][0-9]{{2}}{_GAP}{{1,2}})[0-9]{{3}}{_GAP}{{1,2}}[0-9]{{4}}"
     r"|(?<![0-9])(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9]"
+    rf"|(?<![0-9])1[3-9][0-9](?:{_GAP}?[0-9]{{4}}){{2}}(?![0-9])"
 )
 _TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
 _VANITY = re.compile(
     rf"\b(?:1[-.]{_TOLL_FREE}(?=[-.A-Za-z0-9]{{6}})(?:[-.][A-Za-z0-9]{{1,11}}){{1,4}}"
     rf"|1 {_TOLL_FREE}(?:[ -][A-Z0-9]{{2,8}}){{1,3}})\b"
 )
+# What is done with a number, or has one, in other languages than English.
+CALLED_ABROAD = (
+    r"\b(?:anruf\w*|ruf(?:e|en|t)?|nummer\w*|handy\w*|ll[aá]m\w+|marc(?:a|ar|ando|ad)|marque\w*|appel\w*"
+    r"|lig(?:a|ar|ue|uem)|bel|n[uú]mero|num[ée]ro|celular|cellulare|m[óo]vil|t[ée]l[ée]f\w+|tél|chiam\w+|zadzwoń|zavolej\w*"
+    r"|soita\w*|sun[aă]\w*|hívd|hívj\w+|nazovite|pokličite|aray\u0131n|hubungi|tawag\w*|телефон\w*|звон\w+|позвон\w+)\b"
+    r"|[电電]话|電話|手[机機]|[联聯][系繫]|QQ|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร"
+    r"|اتصل|الخط|رقم|هاتف|جوال|हेल्पलाइन|फ़?ोन|नंबर|मोबाइल|התקשר"
+)
 # Any run of seven digits or more is a number where the text says to call it.
 _CALLED = re.compile(
-    r"\b(?:call|calling|called|calls|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
-    r"|helpline|reach (?:me|us|him|her|them)|llam\w+|número|numero|number is)\b[^0-9\n]{0,30}?"
+    r"(?:\b(?:call|calling|called|calls|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
+    rf"|helpline|reach (?:me|us|him|her|them)|number is)\b|{CALLED_ABROAD})[^0-9\n]{{0,30}}?"
     rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
     re.IGNORECASE,
 )

@@ -11,7 +11,7 @@ from pydantic import Field
 from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.contacts import phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import CALLED_ABROAD, phone_numbers, web_addresses
 from psychocounsel.corpus.text import Span, blanked, either, sentences
 from psychocounsel.types import Turn
 
@@ -54,10 +54,7 @@ _NORTH_AMERICA = "1"
 _KEYPAD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
 _CALLING = re.compile(
     r"(?:\b(?:call|calls|called|calling|dial|dials|dialing|dialling|text|texts|texting|txt|sms|ring\w*|phone|telephone"
-    r"|number|contact|contacting|reach|hotline|helpline|lifeline|line|emergency|samaritans|anruf\w*|ruf\w*|nummer\w*"
-    r"|llam\w+|marc\w+|appel\w*|ligue|lig\w{1,3}|bel|numero|número|chiam\w+|telefon\w*|zadzwoń|zavolej\w*|soita\w*"
-    r"|sun[aă]\w*|hívd|hívj\w+|nazovite|pokličite|aray\u0131n|hubungi|tawag\w*|телефон\w*|звон\w+|позвон\w+)\b"
-    r"|[电電]话|電話|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร|اتصل|الخط|हेल्पलाइन|התקשר).{0,80}$",
+    rf"|number|contact|contacting|reach|hotline|helpline|lifeline|line|emergency|samaritans)\b|{CALLED_ABROAD}).{{0,80}}$",
     re.IGNORECASE | re.DOTALL,
 )
 _NAMED = re.compile(
@@ -66,6 +63,9 @@ _NAMED = re.compile(
 _NUMBER_BEGINS = re.compile(r"[(+0-9](?<![0-9+$€£(][0-9])(?<![0-9][.,:/-][0-9])(?=[0-9(]|(?<=[0-9]))")
 _LOOK_BACK_CHARS = 100
 _DIGIT = re.compile(r"[0-9]")
+_NUMBER_LINK = re.compile(r"\s*(?:tel|sms):(?://)?([^?&;]*)", re.IGNORECASE)
+_NO_DIGIT = re.compile(r"[^0-9]")
+_WORD = re.compile(r"\w")
 _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
 _SPEAKS_OF_CRISIS = re.compile(
     r"\b(?:cris[ei]s|suicid|self[- ]?harm|hot ?line|help ?line|life ?line|emergenc|samaritan|befriend|kris[ei]|notruf"
@@ -102,16 +102,19 @@ class CrisisServices:
     def numbers(self, text: str) -> list[tuple[int, int]]:
         """Return where listed numbers stand, as sorted (start, end).
 
-        A number of fewer than six digits counts only near words such as "call" or "hotline".
+        A number of fewer than six digits counts only near words such as "call" or "hotline", or behind the name of a
+        service, and not as a part of a longer one: `123` is no service's in `+63 917 123 4567`.
         """
-        found: list[tuple[int, int]] = []
+        found: dict[int, int] = {}
         position = 0
         for begin in _NUMBER_BEGINS.finditer(text):
             start = begin.start()
-            if start >= position and (end := self._number_end(text, start)) > start:
-                found.append((start, end))
-                position = end
-        return found
+            if start < position or (end := self._number_end(text, start)) == start:
+                continue
+            longer = phone_numbers(text) if end - start < _CERTAIN_DIGITS else ()
+            if all(phone.start in found for phone in longer if phone.start < start < phone.end):
+                found[start] = position = end
+        return list(found.items())
 
     def _number_end(self, text: str, start: int) -> int:
         """Return the end of the longest listed number that starts at a position; the position where there is none."""
@@ -121,8 +124,14 @@ class CrisisServices:
             at = key.end()
             counts_anywhere = self._numbers.get(dialled)
             if counts_anywhere is not None and not _GOES_ON.match(text, at):
-                end = at if counts_anywhere or _is_called(text, start, at) else end
+                end = at if counts_anywhere or self._is_called(text, start, at) else end
         return end
+
+    def _is_called(self, text: str, start: int, end: int) -> bool:
+        begin = max(0, start - _LOOK_BACK_CHARS)
+        if _CALLING.search(text[begin:start]) is not None or _NAMED.match(text, end) is not None:
+            return True
+        return any(not _WORD.search(text, name.end(), start) for name in self._names.finditer(text, begin, start))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where services stand by number, address or name, as sorted (start, end) that may overlap.
@@ -145,7 +154,7 @@ class CrisisServices:
         ours: list[tuple[int, int]] = []
         others: list[Span] = []
         for address in web_addresses(text):
-            if self._owns(text[address.start : address.end]):
+            if self.owns(text[address.start : address.end]):
                 ours.append((address.start, address.end))
             else:
                 others.append(address)
@@ -153,13 +162,19 @@ class CrisisServices:
             ours += self.numbers(text)
             speaks = _SPEAKS_OF_CRISIS.search(text) is not None
             for phone in phone_numbers(blanked(text, [*ours, *others], _NOT_IN_NUMBERS)):
-                if speaks and _may_be_a_service(_sentence_at(text, phone.start)):
+                # "116 123/0800 1111"
+                numbers = (_NO_DIGIT.sub("", each) for each in text[phone.start : phone.end].split("/"))
+                is_listed = all(number in self._numbers for number in numbers)
+                if is_listed or (speaks and _may_be_a_service(_sentence_at(text, phone.start))):
                     ours.append((phone.start, phone.end))
                 else:
                     others.append(phone)
         return sorted(ours), sorted(others, key=lambda each: each.start)
 
-    def _owns(self, address: str) -> bool:
+    def owns(self, address: str) -> bool:
+        """Return whether a web or mail address, or a link such as `tel:988`, is a service's."""
+        if number := _NUMBER_LINK.match(address):
+            return re.sub(r"[^0-9A-Z+]", "", number[1].upper()) in self._numbers
         host = re.sub(r"^[a-z]+://|^mailto:", "", address.lower())
         labels = re.split(r"[/?#:!,]", host, maxsplit=1)[0].rpartition("@")[2].rstrip(".-").split(".")
         return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
@@ -187,11 +202,6 @@ def _sentence_at(text: str, position: int) -> str:
 def names_crisis_service(text: str, crisis: CrisisServices, begin: int = 0) -> bool:
     """Return whether a text names a crisis service by a number, an address or a name that ends after a position."""
     return any(end > begin for _, end in crisis.spans(text))
-
-
-def _is_called(text: str, start: int, end: int) -> bool:
-    before = text[max(0, start - _LOOK_BACK_CHARS) : start]
-    return _CALLING.search(before) is not None or _NAMED.match(text, end) is not None
 
 
 def _ways_to_dial(key: str, calling_code: str | None) -> list[str]:

@@ -4,7 +4,7 @@ import html
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -83,10 +83,13 @@ def replaced(text: str, parts: Iterable[tuple[int, int, str]]) -> str:
     return "".join([*pieces, text[position:]])
 
 
-# A line feed, or closing marks and space; written so that `re` skips to the first character.
+# A line feed, closing marks and space, or marks of Chinese and Japanese, which no space follows; `re` skips to the
+# first character.
+_FULL_WIDTH = r"。\uff01\uff1f"
 _END = re.compile(
-    r"[\n.!?…](?:(?<=\n)\n*(?=(?P<line>\S)?)"
-    r"|(?<!\n)[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
+    rf"[\n.!?…؟।\u06d4{_FULL_WIDTH}](?:(?<=\n)\n*(?=(?P<line>\S)?)"
+    rf"|(?<=[{_FULL_WIDTH}])[{_FULL_WIDTH}…]*[”\u2019」』\uff09]* *(?=\S)|(?<![\n{_FULL_WIDTH}])"
+    r"[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
 )
 _MARKS = re.compile(r"[.!?…]+")
 _ABBREVIATION = re.compile(
@@ -110,7 +113,8 @@ def sentences(text: str) -> list[str]:
     pieces: list[str] = []
     start = 0
     for end in _END.finditer(text):
-        continues = _is_wrapped(text, end) if text[end.start()] == "\n" else _continues(text, start, end)
+        mark = text[end.start()]
+        continues = _is_wrapped(text, end) if mark == "\n" else mark in ".!?…" and _continues(text, start, end)
         if not continues:
             pieces.append(text[start : end.end()])
             start = end.end()
@@ -219,14 +223,16 @@ _AMPERSAND, _LESS = "\ue000", "\ue001"  # of private use: they stand for what th
 _MAX_NESTING = 20
 
 
-def without_markup(text: str) -> str:
+def without_markup(text: str, is_kept: Callable[[str], bool] = lambda address: False) -> str:
     """Return roughly the text that a browser would show, with line feeds for its breaks.
 
+    Of links, those whose address `is_kept` and is not in their own text have it behind them, in brackets.
     Only complete tags of known HTML elements count, so `I <3 you`, `a < b` and `<sighs>` stay. A text that was
     escaped more than once is decoded to the end.
     """
     for _ in range(_MAX_NESTING):
-        plain = _shown(text) if "<" in text else text  # before decoding: `&quot;` inside an attribute does not end it
+        # Before decoding: `&quot;` inside an attribute does not end it.
+        plain = _shown(text, is_kept) if "<" in text else text
         if "&" in plain:
             plain = _REFERENCE.sub(lambda reference: html.unescape(reference.group()), plain)
         if plain == text:
@@ -236,7 +242,7 @@ def without_markup(text: str) -> str:
     return text.replace("<", "").replace("&", "")
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, is_kept: Callable[[str], bool]) -> str:
     """Return what a parser shows of a text; what begins no tag, comment or declaration, or never ends, is text."""
     last_end, last_comment = text.rfind(">"), text.rfind("-->")
     last_hidden = {match[1].lower(): match.start() for match in _HIDDEN_ENDS.finditer(text)}
@@ -247,24 +253,33 @@ def _shown(text: str) -> str:
             end = last_hidden.get(f"s{sign['hidden']}".lower(), -1)
         return sign.group() if sign["opens"] and sign.start() < end else _LESS + sign.group()[1:]
 
-    parser = _Parser()
+    parser = _Parser(is_kept)
     parser.feed(_LESS_THAN.sub(as_text_unless_markup, text).replace("&", _AMPERSAND))
     parser.close()
     return "".join(parser.pieces).replace(_LESS, "<").replace(_AMPERSAND, "&")
 
 
+_NO_PAGE = re.compile(r"^(?:tel|sms|mailto):(?://)?")
+_ADDRESS_SIGNS = re.compile(r"^[a-z]+:|www\.|[^A-Za-z0-9]")
+
+
 class _Parser(HTMLParser):
     """Collects the text between tags, line feeds for the tags that break lines, and as they are tags of no element."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_kept: Callable[[str], bool]) -> None:
         super().__init__(convert_charrefs=False)
         self.pieces: list[str] = []
         self._is_hidden = False
+        self._is_kept = is_kept
+        self._link: tuple[str, int] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         is_element = tag in _NAMES or tag in _HIDDEN_TAGS or ":" in tag
         if is_element and all(value is not None or name in _BARE_ATTRIBUTES for name, value in attrs):
             self._is_hidden = tag in _HIDDEN_TAGS
+            address = dict(attrs).get("href") if tag == "a" else None
+            if address and self._is_kept(address):
+                self._link = address, len(self.pieces)
             self.pieces.append("\n- " if tag == "li" else " " if tag in ("td", "th") else _break(tag))
         else:
             self.pieces.append(self.get_starttag_text() or "")
@@ -272,6 +287,12 @@ class _Parser(HTMLParser):
     handle_startendtag = handle_starttag
 
     def handle_endtag(self, tag: str) -> None:
+        if tag == "a" and self._link is not None:
+            address, begin = self._link
+            shown = _ADDRESS_SIGNS.sub("", "".join(self.pieces[begin:]))
+            if _ADDRESS_SIGNS.sub("", address) not in shown:
+                self.pieces.append(f" ({_NO_PAGE.sub('', address)})")
+            self._link = None
         if tag in _NAMES or ":" in tag:
             self.pieces.append("" if tag == "li" else _break(tag))
         elif tag not in _HIDDEN_TAGS:

@@ -249,7 +249,7 @@ _LOCAL_PHONE = re.compile(
     r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
     re.IGNORECASE,
 )
-_HANDLE = re.compile(r"(?<![\w@.&/$-])@[^\W\d]\w{2,29}(?:\.\w{1,29})*(?![\w@])")
+_HANDLE = re.compile(r"(?<![\w@.&/$-])(?:@[^\W\d]\w{2,29}(?:\.\w{1,29})*|/?u/[A-Za-z0-9_-]{3,20})(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
@@ -366,9 +366,9 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 10
+VERSION = 11
 # A digit, or what marks an account. Without one no rule has a match.
-_SIGN = re.compile(r"[\d_@]|\.(?=\w)")
+_SIGN = re.compile(r"[\d_@]|\.(?=\w)|u/\w")
 
 
 class _Rule(NamedTuple):
