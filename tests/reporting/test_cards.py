@@ -187,6 +187,43 @@ def test_every_number_stands_in_its_section(title: str, lines: list[str]) -> Non
     assert "vetoes" not in text
 
 
+def test_the_card_has_what_a_methods_paragraph_needs() -> None:
+    """The words of the rubric, how each model was asked for answers, and how every judge was asked for ratings."""
+    sampling = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 512}
+    prompts = {"gpt": "Answer as a counsellor.", "hub": "", "tiny": ""}
+    models = {"gpt": {"endpoint": {"model": "gpt-4o-2024-08-06", "base_url": "http://10.0.0.7/v1"}, "model": None}}
+    models["hub"] = {"endpoint": None, "model": {"hub": "meta-llama/Llama-3.2-3B-Instruct", "revision": "0123abc"}}
+    models["tiny"] = {"endpoint": None, "model": {}}
+    responders = [
+        {"author": author, **models[author], "file": None, "sampling": sampling, "chat": {"system_prompt": prompt}}
+        for author, prompt in prompts.items()
+    ]
+    base = artifact("base-models", "tiny", {})
+    pool = artifact(
+        "candidates",
+        "pool",
+        {"kept": 6, "repeated_text": 0, "failed": {}},
+        parents={"responder tiny": base},
+        settings={"responders": responders},
+    )
+    member = {"model": "judge-a", "temperature": 0.0, "max_tokens": 600, "samples": 1, "base_url": "http://10.0.0.7/v1"}
+    panel = {"judge": {"panel": [member, {**member, "model": "judge-b", "samples": 5}]}}
+    judged = artifact("judgements", "small", judgement_metrics(), parents={"asked": pool}, settings=panel)
+    card = dataset_card(whole_facts(artifacts=(PREFERENCES, judged, SPEECHES, pool)))
+    how = "temperature: 0.7, top_p: 0.95, max_new_tokens: 512"
+    for row in (
+        f"| gpt | gpt-4o-2024-08-06 | {how} | Answer as a counsellor. |",
+        f"| hub | meta-llama/Llama-3.2-3B-Instruct@0123abc | {how} |  |",
+        f"| tiny | {base.ref} | {how} |  |",
+    ):
+        assert row in section(card, "Collection")
+    labels = section(card, "Labels")
+    assert all(words in labels for each in RUBRIC.principles for words in (each.description, *each.anchors.values()))
+    assert all(f"`model: {name}`" in labels for name in ("judge-a", "judge-b"))
+    assert "`samples: 5`" in labels
+    assert "10.0.0.7" not in card, "an address of our own is nobody's business"
+
+
 def test_imported_leakage_is_shown_and_benchmarks_whose_texts_were_dropped_are_named() -> None:
     leaking = with_corpus({"clusters_across_splits": 3}, exclude=[{"name": "exam.csv"}], exclude_span_words=12)
     found, clean = (section(card, "Splits and leakage") for card in (leaking, with_corpus()))

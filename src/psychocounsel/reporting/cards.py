@@ -354,6 +354,8 @@ def dataset_card(facts: DatasetFacts) -> str:
         lengths=_length_table(facts),
         rubric=Table("rubric", "", ("column", "principle"), "ll", principles),
         judges=Table("judges", "", ("judge, as its replies named it", "judgements"), "lr", judges, from_judgements),
+        judge_settings=_judge_settings(judgements),
+        asked=_asked_table(facts.artifacts),
         authors=Table("authors", "", of_author, "lrrr", authors, from_responses),
         lineage=_lineage_table(facts.artifacts),
         cleaning=_words(settings.get("cleaning", {})),
@@ -385,13 +387,39 @@ def _front_matter(facts: DatasetFacts, licence: str, corpus_settings: Mapping[st
     }
 
 
-def _words(settings: Mapping[str, Any]) -> str:
+def _words(settings: Mapping[str, Any], mark: str = "`") -> str:
     """Return the settings in one block that are set, `key: value` one after the other."""
 
     def plain(value: object) -> str:
         return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
-    return ", ".join(f"`{name}: {plain(value)}`" for name, value in settings.items() if value not in (None, {}, []))
+    return ", ".join(
+        f"{mark}{name}: {plain(value)}{mark}" for name, value in settings.items() if value not in (None, {}, [])
+    )
+
+
+def _judge_settings(judgements: Artifact | None) -> list[str]:
+    """Return what every judging model was asked with, one text for each; none for judges that are no model."""
+    judge: Mapping[str, Any] = judgements.manifest["settings"].get("judge", {}) if judgements else {}
+    keys = ("model", "hub", "revision", "temperature", "top_p", "max_tokens", "samples")
+    members: Sequence[Mapping[str, Any]] = judge.get("panel", (judge,))
+    return [_words({key: each.get(key) for key in keys}) for each in members if "temperature" in each]
+
+
+def _asked_table(artifacts: Sequence[Artifact]) -> Table:
+    """Return who was asked for responses: the model behind each author, how it was sampled, and its system prompt."""
+    rows: list[tuple[str, ...]] = []
+    sources: list[Artifact] = []
+    for artifact in artifacts:
+        parents = {parent.role: f"{parent.name}@{parent.id[:8]}" for parent in artifact.parents}
+        asked = [each for each in artifact.manifest["settings"].get("responders", ()) if not each.get("file")]
+        sources += [artifact] * bool(asked)
+        for each in asked:
+            author, model = each["author"], each["endpoint"] or each["model"]
+            weights = "@".join(filter(None, (model.get("hub"), model.get("revision"))))
+            name = model.get("model") or weights or parents.get(f"responder {author}", "weights of a folder")
+            rows.append((author, name, _words(each["sampling"], mark=""), each["chat"]["system_prompt"]))
+    return Table("asked", "", ("author", "model", "sampling", "system prompt"), "llll", tuple(rows), tuple(sources))
 
 
 def _licence_table(licences: Sequence[str]) -> Table:
