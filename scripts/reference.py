@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.cli import get_docs_for_click
 
 from psychocounsel.cli.main import app
 from psychocounsel.config.base import Gate, SpeedSetting
@@ -26,40 +27,9 @@ MARKS = ((SpeedSetting, "speed"), (Gate, "gate"))
 
 
 def commands() -> str:
-    """Return the page of all commands, with their arguments and options."""
-    parts = [
-        "# Commands",
-        "Every command ends with an exit code that says how ([README](../../README.md)). `-h` shows this.",
-    ]
-    for name, command in _commands(typer.main.get_command(app), "psychocounsel"):
-        rows = [
-            f"| {_cell(_spelling(each))} | {_cell(getattr(each, 'help', None) or '')} | {_cell(_default(each))} |"
-            for each in command.params
-            if each.name != "help"
-        ]
-        parts += [f"## {name}", inspect.cleandoc(command.help or "")]
-        parts += ["\n".join(["| argument | meaning | default |", "|---|---|---|", *rows])] if rows else []
-    return "\n\n".join(parts) + "\n"
-
-
-def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    below = getattr(command, "commands", {})
-    if not below:
-        yield name, command
-    for key, each in below.items():
-        yield from _commands(each, f"{name} {key}")
-
-
-def _spelling(parameter: Any) -> str:
-    metavar = getattr(parameter, "metavar", None) or parameter.name.upper()
-    if parameter.param_type_name == "argument":
-        return f"`{metavar}`"
-    return f"`{', '.join(parameter.opts)}{'' if parameter.is_flag else f' {metavar}'}`"
-
-
-def _default(parameter: Any) -> str:
-    value = parameter.default
-    return "required" if parameter.required else "" if value in (None, False) or callable(value) else f"`{value}`"
+    """Return the page of all commands, with their arguments and options, as typer writes it."""
+    command = typer.main.get_command(app)
+    return get_docs_for_click(obj=command, ctx=typer.Context(command), name="psychocounsel", title="Commands")
 
 
 def config() -> str:

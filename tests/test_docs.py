@@ -206,7 +206,7 @@ def test_the_reference_from_the_code_is_complete_and_its_links_lead_somewhere() 
         assert len(linked) > 10
         assert linked <= set(re.findall(r"\{#([\w-]+)\}", page))
     assert all(f"`{key}`" in reference.config() for key in AlignConfig.model_fields)
-    assert all(f"## psychocounsel {name}" in reference.commands() for name in ("run", "align", "annotate export"))
+    assert all(f"## `psychocounsel {name}`" in reference.commands() for name in ("run", "align", "annotate export"))
 
 
 def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
