@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import LoraConfig as PeftLoraConfig
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -268,8 +269,16 @@ class LengthGroupedTrainer(CheckedTrainer):
     row_lengths: Sequence[int] = ()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Have trl's figures gathered from micro-batches that need not have equally many rows in all processes."""
+        """Set how processes compute together.
+
+        trl's figures are gathered from micro-batches that need not have equally many rows in all processes. FSDP sums
+        gradients in fp32 and leaves results as they are: accelerate has both in bfloat16 where weights are gathered in
+        it, and the log-probability of an answer, a sum of hundreds of nats, would be rounded to whole ones.
+        """
         super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.args.bf16:
+            plugin: Any = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
         if self.accelerator.num_processes > 1:
             cast(Any, self.accelerator).gather = gather_rows
 
