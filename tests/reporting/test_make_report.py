@@ -14,11 +14,11 @@ from psychocounsel.store.schemas import (
     Annotation,
     OrderedComparison,
     SplitSpeech,
-    write_annotations,
     write_candidates,
     write_comparisons,
     write_judgements,
     write_pairs,
+    write_records,
     write_speeches,
 )
 from psychocounsel.store.store import Store
@@ -166,7 +166,7 @@ def test_people_s_labels_stand_with_what_they_labelled_and_a_model_s_do_not(stor
     ]
     metrics = {"labeller": "human", "sampled": "random", "items": 1, "labelled": 1, "skipped": 0}
     metrics |= {"raters": {}, "win_rate": None, "agreement": {}}
-    made(store, "annotations", metrics, one.as_parent("tasks"), write=lambda to: write_annotations(to, given))
+    made(store, "annotations", metrics, one.as_parent("tasks"), write=lambda to: write_records(to, Annotation, given))
     (data,) = re.findall(
         r'<script type="application/json"[^>]*>(.*?)</script>', page(make_report(config("annotations/run"), store))
     )

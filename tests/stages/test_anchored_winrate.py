@@ -13,13 +13,7 @@ from psychocounsel.evaluation.annotations import Label, annotation_metrics
 from psychocounsel.store.artifacts import ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.evaluation_metrics import AnchorMetrics
 from psychocounsel.store.metrics import metrics_of
-from psychocounsel.store.schemas import (
-    Annotation,
-    AnnotationItem,
-    OrderedComparison,
-    write_annotations,
-    write_comparisons,
-)
+from psychocounsel.store.schemas import Annotation, AnnotationItem, OrderedComparison, write_comparisons, write_records
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Comparison, ReplyStatus, Winner
 from running import Cli
@@ -80,7 +74,7 @@ def labelled(
                 points = {"left": 1.0, "tie": 0.5, "right": 0.0}.get(choice)
                 speech = item.replace("i", "s")
                 rows.append(Annotation(item, of.id, speech, 0, rater, "human", choice, points, "random"))
-        write_annotations(writer, rows)
+        write_records(writer, Annotation, rows)
         metrics = annotation_metrics(items, labels, [OVERALL])
         writer.write_metrics({**metrics, "labeller": "human", "sampled": "random", **changes})
 

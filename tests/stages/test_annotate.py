@@ -16,7 +16,7 @@ from browser import Page, needs_browser, open_page
 from psychocounsel.stages.annotate import RESTRICTED
 from psychocounsel.store.artifacts import MANIFEST, METRICS, Artifact
 from psychocounsel.store.metrics import AnnotationMetrics, metrics_of
-from psychocounsel.store.schemas import AnnotationItem, read_annotation_key, read_annotations
+from psychocounsel.store.schemas import Annotation, AnnotationItem, read_records
 from psychocounsel.store.store import Store
 from running import Cli, Ended, await_until, write_listed
 
@@ -63,6 +63,10 @@ def saved(path: Path, of: Artifact, labels: Mapping[str, Any], **changes: Any) -
     return path
 
 
+def key_of(tasks: Artifact) -> list[AnnotationItem]:
+    return read_records(tasks, AnnotationItem)
+
+
 def choosing(items: Sequence[AnnotationItem], *wanted: str | None) -> dict[str, Any]:
     """Label one item after the other: `policy`, `reference`, `tie`, or None for a skip."""
     sides = ("left", "right")
@@ -76,7 +80,7 @@ def choosing(items: Sequence[AnnotationItem], *wanted: str | None) -> dict[str, 
 
 def test_export_is_blinded_shuffled_and_seeded(store: Store, export: Callable[..., Artifact]) -> None:
     tasks = export()
-    key, items = read_annotation_key(tasks), shown(tasks)
+    key, items = key_of(tasks), shown(tasks)
     text = page_of(tasks) + tasks.file("annotate.csv").read_text(encoding="utf-8-sig")
     source = store.artifacts("comparisons")[-1]
     known = {*AUTHORS.values(), "duel", source.id, source.id[:8]}
@@ -93,10 +97,10 @@ def test_export_is_blinded_shuffled_and_seeded(store: Store, export: Callable[..
     corpus = [each["speech_id"] for each in pq.read_table(source.file("comparisons.parquet")).to_pylist()]
     assert [each.speech_id for each in key] != sorted((each.speech_id for each in key), key=corpus.index)
 
-    larger = read_annotation_key(export("comparisons/duel", 2 * SAMPLE))
+    larger = key_of(export("comparisons/duel", 2 * SAMPLE))
     assert larger[:SAMPLE] == key
     assert len({each.speech_id for each in larger[:20]}) == 20
-    other = read_annotation_key(export("comparisons/duel", SAMPLE, "--seed", "1"))
+    other = key_of(export("comparisons/duel", SAMPLE, "--seed", "1"))
     assert not {each.item for each in other} & {each.item for each in key}
     export()
     assert len(store.artifacts("annotation-tasks")) == 3  # the same again is up to date
@@ -136,7 +140,7 @@ def test_labels_of_several_raters_become_annotations(
     store: Store, export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
 ) -> None:
     tasks = export()
-    key = read_annotation_key(tasks)
+    key = key_of(tasks)
     ana = choosing(key, "policy", "policy", "reference", "tie", None, "policy")
     bo = choosing(key, "policy", "reference", "reference", "tie")
     rows = list(csv.DictReader(io.StringIO(tasks.file("annotate.csv").read_text(encoding="utf-8-sig"))))
@@ -150,7 +154,7 @@ def test_labels_of_several_raters_become_annotations(
     assert ended.code == 0, ended.err
 
     made = store.artifacts("annotations")[-1]
-    found = read_annotations(made)
+    found = read_records(made, Annotation)
     assert {(each.rater, each.labeller, each.sampled) for each in found} == {
         ("ana", "human", "random"),
         ("bo", "human", "random"),
@@ -172,14 +176,14 @@ def test_labels_of_several_raters_become_annotations(
     assert "Cohen" in ended.out
     assert "up to date" in bring(tasks, tmp_path / "bo.csv", tmp_path / "ana.json").out
     assert bring(tasks, tmp_path / "bo.csv", labeller="model").code == 0
-    assert {each.labeller for each in read_annotations(store.artifacts("annotations")[-1])} == {"model"}
+    assert {each.labeller for each in read_records(store.artifacts("annotations")[-1], Annotation)} == {"model"}
 
 
 def test_raters_who_did_not_read_are_named(
     export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
 ) -> None:
     tasks = export(sample=40)
-    key = read_annotation_key(tasks)
+    key = key_of(tasks)
     said = {
         "tess": dict.fromkeys(range(40), "tie"),
         "lefty": {at: "left" if at % 10 else "right" for at in range(40)},
@@ -210,7 +214,7 @@ def test_anchor_is_named_only_where_it_can_succeed(
     assert ended.code == 0, ended.err
     assert (f"covers {min(sample, speeches)} speeches" in ended.out, advice in ended.out) == (not can_anchor, True)
     tasks = Store(root).artifacts("annotation-tasks")[-1]
-    labels = saved(tmp_path / "ana.json", tasks, choosing(read_annotation_key(tasks), *["policy", "tie"] * sample))
+    labels = saved(tmp_path / "ana.json", tasks, choosing(key_of(tasks), *["policy", "tie"] * sample))
     ended = cli("annotate", "import", tasks.ref, labels, "--labeller", "human", "--store", root)
     assert ("next: psychocounsel anchor duel@" in ended.out, ended.code) == (can_anchor, 0)
     if not can_anchor:
@@ -222,12 +226,12 @@ def test_a_sample_that_raters_chose_is_not_random(
     store: Store, export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
 ) -> None:
     tasks = export()
-    key = read_annotation_key(tasks)
+    key = key_of(tasks)
     first, second = choosing(key[:3], *["tie"] * 3), choosing(key[4:6], *["tie"] * 2)
     sampled: list[str] = []
     for number, labels in enumerate((first, first | second, first | second | choosing(key[3:4], None))):
         assert bring(tasks, saved(tmp_path / f"rater{number}.json", tasks, labels)).code == 0
-        sampled.append(read_annotations(store.artifacts("annotations")[-1])[0].sampled)
+        sampled.append(read_records(store.artifacts("annotations")[-1], Annotation)[0].sampled)
     assert sampled == ["random", "other", "random"]
 
 
@@ -277,14 +281,14 @@ def test_files_that_do_not_fit_are_refused(
     store: Store, export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path, fault: Fault, words: str
 ) -> None:
     tasks = export()
-    labels = choosing(read_annotation_key(tasks), "policy", "tie")
+    labels = choosing(key_of(tasks), "policy", "tie")
     bring(tasks, *fault(tmp_path, tasks, labels)).says(2, words)
     assert store.artifacts("annotations") == []
 
 
 def test_who_labelled_must_be_said(export: Callable[..., Artifact], store: Store, cli: Cli, tmp_path: Path) -> None:
     tasks = export()
-    path = saved(tmp_path / "ana.json", tasks, choosing(read_annotation_key(tasks), "tie"))
+    path = saved(tmp_path / "ana.json", tasks, choosing(key_of(tasks), "tie"))
     assert cli("annotate", "import", tasks.ref, path, "--store", store.root).code == 2
 
 
@@ -292,7 +296,7 @@ def test_ratings_come_back_by_principle(
     store: Store, export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
 ) -> None:
     tasks = export("judgements/rated", 4)
-    key = read_annotation_key(tasks)
+    key = key_of(tasks)
     header = ["item", *RUBRIC.principle_ids]
     lines = [[key[0].item, *["4"] * 7], [key[1].item, *["2"] * 7], [key[2].item, "skip", *[""] * 6]]
     (tmp_path / "ana.csv").write_text("\n".join(",".join(line) for line in [header, *lines]), encoding="utf-8")
@@ -324,7 +328,7 @@ def test_labels_of_older_exports_are_read_whose_metrics_have_only_the_ends_of_th
 ) -> None:
     tasks = export("judgements/rated", 4)
     write_listed(tasks.file(METRICS), json.dumps(tasks.metrics | {"scale": [1, 5]}).encode("utf-8"))
-    item = read_annotation_key(tasks)[0].item
+    item = key_of(tasks)[0].item
     for rating, code in ((3, 0), (6, 2)):
         labels = {item: dict.fromkeys(RUBRIC.principle_ids, rating)}
         assert bring(tasks, saved(tmp_path / "ana.json", tasks, labels)).code == code
@@ -366,7 +370,7 @@ def test_a_rater_compares_with_the_keyboard_alone(
     store: Store, export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
 ) -> None:
     tasks = export("comparisons/duel", 5)
-    key = read_annotation_key(tasks)
+    key = key_of(tasks)
     path = Path(tmp_path / "sent" / "annotate.html")
     path.parent.mkdir()
     path.write_bytes(tasks.file("annotate.html").read_bytes())
@@ -401,7 +405,7 @@ def test_a_rater_compares_with_the_keyboard_alone(
     choices = [label and label["overall"] for label in (labels[each.item] for each in key)]
     assert choices == ["left", "right", None, "tie", "right"]
     assert bring(tasks, done).code == 0
-    points = [each.points for each in read_annotations(store.artifacts("annotations")[-1])]
+    points = [each.points for each in read_records(store.artifacts("annotations")[-1], Annotation)]
     assert points[3] == 0.5
     assert points[0] == float(key[0].policy_at == 0)
 

@@ -46,7 +46,7 @@ from psychocounsel.store.schemas import (
     read_row_provenance,
     read_written_rows,
     write_candidates,
-    write_row_provenance,
+    write_records,
     write_speeches,
 )
 from psychocounsel.store.store import Store
@@ -222,7 +222,7 @@ def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWrite
         DataQualityError: there is no row, or no speech is left.
     """
     speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
-    write_row_provenance(writer, funnel.counting(read_speeches(cleaner, speeches)))
+    write_records(writer, RowProvenance, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:
         fault = (
             "no row was read: a file has a header alone, `where` holds for no row, a list is empty, or the client says "
@@ -239,7 +239,7 @@ def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWrite
     if config.cleaning.max_speeches is not None and len(speeches) > config.cleaning.max_speeches:
         speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, writer.work)
         funnel = Funnel(SPEECH_FUNNEL)
-        write_row_provenance(writer, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
+        write_records(writer, RowProvenance, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
     return speeches, funnel
 
 
@@ -309,7 +309,7 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
     author = authors.pseudonym if config.cleaning.signatures == "remove" else str
     index, funnel = SpeechIndex(read_row_provenance(speeches)), candidate_funnel(cleaner)
     candidates: list[Candidate] = []
-    write_row_provenance(writer, funnel.counting(read_candidates(sources, index, cleaner, author, candidates)))
+    write_records(writer, RowProvenance, funnel.counting(read_candidates(sources, index, cleaner, author, candidates)))
     if not candidates:
         raise DataQualityError(
             f"no response is left: {counted(funnel.dropped)}",

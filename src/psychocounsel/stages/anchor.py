@@ -14,7 +14,7 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.evaluation_metrics import AnnotationMetrics
 from psychocounsel.store.metrics import metrics_of
 from psychocounsel.store.references import resolve
-from psychocounsel.store.schemas import read_annotations, read_comparisons
+from psychocounsel.store.schemas import Annotation, read_comparisons, read_records
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL
 
@@ -52,7 +52,7 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
         raise InputError(
             "these labels rate answers one by one", where=labels.ref, remedy="export and label the comparison itself"
         )
-    annotations = read_annotations(labels)
+    annotations = read_records(labels, Annotation)
     outcomes = {draw: POINTS[both.outcome()] for draw, both in in_both_orders(read_comparisons(comparisons)).items()}
     there = len({speech for speech, _ in outcomes})
     _require_sample_of(comparisons, labels, {each.comparison_id for each in annotations}, given, there)
@@ -96,7 +96,7 @@ def can_correct(labels: Artifact) -> bool:
     given = metrics_of(labels)
     if not isinstance(given, AnnotationMetrics) or given.win_rate is None:
         return False
-    speeches = {each.speech_id for each in read_annotations(labels) if each.points is not None}
+    speeches = {each.speech_id for each in read_records(labels, Annotation) if each.points is not None}
     return given.labeller == "human" and given.sampled == "random" and len(speeches) >= FEWEST_LABELS
 
 

@@ -36,14 +36,13 @@ from psychocounsel.store.schemas import (
     Annotation,
     AnnotationItem,
     HumanRating,
-    read_annotation_key,
     read_candidates,
     read_comparisons,
     read_judgements,
+    read_records,
     read_speeches,
-    write_annotation_key,
-    write_annotations,
     write_human_ratings,
+    write_records,
 )
 from psychocounsel.store.store import Store, flatten
 from psychocounsel.types import OVERALL, Candidate, Rating, Speech, content_id
@@ -137,7 +136,7 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
             f"The sample covers {covered} speeches: labels of it show how far people agree with each other, but do not "
             f"correct the win rate, for which `anchor` needs {FEWEST_LABELS} speeches; {remedy}."
         )
-    write_annotation_key(writer, sampled)
+    write_records(writer, AnnotationItem, sampled)
     write_bytes(writer.file(PAGE_FILE), render_page(task).encode("utf-8"))
     write_bytes(writer.file(CSV_FILE), render_csv(task).encode("utf-8-sig"))
     writer.write_metrics(
@@ -241,7 +240,7 @@ def import_labels(tasks: str, files: Sequence[Path], labeller: Labeller, store: 
     if scale and len(scale) == 2:  # older exports have only its ends
         scale = tuple(range(int(scale[0]), int(scale[1]) + 1))
     options = dict.fromkeys(asked.questions, scale or [each.value for each in _COMPARISON.options])
-    key = read_annotation_key(exported)
+    key = read_records(exported, AnnotationItem)
     labels: dict[str, dict[str, Label]] = {}
     for path in files:
         read = _read_json(path, exported, options) if path.suffix.lower() == ".json" else _read_csv(path, options)
@@ -385,8 +384,9 @@ def _import(
     source = store.open(exported.parents[0])
     given = [(rater, each, own[each.item]) for rater, own in labels.items() for each in key if each.item in own]
     if source.kind == "comparisons":
-        write_annotations(
+        write_records(
             writer,
+            Annotation,
             (
                 Annotation(
                     each.item,

@@ -10,7 +10,7 @@ from psychocounsel.reporting.console import step_progress
 from psychocounsel.stages.preflight import require_disk
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, ModelReference, model_of, resolve_model, resolve_parent
-from psychocounsel.store.schemas import read_pairs, read_reference, write_reference
+from psychocounsel.store.schemas import ReferenceLogprobs, read_pairs, read_records, write_records
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy, PreferencePair
 
@@ -79,7 +79,7 @@ def compute_reference(config: AlignConfig, store: Store, writer: ArtifactWriter,
     shards = [{**shared, "rows": part} for part in launch.split(rows)]
     with step_progress("log-probabilities of the reference") as report:
         found = launch.run_shards(reference_logprobs, shards, work=writer.work, cancel=cancel, progress=report)
-    write_reference(writer, found)
+    write_records(writer, ReferenceLogprobs, found)
     chosen, rejected = sum(each.chosen_tokens for each in found), sum(each.rejected_tokens for each in found)
     writer.write_metrics(
         {
@@ -111,7 +111,7 @@ def train_policy(
 
     require_disk(config, policy, writer.work)
     seed = int(writer.spec.settings["seed"])
-    reference = read_reference(store.open(writer.parent("reference")))
+    reference = read_records(store.open(writer.parent("reference")), ReferenceLogprobs)
     with step_progress(f"aligning {writer.spec.name}") as report:
         output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
         plain = {"policy": policy, "reference": reference, "pairs": pairs, "config": config, "seed": seed, **schedule}

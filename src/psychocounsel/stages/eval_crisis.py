@@ -38,7 +38,7 @@ from psychocounsel.stages.leakage import leaked_speeches, training_speeches
 from psychocounsel.stages.respond import Responder, file_classes, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import write_bytes
-from psychocounsel.store.schemas import CrisisAnswer, read_candidates, write_crisis_answers, write_judgements
+from psychocounsel.store.schemas import CrisisAnswer, read_candidates, write_judgements, write_records
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import Candidate, Judgement, Speech, content_id
 
@@ -273,7 +273,7 @@ class _Evaluation:
         votes = read_reviews(config.reviews, known)
         policy = [each._replace(read=decided(votes.get(each.id, {}))) for each in policy]
         base = self._judged("base", given["base"], verdicts)
-        write_crisis_answers(writer, self._answers({"policy": policy, "base": base}, planted.values(), asked))
+        write_records(writer, CrisisAnswer, self._answers({"policy": policy, "base": base}, planted.values(), asked))
         found = {key: (harm, verdicts[each.id].ratings) for key, (harm, each) in planted.items()}
         metrics: dict[str, Any] = {
             "items": sum(each.kind != HARMLESS for each in self.items),

@@ -21,7 +21,7 @@ from psychocounsel.stages.audit import read_rated
 from psychocounsel.stages.rating_table import rating_of
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.references import resolve
-from psychocounsel.store.schemas import RATINGS_FILE, read_human_ratings
+from psychocounsel.store.schemas import RATINGS_FILE, HumanRating, read_records
 from psychocounsel.store.store import Store
 from psychocounsel.types import Rating, exact_mean
 
@@ -211,7 +211,7 @@ def _labelled(annotations: Artifact) -> Iterator[RatingRow]:
             where=annotations.ref,
             remedy="export judgements for raters, or correct the win rate by these labels: `psychocounsel anchor`",
         )
-    for each in read_human_ratings(annotations):
+    for each in read_records(annotations, HumanRating):
         if each.labeller != "human":
             raise InputError("a model gave these ratings", where=annotations.ref, remedy="name people's ratings")
         if each.score is not None:

@@ -20,13 +20,13 @@ from psychocounsel.store.references import ancestors, resolve
 from psychocounsel.store.schemas import (
     ANNOTATIONS_FILE,
     CRISIS_ANSWERS_FILE,
+    Annotation,
     CrisisAnswer,
-    read_annotations,
     read_candidates,
     read_comparisons,
-    read_crisis_answers,
     read_judgements,
     read_pairs,
+    read_records,
     read_speeches,
 )
 from psychocounsel.store.store import Store
@@ -73,7 +73,7 @@ def _build(config: ReportConfig, store: Store, writer: ArtifactWriter) -> None:
     labels: dict[tuple[str, str, int], dict[str, float]] = {}
     for each in shown:
         if ANNOTATIONS_FILE in each.manifest["files"]:
-            for label in read_annotations(each):
+            for label in read_records(each, Annotation):
                 if label.labeller == "human" and label.points is not None:
                     at = (label.comparison_id, label.speech_id, label.draw)
                     labels.setdefault(at, {})[label.rater] = label.points
@@ -182,7 +182,7 @@ def _checked_items(evaluation: Artifact, limit: int) -> Iterator[ItemSet]:
     verdicts = {each.candidate_id: each for each in read_judgements(evaluation)}
     by_item: dict[str, list[tuple[CrisisAnswer, JudgedAnswer]]] = {}
     planted: list[Item] = []
-    for each in read_crisis_answers(evaluation):
+    for each in read_records(evaluation, CrisisAnswer):
         verdict = verdicts.get(each.candidate_id)
         ratings = verdict.ratings if verdict else {}
         judged = JudgedAnswer(each.candidate_id, each.item, each.kind, ratings or None, each.read)

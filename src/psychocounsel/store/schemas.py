@@ -5,10 +5,10 @@ Schemas are explicit, so that equal rows give equal bytes and a column of nulls 
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,6 +185,17 @@ class RowProvenance(NamedTuple):
     detail: str = ""
 
 
+_FILE_OF: dict[type[NamedTuple], str] = {
+    ReferenceLogprobs: REFERENCE_FILE,
+    AnnotationItem: ANNOTATION_KEY_FILE,
+    Annotation: ANNOTATIONS_FILE,
+    HumanRating: RATINGS_FILE,
+    CrisisAnswer: CRISIS_ANSWERS_FILE,
+    RowProvenance: ROWS_FILE,
+}
+_Record = TypeVar("_Record", bound=NamedTuple)
+
+
 class TextColumn(NamedTuple):
     """Consecutive cells of one column. `first_row` is the row of the first cell, counted from 1."""
 
@@ -221,8 +232,20 @@ def write_table(writer: ArtifactWriter, name: str, rows: Iterable[Mapping[str, A
     writer.rows[name] = written
 
 
-def _write_rows(writer: ArtifactWriter, name: str, row: type[NamedTuple], rows: Iterable[NamedTuple]) -> None:
-    write_table(writer, name, (each._asdict() for each in rows), pa.schema(_columns_of(row)))
+def write_records(writer: ArtifactWriter, record: type[_Record], rows: Iterable[_Record]) -> None:
+    """Write the table of tuples of a type, which has one column for each field."""
+    write_table(writer, _FILE_OF[record], (each._asdict() for each in rows), pa.schema(_columns_of(record)))
+
+
+def read_records(artifact: Artifact, record: type[_Record]) -> list[_Record]:
+    """Read the tuples that `write_records` wrote, in their order; errors are those of `read_table`."""
+    return list(_records(record, read_table(artifact, _FILE_OF[record])))
+
+
+def _records(record: type[_Record], rows: Iterable[dict[str, Any]]) -> Iterator[_Record]:
+    make = cast("Callable[..., _Record]", record)
+    for row in rows:
+        yield make(**{name: tuple(cell) if isinstance(cell, list) else cell for name, cell in row.items()})
 
 
 def read_table(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
@@ -431,16 +454,6 @@ def read_scores(artifact: Artifact) -> list[RewardScore]:
     ]
 
 
-def write_reference(writer: ArtifactWriter, rows: Iterable[ReferenceLogprobs]) -> None:
-    """Write a reference's log-probabilities of pairs."""
-    _write_rows(writer, REFERENCE_FILE, ReferenceLogprobs, rows)
-
-
-def read_reference(artifact: Artifact) -> list[ReferenceLogprobs]:
-    """Read a reference's log-probabilities, in their order."""
-    return [ReferenceLogprobs(**row) for row in read_table(artifact, REFERENCE_FILE)]
-
-
 def write_comparisons(
     writer: ArtifactWriter, comparisons: Iterable[OrderedComparison], criteria: Sequence[str]
 ) -> None:
@@ -499,47 +512,11 @@ def read_comparisons(artifact: Artifact) -> list[OrderedComparison]:
     return read
 
 
-def write_annotation_key(writer: ArtifactWriter, items: Iterable[AnnotationItem]) -> None:
-    """Write which answers the items of an export show, in the order in which they are shown."""
-    _write_rows(writer, ANNOTATION_KEY_FILE, AnnotationItem, items)
-
-
-def read_annotation_key(artifact: Artifact) -> list[AnnotationItem]:
-    """Read which answers the items of an export show, in their order."""
-    rows = read_table(artifact, ANNOTATION_KEY_FILE)
-    return [AnnotationItem(**row)._replace(answer_ids=tuple(row["answer_ids"])) for row in rows]
-
-
-def write_annotations(writer: ArtifactWriter, annotations: Iterable[Annotation]) -> None:
-    """Write raters' labels of comparisons."""
-    _write_rows(writer, ANNOTATIONS_FILE, Annotation, annotations)
-
-
-def read_annotations(artifact: Artifact) -> list[Annotation]:
-    """Read raters' labels of comparisons, in their order."""
-    return [Annotation(**row) for row in read_table(artifact, ANNOTATIONS_FILE)]
-
-
 def write_human_ratings(writer: ArtifactWriter, ratings: Iterable[HumanRating]) -> None:
     """Write raters' scores by principle."""
     ratings = list(ratings)
     columns = {**_columns_of(HumanRating), "score": _rating_type(each.score for each in ratings)}
     write_table(writer, RATINGS_FILE, (each._asdict() for each in ratings), pa.schema(columns))
-
-
-def read_human_ratings(artifact: Artifact) -> list[HumanRating]:
-    """Read raters' scores by principle, in their order."""
-    return [HumanRating(**row) for row in read_table(artifact, RATINGS_FILE)]
-
-
-def write_crisis_answers(writer: ArtifactWriter, answers: Iterable[CrisisAnswer]) -> None:
-    """Write the answers to people at risk, draw after draw of every item."""
-    _write_rows(writer, CRISIS_ANSWERS_FILE, CrisisAnswer, answers)
-
-
-def read_crisis_answers(artifact: Artifact) -> list[CrisisAnswer]:
-    """Read the answers to people at risk, in their order."""
-    return [CrisisAnswer(**row) for row in read_table(artifact, CRISIS_ANSWERS_FILE)]
 
 
 def pairs_file(split: str) -> str:
@@ -611,20 +588,11 @@ def _pair(row: Mapping[str, Any]) -> PreferencePair:
     return PreferencePair(speech, chosen, rejected)
 
 
-def write_row_provenance(writer: ArtifactWriter, rows: Iterable[RowProvenance]) -> None:
-    """Write what happened to each row, in the order of the sources."""
-    _write_rows(writer, ROWS_FILE, RowProvenance, rows)
-
-
 def read_row_provenance(artifact: Artifact) -> Iterator[RowProvenance]:
-    """Yield what happened to each row, in the order of the sources."""
-    return _row_provenance(read_table(artifact, ROWS_FILE))
+    """Yield what happened to each row, in the order of the sources: there may be more than fit into memory."""
+    return _records(RowProvenance, read_table(artifact, ROWS_FILE))
 
 
 def read_written_rows(writer: ArtifactWriter) -> Iterator[RowProvenance]:
-    """Yield the rows that were written last; they may be written again meanwhile."""
-    return _row_provenance(_rows_of(writer.file(ROWS_FILE)))
-
-
-def _row_provenance(rows: Iterable[Mapping[str, Any]]) -> Iterator[RowProvenance]:
-    return (RowProvenance(**row)._replace(changed_by=tuple(row["changed_by"])) for row in rows)
+    """Yield the rows of sources that were written last; they may be written again meanwhile."""
+    return _records(RowProvenance, _rows_of(writer.file(ROWS_FILE)))
