@@ -127,7 +127,7 @@ def _view(metrics: m.Metrics, artifact: Artifact) -> _View:
             header = ("", "parameters", "speeches", "steps", "loss, nats per token")
             return _View(f"loss {loss}", [Table("sft", title, header, "lrrrr", (row,))])
         case m.RewardModelMetrics():
-            found = [*reward_tables(metrics), length_table({"pairs read": metrics.training})]
+            found = [*reward_tables(metrics), _length_table(metrics.training)]
             return _View(f"test accuracy {with_interval(metrics.test.accuracy)}", found)
         case m.PairEvaluationMetrics():
             return _View(f"accuracy {with_interval(metrics.test.accuracy)}", evaluation_tables(metrics))
@@ -497,14 +497,11 @@ def _preference_tables(metrics: m.PreferenceMetrics, artifact: Artifact) -> list
     ]
 
 
-def length_table(trainings: Mapping[str, m.Training]) -> Table:
-    """Return how many pairs of each training fit the length policy, and why the others were dropped."""
-    rows = [
-        _funnel_row(step, sum(each.lengths.values()), {why: n for why, n in each.lengths.items() if why != "kept"})
-        for step, each in trainings.items()
-    ]
+def _length_table(training: m.Training) -> Table:
+    """Return how many pairs fit the length policy, and why the others were dropped."""
+    dropped = {why: count for why, count in training.lengths.items() if why != "kept"}
     title = "Pairs trained on: one that does not fit max_length_tokens is dropped, never cut."
-    return _funnel_table(title, rows, "lengths")
+    return _funnel_table(title, [_funnel_row("pairs read", sum(training.lengths.values()), dropped)], "lengths")
 
 
 def _policy_view(metrics: m.PolicyMetrics) -> _View:
@@ -513,7 +510,7 @@ def _policy_view(metrics: m.PolicyMetrics) -> _View:
     row = ("training", str(training.steps), f"{training.seconds:.0f}", losses)
     title = "Training of the round whose policy this is." if rounds else "Training."
     steps = Table("training", title, ("", "steps", "seconds", "loss, first -> last"), "lrrr", (row,))
-    parts = [*_round_tables(metrics), steps, length_table({"pairs read": training})]
+    parts = [*_round_tables(metrics), steps, _length_table(training)]
     if best is None or initial is None:
         return _View(f"loss {losses}", parts)
     probe, found = rounds[best - 1].probe, list[str]()

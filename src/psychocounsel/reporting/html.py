@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.resources import files
 from typing import Any, TypeVar, cast
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from psychocounsel.reporting.artifact_tables import length_table, tables, warnings_of
+from psychocounsel.reporting.artifact_tables import tables, warnings_of
 from psychocounsel.reporting.comparison_tables import confidence, no_rate_at_equal_length
 from psychocounsel.reporting.item_browser import Item, ItemSet, embedded_items
 from psychocounsel.reporting.lineage import draw_lineage
@@ -380,36 +380,36 @@ def _policies(data: ReportData) -> list[Block | Table]:
     blocks: list[Block | Table] = []
     for policy in data.final_policies:
         rounds = data.rounds_of(policy)
-        measured = [(each, metrics) for each in rounds if isinstance(metrics := metrics_of(each), m.PolicyMetrics)]
         metrics = cast(m.PolicyMetrics, metrics_of(policy))
         blocks += [Heading(policy.name, (policy,)), *_plots(policy, rounds), *_picked(policy, "rounds", "probes")]
-        # The earliest rounds may not be in the report.
-        first = len(metrics.rounds or rounds) - len(rounds) + 1
-        numbered = dict(enumerate(rounds, start=first))
         if metrics.rounds or len(rounds) > 1:
-            blocks += _sampling_table(data, numbered)
-            trainings = {f"pairs of round {first + at}": each.training for at, (_, each) in enumerate(measured)}
+            # The earliest rounds may not be in the report.
+            first = len(metrics.rounds or rounds) - len(rounds) + 1
+            blocks.append(_sampling_table(data, dict(enumerate(rounds, start=first))))
         else:
-            trainings = {"pairs read": metrics.training}
-        blocks.append(replace(length_table(trainings), sources=tuple(rounds)))
+            blocks += _picked(policy, "lengths")
         blocks.append(_duration(metrics.training))
     return blocks
 
 
-def _sampling_table(data: ReportData, rounds: Mapping[int, Artifact]) -> list[Table]:
-    """Return what each round sampled and paired, as far as its artifacts are in the report."""
+def _sampling_table(data: ReportData, rounds: Mapping[int, Artifact]) -> Table:
+    """Return what each round sampled and why answers gave no pair, as far as its artifacts are in the report."""
     rows: list[Row] = []
     for number, policy in rounds.items():
         pairs = data.parent_of(policy, "pairs")
         sampled = data.parent_of(pairs, "candidates") if pairs else None
         paired, answers = pairs and metrics_of(pairs), sampled and metrics_of(sampled)
-        if isinstance(paired, m.RoundPairMetrics) and isinstance(answers, m.RoundCandidateMetrics):
+        speeches = str(answers.speeches) if isinstance(answers, m.RoundCandidateMetrics) else NONE
+        dropped: dict[str, int] = {}
+        if isinstance(paired, m.RoundPairMetrics):
             left_out = {f"{reason} answers": count for reason, count in paired.left_out.items()}
-            dropped = reasons({**paired.pairing.dropped, **left_out})
-            rows.append((f"round {number}", str(answers.speeches), str(paired.pairing.kept), dropped))
-    header = ("", "speeches", "pairs", "no pair or left out")
-    title = "Rounds: speeches sampled, and pairs of their answers."
-    return [Table("sampling", title, header, "lrrl", tuple(rows), tuple(rounds.values()))] if rows else []
+            dropped = {**paired.pairing.dropped, **left_out}
+        lengths = cast(m.PolicyMetrics, metrics_of(policy)).training.lengths
+        not_trained_on = {why: count for why, count in lengths.items() if why != "kept"}
+        rows.append((f"round {number}", speeches, reasons(dropped), reasons(not_trained_on)))
+    header = ("", "speeches", "no pair or left out", "pairs not trained on")
+    title = "Rounds: speeches sampled. A pair that does not fit max_length_tokens is dropped, never cut."
+    return Table("sampling", title, header, "lrll", tuple(rows), tuple(rounds.values()))
 
 
 _OUTCOMES = {
