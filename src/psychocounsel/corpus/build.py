@@ -35,7 +35,7 @@ from psychocounsel.corpus.reading import (
     speech_cells,
 )
 from psychocounsel.corpus.sources import column_name, source_fingerprint, source_name
-from psychocounsel.corpus.topics import Assigned, Topic, TopicAssigner, Unassigned, unassigned_by_reason
+from psychocounsel.corpus.topics import Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import keep_restricted_text_here
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -176,7 +176,7 @@ def _build_speeches(
     )
     writer.warnings.extend(_english_only(config))
     speeches, funnel = _read_speeches(config, cleaner, writer)
-    assigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
+    unassigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
     alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
     clusters = with_conversations(alike, speeches, speeches.conversations) if speeches.in_sessions else alike
     splits = assign_splits(clusters, speeches.topics, config.split, speeches.splits)
@@ -201,7 +201,7 @@ def _build_speeches(
             ],
             "topics": dict(sorted(Counter(speeches.topics).items())),
             "fine_topics": dict(sorted(Counter(speeches.fine_topics).items())),
-            "without_topic": unassigned_by_reason(assigned),
+            "without_topic": unassigned_by_reason(unassigned),
             "splits": {name: splits.count(name) for name in SPLITS},
             "topics_by_split": {
                 name: {topic: count for (split, topic), count in sorted(by_split.items()) if split == name}
@@ -260,30 +260,31 @@ def _english_only(config: CorpusConfig) -> Iterator[str]:
 
 def _assign_topics(
     assigner: TopicAssigner, config: CorpusConfig, speeches: SpooledSpeeches, progress: Progress
-) -> list[Assigned]:
-    """Replace the topics of all speeches by assigned ones; a speech without one gets an empty topic."""
-    assigned: list[Assigned] = []
+) -> list[Unassigned]:
+    """Replace the topics of all speeches by assigned ones; return those without one, which get an empty topic."""
+    unassigned: list[Unassigned] = []
     remaining = iter(speeches)
     with progress("naming topics", len(speeches)) as advance:
-        while batch := list(islice(remaining, _TOPIC_BATCH)):
-            assigned += assigner.assign(batch, advance)
-    for at, topic in enumerate(assigned):
-        speeches.topics[at], speeches.fine_topics[at] = topic if isinstance(topic, Topic) else ("", "")
-    failed = Counter(each.reason for each in assigned if isinstance(each, Unassigned) and each.is_failure)
+        for start in range(0, len(speeches), _TOPIC_BATCH):
+            batch = list(islice(remaining, _TOPIC_BATCH))
+            for at, topic in enumerate(assigner.assign(batch, advance), start):
+                speeches.topics[at], speeches.fine_topics[at] = topic if isinstance(topic, Topic) else ("", "")
+                unassigned += [topic] if isinstance(topic, Unassigned) else []
+    failed = Counter(each.reason for each in unassigned if each.is_failure)
     if lost := failed[ReplyStatus.ERROR.value]:
         raise IncompleteError(
-            f"{lost} of {len(assigned)} speeches got no reply from the model that names topics",
+            f"{lost} of {len(speeches)} speeches got no reply from the model that names topics",
             where="corpus.topics.endpoint",
             remedy="check the endpoint, then run the same command again; only pending requests are sent",
         )
     allowed = 0.0 if config.topics is None else config.topics.max_missing_share
-    if failed.total() > allowed * len(assigned):
+    if failed.total() > allowed * len(speeches):
         raise DataQualityError(
-            f"{failed.total()} of {len(assigned)} speeches got no topic: {counted(failed)}",
+            f"{failed.total()} of {len(speeches)} speeches got no topic: {counted(failed)}",
             where="corpus.topics.max_missing_share",
             remedy="run the same command to request those again",
         )
-    return assigned
+    return unassigned
 
 
 # --- Responses --------------------

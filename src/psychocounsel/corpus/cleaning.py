@@ -138,10 +138,7 @@ _EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])
 
 def with_placeholders(text: str, crisis: CrisisServices) -> str:
     """Return the text with `[PHONE_1]` or `[URL_1]` for its contacts, except crisis services; equal ones share one."""
-    found = crisis.told_apart(text)[1]
-    if not found:
-        return text
-    return Placeholders(text).put_in(text, found)
+    return Placeholders(text).put_in(text, crisis.told_apart(text)[1])
 
 
 def without_contacts(text: str, crisis: CrisisServices) -> str:

@@ -401,7 +401,7 @@ def _messages(value: object, role: str, where: str) -> Iterator[Message]:
         yield role, held
     elif held is not None:
         what = "a prompt" if role == "user" else "a response"
-        yield from messages_of(cast("list[object]", held) if isinstance(held, list) else [held], what, where)
+        yield from messages_of(held, what, where)
 
 
 # --- Best of k --------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.sources import ExcludedSource
@@ -143,7 +143,7 @@ def _texts_in(column: str, row: SourceRow) -> list[str]:
     """Return the text of a cell, or of every message in it: a speech may repeat a later turn too."""
     value = messages_in(cell(row, column))
     if isinstance(value, list):
-        return [text for _, text in messages_of(cast("list[object]", value), column, row.where)]
+        return [text for _, text in messages_of(value, column, row.where)]
     return [text_cell(row, column)]
 
 

@@ -10,7 +10,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain, tee
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -152,20 +151,13 @@ class Dropped(NamedTuple):
         return row._replace(dropped_by=self.step, reason=self.reason, detail=self.detail)
 
 
-@dataclass
-class _FunnelStep:
-    """How many texts one step changed, and dropped by reason."""
-
-    changed: int = 0
-    dropped: Counter[str] = field(default_factory=Counter[str])
-
-
 class Funnel:
     """The steps of a reading in order; a row enters a step if all steps before it let it pass."""
 
     def __init__(self, steps: Sequence[str]) -> None:
-        self._steps = {name: _FunnelStep() for name in steps}
         self.rows_in = 0
+        self._changed = dict.fromkeys(steps, 0)
+        self._dropped = {name: Counter[str]() for name in steps}
 
     def counting(self, rows: Iterable[RowProvenance]) -> Iterator[RowProvenance]:
         """Yield rows, each counted."""
@@ -177,14 +169,14 @@ class Funnel:
         """Count a row: one that passed every step, or the one that dropped it; earlier steps may have changed it."""
         self.rows_in += 1
         for name in changed_by:
-            self._steps[name].changed += 1
+            self._changed[name] += 1
         if dropped is not None:
-            self._steps[dropped.step].dropped[dropped.reason] += 1
+            self._dropped[dropped.step][dropped.reason] += 1
 
     @property
     def dropped(self) -> Counter[str]:
         """Rows by the reason for which they were dropped."""
-        return sum((step.dropped for step in self._steps.values()), Counter[str]())
+        return sum(self._dropped.values(), Counter[str]())
 
     @property
     def kept(self) -> int:
@@ -195,10 +187,10 @@ class Funnel:
         """Return the funnel as in `metrics.json`: the whole, then step by step."""
         steps: list[dict[str, Any]] = []
         rows = self.rows_in
-        for name, step in self._steps.items():
-            left = rows - step.dropped.total()
-            counts = {"rows_in": rows, "rows_out": left, "changed": step.changed}
-            steps.append({"step": name, **counts, "dropped": dict(sorted(step.dropped.items()))})
+        for name, dropped in self._dropped.items():
+            left = rows - dropped.total()
+            counts = {"rows_in": rows, "rows_out": left, "changed": self._changed[name]}
+            steps.append({"step": name, **counts, "dropped": dict(sorted(dropped.items()))})
             rows = left
         return {"rows_in": self.rows_in, "kept": rows, "dropped": dict(sorted(self.dropped.items())), "steps": steps}
 
@@ -273,7 +265,7 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
     Raises InputError if a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
     """
     seen: set[int] = set()
-    text_of_key: dict[str, str] = {}
+    id_of_key: dict[str, int] = {}  # numbers that `seen` has anyway: a million ids as text take 60 MB
     for source in cleaner.config.speeches:
         name = source_name(source.path)
         ahead, rows = tee(speech_cells(source))
@@ -289,9 +281,10 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
                 crisis = client_mentions_crisis(said) if row.crisis is None else row.crisis
                 speech = Speech(text.text, row.topic, crisis, name, history=history)
             key, text_id = row.key, "" if speech is None else speech.id
+            number = int(text_id or "0", 16)
             digest = raw_digest(row.text, row.history)
             provenance = RowProvenance(name, row.where, key, digest, text_id, text.changed_by)
-            if key and text_of_key.setdefault(key, text_id) != text_id:
+            if key and id_of_key.setdefault(key, number) != number:
                 raise InputError(
                     f"the key {key!r} already names another speech",
                     where=row.where,
@@ -299,8 +292,8 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
                     "speech_text",
                 )
             if speech is not None:
-                is_repeated = int(speech.id, 16) in seen
-                seen.add(int(speech.id, 16))
+                is_repeated = number in seen
+                seen.add(number)
                 dropped = _REPEATED if is_repeated else _reason_to_drop(speech, row.history, text, cleaner)
             elif cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop":
                 dropped = _EMPTY

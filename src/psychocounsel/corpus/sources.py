@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from glob import has_magic
 from itertools import groupby
@@ -325,7 +325,7 @@ def text_cell(row: SourceRow, column: Column, role: Role = "user") -> str:
     value, name = messages_in(cell(row, column)), column_name(column)
     if isinstance(value, list):
         opening = {"user": "", "assistant": ""}
-        for said, text in messages_of(cast("list[object]", value), name, row.where):
+        for said, text in messages_of(value, name, row.where):
             if said == "user" and opening["assistant"]:
                 break  # what follows may be no text, such as the call of a tool
             if said == "user" or (said == "assistant" and opening["user"]):
@@ -383,7 +383,7 @@ def turns_of(value: object, column: str, where: str, client: str | None = None) 
         raise InputError(f"{column!r} holds no list of messages", where=where, remedy=remedy)
     user = "user" if client is None else _usual_role(client)
     turns: list[Turn] = []
-    for role, text in messages_of(cast("list[object]", value), column, where):
+    for role, text in messages_of(value, column, where):
         content = require_text(text, column, where).strip()
         if role == user:
             turns.append(Turn("user", content))
@@ -428,15 +428,15 @@ _ROLE_KEYS = ("role", "from", "speaker", "sender")
 _TEXT_KEYS = ("content", "value", "text", "utterance", "message")
 
 
-def messages_of(messages: Sequence[object], column: str, where: str) -> Iterator[tuple[str, str]]:
-    """Yield role and text of messages with `role` and `content`, `from` and `value`, or other usual keys of these.
+def messages_of(value: object, column: str, where: str) -> Iterator[tuple[str, str]]:
+    """Yield role and text of one message or a list of them, with `role` and `content`, `from` and `value`, or the like.
 
     A message that is a list of two texts is what the client says and the answer.
 
     Raises:
         InputError: one is laid out otherwise.
     """
-    for message in messages:
+    for message in cast("list[object]", value if isinstance(value, list) else [value]):
         said = _said_in(message)
         if isinstance(message, list) and [type(text) for text in cast("list[object]", message)] == [str, str]:
             yield from zip(("user", "assistant"), cast("list[str]", message), strict=True)

@@ -310,13 +310,6 @@ _PROMPT = files("psychocounsel.corpus") / "prompts" / "topic.txt"
 _ITEM_LINE = "=== ITEM ===\n"
 
 
-class TopicRequest(NamedTuple):
-    """A request and the id that its reply has to echo."""
-
-    item_id: str
-    request: ChatRequest
-
-
 class TopicPrompt:
     """Creates the requests for one taxonomy."""
 
@@ -333,11 +326,10 @@ class TopicPrompt:
         # The reason comes before the topic, so that a model thinks before it decides.
         self._schema = strict_object({"item_id": text, "reason": text, "topic": topic})
 
-    def request(self, speech: Speech) -> TopicRequest:
+    def request(self, speech: Speech) -> ChatRequest:
         """Return the request for the topic of one speech."""
-        item_id = content_id("topic", speech.text)
-        item = between_markers(self._item, {"item_id": item_id, "client": speech.text})
-        request = ChatRequest(
+        item = between_markers(self._item, {"item_id": _item_id(speech), "client": speech.text})
+        return ChatRequest(
             messages=(self._instructions, Message("user", item)),
             temperature=TEMPERATURE,
             top_p=TOP_P,
@@ -345,7 +337,11 @@ class TopicPrompt:
             response_schema=self._schema,
             schema_name="topic",
         )
-        return TopicRequest(item_id, request)
+
+
+def _item_id(speech: Speech) -> str:
+    """Return what a reply has to echo."""
+    return content_id("topic", speech.text)
 
 
 @cache
@@ -395,21 +391,21 @@ class ChatTopicAssigner:
 
         Raises EndpointError if the endpoint refuses for good, Preempted if cancelled; completed requests are kept.
         """
-        items = [self._prompt.request(speech) for speech in speeches]
 
         def names_topic(index: int, reply: ChatReply) -> bool:
-            return isinstance(self._assigned(items[index], reply), Topic)
+            return isinstance(self._assigned(speeches[index], reply), Topic)
 
-        replies = self._client.run([item.request for item in items], RunPolicy(accept=names_topic, progress=progress))
-        return [self._assigned(item, reply) for item, reply in zip(items, replies, strict=True)]
+        requests = list(map(self._prompt.request, speeches))
+        replies = self._client.run(requests, RunPolicy(accept=names_topic, progress=progress))
+        return list(map(self._assigned, speeches, replies))
 
-    def _assigned(self, item: TopicRequest, reply: ChatReply) -> Assigned:
+    def _assigned(self, speech: Speech, reply: ChatReply) -> Assigned:
         if reply is PLACEHOLDER:
             return Unassigned(NO_CUE)
         if reply.status is not ReplyStatus.VALID:
             return Unassigned(reply.status.value, reply.reason)
         try:
-            fine = parse_topic(reply.text, self._taxonomy, item.item_id)
+            fine = parse_topic(reply.text, self._taxonomy, _item_id(speech))
         except UnreadableReplyError as fault:
             return Unassigned(ReplyStatus.INVALID.value, str(fault))
         return Topic(self._taxonomy.coarse_of[fine], fine)

@@ -331,21 +331,18 @@ def parse_marks(marked: str) -> MarkedText:
 
 def evaluate(finder: Finder, texts: Iterable[MarkedText]) -> tuple[Counts, dict[Entity, Counts]]:
     """Count what the finder finds of the marked spans, and what else it finds, overall and by entity."""
-    tallies: dict[str, Counter[Entity]] = {name: Counter() for name in Counts._fields}
+    marked, found, finds, false = tallies = tuple(Counter[Entity]() for _ in Counts._fields)
     for item in texts:
         end = len(item.text) if item.end is None else item.end
-        finds = [each for each in resolve(finder.find(item.text)) if item.begin <= each.start < end]
+        detected = [each for each in resolve(finder.find(item.text)) if item.begin <= each.start < end]
         for span in item.spans:
-            tallies["marked"][span.entity] += 1
-            own = [find for find in finds if find.entity == span.entity]
+            own = [find for find in detected if find.entity == span.entity]
             letters = (at for at in range(span.start, span.end) if item.text[at].isalnum())
-            tallies["found"][span.entity] += all(any(each.start <= at < each.end for each in own) for at in letters)
-        for find in finds:
-            tallies["finds"][find.entity] += 1
-            tallies["false"][find.entity] += not any(
-                find.entity == span.entity and find.start < span.end and span.start < find.end for span in item.spans
-            )
-    by_entity: dict[Entity, Counts] = {
-        entity: Counts(*(tallies[name][entity] for name in Counts._fields)) for entity in ENTITIES
-    }
-    return Counts(*(tallies[name].total() for name in Counts._fields)), by_entity
+            marked[span.entity] += 1
+            found[span.entity] += all(touches(at, at + 1, own) for at in letters)
+        for find in detected:
+            own = [span for span in item.spans if span.entity == find.entity]
+            finds[find.entity] += 1
+            false[find.entity] += not touches(find.start, find.end, own)
+    by_entity: dict[Entity, Counts] = {entity: Counts(*(each[entity] for each in tallies)) for entity in ENTITIES}
+    return Counts(*(each.total() for each in tallies)), by_entity
