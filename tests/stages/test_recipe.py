@@ -134,6 +134,14 @@ def test_a_dry_run_knows_that_a_limit_ended_an_online_run(miniature: Miniature, 
     assert warm.run(*run, "--only", "eval-winrate").code == 0  # the shorter run is what its name means
 
 
+def test_results_are_shown_step_by_step_and_not_lost_with_a_later_one(miniature: Miniature, cli: Cli) -> None:
+    steps = ("--from", "train-reward", "--until", "align-dpo", "--set", "align-dpo.length.max_length_tokens=40")
+    ended = cli("run", miniature.recipe, "--store", miniature.store, *steps)
+    assert ended.code == 4
+    assert "up to date: reward-models mini@" in ended.out
+    assert "accuracy, test" in ended.out
+
+
 def test_a_name_means_what_a_step_that_was_left_out_made(miniature: Miniature, cli: Cli, store: Path) -> None:
     other = cli(
         "run", miniature.recipe, "--store", store, "--only", "eval-winrate", "--set", "eval-winrate.confidence=0.9"

@@ -146,11 +146,14 @@ _SETTING = {
 """How a config of the next stage names an artifact of a kind."""
 
 
-def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
-    """Print artifacts with their numbers, warnings first; a dataset with the funnel from raw rows to pairs."""
+def show_results(artifacts: Sequence[Artifact], store: Store, before: Sequence[Artifact] = ()) -> None:
+    """Print artifacts with their numbers; a dataset with the funnel from raw rows to pairs.
+
+    First come the warnings that those shown `before` did not have.
+    """
     from psychocounsel.reporting.artifact_tables import summary  # pydantic: not for --help
 
-    _show_warnings(artifacts)
+    _show_warnings(artifacts, before)
     room = console.width()
     for artifact in artifacts:
         _show_state(artifact)
@@ -163,16 +166,17 @@ def show_results(artifacts: Sequence[Artifact], store: Store) -> None:
                 console.result(f"  {line}")
 
 
-def show_artifacts(artifacts: Sequence[Artifact]) -> None:
-    """Print artifacts in a line each, warnings first."""
-    _show_warnings(artifacts)
-    for artifact in artifacts:
-        _show_state(artifact)
+def show_artifact(artifact: Artifact, before: Sequence[Artifact]) -> None:
+    """Print an artifact in a line, after the warnings that those shown `before` did not have."""
+    _show_warnings([artifact], before)
+    _show_state(artifact)
 
 
-def _show_warnings(artifacts: Sequence[Artifact]) -> None:
+def _show_warnings(artifacts: Sequence[Artifact], before: Sequence[Artifact]) -> None:
+    known = {warning for artifact in before for warning in artifact.warnings}
     for warning in dict.fromkeys(warning for artifact in artifacts for warning in artifact.warnings):
-        console.prose(f"! {warning}")
+        if warning not in known:
+            console.prose(f"! {warning}")
 
 
 def _show_state(artifact: Artifact) -> None:

@@ -22,7 +22,7 @@ from psychocounsel.cli.output import (
     next_step,
     overrides_of,
     rubric_line,
-    show_artifacts,
+    show_artifact,
     show_dry_run,
     show_end,
     show_end_of_recipe,
@@ -101,16 +101,25 @@ def run(
         about = [step.name, label, rubric_line(step.config)]
         console.note(f"[{number}/{len(steps)}] {', '.join(filter(None, about))}")
 
-    runs = run_recipe(points, chosen, opened, announce)
+    made: dict[str, Artifact] = {}
+
+    def show(artifact: Artifact) -> None:
+        before = list(made.values())
+        if len(points) == 1:
+            show_results([artifact], opened, before)
+        elif artifact.id not in made:
+            show_artifact(artifact, before)
+        made[artifact.id] = artifact
+
+    runs = run_recipe(points, chosen, opened, announce, show)
     if len(runs) > 1:
         _show_sweep(runs, opened)
     else:
-        show_results(runs[0].artifacts, opened)
         show_end_of_recipe(runs[0].artifacts, opened)
 
 
 def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
-    """Print what was made, one table of the points, and the next command.
+    """Print one table of the points, and the next command.
 
     Raises:
         DataQualityError: a point has no result.
@@ -118,7 +127,6 @@ def _show_sweep(runs: "Sequence[PointRun]", store: Store) -> None:
     from psychocounsel.reporting.compare_tables import sweep_table
 
     made = list({each.id: each for run in runs for each in run.artifacts}.values())
-    show_artifacts(made)
     console.show(sweep_table([(run.point.label, run.artifacts) for run in runs], store))
     for run in runs:
         if run.fault is not None:

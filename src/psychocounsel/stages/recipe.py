@@ -189,11 +189,12 @@ def run_recipe(
     chosen: Sequence[bool],
     store: Store,
     announce: Callable[[int, Step, str], None],
+    ended: Callable[[Artifact], None],
 ) -> list[PointRun]:
     """Run the chosen steps of a recipe in order, at every point.
 
-    `announce` gets the number of a step, the step, and what differs where it is not the same for all points. A report
-    is one of all points.
+    `announce` gets the number of a step, the step, and what differs where it is not the same for all points; `ended`
+    what a step made or found. A report is one of all points.
 
     Raises:
         ConfigError: a step that was left out would make what a chosen one needs.
@@ -214,12 +215,14 @@ def run_recipe(
             for each in live:
                 each.run.require_parents(each.specs)
             made = run_stage(live[0].step.stage, live[0].step.config, live[0].run.store)
+            ended(made)
             for each in planned:
                 each.run.artifacts.append(made)
                 each.pin(store, made)
         elif live[0].step.stage == "report":
             announce(number + 1, live[0].original, "")
             live[0].run.artifacts.append(run_stage("report", _report_of_all(live), store))
+            ended(live[0].run.artifacts[-1])
         else:
             for each in planned:
                 made = None
@@ -228,6 +231,7 @@ def run_recipe(
                     each.run.require_parents(each.specs)
                     try:
                         made = run_stage(each.step.stage, each.step.config, each.run.store)
+                        ended(made)
                         each.run.artifacts.append(made)
                     except DataQualityError as fault:  # the other points have results
                         each.run.fault = fault
