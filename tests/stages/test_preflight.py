@@ -138,6 +138,17 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(
     assert remedy in str(caught.value.remedy)
 
 
+def test_no_online_run_is_told_to_quantize_its_weights(llama_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_at_hand", lambda: Machine("a GPU", 1, 16 * GB, None))
+    online = {"mode": "online", "preferences": None, "online": {"speeches": "s", "reward_model": "r"}}
+    config = AlignConfig.model_validate(align_config(llama_8b, weights="bf16", lora=LORA).model_dump() | online)
+    with pytest.raises(ConfigError) as caught:
+        require_launchable(config, Policy(str(llama_8b)))
+    assert "nf4" not in str(caught.value.remedy)
+    tables = preflight(config, Store(llama_8b))
+    assert not any("nf4" in row[0] for table in tables if not isinstance(table, str) for row in table.rows)
+
+
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [

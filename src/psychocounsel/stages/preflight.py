@@ -47,17 +47,29 @@ def require_launchable(config: Config, policy: Policy) -> None:
             where="launch.accelerate",
             remedy="launch with ddp; or set weights: fp32, or bf16 with lora, and optimizer: adamw",
         )
-    needed = _memory(config, size, config.optimisation, launch.processes, sharding)
-    if needed.total > machine.memory:
-        parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in needed._asdict().items())
+
+    def needed(optimisation: OptimisationConfig) -> "Memory":
+        return _memory(config, size, optimisation, launch.processes, sharding)
+
+    memory = needed(config.optimisation)
+    if memory.total > machine.memory:
+        parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in memory._asdict().items())
         raise ConfigError(
-            f"training needs about {needed.total / GB:.1f} GB per device ({parts}), and {machine.name} has "
+            f"training needs about {memory.total / GB:.1f} GB per device ({parts}), and {machine.name} has "
             f"{machine.memory / GB:.1f} GB",
             where="optimisation",
             remedy=remedy(
-                size, config.optimisation, _tokens_per_row(config), machine.memory, launch.processes, sharding
+                config.optimisation,
+                lambda changed: needed(changed).total <= machine.memory,
+                sharding,
+                quantizes=_quantizes(config),
             ),
         )
+
+
+def _quantizes(config: Config) -> bool:
+    """Return whether the weights may be 4-bit: a round of an online run would quantize what the one before learned."""
+    return isinstance(config, TrainRewardConfig) or config.online is None
 
 
 def require_disk(config: Config, policy: Policy, work: Path) -> None:
@@ -130,7 +142,11 @@ def _memory_table(config: Config, size: "ModelSize") -> Table:
     from psychocounsel.training.memory import GB, SHARDINGS, unshardable
 
     base = config.optimisation
-    changed = {name: base.model_copy(update=change) for name, change in ALTERNATIVES.items()}
+    changed = {
+        name: base.model_copy(update=change)
+        for name, change in ALTERNATIVES.items()
+        if change["weights"] != "nf4" or _quantizes(config)
+    }
     rows: list[tuple[str, ...]] = []
     for name, optimisation in {"this config": base, **changed}.items():
         alone = _memory(config, size, optimisation, 1, "ddp")

@@ -5,7 +5,7 @@ Bytes are decimal (1 GB = 1e9). The formulas have not been compared with a GPU y
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -241,8 +241,8 @@ def disk_bytes(size: ModelSize, optimisation: OptimisationConfig, policies: int 
     return CHECKPOINTS * trained * (wide + moments) + policies * 4 * size.weights
 
 
-def cheaper(optimisation: OptimisationConfig) -> Iterator[OptimisationConfig]:
-    """Yield settings that need less and less memory, each with one change more."""
+def cheaper(optimisation: OptimisationConfig, *, quantizes: bool) -> Iterator[OptimisationConfig]:
+    """Yield settings that need less and less memory, each with one change more; with 4-bit weights if `quantizes`."""
     lora = optimisation.lora or LoraConfig()
     bf16 = {"weights": "bf16", "optimizer": optimisation.optimizer if optimisation.lora else "adamw_bf16_sr"}
     steps: list[dict[str, Any]] = [
@@ -250,7 +250,7 @@ def cheaper(optimisation: OptimisationConfig) -> Iterator[OptimisationConfig]:
         {"gradient_checkpointing": True},
         *([] if optimisation.weights == "nf4" else [{**bf16, "precision": "bf16"}]),
         *([] if optimisation.lora else [{"lora": lora, "optimizer": "adamw"}]),
-        {"weights": "nf4"},
+        *([{"weights": "nf4"}] if quantizes else []),
         {"optimizer": "paged"},
     ]
     for step in steps:
@@ -259,18 +259,15 @@ def cheaper(optimisation: OptimisationConfig) -> Iterator[OptimisationConfig]:
 
 
 def remedy(
-    size: ModelSize,
     optimisation: OptimisationConfig,
-    tokens_per_row: int,
-    memory: float,
-    devices: int,
+    fits: Callable[[OptimisationConfig], bool],
     sharding: Sharding,
+    *,
+    quantizes: bool,
 ) -> str:
-    """Return the fewest of those changes with which a training on some devices fits into the memory of each."""
-    for changed in cheaper(optimisation):
-        tokens = changed.per_device_batch_size * tokens_per_row
-        needed = memory_per_device(size, changed, tokens, devices, sharding)
-        if needed.total <= memory and not unshardable(changed, sharding):
+    """Return the fewest of those changes with which a training `fits` into the memory of each device."""
+    for changed in cheaper(optimisation, quantizes=quantizes):
+        if fits(changed) and not unshardable(changed, sharding):
             before = optimisation.model_dump()
             different = {key: value for key, value in changed.model_dump().items() if value != before[key]}
             return "under optimisation, set " + ", ".join(f"{key}: {_yaml(value)}" for key, value in different.items())
