@@ -176,6 +176,8 @@ def test_diff_shows_settings_parents_and_metrics(miniature: Miniature, store: Pa
     one, other = Store(store).artifacts("reports")
     parents = cli("diff", one.ref, other.ref, "--store", store).out
     assert re.search(rf"parent comparisons mini +'{old.id[:8]}' +'{new.id[:8]}'", parents)
+    rounds = [f"candidates/mini-online-round-{number:02}" for number in (1, 2)]
+    assert "parent previous policy" in cli("diff", *rounds, "--store", store).out
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])

@@ -154,3 +154,10 @@ class TestNotices:
         page = artifact(store, "reports", "mini").file("report.html").read_text(encoding="utf-8")
         assert page.index(WARNING) < page.index('<p class="lead">')
         assert miniature.ended.out.startswith(f"! {WARNING}\n")
+
+
+def test_the_card_of_an_online_policy_says_how_its_answers_were_sampled_and_paired(store: Store) -> None:
+    card = artifact(store, "policies", "mini-online").file("README.md").read_text(encoding="utf-8")
+    settings = card.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    for line in ("candidates_per_speech | 3", "sampling.temperature | 1.0", "unfinished | penalise", "beta | 0.1"):
+        assert f"| {line} |" in settings

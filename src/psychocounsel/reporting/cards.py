@@ -23,7 +23,7 @@ from psychocounsel.store.metrics import (
     SpeechMetrics,
     metrics_of,
 )
-from psychocounsel.store.references import ancestors
+from psychocounsel.store.references import ancestors, settings_of
 from psychocounsel.store.schemas import read_candidates, read_judgements
 from psychocounsel.store.store import Store, flatten
 from psychocounsel.types import SPLITS, Judgement, PreferencePair, ReplyStatus
@@ -72,8 +72,6 @@ def model_card(store: Store, writer: ArtifactWriter, what: str, warnings: Iterab
             f"The licence of {base} applies to these weights, and so may those of the data that they were trained on."
         )
     speeches = next((each.manifest["settings"] for each in lineage if each.kind == "speeches"), {})
-    last_round = next((store.open(each) for each in own.parents if each.role == "last round"), own)
-    settings = flatten(dict(last_round.manifest["settings"]))
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification" if what == REWARD_MODEL else "text-generation",
@@ -99,7 +97,9 @@ def model_card(store: Store, writer: ArtifactWriter, what: str, warnings: Iterab
             "",
             ("setting", "value"),
             "ll",
-            tuple((key, str(value)) for key, value in settings.items() if value not in (None, {}, [], "")),
+            tuple(
+                (key, str(value)) for key, value in settings_of(store, own).items() if value not in (None, {}, [], "")
+            ),
         ),
         tables=[*tables(own), *(probe_tables(probe) if (probe := _final_probe(own)) else [])],
         licence=licence,

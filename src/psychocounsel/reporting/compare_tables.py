@@ -21,12 +21,13 @@ from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.evaluation_metrics import AnchorMetrics
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
+from psychocounsel.store.references import settings_of
 from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
-from psychocounsel.store.store import Store, artifact_keys, flatten
+from psychocounsel.store.store import Store, artifact_keys
 from psychocounsel.types import Rate, Spread
 
 _ANSWERS = ("policy answers", "reference answers")
-_PARENT, _LAST_ROUND = "parent ", "last round"
+_PARENT = "parent "
 _MADE = re.compile(
     r"last round|previous policy|pairs|initial probe|probe \d+|reference"
 )  # parents that a run made itself
@@ -507,10 +508,4 @@ def _has(artifact: Artifact, role: str) -> bool:
 
 
 def _settings(artifact: Artifact, store: Store) -> dict[str, Any]:
-    own = artifact_keys(artifact)
-    last = store.open(artifact.parent(_LAST_ROUND)) if _has(artifact, _LAST_ROUND) else artifact
-    if _has(last, "previous policy"):
-        pairs = store.open(last.parent("pairs"))
-        for each in (store.open(pairs.parent("candidates")), pairs, last):
-            own |= flatten(each.manifest["settings"])
-    return own
+    return artifact_keys(artifact) | settings_of(store, artifact)

@@ -235,6 +235,25 @@ def ancestors(store: Store, artifact: Artifact) -> Iterator[Ancestor]:
     return walk(artifact, 0, "")
 
 
+def settings_of(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Return the settings of an artifact by dotted keys.
+
+    Those of a policy of an online round include those of its answers and pairs; those of an online run are those of
+    its last round.
+
+    Raises:
+        StoreError: a part of the round is not in the store.
+    """
+    parents = {parent.role: parent for parent in artifact.parents}
+    if last := parents.get("last round"):
+        return settings_of(store, store.open(last))
+    parts = [artifact]
+    if artifact.kind == "policies" and "previous policy" in parents:
+        pairs = store.open(parents["pairs"])
+        parts = [store.open(pairs.parent("candidates")), pairs, artifact]
+    return {key: value for each in parts for key, value in flatten(each.manifest["settings"]).items()}
+
+
 def raw_sources(artifact: Artifact) -> tuple[str, ...]:
     """Return what an artifact was made from that is not an artifact: files by digest, names on the Hub."""
     sources = {key.rpartition("."): value for key, value in flatten(artifact.manifest["settings"]).items()}
