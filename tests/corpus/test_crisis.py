@@ -33,7 +33,8 @@ def sentences_on(service: Service) -> list[str]:
     spoken = [f"In a crisis you can reach the {service.name} helpline at any hour."]
     spoken += [f"Please call {number} if you feel unsafe." for number in service.numbers]
     spoken += [f"Their page is https://www.{domain}/get-help, for any day or night." for domain in service.domains]
-    spoken += [f"You may write to help@{domain} as well." for domain in service.domains]
+    spoken += [f"You may write to help@{domain} as well, and see {domain} today." for domain in service.domains]
+    spoken += [f"GO TO {domain.upper()} NOW." for domain in service.domains]
     return spoken
 
 

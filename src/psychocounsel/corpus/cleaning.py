@@ -20,7 +20,7 @@ from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
+from psychocounsel.corpus.text import Span, normalise, sentences, touches, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -55,17 +55,20 @@ _MISSING_SPACE = [
 ]
 
 
-def with_sentence_spacing(text: str) -> str:
+def with_sentence_spacing(text: str, crisis: CrisisServices | None = None) -> str:
     """Return the text with a space after every sentence and around every web address.
 
-    `I am sad.I feel alone` becomes `I am sad. I feel alone`; `3.5`, `p.m.`, `U.S.A`, `e.g.`, file names and
-    `www.example.org` stay.
+    `I am sad.I feel alone` becomes `I am sad. I feel alone`; `3.5`, `p.m.`, `U.S.A`, `e.g.`, file names,
+    `www.example.org` and the domains of crisis services, by default the bundled ones, stay.
     """
     marks = list(_MARK.finditer(text))
     if not marks:
         return text
-    addresses = web_addresses(text)
-    gaps = {_after(text, mark) for mark in marks if not holds(addresses, mark.start())}
+    pages = (crisis or crisis_services()).pages(text)
+    addresses = [each for each in web_addresses(text) if not touches(each.start, each.end, pages)]
+    gaps = {
+        _after(text, mark) for mark in marks if not holds(addresses, mark.start()) and not touches(*mark.span(), pages)
+    }
     for address in addresses:
         beside = text[max(0, address.start - 2) : address.start], text[address.end : address.end + 1]
         before, after = (UNSPACED.sub("", each) for each in beside)
@@ -265,13 +268,13 @@ class Prepared(NamedTuple):
     foreign: str | None = None
 
 
-def _visible(text: str) -> str:
-    """Return what a browser would show of a text, and the addresses of its links to bundled crisis services."""
-    return without_markup(text, lambda address: crisis_services().owns(address))
+def without_tags(text: str, crisis: CrisisServices | None = None) -> str:
+    """Return what a browser would show, and the addresses of links to crisis services, by default the bundled ones."""
+    return without_markup(text, lambda address: (crisis or crisis_services()).owns(address))
 
 
 SPEECH_STEPS = (
-    Step("markup", _visible),
+    Step("markup", without_tags),
     Step("characters", normalise),
     Step("sentence_spacing", with_sentence_spacing),
 )
@@ -282,7 +285,11 @@ def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisSer
 
     The names of `known` authors are looked for in every response. The services of `crisis` stay.
     """
-    steps = [Step("markup", partial(without_markup, is_kept=crisis.owns)), *SPEECH_STEPS[1:]]
+    steps = [
+        Step("markup", partial(without_tags, crisis=crisis)),
+        Step("characters", normalise),
+        Step("sentence_spacing", partial(with_sentence_spacing, crisis=crisis)),
+    ]
     if config.signatures == "remove":
         in_addresses = config.contacts == "keep"  # else addresses go whole
         change = partial(without_signatures, known=known, crisis=crisis, in_addresses=in_addresses)

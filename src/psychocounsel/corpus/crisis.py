@@ -12,7 +12,7 @@ from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.contacts import CALLED_ABROAD, phone_numbers, web_addresses
-from psychocounsel.corpus.text import Span, blanked, either, sentences
+from psychocounsel.corpus.text import Span, blanked, either, sentences, touches
 from psychocounsel.types import Turn
 
 # --- The list --------------------
@@ -66,6 +66,7 @@ _DIGIT = re.compile(r"[0-9]")
 _NUMBER_LINK = re.compile(r"\s*(?:tel|sms):(?://)?([^?&;]*)", re.IGNORECASE)
 _NO_DIGIT = re.compile(r"[^0-9]")
 _WORD = re.compile(r"\w")
+_INNER_STOP = re.compile(r"\.(?=\w)(?<=\w\.)")
 _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
 _SPEAKS_OF_CRISIS = re.compile(
     r"\b(?:cris[ei]s|suicid|self[- ]?harm|hot ?line|help ?line|life ?line|emergenc|samaritan|befriend|kris[ei]|notruf"
@@ -98,6 +99,7 @@ class CrisisServices:
                         self._numbers.update(dict.fromkeys(ways, len(key) >= _CERTAIN_DIGITS))
         self._longest = max(map(len, self._numbers))
         self._names = re.compile(rf"(?<!\w){either(names)}(?!\w)")
+        self._pages = re.compile(rf"(?<![A-Za-z0-9_./-]){either(self._domains)}(?![\w-]|\.\w)", re.IGNORECASE)
 
     def numbers(self, text: str) -> list[tuple[int, int]]:
         """Return where listed numbers stand, as sorted (start, end).
@@ -145,18 +147,22 @@ class CrisisServices:
         ]
         return sorted([*self.told_apart(text)[0], *names])
 
+    def pages(self, text: str) -> list[tuple[int, int]]:
+        """Return where domains of services stand alone: `azzurro.it` may look like two sentences."""
+        return [page.span() for page in self._pages.finditer(text)] if _INNER_STOP.search(text) else []
+
     def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Span]]:
         """Return where numbers and addresses of services stand, and all other contacts, both sorted.
 
         In doubt a number is a service's: any in a sentence that speaks of a crisis, a hotline or an emergency, unless
         it is somebody's own.
         """
-        ours: list[tuple[int, int]] = []
+        ours = self.pages(text)
         others: list[Span] = []
         for address in web_addresses(text):
             if self.owns(text[address.start : address.end]):
                 ours.append((address.start, address.end))
-            else:
+            elif not touches(address.start, address.end, ours):
                 others.append(address)
         if _DIGIT.search(text):
             ours += self.numbers(text)
