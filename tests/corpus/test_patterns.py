@@ -28,6 +28,11 @@ PEOPLE = [
     ("my sister, Zyla, and my brother (Bob)", "my sister, [PERSON_1], and my brother ([PERSON_2])"),
     ("My therapist, Dr. Black, and mr miller", "My therapist, Dr. [PERSON_1], and mr [PERSON_2]"),
     ("Aunt May came in May.", "Aunt [PERSON_1] came in May."),
+    ("My Neighbor Zlatko told me.", "My Neighbor [PERSON_1] told me."),
+    (
+        "Mason: I am.\n**MASON:** Oh.\n[00:12] Mason: I left.",
+        "[PERSON_1]: I am.\n**MASON:** Oh.\n[00:12] [PERSON_1]: I left.",
+    ),
     ("My friend Will said no. Will I cope?", "My friend [PERSON_1] said no. Will I cope?"),
     ("My ex-husband Zed hit me. Zed is big.", "My ex-husband [PERSON_1] hit me. [PERSON_1] is big."),
     ("I saw Grace Miller and José de la Cruz.", "I saw [PERSON_1] and [PERSON_2]."),
@@ -79,6 +84,8 @@ CIRCUMSTANCES = [
     ),
 ]
 LEFT_ALONE = [
+    "As the Serenity Prayer says. The American Psychological Association says so, and your Inner Critic wants more.",
+    "Hope: I will rest.\nJoy: I will eat.\nPros: none.\nTherapist: Hi.\nTherapist: So?",
     "The long number 4539 1488 0343 6468 fails its check digit.",
     "Will I ever cope? I will. May I hope? In May, by the grace of God, Joy and Hope will do.",
     "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02.",

@@ -1,6 +1,7 @@
 """De-identification by lists of names, the words that announce a name, and patterns; needs no extra package."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -91,9 +92,14 @@ TIMES = frozenset(("in", "since", "last", "next", "this", "every", "until", "til
 _CAPITALISED = re.compile(rf"(?<![\w@#/]){NAME}(?![\w@])")
 _WORD = re.compile(r"(?<![\w@#/'\u2019-])[^\W\d_]{2,}(?![\w@])")
 _NAMES_LOWER = SURNAMES_LOWER | GIVEN_LOWER
+_LISTED = {name for name in AMBIGUOUS | SURNAMES if name.lower() not in NOT_NAMES}
 _MAX_REPEATED_SCORE = 0.65
 _MAX_PARTS = 4
 _LOOK_BACK_CHARS = 40
+# "The American Psychological Association says", "your Inner Critic wants".
+_NAMED_THING = re.compile(rf"\b(?i:the|an?|my|your|our|his|her|their)(?P<words>(?: {NAME})+) \Z")
+# Who speaks, at the beginning of a line: "Mason:", "[00:12] **Mason**:".
+_SPEAKER = re.compile(rf"^(?:[^\w\n]|\d){{0,16}}(?P<name>{NAME})[^\w\n]{{0,3}}:", re.MULTILINE)
 _OPENING = "(\u2013\u2014-"
 _SENTENCE_END = frozenset('.!?:;"\u201c[*\u2026\u00b7\u2022-')
 
@@ -103,7 +109,7 @@ def find_people(text: str) -> list[Span]:
 
     A name that was found once is found wherever the text repeats it, even without an announcement.
     """
-    found = [*_capitalised(text), *_in_lower_case(text)]
+    found = [*_capitalised(text), *_in_lower_case(text), *_speakers(text)]
     signed = SIGN_OFF.search(text, max(0, len(text) - SIGN_OFF_CHARS))
     if signed is not None and _is_name(signed["name"], is_sure=True):
         found.append(_named(text, *signed.span("name"), 0.75))
@@ -173,8 +179,11 @@ def _doubtful(text: str, match: re.Match[str], before: _Before) -> Iterator[Span
     if more is not None and more["more"] in SURNAMES and not INSTITUTION.match(text, match.end()):
         yield Span(match.start(), more.end(), "PERSON", 0.7)
     elif word.lower() not in NOT_NAMES and before.last not in PLACE_PREPOSITIONS:
+        thing = _NAMED_THING.search(text, max(0, match.start() - _LOOK_BACK_CHARS), match.start())
         if before.starts_sentence:
             is_person = word in AMBIGUOUS and SPEAKS.match(text, match.end())
+        elif thing is not None and RELATIONS.isdisjoint(thing["words"].lower().split()):
+            is_person = False
         else:
             is_person = before.last in MEETING or ACTS.match(text, match.end())
         if is_person:
@@ -201,6 +210,15 @@ def _named(text: str, start: int, end: int, score: float) -> Span:
         end = more.end()
         parts += 1
     return Span(start, end, "PERSON", score)
+
+
+def _speakers(text: str) -> Iterator[Span]:
+    """Yield the labels of a transcript that may be names and stand before two lines or more."""
+    labels = (
+        [match for match in _SPEAKER.finditer(text) if match["name"].capitalize() in _LISTED] if ":" in text else []
+    )
+    times = Counter(match["name"] for match in labels)
+    yield from (Span(*match.span("name"), "PERSON", 0.7) for match in labels if times[match["name"]] > 1)
 
 
 def _in_lower_case(text: str) -> Iterator[Span]:
