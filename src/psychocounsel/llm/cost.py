@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from psychocounsel.config.components import EndpointConfig
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
 from psychocounsel.llm.types import ChatReply, ChatRequest, is_on_this_machine, resolved_base_url
+from psychocounsel.store.shapes import Pilot
 
 MILLION = Decimal(1_000_000)
 BATCH_SHARE = Decimal("0.5")
@@ -186,29 +187,6 @@ class Spent(NamedTuple):
         return {"calls": self.calls, **self.tokens._asdict(), **batched}
 
 
-class Pilot(NamedTuple):
-    """The first of many requests: their number, how many have a reply that can be read, and what they cost together.
-
-    `projected` is what all requests cost at the same rate. Both are US dollars, None without a price.
-    """
-
-    requests: int
-    readable: int
-    cost: Decimal | None
-    projected: Decimal | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the form in `metrics.json`."""
-        costs = {"cost_usd": self.cost, "projected_usd": self.projected}
-        rounded = {name: None if cost is None else float(round(cost, 6)) for name, cost in costs.items()}
-        return {"requests": self.requests, "readable": self.readable, **rounded}
-
-    def __str__(self) -> str:
-        """Return in words how many can be read, and the bill to expect if there is one."""
-        read = f"{self.readable} of the first {self.requests} replies can be read"
-        return f"{read}, and at their cost all take about ${self.projected:,.2f}" if self.projected else read
-
-
 @dataclass
 class Spending:
     """What the replies to some requests cost: those kept by earlier runs, and those of this one.
@@ -265,7 +243,7 @@ class Spending:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form in `metrics.json`; of all runs together, so that a resumed run gives the same."""
-        return {**spent_together([self]), **({"pilot": self.pilot.as_dict()} if self.pilot else {})}
+        return {**spent_together([self]), **({"pilot": self.pilot.model_dump()} if self.pilot else {})}
 
     @property
     def standing(self) -> str:
@@ -390,12 +368,13 @@ class Budget:
         self, answered: Sequence[tuple[ChatRequest, Sequence[ChatReply]]], readable: int, total: int
     ) -> None:
         """Keep what the first requests, each with its replies, say of all `total`."""
-        cost = None
+        costs: dict[str, float] = {}
         if self.spending.price is not None:
             replies = [self._with_tokens(request, reply) for request, kept in answered for reply in kept]
             cost = sum((self.spending.spent(reply).cost for reply in replies), Decimal(0))
-        projected = None if cost is None else cost * total / len(answered)
-        self.spending.pilot = Pilot(len(answered), readable, cost, projected)
+            projected = cost * total / len(answered)
+            costs = {"cost_usd": float(round(cost, 6)), "projected_usd": float(round(projected, 6))}
+        self.spending.pilot = Pilot(requests=len(answered), readable=readable, **costs)
 
     def finish(self, digest: str, request: ChatRequest, reply: ChatReply | None) -> None:
         """Replace what was reserved for a request by what its reply cost, if there is one."""

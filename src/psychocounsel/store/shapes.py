@@ -169,12 +169,20 @@ class PossiblyBilled(Shape):
 
 
 class Pilot(Shape):
-    """The first requests to a judge: how many replies can be read, their cost, and that of all at their rate."""
+    """The first requests to a judge: how many replies can be read, their cost, and that of all at their rate.
+
+    Costs are in US dollars, None without a price.
+    """
 
     requests: int
     readable: int
-    cost_usd: float | None
-    projected_usd: float | None
+    cost_usd: float | None = None
+    projected_usd: float | None = None
+
+    def __str__(self) -> str:
+        """Return in words how many can be read, and the bill to expect if there is one."""
+        read = f"{self.readable} of the first {self.requests} replies can be read"
+        return f"{read}, and at their cost all take about ${self.projected_usd:,.2f}" if self.projected_usd else read
 
 
 class Spend(Shape):
