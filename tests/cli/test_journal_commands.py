@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from psychocounsel.cli.main import app
 from psychocounsel.errors import InputError, StoreError
 from psychocounsel.llm.endpoints import JOURNAL_FILE
-from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -17,8 +17,8 @@ from psychocounsel.types import ReplyStatus
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     with Journal(tmp_path / "store" / JOURNAL_FILE) as journal:
-        journal.record("a", ChatReply(ReplyStatus.VALID, "one", "judge-1", 10, 3))
-        journal.record("b", ChatReply(ReplyStatus.REFUSAL, "no", "judge-1", 10, 1, "the model refused"))
+        journal.record_many([Entry("a", ChatReply(ReplyStatus.VALID, "one", "judge-1", 10, 3))])
+        journal.record_many([Entry("b", ChatReply(ReplyStatus.REFUSAL, "no", "judge-1", 10, 1, "the model refused"))])
     return tmp_path / "store"
 
 
@@ -54,7 +54,7 @@ def test_what_can_be_read_of_a_damaged_file_is_exported(store: Path, tmp_path: P
     file, path = tmp_path / "replies.jsonl", store / JOURNAL_FILE
     with Journal(path) as journal:
         for number in range(200):
-            journal.record(f"d{number}", ChatReply(ReplyStatus.VALID, "words " * 99, "judge-1", 10, 3))
+            journal.record_many([Entry(f"d{number}", ChatReply(ReplyStatus.VALID, "words " * 99, "judge-1", 10, 3))])
     whole = path.read_bytes()
     exported: list[int] = []
     for page in range(1, len(whole) // 4096):
@@ -73,7 +73,7 @@ def test_a_damaged_reply_is_a_failure_until_it_is_received_again(store: Path) ->
     assert isinstance(result.exception, StoreError)
     assert "1 replies intact, 1 damaged" in result.output
     with Journal(store / JOURNAL_FILE) as journal:
-        journal.record("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3))
+        journal.record_many([Entry("a", ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3))])
     result = call("verify", "--store", store)
     assert result.exit_code == 0
     assert result.output.startswith("2 replies intact, 0 damaged, 1 damaged")

@@ -422,7 +422,7 @@ class TestDamagedRows:
         with BatchServer() as server:
             run(server.base_url, journal, 1, policy)
             with Journal(journal) as opened:
-                opened.record(digest_of(server, 0), ChatReply(ReplyStatus.VALID, "no", "m", 1, 1))
+                opened.record_many([Entry(digest_of(server, 0), ChatReply(ReplyStatus.VALID, "no", "m", 1, 1))])
             self.damage(journal, digest_of(server, 0))
             assert run(server.base_url, journal, 1, policy)[0].text != "no"
 

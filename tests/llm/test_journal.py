@@ -47,8 +47,8 @@ def row(text="one", digest="a", attempt=0):
 
 def test_replies_come_back_in_the_order_of_their_attempts(tmp_path):
     with Journal(tmp_path / "j.sqlite") as journal:
-        journal.record("a", reply("no", ReplyStatus.REFUSAL))
-        journal.record("b", reply("other"))
+        journal.record_many([Entry("a", reply("no", ReplyStatus.REFUSAL))])
+        journal.record_many([Entry("b", reply("other"))])
         journal.record_many([Entry("a", reply("half", ReplyStatus.CUT)), Entry("a", reply("done"))])
     with Journal(tmp_path / "j.sqlite") as journal:
         assert [r.text for r in journal.replies("a")] == ["no", "half", "done"]
@@ -88,7 +88,7 @@ def test_files_are_private_even_where_they_were_not_and_commits_are_forced_to_di
     path.parent.mkdir()
     path.touch(mode=0o644)
     with Journal(path) as journal:
-        journal.record("a", reply())
+        journal.record_many([Entry("a", reply())])
         assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
         modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
@@ -97,7 +97,7 @@ def test_files_are_private_even_where_they_were_not_and_commits_are_forced_to_di
 
 def test_threads_take_turns(journal):
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda number: journal.record("shared", reply(str(number))), range(30)))
+        list(pool.map(lambda number: journal.record_many([Entry("shared", reply(str(number)))]), range(30)))
     assert len(journal.replies("shared")) == 30
 
 
@@ -106,10 +106,10 @@ import sys
 from pathlib import Path
 from psychocounsel.types import ReplyStatus
 from psychocounsel.llm.types import ChatReply
-from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.journal import Entry, Journal
 journal = Journal(Path(sys.argv[1]))
 for number in range(100000):
-    journal.record(f"d{number}", ChatReply(ReplyStatus.VALID, f"text {number}", "m", 1, 1))
+    journal.record_many([Entry(f"d{number}", ChatReply(ReplyStatus.VALID, f"text {number}", "m", 1, 1))])
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
 """
@@ -136,7 +136,7 @@ def test_a_torn_log_loses_only_its_end(tmp_path):
     path, log = tmp_path / "torn.sqlite", tmp_path / "torn.sqlite-wal"
     with Journal(tmp_path / "live.sqlite") as journal:
         for number in range(12):
-            journal.record(f"d{number}", reply(f"text {number}"))
+            journal.record_many([Entry(f"d{number}", reply(f"text {number}"))])
         for suffix in ("", "-wal"):
             shutil.copy(f"{journal.path}{suffix}", f"{path}{suffix}")
     whole = log.read_bytes()
@@ -148,7 +148,7 @@ def test_a_torn_log_loses_only_its_end(tmp_path):
         shutil.copy(log, f"{copy}-wal")
         with Journal(copy) as journal:
             there = [bool(journal.replies(f"d{number}")) for number in range(12)]
-            journal.record("after", reply())
+            journal.record_many([Entry("after", reply())])
         assert there == sorted(there, reverse=True)
         kept.append(sum(there))
     assert kept == sorted(kept)
@@ -205,7 +205,11 @@ class FailingDisk:
 
 @pytest.mark.parametrize("errorname", ["SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"])
 def test_a_failing_disk_is_an_unfinished_run(journal, monkeypatch, errorname):
-    for ask in (lambda: journal.record("a", reply()), lambda: journal.replies("a"), journal.lost_responses):
+    for ask in (
+        lambda: journal.record_many([Entry("a", reply())]),
+        lambda: journal.replies("a"),
+        journal.lost_responses,
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(journal, "_connection", FailingDisk(errorname))
             with pytest.raises(IncompleteError, match="free some space"):
@@ -242,7 +246,7 @@ def test_a_journal_of_the_first_format_keeps_its_replies(tmp_path):
     later = ChatReply(ReplyStatus.VALID, "again", "judge-1", 10, 3, cached_tokens=8, choices='[[6,"4",[["4",-0.1]]]]')
     for _ in range(2):
         with Journal(tmp_path / "j.sqlite") as journal:
-            journal.record("a", later)
+            journal.record_many([Entry("a", later)])
     with Journal(tmp_path / "j.sqlite") as journal:
         assert journal.replies("a") == [reply(), later, later]
         assert journal.damaged_rows == 0
@@ -288,7 +292,7 @@ def test_an_import_adds_replies_and_lost_responses_of_another_journal_only_once(
         kept = [line for line in old.lost_responses() if line is not None]
         assert write_rows([*sound(old), *kept], tmp_path / "rows.jsonl") == 5
     with Journal(tmp_path / "new.sqlite") as new:
-        new.record("a", reply("mine"))
+        new.record_many([Entry("a", reply("mine"))])
         new.record_lost_responses(["b"])
         assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 5
         assert new.merge(read_rows(tmp_path / "rows.jsonl")) == 0
@@ -394,7 +398,7 @@ def test_an_import_mends_a_damaged_reply(tmp_path: Path, journal: Journal, colum
 
 
 def test_a_damaged_reply_is_reported_among_others_and_gives_way_to_none_but_itself(journal: Journal) -> None:
-    journal.record("a", reply("one"))
+    journal.record_many([Entry("a", reply("one"))])
     journal._connection.execute("UPDATE replies SET text = x'00'")
     assert journal.merge([row("another")]) == 1
     assert list(journal.rows()) == [DamagedRow("a"), row("another", attempt=1)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fake_model import count_replies
 from psychocounsel.errors import EndpointError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.journal import Journal
+from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.runner import RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message, RefusedRequestError
 from psychocounsel.types import ReplyStatus
@@ -220,7 +220,7 @@ def test_stop_finishes_what_is_in_flight_and_no_more(journal):
 
 
 def test_a_disk_that_fills_ends_the_run_and_the_next_one_asks_the_rest(journal):
-    journal.record("before", valid("earlier"))
+    journal.record_many([Entry("before", valid("earlier"))])
     connection = journal._connection
     model = FakeModel(lambda text, times: valid(text * 400), seconds=0.001)
     (pages,) = connection.execute("PRAGMA page_count").fetchone()

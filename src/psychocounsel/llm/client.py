@@ -78,10 +78,10 @@ def codes_of(error: openai.APIStatusError) -> set[str]:
 
 def quoted(error: openai.APIStatusError, endpoint: EndpointConfig) -> str:
     """Return the server's message on one line, without secrets and not too long."""
-    return without_secrets(_message_in(error.body) or error.message, endpoint)[:LONGEST_QUOTE_CHARS]
+    return without_secrets(message_in(error.body) or error.message, endpoint)[:LONGEST_QUOTE_CHARS]
 
 
-def _message_in(error: object) -> str:
+def message_in(error: object) -> str:
     """Return an error's message on one line; OpenAI nests it, other servers send a detail or a bare string."""
     fields = mapping_of(error)
     message = fields.get("message") or fields.get("detail") if fields else error
@@ -118,11 +118,9 @@ class _FailedTry:
     """A try that brought no reply; the request may be sent again."""
 
     reason: str
+    action: OnStatus
     retry_after_seconds: float = 0.0
-    slows_down: bool = False
-    is_free: bool = False
     is_unreachable: bool = False
-    is_possibly_billed: bool = False
 
 
 @dataclass
@@ -213,10 +211,11 @@ class OpenAIChatModel:
             if isinstance(outcome, ChatReply):
                 return outcome
             reason = outcome.reason
-            if outcome.is_possibly_billed:
+            if outcome.action is OnStatus.RETRY_LOST:
                 await context.on_lost_response()
-            tries.free += outcome.is_free
-            tries.counted += not outcome.is_free
+            is_free = outcome.action is OnStatus.SLOW_DOWN_FREE
+            tries.free += is_free
+            tries.counted += not is_free
             if outcome.is_unreachable and not connection.was_reached and tries.counted >= _TRIES_WHILE_UNREACHABLE:
                 raise IncompleteError(
                     f"no server answers: {reason}",
@@ -227,7 +226,7 @@ class OpenAIChatModel:
             digest = request.digest(self.fingerprint)
             backoff_seconds = self._retry.wait_seconds(tries.counted + tries.free, digest)
             tries.resume_at = clock() + max(outcome.retry_after_seconds, backoff_seconds)
-            if outcome.slows_down:
+            if outcome.action in (OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE):
                 connection.limiter.slow_down()
                 connection.resume_at = max(connection.resume_at, tries.resume_at)
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, reason)
@@ -271,15 +270,16 @@ class OpenAIChatModel:
             connection.was_reached = True
             reply = read(response.content)
         except TimeoutError:
-            return _FailedTry(f"no answer within {limit_seconds:.3g} s", is_possibly_billed=True)
+            return _FailedTry(f"no answer within {limit_seconds:.3g} s", OnStatus.RETRY_LOST)
         except UnreadableBodyError as fault:
             reason = without_secrets(str(fault), self._endpoint)[:LONGEST_QUOTE_CHARS]
-            return _FailedTry(f"unreadable answer: {reason}", is_possibly_billed=True)
+            return _FailedTry(f"unreadable answer: {reason}", OnStatus.RETRY_LOST)
         except openai.APIStatusError as error:
             status_error = error
         except (openai.OpenAIError, aiohttp.ClientError) as error:
             reason, is_unreachable = broken_connection(error)
-            return _FailedTry(reason, is_unreachable=is_unreachable, is_possibly_billed=not is_unreachable)
+            action = OnStatus.RETRY if is_unreachable else OnStatus.RETRY_LOST
+            return _FailedTry(reason, action, is_unreachable=is_unreachable)
         else:
             connection.limiter.on_reply(_limit_headers(response.headers), reply.prompt_tokens + reply.completion_tokens)
             return reply
@@ -296,13 +296,8 @@ class OpenAIChatModel:
         if action in RETRIED:
             headers = error.response.headers
             connection.limiter.read_headers(_limit_headers(headers))
-            return _FailedTry(
-                f"the server answered HTTP {status}: {message}",
-                retry_after_seconds(headers) or 0.0,
-                slows_down=action in (OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE),
-                is_free=action is OnStatus.SLOW_DOWN_FREE,
-                is_possibly_billed=action is OnStatus.RETRY_LOST,
-            )
+            reason = f"the server answered HTTP {status}: {message}"
+            return _FailedTry(reason, action, retry_after_seconds(headers) or 0.0)
         if action is OnStatus.REFUSE_REQUEST:
             raise RefusedRequestError(
                 f"the request is refused (HTTP {status}: {message})",
@@ -493,12 +488,10 @@ def _reply(
 def read_listing(body: bytes) -> list[Mapping[str, Any]] | None:
     """Return the entries that a body of `GET /models` lists; None if it holds no such list."""
     try:
-        listed = _object(body).get("data")
+        _, listed = _list_in(body, "data")
     except UnreadableBodyError:
         return None
-    if not isinstance(listed, list):
-        return None
-    return [each for each in map(mapping_of, cast("list[Any]", listed)) if isinstance(each.get("id"), str)]
+    return [each for each in map(mapping_of, listed) if isinstance(each.get("id"), str)]
 
 
 def _object(body: bytes) -> Mapping[str, Any]:
@@ -510,7 +503,7 @@ def _object(body: bytes) -> Mapping[str, Any]:
 
 
 def _quoted_after_colon(error: object) -> str:
-    message = _message_in(error)
+    message = message_in(error)
     return f": {message}" if message else ""
 
 

@@ -39,9 +39,6 @@ CREATE TABLE IF NOT EXISTS replies (
     reason BLOB NOT NULL,
     created_at TEXT NOT NULL,
     checksum BLOB NOT NULL,
-    cached_tokens INTEGER NOT NULL DEFAULT 0,
-    batched INTEGER NOT NULL DEFAULT 0,
-    choices BLOB,
     PRIMARY KEY (digest, attempt)
 )
 """
@@ -65,7 +62,7 @@ _ADDED_COLUMNS = {
     "batched": "INTEGER NOT NULL DEFAULT 0",
     "choices": "BLOB",
 }
-"""What journals of earlier versions lack."""
+"""Of `replies`, which journals of earlier versions lack as well."""
 
 _SELECT_LOST = "SELECT digest, created_at, checksum FROM lost_responses ORDER BY digest, created_at"
 _INSERT_LOST = "INSERT OR IGNORE INTO lost_responses VALUES (?, ?, ?)"
@@ -263,10 +260,6 @@ class Journal:
                 else:
                     self.damaged_rows += 1
             yield from (kept[digest] for digest in several)
-
-    def record(self, digest: str, reply: ChatReply) -> None:
-        """Keep one reply."""
-        self.record_many([Entry(digest, reply)])
 
     def record_many(self, entries: Iterable[Entry], keep_if: KeepIf | None = None) -> list[Entry]:
         """Keep several replies in one commit, those for which `keep_if` returns True; return those that were kept.

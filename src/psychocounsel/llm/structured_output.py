@@ -233,7 +233,7 @@ class StructuredOutputModel:
             return OutputMode.TEXT
         if not reply.answered:
             return None
-        return OutputMode.JSON_OBJECT if isinstance(_loaded(reply.text), dict) else OutputMode.TEXT
+        return OutputMode.JSON_OBJECT if isinstance(loaded(reply.text), dict) else OutputMode.TEXT
 
     async def _send_probe(self, probe: ChatRequest, context: RequestContext) -> ChatReply:
         reply = await self._endpoint.generate(probe, context)
@@ -250,7 +250,7 @@ class StructuredOutputModel:
 
 def fits(text: str, schema: Mapping[str, JSON]) -> bool:
     """Whether a text is bare JSON of a schema of objects, enums, strings, integers, booleans and arrays."""
-    return _fits(_loaded(text), schema)
+    return _fits(loaded(text), schema)
 
 
 def _fits(value: object, schema: Mapping[str, Any]) -> bool:
@@ -266,7 +266,8 @@ def _fits(value: object, schema: Mapping[str, Any]) -> bool:
     return wanted is None or type(value) is wanted
 
 
-def _loaded(text: str) -> object:
+def loaded(text: str | bytes) -> object:
+    """Return the value of a JSON text, or None if it is not one."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -309,27 +309,18 @@ def take_name(artifact: Artifact, after: str) -> None:
     _with_manifest(artifact.folder, {**artifact.manifest, "named_at": named_at}, is_new=False)
 
 
-def drop_files(artifact: Artifact, names: Collection[str], remedy: str) -> Artifact:
-    """Delete files of a complete artifact, and return it with a manifest that says so and how to have them again.
-
-    The manifest is written first: after a kill the files are deleted by the next call.
-    """
-    names = sorted({*artifact.dropped, *names})
-    dropped = {"files": names, "remedy": remedy}
-    if list(artifact.dropped) != names:
-        artifact = _with_manifest(artifact.folder, {**artifact.manifest, "dropped": dropped}, artifact.is_new)
-    for name in names:
-        artifact.file(name).unlink(missing_ok=True)
-    return artifact
-
-
 def drop_superseded(policy: Artifact, *, weights: bool, optimizer: bool) -> None:
-    """Drop the weights of an online round's policy, its optimizer state, or both; its adapter stays."""
-    names = superseded_files(policy, weights=weights, optimizer=optimizer)
-    if set(names) - set(policy.dropped) or any(policy.file(name).exists() for name in names):
-        drop_files(
-            policy, names, "run align with --set online.keep=all again; it trains the rounds again from their pairs"
-        )
+    """Delete the weights of an online round's policy, its optimizer state, or both; its adapter stays.
+
+    The manifest, which says how to have them again, is written first: after a kill the next call deletes the files.
+    """
+    names = sorted({*policy.dropped, *superseded_files(policy, weights=weights, optimizer=optimizer)})
+    if list(policy.dropped) != names:
+        remedy = "run align with --set online.keep=all again; it trains the rounds again from their pairs"
+        dropped = {"files": names, "remedy": remedy}
+        _with_manifest(policy.folder, {**policy.manifest, "dropped": dropped}, policy.is_new)
+    for path in filter(Path.exists, map(policy.file, names)):  # a store that is read-only may have none of them
+        path.unlink()
 
 
 def superseded_files(policy: Artifact, *, weights: bool, optimizer: bool) -> list[str]:

@@ -226,7 +226,7 @@ class Store:
                 found.append(open_artifact(manifest.parent))
             except StoreError as fault:
                 self.notify_once(f"left out: {fault}")
-        return sorted(found, key=_when_named)
+        return sorted(found, key=lambda artifact: (artifact.named_at, artifact.id))
 
     def notify_once(self, text: str) -> None:
         """Log a line unless this store has logged it before."""
@@ -257,10 +257,6 @@ class Store:
         if root != self.root.resolve() and root not in self._other_roots:
             self._other_roots.append(root)
         return artifact
-
-
-def _when_named(artifact: Artifact) -> tuple[str, str]:
-    return artifact.named_at, artifact.id
 
 
 def open_store(folder: Path | None = None, is_offline: bool = False, recipe: Path | None = None) -> Store:

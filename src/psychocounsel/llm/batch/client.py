@@ -29,12 +29,13 @@ from psychocounsel.llm.client import (
     broken_connection,
     codes_of,
     key_refusal,
+    message_in,
     open_client,
     quoted,
     read_completion,
 )
 from psychocounsel.llm.rate_limit import RETRIED, OnStatus, RetryPolicy, on_status, retry_after_seconds
-from psychocounsel.llm.structured_output import mapping_of
+from psychocounsel.llm.structured_output import loaded, mapping_of
 from psychocounsel.llm.types import ChatReply, require_reachable, resolved_base_url
 from psychocounsel.types import ReplyStatus
 
@@ -141,7 +142,7 @@ class OpenAIBatches:
             expiry = {"output_expires_after": _expiry(_OUTPUT_KEPT_SECONDS)} if self._has_expiry else {}
             body = {**order, "metadata": dict(metadata), **expiry}
             created = await self._client.post("/batches", body=body, cast_to=httpx2.Response)
-            if not (batch_id := _batch(_loaded(created.content)).id):
+            if not (batch_id := _batch(mapping_of(loaded(created.content))).id):
                 raise LostAnswerError
             return batch_id
 
@@ -152,7 +153,7 @@ class OpenAIBatches:
 
     async def state(self, batch_id: str) -> Batch:
         """Return how far a batch is; raise UnknownBatchError if the provider does not know it."""
-        batch = _batch(_loaded(await self._get(f"/batches/{quote(batch_id, safe='')}")))
+        batch = _batch(mapping_of(loaded(await self._get(f"/batches/{quote(batch_id, safe='')}"))))
         if not batch.id or not batch.status:
             raise self._away("the response is not a batch")
         return batch
@@ -168,7 +169,7 @@ class OpenAIBatches:
 
     async def _page(self, path: str) -> Mapping[str, Any]:
         """Return a page of a list. The typed list calls would read a login page as an empty list."""
-        page = _loaded(await self._get(path))
+        page = mapping_of(loaded(await self._get(path)))
         if not isinstance(page.get("data"), list):
             raise self._away("the response is not a list")
         return page
@@ -278,13 +279,6 @@ def _batch(fields: Mapping[str, Any]) -> Batch:
     )
 
 
-def _loaded(body: bytes) -> Mapping[str, Any]:
-    try:
-        return mapping_of(json.loads(body))
-    except (ValueError, RecursionError):
-        return {}
-
-
 def _mappings(value: object) -> list[Mapping[str, Any]]:
     return [mapping_of(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
 
@@ -301,7 +295,7 @@ def read_output(content: bytes, model: str) -> Iterator[Outcome | None]:
 
 
 def _read_line(line: bytes, model: str) -> Outcome | None:
-    result = _loaded(line)
+    result = mapping_of(loaded(line))
     digest = result.get("custom_id")
     if not isinstance(digest, str):
         return None
@@ -319,8 +313,7 @@ def _read_line(line: bytes, model: str) -> Outcome | None:
     if status == 400 and codes & CONTENT_FILTER_CODES:
         reason = "the provider filtered the prompt"
         return Outcome(digest, ChatReply(ReplyStatus.CONTENT_FILTER, "", model, 0, 0, reason, 0, True))
-    message = " ".join(str(error.get("message") or error.get("code") or "no reason given").split())
-    message = message[:LONGEST_QUOTE_CHARS]
+    message = (message_in(error) or str(error.get("code") or "no reason given"))[:LONGEST_QUOTE_CHARS]
     if not isinstance(status, int) or not status:
         return Outcome(digest, None, message)
     action = on_status(status, codes)
