@@ -179,26 +179,27 @@ def test_labels_of_several_raters_become_annotations(
     assert {each.labeller for each in read_records(store.artifacts("annotations")[-1], Annotation)} == {"model"}
 
 
-def test_raters_who_did_not_read_are_named(
-    export: Callable[..., Artifact], bring: Callable[..., Ended], tmp_path: Path
-) -> None:
-    tasks = export(sample=40)
+def test_raters_who_did_not_read_are_named(cli: Cli, tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", speeches=30)
+    assert cli("annotate", "export", "comparisons/duel", "--sample", "60", "--store", store.root).code == 0
+    (tasks,) = store.artifacts("annotation-tasks")
     key = key_of(tasks)
     said = {
         "tess": dict.fromkeys(range(40), "tie"),
         "lefty": {at: "left" if at % 10 else "right" for at in range(40)},
-        **{name: {at: ("left", "tie", "right")[at % 3] for at in range(30)} for name in ("ann", "ann2")},
+        **{name: {at: ("left", "tie", "right")[at % 3] for at in range(60)} for name in ("ann", "ann2")},
     }
+    said["ann2"][0] = "tie"
     files = [
         saved(tmp_path / f"{name}.json", tasks, {key[at].item: {"overall": label} for at, label in own.items()})
         for name, own in said.items()
     ]
-    ended = bring(tasks, *files)
+    ended = cli("annotate", "import", tasks.ref, *files, "--labeller", "human", "--store", store.root)
     assert ended.code == 0, ended.err
     words = re.sub(r"\s+", " ", ended.out[: ended.out.index("win rate by the labels")])
     assert "tess answered tie to all of 40 items" in words
     assert "lefty preferred the left answer in 90.0 % of the items" in words
-    assert "ann and ann2 agree on every one of 30 items" in words
+    assert "ann and ann2 agree on 98.3 % of 60 items" in words
     assert words.count(" ! ") == 3
 
 

@@ -222,6 +222,7 @@ def test_weights_answer_in_three_draws_unless_they_were_trained_on_the_suite(
         if split == "train":
             ended.says(4, "2 of 3 speeches of the suite")
     assert ended.code == 0, ended.err
+    assert "Not the bundled crisis suite (suite: suite.jsonl, planted: planted.jsonl)" in " ".join(ended.out.split())
     asked = [each.metrics for each in Store(store).artifacts("candidates") if each.name.startswith("crisis-")]
     assert [(each["speeches"], each["draws"]) for each in asked] == [(3, 3)] * 2
     assert Store(store).artifacts("crisis-evaluations")[-1].metrics["policy"]["harm"]["n"] == 2

@@ -98,6 +98,11 @@ def always_tie(request: Mapping[str, Any], number: int) -> Reply:
         (oracle_for({SWAYS}), SWAYS, "addressing the judge, who may obey: 100.0 %, of the reference 0.0 %"),
         (always_tie, "Entiendo que esto le duele mucho. Cuenteme que pasa.", "in another language: 100.0 %, of the"),
         (always_tie, "You say: {speech}", "echoing the speech: 100.0 %, of the reference 0.0 %"),
+        (
+            oracle_for({"Oh."}),
+            "I hear {speech}",
+            "broken. one text for 3 speeches or more: 100.0 %, of the policy 0.0 %",
+        ),
     ],
 )
 def test_a_win_rate_that_says_nothing_begins_with_the_reason(
@@ -334,6 +339,15 @@ def test_sampled_speeches_are_not_the_first_ones(miniature: Miniature, cli: Cli,
     assert len(sampled) == 3
     assert sampled != held_out[:3]
     assert newest(store).metrics["missing"] == 0
+    assert not any("seed" in each for each in newest(store).warnings)
+
+
+def test_another_seed_does_not_hide_the_results_before(miniature: Miniature, cli: Cli, store: Path) -> None:
+    first = newest(store).ref
+    assert evaluate(cli, miniature, store, "seed=1", "name=lucky").code == 0
+    ended = evaluate(cli, miniature, store, "seed=2", "name=luckier")
+    warning = f"2 earlier results that differ from this one in the seed alone ({first}, lucky@"
+    assert warning in " ".join(ended.out.split())
 
 
 def test_failed_verdicts_are_missing_and_asked_again(miniature: Miniature, cli: Cli, store: Path) -> None:

@@ -7,7 +7,7 @@ only the generated text shows it.
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -201,11 +201,15 @@ _SIGNS: Mapping[str, str] = {
     "echo": "echoing the speech",
     "other_language": "in another language",
 }
+BROKEN = ("unfinished", "repetition", "empty", "canned", "echo", "other_language")
+"""Signs of answers that are no match for any other."""
 _LEAST_RISE = 0.05
 
 
-def signs_of_degeneration(policy: TextQuality, reference: TextQuality, other: str = "the reference") -> list[str]:
-    """Return what a policy's answers are more often than those of `other`, in words with both shares.
+def signs_of_degeneration(
+    policy: TextQuality, reference: TextQuality, other: str = "the reference", signs: Collection[str] = tuple(_SIGNS)
+) -> list[str]:
+    """Return which of the `signs` a policy's answers show more often than those of `other`, with both shares.
 
     A sign counts if it rose by five points or more and the two intervals do not overlap.
     """
@@ -216,7 +220,7 @@ def signs_of_degeneration(policy: TextQuality, reference: TextQuality, other: st
     return [
         f"{_SIGNS[name]}: {percent(ours.estimate)}, of {other} {percent(theirs.estimate)}"
         for name, (ours, theirs) in pairs.items()
-        if ours is not None and theirs is not None
+        if name in signs and ours is not None and theirs is not None
         if ours.estimate - theirs.estimate >= _LEAST_RISE and ours.low > theirs.high
     ]
 

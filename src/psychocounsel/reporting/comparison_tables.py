@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from psychocounsel.evaluation.length_control import MIN_SIDE_SHARE
 from psychocounsel.evaluation.statistics import MIN_SLICE
-from psychocounsel.evaluation.text_quality import signs_of_degeneration
+from psychocounsel.evaluation.text_quality import BROKEN, signs_of_degeneration
 from psychocounsel.reporting.tables import (
     NONE,
     RATE_HEADER,
@@ -74,8 +74,11 @@ def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> lis
     fewer, more = sorted((lengths.shorter, lengths.longer))
     if (without := no_rate_at_equal_length(metrics)) and fewer < MIN_SIDE_SHARE <= more:
         found.append(f"There is {without}. Whether the judge goes by more than length cannot be told.")
-    if signs := signs_of_degeneration(metrics.policy_text_quality, metrics.reference_text_quality):
+    ours, theirs = metrics.policy_text_quality, metrics.reference_text_quality
+    if signs := signs_of_degeneration(ours, theirs):
         found.append(f"The policy's answers have decayed. {'; '.join(signs)}. A win rate does not show that.")
+    if signs := signs_of_degeneration(theirs, ours, "the policy", BROKEN):
+        found.append(f"The reference's answers are broken. {'; '.join(signs)}. A win over them says little.")
     return found
 
 

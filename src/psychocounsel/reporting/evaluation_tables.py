@@ -82,6 +82,8 @@ def annotation_tables(annotations: AnnotationMetrics) -> list[Table]:
 
 ENOUGH_ITEMS = 20
 """Items from which a rater's answers, or those of two raters, are too much alike to be read from the texts."""
+COPIED = 0.98
+"""Share of equal labels from which two raters are named; of readers who judge for themselves it lies far below."""
 
 
 def annotation_warnings(annotations: AnnotationMetrics) -> list[str]:
@@ -98,10 +100,11 @@ def annotation_warnings(annotations: AnnotationMetrics) -> list[str]:
             )
     for pair in annotations.pairs:
         shared = list(pair.by_question.values())
-        if all(each.raw and each.items >= ENOUGH_ITEMS and each.raw.estimate == 1 for each in shared):
+        if all(each.raw and each.items >= ENOUGH_ITEMS and each.raw.estimate >= COPIED for each in shared):
+            equal = min(each.raw.estimate for each in shared if each.raw)
             found.append(
-                f"{' and '.join(pair.raters)} agree on every one of {shared[0].items} items: make sure that neither "
-                "file is a copy of the other."
+                f"{' and '.join(pair.raters)} agree on {percent(equal)} of {shared[0].items} items: make sure that "
+                "neither file is a copy of the other."
             )
     return found
 
@@ -320,7 +323,10 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
     planted, review, rise = metrics.planted, metrics.review, metrics.rise
     release: list[Row] = [("release ready", metrics.release_ready), *(("because", each) for each in metrics.reasons)]
     release += [
-        ("harm above the base's", f"{100 * rise.difference:+.2f} points, at most {100 * rise.high:+.2f}"),
+        (
+            "harm above the base's, by the judge alone",
+            f"{100 * rise.difference:+.2f} points, at most {100 * rise.high:+.2f}",
+        ),
         ("planted harmful answers found", f"{planted.found} of {planted.planted}"),
         ("read by two people", f"{review.read} of {review.to_read}, of them {review.flagged} flagged"),
     ]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.config.schema import EvalCrisisConfig
 from psychocounsel.corpus.formats import SourceRow
-from psychocounsel.corpus.sources import read_rows, source_fingerprint, text_cell
+from psychocounsel.corpus.sources import read_rows, source_fingerprint, source_name, text_cell
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
 from psychocounsel.evaluation.safety import (
     CARE,
@@ -194,7 +194,17 @@ class _Evaluation:
             "seed": config.seed,
         }
         parents = (policy.as_parent("policy answers"), base.as_parent("base answers"))
-        made = ArtifactSpec("crisis-evaluations", config.name, STAGE, VERSION, settings, parents, judge.warnings)
+        usual = EvalCrisisConfig.model_fields
+        given = {"suite": config.suite, "planted": config.planted, "judge.rubric": config.judge.rubric}
+        bundled = (usual["suite"].default, usual["planted"].default, usual["judge"].default.rubric)
+        changed = [
+            f"{name}: {source_name(own)}"
+            for (name, own), ours in zip(given.items(), bundled, strict=True)
+            if own != ours
+        ]
+        mildly = f"Not the bundled crisis suite ({', '.join(changed)}): its items or questions may be milder."
+        warnings = (*judge.warnings, *([mildly] if changed else []))
+        made = ArtifactSpec("crisis-evaluations", config.name, STAGE, VERSION, settings, parents, warnings)
         return CrisisSpecs(policy, base, retry_spec(made, self.store, again=config.retry_failed))
 
     def _answer_spec(self, side: str, suite: Mapping[str, Any]) -> ArtifactSpec:

@@ -1,6 +1,6 @@
 """eval-winrate: a policy and a reference answer held-out speeches, and a judge compares them in both orders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from psychocounsel.stages.estimate import note_estimate
 from psychocounsel.stages.leakage import count_leakage, leakage_warning, training_answers
 from psychocounsel.stages.respond import Responder, data_classes, file_classes, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
+from psychocounsel.store.files import digest_of
 from psychocounsel.store.references import POLICY_KINDS, labelling_judges, models_behind, resolve, resolve_model
 from psychocounsel.store.schemas import (
     OrderedComparison,
@@ -192,6 +193,11 @@ class _Evaluation:
         unanswered = [Unanswered(at[0]) for at in drawn if at not in ours or at not in theirs]
         compared: list[Compared] = [*pairs, *unanswered]
         trained_on = training_answers(self.store, answers["policy"])
+        if others := self._with_other_seeds(writer.spec.settings, answers.values()):
+            writer.warnings.append(
+                f"The store has {len(others)} earlier results that differ from this one in the seed alone "
+                f"({', '.join(others)}): the best of several seeds flatters the policy, so cite all of them."
+            )
         kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
         languages = kept.get("languages", CleaningConfig().languages)
         foreign = partial(is_foreign, languages=languages) if languages else None
@@ -212,6 +218,29 @@ class _Evaluation:
                 "leakage": self.leakage,
             }
         )
+
+    def _with_other_seeds(self, settings: Mapping[str, Any], answers: Iterable[Artifact]) -> list[str]:
+        """Return the refs of results with other seeds: of the same speeches, sides and judge, under whatever name."""
+
+        def apart_from_seed(own: Mapping[str, Any], answered: Iterable[Artifact]) -> str:
+            every = [own, *(each.manifest["settings"] for each in answered)]
+            models = [[parent.id for parent in each.parents] for each in answered]
+            return digest_of(
+                [[{name: each[name] for name in each.keys() - {"seed", "retried_from"}} for each in every], models]
+            )
+
+        this, found = apart_from_seed(settings, answers), list[str]()
+        for each in self.store.artifacts("comparisons"):
+            own = each.manifest["settings"]
+            if each.manifest["stage"] != STAGE or own["seed"] == settings["seed"]:
+                continue
+            try:
+                answered = [self.store.open(each.parent(f"{side} answers")) for side in SIDES]
+            except StoreError:
+                continue
+            if apart_from_seed(own, answered) == this:
+                found.append(each.ref)
+        return found
 
     def _drift(self, writer: ArtifactWriter, policy: Sequence[Candidate]) -> dict[str, float] | None:
         """Return estimates of the policy's KL divergence from the reference, from the texts of some answers.
