@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -60,6 +61,7 @@ class WarmRun:
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         self.pid = self._read_number()
+        self._is_collected = False
 
     def send(self, signum: signal.Signals) -> None:
         os.kill(self.pid, signum)
@@ -69,21 +71,33 @@ class WarmRun:
 
     def wait(self) -> Ended:
         code = os.waitstatus_to_exitcode(self._read_number())
+        self._is_collected = True
         return Ended(code, self._out.read_text(encoding="utf-8"), self.err())
+
+    def abandon(self) -> None:
+        """Kill the run where a failed test has left it: its wait status stands in the pipe that the next run reads."""
+        if not self._is_collected:
+            with suppress(ProcessLookupError):  # it has ended
+                self.send(signal.SIGKILL)
+            self._read_number()
 
     def _read_number(self) -> int:
         return int(self._server.stdout.readline())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Warm:
     """A process that has imported torch and all stages; each run is a fork of it and starts at once."""
 
     server: subprocess.Popen[str]
     folder: Path
+    latest: WarmRun | None = None
 
     def start(self, *argv: str | Path, **env: str) -> WarmRun:
-        return WarmRun(self.server, self.folder, [str(each) for each in argv], env)
+        if self.latest:
+            self.latest.abandon()
+        self.latest = WarmRun(self.server, self.folder, [str(each) for each in argv], env)
+        return self.latest
 
     def run(self, *argv: str | Path, **env: str) -> Ended:
         return self.start(*argv, **env).wait()

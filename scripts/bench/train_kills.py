@@ -64,6 +64,13 @@ class Place(NamedTuple):
 
 def place_of(store: Path) -> Place:
     """Return where the run in a store is, or was when it was killed."""
+    while True:
+        with suppress(FileNotFoundError):  # a folder of work went while it was listed: its artifact is complete
+            return seen_place(store)
+
+
+def seen_place(store: Path) -> Place:
+    """Look once; raise `FileNotFoundError` where the run removes what is looked at."""
     number = len(list(store.glob(f"probes/{RUN}-*/{MANIFEST}")))
     for kind, phase in BY_KIND.items():
         for folder in store.glob(f"{kind}/{RUN}-*"):
