@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import psychocounsel
-from psychocounsel.config.components import recipes_folder
+from psychocounsel.config.components import JudgeConfig, recipes_folder
 from psychocounsel.config.loading import read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
+from psychocounsel.judging.rubric import load_rubric
 from running import Cli, Warm
 
 
@@ -17,11 +18,18 @@ def test_a_copy_of_a_recipe_is_valid(recipe: str, cli: Cli, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     ended = cli("init", "mine", "--from", recipe)
     assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[-1] == "then: psychocounsel run mine"
+    first, second = (line.partition(": ")[2] for line in ended.out.splitlines()[-2:])
+    assert "psychocounsel run mine --dry-run" in (first, second), "before anything is paid"
     before, after = load_recipe(recipes_folder() / recipe), load_recipe(Path("mine"))
     assert [step.stage for step in after] == [step.stage for step in before]
     assert {step.config.name.startswith("mine") for step in after} == {recipe != "qwen-7b-24gb"}
     assert f"{recipe}/" not in (Path("mine") / RECIPE_FILE).read_text(encoding="utf-8")
+    for old, new in zip(before, after, strict=True):
+        judge = getattr(old.config, "judge", None)
+        if isinstance(judge, JudgeConfig) and old.stage != "eval-crisis":
+            assert new.config.judge.rubric == "mine/rubric.yaml", "to be edited"
+            words = load_rubric(new.config.judge.rubric)
+            assert (words.digest, words.offline) == ((shipped := load_rubric(judge.rubric)).digest, shipped.offline)
     jsonschema = pytest.importorskip("jsonschema")
     for path in Path("mine").glob("*.yaml"):
         named = path.read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
@@ -91,6 +99,14 @@ def test_a_project_can_be_copied(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert judge == (tmp_path / "mine" / "judge.yaml").read_text(encoding="utf-8")
     assert (tmp_path / "ours" / "notes.bin").read_bytes() == b"\xff\x00"
     assert {step.config.name.partition("-")[0] for step in load_recipe(Path("ours"))} == {"ours"}
+
+
+def test_a_copy_keeps_the_words_of_its_rubric(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "safety").code == 0
+    assert cli("init", "ours", "--from", "safety").code == 0  # names of artifacts change, and principles do not
+    safety, ours = (load_rubric(f"{name}/rubric.yaml") for name in ("safety", "ours"))
+    assert (ours.principles, ours.safety) == (safety.principles, "safety")
 
 
 def test_a_mistake_in_the_rubric_is_told_before_a_model_is_trained(cli: Cli, tmp_path: Path) -> None:

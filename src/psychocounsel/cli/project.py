@@ -20,6 +20,8 @@ STARTER = "starter"
 """The recipe that a project is made from unless another is named."""
 SCHEMAS = ".schemas"
 """The folder of a project with the schemas that its YAML files name."""
+RUBRIC = "rubric.yaml"
+"""The file with the words that a judge is shown."""
 MODELINE = "# yaml-language-server: $schema="
 """By which an editor finds the schema of a YAML file."""
 
@@ -60,6 +62,8 @@ def init(
         raise ConfigError("has no letter or digit to name artifacts after", where=str(project), remedy="rename it")
     models = _models()
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml"))}
+    if RUBRIC not in texts:
+        texts = _with_rubric(texts)
     named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
     prefix = min(named, key=len, default="")
     is_shared = prefix != "" and all(each.startswith(prefix) for each in named)
@@ -69,7 +73,7 @@ def init(
     written[project / ".gitignore"] = f"/{DEFAULT_STORE}/\n".encode()  # the store has the texts of clients
     for file, text in texts.items():
         text = re.sub(rf"\A{re.escape(MODELINE)}.*\n", "", text)  # of a project that is copied
-        content = _renamed(text, prefix, name) if is_shared else text
+        content = _renamed(text, prefix, name) if is_shared and file != RUBRIC else text
         content = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", content)
         kind = stages.get(file, file.removesuffix(".yaml"))
         if kind in models:
@@ -85,12 +89,13 @@ def init(
     except OSError as fault:
         raise ConfigError(f"cannot be written: {fault.strerror}", where=str(project), remedy="check the path") from None
     console.result(f"created: {project}, from {recipe.name}. The first lines of each file say what it is for:")
-    for path in [*others, *(recipe / file for file in texts)]:
-        console.result(f"  {project / path.name}")
+    for file in [*(path.name for path in others), *sorted(texts)]:
+        console.result(f"  {project / file}")
     words = shlex.quote(str(project))
-    is_ours = (project / "corpus.yaml").is_file()
-    console.result(f"next: psychocounsel {'corpus' if is_ours else 'run --dry-run'} {words}")
-    console.result(f"then: psychocounsel run {words}")
+    commands = [f"run {words} --dry-run", f"run {words}"]
+    following = [f"corpus {words}", *commands] if (project / "corpus.yaml").is_file() else commands
+    for when, command in zip(("next", "then"), following, strict=False):
+        console.result(f"{when}: psychocounsel {command}")
 
 
 def schema(
@@ -119,6 +124,27 @@ def _schema(model: "type[Settings]") -> str:
     from psychocounsel.config.json_schema import json_schema
 
     return json.dumps(json_schema(model), indent=1) + "\n"
+
+
+def _with_rubric(texts: dict[str, str]) -> dict[str, str]:
+    """Return the files with a copy of the rubric by which the judges judge that name none, and that name it then."""
+    from psychocounsel.config.components import JudgeConfig
+    from psychocounsel.judging.rubric import load_rubric
+
+    named = {
+        file: re.sub(
+            r"^( *)judge:( *#.*)?\n +(?=backend:)",
+            rf"\g<1>judge:\g<2>\n\g<1>  rubric: {RUBRIC}\n\g<1>  ",
+            re.sub(r"^( *judge: \{)(?=backend:)", rf"\g<1>rubric: {RUBRIC}, ", text, flags=re.MULTILINE),
+            flags=re.MULTILINE,
+        )
+        for file, text in texts.items()
+        if not file.startswith("eval-crisis")  # whose questions are no ratings
+    }
+    if all(named[file] == texts[file] for file in named):
+        return texts
+    source = Path(load_rubric(JudgeConfig().rubric).source)
+    return {**texts, **named, RUBRIC: source.read_text(encoding="utf-8")}
 
 
 def _renamed(text: str, prefix: str, name: str) -> str:
