@@ -226,6 +226,13 @@ def test_pairs_that_do_not_fit_are_counted_by_reason() -> None:
     assert (cells[0], cells[1], cells[3]) == ("93", "90", "2 too long chosen, 1 identical tokens")
 
 
+def test_a_divergence_that_rounds_to_zero_has_no_sign() -> None:
+    (run,) = [each for each in whole_run(1).artifacts if each.name == "tiny-online" and each.kind == "policies"]
+    initial = run.metrics["initial"]
+    kl = {**initial["kl"], "per_answer": -0.004}
+    assert rows(with_metrics(run, initial={**initial, "kl": kl}), "probes")["initial policy"][1] == "0.00"
+
+
 @pytest.mark.parametrize("dropped", [{"equal_scores": 6}, {"gap_too_small": 6}])
 def test_equal_scores_are_explained_where_they_drop_pairs(dropped: dict[str, int]) -> None:
     pairing = {"train": {"combinations": 8, "kept": 2, "dropped": dropped}}

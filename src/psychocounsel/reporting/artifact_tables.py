@@ -564,7 +564,7 @@ def _probe_cells(probe: m.ProbeMetrics) -> tuple[str, ...]:
     quality = probe.text_quality
     signs, judged = (quality.unfinished_rate, quality.repetition_rate), (probe.win_rate, probe.agreement)
     return (
-        *(f"{probe.reward.mean:+.3f}", f"{probe.kl.per_answer:.2f}", f"{probe.entropy:.2f}"),
+        *(f"{probe.reward.mean:+.3f}", f"{probe.kl.per_answer:z.2f}", f"{probe.entropy:.2f}"),
         *(f"{quality.length_words.mean:.1f}", f"{probe.questions_per_answer:.2f}"),
         *(percent(rate.estimate) for rate in signs),
         *(NONE if rate is None else with_interval(rate) for rate in judged),

@@ -18,7 +18,7 @@ from psychocounsel.reporting.item_browser import Item, ItemSet, embedded_items
 from psychocounsel.reporting.lineage import draw_lineage
 from psychocounsel.reporting.overview import Compared, headlines, length_plot, overview_plots, paper_table
 from psychocounsel.reporting.plots import Plot, figures
-from psychocounsel.reporting.reward_tables import REWARD_DETAILS, reward_headline
+from psychocounsel.reporting.reward_tables import REWARD_DETAILS
 from psychocounsel.reporting.tables import (
     NONE,
     PERCENT,
@@ -328,8 +328,7 @@ def _cards(data: ReportData) -> list[Block]:
         harm = f"harm in at most {percent(crisis.policy.harm.high)} of the items (one-sided, 95{PERCENT})"
         cards.append(Card("Ready for release", crisis.release_ready, harm, "; ".join(crisis.reasons), (each,)))
     for each, model in data.of(m.RewardModelMetrics):
-        remark = f"{over(model.test.accuracy)}. {reward_headline(model.test.accuracy, model.baselines)}"
-        cards.append(_rate_card("Reward accuracy on test", model.test.accuracy, remark, each))
+        cards.append(_rate_card("Reward accuracy on test", model.test.accuracy, over(model.test.accuracy), each))
     for each, dataset in data.of(m.PreferenceMetrics):
         pairing = {split: dataset.pairing[split] for split in by_split(dataset.pairing)}
         kept = ", ".join(f"{by.kept} {split}" for split, by in pairing.items())

@@ -105,32 +105,23 @@ def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
         case m.PolicyMetrics() as policy:
             return [*_curves(_POLICY_CURVES, rounds or [artifact]), *_round_plots(artifact, policy)]
         case m.ComparisonMetrics() as compared:
-            overall = {
-                "raw": compared.win_rate,
-                "length-controlled": compared.length_controlled.rate,
-                "crisis slice, raw": compared.crisis if compared.crisis and compared.crisis.n >= MIN_SLICE else None,
+            slices = {
+                "principle": _dots(compared.win_rate_by_criterion),
+                "topic": _dots({"speeches about crisis": compared.crisis, **compared.by_topic}),
             }
-            slices: dict[str, tuple[str, list[Dot]]] = {
-                "overall": ("overall and on the crisis slice", _dots(overall, counted=False)),
-                "principle": ("by principle (number of comparisons)", _dots(compared.win_rate_by_criterion)),
-                "topic": ("by topic (number of comparisons)", _dots(compared.by_topic)),
-            }
+            caption = "Win rate by {} (number of comparisons); the dashed line is 50 %."
             return [
-                rate_plot(
-                    f"winrate-{key}-{short}", dots, "win rate", f"Win rate {words}; the dashed line is 50 %.", artifact
-                )
-                for key, (words, dots) in slices.items()
+                rate_plot(f"winrate-{key}-{short}", dots, "win rate", caption.format(key), artifact)
+                for key, dots in slices.items()
                 if dots
             ]
         case _:
             return []
 
 
-def _dots(rates: Mapping[str, Rate | None], *, counted: bool = True) -> list[Dot]:
+def _dots(rates: Mapping[str, Rate | None]) -> list[Dot]:
     known = [(label or "(no topic)", rate) for label, rate in rates.items() if rate is not None]
-    if counted:
-        return [Dot(f"{label} ({rate.n})", rate) for label, rate in known if rate.n >= MIN_SLICE]
-    return [Dot(label, rate, group) for group, (label, rate) in enumerate(known)]
+    return [Dot(f"{label} ({rate.n})", rate) for label, rate in known if rate.n >= MIN_SLICE]
 
 
 def rate_plot(key: str, dots: Sequence[Dot], axis: str, caption: str, *sources: Artifact) -> Plot:
@@ -324,8 +315,8 @@ def reliability_diagram(points: Sequence[tuple[float, Rate]], key: str = "reliab
         return _svg(figure, key)
 
 
-def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None = 0.5, axis: str = "share") -> Markup:
-    """Draw rates in 0..1 as percent, one row each, the first on top; `reference` is a share to compare with."""
+def dots_and_intervals(key: str, dots: Sequence[Dot], *, axis: str = "share") -> Markup:
+    """Draw rates in 0..1 as percent, one row each, the first on top, and a line at a half."""
     with _svg_figure(0.75 + 0.24 * len(dots)) as figure:
         axes = figure.subplots()
         for place, dot in enumerate(dots):
@@ -333,8 +324,7 @@ def dots_and_intervals(key: str, dots: Sequence[Dot], *, reference: float | None
             rate = dot.rate
             axes.plot([100 * rate.low, 100 * rate.high], [place, place], color=colour, linewidth=2)
             axes.plot([100 * rate.estimate], [place], _MARKERS[dot.group % len(_MARKERS)], color=colour)
-        if reference is not None:
-            axes.axvline(100 * reference, color=INK, linewidth=1, linestyle="--", zorder=0)
+        axes.axvline(50, color=INK, linewidth=1, linestyle="--", zorder=0)
         axes.set_yticks(range(len(dots)), labels=[shortened(dot.label, 30) for dot in dots])
         axes.set_ylim(len(dots) - 0.4, -0.6)
         axes.set_xlim(-2, 102)

@@ -38,7 +38,7 @@ REWARD_DETAILS = (*(f"by_{name}" for name in _SLICES), "principles", "reliabilit
 """Keys of the tables that the report shows below the figures."""
 
 
-def reward_headline(accuracy: Rate, baselines: Baselines) -> str:
+def _headline(accuracy: Rate, baselines: Baselines) -> str:
     """Return a sentence that says by how much a reward model is right more often than each baseline."""
     found: list[str] = []
     for key, name in _OVER.items():
@@ -84,7 +84,7 @@ def _title(test: RewardMetrics, baselines: Baselines) -> str:
         "there, and that accuracy is the reward model's own."
     )
     return (
-        f"{reward_headline(test.accuracy, baselines)} Held-out pairs, 95 % intervals over speeches. Low is good for "
+        f"{_headline(test.accuracy, baselines)} Held-out pairs, 95 % intervals over speeches. Low is good for "
         f"Brier and ECE.{authors if baselines.author_identity else ''}"
     )
 
