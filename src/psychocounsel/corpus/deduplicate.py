@@ -262,26 +262,25 @@ def assign_splits(
     Raises:
         DataQualityError: a split with a share is empty.
     """
-    unique, place, sizes = np.unique(cluster_ids, return_inverse=True, return_counts=True)
-    topic_of: dict[int, str] = {}
-    for at, topic in zip(place.tolist(), topics, strict=True):
-        topic_of[at] = min(topic_of.get(at, topic), topic) if config.stratify else ""
+    unique, first, place, sizes = np.unique(cluster_ids, return_index=True, return_inverse=True, return_counts=True)
+    topic_of = [topics[at] if config.stratify else "" for at in first]
+    for at, topic in zip(place, topics, strict=True):
+        topic_of[at] = min(topic_of[at], topic)
     given_to: dict[int, str] = {}
-    for at, split in zip(place.tolist(), given, strict=False):
+    for at, split in zip(place, given, strict=False):
         if split:
             given_to[at] = max(given_to.get(at, split), split, key=SPLITS.index)
     fillable = {"": SPLITS, "train": [split for split in SPLITS if split not in given]}
     by_topic: dict[str, list[int]] = defaultdict(list)
-    for at, topic in topic_of.items():
+    for at, topic in enumerate(topic_of):
         by_topic[topic].append(at)
-    keys = [content_id("split", str(config.seed), f"{number:016x}") for number in unique.tolist()]
-    split_of = [""] * len(keys)
+    split_of = [""] * len(unique)
     filled = dict.fromkeys(SPLITS, 0)
     seen = 0
     for topic in sorted(by_topic):
         seen += int(sizes[by_topic[topic]].sum())
         wanted = {"test": round(config.test_share * seen), "dev": round(config.dev_share * seen)}
-        for at in sorted(by_topic[topic], key=keys.__getitem__):
+        for at in sorted(by_topic[topic], key=lambda at: content_id("split", str(config.seed), f"{unique[at]:016x}")):
             own = given_to.get(at, "")
             may_fill = (name for name, size in wanted.items() if filled[name] < size and name in fillable.get(own, ()))
             split_of[at] = next(may_fill, own or "train")
@@ -294,7 +293,7 @@ def assign_splits(
             where="corpus.split",
             remedy="add speeches, loosen cleaning, or change the shares",
         )
-    return [split_of[at] for at in place.tolist()]
+    return [split_of[at] for at in place]
 
 
 # --- Spans shared with a benchmark --------------------
