@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,7 @@ def open_with_pid() -> Callable[[str], tuple[str, int]]:
 
 
 def dies(text: str) -> tuple[str, int]:
-    return os._exit(7) if text == "text 900" else with_pid(text)
+    return os._exit(7) if text == "text 900" and parent_process() is not None else with_pid(text)
 
 
 def open_dying() -> Callable[[str], tuple[str, int]]:
@@ -277,7 +278,7 @@ def open_dying() -> Callable[[str], tuple[str, int]]:
 def test_workers_map_many_texts_in_order_and_read_no_more_ahead_than_they_can_take() -> None:
     read: list[str] = []
     texts = (read.append(text) or text for text in TEXTS)
-    mapped = parallel_map(with_pid, texts, open_with_pid, workers=2, first=100, chunk=30)
+    mapped = parallel_map(open_with_pid, texts, workers=2, first=100, chunk=30)
     results = list(islice(mapped, 101))
     assert len(read) <= 100 + 30 * (2 * 3 + 1)
     results += mapped
@@ -288,15 +289,15 @@ def test_workers_map_many_texts_in_order_and_read_no_more_ahead_than_they_can_ta
 
 @pytest.mark.parametrize(("workers", "count"), [(2, 100), (0, 1_000)])
 def test_few_texts_start_no_worker(workers: int, count: int) -> None:
-    def open_in_worker() -> Callable[[str], tuple[str, int]]:
-        raise AssertionError("a local function cannot be sent to a worker")
+    def open_function() -> Callable[[str], tuple[str, int]]:
+        return with_pid  # a local function cannot be sent to a worker
 
-    results = parallel_map(with_pid, TEXTS[:count], open_in_worker, workers, first=100)
+    results = parallel_map(open_function, TEXTS[:count], workers, first=100)
     assert list(results) == [(text, os.getpid()) for text in UPPER[:count]]
 
 
 def test_a_worker_that_dies_loses_no_text() -> None:
-    results = parallel_map(with_pid, TEXTS, open_dying, workers=2, first=100, chunk=30)
+    results = parallel_map(open_dying, TEXTS, workers=2, first=100, chunk=30)
     assert [text for text, _ in results] == UPPER
 
 
@@ -304,12 +305,12 @@ PARENT = """
 import os, sys, time
 sys.path[:0] = {path!r}
 from psychocounsel.corpus.cleaning import parallel_map
-from test_cleaning import open_with_pid, with_pid
+from test_cleaning import open_with_pid
 if __name__ == "__main__":
     def texts():
         yield from map(str, range(10))
         time.sleep(60)
-    for text, pid in parallel_map(with_pid, texts(), open_with_pid, workers=1, first=1, chunk=1):
+    for text, pid in parallel_map(open_with_pid, texts(), workers=1, first=1, chunk=1):
         if pid != os.getpid():
             print(pid, flush=True)
 """

@@ -113,9 +113,8 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
     rules = {name: RuleEffect(name) for name in (*(step.name for step in raw.steps), DEIDENTIFICATION)}
     result = CorpusEffects(raw.artifact.kind, list(rules.values()))
     every, texts = tee(raw.rows)
-    open_changes = partial(partial, changes, steps=raw.steps)
     changed = (text for row, text in texts if row.changed_by)
-    made = parallel_map(open_changes(), changed, open_changes, worker_count())
+    made = parallel_map(partial(partial, changes, steps=raw.steps), changed, worker_count())
     reasons: Counter[str] = Counter()
     for row, text in every:
         where = f"{row.where}, key {row.key}" if row.key else row.where

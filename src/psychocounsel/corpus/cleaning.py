@@ -340,27 +340,26 @@ _Function = Callable[[str], _Result]
 
 
 def parallel_map(
-    function: _Function[_Result],
+    open_function: Callable[[], _Function[_Result]],
     texts: Iterable[str],
-    open_in_worker: Callable[[], _Function[_Result]],
     workers: int,
     first: int = 4_000,
     chunk: int = 250,
 ) -> Iterator[_Result]:
-    """Yield `function(text)` for each text, in order; texts are read no further ahead than the workers need.
+    """Yield what a function returns for each text, in order; texts are read no further ahead than the workers need.
 
-    `open_in_worker`, which is picklable, is called once in each of the `workers` processes and returns the same
-    function. The `first` texts are done here, because workers take a second or two to start, the others in chunks.
-    A worker that dies costs time only: its chunk is done here. Workers end with their parent, however it ends.
+    `open_function`, which is picklable, returns the function, here and in each of the `workers` processes. The `first`
+    texts are done here, because workers take a second or two to start, the others in chunks. A worker that dies costs
+    time only: its chunk is done here. Workers end with their parent, however it ends.
     """
-    remaining = iter(texts)
+    function, remaining = open_function(), iter(texts)
     yield from map(function, islice(remaining, first if workers else None))
     chunks = iter(lambda: list(islice(remaining, chunk)), [])
     if (beyond := next(chunks, None)) is None:
         return
     chunks = chain([beyond], chunks)
     # Spawned, not forked: a fork would inherit locks that other threads of this process hold.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_in_worker,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_function,))
     try:
         ahead = deque((each, _submit(pool, each)) for each in islice(chunks, workers * 3))
         while ahead:
@@ -391,11 +390,11 @@ def _submit(pool: ProcessPoolExecutor, texts: list[str]) -> "Future[list[Any]] |
 _function: _Function[Any]  # of a worker
 
 
-def _start_worker(open_in_worker: Callable[[], _Function[Any]]) -> None:
+def _start_worker(open_function: Callable[[], _Function[Any]]) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _function = open_in_worker()
+    _function = open_function()
 
 
 def _end_with_parent() -> None:

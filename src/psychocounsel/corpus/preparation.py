@@ -187,8 +187,7 @@ class Cleaner:
         if self._ahead is None:
             # Each worker would load a language model of its own.
             workers = 0 if self.config.deidentification.engine == "presidio" else worker_count()
-            in_worker = partial(open_preparation, self.config, self._authors)
-            texts = parallel_map(in_worker(), raws, in_worker, workers)
+            texts = parallel_map(partial(open_preparation, self.config, self._authors), raws, workers)
         else:
             texts = self._ahead.read(raws)
         for prepared in texts:

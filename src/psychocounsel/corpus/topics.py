@@ -224,8 +224,6 @@ class OfflineTopicAssigner:
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._taxonomy = taxonomy
-        self._rank = {fine.id: rank for rank, fine in enumerate(taxonomy.fine_topics)}
-        self._group = {coarse.id: rank for rank, coarse in enumerate(taxonomy.topics)}
         cues = [
             FoundCue(fine.id, cue, weight)
             for fine in taxonomy.fine_topics
@@ -253,15 +251,14 @@ class OfflineTopicAssigner:
         return results
 
     def _assigned(self, text: str) -> Assigned:
-        fine_weights, coarse_weights = Counter[str](), Counter[str]()
+        weights = Counter[str]()
         for cue in self.find_cues(text):
-            fine_weights[cue.fine] += cue.weight
-            coarse_weights[self._taxonomy.coarse_of[cue.fine]] += cue.weight
-        if not fine_weights:
+            weights[cue.fine] += cue.weight
+        if not weights:
             return Unassigned(NO_CUE)
-        coarse = min(coarse_weights, key=lambda each: (-coarse_weights[each], self._group[each]))
-        within = [each for each in fine_weights if self._taxonomy.coarse_of[each] == coarse]
-        return Topic(coarse, min(within, key=lambda each: (-fine_weights[each], self._rank[each])))
+        # Of equals, `max` returns the first.
+        coarse = max(self._taxonomy.topics, key=lambda each: sum(weights[fine.id] for fine in each.fine))
+        return Topic(coarse.id, max((fine.id for fine in coarse.fine), key=lambda fine: weights[fine]))
 
     def find_cues(self, text: str) -> list[FoundCue]:
         """Return the distinct cues of a text from left to right, at each place the longest; a word has one cue."""
