@@ -71,6 +71,7 @@ def test_every_command_has_help_under_both_names(cli: Cli, command: str) -> None
     assert short == long
     assert short.code == 0
     assert short.out.startswith(f"Usage: psychocounsel {command} ")
+    assert "..." not in short.out.partition("\nCommands:")[2]
 
 
 def test_help_lists_every_command_in_full(cli: Cli) -> None:

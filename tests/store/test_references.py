@@ -7,7 +7,14 @@ import pytest
 
 from psychocounsel.errors import ConfigError, StoreError
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
-from psychocounsel.store.references import ancestors, labelling_judges, models_behind, resolve, resolve_model
+from psychocounsel.store.references import (
+    ancestors,
+    labelling_judges,
+    models_behind,
+    raw_sources,
+    resolve,
+    resolve_model,
+)
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy
 
@@ -230,3 +237,23 @@ def test_models_behind_answers(store: Store) -> None:
     assert models_behind(store, collected) == ("chatgpt",)
     assert models_behind(store, tuned) == ("meta-llama/Llama-3.1-8B-Instruct",)
     assert models_behind(store, fetched) == ("Qwen/Qwen2.5-7B",)
+
+
+def test_raw_files_are_named_with_their_digests(store: Store) -> None:
+    """A digest alone says nobody which file it was; of a source with several files each is one."""
+    first, second, ratings = "a" * 64, "b" * 64, "c" * 64
+    settings = {
+        "speeches": [
+            {"path": {"sha256": first}, "name": "forum.csv"},
+            {"path": {"files": {"day-1.jsonl": first, "day-2.jsonl": second}}, "name": "day-*.jsonl"},
+            {"path": {"hub": "owner/set", "split": "train"}, "name": "hub:owner/set"},
+        ],
+        "judge": {"path": {"sha256": ratings}, "rubric": second},
+    }
+    assert raw_sources(store.make(ArtifactSpec("speeches", "mine", "stage", 1, settings), build_nothing)) == (
+        f"speeches.0.path: forum.csv, sha256 {first}",
+        f"speeches.1.path: day-1.jsonl, sha256 {first}",
+        f"speeches.1.path: day-2.jsonl, sha256 {second}",
+        "speeches.2.path: hub owner/set",
+        f"judge.path: sha256 {ratings}",
+    )

@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which items, t
 RubricName = Annotated[str, typer.Option("--rubric", metavar="NAME|FILE", help="Of judgements: the judge's rubric.")]
 Tasks = Annotated[str, typer.Argument(metavar="TASKS", help="The export that raters were given.")]
 Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="What raters sent back: a .json or .csv file of each.")
+    list[Path], typer.Argument(metavar="FILE", help="What raters sent back: a .json or .csv file of each.")
 ]
 By = Annotated[Labeller, typer.Option("--labeller", help="Who labelled: a model's labels anchor nothing.")]
 

@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def list_artifacts(
-    kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind.")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="Only artifacts of this kind.")] = None,
     as_json: AsJson = False,
     store: StoreFolder = None,
 ) -> None:
@@ -205,7 +205,7 @@ def diff(left: Ref, right: Ref, store: StoreFolder = None) -> None:
 
 
 def compare(
-    refs: Annotated[list[str], typer.Argument(metavar="COMPARISONS...", help="Two or more results of eval-winrate.")],
+    refs: Annotated[list[str], typer.Argument(metavar="COMPARISONS", help="Two or more results of eval-winrate.")],
     as_json: AsJson = False,
     store: StoreFolder = None,
 ) -> None:
@@ -281,7 +281,10 @@ def import_(file: Source, store: StoreFolder = None) -> None:
 
 
 def verify_journal(store: StoreFolder = None) -> None:
-    """Compare every reply with its checksum; exit 2 if one is damaged and no intact one replaces it."""
+    """Compare every reply with its checksum.
+
+    The exit code is 2 if one is damaged and no intact one replaces it.
+    """
     from psychocounsel.llm.endpoints import existing_journal
     from psychocounsel.llm.journal import JournalRow
 

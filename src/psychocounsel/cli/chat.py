@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="Artifacts, folders, hub:owner/name, endpoint:MODEL, endpoint:MODEL@BASE_URL, or a responder's YAML file.",
     ),
 ]

@@ -255,13 +255,22 @@ def settings_of(store: Store, artifact: Artifact) -> dict[str, Any]:
 
 
 def raw_sources(artifact: Artifact) -> tuple[str, ...]:
-    """Return what an artifact was made from that is not an artifact: files by digest, names on the Hub."""
-    sources = {key.rpartition("."): value for key, value in flatten(artifact.manifest["settings"]).items()}
-    return tuple(
-        f"{block}: {key} {value}"
-        for (block, _, key), value in sources.items()
-        if isinstance(value, str) and (key == "hub" or (key in ("sha256", "weights") and _DIGEST.fullmatch(value)))
-    )
+    """Return what an artifact was made from that is not an artifact: files by name and digest, names on the Hub."""
+    settings = flatten(artifact.manifest["settings"])
+    found: list[str] = []
+    for place, value in settings.items():
+        block, _, key = place.rpartition(".")
+        several, is_one_of_several, file = place.partition(".files.")
+        if key == "hub" and isinstance(value, str):
+            found.append(f"{block}: hub {value}")
+        elif not isinstance(value, str) or not _DIGEST.fullmatch(value):
+            continue
+        elif is_one_of_several:
+            found.append(f"{several}: {file}, sha256 {value}")
+        elif key in ("sha256", "weights"):
+            name = settings.get(f"{block.rpartition('.')[0]}.name")
+            found.append(f"{block}: {f'{name}, ' if name else ''}{key} {value}")
+    return tuple(found)
 
 
 def labelling_judges(store: Store, artifact: Artifact) -> tuple[str, ...]:
