@@ -63,12 +63,14 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
         InputError: its ending is not known, or more than a row of it cannot be read.
     """
     ending, file = _ending(path), without_ending(name)
-    reader = _READERS.get(ending) if quotes else _WITHOUT_QUOTES.get(ending, _READERS.get(ending))
+    reader = _READERS.get(ending)
     if reader is None:
         fault, remedy = f"the ending {path.suffix!r} is not known", f"give one of {ENDINGS}"
         if path.suffix in _COMPRESSIONS:
             remedy = f"unpack it, or name it {path.stem}.jsonl{path.suffix} if it has one JSON object per line"
         raise InputError(fault, where=str(path), remedy=remedy)
+    if not quotes and ending in (".csv", ".tsv"):
+        reader = partial(reader, quotes=False)
     try:
         for row in reader(path, name):
             yield row._replace(file=file) if isinstance(row, SourceRow) else row
@@ -285,7 +287,7 @@ def _spreadsheet_value(value: object) -> object:
     return None if value == "" else value
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+_READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".csv": _csv_rows,
     ".tsv": partial(_csv_rows, delimiter="\t"),
     ".jsonl": _jsonl_rows,
@@ -295,7 +297,3 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".xlsx": _xlsx_rows,
 }
 ENDINGS = ", ".join(_READERS)
-_WITHOUT_QUOTES = {
-    ".csv": partial(_csv_rows, quotes=False),
-    ".tsv": partial(_csv_rows, delimiter="\t", quotes=False),
-}

@@ -3,42 +3,18 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from psychocounsel.config.base import OneOrMore
-from psychocounsel.config.components import Settings
 from psychocounsel.config.corpus import Entity
-from psychocounsel.config.loading import load_config
+from psychocounsel.config.loading import read_yaml
 from psychocounsel.corpus.text import Span, sentences
 
 PLANTED_TEXTS = 400
 _PEOPLE, _OF_EACH_OTHER, _HARMLESS = 100, 30, 50
 _LANGUAGE = "en"
 _FILE = Path(__file__).resolve().parent / "planted.yaml"
-
-Texts = OneOrMore[str]
-
-
-class Identities(Settings):
-    """Identities of one kind, and the sentences around them, with `{}` for the identity."""
-
-    values: Texts
-    sentences: Texts
-
-
-class Language(Settings):
-    """What is planted into texts of one language."""
-
-    identities: dict[Entity, Identities]
-    harmless: Texts
-
-
-class PlantedFile(Settings):
-    """The content of planted.yaml."""
-
-    languages: dict[str, Language]
 
 
 class MarkedText(NamedTuple):
@@ -51,8 +27,9 @@ class MarkedText(NamedTuple):
 
 
 @cache
-def _languages() -> dict[str, Language]:
-    return load_config(PlantedFile, _FILE).languages
+def _languages() -> dict[str, dict[str, Any]]:
+    """Return by language the identities of each entity with the sentences around them, and sentences without any."""
+    return read_yaml(_FILE.read_text(encoding="utf-8"), _FILE.name).data["languages"]
 
 
 def planted_language(languages: Sequence[str]) -> str:
@@ -82,9 +59,9 @@ def plant(texts: Sequence[str], language: str, entities: Sequence[Entity]) -> li
         return MarkedText(whole, spans, len(head), end + len(after))
 
     source = _languages()[language]
-    marked = [put_in(one_of(source.harmless), "", "", None) for _ in range(_HARMLESS)]
-    for entity, kind in source.identities.items():
+    marked = [put_in(one_of(source["harmless"]), "", "", None) for _ in range(_HARMLESS)]
+    for entity, kind in source["identities"].items():
         for _ in range((_PEOPLE if entity == "PERSON" else _OF_EACH_OTHER) if entity in entities else 0):
-            before, _mark, after = one_of(kind.sentences).partition("{}")
-            marked.append(put_in(before, one_of(kind.values), after, entity))
+            before, _mark, after = one_of(kind["sentences"]).partition("{}")
+            marked.append(put_in(before, one_of(kind["values"]), after, entity))
     return marked
