@@ -19,7 +19,8 @@ from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import sample_answers
 from psychocounsel.store.store import Store
-from psychocounsel.training.samplers import Answer, SamplingTask, sample
+from psychocounsel.training.generate import Answer
+from psychocounsel.training.samplers import SamplingTask, sample
 from psychocounsel.training.tokenize import encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, SampledAnswer, Speech
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.training.decoding import sample_tokens
-from psychocounsel.training.generate import AnswerGenerator, Generation, end_ids
+from psychocounsel.training.generate import Answer, AnswerGenerator, end_ids
 from psychocounsel.training.tokenize import encode_prompt, terminator_id
 from psychocounsel.types import Policy, Speech
 
@@ -140,7 +140,7 @@ def test_sampled_token_is_in_the_nucleus(uniform: float, temperature: float, top
 def test_an_answer_without_text_is_an_answer(tiny_generator: AnswerGenerator, prompts: list[list[int]]) -> None:
     end = tiny_generator.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     with scripted(tiny_generator, [end]):
-        assert tiny_generator.generate(prompts[:1], GREEDY, seed=0) == [Generation("", (end,), True)]
+        assert tiny_generator.generate(prompts[:1], GREEDY, seed=0) == [Answer("", True, (end,))]
 
 
 def test_missing_folder_is_an_error(tmp_path: object) -> None:

@@ -16,7 +16,7 @@ from psychocounsel.llm.runner import RunPolicy, ignore_progress, run_requests
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.store.store import Store
-from psychocounsel.training.generate import AnswerGenerator, Generation, LocalChatModel
+from psychocounsel.training.generate import Answer, AnswerGenerator, LocalChatModel
 from psychocounsel.types import Candidate, Policy, ReplyStatus, Speech
 
 SPEECH = Speech("Since the move I lie awake, and nobody here knows my name.")
@@ -48,7 +48,7 @@ class Batches:
         self._generator = generator
         self.sizes: list[int] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seed: int) -> list[Generation]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seed: int) -> list[Answer]:
         self.sizes.append(len(prompts))
         return self._generator.generate(prompts, sampling, seed)
 

@@ -16,12 +16,12 @@ from psychocounsel.training.tokenize import TemplateError, encode_prompt, load_t
 from psychocounsel.types import Policy, ReplyStatus, content_id
 
 
-class Generation(NamedTuple):
-    """An answer: its stripped text, its ids (the ending one included), and whether it is finished."""
+class Answer(NamedTuple):
+    """An answer: its stripped text, whether it ended before its token limit, and its token ids, its end included."""
 
     text: str
-    token_ids: tuple[int, ...]
     finished: bool
+    token_ids: tuple[int, ...]
 
 
 def load_causal_model(policy: Policy, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
@@ -95,7 +95,7 @@ class AnswerGenerator:
         sampling: SamplingConfig,
         seed: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Generation]:
+    ) -> list[Answer]:
         """Answer `prompts`, in their order; a prompt that is given k times gets k independent answers.
 
         Equal seeds sample equal answers, and temperature 0 takes the most likely token. `progress` is called with the
@@ -106,12 +106,12 @@ class AnswerGenerator:
         for place, prompt in enumerate(map(tuple, prompts)):
             tasks.append(DecodingTask(place, prompt, repeat=seen[prompt]))
             seen[prompt] += 1
-        answers: dict[int, Generation] = {}
+        answers: dict[int, Answer] = {}
 
         def keep(ended: list[tuple[int, list[int]]]) -> None:
             for place, ids in ended:
                 text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
-                answers[place] = Generation(text.strip(), tuple(ids), ids[-1] in self.eos_ids)
+                answers[place] = Answer(text.strip(), ids[-1] in self.eos_ids, tuple(ids))
             progress(len(answers), len(prompts))
 
         tasks.sort(key=lambda task: (-len(task.prompt), task.prompt))  # equal prompts next to each other
@@ -199,7 +199,7 @@ class LocalChatModel:
             if not each.reply.done():
                 each.reply.set_result(self._reply(answer, len(prompt)))
 
-    def _reply(self, answer: Generation, prompt_tokens: int) -> ChatReply:
+    def _reply(self, answer: Answer, prompt_tokens: int) -> ChatReply:
         status, reason = ReplyStatus.VALID, ""
         if not answer.finished:
             status, reason = ReplyStatus.CUT, "the reply was cut at its token limit"

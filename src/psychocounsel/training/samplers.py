@@ -7,30 +7,20 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplerConfig, SamplingConfig
 from psychocounsel.errors import ConfigError, IncompleteError
-from psychocounsel.training.generate import AnswerGenerator, end_ids, load_generation_config
+from psychocounsel.training.generate import Answer, AnswerGenerator, end_ids, load_generation_config
 from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, Speech, content_id
 
 SHARD_ANSWERS = 1024
 POLL_SECONDS = 0.2
-
-
-class Answer(NamedTuple):
-    """An answer: its stripped text, whether it ended before its token limit, and its token ids, its end included."""
-
-    text: str
-    finished: bool
-    token_ids: tuple[int, ...]
-
-
 _ANSWERS = TypeAdapter(list[list[Answer]])
 
 
@@ -84,8 +74,7 @@ class LocalEngine:
         """Return the answers to each speech of a shard."""
         n = task.per_speech
         repeated = [prompt for prompt in prompts_of(self._generator.tokenizer, task) for _ in range(n)]
-        sampled = self._generator.generate(repeated, task.sampling, task.seed, progress)
-        answers = [Answer(each.text, each.finished, each.token_ids) for each in sampled]
+        answers = self._generator.generate(repeated, task.sampling, task.seed, progress)
         return [answers[at : at + n] for at in range(0, len(answers), n)]
 
 
