@@ -104,14 +104,6 @@ def test_states_follow_each_other_and_only_what_may_be_sent_is_awaited(journal: 
     assert (ledger.open_shards(), digests_in_batches(journal)) == ([], set())
 
 
-def test_one_run_at_a_time_submits(journal: Journal) -> None:
-    first, second = BatchLedger(journal, "here"), BatchLedger(journal, "here")
-    with first.submitting() as one, second.submitting() as two:
-        assert (one, two) == (True, False)
-    with second.submitting() as again:
-        assert again
-
-
 def test_a_reply_is_kept_once_however_often_its_file_is_read(journal: Journal) -> None:
     ledger = BatchLedger(journal, "here")
     ledger.add(Shard("one", "run", "sha", 1), ["a"])

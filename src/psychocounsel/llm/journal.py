@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from psychocounsel.errors import IncompleteError, InputError, StoreError
 from psychocounsel.llm.types import ChatReply
-from psychocounsel.store.files import FULL_DISK, umask, write_faults
+from psychocounsel.store.files import FULL_DISK, partial_path, put_in_place, umask, write_faults
 from psychocounsel.types import ReplyStatus
 
 _CREATE_REPLIES = """
@@ -82,9 +82,11 @@ _INSERT = f"INSERT INTO replies ({_COLUMNS}) VALUES "  # noqa: S608
 _SELECT_AT = f"SELECT {_COLUMNS} FROM replies WHERE rowid = ?"  # noqa: S608
 _SELECT_ONE = f"SELECT {_COLUMNS} FROM replies WHERE digest = ? ORDER BY attempt"  # noqa: S608
 _SELECT_SEVERAL = f"""
-SELECT {_COLUMNS} FROM replies WHERE digest IN ({", ".join("?" * _DIGESTS_AT_ONCE)})
-ORDER BY attempt
+SELECT {_COLUMNS} FROM replies WHERE digest IN (SELECT value FROM json_each(?)) ORDER BY attempt
 """  # noqa: S608
+_SELECT_ATTEMPTS = """
+SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN (SELECT value FROM json_each(?)) GROUP BY digest
+"""
 
 JournalTuple: TypeAlias = tuple[str, int, str, bytes, bytes, int, int, bytes, str, int, int, bytes | None]
 
@@ -251,9 +253,8 @@ class Journal:
         remaining = iter(digests)
         while several := list(islice(remaining, _DIGESTS_AT_ONCE)):
             kept = {digest: list[ChatReply]() for digest in several}
-            filled = (*several, *[None] * (_DIGESTS_AT_ONCE - len(several)))
             with self._lock, self._explained():
-                rows = self._connection.execute(_SELECT_SEVERAL, filled).fetchall()
+                rows = self._connection.execute(_SELECT_SEVERAL, (json.dumps(several),)).fetchall()
             for values in rows:
                 if _is_intact(values):
                     kept[values[0]].append(_as_reply(values[:-1]))
@@ -282,9 +283,9 @@ class Journal:
 
     def _insert(self, entries: Sequence[Entry], created_at: str) -> None:
         # Two statements for all rows: each statement releases the GIL, and a busy event loop takes it.
-        digests = tuple({digest for digest, _ in entries})
-        query = f"SELECT digest, MAX(attempt) + 1 FROM replies WHERE digest IN ({', '.join('?' * len(digests))}) GROUP BY digest"  # noqa: E501, S608
-        attempts = dict.fromkeys(digests, 0) | dict(self._connection.execute(query, digests).fetchall())
+        digests = [digest for digest, _ in entries]
+        known = self._connection.execute(_SELECT_ATTEMPTS, (json.dumps(digests),)).fetchall()
+        attempts = dict.fromkeys(digests, 0) | dict(known)
         values: list[object] = []
         for digest, reply in entries:
             row = _as_row(digest, attempts[digest], reply, created_at)
@@ -464,14 +465,14 @@ def write_rows(rows: Iterable[JournalRow | LostResponse], path: Path) -> int:
     Raises:
         IncompleteError: the disk is full or fails; the file is unchanged.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    partial = partial_path(path)
     count = 0
     with write_faults(path):
-        with unfinished.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8") as file:
             for count, row in enumerate(rows, start=1):  # noqa: B007
                 # ASCII only: a paid reply may hold a lone surrogate, which no file can.
                 file.write(json.dumps(_as_line(row)) + "\n")
-        unfinished.replace(path)
+        put_in_place(partial, path)
     return count
 
 
