@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from psychocounsel.config.corpus import SplitConfig
 from psychocounsel.corpus.deduplicate import ExclusionIndex, assign_splits, cluster_ids, letters, runs, sketch
-from psychocounsel.corpus.text import normalise, plain_words
+from psychocounsel.corpus.text import normalise
 from psychocounsel.errors import DataQualityError, InputError
 from psychocounsel.types import Speech
 
@@ -152,11 +152,6 @@ def test_a_similarity_at_which_too_many_pairs_would_be_missed_is_refused() -> No
     with pytest.raises(ValidationError, match="near_duplicate_similarity"):
         SplitConfig(near_duplicate_similarity=0.45)
     assert found_clusters([]) == []
-
-
-@given(st.text(st.characters(max_codepoint=127)))
-def test_the_fast_way_to_letters_is_the_slow_one(text: str) -> None:
-    assert letters(text) == ("".join(plain_words(text)) or "".join(text.split()))
 
 
 @st.composite

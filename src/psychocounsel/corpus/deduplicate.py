@@ -35,8 +35,6 @@ SKETCH_BYTES = 128
 _SEED = 20231
 _BATCH = 256  # its hashes stay in the processor's cache
 _CHANCE = 1 / 256  # that bytes of unlike texts are equal
-_LOWER = bytes(range(256)).lower()
-_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalnum())
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, place, 1 << 64) for place in range(RUN_LETTERS)], np.uint64)
 
 Hashes = NDArray[np.uint64]
@@ -78,11 +76,7 @@ def sketch(texts: Texts) -> Sketches:
 
 def letters(text: str) -> str:
     """Return the letters and digits of a text in lower case; one without any, such as emoji, without white space."""
-    if text.isascii():
-        bare = text.encode("ascii").translate(_LOWER, _NO_LETTERS).decode("ascii")
-    else:
-        bare = "".join(plain_words(text))
-    return bare or "".join(text.split())
+    return "".join(plain_words(text)) or "".join(text.split())
 
 
 def runs(text: str) -> set[str]:
