@@ -19,7 +19,7 @@ from typer.cli import get_docs_for_click
 
 from psychocounsel.cli.main import app
 from psychocounsel.config.base import Gate, SpeedSetting
-from psychocounsel.config.recipe import CONFIGS
+from psychocounsel.config.recipe import STAGES
 from psychocounsel.judging.rubric import RubricFile
 from psychocounsel.store.metrics import METRICS
 
@@ -40,7 +40,7 @@ def config() -> str:
         "result comes and not the result, `gate` those that only accept or refuse it: both stay out of an "
         "artifact's id.",
     ]
-    stages = [(f"{name}.yaml", model) for name, model in CONFIGS.items()] + [("rubric.yaml", RubricFile)]
+    stages = [(f"{name}.yaml", stage.config) for name, stage in STAGES.items()] + [("rubric.yaml", RubricFile)]
     blocks: dict[type[BaseModel], None] = {}
     for _, model in stages:
         _collect(model, blocks)

@@ -20,7 +20,7 @@ from psychocounsel.config.base import Settings
 from psychocounsel.config.components import JudgeConfig
 from psychocounsel.config.loading import load_configs, read_yaml
 from psychocounsel.config.recipe import (
-    CONFIGS,
+    STAGES,
     StageName,
     bundled_recipes,
     load_points,
@@ -36,7 +36,7 @@ CLONE = Path(__file__).parents[1]
 DOCS = sorted((CLONE / "docs").rglob("*.md"))
 PAGES = [*sorted(CLONE.glob("*.md")), *DOCS, *sorted((CLONE / "data" / "samples").rglob("*.md"))]
 MODELS: dict[str, type[Settings]] = {
-    **{str(stage): model for stage, model in CONFIGS.items()},
+    **{str(name): stage.config for name, stage in STAGES.items()},
     "judge": JudgeConfig,
     "rubric": RubricFile,
 }

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from psychocounsel.config.components import ChatFormat, JudgeConfig, SamplingConfig
 from psychocounsel.config.loading import config_of, load_config
-from psychocounsel.config.recipe import CONFIGS, StageName, stage_config
+from psychocounsel.config.recipe import STAGES, StageName, stage_config
 from psychocounsel.corpus.crisis import mentions_crisis
 from psychocounsel.corpus.preferences import read_outside_pairs
 from psychocounsel.errors import ConfigError, InputError, counted, did_you_mean
@@ -135,9 +135,9 @@ def run_stage(
         ConfigError: there is no such stage, or the config cannot be used; lists every fault.
         PsychoCounselError: what the stage raises.
     """
-    if stage not in CONFIGS:
-        raise ConfigError(f"there is no stage {stage!r}", remedy=did_you_mean(stage, CONFIGS))
-    model = CONFIGS[stage]
+    if stage not in STAGES:
+        raise ConfigError(f"there is no stage {stage!r}", remedy=did_you_mean(stage, STAGES))
+    model = STAGES[stage].config
     if isinstance(config, Mapping):
         given, opened = config_of(model, config, changes, f"config of {stage}"), _store_of(store)
     else:

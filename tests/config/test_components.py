@@ -17,7 +17,7 @@ from psychocounsel.config.components import (
     SpeedSetting,
 )
 from psychocounsel.config.corpus import CorpusConfig
-from psychocounsel.config.recipe import CONFIGS
+from psychocounsel.config.recipe import STAGES
 from psychocounsel.config.schema import AlignConfig, OptimisationConfig, ReportConfig, TrainRewardConfig
 from psychocounsel.config.sources import SpeechColumns, SpeechSource
 
@@ -67,7 +67,7 @@ def blocks_of(model: type[Settings]) -> set[type[Settings]]:
 
 def test_only_these_fields_are_left_out_of_fingerprints() -> None:
     marked: dict[str, set[str]] = {}
-    for block in set().union(*map(blocks_of, CONFIGS.values())):
+    for block in set().union(*(blocks_of(stage.config) for stage in STAGES.values())):
         for name, info in block.model_fields.items():
             if any(isinstance(mark, SpeedSetting | Gate) for mark in info.metadata):
                 marked.setdefault(block.__name__, set()).add(name)

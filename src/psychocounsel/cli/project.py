@@ -114,10 +114,12 @@ def schema(
 def _models() -> "dict[str, type[Settings]]":
     """Return the model of every kind of YAML file: of the stages, and of those that a stage's config names."""
     from psychocounsel.config.components import JudgeConfig, PoolConfig
-    from psychocounsel.config.recipe import CONFIGS, RecipeConfig
+    from psychocounsel.config.recipe import STAGES, RecipeConfig
     from psychocounsel.judging.rubric import RubricFile
 
-    return {"recipe": RecipeConfig, "pool": PoolConfig, "judge": JudgeConfig, "rubric": RubricFile, **CONFIGS}
+    return {"recipe": RecipeConfig, "pool": PoolConfig, "judge": JudgeConfig, "rubric": RubricFile} | {
+        name: stage.config for name, stage in STAGES.items()
+    }
 
 
 def _schema(model: "type[Settings]") -> str:

@@ -367,19 +367,19 @@ def _run_on_arguments(
     Without a name the result is called as `named_after`, a reference or a path, or as the first argument.
     """
     from psychocounsel.config.loading import config_of, load_config
-    from psychocounsel.config.recipe import CONFIGS
+    from psychocounsel.config.recipe import STAGES
 
     keys = {key: value for key, value in given.items() if value is not None}
     first = next(iter(keys.values()))
     overrides = overrides_of(options, **flags)
     if first.endswith(".yaml"):
         own = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value != first]
-        config = load_config(CONFIGS[stage], Path(first), [*own, *overrides])
+        config = load_config(STAGES[stage].config, Path(first), [*own, *overrides])
     else:
         word = (named_after or first).rpartition("/")[2].partition("@")[0].lower()
         word = re.sub(r"\.(csv|tsv|jsonl|json|parquet|xlsx)(\.gz|\.zst)?$", "", word)
         known_as = re.sub(r"[^a-z0-9_.-]+", "-", word).lstrip("_.-")
-        config = config_of(CONFIGS[stage], {"name": known_as, **keys}, overrides)
+        config = config_of(STAGES[stage].config, {"name": known_as, **keys}, overrides)
     created, opened = _run_configs(stage, [config], options, Path(first).parent)
     for each in created:
         show_end(each, ["open", f"{each.kind}/{each.ref}"], opened)

@@ -42,20 +42,35 @@ StageName = Literal[
     "calibrate-judge",
     "report",
 ]
-CONFIGS: dict[StageName, type[Settings]] = {
-    "make-base-model": BaseModelConfig,
-    "corpus": CorpusConfig,
-    "build-preferences": BuildPreferencesConfig,
-    "import-preferences": ImportPreferencesConfig,
-    "train-reward": TrainRewardConfig,
-    "eval-reward": EvalRewardConfig,
-    "align": AlignConfig,
-    "eval-winrate": EvalWinrateConfig,
-    "anchor": AnchorConfig,
-    "eval-crisis": EvalCrisisConfig,
-    "calibrate-judge": CalibrateJudgeConfig,
-    "report": ReportConfig,
+
+
+class Stage(NamedTuple):
+    """A stage: its config, and the function of `stages/` that runs it, as `module.function`.
+
+    One that `asks` sends requests to endpoints, or makes speeches for which others do.
+    """
+
+    config: type[Settings]
+    run: str
+    asks: bool = False
+    trains: bool = False
+
+
+STAGES: dict[StageName, Stage] = {
+    "make-base-model": Stage(BaseModelConfig, "base_model.create_base_model"),
+    "corpus": Stage(CorpusConfig, "corpus.build_corpus", asks=True),
+    "build-preferences": Stage(BuildPreferencesConfig, "build_preferences.build_preferences", asks=True),
+    "import-preferences": Stage(ImportPreferencesConfig, "import_preferences.import_preferences", asks=True),
+    "train-reward": Stage(TrainRewardConfig, "train_reward.train_reward", trains=True),
+    "eval-reward": Stage(EvalRewardConfig, "eval_reward.eval_reward"),
+    "align": Stage(AlignConfig, "align.align", asks=True, trains=True),
+    "eval-winrate": Stage(EvalWinrateConfig, "eval_winrate.eval_winrate", asks=True),
+    "anchor": Stage(AnchorConfig, "anchor.correct"),
+    "eval-crisis": Stage(EvalCrisisConfig, "eval_crisis.eval_crisis", asks=True),
+    "calibrate-judge": Stage(CalibrateJudgeConfig, "judge_calibration.calibrate_judge"),
+    "report": Stage(ReportConfig, "report.make_report"),
 }
+"""Functions are names, for some of their modules take seconds to import."""
 RECIPE_FILE = "recipe.yaml"
 SHARED = ("corpus", "judge", "allow_leakage", "launch")
 """Keys and blocks that several steps have; `--set` of one without a step's name reaches all of these steps."""
@@ -159,7 +174,7 @@ def load_recipe(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     read: list[Step] = []
     faults: list[str] = []
     for name, step in steps:
-        model = CONFIGS[step.stage]
+        model = STAGES[step.stage].config
         reaching = [name, *(block for block in SHARED if block in model.model_fields)]
         mine = [text for text, key in first_keys.items() if key in reaching]
         seed = [f"seed={recipe.seed}"] if recipe.seed is not None and "seed" in model.model_fields else []
@@ -179,7 +194,7 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
     paths = dict.fromkeys(
         path if path.partition(".")[0] in SHARED else f"{name}.{path}"
         for name, step in steps
-        for path in keys_of(CONFIGS[step.stage], ending=key)
+        for path in keys_of(STAGES[step.stage].config, ending=key)
     )
     known = [*(name for name, _ in steps), *SHARED, *RecipeConfig.model_fields]
     likely = " or ".join(map(repr, list(paths)[:4]))
@@ -190,7 +205,7 @@ def _unknown_key(override: str, steps: Sequence[tuple[str, StepConfig]]) -> Conf
 def load_stage_configs(stage: StageName, path: Path, overrides: Sequence[str] = (), step: str = "") -> list[Any]:
     """Return what `load_configs` does for a stage; of a file for another stage the error says for which."""
     try:
-        return load_configs(CONFIGS[stage], path, overrides, step)
+        return load_configs(STAGES[stage].config, path, overrides, step)
     except ConfigError:
         fitting = _stages_of(path)
         if not fitting or stage in fitting:
@@ -205,7 +220,8 @@ def _stages_of(path: Path) -> list[str]:
     """Return the stages for which a file has all keys that are required, and none that is unknown."""
     data = read_config_file(path).data
     given = {"policy" if key == "policies" else key for key in data} if isinstance(data, dict) else set[str]()
-    models: dict[str, type[Settings]] = {**CONFIGS, "run (it is a recipe)": RecipeConfig}
+    models: dict[str, type[Settings]] = {name: stage.config for name, stage in STAGES.items()}
+    models["run (it is a recipe)"] = RecipeConfig
     return [
         name
         for name, model in models.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
-from psychocounsel.config.recipe import StageName, Step, SweepPoint
+from psychocounsel.config.recipe import STAGES, StageName, Step, SweepPoint
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
@@ -21,34 +21,6 @@ from psychocounsel.stages.preflight import preflight
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import UnknownReferenceError, resolve
 from psychocounsel.store.store import Store, flatten
-
-_STAGES: dict[StageName, tuple[str, str]] = {
-    "make-base-model": ("base_model", "create_base_model"),
-    "corpus": ("corpus", "build_corpus"),
-    "build-preferences": ("build_preferences", "build_preferences"),
-    "import-preferences": ("import_preferences", "import_preferences"),
-    "train-reward": ("train_reward", "train_reward"),
-    "eval-reward": ("eval_reward", "eval_reward"),
-    "align": ("align", "align"),
-    "eval-winrate": ("eval_winrate", "eval_winrate"),
-    "anchor": ("anchor", "correct"),
-    "eval-crisis": ("eval_crisis", "eval_crisis"),
-    "calibrate-judge": ("judge_calibration", "calibrate_judge"),
-    "report": ("report", "make_report"),
-}
-"""Module and function of each stage. A module is imported when its stage runs, for some take seconds to import."""
-
-_ASKING: tuple[StageName, ...] = (
-    "corpus",
-    "build-preferences",
-    "import-preferences",
-    "align",
-    "eval-winrate",
-    "eval-crisis",
-)
-"""Stages that send requests to endpoints, or make speeches for which others do."""
-
-_TRAINING: tuple[StageName, ...] = ("train-reward", "align")
 
 
 def run_stage(stage: StageName, config: Any, store: Store) -> Artifact:
@@ -61,9 +33,8 @@ def run_stage(stage: StageName, config: Any, store: Store) -> Artifact:
 
 def stage_specs(stage: StageName, config: Any, store: Store) -> list[ArtifactSpec]:
     """Return what a config of a stage makes, in order."""
-    module = import_module(f"psychocounsel.stages.{_STAGES[stage][0]}")
     with _naming_key(config):
-        return _flat(module.specs(config, store))
+        return _flat(_module(stage).specs(config, store))
 
 
 @contextmanager
@@ -82,9 +53,12 @@ def _naming_key(config: Any) -> Generator[None]:
         raise kind(fault.what, where=where, remedy=remedy) from None
 
 
+def _module(stage: StageName) -> Any:
+    return import_module(f"psychocounsel.stages.{STAGES[stage].run.partition('.')[0]}")
+
+
 def _function(stage: StageName) -> Callable[..., Artifact]:
-    module, function = _STAGES[stage]
-    return getattr(import_module(f"psychocounsel.stages.{module}"), function)
+    return getattr(_module(stage), STAGES[stage].run.partition(".")[2])
 
 
 def _flat(specs: object) -> list[ArtifactSpec]:
@@ -320,8 +294,8 @@ def dry_run(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) 
 
 def _preview(step: Step, label: str, specs: list[ArtifactSpec], overlay: Store) -> StepPreview:
     calls: list[PendingCalls] = []
-    if step.stage in _ASKING:
+    if STAGES[step.stage].asks:
         run = _function(step.stage)
         calls = count_calls(lambda calls: run(step.config, overlay, calls))
-    is_pending = step.stage in _TRAINING and overlay.find(specs[-1]) is None
+    is_pending = STAGES[step.stage].trains and overlay.find(specs[-1]) is None
     return StepPreview(step, label, specs, calls, preflight(step.config, overlay) if is_pending else [])
