@@ -299,7 +299,7 @@ def assign_splits(
 MIN_WHOLE_WORDS = 5
 """A text shorter than a span counts as a whole, from this many words on: "thank you so much" is no leak."""
 
-_MAX_CACHED_WORDS = 200_000
+_MAX_CACHED_WORDS = 20_000
 # Thai and Lao, Burmese, Khmer, Japanese, Chinese.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
