@@ -12,6 +12,7 @@ from psychocounsel.llm.batch.client import read_output
 from psychocounsel.llm.batch.shards import BatchLedger, Shard, ShardState, digests_in_batches, input_line
 from psychocounsel.llm.cost import Price, Spending, Tokens
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.rate_limit import OnStatus
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
 
@@ -50,27 +51,25 @@ def test_an_answered_line_is_read_as_a_live_reply_is_and_a_filtered_prompt_is_a_
 
 
 @pytest.mark.parametrize(
-    ("parts", "reason", "is_refused", "refuses_all"),
+    ("parts", "reason", "action"),
     [
-        ({"error": {"code": "batch_expired", "message": "too late"}}, "too late", False, False),
-        ({"error": {"code": "batch_cancelled"}}, "batch_cancelled", False, False),
-        ({"response": response(200, {"error": {}})}, "unreadable answer: ", False, False),
-        ({"response": response(200, None)}, "unreadable answer: ", False, False),
-        ({"response": response(429, {"error": {"message": "slow"}})}, "HTTP 429: slow", False, False),
-        ({"response": response(500, "<html>")}, "HTTP 500: no reason given", False, False),
-        ({"response": response(400, {"error": {"message": "no"}})}, "HTTP 400: no", True, False),
-        ({"response": response(401, {"error": {"message": "no"}})}, "HTTP 401: no", False, True),
-        ({}, "no reason given", False, False),
+        ({"error": {"code": "batch_expired", "message": "too late"}}, "too late", OnStatus.RETRY),
+        ({"error": {"code": "batch_cancelled"}}, "batch_cancelled", OnStatus.RETRY),
+        ({"response": response(200, {"error": {}})}, "unreadable answer: ", OnStatus.RETRY),
+        ({"response": response(200, None)}, "unreadable answer: ", OnStatus.RETRY),
+        ({"response": response(429, {"error": {"message": "slow"}})}, "HTTP 429: slow", OnStatus.SLOW_DOWN_FREE),
+        ({"response": response(500, "<html>")}, "HTTP 500: no reason given", OnStatus.RETRY),
+        ({"response": response(400, {"error": {"message": "no"}})}, "HTTP 400: no", OnStatus.REFUSE_REQUEST),
+        ({"response": response(401, {"error": {"message": "no"}})}, "HTTP 401: no", OnStatus.REFUSE_ALL),
+        ({}, "no reason given", OnStatus.RETRY),
     ],
 )
-def test_an_unanswered_line_says_why(
-    parts: dict[str, object], reason: str, is_refused: bool, refuses_all: bool
-) -> None:
+def test_an_unanswered_line_says_why(parts: dict[str, object], reason: str, action: OnStatus) -> None:
     (outcome,) = read_output(output_line(**parts), "asked")
     assert outcome is not None
     assert outcome.reply is None
     assert outcome.reason.startswith(reason)
-    assert (outcome.is_refused, outcome.refuses_all) == (is_refused, refuses_all)
+    assert outcome.action is action
 
 
 @given(st.binary())

@@ -130,9 +130,8 @@ class StructuredOutputModel:
         self._endpoint = endpoint
         self._capabilities = capabilities
         self._known = pinned or capabilities.of(endpoint.fingerprint)
-        self._checking = asyncio.Lock()
         self._is_checked = False
-        self._probing = asyncio.Lock()
+        self._asking = asyncio.Lock()  # what the server lists or enforces
         self._learning: asyncio.Task[None] | None = None
 
     @property
@@ -161,7 +160,7 @@ class StructuredOutputModel:
             EndpointError: the endpoint does not list the model, or lists it as shut down.
         """
         if not self._is_checked:
-            async with self._checking:
+            async with self._asking:
                 if not self._is_checked and (end := await end_of_life(self._endpoint)) is not None:
                     log.warning(f"the model {self.fingerprint['model']} will be shut down on {end}; choose a successor")
                 self._is_checked = True
@@ -170,7 +169,7 @@ class StructuredOutputModel:
         """Close the connections, after any probe in flight; what was learned stays."""
         await self._finish_learning()
         await self._endpoint.aclose()
-        self._checking, self._probing = asyncio.Lock(), asyncio.Lock()  # the next event loop is a different one
+        self._asking = asyncio.Lock()  # the next event loop is a different one
 
     async def generate(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Return the reply; errors are the endpoint's and those of `check`.
@@ -199,7 +198,7 @@ class StructuredOutputModel:
     async def _learn_by_probes(self, request: ChatRequest, context: RequestContext) -> None:
         # Whatever is wrong with the endpoint or the run, the next request meets it too.
         with contextlib.suppress(PsychoCounselError):
-            async with self._probing:
+            async with self._asking:
                 if self._known is not None:
                     return
                 probe = replace(request, messages=_PROBE, response_schema=_PROBE_SCHEMA, schema_name="probe")
@@ -215,7 +214,7 @@ class StructuredOutputModel:
 
     async def _generate_without_schema(self, request: ChatRequest, context: RequestContext) -> ChatReply:
         """Use JSON mode if the server has it, else plain text; remember the mode once it is answered."""
-        async with self._probing:
+        async with self._asking:
             found = self._known
             if found in (None, OutputMode.JSON_SCHEMA):
                 found = await self._mode_without_schema(request, context)

@@ -329,7 +329,7 @@ def _locks(descriptor: int, how: int) -> bool:
     """Return whether a file could be locked; the lock ends when it is closed."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # the latter on some network file systems
         return False
     return True
 

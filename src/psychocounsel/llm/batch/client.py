@@ -34,7 +34,7 @@ from psychocounsel.llm.client import (
     quoted,
     read_completion,
 )
-from psychocounsel.llm.rate_limit import RETRIED, OnStatus, RetryPolicy, on_status, retry_after_seconds
+from psychocounsel.llm.rate_limit import RETRIED, RetryPolicy, on_status, retry_after_seconds
 from psychocounsel.llm.structured_output import loaded, mapping_of
 from psychocounsel.llm.types import ChatReply, require_reachable, resolved_base_url
 from psychocounsel.types import ReplyStatus
@@ -316,6 +316,4 @@ def _read_line(line: bytes, model: str) -> Outcome | None:
     message = (message_in(error) or str(error.get("code") or "no reason given"))[:LONGEST_QUOTE_CHARS]
     if not isinstance(status, int) or not status:
         return Outcome(digest, None, message)
-    action = on_status(status, codes)
-    is_refused, refuses_all = action is OnStatus.REFUSE_REQUEST, action is OnStatus.REFUSE_ALL
-    return Outcome(digest, None, f"HTTP {status}: {message}", is_refused, refuses_all)
+    return Outcome(digest, None, f"HTTP {status}: {message}", on_status(status, codes))

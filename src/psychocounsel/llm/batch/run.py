@@ -31,6 +31,7 @@ from psychocounsel.llm.batch.shards import (
 )
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.rate_limit import OnStatus
 from psychocounsel.llm.runner import Items, RunPolicy, run_in_loop, run_requests
 from psychocounsel.llm.structured_output import StructuredOutputModel
 from psychocounsel.llm.types import ChatModel, ChatReply, ChatRequest, RefusedRequestError
@@ -411,7 +412,8 @@ class _BatchRun:
         for each in reading.unanswered.values():
             if each.digest in self._failed_alone:
                 continue
-            if each.refuses_all or (each.is_refused and not self._items.has_replies):
+            is_refused = each.action is OnStatus.REFUSE_REQUEST and not self._items.has_replies
+            if is_refused or each.action is OnStatus.REFUSE_ALL:
                 raise RefusedRequestError(
                     f"the requests of a batch are refused ({each.reason})",
                     where=self._provider.base_url,
@@ -427,7 +429,7 @@ class _BatchRun:
         self._stop_waiting(running)
         for digest in sorted(running.digests):
             item, outcome = self._items.by_digest[digest], outcomes.get(digest)
-            if digest in unanswered and outcome is not None and outcome.is_refused:
+            if digest in unanswered and outcome is not None and outcome.action is OnStatus.REFUSE_REQUEST:
                 self._items.fail(item, ReplyStatus.INVALID, outcome.reason)
                 continue
             kept = self._journal.replies(digest)

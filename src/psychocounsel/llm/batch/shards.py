@@ -21,6 +21,7 @@ from psychocounsel.config.components import BatchConfig
 from psychocounsel.errors import IncompleteError, StoreError
 from psychocounsel.llm.cost import TokenCounter
 from psychocounsel.llm.journal import Entry, Journal
+from psychocounsel.llm.rate_limit import OnStatus
 from psychocounsel.llm.runner import Items
 from psychocounsel.llm.types import ChatReply, ChatRequest
 from psychocounsel.store.store import locked
@@ -274,15 +275,14 @@ class UnknownBatchError(Exception):
 class Outcome(NamedTuple):
     """What a line of output says about one request.
 
-    Without a reply, the reason says why, and whether the request, or every request, would be refused again; or else it
-    is completed, with an answer that cannot be read.
+    Without a reply, the reason says why, and `action` what would come of asking again, as for a live request; or else
+    it is completed, with an answer that cannot be read.
     """
 
     digest: str
     reply: ChatReply | None
     reason: str = ""
-    is_refused: bool = False
-    refuses_all: bool = False
+    action: OnStatus = OnStatus.RETRY
     is_completed: bool = False
 
 
