@@ -33,7 +33,6 @@ from psychocounsel.evaluation.winrate import (
     BothOrders,
     Outcome,
     Unanswered,
-    WinRates,
     length_comparisons,
     win_rates,
 )
@@ -52,7 +51,7 @@ from psychocounsel.store.artifacts import KINDS, Artifact, Kind
 from psychocounsel.store.files import umask
 from psychocounsel.store.references import POLICY_KINDS, Ancestor, ancestors, resolve, resolve_model
 from psychocounsel.store.schemas import read_pairs
-from psychocounsel.store.shapes import LengthControlled
+from psychocounsel.store.shapes import LengthControlled, WinRates
 from psychocounsel.store.store import Store as ArtifactStore
 from psychocounsel.store.store import open_store
 from psychocounsel.types import Candidate, Judgement, PreferencePair, Rate, Reward, Speech
@@ -525,7 +524,7 @@ def win_rate(
     answers = [side for each in compared if isinstance(each, ComparedAnswers) for side in (each.first, each.second)]
     details = win_rates(compared, confidence)
     control = length_controlled_rate(length_comparisons(compared, answers), confidence)
-    return WinRate(details.overall, details.wins, details.ties, details.losses, details.missing, control, details)
+    return WinRate(details.win_rate, details.wins, details.ties, details.losses, details.missing, control, details)
 
 
 def _outcome(given: str | None) -> Outcome:

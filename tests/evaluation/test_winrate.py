@@ -81,9 +81,9 @@ def test_an_oracle_and_a_judge_of_positions(
 ) -> None:
     found = win_rates([judged(f"s{i}", policy, reference, judge) for i in range(20)])
     assert (found.wins, found.ties, found.losses) == counts
-    shown = (found.overall, found.position_inconsistent_rate, found.first_position_rate)
+    shown = (found.win_rate, found.position_inconsistent_rate, found.first_position_rate)
     assert tuple(each.estimate for each in shown) == rates
-    assert (found.decided is None) == (counts[1] == 20)
+    assert (found.win_rate_decided is None) == (counts[1] == 20)
     assert (found.order_kappa is None) == (counts[1] == 0), "agreement beyond chance needs two kinds of verdict"
     assert found.order_kappa is None or found.order_kappa.estimate <= 0
 
@@ -98,16 +98,20 @@ def test_figures_by_hand() -> None:
         both(FIRST, None, "f"),  # missing
     ]
     rates = win_rates(compared)
-    assert rates.overall.estimate == pytest.approx((2 + 0.5 + 0.5) / 5)
-    assert (rates.overall.n, rates.overall.missing) == (5, 1)
+    assert rates.win_rate.estimate == pytest.approx((2 + 0.5 + 0.5) / 5)
+    assert (rates.win_rate.n, rates.win_rate.missing) == (5, 1)
     assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 2, 1, 1)
     inconsistent = rates.position_inconsistent_rate
     assert (inconsistent.estimate, inconsistent.missing) == (pytest.approx(1 / 5), 1)
     # Halves but for the inconsistent one, which gave both to the first; the lone valid comparison of "f" is left out.
     assert rates.first_position_rate.estimate == pytest.approx((4 * 0.5 + 1) / 5)
     assert rates.first_position_rate.n == 5
-    assert rates.decided is not None
-    assert (rates.decided.estimate, rates.decided.n, rates.decided.missing) == (pytest.approx(2 / 3), 3, 1)
+    assert rates.win_rate_decided is not None
+    assert (rates.win_rate_decided.estimate, rates.win_rate_decided.n, rates.win_rate_decided.missing) == (
+        pytest.approx(2 / 3),
+        3,
+        1,
+    )
     assert rates.missing_as_losses.estimate == pytest.approx(3 / 6)
     assert rates.missing_as_wins.estimate == pytest.approx(4 / 6)
     # Verdicts of the two orders for the policy: wins 3 and 2, ties 1 and 1, losses 1 and 2, four of five equal:
@@ -123,13 +127,10 @@ def test_criteria_are_kept_apart_and_overall_is_not_among_them() -> None:
         return BothOrders(comparison(speech, "p", "r", winners), comparison(speech, "r", "p", swapped))
 
     rates = win_rates([shown(FIRST, SECOND, "a"), shown(TIE, SECOND, "b"), both(FIRST, None, "c")])
-    assert rates.overall.estimate == 0.0
+    assert rates.win_rate.estimate == 0.0
     assert list(rates.by_criterion) == ["empathy"]
     assert (rates.by_criterion["empathy"].estimate, rates.by_criterion["empathy"].missing) == (0.75, 1)
-    metrics = rates.as_dict()
-    assert metrics["win_rate"] == rates.overall
-    assert metrics["win_rate_by_criterion"] == {"empathy": rates.by_criterion["empathy"]}
-    assert (metrics["losses"], metrics["missing"]) == (2, 1)
+    assert (rates.losses, rates.missing) == (2, 1)
 
 
 def test_a_judge_that_fails_at_random_or_by_outcome() -> None:
@@ -142,8 +143,8 @@ def test_a_judge_that_fails_at_random_or_by_outcome() -> None:
         )
         for fails in (rng.random(600) < 0.2, ~won & (rng.random(600) < 0.5))
     )
-    assert at_random.overall.low < 0.8 < at_random.overall.high
-    assert by_outcome.overall.low > 0.8, "what is left of the verdicts is not what was judged"
+    assert at_random.win_rate.low < 0.8 < at_random.win_rate.high
+    assert by_outcome.win_rate.low > 0.8, "what is left of the verdicts is not what was judged"
     assert by_outcome.missing_as_losses.low < 0.8 < by_outcome.missing_as_wins.high
     assert by_outcome.missing_as_losses.estimate == pytest.approx(won.mean())
 
@@ -158,19 +159,19 @@ outcomes = st.lists(st.tuples(answers, answers, st.sampled_from("abcdef")), min_
 def test_laws_of_the_win_rate(rows: list[tuple[Winner | None, Winner | None, str]], random: Random) -> None:
     compared = [both(*row) for row in rows]
     rates = win_rates(compared)
-    assert 0 <= rates.overall.low <= rates.overall.estimate <= rates.overall.high <= 1
+    assert 0 <= rates.win_rate.low <= rates.win_rate.estimate <= rates.win_rate.high <= 1
     assert rates.wins + rates.ties + rates.losses + rates.missing == len(compared)
     # Exchanging the sides mirrors it.
     other = win_rates([BothOrders(one.backward, one.forward) for one in compared])
-    assert other.overall.estimate == pytest.approx(1 - rates.overall.estimate)
-    assert (other.overall.low, other.overall.high) == pytest.approx((1 - rates.overall.high, 1 - rates.overall.low))
+    assert other.win_rate.estimate == pytest.approx(1 - rates.win_rate.estimate)
+    assert (other.win_rate.low, other.win_rate.high) == pytest.approx((1 - rates.win_rate.high, 1 - rates.win_rate.low))
     assert (other.wins, other.ties, other.losses) == (rates.losses, rates.ties, rates.wins)
     assert other.position_inconsistent_rate == rates.position_inconsistent_rate
     # The order of rows changes nothing, and one more win never lowers the estimate.
     shuffled = win_rates(random.sample(compared, len(compared)))
-    assert asdict(shuffled.overall) == pytest.approx(asdict(rates.overall))
+    assert asdict(shuffled.win_rate) == pytest.approx(asdict(rates.win_rate))
     assert (shuffled.wins, shuffled.ties, shuffled.losses) == (rates.wins, rates.ties, rates.losses)
-    assert win_rates([*compared, both(FIRST, SECOND, "g")]).overall.estimate >= rates.overall.estimate - 1e-12
+    assert win_rates([*compared, both(FIRST, SECOND, "g")]).win_rate.estimate >= rates.win_rate.estimate - 1e-12
 
 
 def test_orders_of_different_comparisons_are_an_error() -> None:
@@ -187,9 +188,9 @@ def test_speech_without_an_answer_is_missing_from_every_figure() -> None:
     answered = [both(FIRST, SECOND, "a"), both(SECOND, FIRST, "b"), both(FIRST, SECOND, "c")]
     rates = win_rates([*answered, Unanswered("d"), Unanswered("e")])
     without = win_rates(answered)
-    assert rates.overall.estimate == without.overall.estimate == pytest.approx(2 / 3)
+    assert rates.win_rate.estimate == without.win_rate.estimate == pytest.approx(2 / 3)
     assert (rates.wins, rates.ties, rates.losses, rates.missing) == (2, 0, 1, 2)
-    for rate in (rates.overall, rates.position_inconsistent_rate, rates.first_position_rate):
+    for rate in (rates.win_rate, rates.position_inconsistent_rate, rates.first_position_rate):
         assert (rate.n, rate.missing) == (3, 2)
     for nothing in ([Unanswered("d")], [both(None, FIRST), both(FIRST, None)]):
         with pytest.raises(DataQualityError, match="missing"):
@@ -210,7 +211,7 @@ def test_unanswered_speech_is_missing_overall_and_from_its_topic() -> None:
     ]
     compared += [Unanswered(speech.id) for speech in SPEECHES[3:]]
     metrics = winrate_metrics(compared, {each.id: each for each in SPEECHES}, policy, reference)
-    assert (metrics["win_rate"].estimate, metrics["win_rate"].missing) == (1.0, 3)
+    assert (metrics["win_rate"]["estimate"], metrics["win_rate"]["missing"]) == (1.0, 3)
     assert metrics["wins"] + metrics["missing"] == 6
     assert metrics["missing_by_topic"] == {"grief": {"missing": 1, "total": 4}, "sleep": {"missing": 2, "total": 2}}
     assert (metrics["by_topic"]["grief"].n, metrics["by_topic"]["grief"].missing) == (3, 1)
@@ -236,7 +237,7 @@ def test_long_and_short_speeches_stand_apart() -> None:
 def test_draws_of_one_speech_do_not_pass_for_independent_speeches() -> None:
     once = [both(FIRST, SECOND, "a"), both(FIRST, SECOND, "b"), both(SECOND, FIRST, "c"), both(TIE, TIE, "d")]
     often = [each for each in once for _ in range(16)]
-    found, repeated = win_rates(once).overall, win_rates(often).overall
+    found, repeated = win_rates(once).win_rate, win_rates(often).win_rate
     assert (repeated.estimate, repeated.low, repeated.high) == (found.estimate, found.low, found.high)
     assert (found.n, repeated.n) == (4, 64)
 

@@ -206,6 +206,7 @@ def test_speech_without_an_answer_is_missing_until_it_is_retried(miniature: Mini
         assert metrics["wins"] + metrics["ties"] + metrics["losses"] + metrics["missing"] == 8
         assert sum(share["missing"] for share in metrics["missing_by_topic"].values()) == 2
         assert "8 ties" not in ended.out
+        assert "! 2 of 8 comparisons have no result" in ended.out
         assert re.search(r"reference.* 2 refusal", ended.out)
         called = server.count
         retried = evaluate(cli, miniature, store, *asked, "retry_failed=true")

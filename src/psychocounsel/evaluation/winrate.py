@@ -13,10 +13,10 @@ from psychocounsel.evaluation.length_control import LengthComparison, length_con
 from psychocounsel.evaluation.statistics import clustered_rate, rate_if_known
 from psychocounsel.evaluation.text_quality import copies, measure_text_quality, word_count
 from psychocounsel.store.schemas import OrderedComparison
+from psychocounsel.store.shapes import WinRates
 from psychocounsel.types import (
     OVERALL,
     Candidate,
-    Coefficient,
     Comparison,
     Rate,
     ReplyStatus,
@@ -110,44 +110,6 @@ def in_both_orders(rows: Iterable[OrderedComparison]) -> dict[tuple[str, int], B
     return {at: BothOrders(each, backward[at]) for at, each in forward.items()}
 
 
-@dataclass(frozen=True)
-class WinRates:
-    """The policy's win rates over the reference; ties count half.
-
-    `wins`, `ties`, `losses` and `missing` count pairs of answers on the overall criterion and add up to all of them;
-    `ties` include the position-inconsistent ones. `by_criterion` holds every other criterion. A judge that favours no
-    position has a `first_position_rate` of one half.
-
-    Attributes:
-        decided: wins over wins and losses; None where no comparison was decided.
-        order_kappa: Cohen's kappa of the two orders' verdicts (policy, tie, reference); None where all are the same.
-        missing_as_losses, missing_as_wins: the win rate at worst and at best, whatever made the verdicts fail.
-    """
-
-    overall: Rate
-    decided: Rate | None
-    missing_as_losses: Rate
-    missing_as_wins: Rate
-    by_criterion: Mapping[str, Rate]
-    wins: int
-    ties: int
-    losses: int
-    missing: int
-    position_inconsistent_rate: Rate
-    first_position_rate: Rate
-    order_kappa: Coefficient | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures as `metrics.json` holds them."""
-        figures = dict(vars(self))
-        return {
-            "win_rate": figures.pop("overall"),
-            "win_rate_decided": figures.pop("decided"),
-            "win_rate_by_criterion": figures.pop("by_criterion"),
-            **figures,
-        }
-
-
 def win_rates(compared: Sequence[Compared], confidence: float = 0.95) -> WinRates:
     """Return win rates, overall and by criterion, with intervals over speeches; a speech may have several comparisons.
 
@@ -167,8 +129,9 @@ def win_rates(compared: Sequence[Compared], confidence: float = 0.95) -> WinRate
         None if each is Outcome.MISSING else float(each is Outcome.POSITION_INCONSISTENT) for each in outcomes
     ]
     points = [POINTS[each] for each in outcomes]
-    decided = [at for at, each in enumerate(points) if each != POINTS[Outcome.TIE]]
+    not_tied = [at for at, each in enumerate(points) if each != POINTS[Outcome.TIE]]
     any_decided = {Outcome.WIN, Outcome.LOSS} & set(outcomes)
+    decided = mean([points[at] for at in not_tied], [speeches[at] for at in not_tied]) if any_decided else None
     at_worst, at_best = ([missing if each is None else each for each in points] for missing in (0.0, 1.0))
     verdicts = [
         (each.forward.winners[OVERALL], each.backward.winners[OVERALL].swap())
@@ -180,11 +143,11 @@ def win_rates(compared: Sequence[Compared], confidence: float = 0.95) -> WinRate
     judged = [each for each in both if each.forward.status is each.backward.status is ReplyStatus.VALID]
     criteria = dict.fromkeys(name for each in judged for name in each.forward.winners if name != OVERALL)
     return WinRates(
-        overall=rate(OVERALL),
-        decided=mean([points[at] for at in decided], [speeches[at] for at in decided]) if any_decided else None,
+        win_rate=rate(OVERALL),
+        win_rate_decided=decided,
         missing_as_losses=mean(at_worst),
         missing_as_wins=mean(at_best),
-        by_criterion={name: rate(name) for name in criteria},
+        win_rate_by_criterion={name: rate(name) for name in criteria},
         wins=outcomes.count(Outcome.WIN),
         ties=outcomes.count(Outcome.TIE) + outcomes.count(Outcome.POSITION_INCONSISTENT),
         losses=outcomes.count(Outcome.LOSS),
@@ -237,7 +200,7 @@ def winrate_metrics(
     topics = sorted({speeches[each.speech_id].topic for each in compared})
     by_topic = {topic: [each for each in compared if speeches[each.speech_id].topic == topic] for topic in topics}
     return {
-        **win_rates(compared, confidence).as_dict(),
+        **win_rates(compared, confidence).model_dump(by_alias=True),
         "identical": sum(texts[one] == texts[other] for one, other in shown),
         "length_controlled": length_controlled_rate(lengths, confidence),
         "missing_by_topic": {

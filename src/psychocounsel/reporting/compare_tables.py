@@ -421,7 +421,7 @@ def _slice_table(compared: Sequence[_Compared]) -> Table:
         parts.append(
             {
                 "speeches about crisis": metrics.crisis,
-                **{f"principle: {name}": rate for name, rate in metrics.win_rate_by_criterion.items()},
+                **{f"principle: {name}": rate for name, rate in metrics.by_criterion.items()},
                 **{f"topic: {name or '(none)'}": rate for name, rate in metrics.by_topic.items()},
                 **{f"speech of {name} words": rate for name, rate in shortest_first(metrics.by_speech_length).items()},
             }

@@ -27,8 +27,8 @@ from psychocounsel.types import Rate
 MAX_FLIPS = 0.25
 FIRST_PLACE = (0.4, 0.6)
 """A judge with more flips, or another share of wins for the first answer, is named before its win rate."""
-FEWEST_DECIDED, MANY_IDENTICAL = 0.1, 0.05
-"""Shares of the comparisons in which the judge prefers a side in both orders, and whose two answers are one text."""
+FEWEST_DECIDED, MANY_IDENTICAL, MANY_MISSING = 0.1, 0.05, 0.1
+"""Shares of the comparisons: the judge prefers a side in both orders, both answers are one text, there is no result."""
 
 
 def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[str]:
@@ -48,6 +48,12 @@ def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> lis
         found.append(
             f"The judge of the win rate ({judges.evaluation}) is of one family with {sides}, whose answers "
             "it compares: models tend to favour their own (arXiv 2404.13076)."
+        )
+    worst, best = metrics.missing_as_losses, metrics.missing_as_wins
+    if metrics.missing > MANY_MISSING * worst.n:
+        found.append(
+            f"{metrics.missing} of {worst.n} comparisons have no result, and which ones may depend on the answers: if "
+            f"all were lost or won, the win rate would be {100 * worst.estimate:.1f} to {percent(best.estimate)}."
         )
     if metrics.identical > MANY_IDENTICAL * metrics.answered_by_both:
         found.append(
@@ -121,7 +127,7 @@ def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[
         Table("rates", title, RATE_HEADER, "lrll", rows),
         Table("unanswered", why, ("side", "answers, by reason"), "ll", unanswered),
         missing_table(metrics.missing_by_topic, "comparisons"),
-        _slice_table("criteria", "principle", metrics.win_rate_by_criterion, metrics.draws),
+        _slice_table("criteria", "principle", metrics.by_criterion, metrics.draws),
         _slice_table("topics", "topic", {"speeches about crisis": metrics.crisis, **metrics.by_topic}, metrics.draws),
         _slice_table("lengths", "the number of words that the client says", lengths, metrics.draws),
         text_quality_table(f"Text quality of the answers: share of answers with its interval.{_drift(metrics)}", sides),

@@ -159,7 +159,7 @@ def overview_plots(compared: Sequence[Compared]) -> list[Plot]:
         caption = "Win rates of the policies over their references; the dashed line is 50 %."
         plots.append(rate_plot("across", dots, "win rate", caption, *sources))
     by_principle = {
-        label: {name: rate for name, rate in each.metrics.win_rate_by_criterion.items() if rate.n >= MIN_SLICE}
+        label: {name: rate for name, rate in each.metrics.by_criterion.items() if rate.n >= MIN_SLICE}
         for label, each in zip(labels, compared, strict=True)
     }
     drawn = {label: rates for label, rates in by_principle.items() if len(rates) > 2}

@@ -106,7 +106,7 @@ def figures(artifact: Artifact, rounds: Sequence[Artifact] = ()) -> list[Plot]:
             return [*_curves(_POLICY_CURVES, rounds or [artifact]), *_round_plots(artifact, policy)]
         case m.ComparisonMetrics() as compared:
             slices = {
-                "principle": _dots(compared.win_rate_by_criterion),
+                "principle": _dots(compared.by_criterion),
                 "topic": _dots({"speeches about crisis": compared.crisis, **compared.by_topic}),
             }
             caption = "Win rate by {} (number of comparisons); the dashed line is 50 %."

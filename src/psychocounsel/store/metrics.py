@@ -32,6 +32,7 @@ from psychocounsel.store.shapes import (
     Shape,
     Spend,
     TextQuality,
+    WinRates,
 )
 from psychocounsel.types import Coefficient, Rate
 
@@ -459,25 +460,13 @@ class Constraint(Shape):
     sides: tuple[str, ...]
 
 
-class ComparisonMetrics(Shape):
+class ComparisonMetrics(WinRates):
     """Of `comparisons`: how often the policy is preferred to the reference, over `draws` answers to each speech."""
 
     speeches: int
     draws: int
     constraint: Constraint | None = None
-    win_rate: Rate
-    win_rate_decided: Rate | None
-    missing_as_losses: Rate
-    missing_as_wins: Rate
-    win_rate_by_criterion: Mapping[str, Rate]
-    wins: int
-    ties: int
-    losses: int
-    missing: int
     identical: int = 0
-    position_inconsistent_rate: Rate
-    first_position_rate: Rate
-    order_kappa: Coefficient | None
     length_controlled: LengthControlled
     missing_by_topic: Mapping[str, MissingShare]
     crisis: Rate | None

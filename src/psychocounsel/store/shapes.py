@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from psychocounsel.types import Rate, Spread
+from psychocounsel.types import Coefficient, Rate, Spread
 
 Counts = Mapping[str, int]
 """Numbers by reason, status, topic or rating, whichever occur in the data."""
@@ -207,6 +207,33 @@ class LengthWords:
     mean: float
     median: float
     p95: float
+
+
+class WinRates(Shape):
+    """The policy's win rates over the reference; ties count half.
+
+    `wins`, `ties`, `losses` and `missing` count pairs of answers on the overall criterion and add up to all of them;
+    `ties` include the position-inconsistent ones. `by_criterion` holds every other criterion. A judge that favours no
+    position has a `first_position_rate` of one half.
+
+    Attributes:
+        win_rate_decided: wins over wins and losses; None where no comparison was decided.
+        order_kappa: Cohen's kappa of the two orders' verdicts (policy, tie, reference); None where all are the same.
+        missing_as_losses, missing_as_wins: the win rate at worst and at best, whatever made the verdicts fail.
+    """
+
+    win_rate: Rate
+    win_rate_decided: Rate | None
+    missing_as_losses: Rate
+    missing_as_wins: Rate
+    by_criterion: Mapping[str, Rate] = Field(alias="win_rate_by_criterion")
+    wins: int
+    ties: int
+    losses: int
+    missing: int
+    position_inconsistent_rate: Rate
+    first_position_rate: Rate
+    order_kappa: Coefficient | None
 
 
 @dataclass(frozen=True)
