@@ -172,6 +172,11 @@ def test_a_store_at_a_path_that_is_no_text_is_refused(cli: Cli, tmp_path: Path) 
     cli("list", "--store", tmp_path / os.fsdecode(b"\xff")).says(2, "\\udcff", "UTF-8")
 
 
+@pytest.mark.parametrize("words", [("report",), ("journal", "import"), ("list", "--store")])
+def test_a_path_that_is_too_long_is_no_bug(cli: Cli, words: tuple[str, ...]) -> None:
+    cli(*words, "b" * 300).says(2, "b" * 300, "choose a shorter one")
+
+
 def test_a_bug_shows_its_traceback(warm: Warm, store: Path, miniature: Miniature) -> None:
     """A metrics file that we wrote and cannot read is not the user's error."""
     metrics = next(store.glob("policies/mini-dpo-*/metrics.json"))

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from errno import ENAMETOOLONG
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -113,6 +114,11 @@ def main() -> None:
         console.error(IncompleteError(str(fault).split(". ")[0], remedy=remedy))
         sys.exit(ExitCode.INCOMPLETE)
     except OSError as fault:
+        if fault.errno == ENAMETOOLONG:
+            console.error(
+                ConfigError("this name or path is too long", where=str(fault.filename), remedy="choose a shorter one")
+            )
+            sys.exit(ExitCode.USER_ERROR)
         if fault.errno not in FULL_DISK:
             raise
         # What stages write says so itself: this is our output, or a temporary file.
