@@ -84,6 +84,13 @@ def test_without_batches_there_is_no_price_for_them_and_without_a_price_none(sto
     assert "price unknown" in str(counted(store, PRICED.model_copy(update={"price": None}), "tree"))
 
 
+def test_what_a_server_on_this_machine_answers_is_free(store: Store) -> None:
+    here = PRICED.model_copy(update={"price": None, "base_url": "http://127.0.0.1:8000/v1"})
+    shown = str(counted(store, here, "tree"))
+    assert shown.endswith("; free (by a server on this machine)")
+    assert "$" not in shown
+
+
 def test_a_dry_run_has_nothing_to_save_on_a_signal(store: Store) -> None:
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with open_session(store, []):

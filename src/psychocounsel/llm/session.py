@@ -231,6 +231,8 @@ class Bill(NamedTuple):
         from_cache = f", {_dollars(self.cached)} with the prefix from the cache" if self.cached != self.whole else ""
         batch = f", as a batch {_dollars(self.batch)}" if self.batch != self.whole else ""
         by = f" (by {self.source})" if self.source else ""
+        if not self.worst:
+            return f"free{by}"
         return f"{_dollars(self.whole)}{from_cache}{batch}, up to {_dollars(self.worst)} with retries{by}"
 
 
