@@ -132,14 +132,19 @@ def cluster_ids(ids: Hashes, texts: Texts, similarity: float) -> Hashes:
         return ids
     by_id = np.argsort(ids, kind="stable")
     sketches, digests = sketch(texts)
-    _, first, group = np.unique(digests[by_id], return_index=True, return_inverse=True)
-    leaders = first[group]
+    leaders = _first_equals(digests[by_id])
     distinct = np.unique(leaders)
     roots = _cluster_roots(texts, sketches, by_id[distinct], similarity)
     smallest = distinct[roots][np.searchsorted(distinct, leaders)]
     found = np.empty_like(ids)
     found[by_id] = ids[by_id[smallest]]
     return found
+
+
+def _first_equals(digests: Hashes) -> Positions:
+    """Return for each digest the place of the first one that equals it."""
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def _cluster_roots(texts: Texts, sketches: SketchArray, rows: Positions, similarity: float) -> Positions:
