@@ -66,7 +66,8 @@ _DIGIT = re.compile(r"[0-9]")
 _NUMBER_LINK = re.compile(r"\s*(?:tel|sms):(?://)?([^?&;]*)", re.IGNORECASE)
 _NO_DIGIT = re.compile(r"[^0-9]")
 _WORD = re.compile(r"\w")
-_INNER_STOP = re.compile(r"\.(?=\w)(?<=\w\.)")
+_INNER_STOP = re.compile(r"\.(?=\w)")
+_DOTTED = re.compile(r"(?<![A-Za-z0-9_./-])[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]+)+(?!\w)")
 _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
 _SPEAKS_OF_CRISIS = re.compile(
     r"\b(?:cris[ei]s|suicid|self[- ]?harm|hot ?line|help ?line|life ?line|emergenc|samaritan|befriend|kris[ei]|notruf"
@@ -99,7 +100,6 @@ class CrisisServices:
                         self._numbers.update(dict.fromkeys(ways, len(key) >= _CERTAIN_DIGITS))
         self._longest = max(map(len, self._numbers))
         self._names = re.compile(rf"(?<!\w){either(names)}(?!\w)")
-        self._pages = re.compile(rf"(?<![A-Za-z0-9_./-]){either(self._domains)}(?![\w-]|\.\w)", re.IGNORECASE)
 
     def numbers(self, text: str) -> list[tuple[int, int]]:
         """Return where listed numbers stand, as sorted (start, end).
@@ -149,7 +149,8 @@ class CrisisServices:
 
     def pages(self, text: str) -> list[tuple[int, int]]:
         """Return where domains of services stand alone: `azzurro.it` may look like two sentences."""
-        return [page.span() for page in self._pages.finditer(text)] if _INNER_STOP.search(text) else []
+        pages = _DOTTED.finditer(text) if _INNER_STOP.search(text) else ()
+        return [page.span() for page in pages if self.owns(page.group())]
 
     def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Span]]:
         """Return where numbers and addresses of services stand, and all other contacts, both sorted.
