@@ -63,10 +63,16 @@ _WEB_SIGNS = ("://", "www.", "WWW.", "Www.")
 _MAY_END = re.compile(rf"\.(?:{_SURE_ENDING}(?![a-z])|[a-z]{{2,24}}/)")
 _NEXT_ADDRESS = re.compile(r"(?<=.)(?:https?://|(?<!/)www\.)", re.IGNORECASE)
 # A sentence that begins without a space: `example.org/helpI hope`.
-_GLUED_WORD = re.compile(
-    r"(?<=[a-z0-9])[A-Z][a-z'\u2019]*$|[A-Z][a-z'\u2019]+,$|(?<=[/.)])(?:I|If|It|In|A|As|At|The|This|That|There|These|What|When"
-    r"|You|Your|We|My|Be|Some|One|For|To|And|But|So|Once|Now|Hope|Here|Another|After|Besides|Also)(?:['\u2019][a-z]+)?$"
+_STARTS = (
+    "I|If|It|In|A|As|At|The|This|That|There|These|What|When|You|Your|We|My|Be|Some|One|For|To|And|But|So|Once|Now|Hope"
+    "|Here|Another|After|Besides|Also"
 )
+_GLUED_WORD = re.compile(
+    r"(?<=[a-z0-9])(?:[AI]|[A-Z][a-z'\u2019]+)$|[A-Z][a-z'\u2019]+,$"
+    rf"|(?<=[/.)])(?:{_STARTS})(?:['\u2019][a-z]+)?$"
+)
+# "dQw4w9WgXcQ" has no word glued to it, "dQw4w9WgXcOne" has.
+_HASH = re.compile(r"[/=][\w-]*[a-z0-9][A-Z][\w-]*$")
 _TRAILING = ".,;:!?'\"\u2019*_~"
 
 
@@ -120,7 +126,8 @@ def _url(match: re.Match[str]) -> Span:
     run = run[: next((at for at in brackets if run.count(")", 0, at) == run.count("(", 0, at)), len(run))]
     glued = _GLUED_WORD.search(run)
     if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
-        run = run[: glued.start()]
+        is_hash = _HASH.search(run[: glued.start()]) and not re.match(rf"(?:{_STARTS})\b", glued.group())
+        run = run if is_hash else run[: glued.start()]
     return Span(match.start(), match.start() + len(run.rstrip(_TRAILING)), "URL", _ADDRESS_SCORE)
 
 
