@@ -19,6 +19,15 @@ if IS_FSDP or IS_DEEPSPEED:
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_XPU)
 if IS_FSDP:
     torch.distributed.init_process_group("gloo")
+    compute_micro_batch = dpo.TokenizedDPOTrainer.training_step
+
+    def training_step(self, *arguments, **named):
+        """Fail where a process holds whole gradients after a micro-batch, and not its shard of them."""
+        loss = compute_micro_batch(self, *arguments, **named)
+        assert all(each.grad is not None for each in self.model.parameters() if each.requires_grad)
+        return loss
+
+    dpo.TokenizedDPOTrainer.training_step = training_step
 if IS_DEEPSPEED:
     torch.accelerator.is_available = lambda: True
     torch.Tensor.pin_memory = lambda self, *_: self

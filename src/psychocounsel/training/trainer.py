@@ -525,6 +525,7 @@ def training_arguments(
     steps = max_steps or epochs * math.ceil(rows / optimisation.global_batch_size)
     # The libraries' plain "constant" schedule ignores warm-up steps silently.
     has_flat_warmup = optimisation.scheduler == "constant" and optimisation.warmup_share > 0
+    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     return {
         "output_dir": str(work),
         "per_device_train_batch_size": rows_per_batch,
@@ -542,6 +543,8 @@ def training_arguments(
         "bf16": uses_autocast(optimisation) and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",
         "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False,
+        # Until its last micro-batch, a step of FSDP would keep the whole model's gradients in every process.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": is_fsdp}},
         "activation_checkpointing": optimisation.gradient_checkpointing,
         "seed": seed,
         "data_seed": seed,
