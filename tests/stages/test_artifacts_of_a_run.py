@@ -150,10 +150,12 @@ class TestNotices:
         assert len(bodies) >= 4  # preferences, the reward model, two policies
         assert all(WARNING in "".join(body.split("\n\n")[:2]) for body in bodies)
 
-    def test_report_and_command_line_begin_with_it(self, store: Store, miniature: Miniature) -> None:
+    def test_it_comes_before_what_report_and_command_line_show(self, store: Store, miniature: Miniature) -> None:
         page = artifact(store, "reports", "mini").file("report.html").read_text(encoding="utf-8")
         assert page.index(WARNING) < page.index('<p class="lead">')
-        assert miniature.ended.out.startswith(f"! {WARNING}\n")
+        out = miniature.ended.out
+        assert out.count(f"! {WARNING}\n") == 1
+        assert out.index(WARNING) < out.index("mini@")  # the first that it is about; mini-base was rated by nobody
 
 
 def test_the_card_of_an_online_policy_says_how_its_answers_were_sampled_and_paired(store: Store) -> None:
