@@ -121,6 +121,8 @@ def test_a_win_rate_that_says_nothing_begins_with_the_reason(
     assert ended.code == 0, ended.err
     before = re.sub(r"\s+", " ", ended.out[: ended.out.index("win rate, raw")])
     assert words in before
+    assert newest(store).metrics["leakage"] is None
+    assert "Whether the policy was trained on these speeches is not known" in before
     assert ("more than length" in before) == (said != "Oh.")  # where all are of one length, it explains nothing
 
 

@@ -118,6 +118,7 @@ def comparison_tables(metrics: m.ComparisonMetrics, artifact: Artifact) -> list[
         f"speeches{draws_each(metrics.draws)}. Ties count half. Judge: {judges.evaluation}; of the "
         f"labels: {', '.join(judges.labels) or 'none in the lineage'}. "
         f"Intervals: {confidence(artifact)}, over speeches."
+        + ("" if metrics.leakage else " Whether the policy was trained on these speeches is not known.")
     )
     unanswered = tuple((side, reasons(by)) for side, by in metrics.missing_answers.items() if by)
     why = "Answers that are missing: nothing to compare, and a win for neither side."

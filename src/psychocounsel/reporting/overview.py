@@ -92,12 +92,12 @@ def _sentence(compared: Compared) -> str:
         if rate.missing
         else ""
     )
-    leaked = metrics.leakage.leaked
-    leak = f" {leaked} of {metrics.leakage.speeches} speeches were in the training data." if leaked else ""
+    leak = metrics.leakage
+    leaked = f" {leak.leaked} of {leak.speeches} speeches were in the training data." if leak and leak.leaked else ""
     return (
         f"{compared.sides}: the judge ({metrics.judges.evaluation}) prefers the policy in {percent(rate.estimate)} "
         f"({interval(rate)}) of the comparisons, ties half, on {metrics.speeches} speeches"
-        f"{draws_each(metrics.draws)}: {verdict}.{missing}{leak}"
+        f"{draws_each(metrics.draws)}: {verdict}.{missing}{leaked}"
     )
 
 

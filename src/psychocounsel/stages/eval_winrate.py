@@ -137,7 +137,8 @@ class _Evaluation:
             planned = {pin.id for pin in store.pins if isinstance(pin, ArtifactSpec)}
             parents = [parent for side in self.sides.values() for parent in side.parents]
             models = [store.open(parent) for parent in parents if parent.id not in planned]
-            self.leakage = count_leakage(store, self.held_out, self.speeches, models, self.config.allow_leakage)
+            counted = count_leakage(store, self.held_out, self.speeches, models, self.config.allow_leakage)
+            self.leakage = counted if counted["leaked"] or self.sides["policy"].parents else None
         store.make(specs.policy, lambda writer: self._answer(writer, "policy"))
         session.cancel.raise_if_cancelled(specs.policy.ref)
         store.make(specs.reference, lambda writer: self._answer(writer, "reference"))
@@ -201,7 +202,7 @@ class _Evaluation:
         kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
         languages = kept.get("languages", CleaningConfig().languages)
         foreign = partial(is_foreign, languages=languages) if languages else None
-        if self.leakage["leaked"]:
+        if self.leakage and self.leakage["leaked"]:
             writer.warnings.append(leakage_warning(self.leakage))
         writer.write_metrics(
             {

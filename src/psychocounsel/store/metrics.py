@@ -461,7 +461,10 @@ class Constraint(Shape):
 
 
 class ComparisonMetrics(WinRates):
-    """Of `comparisons`: how often the policy is preferred to the reference, over `draws` answers to each speech."""
+    """Of `comparisons`: how often the policy is preferred to the reference, over `draws` answers to each speech.
+
+    `leakage` is None where the policy is not of this store: what it was trained on is not known.
+    """
 
     speeches: int
     draws: int
@@ -478,7 +481,7 @@ class ComparisonMetrics(WinRates):
     judges: Judges
     answered_by_both: int
     missing_answers: Mapping[str, Counts]
-    leakage: Leakage
+    leakage: Leakage | None
     votes: Replies | None = None
     spend: Spend | None = None
 
