@@ -53,6 +53,7 @@ NUMBERS = [
     ("My insta is sara_1", "My insta is [HANDLE_1]"),
     ("thanks u/Blue-cat_9 and /u/wei of r/depression", "thanks [HANDLE_1] and [HANDLE_2] of r/depression"),
     ("reach me at +63 917 123 7798", "reach me at [PHONE_1]"),
+    ("加我微信\uff1awx39686488abc吧", "加我微信\uff1a[HANDLE_1]吧"),
     ("my snapchat is SARA_K", "my snapchat is [HANDLE_1]"),
     ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),
     ("I am @lone.wolf_88 and u know it", "I am [HANDLE_1] and u know it"),

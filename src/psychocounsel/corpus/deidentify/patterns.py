@@ -271,10 +271,10 @@ _HANDLE = re.compile(r"(?<![\w@.&/$-])(?:@[^\W\d]\w{2,29}(?:\.\w{1,29})*|/?u/[A-
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
-    r"\b(?:insta(?:gram)?|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name|handle"
-    r"|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s"
-    r"(?=[\w.]*[\d_.]\w)(?=[\d_.]*[^\W\d_])(?P<handle>\w+(?:\.\w+)*)",
-    re.IGNORECASE,
+    r"(?:\b(?:insta(?:gram)?|wechat|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name|handle"
+    r"|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s|微信号?[是:\uff1a]?\s?)"
+    r"(?=[\w.]*[\d_.]\w)(?=[\d_.]*[a-z])(?P<handle>\w+(?:\.\w+)*)",
+    re.IGNORECASE | re.ASCII,
 )
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-f:]*[0-9])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:]|\.\d)",
