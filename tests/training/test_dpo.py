@@ -3,7 +3,7 @@
 import json
 import math
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -87,8 +87,25 @@ def test_training_starts_at_ln_2_and_writes_a_plain_policy(
     assert not list(output.folder.glob("adapter*")) + list(output.folder.glob("*.bin"))
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_reference_is_the_model_that_was_named(tmp_path: Path, tiny_model_folder: Path, lora: object) -> None:
+Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+LOGSIGMOID = torch.nn.functional.logsigmoid
+# Of beta 0.2 and the log-ratios of chosen (c) and rejected answers (r) of n and m tokens, from the papers; `robust` is
+# of a quarter of flipped labels.
+LOSSES: dict[str, Formula] = {
+    "sigmoid": lambda c, r, n, m: -LOGSIGMOID(0.2 * (c - r)),  # Rafailov et al. 2023, eq. 7
+    "sigmoid_norm": lambda c, r, n, m: -LOGSIGMOID(0.2 * (c / n - r / m)),  # Lambert et al. 2024 (Tulu 3)
+    "ipo": lambda c, r, n, m: (c / n - r / m - 1 / (2 * 0.2)) ** 2,  # Azar et al. 2023, eq. 17, per token
+    "hinge": lambda c, r, n, m: (1 - 0.2 * (c - r)).clamp(min=0),  # Zhao et al. 2023 (SLiC-HF)
+    # Chowdhury et al. 2024 (rDPO)
+    "robust": lambda c, r, n, m: -(0.75 * LOGSIGMOID(0.2 * (c - r)) - 0.25 * LOGSIGMOID(-0.2 * (c - r))) / 0.5,
+    "apo_zero": lambda c, r, n, m: 1 - (0.2 * c).sigmoid() + (0.2 * r).sigmoid(),  # D'Oosterlinck et al. 2024, eq. 7
+}
+
+
+@pytest.mark.parametrize(("loss", "lora"), [*((name, None) for name in LOSSES), ("sigmoid", LORA)])
+def test_first_loss_is_of_the_named_formula_and_reference(
+    tmp_path: Path, tiny_model_folder: Path, loss: str, lora: object
+) -> None:
     model, generator = model_in(tiny_model_folder), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,15 +113,19 @@ def test_reference_is_the_model_that_was_named(tmp_path: Path, tiny_model_folder
     policy = save_with_tokenizer(model, tiny_model_folder, tmp_path / "policy")
     rows = token_rows(tiny_model_folder)
     prompts = [row.prompt_ids for row in rows]
+    sides = [row.chosen_ids for row in rows], [row.rejected_ids for row in rows]
     ratios = [
         answer_logps(model_in(policy), prompts, side) - answer_logps(model_in(tiny_model_folder), prompts, side)
-        for side in ([row.chosen_ids for row in rows], [row.rejected_ids for row in rows])
+        for side in sides
     ]
     margins = 0.2 * (ratios[0] - ratios[1])  # [pairs]
-    config = align_config(optimisation(**ALL_PAIRS, lora=lora), beta=0.2, epochs=1)
+    losses = LOSSES[loss](*ratios, *(torch.tensor([len(ids) for ids in side]) for side in sides))
+    smoothing = 0.25 if loss == "robust" else 0.0
+    optimised = optimisation(**ALL_PAIRS, lora=lora)
+    config = align_config(optimised, loss=loss, label_smoothing=smoothing, beta=0.2, epochs=1)
     first = run_dpo(policy, output_in(tmp_path), config, reference=tiny_model_folder).history[0]
     assert first["margin"] == pytest.approx(float(margins.mean()), abs=1e-4)
-    assert first["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-4)
+    assert first["loss"] == pytest.approx(float(losses.mean()), abs=1e-4)
     assert abs(first["margin"]) > 1e-3
 
 

@@ -405,6 +405,10 @@ class AlignConfig(StageConfig):
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
     online: OnlineConfig | None = None
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero"] = "sigmoid"
+    """trl's losses that look at one pair at a time; `sigmoid` is DPO."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Of `robust`: the share of pairs whose preference is taken to be the wrong way round."""
     beta: PositiveFloat = 0.1
     nll_weight: NonNegativeFloat = 0.0
     optimisation: OptimisationConfig
@@ -420,7 +424,15 @@ class AlignConfig(StageConfig):
             raise ValueError("mode: online needs an online block and takes no preferences")
         if self.mode == "online" and self.optimisation.weights == "nf4":
             raise ValueError("a round would quantize what the round before has learned; set weights: bf16")
+        if (self.label_smoothing > 0) != (self.loss == "robust"):
+            raise ValueError("loss: robust needs a label_smoothing above 0, and no other loss takes one")
         return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what affects the result: of the loss nothing where it is DPO's, as before there was a choice."""
+        settings = super().fingerprint()
+        default = {"loss": "sigmoid", "label_smoothing": 0.0}
+        return {name: value for name, value in settings.items() if default.get(name) != value}
 
     @property
     def planned_steps_per_round(self) -> int:

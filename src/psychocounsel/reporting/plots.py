@@ -164,7 +164,8 @@ Curve = tuple[str, str, Mapping[str, str]]
 _REWARD_CURVES: Sequence[Curve] = (("Training loss by step.", "loss", {"loss": "loss"}),)
 _POLICY_CURVES: Sequence[Curve] = (
     (
-        "Training loss by step, nll_weight times NLL included; without, ln 2 = 0.693 is a policy like its reference.",
+        "Training loss by step, nll_weight times NLL included; without, DPO's is ln 2 = 0.693 in a policy like its "
+        "reference.",
         "loss",
         {"loss": "loss"},
     ),

@@ -62,9 +62,9 @@ def train_dpo(
     """Train `policy` on `pairs` and write a plain `from_pretrained` folder to `output.folder`.
 
     Loss: `-log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected))`, ratios of policy to reference (Rafailov
-    et al. 2023, eq. 7). Of the reference only the log-probabilities of the pairs are known, and no second model is in
-    memory. `max_steps` overrides `config.epochs`. In an online run, `position` says which part of its schedule this
-    training is; with an adapter to go on with, `policy` is what the adapter is on.
+    et al. 2023, eq. 7), or what `config.loss` names instead. Of the reference only the log-probabilities of the pairs
+    are known, and no second model is in memory. `max_steps` overrides `config.epochs`. In an online run, `position`
+    says which part of its schedule this training is; with an adapter to go on with, `policy` is what the adapter is on.
 
     Raises:
         ConfigError: the next training of the run could not go on from this one.
@@ -84,9 +84,15 @@ def train_dpo(
         max_steps=max_steps,
         position=position,
     )
+    loss_types: list[str] = [config.loss]
     # With "precompute", trl reads the reference's log-probabilities from columns, which the rows have already.
     arguments = DPOConfig(
-        **shared, beta=config.beta, loss_type=["sigmoid"], max_length=None, precompute_ref_log_probs=True
+        **shared,
+        beta=config.beta,
+        loss_type=loss_types,
+        label_smoothing=config.label_smoothing,
+        max_length=None,
+        precompute_ref_log_probs=True,
     )
     autocast_deepspeed(arguments, config.optimisation)
     with quiet_libraries(), patch.multiple(dpo_trainer, create_model_from_path=_none, hash_module=_none):
@@ -166,7 +172,7 @@ class TokenizedDPOTrainer(LengthGroupedTrainer, DPOTrainer):
         return dataset  # trl would compute the columns that the rows have already
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        """Return the mean of `-log sigmoid(beta * margin) + nll_weight * nll(chosen)` over the pairs.
+        """Return the mean of `loss + nll_weight * nll(chosen)` over the pairs.
 
         The second term is the chosen side's negative log-likelihood per token, averaged over pairs: trl's own "sft"
         loss averages over the micro-batch's tokens, so accumulating 1 x 8 would differ from 8 x 1.
