@@ -349,7 +349,7 @@ def test_another_seed_does_not_hide_the_results_before(miniature: Miniature, cli
     first = newest(store).ref
     assert evaluate(cli, miniature, store, "seed=1", "name=lucky").code == 0
     ended = evaluate(cli, miniature, store, "seed=2", "name=luckier")
-    warning = f"2 earlier results that differ from this one in the seed alone ({first}, lucky@"
+    warning = f"Earlier results in the store differ from this one in the seed alone ({first}, lucky@"
     assert warning in " ".join(ended.out.split())
 
 

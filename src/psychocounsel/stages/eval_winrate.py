@@ -196,8 +196,8 @@ class _Evaluation:
         trained_on = training_answers(self.store, answers["policy"])
         if others := self._with_other_seeds(writer.spec.settings, answers.values()):
             writer.warnings.append(
-                f"The store has {len(others)} earlier results that differ from this one in the seed alone "
-                f"({', '.join(others)}): the best of several seeds flatters the policy, so cite all of them."
+                f"Earlier results in the store differ from this one in the seed alone ({', '.join(others)}): the best "
+                "of several seeds flatters the policy, so cite all of them."
             )
         kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
         languages = kept.get("languages", CleaningConfig().languages)
