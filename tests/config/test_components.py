@@ -28,6 +28,7 @@ SOURCE = SpeechSource(path="speeches.csv", columns=SpeechColumns(text="text"), l
 CORPUS = CorpusConfig(name="talk", speeches=(SOURCE,))
 REWARD = TrainRewardConfig(name="reward", base_model="tiny", preferences="pairs", optimisation=OPTIMISATION)
 ALIGN = {"name": "a", "policy": "tiny", "optimisation": OPTIMISATION}
+DPO = {**ALIGN, "mode": "dpo", "preferences": "pairs"}
 LEFT_OUT = {
     "CleaningConfig": {"strict"},
     "CorpusConfig": {"prepared", "expected_speeches"},
@@ -93,6 +94,12 @@ def test_a_setting_that_affects_the_result_changes_the_fingerprint(config: Setti
     assert config.model_copy(update=change).fingerprint() != config.fingerprint()
 
 
+def test_policies_that_are_older_than_the_choice_of_a_loss_keep_their_ids() -> None:
+    default, other = (AlignConfig.model_validate({**DPO, "loss": name}) for name in ("sigmoid", "ipo"))
+    assert other.fingerprint().keys() - default.fingerprint().keys() == {"loss", "label_smoothing"}
+    assert default.fingerprint().keys() == AlignConfig.model_fields.keys() - {"loss", "label_smoothing", "launch"}
+
+
 def test_a_speed_setting_deep_inside_and_a_float_as_a_whole_number_change_nothing() -> None:
     faster = REWARD.model_copy(update={"optimisation": OPTIMISATION.model_copy(update={"per_device_batch_size": 1})})
     assert faster != REWARD
@@ -112,6 +119,8 @@ def test_a_speed_setting_deep_inside_and_a_float_as_a_whole_number_change_nothin
         (ChatFormat, {"system_prompt": "bundled:butler"}, "no system prompt 'butler'; known: counsellor"),
         (CorpusConfig, {"name": "a", "speeches": ()}, "at least 1 item"),
         (AlignConfig, {**ALIGN, "mode": "dpo"}, "mode: dpo needs preferences"),
+        (AlignConfig, {**DPO, "loss": "robust"}, "needs a label_smoothing above 0"),
+        (AlignConfig, {**DPO, "label_smoothing": 0.1}, "no other loss takes one"),
         (AlignConfig, {**ALIGN, "mode": "online"}, "mode: online needs an online block"),
         (AlignConfig, {**ALIGN, "mode": "online", "preferences": "pairs"}, "takes no preferences"),
         (ReportConfig, {"name": "../up", "artifacts": ("a",)}, "should match pattern"),

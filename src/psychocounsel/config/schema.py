@@ -429,10 +429,11 @@ class AlignConfig(StageConfig):
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what affects the result: of the loss nothing where it is DPO's, as before there was a choice."""
+        """Return what affects the result. Where the loss is DPO's it is left out: ids are older than the choice."""
         settings = super().fingerprint()
-        default = {"loss": "sigmoid", "label_smoothing": 0.0}
-        return {name: value for name, value in settings.items() if default.get(name) != value}
+        if self.loss == "sigmoid":
+            del settings["loss"], settings["label_smoothing"]
+        return settings
 
     @property
     def planned_steps_per_round(self) -> int:
