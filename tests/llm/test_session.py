@@ -8,7 +8,7 @@ from chat_server import MODEL, ChatServer, answer_by_schema
 
 from psychocounsel.config.components import BatchConfig, EndpointConfig, PriceConfig
 from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.session import PLACEHOLDER, PendingCalls, Session, count_calls, open_session
+from psychocounsel.llm.session import PLACEHOLDER, PendingCalls, Session, bill_of, count_calls, open_session
 from psychocounsel.llm.types import ChatRequest, Message
 from psychocounsel.store.store import Store
 
@@ -89,6 +89,14 @@ def test_what_a_server_on_this_machine_answers_is_free(store: Store) -> None:
     shown = str(counted(store, here, "tree"))
     assert shown.endswith("; free (by a server on this machine)")
     assert "$" not in shown
+
+
+def test_calls_of_unknown_price_are_not_free_together(store: Store) -> None:
+    unknown = counted(store, PRICED.model_copy(update={"price": None}), "tree")
+    assert bill_of([unknown, unknown]) == "2 calls; price unknown"
+    uncounted = PendingCalls(PRICED, "rating")
+    assert bill_of([unknown, uncounted]) == "1 calls; price unknown, without calls that cannot be counted yet"
+    assert bill_of([unknown, counted(store, PRICED, "tree")]).endswith(" with retries, without calls of unknown price")
 
 
 def test_a_dry_run_has_nothing_to_save_on_a_signal(store: Store) -> None:

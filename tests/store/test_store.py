@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psychocounsel.errors import ExitCode, IncompleteError, StoreError
-from psychocounsel.store.artifacts import MANIFEST, ArtifactSpec, ArtifactWriter, Parent
+from psychocounsel.store.artifacts import MANIFEST, ArtifactSpec, ArtifactWriter, Parent, drop_superseded
 from psychocounsel.store.files import TEMPORARY_SUFFIX, link_or_copy, write_bytes
 from psychocounsel.store.references import resolve
 from psychocounsel.store.schemas import SplitSpeech, write_speeches
@@ -27,6 +27,7 @@ from psychocounsel.store.store import (
     differing_keys,
     flatten,
     hold_lock,
+    is_held,
     note_failed,
     open_artifact,
     retry_spec,
@@ -457,6 +458,31 @@ def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
     second = hold_lock(tmp_path / "a.lock", "a thing")
     with hold_lock(tmp_path / "a.lock", "a thing"), pytest.raises(StoreError, match="a thing is being created"):
         second.__enter__()
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_go_on_holding_a_lock(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "a.lock", "a thing"):
+        ours, its = os.pipe()
+        if not (forked := os.fork()):
+            os.close(its)
+            os.read(ours, 1)
+            os._exit(0)
+    try:
+        assert not is_held(tmp_path / "a.lock")
+    finally:
+        os.close(its)
+        os.waitpid(forked, 0)
+
+
+def test_another_run_may_drop_the_files_of_a_round_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ArtifactSpec("policies", "mini", "align", 1, {})
+    policy = Store(tmp_path).make(spec, lambda writer: writer.file("model.safetensors").touch())
+    drop_superseded(policy, weights=True, optimizer=False)
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # so it was a moment ago
+    drop_superseded(open_artifact(policy.folder), weights=True, optimizer=False)
+    assert not policy.file("model.safetensors").is_file()
 
 
 def test_an_overlay_shows_the_store_below_and_never_changes_it(tmp_path: Path) -> None:

@@ -240,15 +240,15 @@ def bill_of(pending: Sequence[PendingCalls]) -> str:
     """Return what all calls cost together, in words; what cannot be counted or has no price is named."""
     counted = [each for each in pending if each.calls is not None]
     bills = [each.bill for each in counted if each.bill is not None]
-    together = reduce(Bill.plus, bills, Bill())
     left_out = {
         "calls that cannot be counted yet": len(pending) - len(counted),
-        "calls of unknown price": len(counted) - len(bills),
+        "calls of unknown price": len(counted) - len(bills) if bills else 0,
     }
     without = " and ".join(what for what, count in left_out.items() if count)
+    price = str(reduce(Bill.plus, bills, Bill())) if bills else "price unknown"
     calls = f"{sum(each.calls or 0 for each in counted):,} calls"
     estimate = next((f", an estimate for {each.estimate}" for each in counted if each.estimate), "")
-    return f"{calls}; {together}{f', without {without}' if without else ''}{estimate}"
+    return f"{calls}; {price}{f', without {without}' if without else ''}{estimate}"
 
 
 def _dollars(cost: Decimal) -> str:

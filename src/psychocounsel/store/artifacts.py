@@ -320,7 +320,7 @@ def drop_superseded(policy: Artifact, *, weights: bool, optimizer: bool) -> None
         dropped = {"files": names, "remedy": remedy}
         _with_manifest(policy.folder, {**policy.manifest, "dropped": dropped}, policy.is_new)
     for path in filter(Path.exists, map(policy.file, names)):  # a store that is read-only may have none of them
-        path.unlink()
+        path.unlink(missing_ok=True)  # another run may drop them too
 
 
 def superseded_files(policy: Artifact, *, weights: bool, optimizer: bool) -> list[str]:

@@ -298,6 +298,8 @@ def locked(path: Path, *, shared: bool = False) -> Generator[bool]:
                 remedy="correct the permissions, or choose with --store a folder on a file system that has locks "
                 "(flock)",
             ) from fault
+        if is_locked:  # a process that was forked meanwhile has the file open, too
+            opened.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield is_locked
 
 
