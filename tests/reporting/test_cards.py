@@ -9,6 +9,7 @@ import pytest
 import yaml
 from report_runs import OFFLINE, artifact, probe_metrics, reward_metrics, training
 
+from psychocounsel.config.schema import AlignConfig
 from psychocounsel.reporting.cards import (
     PEOPLE,
     REWARD_MODEL,
@@ -20,6 +21,7 @@ from psychocounsel.reporting.cards import (
     write_dataset_card,
 )
 from psychocounsel.reporting.licences import HUB_LICENCES
+from psychocounsel.stages.dpo import write_policy_card
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
 from psychocounsel.store.store import Store
 from released_store import (
@@ -313,6 +315,20 @@ def test_the_card_of_a_policy_says_from_what_it_came_and_what_never_to_do(tmp_pa
     assert f"{LLAMA['hub']}@abc" in section(card, "Licence").replace("\\", "")
     assert "| cc-by-nc-4.0 | name the source; no commercial use |" in section(card, "Licence")
     assert "never for autonomous care" in section(card, "Limits")
+
+
+@pytest.mark.parametrize(("loss", "how"), [("sigmoid", "DPO"), ("ipo", "DPO (ipo loss)")])
+def test_the_card_of_a_policy_names_the_loss_if_it_is_not_that_of_dpo(tmp_path: Path, loss: str, how: str) -> None:
+    config = AlignConfig.model_validate(
+        {
+            **{"name": "small", "mode": "dpo", "policy": "tiny", "preferences": "pairs", "loss": loss},
+            "optimisation": {"learning_rate": 1e-3, "global_batch_size": 8, "per_device_batch_size": 8},
+        }
+    )
+    metrics = {"training": training(30, is_policy=True, kept=2), "pairs": 2}
+    store, writer = trained(tmp_path, "policies", metrics, initial_policy=LLAMA)
+    write_policy_card(config, store, writer, store.artifacts("preferences")[-1])
+    assert f"A policy aligned by {how} for psychological counselling" in writer.file("README.md").read_text("utf-8")
 
 
 def test_the_card_of_an_online_policy_has_what_the_probe_of_its_weights_measured(tmp_path: Path) -> None:

@@ -188,6 +188,17 @@ def pool_of(base_url: str, *authors: str, **changes: Any) -> dict[str, Any]:
     return {"responders": responders, "per_speech": len(authors)}
 
 
+def test_a_file_of_the_pool_with_several_answers_to_a_speech_is_named(recipe: Path, cli: Cli) -> None:
+    assert build(cli, write_build_config(recipe)).code == 0
+    said = [each.speech.text for each in read_speeches(Store(recipe.parent / "store").artifacts("speeches")[-1])]
+    write_rows(recipe / "said.jsonl", ({"speech": each, "response": text} for each in said for text in ("Oh.", "Ah.")))
+    file = {"author": "said", "file": "said.jsonl", "licence": "mit", "data_class": "public"}
+    ended = build(cli, write_build_config(recipe, pool={"responders": [file], "per_speech": 1}))
+    assert ended.code == 0, ended.err
+    warning = f"the file of said has several answers to {len(said)} of {len(said)} speeches; the first counts"
+    assert warning in " ".join(ended.out.split())
+
+
 class TestFailingPool:
     def test_a_pool_that_refuses_everything_is_not_completed(self, recipe: Path, cli: Cli) -> None:
         store = Store(recipe.parent / "store")

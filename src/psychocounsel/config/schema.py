@@ -397,7 +397,12 @@ class OnlineConfig(Settings):
 
 
 class AlignConfig(StageConfig):
-    """A policy aligned by DPO on a preference dataset, or by online DPO with a reward model."""
+    """A policy aligned by DPO on a preference dataset, or by online DPO with a reward model.
+
+    `loss` is one of trl's that look at one pair at a time; `sigmoid` is DPO's own. `ipo` and `sigmoid_norm` divide
+    log-ratios by the lengths of the answers, so they need another `beta`. `robust` takes the share `label_smoothing` of
+    the pairs to be the wrong way round.
+    """
 
     mode: Literal["dpo", "online"]
     policy: str
@@ -406,9 +411,7 @@ class AlignConfig(StageConfig):
     max_steps: PositiveInt | None = None
     online: OnlineConfig | None = None
     loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero"] = "sigmoid"
-    """trl's losses that look at one pair at a time; `sigmoid` is DPO."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Of `robust`: the share of pairs whose preference is taken to be the wrong way round."""
     beta: PositiveFloat = 0.1
     nll_weight: NonNegativeFloat = 0.0
     optimisation: OptimisationConfig

@@ -221,6 +221,7 @@ class _Build:
             own = [speech for speech, by in zip(speeches, chosen, strict=True) if responder.config in by]
             answers = responder.answer(own, self.config.seed, writer.work)
             failed[responder.config.author] = answers.failed
+            writer.warnings.extend(answers.warnings)
             if answers.spend:
                 spend[responder.config.author] = answers.spend["spend"]
             for candidate in answers.candidates:

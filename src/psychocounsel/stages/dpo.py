@@ -123,4 +123,5 @@ def train_policy(
 def write_policy_card(config: AlignConfig, store: Store, writer: ArtifactWriter, pairs: Artifact) -> None:
     """Write the card of a policy; the warnings of its `pairs` head it."""
     how = "DPO" if config.mode == "dpo" else "online DPO"
-    writer.write_card(model_card(store, writer, f"policy aligned by {how}", pairs.warnings))
+    loss = "" if config.loss == "sigmoid" else f" ({config.loss} loss)"
+    writer.write_card(model_card(store, writer, f"policy aligned by {how}{loss}", pairs.warnings))
