@@ -160,6 +160,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("write to k.o-brien+help@uni-köln.de now", "write to [EMAIL_1] now"),
         ("邮箱ming@qq.com我们，看https://x.cn/a，或者x.com.cn。", "邮箱[EMAIL_1]我们，看[URL_1]，或者[URL_2]。"),
         ("See x.org.tw, x.com.sg or x.com.it is", "See [URL_1], [URL_2] or [URL_3].it is"),
+        ("See x.com.no one was at x.org.as far", "See [URL_1].no one was at [URL_2].as far"),
         ("to sean.o'neil@x.org or 'anna@x.org'", "to [EMAIL_1] or '[EMAIL_2]'"),
         ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
         ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),

@@ -82,7 +82,9 @@ def test_the_address_of_a_link_to_a_service_stays_and_no_other() -> None:
         ("I hear you. In an emergency, call me at 555-014-2299.", "I hear you."),
         ("I hear you. My office number in a crisis is (514) 690-2469.", "I hear you."),
         ("I hear you. See notsamaritans.org or samaritans.org.evil.com.", "I hear you."),
+        ("I hear you. See https://x.org/?from=samaritans.org or write to samaritans.org@x.com.", "I hear you."),
         ("Call 988 or visit www.x.org.", "Call 988."),
+        ("Die Rufnummer 112 gilt, www.x.org.", "Die Rufnummer 112 gilt."),
         ("Visit the Trevor Project, or https://www.jane.com/a.", "Visit the Trevor Project."),
     ],
 )

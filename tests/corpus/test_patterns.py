@@ -33,6 +33,7 @@ PEOPLE = [
         "Mason: I am.\n**MASON:** Oh.\n[00:12] Mason: I left.",
         "[PERSON_1]: I am.\n**MASON:** Oh.\n[00:12] [PERSON_1]: I left.",
     ),
+    ("My boss, Steven Hayes, met Wei Zhang.", "My boss, [PERSON_1], met [PERSON_2]."),
     ("My friend Will said no. Will I cope?", "My friend [PERSON_1] said no. Will I cope?"),
     ("My ex-husband Zed hit me. Zed is big.", "My ex-husband [PERSON_1] hit me. [PERSON_1] is big."),
     ("I saw Grace Miller and José de la Cruz.", "I saw [PERSON_1] and [PERSON_2]."),
@@ -54,6 +55,7 @@ NUMBERS = [
     ("thanks u/Blue-cat_9 and /u/wei of r/depression", "thanks [HANDLE_1] and [HANDLE_2] of r/depression"),
     ("reach me at +63 917 123 7798", "reach me at [PHONE_1]"),
     ("加我微信\uff1awx39686488abc吧", "加我微信\uff1a[HANDLE_1]吧"),
+    ("my username is jörg_88, his account: иван_1", "my username is [HANDLE_1], his account: [HANDLE_2]"),
     ("my snapchat is SARA_K", "my snapchat is [HANDLE_1]"),
     ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),
     ("I am @lone.wolf_88 and u know it", "I am [HANDLE_1] and u know it"),
@@ -87,6 +89,7 @@ CIRCUMSTANCES = [
 LEFT_ALONE = [
     "As the Serenity Prayer says. The American Psychological Association says so, and your Inner Critic wants more.",
     "Hope: I will rest.\nJoy: I will eat.\nPros: none.\nTherapist: Hi.\nTherapist: So?",
+    "Braxton Hicks contractions, Wu Wei, busco consuelo, vi\u1ec7n tr\u1edf l\u1ea1i trang web.",
     "The long number 4539 1488 0343 6468 fails its check digit.",
     "Will I ever cope? I will. May I hope? In May, by the grace of God, Joy and Hope will do.",
     "I am 34, she was 12 in 1998; 24/7, 3 of 10, $14,500, 20 mg, 9:30, 412 days since 10/02.",

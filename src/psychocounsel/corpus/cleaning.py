@@ -20,7 +20,7 @@ from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.text import Span, normalise, sentences, touches, without_markup
+from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -65,10 +65,8 @@ def with_sentence_spacing(text: str, crisis: CrisisServices | None = None) -> st
     if not marks:
         return text
     pages = (crisis or crisis_services()).pages(text)
-    addresses = [each for each in web_addresses(text) if not touches(each.start, each.end, pages)]
-    gaps = {
-        _after(text, mark) for mark in marks if not holds(addresses, mark.start()) and not touches(*mark.span(), pages)
-    }
+    addresses = [each for each in web_addresses(text) if not holds(pages, each.start)]
+    gaps = {_after(text, mark) for mark in marks if not (holds(addresses, mark.start()) or holds(pages, mark.start()))}
     for address in addresses:
         beside = text[max(0, address.start - 2) : address.start], text[address.end : address.end + 1]
         before, after = (UNSPACED.sub("", each) for each in beside)

@@ -4,7 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from operator import attrgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from phonenumbers import Leniency, PhoneNumberMatcher
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tldextract import TLDExtract
 
 _ADDRESS_SCORE, _PHONE_SCORE = 0.9, 0.8
-_start = attrgetter("start")
+_start = itemgetter(0)
 
 
-def holds(contacts: Sequence[Span], position: int) -> bool:
+def holds(contacts: Sequence[Span | tuple[int, int]], position: int) -> bool:
     """Return whether a position lies in one of the contacts, which are sorted and do not overlap."""
     at = bisect_right(contacts, position, key=_start) - 1
-    return at >= 0 and position < contacts[at].end
+    return at >= 0 and position < contacts[at][1]
 
 
 # --- E-mail and web addresses --------------------
@@ -36,7 +36,7 @@ def _any_case(words: str) -> str:
 
 
 # In "example.com.it is", a space is missing.
-_OF_COUNTRY = r"\.(?!(?:an|he|if|is|it|me|of|on|or|so|to|up|us|we)\b)[a-z]{2}(?![A-Za-z0-9_-])"
+_OF_COUNTRY = r"\.(?!(?:am|an|as|be|by|go|he|if|is|it|me|no|of|on|or|so|to|up|us|we)\b)[a-z]{2}(?![A-Za-z0-9_-])"
 _SURE_ENDING = f"(?:{_any_case(_GENERIC)}|{'|'.join(_COUNTRIES.split())})(?:{_OF_COUNTRY})?"
 # Scripts that need no space beside an address, and their marks: where they begin, it ends.
 UNSPACED = re.compile("[\u0e00-\u0eff\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
@@ -156,8 +156,8 @@ _VANITY = re.compile(
 )
 # What is done with a number, or has one, in other languages than English.
 CALLED_ABROAD = (
-    r"\b(?:anruf\w*|ruf(?:e|en|t)?|nummer\w*|handy\w*|ll[aá]m\w+|marc(?:a|ar|ando|ad)|marque\w*|appel\w*"
-    r"|lig(?:a|ar|ue|uem)|bel|n[uú]mero|num[ée]ro|celular|cellulare|m[óo]vil|t[ée]l[ée]f\w+|tél|chiam\w+|zadzwoń|zavolej\w*"
+    r"\b(?:anruf\w*|ruf(?:e|en|t|st|nummer\w*)?|nummer\w*|handy\w*|ll[aá]m\w+|marc(?:a|ar|ando|ad)|marque\w*|appel\w*"
+    r"|lig(?:a|am|ar|o|ou|ue|uem)|bel|n[uú]mero|num[ée]ro|celular|cellulare|m[óo]vil|t[ée]l[ée]f\w+|tél|chiam\w+|zadzwoń|zavolej\w*"
     r"|soita\w*|sun[aă]\w*|hívd|hívj\w+|nazovite|pokličite|aray\u0131n|hubungi|tawag\w*|телефон\w*|звон\w+|позвон\w+)\b"
     r"|[电電]话|電話|手[机機]|[联聯][系繫]|QQ|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร"
     r"|اتصل|الخط|رقم|هاتف|جوال|हेल्पलाइन|फ़?ोन|नंबर|मोबाइल|התקשר"

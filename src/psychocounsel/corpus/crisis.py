@@ -11,8 +11,8 @@ from pydantic import Field
 from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.contacts import CALLED_ABROAD, phone_numbers, web_addresses
-from psychocounsel.corpus.text import Span, blanked, either, sentences, touches
+from psychocounsel.corpus.contacts import CALLED_ABROAD, holds, phone_numbers, web_addresses
+from psychocounsel.corpus.text import Span, blanked, either, sentences
 from psychocounsel.types import Turn
 
 # --- The list --------------------
@@ -67,7 +67,7 @@ _NUMBER_LINK = re.compile(r"\s*(?:tel|sms):(?://)?([^?&;]*)", re.IGNORECASE)
 _NO_DIGIT = re.compile(r"[^0-9]")
 _WORD = re.compile(r"\w")
 _INNER_STOP = re.compile(r"\.(?=\w)")
-_DOTTED = re.compile(r"(?<![A-Za-z0-9_./-])[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]+)+(?!\w)")
+_DOTTED = re.compile(r"(?<![A-Za-z0-9_./-])[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]+){1,6}(?!\w)")
 _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
 _SPEAKS_OF_CRISIS = re.compile(
     r"\b(?:cris[ei]s|suicid|self[- ]?harm|hot ?line|help ?line|life ?line|emergenc|samaritan|befriend|kris[ei]|notruf"
@@ -149,8 +149,11 @@ class CrisisServices:
 
     def pages(self, text: str) -> list[tuple[int, int]]:
         """Return where domains of services stand alone: `azzurro.it` may look like two sentences."""
-        pages = _DOTTED.finditer(text) if _INNER_STOP.search(text) else ()
-        return [page.span() for page in pages if self.owns(page.group())]
+        pages = (page.span() for page in (_DOTTED.finditer(text) if _INNER_STOP.search(text) else ()))
+        listed = [(start, end) for start, end in pages if self.owns(text[start:end])]
+        addresses = web_addresses(text) if listed else ()
+        # In "janeroe.com/?from=samaritans.org" it is a part of somebody's address.
+        return [(start, end) for start, end in listed if not (holds(addresses, start - 1) or holds(addresses, end))]
 
     def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Span]]:
         """Return where numbers and addresses of services stand, and all other contacts, both sorted.
@@ -158,12 +161,13 @@ class CrisisServices:
         In doubt a number is a service's: any in a sentence that speaks of a crisis, a hotline or an emergency, unless
         it is somebody's own.
         """
-        ours = self.pages(text)
+        pages = self.pages(text)
+        ours = [*pages]
         others: list[Span] = []
         for address in web_addresses(text):
             if self.owns(text[address.start : address.end]):
                 ours.append((address.start, address.end))
-            elif not touches(address.start, address.end, ours):
+            elif not holds(pages, address.start):
                 others.append(address)
         if _DIGIT.search(text):
             ours += self.numbers(text)

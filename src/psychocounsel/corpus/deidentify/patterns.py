@@ -269,12 +269,13 @@ _LOCAL_PHONE = re.compile(
 )
 _HANDLE = re.compile(r"(?<![\w@.&/$-])(?:@[^\W\d]\w{2,29}(?:\.\w{1,29})*|/?u/[A-Za-z0-9_-]{3,20})(?![\w@])")
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
+_ACCOUNT = r"[^\W\u0e00-\u0eff\u3000-\uffef]"  # not of a script without spaces: there the sentence goes on
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
-    r"(?:\b(?:insta(?:gram)?|wechat|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name|handle"
-    r"|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s|微信号?[是:\uff1a]?\s?)"
-    r"(?=[\w.]*[\d_.]\w)(?=[\d_.]*[a-z])(?P<handle>\w+(?:\.\w+)*)",
-    re.IGNORECASE | re.ASCII,
+    r"(?:(?a:\b)(?:insta(?:gram)?|wechat|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name"
+    r"|handle|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s|微信号?[是:\uff1a]?\s?)"
+    rf"(?=(?:{_ACCOUNT}|\.)*[\d_.]{_ACCOUNT})(?=[\d_.]*(?![\d_]){_ACCOUNT})(?P<handle>{_ACCOUNT}+(?:\.{_ACCOUNT}+)*)",
+    re.IGNORECASE,
 )
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-f:]*[0-9])[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:]|\.\d)",
