@@ -22,6 +22,7 @@ from preference_runs import (
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from psychocounsel.config.components import recipes_folder
 from psychocounsel.config.schema import LaunchConfig
 from psychocounsel.errors import Preempted
 from psychocounsel.training.dpo import train_dpo
@@ -67,9 +68,12 @@ def assert_equal_runs(folder: Path, other: Path, one: TrainingSummary, two: Trai
         torch.testing.assert_close(values, right[name], rtol=1e-5, atol=1e-5)
 
 
-def test_two_processes_train_as_one(tmp_path: Path, tiny_model_folder: Path) -> None:
-    one, two = output_in(tmp_path / "one"), output_in(tmp_path / "two")
-    summaries = [train("dpo", tiny_model_folder, output, n) for output, n in ((one, HERE), (two, processes(2)))]
+def test_two_processes_train_as_one_and_in_the_precision_of_the_config(tmp_path: Path, tiny_model_folder: Path) -> None:
+    one, two, mine = output_in(tmp_path / "one"), output_in(tmp_path / "two"), tmp_path / "mine.yaml"
+    text = (recipes_folder() / "accelerate" / "cpu.yaml").read_text(encoding="utf-8")
+    mine.write_text(text.replace('mixed_precision: "no"', "mixed_precision: bf16"), encoding="utf-8")
+    launches = ((one, HERE), (two, processes(2, str(mine))))
+    summaries = [train("dpo", tiny_model_folder, output, launch) for output, launch in launches]
     assert_equal_runs(one.folder, two.folder, *summaries)
     assert summaries[1].steps == 4
     AutoModelForCausalLM.from_pretrained(two.folder)

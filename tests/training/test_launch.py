@@ -145,6 +145,8 @@ def test_a_launch_that_becomes_another_is_refused(tmp_path: Path, accelerate: st
         ("distributed_type: FSDP\nno_such_key: 1\n", "no_such_key"),
         ("num_processes: 2\n", "distributed_type"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2\nnum_processes: 3\n", "2 machines"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "fsdp_version: 2"),
+        ("distributed_type: FSDP\nfsdp_config: {}\nnum_processes: 2\n", "fsdp_version: 2"),  # accelerate's default
         (None, "no such accelerate config"),
     ],
 )

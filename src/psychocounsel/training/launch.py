@@ -201,6 +201,8 @@ def launch_of(config: LaunchConfig) -> Launch:
     kind = file.distributed_type.value
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("DeepSpeed is not installed", where=where, remedy="pip install deepspeed, or take fsdp2")
+    if kind == "FSDP" and str(parsed.fsdp_version) != "2":
+        raise ConfigError("FSDP 1 cannot train here", where=where, remedy="set fsdp_version: 2 in its fsdp_config")
     if has_accelerator and not file.use_cpu and processes > devices * machines:
         raise ConfigError(
             f"{processes} processes need as many devices, and there are {devices * machines}",
@@ -252,6 +254,7 @@ def _environment(parsed: Any, file: Any) -> dict[str, str]:
     else:
         _, environment = prepare_simple_launcher_cmd_env(parsed)
     environment["ACCELERATE_USE_CPU"] = str(parsed.use_cpu)
+    environment["ACCELERATE_MIXED_PRECISION"] = "no"  # a config's `precision` says it: a launch changes no result
     if parsed.num_machines == 1 and sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return {name: value for name, value in environment.items() if os.environ.get(name) != value}
