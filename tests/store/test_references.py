@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind
+from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Kind, Parent
 from psychocounsel.store.references import (
     ancestors,
     labelling_judges,
@@ -14,6 +14,7 @@ from psychocounsel.store.references import (
     raw_sources,
     resolve,
     resolve_model,
+    settings_of,
 )
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy
@@ -103,6 +104,16 @@ def test_best_is_what_the_stage_noted(store: Store) -> None:
     for ref in ("round-3@best", f"policies/{best.ref}@best"):
         with pytest.raises(ConfigError, match=r"policies round-3@\w{8} names no best"):
             resolve(store, ref)
+
+
+def test_a_first_round_on_weights_from_elsewhere_has_the_settings_of_its_answers_and_pairs(store: Store) -> None:
+    def child(kind: Kind, settings: dict[str, object], *parents: Parent) -> Artifact:
+        return store.make(ArtifactSpec(kind, "round-1", "align", 1, settings, parents), build_nothing)
+
+    answers = child("candidates", {"candidates_per_speech": 8})
+    pairs = child("preferences", {"unfinished": "penalise"}, answers.as_parent("candidates"))
+    policy = child("policies", {"beta": 0.1}, pairs.as_parent("pairs"))
+    assert settings_of(store, policy) == {"candidates_per_speech": 8, "unfinished": "penalise", "beta": 0.1}
 
 
 def test_a_pin_wins_over_a_newer_artifact(store: Store) -> None:

@@ -248,7 +248,7 @@ def settings_of(store: Store, artifact: Artifact) -> dict[str, Any]:
     if last := parents.get("last round"):
         return settings_of(store, store.open(last))
     parts = [artifact]
-    if artifact.kind == "policies" and "previous policy" in parents:
+    if artifact.kind == "policies" and "pairs" in parents:  # the first round may have no policy before it in the store
         pairs = store.open(parents["pairs"])
         parts = [store.open(pairs.parent("candidates")), pairs, artifact]
     return {key: value for each in parts for key, value in flatten(each.manifest["settings"]).items()}
