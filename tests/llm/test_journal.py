@@ -7,9 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Timer
 
@@ -423,23 +423,47 @@ def test_rows_that_an_import_mends_meanwhile_are_passed_over(tmp_path: Path) -> 
         assert [row.digest for row in (first, *rows)] == ["a", "c"]
 
 
-def test_a_damaged_index_and_number_of_a_row_hide_no_other_row(journal: Journal) -> None:
-    journal.record_many([Entry(f"{number:064x}", reply("one")) for number in range(200)])
+@contextmanager
+def changed_page(journal: Journal, name: str) -> Iterator[bytearray]:
+    """Yield the first page of a table or an index, and write what it is then."""
     tables = journal._connection
-    tables.execute("UPDATE replies SET rowid = 1 << 60 WHERE rowid = 200")
     tables.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    ((page,), (page_bytes,)) = (
-        tables.execute(query).fetchone()
-        for query in (
-            "SELECT rootpage FROM sqlite_master WHERE name LIKE 'sqlite_autoindex_replies%'",
-            "PRAGMA page_size",
-        )
-    )
+    (page,) = tables.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    (page_bytes,) = tables.execute("PRAGMA page_size").fetchone()
     with journal.path.open("r+b") as file:
         file.seek((page - 1) * page_bytes)
-        file.write(b"\xff" * page_bytes)
+        content = bytearray(file.read(page_bytes))
+        yield content
+        file.seek((page - 1) * page_bytes)
+        file.write(content)
+
+
+def test_a_damaged_index_and_number_of_a_row_hide_no_other_row(journal: Journal) -> None:
+    journal.record_many([Entry(f"{number:064x}", reply("one")) for number in range(200)])
+    journal._connection.execute("UPDATE replies SET rowid = 1 << 60 WHERE rowid = 200")
+    with changed_page(journal, "sqlite_autoindex_replies_1") as page:
+        page[:] = b"\xff" * len(page)
     with Journal(journal.path) as damaged:
         assert len(sound(damaged)) == 199
+
+
+def test_a_damaged_index_gives_no_request_the_reply_to_another(journal: Journal) -> None:
+    digests = [letter * 64 for letter in "abcde"]
+    journal.record_many([Entry(digest, reply(f"to {digest[0]}")) for digest in digests])
+    with changed_page(journal, "sqlite_autoindex_replies_1") as page:
+        page[page.index(digests[0].encode())] = ord("z")  # what follows is no longer in order
+    with Journal(journal.path) as damaged:
+        assert damaged.replies(digests[2]) == [reply("to c")]
+        assert list(damaged.replies_to([digests[2]])) == [[reply("to c")]]
+        assert damaged.damaged_rows > 0
+
+
+def test_a_damaged_schema_that_is_no_text_is_a_damaged_journal(journal: Journal) -> None:
+    path = journal.path
+    journal.close()
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE replies", b"CREATE TABL\xaf replies"))
+    with pytest.raises(StoreError, match="damaged"):
+        Journal(path)
 
 
 def test_lost_responses_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:

@@ -244,7 +244,8 @@ class Journal:
         """Return the intact replies to the request with this digest, oldest attempt first."""
         with self._lock, self._explained():
             rows = self._connection.execute(_SELECT_ONE, (digest,)).fetchall()
-        intact = [row[:-1] for row in rows if _is_intact(row)]
+        # A damaged index leads to the rows of other requests.
+        intact = [row[:-1] for row in rows if _is_intact(row) and row[0] == digest]
         self.damaged_rows += len(rows) - len(intact)
         return [_as_reply(row) for row in intact]
 
@@ -256,7 +257,7 @@ class Journal:
             with self._lock, self._explained():
                 rows = self._connection.execute(_SELECT_SEVERAL, (json.dumps(several),)).fetchall()
             for values in rows:
-                if _is_intact(values):
+                if _is_intact(values) and values[0] in kept:
                     kept[values[0]].append(_as_reply(values[:-1]))
                 else:
                     self.damaged_rows += 1
@@ -426,6 +427,8 @@ class Journal:
             raise
         except (sqlite3.DatabaseError, OSError) as fault:
             raise self._as_error(fault) from fault
+        except UnicodeDecodeError as fault:  # SQLite's message quotes the damaged schema
+            raise self._damaged(fault) from fault
 
     def _as_error(self, fault: Exception) -> StoreError | IncompleteError:
         name = getattr(fault, "sqlite_errorname", "")
