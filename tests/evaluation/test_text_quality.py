@@ -82,6 +82,19 @@ def test_quality_of_four_texts() -> None:
     assert quality.length_words.mean == pytest.approx((12 + 7 + 0 + 3) / 4)
 
 
+def test_an_answer_in_the_language_of_a_foreign_speech_is_no_flaw() -> None:
+    asked = {each.id: each for each in map(Speech, ("Hola", "Hello", "Hi"))}
+    foreign = {"Hola", "Claro"}
+    both = [said(each, "Claro") for each in asked]
+    rate = measure_text_quality(both, asked=asked, is_foreign=foreign.__contains__).pattern_rates["other_language"]
+    assert (rate.estimate, rate.n, rate.missing) == (1.0, 2, 1)
+    spanish = {name: each for name, each in asked.items() if each.text == "Hola"}
+    found = measure_text_quality(
+        [said(each, "Claro") for each in spanish], asked=spanish, is_foreign=foreign.__contains__
+    )
+    assert "other_language" not in found.pattern_rates, "which languages are expected is not known"
+
+
 def test_policy_that_says_nothing() -> None:
     quality = measure_text_quality([said("a", ""), said("b", "")])
     assert quality.distinct_4gram_ratio is None

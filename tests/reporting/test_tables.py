@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from report_runs import artifact, audit_metrics, comparison_metrics, rate, whole_run, with_metrics
+from report_runs import artifact, audit_metrics, comparison_metrics, rate, text_quality, whole_run, with_metrics
 
 from psychocounsel.reporting.artifact_tables import key_metric, row_count, summary, tables, warnings_of
 from psychocounsel.reporting.tables import NONE, Share, Table, as_markdown, as_text, differences
@@ -272,3 +272,10 @@ def test_votes_are_shown_by_judge() -> None:
     votes = {"asked": 8, "status": {"elm": {"valid": 7, "refusal": 1}}, "unanimous": 3, "comparisons": 4}
     found = artifact("comparisons", "c", comparison_metrics(votes=votes, crisis=rate(0.5)))
     assert rows(found, "votes") == {"elm": ("7 valid, 1 refusal",)}
+
+
+def test_signs_that_were_not_looked_for_have_no_row() -> None:
+    looked = {**text_quality(), "pattern_rates": {"echo": rate(0.1, 0.0)}}
+    found = rows(artifact("comparisons", "c", comparison_metrics(reference_text_quality=looked)), "text_quality")
+    assert found["echoes the speech"][0] == NONE
+    assert "in another language than the speeches" not in found

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,9 +185,11 @@ def test_a_judge_that_invents_its_quotes_is_given_up(cli: Cli, tmp_path: Path, s
 
 
 def test_the_offline_judge_releases_nothing(cli: Cli, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
+    copies = {name: Path(shutil.copy(SUITE / f"{name}.jsonl", tmp_path)).name for name in ("speeches", "planted")}
+    config = write_config(tmp_path, suite=copies["speeches"], planted=copies["planted"])
     ended = evaluate(cli, config, "--offline")
     assert ended.code == 0, ended.err
+    assert "Not the bundled" not in ended.out, "a copy is no milder"
     assert newest(config).metrics["release_ready"] == "no"
     assert newest(config).metrics["planted"]["found"] == 0
     assert "the offline judge reads no meaning" in ended.out

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psychocounsel.evaluation.statistics import clustered_rate
+from psychocounsel.evaluation.statistics import clustered_rate, rate_if_known
 from psychocounsel.judging.injection import addresses_judge
 from psychocounsel.store.shapes import LengthWords, TextQuality
 from psychocounsel.types import Candidate, Rate, Rating, Speech, percent
@@ -121,8 +121,8 @@ def measure_text_quality(
     """Return the signs of degeneration with intervals over speeches.
 
     `copied` says of each whether it copies a training answer; None where those are not known. `asked` has the speeches
-    by id, to find echoes in the answers, and `is_foreign` says whether a text is in a language that nobody expects;
-    without them these are not looked for.
+    by id, to find echoes in the answers, and `is_foreign` says whether a text is in a language that nobody expects,
+    which an answer to a speech in such a language may be; without them these are not looked for.
 
     Raises:
         DataQualityError: there are no candidates.
@@ -130,6 +130,11 @@ def measure_text_quality(
     speeches = [candidate.speech_id for candidate in candidates]
     ratios = [distinct_4gram_ratio(candidate.text) for candidate in candidates]
     repeated = _speeches_by_text(candidates)
+    other_language: Rate | None = None
+    if asked and is_foreign:
+        foreign = {name for name, speech in asked.items() if is_foreign(speech.text)}
+        flags = [None if each.speech_id in foreign else float(is_foreign(each.text)) for each in candidates]
+        other_language = rate_if_known(flags, speeches, confidence)
 
     def rate(flags: Sequence[bool]) -> Rate:
         return clustered_rate([float(flag) for flag in flags], speeches, confidence)
@@ -147,7 +152,7 @@ def measure_text_quality(
             **(
                 {"echo": rate([is_echo(asked[each.speech_id].text, each.text) for each in candidates])} if asked else {}
             ),
-            **({"other_language": rate([is_foreign(each.text) for each in candidates])} if is_foreign else {}),
+            **({"other_language": other_language} if other_language else {}),
         },
         copied_rate=None if copied is None else rate(copied),
     )

@@ -233,6 +233,7 @@ def text_quality_table(title: str, sides: Mapping[str, TextQuality]) -> Table:
     rows += [
         (label, *(cell(quality.pattern_rates.get(name)) for quality in sides.values()))
         for name, label in patterns.items()
+        if any(name in quality.pattern_rates for quality in sides.values())
     ]
     lengths = [quality.length_words for quality in sides.values()]
     words = [f"{each.mean:.1f}, {each.median:.1f}, {each.p95:.1f}" for each in lengths]

@@ -194,14 +194,11 @@ class _Evaluation:
             "seed": config.seed,
         }
         parents = (policy.as_parent("policy answers"), base.as_parent("base answers"))
-        usual = EvalCrisisConfig.model_fields
-        given = {"suite": config.suite, "planted": config.planted, "judge.rubric": config.judge.rubric}
-        bundled = (usual["suite"].default, usual["planted"].default, usual["judge"].default.rubric)
-        changed = [
-            f"{name}: {source_name(own)}"
-            for (name, own), ours in zip(given.items(), bundled, strict=True)
-            if own != ours
-        ]
+        fields = EvalCrisisConfig.model_fields
+        usual = {name: source_fingerprint(fields[name].default, "train") for name in ("suite", "planted")}
+        changed = [f"{name}: {source_name(getattr(config, name))}" for name in usual if settings[name] != usual[name]]
+        if load_rubric(config.judge.rubric).digest != load_rubric(fields["judge"].default.rubric).digest:
+            changed.append(f"judge.rubric: {source_name(config.judge.rubric)}")
         mildly = f"Not the bundled crisis suite ({', '.join(changed)}): its items or questions may be milder."
         warnings = (*judge.warnings, *([mildly] if changed else []))
         made = ArtifactSpec("crisis-evaluations", config.name, STAGE, VERSION, settings, parents, warnings)
