@@ -164,6 +164,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("to sean.o'neil@x.org or 'anna@x.org'", "to [EMAIL_1] or '[EMAIL_2]'"),
         ("jörg@mail.org or uni-köln.de", "[EMAIL_1] or [URL_1]"),
         ("Call 1-800-555-HELPS today", "Call [PHONE_1] today"),
+        ("联系我1-800-555-HELPS吧", "联系我[PHONE_1]吧"),
         ("call 1.800.GET.HELP", "call [PHONE_1]"),
         ("He called from 555-0198 again", "He called from [PHONE_1] again"),
         ("reach me at sam dot lee at gmail.com", "reach me at [EMAIL_1]"),

@@ -55,6 +55,11 @@ NUMBERS = [
     ("thanks u/Blue-cat_9 and /u/wei of r/depression", "thanks [HANDLE_1] and [HANDLE_2] of r/depression"),
     ("reach me at +63 917 123 7798", "reach me at [PHONE_1]"),
     ("加我微信\uff1awx39686488abc吧", "加我微信\uff1a[HANDLE_1]吧"),
+    (
+        "我的微信是@lone.wolf_88加我, 感谢u/sad-cat_9和 @小明同学",
+        "我的微信是[HANDLE_1]加我, 感谢[HANDLE_2]和 [HANDLE_3]",
+    ),
+    ("Mein Handy ist aus. Ich wohne in PO Box 123.", "Mein Handy ist aus. Ich wohne in [ADDRESS_1]."),
     ("my username is jörg_88, his account: иван_1", "my username is [HANDLE_1], his account: [HANDLE_2]"),
     ("my snapchat is SARA_K", "my snapchat is [HANDLE_1]"),
     ("see www.a-b.net/x?y=1, please", "see [URL_1], please"),

@@ -151,21 +151,22 @@ _GROUPED = re.compile(
 )
 _TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
 _VANITY = re.compile(
-    rf"\b(?:1[-.]{_TOLL_FREE}(?=[-.A-Za-z0-9]{{6}})(?:[-.][A-Za-z0-9]{{1,11}}){{1,4}}"
-    rf"|1 {_TOLL_FREE}(?:[ -][A-Z0-9]{{2,8}}){{1,3}})\b"
+    rf"(?a:\b)(?:1[-.]{_TOLL_FREE}(?=[-.A-Za-z0-9]{{6}})(?:[-.][A-Za-z0-9]{{1,11}}){{1,4}}"
+    rf"|1 {_TOLL_FREE}(?:[ -][A-Z0-9]{{2,8}}){{1,3}})(?a:\b)"
 )
 # What is done with a number, or has one, in other languages than English.
 CALLED_ABROAD = (
-    r"\b(?:anruf\w*|ruf(?:e|en|t|st|nummer\w*)?|nummer\w*|handy\w*|ll[aá]m\w+|marc(?:a|ar|ando|ad)|marque\w*|appel\w*"
-    r"|lig(?:a|am|ar|o|ou|ue|uem)|bel|n[uú]mero|num[ée]ro|celular|cellulare|m[óo]vil|t[ée]l[ée]f\w+|tél|chiam\w+|zadzwoń|zavolej\w*"
+    r"\b(?:anruf\w*|ruf(?:e|en|t|st|nummer\w*)?|nummer\w*|ll[aá]m\w+|marc(?:a|ar|ando|ad)|marque\w*|appel\w*"
+    r"|lig(?:a|am|ar|o|ou|ue|uem)|bel|n[uú]mero|num[ée]ro|t[ée]l[ée]f\w+|tél|chiam\w+|zadzwoń|zavolej\w*"
     r"|soita\w*|sun[aă]\w*|hívd|hívj\w+|nazovite|pokličite|aray\u0131n|hubungi|tawag\w*|телефон\w*|звон\w+|позвон\w+)\b"
-    r"|[电電]话|電話|手[机機]|[联聯][系繫]|QQ|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร"
-    r"|اتصل|الخط|رقم|هاتف|جوال|हेल्पलाइन|फ़?ोन|नंबर|मोबाइल|התקשר"
+    r"|[电電]话|電話|[联聯][系繫]|热线|[熱專]線|拨打|撥打|致电|전화|상담|โทร"
+    r"|اتصل|الخط|رقم|هاتف|हेल्पलाइन|फ़?ोन|नंबर|התקשר"
 )
+_OWN_PHONE_ABROAD = r"\b(?:handy\w*|celular|cellulare|m[óo]vil)\b|手[机機]|QQ|جوال|मोबाइल"  # no crisis service has one
 # Any run of seven digits or more is a number where the text says to call it.
 _CALLED = re.compile(
     r"(?:\b(?:call|calling|called|calls|phone|telephone|tel|cell|mobile|fax|ring|text|texting|whatsapp|sms|dial|contact|hotline"
-    rf"|helpline|reach (?:me|us|him|her|them)|number is)\b|{CALLED_ABROAD})[^0-9\n]{{0,30}}?"
+    rf"|helpline|reach (?:me|us|him|her|them)|number is)\b|{CALLED_ABROAD}|{_OWN_PHONE_ABROAD})[^0-9\n]{{0,30}}?"
     rf"(?P<number>\(?[0-9][0-9 .\-\u2013()/]{{5,16}}[0-9]){_NOT_BEHIND}",
     re.IGNORECASE,
 )

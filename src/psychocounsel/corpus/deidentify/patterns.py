@@ -267,9 +267,12 @@ _LOCAL_PHONE = re.compile(
     r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
     re.IGNORECASE,
 )
-_HANDLE = re.compile(r"(?<![\w@.&/$-])(?:@[^\W\d]\w{2,29}(?:\.\w{1,29})*|/?u/[A-Za-z0-9_-]{3,20})(?![\w@])")
-_TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 _ACCOUNT = r"[^\W\u0e00-\u0eff\u3000-\uffef]"  # not of a script without spaces: there the sentence goes on
+_HANDLE = re.compile(
+    rf"(?<![@.&/$-])(?:(?<!{_ACCOUNT})(?:@(?!\d){_ACCOUNT}{{3,30}}(?:\.{_ACCOUNT}{{1,29}})*|/?u/[A-Za-z0-9_-]{{3,20}})"
+    rf"(?!{_ACCOUNT}|@)|(?<!\w)@[^\W\d]\w{{2,29}}(?:\.\w{{1,29}})*(?![\w@]))"
+)
+_TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.
 _NAMED_HANDLE = re.compile(
     r"(?:(?a:\b)(?:insta(?:gram)?|wechat|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name"
