@@ -29,7 +29,7 @@ _UPPER = "A-ZÀ-ÖØ-Þ"
 _FILE_TYPES = "PDF|DOCX?|XLSX?|PPTX?|JPE?G|PNG|GIF|TXT|HTML?|CSV|EXE|ZIP|MP[34]|JS|NET|MD|Docx?|Pdf|Txt|Net|Js"
 _SMALL_STARTS = "i|im|ive|but|and|so|then|my|he|she|we|they|it|its|because|the|this|that|you|your|if|when|what|now|also"
 # The marks that end a sentence, what closes it, and no space; written so that `re` skips to the marks.
-_MARK = re.compile(r"(?P<mark>[.!?…][.!?…]*)(?P<closing>[)\]”\u2019]?\"?)(?=[^\s.!?…])")
+_MARK = re.compile(r"(?P<mark>[.!?…](?<![.!?…]{2})[.!?…]*)(?P<closing>[)\]”\u2019]?\"?)(?=[^\s.!?…])")
 _OPENING = r"[“\u2018\"¿¡(\[]?"
 _CAPITAL = (
     rf"{_OPENING}(?!(?:{_FILE_TYPES})\b)"

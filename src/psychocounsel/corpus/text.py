@@ -89,7 +89,7 @@ _FULL_WIDTH = r"。\uff01\uff1f"
 _END = re.compile(
     rf"[\n.!?…؟।\u06d4{_FULL_WIDTH}](?:(?<=\n)\n*(?=(?P<line>\S)?)"
     rf"|(?<=[{_FULL_WIDTH}])[{_FULL_WIDTH}…]*[”\u2019」』\uff09]* *(?=\S)|(?<![\n{_FULL_WIDTH}])"
-    r"[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
+    r"(?<![.!?…]{2})[.!?…]*[)\]\"”\u2019]*[ \u2028]+(?=(?P<next>[\"'“\u2018(\[¿¡]*\S)))"
 )
 _MARKS = re.compile(r"[.!?…]+")
 _ABBREVIATION = re.compile(
