@@ -82,7 +82,7 @@ class TestWhatIsLeft:
             assert server.count == 124
         assert "1 speech with one candidate" in ended.out
         assert "1 only response" in ended.out
-        assert re.search(r"not sent, .*: 1 calls, .* prompt tokens .*\$", ended.err)
+        assert re.search(r"not sent, .*: 1 calls, .* prompt tokens .*; free", ended.err)
 
     def test_nothing_is_paid_for_a_split_that_can_get_no_pair(self, recipe: Path, cli: Cli) -> None:
         path = recipe / "candidates.jsonl"
@@ -281,8 +281,8 @@ class TestCosts:
             prompt, cached, answers = (int(each.replace(",", "")) for each in re.search(pattern, paid).groups())
             assert 127 * 1024 < cached < prompt
             assert answers == 128 * 600
-            dollars = (prompt * 2.5 + answers * 10) / 1e6 if each is priced else 0.0
-            assert f"; ${dollars:,.2f}" in paid
+            cost = f"${(prompt * 2.5 + answers * 10) / 1e6:,.2f}" if each is priced else "free"
+            assert f"; {cost}" in paid
             assert f"up to ${3 * dollars:,.2f} with retries" in paid
             if each is priced:
                 assert f"${dollars - cached * 1.25 / 1e6:,.2f} with the prefix from the cache" in paid
