@@ -30,6 +30,11 @@ PEOPLE = [
     ("Aunt May came in May.", "Aunt [PERSON_1] came in May."),
     ("My Neighbor Zlatko told me.", "My Neighbor [PERSON_1] told me."),
     (
+        "So my Ex-Wife Zlata said, and my Late Grace told me.",
+        "So my Ex-Wife [PERSON_1] said, and my Late [PERSON_2] told me.",
+    ),
+    ("Then my Landlord Zlatko hit me.", "Then my Landlord [PERSON_1] hit me."),
+    (
         "Mason: I am.\n**MASON:** Oh.\n[00:12] Mason: I left.",
         "[PERSON_1]: I am.\n**MASON:** Oh.\n[00:12] [PERSON_1]: I left.",
     ),

@@ -100,6 +100,7 @@ _LOOK_BACK_CHARS = 40
 _NAMED_THING = re.compile(rf"\b(?i:the|an?|my|your|our|his|her|their)(?P<words>(?: {NAME})+) \Z")
 # Who speaks, at the beginning of a line: "Mason:", "[00:12] **Mason**:".
 _SPEAKER = re.compile(rf"^(?:[^\w\n]|\d){{0,16}}(?P<name>{NAME})[^\w\n]{{0,3}}:", re.MULTILINE)
+_HYPHENS = re.compile(r"[ -]")
 _OPENING = "(\u2013\u2014-"
 _SENTENCE_END = frozenset('.!?:;"\u201c[*\u2026\u00b7\u2022-')
 
@@ -179,10 +180,11 @@ def _doubtful(text: str, match: re.Match[str], before: _Before) -> Iterator[Span
     if more is not None and more["more"] in SURNAMES and not INSTITUTION.match(text, match.end()):
         yield Span(match.start(), more.end(), "PERSON", 0.7)
     elif word.lower() not in NOT_NAMES and before.last not in PLACE_PREPOSITIONS:
-        thing = _NAMED_THING.search(text, max(0, match.start() - _LOOK_BACK_CHARS), match.start())
+        begin = max(0, match.start() - _LOOK_BACK_CHARS)
+        thing = None if word in AMBIGUOUS else _NAMED_THING.search(text, begin, match.start())
         if before.starts_sentence:
             is_person = word in AMBIGUOUS and SPEAKS.match(text, match.end())
-        elif thing is not None and RELATIONS.isdisjoint(thing["words"].lower().split()):
+        elif thing is not None and RELATIONS.isdisjoint(_HYPHENS.split(thing["words"].lower())):
             is_person = False
         else:
             is_person = before.last in MEETING or ACTS.match(text, match.end())
