@@ -438,13 +438,29 @@ def changed_page(journal: Journal, name: str) -> Iterator[bytearray]:
         file.write(content)
 
 
-def test_a_damaged_index_and_number_of_a_row_hide_no_other_row(journal: Journal) -> None:
+@pytest.mark.parametrize(("damages_index", "at", "found"), [(True, 12, 100), (False, 12, 100), (False, 8, 150)])
+def test_a_damaged_page_and_number_of_a_row_hide_no_row_elsewhere(
+    journal: Journal, damages_index: bool, at: int, found: int
+) -> None:
     journal.record_many([Entry(f"{number:064x}", reply("one")) for number in range(200)])
     journal._connection.execute("UPDATE replies SET rowid = 1 << 60 WHERE rowid = 200")
-    with changed_page(journal, "sqlite_autoindex_replies_1") as page:
-        page[:] = b"\xff" * len(page)
+    with changed_page(journal, "replies") as page:
+        pointer = int.from_bytes(page[12:14]) if at == 12 else at  # to the first page of rows, or to the last
+        page[pointer : pointer + 4] = b"\xff" * 4
+    if damages_index:
+        with changed_page(journal, "sqlite_autoindex_replies_1") as page:
+            page[:] = b"\xff" * len(page)
     with Journal(journal.path) as damaged:
-        assert len(sound(damaged)) == 199
+        assert len(sound(damaged)) > found
+
+
+def test_a_damaged_index_hides_no_row(journal: Journal) -> None:
+    digests = [f"{number:064x}" for number in range(9)]
+    journal.record_many([Entry(digest, reply("one")) for digest in digests])
+    with changed_page(journal, "sqlite_autoindex_replies_1") as page:
+        page[page.index(digests[7].encode()) + 64] -= 1  # the number of its row is that of the one before
+    with Journal(journal.path) as damaged:
+        assert [each.digest for each in sound(damaged)] == digests
 
 
 def test_a_damaged_index_gives_no_request_the_reply_to_another(journal: Journal) -> None:

@@ -317,20 +317,26 @@ class Journal:
         If the file itself is damaged, those that can be reached are among them, perhaps in another order.
         """
         with self._lock, self._explained():
-            try:
-                places = self._connection.execute("SELECT rowid FROM replies ORDER BY digest, attempt").fetchall()
-            except sqlite3.DatabaseError as fault:
-                if not _is_corrupt(fault):
-                    raise
-                (last,) = self._connection.execute("SELECT MAX(rowid) FROM replies").fetchone()
-                most = self.path.stat().st_size // _LEAST_ROW_BYTES  # the last number may be damaged as well
-                places = ((place,) for place in range(1, min(last or 0, most) + 1))
+            places = self._places()
         for place in places:
             # A lock for each: the caller may stop half-way, and close the journal.
             with self._lock, self._explained():
                 row = self._row_at(place)
             if row is not None:
                 yield row
+
+    def _places(self) -> Iterable[tuple[int]]:
+        # By the table first: a damaged index may hide rows, and no error says so.
+        for table in ("replies NOT INDEXED", "replies"):
+            try:
+                query = f"SELECT rowid FROM {table} ORDER BY digest, attempt"  # noqa: S608
+                return self._connection.execute(query).fetchall()
+            except sqlite3.DatabaseError as fault:
+                if not _is_corrupt(fault):
+                    raise
+        (last,) = self._connection.execute("SELECT MAX(rowid) FROM replies").fetchone()
+        most = self.path.stat().st_size // _LEAST_ROW_BYTES  # the last number may be damaged as well
+        return ((place,) for place in range(1, min(last or 0, most) + 1))
 
     def _row_at(self, place: tuple[int]) -> JournalRow | DamagedRow | None:
         try:
