@@ -165,9 +165,11 @@ class CrisisServices:
         ours = [*pages]
         others: list[Span] = []
         for address in web_addresses(text):
+            if holds(pages, address.start):
+                continue
             if self.owns(text[address.start : address.end]):
                 ours.append((address.start, address.end))
-            elif not holds(pages, address.start):
+            else:
                 others.append(address)
         if _DIGIT.search(text):
             ours += self.numbers(text)
