@@ -13,7 +13,8 @@ from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.config.loading import load_config
 from psychocounsel.config.schema import BuildPreferencesConfig
 from psychocounsel.corpus.build import CorpusArtifacts, CorpusSpecs, corpus_specs, make_corpus
-from psychocounsel.corpus.cleaning import SPEECH_STEPS, prepare
+from psychocounsel.corpus.cleaning import prepare, speech_steps
+from psychocounsel.corpus.crisis import crisis_services
 from psychocounsel.errors import DataQualityError
 from psychocounsel.store.schemas import read_candidates, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
@@ -275,7 +276,7 @@ def test_the_answers_on_two_sides_of_the_files_own_split_are_on_one_of_ours(corp
     questions: dict[str, set[str]] = defaultdict(set)
     for row in counsel_chat():
         theirs[row.text].add(row.split)
-        questions[row.text].add(Speech(prepare(row.question, SPEECH_STEPS).text).id)
+        questions[row.text].add(Speech(prepare(row.question, speech_steps(crisis_services())).text).id)
     split_of = {each.speech.id: each.split for each in read_speeches(corpus.speeches)}
     leaked = [answer for answer, splits in theirs.items() if len(splits) > 1]
     assert len(leaked) == 40

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, person
 from psychocounsel.corpus.cleaning import (
-    SPEECH_STEPS,
     Prepared,
     Step,
     parallel_map,
     prepare,
     response_steps,
+    speech_steps,
     with_sentence_spacing,
 )
 from psychocounsel.corpus.contacts import phone_numbers, web_addresses
@@ -39,6 +39,8 @@ unspaced_pieces = st.sampled_from(
     ]
 )  # fmt: skip
 unspaced = st.lists(unspaced_pieces, max_size=20).map("".join)
+
+CRISIS = crisis_services()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ unspaced = st.lists(unspaced_pieces, max_size=20).map("".join)
     ],
 )  # fmt: skip
 def test_a_missing_space_is_put_in(glued: str, apart: str) -> None:
-    assert with_sentence_spacing(glued) == apart
+    assert with_sentence_spacing(glued, CRISIS) == apart
 
 
 @pytest.mark.parametrize(
@@ -74,14 +76,14 @@ def test_a_missing_space_is_put_in(glued: str, apart: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_right_stays(text: str) -> None:
-    assert with_sentence_spacing(text) == text
+    assert with_sentence_spacing(text, CRISIS) == text
 
 
 @given(unspaced)
 @example("a.A" * 30_000 + "http://" * 20_000)
 @example("a@" * 30_000 + "x.org " * 10_000 + "a. b. " * 20_000)
 def test_only_spaces_are_put_in_and_sentences_join_to_the_text(text: str) -> None:
-    assert with_sentence_spacing(text).replace(" ", "") == text.replace(" ", "")
+    assert with_sentence_spacing(text, CRISIS).replace(" ", "") == text.replace(" ", "")
     assert "".join(sentences(text)) == text
 
 
@@ -123,8 +125,7 @@ CONFIGS = [
     for contacts in ("drop_sentence", "placeholder", "keep")
     for signatures in ("remove", "keep")
 ]
-CRISIS = crisis_services()
-STEPS = [SPEECH_STEPS, *(response_steps(config, AUTHORS, CRISIS) for config in CONFIGS)]
+STEPS = [speech_steps(CRISIS), *(response_steps(config, AUTHORS, CRISIS) for config in CONFIGS)]
 
 fragments = st.sampled_from(
     [
@@ -157,7 +158,7 @@ def test_a_step_that_needs_two_goes_gets_them() -> None:
 
 
 def test_steps_are_named_in_order_and_follow_the_config() -> None:
-    assert [step.name for step in SPEECH_STEPS] == ["markup", "characters", "sentence_spacing"]
+    assert [step.name for step in speech_steps(CRISIS)] == ["markup", "characters", "sentence_spacing"]
     for config in CONFIGS:
         expected = ["signatures"] * (config.signatures == "remove") + ["contacts"] * (config.contacts != "keep")
         assert [step.name for step in response_steps(config, AUTHORS, CRISIS)][3:] == expected
@@ -182,7 +183,7 @@ def test_responses_are_cleaned_by_config_and_speeches_keep_contacts(config: Clea
     assert cleaned.text == f"I hear you. It is hard (nods).\n\n{text}"
     assert cleaned.changed_by[:3] == ("markup", "characters", "sentence_spacing")
     spoken = "(Nods, wiping tears) I am Jane Roe, 514-690-2469. I <3 him..."
-    assert prepare(spoken, SPEECH_STEPS) == Prepared(spoken, spoken, ())
+    assert prepare(spoken, speech_steps(CRISIS)) == Prepared(spoken, spoken, ())
 
 
 @cache

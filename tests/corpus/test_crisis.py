@@ -9,7 +9,7 @@ import pytest
 from psychocounsel.config.corpus import CleaningConfig, DeidentificationConfig
 from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.authors import KnownPeople, person
-from psychocounsel.corpus.cleaning import prepare, response_steps
+from psychocounsel.corpus.cleaning import prepare, response_steps, speech_steps
 from psychocounsel.corpus.crisis import BUNDLED, CrisisServicesFile, Service, crisis_services
 from psychocounsel.corpus.deidentify import deidentify, open_deidentifier
 
@@ -104,3 +104,6 @@ def test_a_config_adds_services_of_its_own(tmp_path: Path) -> None:
     steps = response_steps(CleaningConfig(), AUTHORS, crisis_services(own))
     assert prepare(text, steps).text == text
     assert after_everything(text, "drop_sentence") == "Ring, or 1-800-273-8255."
+    # In speeches too.
+    linked = prepare('<a href="https://harbour.example/now">Write</a>', speech_steps(crisis_services(own)))
+    assert linked.text == "Write (https://harbour.example/now)"

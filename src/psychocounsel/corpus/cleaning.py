@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
-from psychocounsel.corpus.crisis import CrisisServices, crisis_services
+from psychocounsel.corpus.crisis import CrisisServices
 from psychocounsel.corpus.deidentify import Placeholders
 from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
 
@@ -55,16 +55,16 @@ _MISSING_SPACE = [
 ]
 
 
-def with_sentence_spacing(text: str, crisis: CrisisServices | None = None) -> str:
+def with_sentence_spacing(text: str, crisis: CrisisServices) -> str:
     """Return the text with a space after every sentence and around every web address.
 
     `I am sad.I feel alone` becomes `I am sad. I feel alone`; `3.5`, `p.m.`, `U.S.A`, `e.g.`, file names,
-    `www.example.org` and the domains of crisis services, by default the bundled ones, stay.
+    `www.example.org` and the domains of crisis services stay.
     """
     marks = list(_MARK.finditer(text))
     if not marks:
         return text
-    pages = (crisis or crisis_services()).pages(text)
+    pages = crisis.pages(text)
     addresses = [each for each in web_addresses(text) if not holds(pages, each.start)]
     gaps = {_after(text, mark) for mark in marks if not (holds(addresses, mark.start()) or holds(pages, mark.start()))}
     for address in addresses:
@@ -266,16 +266,18 @@ class Prepared(NamedTuple):
     foreign: str | None = None
 
 
-def without_tags(text: str, crisis: CrisisServices | None = None) -> str:
-    """Return what a browser would show, and the addresses of links to crisis services, by default the bundled ones."""
-    return without_markup(text, lambda address: (crisis or crisis_services()).owns(address))
+def without_tags(text: str, crisis: CrisisServices) -> str:
+    """Return what a browser would show, and the addresses of links to crisis services."""
+    return without_markup(text, crisis.owns)
 
 
-SPEECH_STEPS = (
-    Step("markup", without_tags),
-    Step("characters", normalise),
-    Step("sentence_spacing", with_sentence_spacing),
-)
+SPEECH_STEPS = ("markup", "characters", "sentence_spacing")
+
+
+def speech_steps(crisis: CrisisServices) -> tuple[Step, ...]:
+    """Return the steps for speeches, by their names in `SPEECH_STEPS`; what names a service of `crisis` stays whole."""
+    changing = (partial(without_tags, crisis=crisis), normalise, partial(with_sentence_spacing, crisis=crisis))
+    return tuple(map(Step, SPEECH_STEPS, changing))
 
 
 def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisServices) -> tuple[Step, ...]:
@@ -283,11 +285,7 @@ def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisSer
 
     The names of `known` authors are looked for in every response. The services of `crisis` stay.
     """
-    steps = [
-        Step("markup", partial(without_tags, crisis=crisis)),
-        Step("characters", normalise),
-        Step("sentence_spacing", partial(with_sentence_spacing, crisis=crisis)),
-    ]
+    steps = list(speech_steps(crisis))
     if config.signatures == "remove":
         in_addresses = config.contacts == "keep"  # else addresses go whole
         change = partial(without_signatures, known=known, crisis=crisis, in_addresses=in_addresses)

@@ -13,12 +13,12 @@ from psychocounsel.config.sources import ExcludedSource
 from psychocounsel.corpus.authors import KnownPeople
 from psychocounsel.corpus.cleaning import (
     DEIDENTIFICATION,
-    SPEECH_STEPS,
     Prepared,
     Step,
     parallel_map,
     prepare,
     response_steps,
+    speech_steps,
     worker_count,
 )
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
@@ -111,7 +111,8 @@ def services_of(config: CorpusConfig) -> CrisisServices:
 
 def steps_of(config: CorpusConfig, authors: KnownPeople | None) -> tuple[Step, ...]:
     """Return the steps that clean responses by, among others, these authors; without `authors`, those for speeches."""
-    return SPEECH_STEPS if authors is None else response_steps(config.cleaning, authors, services_of(config))
+    crisis = services_of(config)
+    return speech_steps(crisis) if authors is None else response_steps(config.cleaning, authors, crisis)
 
 
 def open_preparation(config: CorpusConfig, authors: KnownPeople | None) -> Callable[[str], Prepared]:
@@ -166,10 +167,11 @@ class Cleaner:
         contacts = "keep" if is_found or config.cleaning.contacts == "keep" else "placeholder"
         in_history = config.cleaning.model_copy(update={"contacts": contacts})
         answers = response_steps(in_history, KnownPeople.of(()), services_of(config))
+        self._speech_steps = asked = steps_of(config, None)
 
         @lru_cache(_CACHED_TURNS)  # what is said once stands in the histories of all that follows
         def clean_turn(turn: Turn) -> str:
-            return prepare(turn.content, SPEECH_STEPS if turn.role == "user" else answers).text
+            return prepare(turn.content, asked if turn.role == "user" else answers).text
 
         self._clean_turn = clean_turn
         self._shares_span: Callable[[str], str | None] = lambda text: None
@@ -226,7 +228,7 @@ class Cleaner:
         for speech_id, turns, raw in sessions:
             if speech_id not in self._hidden:
                 before = (turn.content for turn in self._clean_turns(turns))
-                self._hidden[speech_id] = [*before, prepare(raw, SPEECH_STEPS).text]
+                self._hidden[speech_id] = [*before, prepare(raw, self._speech_steps).text]
 
     def joined(self, speech_id: str, raw: str, prepared: Prepared) -> str:
         """Return a response in which one placeholder is one person, in its speech and in all responses to it."""
@@ -243,7 +245,7 @@ class Cleaner:
 
     def speech_text(self, raw: str) -> str:
         """Return the text under which a speech is known, whether or not it is kept."""
-        plain = prepare(raw, SPEECH_STEPS).text
+        plain = prepare(raw, self._speech_steps).text
         text = plain if self._deidentifier is None else deidentify(plain, self._deidentifier)
         self._count(plain, text)
         return text

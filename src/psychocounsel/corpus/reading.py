@@ -209,7 +209,7 @@ _EMPTY = Dropped(NONE_EMPTY, "empty")
 _REPEATED = Dropped(REPETITION, "repeated_speech")
 _BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
 SPEECH_FUNNEL = (
-    *(BAD_ROW, NONE_EMPTY, *(step.name for step in SPEECH_STEPS), DEIDENTIFICATION, REPETITION),
+    *(BAD_ROW, NONE_EMPTY, *SPEECH_STEPS, DEIDENTIFICATION, REPETITION),
     *("language", "exclusion", "length", _BEYOND_LIMIT.step),
 )
 
