@@ -6,7 +6,7 @@ from typing import Any
 from psychocounsel.config.schema import AlignConfig
 from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.reporting.cards import model_card
-from psychocounsel.reporting.console import step_progress
+from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.preflight import require_disk
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, ModelReference, model_of, resolve_model, resolve_parent
@@ -67,18 +67,15 @@ def align_offline(config: AlignConfig, store: Store, cancel: CancelToken) -> Art
 
 def compute_reference(config: AlignConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     """Write what the reference, the initial policy, gives to the answers of the writer's pairs."""
-    from psychocounsel.training.launch import launch_of  # imports torch
-    from psychocounsel.training.reference import reference_logprobs
+    from psychocounsel.training.reference import reference_logprobs  # imports torch
     from psychocounsel.training.tokenize import load_tokenizer, tokenize_pairs
 
     reference = model_of(store, writer.spec, INITIAL_POLICY, config.policy, POLICY_KINDS).policy(store)
     pairs = read_pairs(store.open(writer.parent("pairs")), "train")
     rows, lengths = tokenize_pairs(pairs, load_tokenizer(reference), config.length, config.chat)
-    launch = launch_of(config.launch)
-    shared = {"reference": reference, "optimisation": config.optimisation, "work": writer.work}
-    shards = [{**shared, "rows": part} for part in launch.split(rows)]
-    with step_progress("log-probabilities of the reference") as report:
-        found = launch.run_shards(reference_logprobs, shards, work=writer.work, cancel=cancel, progress=report)
+    plain = {"reference": reference, "rows": rows, "optimisation": config.optimisation, "work": writer.work}
+    jobs = Jobs(config.launch, writer, cancel)
+    found = jobs.run("log-probabilities of the reference", reference_logprobs, "rows", **plain)
     write_records(writer, ReferenceLogprobs, found)
     chosen, rejected = sum(each.chosen_tokens for each in found), sum(each.rejected_tokens for each in found)
     writer.write_metrics(
@@ -104,20 +101,13 @@ def train_policy(
 
     `schedule` has the arguments of `train_dpo` that say how long.
     """
-    from psychocounsel.training.checkpoints import damage_warnings  # imports torch
-    from psychocounsel.training.dpo import train_dpo
-    from psychocounsel.training.launch import launch_of
-    from psychocounsel.training.trainer import TrainingOutput
+    from psychocounsel.training.dpo import train_dpo  # imports torch
 
     require_disk(config, policy, writer.work)
     seed = int(writer.spec.settings["seed"])
     reference = read_records(store.open(writer.parent("reference")), ReferenceLogprobs)
-    with step_progress(f"aligning {writer.spec.name}") as report:
-        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
-        plain = {"policy": policy, "reference": reference, "pairs": pairs, "config": config, "seed": seed, **schedule}
-        summary = launch_of(config.launch).train(train_dpo, output, **plain)
-    writer.warnings.extend(damage_warnings(writer.work))
-    return summary.as_dict()
+    plain = {"policy": policy, "reference": reference, "pairs": pairs, "config": config, "seed": seed, **schedule}
+    return Jobs(config.launch, writer, cancel).train(f"aligning {writer.spec.name}", train_dpo, **plain).as_dict()
 
 
 def write_policy_card(config: AlignConfig, store: Store, writer: ArtifactWriter, pairs: Artifact) -> None:

@@ -15,7 +15,7 @@ from psychocounsel.evaluation.best_of_k import ScoredPrompt, best_of_k_metrics
 from psychocounsel.evaluation.reward_metrics import measure_baselines
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
-from psychocounsel.reporting.console import step_progress
+from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.train_reward import pair_source, ranked_pairs, rating_scale, score_pairs
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -63,17 +63,12 @@ def eval_reward(config: EvalRewardConfig, store: Store) -> Artifact:
 
 
 def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    from psychocounsel.training.launch import launch_of  # imports torch
-    from psychocounsel.training.reward import score_in_jobs
-
     model = model_of(store, writer.spec, MODEL, config.model, ("reward-models",))
     chat = config.chat or trained_chat(store, model)
 
-    def score(exchanges: "list[Exchange]") -> "list[tuple[Reward, int]]":
-        with step_progress("scoring responses") as report:
-            run = {"work": writer.work, "cancel": cancel, "progress": report}
-            launch = launch_of(LaunchConfig())
-            return score_in_jobs(launch, model.policy(store), chat, exchanges, config.batch_size, **run)
+    def score(exchanges: "list[Exchange]") -> list[tuple[Reward, int]]:
+        jobs = Jobs(LaunchConfig(), writer, cancel)
+        return jobs.score("scoring responses", model.policy(store), chat, exchanges, config.batch_size)
 
     source = next((store.open(parent) for parent in writer.spec.parents if parent.role == PAIRS), None)
     if source is not None:

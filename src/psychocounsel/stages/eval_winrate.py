@@ -15,8 +15,9 @@ from psychocounsel.judging.judge import ComparisonTask, count_failed, require_ju
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
-from psychocounsel.reporting.console import progress, step_progress
+from psychocounsel.reporting.console import progress
 from psychocounsel.stages.estimate import note_estimate
+from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.leakage import count_leakage, leakage_warning, training_answers
 from psychocounsel.stages.respond import Responder, data_classes, file_classes, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -258,17 +259,14 @@ class _Evaluation:
         if len(policies) < len(sides) or not first:
             return None
         from psychocounsel.training.drift import token_statistics  # imports torch
-        from psychocounsel.training.launch import launch_of
 
         speeches = {each.id: each for each in self.held_out}
         asked = [(speeches[each.speech_id], SampledAnswer(each, None)) for each in first]
+        jobs = Jobs(LaunchConfig(), writer, self.session.cancel)
         shared = {"answers": asked, "chat": sides[0].chat, "batch_size": sides[0].sampling.batch_size}
-        launch = launch_of(LaunchConfig())
         logps: list[list[list[float]]] = []
         for each in policies:
-            with step_progress("measuring drift") as report:
-                run = {"work": writer.work, "cancel": self.session.cancel, "progress": report}
-                found = launch.run_shards(token_statistics, [{**shared, "policy": each}], **run)
+            found = jobs.run("measuring drift", token_statistics, "answers", policy=each, **shared)
             logps.append([of_answer.logps for of_answer in found])
         lengths = [[len(of_answer) for of_answer in side] for side in logps]
         return kl_estimates(*logps) if sum(lengths[0]) and lengths[0] == lengths[1] else None

@@ -23,7 +23,7 @@ from psychocounsel.judging.judges import judge_spending, open_judge
 from psychocounsel.judging.pairing import PairingRule, pair_extremes
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import Session
-from psychocounsel.reporting.console import note, step_progress
+from psychocounsel.reporting.console import note
 from psychocounsel.stages.dpo import (
     INITIAL_POLICY,
     STAGE,
@@ -34,6 +34,7 @@ from psychocounsel.stages.dpo import (
     train_policy,
     write_policy_card,
 )
+from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.probe import Probe, Verdicts, mean_and_spread
 from psychocounsel.stages.respond import data_classes, sample_answers
 from psychocounsel.store.artifacts import (
@@ -515,25 +516,22 @@ class OnlineDpo:
         )
         return sample_answers(policy, responder, speeches, per_speech, seed, writer.work, self.session, config.launch)
 
+    def _jobs(self, writer: ArtifactWriter) -> Jobs:
+        return Jobs(self.config.launch, writer, self.session.cancel)
+
     def _token_statistics(self, writer: ArtifactWriter, policy: Policy, probe: Probe) -> "list[TokenStatistics]":
         from psychocounsel.training.drift import token_statistics  # imports torch
-        from psychocounsel.training.launch import launch_of
 
         by_id = {each.id: each for each in probe.speeches}
         answers = [(by_id[each.candidate.speech_id], each) for each in probe.sampled]
-        launch = launch_of(self.config.launch)
         shared = {"policy": policy, "chat": self.config.chat, "batch_size": self.online.sampling.batch_size}
-        shards = [{**shared, "answers": part} for part in launch.split(answers)]
-        with step_progress("measuring drift") as report:
-            run = {"work": writer.work, "cancel": self.session.cancel, "progress": report}
-            return launch.run_shards(token_statistics, shards, **run)
+        return self._jobs(writer).run("measuring drift", token_statistics, "answers", answers=answers, **shared)
 
     def _rewards(
         self, writer: ArtifactWriter, speeches: Sequence[Speech], candidates: Sequence[Candidate]
     ) -> list[RewardScore]:
         """Return the reward of every candidate that has a text."""
-        from psychocounsel.training.launch import launch_of  # imports torch
-        from psychocounsel.training.reward import Exchange, score_in_jobs
+        from psychocounsel.training.reward import Exchange  # imports torch
 
         if self.rewards is not None:
             return self.rewards(speeches, candidates)
@@ -549,10 +547,8 @@ class OnlineDpo:
         by_id = {speech.id: speech for speech in speeches}
         asked = [by_id[each.speech_id] for each in answers]
         exchanges = [Exchange(one.text, each.text, one.history) for one, each in zip(asked, answers, strict=True)]
-        launch, size = launch_of(self.config.launch), self.online.sampling.batch_size
-        with step_progress("scoring answers") as report:
-            run = {"work": writer.work, "cancel": self.session.cancel, "progress": report}
-            scored = score_in_jobs(launch, model.policy(self.store), chat, exchanges, size, **run)
+        size = self.online.sampling.batch_size
+        scored = self._jobs(writer).score("scoring answers", model.policy(self.store), chat, exchanges, size)
         return [
             RewardScore(candidate.id, each.raw, each.reward, tokens, each.principles)
             for candidate, (each, tokens) in zip(answers, scored, strict=True)

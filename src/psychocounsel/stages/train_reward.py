@@ -23,7 +23,7 @@ from psychocounsel.evaluation.reward_metrics import (
 from psychocounsel.evaluation.statistics import BootstrapSettings
 from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import REWARD_MODEL, model_card
-from psychocounsel.reporting.console import step_progress
+from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
 from psychocounsel.stages.preflight import require_disk, require_launchable
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
@@ -123,10 +123,7 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
 
 
 def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
-    from psychocounsel.training.checkpoints import damage_warnings  # imports torch
-    from psychocounsel.training.launch import launch_of
-    from psychocounsel.training.reward import normalise_on, score_in_jobs, train_reward_model
-    from psychocounsel.training.trainer import TrainingOutput
+    from psychocounsel.training.reward import normalise_on, train_reward_model  # imports torch
 
     preferences = store.open(writer.parent("preferences"))
     train, dev, test = _pairs_by_split(preferences)
@@ -142,17 +139,13 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     base = model_of(store, writer.spec, BASE_MODEL, config.base_model, POLICY_KINDS).policy(store)
     require_launchable(config, base)
     require_disk(config, base, writer.work)
-    with step_progress("training the reward model") as report:
-        output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)
-        plain = {"base": base, "pairs": [*own, *mixed], "config": config, "scale": scale}
-        summary = launch_of(config.launch).train(train_reward_model, output, **plain)
-    writer.warnings.extend(damage_warnings(writer.work))
+    plain = {"base": base, "pairs": [*own, *mixed], "config": config, "scale": scale}
+    jobs = Jobs(config.launch, writer, cancel)
+    summary = jobs.train("training the reward model", train_reward_model, **plain)
 
-    def score(exchanges: "list[Exchange]") -> "list[tuple[Reward, int]]":
+    def score(exchanges: "list[Exchange]") -> list[tuple[Reward, int]]:
         model, size = Policy(str(writer.folder)), config.optimisation.per_device_batch_size
-        with step_progress("scoring responses") as report:
-            run = {"work": writer.work, "cancel": cancel, "progress": report}
-            return score_in_jobs(launch_of(config.launch), model, config.chat, exchanges, size, **run)
+        return jobs.score("scoring responses", model, config.chat, exchanges, size)
 
     scaling = score_pairs(score, dev or train)
     normalisation = normalise_on(writer.folder, list(scaling.rewards.values())).normalisation

@@ -16,7 +16,6 @@ from psychocounsel.errors import StoreError
 from psychocounsel.store.schemas import ReferenceLogprobs
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.generate import load_causal_model
-from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import quiet_libraries
 from psychocounsel.training.tokenize import TokenizedPair, load_tokenizer, pad_token_id, tokenize_pairs
 from psychocounsel.training.trainer import (
@@ -27,14 +26,11 @@ from psychocounsel.training.trainer import (
     autocast_deepspeed,
     copy_configs,
     history,
-    keep_optimizer,
     peft_config,
-    require_continuable,
-    run_trainer,
-    save_plain,
+    train_and_save,
     training_arguments,
 )
-from psychocounsel.training.weights import load_adapter, loading_options, prepare_weights
+from psychocounsel.training.weights import loading_options, prepare_weights
 from psychocounsel.types import Policy, PreferencePair
 
 HISTORY_COLUMNS = {
@@ -107,20 +103,11 @@ def train_dpo(
             processing_class=padding_tokenizer,
             peft_config=peft_config(config.optimisation.lora, "CAUSAL_LM"),
         )
-        trainer.nll_weight = config.nll_weight
+        trainer.nll_weight, trainer.position = config.nll_weight, position
         trainer.row_lengths = [row.length for row in rows]
-        trainer.position = position
-        if position is not None:
-            require_continuable(trainer, position)
-            if position.adapter_from is not None:
-                load_adapter(trainer.model, position.adapter_from)
-        if config.optimisation.packing:
-            use_packed_forward(trainer.model)
-        settings = [config.fingerprint(), seed, max_steps, output.run_id]
-        seconds = run_trainer(trainer, output, run_fingerprint(pairs, settings))
-        if position is not None and position.optimizer_to is not None:
-            keep_optimizer(trainer, output, position.optimizer_to)
-        save_plain(trainer, configs, tokenizer, output.folder, position.adapter_to if position else None)
+        fingerprint = run_fingerprint(pairs, [config.fingerprint(), seed, max_steps, output.run_id])
+        packing = config.optimisation.packing
+        seconds = train_and_save(trainer, configs, tokenizer, output, fingerprint, packing=packing)
     return TrainingSummary(trainer.state.global_step, seconds, lengths, history(trainer, HISTORY_COLUMNS))
 
 

@@ -24,17 +24,16 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import TrainRewardConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, StoreError
-from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.store.artifacts import MANIFEST, METRICS
 from psychocounsel.store.files import digest_of_files, write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
-from psychocounsel.training.launch import Launch
 from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import default_device, load_pretrained, quiet_libraries
 from psychocounsel.training.sharded import undivided
 from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import (
     EncodedExchange,
+    TokenizedPair,
     encode_exchange,
     load_tokenizer,
     pad_token_id,
@@ -48,8 +47,7 @@ from psychocounsel.training.trainer import (
     copy_configs,
     history,
     peft_config,
-    run_trainer,
-    save_plain,
+    train_and_save,
     training_arguments,
 )
 from psychocounsel.training.weights import loading_options, prepare_weights
@@ -168,19 +166,6 @@ def train_reward_model(
     tokenizer.pad_token_id = pad_token_id(tokenizer)
     rows, lengths = tokenize_pairs(pairs, tokenizer, config.length, config.chat, closes_unfinished=True)
     weights = {name: float(each) for name, each in scale.weights.items()} if config.heads == "principles" else {}
-    by_id = {pair.id: pair for pair in pairs}
-    examples: list[dict[str, Any]] = []
-    for row in rows:
-        pair = by_id[row.pair_id]
-        example: dict[str, Any] = {
-            "chosen_ids": row.prompt_ids + row.chosen_ids,
-            "rejected_ids": row.prompt_ids + row.rejected_ids,
-        }
-        if config.margin == "score_gap":
-            example["margin"] = float(scale.gap(pair) or 0) / scale.width
-        if weights:
-            example["signs"] = scale.signs(pair)
-        examples.append(example)
     arguments = RewardConfig(
         **training_arguments(config.optimisation, output.work, rows=len(rows), epochs=config.epochs, seed=config.seed),
         max_length=None,
@@ -197,17 +182,33 @@ def train_reward_model(
             model=model,
             args=arguments,
             data_collator=PooledTokenCollator(pad_token_id(tokenizer)),
-            train_dataset=Dataset.from_list(examples),
+            train_dataset=Dataset.from_list(with_ratings(rows, pairs, config, scale)),
             processing_class=tokenizer,
             peft_config=peft_config(config.optimisation.lora, "SEQ_CLS", ["score"]),
         )
-        if config.optimisation.packing:
-            use_packed_forward(trainer.model)
         trainer.head_weights = list(weights.values())
         trainer.row_lengths = [row.length for row in rows]
-        seconds = run_trainer(trainer, output, run_fingerprint(pairs, [config.fingerprint(), output.run_id]))
-        save_plain(trainer, configs, tokenizer, output.folder)
+        fingerprint = run_fingerprint(pairs, [config.fingerprint(), output.run_id])
+        packing = config.optimisation.packing
+        seconds = train_and_save(trainer, configs, tokenizer, output, fingerprint, packing=packing)
     return TrainingSummary(trainer.state.global_step, seconds, lengths, history(trainer, HISTORY_COLUMNS))
+
+
+def with_ratings(
+    rows: Sequence[TokenizedPair], pairs: Sequence[PreferencePair], config: TrainRewardConfig, scale: RatingScale
+) -> list[dict[str, Any]]:
+    """Return the rows in trl's columns, with what a config takes from the ratings: margins, signs by principle."""
+    by_id = {pair.id: pair for pair in pairs}
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        pair, prompt = by_id[row.pair_id], row.prompt_ids
+        columns: dict[str, Any] = {"chosen_ids": prompt + row.chosen_ids, "rejected_ids": prompt + row.rejected_ids}
+        if config.margin == "score_gap":
+            columns["margin"] = float(scale.gap(pair) or 0) / scale.width
+        if config.heads == "principles":
+            columns["signs"] = scale.signs(pair)
+        table.append(columns)
+    return table
 
 
 def load_with_new_head(
@@ -406,20 +407,3 @@ def score_exchanges(
         work=work,
         progress=progress,
     )
-
-
-def score_in_jobs(
-    launch: Launch,
-    model: Policy,
-    chat: ChatFormat,
-    exchanges: Sequence[Exchange],
-    batch_size: int,
-    *,
-    work: Path,
-    cancel: CancelToken,
-    progress: Progress,
-) -> list[tuple[Reward, int]]:
-    """Return what `score_exchanges` does, on all devices of `launch`, whose memory is free again afterwards."""
-    shared = {"model": model, "chat": chat, "batch_size": batch_size, "work": work}
-    shards = [{**shared, "exchanges": part} for part in launch.split(exchanges)]
-    return launch.run_shards(score_exchanges, shards, work=work, cancel=cancel, progress=progress)

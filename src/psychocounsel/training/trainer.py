@@ -43,6 +43,7 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.store.files import link_or_copy
 from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified, step_of
 from psychocounsel.training.optimizers import Bf16AdamW, exact_values, has_remainders
+from psychocounsel.training.packing import use_packed_forward
 from psychocounsel.training.runtime import prepare_cpu, saving
 from psychocounsel.training.sharded import gather_rows, gathered, in_any_process, whole_tensor
 from psychocounsel.training.tokenize import LengthTable
@@ -50,6 +51,7 @@ from psychocounsel.training.tracking import tracked_training, tracker_arguments
 from psychocounsel.training.weights import (
     LIBRARY_OPTIMIZERS,
     keep_adapters_exact,
+    load_adapter,
     plain_model,
     save_adapter,
     uses_autocast,
@@ -364,6 +366,40 @@ class RunCallback(TrainerCallback):
             self.completion = self.thread.submit(complete, checkpoint, self.fingerprint)
 
 
+ModelConfigs = tuple[PreTrainedConfig, GenerationConfig | None]
+
+
+def train_and_save(
+    trainer: CheckedTrainer,
+    configs: ModelConfigs,
+    tokenizer: PreTrainedTokenizerBase,
+    output: TrainingOutput,
+    fingerprint: str,
+    *,
+    packing: bool,
+) -> float:
+    """Train to the end, write a `from_pretrained` folder with these configs, and return the seconds of the training.
+
+    A trainer with a `position` goes on from what the training before it left, and leaves its own. Errors are those of
+    `run_trainer`.
+
+    Raises:
+        ConfigError: the next training of the run could not go on from this one.
+    """
+    position = trainer.position
+    if position is not None:
+        require_continuable(trainer, position)
+        if position.adapter_from is not None:
+            load_adapter(trainer.model, position.adapter_from)
+    if packing:
+        use_packed_forward(trainer.model)
+    seconds = run_trainer(trainer, output, fingerprint)
+    if position is not None and position.optimizer_to is not None:
+        keep_optimizer(trainer, output, position.optimizer_to)
+    save_plain(trainer, configs, tokenizer, output.folder, position.adapter_to if position else None)
+    return seconds
+
+
 def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: str) -> float:
     """Train to the end, from the newest checkpoint that verifies; return the seconds it took.
 
@@ -418,9 +454,6 @@ def trainable_values(model: Any, optimizer: torch.optim.Optimizer | None = None)
     if not values:
         raise ConfigError("the model has no trainable parameters", remedy="unfreeze it, or set optimisation.lora")
     return values
-
-
-ModelConfigs = tuple[PreTrainedConfig, GenerationConfig | None]
 
 
 def copy_configs(model: Any) -> ModelConfigs:
