@@ -203,6 +203,14 @@ def test_a_reference_to_nothing_names_the_key_and_the_config(cli: Cli, tmp_path:
             cli(*command, *words, *more).says(2, "base_model of mini", "--set base_model=")
 
 
+def test_a_missing_artifact_that_is_called_like_the_result_is_named_by_the_key_of_the_reference(
+    cli: Cli, tmp_path: Path
+) -> None:
+    cli("init", tmp_path / "mine")
+    aligned = cli("align", tmp_path / "mine" / "align-dpo.yaml", "--set", "name=same", "--set", "policy=same")
+    aligned.says(2, "policy of same", "--set policy=")
+
+
 def test_the_target_of_power_is_a_share(cli: Cli) -> None:
     cli("power", "--target", "5").says(2, "--target", "0.05")
 

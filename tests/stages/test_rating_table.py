@@ -250,6 +250,11 @@ def test_what_is_not_rated_is_missing_and_never_a_number(tmp_path: Path) -> None
     assert found["metrics"]["status"] == {"empty": 2, "valid": 4}
     assert found["metrics"]["rating_rows"] == {"read": 9, "no_such_response": 1}
     assert [each.ratings for each in found["rows"] if each.status is not ReplyStatus.VALID] == [{}, {}]
+    with pytest.raises(DataQualityError) as refused:
+        build_preferences(config(tmp_path, rows, LONG), Store(tmp_path / "a"))
+    assert "journal" not in str(refused.value)
+    with pytest.raises(InputError, match="never safety"):
+        build_preferences(config(tmp_path, [row for row in rows if row["p"] == "Empathy"], LONG), Store(tmp_path / "b"))
     with pytest.raises(InputError, match="none of its 1 rows"):
         build_preferences(config(tmp_path, rows[-1:], LONG), Store(tmp_path / "c"))
 

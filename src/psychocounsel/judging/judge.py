@@ -110,8 +110,10 @@ _REMEDIES = {
 }
 
 
-def require_judged(results: Sequence[Judgement | Comparison], what: str, max_missing_share: float) -> None:
-    """Refuse results (`what` names them) of which too many failed.
+def require_judged(
+    results: Sequence[Judgement | Comparison], what: str, max_missing_share: float, remedy: str = ""
+) -> None:
+    """Refuse results (`what` names them) of which too many failed; `remedy` is that of a judge which is no model.
 
     Raises:
         IncompleteError: an endpoint left some unanswered, which says nothing of the text to be judged.
@@ -131,7 +133,7 @@ def require_judged(results: Sequence[Judgement | Comparison], what: str, max_mis
         raise DataQualityError(
             f"{failed.total()} of {len(results)} {what} failed ({counted(failed)}){_first(commonest, reason)}",
             where="judge.max_missing_share",
-            remedy=_REMEDIES.get(commonest, _LOOK),
+            remedy=remedy or _REMEDIES.get(commonest, _LOOK),
         )
 
 

@@ -247,9 +247,11 @@ class _Build:
         with progress("rating responses", len(items), lambda: judge_status(judge)) as advance:
             judgements = judge.rate(items, advance)
         spend = judge_spending(judge)
-        require_judged(judgements, "judgements", self.config.judge.max_missing_share)
+        is_table = isinstance(judge, TableJudge)
+        remedy = "complete the table, or allow a larger share" if is_table else ""
+        require_judged(judgements, "judgements", self.config.judge.max_missing_share, remedy)
         # A failed request may be sent again; what a table lacks it will lack again.
-        note_failed(writer, 0 if isinstance(judge, TableJudge) else count_failed(judgements))
+        note_failed(writer, 0 if is_table else count_failed(judgements))
         writer.notes["judge"] = judge.name
         write_judgements(writer, judgements, judge.principles)
         foreign = partial(is_foreign, languages=self.config.corpus.cleaning.languages)

@@ -94,7 +94,8 @@ def _read(table: RatingTable, rubric: Rubric, speeches: Artifact, candidates: Se
     """Return the ratings in a table of the responses to some speeches.
 
     Raises:
-        InputError: a row cannot be read, a rating is off the scale or given twice, or no row is about a response.
+        InputError: a row cannot be read, a rating is off the scale or given twice, no row is about a response, or none
+            rates one of the principles.
     """
     responses = _responses(speeches, candidates)
     drops = table.on_bad_row == "drop"
@@ -127,6 +128,13 @@ def _read(table: RatingTable, rubric: Rubric, speeches: Artifact, candidates: Se
             f"none of its {rows['read']} rows is about a response of the corpus",
             where=table.path,
             remedy="check columns.speech (the key or the text of a speech) and columns.author (or response)",
+        )
+    rated = {name for given in found.values() for ratings in given.values() for name in ratings}
+    if unrated := [name for name in rubric.principle_ids if name not in rated]:
+        raise InputError(
+            f"it rates {', '.join(sorted(rated)) or 'no principle of the rubric'}, and never {', '.join(unrated)}",
+            where=table.path,
+            remedy="name under judge.rubric a rubric of the principles that it rates",
         )
     by_candidate = {
         candidate: {

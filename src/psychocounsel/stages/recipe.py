@@ -37,6 +37,10 @@ def stage_specs(stage: StageName, config: Any, store: Store) -> list[ArtifactSpe
         return _flat(_module(stage).specs(config, store))
 
 
+_OF_THE_RESULT = {"name", "author"}
+"""Keys that name what is made and who answers, often by the same word as what is read, and are no references."""
+
+
 @contextmanager
 def _naming_key(config: Any) -> Generator[None]:
     """Add the key to an error about a reference or a path that a config has."""
@@ -44,7 +48,9 @@ def _naming_key(config: Any) -> Generator[None]:
         yield
     except (UnknownReferenceError, InputError) as fault:
         wrong = fault.ref if isinstance(fault, UnknownReferenceError) else fault.where
-        key = next((key for key, value in flatten(config.model_dump()).items() if value and value == wrong), None)
+        values = flatten(config.model_dump()).items()
+        keys = (key for key, value in values if value and value == wrong and key.split(".")[-1] not in _OF_THE_RESULT)
+        key = next(keys, None)
         if key is None:
             raise
         remedy = f"{fault.remedy}; or change it with --set {key}=..."
