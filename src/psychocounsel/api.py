@@ -36,7 +36,7 @@ from psychocounsel.evaluation.winrate import (
     length_comparisons,
     win_rates,
 )
-from psychocounsel.judging.judge import ComparisonTask
+from psychocounsel.judging.judge import ComparisonTask, compare_in_both_orders
 from psychocounsel.judging.judges import judge_status, open_judge
 from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.llm.runner import ignore_progress, outside_loop
@@ -291,14 +291,14 @@ class Judge:
 
     def compare_all(self, items: Iterable[tuple[str | Speech, str, str]]) -> list[ComparedAnswers]:
         """Return the comparison of each (speech, first, second), in their order; errors as for `rate`."""
-        forward = [
+        tasks = [
             ComparisonTask(said := _speech(speech), _answer(said, first), _answer(said, second))
             for speech, first, second in items
         ]
-        backward = [ComparisonTask(each.speech, each.second, each.first) for each in forward]
-        compared = self._requests.ask(lambda: self._judge.compare([*forward, *backward], ignore_progress))
-        both = zip(forward, compared[: len(forward)], compared[len(forward) :], strict=True)
-        return [ComparedAnswers(one, other, task.first, task.second) for task, one, other in both]
+        both = self._requests.ask(lambda: compare_in_both_orders(self._judge, tasks, ignore_progress))
+        return [
+            ComparedAnswers(one, other, task.first, task.second) for task, one, other in zip(tasks, *both, strict=True)
+        ]
 
 
 def _speech(said: str | Speech) -> Speech:

@@ -13,7 +13,8 @@ from psychocounsel.config.schema import AlignConfig
 from psychocounsel.errors import ConfigError, DataQualityError
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.session import Session
-from psychocounsel.stages.online import OnlineDpo, selection_score
+from psychocounsel.stages.online import OnlineDpo
+from psychocounsel.stages.selection import selection_score
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, Parent
 from psychocounsel.store.schemas import (
     RewardScore,

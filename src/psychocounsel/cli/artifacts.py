@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from psychocounsel.cli.output import Offline, StoreFolder, open_artifact
+from psychocounsel.cli.output import Offline, StoreFolder
 from psychocounsel.errors import ConfigError, InputError, StoreError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS, Artifact
@@ -86,10 +86,10 @@ def show(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None:
     """
     from psychocounsel.reporting.artifact_tables import row_count, tables, warnings_of
     from psychocounsel.reporting.tables import Table
-    from psychocounsel.store.references import ancestors, raw_sources
+    from psychocounsel.store.references import ancestors, raw_sources, resolve_existing
 
     opened = open_store(store)
-    artifact = open_artifact(opened, ref)
+    artifact = resolve_existing(opened, ref)
     manifest = artifact.manifest
     if as_json:
         lineage = [
@@ -139,10 +139,11 @@ def open_(ref: Ref, store: StoreFolder = None) -> None:
     from psychocounsel.config.schema import ReportConfig
     from psychocounsel.reporting.tables import REPORT_FILE
     from psychocounsel.stages.report import make_report
+    from psychocounsel.store.references import resolve_existing
 
     opened = open_store(store)
     is_report = any(each.name == ref for each in opened.artifacts("reports"))
-    artifact = open_artifact(opened, f"reports/{ref}" if is_report else ref)
+    artifact = resolve_existing(opened, f"reports/{ref}" if is_report else ref)
     page = next((name for name in artifact.manifest["files"] if name.endswith(".html")), None)
     if page is None:
         name = f"{artifact.kind}-{artifact.name}"[:NAME_CHARS]  # that of the artifact alone is the report of its run
@@ -167,13 +168,13 @@ def verify(ref: Ref, as_json: AsJson = False, store: StoreFolder = None) -> None
 
     The files of its ancestors are checked too.
     """
-    from psychocounsel.store.references import ancestors
+    from psychocounsel.store.references import ancestors, resolve_existing
     from psychocounsel.store.store import damaged_files
 
     opened = open_store(store)
     damage = {
         each.artifact.id: (each.artifact, damaged_files(each.artifact))
-        for each in ancestors(opened, open_artifact(opened, ref))
+        for each in ancestors(opened, resolve_existing(opened, ref))
     }
     if as_json:
         _print_json([{**_head(each), "dropped": each.dropped, "damage": found} for each, found in damage.values()])
@@ -194,9 +195,10 @@ def diff(left: Ref, right: Ref, store: StoreFolder = None) -> None:
     from psychocounsel.reporting.artifact_tables import tables
     from psychocounsel.reporting.compare_tables import settings_table
     from psychocounsel.reporting.tables import differences
+    from psychocounsel.store.references import resolve_existing
 
     opened = open_store(store)
-    one, other = open_artifact(opened, left), open_artifact(opened, right)
+    one, other = resolve_existing(opened, left), resolve_existing(opened, right)
     found = [settings_table([one, other], opened), differences(tables(one), tables(other), (one.ref, other.ref))]
     if differing := [table for table in found if table.rows]:
         console.show(*differing)
@@ -216,9 +218,10 @@ def compare(
     """
     from psychocounsel.reporting.artifact_tables import warnings_of
     from psychocounsel.reporting.compare_tables import compare_data, compare_tables
+    from psychocounsel.store.references import resolve_existing
 
     opened = open_store(store)
-    found = list({each.id: each for each in (open_artifact(opened, ref, "comparisons") for ref in refs)}.values())
+    found = list({each.id: each for each in (resolve_existing(opened, ref, "comparisons") for ref in refs)}.values())
     if len(found) < 2:
         raise ConfigError("one comparison cannot be compared", where=refs[0], remedy="name another one, or use show")
     newest = {each.parent("comparisons").id: each for each in opened.artifacts("anchors")}

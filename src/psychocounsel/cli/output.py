@@ -13,7 +13,7 @@ import typer
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
-from psychocounsel.store.artifacts import Artifact, Kind
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.store import STORE_VARIABLE, Store, open_store
 
 if TYPE_CHECKING:
@@ -106,20 +106,6 @@ def with_options(command: _Command) -> _Command:
 
 ROUND = re.compile(r"-round-[0-9]+$")
 """How the names of an online round's artifacts end."""
-
-
-def open_artifact(store: Store, ref: str, *kinds: Kind) -> Artifact:
-    """Return the artifact of a reference, of one of some kinds or of any.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from psychocounsel.store.references import resolve
-
-    found = resolve(store, ref, *kinds)
-    if not isinstance(found, Artifact):
-        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
-    return found
 
 
 def overrides_of(options: StageOptions, **flags: bool) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from psychocounsel.cli.output import StoreFolder, open_artifact
+from psychocounsel.cli.output import StoreFolder
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
 from psychocounsel.store.store import open_store
@@ -46,13 +46,14 @@ def power(
     from psychocounsel.reporting.power_tables import power_tables
     from psychocounsel.reporting.tables import draws_each
     from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
+    from psychocounsel.store.references import resolve_existing
     from psychocounsel.store.schemas import read_comparisons
 
     if comparisons is None:
         total, measured, calls, speeches = 0.25, None, 2.0, None
         origin = "a win rate of 50 % without ties, where points vary most"
     else:
-        artifact = open_artifact(open_store(store), comparisons, "comparisons")
+        artifact = resolve_existing(open_store(store), comparisons, "comparisons")
         metrics = cast("ComparisonMetrics", metrics_of(artifact))
         outcomes = {at: POINTS[both.outcome()] for at, both in in_both_orders(read_comparisons(artifact)).items()}
         points = {at: won for at, won in outcomes.items() if won is not None}

@@ -62,6 +62,15 @@ class Judge(Protocol):
         ...
 
 
+def compare_in_both_orders(
+    judge: Judge, tasks: Sequence[ComparisonTask], progress: Progress
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Return what a judge says of some comparisons as they are, and of the same with their answers exchanged."""
+    exchanged = [ComparisonTask(each.speech, each.second, each.first) for each in tasks]
+    found = judge.compare([*tasks, *exchanged], progress)
+    return found[: len(tasks)], found[len(tasks) :]
+
+
 @runtime_checkable
 class Resamplable(Protocol):
     """A judge that need not give the same answer to the same question."""

@@ -31,7 +31,7 @@ from psychocounsel.stages.respond import data_classes
 from psychocounsel.store.artifacts import SHORT_ID, Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.evaluation_metrics import AnnotationTaskMetrics
 from psychocounsel.store.files import digest_of, write_bytes
-from psychocounsel.store.references import resolve
+from psychocounsel.store.references import resolve_existing
 from psychocounsel.store.schemas import (
     Annotation,
     AnnotationItem,
@@ -85,9 +85,7 @@ def export_tasks(ref: str, store: Store, sample: int, seed: int, rubric: str) ->
         ConfigError: nothing has this reference, the sample is larger than what there is, or the rubric is another one
             than the judge's.
     """
-    source = resolve(store, ref, "comparisons", "judgements")
-    if not isinstance(source, Artifact):
-        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
+    source = resolve_existing(store, ref, "comparisons", "judgements")
     found = load_rubric(rubric) if source.kind == "judgements" else None
     if found is not None:
         _require_rubric(found, source)
@@ -232,9 +230,7 @@ def import_labels(tasks: str, files: Sequence[Path], labeller: Labeller, store: 
         InputError: a file cannot be read, belongs to another export, or has labels that do not fit it; or a rater has
             labelled an item twice, or nobody any.
     """
-    exported = resolve(store, tasks, "annotation-tasks")
-    if not isinstance(exported, Artifact):
-        raise ConfigError(f"{tasks!r} does not exist yet", remedy="run `psychocounsel annotate export` first")
+    exported = resolve_existing(store, tasks, "annotation-tasks")
     asked = AnnotationTaskMetrics.model_validate(exported.metrics)
     scale = asked.scale
     if scale and len(scale) == 2:  # older exports have only its ends

@@ -6,9 +6,10 @@ from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import corpus_specs, make_corpus
 from psychocounsel.corpus.topics import TopicAssigner
 from psychocounsel.errors import StoreError
+from psychocounsel.judging.judge import compare_in_both_orders
 from psychocounsel.llm.session import Session
 from psychocounsel.stages.online import OnlineDpo
-from psychocounsel.stages.probe import Probe, in_both_orders
+from psychocounsel.stages.probe import Probe
 from psychocounsel.stages.respond import placeholder
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, parent_in
 from psychocounsel.store.hub import fetched_dataset
@@ -94,7 +95,7 @@ def count_probes(run: OnlineDpo) -> None:
             sampled = [SampledAnswer(each, None) for each in own]
             scores = [RewardScore(each.id, each.draw, each.draw, 0) for each in own]  # none are equal
             against, ranked = Probe(asked, sampled, scores).compared(initial if number else [])
-            judge.compare(in_both_orders([*against, *ranked]), lambda count: None)
+            compare_in_both_orders(judge, [*against, *ranked], lambda count: None)
 
 
 def note_estimate(speeches: Artifact, session: Session) -> None:

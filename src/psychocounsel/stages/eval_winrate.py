@@ -11,7 +11,13 @@ from psychocounsel.errors import DataQualityError, StoreError
 from psychocounsel.evaluation.judge_audit import vote_metrics
 from psychocounsel.evaluation.monitors import kl_estimates
 from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
-from psychocounsel.judging.judge import ComparisonTask, count_failed, require_judged, same_family
+from psychocounsel.judging.judge import (
+    ComparisonTask,
+    compare_in_both_orders,
+    count_failed,
+    require_judged,
+    same_family,
+)
 from psychocounsel.judging.judges import judge_spending, judge_status, open_judge
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
@@ -177,18 +183,17 @@ class _Evaluation:
         drawn = [(speech, draw) for speech in speeches for draw in range(config.draws)]
         ours, theirs = (self._by_draw(side, found) for side, found in zip(SIDES, (policy, reference), strict=True))
         answered = [at for at in drawn if at in ours and at in theirs]
-        forward = [ComparisonTask(speeches[at[0]], ours[at], theirs[at]) for at in answered]
-        backward = [ComparisonTask(each.speech, each.second, each.first) for each in forward]
-        both = len(forward)
-        with progress("comparing answers, both orders", 2 * both, lambda: judge_status(judge)) as advance:
-            comparisons = judge.compare([*forward, *backward], advance)
+        tasks = [ComparisonTask(speeches[at[0]], ours[at], theirs[at]) for at in answered]
+        with progress("comparing answers, both orders", 2 * len(tasks), lambda: judge_status(judge)) as advance:
+            forward, backward = compare_in_both_orders(judge, tasks, advance)
         if self.session.is_dry_run:
             return  # placeholders measure nothing
         spend = judge_spending(judge)
         writer.notes["judge"] = judge.name
+        comparisons = [*forward, *backward]
         require_judged(comparisons, "comparisons", config.judge.max_missing_share)
         note_failed(writer, count_failed(comparisons))
-        pairs = [BothOrders(*pair) for pair in zip(comparisons[:both], comparisons[both:], strict=True)]
+        pairs = [BothOrders(*pair) for pair in zip(forward, backward, strict=True)]
         orders = [(order, draw) for order in ("forward", "backward") for _, draw in answered]
         ordered = [OrderedComparison(each, *order) for each, order in zip(comparisons, orders, strict=True)]
         write_comparisons(writer, ordered, (OVERALL, *judge.principles))
@@ -213,7 +218,7 @@ class _Evaluation:
                 **winrate_metrics(compared, speeches, policy, reference, config.confidence, trained_on, foreign),
                 "kl": self._drift(writer, policy),
                 "judges": self._judges(answers),
-                "answered_by_both": both,
+                "answered_by_both": len(tasks),
                 **vote_metrics(comparisons),
                 **spend,
                 "missing_answers": {side: answers[side].metrics["failed"] for side in SIDES},

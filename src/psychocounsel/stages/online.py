@@ -6,8 +6,6 @@ scores, pairs, log-probabilities of the reference, policy and probe of a round a
 the artifact and checkpoint where it was. The reference stays the initial policy (arXiv 2502.19731).
 """
 
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psychocounsel.config.components import JudgeConfig, ResponderConfig
 from psychocounsel.config.schema import AlignConfig, OnlineConfig, StopConfig
-from psychocounsel.errors import ConfigError, DataQualityError, counted
+from psychocounsel.errors import DataQualityError, counted
 from psychocounsel.evaluation.monitors import best_round, reason_to_stop
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.judges import judge_spending, open_judge
-from psychocounsel.judging.pairing import PairingRule, pair_extremes
 from psychocounsel.llm.endpoints import keep_restricted_text_here, require_usable
 from psychocounsel.llm.session import Session
 from psychocounsel.reporting.console import note
@@ -37,6 +34,7 @@ from psychocounsel.stages.dpo import (
 from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.probe import Probe, Verdicts, mean_and_spread
 from psychocounsel.stages.respond import data_classes, sample_answers
+from psychocounsel.stages.selection import select_pairs, selection_settings
 from psychocounsel.store.artifacts import (
     ADAPTER,
     CARD,
@@ -46,6 +44,7 @@ from psychocounsel.store.artifacts import (
     Artifact,
     ArtifactSpec,
     ArtifactWriter,
+    Kind,
     Parent,
     drop_superseded,
     parent_in,
@@ -72,7 +71,6 @@ from psychocounsel.types import (
     Candidate,
     Policy,
     SampledAnswer,
-    ScoredCandidate,
     Speech,
     content_id,
     sample_by_hash,
@@ -128,72 +126,85 @@ class OnlinePlan(NamedTuple):
         return self.rounds, self.result(len(self.rounds), len(self.rounds))
 
 
-def plan_rounds(run: "OnlineDpo") -> OnlinePlan:
-    """Return the specs of all rounds; only what affects a step is part of its id."""
-    config, online, store = run.config, run.online, run.store
-    initial = resolve_model(store, config.policy, POLICY_KINDS)
-    reward_model = resolve_model(store, online.reward_model, ("reward-models",))
-    speeches = resolve_parent(store, online.speeches, "speeches", "speeches")
-    judge = None if online.probe.judge is None else run.open_judge(online.probe.judge)
-    started_from, scored_by = initial.parents(INITIAL_POLICY), reward_model.parents(REWARD_MODEL)
-    answering = {
-        "sampling": online.sampling.fingerprint(),
-        "sampler": online.sampler.fingerprint(),
-        "chat": config.chat.fingerprint(),
-        "policy": initial.fingerprint,
-    }
-    scoring = {"reward_model": reward_model.fingerprint}
-    selection: dict[str, Any] = {
-        "unfinished": online.unfinished,
-        "unfinished_penalty": online.unfinished_penalty,
-        "length_penalty_per_100_tokens": online.length_penalty_per_100_tokens,
-        "vetoes": dict(online.vetoes),
-    }
-    probing = {
-        **{**answering, **scoring, "seed": config.seed},
-        **{"speeches": online.probe.speeches, "draws": online.probe.draws},
-        "judge": judge and dict(judge.fingerprint),
-    }
+class _Planner:
+    """Plans the rounds of a run. Only what affects a step is part of its id."""
 
-    def probe(number: int, *parents: Parent) -> ArtifactSpec:
-        own = (speeches, *started_from, *scored_by, *parents)
-        name = f"{config.name}-round-{number:02d}"
-        return ArtifactSpec("probes", name, STAGE, PROBE_VERSION, probing, own, judge.warnings if judge else ())
+    def __init__(self, run: "OnlineDpo") -> None:
+        config, online, store = run.config, run.online, run.store
+        self.config, self.online = config, online
+        self.initial = resolve_model(store, config.policy, POLICY_KINDS)
+        reward_model = resolve_model(store, online.reward_model, ("reward-models",))
+        self.speeches = resolve_parent(store, online.speeches, "speeches", "speeches")
+        self.judge = None if online.probe.judge is None else run.open_judge(online.probe.judge)
+        self.started_from = self.initial.parents(INITIAL_POLICY)
+        self.scored_by = reward_model.parents(REWARD_MODEL)
+        self.answering = {
+            "sampling": online.sampling.fingerprint(),
+            "sampler": online.sampler.fingerprint(),
+            "chat": config.chat.fingerprint(),
+            "policy": self.initial.fingerprint,
+        }
+        self.scoring = {"reward_model": reward_model.fingerprint}
 
-    before = probe(0)
-    previous = initial.parents(PREVIOUS_POLICY)
-    rounds: list[OnlineRound] = []
-    for number in range(1, online.rounds + 1):
-        name = f"{config.name}-round-{number:02d}"
-        seed = int(content_id("round", str(config.seed), str(number)), 16) % 2**32
+    def plan(self) -> OnlinePlan:
+        """Return the specs of all rounds."""
+        before = self.probe(0)
+        previous = self.initial.parents(PREVIOUS_POLICY)
+        rounds: list[OnlineRound] = []
+        for number in range(1, self.online.rounds + 1):
+            rounds.append(self.round(number, previous, before))
+            previous = (rounds[-1].policy.as_parent(PREVIOUS_POLICY),)
+        parents = (self.speeches, *self.started_from, *self.scored_by)
+        settings = {"initial_policy": self.initial.fingerprint}
+        return OnlinePlan(before, rounds, self.spec("policies", self.config.name, settings, parents))
+
+    def round(self, number: int, previous: tuple[Parent, ...], before: ArtifactSpec) -> OnlineRound:
+        """Return the specs of a round, after the `previous` policy; `before` is the probe of the initial one."""
+        online, speeches, name = self.online, self.speeches, self.name_of(number)
+        seed = int(content_id("round", str(self.config.seed), str(number)), 16) % 2**32
         sampling = {
-            **{**answering, "seed": seed, "speeches_per_round": online.speeches_per_round},
+            **{**self.answering, "seed": seed, "speeches_per_round": online.speeches_per_round},
             "candidates_per_speech": online.candidates_per_speech,
         }
-        candidates = ArtifactSpec("candidates", name, STAGE, VERSION, sampling, (speeches, *previous))
+        candidates = self.spec("candidates", name, sampling, (speeches, *previous))
         answered = (candidates.as_parent("candidates"), speeches)
-        scores = ArtifactSpec("scores", name, STAGE, VERSION, scoring, (*answered, *scored_by))
-        pairs = ArtifactSpec("preferences", name, STAGE, VERSION, selection, (scores.as_parent("scores"), *answered))
+        scores = self.spec("scores", name, self.scoring, (*answered, *self.scored_by))
+        selected = (scores.as_parent("scores"), *answered)
+        pairs = self.spec("preferences", name, selection_settings(online), selected)
+        reference = plan_reference(self.config, name, self.initial, pairs.as_parent("pairs"))
+        paired = (pairs.as_parent("pairs"), reference.as_parent("reference"), speeches)
         training = {
-            **dpo_settings(config, initial.fingerprint),
+            **dpo_settings(self.config, self.initial.fingerprint),
             "seed": seed,
             "max_steps": online.steps_per_round,
             "round": number,
-            "schedule": _schedule(config, online, number),
+            "schedule": _schedule(self.config, online, number),
             "optimizer_state": online.optimizer_state,
-            **({"adapter": "continue"} if config.optimisation.lora else {}),
+            **({"adapter": "continue"} if self.config.optimisation.lora else {}),
         }
-        reference = plan_reference(config, name, initial, pairs.as_parent("pairs"))
-        paired = (pairs.as_parent("pairs"), reference.as_parent("reference"), speeches)
-        policy = ArtifactSpec(
-            "policies", name, STAGE, VERSION, training, (*paired, *previous, *started_from, *scored_by)
-        )
-        measured = probe(number, policy.as_parent("policy"), before.as_parent("initial probe"))
-        rounds.append(OnlineRound(candidates, scores, pairs, reference, policy, measured))
-        previous = (policy.as_parent(PREVIOUS_POLICY),)
-    settings = {"initial_policy": initial.fingerprint}
-    outcome = ArtifactSpec("policies", config.name, STAGE, VERSION, settings, (speeches, *started_from, *scored_by))
-    return OnlinePlan(before, rounds, outcome)
+        policy = self.spec("policies", name, training, (*paired, *previous, *self.started_from, *self.scored_by))
+        probe = self.probe(number, policy.as_parent("policy"), before.as_parent("initial probe"))
+        return OnlineRound(candidates, scores, pairs, reference, policy, probe)
+
+    def probe(self, number: int, *parents: Parent) -> ArtifactSpec:
+        """Return the spec of the probe after a round, or of the initial policy's for 0."""
+        online, judge = self.online, self.judge
+        settings = {
+            **{**self.answering, **self.scoring, "seed": self.config.seed},
+            **{"speeches": online.probe.speeches, "draws": online.probe.draws},
+            "judge": judge and dict(judge.fingerprint),
+        }
+        own = (self.speeches, *self.started_from, *self.scored_by, *parents)
+        warnings = judge.warnings if judge else ()
+        return ArtifactSpec("probes", self.name_of(number), STAGE, PROBE_VERSION, settings, own, warnings)
+
+    def name_of(self, number: int) -> str:
+        """Return the name of what a round makes."""
+        return f"{self.config.name}-round-{number:02d}"
+
+    def spec(self, kind: Kind, name: str, settings: dict[str, Any], parents: tuple[Parent, ...]) -> ArtifactSpec:
+        """Return the spec of what this stage makes."""
+        return ArtifactSpec(kind, name, STAGE, VERSION, settings, parents)
 
 
 def _schedule(config: AlignConfig, online: OnlineConfig, number: int) -> dict[str, int]:
@@ -263,7 +274,7 @@ class OnlineDpo:
     @cached_property
     def plan(self) -> OnlinePlan:
         """What the run creates."""
-        return plan_rounds(self)
+        return _Planner(self).plan()
 
     def open_judge(self, config: JudgeConfig) -> Judge:
         """Return the judge of the probes."""
@@ -362,36 +373,16 @@ class OnlineDpo:
         writer.write_metrics({"scored": len(scores), "reward": mean_and_spread(scores)})
 
     def pair(self, writer: ArtifactWriter) -> None:
-        """Pair the highest answer to each speech, of the finished ones under no veto, with the one that ranks lowest.
+        """Pair the answers as the selection rule says.
 
         Raises:
             ConfigError: a veto is on a principle for which the reward model has no head.
             DataQualityError: no speech gives a pair.
         """
-        scores = {each.candidate_id: each for each in read_scores(self.store.open(writer.parent("scores")))}
         speeches = {each.speech.id: each.speech for each in read_speeches(self.store.open(writer.parent("speeches")))}
-        unknown = sorted(set(self.online.vetoes).difference(*(each.principles for each in scores.values())))
-        if unknown:
-            raise ConfigError(
-                f"the reward model has no head for {', '.join(unknown)}",
-                where="online.vetoes",
-                remedy="name its principles, or train it with heads: principles",
-            )
-        ranked: dict[str, list[ScoredCandidate]] = {}
-        left_out: Counter[str] = Counter()
-        for candidate in read_candidates(self.store.open(writer.parent("candidates"))):
-            group = ranked.setdefault(candidate.speech_id, [])
-            if not candidate.text:
-                left_out["empty"] += 1
-            elif not candidate.finished and self.online.unfinished == "leave_out":
-                left_out["unfinished"] += 1
-            else:
-                score = selection_score(candidate, scores[candidate.id], self.online)
-                group.append(ScoredCandidate(candidate, score, scores[candidate.id].principles))
-        for speech_id, group in ranked.items():
-            ranked[speech_id] = kept = self._with_eligible_best(group)
-            left_out.update("vetoed" if each.candidate.finished else "unfinished" for each in group if each not in kept)
-        pairing = pair_extremes([(speeches[each], group) for each, group in ranked.items()], PairingRule())
+        candidates = read_candidates(self.store.open(writer.parent("candidates")))
+        scores = {each.candidate_id: each for each in read_scores(self.store.open(writer.parent("scores")))}
+        pairing, left_out = select_pairs(speeches, candidates, scores, self.online)
         if not pairing.pairs:
             raise DataQualityError(
                 f"a round ends without a pair: {counted(pairing.dropped)}; left out: {counted(left_out)}",
@@ -399,17 +390,7 @@ class OnlineDpo:
                 remedy="sample at a higher temperature, or let answers finish with a larger max_new_tokens",
             )
         write_pairs(writer, "train", pairing.pairs, ())
-        writer.write_metrics({"pairing": pairing.as_dict(), "left_out": dict(+left_out)})
-
-    def _with_eligible_best(self, group: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-        """Return the answers to one speech without the unfinished and vetoed ones that rank above all others."""
-
-        def is_eligible(each: ScoredCandidate) -> bool:
-            vetoes = self.online.vetoes.items()
-            return each.candidate.finished and all(each.ratings[name] >= veto for name, veto in vetoes)
-
-        best = max((each.score for each in group if is_eligible(each)), default=-math.inf)
-        return [each for each in group if each.score < best or is_eligible(each)]
+        writer.write_metrics({"pairing": pairing.as_dict(), "left_out": dict(left_out)})
 
     def compute_reference(self, writer: ArtifactWriter) -> None:
         """Compute what the reference, which is the initial policy, gives to the round's answers."""
@@ -553,9 +534,3 @@ class OnlineDpo:
             RewardScore(candidate.id, each.raw, each.reward, tokens, each.principles)
             for candidate, (each, tokens) in zip(answers, scored, strict=True)
         ]
-
-
-def selection_score(candidate: Candidate, score: RewardScore, online: OnlineConfig) -> float:
-    """Return the normalised reward less the penalties for an unfinished and for a long answer."""
-    unfinished = 0.0 if candidate.finished else online.unfinished_penalty
-    return score.reward - unfinished - online.length_penalty_per_100_tokens * score.tokens / 100

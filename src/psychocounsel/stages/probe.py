@@ -13,7 +13,7 @@ from psychocounsel.evaluation.monitors import kl_estimates, questions
 from psychocounsel.evaluation.statistics import rate_if_known
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.evaluation.winrate import POINTS, BothOrders
-from psychocounsel.judging.judge import ComparisonTask, Judge, require_judged
+from psychocounsel.judging.judge import ComparisonTask, Judge, compare_in_both_orders, require_judged
 from psychocounsel.judging.judges import judge_status
 from psychocounsel.reporting.console import progress
 from psychocounsel.store.schemas import OrderedComparison, RewardScore
@@ -64,11 +64,11 @@ class Probe:
             DataQualityError: more comparisons failed than may.
         """
         against, ranked = self.compared(initial)
-        both = in_both_orders(tasks := [*against, *ranked])
-        with progress("comparing probe answers, both orders", len(both), lambda: judge_status(judge)) as advance:
-            found = judge.compare(both, advance)
-        require_judged(found, "comparisons", max_missing_share)
-        pairs = [BothOrders(*each) for each in zip(found[: len(tasks)], found[len(tasks) :], strict=True)]
+        tasks = [*against, *ranked]
+        with progress("comparing probe answers, both orders", 2 * len(tasks), lambda: judge_status(judge)) as advance:
+            forward, backward = compare_in_both_orders(judge, tasks, advance)
+        require_judged([*forward, *backward], "comparisons", max_missing_share)
+        pairs = [BothOrders(*each) for each in zip(forward, backward, strict=True)]
         return Verdicts(pairs[: len(against)], [each.first.draw for each in against], pairs[len(against) :])
 
     def compared(self, initial: Sequence[Candidate]) -> tuple[list[ComparisonTask], list[ComparisonTask]]:
@@ -118,11 +118,6 @@ class Probe:
             "unfinished_rate": measure_text_quality(list(answers.values())).unfinished_rate,
             "win_rate": _rate([each for each in verdicts.against if each.speech_id in speech_ids]),
         }
-
-
-def in_both_orders(tasks: Sequence[ComparisonTask]) -> list[ComparisonTask]:
-    """Return comparisons as they are, then all with their answers exchanged."""
-    return [*tasks, *(ComparisonTask(each.speech, each.second, each.first) for each in tasks)]
 
 
 def mean_and_spread(scores: Sequence[RewardScore]) -> dict[str, float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from psychocounsel.errors import ConfigError, EndpointError, IncompleteError, InputError, StoreError
-from psychocounsel.store.artifacts import CARD, MANIFEST, METRICS, Artifact, ArtifactSpec, Kind, require_kept
-from psychocounsel.store.references import HUB, ancestors, resolve
+from psychocounsel.store.artifacts import CARD, MANIFEST, METRICS, Artifact, Kind, require_kept
+from psychocounsel.store.references import HUB, ancestors, resolve_existing
 from psychocounsel.store.schemas import text_columns
 from psychocounsel.store.store import Store, damaged_files, flatten
 
@@ -119,9 +119,7 @@ def prepare_publication(store: Store, ref: str) -> Publication:
         StoreError: a file is damaged, the card is missing, or an ancestor is not in the store.
         InputError: it was made from restricted text, or a file has a secret in it.
     """
-    artifact = resolve(store, ref, *PUBLISHED_KINDS)
-    if isinstance(artifact, ArtifactSpec):
-        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
+    artifact = resolve_existing(store, ref, *PUBLISHED_KINDS)
     _require_open_sources(store, artifact)
     require_kept(artifact)
     damage = [f"{name} {what}" for name, what in damaged_files(artifact).items()]

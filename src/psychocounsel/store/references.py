@@ -79,6 +79,14 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     return found
 
 
+def resolve_existing(store: Store, ref: str, *kinds: Kind) -> Artifact:
+    """Return the artifact of a reference as `resolve` does; one that is yet to come is a ConfigError."""
+    found = resolve(store, ref, *kinds)
+    if isinstance(found, ArtifactSpec):
+        raise ConfigError(f"{ref!r} does not exist yet", remedy="run its stage first")
+    return found
+
+
 def _has_file(ref: str, name: str) -> bool:
     """Return whether a reference is the path of a folder with such a file; most are no paths, and may be too long."""
     with suppress(OSError, ValueError):
