@@ -48,7 +48,7 @@ LEFT_OUT = {
     "OnlineConfig": {"keep", "stop_when"},
     "OptimisationConfig": {"per_device_batch_size", "gradient_checkpointing", "packing", "save_every_steps", "tracker"},
     "ResponderConfig": {"max_missing_share"},
-    "SamplerConfig": {"gpu_memory_utilization", "port", "start_seconds"},
+    "SamplerConfig": {"gpu_memory_utilization", "start_seconds"},
     "SamplingConfig": {"batch_size"},
     "SftConfig": {"tracker"},
     "TopicsConfig": {"max_missing_share"},

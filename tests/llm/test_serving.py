@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
-from psychocounsel.errors import ConfigError, IncompleteError, Preempted
+from psychocounsel.errors import IncompleteError, Preempted
 from psychocounsel.llm import serving as serving_module
 from psychocounsel.llm.cancel import CancelToken
-from psychocounsel.llm.serving import HOST, serving
+from psychocounsel.llm.serving import HOST, free_port, serving
 
 SERVER = str(Path(__file__).parents[1] / "servers" / "policy_server.py")
 LIMIT_SECONDS = 60.0
@@ -20,9 +22,7 @@ LIMIT_SECONDS = 60.0
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 def listens(port: int) -> bool:
@@ -90,9 +90,33 @@ def test_a_server_that_does_not_start_shows_what_it_printed(port: int, tmp_path:
         start(never, cancelled, LIMIT_SECONDS)
 
 
-def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None:
-    with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError), serving(["true"], port, tmp_path / "log", CancelToken(), LIMIT_SECONDS):
-            raise AssertionError
-    assert not (tmp_path / "log").exists()
+def test_the_cause_is_shown_however_much_a_server_prints_after_it(port: int, tmp_path: Path) -> None:
+    cause = "(EngineCore pid=7) ERROR [core.py:15] torch.OutOfMemoryError: 80 GiB are not enough"
+    program = f"print({cause!r}); print('and so on\\n' * 50); raise SystemExit('see root cause above')"
+    words = [sys.executable, "-c", program]
+    with (
+        pytest.raises(IncompleteError, match="80 GiB are not enough") as failed,
+        serving(words, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS),
+    ):
+        raise AssertionError
+    assert "see root cause above" in failed.value.what
+    assert failed.value.where == str(tmp_path / "log")
+
+
+def test_a_server_that_ends_in_the_middle_is_told_from_one_that_gives_no_answer(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_ended in (False, True):
+        monkeypatch.setattr(serving_module, "ENDING_SECONDS", LIMIT_SECONDS if has_ended else 0.1)
+        with (
+            pytest.raises(IncompleteError) as failed,
+            serving(command(port), port, tmp_path / "log", CancelToken(), LIMIT_SECONDS) as base_url,
+        ):
+            if has_ended:
+                with closing(HTTPConnection(HOST, port)) as connection:
+                    connection.request("DELETE", "/")
+                    connection.getresponse().read()
+            raise IncompleteError("no answer within 600 s", where=base_url)
+        assert ("the server ended" in failed.value.what) == has_ended
+        assert ("no answer within 600 s" in failed.value.what) != has_ended
+        assert failed.value.where == str(tmp_path / "log")

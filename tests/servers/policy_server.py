@@ -1,10 +1,11 @@
 """A server that answers as the weights it was started with: `policy_server.py PORT NAME [--stubborn | --broken]`.
 
-An answer repeats the client's last word, and is cut at the token limit where that word is "long". A stubborn server
-ignores SIGTERM, a broken one ends before it listens.
+An answer repeats the client's last word, is cut at the token limit where that word is "long", and empty where it is
+"rain". A stubborn server ignores SIGTERM, a broken one ends before it listens; DELETE ends it after its answer.
 """
 
 import json
+import os
 import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,12 +22,20 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._send({"object": "list", "data": [{"id": self.name, "object": "model"}]})
 
+    def do_DELETE(self) -> None:
+        self._send({})
+        os._exit(1)
+
     def do_POST(self) -> None:
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert asked["model"] == self.name
         word = asked["messages"][-1]["content"].split()[-1]
         reason = "length" if word == "long" else "stop"
-        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": f"You said {word}"}}
+        choice = {
+            "index": 0,
+            "finish_reason": reason,
+            "message": {"role": "assistant", "content": "" if word == "rain" else f"You said {word}"},
+        }
         usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
         sys.stdout.write(f"answered {word}\n")
         sys.stdout.flush()

@@ -192,22 +192,23 @@ class SamplerConfig(Settings):
     `local` is transformers. `vllm` is vLLM (`pip install psychocounsel[vllm]`) in one process per GPU, which takes the
     share `gpu_memory_utilization` of its memory and ends with the last answer. `endpoint` starts the command `serve`,
     a server that speaks the OpenAI protocol on this machine, sends the speeches through the journal, and stops it. In
-    the command, `{model}` and `{revision}` are the weights, `{name}` is what the server must call them, `{date}` the
-    date of the chat format.
+    the command, `{model}` and `{revision}` are the weights, `{name}` is what the server must call them, `{port}` a free
+    port at which it must listen, `{date}` the date of the chat format.
     """
 
     backend: Literal["local", "vllm", "endpoint"] = "local"
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), SpeedSetting()] = 0.9
     serve: OneOrMore[str] = _VLLM_SERVE
-    port: Annotated[int, Field(gt=0, lt=2**16), SpeedSetting()] = 8199
     start_seconds: Annotated[PositiveFloat, SpeedSetting()] = 1200.0
 
     @model_validator(mode="after")
     def _fits_its_backend(self) -> Self:
-        own = {"vllm": {"gpu_memory_utilization"}, "endpoint": {"serve", "port", "start_seconds"}}
+        own = {"vllm": {"gpu_memory_utilization"}, "endpoint": {"serve", "start_seconds"}}
         changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if unused := changed - {"backend"} - own.get(self.backend, set()):
             raise ValueError(f"backend: {self.backend} takes no {', '.join(sorted(unused))}")
+        if missing := [each for each in ("{model}", "{name}", "{port}") if each not in "\n".join(self.serve)]:
+            raise ValueError(f"serve does not say where {', '.join(missing)} stands in the command")
         return self
 
     def fingerprint(self) -> dict[str, Any]:

@@ -4,7 +4,9 @@ Between the run and the server stands this module as a process. It stops the ser
 when the run is done with it, fails, or is killed.
 """
 
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,32 +18,43 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from psychocounsel.errors import ConfigError, IncompleteError
+from psychocounsel.errors import IncompleteError
 from psychocounsel.llm.cancel import CancelToken
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 20.0
 """From SIGTERM to SIGKILL."""
 POLL_SECONDS = 0.1
+ENDING_SECONDS = 5.0
+"""From its last answer to the end of a server that fails."""
 LOG_LINES = 12
+_CAUSE = re.compile(r"(?:^|\] )([\w.]+(?:Error|Exception): .+)")
+
+log = logging.getLogger(__name__)
+
+
+def free_port() -> int:
+    """Return a port of this machine at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int, log: Path, cancel: CancelToken, start_seconds: float) -> Generator[str]:
+def serving(
+    command: Sequence[str], port: int, log_file: Path, cancel: CancelToken, start_seconds: float
+) -> Generator[str]:
     """Start a server that speaks the OpenAI protocol on a port of this machine, yield its base URL, and stop it.
 
-    What it prints goes to the file `log`. It is yielded once it lists its models.
+    What it prints goes to `log_file`. It is yielded once it lists its models.
 
     Raises:
-        ConfigError: the port is taken.
-        IncompleteError: the server ended, or did not answer within `start_seconds`.
+        IncompleteError: the server ended, then or in the block, or did not answer within `start_seconds`.
         Preempted: the run was cancelled while it started.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex((HOST, port)) == 0:
-            raise ConfigError("something listens at this port", where=f"sampler.port {port}", remedy="choose another")
+    log.info(f"starting {command[0]}, which prints to {log_file}")
     words = [sys.executable, "-m", __name__, str(STOP_SECONDS), *command]
-    with log.open("wb") as printed:
+    with log_file.open("wb") as printed:
         # A session of its own: Ctrl-C in a terminal reaches the run, which stops the server when it is done.
         keeper = subprocess.Popen(  # noqa: S603
             words, stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
@@ -50,16 +63,34 @@ def serving(command: Sequence[str], port: int, log: Path, cancel: CancelToken, s
         deadline = time.monotonic() + start_seconds
         while not _lists_models(port):
             cancel.raise_if_cancelled(f"server at port {port}")
-            has_ended = keeper.poll() is not None
-            if has_ended or time.monotonic() > deadline:
-                last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
-                what = "the server ended" if has_ended else f"the server lists no models after {start_seconds:g} s"
-                remedy = "correct sampler.serve, or raise sampler.start_seconds; then run the same command again"
-                raise IncompleteError(f"{what}:\n{last}", where=str(log), remedy=remedy)
+            if keeper.poll() is not None:
+                raise _failed("the server ended", log_file, "correct sampler.serve")
+            if time.monotonic() > deadline:
+                what = f"the server lists no models after {start_seconds:g} s"
+                raise _failed(what, log_file, "correct sampler.serve, or raise sampler.start_seconds")
             time.sleep(POLL_SECONDS)
-        yield f"http://{HOST}:{port}/v1"
+        try:
+            yield f"http://{HOST}:{port}/v1"
+        except IncompleteError as fault:
+            with suppress(subprocess.TimeoutExpired):
+                keeper.wait(ENDING_SECONDS)
+            what = "the server ended" if keeper.poll() is not None else fault.what
+            raise _failed(what, log_file, "look there for what is wrong") from fault
     finally:
         keeper.communicate()  # closes its stdin, and waits until the server is gone
+
+
+def _failed(what: str, log_file: Path, remedy: str) -> IncompleteError:
+    """Return the error with the errors that a server printed, and its last lines.
+
+    The cause need not be among these: vLLM's traceback ends with "see root cause above".
+    """
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    causes = dict.fromkeys(found[1] for line in lines[:-LOG_LINES] if (found := _CAUSE.search(line)))
+    shown = "\n".join([*list(causes)[:LOG_LINES], *lines[-LOG_LINES:]])
+    return IncompleteError(
+        f"{what}:\n{shown}", where=str(log_file), remedy=f"{remedy}; then run the same command again"
+    )
 
 
 def _lists_models(port: int) -> bool:

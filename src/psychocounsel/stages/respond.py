@@ -1,7 +1,7 @@
 """Responders: endpoints, models on this machine and files that answer client speeches."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.serving import serving
+from psychocounsel.llm.serving import free_port, serving
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.reporting.console import progress, step_progress
@@ -116,30 +116,16 @@ class Responder:
         A reply that its token limit cut is kept as an unfinished candidate. Refused, filtered and empty replies are
         counted and give no candidate.
         """
-        author = self.config.author
-        asked = [(speech, draw) for speech in speeches for draw in range(draws)]
-        requests = [chat_request(speech, self.config, seed, draw) for speech, draw in asked]
-        status = lambda: client.spending.standing if client.spending else ""  # noqa: E731
-        with progress(f"asking {author}", len(asked), status) as advance:
-            replies = client.run(requests, RunPolicy(accept=_is_answer, progress=advance))
         failed: Counter[str] = Counter()
         candidates: list[Candidate] = []
-        for (speech, draw), reply in zip(asked, replies, strict=True):
+        for speech, draw, reply in _replies(client, self.config, speeches, seed, draws, _is_answer):
             if reply is PLACEHOLDER:
                 candidates.append(self._placeholder(speech, draw))
             elif _is_answer(0, reply):
-                is_finished = reply.status is ReplyStatus.VALID
-                candidates.append(Candidate(speech.id, author, reply.text.strip(), is_finished, draw))
+                candidates.append(_candidate(self.config.author, speech, draw, reply))
             else:
                 failed[reply.status.value] += 1
-        if lost := failed[ReplyStatus.ERROR.value]:
-            raise IncompleteError(
-                f"{lost} of {len(replies)} requests to {author} got no reply: "
-                + next(reply.reason for reply in replies if not reply.answered),
-                where=client.fingerprint["base_url"],
-                remedy="check the endpoint, then run the same command again; completed requests are not sent again",
-            )
-        return Answers(candidates, dict(sorted(failed.items())), log_spending(client.spending, author))
+        return Answers(candidates, dict(sorted(failed.items())), log_spending(client.spending, self.config.author))
 
     def _sample(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int) -> list[Candidate]:
         policy, seed = self._model.policy(self._session.store), author_seed(self.config.author, seed)
@@ -221,30 +207,56 @@ def _answers_of_server(
     """Return the answers of a server that is started for them; an answer that it refuses has no text."""
     author, sampling, sampler, chat = responder.author, responder.sampling, responder.sampler, responder.chat
     folder = Path(policy.location)
-    # The journal tells policies apart by the name under which they are served.
     weights = digest_of_weights(folder) if folder.is_dir() else f"{policy.location}@{policy.revision}"
-    name = f"policy-{content_id('served', weights)}"
+    # The journal tells weights, and what else of a server shapes its answers, apart by the name of the model.
+    name, port = f"policy-{content_id('served', weights, chat.date_string, *sampler.serve)}", free_port()
     placeholders = {
         **{"model": policy.location, "revision": policy.revision or "main", "name": name},
-        **{"port": str(sampler.port), "date": chat.date_string},
+        **{"port": str(port), "date": chat.date_string},
     }
     command = [_filled(word, placeholders) for word in sampler.serve]
-    with serving(command, sampler.port, work / "server.log", session.cancel, sampler.start_seconds) as base_url:
+    with serving(command, port, work / "server.log", session.cancel, sampler.start_seconds) as base_url:
         endpoint = EndpointConfig(
             model=name,
             base_url=base_url,
+            identity="sampler.serve",  # another port at the next start
             api_key_env="PSYCHOCOUNSEL_SERVER_KEY",
             concurrency=sampling.batch_size,
             timeout_seconds=SERVER_TIMEOUT_SECONDS,
         )
-        config = ResponderConfig(author=author, endpoint=endpoint, sampling=sampling, chat=chat)
-        answers = Responder(config, session, "model").answer(speeches, seed, work, draws)
-    found = {(each.speech_id, each.draw): each for each in answers.candidates}
-    return [
-        found.get((speech.id, draw), Candidate(speech.id, author, "", draw=draw))
-        for speech in speeches
-        for draw in range(draws)
-    ]
+        client = session.client(endpoint, f"answers of {author}")
+        # Nothing is sampled again for its content, which would change the distribution.
+        replies = _replies(client, responder, speeches, seed, draws, lambda _, reply: reply.answered)
+        log_spending(client.spending, author)
+    return [_candidate(author, speech, draw, reply) for speech, draw, reply in replies]
+
+
+def _replies(
+    client: ModelClient,
+    responder: ResponderConfig,
+    speeches: Sequence[Speech],
+    seed: int,
+    draws: int,
+    accept: Callable[[int, ChatReply], bool],
+) -> list[tuple[Speech, int, ChatReply]]:
+    """Return the reply to each draw of each speech; IncompleteError if a request got none."""
+    author = responder.author
+    asked = [(speech, draw) for speech in speeches for draw in range(draws)]
+    requests = [chat_request(speech, responder, seed, draw) for speech, draw in asked]
+    status = lambda: client.spending.standing if client.spending else ""  # noqa: E731
+    with progress(f"asking {author}", len(asked), status) as advance:
+        replies = client.run(requests, RunPolicy(accept=accept, progress=advance))
+    if lost := [reply for reply in replies if reply.status is ReplyStatus.ERROR]:
+        raise IncompleteError(
+            f"{len(lost)} of {len(replies)} requests to {author} got no reply: {lost[0].reason}",
+            where=client.fingerprint["base_url"],
+            remedy="check the endpoint, then run the same command again; completed requests are not sent again",
+        )
+    return [(speech, draw, reply) for (speech, draw), reply in zip(asked, replies, strict=True)]
+
+
+def _candidate(author: str, speech: Speech, draw: int, reply: ChatReply) -> Candidate:
+    return Candidate(speech.id, author, reply.text.strip(), reply.status is not ReplyStatus.CUT, draw)
 
 
 def _filled(word: str, placeholders: Mapping[str, str]) -> str:
