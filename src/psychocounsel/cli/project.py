@@ -52,48 +52,30 @@ def init(
 
     A folder with a recipe, speeches, a rubric and a judge to edit. It runs as it is, without a key or a download.
     """
-    from psychocounsel.config.loading import load_config
-    from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig, recipe_folder
+    from psychocounsel.config.recipe import recipe_folder
 
     recipe = recipe_folder(source)
-    stages = {each.config: each.stage for each in load_config(RecipeConfig, recipe / RECIPE_FILE).steps}
-    name = re.sub(r"[^a-z0-9_.-]+", "-", project.resolve().name.lower()).strip("_.-")[:40]
-    if not name:
-        raise ConfigError("has no letter or digit to name artifacts after", where=str(project), remedy="rename it")
-    models = _models()
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml"))}
-    if RUBRIC not in texts:
-        texts = _with_rubric(texts)
-    named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
-    prefix = min(named, key=len, default="")
-    is_shared = prefix != "" and all(each.startswith(prefix) for each in named)
+    texts = _texts_for(project, recipe)
     files = [path for path in sorted(recipe.iterdir()) if path.is_file() and path.name[0] != "."]
     others = [path for path in files if path.suffix != ".yaml"]
-    written = {project / path.name: path.read_bytes() for path in others}
-    written[project / ".gitignore"] = f"/{DEFAULT_STORE}/\n".encode()  # the store has the texts of clients
-    for file, text in texts.items():
-        text = re.sub(rf"\A{re.escape(MODELINE)}.*\n", "", text)  # of a project that is copied
-        content = _renamed(text, prefix, name) if is_shared and file != RUBRIC else text
-        content = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", content)
-        kind = stages.get(file, file.removesuffix(".yaml"))
-        if kind in models:
-            content = f"{MODELINE}{SCHEMAS}/{kind}.json\n{content}"
-            written[project / SCHEMAS / f"{kind}.json"] = _schema(models[kind]).encode()
-        written[project / file] = content.encode()
+    written = {name: text.encode() for name, text in _with_schemas(texts, recipe).items()}
+    written |= {path.name: path.read_bytes() for path in others}
+    written[".gitignore"] = f"/{DEFAULT_STORE}/\n".encode()  # the store has the texts of clients
     try:
         if project.exists() and (not project.is_dir() or any(project.iterdir())):
             raise ConfigError("exists already", where=str(project), remedy="choose another name, or remove it first")
-        for path, content in written.items():
+        for name, content in written.items():
+            path = project / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     except OSError as fault:
         raise ConfigError(f"cannot be written: {fault.strerror}", where=str(project), remedy="check the path") from None
     console.result(f"created: {project}, from {recipe.name}. The first lines of each file say what it is for:")
-    for file in [*(path.name for path in others), *sorted(texts)]:
-        console.result(f"  {project / file}")
+    for name in [*(path.name for path in others), *sorted(texts)]:
+        console.result(f"  {project / name}")
     words = shlex.quote(str(project))
     commands = [f"run {words} --dry-run", f"run {words}"]
-    following = [f"corpus {words}", *commands] if (project / "corpus.yaml").is_file() else commands
+    following = [f"corpus {words}", *commands] if "corpus.yaml" in texts else commands
     for when, command in zip(("next", "then"), following, strict=False):
         console.result(f"{when}: psychocounsel {command}")
 
@@ -126,6 +108,44 @@ def _schema(model: "type[Settings]") -> str:
     from psychocounsel.config.json_schema import json_schema
 
     return json.dumps(json_schema(model), indent=1) + "\n"
+
+
+def _texts_for(project: Path, recipe: Path) -> dict[str, str]:
+    """Return the YAML files of a recipe for a project: with a rubric of their own, and named after the project.
+
+    Raises:
+        ConfigError: the name of its folder has no letter or digit.
+    """
+    name = re.sub(r"[^a-z0-9_.-]+", "-", project.resolve().name.lower()).strip("_.-")[:40]
+    if not name:
+        raise ConfigError("has no letter or digit to name artifacts after", where=str(project), remedy="rename it")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml"))}
+    if RUBRIC not in texts:
+        texts = _with_rubric(texts)
+    named = [line.split()[1] for text in texts.values() for line in text.splitlines() if line.startswith("name: ")]
+    prefix = min(named, key=len, default="")
+    is_shared = prefix != "" and all(each.startswith(prefix) for each in named)
+    for file, text in texts.items():
+        if is_shared and file != RUBRIC:
+            text = _renamed(text, prefix, name)
+        texts[file] = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", text)
+    return texts
+
+
+def _with_schemas(texts: dict[str, str], recipe: Path) -> dict[str, str]:
+    """Return the files, each with the line by which an editor finds its schema, and the schemas."""
+    from psychocounsel.config.loading import load_config
+    from psychocounsel.config.recipe import RECIPE_FILE, RecipeConfig
+
+    stages = {each.config: each.stage for each in load_config(RecipeConfig, recipe / RECIPE_FILE).steps}
+    models, files = _models(), dict[str, str]()
+    for file, text in texts.items():
+        files[file] = re.sub(rf"\A{re.escape(MODELINE)}.*\n", "", text)  # of a project that is copied
+        kind = stages.get(file, file.removesuffix(".yaml"))
+        if kind in models:
+            files[f"{SCHEMAS}/{kind}.json"] = _schema(models[kind])
+            files[file] = f"{MODELINE}{SCHEMAS}/{kind}.json\n{files[file]}"
+    return files
 
 
 def _with_rubric(texts: dict[str, str]) -> dict[str, str]:

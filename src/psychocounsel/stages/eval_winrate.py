@@ -1,6 +1,6 @@
 """eval-winrate: a policy and a reference answer held-out speeches, and a judge compares them in both orders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -193,23 +193,13 @@ class _Evaluation:
         comparisons = [*forward, *backward]
         require_judged(comparisons, "comparisons", config.judge.max_missing_share)
         note_failed(writer, count_failed(comparisons))
-        pairs = [BothOrders(*pair) for pair in zip(forward, backward, strict=True)]
         orders = [(order, draw) for order in ("forward", "backward") for _, draw in answered]
         ordered = [OrderedComparison(each, *order) for each, order in zip(comparisons, orders, strict=True)]
         write_comparisons(writer, ordered, (OVERALL, *judge.principles))
-        unanswered = [Unanswered(at[0]) for at in drawn if at not in ours or at not in theirs]
-        compared: list[Compared] = [*pairs, *unanswered]
-        trained_on = training_answers(self.store, answers["policy"])
-        if others := self._with_other_seeds(writer.spec.settings, answers.values()):
-            writer.warnings.append(
-                f"Earlier results in the store differ from this one in the seed alone ({', '.join(others)}): the best "
-                "of several seeds flatters the policy, so cite all of them."
-            )
-        kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
-        languages = kept.get("languages", CleaningConfig().languages)
-        foreign = partial(is_foreign, languages=languages) if languages else None
-        if self.leakage and self.leakage["leaked"]:
-            writer.warnings.append(leakage_warning(self.leakage))
+        self._warn(writer, answers.values())
+        compared: list[Compared] = [BothOrders(*pair) for pair in zip(forward, backward, strict=True)]
+        compared += [Unanswered(at[0]) for at in drawn if at not in ours or at not in theirs]
+        trained_on, foreign = training_answers(self.store, answers["policy"]), self._is_foreign(writer)
         writer.write_metrics(
             {
                 "speeches": len(speeches),
@@ -225,6 +215,21 @@ class _Evaluation:
                 "leakage": self.leakage,
             }
         )
+
+    def _warn(self, writer: ArtifactWriter, answers: Iterable[Artifact]) -> None:
+        if others := self._with_other_seeds(writer.spec.settings, answers):
+            writer.warnings.append(
+                f"Earlier results in the store differ from this one in the seed alone ({', '.join(others)}): the best "
+                "of several seeds flatters the policy, so cite all of them."
+            )
+        if self.leakage and self.leakage["leaked"]:
+            writer.warnings.append(leakage_warning(self.leakage))
+
+    def _is_foreign(self, writer: ArtifactWriter) -> Callable[[str], bool] | None:
+        """Return what says whether a text is in another language than the corpus may have; None if it may have all."""
+        kept = self.store.open(writer.parent("speeches")).manifest["settings"].get("cleaning", {})
+        languages = kept.get("languages", CleaningConfig().languages)
+        return partial(is_foreign, languages=languages) if languages else None
 
     def _with_other_seeds(self, settings: Mapping[str, Any], answers: Iterable[Artifact]) -> list[str]:
         """Return the refs of results with other seeds: of the same speeches, sides and judge, under whatever name."""

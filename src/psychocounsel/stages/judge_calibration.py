@@ -1,7 +1,7 @@
 """calibrate-judge: a judge's ratings measured against people's ratings of the same responses."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
@@ -92,28 +92,17 @@ def _build(config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter) -
     sides: dict[str, dict[str, Ratings]] = {}
     raters: dict[str, Counter[str]] = {}
     for role, (ref, _) in _sides(config).items():
-        parent = next((each for each in writer.spec.parents if each.role == role), None)
-        if parent is None:
-            rows = _table(ref, config.columns)
-        elif role == "judge":
-            rows = _judged(store, store.open(parent))
-        else:
-            rows = _labelled(store.open(parent))
-        sides[role], raters[role] = _grouped(rows, config)
+        sides[role], raters[role] = _grouped(_rows(role, ref, config, store, writer), config)
     human, judge = sides["human"], sides["judge"]
     differing = [item for item in human if item in judge and _differ(human[item].text, judge[item].text)]
     different = list(dict.fromkeys(human[item].speech or item for item in differing))
     kept = config.different_texts == "keep"
-    names = {
-        role: dict.fromkeys(name for each in side.values() for name in each.scores) for role, side in sides.items()
-    }
-    principles = [name for name in names["human"] if name in names["judge"]]
-    dropped = set[str]() if kept else set(differing)
-    items = [
-        rated
-        for item in human
-        if item in judge and item not in dropped and (rated := _rated(item, human[item], judge[item], principles)).human
-    ]
+    judged = _principles(judge)
+    principles = [name for name in _principles(human) if name in judged]
+    left_out = set[str]() if kept else set(differing)
+    both = [item for item in human if item in judge and item not in left_out]
+    rated = [_rated(item, human[item], judge[item], principles) for item in both]
+    items = [each for each in rated if each.human]
     if len(items) < FEWEST_ITEMS:
         raise DataQualityError(
             f"only {len(items)} responses are rated by both",
@@ -134,7 +123,7 @@ def _build(config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter) -
             "judge": " + ".join(sorted(raters["judge"])),
             "raters": dict(sorted(raters["human"].items())),
             "items": len(items),
-            "unmatched": {role: len(sides[role].keys() - sides[other].keys()) for role, other in _OTHER.items()},
+            "unmatched": {"human": len(human.keys() - judge.keys()), "judge": len(judge.keys() - human.keys())},
             "different_texts": different,
             "differing": len(differing),
             "kept": kept,
@@ -143,7 +132,19 @@ def _build(config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter) -
     )
 
 
-_OTHER = {"human": "judge", "judge": "human"}
+def _rows(
+    role: str, ref: str, config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter
+) -> Iterator[RatingRow]:
+    """Return the ratings of a side: of its artifact, if it is one, else of a table."""
+    parent = next((each for each in writer.spec.parents if each.role == role), None)
+    if parent is None:
+        return _table(ref, config.columns)
+    return _judged(store, store.open(parent)) if role == "judge" else _labelled(store.open(parent))
+
+
+def _principles(side: Mapping[str, Ratings]) -> dict[str, None]:
+    """Return what was rated, in the order in which it occurs."""
+    return dict.fromkeys(name for each in side.values() for name in each.scores)
 
 
 def _rated(item: str, human: Ratings, judge: Ratings, principles: Iterable[str]) -> RatedItem:
