@@ -46,21 +46,24 @@ class LLM:
         with open(LOG, "a") as stream:
             stream.write(json.dumps({"process": os.getpid(), **entry}) + chr(10))
 
-    def generate(self, prompts, parameters, use_tqdm):
+    def reset_prefix_cache(self):
+        self.llm_engine, self.queue = self, []
+
+    def enqueue(self, prompts, parameters, use_tqdm):
         self.log(prompts=prompts, parameters=[each.given for each in parameters])
-        while os.path.exists(LOG + ".hang"):
-            time.sleep(0.01)
+        for number, (prompt, each) in enumerate(zip(prompts, parameters)):
+            ids = prompt["prompt_token_ids"][-4 - number % 3 : -1]
+            reason = "length" if number % 3 == 1 else "stop"
+            ids = ids if reason == "length" else [*ids, each.given["stop_token_ids"][0]]
+            answer = SimpleNamespace(token_ids=ids, finish_reason=reason)
+            self.queue.append(SimpleNamespace(request_id=str(number), finished=True, outputs=[answer]))
+
+    def step(self):
         if os.path.exists(LOG + ".fail"):
             raise RuntimeError("no memory")
-        def completion(prompt, given, number):
-            ids = prompt["prompt_token_ids"][-4 - number : -1]
-            if number % 2:
-                return SimpleNamespace(token_ids=tuple(ids), finish_reason="length")
-            return SimpleNamespace(token_ids=(*ids, given["stop_token_ids"][0]), finish_reason="stop")
-        return [
-            SimpleNamespace(outputs=[completion(prompt, each.given, number) for number in range(each.given["n"])])
-            for prompt, each in zip(prompts, parameters)
-        ]
+        print("INFO a line of the engine", flush=True)
+        time.sleep(0.01)
+        return [] if os.path.exists(LOG + ".hang") else [self.queue.pop()]
 """
 
 
@@ -98,11 +101,13 @@ def calls(log: Path) -> list[dict[str, Any]]:
 
 
 def test_vllm_gets_ids_in_one_process_per_device(
-    weights: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     launch = LaunchConfig(num_processes=2)
     monkeypatch.setattr("psychocounsel.training.samplers.SHARD_ANSWERS", 6)  # in this process, which divides the work
     found = answers(weights, tmp_path / "work", VLLM, session_in(tmp_path), launch=launch)
+    assert "of the engine" not in capfd.readouterr().err
+    assert (tmp_path / "work" / "vllm.log").read_text().count("of the engine") == 12
     engines, generated = ([each for each in calls(log) if key in each] for key in ("engine", "prompts"))
     assert len({each["process"] for each in engines} - {os.getpid()}) == 2
     assert {each["device"] for each in engines} == {"0", "1"}
@@ -116,15 +121,16 @@ def test_vllm_gets_ids_in_one_process_per_device(
         own = by_process[engine["process"]]["prompts"]
         longest = max(len(each["prompt_token_ids"]) for each in own)
         assert engine["engine"] == {
-            **{"model": str(weights), "revision": None, "tokenizer_revision": None, "dtype": "bfloat16"},
+            **{"model": str(weights), "revision": None, "tokenizer_revision": None, "dtype": "float32"},
             **{"gpu_memory_utilization": 0.5, "enable_prefix_caching": True, "max_model_len": longest + 5},
+            "enable_chunked_prefill": False,
         }
     parameters = [one for each in generated for one in each["parameters"]]
-    assert len({each["seed"] for each in parameters}) == len(SPEECHES)
+    assert len({each["seed"] for each in parameters}) == 3 * len(SPEECHES)
     ends = {tuple(each["stop_token_ids"]) for each in parameters}
     assert len(ends) == 1
-    shared = {(each["n"], each["temperature"], each["top_p"], each["max_tokens"]) for each in parameters}
-    assert shared == {(3, 0.7, 0.9, 5)}
+    shared = {(each["temperature"], each["top_p"], each["max_tokens"]) for each in parameters}
+    assert shared == {(0.7, 0.9, 5)}
     assert [(each.speech_id, each.draw, each.finished) for each, _ in found] == [
         (speech.id, draw, draw != 1) for speech in SPEECHES for draw in range(3)
     ]
@@ -171,8 +177,7 @@ def test_vllm_in_this_process(weights: Path, log: Path, tmp_path: Path, monkeypa
         run()
     log.with_name("log.fail").unlink()
     found = run()
-    # Equal answers are computed once: vLLM refuses several of a greedy request.
-    assert {each["n"] for entry in calls(log) for each in entry.get("parameters", ())} == {1}
+    assert len(calls(log)[-1]["prompts"]) == len(SPEECHES)  # equal answers are computed once
     assert [len(set(each)) for each in found] == [1] * len(SPEECHES)
     assert [len(each) for each in found] == [3] * len(SPEECHES)
     sys.modules["vllm"] = cast(Any, None)

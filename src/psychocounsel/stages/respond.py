@@ -180,14 +180,15 @@ def sample_answers(
     from psychocounsel.training.launch import launch_of, one_per_device  # imports torch
     from psychocounsel.training.samplers import SamplingTask, sample, shard_size
 
-    processes = one_per_device(launch) if responder.sampler.backend == "vllm" else launch_of(launch)
+    is_vllm = responder.sampler.backend == "vllm"
+    processes, log = (one_per_device(launch), work / "vllm.log") if is_vllm else (launch_of(launch), None)
     shared = {"policy": policy, "sampler": responder.sampler, "work": work}
     shards = [
         {**shared, "task": SamplingTask(tuple(part), draws, responder.sampling, responder.chat, seed)}
         for part in processes.split(speeches, shard_size(draws))
     ]
     with step_progress(f"answers of {responder.author}") as report:
-        answers = processes.run_shards(sample, shards, work=work, cancel=session.cancel, progress=report)
+        answers = processes.run_shards(sample, shards, work=work, cancel=session.cancel, progress=report, log=log)
     return [
         SampledAnswer(Candidate(speech.id, responder.author, answer.text, answer.finished, draw), answer.token_ids)
         for speech, of_speech in zip(speeches, answers, strict=True)

