@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ from psychocounsel.store import metrics as m
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.metrics import metrics_of
 from psychocounsel.store.shapes import Agreement, Counts, Gain, Halo
-from psychocounsel.types import Coefficient
+from psychocounsel.types import Coefficient, Rate
 
 _SIDE_FILES = ("rows.parquet", "samples.parquet", "votes.parquet")
 
@@ -539,7 +539,10 @@ def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
         for name, (_, each) in zip(names, numbered, strict=True)
     )
     probes = [metrics.initial, *(each.probe for each in metrics.rounds)]
-    probed = tuple((name, *_probe_cells(each)) for name, each in zip(["initial policy", *names], probes, strict=True))
+    probed = tuple(
+        (name, *(cell(each) for cell in _PROBE_COLUMNS.values()))
+        for name, each in zip(["initial policy", *names], probes, strict=True)
+    )
     stop = metrics.rounds[-1].stop
     title = (
         "Probes: new answers to the same held-out speeches. KL, in nats per answer, and win rate: to and over the "
@@ -550,26 +553,27 @@ def _round_tables(metrics: m.PolicyMetrics) -> list[Table]:
     header = ("", "pairs", "trained on", "log-probability, chosen", "rejected")
     return [
         Table("rounds", "Rounds: pairs, and log-probabilities at the end of the training.", header, "lrrrr", trained),
-        Table("probes", title, ("", *_PROBE_HEADER), "l" + "r" * len(_PROBE_HEADER), probed),
+        Table("probes", title, ("", *_PROBE_COLUMNS), "l" + "r" * len(_PROBE_COLUMNS), probed),
     ]
 
 
-_PROBE_HEADER = (
-    *("reward", "KL", "entropy", "words", "questions", "unfinished", "repetitive"),
-    *("win rate", "agreement", "reward in crisis"),
-)
+def _judged(rate: Rate | None) -> str:
+    return NONE if rate is None else with_interval(rate)
 
 
-def _probe_cells(probe: m.ProbeMetrics) -> tuple[str, ...]:
-    quality = probe.text_quality
-    signs, judged = (quality.unfinished_rate, quality.repetition_rate), (probe.win_rate, probe.agreement)
-    return (
-        *(f"{probe.reward.mean:+.3f}", f"{probe.kl.per_answer:z.2f}", f"{probe.entropy:.2f}"),
-        *(f"{quality.length_words.mean:.1f}", f"{probe.questions_per_answer:.2f}"),
-        *(percent(rate.estimate) for rate in signs),
-        *(NONE if rate is None else with_interval(rate) for rate in judged),
-        f"{probe.crisis.reward:+.3f} ({probe.crisis.answers})" if probe.crisis else NONE,
-    )
+_PROBE_COLUMNS: Mapping[str, Callable[[m.ProbeMetrics], str]] = {
+    "reward": lambda probe: f"{probe.reward.mean:+.3f}",
+    "KL": lambda probe: f"{probe.kl.per_answer:z.2f}",
+    "entropy": lambda probe: f"{probe.entropy:.2f}",
+    "words": lambda probe: f"{probe.text_quality.length_words.mean:.1f}",
+    "questions": lambda probe: f"{probe.questions_per_answer:.2f}",
+    "unfinished": lambda probe: percent(probe.text_quality.unfinished_rate.estimate),
+    "repetitive": lambda probe: percent(probe.text_quality.repetition_rate.estimate),
+    "win rate": lambda probe: _judged(probe.win_rate),
+    "agreement": lambda probe: _judged(probe.agreement),
+    "reward in crisis": lambda probe: f"{probe.crisis.reward:+.3f} ({probe.crisis.answers})" if probe.crisis else NONE,
+}
+"""What the table of rounds shows of each probe."""
 
 
 def probe_tables(probe: m.ProbeMetrics) -> list[Table]:

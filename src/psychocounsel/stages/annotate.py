@@ -40,7 +40,7 @@ from psychocounsel.store.schemas import (
     read_comparisons,
     read_judgements,
     read_records,
-    read_speeches,
+    speeches_by_id,
     write_human_ratings,
     write_records,
 )
@@ -107,7 +107,7 @@ def _require_rubric(rubric: Rubric, judgements: Artifact) -> None:
 def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubric | None) -> None:
     settings = writer.spec.settings
     answers = _answers(source, store)
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(source.parent("speeches")))}
+    speeches = speeches_by_id(store.open(source.parent("speeches")))
     seed = str(settings["seed"])
     items = _compared_items(source, seed) if rubric is None else _rated_items(source, answers, seed)
     if settings["sample"] > len(items):
@@ -399,7 +399,7 @@ def _import(
         )
     else:
         answers = _answers(source, store)
-        speeches = {each.speech.id: each.speech for each in read_speeches(store.open(source.parent("speeches")))}
+        speeches = speeches_by_id(store.open(source.parent("speeches")))
         write_human_ratings(
             writer,
             (

@@ -21,7 +21,7 @@ from psychocounsel.judging.table import TableJudge
 from psychocounsel.reporting.console import progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import digest_of
-from psychocounsel.store.schemas import read_candidates, read_judgements, read_speeches
+from psychocounsel.store.schemas import read_candidates, read_judgements, speeches_by_id
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, Judgement, Rate, Rating, ReplyStatus, Speech
 
@@ -86,7 +86,7 @@ def read_rated(store: Store, judgements: Artifact) -> list[Rated]:
     Raises:
         StoreError: a parent of the judgements is missing.
     """
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(judgements.parent("speeches")))}
+    speeches = speeches_by_id(store.open(judgements.parent("speeches")))
     candidates = {
         each.id: each
         for parent in judgements.parents

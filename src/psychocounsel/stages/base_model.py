@@ -8,7 +8,7 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
-from psychocounsel.store.schemas import read_candidates, read_speeches
+from psychocounsel.store.schemas import read_candidates, speeches_in
 from psychocounsel.store.store import Store
 from psychocounsel.training.tracking import prepare_tracker
 
@@ -53,8 +53,7 @@ def _build(config: BaseModelConfig, store: Store, writer: ArtifactWriter, cancel
     from psychocounsel.training.tiny_llama import make_tiny_llama
     from psychocounsel.training.trainer import TrainingOutput
 
-    rows = read_speeches(store.open(writer.parent("speeches")))
-    speeches = [each.speech for each in rows if each.split == "train"]
+    speeches = speeches_in(store.open(writer.parent("speeches")), "train")
     candidates = read_candidates(store.open(writer.parent("candidates")))
     with step_progress("training the tiny Llama") as report:
         output = TrainingOutput(writer.folder, writer.work, cancel, report, writer.spec.id)

@@ -50,6 +50,7 @@ from psychocounsel.store.schemas import (
     read_candidates,
     read_judgements,
     read_speeches,
+    speeches_by_id,
     write_candidates,
     write_judgements,
     write_pairs,
@@ -237,7 +238,7 @@ class _Build:
     def _judge(self, writer: ArtifactWriter) -> None:
         """Rate every candidate that has a text."""
         judge, store, parents = self.judge, self.store, writer.spec.parents
-        speeches = {each.speech.id: each.speech for each in read_speeches(store.open(writer.parent("speeches")))}
+        speeches = speeches_by_id(store.open(writer.parent("speeches")))
         candidates = distinct_candidates(store, parents)
         with_text = [(speeches[each.speech_id], each) for each in candidates if each.text]
         responses = Counter(each.speech_id for _, each in with_text)

@@ -29,12 +29,7 @@ from psychocounsel.stages.respond import Responder, data_classes, file_classes, 
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.references import POLICY_KINDS, labelling_judges, models_behind, resolve, resolve_model
-from psychocounsel.store.schemas import (
-    OrderedComparison,
-    read_candidates,
-    read_speeches,
-    write_comparisons,
-)
+from psychocounsel.store.schemas import OrderedComparison, read_candidates, speeches_in, write_comparisons
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import OVERALL, Candidate, SampledAnswer, Speech
 
@@ -156,7 +151,7 @@ class _Evaluation:
 
     def _held_out(self, speeches: Artifact) -> list[Speech]:
         config = self.config
-        of_split = [row.speech for row in read_speeches(speeches) if row.split == config.split]
+        of_split = speeches_in(speeches, config.split)
         if not of_split:
             raise DataQualityError(
                 f"the split {config.split} has no speeches", where=config.speeches, remedy="choose another split"

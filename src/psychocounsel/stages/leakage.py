@@ -13,7 +13,7 @@ from psychocounsel.corpus.deduplicate import cluster_ids, with_conversations
 from psychocounsel.errors import DataQualityError
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import ancestors
-from psychocounsel.store.schemas import read_pairs, read_speeches
+from psychocounsel.store.schemas import read_pairs, speeches_in
 from psychocounsel.store.store import Store
 from psychocounsel.types import Speech
 
@@ -34,8 +34,7 @@ def training_speeches(store: Store, models: Iterable[Artifact]) -> list[Speech]:
         if artifact.kind == "preferences":
             found |= {pair.speech.id: pair.speech for pair in read_pairs(artifact, "train")}
         elif artifact.kind == "base-models":
-            rows = read_speeches(store.open(artifact.parent("speeches")))
-            found |= {row.speech.id: row.speech for row in rows if row.split == "train"}
+            found |= {each.id: each for each in speeches_in(store.open(artifact.parent("speeches")), "train")}
     return list(found.values())
 
 

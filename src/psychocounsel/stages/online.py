@@ -57,7 +57,8 @@ from psychocounsel.store.schemas import (
     read_candidates,
     read_pairs,
     read_scores,
-    read_speeches,
+    speeches_by_id,
+    speeches_in,
     write_candidates,
     write_comparisons,
     write_pairs,
@@ -67,7 +68,6 @@ from psychocounsel.store.store import Store, flatten
 from psychocounsel.training.tracking import track
 from psychocounsel.types import (
     OVERALL,
-    SPLITS,
     Candidate,
     Policy,
     SampledAnswer,
@@ -283,10 +283,8 @@ class OnlineDpo:
 
     def probe_speeches(self, corpus: Artifact) -> list[Speech]:
         """Return the held-out speeches that every probe answers: of the dev split or, where that is empty, of train."""
-        by_split = {split: [each.speech for each in read_speeches(corpus) if each.split == split] for split in SPLITS}
-        return sample_by_hash(
-            by_split["dev"] or by_split["train"], self.online.probe.speeches, "round", self.config.seed
-        )
+        held_out = speeches_in(corpus, "dev") or speeches_in(corpus, "train")
+        return sample_by_hash(held_out, self.online.probe.speeches, "round", self.config.seed)
 
     def require_permitted(self) -> None:
         """Check the endpoints of the judge before anything long begins.
@@ -357,7 +355,7 @@ class OnlineDpo:
     def sample(self, writer: ArtifactWriter) -> None:
         """Have the policy answer the round's speeches."""
         seed = int(writer.spec.settings["seed"])
-        speeches = sample_by_hash(self._speeches(writer, "train"), self.online.speeches_per_round, "round", seed)
+        speeches = sample_by_hash(self._speeches(writer), self.online.speeches_per_round, "round", seed)
         policy = self._weights(writer, PREVIOUS_POLICY)
         sampled = self._answers(writer, policy, speeches, self.online.candidates_per_speech, seed)
         candidates = [each.candidate for each in sampled]
@@ -368,7 +366,7 @@ class OnlineDpo:
     def score(self, writer: ArtifactWriter) -> None:
         """Have the reward model score every answer that has a text."""
         candidates = read_candidates(self.store.open(writer.parent("candidates")))
-        scores = self._rewards(writer, self._speeches(writer, "train"), candidates)
+        scores = self._rewards(writer, self._speeches(writer), candidates)
         write_scores(writer, scores)
         writer.write_metrics({"scored": len(scores), "reward": mean_and_spread(scores)})
 
@@ -379,7 +377,7 @@ class OnlineDpo:
             ConfigError: a veto is on a principle for which the reward model has no head.
             DataQualityError: no speech gives a pair.
         """
-        speeches = {each.speech.id: each.speech for each in read_speeches(self.store.open(writer.parent("speeches")))}
+        speeches = speeches_by_id(self.store.open(writer.parent("speeches")))
         candidates = read_candidates(self.store.open(writer.parent("candidates")))
         scores = {each.candidate_id: each for each in read_scores(self.store.open(writer.parent("scores")))}
         pairing, left_out = select_pairs(speeches, candidates, scores, self.online)
@@ -484,9 +482,8 @@ class OnlineDpo:
                 return Policy(str(policy.folder))
         return model_of(self.store, writer.spec, role, self.config.policy, POLICY_KINDS).policy(self.store)
 
-    def _speeches(self, writer: ArtifactWriter, split: str) -> list[Speech]:
-        rows = read_speeches(self.store.open(writer.parent("speeches")))
-        return [each.speech for each in rows if each.split == split]
+    def _speeches(self, writer: ArtifactWriter) -> list[Speech]:
+        return speeches_in(self.store.open(writer.parent("speeches")), "train")
 
     def _answers(
         self, writer: ArtifactWriter, policy: Policy, speeches: Sequence[Speech], per_speech: int, seed: int

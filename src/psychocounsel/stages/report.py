@@ -27,7 +27,7 @@ from psychocounsel.store.schemas import (
     read_judgements,
     read_pairs,
     read_records,
-    read_speeches,
+    speeches_by_id,
 )
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Candidate, Judgement, Speech
@@ -124,7 +124,7 @@ def _compared_items(
     sides = {
         each.id: each for side in SIDES for each in read_candidates(store.open(comparison.parent(f"{side} answers")))
     }
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(comparison.parent("speeches")))}
+    speeches = speeches_by_id(store.open(comparison.parent("speeches")))
     compared = sorted(in_both_orders(read_comparisons(comparison)).items())
     items: list[Item] = []
     for (speech, draw), both in compared[:limit]:
@@ -144,7 +144,7 @@ def _rated_items(store: Store, judgements: Artifact, limit: int) -> ItemSet:
             for each in read_candidates(store.open(parent)):
                 if each.id in given:
                     answers.setdefault(each.speech_id, []).append(_answer(each, given[each.id]))
-    speeches = {each.speech.id: each.speech for each in read_speeches(store.open(judgements.parent("speeches")))}
+    speeches = speeches_by_id(store.open(judgements.parent("speeches")))
     shown = sorted(answers.items())[:limit]
     principles = dict.fromkeys(name for each in given.values() for name in each.ratings)
     items = tuple(Item(speeches[speech], tuple(found)) for speech, found in shown)

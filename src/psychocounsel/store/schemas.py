@@ -308,6 +308,16 @@ def read_speeches(artifact: Artifact) -> list[SplitSpeech]:
     return [SplitSpeech(_speech(row, "text"), row["split"], row["cluster"]) for row in rows]
 
 
+def speeches_by_id(artifact: Artifact) -> dict[str, Speech]:
+    """Read the speeches of a corpus by their ids, in its order."""
+    return {each.speech.id: each.speech for each in read_speeches(artifact)}
+
+
+def speeches_in(artifact: Artifact, split: str) -> list[Speech]:
+    """Read the speeches of a split, in the order of the corpus."""
+    return [each.speech for each in read_speeches(artifact) if each.split == split]
+
+
 def _speech(row: Mapping[str, Any], text_column: str) -> Speech:
     history = tuple(Turn(**turn) for turn in row.get("history") or ())
     return Speech(row[text_column], row["topic"], row["crisis"], row["source"], row["fine_topic"], history)
