@@ -143,6 +143,12 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
         ("If you want to know more about any of this, visit www.x.org.", ""),
         ("Google and www.x.org are both good places to begin with this.", ""),
         ("I would tell anyone who feels like that to read www.x.org.", ""),
+        ("Try to write for 10 min a day (see: x.org/a), and walk.", "Try to write for 10 min a day, and walk."),
+        ("Walk. (Call 988 or see www.x.org.)", "Walk. (Call 988.)"),
+        (
+            'To read:\n1. "Feeling Good" by Burns (x.org/a)\n2. **Groups near you**: https://x.org\n3. x.org/b',
+            'To read:\n1. "Feeling Good" by Burns.\n2. **Groups near you**',
+        ),
         ("1. The blog of Sam: www.x.org. His name is Sam. 2. Rest.", "1. The blog of Sam. His name is Sam. 2. Rest."),
         (
             "The website www.x.org has a list of groups for you. It is good.",
@@ -225,7 +231,14 @@ def test_a_list_of_ones_own_is_read_and_a_broken_one_says_where(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "text", ["www.x.org 988 " * 3_000, "1-800-273-8255 " * 10_000, "call 1 " * 20_000, "in " * 40_000 + "x.org"]
+    "text",
+    [
+        "www.x.org 988 " * 3_000,
+        "1-800-273-8255 " * 10_000,
+        "call 1 " * 20_000,
+        "(www.x.org) " * 3_000,
+        "in " * 40_000 + "x.org",
+    ],
 )
 def test_a_hostile_text_does_not_hang(text: str) -> None:
     assert len(without_contacts(text, CRISIS)) <= len(text)

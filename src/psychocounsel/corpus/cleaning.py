@@ -20,7 +20,7 @@ from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.text import Span, normalise, sentences, without_markup
+from psychocounsel.corpus.text import Span, blanked, normalise, sentences, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -127,14 +127,18 @@ _OF_SEVERAL = re.compile(r"\s+(?:are|were|have|both)\b")
 _THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|page|blog|group)\s*$", re.IGNORECASE)
 _EMPTY_ITEM = re.compile(r"[0-9]\)\s*(?:,|$)")
 _SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
-_MIN_WORDS, _MIN_WORDS_POINTED_AT = 7, 4
+_MIN_WORDS, _MIN_WORDS_POINTED_AT, _MIN_WORDS_OF_ITEM = 7, 4, 2
 # The next sentence speaks of what this one names.
 _POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
 _MARKDOWN_LINK = re.compile(
     r"!?\[(?P<words>[^\[\]\n]{1,300})\]\((?P<address>(?:https?:|www\.|mailto:|tel:)[^\s()]{1,2000})\)"
 )
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;!?](?:\s|$))")
-_EMPTY_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])[ \t]*$\n?")
+_BULLET = r"[ \t]*(?:[-*•·\u2013—]|\(?[0-9]{1,2}[.)])"
+_ITEM = re.compile(rf"{_BULLET}[ \t]")
+_EMPTY_BULLET = re.compile(rf"(?m)^{_BULLET}[ \t]*$\n?")
+_CONTACT = "\ue000"  # of private use
+_BRACKETS = re.compile(rf"[(\[][^()\[\]{_CONTACT}]*{_CONTACT}[^()\[\]]*[)\]]")
 
 
 def with_placeholders(text: str, crisis: CrisisServices) -> str:
@@ -160,8 +164,9 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
     for start, end in pairwise(_edges(text, found)):
         piece = text[start:end]
         held = found[bisect_left(starts, start) : bisect_left(starts, end)]
-        names_service = bisect_left(services, start) < bisect_left(services, end)
-        rest, says_enough = _cut_out(piece, [(contact.start - start, contact.end - start) for contact in held])
+        ours = [at - start for at in services[bisect_left(services, start) : bisect_left(services, end)]]
+        names_service = bool(ours)
+        rest, says_enough = _cut_out(piece, [(contact.start - start, contact.end - start) for contact in held], ours)
         is_whole = len(_SAID_WORD.findall(rest)) >= _MIN_WORDS_POINTED_AT and _LACKS_OBJECT.search(rest) is None
         if not held or names_service or says_enough or (is_whole and _POINTS_BACK.match(text, end)):
             kept.append((rest, names_service))
@@ -189,19 +194,21 @@ def _edges(text: str, found: Sequence[Span]) -> list[int]:
     return sorted(edges)
 
 
-def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool]:
-    """Cut the spans out of a sentence, each with the words that lead up to it and the brackets around it.
+def _cut_out(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[int]) -> tuple[str, bool]:
+    """Cut the spans out of a sentence, each with the words that lead up to it, or with the brackets around it.
 
-    Also return whether what is left says something by itself.
+    Also return whether what is left says something by itself. `services` are where crisis services begin.
     """
     if not spans:
         return sentence, True
+    asides = _asides(sentence, spans, services)
+    outside = [span for span in spans if not holds(asides, span[0])]
     said, position, stands = "", 0, True
-    for start, end in spans:
+    for start, end in sorted([*asides, *outside]):
         before, after = sentence[position:start], sentence[end:]
-        if before[-1:] in ("(", "[") and after[:1] in (")", "]"):
-            said += before[:-1].rstrip()
-            position = end + 1
+        position = end
+        if holds(asides, start):
+            said += before.rstrip()
             continue
         goes_on = _CLAUSE_GOES_ON.match(after) is not None
         # In "their site WWW says that …" it belongs to what follows.
@@ -209,15 +216,26 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]]) -> tuple[str, bool
         lead = _LEAD.search(before, max(0, len(before) - _LEAD_CHARS)) if leads else None
         said += before.rstrip() if lead is None else before[: lead.start()]
         stands = stands and not _OF_SEVERAL.match(after) and not _is_needed(said, lead, goes_on)
-        position = end
     rest = _SPACE_BEFORE_MARK.sub("", said + sentence[position:])
     body = rest.rstrip()
-    stands = stands and len(_SAID_WORD.findall(body)) >= _MIN_WORDS and _EMPTY_ITEM.search(body) is None
+    enough = _MIN_WORDS_OF_ITEM if _ITEM.match(sentence) else _MIN_WORDS if outside else _MIN_WORDS_POINTED_AT
+    stands = stands and len(_SAID_WORD.findall(body)) >= enough and _EMPTY_ITEM.search(body) is None
     if not sentence[position:].strip(" \n.!?…"):  # it ended with a contact
         stands = stands and _ANNOUNCES.search(body) is None
         if stands and body[-1].isalnum():
             rest = f"{body}.{sentence[len(sentence.rstrip()) :]}"
     return rest, stands
+
+
+def _asides(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the brackets that hold a contact and little else, such as `(see WWW)`: a sentence stands without them."""
+    marked = blanked(sentence, spans, _CONTACT)
+    return [
+        bracket.span()
+        for bracket in _BRACKETS.finditer(marked)
+        if len(_SAID_WORD.findall(bracket.group())) < _MIN_WORDS
+        and not any(bracket.start() < at < bracket.end() for at in services)
+    ]
 
 
 def _is_needed(said: str, lead: re.Match[str] | None, goes_on: bool) -> bool:
