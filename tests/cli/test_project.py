@@ -118,6 +118,31 @@ def test_a_mistake_in_the_rubric_is_told_before_a_model_is_trained(cli: Cli, tmp
     assert not (tmp_path / "store" / "base-models").exists()
 
 
+@pytest.mark.parametrize("step", ["align-dpo.policy", "eval-winrate.reference.model"])
+def test_a_reference_to_nothing_in_a_late_step_is_told_before_the_first_step(
+    cli: Cli, tmp_path: Path, step: str
+) -> None:
+    """The steps before may pay a judge."""
+    assert cli("init", tmp_path / "mine").code == 0
+    ended = cli("run", tmp_path / "mine", "--store", tmp_path / "store", "--set", f"{step}=nothing")
+    ended.says(2, "nothing", step.rpartition(".")[2])
+    assert not list((tmp_path / "store").glob("*/*/"))
+
+
+def test_a_model_that_no_training_can_take_is_told_before_the_first_step(cli: Cli, tmp_path: Path) -> None:
+    from psychocounsel.training.tiny_llama import train_tokenizer
+
+    mute = tmp_path / "mute"
+    train_tokenizer(["How are you?"], 400, 2048).save_pretrained(mute)
+    (mute / "chat_template.jinja").unlink()
+    (mute / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    assert cli("init", tmp_path / "mine").code == 0
+    words = ("--store", tmp_path / "store", "--set", f"train-reward.base_model={mute}")
+    for more in ((), ("--dry-run",)):
+        cli("run", tmp_path / "mine", *words, *more).says(2, "mute", "no chat template")
+    assert not list((tmp_path / "store").glob("*/*/"))
+
+
 def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from psychocounsel.config.schema import AlignConfig, LaunchConfig, OptimisationConfig, TrainRewardConfig
 from psychocounsel.errors import ConfigError, ExitCode, IncompleteError
@@ -51,6 +51,11 @@ def test_weights_are_counted_from_the_config(llama_8b: Path) -> None:
     per_layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     assert size.linear == 32 * per_layer
     assert size.weights == size.linear + 2 * 128256 * 4096 + (2 * 32 + 1) * 4096 == 8_030_261_248  # as published
+
+
+def test_a_config_that_leaves_the_width_of_its_layers_out_has_four_times_the_hidden_size() -> None:
+    size = ModelSize.of_config(GPT2Config(n_embd=64, n_layer=2, n_head=4))
+    assert (size.hidden, size.intermediate) == (64, 256)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,19 @@ def require_launchable(config: Config, policy: Policy) -> None:
         )
 
 
+def require_tokenizer(config: Config, store: Store) -> None:
+    """Raise what training would say of the tokenizer of a model from elsewhere; one of the store has been trained."""
+    model = resolve_model(store, _initial(config), POLICY_KINDS)
+    if model.outside is not None:
+        from psychocounsel.training.tokenize import require_trainable  # imports torch
+
+        require_trainable(model.outside, config.chat)
+
+
+def _initial(config: Config) -> str:
+    return config.base_model if isinstance(config, TrainRewardConfig) else config.policy
+
+
 def _quantizes(config: Config) -> bool:
     """Return whether the weights may be 4-bit: a round of an online run would quantize what the one before learned."""
     return isinstance(config, TrainRewardConfig) or config.online is None
@@ -91,8 +104,7 @@ def preflight(config: Config, store: Store) -> list[Table] | str:
     from psychocounsel.training.memory import GB, disk_bytes  # imports torch
 
     try:
-        name = config.base_model if isinstance(config, TrainRewardConfig) else config.policy
-        size = _size_of(resolve_model(store, name, POLICY_KINDS), store)
+        size = _size_of(resolve_model(store, _initial(config), POLICY_KINDS), store)
     except PsychoCounselError as fault:
         return f"memory, time and disk are not known: {fault}"
     online = config.online if isinstance(config, AlignConfig) else None

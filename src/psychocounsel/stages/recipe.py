@@ -17,7 +17,7 @@ from psychocounsel.config.recipe import STAGES, StageName, Step, SweepPoint
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
-from psychocounsel.stages.preflight import preflight
+from psychocounsel.stages.preflight import preflight, require_tokenizer
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import UnknownReferenceError, resolve
 from psychocounsel.store.store import Store, flatten
@@ -180,7 +180,7 @@ def run_recipe(
         ConfigError: a step that was left out would make what a chosen one needs.
         DataQualityError: there is one point, or a step that all have in common.
     """
-    _check(points, chosen if not all(chosen[: _last(chosen)]) else _until_judged(points, chosen), store)
+    _check(points, chosen, store)
     runs = [PointRun(point, store) for point in points]
     for number, is_chosen in enumerate(chosen[: _last(chosen)]):
         if all(run.fault is not None for run in runs):
@@ -219,12 +219,6 @@ def run_recipe(
     return runs
 
 
-def _until_judged(points: Sequence[SweepPoint], chosen: Sequence[bool]) -> list[bool]:
-    """Return the chosen steps until the last that builds preferences, whose rubric, judge and pool are a user's own."""
-    stages = [step.stage for step in points[0].steps]
-    return [is_chosen and "build-preferences" in stages[at:] for at, is_chosen in enumerate(chosen)]
-
-
 def _check(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -> None:
     """Raise before anything runs what is wrong in a chosen step, or if it needs what a step left out would make."""
     runs = [PointRun(point, store) for point in points]
@@ -238,6 +232,8 @@ def _check(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -
         for each in planned:
             if is_chosen:
                 each.run.require_parents(each.specs)
+                if _is_pending_training(each.step, each.specs, store):
+                    require_tokenizer(each.step.config, each.run.store)
                 each.pin(store)
             else:
                 each.leave_out(store)
@@ -303,5 +299,11 @@ def _preview(step: Step, label: str, specs: list[ArtifactSpec], overlay: Store) 
     if STAGES[step.stage].asks:
         run = _function(step.stage)
         calls = count_calls(lambda calls: run(step.config, overlay, calls))
-    is_pending = STAGES[step.stage].trains and overlay.find(specs[-1]) is None
-    return StepPreview(step, label, specs, calls, preflight(step.config, overlay) if is_pending else [])
+    if not _is_pending_training(step, specs, overlay):
+        return StepPreview(step, label, specs, calls, [])
+    require_tokenizer(step.config, overlay)
+    return StepPreview(step, label, specs, calls, preflight(step.config, overlay))
+
+
+def _is_pending_training(step: Step, specs: Sequence[ArtifactSpec], store: Store) -> bool:
+    return STAGES[step.stage].trains and store.find(specs[-1]) is None

@@ -129,8 +129,10 @@ def _matching(ref: str, wanted: Sequence[Kind]) -> tuple[Sequence[Kind], Callabl
 
 
 def _best(store: Store, named: Artifact | ArtifactSpec) -> Artifact | ArtifactSpec:
-    if isinstance(named, ArtifactSpec):  # in a dry run
-        store.notify_once(f"which one is {named.name}{BEST} is known once it exists; ids that depend on it will differ")
+    if isinstance(named, ArtifactSpec):
+        if store.base is not None:  # a dry run, which shows ids
+            later = "is known once it exists; ids that depend on it will differ"
+            store.notify_once(f"which one is {named.name}{BEST} {later}")
         return named
     best = named.manifest["notes"].get("best")
     if best is None:

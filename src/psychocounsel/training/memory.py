@@ -6,17 +6,15 @@ Bytes are decimal (1 GB = 1e9). The formulas have not been compared with a GPU y
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from psychocounsel.config.schema import LoraConfig, OptimisationConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.training.packing import LOGITS_BYTES
-from psychocounsel.training.runtime import load_pretrained, quiet_libraries
+from psychocounsel.training.runtime import load_pretrained, on_this_machine, quiet_libraries
 from psychocounsel.types import Policy
 
 GB = 10**9
@@ -85,12 +83,12 @@ class ModelSize(NamedTuple):
         Raises:
             ConfigError: the folder or Hub id holds no model.
         """
-        if local_only and not Path(policy.location).is_dir():
-            found = try_to_load_from_cache(policy.location, "config.json", revision=policy.revision)
-            if not isinstance(found, str):
+        if local_only:
+            local = on_this_machine(policy, "config.json")
+            if local is None:
                 remedy = f"psychocounsel fetch RECIPE, or hf download {policy.location} config.json"
                 raise ConfigError("its config is not on this machine", where=policy.location, remedy=remedy)
-            policy = Policy(str(Path(found).parent))
+            policy = local
         return cls.of_config(load_pretrained(AutoConfig, policy))
 
     @classmethod
@@ -106,7 +104,7 @@ class ModelSize(NamedTuple):
         return cls(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
+            intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,  # GPT-2 and its kin
             key_value=key_value,
             vocabulary=text.vocab_size,
             weights=sum(each.numel() for each in model.parameters()),

@@ -241,8 +241,11 @@ def use_packed_forward(model: Any) -> bool:
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     if not can_pack(model):
-        known = ", ".join(sorted(MODEL_TYPES))
-        log.warning("%s models run without packing, which knows %s", model.config.model_type, known)
+        kind = model.config.model_type
+        why = "knows no sliding window, no attention dropout and no bias of the head"
+        if kind not in MODEL_TYPES:
+            why = f"knows {', '.join(sorted(MODEL_TYPES))}"
+        log.warning("%s runs without packing, which %s", kind, why)
         return False
     model.set_attn_implementation(IMPLEMENTATION)
     original = model.forward

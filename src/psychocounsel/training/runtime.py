@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -70,6 +71,14 @@ def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
         what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
         remedy = f"check the folder or Hub id ({error})"
         raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
+
+
+def on_this_machine(policy: Policy, file: str) -> Policy | None:
+    """Return where a model is without asking the Hub; None if `file` of it was never downloaded."""
+    if Path(policy.location).is_dir():
+        return policy
+    found = try_to_load_from_cache(policy.location, file, revision=policy.revision)
+    return Policy(str(Path(found).parent)) if isinstance(found, str) else None
 
 
 def default_device() -> str:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
-from psychocounsel.training.runtime import load_pretrained, quiet_libraries
+from psychocounsel.training.runtime import load_pretrained, on_this_machine, quiet_libraries
 from psychocounsel.types import Policy, PreferencePair
 
 PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary, not a secret)
@@ -46,6 +46,22 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
         remedy = "use an instruction-tuned model"
         raise ConfigError("the tokenizer has no chat template", where=policy.location, remedy=remedy)
     return tokenizer
+
+
+def require_trainable(policy: Policy, chat: ChatFormat) -> None:
+    """Raise what training would raise about the tokenizer of `policy`: its template, its padding, a chat's end.
+
+    A model on the Hub of which no tokenizer was downloaded is left for later.
+
+    Raises:
+        ConfigError: it has no chat template, or no padding token.
+        TemplateError: its template refuses the chat, or answers have no end.
+    """
+    local = on_this_machine(policy, "tokenizer_config.json")
+    if local is not None:
+        tokenizer = load_tokenizer(local)
+        pad_token_id(tokenizer)
+        encode_exchange(tokenizer, "Hello", "Hello", chat)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
