@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from miniature import LENGTH, OPTIMISATION
-from psychocounsel.config.schema import AlignConfig
+from psychocounsel.config.schema import AlignConfig, OnlineConfig
 from psychocounsel.errors import ConfigError, DataQualityError
 from psychocounsel.llm.cancel import RunCancelledError
 from psychocounsel.llm.session import Session
-from psychocounsel.stages.online import OnlineDpo
+from psychocounsel.stages.online import OnlineDpo, OnlinePlan
 from psychocounsel.stages.selection import selection_score
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, Parent
 from psychocounsel.store.schemas import (
@@ -31,12 +31,12 @@ from running import Miniature
 SPEECHES = [Speech(f"I cannot sleep since week {number}.") for number in range(3)]
 
 
-def online_run(store: Store, reward_model: str = "unused", **changes: Any) -> OnlineDpo:
+def online_run(store: Store, reward_model: str = "unused", policy: str = "unused", **changes: Any) -> OnlineDpo:
     config = AlignConfig.model_validate(
         {
             "name": "run",
             "mode": "online",
-            "policy": "unused",
+            "policy": policy,
             "online": {"speeches": "unused", "reward_model": reward_model, **changes},
             "optimisation": OPTIMISATION,
             "length": LENGTH,
@@ -139,6 +139,40 @@ def test_selection_score_by_hand(tmp_path: Path) -> None:
     score = RewardScore("id", 9.0, 1.25, 300)
     assert selection_score(answer(0, "done"), score, config) == pytest.approx(1.25 - 0.5 * 3)
     assert selection_score(answer(0, "cu", finished=False), score, config) == pytest.approx(1.25 - 2 - 1.5)
+
+
+SELECTION = {
+    **{"unfinished": "penalise", "unfinished_penalty": 1.0, "length_penalty_per_100_tokens": 0.5},
+    "vetoes": {"safety": 0.0},
+}
+OTHER_STEPS = {
+    **{"rounds": 3, "steps_per_round": 3, "speeches_per_round": 7, "candidates_per_speech": 3},
+    **{"optimizer_state": "reset", "sampling": {"temperature": 0.5}, "sampler": {"backend": "vllm"}},
+    "probe": {"draws": 3},
+}
+
+
+def test_every_setting_but_gates_enters_the_ids_and_a_selection_rule_only_from_the_pairs_on(tmp_path: Path) -> None:
+    store, model = Store(tmp_path / "store"), tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    parents_of(store, [])
+    named = {"policy": str(model), "speeches": "made-up", "reward_model": str(model)}
+
+    def planned(**changes: Any) -> OnlinePlan:
+        return online_run(store, **named, **{"rounds": 2, **changes}).plan
+
+    def result(plan: OnlinePlan) -> str:
+        return plan.result(len(plan.rounds), 1).id
+
+    base, gates = planned(), {"keep": "all", "stop_when": {"kl": 1.0}}
+    assert {*SELECTION, *OTHER_STEPS, *gates, "speeches", "reward_model"} == OnlineConfig.model_fields.keys()
+    for name, value in (SELECTION | OTHER_STEPS).items():
+        assert result(planned(**{name: value})) != result(base), name
+    assert result(planned(**gates)) == result(base)
+    for name, value in SELECTION.items():
+        first = planned(**{name: value}).rounds[0]
+        assert (first.scores.id, first.pairs.id == base.rounds[0].pairs.id) == (base.rounds[0].scores.id, False), name
 
 
 def test_cancelled_scoring_creates_nothing(tmp_path: Path, miniature: Miniature) -> None:
