@@ -123,15 +123,13 @@ def test_sharded_trainings_in_a_row_go_on_like_those_of_one_process(
     reference = reference_rows(tiny_model_folder, pairs, config)
     runs: dict[str, list[TrainingSummary]] = {"one": [], "two": []}
     for name, launch, job in (("one", HERE, train_dpo), ("two", processes(2, "fsdp2"), sharded_on_cpu.train_dpo)):
-        policy, optimizer, adapter = Policy(str(tiny_model_folder)), None, None
+        policy, before = Policy(str(tiny_model_folder)), None
         for first_step in (0, 2):
             output = output_in(tmp_path / name / str(first_step))
-            kept, adapter_to = output.folder / "optimizer", output.folder / "adapter" if lora else None
-            position = RunPosition(first_step, 4, optimizer, kept, adapter, adapter_to)
+            position = RunPosition(first_step, 4, before)
             settings = {"policy": policy, "reference": reference, "pairs": pairs, "config": config, "seed": 3}
             runs[name].append(launch.train(job, output, **settings, max_steps=2, position=position))
-            optimizer, adapter = kept, adapter_to
-            policy = policy if lora else Policy(str(output.folder))
+            policy, before = policy if lora else Policy(str(output.folder)), output.folder
     for number, first_step in enumerate((0, 2)):
         folders = [tmp_path / name / str(first_step) / "model" for name in runs]
         assert_equal_runs(*folders, *(each[number] for each in runs.values()))

@@ -205,17 +205,14 @@ def test_trainings_in_a_row_follow_one_schedule_and_may_continue_the_optimizer(
     whole = output_in(tmp_path / "whole")
     in_one = run_dpo(tiny_model_folder, whole, config, max_steps=8).history
     reference = reference_rows(tiny_model_folder, make_pairs(), config)
-    policy, earlier, in_two = Policy(str(tiny_model_folder)), None, list[Mapping[str, float]]()
-    adapter: Path | None = None
+    policy, before, in_two = Policy(str(tiny_model_folder)), None, list[Mapping[str, float]]()
     for first_step in (0, 4):
         output = output_in(tmp_path / str(first_step))
-        kept = output.folder / "optimizer" if state == "continue" else None
-        adapter_to = output.folder / "adapter" if lora else None
-        position = RunPosition(first_step, 8, earlier, kept, adapter, adapter_to)
+        position = RunPosition(first_step, 8, before, continues_optimizer=state == "continue")
         in_two += train_dpo(
             policy, reference, make_pairs(), config, output, seed=0, max_steps=4, position=position
         ).history
-        policy, earlier, adapter = policy if lora else Policy(str(output.folder)), kept, adapter_to
+        policy, before = policy if lora else Policy(str(output.folder)), output.folder
     rates, whole_rates = ([row["learning_rate"] for row in rows] for rows in (in_two, in_one))
     assert rates == pytest.approx(whole_rates)
     assert rates[:3] == pytest.approx([0, 5e-4, 1e-3])  # warm-up over two of all eight steps

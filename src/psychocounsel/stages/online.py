@@ -402,16 +402,10 @@ class OnlineDpo:
         from psychocounsel.training.trainer import RunPosition  # imports torch
 
         number: int = writer.spec.settings["round"]
-        continues, has_adapter = self.online.optimizer_state == "continue", self.config.optimisation.lora is not None
-        before = self.with_weights(number - 1, with_optimizer=continues) if number > 1 else None
-        policy = self._weights(writer, INITIAL_POLICY if has_adapter else PREVIOUS_POLICY)
-        position = RunPosition(
-            **writer.spec.settings["schedule"],
-            optimizer_from=before.file(OPTIMIZER) if continues and before else None,
-            optimizer_to=writer.folder / OPTIMIZER if continues else None,
-            adapter_from=before.file(ADAPTER) if has_adapter and before else None,
-            adapter_to=writer.folder / ADAPTER if has_adapter else None,
-        )
+        continues = self.online.optimizer_state == "continue"
+        before = self.with_weights(number - 1, with_optimizer=continues).folder if number > 1 else None
+        policy = self._weights(writer, INITIAL_POLICY if self.config.optimisation.lora else PREVIOUS_POLICY)
+        position = RunPosition(**writer.spec.settings["schedule"], before=before, continues_optimizer=continues)
         source = self.store.open(writer.parent("pairs"))
         pairs = read_pairs(source, "train")
         how_long = {"max_steps": self.online.steps_per_round, "position": position}

@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
@@ -40,6 +41,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from psychocounsel.config.schema import LoraConfig, OptimisationConfig
 from psychocounsel.errors import ConfigError, IncompleteError, Preempted
 from psychocounsel.llm.cancel import CancelToken
+from psychocounsel.store.artifacts import ADAPTER, OPTIMIZER
 from psychocounsel.store.files import link_or_copy
 from psychocounsel.training.checkpoints import checkpoint_at, complete, newest_verified, step_of
 from psychocounsel.training.optimizers import Bf16AdamW, exact_values, has_remainders
@@ -99,21 +101,19 @@ class TrainingSummary:
 class RunPosition:
     """Where a training stands in a longer run: a round of online DPO, whose rounds share one schedule.
 
+    An adapter goes on as the training before left it in its folder, and is left for the next one.
+
     Attributes:
         first_step: optimizer steps of the run before this training.
         total_steps: optimizer steps of the whole run, over which warm-up and decay of the learning rate stretch.
-        optimizer_from: folder in which the training before left its optimizer state; None starts with a new one.
-        optimizer_to: folder in which this training leaves its own for the next one; None leaves none.
-        adapter_from: folder with the adapter that the training before left; None starts with a new one.
-        adapter_to: folder in which this training leaves its adapter; None leaves none.
+        before: the folder of the training before; None for the first one.
+        continues_optimizer: whether the state of the optimizer goes on in the same way.
     """
 
     first_step: int
     total_steps: int
-    optimizer_from: Path | None = None
-    optimizer_to: Path | None = None
-    adapter_from: Path | None = None
-    adapter_to: Path | None = None
+    before: Path | None = None
+    continues_optimizer: bool = True
 
 
 class LengthGroupedSampler(Sampler[list[int]]):
@@ -347,8 +347,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Continue the optimizer of the run, unless a checkpoint has brought a later state of it."""
         position = self.trainer.position
-        if state.global_step == 0 and position is not None and position.optimizer_from is not None:
-            self.trainer.continue_optimizer(position.optimizer_from)
+        if state.global_step == 0 and position and position.before and position.continues_optimizer:
+            self.trainer.continue_optimizer(position.before / OPTIMIZER)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop if any process is cancelled, unless that was the last step."""
@@ -389,14 +389,14 @@ def train_and_save(
     position = trainer.position
     if position is not None:
         require_continuable(trainer, position)
-        if position.adapter_from is not None:
-            load_adapter(trainer.model, position.adapter_from)
+        if position.before is not None and isinstance(trainer.model, PeftModel):
+            load_adapter(trainer.model, position.before / ADAPTER)
     if packing:
         use_packed_forward(trainer.model)
     seconds = run_trainer(trainer, output, fingerprint)
-    if position is not None and position.optimizer_to is not None:
-        keep_optimizer(trainer, output, position.optimizer_to)
-    save_plain(trainer, configs, tokenizer, output.folder, position.adapter_to if position else None)
+    if position is not None and position.continues_optimizer:
+        keep_optimizer(trainer, output)
+    save_plain(trainer, configs, tokenizer, output.folder, keeps_adapter=position is not None)
     return seconds
 
 
@@ -468,19 +468,20 @@ def save_plain(
     configs: ModelConfigs,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    adapter_to: Path | None = None,
+    *,
+    keeps_adapter: bool = False,
 ) -> None:
     """Write a `from_pretrained` folder: fp32, adapters merged into the weights, configs as they were before training.
 
-    The trainers set end and padding tokens and caching for their own use. The adapters by themselves are written to
-    `adapter_to`. Of several processes the first one writes.
+    The trainers set end and padding tokens and caching for their own use. If wanted, an adapter is also
+    written by itself. Of several processes the first one writes.
     """
     model = gathered(trainer, configs[0])
     if model is None:
         return
-    if adapter_to is not None:
+    if keeps_adapter and isinstance(model, PeftModel):
         with saving(folder):
-            save_adapter(model, adapter_to)
+            save_adapter(model, folder / ADAPTER)
     plain = plain_model(model, trainer.optimizer)
     plain.config, plain.generation_config = configs
     with saving(folder):
@@ -490,13 +491,13 @@ def save_plain(
 
 def require_continuable(trainer: Trainer, position: RunPosition) -> None:
     """Raise ConfigError if the next training of a run could not go on from this one: DeepSpeed has its own layouts."""
-    if trainer.is_deepspeed_enabled and position.optimizer_to is not None:
+    if trainer.is_deepspeed_enabled and position.continues_optimizer:
         raise ConfigError(
             "DeepSpeed's optimizer state cannot be continued in another training",
             where="online.optimizer_state",
             remedy="set it to reset, or launch with ddp or fsdp2",
         )
-    if cast(Any, is_deepspeed_zero3_enabled)() and position.adapter_to is not None:
+    if cast(Any, is_deepspeed_zero3_enabled)() and isinstance(trainer.model, PeftModel):
         raise ConfigError(
             "an adapter that ZeRO-3 divides between processes cannot be continued in another training",
             where="launch.accelerate",
@@ -504,14 +505,14 @@ def require_continuable(trainer: Trainer, position: RunPosition) -> None:
         )
 
 
-def keep_optimizer(trainer: CheckedTrainer, output: TrainingOutput, folder: Path) -> None:
-    """Link the optimizer state of the last checkpoint into `folder`, which outlives the checkpoint.
+def keep_optimizer(trainer: CheckedTrainer, output: TrainingOutput) -> None:
+    """Link the optimizer state of the last checkpoint into the folder of the model, which outlives the checkpoint.
 
     Of several processes the first one does.
     """
     if not PartialState().is_main_process:
         return
-    last = checkpoint_at(output.work, trainer.state.global_step)
+    last, folder = checkpoint_at(output.work, trainer.state.global_step), output.folder / OPTIMIZER
     shutil.rmtree(folder, ignore_errors=True)
     # FSDP writes a folder, the other backends a file.
     for path in sorted(last.rglob("*")):
