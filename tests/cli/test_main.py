@@ -92,6 +92,14 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path, argv: list[str]) -> None:
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+def test_an_encoding_that_lacks_a_character_costs_no_table() -> None:
+    command = [sys.executable, "-m", "psychocounsel", "power", "--target", "0.1"]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "interval of ?10.0 points" in ended.stdout
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [

@@ -68,7 +68,7 @@ def list_artifacts(
 
 
 def _print_json(value: object) -> None:
-    console.result(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    console.result(json.dumps(value, indent=1, allow_nan=False))
 
 
 def _head(artifact: Artifact) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line: its commands, its exit codes, and what signals do."""
 
+import io
 import os
 import signal
 import sys
@@ -92,6 +93,8 @@ def _verbose_first(words: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the command line. Only bugs show a traceback."""
     console.show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an encoding without our dashes and Greek loses them, not the table
     # Threads that wait by spinning slow down everything else on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Stages that save their work handle both signals; elsewhere SIGTERM ends a run like SIGINT.
