@@ -143,6 +143,19 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
         ("If you want to know more about any of this, visit www.x.org.", ""),
         ("Google and www.x.org are both good places to begin with this.", ""),
         ("I would tell anyone who feels like that to read www.x.org.", ""),
+        (
+            "Look for a group of people near you - google and www.x.org are both good places to begin.",
+            "Look for a group of people near you.",
+        ),
+        (
+            "It may help to look for a therapist near you; one place is x.org.",
+            "It may help to look for a therapist near you.",
+        ),
+        (
+            "A friend wrote a good and careful book on this, which is at x.org/a.",
+            "A friend wrote a good and careful book on this.",
+        ),
+        ("You could begin with a diary, a walk and an early night, www.x.org has more.", ""),
         ("Try to write for 10 min a day (see: x.org/a), and walk.", "Try to write for 10 min a day, and walk."),
         ("Walk. (Call 988 or see www.x.org.)", "Walk. (Call 988.)"),
         (

@@ -98,11 +98,11 @@ _GAP_AFTER_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ
 _GAP_BEFORE_ADDRESS = re.compile(r"[.!?…][)\]\"”\u2019]*\s+$")
 # What leads up to a contact and means nothing without it; `asked` is what one does with it.
 _LEAD = re.compile(
-    r"(?P<joined>(?:[\s,;\u2013-]*\b(?:or|and|either|also)){1,2})?"
+    r"(?:(?:[\s,;\u2013-]*\b(?:or|and|either|also)){1,2})?"
     r"(?:[\s,;]*\b(?P<asked>(?:please )?(?:visit|see|check out|go to|look at|click|use|try|text|call)"
     r"|(?:and |so )?you (?:can|may|could) (?:find|read|see|get) (?:it|them|this|that|more)"
     r"|(?:and |so )?you (?:can|may) (?:call|contact|reach|text|e-?mail) (?:me|us))"
-    r"|[\s,;]*\b(?:by going to|(?:(?:found|located|listed) )?(?:here|(?:on|at|via|through|from|by|in|is)"
+    r"|[\s,;]*\b(?:by going to|(?:(?:found|located|listed) )?(?:here|(?:on|at|via|through|from|by|in)"
     r"(?: (?:the|our|his|her|their|its|my))?(?: web ?site| site| page| link)?)"
     r"|(?:(?:the|our|his|her|their|its|my) )?(?:web ?site|site|e-?mail|link)(?: at| is)?|online)){0,4}"
     r"[\s:,;(\[\u2013-]*$",
@@ -121,7 +121,12 @@ _LACKS_OBJECT = re.compile(
     r"|than|with|for|to|the|an?|as|about|me|us|call|text|e-?mail|contact|dial|phone|number|al?|el|llam\w+|visit\w*)\W*$",
     re.IGNORECASE,
 )
-_BEGINS_WITH_IF = re.compile(r"\W*(?:if|when|for|to|should|as|since|si|para)\b", re.IGNORECASE)
+_CLAUSE_ENDS = re.compile(
+    r"\s[-\u2013—]+\s|[;—]|,(?=\s(?:but|or|and|so|which|you|please|visit|see|check|go|look|call|text)\b)"
+)
+_BEGINS_WITH_IF = re.compile(
+    r"^\W*(?:if|when|for|to|should|as|since|si|para)\b|,\s(?:and|but|or)\sif\b[^,]*$", re.IGNORECASE
+)
 _CLAUSE_GOES_ON = re.compile(r"\s+[a-z]")
 _OF_SEVERAL = re.compile(r"\s+(?:are|were|have|both)\b")
 _THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|page|blog|group)\s*$", re.IGNORECASE)
@@ -170,6 +175,9 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
         is_whole = len(_SAID_WORD.findall(rest)) >= _MIN_WORDS_POINTED_AT and _LACKS_OBJECT.search(rest) is None
         if not held or names_service or says_enough or (is_whole and _POINTS_BACK.match(text, end)):
             kept.append((rest, names_service))
+            continue
+        if clauses := _clauses_before(piece, held[0].start - start):
+            kept.append((clauses, False))
             continue
         if held[0].start == start and kept and not kept[-1][1] and _ANNOUNCES.search(kept[-1][0]):
             kept.pop()  # "Here is a link."
@@ -240,14 +248,20 @@ def _asides(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[
 
 def _is_needed(said: str, lead: re.Match[str] | None, goes_on: bool) -> bool:
     """Return whether a sentence makes no sense without a contact, of which `said` is left before it."""
-    is_subject = goes_on and (not said.rstrip()[-1:].isalnum() or (lead is not None and ":" in lead.group()))
-    if is_subject or _LACKS_OBJECT.search(said, max(0, len(said) - _LEAD_CHARS)):
-        return True
-    if lead is None or lead["asked"] is None:
-        return False
-    # "Breathe slowly, or visit WWW" says enough; "if that fails, visit WWW" does not.
-    is_aside = lead["joined"] or (lead.group()[:1] in ",;" and not _BEGINS_WITH_IF.match(said))
-    return goes_on or not is_aside
+    led = "" if lead is None else lead.group().rstrip()
+    is_subject = goes_on and (not said.rstrip()[-1:].isalnum() or ":" in led or led.endswith((",", ";")))
+    is_asked = lead is not None and lead["asked"] is not None
+    return is_subject or is_asked or _LACKS_OBJECT.search(said, max(0, len(said) - _LEAD_CHARS)) is not None
+
+
+def _clauses_before(sentence: str, position: int) -> str:
+    """Return the clauses of a sentence before the one that holds a position, as a sentence; empty if too little."""
+    for end in reversed([match.start() for match in _CLAUSE_ENDS.finditer(sentence, 0, position)]):
+        said = sentence[:end].rstrip()
+        lacks = any(pattern.search(said) for pattern in (_LACKS_OBJECT, _ANNOUNCES, _BEGINS_WITH_IF))
+        if not lacks and len(_SAID_WORD.findall(said)) >= _MIN_WORDS:
+            return f"{said}.{sentence[len(sentence.rstrip()) :]}"
+    return ""
 
 
 # --- Steps --------------------
