@@ -560,6 +560,9 @@ def training_arguments(
     # The libraries' plain "constant" schedule ignores warm-up steps silently.
     has_flat_warmup = optimisation.scheduler == "constant" and optimisation.warmup_share > 0
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    # Newer transformers warn of the old name; vLLM 0.32 asks for one below 5.20, which has no other.
+    is_renamed = hasattr(TrainingArguments, "activation_checkpointing")
+    checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
     return {
         "output_dir": str(work),
         "per_device_train_batch_size": rows_per_batch,
@@ -579,7 +582,7 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         # Until its last micro-batch, a step of FSDP would keep the whole model's gradients in every process.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": is_fsdp}},
-        "activation_checkpointing": optimisation.gradient_checkpointing,
+        checkpointing: optimisation.gradient_checkpointing,
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
