@@ -245,7 +245,7 @@ class _Evaluation:
 
     def _require_unknown(self, speeches: Sequence[Speech]) -> None:
         """Refuse models that were trained on speeches of the suite: they pass without meaning."""
-        planned = {pin.id for pin in self.store.pins if isinstance(pin, ArtifactSpec)}
+        planned = self.store.planned
         parents = [parent for side in self.sides.values() for parent in side.parents if parent.id not in planned]
         known = training_speeches(self.store, map(self.store.open, parents))
         if known and (leaked := leaked_speeches(speeches, known, SplitConfig().near_duplicate_similarity)):

@@ -136,9 +136,8 @@ class _Evaluation:
         else:
             self._require_usable()
         if store.find(specs.comparisons) is None:
-            planned = {pin.id for pin in store.pins if isinstance(pin, ArtifactSpec)}
             parents = [parent for side in self.sides.values() for parent in side.parents]
-            models = [store.open(parent) for parent in parents if parent.id not in planned]
+            models = [store.open(parent) for parent in parents if parent.id not in store.planned]
             counted = count_leakage(store, self.held_out, self.speeches, models, self.config.allow_leakage)
             self.leakage = counted if counted["leaked"] or self.sides["policy"].parents else None
         store.make(specs.policy, lambda writer: self._answer(writer, "policy"))

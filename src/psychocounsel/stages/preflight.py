@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from psychocounsel.config.schema import AlignConfig, LoraConfig, OptimisationConfig, TinyLlamaShape, TrainRewardConfig
 from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
 from psychocounsel.reporting.tables import NONE, Table
-from psychocounsel.store.artifacts import Artifact, ArtifactSpec
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve, resolve_model
 from psychocounsel.store.schemas import pairs_file
 from psychocounsel.store.store import Store
@@ -123,8 +123,7 @@ def _size_of(model: ModelReference, store: Store) -> "ModelSize":
     from psychocounsel.training.memory import ModelSize  # imports torch
     from psychocounsel.training.tiny_llama import llama_config
 
-    pins = {pin.id: pin for pin in store.pins if isinstance(pin, ArtifactSpec)}
-    planned = None if model.parent is None else pins.get(model.parent.id)
+    planned = None if model.parent is None else store.planned.get(model.parent.id)
     if planned is None:
         return ModelSize.of(model.policy(store), local_only=True)  # a dry run opens no connection
     if planned.kind == "base-models":

@@ -63,6 +63,11 @@ class Store:
     def _roots(self) -> tuple[Path, ...]:
         return (self.root,) if self.base is None else (self.root, self.base)
 
+    @property
+    def planned(self) -> dict[str, ArtifactSpec]:
+        """What the present run of a recipe is yet to make, by id."""
+        return {pin.id: pin for pin in self.pins if isinstance(pin, ArtifactSpec)}
+
     def pinned(self, *pins: ArtifactSpec | Artifact) -> "Store":
         """Return a store with more pins; they win over the earlier ones."""
         return replace(self, pins=(*pins, *self.pins))
