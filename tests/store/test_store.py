@@ -231,7 +231,7 @@ def test_a_truncated_or_missing_manifest_is_refused(store: Store) -> None:
         open_artifact(made.folder)
 
 
-def no_space(*_: object) -> None:
+def no_space(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -243,6 +243,7 @@ def quota_used_up(_: ArtifactWriter) -> None:
     ("failing", "fill"),
     [
         ("os.fsync", build),
+        ("pathlib.Path.write_text", build),  # of the lock
         ("pyarrow.parquet.ParquetWriter.write_table", lambda writer: write_speeches(writer, SPEECHES)),
         ("", no_space),
         ("", quota_used_up),

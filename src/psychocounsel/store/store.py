@@ -90,7 +90,7 @@ class Store:
         if found is not None and found.name == spec.name and not (whole and found.dropped):
             return found  # without a lock, so that a store that is read-only can be read
         folder = self.folder_of(spec)
-        with self._locked(spec), write_faults(folder, only=FULL_DISK):
+        with write_faults(folder, only=FULL_DISK), self._locked(spec):
             found = self.find(spec)
             is_to_be_restored = whole and found is not None and bool(found.dropped)
             if found is not None and not is_to_be_restored:
