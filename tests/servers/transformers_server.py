@@ -20,6 +20,8 @@ from psychocounsel.config.schema import TinyLlamaShape
 START_LIMIT_SECONDS = 120.0
 # A judge's prompt must fit, letter by letter where no merge was learned.
 LONG_SHAPE = TinyLlamaShape.model_validate({**SHAPE, "max_positions": 16384})
+WIDE_SHAPE = LONG_SHAPE.model_copy(update={"hidden_size": 128})
+"""vLLM on a CPU takes no heads of 8 dimensions."""
 _LISTENING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 _ANSWERED = '"POST /v1/chat/completions '
 
@@ -40,7 +42,7 @@ class TransformersServer:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
-def make_untrained_llama(texts: Iterable[str], folder: Path) -> None:
+def make_untrained_llama(texts: Iterable[str], folder: Path, shape: TinyLlamaShape = LONG_SHAPE) -> None:
     """Save a tiny Llama 3 that has learned nothing: it babbles, and ends where chance has it."""
     import torch  # seconds, and quick tests import this module
 
@@ -49,9 +51,9 @@ def make_untrained_llama(texts: Iterable[str], folder: Path) -> None:
 
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)
-        tokenizer = train_tokenizer(texts, LONG_SHAPE.vocab_size, LONG_SHAPE.max_positions)
+        tokenizer = train_tokenizer(texts, shape.vocab_size, shape.max_positions)
         tokenizer.save_pretrained(folder)
-        build_model(LONG_SHAPE, tokenizer).save_pretrained(folder)
+        build_model(shape, tokenizer).save_pretrained(folder)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from shutil import which
 from typing import Any, cast
 
 import pytest
-from transformers_server import make_untrained_llama
+from transformers_server import WIDE_SHAPE, make_untrained_llama
 
 from psychocounsel.config.components import ChatFormat, ResponderConfig, SamplerConfig, SamplingConfig
 from psychocounsel.config.schema import LaunchConfig
@@ -70,7 +71,7 @@ class LLM:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "model"
-    make_untrained_llama([speech.text for speech in SPEECHES], folder)
+    make_untrained_llama([speech.text for speech in SPEECHES], folder, WIDE_SHAPE)
     return folder
 
 
@@ -209,6 +210,23 @@ def test_a_server_is_started_for_the_answers_which_the_journal_keeps(weights: Pa
         other = SamplerConfig(backend="endpoint", serve=(*SERVE, "{date}", "4-bit"))
         answers(weights, tmp_path / "work", other, session)
         assert printed.read_text().count("answered ") == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("vllm") is None, reason="vLLM is not installed")
+def test_greedy_answers_of_a_vllm_server_are_those_of_the_weights(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    serve = tuple("float32" if word == "bfloat16" else word for word in SamplerConfig().serve)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=24)
+    with open_session(Store(tmp_path / "store", offline=True)) as session:
+        served, local = (
+            [each.candidate for each in answers(weights, tmp_path / "work", sampler, session, sampling=greedy, draws=1)]
+            for sampler in (SamplerConfig(backend="endpoint", serve=serve), SamplerConfig())
+        )
+    assert served == local
+    assert {each.finished for each in served} == {False}, "chance ended an answer; the limit is not seen"
 
 
 @pytest.mark.parametrize(

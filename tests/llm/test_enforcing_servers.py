@@ -1,20 +1,28 @@
-"""Against a foreign server, llama.cpp's: it holds even a model that learned nothing to a schema."""
+"""Against foreign servers that hold even a model that learned nothing to a schema: llama.cpp's, and vLLM where it is.
+
+vLLM takes a minute to start, hence `-m slow`; it is not among the requirements, for its wheels are made for one kind
+of machine each. It is started as docs/how-to/local-judge.md says.
+"""
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
+import llama_cpp_server
 import pytest
-from llama_cpp_server import serving, write_gguf
-from transformers_server import make_untrained_llama
+from llama_cpp_server import write_gguf
+from transformers_server import WIDE_SHAPE, make_untrained_llama
 
 from psychocounsel.config.components import EndpointConfig, ResponderConfig, SamplingConfig
 from psychocounsel.errors import EndpointError
 from psychocounsel.judging.parsing import ParsedRatings, parse_ratings, point_masses, rating_places
 from psychocounsel.judging.rubric import load_rubric
+from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.endpoints import CAPABILITIES_FILE, open_endpoint, open_journal
 from psychocounsel.llm.runner import RunPolicy, run_requests
+from psychocounsel.llm.serving import free_port, serving
 from psychocounsel.llm.session import open_session
 from psychocounsel.llm.structured_output import MOST_ALTERNATIVES, fits, read_choices
 from psychocounsel.llm.types import JSON, ChatReply, ChatRequest, Message
@@ -22,10 +30,8 @@ from psychocounsel.stages.respond import Responder
 from psychocounsel.store.store import Store
 from psychocounsel.types import ReplyStatus, Speech
 
-pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")
-pytest.importorskip("gguf", reason="gguf is not installed: no file for llama.cpp's server")
-
 NAME = "tiny-llama"
+CONTEXT_TOKENS = 8192
 SPEECHES = (
     Speech("Since the move I lie awake, and nobody here knows my name."),
     Speech("My brother rang after two years. I let it ring."),
@@ -41,13 +47,30 @@ FLAT: dict[str, JSON] = {
 }
 
 
-@pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("llama-cpp")
-    make_untrained_llama([speech.text for speech in SPEECHES], folder / "model")
-    write_gguf(folder / "model", folder / "model.gguf")
-    with serving(folder / "model.gguf", NAME, folder / "log") as base_url:
-        yield base_url
+COMPACT = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+
+
+@pytest.fixture(scope="module", params=["llama.cpp", pytest.param("vllm", marks=pytest.mark.slow)])
+def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("foreign")
+    if request.param == "vllm" and which("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    if request.param == "llama.cpp":
+        pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: no llama.cpp server to talk to")
+        pytest.importorskip("gguf", reason="gguf is not installed: no file for llama.cpp's server")
+    make_untrained_llama([speech.text for speech in SPEECHES], folder / "model", WIDE_SHAPE)
+    if request.param == "llama.cpp":
+        write_gguf(folder / "model", folder / "model.gguf")
+        with llama_cpp_server.serving(folder / "model.gguf", NAME, folder / "log") as base_url:
+            yield base_url
+    else:
+        port = free_port()
+        model = ("vllm", "serve", str(folder / "model"), "--served-model-name", NAME, "--port", str(port))
+        command = (*model, "--max-model-len", str(CONTEXT_TOKENS), *COMPACT)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+            with serving(command, port, folder / "log", CancelToken(), 600) as base_url:
+                yield base_url
 
 
 def endpoint_of(server: str, model: str = NAME) -> EndpointConfig:
@@ -81,7 +104,7 @@ def test_its_log_probabilities_give_an_expected_rating(foreign: str, store: Stor
     (reply,) = asked(foreign, store, [request])
     choices = read_choices(reply.choices)
     assert [each.token.strip(' :,"}') for each in choices] == [str(n) for n in json.loads(reply.text).values()]
-    # They are those of the model itself, before the schema bars the rest of it.
+    # llama.cpp's are those of the model itself, vLLM's of what the schema leaves of it.
     for choice, (name, rating) in zip(choices, json.loads(reply.text).items(), strict=True):
         start = rating_places(reply.text, RUBRIC)[name].start
         masses = point_masses(choice, reply.text[choice.start : start], RUBRIC.scale)
@@ -104,3 +127,11 @@ def test_a_model_that_it_does_not_list_is_refused_unasked(foreign: str, store: S
     with open_journal(store) as journal, pytest.raises(EndpointError, match="unknown, or retired") as refused:
         run_requests(model, [request], journal, RunPolicy())
     assert NAME in refused.value.remedy
+
+
+def test_what_exceeds_the_context_is_the_fault_of_one_item(foreign: str, store: Store) -> None:
+    texts = [SPEECHES[0].text, "word " * 20_000]
+    first, second = asked(foreign, store, [ChatRequest((Message("user", text),), 0.0, 1.0, 4) for text in texts])
+    assert first.status in (ReplyStatus.VALID, ReplyStatus.CUT)
+    assert second.status is ReplyStatus.INVALID
+    assert "context" in second.reason
