@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,8 @@ def eval_reward(config: EvalRewardConfig, store: Store) -> Artifact:
 def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     model = model_of(store, writer.spec, MODEL, config.model, ("reward-models",))
     chat = config.chat or trained_chat(store, model)
-
-    def score(exchanges: "list[Exchange]") -> list[tuple[Reward, int]]:
-        jobs = Jobs(LaunchConfig(), writer, cancel)
-        return jobs.score("scoring responses", model.policy(store), chat, exchanges, config.batch_size)
-
+    jobs = Jobs(LaunchConfig(), writer, cancel)
+    score = partial(jobs.score, "scoring responses", model.policy(store), chat, batch_size=config.batch_size)
     source = next((store.open(parent) for parent in writer.spec.parents if parent.role == PAIRS), None)
     if source is not None:
         pairs, train, dropped = read_pairs(source, config.split), read_pairs(source, "train"), Counter[str]()

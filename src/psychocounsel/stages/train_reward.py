@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,11 +144,8 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     plain = {"base": base, "pairs": [*own, *mixed], "config": config, "scale": scale}
     jobs = Jobs(config.launch, writer, cancel)
     summary = jobs.train("training the reward model", train_reward_model, **plain)
-
-    def score(exchanges: "list[Exchange]") -> list[tuple[Reward, int]]:
-        model, size = Policy(str(writer.folder)), config.optimisation.per_device_batch_size
-        return jobs.score("scoring responses", model, config.chat, exchanges, size)
-
+    model, size = Policy(str(writer.folder)), config.optimisation.per_device_batch_size
+    score = partial(jobs.score, "scoring responses", model, config.chat, batch_size=size)
     scaling = score_pairs(score, dev or train)
     normalisation = normalise_on(writer.folder, list(scaling.rewards.values())).normalisation
     scored = score_pairs(score, test)
