@@ -63,6 +63,19 @@ def frees_what_it_says(cli: Cli, store: Store, *flags: str) -> set[str]:
     return {f"{each.kind}/{each.ref}" for each in kept}
 
 
+def test_a_named_result_goes_when_it_is_dropped_and_nothing_was_made_from_it(cli: Cli, store: Store) -> None:
+    first, last = run(store, 1), run(store, 2)
+    policies = {each.ref for each in store.artifacts("policies")}
+    policy = next(iter(last.parents)).ref
+    cli("gc", "--store", store.root, "--drop", policy).says(2, f"--drop reports/{last.ref}")
+    both = ("--drop", policy, "--drop", f"reports/{last.ref}")
+    for more, left in ((("--dry-run",), policies), (("--yes",), policies - {policy})):
+        assert cli("gc", "--store", store.root, *both, *more).code == 0
+        assert {each.ref for each in store.artifacts("policies")} == left
+    assert [each.ref for each in store.artifacts("reports")] == [first.ref], "the name means the one before again"
+    cli("gc", "--store", store.root, "--drop", "talk").says(2, "talk")  # of several kinds
+
+
 def test_the_raw_texts_of_a_corpus_go_with_it(cli: Cli, store: Store, tmp_path: Path) -> None:
     talk = "I have lain awake since the winter, and every {} in the yard reminds me of what I said to my sister.\n"
     said = "".join(talk.format(word) for word in ("harbour", "lantern", "orchard", "pebble", "quarry", "ribbon"))

@@ -16,6 +16,10 @@ Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", metavar="REF", help="Keep name, name@id8 or kind/name, and what it was made from."),
 ]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option("--drop", metavar="REF", help="Give up this artifact although its name means it. Repeatable."),
+]
 KeepBest = Annotated[
     bool, typer.Option("--keep-best", help="Of online runs keep the weights of the best and the last round only.")
 ]
@@ -31,6 +35,7 @@ Unfinished = Annotated[
 def gc(
     yes: Yes = False,
     keep: Keep = None,
+    drop: Drop = None,
     keep_best: KeepBest = False,
     old_reports: OldReports = False,
     unfinished: Unfinished = False,
@@ -44,7 +49,7 @@ def gc(
     from psychocounsel.reporting.tables import Table
     from psychocounsel.store.files import human_bytes
     from psychocounsel.store.gc import Garbage, Kept, find_garbage
-    from psychocounsel.store.references import all_named
+    from psychocounsel.store.references import all_named, resolve
 
     def size(found: Sequence[Garbage]) -> int:
         return sum(each.bytes for each in found)
@@ -52,6 +57,7 @@ def gc(
     opened = open_store(store)
     kept = Kept(
         {each.id for ref in keep or [] for each in all_named(opened, ref)},
+        {resolve(opened, ref).id for ref in drop or []},
         not old_reports,
         not keep_best,
         not unfinished,

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
+from psychocounsel.errors import ConfigError
 from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, drop_superseded, superseded_files
 from psychocounsel.store.files import TEMPORARY_SUFFIX
 from psychocounsel.store.store import LOCKS, Store, is_held
@@ -44,12 +45,14 @@ class Garbage(NamedTuple):
 class Kept:
     """What stays besides the artifact that each name means and all that it was made from.
 
-    `ids` are of artifacts that the user names, and `reports` says whether older reports stay, too; all come with their
-    ancestors. With `rounds` the weights of all rounds of online runs stay, otherwise those of the best and the last.
-    `unfinished` builds are those that the same command would resume.
+    `ids` are of artifacts that the user names, `dropped` of those that go although a name means them. `reports` says
+    whether older reports stay, too; all come with their ancestors. With `rounds` the weights of all rounds of online
+    runs stay, otherwise those of the best and the last. `unfinished` builds are those that the same command would
+    resume.
     """
 
     ids: Collection[str] = ()
+    dropped: Collection[str] = ()
     reports: bool = True
     rounds: bool = True
     unfinished: bool = True
@@ -59,14 +62,30 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     """Return what may go, children before their parents, so that every artifact that a kill leaves has its ancestors.
 
     A build that a process is at work on is not among it.
+
+    Raises:
+        ConfigError: something that stays was made from what is to be dropped.
     """
     artifacts = store.artifacts()
     needed = _needed(artifacts, kept)
+    used = {parent.id for each in artifacts if each.id in needed for parent in each.parents}
+    for each in artifacts:
+        if each.id in used.intersection(kept.dropped):
+            below = [
+                f"{other.kind}/{other.ref}"
+                for other in artifacts
+                if other.id in needed and any(parent.id == each.id for parent in other.parents)
+            ]
+            raise ConfigError(
+                f"of what stays, this was made from it: {', '.join(below)}",
+                where=f"{each.kind} {each.ref}",
+                remedy=f"give that up, too: {' '.join(f'--drop {other}' for other in below)}",
+            )
     # Not by time, for the clocks of two machines differ.
     parents = {each.id: [parent.id for parent in each.parents] for each in artifacts}
     generation = {each: number for number, each in enumerate(TopologicalSorter(parents).static_order())}
     found = [
-        _whole(f"{each.kind} {each.ref}", "superseded", each.folder)
+        _whole(f"{each.kind} {each.ref}", "dropped" if each.id in kept.dropped else "superseded", each.folder)
         for each in sorted(artifacts, key=lambda each: generation[each.id], reverse=True)
         if each.id not in needed
     ]
@@ -84,9 +103,10 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
 
 def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     """Return the ids of what a name resolves to, of reports and people's labels, and of what led to these."""
-    named = {(each.kind, each.name): each.id for each in artifacts}
+    wanted = [each for each in artifacts if each.id not in kept.dropped]
+    named = {(each.kind, each.name): each.id for each in wanted}
     kinds = (*_OF_PEOPLE, *(("reports",) if kept.reports else ()))
-    pending = {*named.values(), *kept.ids, *(each.id for each in artifacts if each.kind in kinds)}
+    pending = {*named.values(), *kept.ids, *(each.id for each in wanted if each.kind in kinds)}
     by_id = {each.id: each for each in artifacts}
     needed: set[str] = set()
     while pending:
