@@ -108,7 +108,7 @@ def test_a_speech_keeps_what_its_row_says() -> None:
 def test_every_row_is_kept_or_dropped_for_one_reason() -> None:
     reading = read_texts(["tired", "no", "", None, "x" * 13, " tired ", "abc", "x" * 12])
     assert [speech.text for speech in reading.speeches] == ["tired", "abc", "x" * 12]
-    assert (reading.funnel.rows_in, reading.funnel.kept) == (8, 3)
+    assert (reading.funnel.rows_in, reading.funnel.as_dict()["kept"]) == (8, 3)
     assert reading.funnel.dropped == {"empty": 2, "repeated_speech": 1, "too_long": 1, "too_short": 1}
 
 
@@ -119,9 +119,9 @@ texts = st.none() | st.text("ab \n", max_size=6)
 def test_the_funnel_adds_up(cells: list[str | None]) -> None:
     reading = read_texts(cells, {"min_chars": 2, "max_chars": 4, "drop_empty": True})
     assert reading.funnel.rows_in == len(cells)
-    assert reading.funnel.kept == len(reading.speeches) == len({speech.id for speech in reading.speeches})
+    assert reading.funnel.as_dict()["kept"] == len(reading.speeches) == len({speech.id for speech in reading.speeches})
     assert all(2 <= len(speech.text) <= 4 for speech in reading.speeches)
-    assert sum(not row.reason for row in reading.rows) == reading.funnel.kept
+    assert sum(not row.reason for row in reading.rows) == reading.funnel.as_dict()["kept"]
     assert_steps_add_up(reading.funnel)
 
 
@@ -183,7 +183,9 @@ def test_the_candidates_funnel_adds_up(cells: list[tuple[str, str]]) -> None:
     speeches = read(*({"text": key * 3, "key": key} for key in "abc"), columns=KEYED)
     candidates, funnel = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in cells))
     assert funnel.rows_in == len(cells)
-    assert funnel.kept == len(candidates) == len({key + text for key, text in cells if key != "x" and text})
+    assert (
+        funnel.as_dict()["kept"] == len(candidates) == len({key + text for key, text in cells if key != "x" and text})
+    )
     assert funnel.dropped["no_such_speech"] == len({text for key, text in cells if key == "x" and text})
     assert funnel.dropped["empty"] == sum(not text for _, text in cells)
     assert_steps_add_up(funnel)
@@ -240,7 +242,7 @@ def test_every_reply_is_kept_or_dropped_for_one_reason() -> None:
     replies = [("1", "Oh."), ("1", "Oh. "), ("1", "Ah."), ("1", ""), ("2", "Oh."), ("3", "Oh."), ("4", "Oh.")]
     candidates, funnel = answer(speeches, *({"key": key, "who": "elm", "reply": text} for key, text in replies))
     assert [each.text for each in candidates] == ["Oh.", "Ah."]
-    assert (funnel.rows_in, funnel.kept) == (7, 2)
+    assert (funnel.rows_in, funnel.as_dict()["kept"]) == (7, 2)
     assert funnel.dropped == {"empty": 1, "its_speech_was_dropped": 2, "no_such_speech": 1, "repeated_text": 1}
 
     speeches = read_texts(["one", "x", None])

@@ -20,7 +20,7 @@ from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.text import Span, blanked, normalise, sentences, without_markup
+from psychocounsel.corpus.text import Span, blanked, is_foreign, normalise, sentences, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -289,18 +289,13 @@ class Change(NamedTuple):
 class Prepared(NamedTuple):
     """A clean text before and after de-identification, and the names of the steps that changed it, in their order.
 
-    `foreign` says that it is in none of the wanted languages.
+    `is_foreign` says that it is in none of the wanted languages.
     """
 
     plain: str
     text: str
     changed_by: tuple[str, ...]
-    foreign: str | None = None
-
-
-def without_tags(text: str, crisis: CrisisServices) -> str:
-    """Return what a browser would show, and the addresses of links to crisis services."""
-    return without_markup(text, crisis.owns)
+    is_foreign: bool = False
 
 
 SPEECH_STEPS = ("markup", "characters", "sentence_spacing")
@@ -308,7 +303,7 @@ SPEECH_STEPS = ("markup", "characters", "sentence_spacing")
 
 def speech_steps(crisis: CrisisServices) -> tuple[Step, ...]:
     """Return the steps for speeches, by their names in `SPEECH_STEPS`; what names a service of `crisis` stays whole."""
-    changing = (partial(without_tags, crisis=crisis), normalise, partial(with_sentence_spacing, crisis=crisis))
+    changing = (partial(without_markup, is_kept=crisis.owns), normalise, partial(with_sentence_spacing, crisis=crisis))
     return tuple(map(Step, SPEECH_STEPS, changing))
 
 
@@ -347,18 +342,18 @@ def prepare(
     raw: str,
     steps: Sequence[Step],
     deidentify: Callable[[str], str] | None = None,
-    other_language: Callable[[str], str | None] | None = None,
+    languages: Iterable[str] = (),
 ) -> Prepared:
-    """Clean a text, check its language, and de-identify it."""
+    """Clean a text, de-identify it, and see whether it is in none of the languages, if any are named."""
     made = changes(raw, steps)
     plain = made[-1].after if made else raw
     names = {change.step for change in made}
     changed_by = tuple(step.name for step in steps if step.name in names)
     if not plain:
         return Prepared(plain, plain, changed_by)
-    foreign = None if other_language is None else other_language(plain)
     text = plain if deidentify is None else deidentify(plain)
-    return Prepared(plain, text, changed_by if text == plain else (*changed_by, DEIDENTIFICATION), foreign)
+    changed_by = changed_by if text == plain else (*changed_by, DEIDENTIFICATION)
+    return Prepared(plain, text, changed_by, is_foreign(plain, languages))
 
 
 # --- Many texts --------------------

@@ -43,7 +43,6 @@ from psychocounsel.corpus.sources import (
     source_name,
     text_cell,
 )
-from psychocounsel.corpus.text import is_foreign
 from psychocounsel.errors import InputError
 from psychocounsel.store.files import write_bytes
 from psychocounsel.types import Turn, content_id
@@ -92,7 +91,7 @@ class PreparedTexts(NamedTuple):
                 message = f"cannot be opened or read: {error.strerror or error}"
                 remedy = "check the folder and its permissions"
                 raise InputError(message, where=str(self.folder), remedy=remedy) from error
-            yield from (Prepared(plain, text, tuple(changed_by), foreign) for plain, text, changed_by, foreign in rows)
+            yield from (Prepared(plain, text, tuple(names), is_foreign) for plain, text, names, is_foreign in rows)
 
     def _path(self, batch: list[str]) -> Path:
         return self.folder / f"{content_id(self.key, *batch)}.json"
@@ -118,16 +117,11 @@ def steps_of(config: CorpusConfig, authors: KnownPeople | None) -> tuple[Step, .
 def open_preparation(config: CorpusConfig, authors: KnownPeople | None) -> Callable[[str], Prepared]:
     """Return what prepares a response, or without `authors`, a speech."""
     engine = open_deidentifier(config.deidentification, services_of(config))
-    wanted = config.cleaning.languages
-
-    def other_language(text: str) -> str | None:
-        return f"not {' or '.join(wanted)}" if is_foreign(text, wanted) else None
-
     return partial(
         prepare,
         steps=steps_of(config, authors),
         deidentify=None if engine is None else partial(deidentify, finder=engine),
-        other_language=other_language if authors is None else None,
+        languages=config.cleaning.languages if authors is None else (),
     )
 
 

@@ -178,11 +178,6 @@ class Funnel:
         """Rows by the reason for which they were dropped."""
         return sum(self._dropped.values(), Counter[str]())
 
-    @property
-    def kept(self) -> int:
-        """Rows that passed every step."""
-        return self.rows_in - self.dropped.total()
-
     def as_dict(self) -> dict[str, Any]:
         """Return the funnel as in `metrics.json`: the whole, then step by step."""
         steps: list[dict[str, Any]] = []
@@ -307,8 +302,8 @@ def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowPr
 
 
 def _reason_to_drop(speech: Speech, before: Sequence[Turn], text: Prepared, cleaner: Cleaner) -> Dropped | None:
-    if text.foreign is not None:
-        return Dropped("language", "other_language", text.foreign)
+    if text.is_foreign:
+        return Dropped("language", "other_language", f"not {' or '.join(cleaner.config.cleaning.languages)}")
     if (shared := cleaner.benchmark(before, text.plain)) is not None:
         return Dropped("exclusion", "shares_span_with_benchmark", shared)
     if len(speech.text) < cleaner.config.cleaning.min_chars:
