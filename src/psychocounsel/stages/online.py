@@ -136,8 +136,8 @@ class _Planner:
         reward_model = resolve_model(store, online.reward_model, ("reward-models",))
         self.speeches = resolve_parent(store, online.speeches, "speeches", "speeches")
         self.judge = None if online.probe.judge is None else run.open_judge(online.probe.judge)
-        self.started_from = self.initial.parents(INITIAL_POLICY)
         self.scored_by = reward_model.parents(REWARD_MODEL)
+        self.models = (*self.initial.parents(INITIAL_POLICY), *self.scored_by)
         self.answering = {
             "sampling": online.sampling.fingerprint(),
             "sampler": online.sampler.fingerprint(),
@@ -148,29 +148,29 @@ class _Planner:
 
     def plan(self) -> OnlinePlan:
         """Return the specs of all rounds."""
-        before = self.probe(0)
+        before = self._probe(0)
         previous = self.initial.parents(PREVIOUS_POLICY)
         rounds: list[OnlineRound] = []
         for number in range(1, self.online.rounds + 1):
-            rounds.append(self.round(number, previous, before))
+            rounds.append(self._round(number, previous, before))
             previous = (rounds[-1].policy.as_parent(PREVIOUS_POLICY),)
-        parents = (self.speeches, *self.started_from, *self.scored_by)
         settings = {"initial_policy": self.initial.fingerprint}
-        return OnlinePlan(before, rounds, self.spec("policies", self.config.name, settings, parents))
+        outcome = self._spec("policies", self.config.name, settings, (self.speeches, *self.models))
+        return OnlinePlan(before, rounds, outcome)
 
-    def round(self, number: int, previous: tuple[Parent, ...], before: ArtifactSpec) -> OnlineRound:
+    def _round(self, number: int, previous: tuple[Parent, ...], before: ArtifactSpec) -> OnlineRound:
         """Return the specs of a round, after the `previous` policy; `before` is the probe of the initial one."""
-        online, speeches, name = self.online, self.speeches, self.name_of(number)
+        online, speeches, name = self.online, self.speeches, self._name_of(number)
         seed = int(content_id("round", str(self.config.seed), str(number)), 16) % 2**32
         sampling = {
             **{**self.answering, "seed": seed, "speeches_per_round": online.speeches_per_round},
             "candidates_per_speech": online.candidates_per_speech,
         }
-        candidates = self.spec("candidates", name, sampling, (speeches, *previous))
+        candidates = self._spec("candidates", name, sampling, (speeches, *previous))
         answered = (candidates.as_parent("candidates"), speeches)
-        scores = self.spec("scores", name, self.scoring, (*answered, *self.scored_by))
+        scores = self._spec("scores", name, self.scoring, (*answered, *self.scored_by))
         selected = (scores.as_parent("scores"), *answered)
-        pairs = self.spec("preferences", name, selection_settings(online), selected)
+        pairs = self._spec("preferences", name, selection_settings(online), selected)
         reference = plan_reference(self.config, name, self.initial, pairs.as_parent("pairs"))
         paired = (pairs.as_parent("pairs"), reference.as_parent("reference"), speeches)
         training = {
@@ -182,28 +182,25 @@ class _Planner:
             "optimizer_state": online.optimizer_state,
             **({"adapter": "continue"} if self.config.optimisation.lora else {}),
         }
-        policy = self.spec("policies", name, training, (*paired, *previous, *self.started_from, *self.scored_by))
-        probe = self.probe(number, policy.as_parent("policy"), before.as_parent("initial probe"))
+        policy = self._spec("policies", name, training, (*paired, *previous, *self.models))
+        probe = self._probe(number, policy.as_parent("policy"), before.as_parent("initial probe"))
         return OnlineRound(candidates, scores, pairs, reference, policy, probe)
 
-    def probe(self, number: int, *parents: Parent) -> ArtifactSpec:
-        """Return the spec of the probe after a round, or of the initial policy's for 0."""
+    def _probe(self, number: int, *parents: Parent) -> ArtifactSpec:
         online, judge = self.online, self.judge
         settings = {
             **{**self.answering, **self.scoring, "seed": self.config.seed},
             **{"speeches": online.probe.speeches, "draws": online.probe.draws},
             "judge": judge and dict(judge.fingerprint),
         }
-        own = (self.speeches, *self.started_from, *self.scored_by, *parents)
+        own = (self.speeches, *self.models, *parents)
         warnings = judge.warnings if judge else ()
-        return ArtifactSpec("probes", self.name_of(number), STAGE, PROBE_VERSION, settings, own, warnings)
+        return ArtifactSpec("probes", self._name_of(number), STAGE, PROBE_VERSION, settings, own, warnings)
 
-    def name_of(self, number: int) -> str:
-        """Return the name of what a round makes."""
+    def _name_of(self, number: int) -> str:
         return f"{self.config.name}-round-{number:02d}"
 
-    def spec(self, kind: Kind, name: str, settings: dict[str, Any], parents: tuple[Parent, ...]) -> ArtifactSpec:
-        """Return the spec of what this stage makes."""
+    def _spec(self, kind: Kind, name: str, settings: dict[str, Any], parents: tuple[Parent, ...]) -> ArtifactSpec:
         return ArtifactSpec(kind, name, STAGE, VERSION, settings, parents)
 
 
