@@ -138,3 +138,9 @@ def test_what_is_not_strict_is_reported(text: str, reason: str) -> None:
     assert str(caught.value) == reason
     with pytest.raises(UnreadableReplyError):
         read_json("{} {}")
+
+
+def test_a_reply_that_ends_in_blanks_says_so() -> None:
+    cut, blank = (read_completion(body({"content": text}, "length")) for text in ('{"a": 1', '{"a":' + " " * 400))
+    assert cut.status is blank.status is ReplyStatus.CUT
+    assert ("400 blanks" in cut.reason, "400 blanks" in blank.reason) == (False, True)

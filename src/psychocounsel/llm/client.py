@@ -67,6 +67,7 @@ DECISIONS_PATH = "/decisions"
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRIES_WHILE_UNREACHABLE = 2
 _LISTING_SECONDS = 15.0
+_MANY_BLANKS = 100
 _DEFAULT_RETRY = RetryPolicy()
 _LIMIT_HEADERS = b"x-ratelimit-"
 
@@ -433,6 +434,11 @@ def read_completion(body: bytes) -> ChatReply:
         status, text, reason = ReplyStatus.REFUSAL, refusal, "the model refused"
     elif finish in _UNFINISHED:
         status, reason = _UNFINISHED[finish]
+        if status is ReplyStatus.CUT and (blanks := len(text) - len(text.rstrip())) >= _MANY_BLANKS:
+            # Where a grammar allows blanks between JSON fields, a small model may write nothing else.
+            reason += (
+                f" after {blanks} blanks, of which more would follow: have the server allow none between JSON fields"
+            )
     elif text.strip():
         status, reason = ReplyStatus.VALID, ""
     else:
