@@ -1,6 +1,7 @@
 """Projects of one's own: what `init` writes is loaded, begins to run, and fits the schemas that editors read."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ def test_a_new_project_reads_its_speeches_and_knows_what_it_would_create(
     read = cli("corpus", "Our Helpline")
     assert (read.code, "created: speeches our-helpline@" in read.out) == (0, True), read.err
     assert read.out.splitlines()[-1].endswith("next: psychocounsel run 'Our Helpline'")
+    shutil.copy("Our Helpline/corpus.yaml", "Our Helpline/others.yaml")
+    others = cli("corpus", "Our Helpline/others.yaml", "--set", "name=others")
+    assert "psychocounsel show speeches/others@" in others.out.splitlines()[-1], "no step of the recipe reads it"
     planned = cli("run", "Our Helpline", "--dry-run")
     assert (planned.code, "comparisons     our-helpline-online@" in planned.out) == (0, True), planned.err
 

@@ -175,8 +175,11 @@ def corpus(
     )
     created, opened = _run_configs("corpus", [loaded], options, path.parent)
     if created:
-        if (path.parent / RECIPE_FILE).is_file():
+        is_of_recipe = (path.parent / RECIPE_FILE).is_file()
+        if is_of_recipe and (is_part or path.stem == "corpus"):
             words = ["run", str(path.parent) if is_project(path.parent) else path.parent.name]
+        elif is_of_recipe:  # another corpus, which no step of the recipe reads
+            words = ["show", f"{created[0].kind}/{created[0].ref}"]
         else:
             words = ["build-preferences", str(path)] if is_part else next_command(created[0], "corpus", path)
         show_end(created[0], words, opened)
