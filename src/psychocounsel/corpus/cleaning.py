@@ -105,7 +105,7 @@ _LEAD = re.compile(
     r"|[\s,;]*\b(?:by going to|(?:(?:found|located|listed) )?(?:here|(?:on|at|via|through|from|by|in)"
     r"(?: (?:the|our|his|her|their|its|my))?(?: web ?site| site| page| link)?)"
     r"|(?:(?:the|our|his|her|their|its|my) )?(?:web ?site|site|e-?mail|link)(?: at| is)?|online)){0,4}"
-    r"[\s:,;(\[\u2013-]*$",
+    r"[\s:,;(\[\u2013—-]*$",
     re.IGNORECASE,
 )
 _LEAD_CHARS = 80

@@ -197,7 +197,7 @@ def phone_numbers(text: str) -> Sequence[Span]:
     digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [
-        (start, end)
+        (start + (text[start] == "(" and ")" not in text[start:end]), end)  # in "my office (514-690-2469)"
         for start, end in digits
         if _MIN_DIGITS <= sum(map(str.isdigit, text[start:end])) <= _MAX_DIGITS
         and not _DATE.match(text, start, end)  # 04.03.1990 is a number in France
