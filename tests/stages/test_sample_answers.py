@@ -42,6 +42,8 @@ class LLM:
     def __init__(self, **given):
         self.log(engine=given, multiprocessing=os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"],
                  device=os.environ["CUDA_VISIBLE_DEVICES"])
+        while os.path.exists(LOG + ".load"):
+            time.sleep(0.01)
 
     def log(self, **entry):
         with open(LOG, "a") as stream:
@@ -145,12 +147,15 @@ def test_vllm_gets_ids_in_one_process_per_device(
     ] == texts
 
 
-def test_a_run_is_cancelled_while_vllm_answers(weights: Path, log: Path, tmp_path: Path) -> None:
-    log.with_name("log.hang").touch()
+@pytest.mark.parametrize(("hangs", "logged"), [("log.load", "engine"), ("log.hang", "prompts")])
+def test_a_run_is_cancelled_while_vllm_loads_or_answers(
+    weights: Path, log: Path, tmp_path: Path, hangs: str, logged: str
+) -> None:
+    log.with_name(hangs).touch()
     session = session_in(tmp_path)
 
     def cancel() -> None:
-        while not log.exists() or "prompts" not in log.read_text():
+        while not log.exists() or logged not in log.read_text():
             time.sleep(0.02)
         session.cancel.cancel()
 

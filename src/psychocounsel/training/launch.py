@@ -164,7 +164,14 @@ class Launch:
         else:
             commands = started.commands(folder, 0)
         log = None if os.environ.get(VERBOSE) else log
-        codes = watch(commands, cancel, lambda: _show_progress(folder, is_together, progress), log)
+
+        def report() -> None:
+            if not is_together and launch.machines == 1:
+                # A shard saves nothing half-way, and may be loading a model for minutes: it is not waited for.
+                cancel.raise_if_cancelled(str(folder))
+            _show_progress(folder, is_together, progress)
+
+        codes = watch(commands, cancel, report, log)
         raise_fault(codes, folder, log)
         _show_progress(folder, is_together, progress)
         reader: TypeAdapter[T] = TypeAdapter(types["return"])
