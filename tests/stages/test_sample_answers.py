@@ -186,11 +186,12 @@ def test_vllm_in_this_process(weights: Path, log: Path, tmp_path: Path, monkeypa
     assert len(calls(log)[-1]["prompts"]) == len(SPEECHES)  # equal answers are computed once
     assert [len(set(each)) for each in found] == [1] * len(SPEECHES)
     assert [len(each) for each in found] == [3] * len(SPEECHES)
-    sys.modules["vllm"] = cast(Any, None)
     for path in tmp_path.glob("shard-*"):
         path.unlink()
-    with pytest.raises(ConfigError, match=r"psychocounsel\[vllm\]"):
-        run()
+    for missing in (None, ModuleType("vllm")):  # not installed, and what an uninstallation leaves
+        sys.modules["vllm"] = cast(Any, missing)
+        with pytest.raises(ConfigError, match=r"psychocounsel\[vllm\]"):
+            run()
 
 
 SERVE = (sys.executable, str(Path(__file__).parents[1] / "servers" / "policy_server.py"), "{port}", "{name}", "{model}")
