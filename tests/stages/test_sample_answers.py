@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 from shutil import which
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
