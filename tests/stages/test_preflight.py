@@ -18,6 +18,7 @@ from psychocounsel.types import Policy
 
 LORA = {"rank": 64, "alpha": 128}
 BF16 = {"weights": "bf16", "optimizer": "adamw_bf16_sr"}
+BF16_LORA: dict[str, Any] = {"weights": "bf16", "lora": LORA}
 LLAMA_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -62,7 +63,7 @@ def test_a_config_that_leaves_the_width_of_its_layers_out_has_four_times_the_hid
     ("changes", "below"),
     [
         (BF16, 80),  # of a GPU with 141
-        ({"weights": "bf16", "lora": LORA}, 40),
+        (BF16_LORA, 40),
         ({"weights": "nf4", "lora": LORA}, 24),
     ],
 )
@@ -80,6 +81,8 @@ def test_parts_are_those_of_the_formulas(llama_8b: Path) -> None:
     assert (half.weights, half.gradients, half.optimizer) == tuple(each * size.weights for each in (2, 2, 5))
     sharded = memory_per_device(size, optimisation(), 4096, 8, "zero3")
     assert (sharded.gradients, sharded.optimizer) == (size.weights / 2, size.weights)
+    gathered = [memory_per_device(size, optimisation(**BF16_LORA), 4096, 8, way).weights for way in ("fsdp2", "zero3")]
+    assert gathered[1] - gathered[0] == pytest.approx(2 * size.weights / 8)  # frozen weights are fp32 under DeepSpeed
     every, kept = (
         memory_per_device(size, optimisation(gradient_checkpointing=on), 4096).activations for on in (False, True)
     )

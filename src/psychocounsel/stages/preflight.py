@@ -174,7 +174,7 @@ def _memory_table(config: Config, size: "ModelSize") -> Table:
         f"{checkpointing} gradient checkpointing. Predicted, not measured."
     )
     parts = ("weights", "gradients", "optimizer", "activations", "workspace", "total")
-    header = ("", *parts, "of 8: ddp", "zero2", "zero3, fsdp2")
+    header = ("", *parts, f"of 8: {SHARDINGS[0]}", *SHARDINGS[1:])
     return Table("memory", title, header, "l" + "r" * (len(header) - 1), tuple(rows))
 
 

@@ -1,6 +1,7 @@
 """What a training needs, from formulas and a model's `config.json`: memory per device, time and disk.
 
-Bytes are decimal (1 GB = 1e9). The formulas have not been compared with a GPU yet.
+Bytes are decimal (1 GB = 1e9). The memory was compared with what the tensors of training steps take
+(`scripts/bench/training_memory.py`), and none of the formulas with a GPU yet.
 """
 
 import json
@@ -19,9 +20,7 @@ from psychocounsel.types import Policy
 
 GB = 10**9
 Sharding = Literal["ddp", "zero2", "zero3", "fsdp2"]
-SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "zero3")
-"""Those with memory of their own: FSDP2 holds what ZeRO-3 does."""
-
+SHARDINGS: tuple[Sharding, ...] = ("ddp", "zero2", "fsdp2", "zero3")
 NF4_BYTES = 0.5 + (8 + 32 / 256) / 8 / 64
 """Per 4-bit weight: blocks of 64 share an 8-bit constant, 256 constants a 32-bit one (Dettmers et al. 2023, sec. 3)."""
 CONTEXT_BYTES = 0.8 * GB
@@ -147,28 +146,32 @@ def memory_per_device(
     Per trained weight: gradients as wide as the weight, and twice that under ddp (its buckets); AdamW's moments 8 bytes
     in fp32, 2 in 8 bits, 4 and the remainder's byte for `adamw_bf16_sr`, none where they are `paged`. ZeRO (Rajbhandari
     et al. 2020, fig. 1) divides the optimizer and the gradients, at stage 3 (or FSDP2) also the weights, of which the
-    largest layer or embedding is then whole, twice. The workspace is the larger of a layer that is computed again and
-    of the vocabulary's head (`has_head`), which are not in memory together.
+    largest layer or embedding is then whole, twice, in bfloat16 if that is the precision. DeepSpeed holds frozen
+    weights in fp32. The workspace is the larger of a layer that is computed again and of the vocabulary's head
+    (`has_head`), which are not in memory together.
     """
     lora, autocast = optimisation.lora, optimisation.precision == "bf16"
+    gathers = sharding in ("zero3", "fsdp2")
     wide = 4 if optimisation.weights == "fp32" else 2
+    computed_wide = 2 if gathers and autocast else wide
     trained = size.adapters(lora) if lora else size.weights
     frozen = size.weights if lora else 0
     quantized = size.linear if optimisation.weights == "nf4" else 0
     trained_wide = 4 if lora else wide
-    weights = (frozen - quantized) * wide + quantized * NF4_BYTES + trained * trained_wide
-    if autocast and optimisation.weights == "fp32":
+    frozen_wide = 4 if sharding == "zero3" else wide
+    weights = (frozen - quantized) * frozen_wide + quantized * NF4_BYTES + trained * trained_wide
+    if autocast and computed_wide == 4:
         # Autocast copies weights to bfloat16 until backward has used them; with checkpointing, frozen ones by layer.
         weights += 2 * size.weights / (size.layers if lora and optimisation.gradient_checkpointing else 1)
     gradients = trained * trained_wide * (2 if devices > 1 and sharding == "ddp" else 1)
     moments = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 0}[optimisation.optimizer] * trained
     if sharding != "ddp":
         moments, gradients = moments / devices, gradients / devices
-    if sharding in ("zero3", "fsdp2"):
+    if gathers:
         largest = max(size.vocabulary * size.hidden, size.linear / size.layers)
-        weights = weights / devices + 2 * 2 * largest
-    kept, layer = activation_bytes(size, optimisation, tokens)
-    workspace = max(layer, head_bytes(size, optimisation) if has_head else 0)
+        weights = weights / devices + 2 * computed_wide * largest
+    kept, layer = activation_bytes(size, optimisation, tokens, computed_wide)
+    workspace = max(layer, head_bytes(size, optimisation, computed_wide) if has_head else 0)
     return Memory(weights, gradients, moments, kept, workspace)
 
 
@@ -186,7 +189,7 @@ def unshardable(optimisation: OptimisationConfig, sharding: Sharding) -> str:
     return f"optimizer: {optimisation.optimizer}" if optimisation.optimizer in whole else ""
 
 
-def activation_bytes(size: ModelSize, optimisation: OptimisationConfig, tokens: int) -> tuple[float, float]:
+def activation_bytes(size: ModelSize, optimisation: OptimisationConfig, tokens: int, wide: int) -> tuple[float, float]:
     """Return what the layers keep for the backward pass, and what a layer takes that is computed again there.
 
     As Korthikanti et al. 2022, eq. 2, without the score matrix (which SDPA does not keep) and dropout, and for a Llama
@@ -194,21 +197,20 @@ def activation_bytes(size: ModelSize, optimisation: OptimisationConfig, tokens: 
     width k and intermediate size f: two norms keep an fp32 copy, their product and their output (4h each), attention
     q, k, v and its output twice (3h + 2k), the MLP both projections, the activation and their product (4f).
     Adapters keep another copy of each linear layer's input (6h + f). With checkpointing (Chen et al. 2016) each layer
-    keeps its input, and one layer at a time everything; the stream between layers is fp32 with fp32 weights.
+    keeps its input, and one layer at a time everything; the stream between layers is as `wide` as the weights.
     """
     h, k, f = size.hidden, size.key_value, size.intermediate
     values = 11 * h + 2 * k + 4 * f + (6 * h + f if optimisation.lora else 0)
     layer = values * (2 if optimisation.precision == "bf16" else 4) * tokens
-    stream = h * (4 if optimisation.weights == "fp32" else 2) * tokens
+    stream = h * wide * tokens
     return (size.layers * stream, layer) if optimisation.gradient_checkpointing else (size.layers * layer, 0)
 
 
-def head_bytes(size: ModelSize, optimisation: OptimisationConfig) -> float:
+def head_bytes(size: ModelSize, optimisation: OptimisationConfig, wide: int) -> float:
     """Return what the head takes: copies of a chunk of logits, and the gradient of a trained head.
 
-    That is summed in fp32 before it joins the others; the part of each chunk is as wide as the weights.
+    That is summed in fp32 before it joins the others; the part of each chunk is as `wide` as the weights.
     """
-    wide = 4 if optimisation.weights == "fp32" else 2
     gradient = 0 if optimisation.lora else (4 + wide) * size.vocabulary * size.hidden
     return LOGITS_COPIES * LOGITS_BYTES[True] + gradient
 
