@@ -76,6 +76,24 @@ def test_a_named_result_goes_when_it_is_dropped_and_nothing_was_made_from_it(cli
     cli("gc", "--store", store.root, "--drop", "talk").says(2, "talk")  # of several kinds
 
 
+def test_a_dropped_result_stays_under_its_other_name(cli: Cli, store: Store) -> None:
+    trial, final = (make(store, "policies", name, 1) for name in ("trial", "final"))
+    assert trial.id == final.id
+    assert cli("gc", "--store", store.root, "--yes", "--drop", trial.folder).code == 0
+    assert [each.ref for each in store.artifacts()] == [final.ref]
+    assert not damaged_files(final)
+
+
+def test_what_a_retry_or_keep_needs_is_not_dropped(cli: Cli, store: Store) -> None:
+    spec = ArtifactSpec("judgements", "talk", "test", 1, {})
+    store.make(spec, lambda writer: note_failed(writer, 1))
+    again = store.make(retry_spec(spec, store, again=True), lambda writer: note_failed(writer, 0))
+    cli("gc", "--store", store.root, "--drop", spec.ref).says(2, f"--drop judgements/{again.ref}")
+    cli("gc", "--store", store.root, "--drop", again.ref, "--keep", again.ref).says(2, "--keep")
+    assert cli("gc", "--store", store.root, "--yes", "--drop", again.ref, "--drop", spec.ref).code == 0
+    assert store.artifacts() == []
+
+
 def test_the_raw_texts_of_a_corpus_go_with_it(cli: Cli, store: Store, tmp_path: Path) -> None:
     talk = "I have lain awake since the winter, and every {} in the yard reminds me of what I said to my sister.\n"
     said = "".join(talk.format(word) for word in ("harbour", "lantern", "orchard", "pebble", "quarry", "ribbon"))

@@ -49,7 +49,7 @@ def gc(
     from psychocounsel.reporting.tables import Table
     from psychocounsel.store.files import human_bytes
     from psychocounsel.store.gc import Garbage, Kept, find_garbage
-    from psychocounsel.store.references import all_named, resolve
+    from psychocounsel.store.references import all_named, resolve_existing
 
     def size(found: Sequence[Garbage]) -> int:
         return sum(each.bytes for each in found)
@@ -57,7 +57,7 @@ def gc(
     opened = open_store(store)
     kept = Kept(
         {each.id for ref in keep or [] for each in all_named(opened, ref)},
-        {resolve(opened, ref).id for ref in drop or []},
+        {resolve_existing(opened, ref).folder.resolve() for ref in drop or []},
         not old_reports,
         not keep_best,
         not unfinished,

@@ -45,14 +45,14 @@ class Garbage(NamedTuple):
 class Kept:
     """What stays besides the artifact that each name means and all that it was made from.
 
-    `ids` are of artifacts that the user names, `dropped` of those that go although a name means them. `reports` says
-    whether older reports stay, too; all come with their ancestors. With `rounds` the weights of all rounds of online
-    runs stay, otherwise those of the best and the last. `unfinished` builds are those that the same command would
-    resume.
+    `ids` are of artifacts that the user names; `dropped` are the resolved folders of those that go although a name
+    means them (another name of the same artifact is another folder, and stays). `reports` says whether older reports
+    stay, too; all come with their ancestors. With `rounds` the weights of all rounds of online runs stay, otherwise
+    those of the best and the last. `unfinished` builds are those that the same command would resume.
     """
 
     ids: Collection[str] = ()
-    dropped: Collection[str] = ()
+    dropped: Collection[Path] = ()
     reports: bool = True
     rounds: bool = True
     unfinished: bool = True
@@ -64,46 +64,49 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     A build that a process is at work on is not among it.
 
     Raises:
-        ConfigError: something that stays was made from what is to be dropped.
+        ConfigError: something that stays needs what is to be dropped, or it is to be kept as well.
     """
     artifacts = store.artifacts()
-    needed = _needed(artifacts, kept)
-    used = {parent.id for each in artifacts if each.id in needed for parent in each.parents}
+    dropped = {each.folder for each in artifacts if each.folder.resolve() in kept.dropped}
+    needed = _needed([each for each in artifacts if each.folder not in dropped], artifacts, kept)
+    stays = [each for each in artifacts if each.id in needed and each.folder not in dropped]
+    ids = {each.id for each in stays}
     for each in artifacts:
-        if each.id in used.intersection(kept.dropped):
-            below = [
-                f"{other.kind}/{other.ref}"
-                for other in artifacts
-                if other.id in needed and any(parent.id == each.id for parent in other.parents)
-            ]
-            raise ConfigError(
-                f"of what stays, this was made from it: {', '.join(below)}",
-                where=f"{each.kind} {each.ref}",
-                remedy=f"give that up, too: {' '.join(f'--drop {other}' for other in below)}",
-            )
+        if each.folder in dropped and each.id not in ids:
+            if below := [f"{other.kind}/{other.ref}" for other in stays if each.id in _used_by(other)]:
+                raise ConfigError(
+                    f"of what stays, this needs it: {', '.join(below)}",
+                    where=f"{each.kind} {each.ref}",
+                    remedy=f"give that up, too: {' '.join(f'--drop {other}' for other in below)}",
+                )
+            if each.id in kept.ids:
+                raise ConfigError(
+                    "is to be kept and to be dropped",
+                    where=f"{each.kind} {each.ref}",
+                    remedy="leave out its --keep or its --drop",
+                )
     # Not by time, for the clocks of two machines differ.
     parents = {each.id: [parent.id for parent in each.parents] for each in artifacts}
     generation = {each: number for number, each in enumerate(TopologicalSorter(parents).static_order())}
     found = [
-        _whole(f"{each.kind} {each.ref}", "dropped" if each.id in kept.dropped else "superseded", each.folder)
+        _whole(f"{each.kind} {each.ref}", "dropped" if each.folder in dropped else "superseded", each.folder)
         for each in sorted(artifacts, key=lambda each: generation[each.id], reverse=True)
-        if each.id not in needed
+        if each.id not in needed or each.folder in dropped
     ]
     found += _leftovers(store, kept)
-    pages = {page_of_corpus(each) for each in artifacts if each.id in needed}
+    pages = {page_of_corpus(each) for each in stays}
     found += [
         Garbage(f"{PRIVATE} {page.name}", "texts of a corpus that does not stay", (page,), partial(_remove, (page,)))
         for page in sorted((store.root / PRIVATE).glob("*.html"))
         if page.name not in pages
     ]
     if not kept.rounds:
-        found += _superseded_rounds({each.id: each for each in artifacts if each.id in needed}, kept.ids)
+        found += _superseded_rounds({each.id: each for each in stays}, kept.ids)
     return list(_measured(found))
 
 
-def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
+def _needed(wanted: Sequence[Artifact], artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     """Return the ids of what a name resolves to, of reports and people's labels, and of what led to these."""
-    wanted = [each for each in artifacts if each.id not in kept.dropped]
     named = {(each.kind, each.name): each.id for each in wanted}
     kinds = (*_OF_PEOPLE, *(("reports",) if kept.reports else ()))
     pending = {*named.values(), *kept.ids, *(each.id for each in wanted if each.kind in kinds)}
@@ -112,12 +115,16 @@ def _needed(artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
     while pending:
         needed.add(current := pending.pop())
         if current in by_id:
-            found = by_id[current]
-            best = found.manifest["notes"].get("best", {}).get("id")
-            # Without what it retried, a retry is not found again.
-            retried = found.manifest["settings"].get("retried_from")
-            pending |= {*(each.id for each in found.parents), *filter(None, (best, retried))} - needed
+            pending |= _used_by(by_id[current]) - needed
     return needed
+
+
+def _used_by(artifact: Artifact) -> set[str]:
+    """Return the ids of what an artifact cannot be without."""
+    best = artifact.manifest["notes"].get("best", {}).get("id")
+    # Without what it retried, a retry is not found again.
+    retried = artifact.manifest["settings"].get("retried_from")
+    return {*(each.id for each in artifact.parents), *filter(None, (best, retried))}
 
 
 def _leftovers(store: Store, kept: Kept) -> Iterator[Garbage]:
