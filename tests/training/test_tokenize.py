@@ -1,8 +1,12 @@
 """Chats and pairs as token ids: templates, padding, and which pairs fit."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from preference_runs import make_pair
@@ -19,11 +23,12 @@ from psychocounsel.training.tokenize import (
     encode_exchange,
     encode_prompt,
     pad_token_id,
+    require_trainable,
     special_ids,
     terminator_id,
     tokenize_pairs,
 )
-from psychocounsel.types import PreferencePair
+from psychocounsel.types import Policy, PreferencePair
 
 CHAT = ChatFormat()
 ANY_SHARE = LengthConfig(max_length_tokens=512, max_dropped_share=1.0)
@@ -159,6 +164,28 @@ def test_a_template_that_refuses_a_system_message_says_what_to_set() -> None:
         tokenize_pairs([reply_pair("Go on.", "Oh.")], tokenizer, length(200), ChatFormat(system_prompt="Be kind."))
     assert "chat.system_prompt" in failure.value.remedy
     assert tokenize_pairs([reply_pair("Go on.", "Oh.")], tokenizer, length(200), CHAT)[1].kept == 1
+
+
+@pytest.mark.parametrize("known", [".no_exist/{}/chat_template.jinja", "trees/{}.json"])
+def test_a_tokenizer_is_judged_only_once_all_of_it_was_downloaded(
+    known: str, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tiny_tokenizer.save_pretrained(tmp_path / "whole")
+    repository, commit = tmp_path / "models--acme--base", "a" * 40
+    snapshot = repository / "snapshots" / commit
+    for folder in (snapshot, repository / "refs", (repository / known.format(commit)).parent):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        shutil.copy(tmp_path / "whole" / name, snapshot)
+        require_trainable(Policy("acme/base"), CHAT)
+    files = {"tokenizer.json": {"size": 1, "blob_id": "b"}}
+    (repository / known.format(commit)).write_text(json.dumps({"format_version": 1, "files": files}))
+    with pytest.raises(ConfigError, match="chat template"):  # there is none to come, so it is a base model
+        require_trainable(Policy("acme/base"), CHAT)
+    shutil.copy(tmp_path / "whole" / "chat_template.jinja", snapshot)
+    require_trainable(Policy("acme/base"), CHAT)
 
 
 def test_text_after_the_terminator_is_left_out() -> None:

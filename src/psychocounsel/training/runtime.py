@@ -73,12 +73,24 @@ def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
         raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
 
 
-def on_this_machine(policy: Policy, file: str) -> Policy | None:
-    """Return where a model is without asking the Hub; None if `file` of it was never downloaded."""
+def on_this_machine(policy: Policy, *files: str) -> Policy | None:
+    """Return where a model is without asking the Hub; None if one of `files` may be on the Hub alone."""
     if Path(policy.location).is_dir():
         return policy
-    found = try_to_load_from_cache(policy.location, file, revision=policy.revision)
-    return Policy(str(Path(found).parent)) if isinstance(found, str) else None
+    found = {name: try_to_load_from_cache(policy.location, name, revision=policy.revision) for name in files}
+    there = [each for each in found.values() if isinstance(each, str)]
+    unknown = {name for name, each in found.items() if each is None}
+    if there and unknown:
+        # Not in every version that transformers takes.
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        try:
+            listed = get_cached_repo_tree(policy.location, revision=policy.revision)
+        except CachedRepoTreeNotFoundError:
+            return None
+        unknown &= {each.path for each in listed}
+    return Policy(str(Path(there[0]).parent)) if there and not unknown else None
 
 
 def default_device() -> str:

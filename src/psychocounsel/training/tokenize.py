@@ -51,13 +51,13 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
 def require_trainable(policy: Policy, chat: ChatFormat) -> None:
     """Raise what training would raise about the tokenizer of `policy`: its template, its padding, a chat's end.
 
-    A model on the Hub of which no tokenizer was downloaded is left for later.
+    A model on the Hub of which no tokenizer was downloaded, or a part of one, is left for later.
 
     Raises:
         ConfigError: it has no chat template, or no padding token.
         TemplateError: its template refuses the chat, or answers have no end.
     """
-    local = on_this_machine(policy, "tokenizer_config.json")
+    local = on_this_machine(policy, "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
     if local is not None:
         tokenizer = load_tokenizer(local)
         pad_token_id(tokenizer)
