@@ -1,7 +1,8 @@
 """A server that answers as the weights it was started with: `policy_server.py PORT NAME [--stubborn | --broken]`.
 
 An answer repeats the client's last word, is cut at the token limit where that word is "long", and empty where it is
-"rain". A stubborn server ignores SIGTERM, a broken one ends before it listens; DELETE ends it after its answer.
+"rain"; to "filtered" the server sends a part of one, and it takes no request that ends with "much". A stubborn server
+ignores SIGTERM, a broken one ends before it listens; DELETE ends it after its answer.
 """
 
 import json
@@ -30,7 +31,10 @@ class Handler(BaseHTTPRequestHandler):
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert asked["model"] == self.name
         word = asked["messages"][-1]["content"].split()[-1]
-        reason = "length" if word == "long" else "stop"
+        if word == "much":
+            self._send({"error": {"message": "the prompt is longer than the context"}}, 400)
+            return
+        reason = {"long": "length", "filtered": "content_filter"}.get(word, "stop")
         choice = {
             "index": 0,
             "finish_reason": reason,
@@ -41,9 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         sys.stdout.flush()
         self._send({"id": "1", "object": "chat.completion", "model": self.name, "choices": [choice], "usage": usage})
 
-    def _send(self, body: Any) -> None:
+    def _send(self, body: Any, status: int = 200) -> None:
         content = json.dumps(body).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -16,7 +16,7 @@ from transformers_server import WIDE_SHAPE, make_untrained_llama
 
 from psychocounsel.config.components import ChatFormat, ResponderConfig, SamplerConfig, SamplingConfig
 from psychocounsel.config.schema import LaunchConfig
-from psychocounsel.errors import ConfigError, IncompleteError, Preempted
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, Preempted
 from psychocounsel.llm.session import Session, open_session
 from psychocounsel.stages.respond import sample_answers
 from psychocounsel.store.store import Store
@@ -217,6 +217,16 @@ def test_a_server_is_started_for_the_answers_which_the_journal_keeps(weights: Pa
         other = SamplerConfig(backend="endpoint", serve=(*SERVE, "{date}", "4-bit"))
         answers(weights, tmp_path / "work", other, session)
         assert printed.read_text().count("answered ") == 12
+
+
+def test_what_a_server_does_not_answer_has_no_text_and_may_not_be_much(weights: Path, tmp_path: Path) -> None:
+    sampler = SamplerConfig(backend="endpoint", serve=SERVE)
+    few = [*SPEECHES * 10, Speech("It is too much"), Speech("I was filtered")]  # 2 of 42
+    with open_session(Store(tmp_path / "store", offline=True)) as session:
+        found = answers(weights, tmp_path / "work", sampler, session, speeches=few, draws=1)
+        assert [each.text for each, _ in found[-2:]] == ["", ""]
+        with pytest.raises(DataQualityError, match="2 of 6 answers are missing"):
+            answers(weights, tmp_path / "work", sampler, session, speeches=few[-6:], draws=1)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from psychocounsel.types import Candidate, Policy, ReplyStatus, SampledAnswer, S
 NOT_IN_FILE = "not_in_file"
 SERVER_TIMEOUT_SECONDS = 600.0
 """Of one answer: the requests to a server of our own wait for each other."""
+_OF_POLICY = (ReplyStatus.VALID, ReplyStatus.CUT, ReplyStatus.EMPTY)
 
 
 class Answers(NamedTuple):
@@ -86,7 +88,7 @@ class Responder:
             DataQualityError: more answers than `max_missing_share` are missing otherwise.
             Preempted: the run was cancelled.
         """
-        author, share = self.config.author, self.config.max_missing_share
+        author = self.config.author
         if self._client is not None:
             answers = self._ask(self._client, speeches, seed, draws)
         elif self.config.file is not None:
@@ -95,19 +97,13 @@ class Responder:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
             answers = Answers(self._sample(speeches, seed, work, draws), {}, {})
-        missing = sum(answers.failed.values())
-        asked = missing + len(answers.candidates)
-        if missing > share * asked:
-            again = (
-                "add them to the file, with each speech as cleaning and de-identification left it (in speeches.parquet)"
-                if self.config.file
-                else "run the same command to send those requests again"
-            )
-            raise DataQualityError(
-                f"{missing} of {asked} answers are missing ({counted(answers.failed)})",
-                where=f"responder {author}",
-                remedy=f"{again}, or raise its max_missing_share ({share:g})",
-            )
+        again = (
+            "add them to the file, with each speech as cleaning and de-identification left it (in speeches.parquet)"
+            if self.config.file
+            else "run the same command to send those requests again"
+        )
+        remedy = f"{again}, or raise its max_missing_share ({self.config.max_missing_share:g})"
+        _require_answers(self.config, answers.failed, len(answers.candidates), remedy)
         return answers
 
     def _ask(self, client: ModelClient, speeches: Sequence[Speech], seed: int, draws: int) -> Answers:
@@ -172,6 +168,7 @@ def sample_answers(
     Raises:
         ConfigError: tokenizer or weights cannot be loaded, or the sampler is not installed.
         IncompleteError: the sampler failed, or left requests without a reply.
+        DataQualityError: a server refused or filtered more answers than `max_missing_share`.
         Preempted: the run was cancelled.
     """
     if responder.sampler.backend == "endpoint":
@@ -205,7 +202,7 @@ def _answers_of_server(
     work: Path,
     session: Session,
 ) -> list[Candidate]:
-    """Return the answers of a server that is started for them; an answer that it refuses has no text."""
+    """Return the answers of a server that is started for them; one that it refuses or filters has no text."""
     author, sampling, sampler, chat = responder.author, responder.sampling, responder.sampler, responder.chat
     folder = Path(policy.location)
     weights = digest_of_weights(folder) if folder.is_dir() else f"{policy.location}@{policy.revision}"
@@ -229,7 +226,25 @@ def _answers_of_server(
         # Nothing is sampled again for its content, which would change the distribution.
         replies = _replies(client, responder, speeches, seed, draws, lambda _, reply: reply.answered)
         log_spending(client.spending, author)
-    return [_candidate(author, speech, draw, reply) for speech, draw, reply in replies]
+    # An empty answer is one of the policy's; what the server refused or filtered is none.
+    missing = Counter(reply.status.value for *_, reply in replies if reply.status not in _OF_POLICY)
+    remedy = f"see {work / 'server.log'}: a prompt may be longer than the server takes; correct sampler.serve"
+    _require_answers(responder, missing, len(replies) - missing.total(), remedy)
+    return [
+        _candidate(author, speech, draw, reply if reply.status in _OF_POLICY else replace(reply, text=""))
+        for speech, draw, reply in replies
+    ]
+
+
+def _require_answers(responder: ResponderConfig, missing: Mapping[str, int], answered: int, remedy: str) -> None:
+    """Refuse answers of which more are missing than may be."""
+    failed = sum(missing.values())
+    if failed > responder.max_missing_share * (failed + answered):
+        raise DataQualityError(
+            f"{failed} of {failed + answered} answers are missing ({counted(missing)})",
+            where=f"responder {responder.author}",
+            remedy=remedy,
+        )
 
 
 def _replies(
