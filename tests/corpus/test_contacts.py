@@ -164,6 +164,16 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
             'To read:\n1. "Feeling Good" by Burns (x.org/a)\n2. **Groups near you**: https://x.org\n3. x.org/b',
             'To read:\n1. "Feeling Good" by Burns.\n2. **Groups near you**',
         ),
+        ("Please call somebody right now (988, www.x.org).", "Please call somebody right now (988)."),
+        ("Call (741741 or www.x.org) if you feel unsafe.", "Call (741741) if you feel unsafe."),
+        ("Ring 514-690-2469 (suicide help: www.x.org).", "Ring 514-690-2469 (suicide help)."),
+        ("- Help now: 514-690-2469 www.x.org Crisis line", "- Help now: 514-690-2469 Crisis line"),
+        ("Talk to:\n- Jane Roe, LMFT: www.x.org\n- Find me at @jane_roe or x.org\n- **Wei Zhang** (x.org/a)", ""),
+        ("My name is Jane Roe and I work with couples - call me at 514-690-2469.", ""),
+        ("Ask for Jane Roe today (514-690-2469).", ""),
+        ("- Both places (+33 1 23 45 67 89 / (514) 690-2469) are kind.", "- Both places are kind."),
+        ("Talk to your people at home (e.g. www.x.org), and rest.", "Talk to your people at home, and rest."),
+        ("Call me:\n1. 020 7946 0958\n2) 0117 496 0123\n3. (514) 690-2469", "Call me:"),
         ("1. The blog of Sam: www.x.org. His name is Sam. 2. Rest.", "1. The blog of Sam. His name is Sam. 2. Rest."),
         (
             "The website www.x.org has a list of groups for you. It is good.",
@@ -191,6 +201,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("reach me at sam dot lee at gmail.com", "reach me at [EMAIL_1]"),
         ("(514) 690-2469 787-466-5478", "[PHONE_1] [PHONE_2]"),
         ("at my office (514-690-2469), or (787) 466-5478", "at my office ([PHONE_1]), or [PHONE_2]"),
+        ("1. (514) 690-2469\n2) 020 7946 0958", "1. [PHONE_1]\n2) [PHONE_2]"),
         ("see linktr.ee/jane, discord.gg/abc", "see [URL_1], [URL_2]"),
         ("talk to him.and/or her.so be it", "talk to him.and/or her.so be it"),
         ("www.x.org, http://x.org/ and y.com, a@b.org", "[URL_1], [URL_1] and [URL_2], [EMAIL_1]"),
@@ -254,6 +265,7 @@ def test_a_list_of_ones_own_is_read_and_a_broken_one_says_where(tmp_path: Path) 
         "call 1 " * 20_000,
         "(www.x.org) " * 3_000,
         "in " * 40_000 + "x.org",
+        "a - " * 50_000 + "x.org",
     ],
 )
 def test_a_hostile_text_does_not_hang(text: str) -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 from psychocounsel.config.corpus import CleaningConfig
 from psychocounsel.corpus.authors import KnownPeople, without_signatures
 from psychocounsel.corpus.contacts import UNSPACED, holds, web_addresses
-from psychocounsel.corpus.crisis import CrisisServices
+from psychocounsel.corpus.crisis import CrisisServices, speaks_of_crisis
 from psychocounsel.corpus.deidentify import Placeholders
-from psychocounsel.corpus.text import Span, blanked, is_foreign, normalise, sentences, without_markup
+from psychocounsel.corpus.deidentify.patterns import find_all
+from psychocounsel.corpus.text import Span, blanked, is_foreign, normalise, sentences, touches, without_markup
 
 # --- Spaces between sentences --------------------
 
@@ -95,7 +96,7 @@ def _after(text: str, mark: re.Match[str]) -> int:
 # --- Responses without contacts --------------------
 
 _GAP_AFTER_ADDRESS = re.compile(r"[)\]\"”.]*\s+(?=[“\"'(¿¡]?[A-ZÀ-ÖØ-Þ])")
-_GAP_BEFORE_ADDRESS = re.compile(r"[.!?…][)\]\"”\u2019]*\s+$")
+_GAP_BEFORE_ADDRESS = re.compile(r"(?<![eE]\.g)(?<![iI]\.e)[.!?…][)\]\"”\u2019]*\s+$")
 # What leads up to a contact and means nothing without it; `asked` is what one does with it.
 _LEAD = re.compile(
     r"(?:(?:[\s,;\u2013-]*\b(?:or|and|either|also)){1,2})?"
@@ -133,6 +134,8 @@ _THE_SITE = re.compile(r"(?:^|\W)(?:the|their|his|her|our) (?:web ?site|site|pag
 _EMPTY_ITEM = re.compile(r"[0-9]\)\s*(?:,|$)")
 _SAID_WORD = re.compile(r"[^\W\d_]{2,}|\b[aAI]\b")
 _MIN_WORDS, _MIN_WORDS_POINTED_AT, _MIN_WORDS_OF_ITEM = 7, 4, 2
+_MAX_CLAUSES = 20  # every one is looked at from the beginning of its sentence
+_SOMEBODY = frozenset(("PERSON", "HANDLE", "ADDRESS"))
 # The next sentence speaks of what this one names.
 _POINTS_BACK = re.compile(r"\s*(?:He|She|They|It|His|Her|Their|Its|This|That|These|Those|There you|Once there)\b")
 _MARKDOWN_LINK = re.compile(
@@ -154,8 +157,9 @@ def with_placeholders(text: str, crisis: CrisisServices) -> str:
 def without_contacts(text: str, crisis: CrisisServices) -> str:
     """Return the text without contacts: each goes with the words that lead up to it; of a Markdown link the words stay.
 
-    Its sentence goes too if it says nothing without, and so does one before it that only announces it. What names a
-    crisis service stays, and so does what the next sentence points back at, with `his` or `it`.
+    Its sentence goes too if it says nothing without, or little but a person's name, and so does one before it that only
+    announces it. What names a crisis service stays, and so does what the next sentence points back at, with `his` or
+    `it`.
     """
     found = crisis.told_apart(text)[1]
     if not found:
@@ -163,13 +167,14 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
     if "](" in text:
         text = _MARKDOWN_LINK.sub(lambda link: link.group() if crisis.owns(link["address"]) else link["words"], text)
         found = crisis.told_apart(text)[1]
-    services = [start for start, _ in crisis.spans(text)]
+    services = crisis.spans(text)
     starts = [contact.start for contact in found]
     kept: list[tuple[str, bool]] = []  # a sentence, and whether it names a crisis service
     for start, end in pairwise(_edges(text, found)):
         piece = text[start:end]
         held = found[bisect_left(starts, start) : bisect_left(starts, end)]
-        ours = [at - start for at in services[bisect_left(services, start) : bisect_left(services, end)]]
+        first, last = (bisect_left(services, (edge, 0)) for edge in (start, end))
+        ours = [(begin - start, stop - start) for begin, stop in services[first:last]]
         names_service = bool(ours)
         rest, says_enough = _cut_out(piece, [(contact.start - start, contact.end - start) for contact in held], ours)
         is_whole = len(_SAID_WORD.findall(rest)) >= _MIN_WORDS_POINTED_AT and _LACKS_OBJECT.search(rest) is None
@@ -202,10 +207,10 @@ def _edges(text: str, found: Sequence[Span]) -> list[int]:
     return sorted(edges)
 
 
-def _cut_out(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[int]) -> tuple[str, bool]:
+def _cut_out(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[tuple[int, int]]) -> tuple[str, bool]:
     """Cut the spans out of a sentence, each with the words that lead up to it, or with the brackets around it.
 
-    Also return whether what is left says something by itself. `services` are where crisis services begin.
+    Also return whether what is left says something by itself. `services` are where crisis services stand.
     """
     if not spans:
         return sentence, True
@@ -227,22 +232,31 @@ def _cut_out(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence
     rest = _SPACE_BEFORE_MARK.sub("", said + sentence[position:])
     body = rest.rstrip()
     enough = _MIN_WORDS_OF_ITEM if _ITEM.match(sentence) else _MIN_WORDS if outside else _MIN_WORDS_POINTED_AT
-    stands = stands and len(_SAID_WORD.findall(body)) >= enough and _EMPTY_ITEM.search(body) is None
+    words = len(_SAID_WORD.findall(body))
+    stands = stands and words >= enough and _EMPTY_ITEM.search(body) is None
+    stands = stands and (words >= _MIN_WORDS or not _tells_of_somebody(body))  # "- Jane Roe, LMFT: WWW"
     if not sentence[position:].strip(" \n.!?…"):  # it ended with a contact
         stands = stands and _ANNOUNCES.search(body) is None
-        if stands and body[-1].isalnum():
+        # A stop would part a number from a word such as "hotline" behind it, by which it is a service's.
+        if stands and body[-1].isalnum() and (words >= _MIN_WORDS or not services):
             rest = f"{body}.{sentence[len(sentence.rstrip()) :]}"
     return rest, stands
 
 
-def _asides(sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the brackets that hold a contact and little else, such as `(see WWW)`: a sentence stands without them."""
+def _asides(
+    sentence: str, spans: Sequence[tuple[int, int]], services: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return the brackets that hold a contact and little else, such as `(see WWW)`: a sentence stands without them.
+
+    What names a crisis service, or says that a number is one's, is more.
+    """
     marked = blanked(sentence, spans, _CONTACT)
     return [
         bracket.span()
         for bracket in _BRACKETS.finditer(marked)
         if len(_SAID_WORD.findall(bracket.group())) < _MIN_WORDS
-        and not any(bracket.start() < at < bracket.end() for at in services)
+        and not touches(*bracket.span(), services)
+        and not speaks_of_crisis(bracket.group())
     ]
 
 
@@ -255,13 +269,22 @@ def _is_needed(said: str, lead: re.Match[str] | None, goes_on: bool) -> bool:
 
 
 def _clauses_before(sentence: str, position: int) -> str:
-    """Return the clauses of a sentence before the one that holds a position, as a sentence; empty if too little."""
-    for end in reversed([match.start() for match in _CLAUSE_ENDS.finditer(sentence, 0, position)]):
+    """Return the clauses of a sentence before the one that holds a position, as a sentence.
+
+    Empty if they say too little, or tell of somebody whom the contact is of.
+    """
+    ends = [match.start() for match in _CLAUSE_ENDS.finditer(sentence, 0, position)]
+    for end in reversed(ends[-_MAX_CLAUSES:]):
         said = sentence[:end].rstrip()
         lacks = any(pattern.search(said) for pattern in (_LACKS_OBJECT, _ANNOUNCES, _BEGINS_WITH_IF))
         if not lacks and len(_SAID_WORD.findall(said)) >= _MIN_WORDS:
-            return f"{said}.{sentence[len(sentence.rstrip()) :]}"
+            return "" if _tells_of_somebody(said) else f"{said}.{sentence[len(sentence.rstrip()) :]}"
     return ""
+
+
+def _tells_of_somebody(text: str) -> bool:
+    """Return whether a text gives the name, the account or the street of a person."""
+    return any(span.entity in _SOMEBODY for span in find_all(text))
 
 
 # --- Steps --------------------

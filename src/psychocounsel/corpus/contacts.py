@@ -140,13 +140,14 @@ _BEGINS_ABROAD = re.compile(r"\(?0|1[38]00")
 _NOT_BEFORE = r"(?<![0-9$€£+])(?<![0-9][.,:/\u2013-])"
 _NOT_BEHIND = r"(?![0-9]|[.,:/%][0-9])"
 _DIGITS = r"[+(]{0,2}[0-9][0-9 .\-\u2013()/·]{5,400}[0-9]"
-_RUN = re.compile(rf"{_NOT_BEFORE}{_DIGITS}(?:,? ?(?:ext\.?|extension|x) ?[0-9]{{1,5}})?{_NOT_BEHIND}")
+_NO_ITEM = r"(?!^[0-9]{1,2}[.)] )"  # in "1. 020 7946 0958" the 1 is no part of it
+_RUN = re.compile(rf"(?m){_NOT_BEFORE}{_NO_ITEM}{_DIGITS}(?:,? ?(?:ext\.?|extension|x) ?[0-9]{{1,5}})?{_NOT_BEHIND}")
 # Grouped as in North America, with a country's code, or of a mobile in China: a number whether or not it is assigned.
 _GAP = r"[ .\-\u2013/·]"
 _GROUPED = re.compile(
     rf"(?<![0-9])(?:\+?1{_GAP}{{0,2}})?"
     rf"(?:\([2-9][0-9]{{2}}\){_GAP}?|[2-9][0-9]{{2}}{_GAP}{{1,2}})[0-9]{{3}}{_GAP}{{1,2}}[0-9]{{4}}"
-    r"|(?<![0-9])(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9]"
+    r"|(?<![0-9])(?:\+|00)[1-9][0-9 .\-\u2013()/]{6,20}[0-9](?![0-9])(?<!\([0-9]{3})"
     rf"|(?<![0-9])1[3-9][0-9](?:{_GAP}?[0-9]{{4}}){{2}}(?![0-9])"
 )
 _TOLL_FREE = "8(?:00|33|44|55|66|77|88)"
@@ -197,7 +198,7 @@ def phone_numbers(text: str) -> Sequence[Span]:
     digits += [span for span in called if not touches(*span, digits)]
     spans = [match.span() for match in _VANITY.finditer(text)]
     spans += [
-        (start + (text[start] == "(" and ")" not in text[start:end]), end)  # in "my office (514-690-2469)"
+        (start, end)
         for start, end in digits
         if _MIN_DIGITS <= sum(map(str.isdigit, text[start:end])) <= _MAX_DIGITS
         and not _DATE.match(text, start, end)  # 04.03.1990 is a number in France
@@ -206,7 +207,8 @@ def phone_numbers(text: str) -> Sequence[Span]:
     found: list[Span] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not found or start >= found[-1].end:
-            found.append(Span(start, end, "PHONE", _PHONE_SCORE))
+            is_inside = text[start] == "(" and ")" not in text[start:end]  # "my office (514-690-2469)"
+            found.append(Span(start + is_inside, end, "PHONE", _PHONE_SCORE))
     return found
 
 

@@ -143,7 +143,7 @@ class CrisisServices:
         names = [
             match.span()
             for match in self._names.finditer(text)
-            if " " in match.group() or _SPEAKS_OF_CRISIS.search(_sentence_at(text, match.start()))
+            if " " in match.group() or speaks_of_crisis(_sentence_at(text, match.start()))
         ]
         return sorted([*self.told_apart(text)[0], *names])
 
@@ -173,7 +173,7 @@ class CrisisServices:
                 others.append(address)
         if _DIGIT.search(text):
             ours += self.numbers(text)
-            speaks = _SPEAKS_OF_CRISIS.search(text) is not None
+            speaks = speaks_of_crisis(text)
             for phone in phone_numbers(blanked(text, [*ours, *others], _NOT_IN_NUMBERS)):
                 # "116 123/0800 1111"
                 numbers = (_NO_DIGIT.sub("", each) for each in text[phone.start : phone.end].split("/"))
@@ -199,8 +199,13 @@ def crisis_services(*own: Path) -> CrisisServices:
     return CrisisServices(*(load_config(CrisisServicesFile, path) for path in (BUNDLED, *own)))
 
 
+def speaks_of_crisis(text: str) -> bool:
+    """Return whether a text has a word for a crisis, a hotline or an emergency, by which a number is a service's."""
+    return _SPEAKS_OF_CRISIS.search(text) is not None
+
+
 def _may_be_a_service(sentence: str) -> bool:
-    return _SPEAKS_OF_CRISIS.search(sentence) is not None and _SOMEBODYS_OWN.search(sentence) is None
+    return speaks_of_crisis(sentence) and _SOMEBODYS_OWN.search(sentence) is None
 
 
 def _sentence_at(text: str, position: int) -> str:
