@@ -18,7 +18,7 @@ from psychocounsel.config.components import ChatFormat, ResponderConfig, Sampler
 from psychocounsel.config.schema import LaunchConfig
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, Preempted
 from psychocounsel.llm.session import Session, open_session
-from psychocounsel.stages.respond import sample_answers
+from psychocounsel.stages.respond import Responder, sample_answers
 from psychocounsel.store.store import Store
 from psychocounsel.training.generate import Answer
 from psychocounsel.training.samplers import SamplingTask, sample
@@ -225,6 +225,11 @@ def test_what_a_server_does_not_answer_has_no_text_and_may_not_be_much(weights: 
     with open_session(Store(tmp_path / "store", offline=True)) as session:
         found = answers(weights, tmp_path / "work", sampler, session, speeches=few, draws=1)
         assert [each.text for each, _ in found[-2:]] == ["", ""]
+        (tmp_path / "again").mkdir()
+        elm = ResponderConfig(author="elm", model=str(weights), sampler=sampler)
+        counted = Responder(elm, session, "model").answer(few, 9, tmp_path / "again")
+        assert len(counted.candidates) == len(few) - 2  # among them empty ones, which the policy wrote
+        assert counted.failed == {"content_filter": 1, "invalid": 1}
         with pytest.raises(DataQualityError, match="2 of 6 answers are missing"):
             answers(weights, tmp_path / "work", sampler, session, speeches=few[-6:], draws=1)
 

@@ -96,7 +96,7 @@ class Responder:
         elif self._session.is_dry_run:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
-            answers = Answers(self._sample(speeches, seed, work, draws), {}, {})
+            answers = self._sample(speeches, seed, work, draws)
         again = (
             "add them to the file, with each speech as cleaning and de-identification left it (in speeches.parquet)"
             if self.config.file
@@ -123,10 +123,13 @@ class Responder:
                 failed[reply.status.value] += 1
         return Answers(candidates, dict(sorted(failed.items())), log_spending(client.spending, self.config.author))
 
-    def _sample(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int) -> list[Candidate]:
+    def _sample(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int) -> Answers:
         policy, seed = self._model.policy(self._session.store), author_seed(self.config.author, seed)
+        if self.config.sampler.backend == "endpoint":
+            served = _answers_of_server(policy, self.config, speeches, draws, seed, work, self._session)
+            return Answers([each for each, status in served if status in _OF_POLICY], _missing(served), {})
         sampled = sample_answers(policy, self.config, speeches, draws, seed, work, self._session, LaunchConfig())
-        return [each.candidate for each in sampled]
+        return Answers([each.candidate for each in sampled], {}, {})
 
     def _placeholder(self, speech: Speech, draw: int) -> Candidate:
         return placeholder(self._session, speech, self.config.author, draw, self.config.sampling.max_new_tokens)
@@ -173,7 +176,7 @@ def sample_answers(
     """
     if responder.sampler.backend == "endpoint":
         served = _answers_of_server(policy, responder, speeches, draws, seed, work, session)
-        return [SampledAnswer(each, None) for each in served]
+        return [SampledAnswer(each, None) for each, _ in served]
     from psychocounsel.training.launch import launch_of, one_per_device  # imports torch
     from psychocounsel.training.samplers import SamplingTask, sample, shard_size
 
@@ -201,7 +204,7 @@ def _answers_of_server(
     seed: int,
     work: Path,
     session: Session,
-) -> list[Candidate]:
+) -> list[tuple[Candidate, ReplyStatus]]:
     """Return the answers of a server that is started for them; one that it refuses or filters has no text."""
     author, sampling, sampler, chat = responder.author, responder.sampling, responder.sampler, responder.chat
     folder = Path(policy.location)
@@ -226,14 +229,22 @@ def _answers_of_server(
         # Nothing is sampled again for its content, which would change the distribution.
         replies = _replies(client, responder, speeches, seed, draws, lambda _, reply: reply.answered)
         log_spending(client.spending, author)
-    # An empty answer is one of the policy's; what the server refused or filtered is none.
-    missing = Counter(reply.status.value for *_, reply in replies if reply.status not in _OF_POLICY)
-    remedy = f"see {work / 'server.log'}: a prompt may be longer than the server takes; correct sampler.serve"
-    _require_answers(responder, missing, len(replies) - missing.total(), remedy)
-    return [
-        _candidate(author, speech, draw, reply if reply.status in _OF_POLICY else replace(reply, text=""))
+    served = [
+        (
+            _candidate(author, speech, draw, reply if reply.status in _OF_POLICY else replace(reply, text="")),
+            reply.status,
+        )
         for speech, draw, reply in replies
     ]
+    missing = _missing(served)
+    remedy = f"see {work / 'server.log'}: a prompt may be longer than the server takes; correct sampler.serve"
+    _require_answers(responder, missing, len(served) - sum(missing.values()), remedy)
+    return served
+
+
+def _missing(served: Sequence[tuple[Candidate, ReplyStatus]]) -> dict[str, int]:
+    """Count what a server refused or filtered; an empty answer is one of the policy's."""
+    return dict(sorted(Counter(status.value for _, status in served if status not in _OF_POLICY).items()))
 
 
 def _require_answers(responder: ResponderConfig, missing: Mapping[str, int], answered: int, remedy: str) -> None:
