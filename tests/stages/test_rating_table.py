@@ -238,6 +238,9 @@ def test_what_is_no_rating_is_refused_or_dropped_and_counted(tmp_path: Path, val
     assert found["metrics"]["status"] == {"invalid": 1, "valid": 5}
     assert found["metrics"]["rating_rows"] == {"read": 12, "bad_row": 1}
     assert len(read_pairs(made, "train")) == 2
+    rows = [row | {"v": 99} if row["p"] != "Empathy" else row for row in rows]
+    with pytest.raises(DataQualityError, match="6 of 6 judgements failed"):
+        build_preferences(config(tmp_path, rows, LONG, on_bad_row="drop"), Store(tmp_path / "c"))
 
 
 def test_what_is_not_rated_is_missing_and_never_a_number(tmp_path: Path) -> None:

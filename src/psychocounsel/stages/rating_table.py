@@ -130,7 +130,8 @@ def _read(table: RatingTable, rubric: Rubric, speeches: Artifact, candidates: Se
             remedy="check columns.speech (the key or the text of a speech) and columns.author (or response)",
         )
     rated = {name for given in found.values() for ratings in given.values() for name in ratings}
-    if unrated := [name for name in rubric.principle_ids if name not in rated]:
+    unrated = [name for name in rubric.principle_ids if name not in rated]
+    if unrated and not faults:  # else its rows may rate them and not be readable
         raise InputError(
             f"it rates {', '.join(sorted(rated)) or 'no principle of the rubric'}, and never {', '.join(unrated)}",
             where=table.path,
