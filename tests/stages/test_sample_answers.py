@@ -213,6 +213,9 @@ def test_a_server_is_started_for_the_answers_which_the_journal_keeps(weights: Pa
         assert printed.read_text().count("answered ") == 12  # an empty answer is one of the policy's, and stays
         assert answers(weights, tmp_path / "work", sampler, session, draws=4)[0] == found[0]
         assert printed.read_text().count("answered ") == 4  # the fourth draws, at whatever port the server listens now
+        printed.unlink()
+        assert answers(weights, tmp_path / "work", sampler, session) == found
+        assert not printed.exists()  # the journal has every answer, so that no server is started
         # Another command may serve the same weights otherwise, in 4 bits say.
         other = SamplerConfig(backend="endpoint", serve=(*SERVE, "{date}", "4-bit"))
         answers(weights, tmp_path / "work", other, session)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,8 @@ from psychocounsel.corpus.sources import (
 from psychocounsel.corpus.text import clean_text
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import log_spending
-from psychocounsel.llm.runner import RunPolicy
-from psychocounsel.llm.serving import free_port, serving
+from psychocounsel.llm.runner import RunPolicy, pending_indices
+from psychocounsel.llm.serving import HOST, free_port, serving
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message
 from psychocounsel.reporting.console import progress, step_progress
@@ -216,18 +217,23 @@ def _answers_of_server(
         **{"port": str(port), "date": chat.date_string},
     }
     command = [_filled(word, placeholders) for word in sampler.serve]
-    with serving(command, port, work / "server.log", session.cancel, sampler.start_seconds) as base_url:
-        endpoint = EndpointConfig(
-            model=name,
-            base_url=base_url,
-            identity="sampler.serve",  # another port at the next start
-            api_key_env="PSYCHOCOUNSEL_SERVER_KEY",
-            concurrency=sampling.batch_size,
-            timeout_seconds=SERVER_TIMEOUT_SECONDS,
-        )
-        client = session.client(endpoint, f"answers of {author}")
+    endpoint = EndpointConfig(
+        model=name,
+        base_url=f"http://{HOST}:{port}/v1",
+        identity="sampler.serve",  # another port at the next start
+        api_key_env="PSYCHOCOUNSEL_SERVER_KEY",
+        concurrency=sampling.batch_size,
+        timeout_seconds=SERVER_TIMEOUT_SECONDS,
+    )
+    client = session.client(endpoint, f"answers of {author}")
+    requests = [chat_request(speech, responder, seed, draw) for speech in speeches for draw in range(draws)]
+    # A server loads for minutes, which a resumed run does without where the journal has every answer.
+    is_needed = bool(pending_indices(requests, client.fingerprint, session.journal, _is_answered))
+    log_file = work / "server.log"
+    server = serving(command, port, log_file, session.cancel, sampler.start_seconds) if is_needed else nullcontext()
+    with server:
         # Nothing is sampled again for its content, which would change the distribution.
-        replies = _replies(client, responder, speeches, seed, draws, lambda _, reply: reply.answered)
+        replies = _replies(client, responder, speeches, seed, draws, _is_answered)
         log_spending(client.spending, author)
     served = [
         (
@@ -237,7 +243,7 @@ def _answers_of_server(
         for speech, draw, reply in replies
     ]
     missing = _missing(served)
-    remedy = f"see {work / 'server.log'}: a prompt may be longer than the server takes; correct sampler.serve"
+    remedy = f"see {log_file}: a prompt may be longer than the server takes; correct sampler.serve"
     _require_answers(responder, missing, len(served) - sum(missing.values()), remedy)
     return served
 
@@ -284,6 +290,12 @@ def _replies(
 
 def _candidate(author: str, speech: Speech, draw: int, reply: ChatReply) -> Candidate:
     return Candidate(speech.id, author, reply.text.strip(), reply.status is not ReplyStatus.CUT, draw)
+
+
+def _is_answered(index: int, reply: ChatReply) -> bool:
+    """Return whether a reply is one of the policy's, whatever is in it."""
+    del index
+    return reply.answered
 
 
 def _filled(word: str, placeholders: Mapping[str, str]) -> str:
